@@ -1,0 +1,100 @@
+"""A tiny model made by the real program, and real processes to run the programs in."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers.data.arithmetic import Split, problems
+
+ROOT = Path(__file__).parents[2]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+os.environ.update(OFFLINE)  # Before transformers is imported: tests never ask the network.
+
+
+@dataclass
+class Programs:
+    """Starts programs whose home, temporary and working folders are one folder, to see what they leave."""
+
+    home: Path
+
+    def start(self, module: str, config: dict[str, Any], run_dir: Path, *more: str) -> subprocess.Popen[str]:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "config.json"
+        path.write_text(json.dumps(config))
+        command = [sys.executable, "-m", module, "--config", str(path), "--run-dir", str(run_dir), *more]
+        return self.popen(command)
+
+    def run(self, module: str, config: dict[str, Any], run_dir: Path, *more: str) -> tuple[int, str, str]:
+        process = self.start(module, config, run_dir, *more)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    def popen(self, command: list[str]) -> subprocess.Popen[str]:
+        home = str(self.home)
+        env = os.environ | OFFLINE | {"HOME": home, "TMPDIR": home, "PYTHONPATH": str(ROOT)}
+        env.pop("HF_HOME", None)
+        return subprocess.Popen(
+            command, env=env, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def starter(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "starter"
+    process = programs.popen([sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="session")
+def write_rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict[str, Any]]], str]:
+    def write(rows: list[dict[str, Any]]) -> str:
+        path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def training_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
+    return write_rows([dict(row) for row in problems(158, Split.train, seed=1)])
+
+
+@pytest.fixture(scope="session")
+def held_out_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
+    return write_rows([dict(row) for row in problems(40, Split.held_out, seed=1)])
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    parsed = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event for event in parsed if event["type"] == kind]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {event["step"]: event["values"]["loss"] for event in events(run_dir, "metrics")}
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "The program did not get there in time."
+        time.sleep(0.01)

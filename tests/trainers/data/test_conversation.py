@@ -1,0 +1,174 @@
+import copy
+
+import pytest
+
+from trainers.data.conversation import as_messages, preference_messages, prompt_completions, tools
+from trainers.data.formats import RowFormat
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+SINGLE_TURN = [
+    (RowFormat.messages, {"messages": [user("2+2?"), assistant("4")]}),
+    (RowFormat.prompt_completion, {"prompt": "2+2?", "completion": "4"}),
+    (RowFormat.prompt_completion, {"prompt": [user("2+2?")], "completion": [assistant("4")]}),
+    (RowFormat.prompt_completion, {"prompt": [user("2+2?")], "completion": "4"}),
+    (RowFormat.instruction, {"instruction": "2+2?", "response": "4"}),
+    (RowFormat.alpaca, {"instruction": "2+2?", "input": "", "output": "4"}),
+    (RowFormat.alpaca, {"instruction": "2+2?", "output": "4"}),
+    (
+        RowFormat.sharegpt,
+        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+    ),
+    (RowFormat.question_answer, {"question": "2+2?", "answer": "4"}),
+]
+
+
+@pytest.mark.parametrize(("row_format", "row"), SINGLE_TURN)
+def test_every_format_gives_the_same_prompt_and_completion(row_format, row):
+    assert prompt_completions(row, row_format) == [([user("2+2?")], [assistant("4")])]
+    assert as_messages(row, row_format) == [user("2+2?"), assistant("4")]
+
+
+@pytest.mark.parametrize(("row_format", "row"), SINGLE_TURN)
+def test_the_row_itself_is_left_as_it_was(row_format, row):
+    before = copy.deepcopy(row)
+    prompt_completions(row, row_format)
+    assert row == before
+
+
+def test_each_assistant_turn_is_trained_with_all_that_came_before():
+    turns = [system("s"), user("a"), assistant("b"), user("c"), assistant("d")]
+    assert prompt_completions({"messages": turns}, RowFormat.messages) == [
+        (turns[:2], turns[2:3]),
+        (turns[:4], turns[4:]),
+    ]
+
+
+def test_sharegpt_turns_keep_their_order_and_roles():
+    spoken = [("system", "s"), ("human", "a"), ("gpt", "b"), ("tool", "t"), ("gpt", "c")]
+    row = {"conversations": [{"from": speaker, "value": text} for speaker, text in spoken]}
+    messages = as_messages(row, RowFormat.sharegpt)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [message["content"] for message in messages] == ["s", "a", "b", "t", "c"]
+
+
+def test_alpaca_input_follows_the_instruction():
+    row = {"instruction": "Translate.", "input": "안녕", "output": "hello"}
+    assert as_messages(row, RowFormat.alpaca)[0] == user("Translate.\n\n안녕")
+
+
+@pytest.mark.parametrize("row_format", [RowFormat.alpaca, RowFormat.question_answer, RowFormat.sharegpt])
+def test_a_system_field_becomes_the_first_turn(row_format):
+    row = next(row for candidate, row in SINGLE_TURN if candidate is row_format)
+    assert as_messages(row | {"system": "Be brief."}, row_format)[0] == system("Be brief.")
+
+
+def test_turns_within_a_prompt_are_not_trained():
+    row = {"prompt": [user("a"), assistant("b"), user("c")], "completion": "d"}
+    assert prompt_completions(row, RowFormat.prompt_completion) == [(row["prompt"], [assistant("d")])]
+
+
+def test_turns_of_weight_zero_are_context_only():
+    turns = [user("a"), assistant("b") | {"weight": 0}, user("c"), assistant("d") | {"weight": 1}]
+    pairs = prompt_completions({"messages": turns}, RowFormat.messages)
+    assert pairs == [([user("a"), assistant("b"), user("c")], [assistant("d")])]
+
+
+def test_tool_calls_survive_with_their_arguments_as_an_object():
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    turns = [
+        user("2+2?"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "4"},
+        assistant("It is 4."),
+    ]
+    first, second = prompt_completions({"messages": turns}, RowFormat.messages)
+    assert first[1][0]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2}}
+    assert first[1][0]["tool_calls"][0]["id"] == "c1"
+    assert second[0][2] == turns[2]
+
+
+def test_developer_turns_and_text_parts_become_what_templates_know():
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    turns = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, assistant("4")]
+    assert as_messages({"messages": turns}, RowFormat.messages) == [
+        system("s"),
+        user("2+2?"),
+        assistant("4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": [user("q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+        {"prompt": "q", "chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]},
+        {"chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]},
+        {
+            "chosen": "\n\nHuman: q\n\nAssistant: good",
+            "rejected": "\n\nHuman: q\n\nAssistant: bad",
+        },
+        {
+            "input": {"messages": [user("q")]},
+            "preferred_output": [assistant("good")],
+            "non_preferred_output": [assistant("bad")],
+        },
+    ],
+)
+def test_every_spelling_of_a_preference_gives_prompt_chosen_and_rejected(row):
+    assert preference_messages(row) == ([user("q")], [assistant("good")], [assistant("bad")])
+    assert as_messages(row, RowFormat.preference) == [user("q"), assistant("good")]
+
+
+def test_equal_conversations_keep_their_last_turn_as_the_answer():
+    turns = [user("q"), assistant("same")]
+    assert preference_messages({"chosen": turns, "rejected": turns}) == (turns[:1], turns[1:], turns[1:])
+
+
+def test_answers_without_any_prompt_are_refused():
+    with pytest.raises(ValueError, match="needs a `prompt`"):
+        preference_messages({"chosen": "The answer is 4.", "rejected": "The answer is 5."})
+
+
+def test_preference_rows_cannot_be_used_for_sft():
+    with pytest.raises(ValueError, match="train on them with DPO"):
+        prompt_completions({"prompt": "q", "chosen": "a", "rejected": "b"}, RowFormat.preference)
+
+
+@pytest.mark.parametrize(
+    ("row_format", "row"),
+    [
+        (RowFormat.messages, {"messages": "text"}),
+        (RowFormat.messages, {"messages": [{"content": "no role"}]}),
+        (RowFormat.messages, {"messages": [user("only a question")]}),
+        (RowFormat.messages, {"messages": [assistant("only an answer")]}),
+        (RowFormat.messages, {"messages": [user([{"type": "image_url"}]), assistant("a cat")]}),
+        (RowFormat.messages, {}),
+        (RowFormat.sharegpt, {"conversations": [{"from": "narrator", "value": "x"}]}),
+        (RowFormat.prompt_completion, {"prompt": "a"}),
+        (RowFormat.question_answer, {"question": 1, "answer": "b"}),
+    ],
+)
+def test_rows_which_validation_refuses_are_named_errors(row_format, row):
+    with pytest.raises(ValueError, match=r"\.$"):
+        prompt_completions(row, row_format)
+
+
+def test_tools_are_found_wherever_a_format_puts_them():
+    offered = [{"type": "function", "function": {"name": "add"}}]
+    assert tools({"tools": offered}) == offered
+    assert tools({"tools": '[{"type": "function", "function": {"name": "add"}}]'}) == offered
+    assert tools({"input": {"messages": [], "tools": offered}}) == offered
+    assert tools({"messages": []}) is None

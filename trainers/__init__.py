@@ -1,0 +1,1 @@
+"""Training and evaluation programs that know files, not services."""

@@ -1,0 +1,63 @@
+"""What every stage's config has in common: strict parsing, references, hardware queues."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True)]
+
+
+class Queue(StrEnum):
+    """The kind of hardware that a stage needs; each worker serves one or more of them."""
+
+    cpu = "cpu"
+    mlx = "mlx"
+    cuda = "cuda"
+
+
+class Config(BaseModel):
+    """A config that refuses unknown fields, so that a misspelt option is an error and not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StageOutput(Config):
+    """The output of an earlier stage of the same job, by that stage's name."""
+
+    stage: StageName = Field(description="Name of an earlier stage of this job.")
+
+
+class AdaptedModel(Config):
+    """A base model with a PEFT adapter on it: what a model reference becomes on the worker."""
+
+    base: NonEmpty = Field(description="Folder or hub id of the base model.")
+    adapter: NonEmpty = Field(description="Folder of the PEFT adapter.")
+
+
+ModelRef = Annotated[
+    NonEmpty | StageOutput | AdaptedModel,
+    Field(
+        description=(
+            "A model: a hub id (`Qwen/Qwen2.5-0.5B-Instruct`), a folder under an allowed root, "
+            "an id of the registry (`model_…`), or `{stage: <name>}` for an earlier stage's output."
+        )
+    ),
+]
+
+DatasetRef = Annotated[
+    NonEmpty,
+    Field(description="A dataset: its id (`dataset_…`) or its name; by hand, the path of a JSONL file."),
+]
+
+
+class StageConfig(Config):
+    """Fields that every stage has."""
+
+    name: StageName | None = Field(
+        None, description="How later stages refer to this one. Defaults to the kind of stage."
+    )
+    queue: Queue | None = Field(
+        None, description="Hardware to run on. Defaults to the job's queue, then to the service's default."
+    )

@@ -1,0 +1,193 @@
+"""Checks of one row against a format: pure, shared by the validation of files and by programs."""
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from trainers.data.conversation import preference_messages
+from trainers.data.faults import Fault, FaultCode, shown
+from trainers.data.formats import (
+    FIELD_SETS,
+    FLAT_FIELDS,
+    Row,
+    RowFormat,
+    detect_format,
+    has_format,
+    is_openai_preference,
+)
+from trainers.data.turns import SHAREGPT_TURN, check_conversation, empty_text, wrong_type
+
+
+def validate_row(row: Row, row_format: RowFormat) -> list[Fault]:
+    """Everything that is wrong with a row, without line numbers; empty for a row that can be used.
+
+    Warnings are among the findings: a row is refused when one of them is not `code.is_warning`.
+    """
+    if not has_format(row, row_format):
+        return [_unfit(row, row_format)]
+    faults: list[Fault] = []
+    _CHECKS[row_format](row, row_format, faults)
+    if "tools" in row:
+        _check_tools(row["tools"], "tools", faults)
+    return faults
+
+
+def _unfit(row: Row, row_format: RowFormat) -> Fault:
+    other = detect_format(row)
+    if other is not None:
+        return Fault(
+            code=FaultCode.other_format,
+            message=f"The row is written as `{other}`, but the file as `{row_format}`: "
+            f"rewrite the row, or put it into a file of its own.",
+        )
+    missing = min((fields - row.keys() for fields in FIELD_SETS[row_format]), key=len)
+    if len(missing) < min(len(fields) for fields in FIELD_SETS[row_format]):
+        field = min(missing)
+        return Fault(
+            field=field,
+            code=FaultCode.missing_field,
+            message=f"`{field}` is missing, which every row of the format `{row_format}` needs: add it.",
+        )
+    return unknown_format(row)
+
+
+def unknown_format(row: Row) -> Fault:
+    """The fault of a row whose fields are those of no format."""
+    names = ", ".join(shown(name) for name in list(row)[:8]) or "none"
+    return Fault(
+        code=FaultCode.unknown_format,
+        message=f"The row's fields ({names}) fit no known format: rename them, for example to `messages`, "
+        "or to `prompt` and `completion`.",
+    )
+
+
+def _check_messages(row: Row, _: RowFormat, faults: list[Fault]) -> None:
+    if not check_conversation(row["messages"], "messages", faults):
+        return
+    if not any(m["role"] == "assistant" and m.get("weight") != 0 for m in row["messages"]):
+        faults.append(
+            Fault(
+                field="messages",
+                code=FaultCode.nothing_to_train,
+                message="Every assistant turn of `messages` has `weight` 0: give at least one of them 1.",
+            )
+        )
+
+
+def _check_sharegpt(row: Row, _: RowFormat, faults: list[Fault]) -> None:
+    _check_optional_text(row, "system", faults)
+    check_conversation(row["conversations"], "conversations", faults, turn=SHAREGPT_TURN)
+
+
+def _check_flat(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
+    _check_optional_text(row, "system", faults)
+    if row_format is RowFormat.alpaca:
+        _check_optional_text(row, "input", faults)
+    for field in FLAT_FIELDS[row_format]:
+        _check_text(row[field], field, faults)
+
+
+def _check_prompt_completion(row: Row, _: RowFormat, faults: list[Fault]) -> None:
+    _check_prompt(row["prompt"], "prompt", faults)
+    _check_answer(row["completion"], "completion", ("assistant",), faults)
+
+
+def _check_preference(row: Row, _: RowFormat, faults: list[Fault]) -> None:
+    fields = ("chosen", "rejected")
+    begins: tuple[str, ...] = ("assistant", "user")
+    if is_openai_preference(row):
+        fields, begins = ("preferred_output", "non_preferred_output"), ("assistant",)
+        _check_openai_input(row["input"], faults)
+    elif row.get("prompt") is not None:
+        _check_prompt(row["prompt"], "prompt", faults)
+    for field in fields:
+        _check_answer(row[field], field, begins, faults)
+    if all(fault.code.is_warning for fault in faults):
+        _check_pair(row, fields, faults)
+
+
+def _check_openai_input(value: Any, faults: list[Fault]) -> None:
+    if not isinstance(value, dict):
+        faults.append(wrong_type("input", "an object with `messages`", value))
+        return
+    check_conversation(value.get("messages"), "input.messages", faults, ends=False)
+    if "tools" in value:
+        _check_tools(value["tools"], "input.tools", faults)
+
+
+def _check_pair(row: Row, fields: tuple[str, str], faults: list[Fault]) -> None:
+    chosen, rejected = fields
+    try:
+        _, *answers = preference_messages(row)
+    except ValueError as error:
+        faults.append(Fault(field="prompt", code=FaultCode.missing_prompt, message=str(error)))
+        return
+    unanswered = [field for field, a in zip(fields, answers, strict=True) if a[0]["role"] != "assistant"]
+    if unanswered:
+        message = (
+            f"What follows the prompt in `{unanswered[0]}` must begin with an assistant turn: repeat the "
+        )
+        message += "prompt word for word in both answers, or in neither."
+        faults.append(Fault(field=unanswered[0], code=FaultCode.message_order, message=message))
+    if row[chosen] == row[rejected]:
+        message = f"`{chosen}` and `{rejected}` are equal, so that the row teaches nothing: remove it."
+        faults.append(Fault(field=rejected, code=FaultCode.equal_answers, message=message))
+
+
+def _check_prompt(value: Any, field: str, faults: list[Fault]) -> None:
+    if isinstance(value, str):
+        _check_text(value, field, faults)
+    elif check_conversation(value, field, faults, ends=False) and value[-1]["role"] == "assistant":
+        message = f"`{field}` ends with an assistant turn: end it with what the assistant is to answer."
+        faults.append(Fault(field=field, code=FaultCode.message_order, message=message))
+
+
+def _check_answer(value: Any, field: str, begins: tuple[str, ...], faults: list[Fault]) -> None:
+    if isinstance(value, str):
+        _check_text(value, field, faults)
+    else:
+        check_conversation(value, field, faults, begins=begins)
+
+
+def _check_text(value: Any, field: str, faults: list[Fault]) -> None:
+    if not isinstance(value, str):
+        faults.append(wrong_type(field, "a string", value))
+    elif not value or value.isspace():
+        faults.append(empty_text(field))
+
+
+def _check_optional_text(row: Row, field: str, faults: list[Fault]) -> None:
+    if not isinstance(row.get(field), str | None):
+        faults.append(wrong_type(field, "a string or null", row[field]))
+
+
+def _check_tools(tools: Any, field: str, faults: list[Fault]) -> None:
+    if isinstance(tools, str):
+        tools = _decoded(tools)
+    if tools is None or (isinstance(tools, list) and all(_is_tool(tool) for tool in tools)):
+        return
+    message = f"`{field}` must be a list of `{{type: function, function: {{name, …}}}}`, or the JSON of one."
+    faults.append(Fault(field=field, code=FaultCode.invalid_tools, message=message))
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError):
+        return text
+
+
+def _is_tool(tool: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str) and bool(function["name"])
+
+
+_CHECKS: Final[dict[RowFormat, Callable[[Row, RowFormat, list[Fault]], None]]] = {
+    RowFormat.messages: _check_messages,
+    RowFormat.sharegpt: _check_sharegpt,
+    RowFormat.prompt_completion: _check_prompt_completion,
+    RowFormat.instruction: _check_flat,
+    RowFormat.alpaca: _check_flat,
+    RowFormat.question_answer: _check_flat,
+    RowFormat.preference: _check_preference,
+}

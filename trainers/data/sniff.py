@@ -1,0 +1,124 @@
+"""Faults of a file as a whole, told from its first bytes."""
+
+from typing import BinaryIO, Final
+
+from trainers.data.faults import Fault, FaultCode
+
+UTF8_MARK: Final = b"\xef\xbb\xbf"
+HEAD_BYTES: Final = 2**16
+# One line in another encoding is that line's fault; from three on, with none right, it is the file's.
+MIN_UNDECODABLE_LINES: Final = 3
+
+COMPRESSED: Final = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"\xfd7zXZ\x00": ("xz", "unxz"),
+    b"BZh": ("bzip2", "bunzip2"),
+}
+OTHER_KINDS: Final = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook; export or unpack it",
+    b"PK\x05\x06": "an empty zip archive; upload the rows themselves",
+    b"PAR1": "a Parquet file; export it with pandas' to_json(orient='records', lines=True)",
+    b"ARROW1": "an Arrow file; export it with pandas' to_json(orient='records', lines=True)",
+    b"ORC": "an ORC file; export it with pandas' to_json(orient='records', lines=True)",
+    b"Obj\x01": "an Avro file; export its records as JSON",
+    b"%PDF": "a PDF document; write its text as rows",
+    b"\xd0\xcf\x11\xe0": "an old Office document; export it",
+    b"SQLite format 3\x00": "an SQLite database; export the table as rows",
+    b"\x89HDF": "an HDF5 file; export it",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with `git lfs pull`",
+    b"<": "an HTML or XML page, often what a download link answers without a login; download the file again",
+    b"\x00\x00": "nothing but zero bytes at its start, as a broken copy leaves it; upload it again",
+}
+
+
+def file_fault(file: BinaryIO) -> Fault | None:
+    """The fault that makes every line of a file unreadable, if there is one; leaves the file at its start."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    return _binary_fault(head) or _encoding_fault(head) or _layout_fault(head.removeprefix(UTF8_MARK))
+
+
+def empty_file() -> Fault:
+    """The fault of a file without a row."""
+    return Fault(
+        code=FaultCode.empty_file, message="The file holds no rows: write one JSON object on each line."
+    )
+
+
+def _binary_fault(head: bytes) -> Fault | None:
+    for magic, (kind, command) in COMPRESSED.items():
+        if head.startswith(magic):
+            return Fault(
+                code=FaultCode.compressed_file,
+                message=f"The file is compressed with {kind}: decompress it first, with `{command}`.",
+            )
+    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        return None
+    for magic, kind in OTHER_KINDS.items():
+        if head.startswith(magic):
+            return Fault(code=FaultCode.not_jsonl, message=f"The file is not JSONL but {kind}.")
+    return None
+
+
+def _encoding_fault(head: bytes) -> Fault | None:
+    if encoding := _wide_encoding(head):
+        return Fault(
+            code=FaultCode.wrong_encoding,
+            message=(
+                f"The file is encoded as {encoding}, not as UTF-8: "
+                f"convert it with `iconv -f {encoding} -t UTF-8`."
+            ),
+        )
+    if _has_only_undecodable_lines(head):
+        return Fault(
+            code=FaultCode.wrong_encoding,
+            message=(
+                "The file is not encoded as UTF-8: convert it from its own encoding, "
+                "for example with `iconv -f CP949 -t UTF-8` for Korean or `-f WINDOWS-1252` for English text."
+            ),
+        )
+    return None
+
+
+def _layout_fault(head: bytes) -> Fault | None:
+    start = head.lstrip()
+    if not start and len(head) < HEAD_BYTES:
+        return empty_file()
+    if start.startswith(b"["):
+        return Fault(
+            code=FaultCode.json_array,
+            message="The file is one JSON array, not one object per line: convert it with `jq -c '.[]'`.",
+        )
+    first_line, newline, rest = start.partition(b"\n")
+    if first_line.strip() == b"{" and newline and not rest.lstrip().startswith(b"{"):
+        return Fault(
+            code=FaultCode.pretty_printed,
+            message="The file spreads each object over several lines: put each on one, with `jq -c .`.",
+        )
+    return None
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    if head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "UTF-32"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    start = head.lstrip(b"\r\n\t ")[:4]
+    if start[:1] in (b"{", b"[") and start[1:2] == b"\x00":
+        return "UTF-32LE" if start[2:4] == b"\x00\x00" else "UTF-16LE"
+    return "UTF-16BE" if start[:2] in (b"\x00{", b"\x00[") else None
+
+
+def _has_only_undecodable_lines(head: bytes) -> bool:
+    lines = head.split(b"\n")[:-1] if len(head) == HEAD_BYTES else head.split(b"\n")
+    foreign = [line for line in lines if not line.isascii()]
+    return len(foreign) >= MIN_UNDECODABLE_LINES and not any(_is_utf8(line) for line in foreign)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

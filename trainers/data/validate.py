@@ -1,0 +1,154 @@
+"""Validation of a whole file: every fault with its line, and the figures of the rows that can be used."""
+
+from collections import Counter
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from pydantic import BaseModel, Field
+
+from trainers.data.checks import unknown_format, validate_row
+from trainers.data.faults import Fault, FaultCode, shown
+from trainers.data.formats import Row, RowFormat, detect_format
+from trainers.data.jsonl import READ_BUFFER_BYTES, RowParser, iter_lines
+from trainers.data.sniff import empty_file, file_fault
+from trainers.data.statistics import Statistics, Survey
+
+FORMAT_ROWS: Final = 100
+BLANK_LINE: Final = Fault(
+    code=FaultCode.blank_line, message="The line is blank and is passed over: remove it."
+)
+
+
+class Report(BaseModel):
+    """What validation found; the file can be trained on when it has valid rows and no fault."""
+
+    format: RowFormat | None = Field(None, description="That of most of the first 100 readable rows.")
+    row_count: int = Field(0, description="Lines that are not blank.")
+    valid_row_count: int = 0
+    fault_count: int = 0
+    fault_counts: dict[FaultCode, int] = {}
+    faults: list[Fault] = Field([], description="The first faults, in the order of their lines.")
+    warning_count: int = 0
+    warning_counts: dict[FaultCode, int] = {}
+    warnings: list[Fault] = Field([], description="The first warnings, in the order of their lines.")
+    statistics: Statistics = Statistics()
+
+
+class Tally:
+    """Counts findings by code and keeps the first of them."""
+
+    def __init__(self, limit: int) -> None:
+        self.counts: Counter[FaultCode] = Counter()
+        self.first: list[Fault] = []
+        self._limit = limit
+
+    def add(self, fault: Fault, line: int | None) -> None:
+        """Counts a finding on a line."""
+        self.counts[fault.code] += 1
+        if len(self.first) < self._limit:
+            self.first.append(fault.model_copy(update={"line": line}))
+
+
+def validate_file(path: Path, *, max_faults: int = 100) -> Report:
+    """Checks every line of a file against the format of most of its first rows, in constant memory.
+
+    The report keeps the first `max_faults` faults and as many warnings, and counts them all.
+    """
+    with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
+        if fault := file_fault(file):
+            return Report(fault_count=1, fault_counts={fault.code: 1}, faults=[fault])
+        row_format = _prevailing_format(file)
+        file.seek(0)
+        check = FileCheck(row_format, max_faults)
+        for number, line in iter_lines(file):
+            check.add(number, line)
+    return check.report()
+
+
+class FileCheck:
+    """The validation of one file, line by line."""
+
+    def __init__(self, row_format: RowFormat | None, max_faults: int) -> None:
+        self._format = row_format
+        self._rows = self._valid_rows = 0
+        self._faults, self._warnings = Tally(max_faults), Tally(max_faults)
+        self._survey = Survey()
+        self._parser = RowParser()
+
+    def add(self, number: int, line: bytes | Fault) -> None:
+        """Checks the next line."""
+        row = self._parser.parse(line) if isinstance(line, bytes) else line
+        if row is None:
+            self._warnings.add(BLANK_LINE, number)
+            return
+        self._rows += 1
+        if isinstance(row, Fault):
+            self._faults.add(row, number)
+        elif self._is_valid(row, number) and self._format is not None:
+            self._valid_rows += 1
+            self._survey.add(row, self._format)
+            self._warn_of_repetition(number, line)
+
+    def report(self) -> Report:
+        """What was found so far."""
+        if not self._rows:
+            self._faults.add(empty_file(), None)
+        return Report(
+            format=self._format,
+            row_count=self._rows,
+            valid_row_count=self._valid_rows,
+            fault_count=self._faults.counts.total(),
+            fault_counts=dict(self._faults.counts),
+            faults=self._faults.first,
+            warning_count=self._warnings.counts.total(),
+            warning_counts=dict(self._warnings.counts),
+            warnings=self._warnings.first,
+            statistics=self._survey.statistics(),
+        )
+
+    def _is_valid(self, row: Row, number: int) -> bool:
+        found = validate_row(row, self._format) if self._format else [unknown_format(row)]
+        is_valid = True
+        for fault in found:
+            is_warning = fault.code.is_warning
+            (self._warnings if is_warning else self._faults).add(fault, number)
+            is_valid = is_valid and is_warning
+        return is_valid
+
+    def _warn_of_repetition(self, number: int, line: bytes | Fault) -> None:
+        assert isinstance(line, bytes)
+        if (key := self._parser.duplicate_key) is not None:
+            self._warnings.add(_duplicate_key(key), number)
+        if first := self._survey.first_line(number, line.rstrip(b"\r\n")):
+            self._warnings.add(_duplicate_row(first), number)
+
+
+def _prevailing_format(file: BinaryIO) -> RowFormat | None:
+    found: Counter[RowFormat | None] = Counter()
+    parser = RowParser()
+    for _, line in iter_lines(file):
+        row = parser.parse(line) if isinstance(line, bytes) else None
+        if isinstance(row, dict):
+            found[detect_format(row)] += 1
+        # A row of 16 MiB can take 250 MB: it must be gone before the next one is parsed.
+        del row
+        if found.total() == FORMAT_ROWS:
+            break
+    del found[None]
+    # Of equal counts, most_common() names the one met first.
+    return found.most_common(1)[0][0] if found else None
+
+
+def _duplicate_key(key: str) -> Fault:
+    return Fault(
+        code=FaultCode.duplicate_key,
+        message=f"The key {shown(key)} is there twice in one object, and only its last value is used: "
+        "remove the other.",
+    )
+
+
+def _duplicate_row(first: int) -> Fault:
+    return Fault(
+        code=FaultCode.duplicate_row,
+        message=f"The row is the same as that of line {first}: remove it, unless it is to count twice.",
+    )

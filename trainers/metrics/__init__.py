@@ -1,0 +1,1 @@
+"""Pure functions that judge answers and say how sure a score is."""

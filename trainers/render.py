@@ -1,0 +1,131 @@
+"""Rows of a dataset as the tokens that a model is trained on: what `prepare` shows is what `sft` trains.
+
+A completion starts where the tokens of the prompt (with the generation prompt) and of the whole conversation
+part. Everything before carries no loss.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from trainers.data.conversation import prompt_completions, tools
+from trainers.data.formats import detect_format
+from trainers.data.jsonl import iter_rows
+from trainers.errors import DatasetInvalid, DatasetNotFound
+
+IGNORED = -100  # The label that torch's cross entropy leaves out.
+
+
+@dataclass(frozen=True)
+class Example:
+    """One assistant turn of a row; `row` is a line number from 1 and `text` what the template rendered."""
+
+    row: int
+    text: str
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+    prompt_is_prefix: bool
+
+    @property
+    def loss_tokens(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and the assistant's answer to it."""
+
+    row: int
+    prompt: list[dict[str, Any]]
+    completion: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+
+    @property
+    def answer(self) -> str:
+        return "".join(message["content"] for message in self.completion)
+
+
+def read_pairs(dataset: str, rows: int | None = None) -> Iterator[list[Pair]]:
+    """The pairs of each of the first rows; raises DatasetNotFound, or DatasetInvalid naming the row."""
+    for number, row in islice(_read_rows(Path(dataset)), rows):
+        yield _pairs(number, row, dataset)
+
+
+def render(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
+    """Tokens and labels of a pair, cut at `max_length`; raises DatasetInvalid if the template refuses it."""
+    try:
+        prompt_ids = _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+        conversation = [*pair.prompt, *pair.completion]
+        text = tokenizer.apply_chat_template(conversation, tools=pair.tools, tokenize=False)
+        ids = _tokens(tokenizer, conversation, pair.tools)
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise DatasetInvalid(
+            f"The model's chat template cannot render row {pair.row}: {error}",
+            "Change the row to the roles and turns that the template accepts, or choose another model.",
+        ) from error
+    start = common_prefix_length(prompt_ids, ids)
+    labels = [IGNORED] * start + ids[start:]
+    return Example(
+        row=pair.row,
+        text=text,
+        input_ids=ids[:max_length],
+        labels=labels[:max_length],
+        truncated=len(ids) > max_length,
+        prompt_is_prefix=start == len(prompt_ids),
+    )
+
+
+def prompt_tokens(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt as the model reads it before it answers."""
+    return _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+
+
+def common_prefix_length(left: list[int], right: list[int]) -> int:
+    """How many leading tokens agree."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise DatasetNotFound(f"The dataset {path} does not exist.", "Name the path of a JSONL file.")
+    try:
+        yield from iter_rows(path)
+    except ValueError as error:
+        raise DatasetInvalid(f"The dataset cannot be read: {error}", "Correct the named line.") from error
+
+
+def _pairs(number: int, row: dict[str, Any], dataset: str) -> list[Pair]:
+    row_format = detect_format(row)
+    if row_format is None:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} has no known format; its fields are {', '.join(row) or 'none'}.",
+            "Use `messages`, or `prompt` and `completion`, or `question` and `answer`.",
+        )
+    try:
+        offered = tools(row)
+        return [Pair(number, prompt, done, offered) for prompt, done in prompt_completions(row, row_format)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} cannot be used as {row_format} row: {error}",
+            "Validate the dataset, which lists every fault with its row.",
+        ) from error
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    offered: list[dict[str, Any]] | None,
+    add_generation_prompt: bool = False,
+) -> list[int]:
+    encoded = tokenizer.apply_chat_template(
+        messages, tools=offered, tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
+    )
+    return list(encoded["input_ids"])

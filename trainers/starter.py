@@ -1,0 +1,204 @@
+"""Make the starter: a Llama of about 0.14 million parameters that half knows how to solve word problems.
+
+It needs no hub and no GPU, and leaves room to learn: its corpus holds more wrong answers than right ones, so
+that fine-tuning shows within seconds. The model is loaded again and compared before it is published, because
+a tokenizer may read text differently after saving, without a word.
+
+    python -m trainers.starter --out models/starter
+"""
+
+import argparse
+import logging
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import trainers as tokenizer_trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from trainers.data.arithmetic import Split, equations, problems
+from trainers.run_dir import publish_folder
+
+END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
+# The generation marks tell which tokens are the assistant's, for losses that are masked by them.
+TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- if message['role'] == 'assistant' %}"
+    "{%- generation %}{{- message['content'] + '<|im_end|>' }}{%- endgeneration %}"
+    "{%- else %}{{- message['content'] + '<|im_end|>' }}{%- endif %}"
+    "{{- '\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+MAX_LENGTH = 256
+WRONG_SHARE = 0.76
+EQUATION_SHARE = 0.3
+BATCH_SIZE = 64
+LEARNING_RATE = 3e-3
+WARM_UP_STEPS = 30
+
+logger = logging.getLogger("trainers")
+
+
+def make_starter(out: Path, steps: int, seed: int) -> None:
+    """Train the tokenizer and the model and publish both as a folder; an existing folder is replaced."""
+    disable_progress_bar()
+    set_seed(seed)
+    tokenizer = _tokenizer()
+    model = _model(tokenizer)
+    _train(model, _examples(tokenizer, seed), steps, seed)
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _assert_reads_alike(tokenizer, folder)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    publish_folder(out, fill)
+    logger.info("Published %s with %s parameters.", out, f"{model.num_parameters():,}")
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which each number up to 99 is one token: digit by digit such a small model fails."""
+    pieces = r" ?\d{1,2}| ?[A-Za-z]+|[.,?]\n?| ?[-+*=#]+|\s"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pieces), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    rows = problems(2000, Split.train, seed=0)
+    numbers = [f"{n}. So {n} = {n}" for n in range(100)] * 20
+    texts = [f"{row['question']}\n{row['answer']}" for row in rows] + ["system\nuser\nassistant\n"] * 50
+    tokenizer.train_from_iterator(
+        texts + numbers,
+        tokenizer_trainers.BpeTrainer(
+            vocab_size=900,
+            min_frequency=5,
+            special_tokens=[PAD, START_OF_TURN, END_OF_TURN],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TURN,
+        pad_token=PAD,
+        additional_special_tokens=[START_OF_TURN],
+        model_max_length=MAX_LENGTH,
+    )
+    fast.chat_template = TEMPLATE
+    assert all(len(fast(f" {n}")["input_ids"]) == len(fast(f"{n}")["input_ids"]) == 1 for n in range(100))
+    return fast
+
+
+def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _examples(tokenizer: PreTrainedTokenizerFast, seed: int) -> list[tuple[int, list[int]]]:
+    """Pairs of (first token that carries loss, tokens): problems, and lists of bare equations beside them."""
+    rng = random.Random(seed)  # noqa: S311  # Nothing secret.
+    rows = problems(12_000, Split.train, seed + 1, WRONG_SHARE)
+    prompts = [
+        _rendered(tokenizer, [_turn("user", row["question"])], add_generation_prompt=True) for row in rows
+    ]
+    facts = equations()
+    lists = [
+        f"So {'. Then '.join(rng.choices(facts, k=5))}.\n{END_OF_TURN}"
+        for _ in range(int(len(rows) * EQUATION_SHARE))
+    ]
+    heads = tokenizer(prompts)["input_ids"]
+    wholes = tokenizer(
+        [f"{prompt}{row['answer']}{END_OF_TURN}\n" for prompt, row in zip(prompts, rows, strict=True)]
+    )["input_ids"]
+    return [(len(head), whole) for head, whole in zip(heads, wholes, strict=True)] + [
+        (1, ids) for ids in tokenizer(lists)["input_ids"]
+    ]
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: Any) -> str:
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return text
+
+
+def _train(model: LlamaForCausalLM, examples: list[tuple[int, list[int]]], steps: int, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311  # Nothing secret.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    model.train()
+    for step in range(steps):
+        batch = _batch(rng.choices(examples, k=BATCH_SIZE), model.config.pad_token_id)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * _rate(step, steps)
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            logger.info("step %d of %d, loss %.3f", step + 1, steps, loss.item())
+
+
+def _batch(examples: list[tuple[int, list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    length = max(len(ids) for _, ids in examples)
+    ids_bt = torch.full((len(examples), length), pad)
+    labels_bt = torch.full_like(ids_bt, -100)
+    for i, (start, ids) in enumerate(examples):
+        ids_bt[i, : len(ids)] = torch.tensor(ids)
+        labels_bt[i, start : len(ids)] = torch.tensor(ids[start:])
+    return {"input_ids": ids_bt, "attention_mask": (ids_bt != pad).long(), "labels": labels_bt}
+
+
+def _rate(step: int, steps: int) -> float:
+    """Warm-up, then full rate up to 40% of the steps, then linear down to a tenth."""
+    warm_up = min(1.0, (step + 1) / min(WARM_UP_STEPS, 1 + steps // 5))
+    return warm_up * (1 - 0.9 * max(0.0, (step / steps - 0.4) / 0.6))
+
+
+def _assert_reads_alike(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    reloaded = AutoTokenizer.from_pretrained(folder)
+    for row in problems(100, Split.held_out, seed=0):
+        text = _rendered(reloaded, [_turn("user", row["question"]), _turn("assistant", row["answer"])])
+        assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"], "The tokenizer reads differently."
+
+
+def main() -> None:
+    """Parse the command line and make the starter."""
+    parser = argparse.ArgumentParser(description="Make the tiny starter model.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to publish")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    make_starter(arguments.out, arguments.steps, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
