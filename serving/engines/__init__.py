@@ -1,0 +1,1 @@
+"""Programs that generate text, and the commands that start them."""

@@ -1,0 +1,1 @@
+"""A small OpenAI-compatible engine over transformers and PEFT, with continuous batching."""

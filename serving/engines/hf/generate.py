@@ -1,0 +1,211 @@
+"""Requests become rows of the generation loop, and their pieces become plain answers or streams."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from serving.engines.hf.loop import GenerationLoop
+from serving.engines.hf.model import Base, Served
+from serving.engines.hf.prompts import chat_prompt, completion_prompts
+from serving.engines.hf.responses import (
+    ChatShape,
+    CompletionShape,
+    Envelope,
+    Json,
+    Shape,
+    Usage,
+    encoded,
+    event,
+)
+from serving.engines.hf.rows import Ask, Piece, Row
+from serving.engines.hf.sampling import Sampling
+from serving.engines.hf.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
+from serving.gateway.errors import ContextLengthExceeded, EngineUnavailable, ModelNotFound
+
+MOST_PENDING_ROWS = 1024
+DEFAULT_COMPLETION_TOKENS = 16
+# Set on a request once the status of its stream has left.
+STREAMING = "streaming"
+
+Pieces = asyncio.Queue[tuple[int, Piece]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that has been read: what to generate, and how to word the answer."""
+
+    request: GenerationRequest
+    asks: list[Ask]
+    shape: Shape
+    envelope: Envelope
+    usage: Usage
+
+
+async def answer_chat(http: web.Request, loop: GenerationLoop, base: Base) -> web.StreamResponse:
+    """POST /v1/chat/completions; raises ApiError before the answer has begun."""
+    request = parse(ChatRequest, await http.read())
+    served = find(base, request.model)
+    prompt = await asyncio.to_thread(chat_prompt, served, request)
+    most = request.max_completion_tokens or request.max_tokens
+    asks = make_asks(base, served, request, [prompt], most, request.alternatives, scored=False)
+    envelope = Envelope("chatcmpl", request.model)
+    return await answer(
+        http, loop, base, Job(request, asks, ChatShape(served.tokenizer), envelope, Usage(len(prompt)))
+    )
+
+
+async def answer_completion(http: web.Request, loop: GenerationLoop, base: Base) -> web.StreamResponse:
+    """POST /v1/completions; raises ApiError before the answer has begun."""
+    request = parse(CompletionRequest, await http.read())
+    served = find(base, request.model)
+    prompts = await asyncio.to_thread(completion_prompts, served, request.prompts)
+    most = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    echo, scored = bool(request.echo), request.logprobs is not None
+    asks = make_asks(base, served, request, prompts, most, request.logprobs, scored=echo and scored)
+    shape = CompletionShape(served.tokenizer, prompts, echo, scored, choices_each=request.n or 1)
+    usage = Usage(sum(len(prompt) for prompt in prompts))
+    return await answer(http, loop, base, Job(request, asks, shape, Envelope("cmpl", request.model), usage))
+
+
+def find(base: Base, name: str) -> Served:
+    """What a model name stands for; raises ModelNotFound."""
+    if name not in base.names:
+        raise ModelNotFound(name, base.names)
+    return base.names[name]
+
+
+def make_asks(
+    base: Base,
+    served: Served,
+    request: GenerationRequest,
+    prompts: list[list[int]],
+    most: int | None,
+    alternatives: int | None,
+    scored: bool,
+) -> list[Ask]:
+    """One answer to generate for each prompt and choice; raises ContextLengthExceeded."""
+    sampling = Sampling(
+        1.0 if request.temperature is None else request.temperature,
+        1.0 if request.top_p is None else request.top_p,
+        max(request.top_k or 0, 0),
+        alternatives,
+    )
+    seed = random.getrandbits(63) if request.seed is None else request.seed
+    flags = {
+        "ignore_eos": bool(request.ignore_eos),
+        "prompt_logprobs": scored,
+        "streaming": bool(request.stream),
+    }
+    return [
+        # Choices of one prompt differ by their seed; equal prompts of one request draw alike.
+        Ask(
+            served,
+            prompt,
+            sampling,
+            room(base, prompt, most),
+            choice_seed(seed, choice),
+            request.stops,
+            **flags,
+        )
+        for prompt in prompts
+        for choice in range(request.n or 1)
+    ]
+
+
+def room(base: Base, prompt: list[int], most: int | None) -> int:
+    """Tokens that the answer may have; raises ContextLengthExceeded."""
+    left = base.max_model_len - len(prompt)
+    if left < (1 if most is None else most):
+        answer_tokens = "an answer" if most is None else f"{most} tokens of answer"
+        raise ContextLengthExceeded(
+            f"The context holds {base.max_model_len} tokens, and the prompt has {len(prompt)}, which leaves "
+            f"no room for {answer_tokens}; shorten the prompt or ask for fewer tokens.",
+            "max_tokens" if left > 0 else "prompt",
+        )
+    return left if most is None else most
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """A seed within the range that torch takes."""
+    return (seed + choice) % 2**63
+
+
+async def answer(http: web.Request, loop: GenerationLoop, base: Base, job: Job) -> web.StreamResponse:
+    """Generate, and answer in one object or as a stream."""
+    async with generating(loop, base, job.asks) as pieces:
+        if job.request.stream:
+            return await stream(http, job, pieces)
+        return web.Response(body=encoded(await collect(job, pieces)), content_type="application/json")
+
+
+@asynccontextmanager
+async def generating(loop: GenerationLoop, base: Base, asks: list[Ask]) -> AsyncIterator[Pieces]:
+    """Queue one row for each ask; rows that are not done when the block is left are given up."""
+    served = asks[0].served
+    # The adapter may have gone while the prompt was being read. Nothing is awaited between this check and the
+    # submission, so an unloading that comes later finds the rows and waits for them.
+    if base.names.get(served.name) is not served:
+        raise ModelNotFound(served.name, base.names)
+    if loop.pending + len(asks) > MOST_PENDING_ROWS:
+        raise EngineUnavailable(f"{loop.pending} answers are waiting already; try again later.")
+    pieces: Pieces = asyncio.Queue()
+    rows = [Row(ask, emitter(pieces, index)) for index, ask in enumerate(asks)]
+    for row in rows:
+        loop.submit(row)
+    try:
+        yield pieces
+    finally:
+        for row in rows:
+            row.cancelled = True
+
+
+def emitter(pieces: Pieces, index: int) -> Callable[[Piece], None]:
+    """A function by which the generation thread hands over a piece of one choice."""
+    events = asyncio.get_running_loop()
+
+    def emit(piece: Piece) -> None:
+        events.call_soon_threadsafe(pieces.put_nowait, (index, piece))
+
+    return emit
+
+
+async def collect(job: Job, pieces: Pieces) -> Json:
+    """The whole answer."""
+    gathered: list[list[Piece]] = [[] for _ in job.asks]
+    async for index, piece in until_finished(pieces, len(job.asks)):
+        gathered[index].append(piece)
+    job.usage.completion_tokens = sum(parts[-1].completion_tokens for parts in gathered)
+    choices = [job.shape.choice(index, parts) for index, parts in enumerate(gathered)]
+    return job.envelope.wrap(job.shape.plain, choices, usage=job.usage.json())
+
+
+async def stream(http: web.Request, job: Job, pieces: Pieces) -> web.StreamResponse:
+    """Server-sent events, one for each piece."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    http[STREAMING] = True
+    await response.prepare(http)
+    usage: Json = {"usage": None} if job.request.include_usage else {}
+    openings = [job.shape.opening(index) for index in range(len(job.asks))]
+    for opening in openings:
+        if opening is not None:
+            await response.write(event(job.envelope.wrap(job.shape.chunk, [opening], **usage)))
+    async for index, piece in until_finished(pieces, len(job.asks)):
+        delta = job.shape.delta(index, piece)
+        job.usage.completion_tokens += piece.completion_tokens if piece.finish else 0
+        await response.write(event(job.envelope.wrap(job.shape.chunk, [delta], **usage)))
+    if usage:
+        await response.write(event(job.envelope.wrap(job.shape.chunk, [], usage=job.usage.json())))
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def until_finished(pieces: Pieces, choices: int) -> AsyncIterator[tuple[int, Piece]]:
+    """Pieces as they come, until every choice has had its last."""
+    while choices:
+        index, piece = await pieces.get()
+        choices -= piece.finish is not None
+        yield index, piece

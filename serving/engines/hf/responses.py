@@ -1,0 +1,201 @@
+"""Answers in OpenAI's shapes, for chats and for completions."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import uuid4
+
+from serving.engines.hf.rows import Piece
+from serving.engines.hf.sampling import TokenLogprob
+from serving.engines.hf.text import REPLACEMENT, decode, token_bytes, token_text
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Usage:
+    """Tokens of a whole request."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+    def json(self) -> Json:
+        total = self.prompt_tokens + self.completion_tokens
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": total,
+        }
+
+
+class Shape(Protocol):
+    """How an endpoint words its answers."""
+
+    @property
+    def plain(self) -> str: ...
+    @property
+    def chunk(self) -> str: ...
+    def opening(self, index: int) -> Json | None:
+        """A stream's first chunk for a choice, if it has one."""
+
+    def delta(self, index: int, piece: Piece) -> Json:
+        """A choice of a stream's chunk."""
+
+    def choice(self, index: int, pieces: list[Piece]) -> Json:
+        """A choice of a plain answer."""
+
+
+@dataclass
+class Envelope:
+    """The fields around the choices, the same in every chunk of a stream."""
+
+    prefix: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = f"{self.prefix}-{uuid4().hex}"
+
+    def wrap(self, kind: str, choices: list[Json], **further: Any) -> Json:
+        """The whole object."""
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **further}
+
+
+@dataclass(frozen=True)
+class ChatShape:
+    """POST /v1/chat/completions."""
+
+    tokenizer: Any
+    plain: str = "chat.completion"
+    chunk: str = "chat.completion.chunk"
+
+    def opening(self, index: int) -> Json | None:
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+
+    def delta(self, index: int, piece: Piece) -> Json:
+        content = {"content": piece.text} if piece.text else {}
+        return {
+            "index": index,
+            "delta": content,
+            "logprobs": self._logprobs(piece.logprobs),
+            "finish_reason": piece.finish,
+        }
+
+    def choice(self, index: int, pieces: list[Piece]) -> Json:
+        text = "".join(piece.text for piece in pieces)
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": self._logprobs([entry for piece in pieces for entry in piece.logprobs]),
+            "finish_reason": pieces[-1].finish,
+        }
+
+    def _logprobs(self, entries: list[TokenLogprob]) -> Json | None:
+        if not entries:
+            return None
+        content = [
+            self._entry(entry.token, entry.logprob)
+            | {"top_logprobs": [self._entry(token, value) for token, value in entry.top]}
+            for entry in entries
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> Json:
+        text, raw = token_text(self.tokenizer, token), token_bytes(self.tokenizer, token)
+        return {"token": text, "logprob": logprob, "bytes": raw}
+
+
+@dataclass
+class CompletionShape:
+    """POST /v1/completions; with `echo`, each choice starts with its prompt."""
+
+    tokenizer: Any
+    prompts: list[list[int]]
+    echo: bool
+    scored: bool
+    choices_each: int
+    plain: str = "text_completion"
+    chunk: str = "text_completion"
+    # Where the next token of each choice begins; OpenAI counts the echoed prompt.
+    offsets: dict[int, int] = field(default_factory=dict)
+
+    def opening(self, index: int) -> Json | None:
+        return None
+
+    def delta(self, index: int, piece: Piece) -> Json:
+        # Only the first piece of an answer carries the prompt's scores, and only it may carry the prompt.
+        first = index not in self.offsets
+        echoed = self._prompt_text(index) if self.echo and first else ""
+        self.offsets.setdefault(index, 0)
+        return {
+            "index": index,
+            "text": echoed + piece.text,
+            "logprobs": self._logprobs(index, piece, first) if self.scored else None,
+            "finish_reason": piece.finish,
+        }
+
+    def choice(self, index: int, pieces: list[Piece]) -> Json:
+        whole = Piece(
+            "".join(piece.text for piece in pieces),
+            [entry for piece in pieces for entry in piece.logprobs],
+            pieces[-1].completion_tokens,
+            pieces[-1].finish,
+            pieces[0].prompt_logprobs,
+        )
+        return self.delta(index, whole)
+
+    def _prompt_ids(self, index: int) -> list[int]:
+        return self.prompts[index // self.choices_each]
+
+    def _prompt_text(self, index: int) -> str:
+        return decode(self.tokenizer, self._prompt_ids(index))
+
+    def _logprobs(self, index: int, piece: Piece, first: bool) -> Json:
+        entries: list[TokenLogprob | None] = list(piece.logprobs)
+        tokens = [entry.token for entry in piece.logprobs]
+        if self.echo and first:
+            # The first token has nothing before it that could predict it.
+            entries = [None, *(piece.prompt_logprobs or []), *entries]
+            tokens = [*self._prompt_ids(index), *tokens]
+        return {
+            "tokens": [self._name(token) for token in tokens],
+            "token_logprobs": [entry and entry.logprob for entry in entries],
+            "top_logprobs": [entry and self._top(entry) for entry in entries],
+            "text_offset": self._text_offsets(index, tokens),
+        }
+
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        # Two tokens may share a text; the likelier keeps it, and the chosen token is always there.
+        top: dict[str, float] = {}
+        for token, value in [*entry.top, (entry.token, entry.logprob)]:
+            top.setdefault(self._name(token), value)
+        return top
+
+    def _name(self, token: int) -> str:
+        # All pieces of characters decode to U+FFFD. Under one key a score would seem to be the likeliest
+        # token's, so they are told apart by their bytes, as OpenAI does.
+        text = token_text(self.tokenizer, token)
+        if REPLACEMENT not in text:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes(self.tokenizer, token))
+
+    def _text_offsets(self, index: int, tokens: list[int]) -> list[int]:
+        offsets = []
+        for token in tokens:
+            offsets.append(self.offsets[index])
+            # A character counts at its first byte; 10xxxxxx continues one.
+            raw = token_bytes(self.tokenizer, token)
+            self.offsets[index] += sum(byte & 0xC0 != 0x80 for byte in raw)
+        return offsets
+
+
+def encoded(data: Json) -> bytes:
+    """JSON without escapes, which would double the size of Korean."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event(data: Json) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encoded(data) + b"\n\n"

@@ -1,0 +1,127 @@
+"""One answer in the making: which tokens it has, what of it may be shown, and why it ended."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from serving.engines.hf.model import Served
+from serving.engines.hf.sampling import Sampling, TokenLogprob, seeded
+from serving.engines.hf.text import Detokenizer, StopMatcher
+
+
+class Finish(StrEnum):
+    """Why an answer ended, in OpenAI's words."""
+
+    stop = "stop"
+    length = "length"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What an answer has gained since the last piece; `finish` is set in the last one."""
+
+    text: str
+    logprobs: list[TokenLogprob]
+    completion_tokens: int
+    finish: Finish | None
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one answer needs to know of its request."""
+
+    served: Served
+    prompt_ids: list[int]
+    sampling: Sampling
+    max_tokens: int
+    seed: int
+    stops: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    prompt_logprobs: bool = False
+    streaming: bool = False
+
+
+@dataclass(eq=False)
+class Row:
+    """An answer on its way; the generation thread owns it, and only `cancelled` is set from outside."""
+
+    ask: Ask
+    emit: Callable[[Piece], None]
+    cancelled: bool = False
+    finish: Finish | None = None
+    output_ids: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.generator: Any = seeded(self.ask.seed)
+        self.detokenizer = Detokenizer(self.ask.served.tokenizer, self.ask.prompt_ids)
+        self.stops = StopMatcher(self.ask.stops)
+        self.prompt_logprobs: list[TokenLogprob] | None = None
+        self.decoded_characters = 0
+        self.shown_characters = 0
+        self.unsent_text = ""
+        # Each entry waits with the place where its text begins, to leave with that text or be cut with it.
+        self.waiting_logprobs: list[tuple[int, TokenLogprob]] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.finish is not None or self.cancelled
+
+    @property
+    def newest(self) -> int:
+        return self.output_ids[-1]
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.ask.prompt_ids) + len(self.output_ids)
+
+    def begin(self, prompt_logprobs: list[TokenLogprob] | None) -> None:
+        """Note the prompt's scores; an answer of no tokens ends here."""
+        self.prompt_logprobs = prompt_logprobs
+        if self.ask.max_tokens == 0:
+            self._end(Finish.length)
+
+    def accept(self, token: int, logprob: TokenLogprob | None) -> None:
+        """Take the next token, show what it completes, and end if it was the last."""
+        self.output_ids.append(token)
+        if token in self.ask.served.eos_ids and not self.ask.ignore_eos:
+            self._end(Finish.stop)
+            return
+        if logprob is not None:
+            self.waiting_logprobs.append((self.decoded_characters, logprob))
+        self._show(self.detokenizer.push(token))
+        if self.stops.hit:
+            self._end(Finish.stop)
+        elif len(self.output_ids) >= self.ask.max_tokens:
+            self._end(Finish.length)
+        elif self.ask.streaming and self.unsent_text:
+            self._send(None)
+
+    def _show(self, text: str) -> None:
+        self.decoded_characters += len(text)
+        visible = self.stops.push(text)
+        self.shown_characters += len(visible)
+        self.unsent_text += visible
+
+    def _end(self, finish: Finish) -> None:
+        if not self.stops.hit:
+            self._show(self.detokenizer.flush())
+        if self.stops.hit:
+            finish = Finish.stop
+            self.waiting_logprobs = [
+                entry for entry in self.waiting_logprobs if entry[0] < self.shown_characters
+            ]
+        else:
+            rest = self.stops.flush()
+            self.shown_characters += len(rest)
+            self.unsent_text += rest
+        self.finish = finish
+        self._send(finish)
+
+    def _send(self, finish: Finish | None) -> None:
+        ready = [e for at, e in self.waiting_logprobs if finish is not None or at < self.shown_characters]
+        self.waiting_logprobs = self.waiting_logprobs[len(ready) :]
+        self.emit(Piece(self.unsent_text, ready, len(self.output_ids), finish, self.prompt_logprobs))
+        self.unsent_text, self.prompt_logprobs = "", None

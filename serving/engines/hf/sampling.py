@@ -1,0 +1,89 @@
+"""Choosing the next token of each row, and what the model thought of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# OpenAI's stand-in for minus infinity, which JSON cannot carry.
+LOWEST_LOGPROB = -9999.0
+GREEDY_BELOW = 1e-5
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a request wants its tokens chosen; `top_k` 0 and `top_p` 1 mean all of them."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    logprobs: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its log probability, and the likeliest tokens in its place, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def seeded(seed: int) -> Any:
+    """A generator of one request, on the CPU so that every device draws alike."""
+    return torch.Generator().manual_seed(seed)
+
+
+def choose(logits_bv: Any, samplings: list[Sampling], generators: list[Any]) -> list[int]:
+    """The next token of each row; a row's draw depends on its own logits and generator only."""
+    likeliest: list[int] = logits_bv.argmax(dim=-1).tolist()
+    return [
+        best if sampling.greedy else draw(logits_v, sampling, generator)
+        for best, logits_v, sampling, generator in zip(
+            likeliest, logits_bv, samplings, generators, strict=True
+        )
+    ]
+
+
+def draw(logits_v: Any, sampling: Sampling, generator: Any) -> int:
+    """One draw by inverting the cumulative distribution, in float64 so that it adds up to one."""
+    scores_v = logits_v.float() / sampling.temperature
+    if 0 < sampling.top_k < len(scores_v):
+        lowest = scores_v.topk(sampling.top_k).values[-1]
+        scores_v = scores_v.masked_fill(scores_v < lowest, -torch.inf)
+    probabilities_v = scores_v.softmax(dim=-1)
+    if sampling.top_p < 1:
+        probabilities_v = nucleus(probabilities_v, sampling.top_p)
+    cumulative_v = probabilities_v.cpu().double().cumsum(dim=-1)
+    point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative_v[-1]
+    token = torch.searchsorted(cumulative_v, point, right=True)
+    return min(int(token), len(cumulative_v) - 1)
+
+
+def nucleus(probabilities_v: Any, top_p: float) -> Any:
+    """Keep the likeliest tokens up to and with the one that reaches `top_p`."""
+    sorted_v, order_v = probabilities_v.sort(descending=True)
+    beyond_v = sorted_v.cumsum(dim=-1) - sorted_v >= top_p
+    beyond_v[0] = False
+    return probabilities_v.masked_fill(torch.zeros_like(beyond_v).scatter(0, order_v, beyond_v), 0.0)
+
+
+def token_logprob(logits_v: Any, token: int, alternatives: int) -> TokenLogprob:
+    """Log probability by the model itself, before temperature and filters."""
+    logprobs_v = logits_v.float().log_softmax(dim=-1)
+    best = logprobs_v.topk(min(alternatives, len(logprobs_v)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    top = tuple((index, max(value, LOWEST_LOGPROB)) for index, value in pairs)
+    return TokenLogprob(token, max(float(logprobs_v[token]), LOWEST_LOGPROB), top)
+
+
+def prompt_logprobs(logits_tv: Any, prompt_ids: list[int], alternatives: int) -> list[TokenLogprob]:
+    """Log probability of each prompt token but the first, given those before it."""
+    return [
+        token_logprob(logits_v, token, alternatives)
+        for logits_v, token in zip(logits_tv[:-1], prompt_ids[1:], strict=True)
+    ]

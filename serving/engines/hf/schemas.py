@@ -1,0 +1,173 @@
+"""The requests that this engine understands; an unknown parameter is refused unless it asks for nothing."""
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.gateway.errors import InvalidRequest
+
+# They describe the caller, not the answer.
+HARMLESS = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+}
+# Values with which a parameter asks for nothing.
+NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, "none", "auto", {"type": "text"}, ["text"])
+# Refused by value, not by name: 1 is their neutral value.
+NEUTRAL_AT_ONE = {"repetition_penalty", "best_of", "length_penalty"}
+MOST_CHOICES = 8
+MOST_PROMPTS = 128
+MOST_LOGPROBS = 20
+
+Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides the text."""
+
+    include_usage: bool = False
+
+
+class GenerationRequest(BaseModel):
+    """What chats and completions share."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(
+        None, ge=-1, description="Vocabulary entries to choose from; 0 and -1 mean all."
+    )
+    max_tokens: int | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    ignore_eos: bool | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @model_validator(mode="after")
+    def refuse_unknown(self) -> Self:
+        """A parameter that would change the answer must not be ignored."""
+        for name, value in (self.model_extra or {}).items():
+            neutral = value in NEUTRAL or (name in NEUTRAL_AT_ONE and value == 1)
+            if name not in HARMLESS and not neutral:
+                raise InvalidRequest(
+                    f"The parameter {name!r} is not supported by the hf engine; leave it out.", name
+                )
+        return self
+
+
+class TextPart(BaseModel):
+    """A part of a message; only text can be read."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message of a chat; further keys, such as `name` or `tool_calls`, reach the template as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: str = Field(min_length=1)
+    content: str | list[TextPart] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates expect it."""
+        parts = self.content
+        text = "".join(part.text for part in parts) if isinstance(parts, list) else parts
+        return {**(self.model_extra or {}), "role": self.role, "content": text or ""}
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        """Likeliest tokens to report beside each token; None for no log probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def check_chat(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", "top_logprobs")
+        if self.max_tokens == 0:
+            raise InvalidRequest("'max_tokens' must be at least 1 in a chat.", "max_tokens")
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions; a prompt is text or token ids, alone or in a list."""
+
+    prompt: (
+        str
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=MOST_PROMPTS)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    echo: bool | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One entry for each prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[token for token in self.prompt if isinstance(token, int)]]
+        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+    @model_validator(mode="after")
+    def check_completion(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", "max_tokens")
+        return self
+
+
+class LoadAdapterRequest(BaseModel):
+    """POST /v1/load_lora_adapter."""
+
+    lora_name: str = Field(min_length=1)
+    lora_path: str = Field(min_length=1)
+
+
+class UnloadAdapterRequest(BaseModel):
+    """POST /v1/unload_lora_adapter."""
+
+    lora_name: str = Field(min_length=1)
+
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def parse(kind: type[Request], body: bytes) -> Request:
+    """Read a request's body; raises InvalidRequest that names the parameter at fault."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as fault:
+        first = fault.errors(include_url=False)[0]
+        param = str(first["loc"][0]) if first["loc"] else None
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{where or 'The body'}: {first['msg']}.", param) from fault

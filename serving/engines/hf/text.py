@@ -1,0 +1,113 @@
+"""From tokens to the text that may be shown: whole characters, and nothing of a stop string."""
+
+import re
+from typing import Any
+
+REPLACEMENT = "�"
+# No character needs more than four byte tokens, so a longer tail is not an unfinished character but bytes
+# that will never become one.
+MOST_PENDING_TOKENS = 8
+# Tokenizers of the SentencePiece kind write a space before a word only when something stands before it.
+CONTEXT_TOKENS = 6
+
+
+class Detokenizer:
+    """Turns tokens into text as they come and holds back a character until its last byte is there."""
+
+    def __init__(self, tokenizer: Any, prompt_ids: list[int]) -> None:
+        self.tokenizer = tokenizer
+        self.window = prompt_ids[-CONTEXT_TOKENS:]
+        self.shown = len(self.window)
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, often empty."""
+        self.window.append(token)
+        text = self._unshown()
+        pending = len(self.window) - self.shown
+        if text.endswith(REPLACEMENT) and pending < MOST_PENDING_TOKENS:
+            return ""
+        if text:
+            self._advance()
+        else:
+            # A token without text, such as a special one, says nothing about the tokens after it.
+            self.window.pop()
+        return text
+
+    def flush(self) -> str:
+        """What was held back, when no token will come any more."""
+        text = self._unshown()
+        self._advance()
+        return text
+
+    def _unshown(self) -> str:
+        before = decode(self.tokenizer, self.window[: self.shown])
+        return decode(self.tokenizer, self.window)[len(before) :]
+
+    def _advance(self) -> None:
+        self.window = self.window[self.shown :] or self.window
+        self.shown = len(self.window)
+
+
+class StopMatcher:
+    """Cuts text at the first stop string and holds back what may be the beginning of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.held = ""
+        self.hit = False
+
+    def push(self, text: str) -> str:
+        """The text that may be shown; sets `hit` once a stop string is complete."""
+        text = self.held + text
+        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        if found:
+            self.hit, self.held = True, ""
+            return text[: min(found)]
+        keep = max((overlap(text, stop) for stop in self.stops), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no text will come any more."""
+        text, self.held = self.held, ""
+        return text
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins, without being complete."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
+
+
+def decode(tokenizer: Any, tokens: list[int]) -> str:
+    """Text of tokens without the special ones and without prettified spaces."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Text of one token, special ones included; a piece of a character gives U+FFFD."""
+    return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def token_bytes(tokenizer: Any, token: int) -> list[int]:
+    """The bytes that one token stands for, also where it is only a piece of a character."""
+    text = token_text(tokenizer, token)
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if REPLACEMENT not in text:
+        return list(text.encode())
+    if fallback := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+        return [int(fallback.group(1), 16)]
+    if all(character in BYTE_OF_CHARACTER for character in piece):
+        return [BYTE_OF_CHARACTER[character] for character in piece]
+    return list(text.encode())
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable Latin-1 bytes are themselves, the rest follow from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(0x100 + offset): byte for offset, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = byte_alphabet()

@@ -1,0 +1,119 @@
+"""Errors in the shape that OpenAI's clients understand."""
+
+import json
+from collections.abc import Iterable
+
+NAMES_IN_A_MESSAGE = 20
+
+
+class ApiError(Exception):
+    """A request that ends with `status` and OpenAI's error object."""
+
+    status = 400
+    type = "invalid_request_error"
+    code: str | None = None
+    retry_after_seconds: int | None = None
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> bytes:
+        """The JSON of a plain answer, which is also the data of an error event in a stream."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+
+class InvalidRequest(ApiError):
+    """The request cannot be carried out as it stands."""
+
+    code = "invalid_request"
+
+
+class ContextLengthExceeded(ApiError):
+    """Prompt and answer do not fit the model."""
+
+    code = "context_length_exceeded"
+
+
+class BodyTooLarge(ApiError):
+    """The request's body is larger than the limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class InvalidApiKey(ApiError):
+    """No key, or one that is not valid."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """The key is valid but may not do this."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class UnknownUrl(ApiError):
+    """Nothing is served at this path."""
+
+    status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists but not for this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class ModelNotFound(ApiError):
+    """No model of that name is served."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, name: str, served: Iterable[str]) -> None:
+        names = sorted(served)
+        listed = ", ".join(names[:NAMES_IN_A_MESSAGE]) + (", …" if len(names) > NAMES_IN_A_MESSAGE else "")
+        super().__init__(f"The model {name!r} does not exist. Served now: {listed or 'none'}.", "model")
+
+
+class EngineUnavailable(ApiError):
+    """The engine cannot take the request now, but may a moment later."""
+
+    status = 503
+    type = "server_error"
+    code = "engine_unavailable"
+    retry_after_seconds = 2
+
+
+class EngineDisconnected(ApiError):
+    """The engine broke off in the middle of its answer."""
+
+    status = 502
+    type = "server_error"
+    code = "engine_disconnected"
+
+
+class EngineTimeout(ApiError):
+    """The engine sent nothing for too long."""
+
+    status = 504
+    type = "server_error"
+    code = "engine_timeout"
+
+
+class InternalError(ApiError):
+    """A fault of ours."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"

@@ -1,0 +1,119 @@
+"""An engine whose timing and faults are chosen by the name of the model, in a thread of the test process."""
+
+import asyncio
+import threading
+from collections import Counter
+from typing import Any
+
+from aiohttp import web
+
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+
+
+class StandIn:
+    """Serves on a free port of 127.0.0.1 until `close`."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.open: Counter[str] = Counter()
+        self.seen: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(10)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
+
+    async def _start(self) -> int:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self.answer)
+        self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        port: int = self.runner.addresses[0][1]
+        return port
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        data = await request.json()
+        model = data["model"]
+        self.seen.append(data)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        self.asked[model] += 1
+        self.open[model] += 1
+        try:
+            return await getattr(self, model.replace("-", "_"))(request)
+        finally:
+            self.open[model] -= 1
+
+    async def busy(self, request: web.Request) -> web.Response:
+        error = {"error": {"message": "full", "type": "server_error", "param": None, "code": "full"}}
+        return web.json_response(error, status=429, headers={"Retry-After": "7"})
+
+    async def flaky(self, request: web.Request) -> web.Response:
+        """Hangs up on every odd request."""
+        if self.asked["flaky"] % 2:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response({"fine": True})
+
+    async def dead(self, request: web.Request) -> web.Response:
+        """Hangs up on every request."""
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def thinking(self, request: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    async def endless(self, request: web.Request) -> web.StreamResponse:
+        response = await self._stream(request)
+        while True:
+            await response.write(EVENT)
+            await asyncio.sleep(0.05)
+
+    async def cut(self, request: web.Request) -> web.StreamResponse:
+        """Breaks off in the middle of an event."""
+        response = await self._stream(request)
+        await response.write(EVENT + EVENT[:20])
+        await asyncio.sleep(0.1)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def undone(self, request: web.Request) -> web.StreamResponse:
+        """Ends properly but without [DONE]; the text itself names it."""
+        response = await self._stream(request)
+        await response.write(EVENT.replace(b"word", b"data: [DONE]"))
+        return response
+
+    async def slow(self, request: web.Request) -> web.StreamResponse:
+        """Ten events, split at odd places, over half a second."""
+        response = await self._stream(request)
+        for _ in range(10):
+            await response.write(EVENT[:33])
+            await asyncio.sleep(0.05)
+            await response.write(EVENT[33:])
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def cut_plain(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"half":')
+        await asyncio.sleep(0.1)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        return response

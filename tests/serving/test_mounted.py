@@ -1,0 +1,130 @@
+"""The gateway inside another application, its OpenAPI, and its routes from the service's API."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from serving.gateway import openapi
+from serving.gateway.app import Gateway
+from serving.gateway.errors import Forbidden
+from serving.gateway.routes import ApiRoutes, Route, StaticRoutes, read_route
+
+from .conftest import Server, wait_for
+
+
+def mounted(gateway: Gateway) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await gateway.aclose()
+
+    app = FastAPI(lifespan=lifespan)
+    app.get("/v1/files")(lambda: {"files": []})
+    app.mount("/v1", gateway)
+    return app
+
+
+def test_a_mounted_gateway_answers_below_v1_beside_other_routes(engine: Server) -> None:
+    routes = StaticRoutes([read_route({"name": "starter", "base_url": engine.url, "upstream_model": "base"})])
+    with TestClient(mounted(Gateway(routes))) as client:
+        assert client.get("/v1/files").json() == {"files": []}
+        assert client.get("/v1/models").json()["data"][0]["id"] == "starter"
+        body = {"model": "starter", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+        answer = client.post("/v1/chat/completions", json=body)
+        assert answer.json()["choices"][0]["message"]["content"].startswith("하나")
+        assert client.get("/v1/nothing").json()["error"]["code"] == "unknown_url"
+
+
+def test_a_refusal_of_the_application_is_openais_error() -> None:
+    async def authorize(token: str | None) -> None:
+        if token != "right":
+            raise Forbidden("This key may not generate.")
+
+    with TestClient(mounted(Gateway(StaticRoutes([]), authorize))) as client:
+        refused = client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+        assert client.get("/v1/models", headers={"Authorization": "Bearer right"}).status_code == 200
+
+
+def examples() -> list[tuple[str, Any]]:
+    operations = [(path, item["post"]) for path, item in openapi.paths().items() if "post" in item]
+    bodies = [
+        (path, item["requestBody"]["content"]["application/json"]["examples"]) for path, item in operations
+    ]
+    return [(path, example["value"]) for path, named in bodies for example in named.values()]
+
+
+@pytest.mark.parametrize(("path", "body"), examples())
+def test_the_examples_of_the_documentation_work_as_they_stand(gateway: Server, path: str, body: Any) -> None:
+    status, answer = gateway.post(path, body)
+    assert status == 200
+    assert "choices" in answer
+
+
+def test_every_reference_of_the_documentation_resolves() -> None:
+    text = json.dumps(openapi.paths()) + json.dumps(openapi.components())
+    named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert named == named & set(openapi.components()["schemas"])
+
+
+@pytest.fixture
+def api() -> Iterator[tuple[str, list[Any]]]:
+    """A stand-in for the service: two pages of deployments, served for as long as the list holds any."""
+    rows: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers["Authorization"] == "Bearer key" and "status=ready" in self.path
+            first = "after" not in self.path
+            page = {"items": rows[:1] if first else rows[1:], "next": "x" if first else None}
+            self.send_response(200 if allowed and rows else 500)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(page).encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", rows
+        server.shutdown()
+
+
+def deployment(name: str) -> dict[str, Any]:
+    return {"name": name, "address": "http://127.0.0.1:9/", "created_at": "2026-11-23T10:00:00+00:00"}
+
+
+def test_routes_follow_the_api_within_two_seconds_and_outlive_it(api: tuple[str, list[Any]]) -> None:
+    url, rows = api
+    rows += [deployment("one"), deployment("two")]
+    routes = ApiRoutes(url, "key")
+    app = mounted(Gateway(routes))
+
+    @app.get("/close")
+    async def close() -> None:
+        await routes.aclose()
+
+    with TestClient(app) as client:
+
+        def names() -> set[str]:
+            return {model["id"] for model in client.get("/v1/models").json()["data"]}
+
+        assert names() == {"one", "two"}
+        rows.pop()
+        wait_for(lambda: names() == {"one"}, 2)
+        rows.clear()
+        time.sleep(1.1)
+        assert names() == {"one"}
+        client.get("/close")
+    assert routes.known.routes["one"] == Route(
+        "one", "http://127.0.0.1:9", "one", routes.known.routes["one"].created_at
+    )

@@ -1,0 +1,78 @@
+"""Characters are never split and stop strings never leak."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from serving.engines.hf.text import Detokenizer, StopMatcher, token_bytes
+
+SENTENCE = "한국어 문장과 emoji 🙂 그리고 漢字, café."
+
+
+class Bare:
+    """A tokenizer file with the two methods of transformers' tokenizers that are used, unimported."""
+
+    def __init__(self, file: Path) -> None:
+        self.raw = Tokenizer.from_file(str(file))
+
+    def decode(self, ids: list[int], skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        return str(self.raw.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def convert_ids_to_tokens(self, token: int) -> str | None:
+        return self.raw.id_to_token(token)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Path) -> Any:
+    return Bare(tiny / "base" / "tokenizer.json")
+
+
+def test_text_comes_in_whole_characters_and_loses_nothing(tokenizer: Any) -> None:
+    detokenizer = Detokenizer(tokenizer, [])
+    pieces = [detokenizer.push(token) for token in tokenizer.raw.encode(SENTENCE).ids]
+    assert "".join(pieces) + detokenizer.flush() == SENTENCE
+    assert "�" not in "".join(pieces)
+
+
+def test_a_special_token_between_two_words_shows_nothing_and_holds_nothing(tokenizer: Any) -> None:
+    ids = tokenizer.raw.encode("한").ids
+    detokenizer = Detokenizer(tokenizer, [])
+    assert "".join(detokenizer.push(token) for token in [*ids, 1, *ids]) == "한한"
+
+
+def test_bytes_that_never_become_a_character_do_not_hold_back_the_text(tokenizer: Any) -> None:
+    lead_byte = tokenizer.raw.encode("한").ids[0]
+    detokenizer = Detokenizer(tokenizer, [])
+    shown = "".join(detokenizer.push(token) for token in [lead_byte] * 40)
+    assert len(shown) >= 32
+
+
+def test_an_unfinished_character_shows_at_the_end(tokenizer: Any) -> None:
+    detokenizer = Detokenizer(tokenizer, [])
+    assert detokenizer.push(tokenizer.raw.encode("한").ids[0]) == ""
+    assert detokenizer.flush() == "�"
+
+
+def test_token_bytes_join_to_the_text(tokenizer: Any) -> None:
+    ids = tokenizer.raw.encode(SENTENCE).ids
+    assert bytes(byte for token in ids for byte in token_bytes(tokenizer, token)).decode() == SENTENCE
+
+
+@pytest.mark.parametrize("stop", ["셋", "둘 셋", "aab", "ab", "END"])
+@pytest.mark.parametrize("size", [1, 2, 5, 50])
+def test_no_part_of_a_stop_string_leaks_whatever_the_pieces(stop: str, size: int) -> None:
+    text = "하나 둘 셋 aaab END rest"
+    matcher = StopMatcher((stop,))
+    shown = ""
+    for start in range(0, len(text), size):
+        shown += matcher.push(text[start : start + size])
+        if matcher.hit:
+            break
+    assert shown == text[: text.index(stop)]
+
+
+def test_the_earliest_of_several_stop_strings_wins() -> None:
+    matcher = StopMatcher(("cd", "b"))
+    assert (matcher.push("abcd"), matcher.hit) == ("a", True)
