@@ -1,0 +1,129 @@
+"""The whole service on one machine: API, gateway and a worker, without a server to install.
+
+python -m app
+python -m app keys create --name me --scope admin
+python -m app migrate
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from sqlalchemy.exc import OperationalError
+
+from app import logs, migrate
+from app.auth import CREATE_A_KEY, any_live_key, is_loopback
+from app.db import get_engine, reading, transaction
+from app.keys import service as keys
+from app.server import serve
+from app.settings import get_settings
+from app.tables import ApiKey, Scope
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do what the command line asks; a refusal is a sentence and exit status 1."""
+    options = _parser().parse_args(arguments)
+    logs.configure(options.log_level or get_settings().log_level)
+    options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    settings = get_settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m app", description="Serve the API, the gateway and one worker."
+    )
+    parser.set_defaults(run=_serve)
+    parser.add_argument("--host", default=settings.host)
+    parser.add_argument("--port", type=int, default=settings.port, help="0 takes a free one")
+    parser.add_argument("--log-level")
+    parser.add_argument("--no-worker", action="store_true", help="serve without a worker on this machine")
+    parser.add_argument(
+        "--with-examples", action="store_true", help="make a tiny model and data sets to try things with"
+    )
+    commands = parser.add_subparsers(title="commands", description="Without one, the service is started.")
+    commands.add_parser("migrate", help="bring the database to the newest schema").set_defaults(run=_migrate)
+    _add_keys(commands.add_parser("keys", help="make, list and revoke API keys"))
+    return parser
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True)
+    create = commands.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("--name", required=True)
+    create.add_argument("--scope", type=Scope, action="append", required=True, help=", ".join(Scope))
+    create.set_defaults(run=_create_key)
+    commands.add_parser("list", help="list the keys").set_defaults(run=_list_keys)
+    revoke = commands.add_parser("revoke", help="make a key useless at once")
+    revoke.add_argument("id")
+    revoke.set_defaults(run=_revoke_key)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    _prepare_database()
+    if not is_loopback(options.host) and not _has_key():
+        sys.exit(
+            f"Refusing to listen on {options.host}: no API key exists, so anyone could use the service. "
+            + CREATE_A_KEY
+        )
+    # uvicorn sends its signal to the process once more when it is done; there is still a worker to end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    serve(options.host, options.port, with_worker=not options.no_worker, with_examples=options.with_examples)
+
+
+def _migrate(options: argparse.Namespace) -> None:
+    migrate.upgrade(get_engine())
+    print(f"The database is at revision {migrate.revisions(get_engine())[0]}.")
+
+
+def _create_key(options: argparse.Namespace) -> None:
+    _prepare_database()
+    with transaction() as session:
+        key, secret = keys.create(session, options.name, options.scope)
+    print(f"{key.id} with {', '.join(key.scopes)}. The key is shown only now:", file=sys.stderr)
+    print(secret)
+
+
+def _list_keys(options: argparse.Namespace) -> None:
+    _prepare_database()
+    with reading() as session:
+        for key in keys.every(session):
+            print(_line(key))
+
+
+def _revoke_key(options: argparse.Namespace) -> None:
+    _prepare_database()
+    with transaction() as session:
+        try:
+            key = keys.revoke(session, options.id)
+        except keys.KeyNotFound as error:
+            sys.exit(f"{error.message} List them with `python -m app keys list`.")
+    print(f"{key.id} ({key.name}) is revoked.")
+
+
+def _prepare_database() -> None:
+    """Migrate the embedded database; a team's must have been migrated before."""
+    engine = get_engine()
+    try:
+        if engine.dialect.name == "sqlite":
+            migrate.upgrade(engine)
+        current, head = migrate.revisions(engine)
+    except OperationalError as error:
+        sys.exit(f"The database cannot be reached: {logs.redact(str(error.orig)).strip()}")
+    if current != head:
+        sys.exit(f"The database is at revision {current}, not {head}. Run `python -m app migrate`.")
+
+
+def _has_key() -> bool:
+    with reading() as session:
+        return any_live_key(session)
+
+
+def _line(key: ApiKey) -> str:
+    state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else ", ".join(key.scopes)
+    return f"{key.id}  {key.hint}…  {key.name}  {state}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

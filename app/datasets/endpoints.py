@@ -1,0 +1,74 @@
+"""Datasets over HTTP."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from app.artifacts import chunks
+from app.auth import CallerDependency
+from app.datasets import service
+from app.datasets.schemas import UPLOAD_FORM, DatasetSummary, DatasetView, PreviewRequest, Row
+from app.datasets.upload import receive, receiving
+from app.db import Reading, Writing
+from app.jobs import service as jobs
+from app.jobs.schemas import JobView
+from app.paging import Page, Paging
+from app.settings import get_settings
+from trainers.data.formats import RowFormat
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+
+@router.post("", status_code=201, openapi_extra=UPLOAD_FORM)
+async def upload_dataset(request: Request, response: Response) -> DatasetView:
+    """Upload a JSONL file, which is validated row by row; the same content again answers 200."""
+    settings = get_settings()
+    with receiving(settings.data_dir / "uploads") as folder:
+        upload = await receive(request, folder, settings.max_upload_bytes)
+        assert upload.path is not None
+        name = upload.fields.get("name") or Path(upload.filename).stem or "dataset"
+        dataset, before = await run_in_threadpool(service.store_file, upload.path, name)
+    response.status_code = 200 if before else 201
+    return service.view(dataset)
+
+
+@router.get("")
+def list_datasets(
+    session: Reading, paging: Paging, name: str | None = None, format: RowFormat | None = None
+) -> Page[DatasetSummary]:
+    """Datasets from new to old."""
+    items, after = service.page(session, paging, name, format)
+    return Page(items=list(items), next=after)
+
+
+@router.get("/{dataset_id}")
+def get_dataset(session: Reading, dataset_id: str) -> DatasetView:
+    """One dataset with its validation report."""
+    return service.view(service.get(session, dataset_id))
+
+
+@router.get("/{dataset_id}/rows")
+def list_rows(
+    dataset_id: str,
+    offset: Annotated[int, Query(ge=0, description="Readable rows to pass over.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> list[Row]:
+    """Rows as they stand in the file and as conversations."""
+    return service.rows(dataset_id, offset, limit)
+
+
+@router.get("/{dataset_id}/content")
+def download_dataset(dataset_id: str) -> StreamingResponse:
+    """The file as it was uploaded."""
+    return StreamingResponse(chunks(service.content(dataset_id)), media_type="application/jsonl")
+
+
+@router.post("/{dataset_id}/previews", status_code=202)
+def preview_dataset(
+    session: Writing, caller: CallerDependency, dataset_id: str, body: PreviewRequest
+) -> JobView:
+    """Render rows with a model's template and mark the tokens that carry loss: read the run's `result`."""
+    return jobs.show(session, get_settings(), service.preview(session, dataset_id, body, caller.key_id))

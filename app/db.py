@@ -1,0 +1,133 @@
+"""Sessions, the database's clock, and what SQLite needs to behave under several writers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Annotated, Any
+
+from fastapi import Depends
+from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Session
+
+from app.settings import get_settings
+
+BUSY_TIMEOUT_SECONDS = 30
+
+
+@lru_cache
+def get_engine() -> Engine:
+    """The process's connection pool."""
+    settings = get_settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return make_engine(settings.database_url.get_secret_value())
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for SQLite or PostgreSQL with the behaviour that the service relies on."""
+    if url.startswith("postgresql://"):
+        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    engine = create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """A session that commits when the block ends and rolls back when it raises."""
+    with Session(get_engine(), expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A session that only reads: on SQLite it takes no write lock."""
+    with Session(get_engine().execution_options(read_only=True), expire_on_commit=False) as session:
+        yield session
+
+
+def get_session() -> Iterator[Session]:
+    """One transaction per request, committed before the response leaves."""
+    with transaction() as session:
+        yield session
+
+
+def get_reading_session() -> Iterator[Session]:
+    """A reading session per request."""
+    with reading() as session:
+        yield session
+
+
+# With FastAPI's default scope the commit would run after the response has left,
+# and a commit that fails would still have told the client 201.
+Writing = Annotated[Session, Depends(get_session, scope="function")]
+Reading = Annotated[Session, Depends(get_reading_session, scope="function")]
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC datetimes, also on SQLite, which stores none with a zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        assert value.tzinfo is not None, "times are aware"
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class database_now(FunctionElement[datetime]):  # noqa: N801 — reads as SQL's now()
+    """The database's clock, plus seconds: hosts may disagree on the time, the database does not.
+
+    On PostgreSQL it is `clock_timestamp()`, not `now()`, which stands still within a transaction.
+    """
+
+    type = UTCDateTime()
+    inherit_cache = False
+
+    def __init__(self, plus_seconds: float = 0) -> None:
+        super().__init__()
+        self.plus_seconds = float(plus_seconds)
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+    return f"(clock_timestamp() + {element.plus_seconds!r} * interval '1 second')"
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+    # Three zeros make the six digits that SQLAlchemy writes, so that texts compare as times do.
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', '{element.plus_seconds:+.3f} seconds') || '000')"
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own implicit BEGIN is deferred; ours (below) is not.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that turns from reading to writing fails at once when another wrote
+    # meanwhile, whatever the busy timeout says; an immediate one waits for its turn.
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,65 @@
+"""The examples that a newcomer begins with: a tiny starter model and two generated datasets.
+
+The examples of the API's documentation name them, so that each works as it stands.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from app.datasets import service as datasets
+from app.db import reading, transaction
+from app.deployments import service as deployments
+from app.deployments.schemas import DeploymentCreate
+from app.paging import PageQuery
+from app.settings import Settings
+from trainers.data import arithmetic
+
+logger = logging.getLogger(__name__)
+
+STARTER = "starter"
+TRAIN, TEST = "arithmetic-train", "arithmetic-test"
+TRAIN_ROWS, TEST_ROWS = 1000, 240
+
+
+def seed(settings: Settings) -> None:
+    """Have the starter model, its datasets and its deployment, unless they are there already."""
+    make_starter(settings)
+    for name, path in write_datasets(settings.data_dir / "examples").items():
+        datasets.store_file(path, name=name)
+    with reading() as session:
+        before, _ = deployments.page(session, PageQuery(limit=1), None, STARTER)
+    if not before or before[0].status.finished:
+        with transaction() as session:
+            deployments.create(session, DeploymentCreate(name=STARTER, model=STARTER))
+
+
+def make_starter(settings: Settings) -> Path:
+    """The starter model's folder; it is trained in about a minute the first time."""
+    folder = settings.model_roots[0] / STARTER
+    if not folder.exists():
+        logger.info("training the starter model, about a minute, once")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [settings.trainer_python or sys.executable, "-m", "trainers.starter", "--out", str(folder)]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def write_datasets(folder: Path) -> dict[str, Path]:
+    """Word problems to train on, and held-out ones whose numbers the training rows do not have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {
+        TRAIN: arithmetic.problems(TRAIN_ROWS, arithmetic.Split.train, seed=0),
+        TEST: arithmetic.problems(TEST_ROWS, arithmetic.Split.held_out, seed=0),
+    }
+    for name, problems in rows.items():
+        lines = "".join(f"{json.dumps(problem)}\n" for problem in problems)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return {name: folder / f"{name}.jsonl" for name in rows}
+
+
+def held_out_question() -> str:
+    """A problem that no training row holds."""
+    return arithmetic.problems(1, arithmetic.Split.held_out, seed=1)[0]["question"]

@@ -1,0 +1,93 @@
+"""Jobs over HTTP."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Query, Response
+
+from app.auth import CallerDependency
+from app.db import Reading, Writing
+from app.jobs import control, listing, service
+from app.jobs.schemas import EXAMPLES, DryRun, JobSpec, JobSummary, JobView
+from app.paging import Page, Paging
+from app.settings import get_settings
+from app.tables import RunStatus
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+Spec = Annotated[JobSpec, Body(openapi_examples=EXAMPLES)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="Sent again with the same body, it answers 200 with the job of the first time.",
+    ),
+]
+REPLAY: dict[int | str, dict[str, Any]] = {
+    200: {"model": JobView, "description": "The job that this Idempotency-Key has posted before."}
+}
+
+
+@router.post("", status_code=201, responses=REPLAY)
+def post(
+    spec: Spec,
+    session: Writing,
+    caller: CallerDependency,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Queue a job: stages that run one after another, each on the hardware that it names."""
+    job, replayed = service.post(session, get_settings(), spec, caller.key_id, idempotency_key)
+    if replayed:
+        response.status_code = 200
+        response.headers["Idempotent-Replay"] = "true"
+    return service.show(session, get_settings(), job)
+
+
+@router.post("/dry-run")
+def dry_run(spec: Spec, session: Reading) -> DryRun:
+    """What a job would do and use, with every default resolved; nothing is queued."""
+    return service.dry_run(session, get_settings(), spec)
+
+
+@router.get("")
+def listed(
+    session: Reading,
+    paging: Paging,
+    status: RunStatus | None = None,
+    name: Annotated[str | None, Query(description="Exact name.")] = None,
+    label: Annotated[list[str] | None, Query(description="`key:value`; of several all must match.")] = None,
+) -> Page[JobSummary]:
+    """Jobs from new to old."""
+    items, following = listing.listed(session, paging, status, name, label or [])
+    return Page(items=items, next=following)
+
+
+@router.get("/{job_id}")
+def show(job_id: str, session: Reading) -> JobView:
+    """A job with its runs, their progress, and what they wait for."""
+    return service.show(session, get_settings(), service.get(session, job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel(job_id: str, session: Writing) -> JobView:
+    """End a job; cancelling it again changes nothing."""
+    return service.show(session, get_settings(), control.cancel(session, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause(job_id: str, session: Writing) -> JobView:
+    """Stop a job after a checkpoint, so that it can be resumed."""
+    return service.show(session, get_settings(), control.pause(session, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume(job_id: str, session: Writing) -> JobView:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    return service.show(session, get_settings(), control.resume(session, job_id))
+
+
+@router.post("/{job_id}/retry")
+def retry(job_id: str, session: Writing) -> JobView:
+    """Queue a failed or cancelled job again from the stage that ended it."""
+    return service.show(session, get_settings(), control.retry(session, job_id))

@@ -1,0 +1,75 @@
+"""Making, listing and revoking API keys."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import select, update
+from sqlmodel import Session, col
+
+from app.auth import any_live_key, hash_key
+from app.db import database_now
+from app.errors import Conflict, NotFound
+from app.paging import PageQuery, newest_first
+from app.tables import ApiKey, Scope
+
+HINT_CHARACTERS = 7
+
+
+class FirstKeyMustBeAdmin(Conflict):
+    """The first key closes the service, so it must be able to make the next."""
+
+    code = "first_key_must_be_admin"
+
+
+class KeyNotFound(NotFound):
+    """No API key has this id."""
+
+    code = "key_not_found"
+
+
+def create(session: Session, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey, str]:
+    """Make a key and answer it with its secret, of which only the hash is kept."""
+    secret = f"ts_{secrets.token_urlsafe(32)}"
+    key = ApiKey(
+        name=name,
+        sha256=hash_key(secret),
+        hint=secret[:HINT_CHARACTERS],
+        scopes=[*dict.fromkeys(map(str, scopes))],
+    )
+    session.add(key)
+    session.flush()
+    return key, secret
+
+
+def create_over_http(session: Session, name: str, scopes: Sequence[Scope]) -> tuple[ApiKey, str]:
+    """Make a key; raises FirstKeyMustBeAdmin when it would lock everyone out of making another."""
+    if Scope.admin not in scopes and not any_live_key(session):
+        raise FirstKeyMustBeAdmin(
+            "The first key needs the scope admin: from then on nobody could make another key here.",
+            hint='Send `"scopes": ["admin"]` first, then make the others with that key.',
+        )
+    return create(session, name, scopes)
+
+
+def listed(session: Session, paging: PageQuery) -> tuple[Sequence[ApiKey], str | None]:
+    """Keys from new to old, those revoked included."""
+    return newest_first(session, select(ApiKey), col(ApiKey.id), paging)
+
+
+def every(session: Session) -> Iterable[ApiKey]:
+    """All keys from old to new."""
+    return session.scalars(select(ApiKey).order_by(col(ApiKey.id)))
+
+
+def revoke(session: Session, key_id: str) -> ApiKey:
+    """Make a key useless at once; revoking it again changes nothing."""
+    session.execute(
+        update(ApiKey)
+        .where(col(ApiKey.id) == key_id, col(ApiKey.revoked_at).is_(None))
+        .values(revoked_at=database_now())
+        .execution_options(synchronize_session=False)
+    )
+    key = session.get(ApiKey, key_id)
+    if key is None:
+        raise KeyNotFound(f"There is no API key {key_id}.", hint="List them with `GET /api/v1/keys`.")
+    return key

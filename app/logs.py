@@ -1,0 +1,58 @@
+"""Logs as JSON lines, each with the request or the run that it belongs to, and never with a secret."""
+
+import json
+import logging
+import re
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+run_id: ContextVar[str | None] = ContextVar("run_id", default=None)
+
+# What a record always has; anything beyond came in through `extra` and is written as a field.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+_SECRETS = [
+    (re.compile(r"\bts_[A-Za-z0-9_-]{16,}"), "ts_***"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
+    (re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+"), r"\1***"),
+    (re.compile(r"(://[^/:@\s]*:)[^@/\s]+@"), r"\1***@"),
+]
+
+
+def configure(level: str) -> None:
+    """Send the process's logs to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Each request has one line of ours; Alembic tells of its dialect at every start.
+    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def redact(text: str) -> str:
+    """The text without API keys, tokens and passwords in URLs."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, ids, and the fields given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": request_id.get(),
+            "run_id": run_id.get(),
+        }
+        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        present = {name: value for name, value in fields.items() if value is not None}
+        return redact(json.dumps(present, default=str, ensure_ascii=False))

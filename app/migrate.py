@@ -1,0 +1,53 @@
+"""Bring the database to the newest schema."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+import migrations
+from app.settings import get_settings
+
+# Any fixed number will do: it names the lock that migrating processes take in turn.
+POSTGRESQL_LOCK = 7_481_100
+
+
+def upgrade(engine: Engine) -> None:
+    """Run the migrations that this database lacks; processes that start together take turns."""
+    with _one_at_a_time(engine), engine.connect() as connection:
+        command.upgrade(config(connection), "head")
+        connection.commit()
+
+
+def revisions(engine: Engine) -> tuple[str | None, str | None]:
+    """The database's revision and the newest one."""
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        return current, ScriptDirectory.from_config(config(connection)).get_current_head()
+
+
+def config(connection: Connection) -> Config:
+    """Alembic's configuration for a connection."""
+    alembic = Config()
+    alembic.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    alembic.attributes["connection"] = connection
+    return alembic
+
+
+@contextmanager
+def _one_at_a_time(engine: Engine) -> Iterator[None]:
+    if engine.dialect.name == "sqlite":
+        with (get_settings().data_dir / "migrate.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        return
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
+        yield
+        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": POSTGRESQL_LOCK})

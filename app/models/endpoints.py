@@ -1,0 +1,27 @@
+"""Models over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.db import Reading
+from app.models import service
+from app.models.schemas import ModelDetail, ModelView
+from app.paging import Page, Paging
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.get("")
+def listed(
+    session: Reading, paging: Paging, name: Annotated[str | None, Query(description="Exact name.")] = None
+) -> Page[ModelView]:
+    """Models from new to old."""
+    models, following = service.listed(session, paging, name)
+    return Page(items=[ModelView.model_validate(model) for model in models], next=following)
+
+
+@router.get("/{model_id}")
+def show(model_id: str, session: Reading) -> ModelDetail:
+    """A model and its lineage: the run, the dataset and the model that it came from."""
+    return service.show(session, model_id)

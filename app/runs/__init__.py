@@ -1,0 +1,1 @@
+"""Runs: stages being carried out."""

@@ -1,0 +1,81 @@
+"""Reading runs: their events, metrics, logs and checkpoints."""
+
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from app.artifacts import chunks, get_store
+from app.errors import NotFound
+from app.paging import EventPageQuery, PageQuery, in_sequence, newest_first
+from app.runs.schemas import RunView, run_view
+from app.settings import Settings
+from app.tables import Checkpoint, Event, EventType, Run
+from app.workers import service as workers
+
+
+class RunNotFound(NotFound):
+    """No run has this id."""
+
+    code = "run_not_found"
+
+
+class LogNotPublished(NotFound):
+    """The whole log becomes an artifact when the run ends."""
+
+    code = "log_not_published"
+
+
+def get(session: Session, run_id: str) -> Run:
+    """The run of this id; raises RunNotFound."""
+    run = session.get(Run, run_id)
+    if run is None:
+        raise RunNotFound(
+            f"There is no run {run_id}.", hint="A job's runs are listed by GET /api/v1/jobs/{id}."
+        )
+    return run
+
+
+def show(session: Session, settings: Settings, run_id: str) -> RunView:
+    """A run and what it waits for."""
+    run = get(session, run_id)
+    of_job = session.scalars(
+        select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
+    ).all()
+    return run_view(run, workers.waiting_for(session, settings, of_job).get(run_id))
+
+
+def events(
+    session: Session, run_id: str, paging: EventPageQuery, types: Sequence[EventType] | None
+) -> tuple[Sequence[Event], int | None]:
+    """Events of a run in order, of some types or of all."""
+    get(session, run_id)
+    statement = select(Event).where(col(Event.run_id) == run_id)
+    if types:
+        statement = statement.where(col(Event.type).in_(types))
+    return in_sequence(session, statement, col(Event.seq), paging)
+
+
+def checkpoints(session: Session, run_id: str, paging: PageQuery) -> tuple[Sequence[Checkpoint], str | None]:
+    """Published checkpoints of a run from new to old."""
+    get(session, run_id)
+    statement = select(Checkpoint).where(col(Checkpoint.run_id) == run_id)
+    return newest_first(session, statement, col(Checkpoint.id), paging)
+
+
+def log_artifact(session: Session, run_id: str) -> str:
+    """Key of the whole log in the artifact store; raises LogNotPublished before the run has ended."""
+    key = get(session, run_id).log_artifact
+    if key is None:
+        raise LogNotPublished(
+            f"The log of {run_id} is not published yet.",
+            hint=f"Its lines so far are at GET /api/v1/runs/{run_id}/logs.",
+        )
+    return key
+
+
+def log_content(key: str) -> Iterator[bytes]:
+    """The published log in pieces; it is opened at once, so that a fault can still be answered."""
+    file: BinaryIO = get_store().open(key)
+    return chunks(file)

@@ -1,0 +1,91 @@
+"""Everything that the environment decides, read once from `TUNESMITH_*` variables and `.env`."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trainers.configs import Queue
+
+
+class Settings(BaseSettings):
+    """Settings of the service and its workers; the defaults need no server, GPU or network."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", env_file=".env", extra="ignore")
+
+    data_dir: Path = Field(Path("data"), description="Where the embedded database, queue and artifacts live.")
+    database_url: SecretStr = Field(
+        SecretStr(""), description="SQLAlchemy URL; empty means SQLite in the data directory."
+    )
+    broker_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis URL; empty means Celery's filesystem transport in the data directory.",
+    )
+    artifacts_url: str = Field(
+        "", description="fsspec URL of the artifact store; empty means `artifacts` in the data directory."
+    )
+    model_roots: list[Path] = Field(
+        default_factory=list,
+        description="Folders under which models may be read, as a JSON list; `models` in the data directory.",
+    )
+
+    host: str = Field(
+        "127.0.0.1", description="Address that the API binds to; other than loopback needs an API key."
+    )
+    port: int = Field(8000, ge=0, le=65535)
+    log_level: str = Field("INFO", description="Python's name of the least level to log.")
+
+    default_queue: Queue = Field(Queue.cpu, description="Queue of stages whose spec names none.")
+    max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Largest dataset file accepted.")
+
+    lease_seconds: float = Field(30, gt=0, description="How long a worker holds a run without renewing.")
+    heartbeat_seconds: float = Field(10, gt=0, description="How often a worker renews its leases.")
+    sweep_seconds: float = Field(
+        5, gt=0, description="How often expired leases and silent queues are looked for."
+    )
+    ring_again_seconds: float = Field(
+        15, gt=0, description="How long a run may stay queued before its bell is rung again."
+    )
+    max_faults: int = Field(
+        3, ge=0, description="Infrastructure faults after which a run is not retried again."
+    )
+    stop_grace_seconds: float = Field(
+        5, gt=0, description="From asking a cancelled program to stop to killing it."
+    )
+    pause_grace_seconds: float = Field(
+        120, gt=0, description="From asking a program to save and stop to killing it."
+    )
+
+    engine_host: str = Field(
+        "127.0.0.1",
+        description="Address on which a worker's engines listen and by which the gateway reaches them.",
+    )
+    trainer_python: str = Field(
+        "", description="Python that has the trainer packages; empty means the worker's own."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """Fill what depends on the data directory, which becomes absolute: children run elsewhere."""
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                "lease_seconds must be at least twice heartbeat_seconds, or one late beat loses a run"
+            )
+        self.data_dir = self.data_dir.expanduser().resolve()
+        if not self.database_url.get_secret_value():
+            self.database_url = SecretStr(f"sqlite:///{self.data_dir / 'tunesmith.db'}")
+        if not self.broker_url.get_secret_value():
+            self.broker_url = SecretStr("filesystem://localhost")
+        self.artifacts_url = self.artifacts_url or f"file://{self.data_dir / 'artifacts'}"
+        self.model_roots = [
+            root.expanduser().resolve() for root in self.model_roots or [self.data_dir / "models"]
+        ]
+        return self
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The process's settings."""
+    return Settings()

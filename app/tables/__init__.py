@@ -1,0 +1,32 @@
+"""The tables, one per file, each with its enums beside it."""
+
+from app.tables.api_key import ApiKey, Scope
+from app.tables.checkpoint import Checkpoint
+from app.tables.dataset import Dataset
+from app.tables.deployment import Deployment, DeploymentStatus
+from app.tables.event import Event, EventType
+from app.tables.job import Job
+from app.tables.job_label import JobLabel
+from app.tables.model import Model, ModelKind
+from app.tables.run import FINISHED, HELD, Run, RunStatus
+from app.tables.worker import Worker
+
+__all__ = [
+    "FINISHED",
+    "HELD",
+    "ApiKey",
+    "Checkpoint",
+    "Dataset",
+    "Deployment",
+    "DeploymentStatus",
+    "Event",
+    "EventType",
+    "Job",
+    "JobLabel",
+    "Model",
+    "ModelKind",
+    "Run",
+    "RunStatus",
+    "Scope",
+    "Worker",
+]

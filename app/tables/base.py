@@ -1,0 +1,52 @@
+"""Column types, names and ids that all tables share."""
+
+import secrets
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, Enum, MetaData
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from app.db import UTCDateTime
+
+# Constraints without names cannot be altered by a later migration on SQLite.
+SQLModel.metadata.naming_convention = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+).naming_convention
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+
+
+def new_id(prefix: str) -> str:
+    """An id such as `run_06e5…`: 48 bits of milliseconds, then 80 random bits, so that ids sort by age."""
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    digits = "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return f"{prefix}_{digits}"
+
+
+def now() -> datetime:
+    """This host's time; for leases use `database_now`."""
+    return datetime.now(UTC)
+
+
+def enum_type(enum: type[StrEnum]) -> Enum:
+    """A text column: a native PostgreSQL enum could not gain a member in a transaction."""
+    return Enum(enum, native_enum=False, length=32, values_callable=lambda e: [member.value for member in e])
+
+
+def time_field(*, default_now: bool = False, **column: Any) -> Any:
+    """A column of aware UTC times."""
+    if default_now:
+        return Field(default_factory=now, sa_type=UTCDateTime, **column)
+    return Field(default=None, sa_type=UTCDateTime, **column)

@@ -1,0 +1,83 @@
+"""Runs: one stage of a job being carried out. `runs/lifecycle.py` alone writes their status."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Index, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+from app.tables.base import Json, enum_type, new_id, time_field
+from trainers.configs import Queue, StageKind
+
+
+class RunStatus(StrEnum):
+    """Where a run stands."""
+
+    queued = "queued"
+    running = "running"
+    pausing = "pausing"
+    paused = "paused"
+    cancelling = "cancelling"
+    cancelled = "cancelled"
+    succeeded = "succeeded"
+    failed = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen unless a person asks for it."""
+        return self in FINISHED
+
+    @property
+    def held(self) -> bool:
+        """Whether a worker holds the run under a lease."""
+        return self in HELD
+
+
+FINISHED = frozenset({RunStatus.cancelled, RunStatus.succeeded, RunStatus.failed})
+HELD = frozenset({RunStatus.running, RunStatus.pausing, RunStatus.cancelling})
+
+
+class Run(SQLModel, table=True):
+    """A stage, its progress and the lease of the worker that has it."""
+
+    __tablename__ = "run"
+    __table_args__ = (
+        UniqueConstraint("job_id", "position"),
+        Index("ix_run_claim", "status", "queue", text("priority DESC"), "id"),
+        Index("ix_run_lease", "status", "lease_expires_at"),
+        # Jobs are listed by status through their current run.
+        Index("ix_run_status_job", "status", "job_id"),
+    )
+
+    id: str = Field(default_factory=lambda: new_id("run"), primary_key=True)
+    job_id: str = Field(foreign_key="job.id")
+    position: int
+    name: str
+    stage: StageKind = Field(sa_type=enum_type(StageKind))
+    queue: Queue = Field(sa_type=enum_type(Queue))
+    priority: int = 0
+    config: dict[str, Any] = Field(sa_type=Json)
+
+    status: RunStatus = Field(default=RunStatus.queued, sa_type=enum_type(RunStatus))
+    attempt: int = Field(
+        default=0, description="Counts claims; every write of a worker must carry the current one."
+    )
+    faults: int = Field(default=0, description="Infrastructure faults so far.")
+    worker_id: str | None = Field(default=None, foreign_key="worker.id")
+    lease_expires_at: datetime | None = time_field()
+    claimable_at: datetime | None = time_field()
+    rung_at: datetime | None = time_field()
+    event_seq: int = Field(default=0, description="Number of the run's last event.")
+
+    step: int = 0
+    total_steps: int | None = None
+    seconds_per_step: float | None = None
+    error: dict[str, Any] | None = Field(default=None, sa_type=Json)
+    result: dict[str, Any] | None = Field(default=None, sa_type=Json)
+    model_id: str | None = Field(default=None, foreign_key="model.id")
+    log_artifact: str | None = None
+
+    created_at: datetime = time_field(default_now=True)
+    started_at: datetime | None = time_field()
+    finished_at: datetime | None = time_field()

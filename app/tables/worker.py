@@ -1,0 +1,26 @@
+"""Workers: who serves which queue, on what hardware, and when it was last heard of."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Field, SQLModel
+
+from app.tables.base import Json, new_id, time_field
+
+
+class Worker(SQLModel, table=True):
+    """One start of a worker; the id is new with each start, so that a lease names one process."""
+
+    __tablename__ = "worker"
+
+    id: str = Field(default_factory=lambda: new_id("worker"), primary_key=True)
+    name: str
+    host: str
+    pid: int
+    queues: list[str] = Field(default_factory=list, sa_type=Json)
+    stages: list[str] = Field(default_factory=list, sa_type=Json)
+    hardware: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
+    versions: dict[str, str] = Field(default_factory=dict, sa_type=Json)
+    started_at: datetime = time_field(default_now=True)
+    last_seen_at: datetime | None = time_field(index=True)
+    stopped_at: datetime | None = time_field()

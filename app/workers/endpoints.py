@@ -1,0 +1,22 @@
+"""Workers over HTTP."""
+
+from fastapi import APIRouter
+
+from app.db import Reading
+from app.paging import Page, Paging
+from app.settings import get_settings
+from app.workers import service
+from app.workers.schemas import WorkerView
+
+router = APIRouter(prefix="/workers", tags=["workers"])
+
+
+@router.get("")
+def listed(session: Reading, paging: Paging, living: bool = False) -> Page[WorkerView]:
+    """Workers from new to old, with their hardware and what they hold now."""
+    found, following = service.listed(session, get_settings(), paging, living)
+    items = [
+        WorkerView(**worker.model_dump(), living=alive, runs=held.runs, deployments=held.deployments)
+        for worker, alive, held in found
+    ]
+    return Page(items=items, next=following)

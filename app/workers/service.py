@@ -1,0 +1,133 @@
+"""Which workers live, what they hold, and what a queued run waits for."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlmodel import Session, col
+
+from app.db import database_now
+from app.paging import PageQuery, newest_first
+from app.runs.lifecycle import claimable
+from app.settings import Settings, get_settings
+from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
+from trainers.configs import Queue, StageKind
+
+BEATS_MISSED = 3
+COUNTED_AHEAD = 1000
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a worker has in hand."""
+
+    runs: list[str]
+    deployments: list[str]
+
+
+def lives(settings: Settings) -> ColumnElement[bool]:
+    """True of a worker that was heard of lately and has not said goodbye."""
+    recently = database_now(-BEATS_MISSED * settings.heartbeat_seconds)
+    return and_(col(Worker.stopped_at).is_(None), col(Worker.last_seen_at) > recently)
+
+
+def living(session: Session, settings: Settings) -> Sequence[Worker]:
+    """Workers that could take a run now or when they are free."""
+    return session.scalars(select(Worker).where(lives(settings)).order_by(col(Worker.id))).all()
+
+
+def listed(
+    session: Session, settings: Settings, paging: PageQuery, only_living: bool
+) -> tuple[list[tuple[Worker, bool, Held]], str | None]:
+    """Workers from new to old, each with whether it lives and what it holds."""
+    statement = select(Worker).where(lives(settings)) if only_living else select(Worker)
+    workers, following = newest_first(session, statement, col(Worker.id), paging)
+    ids = [worker.id for worker in workers]
+    alive = set(session.scalars(select(col(Worker.id)).where(col(Worker.id).in_(ids), lives(settings))))
+    held = _held(session, ids)
+    return [(worker, worker.id in alive, held[worker.id]) for worker in workers], following
+
+
+def could_take(workers: Sequence[Worker], queue: Queue, stage: StageKind) -> list[Worker]:
+    """Those of the workers that serve the queue and can run the stage."""
+    return [worker for worker in workers if queue in worker.queues and stage in worker.stages]
+
+
+def nobody_takes(queue: Queue, stage: StageKind, workers: Sequence[Worker]) -> str | None:
+    """A sentence when none of the living workers can take such a run."""
+    if could_take(workers, queue, stage):
+        return None
+    start = f"Start one: python -m workers --queue {queue}"
+    if any(queue in worker.queues for worker in workers):
+        return f"No living worker of queue {queue} can run the stage {stage}. {start}"
+    return f"No living worker serves queue {queue}. {start}"
+
+
+def why_none_serves(session: Session, queue: Queue) -> str | None:
+    """A sentence when no living worker can keep deployments of the queue."""
+    return nobody_takes(queue, StageKind.deploy, living(session, get_settings()))
+
+
+def waiting_for(session: Session, settings: Settings, runs: Sequence[Run]) -> dict[str, str | None]:
+    """What each queued run of one job waits for, by the run's id; None when it is about to start."""
+    reasons: dict[str, str | None] = {}
+    queued = [run for run in runs if run.status is RunStatus.queued]
+    workers = living(session, settings) if queued else []
+    for run in queued:
+        before = next(
+            (r for r in runs if r.position < run.position and r.status is not RunStatus.succeeded), None
+        )
+        if before is not None:
+            reasons[run.id] = f"Waits for stage {before.name!r}, which is {before.status}."
+        else:
+            reasons[run.id] = (
+                nobody_takes(run.queue, run.stage, workers)
+                or _backing_off(session, run)
+                or _in_line(session, run, workers)
+            )
+    return reasons
+
+
+def _backing_off(session: Session, run: Run) -> str | None:
+    """After a fault of the machine a run is left alone for a while."""
+    if (
+        run.claimable_at is None
+        or session.scalar(select(col(Run.claimable_at) > database_now()).where(col(Run.id) == run.id))
+        is not True
+    ):
+        return None
+    return f"Retried not before {run.claimable_at.isoformat(timespec='seconds')}, after {run.faults} faults."
+
+
+def _in_line(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:
+    """How many come first, when every worker that could take the run is busy."""
+    takers = [worker.id for worker in could_take(workers, run.queue, run.stage)]
+    held = col(Run.worker_id).in_(takers), col(Run.status).in_(HELD)
+    busy = session.scalar(select(func.count(col(Run.worker_id).distinct())).where(*held)) or 0
+    if busy < len(takers):
+        return None
+    first = or_(
+        col(Run.priority) > run.priority, and_(col(Run.priority) == run.priority, col(Run.id) < run.id)
+    )
+    ahead = session.scalar(
+        select(func.count()).select_from(claimable([run.queue]).where(first).limit(COUNTED_AHEAD).subquery())
+    )
+    counted = f"{ahead} or more" if ahead == COUNTED_AHEAD else str(ahead)
+    return f"All {busy} workers of queue {run.queue} are busy, and {counted} runs are before it."
+
+
+def _held(session: Session, worker_ids: Sequence[str]) -> dict[str, Held]:
+    held: dict[str, Held] = defaultdict(lambda: Held([], []))
+    runs = select(col(Run.worker_id), col(Run.id)).where(
+        col(Run.worker_id).in_(worker_ids), col(Run.status).in_(HELD)
+    )
+    for worker_id, run_id in session.execute(runs):
+        held[worker_id].runs.append(run_id)
+    statuses = [status for status in DeploymentStatus if status.held]
+    deployments = select(col(Deployment.worker_id), col(Deployment.id)).where(
+        col(Deployment.worker_id).in_(worker_ids), col(Deployment.status).in_(statuses)
+    )
+    for worker_id, deployment_id in session.execute(deployments):
+        held[worker_id].deployments.append(deployment_id)
+    return held

@@ -1,0 +1,40 @@
+"""How Alembic reaches the database: through the connection that `app.migrate` gives it."""
+
+from typing import Any, Literal
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import JSON, Enum
+from sqlmodel import AutoString, SQLModel
+
+from app import tables  # noqa: F401 — importing the tables fills the metadata
+from app.db import UTCDateTime
+
+
+def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
+    """Write plain SQL types into migrations, which must outlive our own type classes."""
+    if kind != "type":
+        return False
+    if isinstance(item, UTCDateTime):
+        return "sa.DateTime(timezone=True)"
+    if isinstance(item, Enum):
+        return f"sa.String(length={item.length})"
+    if isinstance(item, AutoString):
+        return "sa.String()"
+    if isinstance(item, JSON):
+        autogen.imports.add("from sqlalchemy.dialects import postgresql")
+        return 'sa.JSON().with_variant(postgresql.JSONB(), "postgresql")'
+    return False
+
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=SQLModel.metadata,
+    compare_type=True,
+    render_item=render_item,
+    # SQLite alters a table by copying it.
+    render_as_batch=connection.dialect.name == "sqlite",
+)
+with context.begin_transaction():
+    context.run_migrations()
