@@ -1,0 +1,68 @@
+"""Installations for the tests with real processes, on both kinds of storage."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.e2e.platform import ROOT, Platform
+from tests.services import postgres_url, redis_url
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A starter model that has learned for a few seconds only."""
+    out = tmp_path_factory.mktemp("starter") / "starter"
+    command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    with postgres_url() as url:
+        yield url
+
+
+@pytest.fixture
+def embedded(tmp_path: Path, starter: Path) -> Iterator[Platform]:
+    """SQLite and the filesystem transport, with an API and the datasets `train` and `test`."""
+    platform = Platform(tmp_path / "data", starter)
+    yield from _with_api(platform)
+
+
+@pytest.fixture
+def team(tmp_path: Path, starter: Path, postgres: str) -> Iterator[Platform]:
+    """PostgreSQL and Redis, with an API and the datasets `train` and `test`."""
+    database = f"test_{tmp_path.name.replace('-', '_')}"[:60].lower()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{database}"')
+    with redis_url("secret") as broker:
+        platform = Platform(
+            tmp_path / "data",
+            starter,
+            TUNESMITH_DATABASE_URL=postgres.replace("/postgres", f"/{database}"),
+            TUNESMITH_BROKER_URL=broker,
+        )
+        migrate = platform.start(["-m", "app", "migrate"], "migrate")
+        assert migrate.wait(30) == 0, (platform.folder / "migrate.log").read_text()
+        yield from _with_api(platform)
+
+
+@pytest.fixture(params=["embedded", "team"])
+def platform(request: pytest.FixtureRequest) -> Platform:
+    """Both kinds of storage, one after the other."""
+    found: Platform = request.getfixturevalue(request.param)
+    return found
+
+
+def _with_api(platform: Platform) -> Iterator[Platform]:
+    try:
+        platform.start_api()
+        platform.upload_examples()
+        yield platform
+    finally:
+        platform.stop()

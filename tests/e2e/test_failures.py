@@ -1,0 +1,84 @@
+"""What goes wrong has a name, a sentence and a hint; the traceback stays in the log."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.platform import LONG, Platform, sft, short
+
+
+def failed(platform: Platform, job: str, position: int = 0) -> dict[str, str]:
+    """The error of a run that failed, which must not show a traceback."""
+    assert platform.finish(job)["status"] == "failed"
+    error: dict[str, str] = platform.run(job, position)["error"]
+    assert "Traceback" not in error["message"]
+    assert error["hint"]
+    return error
+
+
+def test_bad_spec_is_refused_before_anything_is_queued(embedded: Platform) -> None:
+    answer = embedded.client.post(
+        "/api/v1/jobs", json={"name": "bad", "stages": [sft(learning_rate=-1), sft(name="two", epoch=3)]}
+    )
+    assert answer.status_code == 422
+    fields = {fault["field"] for fault in answer.json()["error"]["fields"]}
+    assert {"stages.0.learning_rate", "stages.1.epoch"} <= fields
+    assert embedded.get("/jobs")["items"] == []
+
+
+def test_model_folder_that_does_not_exist_is_named(embedded: Platform) -> None:
+    embedded.start_worker()
+    folder = embedded.folder / "models" / "nowhere"
+    error = failed(embedded, embedded.submit(sft(base=str(folder))))
+    assert error["code"] == "model_not_found"
+    assert str(folder) in error["message"]
+
+
+def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(embedded: Platform) -> None:
+    embedded.start_worker()
+    job = embedded.finish(embedded.submit(sft(max_steps=1)))
+    model = job["runs"][0]["model_id"]
+    (weights,) = (embedded.folder / "artifacts" / "models" / model).glob("*.safetensors")
+    weights.write_bytes(b"not safetensors")
+    again = embedded.submit(sft(base=model))
+    assert failed(embedded, again)["code"] == "adapter_unreadable"
+    log = embedded.client.get(f"/api/v1/runs/{embedded.run(again)['id']}/logs", params={"download": True})
+    assert "Traceback" in log.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)], check=True)
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_full_disk_is_named_and_the_run_goes_on_after_room_is_made(team: Platform, small_disk: Path) -> None:
+    artifacts = f"file://{team.folder / 'artifacts'}"
+    team.start_worker(TUNESMITH_DATA_DIR=str(small_disk), TUNESMITH_ARTIFACTS_URL=artifacts)
+    full = {**LONG, "tuning": {"method": "full"}, "keep_checkpoints": 50}
+    job = team.submit(sft(**full))
+    error = failed(team, job)
+    assert error["code"] == "disk_full"
+    steps = [saved["step"] for saved in team.get(f"/runs/{team.run(job)['id']}/checkpoints")["items"]]
+    assert steps, "no checkpoint was kept"
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    team.post(f"/jobs/{job}/retry")
+    assert team.resumed_at(job) > max(steps)
+    team.post(f"/jobs/{job}/cancel")
+    team.finish(job)
+
+
+def test_short_run_is_short(embedded: Platform) -> None:
+    embedded.start_worker()
+    run = embedded.finish(embedded.submit(short()))["runs"][0]
+    (row,) = run["result"]["rows"]
+    assert 0 < row["loss_token_count"] < row["token_count"]

@@ -1,0 +1,66 @@
+"""Which worker takes which run, and when."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.e2e.platform import LONG, Platform, sft, short, until
+
+
+def test_many_bells_and_two_workers_carry_each_run_out_once(platform: Platform) -> None:
+    jobs = [platform.submit(short()) for _ in range(3)]
+    ring = [
+        "-c",
+        "from app.queue import ring; from trainers.configs import Queue; [ring(Queue.cpu) for _ in range(9)]",
+    ]
+    assert platform.start(ring, "ring").wait(30) == 0
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(platform.start_worker, ("one", "two")))
+    for job in jobs:
+        assert platform.finish(job)["status"] == "succeeded"
+        run = platform.run(job)
+        assert run["attempt"] == 1
+        starts = [
+            event for event in platform.events(run["id"], "status") if event["data"]["status"] == "running"
+        ]
+        assert len(starts) == 1
+
+
+def test_busy_worker_keeps_no_bell_from_an_idle_one(platform: Platform) -> None:
+    platform.start_worker("busy")
+    long_job = platform.submit(sft(**LONG))
+    until(lambda: platform.run(long_job)["status"] == "running", 20, "nobody took the long run")
+    busy = platform.run(long_job)["worker_id"]
+    platform.start_worker("idle")
+    jobs = [platform.submit(short()) for _ in range(5)]
+    for job in jobs:
+        assert platform.finish(job)["status"] == "succeeded"
+        started = next(
+            e for e in platform.events(platform.run(job)["id"], "status") if "worker_id" in e["data"]
+        )
+        assert started["data"]["worker_id"] != busy
+    assert platform.run(long_job)["status"] == "running"
+
+
+def test_higher_priority_posted_later_starts_first(embedded: Platform) -> None:
+    low, high = embedded.submit(short(), priority=0), embedded.submit(short(), priority=50)
+    embedded.start_worker()
+    embedded.finish(low)
+    assert embedded.run(high)["started_at"] < embedded.run(low)["started_at"]
+
+
+def test_job_without_a_worker_says_what_it_waits_for(embedded: Platform) -> None:
+    embedded.start_worker()
+    job = embedded.submit(short(), queue="cuda")
+    assert "cuda" in embedded.run(job)["waiting_for"]
+    assert "python -m workers --queue cuda" in embedded.run(job)["waiting_for"]
+
+
+def test_stages_follow_one_another_and_pass_on_what_they_made(embedded: Platform) -> None:
+    embedded.start_worker()
+    score = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 8}
+    job = embedded.finish(embedded.submit(sft(), score))
+    assert job["status"] == "succeeded"
+    trained, evaluated = job["runs"]
+    model = embedded.get(f"/models/{trained['model_id']}")
+    assert (model["kind"], model["run_id"]) == ("adapter", trained["id"])
+    assert evaluated["result"]["n"] == 24
+    assert trained["finished_at"] <= evaluated["started_at"]

@@ -1,0 +1,119 @@
+"""Nothing is lost and nothing runs twice, whatever dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from tests.e2e.platform import LONG, Platform, family_of, kill, sft, short, until
+
+STEPS = 60
+EXACT = {"max_steps": STEPS, "save_every_steps": 10, "tuning": {"method": "lora", "dropout": 0.1}}
+
+
+def test_killed_worker_s_run_goes_on_elsewhere_with_the_same_losses(team: Platform) -> None:
+    undisturbed = team.submit(sft(**EXACT))
+    first = team.start_worker("first")
+    team.finish(undisturbed)
+    job = team.submit(sft(**EXACT))
+    until(lambda: len(team.get(f"/runs/{team.run(job)['id']}/checkpoints")["items"]) > 0, 60, "no checkpoint")
+    os.kill(first.pid, signal.SIGKILL)
+    assert team.run(job)["status"] == "running"
+    team.start_worker("second")
+    assert team.finish(job)["status"] == "succeeded"
+    run = team.run(job)
+    assert run["attempt"] == 2
+    assert team.resumed_at(job) > 10, "the second attempt began from the first step"
+    assert team.losses(run["id"]) == team.losses(team.run(undisturbed)["id"])
+    assert len(team.losses(run["id"])) == STEPS
+
+
+def test_worker_that_slept_past_its_lease_writes_nothing(platform: Platform) -> None:
+    sleeper = platform.start_worker("sleeper")
+    job = platform.submit(sft(**LONG))
+    run_id = platform.run(job)["id"]
+    until(lambda: platform.run(job)["step"] > 0, 60, "training does not begin")
+    programs = family_of(sleeper)
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    until(
+        lambda: not any(program.is_running() for program in programs[1:]), 8, "its program outlived the lease"
+    )
+    platform.start_worker("other")
+    until(lambda: platform.run(job)["attempt"] == 2, 30, "nobody took the run up")
+    last = max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1)
+    os.kill(sleeper.pid, signal.SIGCONT)
+    time.sleep(4)
+    assert platform.run(job)["status"] == "running"
+    assert platform.run(job)["attempt"] == 2
+    assert max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1) == last
+    assert "left to another worker" in (platform.folder / "sleeper.log").read_text()
+
+
+def test_emptied_and_restarted_broker_loses_no_run(team: Platform) -> None:
+    job = team.submit(short())
+    with Redis.from_url(team.environment["TUNESMITH_BROKER_URL"]) as redis:
+        assert redis.llen("cpu") == 1
+        redis.flushall()
+    team.start_worker()
+    assert team.finish(job)["status"] == "succeeded"
+
+
+def test_emptied_folder_of_the_embedded_broker_loses_no_run(embedded: Platform) -> None:
+    job = embedded.submit(short())
+    bells = list((embedded.folder / "queue" / "messages").glob("*.msg"))
+    assert len(bells) == 1
+    bells[0].unlink()
+    embedded.start_worker()
+    assert embedded.finish(job)["status"] == "succeeded"
+
+
+# The API as it is, but killed at the moment at which it would ring.
+KILLED_BEFORE_THE_BELL = """
+import os, runpy, signal, sys
+import app.queue
+app.queue.ring = lambda queue: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv[0] = "app"
+runpy.run_module("app", run_name="__main__")
+"""
+
+
+def test_api_killed_between_commit_and_bell_loses_no_run(platform: Platform, tmp_path: Path) -> None:
+    kill(platform.processes[-1])
+    doomed = platform.start_api(command=["-c", KILLED_BEFORE_THE_BELL])
+    with pytest.raises(Exception, match=r"(?i)disconnect|reset|closed"):
+        platform.submit(short())
+    assert doomed.wait(10) == -signal.SIGKILL
+    platform.start_api()
+    job = platform.get("/jobs")["items"][0]["id"]
+    assert platform.run(job)["status"] == "queued"
+    platform.start_worker()
+    assert platform.finish(job)["status"] == "succeeded"
+
+
+def test_worker_that_is_told_to_leave_saves_and_hands_its_run_on(embedded: Platform) -> None:
+    leaving = embedded.start_worker("leaving")
+    job = embedded.submit(sft(**{**LONG, "save_every_steps": 100_000}))
+    until(lambda: embedded.run(job)["step"] > 0, 60, "training does not begin")
+    leaving.send_signal(signal.SIGTERM)
+    assert leaving.wait(30) == 0
+    run = embedded.run(job)
+    assert (run["status"], run["faults"]) == ("queued", 0)
+    (saved,) = embedded.get(f"/runs/{run['id']}/checkpoints")["items"]
+    embedded.start_worker("next")
+    assert embedded.resumed_at(job) > saved["step"]
+
+
+def test_closed_standard_input_ends_a_worker_that_was_asked_to_follow_it(embedded: Platform) -> None:
+    command = [sys.executable, "-m", "workers", "--queue", "cpu", "--exit-with-stdin"]
+    worker = subprocess.Popen(
+        command, stdin=subprocess.PIPE, env=embedded.environment, stderr=subprocess.DEVNULL
+    )
+    until(lambda: embedded.worker_of(worker.pid) is not None, 30, "it does not join")
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(20) == 0

@@ -1,0 +1,1 @@
+"""Workers: each turns a saved run into a program that runs on this host."""

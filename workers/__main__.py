@@ -1,0 +1,118 @@
+"""Serve queues on this host until told to stop.
+
+python -m workers --queue cpu --queue cuda --name mac-studio
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+
+from celery import signals
+from celery.apps.worker import Worker as CeleryWorker
+from celery.platforms import SecurityWarning
+
+from app import logs, migrate
+from app.db import get_engine
+from app.queue import get_celery
+from app.settings import Settings, get_settings
+from app.sweep import Sweeper
+from trainers.configs import Queue
+from workers import deploy, tasks
+from workers.host import Host, join
+
+logger = logging.getLogger("workers")
+
+
+def main() -> int:
+    """Run one worker."""
+    arguments = _arguments()
+    settings = get_settings()
+    logs.configure(settings.log_level)
+    _require_schema()
+    host = join(settings, arguments.queue, arguments.name)
+    logger.info("joined", extra={"worker_id": host.worker_id, "queues": host.queues, "stages": host.stages})
+    if arguments.exit_with_stdin:
+        threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
+    _serve(host, settings)
+    host.leave()
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Serve queues on this host.")
+    parser.add_argument(
+        "--queue",
+        type=Queue,
+        action="append",
+        required=True,
+        choices=list(Queue),
+        help="may be given more than once",
+    )
+    parser.add_argument("--name", help="how the worker is listed; the host's name and process id by default")
+    parser.add_argument(
+        "--exit-with-stdin",
+        action="store_true",
+        help="stop when standard input closes, as a child of another process",
+    )
+    return parser.parse_args()
+
+
+def _require_schema() -> None:
+    """Whoever comes first brings an embedded database up to date; a team's is migrated on purpose."""
+    engine = get_engine()
+    if engine.dialect.name == "sqlite":
+        migrate.upgrade(engine)
+    current, head = migrate.revisions(engine)
+    if current != head:
+        raise SystemExit(f"The database is at {current}, not {head}: run `python -m app migrate` first.")
+
+
+def _serve(host: Host, settings: Settings) -> None:
+    celery = get_celery()
+    tasks.register(celery, host)
+    sweeper = Sweeper(settings)
+    engines = threading.Thread(target=_keep_engines, args=(host,), name="deployments")
+    host.leases.start()
+    sweeper.start()
+    engines.start()
+    # Celery's own word that it stops: runs and engines are told at once, so that they save and leave.
+    signals.worker_shutting_down.connect(lambda **_: host.stopping.set(), weak=False)
+    # Celery warns of root because of pickle, which we do not accept.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    # One thread: a run is carried out in it, while the main thread keeps listening.
+    CeleryWorker(
+        app=celery,
+        hostname=f"{host.worker_id}@{os.uname().nodename}",
+        queues=[queue.value for queue in host.queues],
+        pool="threads",
+        concurrency=1,
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    ).start()
+    host.stopping.set()
+    engines.join()
+    sweeper.stop()
+    host.leases.stop()
+
+
+def _keep_engines(host: Host) -> None:
+    for keeper in deploy.keep_deployments(host):
+        keeper.join()
+
+
+def _exit_with_stdin() -> None:
+    """End as after SIGTERM once whoever started this worker is gone."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The devices of this host, and who holds which."""
+
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainers.configs import Queue
+
+NVIDIA_SMI = ["nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU."""
+
+    index: int
+    name: str
+    memory_bytes: int
+
+
+def find_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs of this host; none where there is no driver."""
+    try:
+        listed = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = (line.split(", ") for line in listed.splitlines())
+    return [Gpu(int(index), name, int(mebibytes) << 20) for index, name, mebibytes in rows]
+
+
+class Devices:
+    """Hands out GPUs, one holder each; CPU and unified memory are shared by all."""
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self._free = sorted(gpu.index for gpu in gpus)
+        self._lock = threading.Lock()
+
+    def take(self, queue: Queue) -> list[int] | None:
+        """GPU indices for one run or engine (none are needed off `cuda`); None when all are held."""
+        if queue is not Queue.cuda:
+            return []
+        with self._lock:
+            return [self._free.pop(0)] if self._free else None
+
+    def give_back(self, indices: Sequence[int]) -> None:
+        """Let others have the GPUs."""
+        with self._lock:
+            self._free = sorted({*self._free, *indices})
+
+    def free(self, queues: Sequence[Queue]) -> list[Queue]:
+        """Those of the queues whose work could start now."""
+        return [queue for queue in queues if queue is not Queue.cuda or self._free]
+
+
+def environment(queue: Queue, indices: Sequence[int]) -> dict[str, str]:
+    """Variables that let a program see its own devices only."""
+    if queue is Queue.cuda:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in indices)}
+    return {"CUDA_VISIBLE_DEVICES": ""}

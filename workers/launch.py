@@ -1,0 +1,191 @@
+"""From a claimed run to a program that can start: inputs pulled, config written, command made."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from app.artifacts import ArtifactCorrupt, ArtifactStore, get_store
+from app.db import reading
+from app.errors import RunErrorCode
+from app.settings import Settings
+from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
+from trainers import run_dir as files
+from trainers.configs import Queue, StageOutput, parse_stage
+from workers import devices
+
+# What is handed on to a program: a worker's own credentials (database, broker) are not.
+ENVIRONMENT = (
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
+    "HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "OMP_NUM_THREADS",
+    "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+
+
+class LaunchError(Exception):
+    """A run that cannot start, with the code, message and hint that it is to show."""
+
+    def __init__(self, code: RunErrorCode, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.error = {"code": code, "message": message, "hint": hint}
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model reference followed to folders on this host."""
+
+    base: str
+    adapter: Path | None
+    origin: str
+    """The reference of the whole weights below it: a hub id, a folder, or a registry id."""
+    model_id: str | None
+
+    @property
+    def reference(self) -> str | dict[str, str]:
+        """As a program's config names it."""
+        return {"base": self.base, "adapter": str(self.adapter)} if self.adapter else self.base
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A program ready to start."""
+
+    run_dir: Path
+    command: list[str]
+    environment: dict[str, str]
+    dataset_id: str | None
+    base: ResolvedModel | None
+
+
+def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
+    """Pull the run's inputs and write its config; raises LaunchError."""
+    run_dir = settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
+    shutil.rmtree(run_dir.parent, ignore_errors=True)
+    try:
+        run_dir.mkdir(parents=True)
+        values, models, dataset_id = _resolve(run, settings)
+        files.write_json(run_dir / files.CONFIG, parse_stage(values).model_dump(mode="json"))
+        _lay_checkpoint(run, run_dir, settings)
+    except FileNotFoundError as error:
+        raise LaunchError(
+            RunErrorCode.artifacts_unreachable,
+            f"An input of {run.id} is not in the artifact store: {error}",
+            "See whether this worker's TUNESMITH_ARTIFACTS_URL is the one of the API.",
+        ) from error
+    command = [
+        settings.trainer_python or sys.executable, "-m", f"trainers.{run.stage}",
+        "--config", str(run_dir / files.CONFIG), "--run-dir", str(run_dir),
+    ]  # fmt: skip
+    return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, models.get("base"))
+
+
+def resolve_model(session: Session, job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
+    """Follow a reference from a config to folders on this host; raises LaunchError."""
+    if isinstance(reference, dict):
+        output = StageOutput.model_validate(reference)
+        run = session.exec(select(Run).where(col(Run.job_id) == job_id, col(Run.name) == output.stage)).one()
+        assert run.model_id is not None, f"{run.id} is done and its stage makes a model"
+        reference = run.model_id
+    if not reference.startswith("model_"):
+        return ResolvedModel(_checked(reference, settings), None, reference, None)
+    model = session.get(Model, reference)
+    if model is None:
+        raise LaunchError(
+            RunErrorCode.model_not_found,
+            f"There is no model {reference}.",
+            "List them with GET /api/v1/models.",
+        )
+    folder = _fetch(get_store(), model, settings)
+    if model.kind is ModelKind.base:
+        return ResolvedModel(str(folder), None, model.id, model.id)
+    below = resolve_model(session, None, model.base, settings)
+    return ResolvedModel(below.base, folder, below.origin, model.id)
+
+
+def environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
+    """The variables of a program or engine."""
+    passed = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    return {
+        **passed,
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **devices.environment(queue, gpus),
+    }
+
+
+def _resolve(run: Run, settings: Settings) -> tuple[dict[str, Any], dict[str, ResolvedModel], str | None]:
+    """The run's config with every reference made a path of this host."""
+    values = dict(run.config)
+    with reading() as session:
+        models = {
+            name: resolve_model(session, run.job_id, values[name], settings)
+            for name in ("base", "model", "baseline")
+            if values.get(name) is not None
+        }
+        dataset = session.get(Dataset, values.get("dataset"))
+    values |= {name: model.reference for name, model in models.items()}
+    if dataset is not None:
+        path = get_store().fetch_file(dataset.artifact, dataset.sha256, settings.data_dir / "cache")
+        if not path.exists():
+            raise FileNotFoundError(path)
+        values["dataset"] = str(path)
+    return values, models, dataset.id if dataset else None
+
+
+def _checked(reference: str, settings: Settings) -> str:
+    """A folder must lie under a root that this host allows; a hub id is fetched by the program."""
+    if not reference.startswith(("/", ".")):
+        return reference
+    path = Path(reference).resolve()
+    if not any(path.is_relative_to(root) for root in settings.model_roots):
+        raise LaunchError(
+            RunErrorCode.model_not_found,
+            f"The model folder {reference} lies under none of the roots that this worker may read.",
+            "Add its root to TUNESMITH_MODEL_ROOTS on the worker.",
+        )
+    if not path.is_dir():
+        raise LaunchError(
+            RunErrorCode.model_not_found,
+            f"The model folder {reference} does not exist on this worker's host.",
+            "Put the model there, or name a hub id.",
+        )
+    return str(path)
+
+
+def _fetch(store: ArtifactStore, model: Model, settings: Settings) -> Path:
+    try:
+        folder = store.fetch_folder(model.artifact, model.sha256, settings.data_dir / "cache")
+    except ArtifactCorrupt as error:
+        raise LaunchError(
+            RunErrorCode.artifacts_unreachable,
+            f"The model {model.id} cannot be read: {error}.",
+            "Train it again.",
+        ) from error
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    return folder
+
+
+def _lay_checkpoint(run: Run, run_dir: Path, settings: Settings) -> None:
+    """Put the run's last checkpoint where the program looks for the point to resume from."""
+    newest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id)
+    newest = newest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc()).limit(1)
+    with reading() as session:
+        checkpoint = session.exec(newest).one_or_none()
+    if checkpoint is None:
+        return
+    source = get_store().fetch_folder(checkpoint.artifact, checkpoint.sha256, settings.data_dir / "cache")
+    path = f"{files.CHECKPOINTS}/step-{checkpoint.step:08d}"
+    shutil.copytree(source, run_dir / path, ignore=shutil.ignore_patterns(".manifest.json"))
+    line = {
+        "step": checkpoint.step,
+        "path": path,
+        "size_bytes": checkpoint.size_bytes,
+        "time": checkpoint.created_at.isoformat(),
+    }
+    files.append_line(run_dir / files.CHECKPOINT_LINES, line)

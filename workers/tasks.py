@@ -1,0 +1,16 @@
+"""What a worker does when it hears a bell."""
+
+from celery import Celery
+
+from app.queue import BELL
+from workers.execute import execute_next
+from workers.host import Host
+
+
+def register(celery: Celery, host: Host) -> None:
+    """Let this worker's bells lead to its runs."""
+
+    @celery.task(name=BELL)
+    def bell(queue: str) -> bool:
+        """There may be work: which, SQL tells. False when another was faster or nothing is left."""
+        return not host.stopping.is_set() and execute_next(host)
