@@ -22,7 +22,7 @@ EXAMPLE: dict[str, Any] = {
             "base": "starter",
             "dataset": "arithmetic-train",
             "tuning": {"method": "lora"},
-            "max_steps": 60,
+            "max_steps": 120,
             "batch_size": 32,
             "learning_rate": 0.002,
         },

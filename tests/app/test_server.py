@@ -1,0 +1,86 @@
+"""`python -m app` as a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "TUNESMITH_DATA_DIR": str(folder),
+        "PYTHONPATH": str(REPOSITORY),
+        "TUNESMITH_PORT": "0",
+    }
+
+
+def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(
+        command, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=60
+    )
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The service on a free port, and its address as it printed it."""
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, "-m", "app", *arguments]
+        server = subprocess.Popen(
+            command, env=environment(folder), cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert server.stdout is not None
+        found = re.search(r"http://\S+(?=/docs)", server.stdout.readline())
+        assert found is not None, (folder / "log").read_text()
+        try:
+            yield server, found[0]
+        finally:
+            server.kill()
+            server.wait()
+            server.stdout.close()
+
+
+def test_another_address_than_loopback_is_refused_until_a_key_exists(tmp_path: Path) -> None:
+    refused = run(tmp_path, "--host", "0.0.0.0", "--no-worker")
+    assert refused.returncode == 1
+    assert "python -m app keys create" in refused.stderr and "Traceback" not in refused.stderr
+    run(tmp_path, "keys", "create", "--name", "me", "--scope", "admin")
+    with serving(tmp_path, "--host", "0.0.0.0", "--no-worker") as (_, url):
+        assert url.startswith("http://0.0.0.0:")
+
+
+def test_keys_are_made_listed_and_revoked_from_the_command_line(tmp_path: Path) -> None:
+    made = run(tmp_path, "keys", "create", "--name", "me", "--scope", "read", "--scope", "write")
+    secret = made.stdout.strip()
+    listed = run(tmp_path, "keys", "list").stdout
+    assert secret.startswith("ts_") and secret not in listed and "read, write" in listed
+    assert run(tmp_path, "keys", "revoke", listed.split()[0]).returncode == 0
+    assert "revoked" in run(tmp_path, "keys", "list").stdout
+
+
+def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path) -> None:
+    with serving(tmp_path, "--no-worker") as (server, url):
+        assert json.load(urllib.request.urlopen(f"{url}/readyz"))["ready"] is True
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {"time", "level", "logger", "message"} <= set(lines[0])
+
+
+def test_a_database_that_is_not_there_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/none")
+    refused = run(tmp_path, "--no-worker")
+    assert refused.returncode == 1 and "cannot be reached" in refused.stderr
+    assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
