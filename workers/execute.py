@@ -12,6 +12,7 @@ from sqlmodel import Session, col, select
 from app.artifacts import Published, get_store
 from app.db import reading, transaction
 from app.errors import RunErrorCode
+from app.queue import ring_after_commit
 from app.runs import lifecycle
 from app.runs.lifecycle import Fact, StaleAttempt
 from app.tables import Checkpoint, EventType, Run, RunStatus
@@ -35,6 +36,9 @@ def execute_next(host: Host) -> bool:
     queues = host.devices.free(host.queues)
     with transaction() as session:
         run = lifecycle.claim(session, host.worker_id, queues, host.stages, host.settings.lease_seconds)
+        if run is not None and session.scalar(lifecycle.claimable([run.queue]).limit(1)) is not None:
+            # One bell starts one run: of bells that were lost, one that is left wakes all workers in turn.
+            ring_after_commit(session, run.queue)
     if run is None:
         return False
     logger.info("claimed", extra={"run_id": run.id, "attempt": run.attempt, "stage": run.stage})
