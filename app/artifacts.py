@@ -99,9 +99,9 @@ class ArtifactStore:
         """A published file, to be read."""
         return cast(BinaryIO, self.fs.open(self._path(key), "rb"))
 
-    def size_bytes(self, key: str) -> int:
-        """Bytes of a published file."""
-        return cast(int, self.fs.size(self._path(key)))
+    def exists(self, key: str) -> bool:
+        """Whether something is published under the key."""
+        return bool(self.fs.exists(self._path(key)))
 
     def delete(self, key: str) -> None:
         """Remove what is published under the key, if it is there."""

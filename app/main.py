@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from app import envelope, health, migrate
@@ -41,12 +42,16 @@ TAGS = [
 
 def create_app() -> FastAPI:
     """The whole service but its worker."""
-    app = FastAPI(
+    # Swagger UI comes from this service: a machine without the internet has its documentation too.
+    app = FastAPIOffline(
         title="Tunesmith",
         version=VERSION,
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=_lifespan,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+        swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True},
         responses={
             "default": {"model": envelope.ErrorEnvelope, "description": "What is wrong and what to do."}
         },

@@ -230,4 +230,4 @@ def _is_complete(folder: Path, step: int) -> bool:
 
 def _matches(folder: Path, file: dict[str, Any]) -> bool:
     path = folder / file["path"]
-    return path.stat().st_size == file["size_bytes"] and _sha256(path) == file["sha256"]
+    return (path.stat().st_size, _sha256(path)) == (file["size_bytes"], file["sha256"])

@@ -29,7 +29,7 @@ REPLAY: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("", status_code=201, responses=REPLAY)
-def post(
+def submit_job(
     spec: Spec,
     session: Writing,
     caller: CallerDependency,
@@ -45,13 +45,13 @@ def post(
 
 
 @router.post("/dry-run")
-def dry_run(spec: Spec, session: Reading) -> DryRun:
+def dry_run_job(spec: Spec, session: Reading) -> DryRun:
     """What a job would do and use, with every default resolved; nothing is queued."""
     return service.dry_run(session, get_settings(), spec)
 
 
 @router.get("")
-def listed(
+def list_jobs(
     session: Reading,
     paging: Paging,
     status: RunStatus | None = None,
@@ -64,30 +64,30 @@ def listed(
 
 
 @router.get("/{job_id}")
-def show(job_id: str, session: Reading) -> JobView:
+def get_job(job_id: str, session: Reading) -> JobView:
     """A job with its runs, their progress, and what they wait for."""
     return service.show(session, get_settings(), service.get(session, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, session: Writing) -> JobView:
+def cancel_job(job_id: str, session: Writing) -> JobView:
     """End a job; cancelling it again changes nothing."""
     return service.show(session, get_settings(), control.cancel(session, job_id))
 
 
 @router.post("/{job_id}/pause")
-def pause(job_id: str, session: Writing) -> JobView:
+def pause_job(job_id: str, session: Writing) -> JobView:
     """Stop a job after a checkpoint, so that it can be resumed."""
     return service.show(session, get_settings(), control.pause(session, job_id))
 
 
 @router.post("/{job_id}/resume")
-def resume(job_id: str, session: Writing) -> JobView:
+def resume_job(job_id: str, session: Writing) -> JobView:
     """Queue a paused job again; it goes on from its last checkpoint."""
     return service.show(session, get_settings(), control.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry")
-def retry(job_id: str, session: Writing) -> JobView:
+def retry_job(job_id: str, session: Writing) -> JobView:
     """Queue a failed or cancelled job again from the stage that ended it."""
     return service.show(session, get_settings(), control.retry(session, job_id))

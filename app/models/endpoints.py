@@ -13,7 +13,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("")
-def listed(
+def list_models(
     session: Reading, paging: Paging, name: Annotated[str | None, Query(description="Exact name.")] = None
 ) -> Page[ModelView]:
     """Models from new to old."""
@@ -22,6 +22,6 @@ def listed(
 
 
 @router.get("/{model_id}")
-def show(model_id: str, session: Reading) -> ModelDetail:
+def get_model(model_id: str, session: Reading) -> ModelDetail:
     """A model and its lineage: the run, the dataset and the model that it came from."""
     return service.show(session, model_id)

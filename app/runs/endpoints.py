@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
 from app.db import Reading
@@ -30,22 +30,19 @@ EVENT_STREAM: Responses = {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
-LOG_FILE: Responses = {
-    200: {
-        "description": "A page of lines, or the file.",
-        "content": {"text/plain": {"schema": {"type": "string"}}},
-    }
+FILE: Responses = {
+    200: {"description": "The file.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 
 
 @router.get("/{run_id}")
-def show(run_id: str, session: Reading) -> RunView:
+def get_run(run_id: str, session: Reading) -> RunView:
     """One stage being carried out: status, progress, error and result."""
     return service.show(session, get_settings(), run_id)
 
 
 @router.get("/{run_id}/events")
-def events(
+def list_events(
     run_id: str,
     session: Reading,
     paging: EventPaging,
@@ -57,37 +54,38 @@ def events(
 
 
 @router.get("/{run_id}/metrics")
-def metrics(run_id: str, session: Reading, paging: EventPaging) -> Page[MetricsView]:
+def list_metrics(run_id: str, session: Reading, paging: EventPaging) -> Page[MetricsView]:
     """What the program measured, from the first step on."""
     found, following = service.events(session, run_id, paging, [EventType.metrics])
     return Page(items=[metrics_view(event) for event in found], next=following)
 
 
-@router.get("/{run_id}/logs", response_model=Page[LogView], responses=LOG_FILE)
-def logs(
-    run_id: str,
-    session: Reading,
-    paging: EventPaging,
-    download: Annotated[
-        bool, Query(description="Answer with the whole log as text; it exists when the run has ended.")
-    ] = False,
-) -> Page[LogView] | StreamingResponse:
-    """What the program wrote, from the first line on."""
-    if download:
-        return _log_file(run_id, service.log_artifact(session, run_id))
+@router.get("/{run_id}/logs")
+def list_logs(run_id: str, session: Reading, paging: EventPaging) -> Page[LogView]:
+    """What the program wrote, from the first line on; the whole log is the file `log.txt`."""
     found, following = service.events(session, run_id, paging, [EventType.log])
     return Page(items=[log_view(event) for event in found], next=following)
 
 
+@router.get("/{run_id}/files/{name}", responses=FILE, response_class=StreamingResponse)
+def download_file(
+    run_id: str, name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], session: Reading
+) -> StreamingResponse:
+    """A file that the program left: `log.txt`, `metrics.jsonl`, or one that its result names."""
+    content = service.file_content(service.file_artifact(session, run_id, name))
+    headers = {"Content-Disposition": f'attachment; filename="{run_id}-{name}"'}
+    return StreamingResponse(content, media_type="text/plain; charset=utf-8", headers=headers)
+
+
 @router.get("/{run_id}/checkpoints")
-def checkpoints(run_id: str, session: Reading, paging: Paging) -> Page[CheckpointView]:
+def list_checkpoints(run_id: str, session: Reading, paging: Paging) -> Page[CheckpointView]:
     """States from which the run can go on, from new to old."""
     found, following = service.checkpoints(session, run_id, paging)
     return Page(items=[CheckpointView.model_validate(checkpoint) for checkpoint in found], next=following)
 
 
 @router.get("/{run_id}/stream", responses=EVENT_STREAM, response_class=StreamingResponse)
-def follow(
+def stream_run(
     run_id: str,
     request: Request,
     after: Annotated[int, Query(ge=0, lt=2**31, description="`seq` of the last event that is known.")] = 0,
@@ -98,10 +96,3 @@ def follow(
     events = stream(run_id, known, look(run_id, known), request.app.state.stopping)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-
-
-def _log_file(run_id: str, key: str) -> StreamingResponse:
-    headers = {"Content-Disposition": f'attachment; filename="{run_id}.log"'}
-    return StreamingResponse(
-        service.log_content(key), media_type="text/plain; charset=utf-8", headers=headers
-    )

@@ -1,6 +1,7 @@
 """Reading runs: their events, metrics, logs and checkpoints."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from sqlalchemy import select
@@ -21,10 +22,10 @@ class RunNotFound(NotFound):
     code = "run_not_found"
 
 
-class LogNotPublished(NotFound):
-    """The whole log becomes an artifact when the run ends."""
+class FileNotPublished(NotFound):
+    """What a program wrote becomes an artifact when its attempt ends."""
 
-    code = "log_not_published"
+    code = "file_not_published"
 
 
 def get(session: Session, run_id: str) -> Run:
@@ -64,18 +65,19 @@ def checkpoints(session: Session, run_id: str, paging: PageQuery) -> tuple[Seque
     return newest_first(session, statement, col(Checkpoint.id), paging)
 
 
-def log_artifact(session: Session, run_id: str) -> str:
-    """Key of the whole log in the artifact store; raises LogNotPublished before the run has ended."""
-    key = get(session, run_id).log_artifact
-    if key is None:
-        raise LogNotPublished(
-            f"The log of {run_id} is not published yet.",
-            hint=f"Its lines so far are at GET /api/v1/runs/{run_id}/logs.",
+def file_artifact(session: Session, run_id: str, name: str) -> str:
+    """Key of a file that the last attempt's program left; raises FileNotPublished."""
+    log = get(session, run_id).log_artifact
+    key = str(PurePosixPath(log).with_name(name)) if log else None
+    if key is None or not get_store().exists(key):
+        raise FileNotPublished(
+            f"{run_id} has no file {name}: files are published when an attempt ends.",
+            hint=f"Its log lines so far are at GET /api/v1/runs/{run_id}/logs.",
         )
     return key
 
 
-def log_content(key: str) -> Iterator[bytes]:
-    """The published log in pieces; it is opened at once, so that a fault can still be answered."""
+def file_content(key: str) -> Iterator[bytes]:
+    """The published file in pieces; it is opened at once, so that a fault can still be answered."""
     file: BinaryIO = get_store().open(key)
     return chunks(file)

@@ -12,7 +12,7 @@ router = APIRouter(prefix="/workers", tags=["workers"])
 
 
 @router.get("")
-def listed(session: Reading, paging: Paging, living: bool = False) -> Page[WorkerView]:
+def list_workers(session: Reading, paging: Paging, living: bool = False) -> Page[WorkerView]:
     """Workers from new to old, with their hardware and what they hold now."""
     found, following = service.listed(session, get_settings(), paging, living)
     items = [

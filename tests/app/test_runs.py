@@ -114,14 +114,14 @@ def test_events_are_paged_in_order_and_by_type(client: TestClient, run: Run) -> 
 def test_log_lines_are_paged_and_the_whole_log_can_be_downloaded_when_it_is_there(
     client: TestClient, run: Run, tmp_path: Path
 ) -> None:
-    path = f"/api/v1/runs/{run.id}/logs"
+    path, whole = f"/api/v1/runs/{run.id}/logs", f"/api/v1/runs/{run.id}/files/log.txt"
     record(run, Fact(EventType.log, {"lines": ["one", "two"]}))
     assert client.get(path).json()["items"][0]["lines"] == ["one", "two"]
-    assert client.get(path, params={"download": True}).json()["error"]["code"] == "log_not_published"
+    assert client.get(whole).json()["error"]["code"] == "file_not_published"
     (tmp_path / "log.txt").write_text("one\ntwo\nthree\n")
-    get_store().publish_file(tmp_path / "log.txt", "logs/x.txt")
-    record(run, log_artifact="logs/x.txt")
-    assert client.get(path, params={"download": True}).text == "one\ntwo\nthree\n"
+    get_store().publish_file(tmp_path / "log.txt", "runs/x/1/log.txt")
+    record(run, log_artifact="runs/x/1/log.txt")
+    assert client.get(whole).text == "one\ntwo\nthree\n"
 
 
 def test_checkpoints_are_paged_from_new_to_old(client: TestClient, run: Run) -> None:

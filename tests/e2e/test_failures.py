@@ -45,7 +45,7 @@ def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(embedded: P
     weights.write_bytes(b"not safetensors")
     again = embedded.submit(sft(base=model))
     assert failed(embedded, again)["code"] == "adapter_unreadable"
-    log = embedded.client.get(f"/api/v1/runs/{embedded.run(again)['id']}/logs", params={"download": True})
+    log = embedded.client.get(f"/api/v1/runs/{embedded.run(again)['id']}/files/log.txt")
     assert "Traceback" in log.text
 
 
