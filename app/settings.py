@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     host: str = Field(
         "127.0.0.1", description="Address that the API binds to; other than loopback needs an API key."
     )
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
     log_level: str = Field("INFO", description="Python's name of the least level to log.")
 
     default_queue: Queue = Field(Queue.cpu, description="Queue of stages whose spec names none.")
