@@ -1,24 +1,13 @@
 """Installations for the tests with real processes, on both kinds of storage."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.e2e.platform import ROOT, Platform
+from tests.e2e.platform import Platform
 from tests.services import postgres_url, redis_url
-
-
-@pytest.fixture(scope="session")
-def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A starter model that has learned for a few seconds only."""
-    out = tmp_path_factory.mktemp("starter") / "starter"
-    command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import OFFLINE, ROOT
 from trainers.data.arithmetic import Split, problems
-
-ROOT = Path(__file__).parents[2]
-OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-os.environ.update(OFFLINE)  # Before transformers is imported: tests never ask the network.
 
 
 @dataclass
@@ -50,15 +46,6 @@ class Programs:
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     return Programs(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="session")
-def starter(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("models") / "starter"
-    process = programs.popen([sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"])
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
 
 
 @pytest.fixture(scope="session")
