@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -50,21 +51,23 @@ class ArtifactStore:
         manifest = json.dumps({"files": files}, sort_keys=True).encode()
         destination = self._path(key)
         aside = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        for file in files:
-            self._put(folder / file["path"], f"{aside}/{file['path']}")
-        self._write(manifest, f"{aside}/{MANIFEST}")
-        if self.local:
-            _rename_folder(Path(aside), Path(destination))
+        with self._no_leftovers(aside):
+            for file in files:
+                self._put(folder / file["path"], f"{aside}/{file['path']}")
+            self._write(manifest, f"{aside}/{MANIFEST}")
+            if self.local:
+                _rename_folder(Path(aside), Path(destination))
         return Published(key, hashlib.sha256(manifest).hexdigest(), sum(file["size_bytes"] for file in files))
 
     def publish_file(self, path: Path, key: str) -> None:
         """Publish one file."""
         destination = self._path(key)
         aside = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        self._put(path, aside)
-        if self.local:
-            Path(aside).replace(destination)
-            _sync_folder(Path(destination).parent)
+        with self._no_leftovers(aside):
+            self._put(path, aside)
+            if self.local:
+                Path(aside).replace(destination)
+                _sync_folder(Path(destination).parent)
 
     def fetch_folder(self, key: str, sha256: str, cache: Path) -> Path:
         """The folder on this host, checked against its manifest; kept in the cache for the next time.
@@ -108,6 +111,16 @@ class ArtifactStore:
         path = self._path(key)
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
+
+    @contextmanager
+    def _no_leftovers(self, aside: str) -> Iterator[None]:
+        """Half of a publication would keep a full disk full."""
+        try:
+            yield
+        except OSError:
+            if self.local and self.fs.exists(aside):
+                self.fs.rm(aside, recursive=True)
+            raise
 
     def _path(self, key: str) -> str:
         parts = PurePosixPath(key).parts

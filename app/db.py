@@ -17,6 +17,13 @@ from sqlmodel import Session
 from app.settings import get_settings
 
 BUSY_TIMEOUT_SECONDS = 30
+POSTGRESQL_OPTIONS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 
 
 @lru_cache
@@ -31,7 +38,9 @@ def make_engine(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL with the behaviour that the service relies on."""
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-    engine = create_engine(url, pool_pre_ping=True)
+    # A server that vanished without a word is noticed in seconds: leases wait for the answer.
+    options = POSTGRESQL_OPTIONS if url.startswith("postgresql") else {}
+    engine = create_engine(url, pool_pre_ping=True, connect_args=options)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

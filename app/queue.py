@@ -42,13 +42,20 @@ class _OneAtATime(filesystem.Channel.QoS):
 class _Channel(filesystem.Channel):
     QoS = _OneAtATime
 
+    @property
+    def data_folder_in(self) -> str:
+        """Where messages lie, made anew if it is gone: without it a worker would end."""
+        folder: str = self.transport_options["data_folder_in"]
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        return folder
+
     def _put(self, queue: str, payload: dict[str, Any], **kwargs: Any) -> None:
         """Write the message aside, then rename it: a reader must never find half of one."""
-        handle, written = tempfile.mkstemp(dir=self.data_folder_out, suffix=".part")
+        handle, written = tempfile.mkstemp(dir=self.data_folder_in, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(str_to_bytes(dumps(payload)))
         name = os.path.basename(written).removesuffix(".part")  # noqa: PTH119
-        os.replace(written, os.path.join(self.data_folder_out, f"{name}.{queue}.msg"))  # noqa: PTH105, PTH118
+        os.replace(written, os.path.join(self.data_folder_in, f"{name}.{queue}.msg"))  # noqa: PTH105, PTH118
 
 
 class FilesystemTransport(filesystem.Transport):
@@ -104,7 +111,7 @@ def ring(queue: Queue) -> None:
     """Ring a queue's bell once. A broker out of reach is logged: the sweeper rings again."""
     try:
         get_celery().send_task(BELL, args=[queue.value], queue=queue.value)
-    except OperationalError as error:
+    except (OperationalError, OSError) as error:
         logger.warning("could not ring the bell of queue %s; the sweeper will: %s", queue, error)
 
 

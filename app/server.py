@@ -14,7 +14,8 @@ from app.settings import Settings, get_settings
 
 # What the gateway is generating may end; event streams end at once, since they go on where they were.
 DRAIN_SECONDS = 30
-WORKER_STOP_SECONDS = 30
+# Beyond what a program may take to save itself: the worker has to store the checkpoint.
+WORKER_STORE_SECONDS = 15
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> No
         server.run()
     finally:
         if worker is not None:
-            _stop_worker(worker)
+            _stop_worker(worker, get_settings().pause_grace_seconds + WORKER_STORE_SECONDS)
     if not server.started:
         sys.exit(1)
 
@@ -85,11 +86,11 @@ def _watch(worker: "subprocess.Popen[bytes]") -> None:
         )
 
 
-def _stop_worker(worker: "subprocess.Popen[bytes]") -> None:
+def _stop_worker(worker: "subprocess.Popen[bytes]", seconds: float) -> None:
     worker.terminate()
     try:
-        worker.wait(WORKER_STOP_SECONDS)
+        worker.wait(seconds)
     except subprocess.TimeoutExpired:
-        logger.warning("the worker did not stop in %s s and is killed", WORKER_STOP_SECONDS)
+        logger.warning("the worker did not stop in %s s and is killed", seconds)
         worker.kill()
         worker.wait()

@@ -8,8 +8,8 @@ import logging
 import random
 import threading
 
-from sqlalchemy import func, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col
 
 from app.db import database_now, transaction
@@ -17,7 +17,8 @@ from app.deployments import lifecycle as deployments
 from app.queue import ring_after_commit
 from app.runs import lifecycle
 from app.settings import Settings
-from app.tables import Run, RunStatus
+from app.tables import HELD, Run, RunStatus
+from app.workers import service as workers
 from trainers.configs import Queue
 
 JITTER = 0.2
@@ -26,15 +27,22 @@ logger = logging.getLogger(__name__)
 
 
 def sweep_once(settings: Settings) -> None:
-    """Release what is leased but not renewed, then ring the queues whose next run was not heard of."""
+    """Release what is leased but not renewed, then ring idle workers for runs that were not heard of."""
     with transaction() as session:
         for run in lifecycle.release_expired(session, settings.max_faults):
             logger.warning("released run %s, now %s", run.id, run.status, extra={"run_id": run.id})
         deployments.release_expired(session)
     with transaction() as session:
-        for queue in Queue:
+        for queue in idle_queues(session, settings):
             if _mark_unheard(session, queue, settings.ring_again_seconds):
                 ring_after_commit(session, queue)
+
+
+def idle_queues(session: Session, settings: Settings) -> list[Queue]:
+    """Queues that a living worker without a run serves: a bell of another would wait unheard."""
+    busy = set(session.scalars(select(col(Run.worker_id)).where(col(Run.status).in_(HELD))))
+    idle = [worker for worker in workers.living(session, settings) if worker.id not in busy]
+    return [queue for queue in Queue if any(queue in worker.queues for worker in idle)]
 
 
 class Sweeper:
@@ -58,15 +66,15 @@ class Sweeper:
         while not self._stopping.wait(self._settings.sweep_seconds * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
             try:
                 sweep_once(self._settings)
-            except OperationalError as error:
-                logger.warning("the database cannot be reached, sweeping again later: %s", error.orig)
+            except DBAPIError as error:
+                logger.warning("the database cannot be written, sweeping again later: %s", error.orig)
 
 
 def _mark_unheard(session: Session, queue: Queue, ring_again_seconds: float) -> bool:
     """Whether the queue's next run has waited unheard for so long; it is marked, so that one sweeper rings.
 
-    Only the next run is looked at: with all workers busy, a bell for each run that waits would fill the
-    broker with bells that nobody needs.
+    Only the next run is looked at: a bell for each run that waits would fill the broker with bells that
+    nobody needs, since a worker that hears one goes on until nothing is left.
     """
     next_run = lifecycle.claimable([queue]).limit(1).scalar_subquery()
     unheard = func.coalesce(Run.rung_at, Run.created_at) < database_now(-ring_again_seconds)

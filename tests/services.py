@@ -49,33 +49,46 @@ def postgres_url() -> Iterator[str]:
             server.wait(START_SECONDS)
 
 
+class Redis:
+    """A Redis server with a password, which may be stopped and started again on its port."""
+
+    def __init__(self, folder: str, password: str) -> None:
+        binary = shutil.which("redis-server")
+        if binary is None:
+            _missing("redis-server")
+        self._port = free_port()
+        options = ["--bind", "127.0.0.1", "--dir", folder, "--save", "", "--requirepass", password]
+        self._command = [str(binary), "--port", str(self._port), *options]
+        self.url = f"redis://:{password}@127.0.0.1:{self._port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        self._server = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        _wait_until_open(self._port)
+
+    def stop(self) -> None:
+        """End it and all that it held."""
+        self._server.terminate()
+        self._server.wait(START_SECONDS)
+
+
+@contextmanager
+def redis(password: str) -> Iterator[Redis]:
+    """A Redis server that lives for the block."""
+    with tempfile.TemporaryDirectory(prefix="tunesmith-redis-") as folder:
+        server = Redis(folder, password)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @contextmanager
 def redis_url(password: str) -> Iterator[str]:
     """URL, with its password, of a Redis server that lives for the block."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        _missing("redis-server")
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="tunesmith-redis-") as folder:
-        options = [
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            folder,
-            "--save",
-            "",
-            "--requirepass",
-            password,
-        ]
-        server = subprocess.Popen([str(binary), *options], stdout=subprocess.DEVNULL)
-        try:
-            _wait_until_open(port)
-            yield f"redis://:{password}@127.0.0.1:{port}/0"
-        finally:
-            server.terminate()
-            server.wait(START_SECONDS)
+    with redis(password) as server:
+        yield server.url
 
 
 def free_port() -> int:

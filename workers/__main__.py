@@ -21,7 +21,7 @@ from app.queue import get_celery
 from app.settings import Settings, get_settings
 from app.sweep import Sweeper
 from trainers.configs import Queue
-from workers import deploy, tasks
+from workers import engines, tasks
 from workers.host import Host, join
 
 logger = logging.getLogger("workers")
@@ -37,9 +37,9 @@ def main() -> int:
     logger.info("joined", extra={"worker_id": host.worker_id, "queues": host.queues, "stages": host.stages})
     if arguments.exit_with_stdin:
         threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
-    _serve(host, settings)
+    was_told_to_stop = _serve(host, settings)
     host.leave()
-    return 0
+    return 0 if was_told_to_stop else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,14 +71,15 @@ def _require_schema() -> None:
         raise SystemExit(f"The database is at {current}, not {head}: run `python -m app migrate` first.")
 
 
-def _serve(host: Host, settings: Settings) -> None:
+def _serve(host: Host, settings: Settings) -> bool:
+    """Work until the end; False when Celery gave up by itself, which whoever started it must see."""
     celery = get_celery()
     tasks.register(celery, host)
     sweeper = Sweeper(settings)
-    engines = threading.Thread(target=_keep_engines, args=(host,), name="deployments")
+    keeper = threading.Thread(target=_keep_engines, args=(host,), name="deployments")
     host.leases.start()
     sweeper.start()
-    engines.start()
+    keeper.start()
     # Celery's own word that it stops: runs and engines are told at once, so that they save and leave.
     signals.worker_shutting_down.connect(lambda **_: host.stopping.set(), weak=False)
     # Celery warns of root because of pickle, which we do not accept.
@@ -96,14 +97,16 @@ def _serve(host: Host, settings: Settings) -> None:
         without_heartbeat=True,
         quiet=True,
     ).start()
+    was_told_to_stop = host.stopping.is_set()
     host.stopping.set()
-    engines.join()
+    keeper.join()
     sweeper.stop()
     host.leases.stop()
+    return was_told_to_stop
 
 
 def _keep_engines(host: Host) -> None:
-    for keeper in deploy.keep_deployments(host):
+    for keeper in engines.keep_deployments(host):
         keeper.join()
 
 

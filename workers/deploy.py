@@ -1,58 +1,44 @@
-"""Deployments: one thread looks for those that wait, and one thread keeps each engine alive.
+"""The `deploy` stage: it asks for a deployment and waits until it is ready.
 
-The `deploy` stage only asks for a deployment and waits until it is ready: the engine outlives the
-run and takes no run slot.
+The engine outlives the run and takes no run slot: `engines.py` keeps it.
 """
 
 import logging
-import shutil
-import socket
-import threading
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
+from sqlmodel import Session
 
-from app.db import reading, transaction
+from app.db import transaction
 from app.deployments import lifecycle as deployments
 from app.errors import RunErrorCode
 from app.runs import lifecycle
 from app.runs.lifecycle import StaleAttempt
 from app.tables import Deployment, DeploymentStatus, Run, RunStatus
-from serving.engines.command import engine_command
-from trainers.configs import DeployConfig, Queue
-from workers import process
+from trainers.configs import DeployConfig
+from workers import finish
+from workers.finish import Attempt
 from workers.host import Host
-from workers.launch import LaunchError, ResolvedModel, environment, resolve_model
+from workers.launch import LaunchError, resolve_model
 from workers.lease import Lease
-from workers.process import Child
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-PROBE_SECONDS = 2.0
-# An engine that is up but answers no probe for so long is started again.
-UNHEALTHY_SECONDS = 60.0
-START_SECONDS = 1800.0
-STOP_SECONDS = 10.0
-# An engine that dies again and again while it is ready is given up: each restart costs a model load.
-MAX_RESTARTS = 10
-LOG_TAIL_BYTES = 4000
+LOOK_SECONDS = 0.5
 
 
 def carry_out(host: Host, run: Run, lease: Lease) -> None:
     """The `deploy` stage: ask for the deployment, wait until it is ready, answer where it is."""
     config = DeployConfig.model_validate(run.config)
     try:
-        with reading() as session:
-            model = resolve_model(session, run.job_id, run.config["model"], host.settings)
+        model = resolve_model(run.job_id, run.config["model"], host.settings)
     except LaunchError as refused:
-        _move(run, RunStatus.failed, {"error": refused.error})
+        finish.end(Attempt(run, host.settings, lease, stop_asked=False), refused.error)
         return
     with transaction() as session:
+        # An attempt that slept through its lease must not replace the deployment of the one that followed.
+        lifecycle.record(session, run.id, run.attempt, [])
         deployment = deployments.begin(
             session,
             Deployment(
@@ -66,44 +52,34 @@ def carry_out(host: Host, run: Run, lease: Lease) -> None:
     _await_ready(host, run, lease, deployment.id, time.monotonic() + config.ready_timeout_seconds)
 
 
-def keep_deployments(host: Host) -> list[threading.Thread]:
-    """Take waiting deployments until the worker stops; answers the threads that keep their engines."""
-    keepers: list[threading.Thread] = []
-    while not host.stopping.wait(LOOK_SECONDS):
-        try:
-            deployment, gpus = _claim(host)
-        except OperationalError as error:
-            logger.warning("cannot look for deployments: %s", error.orig)
-            continue
-        if deployment is not None:
-            keeper = threading.Thread(target=_keep, args=(host, deployment, gpus), name=deployment.id)
-            keeper.start()
-            keepers.append(keeper)
-    return keepers
-
-
 def _await_ready(host: Host, run: Run, lease: Lease, deployment_id: str, deadline: float) -> None:
-    while True:
-        with reading() as session:
-            deployment = session.get_one(Deployment, deployment_id)
-            status = session.get_one(Run, run.id).status
-        if lease.lost.is_set():
-            raise StaleAttempt(f"attempt {run.attempt} of {run.id} lost its lease")
-        if deployment.status is DeploymentStatus.ready:
-            result = {"stage": "deploy", "deployment_id": deployment.id, "deployment": deployment.name}
-            _move(run, RunStatus.succeeded, {"result": result})
-            return
-        if status is not RunStatus.running or host.stopping.is_set():
-            # What asked for the deployment is gone: another attempt asks anew.
-            _stop(deployment_id)
-            after = {RunStatus.cancelling: RunStatus.cancelled, RunStatus.pausing: RunStatus.paused}
-            _move(run, after.get(status, RunStatus.queued), {})
-            return
-        if deployment.status.finished or time.monotonic() > deadline:
-            _stop(deployment_id)
-            _move(run, RunStatus.failed, {"error": _deployment_error(deployment)})
-            return
-        time.sleep(LOOK_SECONDS / 2)
+    while not lease.lost.wait(LOOK_SECONDS):
+        try:
+            with transaction() as session:
+                if _settled(session, host, run, deployment_id, deadline):
+                    return
+        except OperationalError as error:
+            logger.warning("cannot look for %s: %s", deployment_id, error.orig)
+    raise StaleAttempt(f"attempt {run.attempt} of {run.id} lost its lease")
+
+
+def _settled(session: Session, host: Host, run: Run, deployment_id: str, deadline: float) -> bool:
+    """Whether the stage has ended: its deployment is ready or hopeless, or the stage is to stop."""
+    deployment = session.get_one(Deployment, deployment_id)
+    status = session.get_one(Run, run.id).status
+    if deployment.status is DeploymentStatus.ready:
+        result = {"stage": "deploy", "deployment_id": deployment.id, "deployment": deployment.name}
+        return _move(session, run, RunStatus.succeeded, {"result": result})
+    if status is not RunStatus.running or host.stopping.is_set():
+        # What asked for the deployment is gone: another attempt asks anew.
+        deployments.stop(session, deployment_id)
+        after = {RunStatus.cancelling: RunStatus.cancelled, RunStatus.pausing: RunStatus.paused}
+        return _move(session, run, after.get(status, RunStatus.queued), {})
+    if deployment.status.finished or time.monotonic() > deadline:
+        error = _deployment_error(deployment)
+        deployments.stop(session, deployment_id)
+        return _move(session, run, RunStatus.failed, {"error": error})
+    return False
 
 
 def _deployment_error(deployment: Deployment) -> dict[str, Any]:
@@ -116,207 +92,11 @@ def _deployment_error(deployment: Deployment) -> dict[str, Any]:
     return {"code": RunErrorCode.deployment_failed, "message": message, "hint": hint}
 
 
-def _move(run: Run, status: RunStatus, values: dict[str, Any]) -> None:
-    with transaction() as session:
-        guards = lifecycle.held_by(run.attempt)
-        data = {"error": values["error"]} if "error" in values else {}
-        if lifecycle.move(session, run.id, status, guards=guards, values=values, data=data) is None:
-            raise StaleAttempt(f"attempt {run.attempt} no longer holds {run.id}")
-
-
-def _stop(deployment_id: str) -> None:
-    with transaction() as session:
-        deployments.stop(session, deployment_id)
-
-
-def _claim(host: Host) -> tuple[Deployment | None, list[int]]:
-    """A deployment with the devices that it needs; nothing is claimed that has no device."""
-    for queue in host.devices.free(host.queues):
-        gpus = host.devices.take(queue)
-        if gpus is None:
-            continue
-        with transaction() as session:
-            claimed = deployments.claim(session, host.worker_id, [queue], host.settings.lease_seconds)
-        if claimed is not None:
-            return claimed, gpus
-        host.devices.give_back(gpus)
-    return None, []
-
-
-def _keep(host: Host, deployment: Deployment, gpus: list[int]) -> None:
-    seconds = host.settings.lease_seconds
-    lease = Lease(
-        deployment.id, seconds, lambda s: deployments.renew(s, deployment.id, deployment.attempt, seconds)
-    )
-    try:
-        with host.leases.hold(lease):
-            _Keeper(host, deployment, lease).keep(gpus)
-    except StaleAttempt as stale:
-        logger.warning("left to another worker: %s", stale, extra={"deployment_id": deployment.id})
-    finally:
-        host.devices.give_back(gpus)
-
-
-class _Keeper:
-    """Keeps the engine of one deployment alive until it is told to stop."""
-
-    def __init__(self, host: Host, deployment: Deployment, lease: Lease) -> None:
-        self.host = host
-        self.deployment = deployment
-        self.lease = lease
-        self.folder = host.settings.data_dir / "deployments" / deployment.id
-
-    def keep(self, gpus: list[int]) -> None:
-        try:
-            with reading() as session:
-                model = resolve_model(
-                    session, None, self.deployment.model_id or self.deployment.base, self.host.settings
-                )
-        except (LaunchError, FileNotFoundError) as refused:
-            self._end(_error(f"The model cannot be read: {refused}"))
-            return
-        restarts = 0
-        while self._serve(model, gpus):
-            restarts += 1
-            error = _error(f"The engine ended: {self._last_words()}")
-            if restarts > MAX_RESTARTS:
-                self._end(error)
-                return
-            with transaction() as session:
-                deployments.restarting(session, self.deployment.id, self.deployment.attempt, error)
-            logger.warning(
-                "engine restarts", extra={"deployment_id": self.deployment.id, "restarts": restarts}
-            )
-            self.host.stopping.wait(min(2.0 ** (restarts - 1), 60))
-
-    def _serve(self, model: ResolvedModel, gpus: list[int]) -> bool:
-        """Run the engine once; True when it died and is to be started again."""
-        address, child = self._start(model, gpus)
-        try:
-            self.lease.bind(child)
-            if not self._await_health(child, address):
-                return False
-            with transaction() as session:
-                deployments.ready(session, self.deployment.id, self.deployment.attempt, address)
-            logger.info("ready", extra={"deployment_id": self.deployment.id, "address": address})
-            return self._watch(child, address)
-        finally:
-            child.kill()
-
-    def _start(self, model: ResolvedModel, gpus: list[int]) -> tuple[str, Child]:
-        settings, name = self.host.settings, self.deployment.name
-        port = _free_port(settings.engine_host)
-        adapters = {name: str(model.adapter)} if model.adapter else {}
-        command = engine_command(
-            self.deployment.engine,
-            model=model.base,
-            adapters=adapters,
-            served_name=f"{name}-base" if adapters else name,
-            host=settings.engine_host,
-            port=port,
-        )
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        child = process.start(
-            command,
-            log=self.log,
-            environment=environment(Queue(self.deployment.queue), gpus),
-            seconds=self.lease.seconds_left,
-        )
-        return f"http://{settings.engine_host}:{port}", child
-
-    def _await_health(self, child: Child, address: str) -> bool:
-        """Whether the engine came up; if not, the deployment has been ended or handed back."""
-        deadline = time.monotonic() + START_SECONDS
-        while (exit_status := child.wait(LOOK_SECONDS / 2)) is None:
-            if self._leave(child):
-                return False
-            if _healthy(address):
-                return True
-            if time.monotonic() > deadline:
-                self._end(_error(f"The engine was not ready after {START_SECONDS:.0f} s."))
-                return False
-        if self.lease.lost.is_set():
-            raise StaleAttempt(f"lost the lease of {self.deployment.id}")
-        self._end(
-            _error(f"The engine ended with status {exit_status} before it was ready: {self._last_words()}")
-        )
-        return False
-
-    def _watch(self, child: Child, address: str) -> bool:
-        """Wait while the engine is well; True when it is to be started again."""
-        healthy_at = time.monotonic()
-        while child.wait(PROBE_SECONDS) is None:
-            if self._leave(child):
-                return False
-            if _healthy(address):
-                healthy_at = time.monotonic()
-            elif time.monotonic() - healthy_at > UNHEALTHY_SECONDS:
-                logger.warning("engine does not answer", extra={"deployment_id": self.deployment.id})
-                return True
-        if self.lease.lost.is_set():
-            raise StaleAttempt(f"lost the lease of {self.deployment.id}")
+def _move(session: Session, run: Run, status: RunStatus, values: dict[str, Any]) -> bool:
+    """Whether the run could be moved; raises StaleAttempt when this attempt does not hold it."""
+    guards = lifecycle.held_by(run.attempt)
+    data = {"error": values["error"]} if "error" in values else {}
+    if lifecycle.move(session, run.id, status, guards=guards, values=values, data=data) is not None:
         return True
-
-    def _leave(self, child: Child) -> bool:
-        """Stop the engine if the deployment is to stop or this worker is to leave."""
-        if self.lease.lost.is_set():
-            raise StaleAttempt(f"lost the lease of {self.deployment.id}")
-        stopping = self._status() is DeploymentStatus.stopping
-        if not stopping and not self.host.stopping.is_set():
-            return False
-        if not stopping:
-            # Requests go elsewhere before the engine stops.
-            with transaction() as session:
-                deployments.hand_back(session, self.deployment.id, self.deployment.attempt)
-        child.stop()
-        child.wait(STOP_SECONDS)
-        child.kill()
-        if stopping:
-            self._end(None)
-        return True
-
-    def _status(self) -> DeploymentStatus:
-        """What SQL wants; while it is out of reach, what it wanted last."""
-        try:
-            with reading() as session:
-                self.deployment.status = session.get_one(Deployment, self.deployment.id).status
-        except OperationalError as error:
-            logger.warning("cannot read %s: %s", self.deployment.id, error.orig)
-        return self.deployment.status
-
-    def _end(self, error: dict[str, Any] | None) -> None:
-        with transaction() as session:
-            deployments.end(session, self.deployment.id, self.deployment.attempt, error)
-        logger.info("ended", extra={"deployment_id": self.deployment.id, "error": error})
-
-    @property
-    def log(self) -> Path:
-        """What the engine prints."""
-        return self.folder / "log.txt"
-
-    def _last_words(self) -> str:
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "it printed nothing"
-
-
-def _error(message: str) -> dict[str, Any]:
-    hint = "The engine's whole log lies on the worker's host, in its data directory under deployments/."
-    return {"code": RunErrorCode.deployment_failed, "message": message, "hint": hint}
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=PROBE_SECONDS) as answer:  # noqa: S310 — our own address
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    lifecycle.record(session, run.id, run.attempt, [])
+    return False

@@ -1,10 +1,9 @@
 """Carries out one run: claim, launch, follow. No session is open while its program works."""
 
+import contextlib
 import logging
 import shutil
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
@@ -15,10 +14,12 @@ from app.errors import RunErrorCode
 from app.queue import ring_after_commit
 from app.runs import lifecycle
 from app.runs.lifecycle import Fact, StaleAttempt
+from app.sweep import idle_queues
 from app.tables import Checkpoint, EventType, Run, RunStatus
 from trainers import run_dir as files
 from trainers.configs import StageKind
 from workers import deploy, finish, process
+from workers.checkpoints import Uploads
 from workers.finish import Attempt
 from workers.follow import Follower, News
 from workers.host import Host
@@ -33,28 +34,61 @@ LOOK_SECONDS = 1.0
 
 def execute_next(host: Host) -> bool:
     """Carry out the first run that this worker can take; False when there is none for it."""
-    queues = host.devices.free(host.queues)
+    asked_at = time.monotonic()
     with transaction() as session:
-        run = lifecycle.claim(session, host.worker_id, queues, host.stages, host.settings.lease_seconds)
-        if run is not None and session.scalar(lifecycle.claimable([run.queue]).limit(1)) is not None:
-            # One bell starts one run: of bells that were lost, one that is left wakes all workers in turn.
-            ring_after_commit(session, run.queue)
+        run = _claim(session, host)
+        if run is not None:
+            _wake_others(session, host)
     if run is None:
         return False
     logger.info("claimed", extra={"run_id": run.id, "attempt": run.attempt, "stage": run.stage})
-    gpus = host.devices.take(run.queue)
+    # The engine that a `deploy` stage asks for takes devices of its own.
+    gpus = [] if run.stage is StageKind.deploy else host.devices.take(run.queue)
     try:
-        _carry_out(host, run, gpus)
+        _carry_out(host, run, gpus, asked_at)
     except StaleAttempt as stale:
         logger.warning("left to another worker: %s", stale, extra={"run_id": run.id})
+    except Exception as error:
+        logger.exception("the worker failed", extra={"run_id": run.id})
+        _give_up(host, run, error)
     finally:
         host.devices.give_back(gpus or [])
     return True
 
 
-def _carry_out(host: Host, run: Run, gpus: list[int] | None) -> None:
-    lease_seconds = host.settings.lease_seconds
-    lease = Lease(run.id, lease_seconds, lambda s: lifecycle.renew(s, run.id, run.attempt, lease_seconds))
+def _claim(session: Session, host: Host) -> Run | None:
+    """A run whose queue has a free device, or a `deploy` stage, which may be what frees one."""
+    seconds = host.settings.lease_seconds
+    deploys = [stage for stage in host.stages if stage is StageKind.deploy]
+    queues = host.devices.free(host.queues)
+    return lifecycle.claim(session, host.worker_id, queues, host.stages, seconds) or lifecycle.claim(
+        session, host.worker_id, host.queues, deploys, seconds
+    )
+
+
+def _wake_others(session: Session, host: Host) -> None:
+    """Of bells that were lost, one that is left wakes all idle workers in turn."""
+    for queue in idle_queues(session, host.settings):
+        if session.scalar(lifecycle.claimable([queue]).limit(1)) is not None:
+            ring_after_commit(session, queue)
+
+
+def _give_up(host: Host, run: Run, error: Exception) -> None:
+    """Say at once what another would find out when the lease ends."""
+    message = f"The worker failed while it carried out {run.id}: {type(error).__name__}."
+    told = {
+        "code": RunErrorCode.internal_error,
+        "message": message,
+        "hint": "The worker's own log holds the traceback.",
+    }
+    with transaction() as session:
+        current = session.get_one(Run, run.id)
+        lifecycle.give_up(session, current, told, lifecycle.held_by(run.attempt), host.settings.max_faults)
+
+
+def _carry_out(host: Host, run: Run, gpus: list[int] | None, asked_at: float) -> None:
+    seconds = host.settings.lease_seconds
+    lease = Lease(run.id, seconds, asked_at, lambda s: lifecycle.renew(s, run.id, run.attempt, seconds))
     with host.leases.hold(lease):
         if gpus is None:
             _put_back(run)
@@ -81,17 +115,14 @@ class _Execution:
         self.status = RunStatus.running
         self.kill_at: float | None = None
         self.untold = News()
-        # Hashing and copying a large checkpoint must not keep a cancel waiting.
-        self.uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
-        self.uploading: list[Future[tuple[files.Checkpoint, Published] | None]] = []
 
     def carry_out(self, gpus: list[int]) -> None:
         try:
             launch = prepare(self.run, self.settings, gpus)
         except LaunchError as refused:
-            attempt = Attempt(self.run, self.settings, self.lease, self.status, stop_asked=False)
-            finish.end_with_error(attempt, refused.error)
+            finish.end(self._attempt(), refused.error)
             return
+        self.uploads = Uploads(self.run, launch.run_dir)
         follower = Follower(launch.run_dir)
         child = process.start(
             launch.command,
@@ -101,31 +132,37 @@ class _Execution:
         )
         try:
             self.lease.bind(child)
-            exit_status = self._watch(child, follower, launch.run_dir)
-            finish.finish(
-                Attempt(self.run, self.settings, self.lease, self.status, self.kill_at is not None),
-                launch,
-                exit_status,
-            )
+            exit_status = self._watch(child, follower)
+            finish.finish(self._attempt(), launch, exit_status)
         finally:
             child.kill()
-            self.uploads.shutdown()
-            shutil.rmtree(launch.run_dir.parent, ignore_errors=True)
+            self.uploads.close()
+            shutil.rmtree(launch.run_dir, ignore_errors=True)
+            # Another attempt's directory may stand beside it, when workers share a data directory.
+            with contextlib.suppress(OSError):
+                launch.run_dir.parent.rmdir()
 
-    def _watch(self, child: Child, follower: Follower, run_dir: Path) -> int:
+    def _attempt(self) -> Attempt:
+        return Attempt(self.run, self.settings, self.lease, stop_asked=self.kill_at is not None)
+
+    def _watch(self, child: Child, follower: Follower) -> int:
         """Tell SQL what the program does and the program what SQL wants, until it ends."""
         while (exit_status := child.wait(LOOK_SECONDS)) is None:
             if self.lease.lost.is_set():
                 raise StaleAttempt(f"attempt {self.run.attempt} of {self.run.id} lost its lease")
-            self._tell(follower.look(), run_dir)
+            self._tell(follower.look())
             self._heed(child)
-        self._tell(follower.look(to_end=True), run_dir, wait=True)
+        self._tell(follower.look(to_end=True), wait=True)
+        while self.untold.facts or self.uploads.pending:
+            if self.lease.lost.wait(LOOK_SECONDS):
+                raise StaleAttempt(f"attempt {self.run.attempt} lost {self.run.id} while it waited")
+            self._tell(News(), wait=True)
         return exit_status
 
-    def _tell(self, news: News, run_dir: Path, *, wait: bool = False) -> None:
+    def _tell(self, news: News, *, wait: bool = False) -> None:
         """Write what is new; while the database is out of reach it is kept for the next look."""
         for checkpoint in news.checkpoints:
-            self.uploading.append(self.uploads.submit(self._upload, checkpoint, run_dir))
+            self.uploads.add(checkpoint)
         self.untold.add(news)
         try:
             self._write_checkpoints(wait=wait)
@@ -164,40 +201,31 @@ class _Execution:
             logger.warning("did not stop in time: killed", extra={"run_id": self.run.id})
             child.kill()
 
-    def _upload(
-        self, checkpoint: files.Checkpoint, run_dir: Path
-    ) -> tuple[files.Checkpoint, Published] | None:
-        key = f"checkpoints/{self.run.id}/{self.run.attempt}-{checkpoint.step:08d}"
-        try:
-            return checkpoint, get_store().publish_folder(run_dir / checkpoint.path, key)
-        except FileNotFoundError:
-            # The program has pruned it, as it does when newer ones are complete.
-            return None
-
     def _write_checkpoints(self, *, wait: bool) -> None:
-        while self.uploading and (wait or self.uploading[0].done()):
-            uploaded = self._uploaded(self.uploading[0])
-            if uploaded is not None:
-                self._write_checkpoint(*uploaded)
-            self.uploading.pop(0)
+        for upload in list(self.uploads.pending):
+            if not wait and not upload.stored.done():
+                return
+            try:
+                published = upload.stored.result()
+            except OSError as error:
+                self._warn_unstored(error)
+                published = None
+            if published is not None:
+                self._write_checkpoint(upload.checkpoint, published)
+            self.uploads.remove(upload)
 
-    def _uploaded(
-        self, upload: "Future[tuple[files.Checkpoint, Published] | None]"
-    ) -> tuple[files.Checkpoint, Published] | None:
+    def _warn_unstored(self, error: OSError) -> None:
         """A checkpoint that cannot be stored costs work after a crash, but it does not end the run."""
-        try:
-            return upload.result()
-        except OSError as error:
-            message = f"A checkpoint could not be stored: {error}. The run goes on without it."
-            data = {"code": RunErrorCode.artifacts_unreachable, "message": message}
-            self.untold.facts.append(Fact(EventType.warning, data))
-            return None
+        message = f"A checkpoint could not be stored: {error}. The run goes on without it."
+        data = {"code": RunErrorCode.artifacts_unreachable, "message": message}
+        self.untold.facts.append(Fact(EventType.warning, data))
 
     def _write_checkpoint(self, checkpoint: files.Checkpoint, published: Published) -> None:
         with transaction() as session:
             data = {"step": checkpoint.step, "size_bytes": published.size_bytes}
             fact = Fact(EventType.checkpoint, data, checkpoint.step)
-            lifecycle.record(session, self.run.id, self.run.attempt, [fact])
+            # What was saved is safe from the next fault: the cap counts faults without progress.
+            lifecycle.record(session, self.run.id, self.run.attempt, [fact], {"faults": 0})
             session.add(
                 Checkpoint(
                     run_id=self.run.id,
@@ -210,7 +238,10 @@ class _Execution:
             )
             superseded = _superseded(session, self.run)
         for artifact in superseded:
-            get_store().delete(artifact)
+            try:
+                get_store().delete(artifact)
+            except OSError as error:
+                logger.warning("could not remove %s: %s", artifact, error, extra={"run_id": self.run.id})
 
 
 def _superseded(session: Session, run: Run) -> list[str]:

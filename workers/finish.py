@@ -5,13 +5,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import from_json
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from app.artifacts import get_store
-from app.db import transaction
+from app.db import reading, transaction
 from app.errors import RunErrorCode
 from app.runs import lifecycle
 from app.runs.lifecycle import StaleAttempt
@@ -19,7 +21,6 @@ from app.settings import Settings
 from app.tables import Model, ModelKind, Run, RunStatus
 from app.tables.base import new_id
 from trainers import run_dir as files
-from trainers.configs import StageKind
 from workers import process
 from workers.launch import Launch
 from workers.lease import Lease
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # A program that could not even write its error.json has probably filled the disk.
 DISK_FULL_BELOW_BYTES = 1 << 20
+STORE_AGAIN_SECONDS = (1, 10, 60)
+# A result is a row of SQL; what is larger belongs into a file of its own.
+MAX_JSON_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,23 @@ class Attempt:
     run: Run
     settings: Settings
     lease: Lease
-    status: RunStatus
-    """What SQL last wanted of the run."""
     stop_asked: bool
+
+
+class _Made(BaseModel):
+    """What a program says of the model that it has made."""
+
+    path: str
+    kind: ModelKind
+    template_sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")] | None = None
+
+
+class _Error(BaseModel):
+    """What a program says of its failure."""
+
+    code: RunErrorCode
+    message: str
+    hint: str = ""
 
 
 def finish(attempt: Attempt, launch: Launch, exit_status: int) -> None:
@@ -48,43 +66,47 @@ def finish(attempt: Attempt, launch: Launch, exit_status: int) -> None:
     Raises StaleAttempt when the run is no longer held by this attempt.
     """
     _publish_files(launch.run_dir, attempt.run)
-    result = files.read_result(launch.run_dir)
-    error = files.read_error(launch.run_dir)
+    result = _result(attempt.run, launch.run_dir)
     if result is not None:
         _succeed(attempt, launch, result)
-    elif attempt.status is RunStatus.cancelling:
-        _end(attempt, RunStatus.cancelled)
-    elif attempt.status is RunStatus.pausing and error is None:
-        _end(attempt, RunStatus.paused)
-    elif attempt.stop_asked and error is None:
-        _end(attempt, RunStatus.queued, data={"reason": "the worker left"})
-    else:
-        end_with_error(attempt, error or _unexplained(attempt.run, launch.run_dir, exit_status))
-
-
-def end_with_error(attempt: Attempt, error: dict[str, Any]) -> None:
-    """Fail the run, or queue it again if the machine was at fault."""
-    if not RunErrorCode(error["code"]).infrastructure:
-        _end(attempt, RunStatus.failed, {"error": error}, {"error": error})
         return
+    error = _error(launch.run_dir)
+    if error is None and not attempt.stop_asked:
+        error = _unexplained(attempt.run, launch.run_dir, exit_status)
+    end(attempt, error)
 
-    def give_up(session: Session) -> Run | None:
-        run = session.get_one(Run, attempt.run.id)
-        guards = lifecycle.held_by(attempt.run.attempt)
-        return lifecycle.give_up(session, run, error, guards, attempt.settings.max_faults)
 
-    _write(attempt, give_up)
+def end(attempt: Attempt, error: dict[str, Any] | None) -> None:
+    """End an attempt without a result: with an error, or because the program was asked to stop.
+
+    What SQL wants of the run decides what it becomes, read with the write: it may have changed since
+    the worker last looked.
+    """
+    run, max_faults = attempt.run, attempt.settings.max_faults
+
+    def write(session: Session) -> Run | None:
+        current = session.get_one(Run, run.id)
+        if error is not None and RunErrorCode(error["code"]).infrastructure:
+            guards = lifecycle.held_by(run.attempt)
+            return lifecycle.give_up(session, current, error, guards, max_faults, _log(run))
+        if current.status is RunStatus.cancelling:
+            return _move(session, run, RunStatus.cancelled)
+        if error is not None:
+            return _move(session, run, RunStatus.failed, {"error": error}, {"error": error})
+        if current.status is RunStatus.pausing:
+            return _move(session, run, RunStatus.paused)
+        return _move(session, run, RunStatus.queued, data={"reason": "the worker left"})
+
+    _write(attempt, write)
 
 
 def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> None:
     try:
-        model = _publish_model(attempt.run, launch, result)
+        model = _store_model(attempt, launch, result)
     except OSError as error:
         message = f"The model could not be stored: {error}."
         hint = "See whether the artifact store is up and has room."
-        end_with_error(
-            attempt, {"code": RunErrorCode.artifacts_unreachable, "message": message, "hint": hint}
-        )
+        end(attempt, {"code": RunErrorCode.artifacts_unreachable, "message": message, "hint": hint})
         return
     made = {"model_id": model.id} if model else {}
 
@@ -97,18 +119,15 @@ def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> None:
     try:
         _write(attempt, succeed)
     except StaleAttempt:
-        if model is not None:
+        if model is not None and not _is_known(model):
             get_store().delete(model.artifact)
         raise
 
 
-def _end(
-    attempt: Attempt,
-    status: RunStatus,
-    values: dict[str, Any] | None = None,
-    data: dict[str, Any] | None = None,
-) -> None:
-    _write(attempt, lambda session: _move(session, attempt.run, status, values or {}, data or {}))
+def _is_known(model: Model) -> bool:
+    """Whether the end was committed after all, and only the database's answer was lost."""
+    with reading() as session:
+        return session.get(Model, model.id) is not None
 
 
 def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> None:
@@ -118,7 +137,8 @@ def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> None:
             with transaction() as session:
                 ended = write(session)
                 if ended is None:
-                    raise StaleAttempt(f"attempt {attempt.run.attempt} no longer holds {attempt.run.id}")
+                    # Still held, its status changed between being read and being moved: decide again.
+                    lifecycle.record(session, attempt.run.id, attempt.run.attempt, [])
         except OperationalError as error:
             logger.warning("cannot write the end: %s", error.orig, extra={"run_id": attempt.run.id})
             if attempt.lease.lost.wait(1):
@@ -126,30 +146,47 @@ def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> None:
                     f"attempt {attempt.run.attempt} lost {attempt.run.id} while it waited"
                 ) from error
         else:
-            logger.info("ended", extra={"run_id": ended.id, "status": ended.status, "error": ended.error})
-            return
+            if ended is not None:
+                logger.info("ended", extra={"run_id": ended.id, "status": ended.status, "error": ended.error})
+                return
 
 
 def _move(
-    session: Session, run: Run, status: RunStatus, values: dict[str, Any], data: dict[str, Any]
+    session: Session,
+    run: Run,
+    status: RunStatus,
+    values: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> Run | None:
-    values = {**values, "log_artifact": _file_key(run, files.LOG)}
-    return lifecycle.move(
-        session, run.id, status, guards=lifecycle.held_by(run.attempt), values=values, data=data
-    )
+    guards, values = lifecycle.held_by(run.attempt), {**(values or {}), **_log(run)}
+    return lifecycle.move(session, run.id, status, guards=guards, values=values, data=data)
+
+
+def _store_model(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> Model | None:
+    """Publish the model; a store that is away or full for a moment must not cost a training."""
+    for seconds in STORE_AGAIN_SECONDS:
+        try:
+            return _publish_model(attempt.run, launch, result)
+        except OSError as error:
+            logger.warning("could not store the model: %s", error, extra={"run_id": attempt.run.id})
+            if attempt.lease.lost.wait(seconds):
+                raise StaleAttempt(
+                    f"attempt {attempt.run.attempt} lost {attempt.run.id} while it waited"
+                ) from error
+    return _publish_model(attempt.run, launch, result)
 
 
 def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | None:
-    made = result.get("model")
-    if run.stage is not StageKind.sft or made is None:
+    if not run.stage.makes_a_model:
         return None
+    made = _Made.model_validate(result["model"])
     assert launch.base is not None
     model_id = new_id("model")
-    published = get_store().publish_folder(launch.run_dir / made["path"], f"models/{model_id}")
+    published = get_store().publish_folder(launch.run_dir / made.path, f"models/{model_id}")
     return Model(
         id=model_id,
         name=run.name,
-        kind=ModelKind(made["kind"]),
+        kind=made.kind,
         base=launch.base.origin,
         parent_id=launch.base.model_id,
         dataset_id=launch.dataset_id,
@@ -157,8 +194,53 @@ def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | 
         artifact=published.key,
         sha256=published.sha256,
         size_bytes=published.size_bytes,
-        template_sha256=made["template_sha256"],
+        template_sha256=made.template_sha256,
     )
+
+
+def _result(run: Run, run_dir: Path) -> dict[str, Any] | None:
+    """The program's result, if it is one that can be stored: the program is not trusted."""
+    result = _read(run_dir / files.RESULT)
+    if result is None or not run.stage.makes_a_model:
+        return result
+    try:
+        made = _Made.model_validate(result.get("model"))
+    except ValidationError as error:
+        logger.warning("the result names no model: %s", error, extra={"run_id": run.id})
+        return None
+    folder = (run_dir / made.path).resolve()
+    return result if folder.is_dir() and folder.is_relative_to(run_dir.resolve()) else None
+
+
+def _error(run_dir: Path) -> dict[str, Any] | None:
+    told = _read(run_dir / files.ERROR)
+    try:
+        return _Error.model_validate(told).model_dump() if told is not None else None
+    except ValidationError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A file of JSON that both databases can hold, else None."""
+    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        return None
+    try:
+        value = from_json(path.read_bytes(), allow_inf_nan=False)
+    except ValueError as error:
+        logger.warning("%s cannot be read: %s", path, error)
+        return None
+    return _without_nul(value) if isinstance(value, dict) else None
+
+
+def _without_nul(value: Any) -> Any:
+    """PostgreSQL's JSON holds no NUL."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_without_nul(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_nul(name): _without_nul(item) for name, item in value.items()}
+    return value
 
 
 def _unexplained(run: Run, run_dir: Path, exit_status: int) -> dict[str, Any]:
@@ -188,6 +270,10 @@ def _publish_files(run_dir: Path, run: Run) -> None:
                 get_store().publish_file(path, _file_key(run, path.name))
             except OSError as error:
                 logger.warning("could not keep %s: %s", path.name, error, extra={"run_id": run.id})
+
+
+def _log(run: Run) -> dict[str, Any]:
+    return {"log_artifact": _file_key(run, files.LOG)}
 
 
 def _file_key(run: Run, name: str) -> str:

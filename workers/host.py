@@ -22,9 +22,12 @@ from workers.lease import Leases
 
 PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
 # Without these a stage's program cannot start here.
+TRAINING = ("torch", "transformers", "trl", "peft", "datasets")
 NEEDS = {
     StageKind.prepare: ("transformers",),
-    StageKind.sft: ("torch", "transformers", "trl", "peft", "datasets"),
+    StageKind.sft: TRAINING,
+    StageKind.dpo: TRAINING,
+    StageKind.grpo: TRAINING,
     StageKind.evaluate: ("torch", "transformers", "peft"),
     StageKind.deploy: ("torch", "transformers", "peft"),
 }

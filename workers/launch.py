@@ -1,5 +1,6 @@
 """From a claimed run to a program that can start: inputs pulled, config written, command made."""
 
+import errno
 import os
 import shutil
 import sys
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlmodel import Session, col, select
+from pydantic import ValidationError
+from sqlmodel import col, select
 
 from app.artifacts import ArtifactCorrupt, ArtifactStore, get_store
 from app.db import reading
@@ -65,18 +67,16 @@ class Launch:
 def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     """Pull the run's inputs and write its config; raises LaunchError."""
     run_dir = settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
-    shutil.rmtree(run_dir.parent, ignore_errors=True)
     try:
-        run_dir.mkdir(parents=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _clear_earlier(run_dir, run.attempt)
         values, models, dataset_id = _resolve(run, settings)
         files.write_json(run_dir / files.CONFIG, parse_stage(values).model_dump(mode="json"))
         _lay_checkpoint(run, run_dir, settings)
-    except FileNotFoundError as error:
-        raise LaunchError(
-            RunErrorCode.artifacts_unreachable,
-            f"An input of {run.id} is not in the artifact store: {error}",
-            "See whether this worker's TUNESMITH_ARTIFACTS_URL is the one of the API.",
-        ) from error
+    except LaunchError:
+        raise
+    except (OSError, ArtifactCorrupt, ValidationError) as error:
+        raise _refusal(run, error) from error
     command = [
         settings.trainer_python or sys.executable, "-m", f"trainers.{run.stage}",
         "--config", str(run_dir / files.CONFIG), "--run-dir", str(run_dir),
@@ -84,16 +84,14 @@ def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, models.get("base"))
 
 
-def resolve_model(session: Session, job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
+def resolve_model(job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
     """Follow a reference from a config to folders on this host; raises LaunchError."""
     if isinstance(reference, dict):
-        output = StageOutput.model_validate(reference)
-        run = session.exec(select(Run).where(col(Run.job_id) == job_id, col(Run.name) == output.stage)).one()
-        assert run.model_id is not None, f"{run.id} is done and its stage makes a model"
-        reference = run.model_id
+        reference = _made_by(job_id, StageOutput.model_validate(reference).stage)
     if not reference.startswith("model_"):
         return ResolvedModel(_checked(reference, settings), None, reference, None)
-    model = session.get(Model, reference)
+    with reading() as session:
+        model = session.get(Model, reference)
     if model is None:
         raise LaunchError(
             RunErrorCode.model_not_found,
@@ -103,7 +101,7 @@ def resolve_model(session: Session, job_id: str | None, reference: Any, settings
     folder = _fetch(get_store(), model, settings)
     if model.kind is ModelKind.base:
         return ResolvedModel(str(folder), None, model.id, model.id)
-    below = resolve_model(session, None, model.base, settings)
+    below = resolve_model(None, model.base, settings)
     return ResolvedModel(below.base, folder, below.origin, model.id)
 
 
@@ -118,16 +116,43 @@ def environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
     }
 
 
+def _clear_earlier(run_dir: Path, attempt: int) -> None:
+    """Remove what earlier attempts left on this host; a later one's is not this attempt's to touch."""
+    for earlier in range(1, attempt):
+        shutil.rmtree(run_dir.with_name(f"attempt-{earlier}"), ignore_errors=True)
+
+
+def _refusal(run: Run, error: Exception) -> LaunchError:
+    """Why the run's inputs could not be laid out on this host."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LaunchError(
+            RunErrorCode.disk_full,
+            f"The disk with the worker's data directory is full: the inputs of {run.id} do not fit.",
+            "Free some space, then retry the job: it goes on from its last checkpoint.",
+        )
+    if isinstance(error, OSError | ArtifactCorrupt):
+        return LaunchError(
+            RunErrorCode.artifacts_unreachable,
+            f"An input of {run.id} cannot be read from the artifact store: {error}",
+            "See whether this worker's TUNESMITH_ARTIFACTS_URL is the one of the API, and whether it is up.",
+        )
+    return LaunchError(
+        RunErrorCode.config_invalid,
+        f"This worker cannot use the config of {run.id}: {error}",
+        "See whether the worker is of the same version as the API.",
+    )
+
+
 def _resolve(run: Run, settings: Settings) -> tuple[dict[str, Any], dict[str, ResolvedModel], str | None]:
     """The run's config with every reference made a path of this host."""
     values = dict(run.config)
+    models = {
+        name: resolve_model(run.job_id, values[name], settings)
+        for name in ("base", "model", "baseline")
+        if values.get(name) is not None
+    }
     with reading() as session:
-        models = {
-            name: resolve_model(session, run.job_id, values[name], settings)
-            for name in ("base", "model", "baseline")
-            if values.get(name) is not None
-        }
-        dataset = session.get(Dataset, values.get("dataset"))
+        dataset = session.get(Dataset, values["dataset"]) if values.get("dataset") else None
     values |= {name: model.reference for name, model in models.items()}
     if dataset is not None:
         path = get_store().fetch_file(dataset.artifact, dataset.sha256, settings.data_dir / "cache")
@@ -135,6 +160,14 @@ def _resolve(run: Run, settings: Settings) -> tuple[dict[str, Any], dict[str, Re
             raise FileNotFoundError(path)
         values["dataset"] = str(path)
     return values, models, dataset.id if dataset else None
+
+
+def _made_by(job_id: str | None, stage: str) -> str:
+    """Id of the model that an earlier stage of the job has made."""
+    with reading() as session:
+        run = session.exec(select(Run).where(col(Run.job_id) == job_id, col(Run.name) == stage)).one()
+    assert run.model_id is not None, f"{run.id} is done and its stage makes a model"
+    return run.model_id
 
 
 def _checked(reference: str, settings: Settings) -> str:
@@ -160,14 +193,14 @@ def _checked(reference: str, settings: Settings) -> str:
 def _fetch(store: ArtifactStore, model: Model, settings: Settings) -> Path:
     try:
         folder = store.fetch_folder(model.artifact, model.sha256, settings.data_dir / "cache")
-    except ArtifactCorrupt as error:
+        if not folder.is_dir():
+            raise FileNotFoundError(folder)
+    except (OSError, ArtifactCorrupt) as error:
         raise LaunchError(
             RunErrorCode.artifacts_unreachable,
-            f"The model {model.id} cannot be read: {error}.",
-            "Train it again.",
+            f"The model {model.id} cannot be read from the artifact store: {error}.",
+            "See whether this worker's TUNESMITH_ARTIFACTS_URL is the one of the API, and whether it is up.",
         ) from error
-    if not folder.is_dir():
-        raise FileNotFoundError(folder)
     return folder
 
 

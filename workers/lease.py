@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from app.db import transaction
@@ -21,15 +21,19 @@ STOP_AT = 0.85
 
 
 class Lease:
-    """One run or deployment held by this worker."""
+    """One run or deployment held by this worker.
 
-    def __init__(self, name: str, seconds: float, renew: Callable[[Session], object]) -> None:
+    `since` is this host's monotonic time from before it was asked for: the database's lease can only
+    end later than one counted from there.
+    """
+
+    def __init__(self, name: str, seconds: float, since: float, renew: Callable[[Session], object]) -> None:
         self.name = name
         self.lost = threading.Event()
         self._seconds = seconds
         self._renew = renew
         self._child: Child | None = None
-        self._deadline = time.monotonic() + seconds * STOP_AT
+        self._deadline = since + seconds * STOP_AT
 
     @property
     def seconds_left(self) -> float:
@@ -50,12 +54,11 @@ class Lease:
         except StaleAttempt:
             logger.warning("lost the lease of %s", self.name)
             self.lost.set()
-        except OperationalError as error:
+        except DBAPIError as error:
             logger.warning("cannot renew the lease of %s: %s", self.name, error.orig)
             if not self.seconds_left:
                 self.lost.set()
         else:
-            # Counted from before the request: the database's lease can only end later.
             self._deadline = asked_at + self._seconds * STOP_AT
             if self._child is not None:
                 self._child.extend(self.seconds_left)
@@ -100,5 +103,5 @@ class Leases:
                 lease.renew()
             try:
                 self._announce()
-            except OperationalError as error:
+            except DBAPIError as error:
                 logger.warning("cannot announce this worker: %s", error.orig)

@@ -12,5 +12,11 @@ def register(celery: Celery, host: Host) -> None:
 
     @celery.task(name=BELL)
     def bell(queue: str) -> bool:
-        """There may be work: which, SQL tells. False when another was faster or nothing is left."""
-        return not host.stopping.is_set() and execute_next(host)
+        """There may be work: which, SQL tells. False when another was faster or nothing is left.
+
+        A worker goes on until nothing is left, so that it needs no bell to wait for it while it is busy.
+        """
+        found = False
+        while not host.stopping.is_set() and execute_next(host):
+            found = True
+        return found

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from app.db import database_now
@@ -28,11 +29,16 @@ def begin(session: Session, deployment: Deployment) -> Deployment:
     before = select(col(Deployment.id)).where(
         col(Deployment.name) == deployment.name, col(Deployment.status).in_(LIVE)
     )
-    for deployment_id in session.scalars(before).all():
-        stop(session, deployment_id)
-    session.add(deployment)
-    session.flush()
-    return deployment
+    while True:
+        for deployment_id in session.scalars(before).all():
+            stop(session, deployment_id)
+        try:
+            with session.begin_nested():
+                session.add(deployment)
+        except IntegrityError:
+            # Another request of this name was first and is committed now: it is the one to stop.
+            continue
+        return deployment
 
 
 def claim(

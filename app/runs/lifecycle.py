@@ -177,26 +177,31 @@ def renew(session: Session, run_id: str, attempt: int, lease_seconds: float) -> 
 
 
 def give_up(
-    session: Session, run: Run, error: dict[str, Any], guards: Sequence[ColumnElement[bool]], max_faults: int
+    session: Session,
+    run: Run,
+    error: dict[str, Any],
+    guards: Sequence[ColumnElement[bool]],
+    max_faults: int,
+    values: dict[str, Any] | None = None,
 ) -> Run | None:
     """End an attempt that the machine failed; None when the guards no longer hold.
 
     A running run is queued again until it has had `max_faults` faults, then it fails with the error;
     one that was being cancelled or paused has now stopped, so that is what it becomes.
     """
-    data = {"error": error}
-    if run.status is RunStatus.cancelling:
-        return move(session, run.id, RunStatus.cancelled, guards=guards, data=data)
-    if run.status is RunStatus.pausing:
-        return move(session, run.id, RunStatus.paused, guards=guards, data=data)
-    if run.faults >= max_faults:
-        return move(session, run.id, RunStatus.failed, guards=guards, values={"error": error}, data=data)
-    delay_seconds = 10.0 * run.faults
-    values = {
-        "faults": run.faults + 1,
-        "claimable_at": database_now(delay_seconds) if delay_seconds else None,
-    }
-    return move(session, run.id, RunStatus.queued, guards=guards, values=values, data=data)
+    values = values or {}
+    to = {RunStatus.cancelling: RunStatus.cancelled, RunStatus.pausing: RunStatus.paused}.get(run.status)
+    if to is None and run.faults >= max_faults:
+        to = RunStatus.failed
+        values = {**values, "error": error}
+    elif to is None:
+        to = RunStatus.queued
+        delay_seconds = 10.0 * run.faults
+        claimable_at = database_now(delay_seconds) if delay_seconds else None
+        values = {**values, "faults": run.faults + 1, "claimable_at": claimable_at}
+    return move(
+        session, run.id, to, sources=[run.status], guards=guards, values=values, data={"error": error}
+    )
 
 
 def release_expired(session: Session, max_faults: int) -> list[Run]:

@@ -34,7 +34,7 @@ class RunView(BaseModel):
     )
     error: RunError | None
     attempt: int
-    faults: int = Field(description="Times that the machine failed it.")
+    faults: int = Field(description="Times that the machine failed it since its last checkpoint.")
     step: int
     total_steps: int | None
     progress: float = Field(description="From 0 to 1.")

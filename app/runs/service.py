@@ -69,10 +69,15 @@ def file_artifact(session: Session, run_id: str, name: str) -> str:
     """Key of a file that the last attempt's program left; raises FileNotPublished."""
     log = get(session, run_id).log_artifact
     key = str(PurePosixPath(log).with_name(name)) if log else None
-    if key is None or not get_store().exists(key):
+    if key is None:
         raise FileNotPublished(
-            f"{run_id} has no file {name}: files are published when an attempt ends.",
+            f"{run_id} has no file {name} yet: files are published when an attempt ends.",
             hint=f"Its log lines so far are at GET /api/v1/runs/{run_id}/logs.",
+        )
+    if not get_store().exists(key):
+        raise FileNotPublished(
+            f"{run_id} left no file {name}.",
+            hint="There are `log.txt`, `metrics.jsonl`, and what the run's `result` names.",
         )
     return key
 

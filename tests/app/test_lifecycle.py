@@ -9,11 +9,13 @@ from threading import Barrier
 import pytest
 from sqlmodel import Session, col, select
 
-from app.db import reading, transaction
+from app.db import get_engine, reading, transaction
+from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
 from app.runs.lifecycle import Fact, StaleAttempt
-from app.tables import Event, EventType, Run, RunStatus, Worker
-from trainers.configs import Queue, StageKind
+from app.settings import Settings
+from app.tables import Deployment, Event, EventType, Run, RunStatus, Worker
+from trainers.configs import EngineKind, Queue, StageKind
 
 Make = Callable[..., list[Run]]
 MakeWorker = Callable[..., Worker]
@@ -115,6 +117,24 @@ def test_a_run_fails_after_its_last_fault_and_ends_what_follows(make_job: Make) 
         runs = session.exec(select(Run).order_by(col(Run.position))).all()
     assert [run.status for run in runs] == [RunStatus.failed, RunStatus.cancelled]
     assert released.error is not None and released.error["code"] == "lease_lost"
+
+
+def test_racing_requests_for_one_name_leave_one_live_deployment(settings: Settings) -> None:
+    get_engine()  # Made by six threads at once, it would be made six times.
+    ready = Barrier(6)
+
+    def ask(number: int) -> str:
+        ready.wait()
+        with transaction() as session:
+            asked = Deployment(name="one", base=f"hub/{number}", engine=EngineKind.hf, queue=Queue.cpu)
+            return deployments.begin(session, asked).id
+
+    with ThreadPoolExecutor(6) as pool:
+        asked = set(pool.map(ask, range(6)))
+    with reading() as session:
+        found = session.exec(select(Deployment)).all()
+    assert {deployment.id for deployment in found} == asked
+    assert sorted(deployment.status for deployment in found) == ["queued", *["stopped"] * 5]
 
 
 def test_events_of_one_run_are_numbered_without_gaps_by_racing_writers(

@@ -18,7 +18,7 @@ from app import envelope, logs, sweep
 from app.db import get_engine, reading, transaction
 from app.main import create_app
 from app.settings import Settings
-from app.tables import Deployment, DeploymentStatus, Run, RunStatus
+from app.tables import Deployment, DeploymentStatus, Run, RunStatus, Worker
 from trainers.configs import EngineKind, Queue
 
 ML_PACKAGES = ("torch", "transformers", "vllm", "mlx", "trl", "peft", "datasets", "accelerate", "numpy")
@@ -135,8 +135,9 @@ def bells(settings: Settings) -> list[str]:
 
 
 def test_the_sweeper_rings_once_for_a_queue_whose_next_run_nobody_heard(
-    settings: Settings, make_job: Callable[..., list[Run]]
+    settings: Settings, make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]
 ) -> None:
+    make_worker()
     for _ in range(3):
         make_job(RunStatus.queued, created_at=LONG_AGO)
     make_job(RunStatus.queued, queue=Queue.cuda)

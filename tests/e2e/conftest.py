@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from tests.e2e.platform import Platform
-from tests.services import postgres_url, redis_url
+from tests.services import Redis, postgres_url, redis
 
 
 @pytest.fixture(scope="session")
@@ -24,21 +24,26 @@ def embedded(tmp_path: Path, starter: Path) -> Iterator[Platform]:
 
 
 @pytest.fixture
-def team(tmp_path: Path, starter: Path, postgres: str) -> Iterator[Platform]:
+def broker() -> Iterator[Redis]:
+    with redis("secret") as server:
+        yield server
+
+
+@pytest.fixture
+def team(tmp_path: Path, starter: Path, postgres: str, broker: Redis) -> Iterator[Platform]:
     """PostgreSQL and Redis, with an API and the datasets `train` and `test`."""
     database = f"test_{tmp_path.name.replace('-', '_')}"[:60].lower()
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{database}"')
-    with redis_url("secret") as broker:
-        platform = Platform(
-            tmp_path / "data",
-            starter,
-            TUNESMITH_DATABASE_URL=postgres.replace("/postgres", f"/{database}"),
-            TUNESMITH_BROKER_URL=broker,
-        )
-        migrate = platform.start(["-m", "app", "migrate"], "migrate")
-        assert migrate.wait(30) == 0, (platform.folder / "migrate.log").read_text()
-        yield from _with_api(platform)
+    platform = Platform(
+        tmp_path / "data",
+        starter,
+        TUNESMITH_DATABASE_URL=postgres.replace("/postgres", f"/{database}"),
+        TUNESMITH_BROKER_URL=broker.url,
+    )
+    migrate = platform.start(["-m", "app", "migrate"], "migrate")
+    assert migrate.wait(30) == 0, (platform.folder / "migrate.log").read_text()
+    yield from _with_api(platform)
 
 
 @pytest.fixture(params=["embedded", "team"])

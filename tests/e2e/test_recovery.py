@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from tests import services
 from tests.e2e.platform import LONG, Platform, family_of, kill, sft, short, until
 
 STEPS = 60
@@ -61,6 +62,19 @@ def test_emptied_and_restarted_broker_loses_no_run(team: Platform) -> None:
         redis.flushall()
     team.start_worker()
     assert team.finish(job)["status"] == "succeeded"
+
+
+def test_run_posted_while_the_broker_is_down_is_carried_out_once_it_is_back(
+    team: Platform, broker: services.Redis
+) -> None:
+    team.start_worker()
+    team.finish(team.submit(short()))
+    broker.stop()
+    job = team.submit(short())
+    time.sleep(5)
+    assert team.run(job)["status"] == "queued"
+    broker.start()
+    assert team.finish(job, 60)["status"] == "succeeded"
 
 
 def test_emptied_folder_of_the_embedded_broker_loses_no_run(embedded: Platform) -> None:
