@@ -10,7 +10,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from sqlalchemy.exc import OperationalError
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from sqlalchemy import Engine
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from app import logs, migrate
 from app.auth import CREATE_A_KEY, any_live_key, is_loopback
@@ -23,9 +26,24 @@ from app.tables import ApiKey, Scope
 
 def main(arguments: Sequence[str]) -> None:
     """Do what the command line asks; a refusal is a sentence and exit status 1."""
+    _check_settings()
     options = _parser().parse_args(arguments)
     logs.configure(options.log_level or get_settings().log_level)
     options.run(options)
+
+
+def _check_settings() -> None:
+    try:
+        get_settings()
+    except SettingsError as error:
+        sys.exit(f"The settings cannot be read: {error}. Write lists as JSON.")
+    except ValidationError as error:
+        # The values stay untold: one of them may be a password.
+        faults = (
+            f"{'_'.join(['TUNESMITH', *map(str, fault['loc'])]).upper()}: {fault['msg']}."
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        sys.exit(f"The settings cannot be used. {' '.join(faults)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,7 +122,7 @@ def _revoke_key(options: argparse.Namespace) -> None:
 
 def _prepare_database() -> None:
     """Migrate the embedded database; a team's must have been migrated before."""
-    engine = get_engine()
+    engine = _engine()
     try:
         if engine.dialect.name == "sqlite":
             migrate.upgrade(engine)
@@ -113,6 +131,19 @@ def _prepare_database() -> None:
         sys.exit(f"The database cannot be reached: {logs.redact(str(error.orig)).strip()}")
     if current != head:
         sys.exit(f"The database is at revision {current}, not {head}. Run `python -m app migrate`.")
+
+
+def _engine() -> Engine:
+    try:
+        return get_engine()
+    except OSError as error:
+        folder = get_settings().data_dir
+        sys.exit(f"The data directory {folder} cannot be made: {error.strerror}. Set TUNESMITH_DATA_DIR.")
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
+        sys.exit(
+            "TUNESMITH_DATABASE_URL is not the URL of a database that can be used: "
+            "write postgresql://user:password@host/name, or leave it empty for SQLite."
+        )
 
 
 def _has_key() -> bool:

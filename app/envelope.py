@@ -12,8 +12,19 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from app.errors import AppError, Unauthorized
+from trainers.configs.base import PRINTABLE
 
-CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request", 413: "too_large"}
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+SEND_JSON = "Send a JSON object in UTF-8 with the header Content-Type: application/json."
+# What pydantic says of these would tell a person of its own workings, and not what to do.
+SENTENCES = {
+    "extra_forbidden": "There is no such field: correct its name or leave it out.",
+    "union_tag_not_found": "Field required.",
+    "model_attributes_type": "Input should be a JSON object.",
+    "model_type": "Input should be a JSON object.",
+    "dict_type": "Input should be a JSON object.",
+    "list_type": "Input should be a JSON array.",
+}
 
 
 class FieldFault(BaseModel):
@@ -71,6 +82,9 @@ def _app_error(request: Request, error: Exception) -> JSONResponse:
 
 def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        # FastAPI's answer to bytes that are no text, and to JSON too deep or with numbers too long.
+        return respond(422, "invalid", "The body cannot be read as JSON.", SEND_JSON)
     code = CODES.get(error.status_code, "http_error")
     message, hint = f"{error.detail}.", None
     if error.status_code in (404, 405):
@@ -92,7 +106,8 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     fields = wrong_fields(error.errors(), error.body)
     first = f"{fields[0]['field']}: {fields[0]['message']}" if fields[0]["field"] else fields[0]["message"]
     more = f" ({len(fields) - 1} more)" if len(fields) > 1 else ""
-    return respond(422, "invalid", f"The request is malformed. {first}{more}", fields=fields)
+    hint = SEND_JSON if not fields[0]["field"] else None
+    return respond(422, "invalid", f"The request is malformed. {first}{more}", hint, fields=fields)
 
 
 def wrong_fields(errors: Sequence[Any], body: Any) -> list[dict[str, str]]:
@@ -127,6 +142,8 @@ def _place(error: Any, body: Any) -> tuple[tuple[str, ...], tuple[str, ...], str
             continue
         path.append(str(part))
         body = body[part] if present else None
+    if error["type"].startswith("union_tag_"):
+        path.append(error["ctx"]["discriminator"].strip("'"))
     return tuple(path), union, member
 
 
@@ -136,7 +153,11 @@ def _likeliest(members: dict[str, list[tuple[str, dict[str, Any]]]]) -> list[tup
 
 
 def _sentence(error: dict[str, Any]) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = SENTENCES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "union_tag_invalid":
+        message = f"Input should be one of {error['ctx']['expected_tags']}"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PRINTABLE:
+        message = "It may hold no control characters"
     if error["type"] == "json_invalid":
         message = f"the body is not JSON: {error['ctx']['error']}"
     return message if message.endswith(".") else f"{message}."

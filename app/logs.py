@@ -27,9 +27,11 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Each request has one line of ours; Alembic tells of its dialect at every start.
+    # Each request has one line of ours; Alembic tells of its dialect at every start, and
+    # the form parser of each file and callback.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.WARNING)
 
 
 def redact(text: str) -> str:

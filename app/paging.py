@@ -39,7 +39,8 @@ class EventPageQuery(BaseModel):
 def _page_query(
     limit: Limit = DEFAULT_LIMIT,
     after: Annotated[
-        str | None, Query(max_length=64, description="Id of the last item of the page before.")
+        str | None,
+        Query(pattern=r"^[a-z]+_[0-9a-z]{26}$", description="`next` of the page before: its last item's id."),
     ] = None,
 ) -> PageQuery:
     return PageQuery(limit=limit, after=after)

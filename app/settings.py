@@ -2,12 +2,14 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainers.configs import Queue
+
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
 
 
 class Settings(BaseSettings):
@@ -35,7 +37,7 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address that the API binds to; other than loopback needs an API key."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
-    log_level: str = Field("INFO", description="Python's name of the least level to log.")
+    log_level: LogLevel = Field("INFO", description="Python's name of the least level to log.")
 
     default_queue: Queue = Field(Queue.cpu, description="Queue of stages whose spec names none.")
     max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Largest dataset file accepted.")
@@ -49,7 +51,9 @@ class Settings(BaseSettings):
         15, gt=0, description="How long a run may stay queued before its bell is rung again."
     )
     max_faults: int = Field(
-        3, ge=0, description="Infrastructure faults after which a run is not retried again."
+        3,
+        ge=0,
+        description="Infrastructure faults since the last checkpoint after which a run is failed.",
     )
     stop_grace_seconds: float = Field(
         5, gt=0, description="From asking a cancelled program to stop to killing it."

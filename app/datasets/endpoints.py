@@ -1,7 +1,6 @@
 """Datasets over HTTP."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -11,7 +10,7 @@ from app.artifacts import chunks
 from app.auth import CallerDependency
 from app.datasets import service
 from app.datasets.schemas import UPLOAD_FORM, DatasetSummary, DatasetView, PreviewRequest, Row
-from app.datasets.upload import receive, receiving
+from app.datasets.upload import dataset_name, receive, receiving
 from app.db import Reading, Writing
 from app.jobs import service as jobs
 from app.jobs.schemas import JobView
@@ -21,16 +20,22 @@ from trainers.data.formats import RowFormat
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
+SAME_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": DatasetView,
+        "description": "The dataset that this content became before, with its first name.",
+    }
+}
 
-@router.post("", status_code=201, openapi_extra=UPLOAD_FORM)
+
+@router.post("", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM)
 async def upload_dataset(request: Request, response: Response) -> DatasetView:
-    """Upload a JSONL file, which is validated row by row; the same content again answers 200."""
+    """Upload a JSONL file, which is validated row by row."""
     settings = get_settings()
     with receiving(settings.data_dir / "uploads") as folder:
         upload = await receive(request, folder, settings.max_upload_bytes)
         assert upload.path is not None
-        name = upload.fields.get("name") or Path(upload.filename).stem or "dataset"
-        dataset, before = await run_in_threadpool(service.store_file, upload.path, name)
+        dataset, before = await run_in_threadpool(service.store_file, upload.path, dataset_name(upload))
     response.status_code = 200 if before else 201
     return service.view(dataset)
 

@@ -22,8 +22,11 @@ UPLOAD_FORM = {
                         "file": {"type": "string", "format": "binary", "description": "A JSONL file."},
                         "name": {
                             "type": "string",
-                            "description": "How jobs may refer to it; the file's name by default.",
-                            "example": "arithmetic-train",
+                            "description": "How jobs may refer to it; of one name they take the newest. "
+                            "By default the file's name.",
+                            # Swagger UI would send any other example as it stands, and so hide the data set
+                            # of that name.
+                            "example": "",
                         },
                     },
                 }

@@ -13,6 +13,7 @@ from app.db import reading, transaction
 from app.errors import NotFound
 from app.jobs import service as jobs
 from app.jobs.schemas import JobSpec
+from app.models import references
 from app.paging import PageQuery, newest_first
 from app.settings import get_settings
 from app.tables import Dataset, Job
@@ -106,7 +107,11 @@ def content(dataset_id: str) -> BinaryIO:
 def preview(session: Session, dataset_id: str, body: PreviewRequest, created_by: str) -> Job:
     """Queue a short run that renders rows with a model's template; raises what posting a job raises."""
     dataset = get(session, dataset_id)
-    stage = PrepareConfig(base=body.model, dataset=dataset.id, rows=body.rows, max_length=body.max_length)
+    # The job would tell a fault under a field that was never sent.
+    references.resolve(session, body.model, "model")
+    stage = PrepareConfig(
+        stage="prepare", base=body.model, dataset=dataset.id, rows=body.rows, max_length=body.max_length
+    )
     spec = JobSpec(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
     job, _ = jobs.post(session, get_settings(), spec, created_by, None)
     return job

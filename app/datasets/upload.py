@@ -1,5 +1,6 @@
 """A multipart upload written to disk as it arrives: memory stays constant whatever the file's size."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import AppError, Invalid, TooLarge
+from trainers.configs.base import PRINTABLE
 
 FORM_OVERHEAD_BYTES = 64 << 10
 MAX_FIELD_BYTES = 4 << 10
+LONGEST_NAME = 200
 
 
 class NotMultipart(AppError):
@@ -66,8 +69,25 @@ async def receive(request: Request, folder: Path, max_bytes: int) -> Upload:
         await run_in_threadpool(_write, parser, chunk)
     await run_in_threadpool(_write, parser, None)
     if upload.path is None:
-        raise Invalid("The form holds no file.", fields=[{"field": "file", "message": "A file is required."}])
+        raise Invalid(
+            "The form holds no file.",
+            hint="Send the file as the form field `file`: curl -F file=@…",
+            fields=[{"field": "file", "message": "A file is required."}],
+        )
     return upload
+
+
+def dataset_name(upload: Upload) -> str:
+    """The form's `name`, else the file's; raises Invalid for one that no list could show."""
+    name = upload.fields.get("name", "").strip() or Path(upload.filename).stem or "dataset"
+    if len(name) > LONGEST_NAME or not re.match(PRINTABLE, name):
+        message = f"The name must have at most {LONGEST_NAME} characters and no control characters."
+        raise Invalid(
+            message,
+            hint="Send another as the form field `name`.",
+            fields=[{"field": "name", "message": message}],
+        )
+    return name
 
 
 def _parser(upload: Upload, boundary: bytes, folder: Path) -> FormParser:

@@ -22,13 +22,12 @@ def listed(
     session: Session, paging: PageQuery, status: RunStatus | None, name: str | None, labels: Sequence[str]
 ) -> tuple[list[JobSummary], str | None]:
     """Jobs from new to old that match all the filters given, labels as `key:value`; raises Invalid."""
-    filters = [_label(label) for label in labels] + ([_status(status)] if status else [])
-    # Few jobs fail and many succeed: a status thins more than a label unless it is `succeeded`.
-    if status is not RunStatus.succeeded:
-        filters.reverse()
+    by_name = [_name(name)] if name is not None else []
+    by_status = [_status(status)] if status else []
+    filters = by_name + [_label(label) for label in labels]
+    # Few jobs fail and many succeed: a status thins more than the rest unless it is `succeeded`.
+    filters = filters + by_status if status is RunStatus.succeeded else by_status + filters
     statement, key = _walk(filters)
-    if name is not None:
-        statement = statement.where(col(Job.name) == name)
     jobs, following = newest_first(session, statement, key, paging)
     runs = _runs(session, [job.id for job in jobs])
     return [_summary(job, runs[job.id]) for job in jobs], following
@@ -45,6 +44,12 @@ def _walk(filters: Sequence[Filter]) -> tuple[Select[Job], Any]:
     (key, conditions), *others = filters
     statement = select(Job).join(key.class_, key == col(Job.id)).where(*conditions)
     return statement.where(*(exists().where(column == key, *asked) for column, asked in others)), key
+
+
+def _name(name: str) -> Filter:
+    """As a condition on the job that is listed, SQLite would walk another filter's index for rare names."""
+    job = aliased(Job)
+    return col(job.id), [col(job.name) == name]
 
 
 def _label(label: str) -> Filter:

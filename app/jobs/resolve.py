@@ -13,21 +13,11 @@ from app.jobs.schemas import JobSpec
 from app.models import references
 from app.settings import Settings
 from app.tables import Dataset
-from trainers.configs import (
-    AdaptedModel,
-    DeployConfig,
-    EvaluateConfig,
-    PrepareConfig,
-    Queue,
-    SftConfig,
-    StageKind,
-    StageOutput,
-)
+from trainers.configs import AdaptedModel, Queue, StageKind, StageOutput
+from trainers.configs.stages import AnyStage
+from trainers.configs.training import TrainingConfig
 
 MODEL_FIELDS = ("base", "model", "baseline")
-MAKES_A_MODEL = frozenset({StageKind.sft})
-
-StageConfig = PrepareConfig | SftConfig | EvaluateConfig | DeployConfig
 
 
 class DatasetNotReady(Conflict):
@@ -43,7 +33,7 @@ class ResolvedStage:
     name: str
     kind: StageKind
     queue: Queue
-    config: StageConfig
+    config: AnyStage
     dataset: Dataset | None
 
     @property
@@ -54,7 +44,7 @@ class ResolvedStage:
     @property
     def estimated_steps(self) -> int | None:
         """Optimizer steps of a training stage."""
-        if not isinstance(self.config, SftConfig) or self.dataset is None:
+        if not isinstance(self.config, TrainingConfig) or self.dataset is None:
             return None
         rows_in_all = self.dataset.row_count * self.config.epochs
         return self.config.max_steps or math.ceil(rows_in_all / self.config.batch_size)
@@ -79,7 +69,7 @@ def resolve(session: Session, spec: JobSpec, settings: Settings) -> list[Resolve
 
 def _resolve_stage(
     session: Session,
-    stage: StageConfig,
+    stage: AnyStage,
     queue: Queue,
     path: str,
     earlier: Sequence[ResolvedStage],
@@ -98,6 +88,7 @@ def _resolve_stage(
                 definite[field] = _model(session, value, f"{path}.{field}", earlier)
             elif field == "dataset":
                 dataset = _dataset(session, value, f"{path}.{field}")
+                _require_shape(dataset, stage.stage, f"{path}.{field}")
                 definite[field] = dataset.id
         except Invalid as fault:
             faults.append(fault)
@@ -117,7 +108,7 @@ def _model(
         raise _fault(
             path, f"No earlier stage is called {reference.stage!r}. Stages before this one: {known}."
         )
-    if named.kind not in MAKES_A_MODEL:
+    if not named.kind.makes_a_model:
         raise _fault(path, f"Stage {named.name!r} is of kind {named.kind}, which makes no model; sft does.")
     return reference
 
@@ -131,6 +122,23 @@ def _dataset(session: Session, reference: str, path: str) -> Dataset:
             path, f"No dataset has the id or the name {reference!r}. POST /api/v1/datasets takes one."
         )
     return dataset
+
+
+def _require_shape(dataset: Dataset, stage: str, path: str) -> None:
+    """DPO alone reads pairs; what has the other shape would fail only once it has hardware."""
+    if dataset.format is None or dataset.format.has_pairs == (stage == StageKind.dpo):
+        return
+    if dataset.format.has_pairs:
+        raise _fault(
+            path,
+            f"Dataset {dataset.id} holds preference pairs, and {stage} needs rows with one answer: keep only "
+            "`prompt` and `chosen`, under the names `prompt` and `completion`.",
+        )
+    raise _fault(
+        path,
+        f"Dataset {dataset.id} holds rows of the format {dataset.format}, and dpo needs preference pairs: "
+        "rows with `prompt`, `chosen` and `rejected`.",
+    )
 
 
 def _require_ready(dataset: Dataset | None, path: str) -> None:

@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.runs.schemas import RunError, RunView
 from app.tables import RunStatus
 from trainers.configs import Queue, Stage, StageKind
+from trainers.configs.base import PRINTABLE
 
-JobName = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+JobName = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True, pattern=PRINTABLE)
+]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=200)]
+LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=PRINTABLE)]
 
 EXAMPLE: dict[str, Any] = {
     "name": "arithmetic",

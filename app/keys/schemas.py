@@ -6,8 +6,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.tables import Scope
+from trainers.configs.base import PRINTABLE
 
-KeyName = Annotated[str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True)]
+KeyName = Annotated[
+    str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True, pattern=PRINTABLE)
+]
 
 
 class NewKey(BaseModel):

@@ -63,7 +63,7 @@ class Run(SQLModel, table=True):
     attempt: int = Field(
         default=0, description="Counts claims; every write of a worker must carry the current one."
     )
-    faults: int = Field(default=0, description="Infrastructure faults so far.")
+    faults: int = Field(default=0, description="Infrastructure faults since the last checkpoint.")
     worker_id: str | None = Field(default=None, foreign_key="worker.id")
     lease_expires_at: datetime | None = time_field()
     claimable_at: datetime | None = time_field()

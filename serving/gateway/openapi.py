@@ -15,12 +15,14 @@ SAMPLING: Json = {
     "n": {"type": "integer", "minimum": 1, "default": 1},
     "stream": {"type": "boolean", "default": False, "description": "Answer as server-sent events."},
 }
+# The starter model has learnt nothing but such problems.
+QUESTION = "Bo had 12 stones , sold 4 and then made 6. How many stones does Bo have?"
 CHAT_EXAMPLES: Json = {
-    "translate": {
+    "plain": {
         "summary": "A chat",
         "value": {
             "model": "starter",
-            "messages": [{"role": "user", "content": "Translate to English: 오늘은 날씨가 좋다."}],
+            "messages": [{"role": "user", "content": QUESTION}],
             "max_tokens": 64,
             "temperature": 0,
         },
@@ -29,7 +31,7 @@ CHAT_EXAMPLES: Json = {
         "summary": "The same as a stream",
         "value": {
             "model": "starter",
-            "messages": [{"role": "user", "content": "What is 12 + 30?"}],
+            "messages": [{"role": "user", "content": QUESTION}],
             "max_tokens": 64,
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -79,8 +79,14 @@ def make_dataset(settings: Settings) -> Callable[..., Dataset]:
     """Makes a dataset of 100 good rows."""
 
     def make(name: str, **values: Any) -> Dataset:
-        made = {"sha256": secrets.token_hex(32), "artifact": "datasets/x", "size_bytes": 1, "row_count": 100}
-        dataset = Dataset(name=name, format=RowFormat.messages, **(made | values))
+        made = {
+            "sha256": secrets.token_hex(32),
+            "artifact": "datasets/x",
+            "size_bytes": 1,
+            "row_count": 100,
+            "format": RowFormat.messages,
+        }
+        dataset = Dataset(name=name, **(made | values))
         with transaction() as session:
             session.add(dataset)
         return dataset

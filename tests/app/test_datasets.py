@@ -141,6 +141,19 @@ def test_form_without_a_file_and_body_without_a_form_are_refused(client: TestCli
     assert client.post("/api/v1/datasets", json={"a": 1}).status_code == 415
 
 
+@pytest.mark.parametrize("name", ["n" * 201, "a\x1bb"])
+def test_name_that_no_list_could_show_is_refused(client: TestClient, name: str) -> None:
+    answer = client.post("/api/v1/datasets", files={"file": ("rows.jsonl", GOOD)}, data={"name": name})
+    assert (answer.status_code, answer.json()["error"]["fields"][0]["field"]) == (422, "name")
+    assert client.get("/api/v1/datasets").json()["items"] == []
+
+
+def test_preview_with_an_unknown_model_names_the_field_that_was_sent(client: TestClient) -> None:
+    made = upload(client, GOOD).json()
+    answer = client.post(f"/api/v1/datasets/{made['id']}/previews", json={"model": "nowhere"})
+    assert [fault["field"] for fault in answer.json()["error"]["fields"]] == ["model"]
+
+
 def test_upload_over_the_limit_is_refused_and_leaves_nothing(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from app.db import reading
 from app.jobs.schemas import EXAMPLE
 from app.settings import Settings
 from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
+from trainers.data.formats import RowFormat
 
 SFT = {"stage": "sft", "base": "org/base", "dataset": "rows"}
 EVALUATE = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "rows"}
@@ -75,7 +76,13 @@ def test_a_stored_stage_has_every_default_resolved(client: TestClient, rows: Dat
         (spec(SFT | {"base": {"stage": "Not A Name"}}), "stages.0.base.stage"),
         (spec(SFT | {"base": 5}), "stages.0.base"),
         (spec({"stage": "sft", "base": "org/base"}), "stages.0.dataset"),
-        (spec({"stage": "dance"}), "stages.0"),
+        (spec({"stage": "dance"}), "stages.0.stage"),
+        (spec({"base": "org/base"}), "stages.0.stage"),
+        (spec(SFT | {"tuning": {"method": ["lora"]}}), "stages.0.tuning.method"),
+        (spec(SFT | {"max_steps": 10**30}), "stages.0.max_steps"),
+        (spec(SFT | {"base": "a/b\0"}), "stages.0.base"),
+        (spec(SFT, name="a\0b"), "name"),
+        (spec(SFT, labels={"team": "\x1b[2J"}), "labels.team"),
         (spec(SFT | {"batch_size": 10, "micro_batch_size": 4}), "stages.0"),
         (spec(SFT, priority=101), "priority"),
         (spec(SFT, queue="gpu"), "queue"),
@@ -113,6 +120,20 @@ def test_a_body_that_is_not_json_is_refused_in_a_sentence(client: TestClient) ->
     assert "not JSON" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"name": "\xe9"}', b"[" * 100_000, b'{"priority": ' + b"9" * 5000 + b"}"]
+)
+def test_a_body_that_no_parser_reads_is_malformed_like_any_other(client: TestClient, content: bytes) -> None:
+    answer = client.post("/api/v1/jobs", content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid")
+    assert "application/json" in answer.json()["error"]["hint"]
+
+
+def test_a_body_of_another_type_is_told_what_to_send(client: TestClient) -> None:
+    answer = client.post("/api/v1/jobs", content=b"{}", headers={"content-type": "text/plain"})
+    assert answer.status_code == 422 and "application/json" in answer.json()["error"]["hint"]
+
+
 def test_a_character_that_the_database_cannot_store_is_no_internal_error(
     client: TestClient, rows: Dataset
 ) -> None:
@@ -138,6 +159,20 @@ def test_a_dataset_with_faults_is_refused_with_its_first_fault(
     answer = client.post("/api/v1/jobs", json=spec())
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "dataset_not_ready")
     assert "Line 3: The prompt is empty." in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stage", [SFT, EVALUATE | {"model": "org/base"}])
+def test_preference_pairs_are_refused_before_hardware_is_taken(
+    client: TestClient, make_dataset: Callable[..., Dataset], stage: dict[str, Any]
+) -> None:
+    make_dataset("rows", format=RowFormat.preference)
+    assert "`chosen`" in refused(client, spec(stage))["stages.0.dataset"]
+
+
+@pytest.mark.parametrize("after", ["zzz", "0", "job_", "job_\0"])
+def test_a_cursor_that_no_page_gave_is_refused(client: TestClient, after: str) -> None:
+    answer = client.get("/api/v1/jobs", params={"after": after})
+    assert (answer.status_code, answer.json()["error"]["fields"][0]["field"]) == (422, "after")
 
 
 def test_a_name_means_its_newest_dataset(

@@ -24,10 +24,15 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "app", *arguments]
     return subprocess.run(
-        command, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=60
+        command,
+        env=environment(folder) | variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -75,6 +80,24 @@ def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path
         assert server.wait(10) == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {"time", "level", "logger", "message"} <= set(lines[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATA_DIR", "/dev/null/none"),
+        ("DATABASE_URL", "nonsense:hunter2"),
+        ("DATABASE_URL", "mysql://me:hunter2@host/none"),
+        ("PORT", "hunter2"),
+        ("LEASE_SECONDS", "1"),
+        ("MODEL_ROOTS", "hunter2"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
+    refused = run(tmp_path, "--no-worker", **{f"TUNESMITH_{name}": value})
+    assert refused.returncode == 1 and name in refused.stderr.upper()
+    assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
 
 
 def test_a_database_that_is_not_there_is_told_in_a_sentence(

@@ -183,6 +183,20 @@ def test_a_bad_parameter_is_named(client: OpenAI, wrong: dict[str, Any], param: 
     assert refused.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"stop": ["x"] * 20}, "stop: List should have at most 16 items"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type: "),
+    ],
+)
+def test_a_value_of_a_union_is_refused_for_what_it_was_meant_to_be(
+    client: OpenAI, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.chat.completions.create(model="base", **({"messages": HELLO} | wrong))
+
+
 def test_neutral_parameters_are_let_pass(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model="base",

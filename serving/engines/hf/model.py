@@ -59,6 +59,9 @@ def load_base(path: str, name: str, dtype: str, max_model_len: int | None) -> Ba
         raise ModelNotLoadable(
             f"{path} is an adapter: pass its base as --model and it as --adapter name={path}."
         )
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        # The hub would be asked for it, and complain of its spelling.
+        raise ModelNotLoadable(f"The model folder {path} does not exist.")
     disable_progress_bar()
     network = AutoModelForCausalLM.from_pretrained(
         path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False

@@ -167,7 +167,14 @@ def parse(kind: type[Request], body: bytes) -> Request:
     try:
         return kind.model_validate_json(body)
     except ValidationError as fault:
-        first = fault.errors(include_url=False)[0]
+        # Of a union every member complains; the one of the right type is the one that was meant.
+        faults = fault.errors(include_url=False)
+        first = next((one for one in faults if not one["type"].endswith("_type")), faults[0])
         param = str(first["loc"][0]) if first["loc"] else None
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"] if _is_of_the_body(part))
         raise InvalidRequest(f"{where or 'The body'}: {first['msg']}.", param) from fault
+
+
+def _is_of_the_body(part: int | str) -> bool:
+    """Whether a part of an error's path is a field or a position, and not pydantic's name of a type."""
+    return isinstance(part, int) or (part.isidentifier() and part != "str")
