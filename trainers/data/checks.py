@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainers.data.conversation import preference_messages
+from trainers.data.conversation import as_messages, preference_messages
 from trainers.data.faults import Fault, FaultCode, shown
 from trainers.data.formats import (
     FIELD_SETS,
@@ -15,7 +15,13 @@ from trainers.data.formats import (
     has_format,
     is_openai_preference,
 )
-from trainers.data.turns import SHAREGPT_TURN, check_conversation, empty_text, wrong_type
+from trainers.data.turns import (
+    SHAREGPT_TURN,
+    check_conversation,
+    empty_text,
+    is_plain_conversation,
+    wrong_type,
+)
 
 
 def validate_row(row: Row, row_format: RowFormat) -> list[Fault]:
@@ -40,6 +46,8 @@ def _unfit(row: Row, row_format: RowFormat) -> Fault:
             message=f"The row is written as `{other}`, but the file as `{row_format}`: "
             f"rewrite the row, or put it into a file of its own.",
         )
+    if row_format is RowFormat.llama:
+        return unknown_format(row)
     missing = min((fields - row.keys() for fields in FIELD_SETS[row_format]), key=len)
     if len(missing) < min(len(fields) for fields in FIELD_SETS[row_format]):
         field = min(missing)
@@ -62,6 +70,8 @@ def unknown_format(row: Row) -> Fault:
 
 
 def _check_messages(row: Row, _: RowFormat, faults: list[Fault]) -> None:
+    if is_plain_conversation(row["messages"]):
+        return
     if not check_conversation(row["messages"], "messages", faults):
         return
     if not any(m["role"] == "assistant" and m.get("weight") != 0 for m in row["messages"]):
@@ -85,6 +95,15 @@ def _check_flat(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
         _check_optional_text(row, "input", faults)
     for field in FLAT_FIELDS[row_format]:
         _check_text(row[field], field, faults)
+
+
+def _check_llama(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
+    try:
+        messages = as_messages(row, row_format)
+    except ValueError as error:
+        faults.append(Fault(field="text", code=FaultCode.invalid_marks, message=str(error)))
+    else:
+        check_conversation(messages, "text", faults)
 
 
 def _check_prompt_completion(row: Row, _: RowFormat, faults: list[Fault]) -> None:
@@ -189,5 +208,6 @@ _CHECKS: Final[dict[RowFormat, Callable[[Row, RowFormat, list[Fault]], None]]] =
     RowFormat.instruction: _check_flat,
     RowFormat.alpaca: _check_flat,
     RowFormat.question_answer: _check_flat,
+    RowFormat.llama: _check_llama,
     RowFormat.preference: _check_preference,
 }

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from trainers.data.formats import FLAT_FIELDS, SHAREGPT_ROLES, Message, Row, RowFormat, is_openai_preference
+from trainers.data.llama import from_llama
 
 
 def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Message], list[Message]]]:
@@ -25,8 +26,8 @@ def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Messa
             "train on them with DPO, or keep only `prompt` and `chosen` under the names "
             "`prompt` and `completion`."
         )
-    prompt_length = len(_prompt(row)) if row_format is RowFormat.prompt_completion else 1
-    messages = _weighted_messages(row, row_format)
+    prompt_length = len(prompt_of(row)) if row_format is RowFormat.prompt_completion else 1
+    messages = weighted_messages(row, row_format)
     clean = [_without_weight(message) for message in messages]
     turns = [i for i in range(prompt_length, len(messages)) if _is_trained(messages[i])]
     if not turns:
@@ -39,7 +40,7 @@ def as_messages(row: Row, row_format: RowFormat) -> list[Message]:
 
     Raises ValueError for a row which validation would refuse.
     """
-    return [_without_weight(message) for message in _weighted_messages(row, row_format)]
+    return [_without_weight(message) for message in weighted_messages(row, row_format)]
 
 
 def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
@@ -58,8 +59,31 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
     chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
     if row.get("prompt") is None:
         return _split_at_difference(chosen, rejected)
-    prompt = _prompt(row)
+    prompt = prompt_of(row)
     return prompt, _after_prompt(chosen, prompt), _after_prompt(rejected, prompt)
+
+
+def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
+    """As `as_messages`, with the `weight` that says whether a turn is trained, where the row gives one."""
+    if row_format is RowFormat.messages:
+        return _messages(row.get("messages"), "messages")
+    if row_format is RowFormat.sharegpt:
+        turns = _list(row.get("conversations"), "conversations")
+        return [*_system(row), *(_from_sharegpt(turn) for turn in turns)]
+    if row_format is RowFormat.prompt_completion:
+        return [*prompt_of(row), *_answer(row, "completion")]
+    if row_format is RowFormat.preference:
+        prompt, chosen, _ = preference_messages(row)
+        return [*prompt, *chosen]
+    if row_format is RowFormat.llama:
+        return from_llama(_text(row.get("text"), "text"))
+    return _from_flat(row, row_format)
+
+
+def prompt_of(row: Row) -> list[Message]:
+    """The `prompt` of a row, be it a text or messages, as messages."""
+    prompt = row.get("prompt")
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
 
 
 def tools(row: Row) -> list[dict[str, Any]] | None:
@@ -70,20 +94,6 @@ def tools(row: Row) -> list[dict[str, Any]] | None:
     if isinstance(offered, str):
         offered = json.loads(offered) if offered.strip() else None
     return offered or None
-
-
-def _weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
-    if row_format is RowFormat.messages:
-        return _messages(row.get("messages"), "messages")
-    if row_format is RowFormat.sharegpt:
-        turns = _list(row.get("conversations"), "conversations")
-        return [*_system(row), *(_from_sharegpt(turn) for turn in turns)]
-    if row_format is RowFormat.prompt_completion:
-        return [*_prompt(row), *_answer(row, "completion")]
-    if row_format is RowFormat.preference:
-        prompt, chosen, _ = preference_messages(row)
-        return [*prompt, *chosen]
-    return _from_flat(row, row_format)
 
 
 def _from_flat(row: Row, row_format: RowFormat) -> list[Message]:
@@ -110,11 +120,6 @@ def _from_sharegpt(turn: Any) -> Message:
 
 def _system(row: Row) -> list[Message]:
     return [{"role": "system", "content": _text(row["system"], "system")}] if row.get("system") else []
-
-
-def _prompt(row: Row) -> list[Message]:
-    prompt = row.get("prompt")
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
 
 
 def _answer(row: Row, field: str) -> list[Message]:

@@ -45,6 +45,7 @@ class FaultCode(StrEnum):
     invalid_tool_call = "invalid_tool_call"
     invalid_tools = "invalid_tools"
     invalid_weight = "invalid_weight"
+    invalid_marks = "invalid_marks"
     nothing_to_train = "nothing_to_train"
     missing_prompt = "missing_prompt"
     # Warnings: the row is used, but probably not as it was meant.

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 from trainers.data.checks import unknown_format, validate_row
 from trainers.data.faults import Fault, FaultCode, shown
 from trainers.data.formats import Row, RowFormat, detect_format
-from trainers.data.jsonl import READ_BUFFER_BYTES, RowParser, iter_lines
+from trainers.data.jsonl import READ_BUFFER_BYTES, iter_lines
+from trainers.data.parser import RowParser
 from trainers.data.sniff import empty_file, file_fault
 from trainers.data.statistics import Statistics, Survey
 
@@ -119,7 +120,7 @@ class FileCheck:
         assert isinstance(line, bytes)
         if (key := self._parser.duplicate_key) is not None:
             self._warnings.add(_duplicate_key(key), number)
-        if first := self._survey.first_line(number, line.rstrip(b"\r\n")):
+        if first := self._survey.first_line(number, line):
             self._warnings.add(_duplicate_row(first), number)
 
 

@@ -22,6 +22,7 @@ def talk(*roles):
 
 
 VALID = [
+    (RowFormat.llama, {"text": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\na [/INST] b </s>"}),
     (RowFormat.messages, {"messages": talk("user", "assistant")}),
     (RowFormat.messages, {"messages": talk("system", "user", "assistant", "user", "assistant")}),
     (RowFormat.messages, {"messages": talk("developer", "user", "assistant"), "id": 7}),
@@ -132,6 +133,8 @@ FAULTY = [
     (M, {"messages": [USER, ANSWER], "tools": "[{"}, "tools", "invalid_tools"),
     (M, {"question": "a", "answer": "b"}, None, "other_format"),
     (M, {"text": "a"}, None, "unknown_format"),
+    (RowFormat.llama, {"text": "a"}, None, "unknown_format"),
+    (RowFormat.llama, {"text": "<s>[INST] a"}, "text", "invalid_marks"),
     (P, {"prompt": "a"}, "completion", "missing_field"),
     (P, {"prompt": "", "completion": "b"}, "prompt", "empty_text"),
     (P, {"prompt": "a", "completion": "  "}, "completion", "empty_text"),

@@ -5,7 +5,8 @@ import tracemalloc
 import pytest
 
 from trainers.data.faults import Fault, FaultCode
-from trainers.data.jsonl import MAX_LINE_BYTES, RowParser, iter_lines, iter_rows, read_rows
+from trainers.data.jsonl import MAX_LINE_BYTES, iter_lines, iter_rows, read_rows, save_rows
+from trainers.data.parser import RowParser
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -137,3 +138,46 @@ def test_a_file_that_is_not_jsonl_has_no_rows_to_read(write):
     assert read_rows(path, offset=0, limit=5) == []
     with pytest.raises(ValueError, match="gunzip"):
         next(iter_rows(path))
+
+
+def test_saved_rows_are_read_back_as_they_were(tmp_path):
+    rows = [{"text": "안녕\n"}, {"n": 1.5, "deep": [{"a": None}]}, {}]
+    assert save_rows(tmp_path / "rows.jsonl", iter(rows)) == 3
+    assert [row for _, row in iter_rows(tmp_path / "rows.jsonl")] == rows
+
+
+@pytest.mark.parametrize(
+    "row", [{"a": float("nan")}, {"a": "\udc00"}, {"a": {1}}, {"a": "x" * MAX_LINE_BYTES}]
+)
+def test_a_row_that_could_not_be_read_back_is_refused_and_the_old_file_stays(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    save_rows(path, [{"a": 1}])
+    with pytest.raises(ValueError, match="Row 2"):
+        save_rows(path, [{"a": 2}, row])
+    assert [file.read_text() for file in tmp_path.iterdir()] == ['{"a": 1}\n']
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a": "x: y", "a": 1}',
+        b'{"a": "\\u003a", "a": 1}',
+        b'{"a" : 1, "a" : 2}',
+        b'{"a": [{"b": 1, "b": 2}]}',
+        b'{"a": [{"b": {"c": 1, "c": 2}}]}',
+        b'{"a": [[{"b": 1, "b": 2}]]}',
+        b'{"a": ":\\u003a", "a": "::"}',
+    ],
+)
+def test_a_key_held_twice_is_found_wherever_it_stands(line):
+    parser = RowParser()
+    assert parser.parse(line) == json.loads(line)
+    assert parser.duplicate_key in ("a", "b", "c")
+
+
+def test_what_looks_like_a_key_in_a_string_is_none():
+    parser = RowParser()
+    for text in ('": "', ": : :", '\\": 1', "\u003a", "{[:"):
+        for row in ({"a": text}, {"a": [{"b": text}, {"b": text, "c": [text]}]}):
+            assert parser.parse(json.dumps(row).encode()) == row
+            assert parser.duplicate_key is None

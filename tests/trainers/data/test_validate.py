@@ -28,6 +28,7 @@ CLEAN = {
         for n in range(5)
     ],
     RowFormat.question_answer: [{"question": f"q{n}", "answer": "a"} for n in range(5)],
+    RowFormat.llama: [{"text": f"<s>[INST] q{n} [/INST] a </s>"} for n in range(5)],
     RowFormat.preference: [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(5)],
 }
 

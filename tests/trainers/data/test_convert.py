@@ -1,0 +1,255 @@
+import json
+from itertools import permutations
+
+import pytest
+
+from trainers.data.checks import validate_row
+from trainers.data.conversation import prompt_completions, tools
+from trainers.data.convert import Shape, convert, keep_chosen, shape_of
+from trainers.data.faults import FaultCode
+from trainers.data.formats import RowFormat
+from trainers.data.llama import from_llama, to_llama
+
+OFFERED = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+QUESTION, ANSWER = " 2+2?\n", "It is 4. "
+PLAIN = {
+    Shape.messages: {"messages": [user(QUESTION), assistant(ANSWER)]},
+    Shape.prompt_completion: {"prompt": QUESTION, "completion": ANSWER},
+    Shape.instruction: {"instruction": QUESTION, "response": ANSWER},
+    Shape.alpaca: {"instruction": QUESTION, "input": "", "output": ANSWER},
+    Shape.sharegpt: {
+        "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
+    },
+    Shape.question_answer: {"question": QUESTION, "answer": ANSWER},
+    Shape.llama: {"text": f"<s>[INST] {QUESTION} [/INST] {ANSWER} </s>"},
+}
+SYSTEM = {
+    Shape.messages: {"messages": [system("s"), user("q"), assistant("a")]},
+    Shape.prompt_completion: {"prompt": [system("s"), user("q")], "completion": [assistant("a")]},
+    Shape.instruction: {"system": "s", "instruction": "q", "response": "a"},
+    Shape.alpaca: {"system": "s", "instruction": "q", "input": "", "output": "a"},
+    Shape.sharegpt: {
+        "conversations": [
+            {"from": "system", "value": "s"},
+            {"from": "human", "value": "q"},
+            {"from": "gpt", "value": "a"},
+        ]
+    },
+    Shape.question_answer: {"system": "s", "question": "q", "answer": "a"},
+    Shape.llama: {"text": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nq [/INST] a </s>"},
+}
+TURNS = [user("a"), assistant("b"), user("c"), assistant("d")]
+LONG = {
+    Shape.messages: {"messages": TURNS},
+    Shape.prompt_completion: {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    Shape.sharegpt: {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "gpt", "value": "b"},
+            {"from": "human", "value": "c"},
+            {"from": "gpt", "value": "d"},
+        ]
+    },
+    Shape.llama: {"text": "<s>[INST] a [/INST] b </s><s>[INST] c [/INST] d </s>"},
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+OPENAI_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+TOOL_TURN = {"role": "tool", "content": "4", "tool_call_id": "c1"}
+CALLING = [user("q"), assistant("", tool_calls=[CALL]), TOOL_TURN, assistant("4")]
+CALLS = {
+    Shape.messages: {"messages": CALLING, "tools": OFFERED},
+    Shape.prompt_completion: {"prompt": CALLING[:1], "completion": CALLING[1:], "tools": OFFERED},
+}
+CONTEXT = {
+    Shape.messages: {"messages": [user("a"), assistant("b", weight=0), user("c"), assistant("d")]},
+    Shape.prompt_completion: {"prompt": TURNS[:3], "completion": TURNS[3:]},
+}
+PAIRS = {
+    Shape.trl_preference: {"prompt": [user("q")], "chosen": [assistant("", tool_calls=[CALL])]}
+    | {"rejected": [assistant("5")], "tools": OFFERED, "parallel_tool_calls": False},
+    Shape.openai_preference: {
+        "input": {"messages": [user("q")], "tools": OFFERED, "parallel_tool_calls": False},
+        "preferred_output": [assistant("", tool_calls=[OPENAI_CALL])],
+        "non_preferred_output": [assistant("5")],
+    },
+}
+PLAIN_PAIRS = {
+    Shape.trl_preference: {"prompt": "q", "chosen": "a", "rejected": "b"},
+    Shape.openai_preference: {
+        "input": {"messages": [user("q")]},
+        "preferred_output": [assistant("a")],
+        "non_preferred_output": [assistant("b")],
+    },
+}
+SAME = {
+    "plain": PLAIN,
+    "system": SYSTEM,
+    "several turns": LONG,
+    "tool calls": CALLS,
+    "context": CONTEXT,
+    "pairs": PAIRS,
+    "plain pairs": PLAIN_PAIRS,
+}
+CASES = [(name, *pair) for name, rows in SAME.items() for pair in permutations(rows, 2)]
+
+
+@pytest.mark.parametrize(("name", "source", "target"), CASES)
+def test_every_shape_becomes_every_other_that_holds_it_and_comes_back(name, source, target):
+    row, expected = SAME[name][source], SAME[name][target]
+    assert convert(row, source, target) == expected
+    assert convert(expected, target, source) == row
+    assert shape_of(row) is source
+
+
+@pytest.mark.parametrize(("name", "source", "target"), CASES)
+def test_other_fields_and_offered_tools_come_along_and_the_row_stays_as_it_was(name, source, target):
+    row = SAME[name][source] | {"id": 7, "note": None}
+    before = json.dumps(row)
+    converted = convert(row, source, target)
+    assert (converted["id"], converted["note"]) == (7, None)
+    assert tools(converted) == tools(row)
+    assert json.dumps(row) == before
+
+
+@pytest.mark.parametrize("name", ["plain", "system", "several turns", "tool calls", "context"])
+def test_what_is_trained_is_the_same_in_every_shape(name):
+    first, *others = [prompt_completions(row, shape.row_format) for shape, row in SAME[name].items()]
+    assert all(other == first for other in others)
+
+
+MISSING = [
+    (name, next(iter(rows)), target)
+    for name, rows in SAME.items()
+    for target in Shape
+    if target not in rows and next(iter(rows)).has_pairs == target.has_pairs
+]
+
+
+@pytest.mark.parametrize(("name", "source", "target"), MISSING)
+def test_what_a_shape_has_no_place_for_is_refused_by_name(name, source, target):
+    with pytest.raises(ValueError, match=rf"`{target}`.*\.$") as caught:
+        convert(SAME[name][source], source, target)
+    lost = {"several turns": "turns", "tool calls": "tool_calls", "context": "weight"}[name]
+    assert lost in str(caught.value)
+
+
+def test_a_rejected_answer_is_neither_dropped_nor_invented():
+    pair = PLAIN_PAIRS[Shape.trl_preference]
+    with pytest.raises(ValueError, match="without losing its rejected answer"):
+        convert(pair, Shape.trl_preference, Shape.messages)
+    with pytest.raises(ValueError, match="needs a rejected one"):
+        convert(PLAIN[Shape.messages], Shape.messages, Shape.trl_preference)
+    assert keep_chosen(pair | {"id": 1}) == {"prompt": "q", "completion": "a", "id": 1}
+
+
+def test_tools_that_a_text_cannot_offer_are_refused():
+    row = {"messages": [user("q"), assistant("a")], "tools": OFFERED}
+    with pytest.raises(ValueError, match="`tools`"):
+        convert(row, Shape.messages, Shape.llama)
+    assert convert(row, Shape.messages, Shape.sharegpt)["tools"] == OFFERED
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "target", "field"),
+    [
+        (PLAIN[Shape.messages] | {"system": "s"}, Shape.messages, Shape.question_answer, "system"),
+        (PLAIN[Shape.messages] | {"prompt": "p"}, Shape.messages, Shape.prompt_completion, "prompt"),
+        (
+            {"conversations": [{"from": "human", "value": "q", "weight": 1}, {"from": "gpt", "value": "a"}]},
+            Shape.sharegpt,
+            Shape.messages,
+            r"conversations\[0\].weight",
+        ),
+        ({"messages": [user("q") | {"name": "Ann"}, assistant("a")]}, Shape.messages, Shape.alpaca, "name"),
+    ],
+)
+def test_a_field_that_would_change_its_meaning_is_refused_by_name(row, source, target, field):
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        convert(row, source, target)
+
+
+def test_other_fields_may_not_make_the_row_look_like_another_format():
+    row = {"question": "q", "answer": "a", "chosen": 1, "rejected": 2}
+    with pytest.raises(ValueError, match="read as `trl_preference`"):
+        convert(row, Shape.question_answer, Shape.instruction)
+
+
+def test_a_row_that_validation_refuses_is_not_converted():
+    with pytest.raises(ValueError, match=r"not valid as `messages`.*ends with a user turn"):
+        convert({"messages": [user("a"), assistant("b"), user("c")]}, Shape.messages, Shape.sharegpt)
+    with pytest.raises(ValueError, match="other shape of pairs"):
+        convert(PLAIN_PAIRS[Shape.trl_preference], Shape.openai_preference, Shape.trl_preference)
+
+
+def test_the_input_of_alpaca_joins_its_instruction():
+    row = {"instruction": "Translate.", "input": "안녕", "output": "Hi"}
+    assert convert(row, Shape.alpaca, Shape.question_answer) == {
+        "question": "Translate.\n\n안녕",
+        "answer": "Hi",
+    }
+
+
+def test_parts_and_developer_turns_take_their_common_spelling():
+    parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
+    turns = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, assistant("4")]
+    expected = {"system": "s", "question": "2+2?", "answer": "4"}
+    assert convert({"messages": turns}, Shape.messages, Shape.question_answer) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[INST]q[/INST]a",
+        "<s>[INST] q [/INST] a </s>",
+        " <s> [INST] q [/INST] a </s>\n",
+        "<s>[INST] q [/INST] a </s><s>",
+    ],
+)
+def test_llama_text_is_read_in_its_common_spellings(text):
+    assert from_llama(text) == [user("q"), assistant("a")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[INST] q",
+        "[INST] q [/INST] a [/INST] b",
+        "[INST] q [/INST] a </s> and more",
+        "[INST] q [/INST] a <s>[INST] q [/INST] a",
+        "[INST] <<SYS>> s [/INST] a",
+        "before [INST] q [/INST] a",
+    ],
+)
+def test_llama_text_with_a_mark_out_of_place_is_refused(text):
+    with pytest.raises(ValueError, match=r"`text`"):
+        from_llama(text)
+
+
+@pytest.mark.parametrize("mark", ["[INST]", "[/INST]", "<<SYS>>", "</s>", "<s>"])
+def test_llama_text_cannot_hold_its_own_marks(mark):
+    with pytest.raises(ValueError, match=r"messages\[1\] holds the mark"):
+        to_llama([user("q"), assistant(f"a {mark}")])
+
+
+def test_llama_rows_are_validated_like_conversations():
+    assert validate_row(PLAIN[Shape.llama], RowFormat.llama) == []
+    (fault,) = validate_row({"text": "[INST] q [/INST]"}, RowFormat.llama)
+    assert (fault.field, fault.code) == ("text[1].content", FaultCode.empty_text)
+    (fault,) = validate_row({"text": "[INST] q"}, RowFormat.llama)
+    assert fault.code is FaultCode.invalid_marks
+    (fault,) = validate_row({"text": "A plain text."}, RowFormat.llama)
+    assert fault.code is FaultCode.unknown_format
