@@ -1,0 +1,1 @@
+"""What a completion is worth: rewards that judge text without ever running it."""

@@ -1,0 +1,68 @@
+"""Rewards as the functions that TRL's GRPO trainer calls: `reward(completions, **columns) -> list[float]`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trainers.configs.rewards import Reward, reward_name
+from trainers.rewards.score import RewardResult, reward_part, score_batch
+
+Completion = str | list[dict[str, Any]]
+RewardFunction = Callable[..., list[float]]
+REFERENCE_COLUMNS = ("reference", "answer")
+
+
+def reward_functions(rewards: Sequence[Reward]) -> tuple[list[RewardFunction], list[float]]:
+    """One function per reward, named as the reward is, for TRL's `reward_funcs`; and its `reward_weights`."""
+    return [_function(reward) for reward in rewards], [reward.weight for reward in rewards]
+
+
+def combined_function(
+    rewards: Sequence[Reward], on_results: Callable[[list[str], list[RewardResult]], None] | None = None
+) -> RewardFunction:
+    """One function that returns weighted totals; `on_results` sees the completions' texts and their results.
+
+    The function raises ValueError where the columns hold no reference that a reward needs.
+    """
+
+    def reward(completions: list[Completion], **columns: Any) -> list[float]:
+        texts = [completion_text(completion) for completion in completions]
+        references, tokens = _references(columns, len(texts)), _token_counts(columns, len(texts))
+        results = score_batch(rewards, texts, references, tokens)
+        if on_results is not None:
+            on_results(texts, results)
+        return [result.total for result in results]
+
+    return reward
+
+
+def completion_text(completion: Completion) -> str:
+    """The text that a completion ends in: itself, or the content of its last assistant message."""
+    if isinstance(completion, str):
+        return completion
+    content = next((m.get("content") for m in reversed(completion) if m.get("role") == "assistant"), None)
+    if isinstance(content, list):
+        return "".join(piece.get("text") or "" for piece in content)
+    return content or ""
+
+
+def _function(reward: Reward) -> RewardFunction:
+    def function(completions: list[Completion], **columns: Any) -> list[float]:
+        texts = [completion_text(completion) for completion in completions]
+        references, tokens = _references(columns, len(texts)), _token_counts(columns, len(texts))
+        rows = zip(texts, references, tokens, strict=True)
+        return [reward_part(reward, text, reference, count).value for text, reference, count in rows]
+
+    # TRL logs a function's rewards under this name.
+    function.__name__ = reward_name(reward)
+    return function
+
+
+def _references(columns: dict[str, Any], count: int) -> list[str | None]:
+    """References of the first column there is; a number is written as text, and null stays none."""
+    values = next((columns[name] for name in REFERENCE_COLUMNS if name in columns), [None] * count)
+    return [None if value is None else str(value) for value in values]
+
+
+def _token_counts(columns: dict[str, Any], count: int) -> list[int | None]:
+    ids = columns.get("completion_ids")
+    return [None] * count if ids is None else [len(row) for row in ids]

@@ -1,0 +1,141 @@
+"""The total of several named, weighted rewards for a completion, with every part and why it is so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from trainers.configs.rewards import (
+    BleuReward,
+    ChrfReward,
+    CorrectnessReward,
+    FormatReward,
+    LengthReward,
+    LengthUnit,
+    Reward,
+    StepsReward,
+    reward_name,
+)
+from trainers.rewards.answers import find_answer, judge
+from trainers.rewards.equations import equations_that_hold
+from trainers.rewards.forms import form_fault
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What a completion is worth: the weighted total, and by name each value before its weight and why.
+
+    `answer` and `reference` are the final numbers as they are written in the texts, None where there is none
+    or no reward looks for it.
+    """
+
+    total: float
+    parts: dict[str, float]
+    answer: str | None
+    reference: str | None
+    why: dict[str, str]
+
+
+class Part(NamedTuple):
+    """One reward's value before its weight, the reason as a sentence, and the answers that it found."""
+
+    value: float
+    why: str
+    answer: str | None = None
+    reference: str | None = None
+
+
+def score(
+    rewards: Sequence[Reward], completion: str, reference: str | None = None, tokens: int | None = None
+) -> RewardResult:
+    """Judge one completion; raises ValueError if a reward needs a reference or a token count not given."""
+    parts = {reward_name(reward): reward_part(reward, completion, reference, tokens) for reward in rewards}
+    weights = {reward_name(reward): reward.weight for reward in rewards}
+    return RewardResult(
+        total=sum(weights[name] * part.value for name, part in parts.items()),
+        parts={name: part.value for name, part in parts.items()},
+        answer=next((part.answer for part in parts.values() if part.answer is not None), None),
+        reference=next((part.reference for part in parts.values() if part.reference is not None), None),
+        why={name: part.why for name, part in parts.items()},
+    )
+
+
+def score_batch(
+    rewards: Sequence[Reward],
+    completions: Sequence[str],
+    references: Sequence[str | None],
+    tokens: Sequence[int | None] | None = None,
+) -> list[RewardResult]:
+    """Judge completions against the references at the same places; raises ValueError on unequal lengths."""
+    counts = tokens or [None] * len(completions)
+    rows = zip(completions, references, counts, strict=True)
+    return [score(rewards, completion, reference, count) for completion, reference, count in rows]
+
+
+def mean_parts(results: Sequence[RewardResult]) -> dict[str, float]:
+    """Means by name, and `total`, over at least one result; for metrics of a step."""
+    names = results[0].parts
+    means = {name: sum(result.parts[name] for result in results) / len(results) for name in names}
+    return means | {"total": sum(result.total for result in results) / len(results)}
+
+
+def references_without_answer(references: Sequence[str]) -> list[int]:
+    """Positions of references that correctness can never be met for, because they hold no plain number."""
+    return [i for i, reference in enumerate(references) if find_answer(reference).number is None]
+
+
+def reward_part(reward: Reward, completion: str, reference: str | None, tokens: int | None) -> Part:
+    """One reward's own value; raises ValueError if it needs a reference or a token count not given."""
+    match reward:
+        case CorrectnessReward():
+            return _correctness(reward, completion, _given(reference, reward))
+        case FormatReward():
+            fault = form_fault(completion, reward.form)
+            return Part(0.0 if fault else 1.0, fault or "The final answer is in the asked form.")
+        case LengthReward():
+            return _length(reward, completion, tokens)
+        case StepsReward():
+            return _steps(completion)
+        case ChrfReward() | BleuReward():
+            return _translation(reward, completion, _given(reference, reward))
+
+
+def _given(reference: str | None, reward: Reward) -> str:
+    if reference is None:
+        raise ValueError(f"The reward {reward_name(reward)!r} compares with a reference; give each row one.")
+    return reference
+
+
+def _correctness(reward: CorrectnessReward, completion: str, reference: str) -> Part:
+    absolute = Fraction(str(reward.absolute_tolerance))
+    relative = Fraction(str(reward.relative_tolerance))
+    found = judge(completion, reference, absolute, relative)
+    answer = None if found.answer is None else found.answer.text
+    expected = None if found.reference is None else found.reference.text
+    return Part(float(found.correct), found.why, answer, expected)
+
+
+def _length(reward: LengthReward, completion: str, tokens: int | None) -> Part:
+    length = len(completion) if reward.unit is LengthUnit.characters else tokens
+    if length is None:
+        raise ValueError(
+            f"The reward {reward_name(reward)!r} counts tokens; give their counts, or count characters."
+        )
+    over = max(0, length - reward.limit)
+    return Part(-min(1.0, over / reward.span), f"{length} {reward.unit}, {over} over the limit.")
+
+
+def _steps(completion: str) -> Part:
+    held, count = equations_that_hold(completion)
+    return Part(held / count if count else 0.0, f"{held} of {count} equations hold.")
+
+
+def _translation(reward: ChrfReward | BleuReward, completion: str, reference: str) -> Part:
+    # sacrebleu takes a fifth of a second to import, which evaluation and the maths rewards need not pay.
+    from trainers.rewards.translation import bleu, chrf
+
+    if isinstance(reward, ChrfReward):
+        value = chrf(completion, reference, reward.word_order)
+        return Part(value, f"{'chrF++' if reward.word_order else 'chrF'} {100 * value:.1f}.")
+    value = bleu(completion, reference, reward.language)
+    return Part(value, f"BLEU {100 * value:.1f}.")
