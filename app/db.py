@@ -23,6 +23,8 @@ POSTGRESQL_OPTIONS = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
+    # A process that was stopped in a transaction must not hold its rows from whoever takes over.
+    "options": "-c idle_in_transaction_session_timeout=15s",
 }
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
-from trainers.configs.sft import Precision
+from trainers.configs.training import Precision
 from trainers.errors import (
     AdapterUnreadable,
     ConfigInvalid,

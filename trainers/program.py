@@ -14,11 +14,12 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
 from trainers import run_dir as files
 from trainers.configs.base import StageConfig
-from trainers.configs.stages import load_stage
-from trainers.errors import ConfigInvalid, ProgramError, as_program_error
+from trainers.configs.stages import StageKind, load_stage
+from trainers.errors import ConfigInvalid, ProgramError, as_program_error, is_disk_full
 from trainers.report import Report
 
 EXIT_FAILED = 1
@@ -55,6 +56,10 @@ def run_program(kind: type[C], work: Work[C], plan: Plan[C]) -> NoReturn:
     except StopRequested:
         logger.info("Stopped on request; the same command goes on from here.")
         _exit(EXIT_STOPPED)
+    except ConfigInvalid as error:
+        # A person's typing mistake: where in the program it was noticed tells nothing.
+        _leave_error(arguments, error)
+        _exit(EXIT_FAILED)
     except Exception as error:
         traceback.print_exc()
         _leave_error(arguments, as_program_error(error))
@@ -83,7 +88,11 @@ def is_first_process() -> bool:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        prog=f"python -m trainers.{Path(sys.argv[0]).stem}",
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", type=Path, required=True, help="the stage's config, YAML or JSON")
     parser.add_argument("--run-dir", type=Path, help="the folder that receives all output")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, as JSON")
@@ -98,7 +107,7 @@ def _run(kind: type[C], work: Work[C], plan: Plan[C], arguments: argparse.Namesp
         sys.stdout.write(json.dumps(plan(_load(kind, arguments.config)), ensure_ascii=False) + "\n")
         return
     run_dir: Path = arguments.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
+    _make(run_dir)
     if files.read_result(run_dir) is not None:
         logger.info("%s exists: this run has already succeeded.", run_dir / files.RESULT)
         return
@@ -113,19 +122,47 @@ def _run(kind: type[C], work: Work[C], plan: Plan[C], arguments: argparse.Namesp
         files.write_result(run_dir, result)
 
 
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise ConfigInvalid(
+            f"The run directory {run_dir} cannot be made: {error.strerror}.",
+            "Name another folder with --run-dir.",
+        ) from error
+
+
 def _load(kind: type[C], path: Path) -> C:
     try:
         config = load_stage(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
         raise ConfigInvalid(
-            f"The config {path} cannot be used: {error}", "Correct the named fields."
+            f"The config {path} cannot be read: {error.strerror}.", "Name a file with --config."
         ) from error
+    except ValidationError as error:
+        raise ConfigInvalid(
+            f"The config {path} cannot be used. {_told(error)}", "Correct the named fields."
+        ) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigInvalid(f"The config {path} cannot be used: {error}", "Correct the file.") from error
     if not isinstance(config, kind):
         raise ConfigInvalid(
             f"The config {path} is for the stage {config.stage!r}, which this program does not run.",
             f"Start `python -m trainers.{config.stage}` instead.",
         )
     return config
+
+
+def _told(error: ValidationError) -> str:
+    """Each wrong field in a sentence; a path begins with the kind of stage where that is known."""
+    sentences = []
+    for fault in error.errors(include_url=False):
+        path = fault["loc"][1:] if fault["loc"] and fault["loc"][0] in {*StageKind} else fault["loc"]
+        message = fault["msg"].removeprefix("Value error, ")
+        sentences.append(f"{'.'.join(map(str, path))}: {message}." if path else f"{message}.")
+    return " ".join(sentences)
 
 
 def _keep_config(config: StageConfig, path: Path, run_dir: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from trainers.data.conversation import prompt_completions, tools
-from trainers.data.formats import detect_format
+from trainers.data.conversation import preference_messages, prompt_completions, tools
+from trainers.data.formats import RowFormat, detect_format
 from trainers.data.jsonl import iter_rows
 from trainers.errors import DatasetInvalid, DatasetNotFound
 
@@ -55,6 +55,12 @@ def read_pairs(dataset: str, rows: int | None = None) -> Iterator[list[Pair]]:
     """The pairs of each of the first rows; raises DatasetNotFound, or DatasetInvalid naming the row."""
     for number, row in islice(_read_rows(Path(dataset)), rows):
         yield _pairs(number, row, dataset)
+
+
+def read_preferences(dataset: str) -> Iterator[tuple[Pair, Pair]]:
+    """The chosen and the rejected pair of each row; raises as `read_pairs` does."""
+    for number, row in _read_rows(Path(dataset)):
+        yield _preference(number, row, dataset)
 
 
 def render(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
@@ -117,6 +123,23 @@ def _pairs(number: int, row: dict[str, Any], dataset: str) -> list[Pair]:
             f"Row {number} of {dataset} cannot be used as {row_format} row: {error}",
             "Validate the dataset, which lists every fault with its row.",
         ) from error
+
+
+def _preference(number: int, row: dict[str, Any], dataset: str) -> tuple[Pair, Pair]:
+    if detect_format(row) is not RowFormat.preference:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} is no preference pair; its fields are {', '.join(row) or 'none'}.",
+            "Use `prompt`, `chosen` and `rejected`, or train on rows with one answer with SFT.",
+        )
+    try:
+        prompt, chosen, rejected = preference_messages(row)
+        offered = tools(row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} cannot be used as preference pair: {error}",
+            "Validate the dataset, which lists every fault with its row.",
+        ) from error
+    return Pair(number, prompt, chosen, offered), Pair(number, prompt, rejected, offered)
 
 
 def _tokens(

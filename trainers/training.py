@@ -1,97 +1,228 @@
-"""What a Trainer does beside training: events, checkpoints, stopping, a check of the loss."""
+"""What training stages share: the model to train, TRL's arguments, resuming, saving and the result."""
 
 import logging
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback
 
 from trainers import run_dir as files
-from trainers.errors import LossNotFinite
-from trainers.program import Stop, is_first_process
+from trainers.callback import RunDirCallback, wait_for_all
+from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
+from trainers.errors import ConfigInvalid
+from trainers.load import (
+    base_of,
+    forward_dtype,
+    load_model,
+    parameter_counts,
+    pick_device,
+    pick_precision,
+    template_sha256,
+)
+from trainers.program import Stop, StopRequested, is_first_process
 from trainers.report import Report
-
-REPORTED = ("loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy")
 
 logger = logging.getLogger("trainers")
 
 
-class RunDirCallback(TrainerCallback):
-    """Carries the Trainer's events into the run directory; it holds what outlives one call."""
+def load_policy(config: TrainingConfig, precision: Precision, report: Report) -> PreTrainedModel | PeftModel:
+    """The model to train, on the CPU; with full tuning an adapter is merged into the weights.
 
-    def __init__(self, run_dir: Path, report: Report, stop: Stop, keep_checkpoints: int) -> None:
-        self._run_dir = run_dir
-        self._report = report
-        self._stop = stop
-        self._keep_checkpoints = keep_checkpoints
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._report.progress(state.global_step, state.max_steps)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if _any_process(self._stop.requested, args.device):
-            control.should_save = control.should_training_stop = True
-        # The mean of the losses since the last log is not part of a checkpoint, so it is logged before each.
-        if control.should_save or control.should_training_stop:
-            control.should_log = True
-        self._report.progress(state.global_step, state.max_steps)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        values = {name: float(logs[name]) for name in REPORTED if name in logs}
-        self._report.metrics(
-            state.global_step, state.max_steps, {**values, "tokens": float(state.num_input_tokens_seen)}
+    A frozen base is kept in the forward pass's format; fp32 does not round small updates away.
+    """
+    is_lora = isinstance(config.tuning, LoraTuning)
+    dtype = forward_dtype(precision) if is_lora else torch.float32
+    model = load_model(config.base, dtype, is_trainable=is_lora)
+    if not isinstance(model, PeftModel):
+        return model
+    if isinstance(config.tuning, FullTuning):
+        # PEFT froze the base when it put the adapter on.
+        return model.merge_and_unload().requires_grad_(True)
+    adapter = model.peft_config["default"]
+    if (adapter.r, adapter.lora_alpha) != (config.tuning.rank, config.tuning.alpha):
+        report.warning(
+            "adapter_settings_kept",
+            f"Training goes on with the adapter's rank {adapter.r} and alpha {adapter.lora_alpha}, "
+            f"not with rank {config.tuning.rank} and alpha {config.tuning.alpha} of the config.",
         )
+    return model
+
+
+def new_adapter(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> LoraConfig | None:
+    """The adapter that is still to be put on the model; None where there is one, or none is asked for."""
+    tuning = config.tuning
+    if not isinstance(tuning, LoraTuning) or isinstance(model, PeftModel):
+        return None
+    return LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=tuning.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def training_arguments(
+    config: TrainingConfig, run_dir: Path, precision: Precision, steps: int
+) -> dict[str, Any]:
+    """The arguments that mean the same to every trainer of TRL."""
+    is_cpu = pick_device(config.queue).type == "cpu"
+    return {
+        "output_dir": str(run_dir / files.SCRATCH),
+        "max_steps": steps,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": accumulation(config),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule.value,
+        "warmup_steps": math.ceil(config.warmup_ratio * steps),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "use_cpu": is_cpu,
+        "bf16": precision is Precision.bf16,
+        # Recomputing activations costs a fifth of the time and saves most of a GPU's memory.
+        "activation_checkpointing": not is_cpu,
+        "dataloader_pin_memory": not is_cpu,
+        "logging_steps": config.log_every_steps,
+        # The default replaces losses that are not finite by the mean and would hide them.
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "save_strategy": "steps",
+        "save_steps": config.save_every_steps,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def fit(trainer: Trainer, callback: RunDirCallback, run_dir: Path, stop: Stop, summary: str) -> None:
+    """Train from the last complete checkpoint on, or from the start; raises StopRequested after SIGTERM."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
+    if is_first_process():
+        trainable, every = parameter_counts(trainer.model)
+        logger.info("%d of %d parameters are trained, on %s.", trainable, every, summary)
+        shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
+    checkpoint = files.last_complete_checkpoint(run_dir)
+    wait_for_all()
+    if stop.requested:
+        raise StopRequested
+    try:
+        if checkpoint is None:
+            trainer.train()
+        else:
+            logger.info("Resuming from %s.", checkpoint)
+            _resume(trainer, checkpoint)
+    finally:
+        # After a failure too: on a full disk this makes room for error.json.
         if is_first_process():
-            logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
-        _check_finite(state.global_step, values)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # Every process writes its own random state into the folder.
-        wait_for_all()
-        if is_first_process():
-            written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            files.publish_checkpoint(self._run_dir, state.global_step, written)
-            files.prune_checkpoints(self._run_dir, self._keep_checkpoints)
-        wait_for_all()
+            shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise StopRequested
 
 
-def wait_for_all() -> None:
-    """Wait until every process of the run is here."""
-    if distributed.is_initialized():
-        distributed.barrier()
+def save_model(
+    trainer: Trainer, config: TrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Publish `model/`: the trained adapter or all weights, with the tokenizer."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        model.peft_config["default"].base_model_name_or_path = base_of(config.base)
+
+    def fill(folder: Path) -> None:
+        if isinstance(model, PeftModel):
+            # "auto" asks the hub whether the base's vocabulary has changed. A frozen reference stays behind.
+            model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
+            (folder / "README.md").unlink()
+        else:
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    if is_first_process():
+        files.publish_folder(run_dir / files.MODEL, fill)
+    wait_for_all()
 
 
-def _any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process, so that all stop after the same step."""
-    if not distributed.is_initialized():
-        return flag
-    shared = torch.tensor([flag], dtype=torch.int32, device=device)
-    distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
-    return bool(shared.item())
+def training_result(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, state: TrainerState, **metrics: float | None
+) -> dict[str, Any]:
+    """What `result.json` says of a training stage; `metrics` are joined to those that all have."""
+    return {
+        "stage": config.stage,
+        "model": {
+            "path": files.MODEL,
+            "kind": "adapter" if isinstance(config.tuning, LoraTuning) else "base",
+            "base": base_of(config.base),
+            "template_sha256": template_sha256(tokenizer),
+        },
+        "metrics": {
+            "train_loss": _mean_loss(state),
+            "steps": state.global_step,
+            "tokens": state.num_input_tokens_seen,
+            **metrics,
+        },
+    }
 
 
-def _check_finite(step: int, values: dict[str, float]) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values.get(name, 0.0)):
-            raise LossNotFinite(
-                f"The {name} is {values[name]} at step {step}, so the weights are lost from here on.",
-                "Lower learning_rate, or train in fp32; the last checkpoint is from before.",
-            )
+def planned_numbers(config: TrainingConfig, steps: int) -> dict[str, Any]:
+    """What `--dry-run` tells of every training stage."""
+    device = pick_device(config.queue)
+    precision = pick_precision(config.precision, device)
+    model = load_policy(config, precision, Report(None))
+    adapter = new_adapter(config, model)
+    trainable, every = parameter_counts(model if adapter is None else get_peft_model(model, adapter))
+    return {
+        "steps": steps,
+        "batch_size": config.batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": accumulation(config),
+        "learning_rate": config.learning_rate,
+        "trainable_parameters": trainable,
+        "parameters": every,
+        "device": device.type,
+        "precision": precision,
+    }
+
+
+def total_steps(config: TrainingConfig, rows: int, rows_per_step: int) -> int:
+    """Optimizer steps of a run."""
+    return config.max_steps or max(1, math.ceil(math.ceil(rows / rows_per_step) * config.epochs))
+
+
+def accumulation(config: TrainingConfig) -> int:
+    """Micro-batches per device and step; raises ConfigInvalid if the devices cannot share a batch evenly."""
+    assert config.micro_batch_size is not None
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size % (config.micro_batch_size * world_size):
+        raise ConfigInvalid(
+            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "
+            f"times {world_size} devices.",
+            "Change batch_size or micro_batch_size so that every device gets the same number of rows.",
+        )
+    return config.batch_size // (config.micro_batch_size * world_size)
+
+
+def _resume(trainer: Trainer, checkpoint: Path) -> None:
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    else:
+        # Resumed after its last step, the Trainer would take one step too many.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
+
+
+def _mean_loss(state: TrainerState) -> float:
+    """The mean over all steps, of earlier attempts too; the Trainer's own figure knows only this process."""
+    logged = [entry for entry in state.log_history if "loss" in entry]
+    starts = [0, *(entry["step"] for entry in logged)]
+    total = sum(entry["loss"] * (entry["step"] - start) for entry, start in zip(logged, starts, strict=False))
+    return total / state.global_step

@@ -47,7 +47,7 @@ class ResolvedStage:
         if not isinstance(self.config, TrainingConfig) or self.dataset is None:
             return None
         rows_in_all = self.dataset.row_count * self.config.epochs
-        return self.config.max_steps or math.ceil(rows_in_all / self.config.batch_size)
+        return self.config.max_steps or math.ceil(rows_in_all / self.config.rows_per_step)
 
 
 def resolve(session: Session, spec: JobSpec, settings: Settings) -> list[ResolvedStage]:

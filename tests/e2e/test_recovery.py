@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -34,13 +35,30 @@ def test_killed_worker_s_run_goes_on_elsewhere_with_the_same_losses(team: Platfo
     assert len(team.losses(run["id"])) == STEPS
 
 
+def freeze(platform: Platform, pid: int) -> None:
+    """Stop a process where it writes nothing: on SQLite one stopped while it writes stops everyone."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        if "TUNESMITH_DATABASE_URL" in platform.environment:
+            return
+        database = sqlite3.connect(platform.folder / "tunesmith.db", timeout=1, isolation_level=None)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.1)
+        finally:
+            database.close()
+
+
 def test_worker_that_slept_past_its_lease_writes_nothing(platform: Platform) -> None:
     sleeper = platform.start_worker("sleeper")
     job = platform.submit(sft(**LONG))
     run_id = platform.run(job)["id"]
     until(lambda: platform.run(job)["step"] > 0, 60, "training does not begin")
     programs = family_of(sleeper)
-    os.kill(sleeper.pid, signal.SIGSTOP)
+    freeze(platform, sleeper.pid)
     until(
         lambda: not any(program.is_running() for program in programs[1:]), 8, "its program outlived the lease"
     )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import OFFLINE, ROOT
+from trainers import run_dir as files
 from trainers.data.arithmetic import Split, problems
 
 
@@ -68,6 +69,17 @@ def held_out_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
     return write_rows([dict(row) for row in problems(40, Split.held_out, seed=1)])
 
 
+@pytest.fixture(scope="session")
+def adapted(programs: Programs, starter: Path, training_rows: str, tmp_path_factory: Any) -> dict[str, str]:
+    """The starter with an adapter on it that a few steps of SFT have made."""
+    run_dir = tmp_path_factory.mktemp("adapted") / "run"
+    tuning = {"method": "lora", "rank": 8, "alpha": 16}
+    config = {"stage": "sft", "base": str(starter), "dataset": training_rows, "tuning": tuning}
+    status, _, err = programs.run("trainers.sft", config | {"max_steps": 10, "learning_rate": 5e-3}, run_dir)
+    assert status == 0, err
+    return {"base": str(starter), "adapter": str(run_dir / "model")}
+
+
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -77,6 +89,24 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 def losses(run_dir: Path) -> dict[int, float]:
     return {event["step"]: event["values"]["loss"] for event in events(run_dir, "metrics")}
+
+
+def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:
+    assert losses(run_dir) == losses(uninterrupted)
+    assert (run_dir / "model" / weights).read_bytes() == (uninterrupted / "model" / weights).read_bytes()
+    result, expected = files.read_result(run_dir), files.read_result(uninterrupted)
+    assert result is not None
+    assert expected is not None
+    assert result["metrics"] | {"seconds": 0} == expected["metrics"] | {"seconds": 0}
+
+
+def killed(programs: Programs, module: str, config: dict[str, Any], run_dir: Path, at_step: int) -> None:
+    """Start a program and end it with SIGKILL once it has logged a step."""
+    process = programs.start(module, config, run_dir)
+    wait_for(lambda: len(losses(run_dir)) >= at_step, process)
+    process.kill()
+    process.communicate()
+    assert not (run_dir / files.RESULT).exists()
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:

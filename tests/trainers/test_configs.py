@@ -40,6 +40,12 @@ def test_micro_batch_that_does_not_divide_is_refused() -> None:
         sft(micro_batch_size=5)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_number_that_json_cannot_hold_is_refused(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        sft(max_grad_norm=value)
+
+
 def test_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(sft(tuning={"method": "lora", "rank": 4}).model_dump_json())

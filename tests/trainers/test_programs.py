@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainers.conftest import Programs
 from trainers import run_dir as files
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
-from trainers.configs.sft import Precision
+from trainers.configs.training import Precision
 from trainers.errors import (
     AdapterUnreadable,
     ConfigInvalid,
@@ -83,6 +83,15 @@ def test_config_of_another_stage_is_refused(programs: Programs, tmp_path: Path) 
     status, _, _ = programs.run("trainers.evaluate", sft(Path("none"), "none"), tmp_path)
     error = files.read_error(tmp_path)
     assert (status, error is not None and error["code"]) == (1, "config_invalid")
+
+
+def test_wrong_field_is_told_by_its_path_and_without_a_traceback(programs: Programs, tmp_path: Path) -> None:
+    config = sft(Path("none"), "none", tuning={"method": "lora", "rank": 0})
+    status, _, log = programs.run("trainers.evaluate", config, tmp_path)
+    error = files.read_error(tmp_path)
+    assert (status, error and error["code"]) == (1, "config_invalid")
+    assert "Traceback" not in log and "pydantic" not in log
+    assert error is not None and "tuning.lora.rank: " in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.trainers.conftest import Programs, events, losses, wait_for
+from tests.trainers.conftest import Programs, assert_same_run, events, losses, wait_for
 from trainers import run_dir as files
 
 STEPS = 80  # 158 rows in batches of 4: each epoch of 40 steps ends in a batch that is not full.
@@ -189,12 +189,3 @@ def test_lora_continues_a_given_adapter_and_counts_truncated_rows(
     after = load_file(tmp_path / "model" / "adapter_model.safetensors")
     assert before.keys() == after.keys()
     assert all((after[name] - before[name]).abs().max() < 0.02 for name in before)
-
-
-def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:
-    assert losses(run_dir) == losses(uninterrupted)
-    assert (run_dir / "model" / weights).read_bytes() == (uninterrupted / "model" / weights).read_bytes()
-    result, expected = files.read_result(run_dir), files.read_result(uninterrupted)
-    assert result is not None
-    assert expected is not None
-    assert result["metrics"] | {"seconds": 0} == expected["metrics"] | {"seconds": 0}

@@ -6,7 +6,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True)]
+# Step and token counts meet 32-bit columns and counters on their way; no run comes near this.
+LARGEST_COUNT = 10_000_000
+
+# No control characters: a database may refuse NUL, and a terminal obeys escape sequences.
+PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+NonEmpty = Annotated[
+    str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True, pattern=PRINTABLE)
+]
 
 
 class Queue(StrEnum):
@@ -20,7 +27,8 @@ class Queue(StrEnum):
 class Config(BaseModel):
     """A config that refuses unknown fields, so that a misspelt option is an error and not a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A config travels as JSON, which has no infinity.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StageOutput(Config):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.configs.base import DatasetRef, ModelRef, StageConfig
+from trainers.configs.base import LARGEST_COUNT, DatasetRef, ModelRef, StageConfig
 
 
 class PrepareConfig(StageConfig):
@@ -14,4 +14,6 @@ class PrepareConfig(StageConfig):
     base: ModelRef
     dataset: DatasetRef
     rows: int = Field(5, ge=1, le=100, description="Rows to render, from the start of the dataset.")
-    max_length: int = Field(1024, ge=8, description="Tokens per row, as the training stage would cut them.")
+    max_length: int = Field(
+        1024, ge=8, le=LARGEST_COUNT, description="Tokens per row, as the training stage would cut them."
+    )

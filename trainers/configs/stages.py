@@ -10,7 +10,9 @@ import yaml
 from pydantic import Field, TypeAdapter
 
 from trainers.configs.deploy import DeployConfig
+from trainers.configs.dpo import DpoConfig
 from trainers.configs.evaluate import EvaluateConfig
+from trainers.configs.grpo import GrpoConfig
 from trainers.configs.prepare import PrepareConfig
 from trainers.configs.sft import SftConfig
 
@@ -20,25 +22,30 @@ class StageKind(StrEnum):
 
     prepare = "prepare"
     sft = "sft"
+    dpo = "dpo"
+    grpo = "grpo"
     evaluate = "evaluate"
     deploy = "deploy"
 
+    @property
+    def makes_a_model(self) -> bool:
+        """Whether a later stage may take this one's output as a model."""
+        return self in {StageKind.sft, StageKind.dpo, StageKind.grpo}
 
-Stage = Annotated[
-    PrepareConfig | SftConfig | EvaluateConfig | DeployConfig,
-    Field(discriminator="stage"),
-]
 
-_stage: TypeAdapter[PrepareConfig | SftConfig | EvaluateConfig | DeployConfig] = TypeAdapter(Stage)
+AnyStage = PrepareConfig | SftConfig | DpoConfig | GrpoConfig | EvaluateConfig | DeployConfig
+Stage = Annotated[AnyStage, Field(discriminator="stage")]
+
+_stage: TypeAdapter[AnyStage] = TypeAdapter(Stage)
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
-def parse_stage(values: dict[str, Any]) -> PrepareConfig | SftConfig | EvaluateConfig | DeployConfig:
+def parse_stage(values: dict[str, Any]) -> AnyStage:
     """Validate one stage's values; raises `pydantic.ValidationError` naming each wrong field."""
     return _stage.validate_python(values)
 
 
-def load_stage(path: Path) -> PrepareConfig | SftConfig | EvaluateConfig | DeployConfig:
+def load_stage(path: Path) -> AnyStage:
     """Read a stage from YAML, with `${NAME}` and `${NAME:-default}` expanded, or from JSON as it stands.
 
     A person writes YAML. JSON comes from a service, whose users must not read the worker's environment.

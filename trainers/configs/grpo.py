@@ -1,0 +1,85 @@
+"""Config of the `grpo` stage: reinforcement learning from rewards on the model's own answers."""
+
+from enum import StrEnum
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainers.configs.base import LARGEST_COUNT
+from trainers.configs.rewards import Rewards
+from trainers.configs.training import TrainingConfig, refuse_adapted_head
+
+
+class GrpoLoss(StrEnum):
+    """How the tokens' losses are weighted and combined."""
+
+    grpo = "grpo"  # Mean over each answer, then over answers: favours short right ones, arXiv:2402.03300
+    dapo = "dapo"  # Mean over all tokens of the batch, arXiv:2503.14476
+    dr_grpo = "dr_grpo"  # Sum over a constant, arXiv:2503.20783
+    bnpo = "bnpo"  # Mean over the tokens of a micro-batch.
+    cispo = "cispo"  # arXiv:2506.13585
+    sapo = "sapo"  # arXiv:2511.20347
+    luspo = "luspo"  # arXiv:2602.05261
+    vespo = "vespo"  # arXiv:2602.10693
+
+
+class RewardScale(StrEnum):
+    """What the differences from a group's mean are divided by."""
+
+    group = "group"
+    batch = "batch"
+    none = "none"
+
+
+class GrpoConfig(TrainingConfig):
+    """Group relative policy optimisation: several answers to each prompt, judged against each other.
+
+    Each step generates anew with transformers. The default learning rate is TRL's 1e-6 for all weights and
+    ten times that for LoRA, as for DPO.
+    """
+
+    default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-5, "full": 1e-6}
+
+    stage: Literal["grpo"] = "grpo"
+    batch_size: int = Field(
+        64,
+        ge=2,
+        le=LARGEST_COUNT,
+        description="Answers per optimizer step over all devices; a multiple of num_generations.",
+    )
+    rewards: Rewards = Field(description="What an answer is worth: the weighted sum of these.")
+    num_generations: int = Field(
+        8, ge=2, le=1024, description="Answers to each prompt, which are compared with each other."
+    )
+    max_completion_length: int = Field(
+        512, ge=1, le=LARGEST_COUNT, description="Tokens of an answer; a longer one is cut off."
+    )
+    temperature: float = Field(1.0, gt=0, le=10, description="Of sampling: higher tries more.")
+    loss: GrpoLoss = GrpoLoss.dapo
+    beta: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Weight of the KL divergence from the model as it was; above 0 it costs a forward pass.",
+    )
+    scale_rewards: RewardScale = RewardScale.group
+    mask_truncated_completions: bool = Field(
+        False, description="Leave answers that were cut off out of the loss."
+    )
+    samples_per_log: int = Field(
+        4, ge=0, le=1000, description="Answers kept in samples.jsonl with each metric event."
+    )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Prompts, each of which is answered `num_generations` times."""
+        return self.batch_size // self.num_generations
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        refuse_adapted_head(self.tuning)
+        if self.batch_size % self.num_generations:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_generations {self.num_generations}"
+            )
+        return self

@@ -1,0 +1,140 @@
+"""What the configs of all training stages have in common: model, data, optimizer, batch, saving."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainers.configs.base import LARGEST_COUNT, Config, DatasetRef, ModelRef, StageConfig
+
+
+class Precision(StrEnum):
+    """Number format of the forward and backward pass."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class LearningRateSchedule(StrEnum):
+    """How the learning rate moves after warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+class LoraTuning(Config):
+    """Train low-rank adapters and leave the base frozen (Hu et al., 2021, arXiv:2106.09685)."""
+
+    method: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices.")
+    alpha: float = Field(32, gt=0, description="Scale of the update, applied as alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the layers to adapt, or every linear layer but the head."
+    )
+
+
+class FullTuning(Config):
+    """Train all weights."""
+
+    method: Literal["full"] = "full"
+
+
+Tuning = Annotated[LoraTuning | FullTuning, Field(discriminator="method")]
+
+MaxLength = Annotated[
+    int,
+    Field(ge=8, le=LARGEST_COUNT, description="Tokens per row; longer rows are truncated at the end."),
+]
+
+
+class TrainingConfig(StageConfig):
+    """Fields that every training stage has."""
+
+    default_learning_rates: ClassVar[dict[str, float]]
+
+    stage: str
+    base: ModelRef
+    dataset: DatasetRef
+    tuning: Tuning = Field(default_factory=LoraTuning)
+
+    epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the dataset, unless max_steps is set.")
+    max_steps: int | None = Field(
+        None, ge=1, le=LARGEST_COUNT, description="Optimizer steps; overrides epochs."
+    )
+    batch_size: int = Field(
+        16, ge=1, le=LARGEST_COUNT, description="Rows per optimizer step over all devices."
+    )
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Rows per device and forward pass; divides batch_size, and is at most 8 by default.",
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Peak learning rate; the default follows the kind of tuning, ten times higher for LoRA.",
+    )
+    schedule: LearningRateSchedule = LearningRateSchedule.linear
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps spent on warm-up.")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    precision: Precision = Field(
+        Precision.auto, description="`auto` is bf16 where the device has it, else fp32."
+    )
+    seed: int = Field(42, ge=0, lt=2**32)
+
+    log_every_steps: int = Field(10, ge=1, le=LARGEST_COUNT, description="Steps between two metric events.")
+    save_every_steps: int = Field(100, ge=1, le=LARGEST_COUNT, description="Steps between two checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, le=1000, description="Checkpoints kept on the worker's disk.")
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of the dataset that an optimizer step takes."""
+        return self.batch_size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_defaults(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if values.get("learning_rate") is None:
+            tuning = values.get("tuning") or {}
+            method = (
+                tuning.get("method", "lora")
+                if isinstance(tuning, dict)
+                else getattr(tuning, "method", "lora")
+            )
+            # Any JSON may stand here: what is no name of a method is told by its own field.
+            values["learning_rate"] = (
+                cls.default_learning_rates.get(method) if isinstance(method, str) else None
+            )
+        if values.get("micro_batch_size") is None:
+            batch_size = values.get("batch_size", cls.model_fields["batch_size"].default)
+            if isinstance(batch_size, int) and batch_size > 0:
+                values["micro_batch_size"] = next(
+                    n for n in range(min(8, batch_size), 0, -1) if batch_size % n == 0
+                )
+        return values
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        assert self.micro_batch_size is not None
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+def refuse_adapted_head(tuning: LoraTuning | FullTuning) -> None:
+    """Raise ValueError where an adapter on the head would never be trained.
+
+    TRL multiplies by the head's own weights when it needs only the probabilities of the answer's tokens.
+    """
+    if isinstance(tuning, LoraTuning) and "lm_head" in tuning.target_modules:
+        raise ValueError("tuning.target_modules may not hold lm_head: its adapter would not be trained here")

@@ -1,0 +1,204 @@
+"""Learn from preference pairs by TRL's DPOTrainer, with LoRA or of all weights.
+
+The reference is the model as it was before the first step. A new adapter is simply switched off for it; an
+adapter that training goes on with is kept as a second, frozen copy; of all weights a second copy is loaded,
+unless the reference's log-probabilities are computed before training. Resuming and stopping are as in sft.
+
+    python -m trainers.dpo --config dpo.yaml --run-dir runs/preferred
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars, load_from_disk
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
+from transformers import TrainingArguments as Arguments
+from trl import DPOConfig as TrlConfig
+from trl import DPOTrainer
+
+from trainers import run_dir as files
+from trainers.callback import RunDirCallback, wait_for_all
+from trainers.configs.dpo import DpoConfig
+from trainers.configs.training import FullTuning, Precision
+from trainers.load import load_tokenizer, pick_device, pick_precision
+from trainers.preferences import Preferences, load_preferences
+from trainers.program import is_first_process, run_program, stop_after_step
+from trainers.report import Report
+from trainers.training import (
+    fit,
+    load_policy,
+    new_adapter,
+    planned_numbers,
+    save_model,
+    total_steps,
+    training_arguments,
+    training_result,
+)
+
+PAIRS = "pairs"
+# How far the reference may lie from the untrained model, as a share of an answer's log-probability: the
+# same numbers in other batches differ in their last bits only.
+SAME_SHARE = {Precision.fp32: 1e-4, Precision.bf16: 1e-2}
+# Over this many metric events the chosen answers must have lost this share of their log-probability, and at
+# least one nat, before a warning: single batches vary.
+FALL_WINDOW = 3
+FALL_SHARE = 0.05
+FALL_NATS = 1.0
+
+
+def train(config: DpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+    """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
+    started = time.monotonic()
+    disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's own bar has no other switch.
+    precision = pick_precision(config.precision, pick_device(config.queue))
+    tokenizer = load_tokenizer(config.base)
+    preferences = load_preferences(config.dataset, tokenizer, config.max_length)
+    preferences.warn(report, config.max_length)
+    model = load_policy(config, precision, report)
+    with stop_after_step() as stop:
+        trainer = _trainer(config, run_dir, model, tokenizer, preferences, precision)
+        callback = DpoCallback(run_dir, report, stop, config.keep_checkpoints, config.beta, precision)
+        fit(trainer, callback, run_dir, stop, preferences.summary())
+        save_model(trainer, config, run_dir, tokenizer)
+    if is_first_process():
+        shutil.rmtree(run_dir / PAIRS, ignore_errors=True)
+    last = next(entry for entry in reversed(trainer.state.log_history) if "rewards/margins" in entry)
+    return training_result(
+        config,
+        tokenizer,
+        trainer.state,
+        margin=last["rewards/margins"],
+        accuracy=last["rewards/accuracies"],
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def plan(config: DpoConfig) -> dict[str, Any]:
+    """The resolved numbers of a run, without training."""
+    preferences = load_preferences(config.dataset, load_tokenizer(config.base), config.max_length)
+    return {
+        "stage": "dpo",
+        "rows": preferences.rows,
+        "pairs": len(preferences.triples),
+        "truncated": preferences.truncated,
+        "dropped": preferences.dropped,
+        "equal": preferences.equal,
+        "tokens": preferences.tokens,
+        **planned_numbers(config, total_steps(config, len(preferences.triples), config.batch_size)),
+    }
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's trainer on pairs that are tokens already, so that DPO sees the very tokens that SFT would."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+
+class DpoCallback(RunDirCallback):
+    """Also checks that the reference is the untrained model, and watches the chosen answers."""
+
+    def __init__(self, *args: Any) -> None:
+        *shared, self._beta, self._precision = args
+        super().__init__(*shared)
+
+    def on_log(
+        self,
+        args: Arguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        history = [entry for entry in state.log_history if "rewards/margins" in entry]
+        if logs is None or "rewards/margins" not in logs:
+            return
+        if state.global_step == 1:
+            self._check_reference(logs)
+        if _falls(history, self._beta) and not any(
+            _falls(history[:end], self._beta) for end in range(FALL_WINDOW, len(history))
+        ):
+            self._report.warning(
+                "chosen_logp_falls",
+                f"By step {state.global_step} the margins rise while the chosen answers become less likely "
+                f"than they were (mean reward {logs['rewards/chosen']:.3f}): the model only unlearns the "
+                "rejected ones faster. Add the loss sft, raise beta or lower learning_rate.",
+            )
+
+    def _check_reference(self, logs: dict[str, float]) -> None:
+        """The first step's rewards are from before its update, and so must be zero."""
+        for answer in ("chosen", "rejected"):
+            difference = abs(logs[f"rewards/{answer}"]) / self._beta
+            allowed = SAME_SHARE[self._precision] * abs(logs[f"logps/{answer}"])
+            assert difference <= allowed + 1e-3, (
+                f"The reference is not the untrained model: {answer} answers differ by {difference} nats."
+            )
+
+
+def _trainer(
+    config: DpoConfig,
+    run_dir: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    preferences: Preferences,
+    precision: Precision,
+) -> DPOTrainer:
+    steps = total_steps(config, len(preferences.triples), config.batch_size)
+    arguments = TrlConfig(
+        **training_arguments(config, run_dir, precision, steps),
+        logging_first_step=True,
+        max_length=config.max_length,
+        loss_type=[loss.value for loss in config.losses],
+        loss_weights=list(config.losses.values()),
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        precompute_ref_log_probs=config.precompute_reference,
+    )
+    # Left to itself, TRL loads the reference from the path in the model's config, which need not be the
+    # model: an adapter may have been merged into it.
+    needs_copy = isinstance(config.tuning, FullTuning) and not config.precompute_reference
+    return PairTrainer(
+        model=model,
+        ref_model=load_policy(config, precision, Report(None)) if needs_copy else None,
+        args=arguments,
+        train_dataset=_dataset(config, run_dir, preferences),
+        processing_class=tokenizer,
+        peft_config=new_adapter(config, model),
+    )
+
+
+def _dataset(config: DpoConfig, run_dir: Path, preferences: Preferences) -> Dataset:
+    """The pairs; for precomputing in the run directory, beside which TRL keeps what it has computed.
+
+    For pairs in memory it would use the machine's temporary folder, and compute again after a restart.
+    """
+    dataset = Dataset.from_list(preferences.triples)
+    if not config.precompute_reference:
+        return dataset
+    if is_first_process() and not (run_dir / PAIRS).exists():
+        files.publish_folder(run_dir / PAIRS, lambda folder: dataset.save_to_disk(str(folder)))
+    wait_for_all()
+    return load_from_disk(str(run_dir / PAIRS))
+
+
+def _falls(history: list[dict[str, float]], beta: float) -> bool:
+    """Whether margins have risen and the chosen answers lost probability, over the last metric events."""
+    window = history[-FALL_WINDOW:]
+    if len(window) < FALL_WINDOW:
+        return False
+    margin, reward, logp = (
+        sum(entry[name] for entry in window) / FALL_WINDOW
+        for name in ("rewards/margins", "rewards/chosen", "logps/chosen")
+    )
+    lost = -reward / beta
+    return margin > 0 and lost > max(FALL_NATS, FALL_SHARE * (-logp - lost))
+
+
+if __name__ == "__main__":
+    run_program(DpoConfig, train, plan)

@@ -1,0 +1,165 @@
+"""Reinforcement learning from rewards on the model's own answers, by TRL's GRPOTrainer.
+
+Each step samples answers with transformers, judges them by the config's rewards and learns from how they
+differ within a prompt's group. Some answers are kept in `samples.jsonl` with what each reward gave.
+Resuming and stopping are as in sft: random state is part of a checkpoint, so the same answers are sampled.
+
+    python -m trainers.grpo --config grpo.yaml --run-dir runs/rewarded
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
+from transformers import TrainingArguments as Arguments
+from trl import GRPOConfig as TrlConfig
+from trl import GRPOTrainer
+
+from trainers import run_dir as files
+from trainers.callback import RunDirCallback
+from trainers.configs.grpo import GrpoConfig, GrpoLoss
+from trainers.configs.training import FullTuning, Precision
+from trainers.load import load_tokenizer, pick_device, pick_precision
+from trainers.program import is_first_process, run_program, stop_after_step
+from trainers.render import Pair
+from trainers.report import Report
+from trainers.rollouts import Rollouts, load_prompts, prompt_dataset
+from trainers.training import (
+    fit,
+    load_policy,
+    new_adapter,
+    planned_numbers,
+    save_model,
+    total_steps,
+    training_arguments,
+    training_result,
+)
+
+SAMPLES = "samples.jsonl"
+
+
+def train(config: GrpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+    """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
+    started = time.monotonic()
+    precision = pick_precision(config.precision, pick_device(config.queue))
+    tokenizer = load_tokenizer(config.base)
+    prompts = load_prompts(config.dataset, config.rewards, tokenizer)
+    rollouts = Rollouts(config.rewards, config.num_generations)
+    model = load_policy(config, precision, report)
+    with stop_after_step() as stop:
+        trainer = _trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision)
+        passes = len(trainer.train_dataset) / len(prompts)
+        callback = GrpoCallback(
+            run_dir, report, stop, config.keep_checkpoints, rollouts, config.samples_per_log, passes
+        )
+        fit(trainer, callback, run_dir, stop, f"{len(prompts)} prompts")
+        save_model(trainer, config, run_dir, tokenizer)
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    return training_result(
+        config,
+        tokenizer,
+        trainer.state,
+        first_reward=rewards[0],
+        last_reward=rewards[-1],
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def plan(config: GrpoConfig) -> dict[str, Any]:
+    """The resolved numbers of a run, without training."""
+    prompts = load_prompts(config.dataset, config.rewards, load_tokenizer(config.base))
+    return {
+        "stage": "grpo",
+        "rows": len(prompts),
+        "prompts_per_step": _prompts_per_step(config),
+        **planned_numbers(config, total_steps(config, len(prompts), _prompts_per_step(config))),
+    }
+
+
+class GrpoCallback(RunDirCallback):
+    """Also keeps samples and tells of useless rewards; one epoch here is `passes` over the rows."""
+
+    def __init__(self, *args: Any) -> None:
+        *shared, self._rollouts, self._samples_per_log, self._passes = args
+        super().__init__(*shared)
+        self._told: set[str] = set()
+
+    def on_log(
+        self,
+        args: Arguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        epoch = round(logs["epoch"] * self._passes, 4)
+        super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
+        if is_first_process():
+            samples = self._rollouts.samples(self._samples_per_log)
+            files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
+        for name in set(self._rollouts.constant()) - self._told:
+            self._told.add(name)
+            self._report.warning(
+                "reward_constant",
+                f"By step {state.global_step} the reward {name!r} has given all answers to each prompt the "
+                "same value for a while, so it teaches nothing. Choose prompts that the model solves "
+                "sometimes, raise temperature or num_generations, or correct the reward.",
+            )
+
+
+def _trainer(
+    config: GrpoConfig,
+    run_dir: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Pair],
+    rollouts: Rollouts,
+    precision: Precision,
+) -> GRPOTrainer:
+    per_step = _prompts_per_step(config)
+    steps = total_steps(config, len(prompts), per_step)
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=list(rollouts.functions),
+        args=TrlConfig(**_arguments(config, run_dir, precision, steps, rollouts.weights)),
+        train_dataset=prompt_dataset(prompts, steps * per_step, config.seed),
+        processing_class=tokenizer,
+        peft_config=new_adapter(config, model),
+    )
+    if config.beta and isinstance(config.tuning, FullTuning):
+        # TRL loaded the reference from the path in the model's config, which need not be the model: an
+        # adapter may have been merged into it.
+        trainer.ref_model.load_state_dict(model.state_dict())
+    return trainer
+
+
+def _arguments(
+    config: GrpoConfig, run_dir: Path, precision: Precision, steps: int, weights: list[float]
+) -> dict[str, Any]:
+    return training_arguments(config, run_dir, precision, steps) | {
+        # TRL counts prompts and answers itself; the Trainer would not find its input.
+        "include_num_input_tokens_seen": "no",
+        "shuffle_dataset": False,
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "loss_type": config.loss.value,
+        # LUSPO's weights are defined for whole answers.
+        "importance_sampling_level": "sequence" if config.loss is GrpoLoss.luspo else "token",
+        "beta": config.beta,
+        "scale_rewards": config.scale_rewards.value,
+        "mask_truncated_completions": config.mask_truncated_completions,
+        "reward_weights": weights,
+    }
+
+
+def _prompts_per_step(config: GrpoConfig) -> int:
+    return config.batch_size // config.num_generations
+
+
+if __name__ == "__main__":
+    run_program(GrpoConfig, train, plan)
