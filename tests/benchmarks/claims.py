@@ -1,0 +1,65 @@
+"""Claims of queued runs by several processes at once, as workers make them."""
+
+import multiprocessing
+import time
+from multiprocessing.synchronize import Barrier
+
+from app.db import transaction
+from app.runs import lifecycle
+from app.tables import Job, Run, Worker
+from tests.benchmarks.load import Load
+from trainers.configs import Queue, StageKind
+
+# No other benchmark fills this queue, so exactly the runs made here are claimed.
+QUEUE = Queue.mlx
+
+_ready: Barrier
+
+
+def claim_all(runs: int, processes: int) -> Load:
+    """Queue so many runs and let so many processes claim them until none is left."""
+    _queue(runs)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, _join, [context.Barrier(processes)]) as pool:
+        claimed = pool.map(_claim_until_empty, range(processes), chunksize=1)
+    latencies = [latency for _, latencies, _ in claimed for latency in latencies]
+    assert len(latencies) == runs, "every run is claimed, and once"
+    return Load(latencies, max(end for _, _, end in claimed) - min(begin for begin, _, _ in claimed))
+
+
+def _queue(runs: int) -> None:
+    jobs = [Job(name="claims") for _ in range(runs)]
+    values = {"position": 0, "name": "sft", "stage": StageKind.sft, "queue": QUEUE, "config": {}}
+    with transaction() as session:
+        session.add_all(jobs)
+        session.flush()
+        session.add_all(Run(job_id=job.id, **values) for job in jobs)
+
+
+def _join(ready: Barrier) -> None:
+    global _ready
+    _ready = ready
+
+
+def _claim_until_empty(number: int) -> tuple[float, list[float], float]:
+    """When this process began, what each claim took, and when the last one was done.
+
+    `perf_counter` counts from one moment for all processes of a Linux host.
+    """
+    worker = Worker(name=f"claims-{number}", host="here", pid=number, queues=[QUEUE], stages=[StageKind.sft])
+    with transaction() as session:
+        session.add(worker)
+    _ready.wait()
+    latencies = []
+    began = ended = time.perf_counter()
+    while _claim(worker.id):
+        now = time.perf_counter()
+        latencies.append(now - ended)
+        ended = now
+    return began, latencies, ended
+
+
+def _claim(worker_id: str) -> bool:
+    with transaction() as session:
+        run = lifecycle.claim(session, worker_id, [QUEUE], [StageKind.sft], lease_seconds=3600)
+    return run is not None
