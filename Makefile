@@ -18,8 +18,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: setup ## Train, evaluate, deploy and chat with a tiny model through the HTTP API, then stop
-	@$(BIN)/python -m app.demo
+demo: setup ## Train, evaluate, deploy and chat with a tiny model; FULL=1 runs SFT, DPO and GRPO, three seeds
+	@$(BIN)/python -m $(if $(FULL),app.chain,app.demo)
 
 run: setup ## Keep the service up with the examples seeded; Swagger UI is at /docs
 	@$(BIN)/python -m app --with-examples

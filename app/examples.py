@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from app.datasets import service as datasets
@@ -49,15 +50,19 @@ def make_starter(settings: Settings) -> Path:
 
 def write_datasets(folder: Path) -> dict[str, Path]:
     """Word problems to train on, and held-out ones whose numbers the training rows do not have."""
-    folder.mkdir(parents=True, exist_ok=True)
     rows = {
         TRAIN: arithmetic.problems(TRAIN_ROWS, arithmetic.Split.train, seed=0),
         TEST: arithmetic.problems(TEST_ROWS, arithmetic.Split.held_out, seed=0),
     }
-    for name, problems in rows.items():
-        lines = "".join(f"{json.dumps(problem)}\n" for problem in problems)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    return {name: folder / f"{name}.jsonl" for name in rows}
+    return {name: write_rows(folder, name, problems) for name, problems in rows.items()}
+
+
+def write_rows(folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> Path:
+    """A file of JSON lines that can be uploaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def held_out_question() -> str:

@@ -21,6 +21,7 @@ from app.keys import endpoints as keys
 from app.metrics import VERSION
 from app.middleware import API_PREFIX, Requests
 from app.models import endpoints as models
+from app.presets import endpoints as presets
 from app.runs import endpoints as runs
 from app.settings import get_settings
 from app.sweep import Sweeper
@@ -32,6 +33,7 @@ TAGS = [
     {"name": "jobs", "description": "What a person asks for: stages that run one after another."},
     {"name": "runs", "description": "One stage being carried out: events, metrics, logs and checkpoints."},
     {"name": "models", "description": "Weights that can be served, with where they came from."},
+    {"name": "presets", "description": "Settings that suit a kind of hardware or a family of models."},
     {"name": "deployments", "description": "Models kept ready on an engine."},
     {"name": "generation", "description": "The OpenAI-compatible front to the deployments."},
     {"name": "workers", "description": "Who serves which queue, on what hardware."},
@@ -70,7 +72,7 @@ def create_app() -> FastAPI:
 
 def _api() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
-    for nouns in (datasets, jobs, runs, models, deployments, workers):
+    for nouns in (datasets, jobs, runs, models, presets, deployments, workers):
         api.include_router(nouns.router, dependencies=[Depends(require_by_method)])
     api.include_router(keys.router)
     return api

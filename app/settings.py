@@ -32,6 +32,11 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Folders under which models may be read, as a JSON list; `models` in the data directory.",
     )
+    dataset_roots: list[Path] = Field(
+        default_factory=list,
+        description="Folders under which `prepare` may read files, as a JSON list; `sources` in the data "
+        "directory.",
+    )
 
     host: str = Field(
         "127.0.0.1", description="Address that the API binds to; other than loopback needs an API key."
@@ -85,6 +90,9 @@ class Settings(BaseSettings):
         self.artifacts_url = self.artifacts_url or f"file://{self.data_dir / 'artifacts'}"
         self.model_roots = [
             root.expanduser().resolve() for root in self.model_roots or [self.data_dir / "models"]
+        ]
+        self.dataset_roots = [
+            root.expanduser().resolve() for root in self.dataset_roots or [self.data_dir / "sources"]
         ]
         return self
 

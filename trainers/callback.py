@@ -10,6 +10,7 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers import run_dir as files
+from trainers.best import LOSS, pack_best
 from trainers.errors import LossNotFinite
 from trainers.program import Stop, is_first_process
 from trainers.report import Report
@@ -56,6 +57,8 @@ class RunDirCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        if logs is not None and LOSS in logs:
+            self._report.metrics(state.global_step, state.max_steps, {"validation_loss": logs[LOSS]})
         if logs is None or "loss" not in logs:
             return
         values = {name: float(value) for name, value in logs.items() if _is_reported(name, value)}
@@ -73,6 +76,7 @@ class RunDirCallback(TrainerCallback):
         wait_for_all()
         if is_first_process():
             written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            pack_best(self._run_dir, written)
             files.publish_checkpoint(self._run_dir, state.global_step, written)
             files.prune_checkpoints(self._run_dir, self._keep_checkpoints)
         wait_for_all()

@@ -21,6 +21,7 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from trainers import run_dir as files
+from trainers.batches import InStepOrder, StepOrder
 from trainers.callback import RunDirCallback, wait_for_all
 from trainers.configs.dpo import DpoConfig
 from trainers.configs.training import FullTuning, Precision
@@ -30,6 +31,7 @@ from trainers.program import is_first_process, run_program, stop_after_step
 from trainers.report import Report
 from trainers.training import (
     fit,
+    keep_adapter_precise,
     load_policy,
     new_adapter,
     planned_numbers,
@@ -37,6 +39,8 @@ from trainers.training import (
     total_steps,
     training_arguments,
     training_result,
+    validation_arguments,
+    watch_validation,
 )
 
 PAIRS = "pairs"
@@ -63,7 +67,8 @@ def train(config: DpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, preferences, precision)
         callback = DpoCallback(run_dir, report, stop, config.keep_checkpoints, config.beta, precision)
-        fit(trainer, callback, run_dir, stop, preferences.summary())
+        watch_validation(trainer, config, run_dir, tokenizer)
+        fit(trainer, config, callback, run_dir, stop, preferences.summary())
         save_model(trainer, config, run_dir, tokenizer)
     if is_first_process():
         shutil.rmtree(run_dir / PAIRS, ignore_errors=True)
@@ -93,7 +98,7 @@ def plan(config: DpoConfig) -> dict[str, Any]:
     }
 
 
-class PairTrainer(DPOTrainer):
+class PairTrainer(InStepOrder, DPOTrainer):
     """TRL's trainer on pairs that are tokens already, so that DPO sees the very tokens that SFT would."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -152,6 +157,7 @@ def _trainer(
     steps = total_steps(config, len(preferences.triples), config.batch_size)
     arguments = TrlConfig(
         **training_arguments(config, run_dir, precision, steps),
+        **validation_arguments(config),
         logging_first_step=True,
         max_length=config.max_length,
         loss_type=[loss.value for loss in config.losses],
@@ -163,14 +169,26 @@ def _trainer(
     # Left to itself, TRL loads the reference from the path in the model's config, which need not be the
     # model: an adapter may have been merged into it.
     needs_copy = isinstance(config.tuning, FullTuning) and not config.precompute_reference
-    return PairTrainer(
+    trainer = PairTrainer(
         model=model,
         ref_model=load_policy(config, precision, Report(None)) if needs_copy else None,
         args=arguments,
         train_dataset=_dataset(config, run_dir, preferences),
+        eval_dataset=_validation_dataset(config, tokenizer),
         processing_class=tokenizer,
         peft_config=new_adapter(config, model),
     )
+    trainer.step_order = StepOrder(preferences.lengths(), config.batch_size, config.seed)
+    return keep_adapter_precise(trainer)
+
+
+def _validation_dataset(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    if config.validation_dataset is None:
+        return None
+    pairs = load_preferences(
+        config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows
+    )
+    return Dataset.from_list(pairs.triples)
 
 
 def _dataset(config: DpoConfig, run_dir: Path, preferences: Preferences) -> Dataset:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from trainers.configs.base import StageDataset
 from trainers.errors import DatasetInvalid
 from trainers.render import Example, read_pairs, render
 from trainers.report import Report
@@ -51,9 +52,15 @@ class Examples:
             )
 
 
-def load_examples(dataset: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Examples:
-    """Render all rows; raises DatasetNotFound, or DatasetInvalid if no token carries loss."""
-    per_row = [[render(pair, tokenizer, max_length) for pair in pairs] for pairs in read_pairs(dataset)]
+def load_examples(
+    dataset: str | StageDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_rows: int | None = None,
+) -> Examples:
+    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid if no token carries loss."""
+    rows = read_pairs(dataset, max_rows)
+    per_row = [[render(pair, tokenizer, max_length) for pair in pairs] for pairs in rows]
     every = [example for row in per_row for example in row]
     kept = [example for example in every if example.loss_tokens]
     if not kept:

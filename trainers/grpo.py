@@ -16,11 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerContro
 from transformers import TrainingArguments as Arguments
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
+from trl.import_utils import is_vllm_available
 
 from trainers import run_dir as files
 from trainers.callback import RunDirCallback
-from trainers.configs.grpo import GrpoConfig, GrpoLoss
+from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
+from trainers.errors import DeviceUnavailable
 from trainers.load import load_tokenizer, pick_device, pick_precision
 from trainers.program import is_first_process, run_program, stop_after_step
 from trainers.render import Pair
@@ -28,6 +30,7 @@ from trainers.report import Report
 from trainers.rollouts import Rollouts, load_prompts, prompt_dataset
 from trainers.training import (
     fit,
+    keep_adapter_precise,
     load_policy,
     new_adapter,
     planned_numbers,
@@ -54,7 +57,7 @@ def train(config: GrpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
         callback = GrpoCallback(
             run_dir, report, stop, config.keep_checkpoints, rollouts, config.samples_per_log, passes
         )
-        fit(trainer, callback, run_dir, stop, f"{len(prompts)} prompts")
+        fit(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
         save_model(trainer, config, run_dir, tokenizer)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     return training_result(
@@ -134,26 +137,47 @@ def _trainer(
         # TRL loaded the reference from the path in the model's config, which need not be the model: an
         # adapter may have been merged into it.
         trainer.ref_model.load_state_dict(model.state_dict())
-    return trainer
+    return keep_adapter_precise(trainer)
 
 
 def _arguments(
     config: GrpoConfig, run_dir: Path, precision: Precision, steps: int, weights: list[float]
 ) -> dict[str, Any]:
-    return training_arguments(config, run_dir, precision, steps) | {
-        # TRL counts prompts and answers itself; the Trainer would not find its input.
-        "include_num_input_tokens_seen": "no",
-        "shuffle_dataset": False,
-        "num_generations": config.num_generations,
-        "max_completion_length": config.max_completion_length,
-        "temperature": config.temperature,
-        "loss_type": config.loss.value,
-        # LUSPO's weights are defined for whole answers.
-        "importance_sampling_level": "sequence" if config.loss is GrpoLoss.luspo else "token",
-        "beta": config.beta,
-        "scale_rewards": config.scale_rewards.value,
-        "mask_truncated_completions": config.mask_truncated_completions,
-        "reward_weights": weights,
+    return (
+        training_arguments(config, run_dir, precision, steps)
+        | _generation(config)
+        | {
+            # TRL counts prompts and answers itself; the Trainer would not find its input.
+            "include_num_input_tokens_seen": "no",
+            "shuffle_dataset": False,
+            "num_generations": config.num_generations,
+            "max_completion_length": config.max_completion_length,
+            "temperature": config.temperature,
+            "loss_type": config.loss.value,
+            # LUSPO's weights are defined for whole answers.
+            "importance_sampling_level": "sequence" if config.loss is GrpoLoss.luspo else "token",
+            "beta": config.beta,
+            "scale_rewards": config.scale_rewards.value,
+            "mask_truncated_completions": config.mask_truncated_completions,
+            "reward_weights": weights,
+        }
+    )
+
+
+def _generation(config: GrpoConfig) -> dict[str, Any]:
+    """TRL's arguments of what generates; raises DeviceUnavailable where vLLM is not installed."""
+    if config.generation is Generation.transformers:
+        return {}
+    if not is_vllm_available():
+        raise DeviceUnavailable(
+            f"generation is {config.generation}, for which this host lacks vLLM.",
+            "Install the vllm that TRL names beside the trainers, or set generation to transformers.",
+        )
+    return {
+        "use_vllm": True,
+        "vllm_mode": "server" if config.generation is Generation.vllm_server else "colocate",
+        "vllm_server_base_url": config.vllm_server_url,
+        "vllm_gpu_memory_utilization": config.vllm_memory_share,
     }
 
 

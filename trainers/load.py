@@ -6,6 +6,7 @@ Weights are safetensors only, and no code of a model's author is run.
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,18 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
-from trainers.configs.training import Precision
+from trainers.configs.training import Attention, Precision
 from trainers.errors import (
     AdapterUnreadable,
     ConfigInvalid,
@@ -91,22 +99,56 @@ def load_tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(base: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The base model on the CPU; raises ModelNotFound."""
+def pick_attention(attention: Attention, device: torch.device) -> str:
+    """Resolve `auto`: flash attention where it is installed, else torch's own; raises DeviceUnavailable."""
+    if attention is not Attention.auto:
+        installed = {
+            Attention.flash_attention_2: is_flash_attn_2_available,
+            Attention.flash_attention_3: is_flash_attn_3_available,
+        }
+        if attention in installed and (device.type == "cpu" or not installed[attention]()):
+            raise DeviceUnavailable(
+                f"attention is {attention}, which this host lacks, or has no kernel for {device.type}.",
+                "Set attention to auto or sdpa, or install flash-attn on a GPU host.",
+            )
+        return attention.value
+    if device.type == "cuda" and is_flash_attn_2_available():
+        return Attention.flash_attention_2.value
+    return Attention.sdpa.value
+
+
+def load_base(
+    base: str,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """The base model on the CPU, or quantised where the GPU is; raises ModelNotFound."""
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": _own_device()}}
     with _named_failure(base):
         return AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            base, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
 
 
+def _own_device() -> str:
+    """Where this process keeps a quantised base: its GPU of the host's, else the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
 def load_model(
-    reference: Reference, dtype: torch.dtype, is_trainable: bool = False
+    reference: Reference, dtype: torch.dtype, is_trainable: bool = False, **options: Any
 ) -> PreTrainedModel | PeftModel:
-    """The model, with its adapter on it if it has one; raises ModelNotFound or AdapterUnreadable."""
+    """The model, with its adapter on it if it has one; `options` are those of `load_base`.
+
+    Raises ModelNotFound or AdapterUnreadable.
+    """
     if not isinstance(reference, AdaptedModel):
-        return load_base(base_of(reference), dtype)
+        return load_base(base_of(reference), dtype, **options)
     _check_adapter(Path(reference.adapter))
-    model = load_base(reference.base, dtype)
+    model = load_base(reference.base, dtype, **options)
     with warnings.catch_warnings():
         # PEFT only warns when names do not match, and would go on with an adapter that does nothing.
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)

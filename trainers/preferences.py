@@ -1,10 +1,12 @@
 """The token triples of a DPO run, with the counts that tell whether the data fits the model."""
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trainers.configs.base import StageDataset
 from trainers.errors import DatasetInvalid
 from trainers.render import IGNORED, Example, read_preferences, render
 from trainers.report import Report
@@ -28,6 +30,13 @@ class Preferences:
             for triple in self.triples
         )
 
+    def lengths(self) -> list[int]:
+        """Tokens of each pair's longer side, to which both sides are padded in a micro-batch."""
+        return [
+            len(triple["prompt_ids"]) + max(len(triple["chosen_ids"]), len(triple["rejected_ids"]))
+            for triple in self.triples
+        ]
+
     def summary(self) -> str:
         return f"{self.rows} rows in {len(self.triples)} pairs, {self.truncated} truncated"
 
@@ -48,11 +57,16 @@ class Preferences:
             )
 
 
-def load_preferences(dataset: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Preferences:
-    """Render all rows; raises DatasetNotFound, or DatasetInvalid for no pair or a row that is none."""
+def load_preferences(
+    dataset: str | StageDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_rows: int | None = None,
+) -> Preferences:
+    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid for a row that is no pair."""
     pairs = [
         (render(chosen, tokenizer, max_length), render(rejected, tokenizer, max_length))
-        for chosen, rejected in read_preferences(dataset)
+        for chosen, rejected in islice(read_preferences(dataset), max_rows)
     ]
     kept = [_triple(*pair) for pair in pairs if all(example.loss_tokens for example in pair)]
     if not kept:

@@ -1,77 +1,266 @@
-"""Show what a model's tokenizer and chat template make of the first rows, and which tokens carry loss.
+"""Make datasets that are ready to train on, and show what a model's template makes of their first rows.
 
-python -m trainers.prepare --config prepare.yaml --run-dir runs/preview
+Rows are read one at a time, rewritten by a recipe, filtered, converted and split; the parts appear under
+`datasets/` in the run directory, and every row that was dropped in `drops.jsonl` with its line and reason.
+
+    python -m trainers.prepare --config prepare.yaml --run-dir runs/prepared
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from pydantic import BaseModel
 
+from trainers.configs.base import Part
 from trainers.configs.prepare import PrepareConfig
+from trainers.configs.recipes import (
+    DuplicatesFilter,
+    Filter,
+    HeldOutFilter,
+    LengthFilter,
+    MathsPairsRecipe,
+    MathsPromptsRecipe,
+    MathsSftRecipe,
+    NearDuplicatesFilter,
+    OwnAnswersRecipe,
+    TranslationRecipe,
+)
+from trainers.data import gsm8k
+from trainers.data.convert import Shape, convert, shape_of
+from trainers.data.filters.drops import Drops
+from trainers.data.filters.held_out import without_held_out
+from trainers.data.filters.near import without_near_duplicates
+from trainers.data.filters.pairs import by_language, by_length_ratio, without_identical_sides
+from trainers.data.filters.rows import NumberedRows, by_characters, by_tokens, without_duplicates
+from trainers.data.fingerprint import prompt_text
+from trainers.data.formats import Row, RowFormat, detect_format
+from trainers.data.jsonl import save_rows
+from trainers.data.splits import SplitReport, split_file
+from trainers.data.translation import translation_rows
+from trainers.data.validate import validate_file
 from trainers.errors import DatasetInvalid
 from trainers.load import load_tokenizer, template_sha256
+from trainers.own_answers import own_answers
 from trainers.program import run_program
-from trainers.render import IGNORED, Example, read_pairs, render
+from trainers.render import dataset_path, pairs_of, read_pairs, read_rows, render
 from trainers.report import Report
+from trainers.shown import shown
+from trainers.sources import sentence_pairs, source_rows
 
-CONTEXT_TOKENS = 4  # Some decoders drop a leading space or join marks; a few tokens before settle how.
+FOLDER = "datasets"
+DROPS = "drops.jsonl"
 
 
 def prepare(config: PrepareConfig, run_dir: Path, report: Report) -> dict[str, Any]:
-    """Render the rows; a conversation of several turns gives one entry per assistant turn."""
-    tokenizer = load_tokenizer(config.base)
-    turns = list(read_pairs(config.dataset, config.rows))
-    if not turns:
-        raise DatasetInvalid(f"The dataset {config.dataset} has no rows to show.", "Add rows.")
-    rows = []
-    for done, pairs in enumerate(turns, start=1):
-        examples = [render(pair, tokenizer, config.max_length) for pair in pairs]
-        rows += [_shown(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
-        report.progress(done, len(turns))
-    return {"stage": "prepare", "template_sha256": template_sha256(tokenizer), "rows": rows}
+    """Write the datasets that are asked for, and render the first rows if there is a base."""
+    result: dict[str, Any] = {"stage": "prepare"}
+    first = config.dataset
+    if config.makes_datasets:
+        made = _make_datasets(config, run_dir, report)
+        result |= made
+        first = str(run_dir / made["datasets"][0]["path"])
+        if made["datasets"][0]["format"] == RowFormat.preference:
+            return result
+    if config.base is not None:
+        result |= _rendered(config, str(dataset_path(first)), report)
+    return result
 
 
 def plan(config: PrepareConfig) -> dict[str, Any]:
-    """How many rows would be rendered."""
-    load_tokenizer(config.base)
-    return {"stage": "prepare", "rows": sum(1 for _ in read_pairs(config.dataset, config.rows))}
+    """What would be made; nothing is read but the tokenizer."""
+    if config.base is not None:
+        load_tokenizer(config.base)
+    shown_rows = (
+        {} if config.makes_datasets else {"rows": sum(1 for _ in read_pairs(config.dataset, config.rows))}
+    )
+    return {"stage": "prepare", "parts": config.parts, **shown_rows}
 
 
-def _shown(example: Example, turn: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    texts = token_texts(example.input_ids, tokenizer)
+def _make_datasets(config: PrepareConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    (run_dir / DROPS).unlink(missing_ok=True)
+    with (run_dir / DROPS).open("w", encoding="utf-8") as lines:
+        drops = Drops(write=lambda drop: lines.write(drop.model_dump_json() + "\n"))
+        try:
+            rows, told = _recipe_rows(config, drops, report)
+            split = _write(config, folder, _filtered(config, rows, drops))
+        except ValueError as error:
+            raise DatasetInvalid(f"The rows cannot be prepared: {error}", "Correct the named row.") from error
+    dropped = drops.report()
+    if split is None:
+        raise DatasetInvalid(
+            f"No row is left: {dropped.dropped} were dropped.",
+            f"The reasons are in {DROPS}; loosen the filters or correct the source.",
+        )
     return {
-        "row": example.row,
-        "turn": turn,
-        "text": example.text,
-        "tokens": [
-            {"text": text, "loss": label != IGNORED}
-            for text, label in zip(texts, example.labels, strict=True)
-        ],
-        "token_count": len(example.input_ids),
-        "loss_token_count": example.loss_tokens,
-        "truncated": example.truncated,
+        "datasets": [_described(run_dir, part, rows) for part, rows in split.rows.items()],
+        "split": split.model_dump(mode="json"),
+        "drops": dropped.model_dump(mode="json"),
+        "recipe": told.model_dump(mode="json") if told else None,
     }
 
 
-def token_texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token; a character spread over several tokens stands at the last of them."""
-    texts = []
-    start = 0
-    for end in range(1, len(ids) + 1):
-        before = _decode(ids[max(0, start - CONTEXT_TOKENS) : start], tokenizer)
-        text = _decode(ids[max(0, start - CONTEXT_TOKENS) : end], tokenizer)[len(before) :]
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
-            texts.append("")
+def _recipe_rows(
+    config: PrepareConfig, drops: Drops, report: Report
+) -> tuple[Iterator[tuple[int, Row]], BaseModel | None]:
+    """Rows with the line that each comes from, and a report of the recipe that grows as they are read."""
+    recipe = config.recipe
+    if isinstance(recipe, TranslationRecipe):
+        assert config.source is not None
+        return _translations(recipe, sentence_pairs(config.source, drops), drops), None
+    if isinstance(recipe, OwnAnswersRecipe):
+        assert config.base is not None
+        return own_answers(recipe, config.base, dataset_path(config.dataset), report)
+    rows = source_rows(config.source) if config.source else read_rows(dataset_path(config.dataset))
+    if isinstance(recipe, MathsPairsRecipe):
+        told = gsm8k.PairReport()
+        return _maths_pairs(recipe, rows, told), told
+    if isinstance(recipe, MathsSftRecipe | MathsPromptsRecipe):
+        return _maths_rows(recipe, rows), None
+    return rows, None
+
+
+def _maths_rows(recipe: MathsSftRecipe | MathsPromptsRecipe, rows: NumberedRows) -> Iterator[tuple[int, Row]]:
+    for line, row in rows:
+        if isinstance(recipe, MathsPromptsRecipe):
+            made = gsm8k.grpo_rows([(line, row)], system=recipe.system)
         else:
-            texts.append(text)
-            start = end
-    return texts
+            made = gsm8k.sft_rows([(line, row)], annotations=recipe.annotations, system=recipe.system)
+        yield line, next(made)
 
 
-def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text
+def _translations(recipe: TranslationRecipe, pairs: Any, drops: Drops) -> Iterator[tuple[int, Row]]:
+    pairs = without_identical_sides(pairs, drops)
+    if recipe.check_language:
+        pairs = by_language(pairs, drops)
+    if recipe.check_length:
+        pairs = by_length_ratio(pairs, drops)
+    rows = translation_rows(pairs, directions=recipe.directions, wordings=recipe.wordings, seed=recipe.seed)
+    return ((row["line"], row) for row in rows)
+
+
+def _maths_pairs(
+    recipe: MathsPairsRecipe, rows: NumberedRows, told: gsm8k.PairReport
+) -> Iterator[tuple[int, Row]]:
+    made = gsm8k.preference_rows(
+        gsm8k.problems_of_rows(rows),
+        told,
+        pairs_per_problem=recipe.pairs_per_problem,
+        seed=recipe.seed,
+        annotations=recipe.annotations,
+        system=recipe.system,
+    )
+    return ((row["line"], row) for row in made)
+
+
+def _filtered(config: PrepareConfig, rows: Iterator[tuple[int, Row]], drops: Drops) -> Iterator[Row]:
+    """The rows that every filter keeps, in the asked shape."""
+    first = next(rows, None)
+    if first is None:
+        return
+    row_format = detect_format(first[1])
+    if row_format is None:
+        fields = ", ".join(first[1]) or "none"
+        raise ValueError(f"Row {first[0]} has no known format; its fields are {fields}. Choose a recipe.")
+    kept: NumberedRows = chain([first], rows)
+    for chosen in config.filters:
+        kept = _filter(chosen, kept, drops, row_format, config)
+    for line, row in kept:
+        yield row if config.convert_to is None else _converted(line, row, config.convert_to)
+
+
+def _filter(
+    chosen: Filter, rows: NumberedRows, drops: Drops, row_format: RowFormat, config: PrepareConfig
+) -> NumberedRows:
+    match chosen:
+        case LengthFilter(kind="characters"):
+            return by_characters(rows, drops, row_format, minimum=chosen.minimum, maximum=chosen.maximum)
+        case LengthFilter():
+            count = _token_counter(config)
+            return by_tokens(rows, drops, count, minimum=chosen.minimum, maximum=chosen.maximum)
+        case DuplicatesFilter():
+            return without_duplicates(rows, drops, row_format)
+        case NearDuplicatesFilter():
+            return without_near_duplicates(rows, drops, row_format, threshold=chosen.threshold)
+        case HeldOutFilter():
+            held_out = [dataset_path(reference) for reference in chosen.not_in]
+            return without_held_out(rows, drops, row_format, held_out, threshold=chosen.threshold)
+
+
+def _token_counter(config: PrepareConfig) -> Any:
+    """Tokens of a row's longest rendered conversation, as training would see it uncut."""
+    assert config.base is not None
+    tokenizer = load_tokenizer(config.base)
+
+    def count(row: Row) -> int:
+        pairs = pairs_of(0, row, Path("the source"))
+        return max(len(render(pair, tokenizer, 10**9).input_ids) for pair in pairs)
+
+    return count
+
+
+def _converted(line: int, row: Row, target: Shape) -> Row:
+    shape = shape_of(row)
+    try:
+        if shape is None:
+            raise ValueError("it has no known format")
+        return convert(row, shape, target)
+    except ValueError as error:
+        raise ValueError(f"Row {line} cannot be written as {target}: {error}") from error
+
+
+def _write(config: PrepareConfig, folder: Path, rows: Iterator[Row]) -> SplitReport | None:
+    """Write the parts; None if there is no row."""
+    whole = folder / f"{Part.train}.jsonl"
+    count = save_rows(whole, rows)
+    if not count:
+        return None
+    if config.split is None:
+        return SplitReport(seed=0, rows={Part.train: count}, distinct_rows={})
+    sizes = config.split
+    every = whole.rename(folder / "every.jsonl")
+    report = split_file(
+        every, folder, validation=sizes.validation, test=sizes.test, seed=sizes.seed, group_of=_group
+    )
+    every.unlink()
+    return report
+
+
+def _group(row: Row) -> Any:
+    """What must not be torn apart by a split: the directions of a translation, the pairs of a prompt."""
+    if "pair" in row and "direction" in row:
+        return row["pair"]
+    row_format = detect_format(row)
+    return prompt_text(row, row_format) if row_format is RowFormat.preference else row
+
+
+def _described(run_dir: Path, part: Part, rows: int) -> dict[str, Any]:
+    """A part as the result names it; raises DatasetInvalid if our own validation would refuse it."""
+    path = f"{FOLDER}/{part}.jsonl"
+    found = validate_file(run_dir / path, max_faults=1)
+    if found.fault_count:
+        raise DatasetInvalid(
+            f"Of the {part} part's {rows} rows {found.fault_count} have a fault. {found.faults[0].message}",
+            "Validate the source, which lists every fault with its row, or filter such rows.",
+        )
+    return {"part": part, "path": path, "rows": rows, "format": found.format}
+
+
+def _rendered(config: PrepareConfig, dataset: str, report: Report) -> dict[str, Any]:
+    """The first rows in tokens; a conversation of several turns gives one entry per assistant turn."""
+    tokenizer = load_tokenizer(config.base)
+    turns = list(read_pairs(dataset, config.rows))
+    if not turns:
+        raise DatasetInvalid(f"The dataset {dataset} has no rows to show.", "Add rows.")
+    rows = []
+    for done, pairs in enumerate(turns, start=1):
+        examples = [render(pair, tokenizer, config.max_length) for pair in pairs]
+        rows += [shown(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
+        report.progress(done, len(turns))
+    return {"template_sha256": template_sha256(tokenizer), "rows": rows}
 
 
 if __name__ == "__main__":

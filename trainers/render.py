@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from trainers.configs.base import StageDataset
 from trainers.data.conversation import preference_messages, prompt_completions, tools
 from trainers.data.formats import RowFormat, detect_format
 from trainers.data.jsonl import iter_rows
-from trainers.errors import DatasetInvalid, DatasetNotFound
+from trainers.errors import ConfigInvalid, DatasetInvalid, DatasetNotFound
 
 IGNORED = -100  # The label that torch's cross entropy leaves out.
 
@@ -51,16 +52,28 @@ class Pair:
         return "".join(message["content"] for message in self.completion)
 
 
-def read_pairs(dataset: str, rows: int | None = None) -> Iterator[list[Pair]]:
+def dataset_path(reference: str | StageDataset) -> Path:
+    """The file of a dataset; raises ConfigInvalid for a reference that is not resolved yet."""
+    if isinstance(reference, StageDataset):
+        raise ConfigInvalid(
+            f"The dataset refers to the stage {reference.stage!r}, which only a job can resolve.",
+            "By hand, name the file that the stage has made.",
+        )
+    return Path(reference)
+
+
+def read_pairs(dataset: str | StageDataset, rows: int | None = None) -> Iterator[list[Pair]]:
     """The pairs of each of the first rows; raises DatasetNotFound, or DatasetInvalid naming the row."""
-    for number, row in islice(_read_rows(Path(dataset)), rows):
-        yield _pairs(number, row, dataset)
+    path = dataset_path(dataset)
+    for number, row in islice(read_rows(path), rows):
+        yield pairs_of(number, row, path)
 
 
-def read_preferences(dataset: str) -> Iterator[tuple[Pair, Pair]]:
+def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[Pair, Pair]]:
     """The chosen and the rejected pair of each row; raises as `read_pairs` does."""
-    for number, row in _read_rows(Path(dataset)):
-        yield _preference(number, row, dataset)
+    path = dataset_path(dataset)
+    for number, row in read_rows(path):
+        yield _preference(number, row, path)
 
 
 def render(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
@@ -99,7 +112,8 @@ def common_prefix_length(left: list[int], right: list[int]) -> int:
     )
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file with their lines; raises DatasetNotFound or DatasetInvalid."""
     if not path.is_file():
         raise DatasetNotFound(f"The dataset {path} does not exist.", "Name the path of a JSONL file.")
     try:
@@ -108,7 +122,8 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DatasetInvalid(f"The dataset cannot be read: {error}", "Correct the named line.") from error
 
 
-def _pairs(number: int, row: dict[str, Any], dataset: str) -> list[Pair]:
+def pairs_of(number: int, row: dict[str, Any], dataset: Path) -> list[Pair]:
+    """The pairs of one row, one for each turn that is trained; raises DatasetInvalid."""
     row_format = detect_format(row)
     if row_format is None:
         raise DatasetInvalid(
@@ -125,7 +140,7 @@ def _pairs(number: int, row: dict[str, Any], dataset: str) -> list[Pair]:
         ) from error
 
 
-def _preference(number: int, row: dict[str, Any], dataset: str) -> tuple[Pair, Pair]:
+def _preference(number: int, row: dict[str, Any], dataset: Path) -> tuple[Pair, Pair]:
     if detect_format(row) is not RowFormat.preference:
         raise DatasetInvalid(
             f"Row {number} of {dataset} is no preference pair; its fields are {', '.join(row) or 'none'}.",

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig as TrlConfig
-from trl import SFTTrainer
+from trl import SFTTrainer, pack_dataset
 
+from trainers.batches import InStepOrder, StepOrder
 from trainers.callback import RunDirCallback
 from trainers.configs.sft import SftConfig
 from trainers.configs.training import Precision
@@ -25,6 +26,7 @@ from trainers.program import run_program, stop_after_step
 from trainers.report import Report
 from trainers.training import (
     fit,
+    keep_adapter_precise,
     load_policy,
     new_adapter,
     planned_numbers,
@@ -32,12 +34,15 @@ from trainers.training import (
     total_steps,
     training_arguments,
     training_result,
+    validation_arguments,
+    watch_validation,
 )
 
 
 def train(config: SftConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
+    disable_progress_bars()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     examples = load_examples(config.dataset, tokenizer, config.max_length)
@@ -46,7 +51,8 @@ def train(config: SftConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, examples, precision)
         callback = RunDirCallback(run_dir, report, stop, config.keep_checkpoints)
-        fit(trainer, callback, run_dir, stop, examples.summary())
+        watch_validation(trainer, config, run_dir, tokenizer)
+        fit(trainer, config, callback, run_dir, stop, examples.summary())
         save_model(trainer, config, run_dir, tokenizer)
     seconds = round(time.monotonic() - started, 3)
     return training_result(config, tokenizer, trainer.state, seconds=seconds)
@@ -63,8 +69,12 @@ def plan(config: SftConfig) -> dict[str, Any]:
         "dropped": examples.dropped,
         "tokens": examples.tokens,
         "loss_tokens": examples.loss_tokens,
-        **planned_numbers(config, total_steps(config, len(examples.examples), config.batch_size)),
+        **planned_numbers(config, total_steps(config, len(_dataset(config, examples)), config.batch_size)),
     }
+
+
+class RowTrainer(InStepOrder, SFTTrainer):
+    """TRL's trainer on rows that are tokens already, in our own order."""
 
 
 def _trainer(
@@ -75,20 +85,47 @@ def _trainer(
     examples: Examples,
     precision: Precision,
 ) -> SFTTrainer:
-    steps = total_steps(config, len(examples.examples), config.batch_size)
-    return SFTTrainer(
+    dataset = _dataset(config, examples)
+    steps = total_steps(config, len(dataset), config.batch_size)
+    trainer = RowTrainer(
         model=model,
         args=TrlConfig(
             **training_arguments(config, run_dir, precision, steps),
+            **validation_arguments(config),
             max_length=config.max_length,
             completion_only_loss=True,
+            # TRL's loss holds the logits of a few tokens at once, so no other kernel is needed.
+            loss_type="nll",
+            packing=config.packing,
+            neftune_noise_alpha=config.neftune_alpha,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        train_dataset=Dataset.from_list(
-            [{"input_ids": example.input_ids, "labels": example.labels} for example in examples.examples]
-        ),
+        train_dataset=dataset,
+        eval_dataset=_validation_dataset(config, tokenizer),
         processing_class=tokenizer,
         peft_config=new_adapter(config, model),
+    )
+    trainer.step_order = StepOrder(list(map(len, dataset["input_ids"])), config.batch_size, config.seed)
+    return keep_adapter_precise(trainer)
+
+
+def _dataset(config: SftConfig, examples: Examples) -> Dataset:
+    """The rows, or the sequences into which they are packed by best fit decreasing (arXiv:2404.10830)."""
+    dataset = _rows(examples)
+    return pack_dataset(dataset, config.max_length, strategy="bfd") if config.packing else dataset
+
+
+def _validation_dataset(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    if config.validation_dataset is None:
+        return None
+    return _rows(
+        load_examples(config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows)
+    )
+
+
+def _rows(examples: Examples) -> Dataset:
+    return Dataset.from_list(
+        [{"input_ids": example.input_ids, "labels": example.labels} for example in examples.examples]
     )
 
 

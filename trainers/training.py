@@ -4,24 +4,35 @@ import logging
 import math
 import os
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import is_bitsandbytes_available
 
 from trainers import run_dir as files
+from trainers.best import BEST, KeepBest, best_step, stopped_early, unpack_best, validation_losses
 from trainers.callback import RunDirCallback, wait_for_all
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
-from trainers.errors import ConfigInvalid
+from trainers.configs.validation import ValidatedTrainingConfig
+from trainers.errors import ConfigInvalid, DeviceUnavailable
 from trainers.load import (
     base_of,
     forward_dtype,
     load_model,
     parameter_counts,
+    pick_attention,
     pick_device,
     pick_precision,
     template_sha256,
@@ -31,6 +42,8 @@ from trainers.report import Report
 
 logger = logging.getLogger("trainers")
 
+T = TypeVar("T", bound=Trainer)
+
 
 def load_policy(config: TrainingConfig, precision: Precision, report: Report) -> PreTrainedModel | PeftModel:
     """The model to train, on the CPU; with full tuning an adapter is merged into the weights.
@@ -39,7 +52,11 @@ def load_policy(config: TrainingConfig, precision: Precision, report: Report) ->
     """
     is_lora = isinstance(config.tuning, LoraTuning)
     dtype = forward_dtype(precision) if is_lora else torch.float32
-    model = load_model(config.base, dtype, is_trainable=is_lora)
+    attention = pick_attention(config.attention, pick_device(config.queue))
+    quantization = _quantization(config, dtype)
+    model = load_model(
+        config.base, dtype, is_trainable=is_lora, attention=attention, quantization=quantization
+    )
     if not isinstance(model, PeftModel):
         return model
     if isinstance(config.tuning, FullTuning):
@@ -64,9 +81,65 @@ def new_adapter(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> L
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
+        use_dora=tuning.dora,
+        use_rslora=tuning.rslora,
         target_modules=tuning.target_modules,
         task_type="CAUSAL_LM",
     )
+
+
+def _quantization(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How a frozen base is kept in 4 bits; raises DeviceUnavailable without bitsandbytes."""
+    tuning = config.tuning
+    if not isinstance(tuning, LoraTuning) or tuning.quantization is None:
+        return None
+    if not is_bitsandbytes_available():
+        raise DeviceUnavailable(
+            f"tuning.quantization is {tuning.quantization}, for which this host lacks bitsandbytes.",
+            "Install the extra `cuda` on the worker, or leave quantization out.",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=tuning.quantization.value,
+        bnb_4bit_use_double_quant=tuning.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+        # FSDP shards tensors of one type only.
+        bnb_4bit_quant_storage=dtype,
+    )
+
+
+def validation_arguments(config: ValidatedTrainingConfig) -> dict[str, Any]:
+    """The arguments of validating while training; none without a validation dataset."""
+    if config.validation_dataset is None:
+        return {}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": config.validate_every_steps or config.save_every_steps,
+        "per_device_eval_batch_size": config.micro_batch_size,
+    }
+
+
+def watch_validation(
+    trainer: Trainer, config: ValidatedTrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Keep the best model and stop early, if there is a validation dataset."""
+    if config.validation_dataset is not None:
+        write = partial(_write_model_to, trainer, config, tokenizer)
+        trainer.add_callback(KeepBest(config, run_dir, write))
+
+
+def _write_model_to(
+    trainer: Trainer, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, target: Path
+) -> None:
+    write_model(trainer, config, target, tokenizer)
+
+
+def keep_adapter_precise(trainer: T) -> T:
+    """TRL keeps the adapter of a quantised base in bf16, whose 8 bits lose small updates: make it fp32."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
 
 
 def training_arguments(
@@ -88,8 +161,7 @@ def training_arguments(
         "data_seed": config.seed,
         "use_cpu": is_cpu,
         "bf16": precision is Precision.bf16,
-        # Recomputing activations costs a fifth of the time and saves most of a GPU's memory.
-        "activation_checkpointing": not is_cpu,
+        "activation_checkpointing": wants_checkpointing(config),
         "dataloader_pin_memory": not is_cpu,
         "logging_steps": config.log_every_steps,
         # The default replaces losses that are not finite by the mean and would hide them.
@@ -103,7 +175,21 @@ def training_arguments(
     }
 
 
-def fit(trainer: Trainer, callback: RunDirCallback, run_dir: Path, stop: Stop, summary: str) -> None:
+def wants_checkpointing(config: TrainingConfig) -> bool:
+    """Whether activations are computed again: a third more work for most of their memory."""
+    if config.activation_checkpointing is not None:
+        return config.activation_checkpointing
+    return pick_device(config.queue).type == "cuda"
+
+
+def fit(
+    trainer: Trainer,
+    config: TrainingConfig,
+    callback: RunDirCallback,
+    run_dir: Path,
+    stop: Stop,
+    summary: str,
+) -> None:
     """Train from the last complete checkpoint on, or from the start; raises StopRequested after SIGTERM."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
@@ -112,6 +198,8 @@ def fit(trainer: Trainer, callback: RunDirCallback, run_dir: Path, stop: Stop, s
         logger.info("%d of %d parameters are trained, on %s.", trainable, every, summary)
         shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
     checkpoint = files.last_complete_checkpoint(run_dir)
+    if is_first_process() and checkpoint is not None:
+        unpack_best(run_dir, checkpoint)
     wait_for_all()
     if stop.requested:
         raise StopRequested
@@ -120,19 +208,34 @@ def fit(trainer: Trainer, callback: RunDirCallback, run_dir: Path, stop: Stop, s
             trainer.train()
         else:
             logger.info("Resuming from %s.", checkpoint)
-            _resume(trainer, checkpoint)
+            _resume(trainer, config, checkpoint)
     finally:
         # After a failure too: on a full disk this makes room for error.json.
         if is_first_process():
             shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
-    if trainer.state.global_step < trainer.state.max_steps:
+    if trainer.state.global_step < trainer.state.max_steps and not stopped_early(config, trainer.state):
         raise StopRequested
 
 
 def save_model(
     trainer: Trainer, config: TrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Publish `model/`: the trained adapter or all weights, with the tokenizer."""
+    """Publish `model/`: the best model that validation has found, or the one that was trained last."""
+    best = best_step(validation_losses(trainer.state))
+    if best not in (None, trainer.state.global_step) and (run_dir / BEST).is_dir():
+        if is_first_process():
+            logger.info("Publishing the model of step %d, whose validation loss is the lowest.", best)
+            shutil.rmtree(run_dir / files.MODEL, ignore_errors=True)
+            (run_dir / BEST).rename(run_dir / files.MODEL)
+        wait_for_all()
+    else:
+        write_model(trainer, config, run_dir / files.MODEL, tokenizer)
+
+
+def write_model(
+    trainer: Trainer, config: TrainingConfig, target: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Publish the model as it is now: the adapter or all weights, with the tokenizer."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = base_of(config.base)
@@ -147,7 +250,7 @@ def save_model(
         tokenizer.save_pretrained(folder)
 
     if is_first_process():
-        files.publish_folder(run_dir / files.MODEL, fill)
+        files.publish_folder(target, fill)
     wait_for_all()
 
 
@@ -167,9 +270,17 @@ def training_result(
             "train_loss": _mean_loss(state),
             "steps": state.global_step,
             "tokens": state.num_input_tokens_seen,
+            **_validated(state),
             **metrics,
         },
     }
+
+
+def _validated(state: TrainerState) -> dict[str, float]:
+    """The lowest validation loss and its step, if there was any validation."""
+    losses = validation_losses(state)
+    best = best_step(losses)
+    return {} if best is None else {"best_validation_loss": losses[best], "best_step": best}
 
 
 def planned_numbers(config: TrainingConfig, steps: int) -> dict[str, Any]:
@@ -189,6 +300,8 @@ def planned_numbers(config: TrainingConfig, steps: int) -> dict[str, Any]:
         "parameters": every,
         "device": device.type,
         "precision": precision,
+        "attention": pick_attention(config.attention, device),
+        "activation_checkpointing": wants_checkpointing(config),
     }
 
 
@@ -210,9 +323,9 @@ def accumulation(config: TrainingConfig) -> int:
     return config.batch_size // (config.micro_batch_size * world_size)
 
 
-def _resume(trainer: Trainer, checkpoint: Path) -> None:
+def _resume(trainer: Trainer, config: TrainingConfig, checkpoint: Path) -> None:
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    if state.global_step < trainer.args.max_steps:
+    if state.global_step < trainer.args.max_steps and not stopped_early(config, state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     else:
         # Resumed after its last step, the Trainer would take one step too many.

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from app.artifacts import get_store
+from app.datasets.service import store_file
 from app.db import reading, transaction
 from app.errors import RunErrorCode
 from app.runs import lifecycle
@@ -21,6 +22,7 @@ from app.settings import Settings
 from app.tables import Model, ModelKind, Run, RunStatus
 from app.tables.base import new_id
 from trainers import run_dir as files
+from trainers.configs import StageKind
 from workers import process
 from workers.launch import Launch
 from workers.lease import Lease
@@ -32,6 +34,8 @@ DISK_FULL_BELOW_BYTES = 1 << 20
 STORE_AGAIN_SECONDS = (1, 10, 60)
 # A result is a row of SQL; what is larger belongs into a file of its own.
 MAX_JSON_BYTES = 8 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,13 @@ class _Made(BaseModel):
     path: str
     kind: ModelKind
     template_sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")] | None = None
+
+
+class _MadeDataset(BaseModel):
+    """What a program says of a dataset that it has made."""
+
+    part: str
+    path: str
 
 
 class _Error(BaseModel):
@@ -102,9 +113,10 @@ def end(attempt: Attempt, error: dict[str, Any] | None) -> None:
 
 def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> None:
     try:
-        model = _store_model(attempt, launch, result)
+        model = _stored(attempt, lambda: _publish_model(attempt.run, launch, result))
+        result = _stored(attempt, lambda: _publish_datasets(attempt.run, launch, result))
     except OSError as error:
-        message = f"The model could not be stored: {error}."
+        message = f"What the run made could not be stored: {error}."
         hint = "See whether the artifact store is up and has room."
         end(attempt, {"code": RunErrorCode.artifacts_unreachable, "message": message, "hint": hint})
         return
@@ -162,18 +174,18 @@ def _move(
     return lifecycle.move(session, run.id, status, guards=guards, values=values, data=data)
 
 
-def _store_model(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> Model | None:
-    """Publish the model; a store that is away or full for a moment must not cost a training."""
+def _stored(attempt: Attempt, publish: Callable[[], T]) -> T:
+    """Publish what was made; a store that is away or full for a moment must not cost a training."""
     for seconds in STORE_AGAIN_SECONDS:
         try:
-            return _publish_model(attempt.run, launch, result)
+            return publish()
         except OSError as error:
-            logger.warning("could not store the model: %s", error, extra={"run_id": attempt.run.id})
+            logger.warning("could not store the output: %s", error, extra={"run_id": attempt.run.id})
             if attempt.lease.lost.wait(seconds):
                 raise StaleAttempt(
                     f"attempt {attempt.run.attempt} lost {attempt.run.id} while it waited"
                 ) from error
-    return _publish_model(attempt.run, launch, result)
+    return publish()
 
 
 def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | None:
@@ -198,18 +210,34 @@ def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | 
     )
 
 
+def _publish_datasets(run: Run, launch: Launch, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the registry's id beside each dataset that the program has made."""
+    if run.stage is not StageKind.prepare:
+        return result
+    made = []
+    for described in result.get("datasets", []):
+        name = f"{run.name}-{described['part']}"
+        dataset, _ = store_file(launch.run_dir / described["path"], name)
+        made.append(described | {"id": dataset.id, "name": dataset.name})
+    return result | {"datasets": made}
+
+
 def _result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     """The program's result, if it is one that can be stored: the program is not trusted."""
     result = _read(run_dir / files.RESULT)
-    if result is None or not run.stage.makes_a_model:
-        return result
-    try:
-        made = _Made.model_validate(result.get("model"))
-    except ValidationError as error:
-        logger.warning("the result names no model: %s", error, extra={"run_id": run.id})
+    if result is None:
         return None
-    folder = (run_dir / made.path).resolve()
-    return result if folder.is_dir() and folder.is_relative_to(run_dir.resolve()) else None
+    try:
+        folders = [_Made.model_validate(result.get("model")).path] if run.stage.makes_a_model else []
+        paths = [_MadeDataset.model_validate(made).path for made in result.get("datasets", [])]
+    except (ValidationError, TypeError) as error:
+        logger.warning("the result is none: %s", error, extra={"run_id": run.id})
+        return None
+    inside = all((run_dir / path).resolve().is_relative_to(run_dir.resolve()) for path in folders + paths)
+    there = all((run_dir / path).is_dir() for path in folders) and all(
+        (run_dir / path).is_file() for path in paths
+    )
+    return result if inside and there else None
 
 
 def _error(run_dir: Path) -> dict[str, Any] | None:

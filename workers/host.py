@@ -25,9 +25,11 @@ PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm"
 TRAINING = ("torch", "transformers", "trl", "peft", "datasets")
 NEEDS = {
     StageKind.prepare: ("transformers",),
+    StageKind.preflight: TRAINING,
     StageKind.sft: TRAINING,
     StageKind.dpo: TRAINING,
     StageKind.grpo: TRAINING,
+    StageKind.merge: ("torch", "transformers", "peft"),
     StageKind.evaluate: ("torch", "transformers", "peft"),
     StageKind.deploy: ("torch", "transformers", "peft"),
 }

@@ -1,5 +1,6 @@
 """From a claimed run to a program that can start: inputs pulled, config written, command made."""
 
+import copy
 import errno
 import os
 import shutil
@@ -17,7 +18,8 @@ from app.errors import RunErrorCode
 from app.settings import Settings
 from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
 from trainers import run_dir as files
-from trainers.configs import Queue, StageOutput, parse_stage
+from trainers.configs import PrepareConfig, Queue, StageDataset, StageOutput, parse_stage
+from trainers.configs.references import ReferenceKind, find_references
 from workers import devices
 
 # What is handed on to a program: a worker's own credentials (database, broker) are not.
@@ -81,7 +83,8 @@ def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
         settings.trainer_python or sys.executable, "-m", f"trainers.{run.stage}",
         "--config", str(run_dir / files.CONFIG), "--run-dir", str(run_dir),
     ]  # fmt: skip
-    return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, models.get("base"))
+    origin = models.get("base") or models.get("model")
+    return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, origin)
 
 
 def resolve_model(job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
@@ -145,21 +148,60 @@ def _refusal(run: Run, error: Exception) -> LaunchError:
 
 def _resolve(run: Run, settings: Settings) -> tuple[dict[str, Any], dict[str, ResolvedModel], str | None]:
     """The run's config with every reference made a path of this host."""
-    values = dict(run.config)
-    models = {
-        name: resolve_model(run.job_id, values[name], settings)
-        for name in ("base", "model", "baseline")
-        if values.get(name) is not None
-    }
+    values = copy.deepcopy(run.config)
+    _check_sources(run, settings)
+    models: dict[str, ResolvedModel] = {}
+    dataset_id = None
+    for reference in find_references(values):
+        if reference.kind is ReferenceKind.model:
+            model = resolve_model(run.job_id, reference.value, settings)
+            models[reference.path] = model
+            reference.replace(model.reference)
+        else:
+            dataset = _find_dataset(run.job_id, reference.value)
+            dataset_id = dataset.id if reference.path == "dataset" else dataset_id
+            reference.replace(str(_fetch_dataset(dataset, settings)))
+    return values, models, dataset_id
+
+
+def _check_sources(run: Run, settings: Settings) -> None:
+    """Files that a person names must lie under a root that this host allows."""
+    stage = parse_stage(run.config)
+    paths = stage.source.paths if isinstance(stage, PrepareConfig) and stage.source else []
+    for path in paths:
+        followed = Path(path).expanduser().resolve()
+        if not any(followed.is_relative_to(root) for root in settings.dataset_roots):
+            raise LaunchError(
+                RunErrorCode.dataset_not_found,
+                f"The source {path} lies under none of the folders that this worker may read.",
+                "Put it under one, or add its folder to TUNESMITH_DATASET_ROOTS on the worker.",
+            )
+
+
+def _find_dataset(job_id: str, reference: Any) -> Dataset:
+    """The registry's dataset, or the part that an earlier stage of the job has made."""
     with reading() as session:
-        dataset = session.get(Dataset, values["dataset"]) if values.get("dataset") else None
-    values |= {name: model.reference for name, model in models.items()}
-    if dataset is not None:
-        path = get_store().fetch_file(dataset.artifact, dataset.sha256, settings.data_dir / "cache")
-        if not path.exists():
-            raise FileNotFoundError(path)
-        values["dataset"] = str(path)
-    return values, models, dataset.id if dataset else None
+        if isinstance(reference, str):
+            return session.get_one(Dataset, reference)
+        made = StageDataset.model_validate(reference)
+        by_name = select(Run).where(col(Run.job_id) == job_id, col(Run.name) == made.stage)
+        result = session.exec(by_name).one().result
+        assert result is not None, f"stage {made.stage} of {job_id} is done"
+        dataset_id = next((d["id"] for d in result["datasets"] if d["part"] == made.part), None)
+        if dataset_id is None:
+            raise LaunchError(
+                RunErrorCode.dataset_not_found,
+                f"Stage {made.stage!r} has made no part {made.part!r}: no row fell into it.",
+                "Ask for a larger part in its `split`, or give it more rows.",
+            )
+        return session.get_one(Dataset, dataset_id)
+
+
+def _fetch_dataset(dataset: Dataset, settings: Settings) -> Path:
+    path = get_store().fetch_file(dataset.artifact, dataset.sha256, settings.data_dir / "cache")
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return path
 
 
 def _made_by(job_id: str | None, stage: str) -> str:

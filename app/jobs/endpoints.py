@@ -6,8 +6,16 @@ from fastapi import APIRouter, Body, Header, Query, Response
 
 from app.auth import CallerDependency
 from app.db import Reading, Writing
-from app.jobs import control, listing, service
-from app.jobs.schemas import EXAMPLES, DryRun, JobSpec, JobSummary, JobView
+from app.jobs import control, listing, preflight, service
+from app.jobs.schemas import (
+    EXAMPLES,
+    DryRun,
+    JobSpec,
+    JobSummary,
+    JobView,
+    PreflightView,
+    ProbeOptions,
+)
 from app.paging import Page, Paging
 from app.settings import get_settings
 from app.tables import RunStatus
@@ -48,6 +56,14 @@ def submit_job(
 def dry_run_job(spec: Spec, session: Reading) -> DryRun:
     """What a job would do and use, with every default resolved; nothing is queued."""
     return service.dry_run(session, get_settings(), spec)
+
+
+@router.post("/preflight", status_code=201)
+def preflight_job(
+    spec: Spec, session: Writing, caller: CallerDependency, options: Annotated[ProbeOptions, Query()]
+) -> PreflightView:
+    """Queue short runs that judge the data, the settings and the memory of a job's training stages."""
+    return preflight.post(session, get_settings(), spec, options, caller.key_id)
 
 
 @router.get("")

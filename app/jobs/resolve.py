@@ -13,11 +13,10 @@ from app.jobs.schemas import JobSpec
 from app.models import references
 from app.settings import Settings
 from app.tables import Dataset
-from trainers.configs import AdaptedModel, Queue, StageKind, StageOutput
+from trainers.configs import EvaluateConfig, PreflightConfig, PrepareConfig, Queue, StageKind
+from trainers.configs.references import Reference, ReferenceKind, find_references
 from trainers.configs.stages import AnyStage
 from trainers.configs.training import TrainingConfig
-
-MODEL_FIELDS = ("base", "model", "baseline")
 
 
 class DatasetNotReady(Conflict):
@@ -34,7 +33,8 @@ class ResolvedStage:
     kind: StageKind
     queue: Queue
     config: AnyStage
-    dataset: Dataset | None
+    datasets: dict[str, Dataset]
+    """The datasets that are there already, by the path of the field that names them."""
 
     @property
     def stored_config(self) -> dict[str, Any]:
@@ -43,11 +43,13 @@ class ResolvedStage:
 
     @property
     def estimated_steps(self) -> int | None:
-        """Optimizer steps of a training stage."""
-        if not isinstance(self.config, TrainingConfig) or self.dataset is None:
+        """Optimizer steps of a training stage; None where its dataset is still to be made."""
+        dataset = self.datasets.get("dataset")
+        if not isinstance(self.config, TrainingConfig):
             return None
-        rows_in_all = self.dataset.row_count * self.config.epochs
-        return self.config.max_steps or math.ceil(rows_in_all / self.config.rows_per_step)
+        if self.config.max_steps or dataset is None:
+            return self.config.max_steps
+        return math.ceil(dataset.row_count * self.config.epochs / self.config.rows_per_step)
 
 
 def resolve(session: Session, spec: JobSpec, settings: Settings) -> list[ResolvedStage]:
@@ -59,12 +61,22 @@ def resolve(session: Session, spec: JobSpec, settings: Settings) -> list[Resolve
     stages: list[ResolvedStage] = []
     for position, stage in enumerate(spec.stages):
         queue = stage.queue or spec.queue or settings.default_queue
-        stages.append(_resolve_stage(session, stage, queue, f"stages.{position}", stages, faults))
+        held_out = _judged_on(spec, stages) if isinstance(stage, TrainingConfig) else []
+        stages.append(_resolve_stage(session, stage, queue, f"stages.{position}", stages, held_out, faults))
     if faults:
         raise _joined(faults)
     for position, resolved in enumerate(stages):
-        _require_ready(resolved.dataset, f"stages.{position}.dataset")
+        for field, dataset in resolved.datasets.items():
+            _require_ready(dataset, f"stages.{position}.{field}")
     return stages
+
+
+def _judged_on(spec: JobSpec, earlier: Sequence[ResolvedStage]) -> list[Any]:
+    """What the job's models are judged on, as far as it is there when the next stage begins."""
+    names = {stage.name for stage in earlier}
+    asked = [stage.dataset for stage in spec.stages if isinstance(stage, EvaluateConfig)]
+    there = [dataset for dataset in asked if isinstance(dataset, str) or dataset.stage in names]
+    return [dataset if isinstance(dataset, str) else dataset.model_dump(mode="json") for dataset in there]
 
 
 def _resolve_stage(
@@ -73,60 +85,86 @@ def _resolve_stage(
     queue: Queue,
     path: str,
     earlier: Sequence[ResolvedStage],
+    held_out: Sequence[Any],
     faults: list[Invalid],
 ) -> ResolvedStage:
     """The stage made definite; a reference that means nothing stays as it is, and its fault is noted."""
     name = stage.name or stage.stage
-    definite: dict[str, Any] = {"name": name, "queue": queue}
     if name in {before.name for before in earlier}:
         faults.append(_fault(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
-    dataset = None
-    for field in type(stage).model_fields:
-        value = getattr(stage, field)
+    values = stage.model_dump(mode="json") | {"name": name, "queue": queue.value}
+    own = {reference.path for reference in find_references(values)}
+    if held_out:
+        values["held_out"] = values["held_out"] + [ref for ref in held_out if ref not in values["held_out"]]
+    datasets: dict[str, Dataset] = {}
+    for reference in find_references(values):
         try:
-            if field in MODEL_FIELDS and value is not None:
-                definite[field] = _model(session, value, f"{path}.{field}", earlier)
-            elif field == "dataset":
-                dataset = _dataset(session, value, f"{path}.{field}")
-                _require_shape(dataset, stage.stage, f"{path}.{field}")
-                definite[field] = dataset.id
+            if reference.kind is ReferenceKind.model:
+                reference.replace(_model(session, reference, path, earlier))
+            elif (dataset := _dataset(session, reference, stage, path, earlier)) is not None:
+                reference.replace(dataset.id)
+                datasets[reference.path] = dataset
         except Invalid as fault:
-            faults.append(fault)
-    return ResolvedStage(name, StageKind(stage.stage), queue, stage.model_copy(update=definite), dataset)
+            # A dataset that the job is judged on has its fault told where it is written.
+            if reference.path in own:
+                faults.append(fault)
+    return ResolvedStage(name, StageKind(stage.stage), queue, type(stage).model_validate(values), datasets)
 
 
-def _model(
-    session: Session, reference: str | StageOutput | AdaptedModel, path: str, earlier: Sequence[ResolvedStage]
-) -> str | StageOutput:
-    if isinstance(reference, AdaptedModel):
-        raise _fault(path, "Name a model of the registry ('model_…') instead of a base and an adapter.")
-    if isinstance(reference, str):
-        return references.resolve(session, reference, path)
-    named = next((stage for stage in earlier if stage.name == reference.stage), None)
-    if named is None:
-        known = ", ".join(stage.name for stage in earlier) or "none"
-        raise _fault(
-            path, f"No earlier stage is called {reference.stage!r}. Stages before this one: {known}."
-        )
+def _model(session: Session, reference: Reference, path: str, earlier: Sequence[ResolvedStage]) -> Any:
+    value, field = reference.value, f"{path}.{reference.path}"
+    if isinstance(value, str):
+        return references.resolve(session, value, field)
+    if "stage" not in value:
+        raise _fault(field, "Name a model of the registry ('model_…') instead of a base and an adapter.")
+    named = _earlier(value["stage"], field, earlier)
     if not named.kind.makes_a_model:
-        raise _fault(path, f"Stage {named.name!r} is of kind {named.kind}, which makes no model; sft does.")
-    return reference
+        raise _fault(field, f"Stage {named.name!r} is of kind {named.kind}, which makes no model; sft does.")
+    return value
 
 
-def _dataset(session: Session, reference: str, path: str) -> Dataset:
-    """The dataset of this id, else the newest of this name."""
-    by_name = select(Dataset).where(col(Dataset.name) == reference).order_by(col(Dataset.id).desc()).limit(1)
-    dataset = session.get(Dataset, reference) or session.scalars(by_name).first()
+def _dataset(
+    session: Session, reference: Reference, stage: AnyStage, path: str, earlier: Sequence[ResolvedStage]
+) -> Dataset | None:
+    """The dataset of this id, else the newest of this name; None for one that an earlier stage will make."""
+    value, field = reference.value, f"{path}.{reference.path}"
+    trained_by = _reader(reference, stage)
+    if not isinstance(value, str):
+        made = _earlier(value["stage"], field, earlier)
+        if not isinstance(made.config, PrepareConfig):
+            raise _fault(field, f"Stage {made.name!r} is of kind {made.kind}: only prepare makes datasets.")
+        if value["part"] not in made.config.parts:
+            parts = ", ".join(sorted(made.config.parts))
+            message = f"Stage {made.name!r} makes no part {value['part']!r}, but {parts}: see its `split`."
+            raise _fault(field, message)
+        return None
+    by_name = select(Dataset).where(col(Dataset.name) == value).order_by(col(Dataset.id).desc()).limit(1)
+    dataset = session.get(Dataset, value) or session.scalars(by_name).first()
     if dataset is None:
-        raise _fault(
-            path, f"No dataset has the id or the name {reference!r}. POST /api/v1/datasets takes one."
-        )
+        raise _fault(field, f"No dataset has the id or the name {value!r}. POST /api/v1/datasets takes one.")
+    if trained_by is not None:
+        _require_shape(dataset, trained_by, field)
     return dataset
 
 
-def _require_shape(dataset: Dataset, stage: str, path: str) -> None:
+def _earlier(name: str, field: str, earlier: Sequence[ResolvedStage]) -> ResolvedStage:
+    named = next((stage for stage in earlier if stage.name == name), None)
+    if named is None:
+        known = ", ".join(stage.name for stage in earlier) or "none"
+        raise _fault(field, f"No earlier stage is called {name!r}. Stages before this one: {known}.")
+    return named
+
+
+def _reader(reference: Reference, stage: AnyStage) -> StageKind | None:
+    """The kind of stage whose rows the dataset must be; None where any shape will do."""
+    if stage.stage == StageKind.prepare or reference.key not in ("dataset", "validation_dataset"):
+        return None
+    return StageKind(stage.target.stage if isinstance(stage, PreflightConfig) else stage.stage)
+
+
+def _require_shape(dataset: Dataset, stage: StageKind, path: str) -> None:
     """DPO alone reads pairs; what has the other shape would fail only once it has hardware."""
-    if dataset.format is None or dataset.format.has_pairs == (stage == StageKind.dpo):
+    if dataset.format is None or dataset.format.has_pairs == (stage is StageKind.dpo):
         return
     if dataset.format.has_pairs:
         raise _fault(
@@ -141,8 +179,8 @@ def _require_shape(dataset: Dataset, stage: str, path: str) -> None:
     )
 
 
-def _require_ready(dataset: Dataset | None, path: str) -> None:
-    if dataset is None or dataset.trainable:
+def _require_ready(dataset: Dataset, path: str) -> None:
+    if dataset.trainable:
         return
     faults = dataset.report.get("faults") or [{"message": "It has no rows."}]
     line, message = faults[0].get("line"), faults[0]["message"]

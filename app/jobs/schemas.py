@@ -124,3 +124,28 @@ class DryRun(BaseModel):
     labels: dict[str, str]
     priority: int
     stages: list[PlannedStage]
+
+
+class ProbeOptions(BaseModel):
+    """What a preflight does beside looking at the data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    probe_steps: int = Field(0, ge=0, le=100, description="Steps of each stage to train and time.")
+    price_per_hour: float | None = Field(
+        None, gt=0, le=1e6, description="Price of the host for an hour, for the estimated cost."
+    )
+
+
+class LeftOut(BaseModel):
+    """A stage that cannot be judged before the job runs."""
+
+    stage: str
+    reason: str
+
+
+class PreflightView(BaseModel):
+    """The job that judges another; the result of each of its runs of kind `preflight` holds the findings."""
+
+    job: JobView
+    left_out: list[LeftOut]

@@ -9,13 +9,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from app.errors import Conflict, NotFound
-from app.jobs.resolve import MODEL_FIELDS, ResolvedStage, resolve
+from app.jobs.resolve import ResolvedStage, resolve
 from app.jobs.schemas import DryRun, JobSpec, JobView, PlannedDataset, PlannedStage
 from app.runs import lifecycle
 from app.runs.schemas import run_view
 from app.settings import Settings
 from app.tables import Job, JobLabel, Run, RunStatus, Worker
 from app.workers import service as workers
+from trainers.configs.references import ReferenceKind, find_references
 
 
 class JobNotFound(NotFound):
@@ -135,13 +136,14 @@ def _queue(session: Session, job: Job, stages: Sequence[ResolvedStage]) -> None:
 
 
 def _planned(stage: ResolvedStage, living: Sequence[Worker]) -> PlannedStage:
-    config, dataset = stage.stored_config, stage.dataset
+    config, dataset = stage.stored_config, stage.datasets.get("dataset")
+    references = [ref for ref in find_references(config) if ref.kind is ReferenceKind.model]
     return PlannedStage(
         name=stage.name,
         stage=stage.kind,
         queue=stage.queue,
         config=config,
-        models={name: config[name] for name in MODEL_FIELDS if config.get(name) is not None},
+        models={reference.path: reference.value for reference in references},
         dataset=dataset
         and PlannedDataset(id=dataset.id, name=dataset.name, sha256=dataset.sha256, rows=dataset.row_count),
         estimated_steps=stage.estimated_steps,

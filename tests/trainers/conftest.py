@@ -88,7 +88,8 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    return {event["step"]: event["values"]["loss"] for event in events(run_dir, "metrics")}
+    told = [event for event in events(run_dir, "metrics") if "loss" in event["values"]]
+    return {event["step"]: event["values"]["loss"] for event in told}
 
 
 def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:

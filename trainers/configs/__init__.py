@@ -1,24 +1,39 @@
 """Torch-free configs: the API validates with them, workers write them, programs read them."""
 
-from trainers.configs.base import AdaptedModel, Config, DatasetRef, ModelRef, Queue, StageOutput
+from trainers.configs.base import (
+    AdaptedModel,
+    Config,
+    DatasetRef,
+    ModelRef,
+    Part,
+    Queue,
+    StageDataset,
+    StageOutput,
+)
 from trainers.configs.deploy import DeployConfig, EngineKind
 from trainers.configs.dpo import DpoConfig, DpoLoss
 from trainers.configs.evaluate import EvaluateConfig, Metric
-from trainers.configs.grpo import GrpoConfig, GrpoLoss, RewardScale
+from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss, RewardScale
+from trainers.configs.merge import MergeConfig, MergeDtype, ModelFile
+from trainers.configs.preflight import HostMemory, PreflightConfig
 from trainers.configs.prepare import PrepareConfig
 from trainers.configs.sft import SftConfig
 from trainers.configs.stages import AnyStage, Stage, StageKind, parse_stage
 from trainers.configs.training import (
+    Attention,
     FullTuning,
     LearningRateSchedule,
     LoraTuning,
+    Parallelism,
     Precision,
+    Quantization,
     TrainingConfig,
 )
 
 __all__ = [
     "AdaptedModel",
     "AnyStage",
+    "Attention",
     "Config",
     "DatasetRef",
     "DeployConfig",
@@ -27,18 +42,28 @@ __all__ = [
     "EngineKind",
     "EvaluateConfig",
     "FullTuning",
+    "Generation",
     "GrpoConfig",
     "GrpoLoss",
+    "HostMemory",
     "LearningRateSchedule",
     "LoraTuning",
+    "MergeConfig",
+    "MergeDtype",
     "Metric",
+    "ModelFile",
     "ModelRef",
+    "Parallelism",
+    "Part",
     "Precision",
+    "PreflightConfig",
     "PrepareConfig",
+    "Quantization",
     "Queue",
     "RewardScale",
     "SftConfig",
     "Stage",
+    "StageDataset",
     "StageKind",
     "StageOutput",
     "TrainingConfig",

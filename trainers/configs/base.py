@@ -54,9 +54,30 @@ ModelRef = Annotated[
     ),
 ]
 
+
+class Part(StrEnum):
+    """The parts of a dataset, by what they are for."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class StageDataset(Config):
+    """A dataset that an earlier `prepare` stage of the same job makes, by that stage's name."""
+
+    stage: StageName = Field(description="Name of an earlier `prepare` stage of this job.")
+    part: Part = Part.train
+
+
 DatasetRef = Annotated[
-    NonEmpty,
-    Field(description="A dataset: its id (`dataset_…`) or its name; by hand, the path of a JSONL file."),
+    NonEmpty | StageDataset,
+    Field(
+        description=(
+            "A dataset: its id (`dataset_…`), its name, or `{stage: <name>, part: train}` for what an "
+            "earlier stage makes; by hand, the path of a JSONL file."
+        )
+    ),
 ]
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.training import MaxLength, TrainingConfig, refuse_adapted_head
+from trainers.configs.training import MaxLength, refuse_adapted_head
+from trainers.configs.validation import ValidatedTrainingConfig
 
 
 class DpoLoss(StrEnum):
@@ -36,7 +37,7 @@ class DpoLoss(StrEnum):
 Weight = Annotated[float, Field(gt=0, le=100)]
 
 
-class DpoConfig(TrainingConfig):
+class DpoConfig(ValidatedTrainingConfig):
     """Direct preference optimisation; the reference is the model that the stage starts from, adapter and all.
 
     The default learning rate is TRL's 1e-6 for all weights and ten times that for LoRA, which is where its

@@ -31,10 +31,18 @@ class RewardScale(StrEnum):
     none = "none"
 
 
+class Generation(StrEnum):
+    """What generates the answers of each step."""
+
+    transformers = "transformers"
+    vllm_colocate = "vllm_colocate"  # vLLM on the training GPUs, which it shares with the model.
+    vllm_server = "vllm_server"  # A server that `trl vllm-serve` has started on other GPUs.
+
+
 class GrpoConfig(TrainingConfig):
     """Group relative policy optimisation: several answers to each prompt, judged against each other.
 
-    Each step generates anew with transformers. The default learning rate is TRL's 1e-6 for all weights and
+    Each step generates anew. The default learning rate is TRL's 1e-6 for all weights and
     ten times that for LoRA, as for DPO.
     """
 
@@ -66,6 +74,13 @@ class GrpoConfig(TrainingConfig):
     mask_truncated_completions: bool = Field(
         False, description="Leave answers that were cut off out of the loss."
     )
+    generation: Generation = Generation.transformers
+    vllm_memory_share: float = Field(
+        0.3, gt=0, lt=1, description="Share of each GPU's memory for vLLM, with `vllm_colocate`."
+    )
+    vllm_server_url: str | None = Field(
+        None, max_length=1024, pattern=r"^https?://", description="Address of the server, with `vllm_server`."
+    )
     samples_per_log: int = Field(
         4, ge=0, le=1000, description="Answers kept in samples.jsonl with each metric event."
     )
@@ -82,4 +97,6 @@ class GrpoConfig(TrainingConfig):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of num_generations {self.num_generations}"
             )
+        if (self.generation is Generation.vllm_server) != (self.vllm_server_url is not None):
+            raise ValueError("vllm_server_url is for generation vllm_server, which needs it")
         return self

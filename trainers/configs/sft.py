@@ -2,10 +2,13 @@
 
 from typing import ClassVar, Literal
 
-from trainers.configs.training import MaxLength, TrainingConfig
+from pydantic import Field
+
+from trainers.configs.training import MaxLength
+from trainers.configs.validation import ValidatedTrainingConfig
 
 
-class SftConfig(TrainingConfig):
+class SftConfig(ValidatedTrainingConfig):
     """Supervised fine-tuning on a dataset's completions; prompts carry no loss.
 
     The default learning rate is 2e-4 for LoRA and 2e-5 for all weights.
@@ -15,3 +18,13 @@ class SftConfig(TrainingConfig):
 
     stage: Literal["sft"] = "sft"
     max_length: MaxLength = 1024
+    packing: bool = Field(
+        False,
+        description=(
+            "Fill sequences of max_length with several rows, which do not see each other; batch_size then "
+            "counts sequences. Pays where rows are far shorter than max_length and the GPU is not full."
+        ),
+    )
+    neftune_alpha: float | None = Field(
+        None, gt=0, le=100, description="Noise on embeddings in training (arXiv:2310.05914); usually 5."
+    )

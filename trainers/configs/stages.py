@@ -13,6 +13,8 @@ from trainers.configs.deploy import DeployConfig
 from trainers.configs.dpo import DpoConfig
 from trainers.configs.evaluate import EvaluateConfig
 from trainers.configs.grpo import GrpoConfig
+from trainers.configs.merge import MergeConfig
+from trainers.configs.preflight import PreflightConfig
 from trainers.configs.prepare import PrepareConfig
 from trainers.configs.sft import SftConfig
 
@@ -21,19 +23,30 @@ class StageKind(StrEnum):
     """The kinds of work that a job is made of."""
 
     prepare = "prepare"
+    preflight = "preflight"
     sft = "sft"
     dpo = "dpo"
     grpo = "grpo"
+    merge = "merge"
     evaluate = "evaluate"
     deploy = "deploy"
 
     @property
     def makes_a_model(self) -> bool:
         """Whether a later stage may take this one's output as a model."""
-        return self in {StageKind.sft, StageKind.dpo, StageKind.grpo}
+        return self in {StageKind.sft, StageKind.dpo, StageKind.grpo, StageKind.merge}
 
 
-AnyStage = PrepareConfig | SftConfig | DpoConfig | GrpoConfig | EvaluateConfig | DeployConfig
+AnyStage = (
+    PrepareConfig
+    | PreflightConfig
+    | SftConfig
+    | DpoConfig
+    | GrpoConfig
+    | MergeConfig
+    | EvaluateConfig
+    | DeployConfig
+)
 Stage = Annotated[AnyStage, Field(discriminator="stage")]
 
 _stage: TypeAdapter[AnyStage] = TypeAdapter(Stage)

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from trainers.configs.base import LARGEST_COUNT, Config, DatasetRef, ModelRef, StageConfig
+from trainers.configs.presets import with_presets
 
 
 class Precision(StrEnum):
@@ -24,6 +25,32 @@ class LearningRateSchedule(StrEnum):
     constant = "constant"
 
 
+class Quantization(StrEnum):
+    """How the frozen base is kept in memory while an adapter is trained on it."""
+
+    nf4 = "nf4"
+
+
+class Attention(StrEnum):
+    """Which implementation computes attention; `auto` is the fastest that is right and installed."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+    flash_attention_3 = "flash_attention_3"
+
+
+class Parallelism(StrEnum):
+    """How several GPUs share one run."""
+
+    auto = "auto"
+    ddp = "ddp"  # A whole model on each.
+    fsdp2 = "fsdp2"  # Weights, gradients and optimizer state are sharded, by torch.
+    zero2 = "zero2"  # Gradients and optimizer state are sharded, by DeepSpeed.
+    zero3 = "zero3"  # Weights too, by DeepSpeed.
+
+
 class LoraTuning(Config):
     """Train low-rank adapters and leave the base frozen (Hu et al., 2021, arXiv:2106.09685)."""
 
@@ -33,6 +60,16 @@ class LoraTuning(Config):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Names of the layers to adapt, or every linear layer but the head."
+    )
+    dora: bool = Field(
+        False, description="Learn the size of each update apart from its direction (arXiv:2402.09353)."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead (arXiv:2312.03732).")
+    quantization: Quantization | None = Field(
+        None, description="`nf4` keeps the frozen base in 4 bits (QLoRA, arXiv:2305.14314)."
+    )
+    double_quantization: bool = Field(
+        True, description="With `nf4`: quantise the scales too, which saves 0.4 bits a weight."
     )
 
 
@@ -56,8 +93,16 @@ class TrainingConfig(StageConfig):
     default_learning_rates: ClassVar[dict[str, float]]
 
     stage: str
+    preset: str | list[str] | None = Field(
+        None, description="Names of presets, whose fields hold wherever this stage names no others."
+    )
     base: ModelRef
     dataset: DatasetRef
+    held_out: list[DatasetRef] = Field(
+        default_factory=list,
+        max_length=20,
+        description="Datasets whose rows must not be trained on; in a job, those of its evaluate stages too.",
+    )
     tuning: Tuning = Field(default_factory=LoraTuning)
 
     epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the dataset, unless max_steps is set.")
@@ -85,6 +130,15 @@ class TrainingConfig(StageConfig):
     precision: Precision = Field(
         Precision.auto, description="`auto` is bf16 where the device has it, else fp32."
     )
+    attention: Attention = Attention.auto
+    activation_checkpointing: bool | None = Field(
+        None,
+        description="Compute activations again in the backward pass; by default only where memory needs it.",
+    )
+    devices: int = Field(1, ge=1, le=1024, description="GPUs to train on, all of one host.")
+    parallelism: Parallelism = Field(
+        Parallelism.auto, description="How several devices share the work; `auto` is ddp."
+    )
     seed: int = Field(42, ge=0, lt=2**32)
 
     log_every_steps: int = Field(10, ge=1, le=LARGEST_COUNT, description="Steps between two metric events.")
@@ -101,7 +155,7 @@ class TrainingConfig(StageConfig):
     def _resolve_defaults(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        values = dict(values)
+        values = with_presets(cls.model_fields["stage"].default, values)
         if values.get("learning_rate") is None:
             tuning = values.get("tuning") or {}
             method = (

@@ -7,13 +7,13 @@ counts are met exactly but for equal rows, and a row may change its part when ot
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
+from trainers.configs.base import Part
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats import Row
 from trainers.data.jsonl import iter_rows, save_rows
@@ -21,36 +21,34 @@ from trainers.data.jsonl import iter_rows, save_rows
 HASHES: Final = 2**64
 
 
-class Split(StrEnum):
-    """The parts of a dataset, by what they are for."""
-
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
 class SplitReport(BaseModel):
     """How many rows each part got."""
 
     seed: int
-    rows: dict[Split, int] = Field(description="Rows by part; a part that was not asked for is not there.")
-    distinct_rows: dict[Split, int] = Field(description="Rows by part, equal rows counted once.")
+    rows: dict[Part, int] = Field(description="Rows by part; a part that was not asked for is not there.")
+    distinct_rows: dict[Part, int] = Field(description="Rows by part, equal rows counted once.")
 
 
 def split_file(
-    path: Path, folder: Path, *, validation: float = 0, test: float = 0, seed: int = 0
+    path: Path,
+    folder: Path,
+    *,
+    validation: float = 0,
+    test: float = 0,
+    seed: int = 0,
+    group_of: Callable[[Row], Any] = lambda row: row,
 ) -> SplitReport:
     """Writes `train.jsonl`, and `validation.jsonl` and `test.jsonl` where asked for, in the file's order.
 
     `validation` and `test` are shares of the rows below 1, or whole numbers of rows; the rest is for
-    training. The file is read once for each part and once more; 8 bytes a row are kept. Raises ValueError if
-    a part would be empty.
+    training. Rows for which `group_of` answers the same stay together. The file is read once for each part
+    and once more; 8 bytes a row are kept. Raises ValueError if a part would be empty.
     """
-    hashes = array("Q", (fingerprint(row, seed) for _, row in iter_rows(path)))
-    asked = {Split.test: test, Split.validation: validation}
+    hashes = array("Q", (fingerprint(group_of(row), seed) for _, row in iter_rows(path)))
+    asked = {Part.test: test, Part.validation: validation}
     parts = _parts(hashes, {part: size for part, size in asked.items() if size}, path.name)
     folder.mkdir(parents=True, exist_ok=True)
-    ordered = [part for part in Split if part in parts]
+    ordered = [part for part in Part if part in parts]
     rows = {
         part: save_rows(folder / f"{part}.jsonl", _rows_between(path, hashes, parts[part]))
         for part in ordered
@@ -59,9 +57,9 @@ def split_file(
     return SplitReport(seed=seed, rows=rows, distinct_rows=distinct)
 
 
-def _parts(hashes: Sequence[int], asked: dict[Split, float], name: str) -> dict[Split, range]:
+def _parts(hashes: Sequence[int], asked: dict[Part, float], name: str) -> dict[Part, range]:
     """The range of hashes of each part: held-out parts from the bottom up, training above them."""
-    ordered, parts, start = sorted(hashes), dict[Split, range](), 0
+    ordered, parts, start = sorted(hashes), dict[Part, range](), 0
     for part, size in asked.items():
         if size < 0 or (size >= 1 and size != int(size)):
             raise ValueError(f"`{part}` is {size}: give a share below 1 or a whole number of rows.")
@@ -71,7 +69,7 @@ def _parts(hashes: Sequence[int], asked: dict[Split, float], name: str) -> dict[
             taken = bisect_left(ordered, start) + int(size)
             end = ordered[taken - 1] + 1 if taken <= len(ordered) else HASHES
         parts[part], start = range(start, min(end, HASHES)), end
-    parts[Split.train] = range(min(start, HASHES), HASHES)
+    parts[Part.train] = range(min(start, HASHES), HASHES)
     for part, hashes_of_part in parts.items():
         if not any(map(hashes_of_part.__contains__, hashes)):
             raise ValueError(

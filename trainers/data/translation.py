@@ -44,7 +44,7 @@ def translation_rows(
     wordings: int = 6,
     seed: int = 0,
 ) -> Iterator[Row]:
-    """A row of `messages` for each pair and direction, with the `direction` and the pair's `line`.
+    """A row of `messages` for each pair and direction, with its `direction` and the pair's `line` and hash.
 
     Each row takes one of the first `wordings` of its direction, chosen by a seeded hash of the pair, so that
     it keeps its wording wherever it stands. Raises ValueError for a number of wordings which are not there.
@@ -69,4 +69,6 @@ def _row(pair: TranslationPair, direction: Direction, wordings: int, seed: int) 
         ],
         "direction": direction.value,
         "line": pair.line,
+        # By this a split keeps both directions of a pair together.
+        "pair": f"{fingerprint([korean, english]):016x}",
     }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from trainers.configs import Part
 from trainers.data.aligned import TranslationPair, pairs_of_rows, read_aligned, read_tsv
 from trainers.data.checks import validate_row
 from trainers.data.filters.drops import Drops
@@ -11,7 +12,7 @@ from trainers.data.filters.pairs import by_language, by_length_ratio, without_id
 from trainers.data.filters.rows import without_duplicates
 from trainers.data.formats import RowFormat
 from trainers.data.jsonl import save_rows
-from trainers.data.splits import Split, split_file
+from trainers.data.splits import split_file
 from trainers.data.tmx import read_tmx
 from trainers.data.translation import WORDINGS, Direction, translation_rows
 from trainers.data.validate import validate_file
@@ -142,6 +143,7 @@ def test_each_pair_gives_a_valid_row_for_each_direction():
         ],
         "direction": "ko_en",
         "line": 1,
+        "pair": second["pair"],
     }
     assert (second["direction"], second["messages"][1]["content"]) == ("en_ko", "안녕 1")
     assert validate_row(first, RowFormat.messages) == []
@@ -188,4 +190,4 @@ def test_real_news_become_clean_rows_and_what_is_no_translation_is_named(tmp_pat
     reasons = {drop.line: drop.reason for drop in drops.report().first}
     assert len(reasons) == drops.report().dropped > 10
     parts = split_file(tmp_path / "rows.jsonl", tmp_path / "parts", test=200, seed=3)
-    assert parts.rows[Split.test] == 200
+    assert parts.rows[Part.test] == 200

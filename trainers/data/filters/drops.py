@@ -18,6 +18,7 @@ class DropReason(StrEnum):
     wrong_language = "wrong_language"
     length_ratio = "length_ratio"
     identical_sides = "identical_sides"
+    held_out = "held_out"
 
 
 class Drop(BaseModel):

@@ -94,16 +94,23 @@ def without_near_duplicates(
     The first `max_remembered` kept rows are compared with; the report says how many came after them.
     """
     index = NearIndex(threshold, max_remembered)
-    for line, row in rows:
-        found, remembered = index.match_or_add(line, text_of(row, row_format))
-        if found:
-            first, similarity = max(found, key=lambda match: match[1])
+    # A recipe may make several rows of one line, so they are told apart by their own number.
+    lines: dict[int, int] = {}
+    for number, (line, row) in enumerate(rows):
+        found, remembered = index.match_or_add(number, text_of(row, row_format))
+        # The two directions of one translation hold the same two texts, and both are wanted.
+        others = [match for match in found if lines[match[0]] != line]
+        if others:
+            nearest, similarity = max(others, key=lambda match: match[1])
+            first = lines[nearest]
             drops.add(
                 line,
                 DropReason.near_duplicate,
                 f"The row has about {similarity:.0%} of its text in common with line {first}.",
             )
             continue
-        if not remembered:
+        if remembered:
+            lines[number] = line
+        elif not found:
             drops.not_remembered += 1
         yield line, row

@@ -1,0 +1,21 @@
+"""The maths chain through the API: each stage must answer more held-out problems than the one before."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_chain_rises_with_every_stage(tuning: str, tmp_path: Path) -> None:
+    environment = os.environ | {"TUNESMITH_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "app.chain", "--seeds", "0", "1", "2", "--tuning", tuning]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,35 @@
+"""Datasets that one stage makes are what later stages of the job read."""
+
+from tests.e2e.platform import Platform, sft, until
+
+
+def test_later_stages_train_and_are_judged_on_the_parts_that_prepare_has_made(platform: Platform) -> None:
+    platform.start_worker()
+    split = {"stage": "prepare", "name": "parts", "dataset": "train", "split": {"test": 24}}
+    judged = {
+        "stage": "evaluate",
+        "model": {"stage": "sft"},
+        "dataset": {"stage": "parts", "part": "test"},
+        "max_new_tokens": 16,
+    }
+    job = platform.submit(split, sft(dataset={"stage": "parts"}), judged)
+    ended = platform.finish(job)
+    assert ended["status"] == "succeeded", ended
+    made = {part["part"]: part for part in ended["runs"][0]["result"]["datasets"]}
+    assert made["train"]["rows"] + made["test"]["rows"] == 160
+    assert platform.get(f"/datasets/{made['test']['id']}")["row_count"] == made["test"]["rows"]
+    assert ended["runs"][2]["result"]["model"]["n"] == made["test"]["rows"]
+    model = platform.get(f"/models/{ended['runs'][1]['model_id']}")
+    assert model["dataset"]["id"] == made["train"]["id"]
+
+
+def test_preflight_judges_a_job_before_it_is_posted(embedded: Platform) -> None:
+    embedded.start_worker()
+    until(lambda: bool(embedded.get("/workers")["items"]), 30, "no worker")
+    judged = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "train"}
+    body = {"name": "leaky", "stages": [sft(), judged]}
+    posted = embedded.post("/jobs/preflight", body)
+    (run,) = embedded.finish(posted["job"]["id"])["runs"]
+    assert run["status"] == "succeeded", run
+    assert run["result"]["passed"] is False
+    assert "test_rows_in_training" in [finding["code"] for finding in run["result"]["findings"]]

@@ -1,0 +1,57 @@
+"""Training stages run in the tests' own process, with a record of the batches that they train on."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers import dpo, sft
+from trainers import run_dir as files
+from trainers.configs import DpoConfig, SftConfig, parse_stage
+from trainers.program import StopRequested
+from trainers.report import Report
+
+
+class Recorder:
+    """What reached each forward pass: a hash of every micro-batch, by the optimizer step it was for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: dict[int, list[str]] = {}
+        self.inputs: list[dict[str, Any]] = []
+        for trainer in (sft.RowTrainer, dpo.PairTrainer):
+            monkeypatch.setattr(trainer, "training_step", self._recording(trainer.training_step))
+
+    def _recording(self, training_step: Any) -> Any:
+        def step(trainer: Any, model: Any, inputs: dict[str, Any], *more: Any) -> Any:
+            digest = hashlib.sha256(inputs["input_ids"].numpy().tobytes()).hexdigest()
+            self.batches.setdefault(trainer.state.global_step, []).append(digest)
+            self.inputs.append({name: value for name, value in inputs.items() if hasattr(value, "clone")})
+            return training_step(trainer, model, inputs, *more)
+
+        return step
+
+
+def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
+    """Run the stage to its end and answer its result; None if a stop was asked for on the way."""
+    config = parse_stage(values)
+    assert isinstance(config, SftConfig | DpoConfig)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    train = sft.train if isinstance(config, SftConfig) else dpo.train
+    with Report(run_dir / files.METRICS) as report:
+        try:
+            return train(config, run_dir, report)  # type: ignore[arg-type]
+        except StopRequested:
+            return None
+
+
+def at_checkpoint(uninterrupted: Path, run_dir: Path, step: int) -> None:
+    """A run directory as a crash right after a checkpoint leaves it."""
+    run_dir.mkdir()
+    lines = [
+        line for line in files.read_lines(uninterrupted / files.CHECKPOINT_LINES) if line["step"] <= step
+    ]
+    files.append_lines(run_dir / files.CHECKPOINT_LINES, lines)
+    path = f"{files.CHECKPOINTS}/step-{step:08d}"
+    shutil.copytree(uninterrupted / path, run_dir / path)

@@ -1,0 +1,276 @@
+"""Kinds of tuning, batches, validation and everything else that a training stage offers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tests.trainers.conftest import events, losses
+from tests.trainers.stages import Recorder, at_checkpoint, run_stage
+from trainers import grpo, sft
+from trainers.batches import StepOrder
+from trainers.best import best_step, steps_without_better
+from trainers.configs import parse_stage
+from trainers.data.arithmetic import Split, problems
+from trainers.errors import DeviceUnavailable
+from trainers.examples import load_examples
+from trainers.load import load_tokenizer
+from trainers.report import Report
+
+Write = Callable[[list[dict[str, Any]]], str]
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def stage(starter: Path, training_rows: str) -> dict[str, Any]:
+    return {
+        "stage": "sft",
+        "base": str(starter),
+        "dataset": training_rows,
+        "tuning": {"method": "lora", "rank": 4, "alpha": 8},
+        "max_steps": 8,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 5e-3,
+        "log_every_steps": 1,
+    }
+
+
+def learned(run_dir: Path) -> bool:
+    """Whether the loss of the last steps is lower than that of the first; single batches vary."""
+    told = list(losses(run_dir).values())
+    return sum(told[-4:]) < sum(told[:4])
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        {"dora": True},
+        {"rslora": True},
+        {"quantization": "nf4"},
+        {"quantization": "nf4", "double_quantization": False, "dora": True},
+        {"target_modules": ["q_proj", "v_proj"], "dropout": 0.1},
+    ],
+    ids=str,
+)
+def test_each_kind_of_lora_learns_and_saves_what_it_learned(
+    stage: dict[str, Any], tuning: dict[str, Any], tmp_path: Path
+) -> None:
+    run_stage(stage | {"max_steps": 24, "tuning": stage["tuning"] | tuning}, tmp_path)
+    assert learned(tmp_path)
+    weights = load_file(tmp_path / "model" / ADAPTER)
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    moved = [weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name]
+    assert moved and all(moved)
+    has_magnitudes = any("magnitude" in name for name in weights)
+    assert has_magnitudes == bool(tuning.get("dora"))
+
+
+def test_a_quantised_base_is_kept_in_four_bits(
+    stage: dict[str, Any], monkeypatch: Any, tmp_path: Path
+) -> None:
+
+    kinds: set[str] = set()
+    fit = sft.fit
+
+    def looking(trainer: Any, *more: Any) -> None:
+        kinds.update(type(module).__name__ for module in trainer.model.modules())
+        fit(trainer, *more)
+
+    monkeypatch.setattr(sft, "fit", looking)
+    run_stage(stage | {"tuning": stage["tuning"] | {"quantization": "nf4"}}, tmp_path)
+    assert "Linear4bit" in kinds
+
+
+def test_the_rows_of_a_step_are_the_same_whatever_the_micro_batch(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    told = {}
+    for micro in (1, 8):
+        run_stage(stage | {"micro_batch_size": micro}, tmp_path / str(micro))
+        told[micro] = losses(tmp_path / str(micro))
+    assert told[1] == pytest.approx(told[8], rel=1e-4)
+
+
+def test_step_order_covers_every_row_once_and_differs_by_epoch() -> None:
+    order = StepOrder([row % 7 for row in range(30)], rows_per_step=8, seed=1)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second
+    order.set_epoch(0)
+    assert list(order) == first
+    lengths = [row % 7 for row in first[:8]]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_the_model_is_trained_on_is_what_prepare_shows(
+    stage: dict[str, Any], packing: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    examples = load_examples(stage["dataset"], load_tokenizer(stage["base"]), 64)
+    recorder = Recorder(monkeypatch)
+    epoch = {"epochs": 1, "max_steps": None, "batch_size": 4, "micro_batch_size": 2, "max_length": 64}
+    run_stage(stage | epoch | {"packing": packing}, tmp_path)
+    trained = [row for inputs in recorder.inputs for row in _rows(inputs)]
+    expected = [(tuple(example.input_ids), tuple(example.labels)) for example in examples.examples]
+    assert sorted(trained) == sorted(expected)
+
+
+def _rows(inputs: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The rows of a micro-batch without padding; packed ones are told apart by their positions."""
+    if "attention_mask" in inputs:
+        keep = inputs["attention_mask"].bool()
+        pairs = zip(inputs["input_ids"], inputs["labels"], keep, strict=True)
+        return [(tuple(ids[mask].tolist()), tuple(labels[mask].tolist())) for ids, labels, mask in pairs]
+    starts = (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], inputs["input_ids"].shape[1]]
+    ids, labels = inputs["input_ids"][0].tolist(), inputs["labels"][0].tolist()
+    return [(tuple(ids[a:b]), tuple(labels[a:b])) for a, b in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_do_not_see_each_other(stage: dict[str, Any], attention: str) -> None:
+    examples = load_examples(stage["dataset"], load_tokenizer(stage["base"]), 64).examples[:5]
+    model = AutoModelForCausalLM.from_pretrained(stage["base"], attn_implementation=attention).eval()
+    rows = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
+    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    inputs = {name: value for name, value in collator(rows).items() if name in ("input_ids", "position_ids")}
+    with torch.inference_mode():
+        together = model(**inputs, use_cache=False).logits[0]
+        apart = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
+    assert torch.allclose(together, torch.cat(apart), atol=1e-4)
+
+
+def test_packing_fills_sequences_and_lowers_the_loss(stage: dict[str, Any], tmp_path: Path) -> None:
+    run_stage(stage | {"packing": True, "max_length": 128, "batch_size": 2, "micro_batch_size": 1}, tmp_path)
+    assert learned(tmp_path)
+    tokens = [event["values"]["tokens"] for event in events(tmp_path, "metrics")]
+    assert tokens[-1] > 8 * 2 * 128 * 0.8
+
+
+def test_noise_on_embeddings_changes_the_training_loss_alone(stage: dict[str, Any], tmp_path: Path) -> None:
+    run_stage(stage, tmp_path / "plain")
+    run_stage(stage | {"neftune_alpha": 15}, tmp_path / "noisy")
+    assert losses(tmp_path / "noisy")[1] != losses(tmp_path / "plain")[1]
+    assert learned(tmp_path / "noisy")
+
+
+def test_checkpointed_activations_give_the_same_losses(stage: dict[str, Any], tmp_path: Path) -> None:
+    run_stage(stage, tmp_path / "kept")
+    run_stage(stage | {"activation_checkpointing": True}, tmp_path / "again")
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "kept"), rel=1e-5)
+
+
+def test_attention_that_is_not_there_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="flash_attention_2"):
+        run_stage(stage | {"attention": "flash_attention_2"}, tmp_path)
+
+
+def test_vllm_that_is_not_there_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
+    values = {key: stage[key] for key in ("base", "dataset", "tuning")}
+    config = parse_stage(
+        values | {"stage": "grpo", "generation": "vllm_colocate", "rewards": [{"kind": "correctness"}]}
+    )
+    with pytest.raises(DeviceUnavailable, match="lacks vLLM"):
+        grpo.train(config, tmp_path, Report(None))  # type: ignore[arg-type]
+
+
+def test_a_server_for_vllm_needs_its_address() -> None:
+    with pytest.raises(ValidationError, match="vllm_server_url"):
+        parse_stage(
+            {
+                "stage": "grpo",
+                "base": "b",
+                "dataset": "d",
+                "rewards": [{"kind": "correctness"}],
+                "generation": "vllm_server",
+            }
+        )
+
+
+@pytest.fixture
+def validated(stage: dict[str, Any], held_out_rows: str, write_rows: Write) -> dict[str, Any]:
+    """So few rows that the validation loss falls and then rises."""
+    return stage | {
+        "dataset": write_rows([dict(row) for row in problems(8, Split.train, seed=5)]),
+        "validation_dataset": held_out_rows,
+        "validate_every_steps": 2,
+        "save_every_steps": 3,
+        "max_steps": 24,
+        "learning_rate": 0.05,
+        "schedule": "constant",
+        "max_validation_rows": 16,
+    }
+
+
+def test_the_model_of_the_lowest_validation_loss_is_published(
+    validated: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run_stage(validated, tmp_path)
+    assert result is not None
+    seen = _validation_losses(tmp_path)
+    best = best_step(seen)
+    assert best is not None and best < 24
+    assert (result["metrics"]["best_step"], result["metrics"]["best_validation_loss"]) == (best, seen[best])
+    again = run_stage(validated | {"max_steps": best, "keep_best": False}, tmp_path / "again")
+    assert again is not None
+    published, expected = (load_file(path / "model" / ADAPTER) for path in (tmp_path, tmp_path / "again"))
+    assert all(torch.equal(published[name], expected[name]) for name in expected)
+
+
+def test_training_stops_when_the_validation_loss_no_longer_falls(
+    validated: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run_stage(validated | {"early_stopping_patience": 2}, tmp_path)
+    assert result is not None
+    seen = _validation_losses(tmp_path)
+    assert steps_without_better(seen, 0.0) == 2
+    assert result["metrics"]["steps"] == max(seen) < 24
+
+
+def test_a_resumed_run_stops_early_and_keeps_the_best_as_if_it_had_never_stopped(
+    validated: dict[str, Any], tmp_path: Path
+) -> None:
+    config = validated | {"early_stopping_patience": 3, "keep_checkpoints": 100}
+    uninterrupted = run_stage(config, tmp_path / "whole")
+    assert uninterrupted is not None
+    for step in (3, 6, uninterrupted["metrics"]["steps"]):
+        resumed = tmp_path / f"from-{step}"
+        at_checkpoint(tmp_path / "whole", resumed, step)
+        result = run_stage(config, resumed)
+        assert result is not None
+        assert result["metrics"] | {"seconds": 0} == uninterrupted["metrics"] | {"seconds": 0}
+        assert (resumed / "model" / ADAPTER).read_bytes() == (
+            tmp_path / "whole" / "model" / ADAPTER
+        ).read_bytes()
+
+
+def test_patience_without_a_validation_dataset_is_refused(stage: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="needs a validation_dataset"):
+        parse_stage(stage | {"early_stopping_patience": 2})
+
+
+def test_dpo_validates_and_keeps_its_best(stage: dict[str, Any], write_rows: Write, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"What is {n} + 1?", "chosen": f"#### {n + 1}", "rejected": f"#### {n}"} for n in range(24)
+    ]
+    config = stage | {"stage": "dpo", "dataset": write_rows(rows[:16]), "max_length": 128}
+    validation = {"validation_dataset": write_rows(rows[16:]), "validate_every_steps": 4}
+    result = run_stage(config | validation, tmp_path)
+    assert result is not None
+    assert set(_validation_losses(tmp_path)) == {4, 8}
+    assert result["metrics"]["best_step"] in (4, 8)
+
+
+def _validation_losses(run_dir: Path) -> dict[int, float]:
+    told = [event for event in events(run_dir, "metrics") if "validation_loss" in event["values"]]
+    return {event["step"]: event["values"]["validation_loss"] for event in told}

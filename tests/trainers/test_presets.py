@@ -1,0 +1,54 @@
+"""Presets fill what a stage leaves open, and nothing else."""
+
+import pytest
+from pydantic import ValidationError
+
+from trainers.configs import GrpoConfig, LoraTuning, SftConfig, parse_stage
+from trainers.configs.presets import presets
+
+REWARDS = [{"kind": "correctness"}]
+HARDWARE = [name for name, preset in presets().items() if preset.kind == "hardware"]
+FAMILIES = [name for name, preset in presets().items() if preset.kind == "family"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: str, family: str) -> None:
+    rewards = {"rewards": REWARDS} if stage == "grpo" else {}
+    config = parse_stage({"stage": stage, "preset": [hardware, family], "dataset": "rows", **rewards})
+    assert config.base == presets()[family].training["base"]
+    assert config.batch_size % config.micro_batch_size == 0
+
+
+def test_every_promised_preset_is_there() -> None:
+    assert {*HARDWARE} == {"cpu-tiny", "mac", "gpu-24gb", "gpu-80gb", "gpus-8x80gb"}
+    assert {*FAMILIES} == {"qwen", "llama", "mistral", "phi", "gemma"}
+
+
+def test_what_the_stage_says_counts_more_than_its_preset() -> None:
+    values = {"stage": "sft", "preset": "gpu-24gb", "base": "b", "dataset": "d", "tuning": {"rank": 4}}
+    config = SftConfig.model_validate(values | {"max_length": 512})
+    assert isinstance(config.tuning, LoraTuning)
+    assert (config.tuning.rank, config.tuning.quantization, config.max_length) == (4, "nf4", 512)
+
+
+def test_another_method_of_tuning_leaves_the_preset_s_behind() -> None:
+    values = {"stage": "sft", "preset": "gpu-24gb", "base": "b", "dataset": "d", "tuning": {"method": "full"}}
+    config = SftConfig.model_validate(values)
+    assert (config.tuning.method, config.learning_rate) == ("full", 2e-5)
+
+
+def test_fields_of_one_kind_of_stage_stay_with_it() -> None:
+    values = {"preset": "gpu-24gb", "base": "b", "dataset": "d", "rewards": REWARDS}
+    assert GrpoConfig.model_validate(values).max_completion_length == 512
+
+
+def test_a_stored_config_means_the_same_when_it_is_read_again() -> None:
+    config = SftConfig.model_validate({"preset": ["gpu-80gb", "phi"], "dataset": "d", "batch_size": 4})
+    assert SftConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_misspelt_preset_is_told_with_the_nearest_name() -> None:
+    with pytest.raises(ValidationError, match="no preset is called 'gpu-24g'; did you mean 'gpu-24gb'"):
+        parse_stage({"stage": "sft", "preset": "gpu-24g", "base": "b", "dataset": "d"})

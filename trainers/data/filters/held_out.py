@@ -1,0 +1,57 @@
+"""A filter of rows that ask what a row of a held-out dataset asks, exactly or nearly.
+
+datasketch takes scipy along, so only programs import this module.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trainers.data.filters.drops import DropReason, Drops
+from trainers.data.filters.near import NearIndex
+from trainers.data.filters.rows import NumberedRows
+from trainers.data.fingerprint import prompt_text
+from trainers.data.formats import RowFormat, detect_format
+from trainers.data.jsonl import iter_rows
+
+
+def without_held_out(
+    rows: NumberedRows,
+    drops: Drops,
+    row_format: RowFormat,
+    held_out: Sequence[Path],
+    *,
+    threshold: float = 1.0,
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Keeps rows whose prompt is none of the held-out ones; below a threshold of 1, none like them.
+
+    All held-out prompts are held in memory. Raises ValueError for a held-out row of no known format.
+    """
+    exact, index = _prompts(held_out, None if threshold == 1 else NearIndex(threshold, max_remembered=10**9))
+    names = [path.name for path in held_out]
+    for line, row in rows:
+        text = prompt_text(row, row_format)
+        found = exact.get(text)
+        if found is None and index is not None:
+            matches = index.matches(text)
+            found = matches[0][0] if matches else None
+        if found is None:
+            yield line, row
+        else:
+            detail = f"It asks what a row of the held-out data asks ({', '.join(names)}, row {found})."
+            drops.add(line, DropReason.held_out, detail)
+
+
+def _prompts(held_out: Sequence[Path], index: NearIndex | None) -> tuple[dict[str, int], NearIndex | None]:
+    exact: dict[str, int] = {}
+    number = 0
+    for path in held_out:
+        for line, row in iter_rows(path):
+            row_format = detect_format(row)
+            if row_format is None:
+                raise ValueError(f"{path.name}, line {line}: the row's fields fit no known format.")
+            number += 1
+            text = prompt_text(row, row_format)
+            exact.setdefault(text, number)
+            if index is not None:
+                index.add(number, text)
+    return exact, index
