@@ -74,6 +74,7 @@ class RunErrorCode(StrEnum):
     out_of_memory = "out_of_memory"
     disk_full = "disk_full"
     loss_not_finite = "loss_not_finite"
+    preflight_failed = "preflight_failed"
     internal_error = "internal_error"
 
     program_killed = "program_killed"

@@ -7,6 +7,7 @@ several only one does it.
 import logging
 import random
 import threading
+from collections.abc import Callable
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
@@ -46,10 +47,11 @@ def idle_queues(session: Session, settings: Settings) -> list[Queue]:
 
 
 class Sweeper:
-    """A thread that sweeps until it is stopped."""
+    """A thread that sweeps until it is stopped, and does what else its process has to look after."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, also: Callable[[], None] | None = None) -> None:
         self._settings = settings
+        self._also = also
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -66,6 +68,8 @@ class Sweeper:
         while not self._stopping.wait(self._settings.sweep_seconds * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
             try:
                 sweep_once(self._settings)
+                if self._also is not None:
+                    self._also()
             except DBAPIError as error:
                 logger.warning("the database cannot be written, sweeping again later: %s", error.orig)
 

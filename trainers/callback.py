@@ -11,7 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainers import run_dir as files
 from trainers.best import LOSS, pack_best
-from trainers.errors import LossNotFinite
+from trainers.configs.training import TrainingConfig
+from trainers.diagnosis import diagnose
 from trainers.program import Stop, is_first_process
 from trainers.report import Report
 
@@ -28,11 +29,11 @@ logger = logging.getLogger("trainers")
 class RunDirCallback(TrainerCallback):
     """Carries the Trainer's events into the run directory; it holds what outlives one call."""
 
-    def __init__(self, run_dir: Path, report: Report, stop: Stop, keep_checkpoints: int) -> None:
+    def __init__(self, config: TrainingConfig, run_dir: Path, report: Report, stop: Stop) -> None:
+        self._config = config
         self._run_dir = run_dir
         self._report = report
         self._stop = stop
-        self._keep_checkpoints = keep_checkpoints
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,7 +68,8 @@ class RunDirCallback(TrainerCallback):
         )
         if is_first_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
-        _check_finite(state.global_step, values)
+        if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
+            raise diagnose(self._config, kwargs["model"], state, values)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -78,7 +80,7 @@ class RunDirCallback(TrainerCallback):
             written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             pack_best(self._run_dir, written)
             files.publish_checkpoint(self._run_dir, state.global_step, written)
-            files.prune_checkpoints(self._run_dir, self._keep_checkpoints)
+            files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
         wait_for_all()
 
 
@@ -100,12 +102,3 @@ def _any_process(flag: bool, device: torch.device) -> bool:
     shared = torch.tensor([flag], dtype=torch.int32, device=device)
     distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
     return bool(shared.item())
-
-
-def _check_finite(step: int, values: dict[str, float]) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values.get(name, 0.0)):
-            raise LossNotFinite(
-                f"The {name} is {values[name]} at step {step}, so the weights are lost from here on.",
-                "Lower learning_rate, or train in fp32; the last checkpoint is from before.",
-            )

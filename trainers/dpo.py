@@ -27,6 +27,8 @@ from trainers.configs.dpo import DpoConfig
 from trainers.configs.training import FullTuning, Precision
 from trainers.load import load_tokenizer, pick_device, pick_precision
 from trainers.preferences import Preferences, load_preferences
+from trainers.preflight.check import check_before_training, quick_findings
+from trainers.preflight.findings import as_json
 from trainers.program import is_first_process, run_program, stop_after_step
 from trainers.report import Report
 from trainers.training import (
@@ -62,11 +64,11 @@ def train(config: DpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length)
-    preferences.warn(report, config.max_length)
+    check_before_training(config, tokenizer, preferences, run_dir, report)
     model = load_policy(config, precision, report)
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, preferences, precision)
-        callback = DpoCallback(run_dir, report, stop, config.keep_checkpoints, config.beta, precision)
+        callback = DpoCallback(config, run_dir, report, stop, precision)
         watch_validation(trainer, config, run_dir, tokenizer)
         fit(trainer, config, callback, run_dir, stop, preferences.summary())
         save_model(trainer, config, run_dir, tokenizer)
@@ -85,16 +87,22 @@ def train(config: DpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
 
 def plan(config: DpoConfig) -> dict[str, Any]:
     """The resolved numbers of a run, without training."""
-    preferences = load_preferences(config.dataset, load_tokenizer(config.base), config.max_length)
+    tokenizer = load_tokenizer(config.base)
+    preferences = load_preferences(config.dataset, tokenizer, config.max_length)
     return {
         "stage": "dpo",
         "rows": preferences.rows,
         "pairs": len(preferences.triples),
         "truncated": preferences.truncated,
         "dropped": preferences.dropped,
-        "equal": preferences.equal,
+        "equal": len(preferences.equal),
         "tokens": preferences.tokens,
-        **planned_numbers(config, total_steps(config, len(preferences.triples), config.batch_size)),
+        **planned_numbers(
+            config,
+            total_steps(config, len(preferences.triples), config.batch_size),
+            max(preferences.lengths()),
+        ),
+        "findings": as_json(quick_findings(config, tokenizer, preferences)),
     }
 
 
@@ -109,8 +117,9 @@ class DpoCallback(RunDirCallback):
     """Also checks that the reference is the untrained model, and watches the chosen answers."""
 
     def __init__(self, *args: Any) -> None:
-        *shared, self._beta, self._precision = args
+        *shared, self._precision = args
         super().__init__(*shared)
+        self._beta = self._config.beta
 
     def on_log(
         self,
@@ -156,7 +165,7 @@ def _trainer(
 ) -> DPOTrainer:
     steps = total_steps(config, len(preferences.triples), config.batch_size)
     arguments = TrlConfig(
-        **training_arguments(config, run_dir, precision, steps),
+        **training_arguments(config, run_dir, precision, steps, max(preferences.lengths())),
         **validation_arguments(config),
         logging_first_step=True,
         max_length=config.max_length,

@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     out_of_memory = "out_of_memory"
     disk_full = "disk_full"
     loss_not_finite = "loss_not_finite"
+    preflight_failed = "preflight_failed"
     internal_error = "internal_error"
 
 
@@ -55,6 +56,10 @@ class DatasetInvalid(ProgramError):
 
 class TemplateMissing(ProgramError):
     code = ErrorCode.template_missing
+
+
+class PreflightFailed(ProgramError):
+    code = ErrorCode.preflight_failed
 
 
 class DeviceUnavailable(ProgramError):

@@ -7,18 +7,29 @@ from transformers import PreTrainedTokenizerBase
 from trainers.configs.base import StageDataset
 from trainers.errors import DatasetInvalid
 from trainers.render import Example, read_pairs, render
-from trainers.report import Report
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What is trained on; examples whose prompt alone fills the length carry no loss and are dropped."""
+    """The turns of all rows; those whose prompt alone fills the length carry no loss and are not trained."""
 
-    examples: list[Example]
+    every: list[Example]
     rows: int
-    truncated: int
-    dropped: int
-    not_prefix: int
+
+    @property
+    def examples(self) -> list[Example]:
+        """What is trained on."""
+        return [example for example in self.every if example.loss_tokens]
+
+    @property
+    def truncated(self) -> int:
+        """Rows of which something is cut off."""
+        return len({example.row for example in self.every if example.truncated})
+
+    @property
+    def dropped(self) -> int:
+        """Rows of which nothing is trained."""
+        return self.rows - len({example.row for example in self.every if example.loss_tokens})
 
     @property
     def tokens(self) -> int:
@@ -26,30 +37,13 @@ class Examples:
 
     @property
     def loss_tokens(self) -> int:
-        return sum(example.loss_tokens for example in self.examples)
+        return sum(example.loss_tokens for example in self.every)
 
     def summary(self) -> str:
         return (
             f"{self.rows} rows in {len(self.examples)} examples, {self.truncated} truncated, "
             f"{self.loss_tokens} loss tokens of {self.tokens}"
         )
-
-    def warn(self, report: Report, max_length: int) -> None:
-        """Report what works but may not be meant."""
-        if self.truncated:
-            report.warning(
-                "rows_truncated",
-                f"{self.truncated} of {self.rows} rows are longer than max_length {max_length} tokens and "
-                f"lose their end; {self.dropped} of them have no completion left and are left out. "
-                "Raise max_length.",
-            )
-        if self.not_prefix:
-            report.warning(
-                "prompt_differs",
-                f"In {self.not_prefix} of {self.rows} rows the chat template renders the prompt differently "
-                "once an answer follows, so the model trains on a context that it will not see when it "
-                "answers. Use a template that renders both alike.",
-            )
 
 
 def load_examples(
@@ -59,20 +53,24 @@ def load_examples(
     max_rows: int | None = None,
 ) -> Examples:
     """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid if no token carries loss."""
-    rows = read_pairs(dataset, max_rows)
-    per_row = [[render(pair, tokenizer, max_length) for pair in pairs] for pairs in rows]
-    every = [example for row in per_row for example in row]
-    kept = [example for example in every if example.loss_tokens]
-    if not kept:
+    examples = render_examples(dataset, tokenizer, max_length, max_rows)
+    if not examples.examples:
         raise DatasetInvalid(
             f"No row of {dataset} has a token to learn: "
-            + (f"every prompt fills max_length {max_length}." if every else "the file is empty."),
-            "Raise max_length, or shorten the prompts." if every else "Add rows.",
+            + (f"every prompt fills max_length {max_length}." if examples.every else "the file is empty."),
+            "Raise max_length, or shorten the prompts." if examples.every else "Add rows.",
         )
-    return Examples(
-        examples=kept,
-        rows=len(per_row),
-        truncated=sum(any(example.truncated for example in row) for row in per_row),
-        dropped=sum(not any(example.loss_tokens for example in row) for row in per_row),
-        not_prefix=sum(any(not example.prompt_is_prefix for example in row) for row in per_row),
-    )
+    return examples
+
+
+def render_examples(
+    dataset: str | StageDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_rows: int | None = None,
+) -> Examples:
+    """Render all rows, or the first, whatever comes of it; raises DatasetNotFound or DatasetInvalid."""
+    per_row = [
+        [render(pair, tokenizer, max_length) for pair in pairs] for pairs in read_pairs(dataset, max_rows)
+    ]
+    return Examples([example for row in per_row for example in row], rows=len(per_row))

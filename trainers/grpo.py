@@ -24,8 +24,10 @@ from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
 from trainers.errors import DeviceUnavailable
 from trainers.load import load_tokenizer, pick_device, pick_precision
+from trainers.preflight.check import check_before_training, quick_findings
+from trainers.preflight.findings import as_json
 from trainers.program import is_first_process, run_program, stop_after_step
-from trainers.render import Pair
+from trainers.render import Pair, prompt_tokens
 from trainers.report import Report
 from trainers.rollouts import Rollouts, load_prompts, prompt_dataset
 from trainers.training import (
@@ -49,14 +51,13 @@ def train(config: GrpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
+    check_before_training(config, tokenizer, prompts, run_dir, report)
     rollouts = Rollouts(config.rewards, config.num_generations)
     model = load_policy(config, precision, report)
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision)
         passes = len(trainer.train_dataset) / len(prompts)
-        callback = GrpoCallback(
-            run_dir, report, stop, config.keep_checkpoints, rollouts, config.samples_per_log, passes
-        )
+        callback = GrpoCallback(config, run_dir, report, stop, rollouts, passes)
         fit(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
         save_model(trainer, config, run_dir, tokenizer)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
@@ -72,12 +73,18 @@ def train(config: GrpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
 
 def plan(config: GrpoConfig) -> dict[str, Any]:
     """The resolved numbers of a run, without training."""
-    prompts = load_prompts(config.dataset, config.rewards, load_tokenizer(config.base))
+    tokenizer = load_tokenizer(config.base)
+    prompts = load_prompts(config.dataset, config.rewards, tokenizer)
     return {
         "stage": "grpo",
         "rows": len(prompts),
-        "prompts_per_step": _prompts_per_step(config),
-        **planned_numbers(config, total_steps(config, len(prompts), _prompts_per_step(config))),
+        "prompts_per_step": config.rows_per_step,
+        **planned_numbers(
+            config,
+            total_steps(config, len(prompts), config.rows_per_step),
+            _longest(config, prompts, tokenizer),
+        ),
+        "findings": as_json(quick_findings(config, tokenizer, prompts)),
     }
 
 
@@ -85,7 +92,7 @@ class GrpoCallback(RunDirCallback):
     """Also keeps samples and tells of useless rewards; one epoch here is `passes` over the rows."""
 
     def __init__(self, *args: Any) -> None:
-        *shared, self._rollouts, self._samples_per_log, self._passes = args
+        *shared, self._rollouts, self._passes = args
         super().__init__(*shared)
         self._told: set[str] = set()
 
@@ -102,7 +109,7 @@ class GrpoCallback(RunDirCallback):
         epoch = round(logs["epoch"] * self._passes, 4)
         super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
         if is_first_process():
-            samples = self._rollouts.samples(self._samples_per_log)
+            samples = self._rollouts.samples(self._config.samples_per_log)
             files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
         for name in set(self._rollouts.constant()) - self._told:
             self._told.add(name)
@@ -123,12 +130,13 @@ def _trainer(
     rollouts: Rollouts,
     precision: Precision,
 ) -> GRPOTrainer:
-    per_step = _prompts_per_step(config)
+    per_step = config.rows_per_step
     steps = total_steps(config, len(prompts), per_step)
+    longest = _longest(config, prompts, tokenizer)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=list(rollouts.functions),
-        args=TrlConfig(**_arguments(config, run_dir, precision, steps, rollouts.weights)),
+        args=TrlConfig(**_arguments(config, run_dir, precision, steps, longest, rollouts.weights)),
         train_dataset=prompt_dataset(prompts, steps * per_step, config.seed),
         processing_class=tokenizer,
         peft_config=new_adapter(config, model),
@@ -141,10 +149,15 @@ def _trainer(
 
 
 def _arguments(
-    config: GrpoConfig, run_dir: Path, precision: Precision, steps: int, weights: list[float]
+    config: GrpoConfig,
+    run_dir: Path,
+    precision: Precision,
+    steps: int,
+    longest_tokens: int,
+    weights: list[float],
 ) -> dict[str, Any]:
     return (
-        training_arguments(config, run_dir, precision, steps)
+        training_arguments(config, run_dir, precision, steps, longest_tokens)
         | _generation(config)
         | {
             # TRL counts prompts and answers itself; the Trainer would not find its input.
@@ -181,8 +194,9 @@ def _generation(config: GrpoConfig) -> dict[str, Any]:
     }
 
 
-def _prompts_per_step(config: GrpoConfig) -> int:
-    return config.batch_size // config.num_generations
+def _longest(config: GrpoConfig, prompts: list[Pair], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest prompt with the longest answer that is allowed."""
+    return max(len(prompt_tokens(pair, tokenizer)) for pair in prompts) + config.max_completion_length
 
 
 if __name__ == "__main__":

@@ -1,26 +1,43 @@
 """The token triples of a DPO run, with the counts that tell whether the data fits the model."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
 from trainers.errors import DatasetInvalid
 from trainers.render import IGNORED, Example, read_preferences, render
-from trainers.report import Report
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """What is trained on; `triples` hold `prompt_ids`, `chosen_ids` and `rejected_ids`, as TRL names them."""
+    """The pairs of all rows; one with an answer that has nothing left to learn is not trained."""
 
-    triples: list[dict[str, Any]]
-    rows: int
-    truncated: int
-    dropped: int
-    equal: int
+    pairs: list[tuple[Example, Example]]
+
+    @cached_property
+    def triples(self) -> list[dict[str, list[int]]]:
+        """What is trained on: `prompt_ids`, `chosen_ids` and `rejected_ids`, as TRL names them."""
+        return [_triple(*pair) for pair in self.pairs if all(example.loss_tokens for example in pair)]
+
+    @property
+    def rows(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def truncated(self) -> int:
+        return sum(any(example.truncated for example in pair) for pair in self.pairs)
+
+    @property
+    def dropped(self) -> int:
+        return self.rows - len(self.triples)
+
+    @property
+    def equal(self) -> list[int]:
+        """Rows whose answers are the same tokens and teach nothing."""
+        return [chosen.row for chosen, rejected in self.pairs if chosen.input_ids == rejected.input_ids]
 
     @property
     def tokens(self) -> int:
@@ -40,22 +57,6 @@ class Preferences:
     def summary(self) -> str:
         return f"{self.rows} rows in {len(self.triples)} pairs, {self.truncated} truncated"
 
-    def warn(self, report: Report, max_length: int) -> None:
-        """Report what works but may not be meant."""
-        if self.truncated:
-            report.warning(
-                "rows_truncated",
-                f"{self.truncated} of {self.rows} rows are longer than max_length {max_length} tokens and "
-                f"lose their end; {self.dropped} of them have an answer with nothing left and are left out. "
-                "Raise max_length.",
-            )
-        if self.equal:
-            report.warning(
-                "answers_equal",
-                f"In {self.equal} of {self.rows} rows the chosen and the rejected answer are the same tokens "
-                "and teach nothing. Remove these rows, or raise max_length if they differ at their end.",
-            )
-
 
 def load_preferences(
     dataset: str | StageDataset,
@@ -63,24 +64,29 @@ def load_preferences(
     max_length: int,
     max_rows: int | None = None,
 ) -> Preferences:
-    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid for a row that is no pair."""
-    pairs = [
-        (render(chosen, tokenizer, max_length), render(rejected, tokenizer, max_length))
-        for chosen, rejected in islice(read_preferences(dataset), max_rows)
-    ]
-    kept = [_triple(*pair) for pair in pairs if all(example.loss_tokens for example in pair)]
-    if not kept:
+    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid if no pair is left."""
+    preferences = render_preferences(dataset, tokenizer, max_length, max_rows)
+    if not preferences.triples:
         raise DatasetInvalid(
             f"No row of {dataset} has a pair to learn from: "
-            + (f"every prompt fills max_length {max_length}." if pairs else "the file is empty."),
-            "Raise max_length, or shorten the prompts." if pairs else "Add rows.",
+            + (f"every prompt fills max_length {max_length}." if preferences.pairs else "the file is empty."),
+            "Raise max_length, or shorten the prompts." if preferences.pairs else "Add rows.",
         )
+    return preferences
+
+
+def render_preferences(
+    dataset: str | StageDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_rows: int | None = None,
+) -> Preferences:
+    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid for a row that is no pair."""
     return Preferences(
-        triples=kept,
-        rows=len(pairs),
-        truncated=sum(any(example.truncated for example in pair) for pair in pairs),
-        dropped=len(pairs) - len(kept),
-        equal=sum(triple["chosen_ids"] == triple["rejected_ids"] for triple in kept),
+        [
+            (render(chosen, tokenizer, max_length), render(rejected, tokenizer, max_length))
+            for chosen, rejected in islice(read_preferences(dataset), max_rows)
+        ]
     )
 
 

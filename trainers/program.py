@@ -88,8 +88,10 @@ def is_first_process() -> bool:
 
 
 def _arguments() -> argparse.Namespace:
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.stem
     parser = argparse.ArgumentParser(
-        prog=f"python -m trainers.{Path(sys.argv[0]).stem}",
+        prog=f"python -m trainers.{name}",
         description=sys.modules["__main__"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

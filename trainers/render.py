@@ -32,6 +32,8 @@ class Example:
     labels: list[int]
     truncated: bool
     prompt_is_prefix: bool
+    length: int
+    """Tokens before it was cut."""
 
     @property
     def loss_tokens(self) -> int:
@@ -97,12 +99,27 @@ def render(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> E
         labels=labels[:max_length],
         truncated=len(ids) > max_length,
         prompt_is_prefix=start == len(prompt_ids),
+        length=len(ids),
     )
 
 
 def prompt_tokens(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt as the model reads it before it answers."""
     return _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+
+
+def render_prompt(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The prompt alone, none of which carries loss."""
+    ids = prompt_tokens(pair, tokenizer)
+    return Example(
+        row=pair.row,
+        text=tokenizer.decode(ids),
+        input_ids=ids,
+        labels=[IGNORED] * len(ids),
+        truncated=False,
+        prompt_is_prefix=True,
+        length=len(ids),
+    )
 
 
 def common_prefix_length(left: list[int], right: list[int]) -> int:

@@ -22,6 +22,8 @@ from trainers.configs.sft import SftConfig
 from trainers.configs.training import Precision
 from trainers.examples import Examples, load_examples
 from trainers.load import load_tokenizer, pick_device, pick_precision
+from trainers.preflight.check import check_before_training, quick_findings
+from trainers.preflight.findings import as_json
 from trainers.program import run_program, stop_after_step
 from trainers.report import Report
 from trainers.training import (
@@ -46,11 +48,11 @@ def train(config: SftConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     examples = load_examples(config.dataset, tokenizer, config.max_length)
-    examples.warn(report, config.max_length)
+    check_before_training(config, tokenizer, examples, run_dir, report)
     model = load_policy(config, precision, report)
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, examples, precision)
-        callback = RunDirCallback(run_dir, report, stop, config.keep_checkpoints)
+        callback = RunDirCallback(config, run_dir, report, stop)
         watch_validation(trainer, config, run_dir, tokenizer)
         fit(trainer, config, callback, run_dir, stop, examples.summary())
         save_model(trainer, config, run_dir, tokenizer)
@@ -60,7 +62,9 @@ def train(config: SftConfig, run_dir: Path, report: Report) -> dict[str, Any]:
 
 def plan(config: SftConfig) -> dict[str, Any]:
     """The resolved numbers of a run, without training."""
-    examples = load_examples(config.dataset, load_tokenizer(config.base), config.max_length)
+    tokenizer = load_tokenizer(config.base)
+    examples = load_examples(config.dataset, tokenizer, config.max_length)
+    dataset = _dataset(config, examples)
     return {
         "stage": "sft",
         "rows": examples.rows,
@@ -69,7 +73,10 @@ def plan(config: SftConfig) -> dict[str, Any]:
         "dropped": examples.dropped,
         "tokens": examples.tokens,
         "loss_tokens": examples.loss_tokens,
-        **planned_numbers(config, total_steps(config, len(_dataset(config, examples)), config.batch_size)),
+        **planned_numbers(
+            config, total_steps(config, len(dataset), config.batch_size), max(map(len, dataset["input_ids"]))
+        ),
+        "findings": as_json(quick_findings(config, tokenizer, examples)),
     }
 
 
@@ -90,7 +97,7 @@ def _trainer(
     trainer = RowTrainer(
         model=model,
         args=TrlConfig(
-            **training_arguments(config, run_dir, precision, steps),
+            **training_arguments(config, run_dir, precision, steps, max(map(len, dataset["input_ids"]))),
             **validation_arguments(config),
             max_length=config.max_length,
             completion_only_loss=True,

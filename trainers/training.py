@@ -37,6 +37,7 @@ from trainers.load import (
     pick_precision,
     template_sha256,
 )
+from trainers.preflight.fit import estimate_fit, needs_checkpointing, this_host
 from trainers.program import Stop, StopRequested, is_first_process
 from trainers.report import Report
 
@@ -143,7 +144,7 @@ def keep_adapter_precise(trainer: T) -> T:
 
 
 def training_arguments(
-    config: TrainingConfig, run_dir: Path, precision: Precision, steps: int
+    config: TrainingConfig, run_dir: Path, precision: Precision, steps: int, longest_tokens: int
 ) -> dict[str, Any]:
     """The arguments that mean the same to every trainer of TRL."""
     is_cpu = pick_device(config.queue).type == "cpu"
@@ -161,7 +162,7 @@ def training_arguments(
         "data_seed": config.seed,
         "use_cpu": is_cpu,
         "bf16": precision is Precision.bf16,
-        "activation_checkpointing": wants_checkpointing(config),
+        "activation_checkpointing": wants_checkpointing(config, longest_tokens),
         "dataloader_pin_memory": not is_cpu,
         "logging_steps": config.log_every_steps,
         # The default replaces losses that are not finite by the mean and would hide them.
@@ -175,11 +176,11 @@ def training_arguments(
     }
 
 
-def wants_checkpointing(config: TrainingConfig) -> bool:
-    """Whether activations are computed again: a third more work for most of their memory."""
+def wants_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
+    """Whether activations are computed again: a third more work, so only where memory asks for it."""
     if config.activation_checkpointing is not None:
         return config.activation_checkpointing
-    return pick_device(config.queue).type == "cuda"
+    return needs_checkpointing(config, this_host(), longest_tokens)
 
 
 def fit(
@@ -283,7 +284,7 @@ def _validated(state: TrainerState) -> dict[str, float]:
     return {} if best is None else {"best_validation_loss": losses[best], "best_step": best}
 
 
-def planned_numbers(config: TrainingConfig, steps: int) -> dict[str, Any]:
+def planned_numbers(config: TrainingConfig, steps: int, longest_tokens: int) -> dict[str, Any]:
     """What `--dry-run` tells of every training stage."""
     device = pick_device(config.queue)
     precision = pick_precision(config.precision, device)
@@ -301,7 +302,8 @@ def planned_numbers(config: TrainingConfig, steps: int) -> dict[str, Any]:
         "device": device.type,
         "precision": precision,
         "attention": pick_attention(config.attention, device),
-        "activation_checkpointing": wants_checkpointing(config),
+        "activation_checkpointing": wants_checkpointing(config, longest_tokens),
+        "fit": estimate_fit(config, [], longest_tokens),
     }
 
 

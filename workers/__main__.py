@@ -21,7 +21,7 @@ from app.queue import get_celery
 from app.settings import Settings, get_settings
 from app.sweep import Sweeper
 from trainers.configs import Queue
-from workers import engines, tasks
+from workers import engines, tasks, trouble
 from workers.host import Host, join
 
 logger = logging.getLogger("workers")
@@ -75,7 +75,7 @@ def _serve(host: Host, settings: Settings) -> bool:
     """Work until the end; False when Celery gave up by itself, which whoever started it must see."""
     celery = get_celery()
     tasks.register(celery, host)
-    sweeper = Sweeper(settings)
+    sweeper = Sweeper(settings, also=lambda: trouble.resume_where_room(host))
     keeper = threading.Thread(target=_keep_engines, args=(host,), name="deployments")
     host.leases.start()
     sweeper.start()

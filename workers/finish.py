@@ -1,7 +1,9 @@
 """How an attempt ended, read from its run directory: what it made is published, then SQL is told."""
 
+import errno
 import logging
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from app.tables import Model, ModelKind, Run, RunStatus
 from app.tables.base import new_id
 from trainers import run_dir as files
 from trainers.configs import StageKind
-from workers import process
+from workers import process, trouble
 from workers.launch import Launch
 from workers.lease import Lease
 
@@ -83,7 +85,7 @@ def finish(attempt: Attempt, launch: Launch, exit_status: int) -> None:
         return
     error = _error(launch.run_dir)
     if error is None and not attempt.stop_asked:
-        error = _unexplained(attempt.run, launch.run_dir, exit_status)
+        error = _unexplained(attempt.run, launch, exit_status)
     end(attempt, error)
 
 
@@ -102,6 +104,13 @@ def end(attempt: Attempt, error: dict[str, Any] | None) -> None:
             return lifecycle.give_up(session, current, error, guards, max_faults, _log(run))
         if current.status is RunStatus.cancelling:
             return _move(session, run, RunStatus.cancelled)
+        if error is not None and error["code"] == RunErrorCode.disk_full:
+            return _move(session, run, RunStatus.paused, {"error": error}, {"error": error})
+        if error is not None and error["code"] == RunErrorCode.out_of_memory:
+            config = trouble.with_smaller_micro_batch(current.config)
+            if config is not None and current.status is RunStatus.running:
+                lifecycle.record(session, run.id, run.attempt, [trouble.micro_batch_halved(current, config)])
+                return _move(session, run, RunStatus.queued, {"config": config}, {"error": error})
         if error is not None:
             return _move(session, run, RunStatus.failed, {"error": error}, {"error": error})
         if current.status is RunStatus.pausing:
@@ -116,6 +125,9 @@ def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> None:
         model = _stored(attempt, lambda: _publish_model(attempt.run, launch, result))
         result = _stored(attempt, lambda: _publish_datasets(attempt.run, launch, result))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            end(attempt, trouble.disk_full(f"What {attempt.run.id} has made does not fit into the store."))
+            return
         message = f"What the run made could not be stored: {error}."
         hint = "See whether the artifact store is up and has room."
         end(attempt, {"code": RunErrorCode.artifacts_unreachable, "message": message, "hint": hint})
@@ -271,13 +283,13 @@ def _without_nul(value: Any) -> Any:
     return value
 
 
-def _unexplained(run: Run, run_dir: Path, exit_status: int) -> dict[str, Any]:
-    if shutil.disk_usage(run_dir).free < DISK_FULL_BELOW_BYTES:
-        message = (
+def _unexplained(run: Run, launch: Launch, exit_status: int) -> dict[str, Any]:
+    if shutil.disk_usage(launch.run_dir).free < DISK_FULL_BELOW_BYTES:
+        return trouble.disk_full(
             f"The disk with the worker's data directory is full: the program of {run.id} could not go on."
         )
-        hint = "Free some space, then retry the job: it goes on from its last checkpoint."
-        return {"code": RunErrorCode.disk_full, "message": message, "hint": hint}
+    if exit_status == process.KILLED + signal.SIGKILL and trouble.kernel_kills() > launch.kernel_kills:
+        return trouble.killed_for_memory(run)
     if exit_status > process.KILLED:
         message = f"The program was killed by signal {exit_status - process.KILLED}."
         hint = "A 9 is often the kernel's out-of-memory killer: use a smaller micro_batch_size or max_length."

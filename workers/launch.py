@@ -21,6 +21,7 @@ from trainers import run_dir as files
 from trainers.configs import PrepareConfig, Queue, StageDataset, StageOutput, parse_stage
 from trainers.configs.references import ReferenceKind, find_references
 from workers import devices
+from workers.trouble import disk_full, kernel_kills
 
 # What is handed on to a program: a worker's own credentials (database, broker) are not.
 ENVIRONMENT = (
@@ -64,6 +65,8 @@ class Launch:
     environment: dict[str, str]
     dataset_id: str | None
     base: ResolvedModel | None
+    kernel_kills: int
+    """Programs that this host's kernel had killed for memory before it starts."""
 
 
 def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
@@ -84,7 +87,7 @@ def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
         "--config", str(run_dir / files.CONFIG), "--run-dir", str(run_dir),
     ]  # fmt: skip
     origin = models.get("base") or models.get("model")
-    return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, origin)
+    return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, origin, kernel_kills())
 
 
 def resolve_model(job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
@@ -128,11 +131,10 @@ def _clear_earlier(run_dir: Path, attempt: int) -> None:
 def _refusal(run: Run, error: Exception) -> LaunchError:
     """Why the run's inputs could not be laid out on this host."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return LaunchError(
-            RunErrorCode.disk_full,
-            f"The disk with the worker's data directory is full: the inputs of {run.id} do not fit.",
-            "Free some space, then retry the job: it goes on from its last checkpoint.",
+        told = disk_full(
+            f"The disk with the worker's data directory is full: the inputs of {run.id} do not fit."
         )
+        return LaunchError(told["code"], told["message"], told["hint"])
     if isinstance(error, OSError | ArtifactCorrupt):
         return LaunchError(
             RunErrorCode.artifacts_unreachable,

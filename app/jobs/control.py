@@ -68,6 +68,10 @@ def cancel(session: Session, job_id: str) -> Job:
 def pause(session: Session, job_id: str) -> Job:
     """Stop a job so that it can go on from its last checkpoint."""
     runs, moved = _move_current(session, job_id, PAUSE)
+    if moved is None and lifecycle.is_waiting_for_room(current := current_run(runs)):
+        # It would go on by itself once there is room; now a person has to say so.
+        lifecycle.move(session, current.id, RunStatus.queued, sources=[RunStatus.paused])
+        lifecycle.move(session, current.id, RunStatus.paused, values={"error": None})
     if moved is not None and moved.status is RunStatus.pausing:
         # As above: if the program ends before it hears of this, the job still pauses after it.
         for run in runs[moved.position + 1 : moved.position + 2]:

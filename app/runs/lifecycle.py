@@ -4,6 +4,7 @@
     running → pausing → paused → queued           (pause, resume)
     running → cancelling → cancelled              (cancel)
     running → queued                              (lease lost, worker leaving, fault to be retried)
+    running → paused → queued                     (disk full, until there is room)
     failed | cancelled → queued                   (retry)
 
 Every change is one guarded UPDATE that also takes the number of the event telling of it. A writer
@@ -29,7 +30,14 @@ from trainers.configs import Queue, StageKind
 NEXT: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.queued: frozenset({RunStatus.running, RunStatus.paused, RunStatus.cancelled}),
     RunStatus.running: frozenset(
-        {RunStatus.pausing, RunStatus.cancelling, RunStatus.succeeded, RunStatus.failed, RunStatus.queued}
+        {
+            RunStatus.pausing,
+            RunStatus.paused,
+            RunStatus.cancelling,
+            RunStatus.succeeded,
+            RunStatus.failed,
+            RunStatus.queued,
+        }
     ),
     RunStatus.pausing: frozenset(
         {RunStatus.paused, RunStatus.cancelling, RunStatus.succeeded, RunStatus.failed}
@@ -217,6 +225,22 @@ def release_expired(session: Session, max_faults: int) -> list[Run]:
         guards = [col(Run.status) == run.status, col(Run.attempt) == run.attempt, lapsed]
         released.append(give_up(session, run, error, guards, max_faults))
     return [run for run in released if run is not None]
+
+
+def waiting_for_room(session: Session, queues: Sequence[Queue], stages: Sequence[StageKind]) -> Sequence[Run]:
+    """Runs that a full disk has paused, and that a worker of these queues could go on with."""
+    statement = select(Run).where(
+        col(Run.status) == RunStatus.paused,
+        col(Run.queue).in_(queues),
+        col(Run.stage).in_(stages),
+        col(Run.error).is_not(None),
+    )
+    return [run for run in session.scalars(statement) if is_waiting_for_room(run)]
+
+
+def is_waiting_for_room(run: Run) -> bool:
+    """Whether a full disk has paused the run; what a person has paused has no error."""
+    return run.status is RunStatus.paused and (run.error or {}).get("code") == RunErrorCode.disk_full
 
 
 def _update(

@@ -1,13 +1,6 @@
 """What goes wrong has a name, a sentence and a hint; the traceback stays in the log."""
 
-import os
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from tests.e2e.platform import LONG, Platform, sft, short
+from tests.e2e.platform import Platform, sft, short
 
 
 def failed(platform: Platform, job: str, position: int = 0) -> dict[str, str]:
@@ -47,34 +40,6 @@ def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(embedded: P
     assert failed(embedded, again)["code"] == "adapter_unreadable"
     log = embedded.client.get(f"/api/v1/runs/{embedded.run(again)['id']}/files/log.txt")
     assert "Traceback" in log.text
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    mount = tmp_path / "small"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)], check=True)
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
-
-
-def test_full_disk_is_named_and_the_run_goes_on_after_room_is_made(team: Platform, small_disk: Path) -> None:
-    artifacts = f"file://{team.folder / 'artifacts'}"
-    team.start_worker(TUNESMITH_DATA_DIR=str(small_disk), TUNESMITH_ARTIFACTS_URL=artifacts)
-    full = {**LONG, "tuning": {"method": "full"}, "keep_checkpoints": 50}
-    job = team.submit(sft(**full))
-    error = failed(team, job)
-    assert error["code"] == "disk_full"
-    steps = [saved["step"] for saved in team.get(f"/runs/{team.run(job)['id']}/checkpoints")["items"]]
-    assert steps, "no checkpoint was kept"
-    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    team.post(f"/jobs/{job}/retry")
-    assert team.resumed_at(job) > max(steps)
-    team.post(f"/jobs/{job}/cancel")
-    team.finish(job)
 
 
 def test_short_run_is_short(embedded: Platform) -> None:

@@ -41,9 +41,11 @@ def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
     train = sft.train if isinstance(config, SftConfig) else dpo.train
     with Report(run_dir / files.METRICS) as report:
         try:
-            return train(config, run_dir, report)  # type: ignore[arg-type]
+            result = train(config, run_dir, report)  # type: ignore[arg-type]
         except StopRequested:
             return None
+    files.write_result(run_dir, result)
+    return result
 
 
 def at_checkpoint(uninterrupted: Path, run_dir: Path, step: int) -> None:

@@ -1,5 +1,6 @@
 """Kinds of tuning, batches, validation and everything else that a training stage offers."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tests.trainers.conftest import events, losses
@@ -18,7 +19,8 @@ from trainers.batches import StepOrder
 from trainers.best import best_step, steps_without_better
 from trainers.configs import parse_stage
 from trainers.data.arithmetic import Split, problems
-from trainers.errors import DeviceUnavailable
+from trainers.diagnosis import diagnose
+from trainers.errors import DeviceUnavailable, LossNotFinite
 from trainers.examples import load_examples
 from trainers.load import load_tokenizer
 from trainers.report import Report
@@ -274,3 +276,32 @@ def test_dpo_validates_and_keeps_its_best(stage: dict[str, Any], write_rows: Wri
 def _validation_losses(run_dir: Path) -> dict[int, float]:
     told = [event for event in events(run_dir, "metrics") if "validation_loss" in event["values"]]
     return {event["step"]: event["values"]["validation_loss"] for event in told}
+
+
+def test_a_learning_rate_far_above_the_default_is_held_responsible(stage: dict[str, Any]) -> None:
+    config = parse_stage(stage | {"learning_rate": 0.5, "tuning": {"method": "full"}})
+    state = TrainerState(global_step=30, log_history=[{"step": 20, "loss": 9.5, "grad_norm": 300.0}])
+    told = diagnose(config, torch.nn.Linear(2, 2), state, {"loss": float("nan")})  # type: ignore[arg-type]
+    assert "learning_rate 0.5 is 2.5e+04 times the default of full tuning" in told.message
+    assert "step 20 loss 9.5 gradient 300" in told.message
+    assert "to 2e-05 at first" in told.hint
+
+
+def test_gradients_that_ran_away_are_held_responsible(stage: dict[str, Any]) -> None:
+    config = parse_stage(stage | {"learning_rate": 1e-4})
+    logs = [{"step": step, "loss": 2.0, "grad_norm": 2.0**step} for step in range(1, 9)]
+    state = TrainerState(global_step=9, log_history=logs)
+    told = diagnose(config, torch.nn.Linear(2, 2), state, {"grad_norm": float("inf")})  # type: ignore[arg-type]
+    assert "The grad_norm is inf at step 9" in told.message
+    assert "gradients had been growing" in told.message
+
+
+def test_a_base_with_a_broken_weight_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
+    base = tmp_path / "broken"
+    shutil.copytree(stage["base"], base)
+    weights = load_file(base / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][0, 0] = float("inf")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LossNotFinite, match=r"up_proj.*holds values that are not finite"):
+        run_stage(stage | {"base": str(base)}, tmp_path / "run")

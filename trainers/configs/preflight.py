@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainers.configs.base import Config, DatasetRef, NonEmpty, StageConfig
+from trainers.configs.base import Config, NonEmpty, StageConfig
 from trainers.configs.dpo import DpoConfig
 from trainers.configs.grpo import GrpoConfig
 from trainers.configs.sft import SftConfig
@@ -24,9 +24,6 @@ class PreflightConfig(StageConfig):
 
     stage: Literal["preflight"] = "preflight"
     target: Annotated[SftConfig | DpoConfig | GrpoConfig, Field(discriminator="stage")]
-    test_datasets: list[DatasetRef] = Field(
-        default_factory=list, max_length=20, description="Held-out data that must not be trained on."
-    )
     hosts: list[HostMemory] = Field(
         default_factory=list,
         description="Memory that the estimate is held against; by default that of the host it runs on.",

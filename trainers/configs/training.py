@@ -51,6 +51,14 @@ class Parallelism(StrEnum):
     zero3 = "zero3"  # Weights too, by DeepSpeed.
 
 
+class PreflightMode(StrEnum):
+    """What a training stage does with what it finds before it starts."""
+
+    check = "check"  # Errors end the run, warnings become events.
+    warn = "warn"  # All become events.
+    off = "off"  # Nothing is looked for.
+
+
 class LoraTuning(Config):
     """Train low-rank adapters and leave the base frozen (Hu et al., 2021, arXiv:2106.09685)."""
 
@@ -102,6 +110,9 @@ class TrainingConfig(StageConfig):
         default_factory=list,
         max_length=20,
         description="Datasets whose rows must not be trained on; in a job, those of its evaluate stages too.",
+    )
+    preflight: PreflightMode = Field(
+        PreflightMode.check, description="What is done with faults that are found before training starts."
     )
     tuning: Tuning = Field(default_factory=LoraTuning)
 

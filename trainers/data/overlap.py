@@ -4,7 +4,7 @@ A score on such rows says what the model remembers, not what it can do. Only pro
 `trainers.data.filters.near`).
 """
 
-from collections import Counter
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -45,23 +45,33 @@ def find_overlap(
     *,
     threshold: float = 0.8,
     text_of: Callable[[Row, RowFormat], str] = prompt_text,
+    exact_only: bool = False,
+    same_numbers: bool = False,
     limit: int = 100,
 ) -> OverlapReport:
     """Compares what is asked in each row; the test set is held in memory, the training set is read once.
 
+    `exact_only` leaves near matches out and reads some hundred times faster. With `same_numbers`, texts that
+    differ in a number are not near: they ask different things.
+
     The report keeps the first `limit` overlaps. Raises ValueError for a file that `iter_rows` refuses, a row
     of no known format, or a test set of more than 50,000 rows.
     """
-    index, lines_of, rows = NearIndex(threshold, MAX_TEST_ROWS), dict[str, set[int]](), Counter[Path]()
+    index, lines_of, train_rows = NearIndex(threshold, MAX_TEST_ROWS), dict[str, set[int]](), 0
+    numbers_of: dict[int, list[str]] = {}
     for line, text in _texts(test, text_of):
-        rows[test] += 1
         lines_of.setdefault(text, set()).add(line)
-        if not index.add(line, text):
+        numbers_of[line] = numbers_in(text)
+        if not exact_only and not index.add(line, text):
             raise ValueError(f"{test.name} has more than {MAX_TEST_ROWS:,} rows: split it.")
     exact, met, first, overlaps = set[int](), set[int](), list[Overlap](), 0
     for line, text in _texts(train, text_of):
-        rows[train] += 1
-        equal, found = lines_of.get(text, set()), index.matches(text)
+        train_rows += 1
+        equal = lines_of.get(text, set())
+        found = [(number, 1.0) for number in sorted(equal)] if exact_only else index.matches(text)
+        if same_numbers:
+            numbers = numbers_in(text)
+            found = [match for match in found if numbers_of[match[0]] == numbers]
         exact |= equal
         met.update(number for number, _ in found)
         overlaps += len(found)
@@ -70,13 +80,18 @@ def find_overlap(
             for number, similarity in found[: limit - len(first)]
         ]
     return OverlapReport(
-        test_rows=rows[test],
-        train_rows=rows[train],
+        test_rows=len(numbers_of),
+        train_rows=train_rows,
         exact_test_rows=len(exact),
         near_test_rows=len(met - exact),
         first=first,
         overlaps=overlaps,
     )
+
+
+def numbers_in(text: str) -> list[str]:
+    """The numbers of a text in their order: word problems that differ in one ask different things."""
+    return re.findall(r"\d+", text)
 
 
 def _texts(path: Path, text_of: Callable[[Row, RowFormat], str]) -> Iterator[tuple[int, str]]:

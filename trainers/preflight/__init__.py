@@ -1,0 +1,1 @@
+"""What would waste a training run, found before it starts."""

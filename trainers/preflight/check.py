@@ -1,0 +1,132 @@
+"""All findings of a training stage: what its program looks at before it starts, and what takes longer."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from trainers import run_dir as files
+from trainers.configs.dpo import DpoConfig
+from trainers.configs.grpo import GrpoConfig
+from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
+from trainers.configs.training import PreflightMode, TrainingConfig
+from trainers.errors import PreflightFailed
+from trainers.examples import Examples
+from trainers.load import base_of
+from trainers.preferences import Preferences
+from trainers.preflight.alike import overlap_findings
+from trainers.preflight.findings import Finding, FindingCode, Level, as_json, finding
+from trainers.preflight.rewards import reference_findings
+from trainers.preflight.rows import file_findings, text_findings
+from trainers.preflight.settings import setting_findings
+from trainers.preflight.tokens import model_findings, token_findings
+from trainers.program import is_first_process
+from trainers.render import Pair, dataset_path, prompt_tokens, read_pairs, read_preferences
+from trainers.report import Report
+
+PREFLIGHT = "preflight.json"
+
+Rows = Examples | Preferences | Sequence[Pair]
+
+logger = logging.getLogger("trainers")
+
+
+def check_before_training(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows, run_dir: Path, report: Report
+) -> None:
+    """Look for what would waste the run, tell it as warnings, and raise PreflightFailed for an error.
+
+    Left to the stage `preflight`, since they cost: near duplicates, held-out rows that are nearly trained on,
+    and rewards on a sample of the model's own answers.
+    """
+    if config.preflight is PreflightMode.off or not is_first_process():
+        return
+    found = list(quick_findings(config, tokenizer, rows))
+    files.write_json(run_dir / PREFLIGHT, {"findings": as_json(found)})
+    is_resumed = files.last_complete_checkpoint(run_dir) is not None
+    for told in found if not is_resumed else ():
+        report.warning(told.code, f"{told.message} {told.hint}")
+        logger.warning("%s: %s %s", told.code, told.message, told.hint)
+    errors = [told for told in found if told.level is Level.error]
+    if errors and config.preflight is PreflightMode.check:
+        places = "; ".join(f"row {place.line}" for place in errors[0].examples[:3] if place.line)
+        raise PreflightFailed(
+            f"{errors[0].code}: {errors[0].message}" + (f" First: {places}." if places else ""),
+            f"{errors[0].hint} To train all the same, set preflight to warn.",
+        )
+
+
+def quick_findings(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows, *, exact_only: bool = True
+) -> Iterator[Finding]:
+    """What a program can tell from the rows that it has read and rendered anyway."""
+    dataset = dataset_path(config.dataset)
+    yield from setting_findings(config, model_config(config))
+    yield from file_findings(dataset)
+    yield from text_findings(
+        _said(config), tokenizer.all_special_tokens, are_answers_learned=_are_answers_read(config)
+    )
+    yield from _rendered_findings(config, tokenizer, rows)
+    held_out = [dataset_path(reference) for reference in config.held_out]
+    yield from overlap_findings(dataset, held_out, exact_only=exact_only)
+
+
+def model_config(config: TrainingConfig) -> PreTrainedConfig:
+    """The base's config; raises what `load_tokenizer` would have raised before."""
+    return AutoConfig.from_pretrained(base_of(config.base), trust_remote_code=False)
+
+
+def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end generation: the tokenizer's, and those of the model's generation config."""
+    try:
+        ends = GenerationConfig.from_pretrained(base_of(config.base)).eos_token_id
+    except OSError:  # The file is optional.
+        ends = None
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset(end for end in [*listed, tokenizer.eos_token_id] if end is not None)
+
+
+def _said(config: TrainingConfig) -> Iterator[Sequence[Pair]]:
+    """The turns of each row, or its two answers."""
+    return read_preferences(config.dataset) if isinstance(config, DpoConfig) else read_pairs(config.dataset)
+
+
+def _are_answers_read(config: TrainingConfig) -> bool:
+    """Whether a row's answer is learned, or at least compared with: some rewards look at the form alone."""
+    return not isinstance(config, GrpoConfig) or any(
+        isinstance(reward, ChrfReward | BleuReward) for reward in config.rewards
+    )
+
+
+def _rendered_findings(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows
+) -> Iterator[Finding]:
+    model, ends = model_config(config), end_tokens(config, tokenizer)
+    if isinstance(rows, Preferences):
+        yield from _equal_answers(rows)
+        examples = [example for pair in rows.pairs for example in pair]
+        yield from token_findings(examples, tokenizer, model, ends, config.max_length)
+    elif isinstance(rows, Examples):
+        yield from token_findings(rows.every, tokenizer, model, ends, config.max_length)
+    else:
+        assert isinstance(config, GrpoConfig)
+        prompts = [(pair.row, prompt_tokens(pair, tokenizer)) for pair in rows]
+        yield from model_findings(prompts, tokenizer, model, config.max_completion_length)
+        if any(isinstance(reward, CorrectnessReward) for reward in config.rewards):
+            yield from reference_findings(rows)
+
+
+def _equal_answers(preferences: Preferences) -> Iterator[Finding]:
+    equal = preferences.equal
+    if equal:
+        yield finding(
+            FindingCode.chosen_equals_rejected,
+            Level.error if len(equal) == preferences.rows else Level.warning,
+            f"In {len(equal)} of {preferences.rows} rows the chosen and the rejected answer are the same "
+            "tokens and teach nothing.",
+            "Remove these rows, or raise max_length if they differ at their end.",
+            places=[(line, "both answers are alike") for line in equal],
+            count=len(equal),
+            rows=preferences.rows,
+        )
