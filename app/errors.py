@@ -75,6 +75,7 @@ class RunErrorCode(StrEnum):
     disk_full = "disk_full"
     loss_not_finite = "loss_not_finite"
     preflight_failed = "preflight_failed"
+    merge_differs = "merge_differs"
     internal_error = "internal_error"
 
     program_killed = "program_killed"

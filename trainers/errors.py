@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     disk_full = "disk_full"
     loss_not_finite = "loss_not_finite"
     preflight_failed = "preflight_failed"
+    merge_differs = "merge_differs"
     internal_error = "internal_error"
 
 
@@ -56,6 +57,10 @@ class DatasetInvalid(ProgramError):
 
 class TemplateMissing(ProgramError):
     code = ErrorCode.template_missing
+
+
+class MergeDiffers(ProgramError):
+    code = ErrorCode.merge_differs
 
 
 class PreflightFailed(ProgramError):

@@ -160,7 +160,7 @@ def test_rows_that_are_no_pairs_are_named(
     with pytest.raises(DatasetInvalid, match="every prompt fills max_length 8"):
         load_preferences(write_rows([pair]), tokenizer, 8)
     kept = load_preferences(write_rows([pair, pair | {"rejected": "4"}]), tokenizer, 64)
-    assert (kept.rows, len(kept.triples), kept.equal, kept.truncated) == (2, 2, 1, 0)
+    assert (kept.rows, len(kept.triples), kept.equal, kept.truncated) == (2, 2, [2], 0)
 
 
 def test_preferences_are_the_tokens_of_the_whole_conversations(starter: Path, preference_rows: str) -> None:

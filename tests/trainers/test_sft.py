@@ -170,20 +170,22 @@ def test_lora_continues_a_given_adapter_and_counts_truncated_rows(
     write_rows: Callable[[list[dict[str, Any]]], str],
     tmp_path: Path,
 ) -> None:
-    turns = [
-        {"role": "user", "content": "Ada has 2 keys."},
-        {"role": "assistant", "content": "So 2 + 3 = 5.\n#### 5"},
-        {"role": "user", "content": "And if there were 4 more? " * 20},
-        {"role": "assistant", "content": "So 5 + 4 = 9.\n#### 9"},
-    ]
-    dataset = write_rows([{"messages": turns}] * 4)
+    def turns(keys: int) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": f"Ada has {keys} keys."},
+            {"role": "assistant", "content": f"So {keys} + 3 = {keys + 3}.\n#### {keys + 3}"},
+            {"role": "user", "content": "And if there were 4 more? " * 20},
+            {"role": "assistant", "content": f"So {keys + 3} + 4 = {keys + 7}.\n#### {keys + 7}"},
+        ]
+
+    dataset = write_rows([{"messages": turns(keys)} for keys in range(4)])
     config = lora | {"base": full["base"], "dataset": dataset, "max_length": 64, "max_steps": 1}
     status, _, err = programs.run(
         "trainers.sft", config | {"tuning": {"rank": 4, "method": "lora"}}, tmp_path
     )
     assert status == 0, err
     codes = [event["code"] for event in events(tmp_path, "warning")]
-    assert codes == ["rows_truncated", "adapter_settings_kept"]
+    assert codes == ["labels_all_masked", "adapter_settings_kept"]
     assert "on 4 rows in 4 examples, 4 truncated" in err
     before = load_file(lora_run[0] / "model" / "adapter_model.safetensors")
     after = load_file(tmp_path / "model" / "adapter_model.safetensors")

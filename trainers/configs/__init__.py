@@ -14,7 +14,7 @@ from trainers.configs.deploy import DeployConfig, EngineKind
 from trainers.configs.dpo import DpoConfig, DpoLoss
 from trainers.configs.evaluate import EvaluateConfig, Metric
 from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss, RewardScale
-from trainers.configs.merge import MergeConfig, MergeDtype, ModelFile
+from trainers.configs.merge import MergeConfig, MergeDtype
 from trainers.configs.preflight import HostMemory, PreflightConfig
 from trainers.configs.prepare import PrepareConfig
 from trainers.configs.sft import SftConfig
@@ -51,7 +51,6 @@ __all__ = [
     "MergeConfig",
     "MergeDtype",
     "Metric",
-    "ModelFile",
     "ModelRef",
     "Parallelism",
     "Part",

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.training import MaxLength, refuse_adapted_head
+from trainers.configs.training import MaxLength
 from trainers.configs.validation import ValidatedTrainingConfig
 
 
@@ -72,7 +72,6 @@ class DpoConfig(ValidatedTrainingConfig):
 
     @model_validator(mode="after")
     def _losses_fit(self) -> Self:
-        refuse_adapted_head(self.tuning)
         if DpoLoss.exo_pair in self.losses and self.label_smoothing == 0:
             raise ValueError("the loss exo_pair needs a label_smoothing above 0; its paper takes 0.001")
         if self.label_smoothing and not any(loss.smooths for loss in self.losses):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from trainers.configs.base import LARGEST_COUNT
 from trainers.configs.rewards import Rewards
-from trainers.configs.training import TrainingConfig, refuse_adapted_head
+from trainers.configs.training import TrainingConfig
 
 
 class GrpoLoss(StrEnum):
@@ -92,7 +92,6 @@ class GrpoConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        refuse_adapted_head(self.tuning)
         if self.batch_size % self.num_generations:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of num_generations {self.num_generations}"

@@ -8,13 +8,6 @@ from pydantic import Field
 from trainers.configs.base import ModelRef, StageConfig
 
 
-class ModelFile(StrEnum):
-    """How the weights of a whole model are written."""
-
-    safetensors = "safetensors"
-    gguf = "gguf"
-
-
 class MergeDtype(StrEnum):
     """Number format of the merged weights; `auto` keeps that of the base."""
 
@@ -25,11 +18,12 @@ class MergeDtype(StrEnum):
 
 
 class MergeConfig(StageConfig):
-    """Merge an adapter into its base, check that the answers stay the same, and write whole weights."""
+    """Merge an adapter into its base, check that the answers stay the same, and write whole weights.
+
+    Weights are written as safetensors. For GGUF there is no well-kept converter that could be installed as a
+    package: convert the folder with the script of llama.cpp.
+    """
 
     stage: Literal["merge"] = "merge"
-    model: ModelRef
+    model: ModelRef = Field(description="The model with an adapter, such as `{stage: sft}`.")
     dtype: MergeDtype = MergeDtype.auto
-    exports: list[ModelFile] = Field(
-        default_factory=list, description="Files written beside the safetensors weights: `gguf`."
-    )

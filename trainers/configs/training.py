@@ -167,6 +167,8 @@ class TrainingConfig(StageConfig):
         if not isinstance(values, dict):
             return values
         values = with_presets(cls.model_fields["stage"].default, values)
+        if isinstance(values.get("tuning"), dict):
+            values["tuning"] = {"method": "lora", **values["tuning"]}
         if values.get("learning_rate") is None:
             tuning = values.get("tuning") or {}
             method = (
@@ -187,6 +189,15 @@ class TrainingConfig(StageConfig):
         return values
 
     @model_validator(mode="after")
+    def _head_is_not_adapted(self) -> Self:
+        # TRL multiplies by the head's own weights, for the loss over a few tokens at once.
+        if isinstance(self.tuning, LoraTuning) and "lm_head" in self.tuning.target_modules:
+            raise ValueError(
+                "tuning.target_modules may not hold lm_head: its adapter would not be trained here"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         assert self.micro_batch_size is not None
         if self.batch_size % self.micro_batch_size:
@@ -194,12 +205,3 @@ class TrainingConfig(StageConfig):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
-
-
-def refuse_adapted_head(tuning: LoraTuning | FullTuning) -> None:
-    """Raise ValueError where an adapter on the head would never be trained.
-
-    TRL multiplies by the head's own weights when it needs only the probabilities of the answer's tokens.
-    """
-    if isinstance(tuning, LoraTuning) and "lm_head" in tuning.target_modules:
-        raise ValueError("tuning.target_modules may not hold lm_head: its adapter would not be trained here")

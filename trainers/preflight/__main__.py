@@ -50,7 +50,7 @@ def preflight(config: PreflightConfig, run_dir: Path, report: Report) -> dict[st
     found = [*quick_findings(target, tokenizer, rows, exact_only=False)]
     report.progress(1, 3)
     found += near_duplicate_findings(dataset_path(target.dataset))
-    if isinstance(target, GrpoConfig):
+    if isinstance(target, GrpoConfig) and isinstance(rows, list):
         found += reward_findings(target, rows)
     report.progress(2, 3)
     seen = _shown(rows, tokenizer, config.shown_rows)
@@ -73,7 +73,8 @@ def preflight(config: PreflightConfig, run_dir: Path, report: Report) -> dict[st
 def plan(config: PreflightConfig) -> dict[str, Any]:
     """How many rows would be judged."""
     rows = _rows(config.target, load_tokenizer(config.target.base))
-    return {"stage": "preflight", "target": config.target.stage, "examples": len(_examples(rows) or rows)}
+    count = len(rows) if isinstance(rows, Sequence) else len(_examples(rows))
+    return {"stage": "preflight", "target": config.target.stage, "examples": count}
 
 
 def _unusable(target: SftConfig | DpoConfig | GrpoConfig, error: DatasetInvalid) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _rows(target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedToken
             return render_preferences(target.dataset, tokenizer, target.max_length)
         case GrpoConfig():
             # Without rewards: references that cannot be judged by are a finding here.
-            return load_prompts(target.dataset, [], tokenizer)
+            return load_prompts(str(dataset_path(target.dataset)), [], tokenizer)
 
 
 def _examples(rows: Rows) -> list[Any]:

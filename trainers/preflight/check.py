@@ -10,6 +10,7 @@ from trainers import run_dir as files
 from trainers.configs.dpo import DpoConfig
 from trainers.configs.grpo import GrpoConfig
 from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
+from trainers.configs.sft import SftConfig
 from trainers.configs.training import PreflightMode, TrainingConfig
 from trainers.errors import PreflightFailed
 from trainers.examples import Examples
@@ -104,10 +105,12 @@ def _rendered_findings(
 ) -> Iterator[Finding]:
     model, ends = model_config(config), end_tokens(config, tokenizer)
     if isinstance(rows, Preferences):
+        assert isinstance(config, DpoConfig)
         yield from _equal_answers(rows)
         examples = [example for pair in rows.pairs for example in pair]
         yield from token_findings(examples, tokenizer, model, ends, config.max_length)
     elif isinstance(rows, Examples):
+        assert isinstance(config, SftConfig)
         yield from token_findings(rows.every, tokenizer, model, ends, config.max_length)
     else:
         assert isinstance(config, GrpoConfig)

@@ -46,7 +46,9 @@ def text_findings(
     rows: Iterable[Sequence[Pair]], special_tokens: Sequence[str], *, are_answers_learned: bool
 ) -> Iterator[Finding]:
     """Findings in what is said, in one pass; the pairs of a row are its turns, or its two answers."""
-    watches = [Duplicates(), Marks(special_tokens), *([Answers()] if are_answers_learned else [])]
+    watches: list[Duplicates | Marks | Answers] = [Duplicates(), Marks(special_tokens)]
+    if are_answers_learned:
+        watches.append(Answers())
     for pairs in rows:
         for watch in watches:
             watch.add(pairs)
