@@ -24,6 +24,7 @@ from transformers.utils import is_bitsandbytes_available
 from trainers import run_dir as files
 from trainers.best import BEST, KeepBest, best_step, stopped_early, unpack_best, validation_losses
 from trainers.callback import RunDirCallback, wait_for_all
+from trainers.configs.processes import parallel_arguments
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.errors import ConfigInvalid, DeviceUnavailable
@@ -172,8 +173,7 @@ def training_arguments(
         "save_steps": config.save_every_steps,
         "report_to": "none",
         "disable_tqdm": True,
-        "ddp_find_unused_parameters": False,
-    }
+    } | parallel_arguments(config)
 
 
 def wants_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
@@ -236,23 +236,35 @@ def save_model(
 def write_model(
     trainer: Trainer, config: TrainingConfig, target: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Publish the model as it is now: the adapter or all weights, with the tokenizer."""
+    """Publish the model as it is now: the adapter or all weights, with the tokenizer.
+
+    Every process takes part, since each may hold a shard of the weights.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = {"state_dict": _gathered(trainer, model)} if is_sharded else {}
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = base_of(config.base)
 
     def fill(folder: Path) -> None:
         if isinstance(model, PeftModel):
             # "auto" asks the hub whether the base's vocabulary has changed. A frozen reference stays behind.
-            model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
+            model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"], **state)
             (folder / "README.md").unlink()
         else:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, **state)
         tokenizer.save_pretrained(folder)
 
     if is_first_process():
         files.publish_folder(target, fill)
     wait_for_all()
+
+
+def _gathered(trainer: Trainer, model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
+    """The whole weights, put together from the shards of all processes; tied ones once, as in a file."""
+    tied = set() if isinstance(model, PeftModel) else set(model.all_tied_weights_keys)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return {name: weight for name, weight in weights.items() if name not in tied}
 
 
 def training_result(
@@ -271,6 +283,7 @@ def training_result(
             "train_loss": _mean_loss(state),
             "steps": state.global_step,
             "tokens": state.num_input_tokens_seen,
+            "devices": int(os.environ.get("WORLD_SIZE", "1")),
             **_validated(state),
             **metrics,
         },
@@ -316,6 +329,12 @@ def accumulation(config: TrainingConfig) -> int:
     """Micro-batches per device and step; raises ConfigInvalid if the devices cannot share a batch evenly."""
     assert config.micro_batch_size is not None
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != config.devices:
+        raise ConfigInvalid(
+            f"devices is {config.devices}, but {world_size} processes were started.",
+            "Start it with `python -m torch.distributed.run --nproc_per_node "
+            f"{config.devices} -m trainers.{config.stage} …`, or change devices.",
+        )
     if config.batch_size % (config.micro_batch_size * world_size):
         raise ConfigInvalid(
             f"batch_size {config.batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "

@@ -36,17 +36,28 @@ class Devices:
         self._free = sorted(gpu.index for gpu in gpus)
         self._lock = threading.Lock()
 
-    def take(self, queue: Queue) -> list[int] | None:
-        """GPU indices for one run or engine (none are needed off `cuda`); None when all are held."""
+    def take(self, queue: Queue, count: int = 1) -> list[int] | None:
+        """GPU indices for one run or engine (none are needed off `cuda`); None while fewer are free.
+
+        All or none: two runs that each held half of what they need would wait for each other for ever.
+        """
         if queue is not Queue.cuda:
             return []
         with self._lock:
-            return [self._free.pop(0)] if self._free else None
+            if len(self._free) < count:
+                return None
+            taken, self._free = self._free[:count], self._free[count:]
+            return taken
 
     def give_back(self, indices: Sequence[int]) -> None:
         """Let others have the GPUs."""
         with self._lock:
             self._free = sorted({*self._free, *indices})
+
+    @property
+    def free_gpus(self) -> int:
+        """How many GPUs nobody holds."""
+        return len(self._free)
 
     def free(self, queues: Sequence[Queue]) -> list[Queue]:
         """Those of the queues whose work could start now."""

@@ -43,7 +43,7 @@ def execute_next(host: Host) -> bool:
         return False
     logger.info("claimed", extra={"run_id": run.id, "attempt": run.attempt, "stage": run.stage})
     # The engine that a `deploy` stage asks for takes devices of its own.
-    gpus = [] if run.stage is StageKind.deploy else host.devices.take(run.queue)
+    gpus = [] if run.stage is StageKind.deploy else host.devices.take(run.queue, run.config.get("devices", 1))
     try:
         _carry_out(host, run, gpus, asked_at)
     except StaleAttempt as stale:
@@ -61,7 +61,8 @@ def _claim(session: Session, host: Host) -> Run | None:
     seconds = host.settings.lease_seconds
     deploys = [stage for stage in host.stages if stage is StageKind.deploy]
     queues = host.devices.free(host.queues)
-    return lifecycle.claim(session, host.worker_id, queues, host.stages, seconds) or lifecycle.claim(
+    free = host.devices.free_gpus
+    return lifecycle.claim(session, host.worker_id, queues, host.stages, seconds, free) or lifecycle.claim(
         session, host.worker_id, host.queues, deploys, seconds
     )
 

@@ -18,7 +18,7 @@ from app.errors import RunErrorCode
 from app.settings import Settings
 from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
 from trainers import run_dir as files
-from trainers.configs import PrepareConfig, Queue, StageDataset, StageOutput, parse_stage
+from trainers.configs import PrepareConfig, Queue, StageDataset, StageOutput, parse_stage, processes
 from trainers.configs.references import ReferenceKind, find_references
 from workers import devices
 from workers.trouble import disk_full, kernel_kills
@@ -76,16 +76,15 @@ def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
         run_dir.mkdir(parents=True, exist_ok=True)
         _clear_earlier(run_dir, run.attempt)
         values, models, dataset_id = _resolve(run, settings)
-        files.write_json(run_dir / files.CONFIG, parse_stage(values).model_dump(mode="json"))
+        config = parse_stage(values)
+        files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         _lay_checkpoint(run, run_dir, settings)
     except LaunchError:
         raise
     except (OSError, ArtifactCorrupt, ValidationError) as error:
         raise _refusal(run, error) from error
-    command = [
-        settings.trainer_python or sys.executable, "-m", f"trainers.{run.stage}",
-        "--config", str(run_dir / files.CONFIG), "--run-dir", str(run_dir),
-    ]  # fmt: skip
+    python = settings.trainer_python or sys.executable
+    command = processes.command(python, config, run_dir / files.CONFIG, run_dir)
     origin = models.get("base") or models.get("model")
     return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, origin, kernel_kills())
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, true, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
@@ -81,9 +81,10 @@ def claim(
     queues: Sequence[Queue],
     stages: Sequence[StageKind],
     lease_seconds: float,
+    free_gpus: int | None = None,
 ) -> Run | None:
     """Take the first run by priority, then age, that the worker can carry out; None when there is none."""
-    while (run_id := session.scalar(claimable(queues, stages).limit(1))) is not None:
+    while (run_id := session.scalar(claimable(queues, stages, free_gpus).limit(1))) is not None:
         run = move(
             session,
             run_id,
@@ -106,17 +107,25 @@ def claim(
     return None
 
 
-def claimable(queues: Sequence[Queue], stages: Sequence[StageKind] = tuple(StageKind)) -> Select[str]:
-    """Ids of the runs that could start now, in the order in which they should."""
+def claimable(
+    queues: Sequence[Queue], stages: Sequence[StageKind] = tuple(StageKind), free_gpus: int | None = None
+) -> Select[str]:
+    """Ids of the runs that could start now, in the order in which they should.
+
+    With `free_gpus`, a run on `cuda` that asks for more is left to a larger host, or until they are free.
+    """
     earlier = aliased(Run)
     waits = exists().where(
         col(earlier.job_id) == col(Run.job_id),
         col(earlier.position) < col(Run.position),
         col(earlier.status) != RunStatus.succeeded,
     )
+    devices = func.coalesce(col(Run.config)["devices"].as_integer(), 1)
+    fits = true() if free_gpus is None else or_(col(Run.queue) != Queue.cuda, devices <= free_gpus)
     return (
         select(col(Run.id))
         .where(
+            fits,
             col(Run.status) == RunStatus.queued,
             col(Run.queue).in_(queues),
             col(Run.stage).in_(stages),

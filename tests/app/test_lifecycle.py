@@ -152,3 +152,18 @@ def test_events_of_one_run_are_numbered_without_gaps_by_racing_writers(
         list(pool.map(write, range(24)))
     with reading() as session:
         assert [event.seq for event in events(session, run)] == list(range(1, 26))
+
+
+def test_a_run_for_more_gpus_than_are_free_is_left_to_others(make_job: Make, make_worker: MakeWorker) -> None:
+    (large,), (small,) = make_job(RunStatus.queued), make_job(RunStatus.queued)
+    worker = make_worker()
+    with transaction() as session:
+        for run, devices in ((large, 8), (small, 2)):
+            found = session.get_one(Run, run.id)
+            found.queue, found.config = Queue.cuda, {"devices": devices}
+    claimed = []
+    for free in (1, 4, 4, 8):
+        with transaction() as session:
+            run = lifecycle.claim(session, worker.id, [Queue.cuda], list(StageKind), LEASE_SECONDS, free)
+            claimed.append(run.id if run else None)
+    assert claimed == [None, small.id, None, large.id]
