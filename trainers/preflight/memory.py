@@ -141,7 +141,9 @@ def _adapter_activations(tuning: LoraTuning, shape: ModelShape, width: int) -> i
     outputs = 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate + shape.hidden
     linears = 7
     dropped = linears * shape.hidden * width if tuning.dropout else 0
-    return linears * tuning.rank * FP32_BYTES + dropped + (outputs * width if tuning.dora else 0)
+    # Measured: the outputs of base and adapter stand beside their sum, and DoRA keeps a scaled one too.
+    copies = 2 if tuning.dora else 1
+    return linears * tuning.rank * FP32_BYTES + dropped + copies * outputs * width
 
 
 def _logits(config: TrainingConfig, shape: ModelShape, tokens: int) -> int:

@@ -1,0 +1,135 @@
+"""How far the memory estimate of preflight lies from what training really takes.
+
+Models with random weights are trained for two steps in a process of their own, whose own high-water mark is
+read; on a GPU it would be the allocator's peak.
+
+    python -m tests.benchmarks.memory_estimate
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+
+from tests.benchmarks.figures import table
+from tests.e2e.platform import ROOT
+from trainers.configs import parse_stage
+from trainers.data.arithmetic import Split, problems
+from trainers.preflight.fit import estimate_fit
+
+MIB = 1 << 20
+# hidden, layers: 3, 13 and 57 million parameters.
+SIZES = {"3M": (256, 3), "13M": (512, 4), "57M": (768, 8)}
+LORA, FULL = {"method": "lora", "rank": 16}, {"method": "full"}
+CASES: list[tuple[str, dict[str, Any], int, int, bool]] = [
+    ("3M", FULL, 64, 1, False),
+    ("13M", LORA, 16, 1, False),
+    ("13M", FULL, 32, 1, False),
+    ("13M", FULL, 32, 1, True),
+    ("57M", LORA, 8, 4, False),
+    ("57M", FULL, 8, 4, False),
+    ("57M", FULL, 8, 4, True),
+]
+
+
+def main() -> None:
+    """Estimate and measure every case, and print both with the error."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as name:
+        folder = Path(name)
+        starter = [sys.executable, "-m", "trainers.starter", "--out", str(folder / "starter"), "--steps", "1"]
+        subprocess.run(starter, cwd=ROOT, check=True, capture_output=True)
+        for size, shape in SIZES.items():
+            _make(folder / "starter", folder / size, *shape)
+        for number, (size, tuning, rows, times, checkpointing) in enumerate(CASES):
+            stage = _stage(folder, size, tuning, rows, times, checkpointing)
+            peak = _peak(stage, folder / f"run-{number}")
+            tokens = _longest(folder, stage)
+            told = estimate_fit(parse_stage(stage), [], tokens)["hosts"][0]  # type: ignore[arg-type]
+            estimate = told["needed_bytes"]
+            kind = tuning["method"] + (", checkpointed" if checkpointing else "")
+            figures = [rows, tokens, estimate // MIB, peak // MIB]
+            lines.append([size, kind, *map(str, figures), f"{estimate / peak - 1:+.0%}"])
+            print(lines[-1], told["parts"], file=sys.stderr)
+    header = ["parameters", "tuning", "rows", "tokens a row", "estimate MiB", "peak MiB", "error"]
+    table("One micro-batch in fp32 on a CPU, libraries included", header, lines)
+
+
+def _make(starter: Path, out: Path, hidden: int, layers: int) -> None:
+    set_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(starter)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _stage(
+    folder: Path, size: str, tuning: dict[str, Any], rows: int, times: int, checkpointing: bool
+) -> dict[str, Any]:
+    dataset = folder / f"{rows}-{times}.jsonl"
+    made = problems(2 * rows, Split.train, seed=1)
+    lines = [json.dumps(row | {"question": " ".join([row["question"]] * 3 * times)}) for row in made]
+    dataset.write_text("\n".join(lines) + "\n")
+    return {
+        "stage": "sft",
+        "base": str(folder / size),
+        "dataset": str(dataset),
+        "tuning": tuning,
+        "batch_size": rows,
+        "micro_batch_size": rows,
+        "max_steps": 2,
+        "max_length": 2048,
+        "activation_checkpointing": checkpointing,
+        "save_every_steps": 100_000,
+        "preflight": "off",
+    }
+
+
+def _longest(folder: Path, stage: dict[str, Any]) -> int:
+    from trainers.examples import load_examples
+    from trainers.load import load_tokenizer
+
+    rows = load_examples(stage["dataset"], load_tokenizer(stage["base"]), stage["max_length"])
+    return max(len(example.input_ids) for example in rows.examples)
+
+
+def _peak(stage: dict[str, Any], run_dir: Path) -> int:
+    """Bytes at the high-water mark of the training process."""
+    run_dir.mkdir()
+    (run_dir / "asked.json").write_text(json.dumps(stage))
+    arguments = ["--config", str(run_dir / "asked.json"), "--run-dir", str(run_dir)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "trainers.sft", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    peak = 0
+    while child.poll() is None:
+        try:
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+        peak = max([peak, *marks])
+        time.sleep(0.02)
+    assert child.returncode == 0
+    return peak
+
+
+if __name__ == "__main__":
+    main()
