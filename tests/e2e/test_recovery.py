@@ -14,7 +14,7 @@ from redis import Redis
 from tests import services
 from tests.e2e.platform import LONG, Platform, family_of, kill, sft, short, until
 
-STEPS = 60
+STEPS = 120
 EXACT = {"max_steps": STEPS, "save_every_steps": 10, "tuning": {"method": "lora", "dropout": 0.1}}
 
 
