@@ -1,14 +1,14 @@
 """The maths chain as one job: SFT, then DPO on the model's own answers, then GRPO, judged after each.
 
-What it shows is that each stage adds to the one before within minutes on two CPU cores. SFT stops early on
-purpose: trained for longer, it alone goes further on these problems than all three together do here.
+SFT and GRPO raise the score within minutes on two CPU cores; what DPO does with so few pairs has been within
+the noise (between +2 and -4 points in four runs). SFT stops early on purpose: trained for longer, it alone
+goes further on these problems than all three together do here.
 
     python -m app.chain --seeds 0 1 2 --tuning full
 """
 
 import argparse
 import sys
-from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -32,15 +32,15 @@ console = Console(highlight=False)
 
 
 def main() -> int:
-    """Run the chain once per seed; the exit status is 0 if the mean score rises with every stage."""
+    """Run the chain once per seed; the exit status is 0 if SFT raises the mean score, and GRPO that of SFT."""
     arguments = _arguments()
     settings = get_settings()
     examples.make_starter(settings)
     with service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
         scores = [_run(client, settings, seed, arguments.tuning) for seed in arguments.seeds]
     _print(arguments, scores)
-    means = [mean(score[name] for score in scores) for name in ("base", *STAGES)]
-    return 0 if all(before < after for before, after in pairwise(means)) else 1
+    means = {name: mean(score[name] for score in scores) for name in ("base", *STAGES)}
+    return 0 if means["base"] < means["sft"] < means["grpo"] else 1
 
 
 def chain(seed: int, tuning: str) -> dict[str, Any]:
