@@ -32,7 +32,7 @@ console = Console(highlight=False)
 
 
 def main() -> int:
-    """Run the chain once per seed; the exit status is 0 if SFT raises the mean score, and GRPO that of SFT."""
+    """Run the chain once per seed; the exit status is 0 if SFT raises the mean score, and GRPO further."""
     arguments = _arguments()
     settings = get_settings()
     examples.make_starter(settings)
