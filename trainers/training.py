@@ -263,7 +263,8 @@ def write_model(
 def _gathered(trainer: Trainer, model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
     """The whole weights, put together from the shards of all processes; tied ones once, as in a file."""
     tied = set() if isinstance(model, PeftModel) else set(model.all_tied_weights_keys)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # DeepSpeed hands what it has gathered to the first process alone, and None to the others.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     return {name: weight for name, weight in weights.items() if name not in tied}
 
 
