@@ -15,6 +15,7 @@ from trainers.configs.training import TrainingConfig
 from trainers.diagnosis import diagnose
 from trainers.program import Stop, is_first_process
 from trainers.report import Report
+from trainers.surroundings import actual_resuming, keep_surroundings
 
 REPORTED = (
     *("loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy"),
@@ -34,6 +35,13 @@ class RunDirCallback(TrainerCallback):
         self._run_dir = run_dir
         self._report = report
         self._stop = stop
+
+    def tell_resumed(self, checkpoint: Path, step: int) -> None:
+        """Say from which step the run goes on, and whether exactly."""
+        found = actual_resuming(self._config, checkpoint)
+        if is_first_process():
+            logger.info("Resuming after step %d, %s. %s", step, found.exactness, " ".join(found.reasons))
+        self._report.resumed(step, found.exactness, found.reasons)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,6 +87,7 @@ class RunDirCallback(TrainerCallback):
         if is_first_process():
             written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             pack_best(self._run_dir, written)
+            keep_surroundings(self._config, written)
             files.publish_checkpoint(self._run_dir, state.global_step, written)
             files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
         wait_for_all()

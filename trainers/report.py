@@ -37,6 +37,10 @@ class Report:
         """Something works but not as a person may expect; the message says what to do."""
         self._append("warning", code=code, message=message)
 
+    def resumed(self, step: int, exactness: str, reasons: list[str]) -> None:
+        """The run goes on after this step, exactly as it would have gone or not, and why not."""
+        self._append("resumed", step=step, exactness=exactness, reasons=reasons)
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:

@@ -41,6 +41,7 @@ from trainers.load import (
 from trainers.preflight.fit import estimate_fit, needs_checkpointing, this_host
 from trainers.program import Stop, StopRequested, is_first_process
 from trainers.report import Report
+from trainers.surroundings import expected_resuming
 
 logger = logging.getLogger("trainers")
 
@@ -208,8 +209,7 @@ def fit(
         if checkpoint is None:
             trainer.train()
         else:
-            logger.info("Resuming from %s.", checkpoint)
-            _resume(trainer, config, checkpoint)
+            _resume(trainer, config, callback, checkpoint)
     finally:
         # After a failure too: on a full disk this makes room for error.json.
         if is_first_process():
@@ -318,6 +318,7 @@ def planned_numbers(config: TrainingConfig, steps: int, longest_tokens: int) -> 
         "attention": pick_attention(config.attention, device),
         "activation_checkpointing": wants_checkpointing(config, longest_tokens),
         "fit": estimate_fit(config, [], longest_tokens),
+        "resuming": expected_resuming(config).model_dump(mode="json"),
     }
 
 
@@ -345,8 +346,9 @@ def accumulation(config: TrainingConfig) -> int:
     return config.batch_size // (config.micro_batch_size * world_size)
 
 
-def _resume(trainer: Trainer, config: TrainingConfig, checkpoint: Path) -> None:
+def _resume(trainer: Trainer, config: TrainingConfig, callback: RunDirCallback, checkpoint: Path) -> None:
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    callback.tell_resumed(checkpoint, state.global_step)
     if state.global_step < trainer.args.max_steps and not stopped_early(config, state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     else:

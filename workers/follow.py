@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, Field, FiniteFloat, TypeAdapter, 
 from app.runs.lifecycle import Fact
 from app.tables import EventType
 from trainers import run_dir as files
+from trainers.configs.resuming import Exactness
 
 # One event a second holds the newest log lines; a program that floods its log has the rest in the
 # whole log, which is published when it ends.
@@ -50,6 +51,13 @@ class _Warning(BaseModel):
     message: Text
 
 
+class _Resumed(BaseModel):
+    type: Literal["resumed"]
+    step: Step
+    exactness: Exactness
+    reasons: Annotated[list[Text], Field(max_length=20)]
+
+
 class _Checkpoint(BaseModel):
     step: Step
     path: str
@@ -57,9 +65,8 @@ class _Checkpoint(BaseModel):
     time: str
 
 
-_event: TypeAdapter[_Progress | _Metrics | _Warning] = TypeAdapter(
-    Annotated[_Progress | _Metrics | _Warning, Field(discriminator="type")]
-)
+_Event = _Progress | _Metrics | _Warning | _Resumed
+_event: TypeAdapter[_Event] = TypeAdapter(Annotated[_Event, Field(discriminator="type")])
 _checkpoint = TypeAdapter(_Checkpoint)
 
 
@@ -132,9 +139,13 @@ class Follower:
             self._add_checkpoint(news, checkpoint)
         return news
 
-    def _add_event(self, news: News, event: _Progress | _Metrics | _Warning) -> None:
+    def _add_event(self, news: News, event: _Event) -> None:
         if isinstance(event, _Warning):
             news.facts.append(Fact(EventType.warning, {"code": event.code, "message": event.message}))
+            return
+        if isinstance(event, _Resumed):
+            data = {"exactness": event.exactness, "reasons": event.reasons}
+            news.facts.append(Fact(EventType.resumed, data, event.step))
             return
         steps = {"step": event.step, "total_steps": event.total_steps}
         news.values |= {**steps, **self._pace(event.step, event.time.timestamp())}

@@ -9,6 +9,7 @@ from app.runs.schemas import RunError, RunView
 from app.tables import RunStatus
 from trainers.configs import Queue, Stage, StageKind
 from trainers.configs.base import PRINTABLE
+from trainers.configs.resuming import Resuming
 
 JobName = Annotated[
     str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True, pattern=PRINTABLE)
@@ -113,6 +114,9 @@ class PlannedStage(BaseModel):
     models: dict[str, Any] = Field(description="Each model reference as the worker will read it.")
     dataset: PlannedDataset | None
     estimated_steps: int | None = Field(description="Optimizer steps of a training stage.")
+    resuming: Resuming | None = Field(
+        description="How it would go on after a stop; null for a stage that begins again."
+    )
     workers: list[str] = Field(description="Names of the living workers that could take it.")
     waiting_for: str | None = Field(description="Why no living worker could take it.")
 

@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.tables import Job, JobLabel, Run, RunStatus, Worker
 from app.workers import service as workers
 from trainers.configs.references import ReferenceKind, find_references
+from trainers.configs.resuming import resuming
 
 
 class JobNotFound(NotFound):
@@ -147,6 +148,7 @@ def _planned(stage: ResolvedStage, living: Sequence[Worker]) -> PlannedStage:
         dataset=dataset
         and PlannedDataset(id=dataset.id, name=dataset.name, sha256=dataset.sha256, rows=dataset.row_count),
         estimated_steps=stage.estimated_steps,
+        resuming=resuming(stage.kind, stage.queue, config),
         workers=[worker.name for worker in workers.could_take(living, stage.queue, stage.kind)],
         waiting_for=workers.nobody_takes(stage.queue, stage.kind, living),
     )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.errors import RunErrorCode
 from app.tables import Event, EventType, Run, RunStatus
 from trainers.configs import Queue, StageKind
+from trainers.configs.resuming import Resuming, resuming
 
 
 class RunError(BaseModel):
@@ -46,6 +47,10 @@ class RunView(BaseModel):
     config: dict[str, Any]
     result: dict[str, Any] | None
     model_id: str | None = Field(description="The registry model that the run made.")
+    resuming: Resuming | None = Field(
+        description="How it goes on after a stop, and why if not exactly; an event `resumed` tells how it "
+        "did. Null for a stage that begins again."
+    )
     log_published: bool = Field(description="Whether the whole log can be downloaded.")
 
 
@@ -103,6 +108,7 @@ def run_view(run: Run, waiting_for: str | None) -> RunView:
         waiting_for=waiting_for,
         progress=progress(run),
         eta_seconds=_eta_seconds(run),
+        resuming=resuming(run.stage, run.queue, run.config),
         log_published=run.log_artifact is not None,
     )
 

@@ -17,6 +17,7 @@ class EventType(StrEnum):
     metrics = "metrics"
     log = "log"
     checkpoint = "checkpoint"
+    resumed = "resumed"
     warning = "warning"
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainers.configs import SftConfig, parse_stage
+from trainers.configs import Queue, SftConfig, parse_stage
+from trainers.configs.resuming import resuming
 from trainers.configs.stages import load_stage
 
 SFT = {"stage": "sft", "base": "org/model", "dataset": "rows.jsonl"}
@@ -78,3 +79,27 @@ def test_json_of_a_service_cannot_read_the_environment(
     config = load_stage(path)
     assert isinstance(config, SftConfig)
     assert config.base == "${HF_TOKEN}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "queue", "config", "reasons"),
+    [
+        ("sft", Queue.cpu, {}, []),
+        ("dpo", Queue.cuda, {}, ["CUDA kernels"]),
+        ("grpo", Queue.cpu, {"generation": "transformers"}, []),
+        ("grpo", Queue.cpu, {"generation": "vllm_server"}, ["vLLM samples"]),
+        ("grpo", Queue.cuda, {"generation": "vllm_colocate"}, ["CUDA kernels", "vLLM samples"]),
+        ("sft", Queue.mlx, {}, ["Apple's GPUs"]),
+    ],
+)
+def test_a_resume_that_cannot_be_exact_says_why(
+    stage: str, queue: Queue, config: dict[str, str], reasons: list[str]
+) -> None:
+    found = resuming(stage, queue, config)
+    assert found is not None
+    assert found.exactness == ("approximate" if reasons else "exact")
+    assert all(part in told for part, told in zip(reasons, found.reasons, strict=True))
+
+
+def test_a_stage_without_checkpoints_is_not_resumed() -> None:
+    assert resuming("evaluate", Queue.cpu, {}) is None

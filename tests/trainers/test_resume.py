@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainers.conftest import assert_same_run, losses
+from tests.trainers.conftest import assert_same_run, events, losses
 from tests.trainers.stages import Recorder, run_stage
 from trainers import run_dir as files
 
@@ -26,8 +26,11 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft-lora": {"stage": "sft", "tuning": LORA},
     "sft-full": {"stage": "sft", "tuning": {"method": "full"}, "learning_rate": 1e-3},
     "sft-packed": {"stage": "sft", "tuning": LORA, "packing": True, "max_length": 96, "batch_size": 4},
+    "sft-nf4": {"stage": "sft", "tuning": LORA | {"quantization": "nf4"}},
+    "sft-checkpointed": {"stage": "sft", "tuning": LORA, "activation_checkpointing": True},
     "sft-noisy": {"stage": "sft", "tuning": LORA, "neftune_alpha": 5},
     "dpo-lora": {"stage": "dpo", "tuning": LORA},
+    "dpo-precomputed": {"stage": "dpo", "tuning": LORA, "precompute_reference": True},
     "dpo-full": {"stage": "dpo", "tuning": {"method": "full"}, "learning_rate": 1e-4},
 }
 
@@ -60,6 +63,8 @@ def _check(stage: dict[str, Any], stops: int, folder: Path, monkeypatch: pytest.
         # What was begun and not finished when the stop came was finished before it was heeded.
         assert recorder.batches == expected, f"stop {number}, after step {steps}"
         assert losses(stopped) == losses(folder / "whole")
+        told = [(event["step"], event["exactness"]) for event in events(stopped, "resumed")]
+        assert told == [(steps, "exact")]
         assert_same_run(stopped, folder / "whole", WEIGHTS[stage["tuning"]["method"]])
 
 
@@ -112,3 +117,6 @@ def test_another_micro_batch_after_a_stop_meets_the_same_rows_in_each_step(
         assert run_stage(stage, tmp_path / "other") is None
     assert run_stage(stage | {"micro_batch_size": 4}, tmp_path / "other") is not None
     assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    [told] = events(tmp_path / "other", "resumed")
+    assert told["exactness"] == "approximate"
+    assert ["micro_batch_size was 2" in reason for reason in told["reasons"]] == [True]

@@ -34,6 +34,17 @@ def test_a_line_separator_within_a_string_does_not_split_an_event(tmp_path: Path
     assert Follower(tmp_path).look().facts[0].data["message"] == "one\u2028two"
 
 
+def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -> None:
+    lines = [
+        {"type": "resumed", "time": NOW, "step": 7, "exactness": exactness, "reasons": ["so"]}
+        for exactness in ("nearly", "approximate")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (fact,) = Follower(tmp_path).look().facts
+    expected = {"exactness": "approximate", "reasons": ["so"]}
+    assert (fact.type, fact.step, fact.data) == (EventType.resumed, 7, expected)
+
+
 def test_more_events_than_one_look_reads_are_all_told_in_the_end(tmp_path: Path) -> None:
     lines = [metrics(step, loss=1.0) for step in range(follow.MAX_READ_BYTES // 80)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
