@@ -6,6 +6,7 @@ schedule, random state and data position. SIGTERM saves a checkpoint after the c
     python -m trainers.sft --config sft.yaml --run-dir runs/first
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from trainers.callback import RunDirCallback
 from trainers.configs.sft import SftConfig
 from trainers.configs.training import Precision
 from trainers.examples import Examples, load_examples
+from trainers.flat import lay_flat, lies_flat, only_where_loss_is
 from trainers.load import load_tokenizer, pick_device, pick_precision
-from trainers.preflight.check import check_before_training, quick_findings
+from trainers.preflight.check import check_before_training, model_config, quick_findings
 from trainers.preflight.findings import as_json
 from trainers.program import run_program, stop_after_step
 from trainers.report import Report
@@ -39,6 +41,8 @@ from trainers.training import (
     validation_arguments,
     watch_validation,
 )
+
+logger = logging.getLogger("trainers")
 
 
 def train(config: SftConfig, run_dir: Path, report: Report) -> dict[str, Any]:
@@ -73,6 +77,7 @@ def plan(config: SftConfig) -> dict[str, Any]:
         "dropped": examples.dropped,
         "tokens": examples.tokens,
         "loss_tokens": examples.loss_tokens,
+        "padding_free": lies_flat(config, model_config(config)),
         **planned_numbers(
             config, total_steps(config, len(dataset), config.batch_size), max(map(len, dataset["input_ids"]))
         ),
@@ -82,6 +87,13 @@ def plan(config: SftConfig) -> dict[str, Any]:
 
 class RowTrainer(InStepOrder, SFTTrainer):
     """TRL's trainer on rows that are tokens already, in our own order."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """TRL's loss, without the head's work on tokens that carry none."""
+        if self.args.device.type != "cpu":
+            return super().compute_loss(model, inputs, *arguments, **options)
+        with only_where_loss_is(self.accelerator.unwrap_model(model), inputs) as less:
+            return super().compute_loss(model, less, *arguments, **options)
 
 
 def _trainer(
@@ -93,20 +105,15 @@ def _trainer(
     precision: Precision,
 ) -> SFTTrainer:
     dataset = _dataset(config, examples)
-    steps = total_steps(config, len(dataset), config.batch_size)
+    is_flat = lay_flat(config, model)
+    logger.info(
+        "Rows are laid end to end, without padding."
+        if is_flat
+        else "Rows of like length share a forward pass and are padded to its longest."
+    )
     trainer = RowTrainer(
         model=model,
-        args=TrlConfig(
-            **training_arguments(config, run_dir, precision, steps, max(map(len, dataset["input_ids"]))),
-            **validation_arguments(config),
-            max_length=config.max_length,
-            completion_only_loss=True,
-            # TRL's loss holds the logits of a few tokens at once, so no other kernel is needed.
-            loss_type="nll",
-            packing=config.packing,
-            neftune_noise_alpha=config.neftune_alpha,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
+        args=TrlConfig(**_arguments(config, run_dir, precision, dataset, is_flat)),
         train_dataset=dataset,
         eval_dataset=_validation_dataset(config, tokenizer),
         processing_class=tokenizer,
@@ -114,6 +121,28 @@ def _trainer(
     )
     trainer.step_order = StepOrder(list(map(len, dataset["input_ids"])), config.batch_size, config.seed)
     return keep_adapter_precise(trainer)
+
+
+def _arguments(
+    config: SftConfig, run_dir: Path, precision: Precision, dataset: Dataset, is_flat: bool
+) -> dict[str, Any]:
+    steps = total_steps(config, len(dataset), config.batch_size)
+    longest = max(map(len, dataset["input_ids"]))
+    return {
+        **training_arguments(config, run_dir, precision, steps, longest),
+        **validation_arguments(config),
+        # Rows are cut already, and TRL refuses to leave padding out where it might have to cut.
+        "max_length": None,
+        "padding_free": is_flat,
+        # Without padding, its token is one that ends turns, where the model has no other to pad with.
+        "include_num_input_tokens_seen": "all" if is_flat else "non_padding",
+        "completion_only_loss": True,
+        # TRL's loss holds the logits of a few tokens at once, so no other kernel is needed.
+        "loss_type": "nll",
+        "packing": config.packing,
+        "neftune_noise_alpha": config.neftune_alpha,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
 
 
 def _dataset(config: SftConfig, examples: Examples) -> Dataset:

@@ -22,7 +22,7 @@ class SftConfig(ValidatedTrainingConfig):
         False,
         description=(
             "Fill sequences of max_length with several rows, which do not see each other; batch_size then "
-            "counts sequences. Pays where rows are far shorter than max_length and the GPU is not full."
+            "counts sequences. Pays where the rows of a micro-batch are too short to fill the GPU."
         ),
     )
     neftune_alpha: float | None = Field(

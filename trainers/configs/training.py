@@ -141,7 +141,13 @@ class TrainingConfig(StageConfig):
     precision: Precision = Field(
         Precision.auto, description="`auto` is bf16 where the device has it, else fp32."
     )
-    attention: Attention = Attention.auto
+    attention: Attention = Field(
+        Attention.auto,
+        description=(
+            "`auto` is the fastest that is right and installed. Where it keeps rows apart (flash attention, "
+            "or `auto` on a CPU), `sft` lays them end to end; else it pads them."
+        ),
+    )
     activation_checkpointing: bool | None = Field(
         None,
         description="Compute activations again in the backward pass; by default only where memory needs it.",
