@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from app.tables import EventType
-from workers import follow
+from workers import lines as appended
 from workers.follow import Follower
 
 NOW = "2026-01-01T00:00:00+00:00"
@@ -46,7 +46,7 @@ def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -
 
 
 def test_more_events_than_one_look_reads_are_all_told_in_the_end(tmp_path: Path) -> None:
-    lines = [metrics(step, loss=1.0) for step in range(follow.MAX_READ_BYTES // 80)]
+    lines = [metrics(step, loss=1.0) for step in range(appended.MAX_READ_BYTES // 80)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     follower = Follower(tmp_path)
     told = [fact.step for _ in range(3) for fact in follower.look().facts]
