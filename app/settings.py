@@ -4,12 +4,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainers.configs import Queue
 
+
+def _web_address(url: str) -> str:
+    """The API shows these addresses to everyone who may read."""
+    if url and not url.startswith(("http://", "https://")):
+        raise ValueError("an address begins with http:// or https://")
+    if "@" in url:
+        raise ValueError(
+            "an address holds no credentials: give workers MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    return url.rstrip("/")
+
+
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
 
 
 class Settings(BaseSettings):
@@ -75,6 +89,31 @@ class Settings(BaseSettings):
         "", description="Python that has the trainer packages; empty means the worker's own."
     )
 
+    mlflow_uri: WebAddress = Field(
+        "", description="Address of the MLflow server to which workers send runs; empty sends none."
+    )
+    mlflow_url: WebAddress = Field(
+        "", description="Address at which people open that server; empty means the same."
+    )
+    mlflow_experiment: str = Field(
+        "tunesmith", min_length=1, description="MLflow experiment that holds the runs."
+    )
+    wandb_project: str = Field(
+        "",
+        pattern=r"^([^/]+/)?[^/]*$",
+        description="W&B project, or `entity/project`, to which workers send runs; empty sends none.",
+    )
+    wandb_mode: Literal["online", "offline"] = Field(
+        "online",
+        description="`offline` keeps W&B runs under `wandb` in the worker's data directory for `wandb sync`.",
+    )
+    tensorboard_dir: str = Field(
+        "", description="Folder to which workers write TensorBoard files; empty writes none."
+    )
+    tracking_wait_seconds: float = Field(
+        10, gt=0, description="How long the end of a run waits for a tracking service to take what is left."
+    )
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         """Fill what depends on the data directory, which becomes absolute: children run elsewhere."""
@@ -94,6 +133,8 @@ class Settings(BaseSettings):
         self.dataset_roots = [
             root.expanduser().resolve() for root in self.dataset_roots or [self.data_dir / "sources"]
         ]
+        if self.tensorboard_dir:
+            self.tensorboard_dir = str(Path(self.tensorboard_dir).expanduser().resolve())
         return self
 
 

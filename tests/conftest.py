@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import services
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -20,3 +23,16 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> Iterator[services.Mlflow]:
+    with services.mlflow() as server:
+        yield server
+
+
+@pytest.fixture
+def mlflow(mlflow_server: services.Mlflow) -> services.Mlflow:
+    """A real MLflow server, which an earlier test may have stopped."""
+    mlflow_server.start()
+    return mlflow_server

@@ -1,16 +1,20 @@
-"""Database and broker processes for tests, each private to one session and gone when it ends."""
+"""Database, broker and MLflow processes for tests, each private to one session and gone when it ends."""
 
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 START_SECONDS = 30
@@ -89,6 +93,80 @@ def redis_url(password: str) -> Iterator[str]:
     """URL, with its password, of a Redis server that lives for the block."""
     with redis(password) as server:
         yield server.url
+
+
+class Mlflow:
+    """An MLflow server on SQLite, which may be stopped and started again with what it holds."""
+
+    def __init__(self, folder: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = Path(folder) / "server.log"
+        store = [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}"]
+        server = ["-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *store]
+        self._command = [sys.executable, *server]
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, if it does not run, and wait until it answers."""
+        if self._server is not None:
+            return
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with self._log.open("ab") as log:
+            # In a session of its own, so that its worker process ends with it.
+            self._server = subprocess.Popen(
+                self._command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        deadline = time.monotonic() + 2 * START_SECONDS
+        while not self._answers():
+            assert self._server.poll() is None and time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Kill it; what it holds stays."""
+        if self._server is not None:
+            os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait(START_SECONDS)
+        self._server = None
+
+    def run_of(self, run_id: str) -> Any:
+        """The one run that it has of ours, as its REST API shows it."""
+        (experiment,) = self.post("experiments/search", max_results=1, filter="name = 'tunesmith'")[
+            "experiments"
+        ]
+        query = {"filter": f"tags.`tunesmith.run_id` = '{run_id}'"}
+        answer = self.post("runs/search", experiment_ids=[experiment["experiment_id"]], **query)
+        (run,) = answer["runs"]
+        return run
+
+    def history(self, run: Any, key: str) -> list[tuple[int, float]]:
+        """Steps and values of a metric, by step."""
+        query = {"run_id": run["info"]["run_id"], "metric_key": key}
+        answer = httpx2.get(f"{self.url}/api/2.0/mlflow/metrics/get-history", params=query)
+        points = answer.raise_for_status().json().get("metrics", [])
+        return sorted((int(point["step"]), point["value"]) for point in points)
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The JSON of a POST that must succeed."""
+        answer = httpx2.post(f"{self.url}/api/2.0/mlflow/{path}", json=body)
+        return answer.raise_for_status().json()
+
+    def _answers(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/health").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+
+@contextmanager
+def mlflow() -> Iterator[Mlflow]:
+    """An MLflow server that lives for the block."""
+    with tempfile.TemporaryDirectory(prefix="tunesmith-mlflow-") as folder:
+        server = Mlflow(folder)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def free_port() -> int:

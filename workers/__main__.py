@@ -23,6 +23,7 @@ from app.sweep import Sweeper
 from trainers.configs import Queue
 from workers import engines, tasks, trouble
 from workers.host import Host, join
+from workers.tracking.targets import missing_packages
 
 logger = logging.getLogger("workers")
 
@@ -32,6 +33,8 @@ def main() -> int:
     arguments = _arguments()
     settings = get_settings()
     logs.configure(settings.log_level)
+    if (missing := missing_packages(settings)) is not None:
+        raise SystemExit(missing)
     _require_schema()
     host = join(settings, arguments.queue, arguments.name)
     logger.info("joined", extra={"worker_id": host.worker_id, "queues": host.queues, "stages": host.stages})

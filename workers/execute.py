@@ -26,6 +26,7 @@ from workers.host import Host
 from workers.launch import LaunchError, prepare
 from workers.lease import Lease
 from workers.process import Child
+from workers.tracking.attempt import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class _Execution:
             return
         self.uploads = Uploads(self.run, launch.run_dir)
         follower = Follower(launch.run_dir)
+        self.tracking = Tracking(self.run, self.settings, launch.run_dir)
         child = process.start(
             launch.command,
             log=launch.run_dir / files.LOG,
@@ -133,10 +135,14 @@ class _Execution:
         )
         try:
             self.lease.bind(child)
+            self.tracking.start(self.lease)
             exit_status = self._watch(child, follower)
-            finish.finish(self._attempt(), launch, exit_status)
+            ended = finish.finish(self._attempt(), launch, exit_status)
+            self.lease.end()
+            self.tracking.finish(ended)
         finally:
             child.kill()
+            self.tracking.kill()
             self.uploads.close()
             shutil.rmtree(launch.run_dir, ignore_errors=True)
             # Another attempt's directory may stand beside it, when workers share a data directory.
@@ -151,9 +157,12 @@ class _Execution:
         while (exit_status := child.wait(LOOK_SECONDS)) is None:
             if self.lease.lost.is_set():
                 raise StaleAttempt(f"attempt {self.run.attempt} of {self.run.id} lost its lease")
-            self._tell(follower.look())
+            news = follower.look()
+            news.add(self.tracking.look())
+            self._tell(news)
             self._heed(child)
         self._tell(follower.look(to_end=True), wait=True)
+        self._tell(self.tracking.drain(self.lease.lost), wait=True)
         while self.untold.facts or self.uploads.pending:
             if self.lease.lost.wait(LOOK_SECONDS):
                 raise StaleAttempt(f"attempt {self.run.attempt} lost {self.run.id} while it waited")

@@ -73,23 +73,22 @@ class _Error(BaseModel):
     hint: str = ""
 
 
-def finish(attempt: Attempt, launch: Launch, exit_status: int) -> None:
-    """Publish what the program made and write the status that its run directory speaks of.
+def finish(attempt: Attempt, launch: Launch, exit_status: int) -> Run:
+    """Publish what the program made, write the status that its run directory speaks of, and answer the run.
 
     Raises StaleAttempt when the run is no longer held by this attempt.
     """
     _publish_files(launch.run_dir, attempt.run)
     result = _result(attempt.run, launch.run_dir)
     if result is not None:
-        _succeed(attempt, launch, result)
-        return
+        return _succeed(attempt, launch, result)
     error = _error(launch.run_dir)
     if error is None and not attempt.stop_asked:
         error = _unexplained(attempt.run, launch, exit_status)
-    end(attempt, error)
+    return end(attempt, error)
 
 
-def end(attempt: Attempt, error: dict[str, Any] | None) -> None:
+def end(attempt: Attempt, error: dict[str, Any] | None) -> Run:
     """End an attempt without a result: with an error, or because the program was asked to stop.
 
     What SQL wants of the run decides what it becomes, read with the write: it may have changed since
@@ -117,21 +116,20 @@ def end(attempt: Attempt, error: dict[str, Any] | None) -> None:
             return _move(session, run, RunStatus.paused)
         return _move(session, run, RunStatus.queued, data={"reason": "the worker left"})
 
-    _write(attempt, write)
+    return _write(attempt, write)
 
 
-def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> None:
+def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> Run:
     try:
         model = _stored(attempt, lambda: _publish_model(attempt.run, launch, result))
         result = _stored(attempt, lambda: _publish_datasets(attempt.run, launch, result))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            end(attempt, trouble.disk_full(f"What {attempt.run.id} has made does not fit into the store."))
-            return
+            full = trouble.disk_full(f"What {attempt.run.id} has made does not fit into the store.")
+            return end(attempt, full)
         message = f"What the run made could not be stored: {error}."
         hint = "See whether the artifact store is up and has room."
-        end(attempt, {"code": RunErrorCode.artifacts_unreachable, "message": message, "hint": hint})
-        return
+        return end(attempt, {"code": RunErrorCode.artifacts_unreachable, "message": message, "hint": hint})
     made = {"model_id": model.id} if model else {}
 
     def succeed(session: Session) -> Run | None:
@@ -141,7 +139,7 @@ def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> None:
         return _move(session, attempt.run, RunStatus.succeeded, {"result": result, **made}, made)
 
     try:
-        _write(attempt, succeed)
+        return _write(attempt, succeed)
     except StaleAttempt:
         if model is not None and not _is_known(model):
             get_store().delete(model.artifact)
@@ -154,8 +152,8 @@ def _is_known(model: Model) -> bool:
         return session.get(Model, model.id) is not None
 
 
-def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> None:
-    """Commit the end; a database that is away is waited for as long as the lease lasts."""
+def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> Run:
+    """Commit the end and answer it; a database that is away is waited for as long as the lease lasts."""
     while True:
         try:
             with transaction() as session:
@@ -172,7 +170,7 @@ def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> None:
         else:
             if ended is not None:
                 logger.info("ended", extra={"run_id": ended.id, "status": ended.status, "error": ended.error})
-                return
+                return ended
 
 
 def _move(

@@ -32,7 +32,8 @@ class Lease:
         self.lost = threading.Event()
         self._seconds = seconds
         self._renew = renew
-        self._child: Child | None = None
+        self._children: list[Child] = []
+        self._has_ended = False
         self._deadline = since + seconds * STOP_AT
 
     @property
@@ -41,12 +42,18 @@ class Lease:
         return max(0.0, self._deadline - time.monotonic())
 
     def bind(self, child: Child) -> None:
-        """From now on, renewals let this program go on."""
-        self._child = child
+        """From now on, renewals let this program go on too."""
+        self._children.append(child)
         child.extend(self.seconds_left)
+
+    def end(self) -> None:
+        """What was held is held no more, as it should be: there is nothing to renew."""
+        self._has_ended = True
 
     def renew(self) -> None:
         """Renew once; a database out of reach leaves the deadline as it is."""
+        if self._has_ended:
+            return
         asked_at = time.monotonic()
         try:
             with transaction() as session:
@@ -60,8 +67,8 @@ class Lease:
                 self.lost.set()
         else:
             self._deadline = asked_at + self._seconds * STOP_AT
-            if self._child is not None:
-                self._child.extend(self.seconds_left)
+            for child in list(self._children):
+                child.extend(self.seconds_left)
 
 
 class Leases:

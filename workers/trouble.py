@@ -69,7 +69,7 @@ def disk_full(message: str) -> dict[str, Any]:
 def resume_where_room(host: Host) -> None:
     """Queue runs again that a full disk had paused, if this worker's disk has room for them now."""
     with reading() as session:
-        waiting = lifecycle.waiting_for_room(session, host.queues, host.stages)
+        waiting = _waiting_for_room(session, host)
         needed = {run.id: _room_bytes(session, run) for run in waiting}
     if not needed:
         return
@@ -87,6 +87,17 @@ def resume_where_room(host: Host) -> None:
             )
         if moved is not None:
             logger.info("goes on after a full disk", extra={"run_id": run_id})
+
+
+def _waiting_for_room(session: Session, host: Host) -> list[Run]:
+    """Runs that a full disk has paused, and that this worker could go on with."""
+    paused = select(Run).where(
+        col(Run.status) == RunStatus.paused,
+        col(Run.queue).in_(host.queues),
+        col(Run.stage).in_(host.stages),
+        col(Run.error).is_not(None),
+    )
+    return [run for run in session.exec(paused) if lifecycle.is_waiting_for_room(run)]
 
 
 def _room_bytes(session: Session, run: Run) -> int:

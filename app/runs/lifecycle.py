@@ -188,6 +188,16 @@ def record(
     return run.status
 
 
+def record_after(
+    session: Session, run_id: str, attempt: int, facts: Sequence[Fact], values: dict[str, Any]
+) -> None:
+    """Append what an attempt learned only after its end, unless another attempt has begun since."""
+    guards = [col(Run.attempt) == attempt, col(Run.status).not_in(HELD)]
+    run = _update(session, run_id, guards, values, events=len(facts))
+    if run is not None:
+        _write(session, run, facts)
+
+
 def renew(session: Session, run_id: str, attempt: int, lease_seconds: float) -> RunStatus:
     """Lengthen the lease of the attempt that holds the run; raises StaleAttempt when it has ended."""
     return record(session, run_id, attempt, [], {"lease_expires_at": database_now(lease_seconds)})
@@ -234,17 +244,6 @@ def release_expired(session: Session, max_faults: int) -> list[Run]:
         guards = [col(Run.status) == run.status, col(Run.attempt) == run.attempt, lapsed]
         released.append(give_up(session, run, error, guards, max_faults))
     return [run for run in released if run is not None]
-
-
-def waiting_for_room(session: Session, queues: Sequence[Queue], stages: Sequence[StageKind]) -> Sequence[Run]:
-    """Runs that a full disk has paused, and that a worker of these queues could go on with."""
-    statement = select(Run).where(
-        col(Run.status) == RunStatus.paused,
-        col(Run.queue).in_(queues),
-        col(Run.stage).in_(stages),
-        col(Run.error).is_not(None),
-    )
-    return [run for run in session.scalars(statement) if is_waiting_for_room(run)]
 
 
 def is_waiting_for_room(run: Run) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import RunErrorCode
-from app.tables import Event, EventType, Run, RunStatus
+from app.tables import Event, EventType, Run, RunStatus, TrackingService
 from trainers.configs import Queue, StageKind
 from trainers.configs.resuming import Resuming, resuming
 
@@ -17,6 +17,15 @@ class RunError(BaseModel):
     code: RunErrorCode
     message: str
     hint: str | None = None
+
+
+class TrackingLink(BaseModel):
+    """The run as a tracking service has it; this API keeps all metrics in any case."""
+
+    service: TrackingService
+    run_id: str = Field(description="The run's id in that service; in TensorBoard, its folder.")
+    url: str | None = Field(description="Where to open it; `file:` is a folder of the worker's host.")
+    step: int | None = Field(description="The last step whose metrics have arrived there.")
 
 
 class RunView(BaseModel):
@@ -52,6 +61,7 @@ class RunView(BaseModel):
         "did. Null for a stage that begins again."
     )
     log_published: bool = Field(description="Whether the whole log can be downloaded.")
+    tracking: list[TrackingLink] = Field(description="The same run in MLflow, W&B and TensorBoard.")
 
 
 class EventView(BaseModel):

@@ -8,7 +8,7 @@ from app.tables.event import Event, EventType
 from app.tables.job import Job
 from app.tables.job_label import JobLabel
 from app.tables.model import Model, ModelKind
-from app.tables.run import FINISHED, HELD, Run, RunStatus
+from app.tables.run import FINISHED, HELD, Run, RunStatus, TrackingService
 from app.tables.worker import Worker
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "Run",
     "RunStatus",
     "Scope",
+    "TrackingService",
     "Worker",
 ]

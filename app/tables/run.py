@@ -34,6 +34,14 @@ class RunStatus(StrEnum):
         return self in HELD
 
 
+class TrackingService(StrEnum):
+    """Where a run can be followed beside this service's own API."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+
+
 FINISHED = frozenset({RunStatus.cancelled, RunStatus.succeeded, RunStatus.failed})
 HELD = frozenset({RunStatus.running, RunStatus.pausing, RunStatus.cancelling})
 
@@ -77,6 +85,7 @@ class Run(SQLModel, table=True):
     result: dict[str, Any] | None = Field(default=None, sa_type=Json)
     model_id: str | None = Field(default=None, foreign_key="model.id")
     log_artifact: str | None = None
+    tracking: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)
 
     created_at: datetime = time_field(default_now=True)
     started_at: datetime | None = time_field()

@@ -92,6 +92,8 @@ def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path
         ("LEASE_SECONDS", "1"),
         ("MODEL_ROOTS", "hunter2"),
         ("LOG_LEVEL", "loud"),
+        ("MLFLOW_URI", "http://me:hunter2@127.0.0.1:5000"),
+        ("WANDB_MODE", "hunter2"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
