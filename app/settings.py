@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trainers.configs import Queue
+from trainers.configs import EngineKind, Queue
 
 
 def _web_address(url: str) -> str:
@@ -84,6 +84,11 @@ class Settings(BaseSettings):
     engine_host: str = Field(
         "127.0.0.1",
         description="Address on which a worker's engines listen and by which the gateway reaches them.",
+    )
+    engine_programs: dict[EngineKind, list[str]] = Field(
+        default_factory=dict,
+        description='Commands that start engines on this host, as JSON: `{"vllm": ["/opt/vllm/bin/vllm", '
+        '"serve"]}`.',
     )
     trainer_python: str = Field(
         "", description="Python that has the trainer packages; empty means the worker's own."

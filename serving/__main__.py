@@ -9,29 +9,25 @@ import argparse
 import os
 import sys
 
-from serving.engines.command import Engine, engine_command
+from serving.engines import ENGINES, EngineKind, Serve, find_engine
 
 
 def main(arguments: list[str]) -> None:
     """Replace this process by the engine, so that signals and the exit status are the engine's own."""
     options, rest = parser().parse_known_args(arguments)
     adapters = dict(named_path(value) for value in options.adapter)
-    command = engine_command(
-        options.engine,
-        model=options.model,
-        adapters=adapters,
-        served_name=options.served_name or options.model,
-        host=options.host,
-        port=options.port,
-    )
+    name = options.served_name or options.model
+    serve = Serve(options.model, name, options.host, options.port, adapters)
+    engine = find_engine(options.engine)
+    command = [*engine.command(serve), *rest]
     sys.stdout.flush()
-    os.execv(command[0], [*command, *rest])  # noqa: S606
+    os.execvpe(command[0], command, os.environ | engine.environment(serve))  # noqa: S606
 
 
 def parser() -> argparse.ArgumentParser:
     """The options shared by all engines."""
     options = argparse.ArgumentParser(prog="python -m serving", description="Serve a model over HTTP.")
-    options.add_argument("--engine", choices=list(Engine), default=Engine.hf)
+    options.add_argument("--engine", choices=list(ENGINES), default=EngineKind.hf)
     options.add_argument("--model", required=True, help="folder or hub id of the base model")
     options.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH")
     options.add_argument("--served-name", help="name of the base model in requests; default: --model")

@@ -46,6 +46,7 @@ def carry_out(host: Host, run: Run, lease: Lease) -> None:
                 base=model.origin,
                 model_id=model.model_id,
                 engine=config.engine,
+                options=config.options.model_dump(exclude_defaults=True),
                 queue=run.queue,
             ),
         )

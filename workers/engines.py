@@ -5,8 +5,6 @@ import shutil
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from app.deployments import lifecycle as deployments
 from app.errors import RunErrorCode
 from app.runs.lifecycle import StaleAttempt
 from app.tables import Deployment, DeploymentStatus
-from serving.engines.command import engine_command
-from trainers.configs import Queue
+from serving.engines import Serve, find_engine
+from trainers.configs import EngineOptions, Queue
 from workers import process
 from workers.host import Host
 from workers.launch import LaunchError, ResolvedModel, environment, resolve_model
@@ -101,6 +99,7 @@ class _Keeper:
         self.host = host
         self.deployment = deployment
         self.lease = lease
+        self.engine = find_engine(deployment.engine, host.settings.engine_programs.get(deployment.engine, []))
         self.folder = host.settings.data_dir / "deployments" / deployment.id / f"attempt-{deployment.attempt}"
 
     def keep(self, gpus: list[int]) -> None:
@@ -141,20 +140,21 @@ class _Keeper:
         settings, name = self.host.settings, self.deployment.name
         port = _free_port(settings.engine_host)
         adapters = {name: str(model.adapter)} if model.adapter else {}
-        command = engine_command(
-            self.deployment.engine,
-            model=model.base,
-            adapters=adapters,
-            served_name=f"{name}-base" if adapters else name,
-            host=settings.engine_host,
-            port=port,
+        served_name = f"{name}-base" if adapters else name
+        serve = Serve(
+            model.base,
+            served_name,
+            settings.engine_host,
+            port,
+            adapters,
+            EngineOptions.model_validate(self.deployment.options),
         )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         child = process.start(
-            command,
+            self.engine.command(serve),
             log=self.log,
-            environment=environment(Queue(self.deployment.queue), gpus),
+            environment=environment(Queue(self.deployment.queue), gpus) | self.engine.environment(serve),
             seconds=self.lease.seconds_left,
         )
         return f"http://{settings.engine_host}:{port}", child
@@ -165,7 +165,7 @@ class _Keeper:
         while (exit_status := child.wait(LOOK_SECONDS / 2)) is None:
             if self._leave(child):
                 return False
-            if _healthy(address):
+            if self.engine.is_up(address):
                 return True
             if time.monotonic() > deadline:
                 self._end(_error(f"The engine was not ready after {START_SECONDS:.0f} s."))
@@ -183,7 +183,7 @@ class _Keeper:
         while child.wait(PROBE_SECONDS) is None:
             if self._leave(child):
                 return False
-            if _healthy(address):
+            if self.engine.is_up(address):
                 healthy_at = time.monotonic()
             elif time.monotonic() - healthy_at > UNHEALTHY_SECONDS:
                 logger.warning("engine does not answer", extra={"deployment_id": self.deployment.id})
@@ -246,11 +246,3 @@ def _free_port(host: str) -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def _healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=PROBE_SECONDS) as answer:  # noqa: S310 — our own address
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.tables import DeploymentStatus
-from trainers.configs import Config, EngineKind, Queue
+from trainers.configs import EngineChoice, EngineKind, EngineOptions, Queue
 from trainers.configs.base import NonEmpty, StageName
 
 
-class DeploymentCreate(Config):
+class DeploymentCreate(EngineChoice):
     """A model to keep ready; a live deployment of the same name is stopped."""
 
     model_config = ConfigDict(
@@ -19,7 +19,6 @@ class DeploymentCreate(Config):
 
     name: StageName = Field(description="Name by which clients ask for the model.")
     model: NonEmpty = Field(description="A hub id, a folder under an allowed root, or an id of the registry.")
-    engine: EngineKind = EngineKind.hf
     queue: Queue | None = Field(None, description="Hardware to run on; the service's default if not given.")
 
 
@@ -34,6 +33,7 @@ class DeploymentOut(BaseModel):
     base: str
     model_id: str | None
     engine: EngineKind
+    options: EngineOptions
     queue: Queue
     worker_id: str | None
     address: str | None = Field(description="Where gateways reach the engine; null until it is ready.")

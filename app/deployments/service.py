@@ -29,6 +29,7 @@ def create(session: Session, body: DeploymentCreate) -> DeploymentOut:
         base=reference,
         model_id=model_id,
         engine=body.engine,
+        options=body.options.model_dump(exclude_defaults=True),
         queue=body.queue or get_settings().default_queue,
     )
     return show(session, lifecycle.begin(session, deployment))

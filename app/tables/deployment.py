@@ -52,6 +52,7 @@ class Deployment(SQLModel, table=True):
     )
     engine: EngineKind = Field(sa_type=enum_type(EngineKind))
     queue: Queue = Field(sa_type=enum_type(Queue))
+    options: dict[str, Any] = Field(default_factory=dict, sa_type=Json, description="Options of the engine.")
 
     status: DeploymentStatus = Field(
         default=DeploymentStatus.queued,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.engines.command import engine_command
+from serving.engines import Serve, find_engine
 
 from .conftest import BASE_SAYS, ENVIRONMENT, Server, free_port, one_engine, serving, wait_for
 
@@ -121,13 +121,11 @@ def test_a_client_that_leaves_frees_the_engine(engine: Server) -> None:
 
 
 def test_the_command_of_an_engine_names_its_adapters() -> None:
-    command = engine_command(
-        "hf", model="m", adapters={"a": "/x=y"}, served_name="base", host="127.0.0.1", port=1
-    )
+    command = find_engine("hf").command(Serve("m", "base", "127.0.0.1", 1, {"a": "/x=y"}))
     assert command[:3] == [sys.executable, "-m", "serving.engines.hf"]
     assert "a=/x=y" in command
     with pytest.raises(ValueError, match="choose one of: hf"):
-        engine_command("tgi", model="m", adapters={}, served_name="m", host="", port=1)
+        find_engine("tgi")
 
 
 def stream(server: Server) -> socket.socket:

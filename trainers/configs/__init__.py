@@ -10,8 +10,9 @@ from trainers.configs.base import (
     StageDataset,
     StageOutput,
 )
-from trainers.configs.deploy import DeployConfig, EngineKind
+from trainers.configs.deploy import DeployConfig
 from trainers.configs.dpo import DpoConfig, DpoLoss
+from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions, EngineQuantization
 from trainers.configs.evaluate import EvaluateConfig, Metric
 from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss, RewardScale
 from trainers.configs.merge import MergeConfig, MergeDtype
@@ -39,7 +40,10 @@ __all__ = [
     "DeployConfig",
     "DpoConfig",
     "DpoLoss",
+    "EngineChoice",
     "EngineKind",
+    "EngineOptions",
+    "EngineQuantization",
     "EvaluateConfig",
     "FullTuning",
     "Generation",

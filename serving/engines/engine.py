@@ -1,0 +1,111 @@
+"""What all engines have in common: how one is started, and how it is spoken to once it runs."""
+
+import json
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trainers.configs.engines import EngineKind, EngineOptions
+
+LOOK_SECONDS = 2.0
+# A model may be compiled or warmed up by its first request.
+PROBE_SECONDS = 60.0
+LOAD_SECONDS = 120.0
+
+
+class EngineRefused(Exception):
+    """The engine answered with an error, or not at all; the message says which."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """What an engine is to serve, and where.
+
+    `model` is a folder or hub id of whole weights, `served_name` its name in requests, `adapters` maps
+    further names to folders of LoRA adapters.
+    """
+
+    model: str
+    served_name: str
+    host: str
+    port: int
+    adapters: dict[str, str] = field(default_factory=dict)
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+
+class Engine(ABC):
+    """One kind of engine; `program` is the command that starts it on this host, without its arguments."""
+
+    kind: ClassVar[EngineKind]
+    default_program: ClassVar[Sequence[str]]
+    load_path: ClassVar[str] = "/v1/load_lora_adapter"
+    unload_path: ClassVar[str] = "/v1/unload_lora_adapter"
+
+    def __init__(self, program: Sequence[str] = ()) -> None:
+        self.program = list(program or self.default_program)
+
+    @abstractmethod
+    def command(self, serve: Serve) -> list[str]:
+        """The command that starts it; it ends by itself after SIGTERM."""
+
+    def environment(self, serve: Serve) -> dict[str, str]:
+        """Variables that it needs beside those of its host."""
+        return {}
+
+    def is_up(self, address: str) -> bool:
+        """Whether it says that it is well, which `probe` alone can prove."""
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=LOOK_SECONDS) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def models(self, address: str) -> list[str]:
+        """The names it answers to; raises EngineRefused."""
+        listed = _call(f"{address}/v1/models", None, LOOK_SECONDS)
+        return [model["id"] for model in listed["data"]]
+
+    def probe(self, address: str, name: str) -> None:
+        """Have one token generated under a served name; raises EngineRefused when none comes."""
+        body = {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0}
+        answer = _call(f"{address}/v1/completions", body, PROBE_SECONDS)
+        if not answer.get("choices"):
+            raise EngineRefused(f"The engine answered a prompt to {name!r} without a choice.")
+
+    def load_adapter(self, address: str, name: str, path: str) -> None:
+        """Put an adapter beside the base while it runs; raises EngineRefused, also for a name in use."""
+        _call(address + self.load_path, {"lora_name": name, "lora_path": path}, LOAD_SECONDS)
+
+    def unload_adapter(self, address: str, name: str) -> None:
+        """Take an adapter out; raises EngineRefused when there is none of this name."""
+        _call(address + self.unload_path, {"lora_name": name}, LOAD_SECONDS)
+
+
+def _call(url: str, body: Any, seconds: float) -> Any:
+    """The JSON (or text) of an answer; raises EngineRefused with the engine's own words."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310 — our own address
+            return _decoded(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            raise EngineRefused(f"{url} answered {error.code}: {_told(error.read())}") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise EngineRefused(f"{url} did not answer: {error}") from error
+
+
+def _told(body: bytes) -> str:
+    answer = _decoded(body)
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:1000]
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")

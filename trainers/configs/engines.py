@@ -1,0 +1,81 @@
+"""Engines as a person may ask for them: which program generates text, and its options, an allow-list."""
+
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainers.configs.base import Config
+
+
+class EngineKind(StrEnum):
+    """The program that generates text."""
+
+    vllm = "vllm"
+    sglang = "sglang"
+    hf = "hf"
+    mlx = "mlx"
+
+
+class EngineQuantization(StrEnum):
+    """How the base's weights are kept in fewer bits."""
+
+    int4 = "int4"
+    int8 = "int8"
+    fp8 = "fp8"
+    awq = "awq"
+    gptq = "gptq"
+
+
+QUANTIZATIONS = {
+    EngineKind.vllm: set(EngineQuantization),
+    EngineKind.sglang: {
+        EngineQuantization.fp8,
+        EngineQuantization.awq,
+        EngineQuantization.gptq,
+        EngineQuantization.int8,
+    },
+    EngineKind.hf: {EngineQuantization.int4, EngineQuantization.int8},
+    EngineKind.mlx: {EngineQuantization.int4, EngineQuantization.int8},
+}
+
+
+class EngineOptions(Config):
+    """What may be set of an engine; what an engine knows by another name is translated for it."""
+
+    max_model_len: int | None = Field(
+        None, ge=16, description="Tokens of prompt and answer together; by default what the model knows."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: EngineQuantization | None = Field(
+        None, description="int4 and int8 quantise on loading; awq and gptq say how the weights are stored."
+    )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model.")
+    memory_share: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory that vllm and sglang may take."
+    )
+    prefix_caching: bool = Field(True, description="Keep the KV cache of prompts that begin alike.")
+    max_batch_size: int | None = Field(None, ge=1, le=4096, description="Answers decoded together.")
+    max_adapters: int = Field(8, ge=1, le=256, description="Adapters that the engine holds at once.")
+    max_adapter_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that may be loaded.")
+
+
+class EngineChoice(Config):
+    """An engine and its options, for configs that start one."""
+
+    engine: EngineKind = EngineKind.hf
+    options: EngineOptions = EngineOptions()
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        quantization = self.options.quantization
+        if quantization is not None and quantization not in QUANTIZATIONS[self.engine]:
+            known = ", ".join(sorted(QUANTIZATIONS[self.engine]))
+            raise ValueError(
+                f"options.quantization {quantization!r} is unknown to {self.engine}; choose of: {known}"
+            )
+        if self.options.tensor_parallel > 1 and self.engine in (EngineKind.hf, EngineKind.mlx):
+            raise ValueError(
+                f"options.tensor_parallel is for vllm and sglang; {self.engine} serves from one device"
+            )
+        return self
