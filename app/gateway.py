@@ -1,6 +1,5 @@
 """The gateway inside this service: its route table and its keys come from SQL, each at most a second old."""
 
-import asyncio
 import time
 from contextvars import ContextVar
 from typing import Any
@@ -19,7 +18,7 @@ from app.tables import Deployment, DeploymentStatus, Scope
 from serving.gateway.app import Gateway
 from serving.gateway.errors import Forbidden, InvalidApiKey
 from serving.gateway.openapi import components, paths
-from serving.gateway.routes import REFRESH_SECONDS, Route
+from serving.gateway.routes import REFRESH_SECONDS, CachedRoutes, Route, Target
 
 MOST_CACHED_KEYS = 1000
 
@@ -73,39 +72,13 @@ class Authorize:
         self._until[sender] = time.monotonic() + REFRESH_SECONDS
 
 
-class SqlRoutes:
-    """Routes of the ready deployments.
+class SqlRoutes(CachedRoutes):
+    """Routes of the ready deployments."""
 
-    While the database cannot be reached the last known stay: engines go on answering without it.
-    """
+    unreadable = (OperationalError,)
 
-    def __init__(self) -> None:
-        self._routes: dict[str, Route] = {}
-        self._fresh_until = 0.0
-        self._lock = asyncio.Lock()
-
-    async def find(self, name: str) -> Route | None:
-        """The route of a name, or None."""
-        await self._refresh()
-        return self._routes.get(name)
-
-    async def all(self) -> list[Route]:
-        """Every route that is ready."""
-        await self._refresh()
-        return list(self._routes.values())
-
-    async def _refresh(self) -> None:
-        if time.monotonic() < self._fresh_until:
-            return
-        async with self._lock:
-            if time.monotonic() < self._fresh_until:
-                return
-            try:
-                self._routes = await run_in_threadpool(_ready)
-            except OperationalError:
-                if not self._routes:
-                    raise
-            self._fresh_until = time.monotonic() + REFRESH_SECONDS
+    async def read(self) -> list[Route]:
+        return await run_in_threadpool(_ready)
 
 
 def add_to_openapi(schema: dict[str, Any]) -> None:
@@ -118,17 +91,18 @@ def add_to_openapi(schema: dict[str, Any]) -> None:
     schemas.update(components()["schemas"])
 
 
-def _ready() -> dict[str, Route]:
+def _ready() -> list[Route]:
     with reading() as session:
         ready = select(Deployment).where(
             col(Deployment.status) == DeploymentStatus.ready, col(Deployment.address).is_not(None)
         )
-        return {row.name: _route(row) for row in session.scalars(ready)}
+        return [_route(row) for row in session.scalars(ready)]
 
 
 def _route(deployment: Deployment) -> Route:
     assert deployment.address is not None
-    return Route(deployment.name, deployment.address.rstrip("/"), deployment.name, deployment.created_at)
+    target = Target(deployment.id, deployment.address.rstrip("/"), deployment.name)
+    return Route(deployment.name, (target,), deployment.created_at)
 
 
 def _whole(error: AppError) -> str:

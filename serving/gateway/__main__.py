@@ -17,10 +17,11 @@ from pathlib import Path
 import uvicorn
 from prometheus_client import make_asgi_app
 
+from serving.gateway.api_routes import ApiRoutes
 from serving.gateway.app import Authorize, Gateway, allow_all
 from serving.gateway.asgi import Application, Receive, Scope, Send, send_json
 from serving.gateway.errors import InvalidApiKey
-from serving.gateway.routes import ApiRoutes, RouteTable, StaticRoutes
+from serving.gateway.routes import RouteTable, StaticRoutes
 
 DRAIN_SECONDS = 10
 
@@ -51,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m serving.gateway", description="One front for all engines."
     )
     source = options.add_mutually_exclusive_group(required=True)
-    source.add_argument("--routes", type=Path, help="JSON list of {name, base_url, upstream_model}")
+    source.add_argument(
+        "--routes", type=Path, help="JSON list of {name, base_url, upstream_model} or {name, targets}"
+    )
     source.add_argument("--api", help="address of a service whose deployments are served")
     options.add_argument("--api-key-env", help="environment variable with the key for --api")
     options.add_argument("--client-key-env", help="environment variable with the key that clients must send")

@@ -129,7 +129,8 @@ class Gateway:
         """One model, or with an empty name the list of all."""
         if name:
             return described(await self._find(name))
-        return {"object": "list", "data": [described(route) for route in await self.routes.all()]}
+        await self._refresh()
+        return {"object": "list", "data": [described(route) for route in self.routes.all()]}
 
     async def _generate(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         data = parse_body(await read_body(scope, receive))
@@ -142,10 +143,15 @@ class Gateway:
         await unless_client_leaves(receive, relay(work, send))
 
     async def _find(self, name: str) -> Route:
-        route = await self.routes.find(name)
+        await self._refresh()
+        route = self.routes.find(name)
         if route is None:
-            raise ModelNotFound(name, [known.name for known in await self.routes.all()])
+            raise ModelNotFound(name, [known.name for known in self.routes.all()])
         return route
+
+    async def _refresh(self) -> None:
+        if not self.routes.fresh():
+            await self.routes.refresh()
 
 
 def request_id(scope: Scope) -> str:

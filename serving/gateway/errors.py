@@ -92,7 +92,10 @@ class EngineUnavailable(ApiError):
     status = 503
     type = "server_error"
     code = "engine_unavailable"
-    retry_after_seconds = 2
+
+    def __init__(self, message: str, retry_after_seconds: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class EngineDisconnected(ApiError):

@@ -66,7 +66,8 @@ async def begin(work: Relay) -> Begun:
     try:
         return await attempt(work)
     except UpstreamUnreachable:
-        route = await work.routes.find(work.route.name)
+        await work.routes.refresh()
+        route = work.routes.find(work.route.name)
     if route is None:
         raise EngineUnavailable(f"The deployment {work.route.name!r} has just been stopped.")
     work.route = route
@@ -81,9 +82,13 @@ async def begin(work: Relay) -> Begun:
 
 async def attempt(work: Relay) -> Begun:
     """Send the request and wait for the first chunk; raises UpstreamUnreachable and EngineTimeout."""
-    body = json.dumps(work.data | {"model": work.route.upstream_model}).encode()
+    target = work.route.choose()
+    assert target is not None
+    if not target.base_url:
+        target = await work.routes.wake(target)
+    body = json.dumps(work.data | {"model": target.upstream_model}).encode()
     try:
-        answer = await work.upstream.post(f"{work.route.base_url}/v1{work.path}", body, work.headers)
+        answer = await work.upstream.post(f"{target.base_url}/v1{work.path}", body, work.headers)
     except UpstreamSilent as fault:
         raise silence(work) from fault
     rest = answer.chunks()

@@ -1,129 +1,169 @@
-"""Which engine answers for which model name."""
+"""Which engines answer for which model name."""
 
 import asyncio
 import json
 import logging
+import random
 import time
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import aiohttp
+from serving.gateway.errors import EngineUnavailable
 
 REFRESH_SECONDS = 1.0
-API_TIMEOUT_SECONDS = 5.0
 logger = logging.getLogger("tunesmith.gateway.routes")
 
 
 @dataclass(frozen=True)
-class Route:
-    """A model name, the engine that answers for it, and the name by which that engine knows it.
+class Target:
+    """An engine that answers for a route, and the name by which that engine knows the model.
 
-    `base_url` is the engine's root, without /v1: `http://127.0.0.1:8001`.
+    `base_url` is the engine's root, without /v1: `http://127.0.0.1:8001`; empty means that the deployment is
+    asleep and has to be woken. `share` is its part of the route's requests, as a weight.
     """
 
-    name: str
+    deployment_id: str
     base_url: str
     upstream_model: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """A model name and who answers for it: a deployment is one target, an alias is one or several."""
+
+    name: str
+    targets: tuple[Target, ...]
     created_at: datetime
+
+    def choose(self, avoided: Collection[Target] = ()) -> Target | None:
+        """A target by share, of those that are not avoided; None when none is left."""
+        if len(self.targets) == 1 and not avoided:
+            return self.targets[0]
+        left = [target for target in self.targets if target.share > 0 and target not in avoided]
+        return random.choices(left, [target.share for target in left])[0] if left else None  # noqa: S311
 
 
 class RouteTable(Protocol):
-    """Where the gateway looks names up, once for each request; a cache may be a second old at most."""
+    """Where the gateway looks names up.
 
-    async def find(self, name: str) -> Route | None:
+    What is known lies in memory, so that a request waits for nothing while the table is fresh; before a
+    request is answered from a stale one, `refresh` is awaited.
+    """
+
+    def fresh(self) -> bool:
+        """Whether what is known may be used as it stands."""
+
+    async def refresh(self) -> None:
+        """Learn what has changed; raises EngineUnavailable if nothing has ever been learnt."""
+
+    def find(self, name: str) -> Route | None:
         """The route of a name, or None."""
 
-    async def all(self) -> list[Route]:
-        """Every route that is ready."""
+    def all(self) -> Collection[Route]:
+        """Every route."""
+
+    async def wake(self, target: Target) -> Target:
+        """Ask for a sleeping deployment and wait for it; raises EngineUnavailable when it takes too long."""
+
+    async def used(self, deployment_ids: Collection[str]) -> None:
+        """Note that these have been asked lately; the gateway tells it once in a few seconds."""
 
 
 class StaticRoutes:
     """Routes that never change."""
 
-    def __init__(self, routes: list[Route]) -> None:
+    def __init__(self, routes: Collection[Route]) -> None:
         self.routes = {route.name: route for route in routes}
 
     @classmethod
     def from_file(cls, path: Path) -> "StaticRoutes":
-        """Read `[{"name": …, "base_url": …, "upstream_model"?: …, "created_at"?: …}]`; raises ValueError."""
+        """Read a JSON list of routes as `read_route` knows them; raises ValueError."""
         try:
             return cls([read_route(row) for row in json.loads(path.read_text())])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as fault:
-            raise ValueError(f"{path} is not a list of routes with name and base_url: {fault!r}.") from fault
+            raise ValueError(
+                f"{path} is not a list of routes with name and base_url or targets: {fault!r}."
+            ) from fault
 
-    async def find(self, name: str) -> Route | None:
+    def fresh(self) -> bool:
+        return True
+
+    async def refresh(self) -> None:
+        pass
+
+    def find(self, name: str) -> Route | None:
         return self.routes.get(name)
 
-    async def all(self) -> list[Route]:
-        return list(self.routes.values())
+    def all(self) -> Collection[Route]:
+        return self.routes.values()
+
+    async def wake(self, target: Target) -> Target:
+        raise EngineUnavailable(f"The deployment {target.deployment_id!r} is asleep.")
+
+    async def used(self, deployment_ids: Collection[str]) -> None:
+        pass
 
 
-@dataclass
-class ApiRoutes:
-    """Routes of the deployments that the service's API lists as ready, read again when a second old.
+class CachedRoutes(StaticRoutes, ABC):
+    """Routes that are read again when a second old.
 
-    While the API cannot be reached the last known table stays in use: an engine that has gone refuses
-    connections by itself, and one that lives should go on answering.
+    While they cannot be read the last known stay in use: an engine that has gone refuses connections by
+    itself, and one that lives should go on answering.
     """
 
-    api_url: str
-    api_key: str | None = None
-    session: aiohttp.ClientSession | None = None
-    known: StaticRoutes = field(default_factory=lambda: StaticRoutes([]))
-    read_at: float = float("-inf")
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    unreadable: tuple[type[Exception], ...] = (OSError,)
 
-    async def find(self, name: str) -> Route | None:
-        await self._refresh()
-        return await self.known.find(name)
+    def __init__(self) -> None:
+        super().__init__([])
+        self._fresh_until = 0.0
+        self._ever_read = False
+        self._lock = asyncio.Lock()
 
-    async def all(self) -> list[Route]:
-        await self._refresh()
-        return await self.known.all()
+    @abstractmethod
+    async def read(self) -> list[Route]:
+        """Every route as it is now; raises one of `unreadable`."""
 
-    async def aclose(self) -> None:
-        """Close the connections to the API."""
-        if self.session is not None:
-            await self.session.close()
+    def fresh(self) -> bool:
+        return time.monotonic() < self._fresh_until
 
-    async def _refresh(self) -> None:
-        async with self.lock:
-            if time.monotonic() - self.read_at < REFRESH_SECONDS:
+    async def refresh(self) -> None:
+        async with self._lock:
+            if self.fresh():
                 return
             try:
-                self.known = StaticRoutes(await self._read())
-            except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as fault:
-                logger.warning(
-                    "The deployments of %s cannot be read, the last known stay: %r", self.api_url, fault
-                )
-            self.read_at = time.monotonic()
-
-    async def _read(self) -> list[Route]:
-        if self.session is None:
-            self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=API_TIMEOUT_SECONDS))
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        url = f"{self.api_url.rstrip('/')}/api/v1/deployments"
-        rows: list[dict[str, Any]] = []
-        params = {"status": "ready"}
-        while True:
-            async with self.session.get(url, headers=headers, params=params) as response:
-                response.raise_for_status()
-                page = await response.json()
-            rows += page["items"]
-            if page["next"] is None:
-                return [read_deployment(row) for row in rows]
-            params["after"] = str(page["next"])
+                self.routes = {route.name: route for route in await self.read()}
+                self._ever_read = True
+            except self.unreadable as fault:
+                logger.warning("The routes cannot be read, the last known stay: %r", fault)
+            if not self._ever_read:
+                raise EngineUnavailable("The deployments cannot be read at the moment; try again soon.")
+            self._fresh_until = time.monotonic() + REFRESH_SECONDS
 
 
 def read_route(row: dict[str, Any]) -> Route:
-    """A route from a routes file; the engine's name for the model and the date have defaults."""
+    """A route of a routes file.
+
+    `{"name": …, "base_url": …, "upstream_model"?: …, "created_at"?: …}`, or with
+    `"targets": [{"base_url": …, "upstream_model"?: …, "share"?: …}, …]` in place of the address.
+    """
     created = datetime.fromisoformat(row["created_at"]) if "created_at" in row else datetime.now(UTC)
-    return Route(row["name"], row["base_url"].rstrip("/"), row.get("upstream_model", row["name"]), created)
+    targets = tuple(read_target(row["name"], target) for target in row.get("targets", [row]))
+    if not any(target.share > 0 for target in targets):
+        raise ValueError(f"The route {row['name']!r} needs a target with a share above 0.")
+    return Route(row["name"], targets, created)
 
 
-def read_deployment(row: dict[str, Any]) -> Route:
-    """A route from a deployment of the API, whose engine serves the model under the deployment's name."""
-    created = datetime.fromisoformat(row["created_at"])
-    return Route(row["name"], row["address"].rstrip("/"), row["name"], created)
+def read_target(name: str, row: dict[str, Any]) -> Target:
+    """A target of a routes file; the engine's name for the model is the route's unless it says otherwise."""
+    share = float(row.get("share", 1))
+    if share < 0:
+        raise ValueError(f"A share of the route {name!r} is {share}; shares are 0 or more.")
+    base_url = row["base_url"].rstrip("/")
+    if not base_url.startswith(("http://", "https://")):
+        raise ValueError(f"The route {name!r} has the base_url {base_url!r}, which is not an http URL.")
+    return Target(row.get("deployment_id", name), base_url, row.get("upstream_model", name), share)

@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from serving.gateway import openapi
+from serving.gateway.api_routes import ApiRoutes
 from serving.gateway.app import Gateway
 from serving.gateway.errors import Forbidden
-from serving.gateway.routes import ApiRoutes, Route, StaticRoutes, read_route
+from serving.gateway.routes import Route, StaticRoutes, Target, read_route
 
 from .conftest import Server, wait_for
 
@@ -100,20 +101,20 @@ def api() -> Iterator[tuple[str, list[Any]]]:
 
 
 def deployment(name: str) -> dict[str, Any]:
-    return {"name": name, "address": "http://127.0.0.1:9/", "created_at": "2026-11-23T10:00:00+00:00"}
+    created = "2026-11-23T10:00:00+00:00"
+    return {
+        "id": f"deployment_{name}",
+        "name": name,
+        "address": "http://127.0.0.1:9/",
+        "created_at": created,
+    }
 
 
 def test_routes_follow_the_api_within_two_seconds_and_outlive_it(api: tuple[str, list[Any]]) -> None:
     url, rows = api
     rows += [deployment("one"), deployment("two")]
     routes = ApiRoutes(url, "key")
-    app = mounted(Gateway(routes))
-
-    @app.get("/close")
-    async def close() -> None:
-        await routes.aclose()
-
-    with TestClient(app) as client:
+    with TestClient(mounted(Gateway(routes))) as client:
 
         def names() -> set[str]:
             return {model["id"] for model in client.get("/v1/models").json()["data"]}
@@ -124,7 +125,5 @@ def test_routes_follow_the_api_within_two_seconds_and_outlive_it(api: tuple[str,
         rows.clear()
         time.sleep(1.1)
         assert names() == {"one"}
-        client.get("/close")
-    assert routes.known.routes["one"] == Route(
-        "one", "http://127.0.0.1:9", "one", routes.known.routes["one"].created_at
-    )
+    target = Target("deployment_one", "http://127.0.0.1:9", "one")
+    assert routes.routes["one"] == Route("one", (target,), routes.routes["one"].created_at)
