@@ -1,7 +1,5 @@
 """The gateway inside this service: its route table and its keys come from SQL, each at most a second old."""
 
-import time
-from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy import select
@@ -15,20 +13,16 @@ from app import auth
 from app.db import reading
 from app.errors import AppError, Unauthorized
 from app.tables import Deployment, DeploymentStatus, Scope
-from serving.gateway.app import Gateway
+from serving.gateway.asgi import AsgiGateway
 from serving.gateway.errors import Forbidden, InvalidApiKey
+from serving.gateway.gateway import Caller, Gateway, Sender
 from serving.gateway.openapi import components, paths
-from serving.gateway.routes import REFRESH_SECONDS, CachedRoutes, Route, Target
-
-MOST_CACHED_KEYS = 1000
-
-# The gateway hands on the key alone, and a service without keys looks at where the request comes from.
-_sender: ContextVar[tuple[str, str]] = ContextVar("sender", default=("", ""))
+from serving.gateway.routes import CachedRoutes, Route, Target
 
 
-def make_gateway() -> Gateway:
+def make_gateway() -> AsgiGateway:
     """The gateway over the ready deployments of the database."""
-    return Gateway(SqlRoutes(), Authorize())
+    return AsgiGateway(Gateway(SqlRoutes(), authorize))
 
 
 class BesideGateway:
@@ -37,7 +31,7 @@ class BesideGateway:
     Every token of a generation passes through here, so nothing else of the API stands in its way.
     """
 
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+    def __init__(self, app: ASGIApp, gateway: AsgiGateway) -> None:
         self.app = app
         self.gateway = gateway
 
@@ -45,31 +39,20 @@ class BesideGateway:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-        _sender.set((host, scope["client"][0] if scope.get("client") else ""))
         await self.gateway(scope, receive, send)
 
 
-class Authorize:
-    """Asks for the scope `inference`; who was let in is let in again for a second."""
-
-    def __init__(self) -> None:
-        self._until: dict[tuple[str | None, str, str], float] = {}
-
-    async def __call__(self, token: str | None) -> None:
-        sender = (token, *_sender.get())
-        if time.monotonic() < self._until.get(sender, 0):
-            return
-        try:
-            caller = await run_in_threadpool(auth.identify, *sender)
-            caller.require(Scope.inference)
-        except Unauthorized as error:
-            raise InvalidApiKey(_whole(error)) from error
-        except AppError as error:
-            raise Forbidden(_whole(error)) from error
-        if len(self._until) >= MOST_CACHED_KEYS:
-            self._until.clear()
-        self._until[sender] = time.monotonic() + REFRESH_SECONDS
+async def authorize(sender: Sender) -> Caller:
+    """Ask for the scope `inference`; raises InvalidApiKey and Forbidden."""
+    host = sender.host.decode("latin-1")
+    try:
+        caller = await run_in_threadpool(auth.identify, sender.token(), host, sender.address)
+        caller.require(Scope.inference)
+    except Unauthorized as error:
+        raise InvalidApiKey(_whole(error)) from error
+    except AppError as error:
+        raise Forbidden(_whole(error)) from error
+    return Caller(caller.key_id)
 
 
 class SqlRoutes(CachedRoutes):

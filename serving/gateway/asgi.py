@@ -1,111 +1,153 @@
-"""The few pieces of ASGI that the gateway speaks."""
+"""The gateway as an ASGI application, for a service that mounts it beside its own routes under uvicorn."""
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.gateway.errors import ApiError, BodyTooLarge
+from serving.gateway.gateway import MOST_BODY_BYTES, Gateway, Request, body_too_large, sender
+from serving.gateway.relay import Headers, Job
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
-MOST_BODY_BYTES = 8 * 1024 * 1024
+# Chunks that wait for a slow client before the engine is slowed down too.
+MOST_WAITING = 16
 
 
 class ClientLeft(Exception):
     """Nobody is there to answer."""
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of that lower-case name."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+class AsgiGateway:
+    """A gateway at /v1 of another application.
+
+    A mounted application hears nothing of its parent's end, so the parent calls `aclose`.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "The gateway has no websockets, and its parent lives for it."
+        headers = dict(scope["headers"])
+        address = scope["client"][0] if scope.get("client") else ""
+        path = "/v1" + path_below_v1(scope)
+        client = AsgiClient()
+        task = None
+        try:
+            who = sender(headers, address)
+            if self.gateway.known(who) is None:
+                await self.gateway.admit(who)
+            body = await read_body(headers, receive)
+        except ClientLeft:
+            return
+        except Exception as fault:
+            self.gateway.refuse(self.gateway.exchange(scope["method"], path, headers), fault, client)
+        else:
+            task = self.gateway.handle(Request(scope["method"], path, headers, address, body), client)
+        await client.pass_on(receive, send, task)
+
+    async def aclose(self) -> None:
+        """Close the connections to the engines."""
+        await self.gateway.aclose()
+
+
+class AsgiClient:
+    """Keeps what is said to the client until ASGI's `send`, which has to be awaited, has taken it."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.messages: deque[Message] = deque()
+        self.complete = self.left = self.paused = False
+        self.waiter: asyncio.Future[None] | None = None
+
+    async def pass_on(self, receive: Receive, send: Send, task: "asyncio.Task[None] | None") -> None:
+        """Send everything as it comes, and give the work up when the client leaves."""
+        if self.complete:
+            await self._send_waiting(send)
+            return
+        gone = asyncio.get_running_loop().create_task(self._watch(receive))
+        try:
+            while not (self.complete and not self.messages) and not self.left:
+                if not self.messages:
+                    self.waiter = asyncio.get_running_loop().create_future()
+                    await self.waiter
+                await self._send_waiting(send)
+        finally:
+            gone.cancel()
+            if task is not None:
+                task.cancel()
+            if self.job is not None:
+                self.job.cancel()
+
+    async def _send_waiting(self, send: Send) -> None:
+        while self.messages:
+            await send(self.messages.popleft())
+        if self.paused and self.job is not None:
+            self.paused = False
+            self.job.resume()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        self._wake()
+
+    # What the gateway says.
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.finish(body)
+
+    def begin(self, status: int, headers: Headers, chunk: bytes) -> None:
+        self._start(status, headers)
+        self.send(chunk)
+
+    def send(self, chunk: bytes) -> None:
+        self.messages.append({"type": "http.response.body", "body": chunk, "more_body": True})
+        if len(self.messages) > MOST_WAITING and self.job is not None:
+            self.paused = True
+            self.job.pause()
+        self._wake()
+
+    def finish(self, chunk: bytes) -> None:
+        self.messages.append({"type": "http.response.body", "body": chunk, "more_body": False})
+        self.complete = True
+        self._wake()
+
+    def _start(self, status: int, headers: Headers) -> None:
+        self.messages.append({"type": "http.response.start", "status": status, "headers": headers})
+
+    def _wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
 
 def path_below_v1(scope: Scope) -> str:
-    """The path without the mount point and without /v1, so that mounting and standing alone look the same."""
-    path: str = scope["path"]
-    path = path.removeprefix(scope.get("root_path", ""))
+    """The path without the mount point and without /v1, so that mounted and not look the same."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path.removeprefix("/v1") if path.startswith("/v1/") else path
 
 
-def bearer_token(scope: Scope) -> str | None:
-    """The key that the client sent."""
-    scheme, _, token = (header(scope, b"authorization") or "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
-
-
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     """The whole body; raises BodyTooLarge and ClientLeft."""
-    too_large = BodyTooLarge(f"The body is larger than {MOST_BODY_BYTES} bytes; send less text.")
-    announced = header(scope, b"content-length") or "0"
+    announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > MOST_BODY_BYTES:
-        raise too_large
-    parts: list[bytes] = []
-    more, size = True, 0
-    while more:
+        raise body_too_large()
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] != "http.disconnect" and not message.get("more_body"):
+        return body
+    parts, size = [body], len(body)
+    while message["type"] != "http.disconnect" and message.get("more_body"):
         message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MOST_BODY_BYTES:
-            raise too_large
-        more = message.get("more_body", False)
+            raise body_too_large()
+    if message["type"] == "http.disconnect":
+        raise ClientLeft
     return b"".join(parts)
-
-
-async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, and cancel it when the client leaves; then raises ClientLeft."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(disconnected(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientLeft
-        task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def disconnected(receive: Receive) -> None:
-    """Return when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def send_start(send: Send, status: int, headers: Headers) -> None:
-    """Status and headers."""
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-
-
-async def send_body(send: Send, body: bytes, more: bool) -> None:
-    """A part of the body."""
-    await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    """A complete answer."""
-    await send_start(send, status, [*headers, (b"content-length", str(len(body)).encode())])
-    await send_body(send, body, more=False)
-
-
-async def send_json(send: Send, headers: Headers, data: object) -> None:
-    """A complete answer of ours."""
-    body = json.dumps(data, ensure_ascii=False).encode()
-    await send_whole(send, 200, [(b"content-type", b"application/json"), *headers], body)
-
-
-async def send_error(send: Send, headers: Headers, error: ApiError) -> None:
-    """An error as a complete answer."""
-    further = [(b"content-type", b"application/json")]
-    if error.retry_after_seconds is not None:
-        further.append((b"retry-after", str(error.retry_after_seconds).encode()))
-    if error.status == 401:
-        further.append((b"www-authenticate", b"Bearer"))
-    await send_whole(send, error.status, [*further, *headers], error.body())

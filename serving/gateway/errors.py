@@ -24,6 +24,13 @@ class ApiError(Exception):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=False).encode()
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of a plain answer."""
+        headers = [(b"content-type", b"application/json")]
+        if self.retry_after_seconds is not None:
+            headers.append((b"retry-after", str(self.retry_after_seconds).encode()))
+        return headers
+
 
 class InvalidRequest(ApiError):
     """The request cannot be carried out as it stands."""
@@ -51,6 +58,9 @@ class InvalidApiKey(ApiError):
     type = "authentication_error"
     code = "invalid_api_key"
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"www-authenticate", b"Bearer")]
+
 
 class Forbidden(ApiError):
     """The key is valid but may not do this."""
@@ -58,6 +68,26 @@ class Forbidden(ApiError):
     status = 403
     type = "permission_error"
     code = "forbidden"
+
+
+class MalformedRequest(ApiError):
+    """What came is no HTTP/1.1 request, or one that two servers might read differently."""
+
+    code = "malformed_request"
+
+
+class HeadersTooLarge(ApiError):
+    """The request's line and headers are larger than the limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class RequestTimeout(ApiError):
+    """The request did not come whole in time."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class UnknownUrl(ApiError):
@@ -72,6 +102,13 @@ class MethodNotAllowed(ApiError):
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, path: str, method: str, allowed: str) -> None:
+        super().__init__(f"{path} answers to {allowed}, not to {method}.")
+        self.allowed = allowed
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"allow", self.allowed.encode())]
 
 
 class ModelNotFound(ApiError):

@@ -1,63 +1,121 @@
-"""What the gateway counts and logs of each request."""
+"""What the gateway counts of its requests, in plain numbers that Prometheus reads when it asks.
 
-import logging
-import time
-from dataclasses import dataclass, field
+An observation is an addition to a list here: Prometheus's own histograms take a lock for each bucket.
+"""
 
-from prometheus_client import Counter, Histogram
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-REQUESTS = Counter("tunesmith_gateway_requests", "Requests to the gateway.", ["model", "status"])
-SECONDS = Histogram(
-    "tunesmith_gateway_request_seconds", "Seconds of a whole request.", ["model"], buckets=SECONDS_BUCKETS
+from prometheus_client.core import REGISTRY, CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+# Name, meaning and bounds of each histogram, in the order in which a request's figures are given.
+HISTOGRAMS = (
+    ("tunesmith_gateway_request_seconds", "Seconds of a whole request.", SECONDS),
+    ("tunesmith_gateway_first_byte_seconds", "Seconds until the answer's first token.", SECONDS),
+    ("tunesmith_gateway_prompt_tokens", "Tokens of a prompt, where the engine tells.", TOKENS),
+    ("tunesmith_gateway_completion_tokens", "Tokens of an answer, where the engine tells.", TOKENS),
 )
-FIRST_BYTE_SECONDS = Histogram(
-    "tunesmith_gateway_first_byte_seconds",
-    "Seconds until the answer begins.",
-    ["model"],
-    buckets=SECONDS_BUCKETS,
-)
-# A model name comes from the client, and only names with a route may become labels.
-NO_ROUTE = "none"
-CLIENT_LEFT = 499
-logger = logging.getLogger("tunesmith.gateway")
+
+Json = dict[str, Any]
 
 
-@dataclass
-class Exchange:
-    """One request on its way through; `status` ends as 499 if the client left and 502 if a stream broke."""
+class Distribution:
+    """How many values fell under each bound, and their sum."""
 
-    request_id: str
-    method: str
-    path: str
-    model: str = NO_ROUTE
-    status: int = CLIENT_LEFT
-    first_byte_seconds: float | None = None
-    begun: float = field(default_factory=time.perf_counter)
+    __slots__ = ("bounds", "counts", "total")
 
-    def started(self, status: int) -> None:
-        """Note that the answer begins."""
-        self.status = status
-        self.first_byte_seconds = time.perf_counter() - self.begun
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
 
-    def left(self) -> None:
-        """Note that the client did not stay to the end."""
-        self.status = CLIENT_LEFT
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
-    def ended(self) -> None:
-        """Count the request and log its line."""
-        seconds = time.perf_counter() - self.begun
-        REQUESTS.labels(self.model, str(self.status)).inc()
-        SECONDS.labels(self.model).observe(seconds)
-        if self.first_byte_seconds is not None:
-            FIRST_BYTE_SECONDS.labels(self.model).observe(self.first_byte_seconds)
-        facts = {
-            "request_id": self.request_id,
-            "method": self.method,
-            "path": self.path,
-            "model": self.model,
-            "status": self.status,
-            "first_byte_seconds": self.first_byte_seconds,
-            "duration_seconds": seconds,
+    def add(self, counts: list[int], total: float) -> None:
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, counts, strict=True)]
+        self.total += total
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts under the names that Prometheus gives the bounds."""
+        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return [(name, sum(self.counts[: place + 1])) for place, name in enumerate(names)]
+
+
+class ModelCounts:
+    """Requests of one model name, by status, and their histograms."""
+
+    __slots__ = ("histograms", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.histograms = tuple(Distribution(bounds) for _, _, bounds in HISTOGRAMS)
+
+    def observe(self, status: int, *values: float | None) -> None:
+        """Count a request; the values are those of HISTOGRAMS, None where there is none."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        for distribution, value in zip(self.histograms, values, strict=True):
+            if value is not None:
+                distribution.observe(value)
+
+
+class Counts(Collector):
+    """The counts of this process, and those of the workers beside it."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelCounts] = {}
+        self.others: Callable[[], Iterable[Json]] = lambda: ()
+
+    def of(self, model: str) -> ModelCounts:
+        """The counts of a model; its name must be one with a route, since every name becomes a label."""
+        counts = self.models.get(model)
+        if counts is None:
+            counts = self.models[model] = ModelCounts()
+        return counts
+
+    def as_json(self) -> Json:
+        """These counts for another process."""
+        return {
+            name: {
+                "statuses": {str(status): count for status, count in counts.statuses.items()},
+                "histograms": [[each.counts, each.total] for each in counts.histograms],
+            }
+            for name, counts in self.models.items()
         }
-        logger.info("%s %s %s %s", self.method, self.path, self.model, self.status, extra=facts)
+
+    def add(self, other: Json) -> None:
+        """Add what `as_json` of another process gave."""
+        for name, theirs in other.items():
+            mine = self.of(name)
+            for status, count in theirs["statuses"].items():
+                mine.statuses[int(status)] = mine.statuses.get(int(status), 0) + count
+            for distribution, (counts, total) in zip(mine.histograms, theirs["histograms"], strict=True):
+                distribution.add(counts, total)
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus is told."""
+        together = Counts()
+        for counts in (self.as_json(), *self.others()):
+            together.add(counts)
+        requests = CounterMetricFamily(
+            "tunesmith_gateway_requests", "Requests to the gateway.", labels=["model", "status"]
+        )
+        for name, model in together.models.items():
+            for status, count in model.statuses.items():
+                requests.add_metric([name, str(status)], count)
+        yield requests
+        for place, (title, meaning, _) in enumerate(HISTOGRAMS):
+            family = HistogramMetricFamily(title, meaning, labels=["model"])
+            for name, model in together.models.items():
+                distribution = model.histograms[place]
+                family.add_metric([name], distribution.buckets(), distribution.total)
+            yield family
+
+
+COUNTS = Counts()
+REGISTRY.register(COUNTS)

@@ -1,177 +1,291 @@
-"""One generation request on its way to the engine and back."""
+"""One generation request on its way to the engine and back, driven by what the engine's connection brings."""
 
-import json
+import asyncio
 import re
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
-from serving.gateway.asgi import Headers, Send, send_body, send_start, send_whole
-from serving.gateway.errors import EngineDisconnected, EngineTimeout, EngineUnavailable
-from serving.gateway.metrics import Exchange
-from serving.gateway.routes import Route, RouteTable
+from serving.gateway.errors import (
+    EngineDisconnected,
+    EngineTimeout,
+    EngineUnavailable,
+)
+from serving.gateway.exchange import CLIENT_LEFT, Exchange
+from serving.gateway.plan import Plan
+from serving.gateway.routes import Route, Target
 from serving.gateway.upstream import (
-    Upstream,
-    UpstreamAnswer,
-    UpstreamBroken,
+    Connection,
+    UpstreamFault,
     UpstreamSilent,
+    UpstreamStale,
     UpstreamUnreachable,
 )
 
+if TYPE_CHECKING:
+    from serving.gateway.gateway import Gateway
+
+Headers = list[tuple[bytes, bytes]]
+
 # A JSON string holds no raw newline, so this can only be the event itself.
 DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
-PASSED_HEADERS = ("content-type", "retry-after")
+PASSED_HEADERS = (b"content-type", b"retry-after")
+UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+NEWLINE = 10
 
 
-@dataclass
+class Job(Protocol):
+    """Work for a client, which it may slow down or give up."""
+
+    def cancel(self) -> object: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Client(Protocol):
+    """Who asked: gets one `whole` answer, or `begin`, then `send` for each chunk, then `finish`."""
+
+    job: Job | None
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None: ...
+
+    def begin(self, status: int, headers: Headers, chunk: bytes) -> None: ...
+
+    def send(self, chunk: bytes) -> None: ...
+
+    def finish(self, chunk: bytes) -> None: ...
+
+
 class Relay:
-    """What one request needs on its way."""
+    """Passes an answer through as it comes.
 
-    routes: RouteTable
-    upstream: Upstream
-    exchange: Exchange
-    route: Route
-    path: str
-    data: dict[str, Any]
-    headers: dict[str, str]
+    A second attempt is made only if the first broke before its first byte. A plain answer is held until it is
+    complete, so that a break still becomes a proper error; a stream is passed in whole lines, and one that
+    does not reach [DONE] ends with an error event instead.
+    """
 
+    def __init__(
+        self,
+        gateway: "Gateway",
+        exchange: Exchange,
+        route: Route,
+        plan: Plan,
+        further_headers: bytes,
+        client: Client,
+    ) -> None:
+        self.gateway = gateway
+        self.exchange = exchange
+        self.route = route
+        self.plan = plan
+        self.further_headers = further_headers
+        self.client = client
+        self.upstream: Connection | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.attempts = 0
+        self.ended = False
+        client.job = self
 
-@dataclass
-class Begun:
-    """An answer whose first chunk is here."""
+    def start(self) -> None:
+        """Send the request to a target of the route; raises EngineUnavailable."""
+        breakers = self.gateway.breakers
+        self._send_to(self._choose(breakers.avoided() if breakers.circuits else ()))
 
-    answer: UpstreamAnswer
-    first: bytes
-    rest: AsyncIterator[bytes]
+    def cancel(self) -> None:
+        """The client has left: give the request up, which makes the engine stop."""
+        if not self.ended:
+            self.exchange.status = CLIENT_LEFT
+            self._end()
 
-    @property
-    def streamed(self) -> bool:
-        return self.answer.headers.get("content-type", "").startswith("text/event-stream")
+    def pause(self) -> None:
+        """The client reads more slowly than the engine writes."""
+        if self.upstream is not None:
+            self.upstream.pause()
 
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self.upstream is not None:
+            self.upstream.resume()
 
-async def relay(work: Relay, send: Send) -> None:
-    """Pass the request to the engine and its answer to the client; may raise ApiError until that begins."""
-    begun = await begin(work)
-    try:
-        if begun.streamed:
-            await pass_stream(work, begun, send)
+    def _choose(self, avoided: "list[Target] | tuple[()]") -> Target:
+        target = self.route.choose(avoided)
+        if target is None:
+            raise EngineUnavailable(
+                f"The engine of {self.route.name!r} has failed several times in a row and is left alone for "
+                "some seconds.",
+                self.gateway.breakers.retry_after_seconds(),
+            )
+        return target
+
+    def _send_to(self, target: Target, fresh: bool = False) -> None:
+        self.target = target
+        if not target.base_url:
+            self._later(self._wake(target))
+            return
+        self.status = 0
+        self.streamed = self.begun = self.done = False
+        self.parts: list[bytes] = []
+        self.tail = self.last = self.before = b""
+        self.attempts += 1
+        self.gateway.asked(target)
+        body = self.plan.body(target.upstream_model)
+        head = self.gateway.head(target.base_url, self.exchange.path) + self.further_headers
+        request = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        self.gateway.pool().request(target.base_url, request, self, fresh)
+
+    async def _wake(self, target: Target) -> None:
+        self._send_to(await self.gateway.routes.wake(target))
+
+    async def _again(self, stale: bool) -> None:
+        """Look the route up and try once more, with another target if this one cannot be reached."""
+        routes = self.gateway.routes
+        if not routes.fresh():
+            await routes.refresh()
+        route = routes.find(self.route.name)
+        if route is None:
+            raise EngineUnavailable(f"The deployment {self.route.name!r} has just been stopped.")
+        self.route = route
+        avoided = self.gateway.breakers.avoided()
+        other = None if stale else route.choose([*avoided, self.target])
+        self._send_to(other or self._choose(avoided), fresh=True)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as fault:
+            self._refuse(fault)
+
+    def _refuse(self, fault: Exception) -> None:
+        self.ended = True
+        self.gateway.refuse(self.exchange, fault, self.client)
+
+    # What the engine's connection calls.
+
+    def head(self, status: int, headers: dict[bytes, bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        self.streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+
+    def data(self, chunk: bytes) -> None:
+        if not self.streamed:
+            self.parts.append(chunk)
+            return
+        lines = self._whole_lines(chunk)
+        if lines:
+            self._pass(lines)
+
+    def end(self, chunk: bytes) -> None:
+        self.upstream = None
+        if not self.streamed:
+            self._pass_whole(chunk)
+            return
+        lines = self._whole_lines(chunk) if chunk else b""
+        if not lines and not self.begun:
+            self.fail(UpstreamUnreachable("the stream ended before it began"))
+        elif self.done:
+            self._finish(lines)
         else:
-            await pass_whole(work, begun, send)
-    finally:
-        begun.answer.close()
+            self._break(lines)
 
-
-async def begin(work: Relay) -> Begun:
-    """Wait for the first chunk; if the connection fails before it, look the route up and try once more."""
-    try:
-        return await attempt(work)
-    except UpstreamUnreachable:
-        await work.routes.refresh()
-        route = work.routes.find(work.route.name)
-    if route is None:
-        raise EngineUnavailable(f"The deployment {work.route.name!r} has just been stopped.")
-    work.route = route
-    try:
-        return await attempt(work)
-    except UpstreamUnreachable as fault:
-        message = (
-            f"The engine of {work.route.name!r} cannot be reached; it may be starting again. Try again soon."
-        )
-        raise EngineUnavailable(message) from fault
-
-
-async def attempt(work: Relay) -> Begun:
-    """Send the request and wait for the first chunk; raises UpstreamUnreachable and EngineTimeout."""
-    target = work.route.choose()
-    assert target is not None
-    if not target.base_url:
-        target = await work.routes.wake(target)
-    body = json.dumps(work.data | {"model": target.upstream_model}).encode()
-    try:
-        answer = await work.upstream.post(f"{target.base_url}/v1{work.path}", body, work.headers)
-    except UpstreamSilent as fault:
-        raise silence(work) from fault
-    rest = answer.chunks()
-    try:
-        begun = Begun(answer, await anext(rest, b""), rest)
-    except UpstreamBroken as fault:
-        raise UpstreamUnreachable(str(fault)) from fault
-    except UpstreamSilent as fault:
-        answer.close()
-        raise silence(work) from fault
-    except BaseException:
-        # The client has left while the engine was still thinking.
-        answer.close()
-        raise
-    if begun.streamed and not begun.first:
-        answer.close()
-        raise UpstreamUnreachable("The stream ended before it began.")
-    return begun
-
-
-async def pass_whole(work: Relay, begun: Begun, send: Send) -> None:
-    """A plain answer is held until it is complete, so that a break still becomes a proper error."""
-    parts = [begun.first]
-    try:
-        async for chunk in begun.rest:
-            parts.append(chunk)
-    except UpstreamBroken as fault:
-        raise EngineDisconnected(broken_off(work)) from fault
-    except UpstreamSilent as fault:
-        raise silence(work) from fault
-    work.exchange.started(begun.answer.status)
-    await send_whole(send, begun.answer.status, answer_headers(work, begun), b"".join(parts))
-
-
-async def pass_stream(work: Relay, begun: Begun, send: Send) -> None:
-    """Whole lines as they come; a stream that does not reach [DONE] ends with an error event instead."""
-    work.exchange.started(begun.answer.status)
-    unbuffered = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    await send_start(send, begun.answer.status, answer_headers(work, begun) + unbuffered)
-    done = False
-    try:
-        async for lines in whole_lines(begun):
-            done = done or DONE.search(lines) is not None
-            await send_body(send, lines, more=True)
-    except (UpstreamBroken, UpstreamSilent):
-        pass
-    if not done:
-        work.exchange.status = EngineDisconnected.status
-        await send_body(send, error_event(EngineDisconnected(broken_off(work))), more=True)
-    await send_body(send, b"", more=False)
-
-
-async def whole_lines(begun: Begun) -> AsyncIterator[bytes]:
-    """The answer cut at line ends: half a line before an error event would hide the event from the client."""
-    tail = b""
-    chunk = begun.first
-    while chunk:
-        ready, end, rest = chunk.rpartition(b"\n")
-        if end:
-            yield tail + ready + end
-            tail = rest
+    def fail(self, fault: UpstreamFault) -> None:
+        self.upstream = None
+        if self.begun:
+            self._break(b"")
+            return
+        if not isinstance(fault, UpstreamStale):
+            self.gateway.breakers.failed(self.target)
+        if isinstance(fault, UpstreamSilent):
+            silent = f"The engine of {self.route.name!r} has sent nothing for too long; try again later."
+            self._refuse(EngineTimeout(silent))
+        elif self.parts or self.tail:
+            self._refuse(EngineDisconnected(self._broken_off()))
+        elif self.attempts < 2:
+            self._later(self._again(isinstance(fault, UpstreamStale)))
         else:
-            tail += chunk
-        chunk = await anext(begun.rest, b"")
+            name = self.route.name
+            unreachable = (
+                f"The engine of {name!r} cannot be reached; it may be starting again. Try again soon."
+            )
+            self._refuse(EngineUnavailable(unreachable))
 
+    def _whole_lines(self, chunk: bytes) -> bytes:
+        """What may be passed: half a line before an error event would hide the event from the client."""
+        if self.tail:
+            chunk = self.tail + chunk
+            self.tail = b""
+        if chunk[-1] != NEWLINE:
+            ready, end, self.tail = chunk.rpartition(b"\n")
+            chunk = ready + end
+        if b"[DONE]" in chunk and DONE.search(chunk):
+            self.done = True
+        return chunk
 
-def error_event(error: EngineDisconnected) -> bytes:
-    """An error as the last event; the empty line before it ends an event that was cut short."""
-    return b"\ndata: " + error.body() + b"\n\n"
+    def _pass(self, lines: bytes) -> None:
+        # The usage stands in the last event before [DONE].
+        self.before, self.last = self.last, lines
+        if self.begun:
+            self.client.send(lines)
+            return
+        self.begun = True
+        self.exchange.started(self.status)
+        self.client.begin(self.status, self._answer_headers() + UNBUFFERED, lines)
 
+    def _finish(self, lines: bytes) -> None:
+        if not self.begun:
+            self._pass(lines)
+            lines = b""
+        self.exchange.usage(self.before + self.last + lines)
+        self._note_status()
+        self._end()
+        self.client.finish(lines)
 
-def answer_headers(work: Relay, begun: Begun) -> Headers:
-    """The engine's headers that mean something to the client, and the request's id."""
-    passed = ((name, begun.answer.headers.get(name)) for name in PASSED_HEADERS)
-    headers = [(name.encode(), value.encode("latin-1")) for name, value in passed if value is not None]
-    return [*headers, (b"x-request-id", work.exchange.request_id.encode())]
+    def _break(self, lines: bytes) -> None:
+        if not self.begun:
+            self._pass(lines)
+            lines = b""
+        self.gateway.breakers.failed(self.target)
+        error = EngineDisconnected(self._broken_off())
+        self.exchange.status = error.status
+        self._end()
+        # The empty line before the event ends one that was cut short.
+        self.client.finish(lines + b"\ndata: " + error.body() + b"\n\n")
 
+    def _pass_whole(self, chunk: bytes) -> None:
+        if self.parts:
+            self.parts.append(chunk)
+            chunk = b"".join(self.parts)
+        self.exchange.started(self.status)
+        self.exchange.usage(chunk)
+        self._note_status()
+        self._end()
+        self.client.whole(self.status, self._answer_headers(), chunk)
 
-def broken_off(work: Relay) -> str:
-    """What a client is told when the engine ends in mid-answer."""
-    return f"The engine of {work.route.name!r} broke off in the middle of its answer; send the request again."
+    def _note_status(self) -> None:
+        breakers = self.gateway.breakers
+        if self.status >= 500:
+            breakers.failed(self.target)
+        elif breakers.circuits:
+            breakers.succeeded(self.target)
 
+    def _end(self) -> None:
+        """Let go of the engine, count and log; the client may begin its next request from here on."""
+        self.ended = True
+        if self.task is not None:
+            self.task.cancel()
+        if self.upstream is not None:
+            self.upstream.abort()
+            self.upstream = None
+        self.exchange.ended()
 
-def silence(work: Relay) -> EngineTimeout:
-    """What a client is told when the engine says nothing."""
-    return EngineTimeout(f"The engine of {work.route.name!r} has sent nothing for too long; try again later.")
+    def _answer_headers(self) -> Headers:
+        """The engine's headers that mean something to the client, and the request's id."""
+        passed = [(name, self.headers[name]) for name in PASSED_HEADERS if name in self.headers]
+        passed.append((b"x-request-id", self.exchange.request_id.encode()))
+        return passed
+
+    def _broken_off(self) -> str:
+        name = self.route.name
+        return f"The engine of {name!r} broke off in the middle of its answer; send the request again."

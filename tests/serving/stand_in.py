@@ -18,6 +18,7 @@ class StandIn:
         self.open: Counter[str] = Counter()
         self.seen: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.peers: set[tuple[str, int]] = set()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -45,6 +46,8 @@ class StandIn:
         model = data["model"]
         self.seen.append(data)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        assert request.transport is not None
+        self.peers.add(request.transport.get_extra_info("peername"))
         self.asked[model] += 1
         self.open[model] += 1
         try:
@@ -68,6 +71,18 @@ class StandIn:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
+
+    async def plain(self, request: web.Request) -> web.Response:
+        usage = {"prompt_tokens": 3, "completion_tokens": 5}
+        return web.json_response({"text": '"usage": {"prompt_tokens": 9}', "usage": usage})
+
+    async def flood(self, request: web.Request) -> web.StreamResponse:
+        """Forty megabytes as fast as they are taken."""
+        response = await self._stream(request)
+        for _ in range(40):
+            await response.write(b'data: "' + b"a" * 1_000_000 + b'"\n\n')
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
     async def thinking(self, request: web.Request) -> web.Response:
         await asyncio.sleep(30)

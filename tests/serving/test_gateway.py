@@ -219,7 +219,7 @@ def test_an_open_address_without_a_key_is_refused(tmp_path: Path) -> None:
 
 def test_importing_the_gateway_loads_no_ml_package() -> None:
     program = (
-        "import sys, serving.gateway.app, serving.gateway.openapi;"
+        "import sys, serving.gateway.__main__, serving.gateway.asgi, serving.gateway.openapi;"
         "print({'torch', 'transformers', 'peft', 'fastapi', 'pydantic'} & set(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)

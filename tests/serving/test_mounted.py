@@ -14,22 +14,25 @@ from fastapi.testclient import TestClient
 
 from serving.gateway import openapi
 from serving.gateway.api_routes import ApiRoutes
-from serving.gateway.app import Gateway
+from serving.gateway.asgi import AsgiGateway
 from serving.gateway.errors import Forbidden
+from serving.gateway.gateway import Caller, Gateway, Sender
 from serving.gateway.routes import Route, StaticRoutes, Target, read_route
 
 from .conftest import Server, wait_for
 
 
 def mounted(gateway: Gateway) -> FastAPI:
+    application = AsgiGateway(gateway)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await gateway.aclose()
+        await application.aclose()
 
     app = FastAPI(lifespan=lifespan)
     app.get("/v1/files")(lambda: {"files": []})
-    app.mount("/v1", gateway)
+    app.mount("/v1", application)
     return app
 
 
@@ -45,9 +48,10 @@ def test_a_mounted_gateway_answers_below_v1_beside_other_routes(engine: Server) 
 
 
 def test_a_refusal_of_the_application_is_openais_error() -> None:
-    async def authorize(token: str | None) -> None:
-        if token != "right":
+    async def authorize(sender: Sender) -> Caller:
+        if sender.token() != "right":
             raise Forbidden("This key may not generate.")
+        return Caller()
 
     with TestClient(mounted(Gateway(StaticRoutes([]), authorize))) as client:
         refused = client.get("/v1/models", headers={"Authorization": "Bearer wrong"})

@@ -1,0 +1,258 @@
+"""The gateway itself, whichever server stands before it.
+
+Life of a generation request: admit the sender, read the body as a plan, look the model name up, choose a
+target, send the body on with the engine's own name for the model, wait for the first chunk, answer, pass the
+chunks through. Only paths below /v1 that are named here reach an engine.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from serving.gateway.breaker import Breakers
+from serving.gateway.errors import (
+    ApiError,
+    BodyTooLarge,
+    InternalError,
+    MethodNotAllowed,
+    ModelNotFound,
+    UnknownUrl,
+)
+from serving.gateway.exchange import Exchange, log_line
+from serving.gateway.plan import Limits, read
+from serving.gateway.relay import Client, Headers, Relay
+from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
+from serving.gateway.upstream import Pool
+
+GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+MODELS_PATH = "/v1/models"
+FORWARDED_HEADERS = (b"accept", b"traceparent")
+MOST_BODY_BYTES = 8 * 1024 * 1024
+MOST_CACHED_SENDERS = 1000
+USED_SECONDS = 3.0
+JSON: Headers = [(b"content-type", b"application/json")]
+
+logger = logging.getLogger("tunesmith.gateway")
+
+
+class Sender(NamedTuple):
+    """Who sends a request, as far as it shows."""
+
+    authorization: bytes | None
+    host: bytes
+    address: str
+
+    def token(self) -> str | None:
+        """The bearer token."""
+        scheme, _, token = (self.authorization or b"").decode("latin-1").partition(" ")
+        return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who was let in; without keys the id is empty."""
+
+    key_id: str = ""
+
+
+@dataclass(slots=True)
+class Request:
+    """A request whose body is here; header names are in lower case, the path begins with /v1/."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    address: str
+    body: bytes
+
+    def sender(self) -> Sender:
+        return sender(self.headers, self.address)
+
+
+Authorize = Callable[[Sender], Awaitable[Caller]]
+
+
+def sender(headers: Mapping[bytes, bytes], address: str) -> Sender:
+    """Who sends a request with these headers."""
+    return Sender(headers.get(b"authorization"), headers.get(b"host", b""), address)
+
+
+def body_too_large() -> BodyTooLarge:
+    """What a client with too much text is told."""
+    return BodyTooLarge(f"The body is larger than {MOST_BODY_BYTES} bytes; send less text.")
+
+
+async def allow_all(sender: Sender) -> Caller:
+    """Let every request in, with or without a key."""
+    return Caller()
+
+
+class Gateway:
+    """Answers requests from the engines of a route table.
+
+    `authorize` raises InvalidApiKey or Forbidden; whom it let in is let in again for a second. `log` gets
+    every exchange when it has ended.
+    """
+
+    def __init__(
+        self,
+        routes: RouteTable,
+        authorize: Authorize = allow_all,
+        limits: Limits | None = None,
+        log: Callable[[Exchange], None] = log_line,
+    ) -> None:
+        self.routes = routes
+        self.limits = limits or Limits()
+        self.log = log
+        self.breakers = Breakers()
+        self._authorize = authorize
+        self._callers: dict[Sender, tuple[Caller, float]] = {}
+        self._heads: dict[tuple[str, str], bytes] = {}
+        self._pool: Pool | None = None
+        self._used: set[str] = set()
+        self._told_used_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """Tell what was used, and close the connections to the engines."""
+        await self.routes.used(self._used)
+        if self._pool is not None:
+            await self._pool.aclose()
+
+    def known(self, sender: Sender) -> Caller | None:
+        """The caller, if the sender was admitted within the last second."""
+        caller, until = self._callers.get(sender, (None, 0.0))
+        return caller if time.monotonic() < until else None
+
+    async def admit(self, sender: Sender) -> Caller:
+        """The caller; raises InvalidApiKey or Forbidden."""
+        caller = await self._authorize(sender)
+        if len(self._callers) >= MOST_CACHED_SENDERS:
+            self._callers.clear()
+        self._callers[sender] = caller, time.monotonic() + REFRESH_SECONDS
+        return caller
+
+    def handle(self, request: Request, client: Client) -> asyncio.Task[None] | None:
+        """Begin to answer: at once, or in a task if the sender or the routes have to be looked up first."""
+        caller = self.known(request.sender())
+        if caller is not None and self.routes.fresh():
+            self._answer(request, caller, client)
+            return None
+        return asyncio.get_running_loop().create_task(self._prepare(request, client))
+
+    def refuse(self, exchange: Exchange, fault: Exception, client: Client) -> None:
+        """Answer with an error; what is no ApiError is a bug, and only the log tells it."""
+        if not isinstance(fault, ApiError):
+            logger.error("%s %s failed", exchange.method, exchange.path, exc_info=fault)
+            fault = InternalError("The gateway failed on this request; its log says why.")
+        exchange.started(fault.status)
+        exchange.ended()
+        headers = [*fault.headers(), (b"x-request-id", exchange.request_id.encode())]
+        client.whole(fault.status, headers, fault.body())
+
+    def exchange(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Exchange:
+        """The record of a request that begins now."""
+        return Exchange(method, path, headers.get(b"x-request-id"), self.log)
+
+    def pool(self) -> Pool:
+        """The connections to the engines; made at the first request, inside the running event loop."""
+        if self._pool is None:
+            self._pool = Pool()
+        return self._pool
+
+    def head(self, base_url: str, path: str) -> bytes:
+        """The beginning of every request to an engine for a path."""
+        head = self._heads.get((base_url, path))
+        if head is None:
+            address = urlsplit(base_url)
+            line = f"POST {address.path}{path} HTTP/1.1\r\nhost: {address.netloc}\r\n"
+            head = self._heads[base_url, path] = f"{line}content-type: application/json\r\n".encode()
+        return head
+
+    def asked(self, target: Target) -> None:
+        """Note that a request goes to a target."""
+        if self.breakers.circuits:
+            self.breakers.asked(target)
+        self._used.add(target.deployment_id)
+        now = time.monotonic()
+        if now - self._told_used_at > USED_SECONDS:
+            self._told_used_at = now
+            used, self._used = self._used, set()
+            task = asyncio.get_running_loop().create_task(self._tell_used(used))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _tell_used(self, used: set[str]) -> None:
+        try:
+            await self.routes.used(used)
+        except Exception:
+            logger.exception("The use of deployments could not be noted.")
+
+    async def _prepare(self, request: Request, client: Client) -> None:
+        try:
+            sender = request.sender()
+            caller = self.known(sender) or await self.admit(sender)
+            if not self.routes.fresh():
+                await self.routes.refresh()
+        except Exception as fault:
+            self.refuse(self.exchange(request.method, request.path, request.headers), fault, client)
+        else:
+            self._answer(request, caller, client)
+
+    def _answer(self, request: Request, caller: Caller, client: Client) -> None:
+        exchange = self.exchange(request.method, request.path, request.headers)
+        exchange.key_id = caller.key_id
+        try:
+            self._dispatch(exchange, request, client)
+        except Exception as fault:
+            self.refuse(exchange, fault, client)
+
+    def _dispatch(self, exchange: Exchange, request: Request, client: Client) -> None:
+        path, method = request.path, request.method
+        if path in GENERATION_PATHS:
+            if method != "POST":
+                raise MethodNotAllowed(path, method, "POST")
+            self._generate(exchange, request, client)
+        elif path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
+            if method != "GET":
+                raise MethodNotAllowed(path, method, "GET")
+            answer = self._models(path.removeprefix(MODELS_PATH).removeprefix("/"))
+            exchange.started(200)
+            exchange.ended()
+            headers = [*JSON, (b"x-request-id", exchange.request_id.encode())]
+            client.whole(200, headers, json.dumps(answer, ensure_ascii=False).encode())
+        else:
+            raise UnknownUrl(f"{method} {path} is not served here.")
+
+    def _models(self, name: str) -> dict[str, Any]:
+        """One model, or with an empty name the list of all."""
+        if name:
+            return described(self._find(name))
+        return {"object": "list", "data": [described(route) for route in self.routes.all()]}
+
+    def _generate(self, exchange: Exchange, request: Request, client: Client) -> None:
+        plan = read(request.body, self.limits)
+        route = self._find(plan.model)
+        exchange.model = route.name
+        further = b"x-request-id: %b\r\n" % exchange.request_id.encode()
+        for name in FORWARDED_HEADERS:
+            if name in request.headers:
+                further += b"%b: %b\r\n" % (name, request.headers[name])
+        Relay(self, exchange, route, plan, further, client).start()
+
+    def _find(self, name: str) -> Route:
+        route = self.routes.find(name)
+        if route is None:
+            raise ModelNotFound(name, [known.name for known in self.routes.all()])
+        return route
+
+
+def described(route: Route) -> dict[str, Any]:
+    """A route as OpenAI describes a model."""
+    created = int(route.created_at.timestamp())
+    return {"id": route.name, "object": "model", "created": created, "owned_by": "tunesmith"}

@@ -1,0 +1,125 @@
+"""What a request asks for, read from its body without decoding what the gateway has no use for."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from serving.gateway.errors import InvalidRequest
+
+# Files, code, peers and templates: what an engine may read, import, call or render because a request says so.
+REFUSED_FIELDS = frozenset(
+    {
+        "adapter",
+        "adapters",
+        "adapter_path",
+        "bootstrap_host",
+        "bootstrap_port",
+        "bootstrap_room",
+        "chat_template",
+        "custom_logit_processor",
+        "draft_model",
+        "kv_transfer_params",
+        "logits_processors",
+        "lora",
+        "lora_id",
+        "lora_name",
+        "lora_path",
+        "lora_request",
+        "model_path",
+        "tokenizer",
+        "tokenizer_path",
+    }
+)
+QUOTE, BRACKET = b'"['
+TEMPLATE_OPTIONS = "chat_template_kwargs"
+REFUSED_TEMPLATE_OPTIONS = frozenset({"chat_template", "template", "tokenizer", "tools_template"})
+
+Fields = dict[str, msgspec.Raw]
+_fields = msgspec.json.Decoder(Fields).decode
+_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    most_choices: int = 128
+    most_prompts: int = 1024
+    most_tokens: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request for the model of this name, with the raw JSON of each of its fields."""
+
+    model: str
+    fields: Fields
+
+    def body(self, upstream_model: str) -> bytes:
+        """The request under the engine's name for the model.
+
+        Values are copied as they came. Of a key that stood twice the last is left, so that no engine reads
+        another model, or another field, than was looked at here.
+        """
+        self.fields["model"] = _raw(upstream_model)
+        return _encode(self.fields)
+
+
+def read(body: bytes, limits: Limits) -> Plan:
+    """The body as a request for a model; raises InvalidRequest."""
+    try:
+        if not body.isascii():
+            body.decode()
+        fields = _fields(body)
+    except msgspec.ValidationError as fault:
+        raise InvalidRequest("The body must be a JSON object.") from fault
+    except (ValueError, RecursionError) as fault:
+        raise InvalidRequest(f"The body is not valid JSON: {fault}.") from fault
+    model = fields.get("model")
+    if model is None or memoryview(model)[0] != QUOTE:
+        raise InvalidRequest("'model' must be the name of a deployment.", "model")
+    if not REFUSED_FIELDS.isdisjoint(fields):
+        field = min(REFUSED_FIELDS.intersection(fields))
+        raise InvalidRequest(f"{field!r} is set by whoever deploys a model; leave it out.", field)
+    if TEMPLATE_OPTIONS in fields:
+        _refuse_template(_any(fields[TEMPLATE_OPTIONS]))
+    _check(fields, limits)
+    return Plan(_any(model), fields)
+
+
+def _refuse_template(options: Any) -> None:
+    if isinstance(options, dict) and not REFUSED_TEMPLATE_OPTIONS.isdisjoint(options):
+        raise InvalidRequest(
+            f"{TEMPLATE_OPTIONS!r} may not bring a template: a model is served with its own.",
+            TEMPLATE_OPTIONS,
+        )
+
+
+def _check(fields: Fields, limits: Limits) -> None:
+    """Raises InvalidRequest for more than the limits allow; what is no number is left to the engine."""
+    for field, most in (
+        ("n", limits.most_choices),
+        ("best_of", limits.most_choices),
+        ("max_tokens", limits.most_tokens),
+        ("max_completion_tokens", limits.most_tokens),
+    ):
+        if field in fields:
+            asked = _any(fields[field])
+            if isinstance(asked, int | float) and asked > most:
+                raise InvalidRequest(f"{field!r} is {asked}; at most {most} is served here.", field)
+    prompt = fields.get("prompt")
+    if prompt is not None and memoryview(prompt)[0] == BRACKET:
+        prompts = _items(prompt)
+        # A list of numbers is one prompt, given as token ids.
+        if len(prompts) > limits.most_prompts and memoryview(prompts[0])[0] in (BRACKET, QUOTE):
+            message = f"'prompt' holds {len(prompts)} prompts; at most {limits.most_prompts} are taken."
+            raise InvalidRequest(message, "prompt")
+
+
+@lru_cache(maxsize=1024)
+def _raw(text: str) -> msgspec.Raw:
+    return msgspec.Raw(_encode(text))
