@@ -1,0 +1,26 @@
+"""The gateway as the service mounts it, under uvicorn.
+
+python -m tests.benchmarks.gateway_mounted ROUTES PORT
+"""
+
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from serving.gateway.__main__ import one_key
+from serving.gateway.asgi import AsgiGateway
+from serving.gateway.exchange import Exchange
+from serving.gateway.gateway import Gateway
+from serving.gateway.routes import StaticRoutes
+
+
+def silent(exchange: Exchange) -> None:
+    """The service's log is another subject."""
+
+
+if __name__ == "__main__":
+    gateway = Gateway(StaticRoutes.from_file(Path(sys.argv[1])), one_key("sk-x"), log=silent)
+    uvicorn.run(
+        AsgiGateway(gateway), port=int(sys.argv[2]), access_log=False, log_level="warning", lifespan="off"
+    )

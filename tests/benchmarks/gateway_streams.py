@@ -1,0 +1,86 @@
+"""Many slow streams at once, from one process: the time to each first token and the delay of each chunk.
+
+    python -m tests.benchmarks.gateway_streams PORT STREAMS SECONDS
+
+Prints the median milliseconds from request to first token, and from the engine's writing of a chunk to its
+arrival, and how many chunks came, as JSON. Both sides read the same clock.
+"""
+
+import asyncio
+import json
+import re
+import statistics
+import sys
+import time
+
+import uvloop
+
+SENT = re.compile(rb'"T(\d{19}) "')
+WARM_UP_SECONDS = 1.5
+
+
+class Streams:
+    """What has been measured, and the request that is sent again and again."""
+
+    def __init__(self) -> None:
+        text = {"role": "user", "content": "GAP=20000;CHUNKS=50;"}
+        body = json.dumps({"model": "m", "messages": [text], "stream": True}).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-x\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.request = head.encode() + body
+        self.counted_from = time.monotonic_ns() + int(WARM_UP_SECONDS * 1e9)
+        self.first_tokens: list[int] = []
+        self.delays: list[int] = []
+
+
+class Stream(asyncio.Protocol):
+    """One client, whose next stream begins when the one before has ended."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        self.asked_at: int | None = time.monotonic_ns()
+        self.tail = b""
+        self.transport.write(self.streams.request)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        data = self.tail + data
+        sent = [int(found) for found in SENT.findall(data)]
+        self.tail = b"" if sent or data.endswith(b"\n") else data[-400:]
+        if sent and now > self.streams.counted_from:
+            if self.asked_at is not None:
+                self.streams.first_tokens.append(now - self.asked_at)
+            self.streams.delays += [now - each for each in sent]
+        if sent:
+            self.asked_at = None
+        if data.endswith(b"0\r\n\r\n"):
+            self.ask()
+
+
+async def main(port: int, count: int, seconds: float) -> None:
+    """Spread the beginnings over a second, since what comes at once waits for itself."""
+    streams = Streams()
+    loop = asyncio.get_running_loop()
+    for _ in range(count):
+        await loop.create_connection(lambda: Stream(streams), "127.0.0.1", port)
+        await asyncio.sleep(1 / count)
+    await asyncio.sleep(seconds)
+    print(
+        json.dumps(
+            {
+                "first_token": statistics.median(streams.first_tokens) / 1e6,
+                "delay": statistics.median(streams.delays) / 1e6,
+                "chunks": len(streams.delays),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
