@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import time
+from functools import lru_cache
 
 from serving.gateway.exchange import Exchange
 
@@ -49,6 +50,7 @@ class AccessLog:
             waiting = waiting[os.write(self.descriptor, waiting) :]
 
 
+@lru_cache(maxsize=1024)
 def quoted(text: str) -> str:
     """The text as JSON."""
     plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text

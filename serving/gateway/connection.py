@@ -119,17 +119,22 @@ class ClientConnection(asyncio.Protocol):
 
     def on_url(self, part: bytes) -> None:
         self.url += part
-        self._count(len(part))
+        self.head_bytes += len(part)
+        if self.head_bytes > MOST_HEAD_BYTES:
+            raise head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
+        headers = self.headers
         self.header_count += 1
-        self._count(len(name) + len(value) + 4)
-        if name in self.headers and name in SINGLE:
-            raise MalformedRequest(f"The header {name.decode('latin-1')} stands there twice.")
+        self.head_bytes += len(name) + len(value) + 4
+        if self.head_bytes > MOST_HEAD_BYTES:
+            raise head_too_large()
         if self.header_count > MOST_HEADERS:
             raise HeadersTooLarge(f"There are more than {MOST_HEADERS} headers.")
-        self.headers[name] = value
+        if name in headers and name in SINGLE:
+            raise MalformedRequest(f"The header {name.decode('latin-1')} stands there twice.")
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         self.in_head = False
@@ -188,11 +193,6 @@ class ClientConnection(asyncio.Protocol):
             self._pause_reading()
         else:
             self._start(request, keep_alive, one_one)
-
-    def _count(self, size: int) -> None:
-        self.head_bytes += size
-        if self.head_bytes > MOST_HEAD_BYTES:
-            raise head_too_large()
 
     def _admit(self) -> None:
         """Read on only when the sender is known: before, nobody may fill our memory."""

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
-# Name, meaning and bounds of each histogram, in the order in which a request's figures are given.
+# Name, meaning and bounds of each histogram, in the order of `ModelCounts.observe`.
 HISTOGRAMS = (
     ("tunesmith_gateway_request_seconds", "Seconds of a whole request.", SECONDS),
     ("tunesmith_gateway_first_byte_seconds", "Seconds until the answer's first token.", SECONDS),
@@ -56,12 +56,24 @@ class ModelCounts:
         self.statuses: dict[int, int] = {}
         self.histograms = tuple(Distribution(bounds) for _, _, bounds in HISTOGRAMS)
 
-    def observe(self, status: int, *values: float | None) -> None:
-        """Count a request; the values are those of HISTOGRAMS, None where there is none."""
+    def observe(
+        self,
+        status: int,
+        seconds: float,
+        first_byte_seconds: float | None,
+        prompt_tokens: int | None,
+        completion_tokens: int | None,
+    ) -> None:
+        """Count a request."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
-        for distribution, value in zip(self.histograms, values, strict=True):
-            if value is not None:
-                distribution.observe(value)
+        whole, first_byte, prompt, completion = self.histograms
+        whole.observe(seconds)
+        if first_byte_seconds is not None:
+            first_byte.observe(first_byte_seconds)
+        if prompt_tokens is not None:
+            prompt.observe(prompt_tokens)
+        if completion_tokens is not None:
+            completion.observe(completion_tokens)
 
 
 class Counts(Collector):

@@ -59,6 +59,9 @@ class StandIn:
         error = {"error": {"message": "full", "type": "server_error", "param": None, "code": "full"}}
         return web.json_response(error, status=429, headers={"Retry-After": "7"})
 
+    async def broken(self, request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "out of memory"}}, status=500)
+
     async def flaky(self, request: web.Request) -> web.Response:
         """Hangs up on every odd request."""
         if self.asked["flaky"] % 2:
