@@ -1,8 +1,4 @@
-"""One client's connection to the gateway that stands alone: HTTP/1.1 over httptools, by callbacks alone.
-
-What two servers might read differently is refused: lengths given twice or in two ways, other transfer codings
-than chunked, versions other than 1.0 and 1.1, folded headers and bare newlines.
-"""
+"""One client's connection to the gateway that stands alone: requests in, answers out, by callbacks alone."""
 
 import asyncio
 import math
@@ -10,32 +6,23 @@ import time
 from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
-from urllib.parse import unquote
-
-import httptools
 
 from serving.gateway.errors import (
-    HeadersTooLarge,
-    MalformedRequest,
     RequestTimeout,
 )
-from serving.gateway.gateway import MOST_BODY_BYTES, Request, Sender, body_too_large, sender
+from serving.gateway.gateway import Request, Sender, sender
+from serving.gateway.incoming import Incoming
 from serving.gateway.relay import Headers, Job
 
 if TYPE_CHECKING:
     from serving.gateway.server import Server
 
-MOST_HEAD_BYTES = 64 * 1024
-MOST_HEADERS = 100
-# A larger body is not read before its sender is known.
-SMALL_BODY_BYTES = 64 * 1024
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 75.0
 # How long a client may leave its answer unread, and how long one that was refused may go on sending.
 UNREAD_SECONDS = 60.0
 LINGER_SECONDS = 2.0
-SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type"})
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 STATUS_LINES = {
     status: b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, b"-")) for status in range(200, 1000)
@@ -50,44 +37,24 @@ class ClientConnection(asyncio.Protocol):
         self.job: Job | None = None
         self.task: asyncio.Task[None] | None = None
         self.waiting: deque[tuple[Request, bool, bool] | Exception] = deque()
-        self.busy = self.receiving = self.heads = self.refused = False
+        self.busy = self.heads = self.refused = False
         self.reading_paused = False
         self.deadline = time.monotonic() + HEAD_SECONDS
-        self._reset()
-
-    def _reset(self) -> None:
-        self.url = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.header_count = 0
-        self.head_bytes = self.fed_bytes = 0
-        self.in_head = True
-        self.parts: list[bytes] = []
-        self.body_bytes = 0
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.address: str = (transport.get_extra_info("peername") or ("",))[0]
-        self.parser = httptools.HttpRequestParser(self)
+        self.incoming = Incoming(self, self.address)
         self.server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self.refused:
             return
-        unfinished = self.in_head
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserCallbackError as fault:
-            assert isinstance(fault.__context__, Exception)
-            self._refuse(fault.__context__)
-        except httptools.HttpParserError as fault:
-            self._refuse(MalformedRequest(f"This is no valid request: {fault}."))
-        else:
-            if unfinished and self.in_head:
-                self.fed_bytes += len(data)
-                if self.fed_bytes > MOST_HEAD_BYTES:
-                    self._refuse(head_too_large())
+        fault = self.incoming.feed(data)
+        if fault is not None:
+            self._refuse(fault)
 
     def eof_received(self) -> None:
         """A client that has closed its side has left, for all that can be known; returning closes ours."""
@@ -110,104 +77,43 @@ class ClientConnection(asyncio.Protocol):
         if self.job is not None:
             self.job.resume()
 
-    # What httptools calls.
+    # What is told of requests.
 
-    def on_message_begin(self) -> None:
-        self.receiving = True
+    def request_begins(self) -> None:
         if not self.busy:
             self.deadline = time.monotonic() + HEAD_SECONDS
 
-    def on_url(self, part: bytes) -> None:
-        self.url += part
-        self.head_bytes += len(part)
-        if self.head_bytes > MOST_HEAD_BYTES:
-            raise head_too_large()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        headers = self.headers
-        self.header_count += 1
-        self.head_bytes += len(name) + len(value) + 4
-        if self.head_bytes > MOST_HEAD_BYTES:
-            raise head_too_large()
-        if self.header_count > MOST_HEADERS:
-            raise HeadersTooLarge(f"There are more than {MOST_HEADERS} headers.")
-        if name in headers and name in SINGLE:
-            raise MalformedRequest(f"The header {name.decode('latin-1')} stands there twice.")
-        headers[name] = value
-
-    def on_headers_complete(self) -> None:
-        self.in_head = False
-        headers = self.headers
-        version = self.parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise MalformedRequest(f"The gateway speaks version 1.1 of HTTP, not {version}.")
-        if self.parser.should_upgrade():
-            raise MalformedRequest("No other protocol is spoken here; leave the header Upgrade out.")
-        if b"host" not in headers and version == "1.1":
-            raise MalformedRequest("The header Host is missing.")
-        if b"transfer-encoding" in headers:
-            self._check_coding(version)
-        self._expect_body(headers)
-
-    def _check_coding(self, version: str) -> None:
-        if b"content-length" in self.headers or version == "1.0":
-            raise MalformedRequest("Give a body's length as Content-Length or by chunks, never both.")
-        if self.headers[b"transfer-encoding"].lower() != b"chunked":
-            raise MalformedRequest("The only transfer coding that is known here is chunked.")
-
-    def _expect_body(self, headers: dict[bytes, bytes]) -> None:
-        chunked = b"transfer-encoding" in headers
-        length = int(headers.get(b"content-length", b"0"))
-        if length > MOST_BODY_BYTES:
-            raise body_too_large()
-        if not chunked and not length:
+    def body_follows(self, headers: dict[bytes, bytes], large: bool) -> None:
+        if self.busy:
             return
-        if not self.busy:
-            self.deadline = time.monotonic() + BODY_SECONDS
-            if headers.get(b"expect", b"").lower() == b"100-continue":
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            if chunked or length > SMALL_BODY_BYTES:
-                self._admit()
+        self.deadline = time.monotonic() + BODY_SECONDS
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if large:
+            self._admit(headers)
 
-    def on_body(self, part: bytes) -> None:
-        self.parts.append(part)
-        self.body_bytes += len(part)
-        if self.body_bytes > MOST_BODY_BYTES:
-            raise body_too_large()
-
-    def on_message_complete(self) -> None:
-        parts = self.parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        method = self.parser.get_method().decode()
-        request = Request(method, path_of(self.url), self.headers, self.address, body)
-        one_one = self.parser.get_http_version() == "1.1"
-        # After feed_data has returned this would be False for every request.
-        keep_alive = one_one and self.parser.should_keep_alive()
-        self.receiving = False
-        self._reset()
+    def request_is_here(self, request: Request, keep_alive: bool, may_chunk: bool) -> None:
         if self.refused:
             return
         if self.busy:
-            self.waiting.append((request, keep_alive, one_one))
+            self.waiting.append((request, keep_alive, may_chunk))
             self._pause_reading()
         else:
-            self._start(request, keep_alive, one_one)
+            self._start(request, keep_alive, may_chunk)
 
-    def _admit(self) -> None:
+    def _admit(self, headers: dict[bytes, bytes]) -> None:
         """Read on only when the sender is known: before, nobody may fill our memory."""
-        gateway = self.server.gateway
-        who = sender(self.headers, self.address)
-        if gateway.known(who) is None:
+        who = sender(headers, self.address)
+        if self.server.gateway.known(who) is None:
             self._pause_reading()
-            self.task = asyncio.get_running_loop().create_task(self._admitted(who, self.headers))
+            self.task = asyncio.get_running_loop().create_task(self._admitted(who, headers))
 
     async def _admitted(self, who: Sender, headers: dict[bytes, bytes]) -> None:
         try:
             await self.server.gateway.admit(who)
         except Exception as fault:
             # If one read has brought the whole request, it has been begun by now and is refused there.
-            if self.headers is headers:
+            if self.incoming.headers is headers:
                 self._refuse(fault)
         self._resume_reading()
 
@@ -264,7 +170,7 @@ class ClientConnection(asyncio.Protocol):
             self.busy = True
             asyncio.get_running_loop().call_soon(self._start_waiting)
         else:
-            self.deadline = time.monotonic() + (HEAD_SECONDS if self.receiving else KEEP_ALIVE_SECONDS)
+            self.deadline = time.monotonic() + (HEAD_SECONDS if self.incoming.begun else KEEP_ALIVE_SECONDS)
             self._resume_reading()
 
     def _start_waiting(self) -> None:
@@ -283,7 +189,7 @@ class ClientConnection(asyncio.Protocol):
         """Close what has kept the gateway waiting for too long."""
         if now < self.deadline:
             return
-        if self.busy or self.refused or not self.receiving:
+        if self.busy or self.refused or not self.incoming.begun:
             self.transport.abort()
         else:
             self._refuse(RequestTimeout("The request did not come whole in time."))
@@ -301,7 +207,7 @@ class ClientConnection(asyncio.Protocol):
             self._pause_reading()
             return
         self.keep_alive = self.heads = False
-        self.receiving = True
+        self.incoming.begun = True
         self.server.gateway.refuse(self.server.gateway.exchange("-", "-", {}), fault, self)
 
     def _close(self) -> None:
@@ -309,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
         self.refused = True
         if self.transport.is_closing():
             return
-        if self.receiving:
+        if self.incoming.begun:
             self.deadline = time.monotonic() + LINGER_SECONDS
             self.transport.write_eof()
             self._resume_reading()
@@ -326,16 +232,3 @@ class ClientConnection(asyncio.Protocol):
         if self.reading_paused and not self.transport.is_closing():
             self.reading_paused = False
             self.transport.resume_reading()
-
-
-def path_of(url: bytes) -> str:
-    """The path of a request's target, which clients of proxies send as a whole URL."""
-    path = url.partition(b"?")[0].decode("latin-1")
-    if not path.startswith("/"):
-        path = "/" + path.partition("://")[2].partition("/")[2]
-    return unquote(path) if "%" in path else path
-
-
-def head_too_large() -> HeadersTooLarge:
-    """What a client with too many headers is told."""
-    return HeadersTooLarge(f"The request's line and headers are over {MOST_HEAD_BYTES} bytes.")
