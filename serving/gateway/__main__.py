@@ -8,6 +8,7 @@ Without `--client-key-env` every client is let in, and so only a loopback addres
 
 import argparse
 import asyncio
+import gc
 import hmac
 import ipaddress
 import logging
@@ -64,13 +65,14 @@ async def serve(
     shared: SharedCounts | None = None,
 ) -> None:
     """One process of the gateway."""
+    # What is loaded by now stays for good, and looking through it again and again would cost time.
+    gc.freeze()
     log = AccessLog(sys.stdout.fileno())
     stop = stop_on_signals()
     if shared is not None:
         asyncio.get_running_loop().add_reader(shared.parent, stop.set)
         sharing = asyncio.create_task(keep_shared(shared))
     await Server(Gateway(table, authorize, limits, log)).serve(listener, stop)
-    log.flush()
     if shared is not None:
         asyncio.get_running_loop().remove_reader(shared.parent)
         sharing.cancel()

@@ -23,7 +23,7 @@ from serving.gateway.errors import (
     ModelNotFound,
     UnknownUrl,
 )
-from serving.gateway.exchange import Exchange, log_line
+from serving.gateway.exchange import Exchange, Ledger, log_lines
 from serving.gateway.plan import Limits, read
 from serving.gateway.relay import Client, Headers, Relay
 from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
@@ -96,7 +96,7 @@ class Gateway:
     """Answers requests from the engines of a route table.
 
     `authorize` raises InvalidApiKey or Forbidden; whom it let in is let in again for a second. `log` gets
-    every exchange when it has ended.
+    the exchanges that have ended, several together.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class Gateway:
         routes: RouteTable,
         authorize: Authorize = allow_all,
         limits: Limits | None = None,
-        log: Callable[[Exchange], None] = log_line,
+        log: Callable[[list[Exchange]], None] = log_lines,
     ) -> None:
         self.routes = routes
         self.limits = limits or Limits()
-        self.log = log
+        self.ledger = Ledger(log)
         self.breakers = Breakers()
         self._authorize = authorize
         self._callers: dict[Sender, tuple[Caller, float]] = {}
@@ -119,7 +119,8 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
-        """Tell what was used, and close the connections to the engines."""
+        """Tell what was used and what has ended, and close the connections to the engines."""
+        self.ledger.settle()
         await self.routes.used(self._used)
         if self._pool is not None:
             await self._pool.aclose()
@@ -157,7 +158,7 @@ class Gateway:
 
     def exchange(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Exchange:
         """The record of a request that begins now."""
-        return Exchange(method, path, headers.get(b"x-request-id"), self.log)
+        return Exchange(method, path, headers.get(b"x-request-id"), self.ledger)
 
     def pool(self) -> Pool:
         """The connections to the engines; made at the first request, inside the running event loop."""

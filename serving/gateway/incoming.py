@@ -4,6 +4,7 @@ What two servers might read differently is refused: lengths given twice or in tw
 than chunked, versions other than 1.0 and 1.1, folded headers and bare newlines.
 """
 
+from functools import lru_cache
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -135,6 +136,7 @@ class Incoming:
         self.listener.request_is_here(request, keep_alive, may_chunk)
 
 
+@lru_cache(maxsize=1024)
 def path_of(url: bytes) -> str:
     """The path of a request's target, which clients of proxies send as a whole URL."""
     path = url.partition(b"?")[0].decode("latin-1")

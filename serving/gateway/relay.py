@@ -31,6 +31,8 @@ DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
 PASSED_HEADERS = (b"content-type", b"retry-after")
 UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 NEWLINE = 10
+# The usage of a plain answer stands at its end; of a long one no more is kept for the count.
+USAGE_WITHIN = 4096
 
 
 class Job(Protocol):
@@ -65,6 +67,12 @@ class Relay:
     does not reach [DONE] ends with an error event instead.
     """
 
+    upstream: Connection | None = None
+    task: asyncio.Task[None] | None = None
+    attempts = status = 0
+    ended = streamed = begun = done = False
+    tail = last = before = b""
+
     def __init__(
         self,
         gateway: "Gateway",
@@ -80,10 +88,7 @@ class Relay:
         self.plan = plan
         self.further_headers = further_headers
         self.client = client
-        self.upstream: Connection | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.attempts = 0
-        self.ended = False
+        self.parts: list[bytes] = []
         client.job = self
 
     def start(self) -> None:
@@ -122,10 +127,6 @@ class Relay:
         if not target.base_url:
             self._later(self._wake(target))
             return
-        self.status = 0
-        self.streamed = self.begun = self.done = False
-        self.parts: list[bytes] = []
-        self.tail = self.last = self.before = b""
         self.attempts += 1
         self.gateway.asked(target)
         body = self.plan.body(target.upstream_model)
@@ -145,6 +146,7 @@ class Relay:
         if route is None:
             raise EngineUnavailable(f"The deployment {self.route.name!r} has just been stopped.")
         self.route = route
+        self.status, self.streamed = 0, False
         avoided = self.gateway.breakers.avoided()
         other = None if stale else route.choose([*avoided, self.target])
         self._send_to(other or self._choose(avoided), fresh=True)
@@ -237,7 +239,7 @@ class Relay:
         if not self.begun:
             self._pass(lines)
             lines = b""
-        self.exchange.usage(self.before + self.last + lines)
+        self.exchange.end_of_answer = self.before + self.last + lines
         self._note_status()
         self._end()
         self.client.finish(lines)
@@ -258,7 +260,7 @@ class Relay:
             self.parts.append(chunk)
             chunk = b"".join(self.parts)
         self.exchange.started(self.status)
-        self.exchange.usage(chunk)
+        self.exchange.end_of_answer = chunk[-USAGE_WITHIN:]
         self._note_status()
         self._end()
         self.client.whole(self.status, self._answer_headers(), chunk)

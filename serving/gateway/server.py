@@ -56,6 +56,7 @@ class Server:
         if request.path == "/health" and request.method in ("GET", "HEAD"):
             client.whole(200, JSON, b'{"status": "ok"}')
         elif request.path == "/metrics" and request.method in ("GET", "HEAD"):
+            self.gateway.ledger.settle()
             client.whole(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest(REGISTRY))
         else:
             unknown = self.gateway.exchange(request.method, request.path, request.headers)

@@ -15,7 +15,7 @@ from serving.gateway.gateway import Gateway
 from serving.gateway.routes import StaticRoutes
 
 
-def silent(exchange: Exchange) -> None:
+def silent(exchanges: list[Exchange]) -> None:
     """The service's log is another subject."""
 
 
