@@ -124,6 +124,7 @@ class Gateway:
         await self.routes.used(self._used)
         if self._pool is not None:
             await self._pool.aclose()
+            self._pool = None
 
     def known(self, sender: Sender) -> Caller | None:
         """The caller, if the sender was admitted within the last second."""

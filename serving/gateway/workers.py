@@ -44,9 +44,13 @@ class Workers:
         child = os.fork()
         if child:
             self.running[child] = index, time.monotonic()
+            if self.stopping:
+                os.kill(child, signal.SIGTERM)
             return
         status = 1
         try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
             os.close(self.living)
             self.work(SharedCounts(folder, index, self.alive))
             status = 0

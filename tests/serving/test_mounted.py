@@ -1,9 +1,12 @@
 """The gateway inside another application, its OpenAPI, and its routes from the service's API."""
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -15,11 +18,12 @@ from fastapi.testclient import TestClient
 from serving.gateway import openapi
 from serving.gateway.api_routes import ApiRoutes
 from serving.gateway.asgi import AsgiGateway
-from serving.gateway.errors import Forbidden
+from serving.gateway.errors import EngineUnavailable, Forbidden
 from serving.gateway.gateway import Caller, Gateway, Sender
 from serving.gateway.routes import Route, StaticRoutes, Target, read_route
 
 from .conftest import Server, wait_for
+from .stand_in import StandIn
 
 
 def mounted(gateway: Gateway) -> FastAPI:
@@ -57,6 +61,40 @@ def test_a_refusal_of_the_application_is_openais_error() -> None:
         refused = client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
         assert client.get("/v1/models", headers={"Authorization": "Bearer right"}).status_code == 200
+
+
+class SleepingRoutes(StaticRoutes):
+    """A deployment that wakes up at this address, or never."""
+
+    def __init__(self, address: str) -> None:
+        asleep = Target("deployment_plain", "", "plain")
+        super().__init__([Route("sleeper", (asleep,), datetime(2026, 11, 26, tzinfo=UTC))])
+        self.address = address
+        self.told: set[str] = set()
+
+    async def wake(self, target: Target) -> Target:
+        await asyncio.sleep(0.2)
+        if not self.address:
+            raise EngineUnavailable("The deployment 'sleeper' is still starting.", 30)
+        return replace(target, base_url=self.address)
+
+    async def used(self, deployment_ids: Collection[str]) -> None:
+        self.told |= set(deployment_ids)
+
+
+def test_a_request_waits_for_a_sleeping_deployment_and_its_use_is_told() -> None:
+    stand_in = StandIn()
+    routes = SleepingRoutes(stand_in.url)
+    with TestClient(mounted(Gateway(routes))) as client:
+        assert client.post("/v1/chat/completions", json={"model": "sleeper"}).status_code == 200
+    stand_in.close()
+    assert routes.told == {"deployment_plain"}
+
+
+def test_a_deployment_that_does_not_wake_in_time_is_a_503_that_says_when_to_come_back() -> None:
+    with TestClient(mounted(Gateway(SleepingRoutes("")))) as client:
+        refused = client.post("/v1/chat/completions", json={"model": "sleeper"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
 
 
 def examples() -> list[tuple[str, Any]]:
