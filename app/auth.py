@@ -62,6 +62,11 @@ def require_by_method(request: Request, caller: CallerDependency) -> None:
     caller.require(Scope.read if request.method in ("GET", "HEAD") else Scope.write)
 
 
+def require_inference(caller: CallerDependency) -> None:
+    """Raises Forbidden unless the caller may ask models, which is what a gateway does for others."""
+    caller.require(Scope.inference)
+
+
 def require_admin(caller: CallerDependency) -> None:
     """Raises Forbidden unless the caller may do everything."""
     caller.require(Scope.admin)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import Depends
-from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event
+from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
@@ -61,6 +61,15 @@ def reading() -> Iterator[Session]:
     """A session that only reads: on SQLite it takes no write lock."""
     with Session(get_engine().execution_options(read_only=True), expire_on_commit=False) as session:
         yield session
+
+
+def lock(session: Session, name: str) -> None:
+    """Let one transaction at a time decide who has a name that two tables share.
+
+    On SQLite every writing transaction is alone anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
 
 
 def get_session() -> Iterator[Session]:

@@ -83,6 +83,7 @@ class RunErrorCode(StrEnum):
     artifacts_unreachable = "artifacts_unreachable"
     lease_lost = "lease_lost"
     deployment_failed = "deployment_failed"
+    parity_failed = "parity_failed"
     earlier_stage_ended = "earlier_stage_ended"
 
     @property

@@ -1,27 +1,38 @@
 """The gateway inside this service: its route table and its keys come from SQL, each at most a second old."""
 
+import asyncio
+import logging
+import time
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
-from sqlmodel import col
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from app import auth
-from app.db import reading
+from app.db import reading, transaction
+from app.deployments import lifecycle
 from app.errors import AppError, Unauthorized
+from app.routes import service as routes
+from app.routes.schemas import TargetOut
+from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus, Scope
 from serving.gateway.asgi import AsgiGateway
-from serving.gateway.errors import Forbidden, InvalidApiKey
+from serving.gateway.errors import EngineUnavailable, Forbidden, InvalidApiKey
 from serving.gateway.gateway import Caller, Gateway, Sender
 from serving.gateway.openapi import components, paths
 from serving.gateway.routes import CachedRoutes, Route, Target
 
+WAKE_LOOK_SECONDS = 0.3
+RETRY_AFTER_SECONDS = 5
+
+logger = logging.getLogger(__name__)
+
 
 def make_gateway() -> AsgiGateway:
-    """The gateway over the ready deployments of the database."""
+    """The gateway over the deployments and aliases of the database."""
     return AsgiGateway(Gateway(SqlRoutes(), authorize))
 
 
@@ -56,12 +67,49 @@ async def authorize(sender: Sender) -> Caller:
 
 
 class SqlRoutes(CachedRoutes):
-    """Routes of the ready deployments."""
+    """Routes of deployments and aliases."""
 
     unreadable = (OperationalError,)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._waking: dict[str, asyncio.Task[Target]] = {}
+
     async def read(self) -> list[Route]:
-        return await run_in_threadpool(_ready)
+        return await run_in_threadpool(_read_routes)
+
+    async def wake(self, target: Target) -> Target:
+        """The target once its deployment is up; raises EngineUnavailable."""
+        waking = self._waking.get(target.deployment_id)
+        if waking is None:
+            # Those who ask together wait together, and the last may leave before it is there.
+            waking = asyncio.create_task(self._wake(target))
+            waking.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._waking[target.deployment_id] = waking
+        return await asyncio.shield(waking)
+
+    async def used(self, deployment_ids: Collection[str]) -> None:
+        if not deployment_ids:
+            return
+        try:
+            await run_in_threadpool(_note_use, sorted(deployment_ids))
+        except OperationalError as error:
+            logger.warning("cannot note which deployments are in use: %s", error.orig)
+
+    async def _wake(self, target: Target) -> Target:
+        seconds = get_settings().wake_seconds
+        deadline = time.monotonic() + seconds
+        try:
+            while (woken := await run_in_threadpool(_woken, target)) is None:
+                if time.monotonic() > deadline:
+                    raise _unavailable(f"The deployment sleeps and was not up within {seconds:g} s.")
+                await asyncio.sleep(WAKE_LOOK_SECONDS)
+        except OperationalError as error:
+            raise _unavailable("The deployment sleeps, and the database cannot be reached.") from error
+        finally:
+            del self._waking[target.deployment_id]
+        self._fresh_until = 0.0
+        return woken
 
 
 def add_to_openapi(schema: dict[str, Any]) -> None:
@@ -74,18 +122,40 @@ def add_to_openapi(schema: dict[str, Any]) -> None:
     schemas.update(components()["schemas"])
 
 
-def _ready() -> list[Route]:
+def _read_routes() -> list[Route]:
     with reading() as session:
-        ready = select(Deployment).where(
-            col(Deployment.status) == DeploymentStatus.ready, col(Deployment.address).is_not(None)
-        )
-        return [_route(row) for row in session.scalars(ready)]
+        table = routes.table(session)
+    return [Route(row.name, tuple(map(_target, row.targets)), row.created_at) for row in table]
 
 
-def _route(deployment: Deployment) -> Route:
-    assert deployment.address is not None
-    target = Target(deployment.id, deployment.address.rstrip("/"), deployment.name)
-    return Route(deployment.name, (target,), deployment.created_at)
+def _target(shown: TargetOut) -> Target:
+    return Target(**shown.model_dump())
+
+
+def _woken(target: Target) -> Target | None:
+    """The target if its deployment is up, else None once it is asked for; raises EngineUnavailable."""
+    with reading() as session:
+        deployment = session.get(Deployment, target.deployment_id)
+    if deployment is None:
+        raise _unavailable("None of the deployments that this alias leads to is there any more; move it.")
+    if deployment.status is DeploymentStatus.ready:
+        return _target(routes.target(deployment, target.share))
+    if deployment.status not in lifecycle.LIVE:
+        why = f": {deployment.error['message']}" if deployment.error else "."
+        raise _unavailable(f"The deployment {deployment.name!r} is {deployment.status}{why}")
+    if deployment.status is DeploymentStatus.asleep:
+        with transaction() as session:
+            lifecycle.wake(session, deployment.id)
+    return None
+
+
+def _note_use(deployment_ids: list[str]) -> None:
+    with transaction() as session:
+        routes.note_use(session, deployment_ids)
+
+
+def _unavailable(message: str) -> EngineUnavailable:
+    return EngineUnavailable(message, RETRY_AFTER_SECONDS)
 
 
 def _whole(error: AppError) -> str:

@@ -11,6 +11,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from app import envelope, health, migrate
+from app.aliases import endpoints as aliases
 from app.auth import require_by_method
 from app.datasets import endpoints as datasets
 from app.db import get_engine
@@ -22,6 +23,7 @@ from app.metrics import VERSION
 from app.middleware import API_PREFIX, Requests
 from app.models import endpoints as models
 from app.presets import endpoints as presets
+from app.routes import endpoints as routes
 from app.runs import endpoints as runs
 from app.settings import get_settings
 from app.sweep import Sweeper
@@ -35,6 +37,11 @@ TAGS = [
     {"name": "models", "description": "Weights that can be served, with where they came from."},
     {"name": "presets", "description": "Settings that suit a kind of hardware or a family of models."},
     {"name": "deployments", "description": "Models kept ready on an engine."},
+    {
+        "name": "aliases",
+        "description": "Names that lead to deployments and may be moved.",
+    },
+    {"name": "routes", "description": "What gateways ask: which engine answers for which name."},
     {"name": "generation", "description": "The OpenAI-compatible front to the deployments."},
     {"name": "workers", "description": "Who serves which queue, on what hardware."},
     {"name": "keys", "description": "API keys, which carry scopes and can be revoked."},
@@ -72,9 +79,10 @@ def create_app() -> FastAPI:
 
 def _api() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
-    for nouns in (datasets, jobs, runs, models, presets, deployments, workers):
+    for nouns in (datasets, jobs, runs, models, presets, deployments, aliases, workers):
         api.include_router(nouns.router, dependencies=[Depends(require_by_method)])
-    api.include_router(keys.router)
+    for asked_by_others in (deployments.gateways, routes.router, keys.router):
+        api.include_router(asked_by_others)
     return api
 
 

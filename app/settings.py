@@ -1,10 +1,11 @@
 """Everything that the environment decides, read once from `TUNESMITH_*` variables and `.env`."""
 
+import ipaddress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainers.configs import EngineKind, Queue
@@ -90,6 +91,18 @@ class Settings(BaseSettings):
         description='Commands that start engines on this host, as JSON: `{"vllm": ["/opt/vllm/bin/vllm", '
         '"serve"]}`.',
     )
+    idle_seconds: float = Field(
+        0, ge=0, description="A deployment that is unused for so long goes to sleep; 0 is never."
+    )
+    wake_seconds: float = Field(
+        60, gt=0, description="How long a request to a sleeping deployment waits for it before it gets 503."
+    )
+    drain_seconds: float = Field(
+        30, ge=0, description="How long an engine that is to stop may go on with answers under way."
+    )
+    probe_seconds: float = Field(
+        30, gt=0, description="How often an engine has to prove by one token that it is well."
+    )
     trainer_python: str = Field(
         "", description="Python that has the trainer packages; empty means the worker's own."
     )
@@ -119,6 +132,17 @@ class Settings(BaseSettings):
         10, gt=0, description="How long the end of a run waits for a tracking service to take what is left."
     )
 
+    @field_validator("engine_host")
+    @classmethod
+    def _private(cls, value: str) -> str:
+        """Engines ask nobody for a key: whoever reaches one may use it and load adapters into it."""
+        if not is_private(value):
+            raise ValueError(
+                f"{value} is an address for everyone or of the public network; engines listen on loopback "
+                "or a private address only, since they ask for no key"
+            )
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         """Fill what depends on the data directory, which becomes absolute: children run elsewhere."""
@@ -141,6 +165,15 @@ class Settings(BaseSettings):
         if self.tensorboard_dir:
             self.tensorboard_dir = str(Path(self.tensorboard_dir).expanduser().resolve())
         return self
+
+
+def is_private(host: str) -> bool:
+    """Whether an address is loopback or of a private network; a name is judged when it is resolved."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host != ""
+    return not (address.is_global or address.is_unspecified or address.is_multicast)
 
 
 @lru_cache

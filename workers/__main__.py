@@ -21,7 +21,8 @@ from app.queue import get_celery
 from app.settings import Settings, get_settings
 from app.sweep import Sweeper
 from trainers.configs import Queue
-from workers import engines, tasks, trouble
+from workers import tasks, trouble
+from workers.engines.pool import Pool
 from workers.host import Host, join
 from workers.tracking.targets import missing_packages
 
@@ -79,10 +80,10 @@ def _serve(host: Host, settings: Settings) -> bool:
     celery = get_celery()
     tasks.register(celery, host)
     sweeper = Sweeper(settings, also=lambda: trouble.resume_where_room(host))
-    keeper = threading.Thread(target=_keep_engines, args=(host,), name="deployments")
+    pool = threading.Thread(target=Pool(host).run, name="deployments")
     host.leases.start()
     sweeper.start()
-    keeper.start()
+    pool.start()
     # Celery's own word that it stops: runs and engines are told at once, so that they save and leave.
     signals.worker_shutting_down.connect(lambda **_: host.stopping.set(), weak=False)
     # Celery warns of root because of pickle, which we do not accept.
@@ -102,15 +103,10 @@ def _serve(host: Host, settings: Settings) -> bool:
     ).start()
     was_told_to_stop = host.stopping.is_set()
     host.stopping.set()
-    keeper.join()
+    pool.join()
     sweeper.stop()
     host.leases.stop()
     return was_told_to_stop
-
-
-def _keep_engines(host: Host) -> None:
-    for keeper in engines.keep_deployments(host):
-        keeper.join()
 
 
 def _exit_with_stdin() -> None:

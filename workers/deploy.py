@@ -1,6 +1,6 @@
 """The `deploy` stage: it asks for a deployment and waits until it is ready.
 
-The engine outlives the run and takes no run slot: `engines.py` keeps it.
+The engine outlives the run and takes no run slot: `engines/` keeps it.
 """
 
 import logging
@@ -12,6 +12,7 @@ from sqlmodel import Session
 
 from app.db import transaction
 from app.deployments import lifecycle as deployments
+from app.deployments.begin import NameIsAlias, begin, plan
 from app.errors import RunErrorCode
 from app.runs import lifecycle
 from app.runs.lifecycle import StaleAttempt
@@ -33,23 +34,19 @@ def carry_out(host: Host, run: Run, lease: Lease) -> None:
     config = DeployConfig.model_validate(run.config)
     try:
         model = resolve_model(run.job_id, run.config["model"], host.settings)
-    except LaunchError as refused:
-        finish.end(Attempt(run, host.settings, lease, stop_asked=False), refused.error)
+    except LaunchError as unreadable:
+        finish.end(Attempt(run, host.settings, lease, stop_asked=False), unreadable.error)
         return
-    with transaction() as session:
-        # An attempt that slept through its lease must not replace the deployment of the one that followed.
-        lifecycle.record(session, run.id, run.attempt, [])
-        deployment = deployments.begin(
-            session,
-            Deployment(
-                name=config.deployment,
-                base=model.origin,
-                model_id=model.model_id,
-                engine=config.engine,
-                options=config.options.model_dump(exclude_defaults=True),
-                queue=run.queue,
-            ),
-        )
+    try:
+        with transaction() as session:
+            # An attempt that slept through its lease must not replace the deployment of the next.
+            lifecycle.record(session, run.id, run.attempt, [])
+            reference = model.model_id or model.origin
+            deployment = begin(session, plan(session, config.deployment, reference, config, run.queue))
+    except NameIsAlias as taken:
+        refused = {"code": RunErrorCode.deployment_failed, "message": taken.message, "hint": taken.hint}
+        finish.end(Attempt(run, host.settings, lease, stop_asked=False), refused)
+        return
     _await_ready(host, run, lease, deployment.id, time.monotonic() + config.ready_timeout_seconds)
 
 
@@ -68,7 +65,8 @@ def _settled(session: Session, host: Host, run: Run, deployment_id: str, deadlin
     """Whether the stage has ended: its deployment is ready or hopeless, or the stage is to stop."""
     deployment = session.get_one(Deployment, deployment_id)
     status = session.get_one(Run, run.id).status
-    if deployment.status is DeploymentStatus.ready:
+    # One that was ready may sleep already, if others needed its room.
+    if deployment.status in (DeploymentStatus.ready, DeploymentStatus.asleep):
         result = {"stage": "deploy", "deployment_id": deployment.id, "deployment": deployment.name}
         return _move(session, run, RunStatus.succeeded, {"result": result})
     if status is not RunStatus.running or host.stopping.is_set():

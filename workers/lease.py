@@ -43,8 +43,12 @@ class Lease:
 
     def bind(self, child: Child) -> None:
         """From now on, renewals let this program go on too."""
-        self._children.append(child)
+        self._children = [*self._children, child]
         child.extend(self.seconds_left)
+
+    def unbind(self, child: Child) -> None:
+        """The program has ended, or goes on by another lease."""
+        self._children = [bound for bound in self._children if bound is not child]
 
     def end(self) -> None:
         """What was held is held no more, as it should be: there is nothing to renew."""
@@ -67,7 +71,7 @@ class Lease:
                 self.lost.set()
         else:
             self._deadline = asked_at + self._seconds * STOP_AT
-            for child in list(self._children):
+            for child in self._children:
                 child.extend(self.seconds_left)
 
 

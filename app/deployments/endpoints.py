@@ -1,7 +1,8 @@
 """Deployments over HTTP."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from app.auth import require_inference
 from app.db import Reading, Writing
 from app.deployments import service
 from app.deployments.schemas import DeploymentCreate, DeploymentOut
@@ -9,11 +10,12 @@ from app.paging import Page, Paging
 from app.tables import DeploymentStatus
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
+gateways = APIRouter(prefix="/deployments", tags=["deployments"], dependencies=[Depends(require_inference)])
 
 
 @router.post("", status_code=201)
 def create_deployment(session: Writing, body: DeploymentCreate) -> DeploymentOut:
-    """Keep a model ready under a name; a live deployment of that name is stopped."""
+    """Keep a model ready under a name; a deployment of that name serves on until the new one is ready."""
     return service.create(session, body)
 
 
@@ -33,6 +35,12 @@ def get_deployment(session: Reading, deployment_id: str) -> DeploymentOut:
 
 
 @router.post("/{deployment_id}/stop")
-def stop_deployment(session: Writing, deployment_id: str) -> DeploymentOut:
-    """Stop the engine, once, however often it is asked."""
-    return service.stop(session, deployment_id)
+def stop_deployment(session: Writing, deployment_id: str, force: bool = False) -> DeploymentOut:
+    """Stop it, once, however often it is asked; one that an alias leads to is stopped by `force` only."""
+    return service.stop(session, deployment_id, force)
+
+
+@gateways.post("/{deployment_id}/wake")
+def wake_deployment(session: Writing, deployment_id: str) -> DeploymentOut:
+    """Ask for an engine for a sleeping deployment, as a request to it does; needs the scope `inference`."""
+    return service.wake(session, deployment_id)

@@ -3,16 +3,19 @@
     queued → starting → ready → stopping → stopped
     starting | ready → starting    (the engine died and is started again)
     starting | ready → queued      (the worker left or lost its lease)
-    starting → failed              (the engine does not start)
+    starting → failed              (the engine does not start, or does not serve what was trained)
+    ready → asleep → queued        (idle, or room was needed; a request wakes it)
 
 As with runs, each change is one guarded UPDATE, and a worker's writes carry the attempt that holds it.
+A name has one holder, which serves it, and at most one that is to take the name over when it is ready.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from app.db import database_now
@@ -20,51 +23,61 @@ from app.runs.lifecycle import StaleAttempt
 from app.tables import Deployment, DeploymentStatus
 from trainers.configs import Queue
 
-LIVE = (DeploymentStatus.queued, DeploymentStatus.starting, DeploymentStatus.ready)
+LIVE = (
+    DeploymentStatus.queued,
+    DeploymentStatus.starting,
+    DeploymentStatus.ready,
+    DeploymentStatus.asleep,
+)
 HELD = (DeploymentStatus.starting, DeploymentStatus.ready, DeploymentStatus.stopping)
+# So long others leave a deployment to the worker that has its base in memory.
+PRECEDENCE_SECONDS = 5.0
 
 
-def begin(session: Session, deployment: Deployment) -> Deployment:
-    """Ask for a deployment; a live one of the same name is stopped, since one name has one model."""
-    before = select(col(Deployment.id)).where(
-        col(Deployment.name) == deployment.name, col(Deployment.status).in_(LIVE)
-    )
-    while True:
-        for deployment_id in session.scalars(before).all():
-            stop(session, deployment_id)
-        try:
-            with session.begin_nested():
-                session.add(deployment)
-        except IntegrityError:
-            # Another request of this name was first and is committed now: it is the one to stop.
-            continue
-        return deployment
+class Standing(NamedTuple):
+    """What its worker has to know of a deployment that it holds; times are the database's."""
+
+    id: str
+    status: DeploymentStatus
+    last_used_at: datetime | None
+    ready_at: datetime | None
+    now: datetime
 
 
-def claim(
-    session: Session, worker_id: str, queues: Sequence[Queue], lease_seconds: float
-) -> Deployment | None:
-    """Take the oldest deployment that waits for a worker of these queues."""
-    waiting = (
-        select(col(Deployment.id))
-        .where(col(Deployment.status) == DeploymentStatus.queued, col(Deployment.queue).in_(queues))
+def waiting(session: Session, worker_id: str, queues: Sequence[Queue]) -> Sequence[Deployment]:
+    """Deployments that a worker of these queues may claim now, from old to new."""
+    return session.scalars(
+        select(Deployment)
+        .where(*_claimable(worker_id), col(Deployment.queue).in_(queues))
         .order_by(col(Deployment.id))
-        .limit(1)
+    ).all()
+
+
+def claim(session: Session, deployment_id: str, worker_id: str, lease_seconds: float) -> Deployment | None:
+    """Take a deployment that waits; None when another was faster or goes first."""
+    return _update(
+        session,
+        deployment_id,
+        _claimable(worker_id),
+        status=DeploymentStatus.starting,
+        attempt=col(Deployment.attempt) + 1,
+        worker_id=worker_id,
+        lease_expires_at=database_now(lease_seconds),
+        error=None,
     )
-    while (deployment_id := session.scalar(waiting)) is not None:
-        taken = _update(
-            session,
-            deployment_id,
-            [col(Deployment.status) == DeploymentStatus.queued],
-            status=DeploymentStatus.starting,
-            attempt=col(Deployment.attempt) + 1,
-            worker_id=worker_id,
-            lease_expires_at=database_now(lease_seconds),
-            error=None,
-        )
-        if taken is not None:
-            return taken
-    return None
+
+
+def standing(session: Session, deployment_ids: Sequence[str]) -> list[Standing]:
+    """How deployments stand by the database."""
+    columns = (
+        col(Deployment.id),
+        col(Deployment.status),
+        col(Deployment.last_used_at),
+        col(Deployment.ready_at),
+        database_now(),
+    )
+    rows = session.execute(select(*columns).where(col(Deployment.id).in_(deployment_ids)))
+    return [Standing(*row) for row in rows]
 
 
 def renew(session: Session, deployment_id: str, attempt: int, lease_seconds: float) -> None:
@@ -74,18 +87,30 @@ def renew(session: Session, deployment_id: str, attempt: int, lease_seconds: flo
         raise StaleAttempt(f"attempt {attempt} no longer holds {deployment_id}")
 
 
-def ready(session: Session, deployment_id: str, attempt: int, address: str) -> bool:
-    """Open the deployment to requests; False when it was told to stop meanwhile."""
-    return _moved(
+def ready(
+    session: Session,
+    deployment_id: str,
+    attempt: int,
+    address: str,
+    upstream_model: str,
+    parity: dict[str, Any] | None = None,
+) -> bool:
+    """Open the deployment to requests and give it its name; False when it was told to stop meanwhile."""
+    moved = _moved(
         session,
         deployment_id,
         attempt,
         (DeploymentStatus.starting,),
         status=DeploymentStatus.ready,
         address=address,
+        upstream_model=upstream_model,
+        parity=parity,
         ready_at=database_now(),
         error=None,
     )
+    if moved:
+        _take_name(session, deployment_id)
+    return moved
 
 
 def restarting(session: Session, deployment_id: str, attempt: int, error: dict[str, Any]) -> bool:
@@ -102,23 +127,49 @@ def restarting(session: Session, deployment_id: str, attempt: int, error: dict[s
     )
 
 
-def end(session: Session, deployment_id: str, attempt: int, error: dict[str, Any] | None) -> bool:
+def sleep(session: Session, deployment_id: str, attempt: int) -> bool:
+    """Keep the deployment without an engine; False when it was told to stop meanwhile."""
+    values = {"status": DeploymentStatus.asleep, **_unheld()}
+    return _moved(session, deployment_id, attempt, (DeploymentStatus.ready,), **values)
+
+
+def wake(session: Session, deployment_id: str) -> Deployment | None:
+    """Ask for an engine for a sleeping deployment; None when it does not sleep."""
+    asleep = [col(Deployment.status) == DeploymentStatus.asleep]
+    return _update(
+        session,
+        deployment_id,
+        asleep,
+        status=DeploymentStatus.queued,
+        queued_at=database_now(),
+        last_used_at=database_now(),
+    )
+
+
+def end(
+    session: Session,
+    deployment_id: str,
+    attempt: int,
+    error: dict[str, Any] | None,
+    parity: dict[str, Any] | None = None,
+) -> bool:
     """The engine is gone for good: stopped on request, or failed with an error."""
     status = DeploymentStatus.failed if error else DeploymentStatus.stopped
-    return _moved(session, deployment_id, attempt, HELD, status=status, error=error, **_released())
+    found = {"parity": parity} if parity is not None else {}
+    return _moved(session, deployment_id, attempt, HELD, status=status, error=error, **found, **_released())
 
 
 def hand_back(session: Session, deployment_id: str, attempt: int) -> bool:
     """The worker leaves: another may take the deployment."""
     sources = (DeploymentStatus.starting, DeploymentStatus.ready)
-    return _moved(session, deployment_id, attempt, sources, status=DeploymentStatus.queued, **_unheld())
+    return _moved(session, deployment_id, attempt, sources, status=DeploymentStatus.queued, **_waiting())
 
 
 def stop(session: Session, deployment_id: str) -> Deployment | None:
     """Ask for the end: at once if no worker has it, else when its worker has stopped the engine."""
-    queued = [col(Deployment.status) == DeploymentStatus.queued]
+    unheld = [col(Deployment.status).in_((DeploymentStatus.queued, DeploymentStatus.asleep))]
     held = [col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready))]
-    return _update(session, deployment_id, queued, status=DeploymentStatus.stopped, **_released()) or _update(
+    return _update(session, deployment_id, unheld, status=DeploymentStatus.stopped, **_released()) or _update(
         session, deployment_id, held, status=DeploymentStatus.stopping
     )
 
@@ -131,7 +182,7 @@ def release_expired(session: Session) -> int:
         update(Deployment).where(lapsed, stopping).values(status=DeploymentStatus.stopped, **_released()),
         update(Deployment)
         .where(lapsed, col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready)))
-        .values(status=DeploymentStatus.queued, **_unheld()),
+        .values(status=DeploymentStatus.queued, **_waiting()),
     )
     options = {"synchronize_session": False}
     return sum(
@@ -140,8 +191,43 @@ def release_expired(session: Session) -> int:
     )
 
 
+def _take_name(session: Session, deployment_id: str) -> None:
+    """Stop the deployment of the same name, if there is one, and be its only holder."""
+    name = select(col(Deployment.name)).where(col(Deployment.id) == deployment_id).scalar_subquery()
+    others = select(col(Deployment.id)).where(
+        col(Deployment.name) == name,
+        col(Deployment.status).in_(LIVE),
+        col(Deployment.id) != deployment_id,
+        col(Deployment.replaces).is_(None),
+    )
+    following = col(Deployment.replaces).is_not(None)
+    if session.scalar(select(col(Deployment.id)).where(col(Deployment.id) == deployment_id, following)):
+        for other in session.scalars(others).all():
+            stop(session, other)
+        _update(session, deployment_id, [], replaces=None)
+
+
+def _claimable(worker_id: str) -> list[ColumnElement[bool]]:
+    """True of a deployment that waits and is not for now another worker's to take."""
+    hosted = aliased(Deployment)
+    elsewhere = exists().where(
+        col(hosted.engine_key) == col(Deployment.engine_key),
+        col(hosted.engine_key) != "",
+        col(hosted.worker_id) != worker_id,
+        col(hosted.status).in_((DeploymentStatus.starting, DeploymentStatus.ready)),
+        col(hosted.lease_expires_at) > database_now(),
+    )
+    since = func.coalesce(col(Deployment.queued_at), col(Deployment.created_at))
+    overdue = since < database_now(-PRECEDENCE_SECONDS)
+    return [col(Deployment.status) == DeploymentStatus.queued, or_(~elsewhere, overdue)]
+
+
 def _unheld() -> dict[str, Any]:
-    return {"worker_id": None, "lease_expires_at": None, "address": None}
+    return {"worker_id": None, "lease_expires_at": None, "address": None, "upstream_model": None}
+
+
+def _waiting() -> dict[str, Any]:
+    return {**_unheld(), "queued_at": database_now()}
 
 
 def _released() -> dict[str, Any]:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from sqlmodel import Session, col, select
 
+from app.aliases import targets as aliases
 from app.deployments import lifecycle
+from app.deployments.begin import begin, plan
 from app.deployments.schemas import DeploymentCreate, DeploymentOut
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
 from app.models import references
 from app.paging import PageQuery, newest_first
 from app.settings import get_settings
@@ -20,19 +22,17 @@ class DeploymentNotFound(NotFound):
     code = "deployment_not_found"
 
 
+class AliasLeadsHere(Conflict):
+    """An alias sends requests to the deployment that is to stop."""
+
+    code = "alias_leads_here"
+
+
 def create(session: Session, body: DeploymentCreate) -> DeploymentOut:
-    """Ask for a deployment; raises Invalid when the model reference cannot be used."""
+    """Ask for a deployment; raises Invalid when the model cannot be used, NameIsAlias for an alias's name."""
     reference = references.resolve(session, body.model, "model")
-    model_id = reference if reference.startswith("model_") else None
-    deployment = Deployment(
-        name=body.name,
-        base=reference,
-        model_id=model_id,
-        engine=body.engine,
-        options=body.options.model_dump(exclude_defaults=True),
-        queue=body.queue or get_settings().default_queue,
-    )
-    return show(session, lifecycle.begin(session, deployment))
+    queue = body.queue or get_settings().default_queue
+    return show(session, begin(session, plan(session, body.name, reference, body, queue)))
 
 
 def page(
@@ -53,10 +53,27 @@ def get(session: Session, deployment_id: str) -> DeploymentOut:
     return show(session, _find(session, deployment_id))
 
 
-def stop(session: Session, deployment_id: str) -> DeploymentOut:
-    """Ask its worker to stop it; stopping twice is the same as once."""
-    _find(session, deployment_id)
+def stop(session: Session, deployment_id: str, force: bool) -> DeploymentOut:
+    """Ask its worker to stop it; stopping twice is the same as once.
+
+    Raises AliasLeadsHere unless forced: whoever asks the alias would get the other targets, or 503.
+    """
+    deployment = _find(session, deployment_id)
+    leading = aliases.leading_to(session, deployment.name) if deployment.replaces is None else []
+    if leading and not force and deployment.status in lifecycle.LIVE:
+        raise AliasLeadsHere(
+            f"The alias {leading[0]!r} leads to {deployment.name!r} ({deployment.id}), so it is not stopped.",
+            hint=f"Move the alias first: PUT /api/v1/aliases/{leading[0]}; or stop it with ?force=true.",
+        )
     lifecycle.stop(session, deployment_id)
+    session.expire_all()
+    return show(session, _find(session, deployment_id))
+
+
+def wake(session: Session, deployment_id: str) -> DeploymentOut:
+    """Ask for an engine if it sleeps; in any other status nothing changes."""
+    _find(session, deployment_id)
+    lifecycle.wake(session, deployment_id)
     session.expire_all()
     return show(session, _find(session, deployment_id))
 

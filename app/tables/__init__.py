@@ -1,5 +1,6 @@
 """The tables, one per file, each with its enums beside it."""
 
+from app.tables.alias import Alias, AliasVersion
 from app.tables.api_key import ApiKey, Scope
 from app.tables.checkpoint import Checkpoint
 from app.tables.dataset import Dataset
@@ -14,6 +15,8 @@ from app.tables.worker import Worker
 __all__ = [
     "FINISHED",
     "HELD",
+    "Alias",
+    "AliasVersion",
     "ApiKey",
     "Checkpoint",
     "Dataset",

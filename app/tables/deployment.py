@@ -8,7 +8,7 @@ from sqlalchemy import Index, text
 from sqlmodel import Field, SQLModel
 
 from app.tables.base import Json, enum_type, new_id, time_field
-from trainers.configs import EngineKind, Queue
+from trainers.configs import EngineKind, ParityMode, Queue
 
 
 class DeploymentStatus(StrEnum):
@@ -17,6 +17,7 @@ class DeploymentStatus(StrEnum):
     queued = "queued"
     starting = "starting"
     ready = "ready"
+    asleep = "asleep"
     stopping = "stopping"
     stopped = "stopped"
     failed = "failed"
@@ -32,7 +33,9 @@ class DeploymentStatus(StrEnum):
         return self in {DeploymentStatus.stopped, DeploymentStatus.failed}
 
 
-_LIVE = text("status IN ('queued', 'starting', 'ready')")
+_LIVE = "status IN ('queued', 'starting', 'ready', 'asleep')"
+_HOLDS_NAME = text(f"{_LIVE} AND replaces IS NULL")
+_FOLLOWS = text(f"{_LIVE} AND replaces IS NOT NULL")
 
 
 class Deployment(SQLModel, table=True):
@@ -40,8 +43,15 @@ class Deployment(SQLModel, table=True):
 
     __tablename__ = "deployment"
     __table_args__ = (
-        # Two live deployments of one name would make the route table guess.
-        Index("uq_deployment_live_name", "name", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+        # Two holders of one name would make the route table guess; one more may prepare to take it over.
+        Index(
+            "uq_deployment_live_name",
+            "name",
+            unique=True,
+            sqlite_where=_HOLDS_NAME,
+            postgresql_where=_HOLDS_NAME,
+        ),
+        Index("uq_deployment_next", "name", unique=True, sqlite_where=_FOLLOWS, postgresql_where=_FOLLOWS),
     )
 
     id: str = Field(default_factory=lambda: new_id("deployment"), primary_key=True)
@@ -53,6 +63,15 @@ class Deployment(SQLModel, table=True):
     engine: EngineKind = Field(sa_type=enum_type(EngineKind))
     queue: Queue = Field(sa_type=enum_type(Queue))
     options: dict[str, Any] = Field(default_factory=dict, sa_type=Json, description="Options of the engine.")
+    engine_key: str = Field(default="", description="Deployments with the same one may share an engine.")
+    idle_seconds: float = Field(default=0, description="Unused for so long, it goes to sleep; 0 is never.")
+    parity_mode: ParityMode = Field(default=ParityMode.off, sa_type=enum_type(ParityMode))
+    parity: dict[str, Any] | None = Field(
+        default=None, sa_type=Json, description="How the served model compared with the trained one."
+    )
+    replaces: str | None = Field(
+        default=None, description="The deployment that serves this name until this one is ready."
+    )
 
     status: DeploymentStatus = Field(
         default=DeploymentStatus.queued,
@@ -62,8 +81,11 @@ class Deployment(SQLModel, table=True):
     worker_id: str | None = Field(default=None, foreign_key="worker.id")
     lease_expires_at: datetime | None = time_field()
     address: str | None = Field(default=None, description="Base URL of the engine.")
+    upstream_model: str | None = Field(default=None, description="Name by which the engine knows the model.")
     restarts: int = Field(default=0, description="Times that the engine died and was started again.")
     error: dict[str, Any] | None = Field(default=None, sa_type=Json)
     created_at: datetime = time_field(default_now=True)
+    queued_at: datetime | None = time_field()
     ready_at: datetime | None = time_field()
+    last_used_at: datetime | None = time_field()
     stopped_at: datetime | None = time_field()

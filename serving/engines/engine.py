@@ -75,12 +75,16 @@ class Engine(ABC):
         if not answer.get("choices"):
             raise EngineRefused(f"The engine answered a prompt to {name!r} without a choice.")
 
+    def running(self, address: str) -> int | None:
+        """Answers under way; None where the engine does not tell, or does not answer."""
+        return None
+
     def load_adapter(self, address: str, name: str, path: str) -> None:
         """Put an adapter beside the base while it runs; raises EngineRefused, also for a name in use."""
         _call(address + self.load_path, {"lora_name": name, "lora_path": path}, LOAD_SECONDS)
 
     def unload_adapter(self, address: str, name: str) -> None:
-        """Take an adapter out; raises EngineRefused when there is none of this name."""
+        """Take an adapter out, which lets answers under way end; raises EngineRefused for an unknown name."""
         _call(address + self.unload_path, {"lora_name": name}, LOAD_SECONDS)
 
 

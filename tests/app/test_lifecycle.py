@@ -10,7 +10,7 @@ import pytest
 from sqlmodel import Session, col, select
 
 from app.db import get_engine, reading, transaction
-from app.deployments import lifecycle as deployments
+from app.deployments.begin import begin
 from app.runs import lifecycle
 from app.runs.lifecycle import Fact, StaleAttempt
 from app.settings import Settings
@@ -127,7 +127,7 @@ def test_racing_requests_for_one_name_leave_one_live_deployment(settings: Settin
         ready.wait()
         with transaction() as session:
             asked = Deployment(name="one", base=f"hub/{number}", engine=EngineKind.hf, queue=Queue.cpu)
-            return deployments.begin(session, asked).id
+            return begin(session, asked).id
 
     with ThreadPoolExecutor(6) as pool:
         asked = set(pool.map(ask, range(6)))

@@ -1,5 +1,6 @@
 """The whole product as processes of their own: an API, any number of workers, and an HTTP client."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx2
 import psutil
+from openai import OpenAI
 
 from tests.services import free_port
 from trainers.data.arithmetic import Split, problems
@@ -103,6 +105,43 @@ class Platform:
         """Upload `train` and `test`."""
         self.upload("train", [dict(row) for row in problems(160, Split.train, seed=1)])
         self.upload("test", [dict(row) for row in problems(24, Split.held_out, seed=1)])
+
+    def make_adapters(self, *names: str) -> dict[str, str]:
+        """Adapters of the starter that answer each otherwise; their ids by name."""
+        base = str((self.folder / "models" / "starter").resolve())
+        command = [sys.executable, "-m", "tests.e2e.make_adapters", base, *names]
+        made = subprocess.run(command, env=self.environment, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        found: dict[str, str] = json.loads(made.stdout)
+        return found
+
+    def ask_for(self, name: str, model: str = "starter", **options: Any) -> str:
+        """Ask for a deployment and answer its id."""
+        deployment: str = self.post("/deployments", {"name": name, "model": model, **options})["id"]
+        return deployment
+
+    def deploy(self, name: str, model: str = "starter", **options: Any) -> str:
+        """Ask for a deployment, wait until it is ready, and answer its id."""
+        deployment = self.ask_for(name, model, **options)
+        self.await_status(deployment, "ready")
+        return deployment
+
+    def await_status(self, deployment: str, status: str, seconds: float = 60) -> None:
+        """Wait until a deployment has this status."""
+        self.await_field(deployment, "status", status, seconds)
+
+    def await_field(self, deployment: str, field: str, value: Any, seconds: float = 60) -> None:
+        """Wait until a deployment shows this value."""
+        until(
+            lambda: self.get(f"/deployments/{deployment}")[field] == value,
+            seconds,
+            lambda: f"{field} is not {value}: {self.get(f'/deployments/{deployment}')}",
+        )
+
+    def await_use(self, deployment: str) -> None:
+        """Wait until it is noted that a deployment was asked."""
+        until(
+            lambda: self.get(f"/deployments/{deployment}")["last_used_at"] is not None, 20, "no use is noted"
+        )
 
     def submit(self, *stages: dict[str, Any], **fields: Any) -> str:
         """Post a job and answer its id."""
@@ -215,3 +254,23 @@ LONG = {"max_steps": 100_000, "save_every_steps": 20, "log_every_steps": 5}
 def short() -> dict[str, Any]:
     """A run of a few seconds."""
     return {"stage": "prepare", "base": "starter", "dataset": "train", "rows": 1}
+
+
+def engines_of(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The engines' own processes, below their guards."""
+    found = []
+    for process in family_of(worker):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = process.cmdline()
+            if "serving.engines.hf" in command and "workers.process" not in command:
+                found.append(process)
+    return found
+
+
+QUESTION = [{"role": "user", "content": "Kofi has 3 cups and buys 4 more. How many cups does Kofi have?"}]
+
+
+def ask(client: OpenAI, model: str) -> str:
+    """A model's answer to a question."""
+    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=8, temperature=0)  # type: ignore[arg-type]
+    return answer.choices[0].message.content or ""

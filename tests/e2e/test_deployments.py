@@ -1,44 +1,14 @@
 """A deployment answers on the OpenAI-compatible endpoint for as long as it is wanted."""
 
-import os
 import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 from openai import NotFoundError, OpenAI
 
-from tests.e2e.platform import ROOT, Platform, family_of, sft, until
+from tests.e2e.platform import QUESTION, ROOT, Platform, ask, engines_of, sft, until
 from tests.services import free_port
-
-QUESTION = [{"role": "user", "content": "Kofi has 3 cups and buys 4 more. How many cups does Kofi have?"}]
-
-
-def engine_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
-    """The engine's own process, below its guard."""
-    (engine,) = [
-        process
-        for process in family_of(worker)
-        if "serving.engines.hf" in process.cmdline() and "workers.process" not in process.cmdline()
-    ]
-    return engine
-
-
-def ask(client: OpenAI, model: str) -> str:
-    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=8, temperature=0)  # type: ignore[arg-type]
-    return answer.choices[0].message.content or ""
-
-
-def deploy(platform: Platform, name: str, model: str = "starter") -> str:
-    """Ask for a deployment, wait until it is ready, and answer its id."""
-    deployment: str = platform.post("/deployments", {"name": name, "model": model})["id"]
-    until(
-        lambda: platform.get(f"/deployments/{deployment}")["status"] == "ready",
-        60,
-        lambda: str(platform.get(f"/deployments/{deployment}")),
-    )
-    return deployment
 
 
 @pytest.fixture
@@ -61,7 +31,7 @@ def test_job_ends_in_a_chat_with_the_tuned_model(embedded: Platform, openai: Ope
         stream=True,  # type: ignore[arg-type]
     )
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-    deploy(embedded, "untuned")
+    embedded.deploy("untuned")
     assert streamed == ask(openai, "tuned") != ask(openai, "untuned")
     openai.close()
 
@@ -70,44 +40,21 @@ def test_killed_engine_is_started_again_and_a_stopped_one_stays_away(
     embedded: Platform, openai: OpenAI
 ) -> None:
     worker = embedded.start_worker()
-    deployment = deploy(embedded, "lively")
+    deployment = embedded.deploy("lively")
     before = ask(openai, "lively")
-    engine = engine_of(worker)
+    engine = engines_of(worker)[0]
     engine.send_signal(signal.SIGKILL)
     until(lambda: embedded.get(f"/deployments/{deployment}")["restarts"] == 1, 20, "nobody saw it die")
-    until(
-        lambda: embedded.get(f"/deployments/{deployment}")["status"] == "ready", 60, "it does not come back"
-    )
+    embedded.await_status(deployment, "ready")
     until(lambda: bool(openai.models.list().data), 5, "the route does not come back")
     assert ask(openai, "lively") == before
-    again = engine_of(worker)
+    again = engines_of(worker)[0]
     embedded.post(f"/deployments/{deployment}/stop")
-    until(lambda: embedded.get(f"/deployments/{deployment}")["status"] == "stopped", 20, "it does not stop")
+    embedded.await_status(deployment, "stopped", 20)
     assert not again.is_running()
     until(lambda: not openai.models.list().data, 5, "the route is still there")
     with pytest.raises(NotFoundError, match="lively"):
         ask(openai, "lively")
-    openai.close()
-
-
-def test_killed_worker_s_deployment_comes_up_on_another(embedded: Platform, openai: OpenAI) -> None:
-    first = embedded.start_worker("first")
-    deployment = deploy(embedded, "kept")
-    engine = engine_of(first)
-    os.kill(first.pid, signal.SIGKILL)
-    until(lambda: not engine.is_running(), 5, "the engine outlived its worker")
-    second = embedded.start_worker("second")
-    heir = embedded.worker_of(second.pid)["id"]
-    until(
-        lambda: (
-            (found := embedded.get(f"/deployments/{deployment}"))["status"] == "ready"
-            and found["worker_id"] == heir
-        ),
-        60,
-        "nobody took the deployment up",
-    )
-    until(lambda: bool(openai.models.list().data), 5, "there is no route")
-    assert ask(openai, "kept")
     openai.close()
 
 
@@ -116,7 +63,7 @@ def test_engine_that_cannot_load_its_model_fails_the_deployment_with_its_words(e
     (embedded.folder / "models" / "broken").mkdir()
     (embedded.folder / "models" / "broken" / "config.json").write_text("{}")
     deployment = embedded.post("/deployments", {"name": "broken", "model": "broken"})["id"]
-    until(lambda: embedded.get(f"/deployments/{deployment}")["status"] == "failed", 60, "it does not fail")
+    embedded.await_status(deployment, "failed")
     error = embedded.get(f"/deployments/{deployment}")["error"]
     assert error["code"] == "deployment_failed"
     assert "broken" in error["message"]
@@ -125,7 +72,7 @@ def test_engine_that_cannot_load_its_model_fails_the_deployment_with_its_words(e
 
 def test_gateway_alone_finds_its_routes_through_the_api(embedded: Platform) -> None:
     embedded.start_worker()
-    deploy(embedded, "remote")
+    embedded.deploy("remote")
     port = free_port()
     command = ["-m", "serving.gateway", "--api", embedded.base_url, "--port", str(port)]
     gateway = subprocess.Popen(

@@ -120,14 +120,13 @@ def test_every_reference_of_the_documentation_resolves() -> None:
 
 @pytest.fixture
 def api() -> Iterator[tuple[str, list[Any]]]:
-    """A stand-in for the service: two pages of deployments, served for as long as the list holds any."""
+    """A stand-in for the service: its routes, served for as long as the list holds any."""
     rows: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            allowed = self.headers["Authorization"] == "Bearer key" and "status=ready" in self.path
-            first = "after" not in self.path
-            page = {"items": rows[:1] if first else rows[1:], "next": "x" if first else None}
+            allowed = self.headers["Authorization"] == "Bearer key" and self.path == "/api/v1/routes"
+            page = {"items": rows, "next": None}
             self.send_response(200 if allowed and rows else 500)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -142,19 +141,20 @@ def api() -> Iterator[tuple[str, list[Any]]]:
         server.shutdown()
 
 
-def deployment(name: str) -> dict[str, Any]:
-    created = "2026-11-23T10:00:00+00:00"
-    return {
-        "id": f"deployment_{name}",
-        "name": name,
-        "address": "http://127.0.0.1:9/",
-        "created_at": created,
+def listed(name: str) -> dict[str, Any]:
+    address = "http://127.0.0.1:9"
+    target = {
+        "deployment_id": f"deployment_{name}",
+        "base_url": address,
+        "upstream_model": name,
+        "share": 1.0,
     }
+    return {"name": name, "targets": [target], "created_at": "2026-11-23T10:00:00+00:00"}
 
 
 def test_routes_follow_the_api_within_two_seconds_and_outlive_it(api: tuple[str, list[Any]]) -> None:
     url, rows = api
-    rows += [deployment("one"), deployment("two")]
+    rows += [listed("one"), listed("two")]
     routes = ApiRoutes(url, "key")
     with TestClient(mounted(Gateway(routes))) as client:
 

@@ -19,7 +19,7 @@ from app.runs import lifecycle
 from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
 from tests.workers.conftest import row
 from trainers.configs import Queue, StageKind
-from workers import engines, finish
+from workers import finish
 from workers.devices import Devices, Gpu
 from workers.execute import execute_next
 from workers.finish import Attempt
@@ -291,10 +291,11 @@ def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: Host, submit: Subm
     run_id = submit("", **deploy_stage("hub/model"))
     worker = in_thread(lambda: execute_next(host))
     until(lambda: waiting_deployment() is not None)
-    claimed, gpus = engines._claim(host)
-    assert claimed is not None and gpus == [0], "its engine could not start"
+    assert host.devices.take(Queue.cuda) == [0], "its engine could not start"
+    waiting = waiting_deployment()
     with transaction() as session:
-        deployments.ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1")
+        claimed = deployments.claim(session, waiting.id, host.worker_id, 60)
+        deployments.ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1", "base")
     worker.join()
     assert row(run_id).status is RunStatus.succeeded
     # The GPU is in use now: what replaces the deployment must be carried out all the same.

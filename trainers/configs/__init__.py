@@ -10,7 +10,7 @@ from trainers.configs.base import (
     StageDataset,
     StageOutput,
 )
-from trainers.configs.deploy import DeployConfig
+from trainers.configs.deploy import DeployConfig, DeploymentChoice, ParityMode
 from trainers.configs.dpo import DpoConfig, DpoLoss
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions, EngineQuantization
 from trainers.configs.evaluate import EvaluateConfig, Metric
@@ -38,6 +38,7 @@ __all__ = [
     "Config",
     "DatasetRef",
     "DeployConfig",
+    "DeploymentChoice",
     "DpoConfig",
     "DpoLoss",
     "EngineChoice",
@@ -57,6 +58,7 @@ __all__ = [
     "Metric",
     "ModelRef",
     "Parallelism",
+    "ParityMode",
     "Part",
     "Precision",
     "PreflightConfig",

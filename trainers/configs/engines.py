@@ -16,6 +16,12 @@ class EngineKind(StrEnum):
     hf = "hf"
     mlx = "mlx"
 
+    @property
+    def one_template(self) -> bool:
+        """Whether every name of one engine is rendered with one chat template, so that models which were
+        trained with different ones cannot share it."""
+        return self in {EngineKind.vllm, EngineKind.sglang}
+
 
 class EngineQuantization(StrEnum):
     """How the base's weights are kept in fewer bits."""

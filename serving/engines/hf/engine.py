@@ -2,7 +2,7 @@
 
 import sys
 
-from serving.engines.engine import Engine, Serve
+from serving.engines.engine import LOOK_SECONDS, Engine, EngineRefused, Serve, _call
 from trainers.configs.engines import EngineKind
 
 
@@ -11,6 +11,14 @@ class HfEngine(Engine):
 
     kind = EngineKind.hf
     default_program = (sys.executable, "-m", "serving.engines.hf")
+
+    def running(self, address: str) -> int | None:
+        """Answers being generated or waiting to be, as its health page tells."""
+        try:
+            health = _call(f"{address}/health", None, LOOK_SECONDS)
+        except EngineRefused:
+            return None
+        return int(health["running"]) + int(health["waiting"])
 
     def command(self, serve: Serve) -> list[str]:
         """Our own server over transformers."""

@@ -1,0 +1,1 @@
+"""Routes: what gateways ask of the service."""

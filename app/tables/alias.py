@@ -1,0 +1,35 @@
+"""Aliases: names that lead to deployments and may be moved from one to another, and all their moves."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from app.tables.base import Json, new_id, time_field
+
+
+class Alias(SQLModel, table=True):
+    """A name and where it leads now: `[{"deployment": name, "share": part of the requests}]`."""
+
+    __tablename__ = "alias"
+
+    name: str = Field(primary_key=True)
+    version: int
+    targets: list[dict[str, Any]] = Field(sa_type=Json)
+    created_at: datetime = time_field(default_now=True)
+    moved_at: datetime = time_field(default_now=True)
+
+
+class AliasVersion(SQLModel, table=True):
+    """Where an alias led from one move to the next; kept when the alias is deleted."""
+
+    __tablename__ = "alias_version"
+    __table_args__ = (UniqueConstraint("alias", "version"),)
+
+    id: str = Field(default_factory=lambda: new_id("aliasversion"), primary_key=True)
+    alias: str
+    version: int
+    targets: list[dict[str, Any]] = Field(sa_type=Json)
+    restores: int | None = Field(default=None, description="The version that a rollback brought back.")
+    created_at: datetime = time_field(default_now=True)

@@ -1,0 +1,1 @@
+"""Deployments as this worker holds them, and the engines that they share."""
