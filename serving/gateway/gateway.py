@@ -143,8 +143,7 @@ class Gateway:
         """Begin to answer: at once, or in a task if the sender or the routes have to be looked up first."""
         caller = self.known(request.sender())
         if caller is not None and self.routes.fresh():
-            self._answer(request, caller, client)
-            return None
+            return self._answer(request, caller, client)
         return asyncio.get_running_loop().create_task(self._prepare(request, client))
 
     def refuse(self, exchange: Exchange, fault: Exception, client: Client) -> None:
@@ -204,12 +203,24 @@ class Gateway:
         except Exception as fault:
             self.refuse(self.exchange(request.method, request.path, request.headers), fault, client)
         else:
-            self._answer(request, caller, client)
+            if (later := self._answer(request, caller, client)) is not None:
+                await later
 
-    def _answer(self, request: Request, caller: Caller, client: Client) -> None:
+    def _answer(self, request: Request, caller: Caller, client: Client) -> asyncio.Task[None] | None:
         exchange = self.exchange(request.method, request.path, request.headers)
         exchange.key_id = caller.key_id
         try:
+            self._dispatch(exchange, request, client)
+        except ModelNotFound:
+            return asyncio.get_running_loop().create_task(self._look_again(exchange, request, client))
+        except Exception as fault:
+            self.refuse(exchange, fault, client)
+        return None
+
+    async def _look_again(self, exchange: Exchange, request: Request, client: Client) -> None:
+        """A name that is not known may have come up since the routes were read."""
+        try:
+            await self.routes.look_again()
             self._dispatch(exchange, request, client)
         except Exception as fault:
             self.refuse(exchange, fault, client)

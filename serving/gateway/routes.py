@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from serving.gateway.errors import EngineUnavailable
 
 REFRESH_SECONDS = 1.0
+# Unknown names make the routes be read again no more often than this.
+MISSED_SECONDS = 0.2
 logger = logging.getLogger("tunesmith.gateway.routes")
 
 
@@ -61,6 +63,9 @@ class RouteTable(Protocol):
     async def refresh(self) -> None:
         """Learn what has changed; raises EngineUnavailable if nothing has ever been learnt."""
 
+    async def look_again(self) -> None:
+        """Learn what has changed just now, for a name that is not known."""
+
     def find(self, name: str) -> Route | None:
         """The route of a name, or None."""
 
@@ -94,6 +99,9 @@ class StaticRoutes:
         return True
 
     async def refresh(self) -> None:
+        pass
+
+    async def look_again(self) -> None:
         pass
 
     def find(self, name: str) -> Route | None:
@@ -143,6 +151,11 @@ class CachedRoutes(StaticRoutes, ABC):
             if not self._ever_read:
                 raise EngineUnavailable("The deployments cannot be read at the moment; try again soon.")
             self._fresh_until = time.monotonic() + REFRESH_SECONDS
+
+    async def look_again(self) -> None:
+        if self._fresh_until - time.monotonic() < REFRESH_SECONDS - MISSED_SECONDS:
+            self._fresh_until = 0.0
+            await self.refresh()
 
 
 def read_route(row: dict[str, Any]) -> Route:
