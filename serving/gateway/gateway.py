@@ -115,13 +115,14 @@ class Gateway:
         self._heads: dict[tuple[str, str], bytes] = {}
         self._pool: Pool | None = None
         self._used: set[str] = set()
-        self._told_used_at = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._telling: asyncio.Task[None] | None = None
 
     async def aclose(self) -> None:
         """Tell what was used and what has ended, and close the connections to the engines."""
         self.ledger.settle()
-        await self.routes.used(self._used)
+        if self._telling is not None:
+            self._telling.cancel()
+            await self._tell_used()
         if self._pool is not None:
             await self._pool.aclose()
             self._pool = None
@@ -180,15 +181,17 @@ class Gateway:
         if self.breakers.circuits:
             self.breakers.asked(target)
         self._used.add(target.deployment_id)
-        now = time.monotonic()
-        if now - self._told_used_at > USED_SECONDS:
-            self._told_used_at = now
-            used, self._used = self._used, set()
-            task = asyncio.get_running_loop().create_task(self._tell_used(used))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().create_task(self._tell_used_soon())
 
-    async def _tell_used(self, used: set[str]) -> None:
+    async def _tell_used_soon(self) -> None:
+        """Tell after a while, together with what is used meanwhile: the last request must be told too."""
+        await asyncio.sleep(USED_SECONDS)
+        self._telling = None
+        await self._tell_used()
+
+    async def _tell_used(self) -> None:
+        used, self._used = self._used, set()
         try:
             await self.routes.used(used)
         except Exception:
