@@ -4,7 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ LOOK_SECONDS = 2.0
 # A model may be compiled or warmed up by its first request.
 PROBE_SECONDS = 60.0
 LOAD_SECONDS = 120.0
+# The engine may be busy with other requests while one prompt is scored.
+SCORE_SECONDS = 300.0
 
 
 class EngineRefused(Exception):
@@ -43,6 +45,9 @@ class Engine(ABC):
     default_program: ClassVar[Sequence[str]]
     load_path: ClassVar[str] = "/v1/load_lora_adapter"
     unload_path: ClassVar[str] = "/v1/unload_lora_adapter"
+    one_template: ClassVar[bool] = False
+    """Whether all names of one engine are rendered with one chat template, so that models which were
+    trained with different ones cannot share it."""
 
     def __init__(self, program: Sequence[str] = ()) -> None:
         self.program = list(program or self.default_program)
@@ -65,13 +70,13 @@ class Engine(ABC):
 
     def models(self, address: str) -> list[str]:
         """The names it answers to; raises EngineRefused."""
-        listed = _call(f"{address}/v1/models", None, LOOK_SECONDS)
+        listed = call(f"{address}/v1/models", None, LOOK_SECONDS)
         return [model["id"] for model in listed["data"]]
 
     def probe(self, address: str, name: str) -> None:
         """Have one token generated under a served name; raises EngineRefused when none comes."""
         body = {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0}
-        answer = _call(f"{address}/v1/completions", body, PROBE_SECONDS)
+        answer = call(f"{address}/v1/completions", body, PROBE_SECONDS)
         if not answer.get("choices"):
             raise EngineRefused(f"The engine answered a prompt to {name!r} without a choice.")
 
@@ -81,14 +86,32 @@ class Engine(ABC):
 
     def load_adapter(self, address: str, name: str, path: str) -> None:
         """Put an adapter beside the base while it runs; raises EngineRefused, also for a name in use."""
-        _call(address + self.load_path, {"lora_name": name, "lora_path": path}, LOAD_SECONDS)
+        call(address + self.load_path, {"lora_name": name, "lora_path": path}, LOAD_SECONDS)
 
     def unload_adapter(self, address: str, name: str) -> None:
         """Take an adapter out, which lets answers under way end; raises EngineRefused for an unknown name."""
-        _call(address + self.unload_path, {"lora_name": name}, LOAD_SECONDS)
+        call(address + self.unload_path, {"lora_name": name}, LOAD_SECONDS)
+
+    def render(self, address: str, name: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The token ids that a chat becomes, up to where the answer begins; raises EngineRefused."""
+        body = {"model": name, "messages": list(messages), "add_generation_prompt": True}
+        tokens: list[int] = call(f"{address}/tokenize", body, PROBE_SECONDS)["tokens"]
+        return tokens
+
+    def score(self, address: str, name: str, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token given those before it; one fewer than tokens, as the first has none.
+
+        Raises EngineRefused.
+        """
+        body = {"model": name, "prompt": list(token_ids), "max_tokens": 0, "echo": True, "logprobs": 0}
+        answer = call(f"{address}/v1/completions", body, SCORE_SECONDS)
+        scores: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
+        if len(scores) != len(token_ids) - 1:
+            raise EngineRefused(f"{name!r} scored {len(scores) + 1} tokens of {len(token_ids)}.")
+        return scores
 
 
-def _call(url: str, body: Any, seconds: float) -> Any:
+def call(url: str, body: Any, seconds: float) -> Any:
     """The JSON (or text) of an answer; raises EngineRefused with the engine's own words."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
