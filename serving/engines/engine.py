@@ -19,7 +19,11 @@ SCORE_SECONDS = 300.0
 
 
 class EngineRefused(Exception):
-    """The engine answered with an error, or not at all; the message says which."""
+    """The engine answered with an error, or not at all; the message says which, `status` is None if not."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,14 @@ class Engine(ABC):
         tokens: list[int] = call(f"{address}/tokenize", body, PROBE_SECONDS)["tokens"]
         return tokens
 
+    def chat(
+        self, address: str, name: str, messages: Sequence[Mapping[str, Any]], max_tokens: int
+    ) -> tuple[str, int]:
+        """The greedy answer to a chat, and how many tokens its prompt has; raises EngineRefused."""
+        body = {"model": name, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
+        answer = call(f"{address}/v1/chat/completions", body, PROBE_SECONDS)
+        return answer["choices"][0]["message"]["content"] or "", answer["usage"]["prompt_tokens"]
+
     def score(self, address: str, name: str, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of each token given those before it; one fewer than tokens, as the first has none.
 
@@ -120,7 +132,7 @@ def call(url: str, body: Any, seconds: float) -> Any:
             return _decoded(answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            raise EngineRefused(f"{url} answered {error.code}: {_told(error.read())}") from error
+            raise EngineRefused(f"{url} answered {error.code}: {_told(error.read())}", error.code) from error
     except (urllib.error.URLError, OSError) as error:
         raise EngineRefused(f"{url} did not answer: {error}") from error
 

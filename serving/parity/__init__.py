@@ -1,0 +1,1 @@
+"""Proof that what an engine serves is what was trained."""

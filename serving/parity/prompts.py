@@ -1,0 +1,36 @@
+"""The chats on which the served and the trained model are compared."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainers.render import read_pairs
+
+Chat = list[dict[str, Any]]
+
+# Between them they meet what templates get wrong: a system turn, an earlier answer, white space at the edges,
+# characters of several bytes.
+ALWAYS: Sequence[Chat] = (
+    [{"role": "user", "content": "Hello! What can you do?"}],
+    [
+        {"role": "system", "content": "You are a careful assistant."},
+        {"role": "user", "content": "한국의 수도는 어디인가요?"},
+    ],
+    [
+        {"role": "user", "content": "What is 17 + 25?"},
+        {"role": "assistant", "content": "17 + 25 = 42"},
+        {"role": "user", "content": "And twice that?"},
+    ],
+    [{"role": "user", "content": "  Translate into Korean:\n\tGood morning, everyone.\n"}],
+)
+
+
+def chats(dataset: Path | None, rows: int) -> list[Chat]:
+    """Those that are always asked, and the prompts of the first rows of a dataset, such as the training one.
+
+    Raises DatasetNotFound or DatasetInvalid.
+    """
+    if dataset is None:
+        return list(ALWAYS)
+    pairs = [turns[-1] for turns in read_pairs(str(dataset), rows)]
+    return [*ALWAYS, *(pair.prompt for pair in pairs if not pair.tools)]
