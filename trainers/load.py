@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -28,6 +29,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils.logging import disable_progress_bar
 
+from trainers import families
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.training import Attention, Precision
 from trainers.errors import (
@@ -90,13 +92,23 @@ def load_tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
     with _named_failure(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if not tokenizer.chat_template:
+        _complete(tokenizer, source, base_of(reference))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _complete(tokenizer: PreTrainedTokenizerBase, source: str, base: str) -> None:
+    """Take the family's template where there is none, and say so; raises TemplateMissing."""
+    with _named_failure(base):
+        model_type = AutoConfig.from_pretrained(base, trust_remote_code=False).model_type
+    family = families.complete(tokenizer, model_type)
+    if family is None:
         raise TemplateMissing(
             f"The tokenizer of {source} has no chat template, so no conversation can be rendered.",
             "Use the instruct or chat variant of the model, or add chat_template.jinja to its folder.",
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    logger.info("%s has no chat template; it gets that of the family %s.", source, family.name)
 
 
 def pick_attention(attention: Attention, device: torch.device) -> str:
