@@ -76,6 +76,7 @@ class RunErrorCode(StrEnum):
     loss_not_finite = "loss_not_finite"
     preflight_failed = "preflight_failed"
     merge_differs = "merge_differs"
+    engine_failed = "engine_failed"
     internal_error = "internal_error"
 
     program_killed = "program_killed"
@@ -94,4 +95,5 @@ class RunErrorCode(StrEnum):
             RunErrorCode.program_without_result,
             RunErrorCode.artifacts_unreachable,
             RunErrorCode.lease_lost,
+            RunErrorCode.engine_failed,
         }

@@ -1,6 +1,8 @@
-"""Serve a model without database or queue.
+"""Serve a model without database or queue: over HTTP, in the terminal, or for a file of rows.
 
     python -m serving --engine hf --model PATH_OR_ID --adapter ko-en=PATH --port 8001
+    python -m serving --engine hf --model PATH_OR_ID --interactive --system-prompt "Answer briefly."
+    python -m serving --engine hf --model PATH_OR_ID --input rows.jsonl --output predictions.jsonl
 
 Options that are not listed here go to the engine as they are.
 """
@@ -8,14 +10,33 @@ Options that are not listed here go to the engine as they are.
 import argparse
 import os
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
 
 from serving.engines import ENGINES, EngineKind, Serve, find_engine
+from trainers.errors import ProgramError
+
+HOST = "127.0.0.1"
 
 
 def main(arguments: list[str]) -> None:
-    """Replace this process by the engine, so that signals and the exit status are the engine's own."""
+    """Do what the options ask for; by default, serve over HTTP."""
     options, rest = parser().parse_known_args(arguments)
     adapters = dict(named_path(value) for value in options.adapter)
+    if options.input or options.output:
+        answer_rows(options, adapters, rest)
+    elif options.interactive:
+        talk(options, adapters, rest)
+    else:
+        become_engine(options, adapters, rest)
+
+
+def become_engine(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
+    """Replace this process by the engine, so that signals and the exit status are the engine's own."""
     name = options.served_name or options.model
     serve = Serve(options.model, name, options.host, options.port, adapters)
     engine = find_engine(options.engine)
@@ -24,15 +45,97 @@ def main(arguments: list[str]) -> None:
     os.execvpe(command[0], command, os.environ | engine.environment(serve))  # noqa: S606
 
 
+def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
+    """Start the engine and talk to its last adapter, or to the base without any."""
+    from serving.child import free_port, running
+    from serving.talk import Talk
+
+    name = options.served_name or options.model
+    engine = find_engine(options.engine)
+    serve = Serve(options.model, name, HOST, free_port(HOST), adapters)
+    chosen = {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_tokens}
+    settings = {key: value for key, value in chosen.items() if value is not None}
+    with tempfile.TemporaryDirectory() as folder, told_failures():
+        print(f"Starting {options.engine} …", file=sys.stderr)
+        with running(engine, serve, Path(folder) / "engine.log", own_session=True, more=rest) as address:
+            Talk(address, next(reversed(adapters), name), options.system_prompt, settings).run()
+
+
+def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
+    """Answer the rows of a file by an engine that is started for it, as the stage `generate` does."""
+    from serving.generate import answer_rows as answer
+    from trainers.configs.generate import GenerateConfig
+
+    if rest or not (options.input and options.output):
+        sys.exit("A batch needs --input and --output, and takes no options of the engine's own: " + str(rest))
+    adapter = next(reversed(adapters.values()), None)
+    model: Any = {"base": options.model, "adapter": adapter} if adapter else options.model
+    asked = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_new_tokens": options.max_tokens,
+        "system_prompt": options.system_prompt,
+    }
+    with told_failures(), Bar() as bar:
+        config = GenerateConfig(
+            model=model,
+            dataset=str(options.input),
+            engine=options.engine,
+            **{name: value for name, value in asked.items() if value is not None},
+        )
+        answer(config, options.output, options.output.with_suffix(".engine.log"), bar.show)
+
+
+class Bar:
+    """One line on the terminal that tells how far a batch is and how long it will take."""
+
+    def __enter__(self) -> Self:
+        self.begun: tuple[float, int] | None = None
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        print(file=sys.stderr)
+
+    def show(self, done: int, total: int) -> None:
+        """Draw the line again."""
+        now = time.monotonic()
+        self.begun = self.begun or (now, done)
+        since, kept = self.begun
+        left = f", {(now - since) / (done - kept) * (total - done):.0f} s left" if done > kept else ""
+        print(f"\r{done} of {total} rows answered{left}   ", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def told_failures() -> Iterator[None]:
+    """End the program with the sentence of a failure that a person can act on."""
+    try:
+        yield
+    except (ProgramError, ValueError) as error:
+        sys.exit(f"{error} {getattr(error, 'hint', '')}".strip())
+    except KeyboardInterrupt:
+        sys.exit("Stopped; the same command goes on from here.")
+
+
 def parser() -> argparse.ArgumentParser:
     """The options shared by all engines."""
-    options = argparse.ArgumentParser(prog="python -m serving", description="Serve a model over HTTP.")
+    options = argparse.ArgumentParser(
+        prog="python -m serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--engine", choices=list(ENGINES), default=EngineKind.hf)
     options.add_argument("--model", required=True, help="folder or hub id of the base model")
     options.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH")
     options.add_argument("--served-name", help="name of the base model in requests; default: --model")
-    options.add_argument("--host", default="127.0.0.1")
+    options.add_argument("--host", default=HOST)
     options.add_argument("--port", type=int, default=8001)
+    options.add_argument("--interactive", action="store_true", help="talk to the model in the terminal")
+    options.add_argument("--input", type=Path, help="JSONL whose rows are answered, in any dataset's format")
+    options.add_argument(
+        "--output", type=Path, help="JSONL that receives the answers; begun ones are continued"
+    )
+    options.add_argument("--system-prompt", help="system message of the conversation or of every row")
+    options.add_argument("--temperature", type=float)
+    options.add_argument("--top-p", type=float)
+    options.add_argument("--max-tokens", type=int, help="tokens of one answer at most")
     return options
 
 

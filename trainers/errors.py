@@ -21,6 +21,7 @@ class ErrorCode(StrEnum):
     loss_not_finite = "loss_not_finite"
     preflight_failed = "preflight_failed"
     merge_differs = "merge_differs"
+    engine_failed = "engine_failed"
     internal_error = "internal_error"
 
 
@@ -61,6 +62,10 @@ class TemplateMissing(ProgramError):
 
 class MergeDiffers(ProgramError):
     code = ErrorCode.merge_differs
+
+
+class EngineFailed(ProgramError):
+    code = ErrorCode.engine_failed
 
 
 class PreflightFailed(ProgramError):

@@ -89,9 +89,9 @@ def is_first_process() -> bool:
 
 def _arguments() -> argparse.Namespace:
     program = Path(sys.argv[0])
-    name = program.parent.name if program.stem == "__main__" else program.stem
+    path = program.parent if program.stem == "__main__" else program.with_suffix("")
     parser = argparse.ArgumentParser(
-        prog=f"python -m trainers.{name}",
+        prog=f"python -m {path.parent.name}.{path.name}",
         description=sys.modules["__main__"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

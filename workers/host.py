@@ -31,6 +31,7 @@ NEEDS = {
     StageKind.grpo: TRAINING,
     StageKind.merge: ("torch", "transformers", "peft"),
     StageKind.evaluate: ("torch", "transformers", "peft"),
+    StageKind.generate: ("torch", "transformers", "peft"),
     StageKind.deploy: ("torch", "transformers", "peft"),
 }
 

@@ -18,7 +18,15 @@ from app.errors import RunErrorCode
 from app.settings import Settings
 from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
 from trainers import run_dir as files
-from trainers.configs import PrepareConfig, Queue, StageDataset, StageOutput, parse_stage, processes
+from trainers.configs import (
+    PrepareConfig,
+    Queue,
+    StageDataset,
+    StageKind,
+    StageOutput,
+    parse_stage,
+    processes,
+)
 from trainers.configs.references import ReferenceKind, find_references
 from workers import devices
 from workers.trouble import disk_full, kernel_kills
@@ -76,6 +84,8 @@ def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
         run_dir.mkdir(parents=True, exist_ok=True)
         _clear_earlier(run_dir, run.attempt)
         values, models, dataset_id = _resolve(run, settings)
+        if run.stage is StageKind.generate:
+            values["engine_program"] = settings.engine_programs.get(values["engine"], [])
         config = parse_stage(values)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         _lay_checkpoint(run, run_dir, settings)

@@ -13,7 +13,7 @@ from app.jobs.schemas import JobSpec
 from app.models import references
 from app.settings import Settings
 from app.tables import Dataset
-from trainers.configs import EvaluateConfig, PreflightConfig, PrepareConfig, Queue, StageKind
+from trainers.configs import EvaluateConfig, GenerateConfig, PreflightConfig, PrepareConfig, Queue, StageKind
 from trainers.configs.references import Reference, ReferenceKind, find_references
 from trainers.configs.stages import AnyStage
 from trainers.configs.training import TrainingConfig
@@ -92,6 +92,8 @@ def _resolve_stage(
     name = stage.name or stage.stage
     if name in {before.name for before in earlier}:
         faults.append(_fault(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
+    if isinstance(stage, GenerateConfig) and stage.engine_program:
+        faults.append(_fault(f"{path}.engine_program", "Leave it out: each worker has its own command."))
     values = stage.model_dump(mode="json") | {"name": name, "queue": queue.value}
     own = {reference.path for reference in find_references(values)}
     if held_out:

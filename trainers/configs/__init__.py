@@ -14,6 +14,7 @@ from trainers.configs.deploy import DeployConfig, DeploymentChoice, ParityMode
 from trainers.configs.dpo import DpoConfig, DpoLoss
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions, EngineQuantization
 from trainers.configs.evaluate import EvaluateConfig, Metric
+from trainers.configs.generate import GenerateConfig
 from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss, RewardScale
 from trainers.configs.merge import MergeConfig, MergeDtype
 from trainers.configs.preflight import HostMemory, PreflightConfig
@@ -47,6 +48,7 @@ __all__ = [
     "EngineQuantization",
     "EvaluateConfig",
     "FullTuning",
+    "GenerateConfig",
     "Generation",
     "GrpoConfig",
     "GrpoLoss",

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from trainers.configs.generate import GenerateConfig
 from trainers.configs.training import Parallelism, TrainingConfig
 
 SHUTDOWN_SECONDS = 3600
@@ -16,7 +17,8 @@ def command(python: str, config: Any, config_path: Path, run_dir: Path) -> list[
 
     Unlike `accelerate launch`, torch's launcher starts as many processes as asked for without a GPU too.
     """
-    program = [f"trainers.{config.stage}", "--config", str(config_path), "--run-dir", str(run_dir)]
+    package = "serving" if isinstance(config, GenerateConfig) else "trainers"
+    program = [f"{package}.{config.stage}", "--config", str(config_path), "--run-dir", str(run_dir)]
     devices = config.devices if isinstance(config, TrainingConfig) else 1
     if devices == 1:
         return [python, "-m", *program]

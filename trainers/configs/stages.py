@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 from trainers.configs.deploy import DeployConfig
 from trainers.configs.dpo import DpoConfig
 from trainers.configs.evaluate import EvaluateConfig
+from trainers.configs.generate import GenerateConfig
 from trainers.configs.grpo import GrpoConfig
 from trainers.configs.merge import MergeConfig
 from trainers.configs.preflight import PreflightConfig
@@ -29,6 +30,7 @@ class StageKind(StrEnum):
     grpo = "grpo"
     merge = "merge"
     evaluate = "evaluate"
+    generate = "generate"
     deploy = "deploy"
 
     @property
@@ -45,6 +47,7 @@ AnyStage = (
     | GrpoConfig
     | MergeConfig
     | EvaluateConfig
+    | GenerateConfig
     | DeployConfig
 )
 Stage = Annotated[AnyStage, Field(discriminator="stage")]
