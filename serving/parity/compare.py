@@ -63,6 +63,7 @@ class Report:
     equal_answers: int = 0
     explained_answers: int = 0
     difference: Difference | None = None
+    witness: dict[str, Any] | None = None
 
     @property
     def json(self) -> dict[str, Any]:
@@ -86,7 +87,22 @@ def compare(
     if report.difference is None:
         report.difference = _answers(trained, expected, engine, address, name, report)
     report.passed = report.difference is None
+    if report.passed:
+        report.witness = _witness(expected)
     return report
+
+
+def _witness(expected: Sequence[Expected]) -> dict[str, Any]:
+    """The chat on which the adapter does most, with what `witness.holds` compares."""
+    one = max(expected, key=_effect)
+    told = {"chat": one.chat, "prompt_ids": one.prompt_ids, "ids": one.ids}
+    return told | {"logprobs": [round(value, 5) for value in one.logprobs]}
+
+
+def _effect(one: Expected) -> float:
+    if one.base_logprobs is None:
+        return 0.0
+    return mean(abs(a - b) for a, b in zip(one.logprobs, one.base_logprobs, strict=True))
 
 
 def _rendering(

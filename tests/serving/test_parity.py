@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from serving.engines import find_engine
+from serving.parity import witness
 from serving.parity.__main__ import main, parser, prove
 
 from .conftest import ENVIRONMENT, Server, serving
@@ -66,6 +68,13 @@ def test_an_adapter_served_as_it_was_trained_passes(doctored: Server, tiny: Path
     assert report["largest_difference"] < 1e-3
     assert report["adapter_scale"] == pytest.approx(1, abs=1e-3)
     assert (report["equal_answers"], report["explained_answers"]) == (report["chats"], 0)
+
+
+def test_a_passed_report_holds_a_witness_that_tells_adapters_apart(doctored: Server, tiny: Path) -> None:
+    report = parity(doctored, "alpha", tiny / "base", tiny / "alpha")
+    assert witness.holds(find_engine("hf"), doctored.url, "alpha", report)
+    for name in ("base", "scale", "template"):
+        assert not witness.holds(find_engine("hf"), doctored.url, name, report)
 
 
 def test_a_wrong_template_is_told_with_the_first_differing_token(doctored: Server, tiny: Path) -> None:
