@@ -19,4 +19,4 @@ def holds(engine: Engine, address: str, name: str, report: Mapping[str, Any]) ->
         return False
     found = engine.score(address, name, witness["ids"])
     apart = [abs(a - b) for a, b in zip(found, witness["logprobs"], strict=True)]
-    return max(apart) <= tolerance["one"] and sum(apart) / len(apart) <= 2 * tolerance["mean"]
+    return bool(max(apart) <= tolerance["one"] and sum(apart) / len(apart) <= 2 * tolerance["mean"])
