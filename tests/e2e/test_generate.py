@@ -1,0 +1,24 @@
+"""A job whose model answers every row of a dataset by an engine of its own."""
+
+import json
+
+from tests.e2e.platform import Platform, sft
+
+
+def test_a_trained_model_answers_a_dataset_in_the_order_of_its_rows(embedded: Platform) -> None:
+    embedded.start_worker()
+    asked = {"stage": "generate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 24}
+    (_, answered) = embedded.finish(embedded.submit(sft(), asked))["runs"]
+    assert answered["status"] == "succeeded", answered
+    assert (answered["result"]["rows"], answered["result"]["failed"]) == (24, 0)
+    kept = embedded.client.get(f"/api/v1/runs/{answered['id']}/files/predictions.jsonl")
+    lines = [json.loads(line) for line in kept.text.splitlines()]
+    assert [line["row"] for line in lines] == list(range(1, 25))
+    assert all(line["prediction"] and line["reference"] for line in lines)
+
+
+def test_a_job_may_not_name_the_program_of_an_engine(embedded: Platform) -> None:
+    stage = {"stage": "generate", "model": "starter", "dataset": "test", "engine_program": ["rm"]}
+    refused = embedded.client.post("/api/v1/jobs", json={"name": "x", "stages": [stage]})
+    assert refused.status_code == 422
+    assert "stages.0.engine_program" in refused.text
