@@ -2,7 +2,7 @@
 
 import sys
 
-from serving.engines.engine import LOOK_SECONDS, Engine, EngineRefused, Serve, _call
+from serving.engines.engine import LOOK_SECONDS, Engine, EngineRefused, Serve, call
 from trainers.configs.engines import EngineKind
 
 
@@ -15,7 +15,7 @@ class HfEngine(Engine):
     def running(self, address: str) -> int | None:
         """Answers being generated or waiting to be, as its health page tells."""
         try:
-            health = _call(f"{address}/health", None, LOOK_SECONDS)
+            health = call(f"{address}/health", None, LOOK_SECONDS)
         except EngineRefused:
             return None
         return int(health["running"]) + int(health["waiting"])
