@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trainers.configs import EngineKind, Queue
+from trainers.configs import EngineKind, ParityMode, Queue
 
 
 def _web_address(url: str) -> str:
@@ -90,6 +90,9 @@ class Settings(BaseSettings):
         default_factory=dict,
         description='Commands that start engines on this host, as JSON: `{"vllm": ["/opt/vllm/bin/vllm", '
         '"serve"]}`.',
+    )
+    parity: ParityMode = Field(
+        ParityMode.on, description="What is done when an engine does not answer as the trained model does."
     )
     idle_seconds: float = Field(
         0, ge=0, description="A deployment that is unused for so long goes to sleep; 0 is never."

@@ -171,7 +171,7 @@ def _resolve(run: Run, settings: Settings) -> tuple[dict[str, Any], dict[str, Re
         else:
             dataset = _find_dataset(run.job_id, reference.value)
             dataset_id = dataset.id if reference.path == "dataset" else dataset_id
-            reference.replace(str(_fetch_dataset(dataset, settings)))
+            reference.replace(str(fetch_dataset(dataset, settings)))
     return values, models, dataset_id
 
 
@@ -208,7 +208,8 @@ def _find_dataset(job_id: str, reference: Any) -> Dataset:
         return session.get_one(Dataset, dataset_id)
 
 
-def _fetch_dataset(dataset: Dataset, settings: Settings) -> Path:
+def fetch_dataset(dataset: Dataset, settings: Settings) -> Path:
+    """The dataset's file on this host; raises OSError or ArtifactCorrupt."""
     path = get_store().fetch_file(dataset.artifact, dataset.sha256, settings.data_dir / "cache")
     if not path.exists():
         raise FileNotFoundError(path)

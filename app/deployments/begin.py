@@ -26,7 +26,8 @@ def plan(session: Session, name: str, reference: str, choice: DeploymentChoice, 
     origin, template = _origin(session, reference)
     options = choice.options.model_dump(mode="json", exclude_defaults=True)
     shared = [choice.engine, queue, origin, options, template if choice.engine.one_template else None]
-    idle_seconds = get_settings().idle_seconds if choice.idle_seconds is None else choice.idle_seconds
+    settings = get_settings()
+    idle_seconds = settings.idle_seconds if choice.idle_seconds is None else choice.idle_seconds
     return Deployment(
         name=name,
         base=origin,
@@ -36,7 +37,7 @@ def plan(session: Session, name: str, reference: str, choice: DeploymentChoice, 
         queue=queue,
         engine_key=hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16],
         idle_seconds=idle_seconds,
-        parity_mode=choice.parity,
+        parity_mode=settings.parity if choice.parity is None else choice.parity,
     )
 
 

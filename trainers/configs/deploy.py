@@ -27,9 +27,10 @@ class ParityMode(StrEnum):
 class DeploymentChoice(EngineChoice):
     """An engine for a model that is kept ready, and how long and on what proof it is."""
 
-    parity: Annotated[ParityMode, BeforeValidator(_as_word)] = Field(
-        ParityMode.off,
-        description="Whether the served model is compared with the trained one before it is ready.",
+    parity: Annotated[ParityMode | None, BeforeValidator(_as_word)] = Field(
+        None,
+        description="Whether the served model is compared with the trained one before it is ready; null is "
+        "the service's default, which is on.",
     )
     idle_seconds: float | None = Field(
         None,

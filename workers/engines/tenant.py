@@ -15,7 +15,7 @@ from app.tables import Deployment, DeploymentStatus, Model
 from serving.engines import EngineRefused
 from trainers.configs import ParityMode
 from workers.engines.keeper import LOOK_SECONDS, Keeper, Up, error
-from workers.engines.prove import prove
+from workers.engines.prove import Served, prove
 from workers.host import Host
 from workers.launch import LaunchError, ResolvedModel, resolve_model
 from workers.lease import Lease
@@ -166,15 +166,14 @@ class Tenant:
         if mode is ParityMode.off:
             return None
         report = prove(
-            self.keeper.engine,
-            up.address,
-            self._name,
-            model,
+            self.host.settings,
             self.deployment,
-            self._lease,
+            Served(self.keeper.engine, up.address, self._name, model),
             self.keeper.folder,
+            self._lease,
+            lambda: self._look(0),
         )
-        if report is not None and not report["passed"] and mode is ParityMode.on:
+        if not report["passed"] and mode is ParityMode.on:
             raise _Failed(error(report["message"], RunErrorCode.parity_failed), report)
         return report
 
