@@ -92,7 +92,9 @@ class Settings(BaseSettings):
         '"serve"]}`.',
     )
     parity: ParityMode = Field(
-        ParityMode.on, description="What is done when an engine does not answer as the trained model does."
+        ParityMode.on,
+        description="What is done when an engine does not answer as the trained model does: `on` fails the "
+        "deployment, `warn` serves it, `off` compares nothing.",
     )
     idle_seconds: float = Field(
         0, ge=0, description="A deployment that is unused for so long goes to sleep; 0 is never."
