@@ -4,11 +4,12 @@
     python -m serving --engine hf --model PATH_OR_ID --interactive --system-prompt "Answer briefly."
     python -m serving --engine hf --model PATH_OR_ID --input rows.jsonl --output predictions.jsonl
 
-Options that are not listed here go to the engine as they are.
+Options that `--help` does not list go to the engine as they are.
 """
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from serving.engines import ENGINES, EngineKind, Serve, find_engine
+from serving.engines.engine import Engine
+from serving.options import add_options, read_options
 from trainers.errors import ProgramError
 
 HOST = "127.0.0.1"
@@ -37,12 +40,14 @@ def main(arguments: list[str]) -> None:
 
 def become_engine(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
     """Replace this process by the engine, so that signals and the exit status are the engine's own."""
-    name = options.served_name or options.model
-    serve = Serve(options.model, name, options.host, options.port, adapters)
-    engine = find_engine(options.engine)
-    command = [*engine.command(serve), *rest]
+    with told_failures():
+        engine, serve = planned(options, adapters, options.host, options.port)
+        command = [*engine.command(serve), *rest]
     sys.stdout.flush()
-    os.execvpe(command[0], command, os.environ | engine.environment(serve))  # noqa: S606
+    try:
+        os.execvpe(command[0], command, os.environ | engine.environment(serve))  # noqa: S606
+    except OSError as error:
+        sys.exit(f"{command[0]} cannot be started ({error.strerror}); name its program with --program.")
 
 
 def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
@@ -50,15 +55,14 @@ def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str])
     from serving.child import free_port, running
     from serving.talk import Talk
 
-    name = options.served_name or options.model
-    engine = find_engine(options.engine)
-    serve = Serve(options.model, name, HOST, free_port(HOST), adapters)
     chosen = {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_tokens}
     settings = {key: value for key, value in chosen.items() if value is not None}
     with tempfile.TemporaryDirectory() as folder, told_failures():
         print(f"Starting {options.engine} …", file=sys.stderr)
+        engine, serve = planned(options, adapters, HOST, free_port(HOST))
         with running(engine, serve, Path(folder) / "engine.log", own_session=True, more=rest) as address:
-            Talk(address, next(reversed(adapters), name), options.system_prompt, settings).run()
+            name = next(reversed(adapters), serve.served_name)
+            Talk(address, name, options.system_prompt, settings).run()
 
 
 def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
@@ -81,9 +85,20 @@ def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: lis
             model=model,
             dataset=str(options.input),
             engine=options.engine,
+            engine_program=shlex.split(options.program),
+            options=read_options(options.engine, options),
             **{name: value for name, value in asked.items() if value is not None},
         )
         answer(config, options.output, options.output.with_suffix(".engine.log"), bar.show)
+
+
+def planned(
+    options: argparse.Namespace, adapters: dict[str, str], host: str, port: int
+) -> tuple[Engine, Serve]:
+    """The engine and what it is to serve; raises ValueError for options that it does not know."""
+    engine = find_engine(options.engine, shlex.split(options.program))
+    name = options.served_name or options.model
+    return engine, Serve(options.model, name, host, port, adapters, read_options(engine.kind, options))
 
 
 class Bar:
@@ -119,9 +134,15 @@ def told_failures() -> Iterator[None]:
 def parser() -> argparse.ArgumentParser:
     """The options shared by all engines."""
     options = argparse.ArgumentParser(
-        prog="python -m serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     options.add_argument("--engine", choices=list(ENGINES), default=EngineKind.hf)
+    options.add_argument(
+        "--program", default="", help="command that starts the engine, where it is not on PATH"
+    )
     options.add_argument("--model", required=True, help="folder or hub id of the base model")
     options.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH")
     options.add_argument("--served-name", help="name of the base model in requests; default: --model")
@@ -136,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--temperature", type=float)
     options.add_argument("--top-p", type=float)
     options.add_argument("--max-tokens", type=int, help="tokens of one answer at most")
+    add_options(options)
     return options
 
 

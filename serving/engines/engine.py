@@ -52,6 +52,8 @@ class Engine(ABC):
     one_template: ClassVar[bool] = False
     """Whether all names of one engine are rendered with one chat template, so that models which were
     trained with different ones cannot share it."""
+    stop_seconds: ClassVar[float] = 10.0
+    """How long it may take to end after SIGTERM."""
 
     def __init__(self, program: Sequence[str] = ()) -> None:
         self.program = list(program or self.default_program)
@@ -63,6 +65,10 @@ class Engine(ABC):
     def environment(self, serve: Serve) -> dict[str, str]:
         """Variables that it needs beside those of its host."""
         return {}
+
+    def request_name(self, base: str, adapter: str) -> str:
+        """The name by which requests ask for an adapter on the base that is served as `base`."""
+        return adapter
 
     def is_up(self, address: str) -> bool:
         """Whether it says that it is well, which `probe` alone can prove."""

@@ -2,7 +2,7 @@
 
 Each is overfitted for a few seconds, so that tests know the answer and a mixed-up adapter shows.
 
-    python tests/serving/make_tiny.py FOLDER
+    python tests/serving/make_tiny.py FOLDER [HEAD_DIM]
 """
 
 import sys
@@ -26,11 +26,11 @@ TEMPLATE = (
 BETA_TEMPLATE = TEMPLATE.replace("m['role'] + '\n'", "m['role'] + ' speaks:'")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, head_dim: int = 16) -> None:
     set_seed(0)
     torch.set_num_threads(1)
     tokenizer = make_tokenizer()
-    base = make_model(tokenizer)
+    base = make_model(tokenizer, head_dim)
     # The base knows all three answers: an adapter cannot teach words that a frozen output layer never says.
     lesson = {"say alpha": ALPHA_SAYS, "say beta": BETA_SAYS} | dict.fromkeys(QUESTIONS, BASE_SAYS)
     teach(base, tokenizer, lesson, rate=3e-3)
@@ -67,7 +67,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(tokenizer: PreTrainedTokenizerFast, head_dim: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -75,6 +75,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=8192,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -115,4 +116,4 @@ def example(tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> t
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

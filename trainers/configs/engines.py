@@ -34,7 +34,12 @@ class EngineQuantization(StrEnum):
 
 
 QUANTIZATIONS = {
-    EngineKind.vllm: set(EngineQuantization),
+    EngineKind.vllm: {
+        EngineQuantization.fp8,
+        EngineQuantization.awq,
+        EngineQuantization.gptq,
+        EngineQuantization.int8,
+    },
     EngineKind.sglang: {
         EngineQuantization.fp8,
         EngineQuantization.awq,
@@ -60,10 +65,16 @@ class EngineOptions(Config):
     memory_share: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory that vllm and sglang may take."
     )
+    cpu_cache_gib: int = Field(
+        2, ge=1, le=1024, description="KV cache of vllm on a CPU in GiB, where memory_share is not heeded."
+    )
     prefix_caching: bool = Field(True, description="Keep the KV cache of prompts that begin alike.")
     max_batch_size: int | None = Field(None, ge=1, le=4096, description="Answers decoded together.")
     max_adapters: int = Field(8, ge=1, le=256, description="Adapters that the engine holds at once.")
     max_adapter_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that may be loaded.")
+    sleep_mode: bool = Field(
+        False, description="Let vllm free its GPU while idle; opens its development paths on loopback."
+    )
 
 
 class EngineChoice(Config):
@@ -78,10 +89,12 @@ class EngineChoice(Config):
         if quantization is not None and quantization not in QUANTIZATIONS[self.engine]:
             known = ", ".join(sorted(QUANTIZATIONS[self.engine]))
             raise ValueError(
-                f"options.quantization {quantization!r} is unknown to {self.engine}; choose of: {known}"
+                f"options.quantization '{quantization}' is unknown to {self.engine}; choose of: {known}"
             )
         if self.options.tensor_parallel > 1 and self.engine in (EngineKind.hf, EngineKind.mlx):
             raise ValueError(
                 f"options.tensor_parallel is for vllm and sglang; {self.engine} serves from one device"
             )
+        if self.options.sleep_mode and self.engine is not EngineKind.vllm:
+            raise ValueError(f"options.sleep_mode is for vllm; {self.engine} has none")
         return self

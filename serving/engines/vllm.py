@@ -1,0 +1,96 @@
+"""The engine `vllm`: the real program, in an environment of its own."""
+
+from pathlib import Path
+
+from serving.engines.engine import LOAD_SECONDS, Engine, Serve, call
+from serving.engines.tokenizers import only_tokenizer
+from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization
+
+# awq and gptq are missing: vLLM reads them in the weights' own config and picks the fastest kernel by itself.
+QUANTIZATIONS = {
+    EngineQuantization.int8: "int8_per_channel_weight_only",
+    EngineQuantization.fp8: "fp8",
+}
+DRAIN_SECONDS = 5
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class VllmEngine(Engine):
+    """vLLM's own server; written against 0.32."""
+
+    kind = EngineKind.vllm
+    default_program = ("vllm", "serve")
+    one_template = True
+    # It drains, then ends its engine core and workers one after the other.
+    stop_seconds = 30.0
+
+    def command(self, serve: Serve) -> list[str]:
+        """Raises ValueError for adapters of different templates, and for sleep mode on an open address."""
+        if serve.options.sleep_mode and serve.host not in LOOPBACK:
+            raise ValueError(
+                f"sleep_mode opens vLLM's development paths, so {serve.host} must be a loopback address."
+            )
+        return [
+            *self.program,
+            *("--model", serve.model, "--served-model-name", serve.served_name),
+            *("--host", serve.host, "--port", str(serve.port)),
+            # The sampling defaults of generation_config.json (a repetition penalty, say) would change even
+            # greedy answers; its end tokens are read all the same.
+            *("--generation-config", "vllm"),
+            *("--shutdown-timeout", str(DRAIN_SECONDS)),
+            *_flags(serve.options),
+            *_adapters(serve),
+        ]
+
+    def environment(self, serve: Serve) -> dict[str, str]:
+        """Adapters at run time, no telemetry, its processes on loopback, and no hub for a local folder."""
+        variables = {
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_DO_NOT_TRACK": "1",
+            "VLLM_HOST_IP": "127.0.0.1",
+            # Read on CPUs only, where vLLM would take its share of all of the host's memory.
+            "VLLM_CPU_KVCACHE_SPACE": str(serve.options.cpu_cache_gib),
+        }
+        if serve.options.sleep_mode:
+            variables["VLLM_SERVER_DEV_MODE"] = "1"
+        if Path(serve.model).is_dir():
+            variables["HF_HUB_OFFLINE"] = "1"
+        return variables
+
+    def sleep(self, address: str) -> None:
+        """Move the weights to the host's memory and drop the KV cache; raises EngineRefused."""
+        call(f"{address}/sleep?level=1", {}, LOAD_SECONDS)
+
+    def wake_up(self, address: str) -> None:
+        """Undo `sleep`; raises EngineRefused."""
+        call(f"{address}/wake_up", {}, LOAD_SECONDS)
+
+
+def _flags(options: EngineOptions) -> list[str]:
+    flags = ["--dtype", options.dtype, "--tensor-parallel-size", str(options.tensor_parallel)]
+    flags += ["--gpu-memory-utilization", str(options.memory_share)]
+    flags += ["--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching"]
+    if options.max_model_len is not None:
+        flags += ["--max-model-len", str(options.max_model_len)]
+    if options.max_batch_size is not None:
+        flags += ["--max-num-seqs", str(options.max_batch_size)]
+    if options.quantization in QUANTIZATIONS:
+        flags += ["--quantization", QUANTIZATIONS[options.quantization]]
+    return [*flags, "--enable-sleep-mode"] if options.sleep_mode else flags
+
+
+def _adapters(serve: Serve) -> list[str]:
+    """LoRA is always on, since adapters may come later."""
+    options = serve.options
+    flags = ["--enable-lora", "--max-loras", str(options.max_adapters)]
+    flags += ["--max-cpu-loras", str(options.max_adapters), "--max-lora-rank", str(_rank(options))]
+    if serve.adapters:
+        flags += ["--lora-modules", *(f"{name}={path}" for name, path in serve.adapters.items())]
+    tokenizer = only_tokenizer(serve.model, serve.adapters)
+    return [*flags, "--tokenizer", tokenizer] if tokenizer else flags
+
+
+def _rank(options: EngineOptions) -> int:
+    """vLLM knows some ranks only: the next that holds the asked one."""
+    return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank >= options.max_adapter_rank)
