@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from serving.engines.engine import Engine, EngineRefused, Serve
 from serving.engines.hf.engine import HfEngine
+from serving.engines.mlx.engine import MlxEngine
 from serving.engines.sglang import SglangEngine
 from serving.engines.vllm import VllmEngine
 from trainers.configs.engines import EngineKind
 
 ENGINES: dict[EngineKind, type[Engine]] = {
-    engine.kind: engine for engine in (HfEngine, VllmEngine, SglangEngine)
+    engine.kind: engine for engine in (HfEngine, MlxEngine, VllmEngine, SglangEngine)
 }
 
 __all__ = ["ENGINES", "Engine", "EngineKind", "EngineRefused", "Serve", "find_engine"]

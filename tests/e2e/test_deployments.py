@@ -82,3 +82,11 @@ def test_gateway_alone_finds_its_routes_through_the_api(embedded: Platform) -> N
     with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20) as openai:
         assert [model.id for model in openai.models.list()] == ["remote"]
         assert ask(openai, "remote")
+
+
+def test_engine_mlx_answers_as_the_engine_hf_does(embedded: Platform, openai: OpenAI) -> None:
+    embedded.start_worker()
+    embedded.deploy("by-hf", parity="on")
+    embedded.deploy("by-mlx", engine="mlx", options={"max_model_len": 128}, parity="on")
+    assert ask(openai, "by-mlx") == ask(openai, "by-hf") != ""
+    openai.close()

@@ -73,6 +73,8 @@ def test_weights_that_would_overwrite_the_base_are_refused(
         ({"peft_type": "IA3"}, "IA3"),
         ({"target_modules": ["nothing"]}, "nothing"),
         ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication"),
+        ({"twisted_lora": True}, "twisted_lora"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(

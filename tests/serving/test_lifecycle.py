@@ -97,11 +97,12 @@ def test_a_failing_generation_loop_ends_the_process(tiny: Path) -> None:
     # A token beyond the embedding makes the forward pass raise; HTTP refuses it, so it is handed over here.
     program = f"""
 import time
-from serving.engines.hf.loop import GenerationLoop
+from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.hf.model import load_base
-from serving.engines.hf.rows import Ask, Row
-from serving.engines.hf.sampling import Sampling
-loop = GenerationLoop(lambda: load_base({str(tiny / "base")!r}, "base", "auto", None), 4)
+from trainers.configs.engines import EngineOptions
+from serving.engines.decoding.rows import Ask, Row
+from serving.engines.decoding.sampling import Sampling
+loop = GenerationLoop(lambda: load_base({str(tiny / "base")!r}, "base", EngineOptions()), 4)
 loop.thread.start()
 while not loop.healthy:
     time.sleep(0.1)

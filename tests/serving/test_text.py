@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from serving.engines.hf.text import Detokenizer, StopMatcher, token_bytes
+from serving.engines.decoding.text import Detokenizer, StopMatcher, token_bytes
 
 SENTENCE = "한국어 문장과 emoji 🙂 그리고 漢字, café."
 

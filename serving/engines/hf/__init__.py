@@ -1,1 +1,1 @@
-"""A small OpenAI-compatible engine over transformers and PEFT, with continuous batching."""
+"""The engine `hf`: models of transformers with adapters of PEFT."""

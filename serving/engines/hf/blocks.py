@@ -9,20 +9,52 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from serving.engines.hf.model import Base
-from serving.engines.hf.rows import Row
+from serving.engines.decoding.base import Block
+from serving.engines.decoding.rows import Row
 
 
 @dataclass
-class Block:
-    """Rows of one adapter. The newest token of each row is not in the cache yet: the next step feeds it."""
+class HfBlock(Block):
+    """Rows with transformers' cache."""
 
-    rows: list[Row]
     cache: Any
     mask_bt: Any
 
+    def newest(self) -> tuple[Any, Any]:
+        """Ids and positions (b, 1) of the tokens that the next step feeds, for which the mask is widened."""
+        self.mask_bt = torch.nn.functional.pad(self.mask_bt, (0, 1), value=1)
+        ids_b1 = torch.tensor([[row.newest] for row in self.rows])
+        return ids_b1, torch.tensor([[row.length - 1] for row in self.rows])
 
-def prefill(base: Base, rows: list[Row], every_position: bool) -> tuple[Block, Any]:
+    def join(self, other: "HfBlock") -> "HfBlock":
+        """One block of the rows of both, padded on the left to the longer cache."""
+        width = max(self.mask_bt.shape[1], other.mask_bt.shape[1])
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([pad_left(mine.keys, width), pad_left(theirs.keys, width)])
+            mine.values = torch.cat([pad_left(mine.values, width), pad_left(theirs.values, width)])
+        masks = [
+            torch.nn.functional.pad(mask_bt, (width - mask_bt.shape[1], 0))
+            for mask_bt in (self.mask_bt, other.mask_bt)
+        ]
+        return HfBlock([*self.rows, *other.rows], self.cache, torch.cat(masks))
+
+    def drop_ended(self) -> "HfBlock | None":
+        """Without the columns too that only ended rows needed."""
+        kept = [index for index, row in enumerate(self.rows) if not row.ended]
+        if not kept:
+            return None
+        if len(kept) == len(self.rows):
+            return self
+        chosen = torch.tensor(kept, device=self.mask_bt.device)
+        mask_bt = self.mask_bt[chosen]
+        empty = int(mask_bt.any(dim=0).int().argmax())
+        for layer in self.cache.layers:
+            layer.keys = layer.keys[chosen, :, empty:].contiguous()
+            layer.values = layer.values[chosen, :, empty:].contiguous()
+        return HfBlock([self.rows[index] for index in kept], self.cache, mask_bt[:, empty:])
+
+
+def prefill(network: Any, device: Any, rows: list[Row], every_position: bool) -> tuple[HfBlock, Any]:
     """Read the prompts; returns the logits after each prompt (b, v), or at every position (b, t, v)."""
     longest = max(len(row.ask.prompt_ids) for row in rows)
     padding = [longest - len(row.ask.prompt_ids) for row in rows]
@@ -31,54 +63,17 @@ def prefill(base: Base, rows: list[Row], every_position: bool) -> tuple[Block, A
     positions_bt = (mask_bt.cumsum(dim=-1) - 1).clamp(min=0)
     # A cache made without the model's config keeps whole sequences also for sliding-window layers; their mask
     # does the sliding, and rows of different lengths can be joined.
-    block = Block(rows, DynamicCache(), mask_bt.to(base.device))
-    output = forward(base, block, ids_bt, positions_bt, keep=0 if every_position else 1)
+    block = HfBlock(rows, DynamicCache(), mask_bt.to(device))
+    output = forward(network, block, ids_bt, positions_bt, keep=0 if every_position else 1)
     return block, output.logits if every_position else output.logits[:, -1]
 
 
-def step(base: Base, block: Block) -> Any:
-    """Feed the newest token of each row; returns the logits of the next (b, v)."""
-    ids_b1 = torch.tensor([[row.newest] for row in block.rows])
-    positions_b1 = torch.tensor([[row.length - 1] for row in block.rows])
-    block.mask_bt = torch.nn.functional.pad(block.mask_bt, (0, 1), value=1)
-    return forward(base, block, ids_b1, positions_b1, keep=1).logits[:, -1]
-
-
-def join(first: Block, second: Block) -> Block:
-    """One block of the rows of both, padded on the left to the longer cache."""
-    width = max(first.mask_bt.shape[1], second.mask_bt.shape[1])
-    for mine, theirs in zip(first.cache.layers, second.cache.layers, strict=True):
-        mine.keys = torch.cat([pad_left(mine.keys, width), pad_left(theirs.keys, width)])
-        mine.values = torch.cat([pad_left(mine.values, width), pad_left(theirs.values, width)])
-    masks = [
-        torch.nn.functional.pad(mask_bt, (width - mask_bt.shape[1], 0))
-        for mask_bt in (first.mask_bt, second.mask_bt)
-    ]
-    return Block([*first.rows, *second.rows], first.cache, torch.cat(masks))
-
-
-def drop_ended(block: Block) -> Block | None:
-    """The block without ended rows and the columns that only they needed; None if no row is left."""
-    kept = [index for index, row in enumerate(block.rows) if not row.ended]
-    if not kept:
-        return None
-    if len(kept) == len(block.rows):
-        return block
-    chosen = torch.tensor(kept, device=block.mask_bt.device)
-    mask_bt = block.mask_bt[chosen]
-    empty = int(mask_bt.any(dim=0).int().argmax())
-    for layer in block.cache.layers:
-        layer.keys = layer.keys[chosen, :, empty:].contiguous()
-        layer.values = layer.values[chosen, :, empty:].contiguous()
-    return Block([block.rows[index] for index in kept], block.cache, mask_bt[:, empty:])
-
-
-def forward(base: Base, block: Block, ids_bt: Any, positions_bt: Any, keep: int) -> Any:
-    """One forward pass of the block with its adapter."""
-    base.select(block.rows[0].ask.served.adapter)
-    return base.network(
-        input_ids=ids_bt.to(base.device),
-        position_ids=positions_bt.to(base.device),
+def forward(network: Any, block: HfBlock, ids_bt: Any, positions_bt: Any, keep: int) -> Any:
+    """One forward pass of the block."""
+    device = block.mask_bt.device
+    return network(
+        input_ids=ids_bt.to(device),
+        position_ids=positions_bt.to(device),
         attention_mask=block.mask_bt,
         past_key_values=block.cache,
         use_cache=True,

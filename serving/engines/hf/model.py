@@ -1,44 +1,66 @@
-"""The base model and the tokenizers, as the engine holds them in memory."""
+"""A base model of transformers, with PEFT's adapters on it, whole or in 4 or 8 bits."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
+
+from serving.engines.decoding.base import (
+    Base,
+    ModelNotLoadable,
+    longest_context,
+    refuse_larger_vocabulary,
+    refuse_wrong_path,
+)
+from serving.engines.decoding.rows import Row
+from serving.engines.decoding.served import Served, end_tokens, load_tokenizer
+from serving.engines.hf.blocks import HfBlock, forward, prefill
+from trainers.configs.engines import EngineOptions, EngineQuantization
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class ModelNotLoadable(ValueError):
-    """The model cannot be served by this engine; the message says why."""
-
-
-@dataclass(frozen=True, eq=False)
-class Served:
-    """What a model name stands for: the base (no adapter) or an adapter, each with its own tokenizer."""
-
-    name: str
-    path: str
-    adapter: str | None
-    tokenizer: Any
-    eos_ids: frozenset[int]
-
-
 @dataclass
-class Base:
-    """The base model, PEFT's view of it once an adapter has been loaded, and all names being served."""
+class HfBase(Base):
+    """The network, and PEFT's view of it once an adapter has been loaded."""
 
-    network: Any
-    served: Served
-    max_model_len: int
-    device: Any
-    names: dict[str, Served]
+    network: Any = None
+    device: Any = None
     peft: Any = None
     selected: str | None = None
 
-    def select(self, adapter: str | None) -> None:
+    def prefill(self, rows: list[Row], every_position: bool) -> tuple[HfBlock, Any]:
+        """Read all prompts in one padded batch."""
+        self._select(rows[0].ask.served.adapter)
+        return prefill(self.network, self.device, rows, every_position)
+
+    def step(self, block: HfBlock) -> Any:
+        """One decoding step of the block with its adapter."""
+        self._select(block.rows[0].ask.served.adapter)
+        return forward(self.network, block, *block.newest(), keep=1).logits[:, -1]
+
+    def attach(self, adapter: str, path: str, config: Any) -> None:
+        """Have PEFT load the weights."""
+        if self.peft is None:
+            self.peft = PeftModel(self.network, config, adapter)
+            self.peft.requires_grad_(False)
+        self.peft.load_adapter(path, adapter, torch_device=str(self.device))
+        self.network.eval()
+        # Loading moves the active adapter, so the next forward pass must select again.
+        self.selected = adapter
+        self._select(None)
+
+    def detach(self, adapter: str) -> None:
+        """Have PEFT delete the weights."""
+        self._select(None)
+        self.peft.delete_adapter(adapter)
+        self.selected = adapter
+
+    def _select(self, adapter: str | None) -> None:
         """Make the next forward pass use this adapter, or none."""
         if adapter == self.selected:
             return
@@ -50,50 +72,66 @@ class Base:
         self.selected = adapter
 
 
-def load_base(path: str, name: str, dtype: str, max_model_len: int | None) -> Base:
+def load_base(path: str, name: str, options: EngineOptions) -> HfBase:
     """Load safetensors weights and the tokenizer onto the best device.
 
     Raises ModelNotLoadable, or the loader's own error.
     """
-    if (Path(path) / "adapter_config.json").exists():
-        raise ModelNotLoadable(
-            f"{path} is an adapter: pass its base as --model and it as --adapter name={path}."
-        )
-    if Path(path).is_absolute() and not Path(path).is_dir():
-        # The hub would be asked for it, and complain of its spelling.
-        raise ModelNotLoadable(f"The model folder {path} does not exist.")
+    refuse_wrong_path(path)
     disable_progress_bar()
-    network = AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
-    )
-    refuse_unbatchable(path, network)
     device = best_device()
-    network = network.to(device).eval().requires_grad_(False)
+    network = load_network(path, options, device)
+    refuse_unbatchable(path, network)
     tokenizer = load_tokenizer(path)
-    if len(tokenizer) > network.get_input_embeddings().weight.shape[0]:
+    vocabulary_size = network.get_input_embeddings().weight.shape[0]
+    refuse_larger_vocabulary(path, tokenizer, vocabulary_size)
+    return HfBase(
+        Served(name, path, None, tokenizer, end_tokens(network.generation_config.eos_token_id, tokenizer)),
+        network.config,
+        longest_context(path, network.config, options.max_model_len),
+        vocabulary_size,
+        options,
+        network=network,
+        device=device,
+    )
+
+
+def load_network(path: str, options: EngineOptions, device: Any) -> Any:
+    """The network on its device, in fewer bits where the options say so."""
+    quantized = in_fewer_bits(options, device)
+    # Quantised weights cannot be moved afterwards: each is packed on the device that it is loaded to.
+    placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
+    network = AutoModelForCausalLM.from_pretrained(
+        path, dtype=DTYPES[options.dtype], use_safetensors=True, trust_remote_code=False, **placed
+    )
+    if quantized is None:
+        network = network.to(device)
+    for layer in network.modules():
+        # bitsandbytes repacks 4-bit weights for CPUs with AVX512-BF16, and unpacks them wrongly when PEFT
+        # asks for the state dict: from the first adapter on, the base would answer differently.
+        if type(layer).__name__ == "Linear4bit":
+            layer.support_avx512bf16_for_cpu = False
+    return network.eval().requires_grad_(False)
+
+
+def in_fewer_bits(options: EngineOptions, device: Any) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to quantise on loading; raises ModelNotLoadable where it cannot."""
+    if options.quantization is None:
+        return None
+    if find_spec("bitsandbytes") is None:
         raise ModelNotLoadable(
-            f"The tokenizer of {path} has more tokens than the model; they do not belong together."
+            f"--quantization {options.quantization} needs bitsandbytes; install it beside transformers."
         )
-    longest = longest_context(path, network.config, max_model_len)
-    served = Served(name, path, None, tokenizer, end_tokens(network, tokenizer))
-    return Base(network, served, longest, device, names={name: served})
-
-
-def load_tokenizer(path: str) -> Any:
-    """A tokenizer that neither truncates nor pads, so that threads may share it."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.is_fast:
-        # Changing truncation between two calls is what makes the Rust object refuse concurrent use.
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
-
-
-def end_tokens(network: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer, by the model's generation config and by the tokenizer."""
-    ends = network.generation_config.eos_token_id
-    listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(end for end in [*listed, tokenizer.eos_token_id] if end is not None)
+    if device.type == "mps":
+        raise ModelNotLoadable(
+            f"--quantization {options.quantization} does not run on Apple's GPU; use the engine mlx."
+        )
+    if options.quantization is EngineQuantization.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    asked = DTYPES[options.dtype]
+    # fp32 on the CPU keeps answers the same as the trainer's; a GPU would lose its speed by it.
+    computed = asked if asked != "auto" else torch.float32 if device.type == "cpu" else torch.bfloat16
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
 
 
 def refuse_unbatchable(path: str, network: Any) -> None:
@@ -105,18 +143,8 @@ def refuse_unbatchable(path: str, network: Any) -> None:
         raise ModelNotLoadable(f"{path} has {found} layers, which the hf engine cannot batch; use vllm.")
 
 
-def longest_context(path: str, config: Any, asked: int | None) -> int:
-    """Tokens of prompt and answer together: what was asked for, bounded by what the model knows."""
-    known = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if known is None and asked is None:
-        raise ModelNotLoadable(f"{path} does not say how long its context is; pass --max-model-len.")
-    if known is not None and asked is not None and asked > known:
-        raise ModelNotLoadable(f"--max-model-len {asked} is more than the {known} positions of {path}.")
-    return int(asked or known or 0)
-
-
 def best_device() -> Any:
     """CUDA, then Apple's GPU, then the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

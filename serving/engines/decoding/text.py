@@ -14,8 +14,9 @@ CONTEXT_TOKENS = 6
 class Detokenizer:
     """Turns tokens into text as they come and holds back a character until its last byte is there."""
 
-    def __init__(self, tokenizer: Any, prompt_ids: list[int]) -> None:
+    def __init__(self, tokenizer: Any, prompt_ids: list[int], skip_special_tokens: bool = True) -> None:
         self.tokenizer = tokenizer
+        self.skip_special_tokens = skip_special_tokens
         self.window = prompt_ids[-CONTEXT_TOKENS:]
         self.shown = len(self.window)
 
@@ -40,8 +41,11 @@ class Detokenizer:
         return text
 
     def _unshown(self) -> str:
-        before = decode(self.tokenizer, self.window[: self.shown])
-        return decode(self.tokenizer, self.window)[len(before) :]
+        before = self._decode(self.window[: self.shown])
+        return self._decode(self.window)[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return decode(self.tokenizer, tokens, self.skip_special_tokens)
 
     def _advance(self) -> None:
         self.window = self.window[self.shown :] or self.window
@@ -79,9 +83,11 @@ def overlap(text: str, stop: str) -> int:
     return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
 
 
-def decode(tokenizer: Any, tokens: list[int]) -> str:
-    """Text of tokens without the special ones and without prettified spaces."""
-    return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def decode(tokenizer: Any, tokens: list[int], skip_special_tokens: bool = True) -> str:
+    """Text of tokens, by default without the special ones, and without prettified spaces."""
+    return str(
+        tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    )
 
 
 def token_text(tokenizer: Any, token: int) -> str:

@@ -1,6 +1,7 @@
 """Choosing the next token of each row, and what the model thought of it."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,16 +13,27 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a request wants its tokens chosen; `top_k` 0 and `top_p` 1 mean all of them."""
+    """How a request wants its tokens chosen, in vLLM's terms; the defaults leave every token its chance."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
     logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        counted = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1
+        return bool(counted or self.logit_bias)
 
 
 @dataclass(frozen=True)
@@ -38,15 +50,28 @@ def seeded(seed: int) -> Any:
     return torch.Generator().manual_seed(seed)
 
 
-def choose(logits_bv: Any, samplings: list[Sampling], generators: list[Any]) -> list[int]:
-    """The next token of each row; a row's draw depends on its own logits and generator only."""
-    likeliest: list[int] = logits_bv.argmax(dim=-1).tolist()
-    return [
-        best if sampling.greedy else draw(logits_v, sampling, generator)
-        for best, logits_v, sampling, generator in zip(
-            likeliest, logits_bv, samplings, generators, strict=True
-        )
-    ]
+def adjust(
+    logits_v: Any, sampling: Sampling, prompt_ids: list[int], output_ids: list[int], banned: frozenset[int]
+) -> Any:
+    """Logits with bias, bans and penalties, in vLLM's order.
+
+    Repetition counts the prompt too and divides or multiplies; presence and frequency count the answer alone.
+    """
+    logits_v = logits_v.float().clone()
+    for token, bias in sampling.logit_bias.items():
+        logits_v[token] += bias
+    if banned:
+        logits_v[list(banned)] = -torch.inf
+    if sampling.repetition_penalty != 1:
+        seen = list({*prompt_ids, *output_ids})
+        values = logits_v[seen]
+        penalty = sampling.repetition_penalty
+        logits_v[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if output_ids and (sampling.presence_penalty or sampling.frequency_penalty):
+        counts = Counter(output_ids)
+        times = torch.tensor(list(counts.values()), dtype=torch.float32, device=logits_v.device)
+        logits_v[list(counts)] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    return logits_v
 
 
 def draw(logits_v: Any, sampling: Sampling, generator: Any) -> int:
@@ -56,8 +81,12 @@ def draw(logits_v: Any, sampling: Sampling, generator: Any) -> int:
         lowest = scores_v.topk(sampling.top_k).values[-1]
         scores_v = scores_v.masked_fill(scores_v < lowest, -torch.inf)
     probabilities_v = scores_v.softmax(dim=-1)
+    if sampling.min_p > 0:
+        probabilities_v = probabilities_v.masked_fill(
+            probabilities_v < sampling.min_p * probabilities_v.max(), 0.0
+        )
     if sampling.top_p < 1:
-        probabilities_v = nucleus(probabilities_v, sampling.top_p)
+        probabilities_v = nucleus(probabilities_v / probabilities_v.sum(), sampling.top_p)
     cumulative_v = probabilities_v.cpu().double().cumsum(dim=-1)
     point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative_v[-1]
     token = torch.searchsorted(cumulative_v, point, right=True)
@@ -73,7 +102,7 @@ def nucleus(probabilities_v: Any, top_p: float) -> Any:
 
 
 def token_logprob(logits_v: Any, token: int, alternatives: int) -> TokenLogprob:
-    """Log probability by the model itself, before temperature and filters."""
+    """Log probability by the model itself, before temperature, penalties and filters."""
     logprobs_v = logits_v.float().log_softmax(dim=-1)
     best = logprobs_v.topk(min(alternatives, len(logprobs_v)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -5,13 +5,17 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
-from serving.engines.hf.loop import GenerationLoop
-from serving.engines.hf.model import Base, Served
-from serving.engines.hf.prompts import chat_prompt, completion_prompts
-from serving.engines.hf.responses import (
+from serving.engines.decoding.base import Base
+from serving.engines.decoding.loop import GenerationLoop
+from serving.engines.decoding.rows import Ask, Piece, Row
+from serving.engines.decoding.sampling import Sampling
+from serving.engines.decoding.served import Served
+from serving.engines.http.prompts import chat_prompt, completion_prompts, known
+from serving.engines.http.responses import (
     ChatShape,
     CompletionShape,
     Envelope,
@@ -21,13 +25,19 @@ from serving.engines.hf.responses import (
     encoded,
     event,
 )
-from serving.engines.hf.rows import Ask, Piece, Row
-from serving.engines.hf.sampling import Sampling
-from serving.engines.hf.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
+from serving.engines.http.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
 from serving.gateway.errors import ContextLengthExceeded, EngineUnavailable, ModelNotFound
 
 MOST_PENDING_ROWS = 1024
 DEFAULT_COMPLETION_TOKENS = 16
+SAMPLING_OPTIONS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 # Set on a request once the status of its stream has left.
 STREAMING = "streaming"
 
@@ -49,7 +59,7 @@ async def answer_chat(http: web.Request, loop: GenerationLoop, base: Base) -> we
     """POST /v1/chat/completions; raises ApiError before the answer has begun."""
     request = parse(ChatRequest, await http.read())
     served = find(base, request.model)
-    prompt = await asyncio.to_thread(chat_prompt, served, request)
+    prompt = await asyncio.to_thread(chat_prompt, served, request.messages, request)
     most = request.max_completion_tokens or request.max_tokens
     asks = make_asks(base, served, request, [prompt], most, request.alternatives, scored=False)
     envelope = Envelope("chatcmpl", request.model)
@@ -62,7 +72,10 @@ async def answer_completion(http: web.Request, loop: GenerationLoop, base: Base)
     """POST /v1/completions; raises ApiError before the answer has begun."""
     request = parse(CompletionRequest, await http.read())
     served = find(base, request.model)
-    prompts = await asyncio.to_thread(completion_prompts, served, request.prompts)
+    special = request.add_special_tokens is not False
+    prompts = await asyncio.to_thread(
+        completion_prompts, served, request.prompts, special, base.vocabulary_size
+    )
     most = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     echo, scored = bool(request.echo), request.logprobs is not None
     asks = make_asks(base, served, request, prompts, most, request.logprobs, scored=echo and scored)
@@ -88,15 +101,13 @@ def make_asks(
     scored: bool,
 ) -> list[Ask]:
     """One answer to generate for each prompt and choice; raises ContextLengthExceeded."""
-    sampling = Sampling(
-        1.0 if request.temperature is None else request.temperature,
-        1.0 if request.top_p is None else request.top_p,
-        max(request.top_k or 0, 0),
-        alternatives,
-    )
+    sampling = sampling_of(request, base.vocabulary_size, alternatives)
     seed = random.getrandbits(63) if request.seed is None else request.seed
-    flags = {
+    wishes: dict[str, Any] = {
+        "stop_token_ids": frozenset(request.stop_token_ids or ()),
+        "min_tokens": request.min_tokens or 0,
         "ignore_eos": bool(request.ignore_eos),
+        "skip_special_tokens": request.skip_special_tokens is not False,
         "prompt_logprobs": scored,
         "streaming": bool(request.stream),
     }
@@ -109,11 +120,21 @@ def make_asks(
             room(base, prompt, most),
             choice_seed(seed, choice),
             request.stops,
-            **flags,
+            **wishes,
         )
         for prompt in prompts
         for choice in range(request.n or 1)
     ]
+
+
+def sampling_of(request: GenerationRequest, vocabulary_size: int, alternatives: int | None) -> Sampling:
+    """How tokens are to be chosen; raises InvalidRequest for token ids that the model does not have."""
+    biases = {int(token): bias for token, bias in (request.logit_bias or {}).items()}
+    for param, ids in {"logit_bias": list(biases), "stop_token_ids": request.stop_token_ids}.items():
+        if ids:
+            known(ids, vocabulary_size, param)
+    given = {name: value for name in SAMPLING_OPTIONS if (value := getattr(request, name)) is not None}
+    return Sampling(**given, top_k=max(request.top_k or 0, 0), logit_bias=biases, logprobs=alternatives)
 
 
 def room(base: Base, prompt: list[int], most: int | None) -> int:

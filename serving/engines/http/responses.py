@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
-from serving.engines.hf.rows import Piece
-from serving.engines.hf.sampling import TokenLogprob
-from serving.engines.hf.text import REPLACEMENT, decode, token_bytes, token_text
+from serving.engines.decoding.rows import Piece
+from serving.engines.decoding.sampling import TokenLogprob
+from serving.engines.decoding.text import REPLACEMENT, decode, token_bytes, token_text
 
 Json = dict[str, Any]
 

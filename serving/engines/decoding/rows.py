@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from serving.engines.hf.model import Served
-from serving.engines.hf.sampling import Sampling, TokenLogprob, seeded
-from serving.engines.hf.text import Detokenizer, StopMatcher
+from serving.engines.decoding.sampling import Sampling, TokenLogprob, adjust, draw, seeded
+from serving.engines.decoding.served import Served
+from serving.engines.decoding.text import Detokenizer, StopMatcher
 
 
 class Finish(StrEnum):
@@ -38,9 +38,17 @@ class Ask:
     max_tokens: int
     seed: int
     stops: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     prompt_logprobs: bool = False
     streaming: bool = False
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end the answer and are not shown."""
+        return self.stop_token_ids | (frozenset() if self.ignore_eos else self.served.eos_ids)
 
 
 @dataclass(eq=False)
@@ -55,7 +63,10 @@ class Row:
 
     def __post_init__(self) -> None:
         self.generator: Any = seeded(self.ask.seed)
-        self.detokenizer = Detokenizer(self.ask.served.tokenizer, self.ask.prompt_ids)
+        self.ends = self.ask.ends
+        self.detokenizer = Detokenizer(
+            self.ask.served.tokenizer, self.ask.prompt_ids, self.ask.skip_special_tokens
+        )
         self.stops = StopMatcher(self.ask.stops)
         self.prompt_logprobs: list[TokenLogprob] | None = None
         self.decoded_characters = 0
@@ -83,10 +94,19 @@ class Row:
         if self.ask.max_tokens == 0:
             self._end(Finish.length)
 
+    def pick(self, likeliest: int, logits_v: Any) -> int:
+        """The next token; a draw depends on the row's own logits and generator only."""
+        sampling = self.ask.sampling
+        banned = self.ends if len(self.output_ids) < self.ask.min_tokens else frozenset()
+        if banned or sampling.adjusts:
+            logits_v = adjust(logits_v, sampling, self.ask.prompt_ids, self.output_ids, banned)
+            likeliest = int(logits_v.argmax())
+        return likeliest if sampling.greedy else draw(logits_v, sampling, self.generator)
+
     def accept(self, token: int, logprob: TokenLogprob | None) -> None:
         """Take the next token, show what it completes, and end if it was the last."""
         self.output_ids.append(token)
-        if token in self.ask.served.eos_ids and not self.ask.ignore_eos:
+        if token in self.ends:
             self._end(Finish.stop)
             return
         if logprob is not None:
@@ -101,7 +121,8 @@ class Row:
 
     def _show(self, text: str) -> None:
         self.decoded_characters += len(text)
-        visible = self.stops.push(text)
+        early = len(self.output_ids) <= self.ask.min_tokens
+        visible = text if early else self.stops.push(text)
         self.shown_characters += len(visible)
         self.unsent_text += visible
 

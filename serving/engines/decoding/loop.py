@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from serving.engines.hf.adapters import AdapterNotLoadable
-from serving.engines.hf.blocks import Block, drop_ended, join, prefill, step
-from serving.engines.hf.model import Base, Served
-from serving.engines.hf.rows import Row
-from serving.engines.hf.sampling import choose, prompt_logprobs, token_logprob
+from serving.engines.decoding.adapters import AdapterNotLoadable
+from serving.engines.decoding.base import Base, Block
+from serving.engines.decoding.rows import Row
+from serving.engines.decoding.sampling import prompt_logprobs, token_logprob
+from serving.engines.decoding.served import Served
 
 IDLE_WAIT_SECONDS = 1.0
 # One step that takes this long is a hung device, and /health must stop answering 200.
@@ -103,7 +103,7 @@ class GenerationLoop:
         self._admit(base)
         for adapter in list(self.blocks):
             block = self.blocks[adapter]
-            take_tokens(block.rows, step(base, block))
+            take_tokens(block.rows, base.step(block))
             self._put_back(adapter, block)
 
     def _read_inbox(self) -> None:
@@ -137,15 +137,15 @@ class GenerationLoop:
     def _admit(self, base: Base) -> None:
         for rows in self._admitted():
             scored = rows[0].ask.prompt_logprobs
-            block, logits = prefill(base, rows, every_position=scored)
+            block, logits = base.prefill(rows, every_position=scored)
             for row, logits_tv in zip(rows, logits, strict=True):
                 row.begin(scores(row, logits_tv) if scored else None)
             take_tokens(rows, logits[:, -1] if scored else logits)
             adapter = rows[0].ask.served.adapter
-            fresh = drop_ended(block)
+            fresh = block.drop_ended()
             if fresh is not None:
                 present = self.blocks.get(adapter)
-                self.blocks[adapter] = join(present, fresh) if present else fresh
+                self.blocks[adapter] = present.join(fresh) if present else fresh
 
     def _admitted(self) -> list[list[Row]]:
         """Waiting rows that may start now, in groups that are read together."""
@@ -160,7 +160,7 @@ class GenerationLoop:
         return groups
 
     def _put_back(self, adapter: str | None, block: Block) -> None:
-        left = drop_ended(block)
+        left = block.drop_ended()
         if left is None:
             del self.blocks[adapter]
         else:
@@ -181,12 +181,11 @@ def place(row: Row, groups: list[list[Row]]) -> None:
 
 def take_tokens(rows: list[Row], logits_bv: Any) -> None:
     """Choose and hand out the next token of each row that has not ended."""
-    samplings = [row.ask.sampling for row in rows]
-    tokens = choose(logits_bv, samplings, [row.generator for row in rows])
-    for row, token, logits_v in zip(rows, tokens, logits_bv, strict=True):
+    likeliest = logits_bv.argmax(dim=-1).tolist()
+    for row, best, logits_v in zip(rows, likeliest, logits_bv, strict=True):
         if row.ended:
             continue
-        wanted = row.ask.sampling.logprobs
+        token, wanted = row.pick(best, logits_v), row.ask.sampling.logprobs
         row.accept(token, None if wanted is None else token_logprob(logits_v, token, wanted))
 
 

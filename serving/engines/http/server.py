@@ -7,11 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
-from serving.engines.hf.adapters import AdapterNotLoadable, load_adapter, unload_adapter
-from serving.engines.hf.generate import STREAMING, answer_chat, answer_completion
-from serving.engines.hf.loop import GenerationLoop
-from serving.engines.hf.model import Base
-from serving.engines.hf.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse
+from serving.engines.decoding.adapters import AdapterNotLoadable
+from serving.engines.decoding.base import Base
+from serving.engines.decoding.loop import GenerationLoop
+from serving.engines.http.generate import STREAMING, answer_chat, answer_completion
+from serving.engines.http.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse
+from serving.engines.http.tokens import detokenized, tokenized
 from serving.gateway.errors import (
     ApiError,
     BodyTooLarge,
@@ -47,6 +48,9 @@ def make_app(loop: GenerationLoop) -> web.Application:
             web.get("/v1/models", list_models),
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
+            web.post("/v1/embeddings", embeddings),
+            web.post("/tokenize", tokenize),
+            web.post("/detokenize", detokenize),
             web.post("/v1/load_lora_adapter", load_lora_adapter),
             web.post("/v1/unload_lora_adapter", unload_lora_adapter),
         ]
@@ -85,6 +89,21 @@ async def completions(request: web.Request) -> web.StreamResponse:
     return await answer_completion(request, request.app[LOOP], ready_base(request))
 
 
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """Refused: the hidden states of a chat model are not the embeddings that a client expects."""
+    raise UnknownUrl("This engine has no embeddings; serve an embedding model with vllm.")
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """The token ids of a text or a chat."""
+    return web.json_response(await tokenized(ready_base(request), await request.read()))
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """The text of token ids."""
+    return web.json_response(await detokenized(ready_base(request), await request.read()))
+
+
 async def load_lora_adapter(request: web.Request) -> web.Response:
     """Put another adapter beside the base; a name that is taken is refused."""
     base, loading = ready_base(request), request.app[STATE].loading
@@ -94,7 +113,7 @@ async def load_lora_adapter(request: web.Request) -> web.Response:
         raise InvalidRequest(f"The name {name!r} is taken; unload it first or choose another.", "lora_name")
     loading.add(name)
     try:
-        order = request.app[LOOP].order(lambda model: load_adapter(model, name, asked.lora_path))
+        order = request.app[LOOP].order(lambda model: model.load_adapter(name, asked.lora_path))
         base.names[name] = await finished(order)
     except AdapterNotLoadable as fault:
         raise InvalidRequest(str(fault), "lora_path") from fault
@@ -111,7 +130,7 @@ async def unload_lora_adapter(request: web.Request) -> web.Response:
     if served is None or served.adapter is None:
         raise ModelNotFound(name, [known.name for known in base.names.values() if known.adapter])
     del base.names[name]
-    await finished(request.app[LOOP].order(lambda model: unload_adapter(model, served), unused=served))
+    await finished(request.app[LOOP].order(lambda model: model.unload_adapter(served), unused=served))
     return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
 

@@ -1,4 +1,4 @@
-"""The requests that this engine understands; an unknown parameter is refused unless it asks for nothing."""
+"""The requests that our engines understand; an unknown parameter is refused unless it asks for nothing."""
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -19,13 +19,21 @@ HARMLESS = {
 }
 # Values with which a parameter asks for nothing.
 NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, "none", "auto", {"type": "text"}, ["text"])
-# Refused by value, not by name: 1 is their neutral value.
-NEUTRAL_AT_ONE = {"repetition_penalty", "best_of", "length_penalty"}
+# Values with which some parameters alone ask for nothing.
+NEUTRAL_BY_NAME: dict[str, Any] = {
+    "best_of": 1,
+    "length_penalty": 1,
+    "spaces_between_special_tokens": True,
+}
+MOST_LOGIT_BIASES = 1024
 MOST_CHOICES = 8
 MOST_PROMPTS = 128
 MOST_LOGPROBS = 20
 
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+# JSON's keys are texts; OpenAI's SDK sends them so too.
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(BaseModel):
@@ -47,11 +55,19 @@ class GenerationRequest(BaseModel):
     top_k: int | None = Field(
         None, ge=-1, description="Vocabulary entries to choose from; 0 and -1 mean all."
     )
+    min_p: float | None = Field(None, ge=0, le=1, description="Least chance, as a share of the likeliest's.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Above 1 repeats less.")
+    logit_bias: dict[TokenKey, Bias] | None = Field(None, max_length=MOST_LOGIT_BIASES)
     max_tokens: int | None = Field(None, ge=0)
+    min_tokens: int | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop_token_ids: list[int] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -65,11 +81,17 @@ class GenerationRequest(BaseModel):
     def refuse_unknown(self) -> Self:
         """A parameter that would change the answer must not be ignored."""
         for name, value in (self.model_extra or {}).items():
-            neutral = value in NEUTRAL or (name in NEUTRAL_AT_ONE and value == 1)
+            neutral = value in NEUTRAL or NEUTRAL_BY_NAME.get(name) == value
             if name not in HARMLESS and not neutral:
                 raise InvalidRequest(
-                    f"The parameter {name!r} is not supported by the hf engine; leave it out.", name
+                    f"The parameter {name!r} is not supported by this engine; leave it out.", name
                 )
+        return self
+
+    @model_validator(mode="after")
+    def check_lengths(self) -> Self:
+        if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest("'min_tokens' is more than 'max_tokens'.", "min_tokens")
         return self
 
 
@@ -95,14 +117,21 @@ class Message(BaseModel):
         return {**(self.model_extra or {}), "role": self.role, "content": text or ""}
 
 
-class ChatRequest(GenerationRequest):
+class TemplateOptions(BaseModel):
+    """How the chat template ends a prompt, and what else it is told."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+
+
+class ChatRequest(GenerationRequest, TemplateOptions):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
 
     @property
     def alternatives(self) -> int | None:
@@ -129,6 +158,7 @@ class CompletionRequest(GenerationRequest):
     )
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     echo: bool | None = None
+    add_special_tokens: bool | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -144,6 +174,33 @@ class CompletionRequest(GenerationRequest):
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", "max_tokens")
         return self
+
+
+class TokenizeRequest(TemplateOptions):
+    """POST /tokenize, in vLLM's shape: a text or a chat."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def check_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequest("Either 'prompt' or 'messages' must be given.", "prompt")
+        return self
+
+
+class DetokenizeRequest(BaseModel):
+    """POST /detokenize, in vLLM's shape."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    tokens: list[int]
 
 
 class LoadAdapterRequest(BaseModel):

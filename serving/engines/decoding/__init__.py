@@ -1,0 +1,1 @@
+"""The generation loop of our own engines, whatever library runs the model."""

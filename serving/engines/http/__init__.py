@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP side of our own engines, `hf` and `mlx`."""

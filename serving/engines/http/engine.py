@@ -1,0 +1,35 @@
+"""The engines that are programs of this project, as others start them."""
+
+from serving.engines.engine import LOOK_SECONDS, Engine, EngineRefused, Serve, call
+
+ARGUMENTS = (
+    "max_model_len",
+    "dtype",
+    "quantization",
+    "max_batch_size",
+    "max_adapters",
+    "max_adapter_rank",
+)
+
+
+class OwnEngine(Engine):
+    """One of our own servers; both take the same arguments."""
+
+    def command(self, serve: Serve) -> list[str]:
+        """What of the options it knows; what is not set is left to the program."""
+        command = [*self.program, "--model", serve.model, "--served-name", serve.served_name]
+        for name, path in serve.adapters.items():
+            command += ["--adapter", f"{name}={path}"]
+        for option in ARGUMENTS:
+            value = getattr(serve.options, option)
+            if value is not None:
+                command += [f"--{option.replace('_', '-')}", str(value)]
+        return [*command, "--host", serve.host, "--port", str(serve.port)]
+
+    def running(self, address: str) -> int | None:
+        """Answers being generated or waiting to be, as its health page tells."""
+        try:
+            health = call(f"{address}/health", None, LOOK_SECONDS)
+        except EngineRefused:
+            return None
+        return int(health["running"]) + int(health["waiting"])

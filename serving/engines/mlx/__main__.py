@@ -1,0 +1,16 @@
+"""Serve one base model and its LoRA adapters with mlx-lm.
+
+    python -m serving.engines.mlx --model PATH_OR_ID --adapter ko-en=PATH --host 127.0.0.1 --port 8001
+
+Exit status: 0 after SIGTERM or SIGINT, 1 if the address cannot be had, 3 if the model cannot be loaded, 4 if
+generation failed.
+"""
+
+import sys
+
+from serving.engines.http.program import run
+from serving.engines.mlx.model import load_base
+from trainers.configs.engines import EngineKind
+
+if __name__ == "__main__":
+    run(EngineKind.mlx, load_base, sys.argv[1:])
