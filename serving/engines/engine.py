@@ -31,7 +31,8 @@ class Serve:
     """What an engine is to serve, and where.
 
     `model` is a folder or hub id of whole weights, `served_name` its name in requests, `adapters` maps
-    further names to folders of LoRA adapters.
+    further names to folders of LoRA adapters. An engine that has one chat template for all names takes that
+    of its adapters, or of `template_from`, the folder of an adapter that comes later.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Serve:
     port: int
     adapters: dict[str, str] = field(default_factory=dict)
     options: EngineOptions = field(default_factory=EngineOptions)
+    template_from: str = ""
 
 
 class Engine(ABC):
@@ -49,9 +51,6 @@ class Engine(ABC):
     default_program: ClassVar[Sequence[str]]
     load_path: ClassVar[str] = "/v1/load_lora_adapter"
     unload_path: ClassVar[str] = "/v1/unload_lora_adapter"
-    one_template: ClassVar[bool] = False
-    """Whether all names of one engine are rendered with one chat template, so that models which were
-    trained with different ones cannot share it."""
     stop_seconds: ClassVar[float] = 10.0
     """How long it may take to end after SIGTERM."""
 

@@ -19,7 +19,6 @@ class SglangEngine(Engine):
     default_program = ("sglang", "serve")
     load_path = "/load_lora_adapter"
     unload_path = "/unload_lora_adapter"
-    one_template = True
     stop_seconds = 30.0
 
     def command(self, serve: Serve) -> list[str]:
@@ -107,5 +106,5 @@ def _adapters(serve: Serve) -> list[str]:
     flags += ["--max-lora-rank", str(options.max_adapter_rank)]
     if serve.adapters:
         flags += ["--lora-paths", *(f"{name}={path}" for name, path in serve.adapters.items())]
-    tokenizer = only_tokenizer(serve.model, serve.adapters)
+    tokenizer = only_tokenizer(serve)
     return [*flags, "--tokenizer-path", tokenizer] if tokenizer else flags

@@ -1,9 +1,10 @@
 """Which tokenizer, and so which chat template, an engine that has only one of them must be given."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from serving.engines.engine import Serve
 
 CONFIG = "tokenizer_config.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -15,12 +16,13 @@ class TokenizersDiffer(ValueError):
     """Two adapters were trained with different tokenizers or templates; one engine cannot serve both."""
 
 
-def only_tokenizer(base: str, adapters: Mapping[str, str]) -> str:
+def only_tokenizer(serve: Serve) -> str:
     """The folder of the tokenizer that the adapters were trained with, "" if it is the base's own.
 
     Raises TokenizersDiffer.
     """
-    base_form = _form(Path(base))
+    base_form = _form(Path(serve.model))
+    adapters = serve.adapters | ({"template_from": serve.template_from} if serve.template_from else {})
     forms = {name: _form(Path(path)) or base_form for name, path in adapters.items()}
     first = next(iter(forms), None)
     if first is None or all(form == base_form for form in forms.values()):

@@ -20,7 +20,6 @@ class VllmEngine(Engine):
 
     kind = EngineKind.vllm
     default_program = ("vllm", "serve")
-    one_template = True
     # It drains, then ends its engine core and workers one after the other.
     stop_seconds = 30.0
 
@@ -87,7 +86,7 @@ def _adapters(serve: Serve) -> list[str]:
     flags += ["--max-cpu-loras", str(options.max_adapters), "--max-lora-rank", str(_rank(options))]
     if serve.adapters:
         flags += ["--lora-modules", *(f"{name}={path}" for name, path in serve.adapters.items())]
-    tokenizer = only_tokenizer(serve.model, serve.adapters)
+    tokenizer = only_tokenizer(serve)
     return [*flags, "--tokenizer", tokenizer] if tokenizer else flags
 
 

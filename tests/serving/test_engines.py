@@ -65,6 +65,12 @@ def test_a_tokenizer_that_is_the_base_s_own_is_not_named(tmp_path: Path) -> None
     assert "--tokenizer" not in flags("vllm", serve)
 
 
+def test_an_engine_takes_the_template_of_an_adapter_that_comes_later(tmp_path: Path) -> None:
+    later = replace(SERVE, template_from=adapter(tmp_path / "later", "own"))
+    assert f"--tokenizer {later.template_from}" in flags("vllm", later)
+    assert "--lora-modules" not in flags("vllm", later)
+
+
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 def test_adapters_of_different_templates_do_not_share_an_engine(kind: str, tmp_path: Path) -> None:
     adapters = {name: adapter(tmp_path / name, name) for name in ("one", "two")}

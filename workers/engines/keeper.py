@@ -18,7 +18,7 @@ from trainers.configs import EngineOptions, Queue
 from workers import process
 from workers.engines.health import Health
 from workers.host import Host
-from workers.launch import environment
+from workers.launch import ResolvedModel, environment
 from workers.lease import Lease
 from workers.process import Child
 
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 START_SECONDS = 1800.0
-STOP_SECONDS = 10.0
 # An engine that dies again and again is given up, since each restart costs a model load, unless it was well
 # for so long in between.
 MAX_RESTARTS = 10
@@ -97,13 +96,13 @@ class Keeper:
             self._leases.discard(lease)
             if self._child is not None:
                 lease.unbind(self._child)
-                self._child.extend(self.host.settings.drain_seconds + 2 * STOP_SECONDS)
+                self._child.extend(self.host.settings.drain_seconds + 2 * self.engine.stop_seconds)
 
-    def open(self, base: str) -> None:
-        """Start the engine on these weights, unless it is started already."""
+    def open(self, model: ResolvedModel) -> None:
+        """Start the engine on the base of this model, unless it is started already."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, args=(base,), name=self.base_name)
+                self._thread = threading.Thread(target=self._run, args=(model,), name=self.base_name)
                 self._thread.start()
 
     def take_room(self, name: str) -> bool:
@@ -125,12 +124,12 @@ class Keeper:
         up = self.up
         return up is not None and bool(self.engine.running(up.address))
 
-    def _run(self, base: str) -> None:
+    def _run(self, model: ResolvedModel) -> None:
         deaths = 0
         try:
             while not self.closing.is_set():
                 started_at = time.monotonic()
-                fault, came_up = self._serve(base)
+                fault, came_up = self._serve(model)
                 if fault is None:
                     continue
                 deaths = 1 if time.monotonic() - started_at > WELL_SECONDS else deaths + 1
@@ -145,7 +144,7 @@ class Keeper:
                 self.closing.set()
             self._clear()
 
-    def _serve(self, base: str) -> tuple[str | None, bool]:
+    def _serve(self, model: ResolvedModel) -> tuple[str | None, bool]:
         """Run the program once: why it is to be started again, if it is, and whether it ever answered."""
         with self._lock:
             seconds = max((lease.seconds_left for lease in self._leases), default=0.0)
@@ -156,7 +155,10 @@ class Keeper:
             address = self._address()
         except OSError as refused:
             return f"TUNESMITH_ENGINE_HOST cannot be used: {refused}", False
-        child = self._start(base, address, seconds)
+        try:
+            child = self._start(model, address, seconds)
+        except ValueError as refused:
+            return f"The engine {self.engine.kind} cannot be started: {refused}", False
         try:
             fault = self._await_up(child, address)
             if fault is not None or self.closing.is_set():
@@ -181,9 +183,10 @@ class Keeper:
             probe.bind((resolved[0], 0))
             return f"http://{host}:{probe.getsockname()[1]}"
 
-    def _start(self, base: str, address: str, seconds: float) -> Child:
+    def _start(self, model: ResolvedModel, address: str, seconds: float) -> Child:
         host, _, port = address.removeprefix("http://").rpartition(":")
-        serve = Serve(base, self.base_name, host, int(port), {}, self.options)
+        template_from = str(model.adapter or "")
+        serve = Serve(model.base, self.base_name, host, int(port), {}, self.options, template_from)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         child = process.start(
@@ -225,7 +228,7 @@ class Keeper:
             if child.wait(LOOK_SECONDS / 2) is not None:
                 return
         child.stop()
-        child.wait(STOP_SECONDS)
+        child.wait(self.engine.stop_seconds)
 
     def _end(self, child: Child) -> None:
         with self._lock:

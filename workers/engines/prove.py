@@ -62,7 +62,7 @@ def prove(
     before = deployment.parity
     if before and before["passed"] and witness.holds(served.engine, served.address, served.name, before):
         return before
-    report, log = folder / f"parity-{served.name}.json", folder / f"parity-{served.name}.log"
+    report, log = folder / f"parity-{deployment.id}.json", folder / f"parity-{deployment.id}.log"
     report.unlink(missing_ok=True)
     command = _command(settings, deployment, served, _trained(deployment, served.model, settings), report)
     status = _carry_out(command, log, lease, look)

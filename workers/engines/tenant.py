@@ -71,6 +71,12 @@ class Tenant:
         return self._name != self.keeper.base_name
 
     @property
+    def _request_name(self) -> str:
+        """The name by which requests ask the engine for the model."""
+        base = self.keeper.base_name
+        return self.keeper.engine.request_name(base, self._name) if self.has_adapter else base
+
+    @property
     def is_leaving(self) -> bool:
         """Whether its place will be free soon."""
         return self.rest.is_set() or self.status is DeploymentStatus.stopping
@@ -91,7 +97,7 @@ class Tenant:
     def _live(self) -> None:
         try:
             model = self._resolve()
-            self.keeper.open(model.base)
+            self.keeper.open(model)
             while True:
                 up = self._await_up()
                 if self._move_in(up, model):
@@ -158,7 +164,7 @@ class Tenant:
         if model.adapter is not None:
             self.keeper.engine.load_adapter(up.address, self._name, str(model.adapter))
         self._loaded = up
-        self.keeper.engine.probe(up.address, self._name)
+        self.keeper.engine.probe(up.address, self._request_name)
 
     def _prove(self, up: Up, model: ResolvedModel) -> dict[str, Any] | None:
         """The parity report, if the deployment asks for one; raises _Failed when it insists."""
@@ -168,7 +174,7 @@ class Tenant:
         report = prove(
             self.host.settings,
             self.deployment,
-            Served(self.keeper.engine, up.address, self._name, model),
+            Served(self.keeper.engine, up.address, self._request_name, model),
             self.keeper.folder,
             self._lease,
             lambda: self._look(0),
@@ -181,7 +187,7 @@ class Tenant:
         deployment = self.deployment
         with transaction() as session:
             self.is_ready = deployments.ready(
-                session, deployment.id, deployment.attempt, up.address, self._name, parity
+                session, deployment.id, deployment.attempt, up.address, self._request_name, parity
             )
         deployment.parity = parity
         self.unused_seconds, self._deaths = 0.0, 0

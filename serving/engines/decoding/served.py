@@ -1,11 +1,15 @@
 """What a model name stands for, and the tokenizer that its prompts and answers go through."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from trainers import families
+
+CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -21,8 +25,13 @@ class Served:
 
 
 def load_tokenizer(path: str) -> Any:
-    """A tokenizer that neither truncates nor pads, so that threads may share it."""
+    """A tokenizer that neither truncates nor pads, so that threads may share it.
+
+    Whole weights without a chat template get that of their family, as they do in training.
+    """
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.chat_template is None and (Path(path) / CONFIG).is_file():
+        families.complete(tokenizer, json.loads((Path(path) / CONFIG).read_text())["model_type"])
     if tokenizer.is_fast:
         # Changing truncation between two calls is what makes the Rust object refuse concurrent use.
         tokenizer.backend_tokenizer.no_truncation()
