@@ -127,6 +127,8 @@ def environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
         **passed,
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Where the package is installed for tracking, TRL would load it with every program, for a second.
+        "DISABLE_MLFLOW_INTEGRATION": "TRUE",
         **devices.environment(queue, gpus),
     }
 

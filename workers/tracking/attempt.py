@@ -61,7 +61,7 @@ class Tracking:
         links = {link["service"]: link for sender in self._senders if (link := sender.link) is not None}
         if not links.items() <= self._links.items():
             self._links |= links
-            news.values["tracking"] = list(self._links.values())
+            news.values["tracking"] = [self._links[service] for service in sorted(self._links)]
         return news
 
     def drain(self, lost: threading.Event) -> News:
