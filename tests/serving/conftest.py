@@ -19,7 +19,7 @@ from openai import OpenAI
 
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 
 
 @dataclass
