@@ -35,6 +35,8 @@ from tests.benchmarks.gateway_contestants import (
 CONCURRENCIES = (1, 16, 64)
 STREAMS = 200
 SECONDS, STREAM_SECONDS = 2, 6
+# So few requests end in two seconds of LiteLLM that those cut off at the end would distort its figures.
+LONGER_SECONDS = {"LiteLLM": 10}
 
 
 def main() -> None:
@@ -105,8 +107,9 @@ def script(folder: Path, kind: str) -> Path:
 def load(one: Contestant, lua: Path, concurrency: int) -> float:
     """CPU milliseconds for each request under load."""
     before = one.cpu_seconds()
+    seconds = LONGER_SECONDS.get(one.name, SECONDS)
     url = f"http://127.0.0.1:{one.port}/v1/chat/completions"
-    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{concurrency}", f"-d{SECONDS}s"]
+    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{concurrency}", f"-d{seconds}s"]
     command += ["--timeout", "30s", "-s", str(lua), url]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     await_rest(one)
