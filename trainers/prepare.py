@@ -9,7 +9,7 @@ Rows are read one at a time, rewritten by a recipe, filtered, converted and spli
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -30,8 +30,6 @@ from trainers.configs.recipes import (
 from trainers.data import gsm8k
 from trainers.data.convert import Shape, convert, shape_of
 from trainers.data.filters.drops import Drops
-from trainers.data.filters.held_out import without_held_out
-from trainers.data.filters.near import without_near_duplicates
 from trainers.data.filters.pairs import by_language, by_length_ratio, without_identical_sides
 from trainers.data.filters.rows import NumberedRows, by_characters, by_tokens, without_duplicates
 from trainers.data.fingerprint import prompt_text
@@ -41,13 +39,14 @@ from trainers.data.splits import SplitReport, split_file
 from trainers.data.translation import translation_rows
 from trainers.data.validate import validate_file
 from trainers.errors import DatasetInvalid
-from trainers.load import load_tokenizer, template_sha256
-from trainers.own_answers import own_answers
 from trainers.program import run_program
 from trainers.render import dataset_path, pairs_of, read_pairs, read_rows, render
 from trainers.report import Report
 from trainers.shown import shown
 from trainers.sources import sentence_pairs, source_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FOLDER = "datasets"
 DROPS = "drops.jsonl"
@@ -71,7 +70,7 @@ def prepare(config: PrepareConfig, run_dir: Path, report: Report) -> dict[str, A
 def plan(config: PrepareConfig) -> dict[str, Any]:
     """What would be made; nothing is read but the tokenizer."""
     if config.base is not None:
-        load_tokenizer(config.base)
+        _tokenizer(config)
     shown_rows = (
         {} if config.makes_datasets else {"rows": sum(1 for _ in read_pairs(config.dataset, config.rows))}
     )
@@ -112,6 +111,8 @@ def _recipe_rows(
         assert config.source is not None
         return _translations(recipe, sentence_pairs(config.source, drops), drops), None
     if isinstance(recipe, OwnAnswersRecipe):
+        from trainers.own_answers import own_answers
+
         assert config.base is not None
         return own_answers(recipe, config.base, dataset_path(config.dataset), report)
     rows = source_rows(config.source) if config.source else read_rows(dataset_path(config.dataset))
@@ -184,22 +185,33 @@ def _filter(
         case DuplicatesFilter():
             return without_duplicates(rows, drops, row_format)
         case NearDuplicatesFilter():
+            from trainers.data.filters.near import without_near_duplicates
+
             return without_near_duplicates(rows, drops, row_format, threshold=chosen.threshold)
         case HeldOutFilter():
+            from trainers.data.filters.held_out import without_held_out
+
             held_out = [dataset_path(reference) for reference in chosen.not_in]
             return without_held_out(rows, drops, row_format, held_out, threshold=chosen.threshold)
 
 
 def _token_counter(config: PrepareConfig) -> Any:
     """Tokens of a row's longest rendered conversation, as training would see it uncut."""
-    assert config.base is not None
-    tokenizer = load_tokenizer(config.base)
+    tokenizer = _tokenizer(config)
 
     def count(row: Row) -> int:
         pairs = pairs_of(0, row, Path("the source"))
         return max(len(render(pair, tokenizer, 10**9).input_ids) for pair in pairs)
 
     return count
+
+
+def _tokenizer(config: PrepareConfig) -> "PreTrainedTokenizerBase":
+    # torch and its kin take seconds to import, for which rows alone need not wait.
+    from trainers.load import load_tokenizer
+
+    assert config.base is not None
+    return load_tokenizer(config.base)
 
 
 def _converted(line: int, row: Row, target: Shape) -> Row:
@@ -251,7 +263,9 @@ def _described(run_dir: Path, part: Part, rows: int) -> dict[str, Any]:
 
 def _rendered(config: PrepareConfig, dataset: str, report: Report) -> dict[str, Any]:
     """The first rows in tokens; a conversation of several turns gives one entry per assistant turn."""
-    tokenizer = load_tokenizer(config.base)
+    from trainers.load import template_sha256
+
+    tokenizer = _tokenizer(config)
     turns = list(read_pairs(dataset, config.rows))
     if not turns:
         raise DatasetInvalid(f"The dataset {dataset} has no rows to show.", "Add rows.")

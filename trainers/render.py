@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
 from trainers.data.conversation import preference_messages, prompt_completions, tools
 from trainers.data.formats import RowFormat, detect_format
 from trainers.data.jsonl import iter_rows
 from trainers.errors import ConfigInvalid, DatasetInvalid, DatasetNotFound
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # The label that torch's cross entropy leaves out.
 
@@ -78,7 +80,7 @@ def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[Pair, Pair]]
         yield _preference(number, row, path)
 
 
-def render(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
+def render(pair: Pair, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
     """Tokens and labels of a pair, cut at `max_length`; raises DatasetInvalid if the template refuses it."""
     try:
         prompt_ids = _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
@@ -103,12 +105,12 @@ def render(pair: Pair, tokenizer: PreTrainedTokenizerBase, max_length: int) -> E
     )
 
 
-def prompt_tokens(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_tokens(pair: Pair, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The prompt as the model reads it before it answers."""
     return _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
 
 
-def render_prompt(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
+def render_prompt(pair: Pair, tokenizer: "PreTrainedTokenizerBase") -> Example:
     """The prompt alone, none of which carries loss."""
     ids = prompt_tokens(pair, tokenizer)
     return Example(
@@ -175,7 +177,7 @@ def _preference(number: int, row: dict[str, Any], dataset: Path) -> tuple[Pair, 
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     messages: list[dict[str, Any]],
     offered: list[dict[str, Any]] | None,
     add_generation_prompt: bool = False,

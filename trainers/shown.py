@@ -1,15 +1,16 @@
 """Rendered rows as people see them: the text of each token, and whether it carries loss."""
 
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from trainers.render import IGNORED, Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONTEXT_TOKENS = 4  # Some decoders drop a leading space or join marks; a few tokens before settle how.
 
 
-def shown(example: Example, turn: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def shown(example: Example, turn: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """An example as JSON for a page."""
     texts = token_texts(example.input_ids, tokenizer)
     return {
@@ -38,7 +39,7 @@ def marked(row: dict[str, Any], colour: bool) -> str:
     return text + (end if inside else "")
 
 
-def token_texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def token_texts(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """The text of each token; a character spread over several tokens stands at the last of them."""
     texts = []
     start = 0
@@ -53,7 +54,7 @@ def token_texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]
     return texts
 
 
-def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def _decode(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 

@@ -3,9 +3,6 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datasets import load_dataset
-from datasets.exceptions import DatasetNotFoundError
-
 from trainers.configs.sources import AlignedSource, HubSource, JsonlSource, Source, TmxSource, TsvSource
 from trainers.data.aligned import TranslationPair, pairs_of_rows, read_aligned, read_tsv
 from trainers.data.filters.drops import Drops
@@ -41,6 +38,10 @@ def source_rows(source: Source) -> Iterator[tuple[int, Row]]:
 
 
 def _hub_rows(source: HubSource) -> Iterator[tuple[int, Row]]:
+    # Seconds that no other source has to wait for.
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
     try:
         rows = load_dataset(
             source.name, source.subset, split=source.split, revision=source.revision, streaming=True

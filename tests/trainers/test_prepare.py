@@ -1,9 +1,12 @@
 """Rendered rows: what carries loss, and token texts that join to the text."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import ROOT
 from trainers.configs.prepare import PrepareConfig
 from trainers.load import load_tokenizer, template_sha256
 from trainers.prepare import plan, prepare
@@ -67,3 +70,10 @@ def test_only_the_first_rows_are_read(
     assert len(result["rows"]) == 1
     assert result["template_sha256"] == template_sha256(load_tokenizer(str(starter)))
     assert plan(PrepareConfig(base=str(starter), dataset=dataset, rows=1))["rows"] == 1
+
+
+def test_rows_alone_are_prepared_without_torch() -> None:
+    names = "torch", "transformers", "datasets", "datasketch"
+    program = f"import sys, trainers.prepare; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
