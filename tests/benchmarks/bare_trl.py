@@ -27,6 +27,8 @@ def main() -> None:
             output_dir=options.out,
             max_steps=options.steps,
             per_device_train_batch_size=8,
+            # The rows are written in the order in which our stage meets them.
+            train_sampling_strategy="sequential",
             learning_rate=2e-4,
             warmup_steps=0.03,
             max_length=1024,

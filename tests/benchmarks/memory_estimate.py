@@ -24,8 +24,8 @@ from trainers.data.arithmetic import Split, problems
 from trainers.preflight.fit import estimate_fit
 
 MIB = 1 << 20
-# hidden, layers: 3, 13 and 57 million parameters.
-SIZES = {"3M": (256, 3), "13M": (512, 4), "57M": (768, 8)}
+# Hidden, layers, words beyond those of the tokenizer: 3, 13, 57 and 9 million parameters.
+SIZES = {"3M": (256, 3, 0), "13M": (512, 4, 0), "57M": (768, 8, 0), "9M, 131,072 words": (64, 2, 1 << 17)}
 LORA, FULL = {"method": "lora", "rank": 16}, {"method": "full"}
 CASES: list[tuple[str, dict[str, Any], int, int, bool]] = [
     ("3M", FULL, 64, 1, False),
@@ -35,6 +35,7 @@ CASES: list[tuple[str, dict[str, Any], int, int, bool]] = [
     ("57M", LORA, 8, 4, False),
     ("57M", FULL, 8, 4, False),
     ("57M", FULL, 8, 4, True),
+    ("9M, 131,072 words", LORA, 16, 1, False),
 ]
 
 
@@ -62,11 +63,12 @@ def main() -> None:
     table("One micro-batch in fp32 on a CPU, libraries included", header, lines)
 
 
-def _make(starter: Path, out: Path, hidden: int, layers: int) -> None:
+def _make(starter: Path, out: Path, hidden: int, layers: int, words: int) -> None:
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(starter)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=max(words, len(tokenizer)),
+        tie_word_embeddings=words > 0,
         hidden_size=hidden,
         intermediate_size=3 * hidden,
         num_hidden_layers=layers,
@@ -99,6 +101,8 @@ def _stage(
         "activation_checkpointing": checkpointing,
         "save_every_steps": 100_000,
         "preflight": "off",
+        # The estimate is of a micro-batch whose rows are all as long as the longest.
+        "attention": "sdpa",
     }
 
 

@@ -1,42 +1,50 @@
 """What our `sft` stage costs against a bare TRL script that trains the same model on the same rows.
 
+Both pad rows and meet them in the same order, so that nothing differs but what stands around the training,
+and their losses agree. The processor's time is compared: the wall tells of others' work too.
+
 python -m tests.benchmarks.sft_overhead
 """
 
 import argparse
 import ast
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 
 from tests.benchmarks.figures import p50, table
 from tests.e2e.platform import ROOT
+from trainers.batches import StepOrder
 from trainers.configs import Queue
 from trainers.configs.sft import SftConfig
+from trainers.configs.training import Attention
 from trainers.data.arithmetic import Split, problems
+from trainers.examples import load_examples
+from trainers.load import load_tokenizer
 from workers import process
 from workers.launch import environment
 
-LOG_STEPS = 10
 SAVE_STEPS = 100
+BATCH_SIZE = 8
+# Kernels are loaded and caches are filled in the first.
+WARM_UP_STEPS = 10
 HOUR_SECONDS = 3600.0
 OURS, SAVING, BARE = "our stage", "bare TRL, saving", "bare TRL, not saving"
 
 
 @dataclass(frozen=True)
-class Logged:
-    """One line of a trainer's own log."""
+class Run:
+    """Steps a second of the processor and of the wall, and the losses as they were logged."""
 
-    step: int
-    seconds: float
-    loss: float
+    cpu_rate: float
+    wall_rate: float
+    losses: list[float]
 
 
 def main() -> None:
@@ -48,130 +56,106 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as name:
         folder = Path(name)
-        dataset = folder / "train.jsonl"
-        dataset.write_text("".join(json.dumps(row) + "\n" for row in problems(2000, Split.train, seed=1)))
         _python(["-m", "trainers.starter", "--out", str(folder / "starter"), "--steps", "1"])
         _python(["-m", "tests.benchmarks.larger_model", str(folder / "starter"), str(folder / "larger")])
-        _compare("Larger model", folder / "larger", dataset, options.steps, options.rounds)
-        _compare("Starter", folder / "starter", dataset, 4 * options.steps, options.rounds)
+        _compare("Larger model", folder / "larger", options.steps, options.rounds)
+        _compare("Starter", folder / "starter", 4 * options.steps, options.rounds)
 
 
-def _compare(title: str, base: Path, dataset: Path, steps: int, rounds: int) -> None:
-    logs: dict[str, list[list[Logged]]] = {OURS: [], SAVING: [], BARE: []}
+def _compare(title: str, base: Path, steps: int, rounds: int) -> None:
+    rows = problems(2000, Split.train, seed=1)
+    dataset, ordered = base.parent / "train.jsonl", base.parent / "ordered.jsonl"
+    _write(dataset, rows)
+    _write(ordered, _in_our_order(rows, dataset, base, steps))
+    runs: dict[str, list[Run]] = {OURS: [], SAVING: [], BARE: []}
     for _ in range(rounds):
-        for name, log in logs.items():
+        for name, each in runs.items():
             with tempfile.TemporaryDirectory(dir=base.parent) as out:
-                log.append(_train(name, base, dataset, Path(out), steps))
-            print(f"{title}, {name}: {_rate(log[-1]):.2f} steps/s", file=sys.stderr)
-    _assert_same_training(logs)
+                each.append(_train(name, base, dataset if name == OURS else ordered, Path(out), steps))
+            print(f"{title}, {name}: {each[-1].cpu_rate:.2f} steps a CPU second", file=sys.stderr)
+    furthest = _assert_same_training(runs)
     table(
-        f"{title}: from the first logged step to the last of {steps}, medians of {rounds} rounds",
-        ["program", "steps/s", "ours : this", "of each round", "undisturbed steps/s", "ours : this"],
-        [_row(name, logs) for name in logs],
+        f"{title}: {steps} steps, medians of {rounds} rounds; logged losses differ by at most {furthest:.0e}",
+        ["program", "steps a CPU second", "ours : this", "of each round", "ours : this by the wall"],
+        [_row(name, runs) for name in runs],
     )
 
 
-def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> list[Logged]:
-    if program == OURS:
-        return _ours(base, dataset, out, steps)
-    return _bare(base, dataset, out, steps, ["--save-steps", str(SAVE_STEPS)] if program == SAVING else [])
+def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _ours(base: Path, dataset: Path, out: Path, steps: int) -> list[Logged]:
-    """As a worker starts it: from a config file, under a guard, with the environment of a program."""
-    config = SftConfig(
+def _in_our_order(
+    rows: Sequence[dict[str, str]], dataset: Path, base: Path, steps: int
+) -> Iterator[dict[str, str]]:
+    """The rows as our stage meets them, epoch after epoch, for a script that takes them as they come."""
+    config = _config(base, dataset, steps)
+    examples = load_examples(str(dataset), load_tokenizer(str(base)), config.max_length).examples
+    order = StepOrder([len(example.input_ids) for example in examples], BATCH_SIZE, config.seed)
+    for epoch in range(math.ceil(steps * BATCH_SIZE / len(rows))):
+        order.set_epoch(epoch)
+        yield from (rows[number] for number in order)
+
+
+def _config(base: Path, dataset: Path, steps: int) -> SftConfig:
+    return SftConfig(
         base=str(base),
         dataset=str(dataset),
         max_steps=steps,
-        batch_size=8,
+        batch_size=BATCH_SIZE,
         save_every_steps=SAVE_STEPS,
+        attention=Attention.sdpa,
     )
-    (out / "config.json").write_text(config.model_dump_json())
-    command = [
-        sys.executable,
-        "-m",
-        "trainers.sft",
-        "--config",
-        str(out / "config.json"),
-        "--run-dir",
-        str(out),
-    ]
-    child = process.start(
-        command, log=out / "log.txt", environment=environment(Queue.cpu, []), seconds=HOUR_SECONDS
-    )
-    assert child.wait(HOUR_SECONDS) == 0, (out / "log.txt").read_text()
-    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [
-        Logged(event["step"], datetime.fromisoformat(event["time"]).timestamp(), event["values"]["loss"])
-        for event in events
-        if event["type"] == "metrics"
-    ]
 
 
-def _bare(base: Path, dataset: Path, out: Path, steps: int, saving: list[str]) -> list[Logged]:
-    """TRL's printed lines carry no time: each gets that of its arrival."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.benchmarks.bare_trl",
-        "--base",
-        str(base),
-        "--dataset",
-        str(dataset),
-    ]
-    command += ["--out", str(out), "--steps", str(steps), *saving]
-    logged: list[Logged] = []
-    with (
-        (out / "log.txt").open("w") as errors,
-        subprocess.Popen(
-            command,
-            env=environment(Queue.cpu, []),
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        ) as script,
-    ):
-        assert script.stdout is not None
-        for line in script.stdout:
-            if line.startswith("{'loss'"):
-                loss = float(ast.literal_eval(line)["loss"])
-                logged.append(Logged(LOG_STEPS * (len(logged) + 1), time.time(), loss))
-    assert script.returncode == 0, (out / "log.txt").read_text()
-    return logged
+def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Run:
+    """As a worker starts a program: under a guard, with its environment and its log in a file."""
+    if program == OURS:
+        (out / "config.json").write_text(_config(base, dataset, steps).model_dump_json())
+        arguments = ["trainers.sft", "--config", str(out / "config.json"), "--run-dir", str(out)]
+    else:
+        arguments = ["tests.benchmarks.bare_trl", "--base", str(base), "--dataset", str(dataset)]
+        arguments += ["--out", str(out), "--steps", str(steps)]
+        arguments += ["--save-steps", str(SAVE_STEPS)] if program == SAVING else []
+    command = [sys.executable, "-m", "tests.benchmarks.timed", *arguments]
+    log = out / "log.txt"
+    child = process.start(command, log=log, environment=environment(Queue.cpu, []), seconds=HOUR_SECONDS)
+    assert child.wait(HOUR_SECONDS) == 0, log.read_text()
+    lines = log.read_text().splitlines()
+    told = [[float(figure) for figure in line.split()[1:3]] for line in lines if line.startswith("told ")]
+    (wall, cpu), (wall_end, cpu_end) = told[WARM_UP_STEPS - 1], told[-1]
+    counted = len(told) - WARM_UP_STEPS
+    losses = _our_losses(out) if program == OURS else _printed_losses(lines)
+    return Run(counted / (cpu_end - cpu), counted / (wall_end - wall), losses)
 
 
-def _assert_same_training(logs: dict[str, list[list[Logged]]]) -> None:
-    """The rows of a step differ between the programs, but not what is learned from as many of them."""
-    ends = [sum(line.loss for line in log[-5:]) / 5 for runs in logs.values() for log in runs]
-    assert max(ends) < 1.1 * min(ends), f"the programs do not do the same work: {ends}"
+def _our_losses(run_dir: Path) -> list[float]:
+    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [event["values"]["loss"] for event in events if event["type"] == "metrics"]
 
 
-def _row(name: str, logs: dict[str, list[list[Logged]]]) -> list[str]:
-    ratios = sorted(_rate(ours) / _rate(this) for ours, this in zip(logs[OURS], logs[name], strict=True))
-    undisturbed = _undisturbed_rate(logs[name])
+def _printed_losses(lines: Sequence[str]) -> list[float]:
+    return [float(ast.literal_eval(line)["loss"]) for line in lines if line.startswith("{'loss'")]
+
+
+def _assert_same_training(runs: dict[str, list[Run]]) -> float:
+    """Every logged loss agrees but for the last bits of sums; answers the greatest difference."""
+    logged = zip(*(run.losses for each in runs.values() for run in each), strict=True)
+    furthest = max(max(losses) - min(losses) for losses in logged)
+    assert furthest < 1e-3, f"the programs do not do the same work: a loss differs by {furthest}"
+    return furthest
+
+
+def _row(name: str, runs: dict[str, list[Run]]) -> list[str]:
+    pairs = list(zip(runs[OURS], runs[name], strict=True))
+    ratios = sorted(ours.cpu_rate / this.cpu_rate for ours, this in pairs)
     return [
         name,
-        f"{p50([_rate(log) for log in logs[name]]):.2f}",
+        f"{p50([run.cpu_rate for run in runs[name]]):.2f}",
         f"{p50(ratios):.3f}",
         " ".join(f"{ratio:.3f}" for ratio in ratios),
-        f"{undisturbed:.2f}",
-        f"{_undisturbed_rate(logs[OURS]) / undisturbed:.3f}",
+        f"{p50([ours.wall_rate / this.wall_rate for ours, this in pairs]):.3f}",
     ]
-
-
-def _rate(log: list[Logged]) -> float:
-    """Steps a second over all, saving included."""
-    return (log[-1].step - log[0].step) / (log[-1].seconds - log[0].seconds)
-
-
-def _undisturbed_rate(logs: list[list[Logged]]) -> float:
-    """Steps a second had nothing else run on the machine.
-
-    Between the same two log lines every round does the same work, so the shortest of their times is taken.
-    """
-    windows = zip(*([b.seconds - a.seconds for a, b in pairwise(log)] for log in logs), strict=True)
-    return (logs[0][-1].step - logs[0][0].step) / sum(map(min, windows))
 
 
 def _python(arguments: list[str]) -> None:

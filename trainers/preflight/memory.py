@@ -18,10 +18,11 @@ BF16_BYTES: Final = 2
 ADAMW_BYTES: Final = 8  # Two moments in fp32.
 # 4 bits a weight, and a scale of 8 bits for 64 of them once the scales are quantised too, of 32 bits before.
 NF4_BYTES: Final = {True: 0.5 + 1 / 64 + 4 / (64 * 256), False: 0.5 + 4 / 64}
-# TRL's loss projects so many tokens onto so many words of the vocabulary at once, in a few buffers.
+# TRL's loss projects so many tokens onto so many words of the vocabulary at once, with kernels in one buffer
+# of bf16; in fp32 it is taken for the torch operations of a CPU, whose buffers were counted.
 TILE_TOKENS: Final = 4096
-TILE_WORDS: Final = 8192
-TILE_BUFFERS: Final = 3
+TILE_WORDS: Final = 32768
+TILE_BYTES: Final = {True: BF16_BYTES, False: 8 * FP32_BYTES}
 # Of each device's memory: the rest is for fragments, kernels and libraries.
 USABLE: Final = 0.9
 # What a program takes before it has loaded a model.
@@ -73,7 +74,7 @@ def memory_parts(
         "gradients": _trained(config, shape) * FP32_BYTES // _shards(settings, "gradients"),
         "optimizer": _trained(config, shape) * ADAMW_BYTES // _shards(settings, "optimizer"),
         "activations": _activations(config, shape, settings, sequences, tokens, width, eager),
-        "logits": _logits(config, shape, sequences * tokens),
+        "logits": _logits(config, shape, sequences * tokens, is_bf16),
     }
     if _needs_reference(config):
         parts["reference"] = shape.parameters * FP32_BYTES // _shards(settings, "weights")
@@ -146,8 +147,9 @@ def _adapter_activations(tuning: LoraTuning, shape: ModelShape, width: int) -> i
     return linears * tuning.rank * FP32_BYTES + dropped + copies * outputs * width
 
 
-def _logits(config: TrainingConfig, shape: ModelShape, tokens: int) -> int:
-    tile = min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_WORDS) * FP32_BYTES * TILE_BUFFERS
+def _logits(config: TrainingConfig, shape: ModelShape, tokens: int, is_bf16: bool) -> int:
+    """Of the loss, were every token to carry some."""
+    tile = min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_WORDS) * TILE_BYTES[is_bf16]
     head = shape.vocabulary * shape.hidden * FP32_BYTES if isinstance(config.tuning, FullTuning) else 0
     return tile + tokens * shape.hidden * FP32_BYTES + head
 
