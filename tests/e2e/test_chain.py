@@ -1,4 +1,4 @@
-"""The maths chain through the API: SFT and then GRPO must answer more held-out problems."""
+"""The maths chain through the API: SFT, DPO and GRPO each answer more held-out problems than their start."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_sft_and_then_grpo_raise_the_held_out_score(tuning: str, tmp_path: Path) -> None:
+def test_every_stage_raises_the_held_out_score(tuning: str, tmp_path: Path) -> None:
     environment = os.environ | {"TUNESMITH_DATA_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "app.chain", "--seeds", "0", "1", "2", "--tuning", tuning]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
