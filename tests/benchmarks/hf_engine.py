@@ -106,14 +106,16 @@ def continuous_with(path: Path) -> Callable[[], None]:
     sizes = ContinuousBatchingConfig(page_size=32, num_blocks=512, max_batch_tokens=512)
 
     def work() -> None:
+        lengths = []
         with network.continuous_batching_context_manager(
-            generation_config=greedy(200), continuous_batching_config=sizes
+            generation_config=greedy(200), continuous_batching_config=sizes, persistent_manager=True
         ) as manager:
             for ids, most in REQUESTS:
                 manager.add_request(ids, max_new_tokens=most)
-            left = len(REQUESTS)
-            while left:
-                left -= manager.get_result(timeout=1) is not None
+            while len(lengths) < len(REQUESTS):
+                if (answer := manager.get_result(timeout=1)) is not None:
+                    lengths.append(len(answer.generated_tokens))
+        assert sorted(lengths) == [most for _, most in REQUESTS]
 
     return work
 
