@@ -117,14 +117,14 @@ def test_killed_and_stopped_lora_run_repeats_every_loss(
     second.send_signal(signal.SIGTERM)
     _, err = second.communicate()
     assert second.returncode == 75, err
-    assert "Resuming from" in err
+    assert "Resuming after step" in err
     assert not (tmp_path / "result.json").exists()
     stopped_at = files.checkpoints(tmp_path)[-1].step
     assert stopped_at == max(losses(tmp_path))
 
     status, _, err = programs.run("trainers.sft", lora, tmp_path)
     assert status == 0, err
-    assert f"step-{stopped_at:08d}" in err
+    assert f"Resuming after step {stopped_at}, exact." in err
     assert_same_run(tmp_path, lora_run[0], "adapter_model.safetensors")
 
 
@@ -137,7 +137,7 @@ def test_killed_full_run_repeats_every_loss_across_epochs(
     first.communicate()
     status, _, err = programs.run("trainers.sft", full, tmp_path)
     assert status == 0, err
-    assert "Resuming from" in err
+    assert "Resuming after step" in err
     assert_same_run(tmp_path, full_run, "model.safetensors")
 
 
