@@ -31,12 +31,14 @@ def lies_flat(config: SftConfig, model: PreTrainedConfig) -> bool:
     """Whether rows are laid end to end: packed ones are, and others where attention keeps them apart cheaply.
 
     Flash attention does. Torch's own would need a mask as large as the square of all tokens, so on a CPU it
-    is called for each row; on a GPU, where many small calls are dear, rows are padded.
+    is called for each row; on a GPU, where many small calls are dear, rows are padded. So they are under
+    NEFTune, whose noise is scaled by the length of the whole sequence.
     """
     assert config.micro_batch_size is not None
     is_flash = pick_attention(config.attention, pick_device(config.queue)) in FLASH
     is_cheap = _attends_row_by_row(config, model) or (is_flash and model.model_type in PROVEN)
-    return config.packing or (config.micro_batch_size > 1 and is_cheap)
+    keeps_apart = config.micro_batch_size > 1 and config.neftune_alpha is None
+    return config.packing or (keeps_apart and is_cheap)
 
 
 def lay_flat(config: SftConfig, model: PreTrainedModel | PeftModel) -> bool:

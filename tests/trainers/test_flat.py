@@ -129,6 +129,8 @@ def test_the_head_is_used_only_where_a_token_carries_loss() -> None:
         ({}, "llama", None, True),
         ({"batch_size": 1}, "llama", None, False),
         ({"batch_size": 1, "packing": True}, "llama", None, True),
+        ({"neftune_alpha": 5}, "llama", None, False),
+        ({"neftune_alpha": 5, "packing": True}, "llama", None, True),
         ({"attention": "sdpa"}, "llama", None, False),
         ({"attention": "eager"}, "llama", None, False),
         ({}, "mistral", 4096, True),
