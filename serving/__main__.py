@@ -52,7 +52,7 @@ def become_engine(options: argparse.Namespace, adapters: dict[str, str], rest: l
 
 def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
     """Start the engine and talk to its last adapter, or to the base without any."""
-    from serving.child import free_port, running
+    from serving.child import free_port, newest_name, running
     from serving.talk import Talk
 
     chosen = {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_tokens}
@@ -61,8 +61,7 @@ def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str])
         print(f"Starting {options.engine} …", file=sys.stderr)
         engine, serve = planned(options, adapters, HOST, free_port(HOST))
         with running(engine, serve, Path(folder) / "engine.log", own_session=True, more=rest) as address:
-            name = next(reversed(adapters), serve.served_name)
-            Talk(address, name, options.system_prompt, settings).run()
+            Talk(address, newest_name(engine, serve), options.system_prompt, settings).run()
 
 
 def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:

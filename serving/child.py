@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.engines.engine import Engine, EngineRefused, Serve
+from serving.engines.engine import START_SECONDS, Engine, EngineRefused, Serve
 from trainers.errors import EngineFailed
 
 LOOK_SECONDS = 0.2
-START_SECONDS = 1800.0
-STOP_SECONDS = 20.0
-LAST_LINES = 5
+LOG_TAIL_BYTES = 4000
 
 
 @contextmanager
@@ -27,15 +25,22 @@ def running(
     Its words go to `log`. In a session of its own it does not hear the terminal's Ctrl-C. `more` are the
     engine's own arguments.
     """
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            [*engine.command(serve), *more],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | engine.environment(serve),
-            start_new_session=own_session,
-        )
+    command = [*engine.command(serve), *more]
+    try:
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | engine.environment(serve),
+                start_new_session=own_session,
+            )
+    except OSError as error:
+        raise EngineFailed(
+            f"The engine {engine.kind} cannot be started: {command[0]}: {error.strerror}.",
+            "Install it, or name its program where it lies.",
+        ) from error
     address = f"http://{serve.host}:{serve.port}"
     try:
         _wait(engine, serve, address, child, log)
@@ -43,7 +48,7 @@ def running(
     finally:
         child.send_signal(signal.SIGTERM)
         try:
-            child.wait(STOP_SECONDS)
+            child.wait(engine.stop_seconds)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -57,10 +62,18 @@ def free_port(host: str) -> int:
     return port
 
 
-def last_words(log: Path) -> str:
-    """The end of what an engine has printed."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "\n".join(lines[-LAST_LINES:]) or "It printed nothing."
+def newest_name(engine: Engine, serve: Serve) -> str:
+    """The name by which requests ask for the last adapter, or for the base if there is none."""
+    adapter = next(reversed(serve.adapters), None)
+    return engine.request_name(serve.served_name, adapter) if adapter else serve.served_name
+
+
+def last_words(log: Path, lines: int = 5) -> str:
+    """The end of what a program has printed."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        printed = file.read().decode("utf-8", "replace").strip().splitlines()
+    return "\n".join(printed[-lines:]) or "it printed nothing"
 
 
 def _wait(engine: Engine, serve: Serve, address: str, child: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -78,7 +91,7 @@ def _wait(engine: Engine, serve: Serve, address: str, child: "subprocess.Popen[b
             )
         time.sleep(LOOK_SECONDS)
     try:
-        engine.probe(address, next(iter(serve.adapters), serve.served_name))
+        engine.probe(address, newest_name(engine, serve))
     except EngineRefused as refused:
         raise EngineFailed(
             f"The engine {engine.kind} is up but does not generate: {refused}", f"Its whole log is {log}."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import batch
-from serving.child import free_port, running
+from serving.child import free_port, newest_name, running
 from serving.engines import Serve, find_engine
 from trainers import run_dir as files
 from trainers.configs.base import AdaptedModel
@@ -29,7 +29,6 @@ HOST = "127.0.0.1"
 CHECKPOINT_SECONDS = 60.0
 BASE_NAME, ADAPTER_NAME = "base", "adapter"
 
-
 Progress = Callable[[int, int], None]
 
 
@@ -40,7 +39,7 @@ def generate(config: GenerateConfig, run_dir: Path, report: Report) -> dict[str,
         shutil.copyfile(checkpoint / PREDICTIONS, run_dir / PREDICTIONS)
     keeper = Keeper(run_dir, report)
     answer_rows(config, run_dir / PREDICTIONS, run_dir / ENGINE_LOG, keeper.show)
-    lines = batch.kept_lines(run_dir / PREDICTIONS)
+    lines = files.read_lines(run_dir / PREDICTIONS)
     failed = sum(line["prediction"] is None for line in lines)
     if failed:
         report.warning(
@@ -58,16 +57,20 @@ def generate(config: GenerateConfig, run_dir: Path, report: Report) -> dict[str,
 
 def answer_rows(config: GenerateConfig, output: Path, log: Path, progress: Progress) -> None:
     """Start the engine, unless all rows have their answer already, and answer what is left."""
-    asked = batch.prompts(config)
+    asked = batch.questions(config)
     if not asked:
         raise DatasetInvalid(f"The dataset {config.dataset} has no rows to answer.", "Add rows.")
-    if len(batch.kept_lines(output)) >= len(asked):
+    left = batch.unanswered(asked, output)
+    kept = len(asked) - len(left)
+    progress(kept, len(asked))
+    if not left:
         return
     adapters = {ADAPTER_NAME: config.model.adapter} if isinstance(config.model, AdaptedModel) else {}
     serve = Serve(base_of(config.model), BASE_NAME, HOST, free_port(HOST), adapters, config.options)
-    name = ADAPTER_NAME if adapters else BASE_NAME
-    with running(find_engine(config.engine, config.engine_program), serve, log) as address:
-        batch.answer_all(config, asked, address, name, output, lambda done: progress(done, len(asked)))
+    engine = find_engine(config.engine, config.engine_program)
+    name = newest_name(engine, serve)
+    with running(engine, serve, log) as address:
+        batch.answer(config, left, address, name, output, lambda done: progress(kept + done, len(asked)))
 
 
 class Keeper:
@@ -95,7 +98,7 @@ def plan(config: GenerateConfig) -> dict[str, Any]:
     """The resolved numbers of a run, without generating."""
     return {
         "stage": "generate",
-        "rows": len(batch.prompts(config)),
+        "rows": len(batch.questions(config)),
         "max_new_tokens": config.max_new_tokens,
         "engine": config.engine,
         "concurrency": config.concurrency,

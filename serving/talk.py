@@ -59,10 +59,9 @@ class Talk:
             self._ask(line)
             return
         name, _, rest = line[1:].partition(" ")
-        command = getattr(self, f"_{name}", None) if name in COMMANDS else None
-        if command is None:
+        if name not in COMMANDS:
             raise ValueError(f"There is no command /{name}; /help lists them.")
-        command(rest.strip())
+        getattr(self, f"_{name}")(rest.strip())
 
     def _ask(self, question: str) -> None:
         self.turns.append({"role": "user", "content": question})

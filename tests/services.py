@@ -1,7 +1,9 @@
 """Database, broker and MLflow processes for tests, each private to one session and gone when it ends."""
 
+import contextlib
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -170,10 +172,16 @@ def mlflow() -> Iterator[Mlflow]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nothing listens on at the moment.
+
+    It lies below those that the kernel lends to clients, one of which might take it before a server does.
+    """
+    while True:
+        # Not by `random`, which training seeds alike in every process of a test run.
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def _postgres_binaries() -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from trainers.configs.base import StageDataset
-from trainers.data.conversation import preference_messages, prompt_completions, tools
+from trainers.data.conversation import asked, preference_messages, prompt_completions, tools
 from trainers.data.formats import RowFormat, detect_format
 from trainers.data.jsonl import iter_rows
 from trainers.errors import ConfigInvalid, DatasetInvalid, DatasetNotFound
@@ -71,6 +71,22 @@ def read_pairs(dataset: str | StageDataset, rows: int | None = None) -> Iterator
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), rows):
         yield pairs_of(number, row, path)
+
+
+def read_asked(dataset: str | StageDataset, rows: int | None = None) -> Iterator[Pair]:
+    """What each of the first rows asks at its end, in rows of any format and in those without an answer.
+
+    Raises as `read_pairs` does.
+    """
+    path = dataset_path(dataset)
+    for number, row in islice(read_rows(path), rows):
+        try:
+            yield Pair(number, *asked(row), tools(row))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetInvalid(
+                f"Row {number} of {path} holds nothing to answer: {error}",
+                "Give it `prompt`, `messages`, `question` or another format of a dataset.",
+            ) from error
 
 
 def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[Pair, Pair]]:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from trainers.configs.engines import EngineKind, EngineOptions
 
 LOOK_SECONDS = 2.0
+# Large weights may come over a network.
+START_SECONDS = 1800.0
 # A model may be compiled or warmed up by its first request.
 PROBE_SECONDS = 60.0
 LOAD_SECONDS = 120.0

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 
 from serving.engines import ENGINES, EngineRefused, find_engine
@@ -52,7 +51,7 @@ def prove(options: argparse.Namespace) -> dict[str, Any]:
     """The report of a comparison; raises EngineRefused or ProgramError where none can be made."""
     precision = options.precision or stored_precision(options.base)
     reference = AdaptedModel(base=options.base, adapter=options.adapter) if options.adapter else options.base
-    trained = Trained(reference, torch.bfloat16 if options.half_memory else torch.float32)
+    trained = Trained(reference)
     about = {"engine": options.engine, "precision": precision, "checked_at": files.utc_now()}
     if options.template_sha256 not in (None, trained.template_sha256):
         return about | Report(difference=_other_template(options.template_sha256, trained)).json
@@ -91,7 +90,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--precision", choices=list(TOLERANCES), help="default: that of the base's weights")
     options.add_argument("--template-sha256", help="hash of the template that training has recorded")
     options.add_argument("--dataset", type=Path, help="JSONL whose first prompts are asked too")
-    options.add_argument("--half-memory", action="store_true", help="compute the trained form in bfloat16")
     options.add_argument("--report", type=Path, help="file that receives the report as JSON")
     return options
 

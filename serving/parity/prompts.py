@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.render import read_pairs
+from trainers.render import read_asked
 
 Chat = list[dict[str, Any]]
 
@@ -32,5 +32,4 @@ def chats(dataset: Path | None, rows: int) -> list[Chat]:
     """
     if dataset is None:
         return list(ALWAYS)
-    pairs = [turns[-1] for turns in read_pairs(str(dataset), rows)]
-    return [*ALWAYS, *(pair.prompt for pair in pairs if not pair.tools)]
+    return [*ALWAYS, *(pair.prompt for pair in read_asked(str(dataset), rows) if not pair.tools)]

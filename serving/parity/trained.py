@@ -38,11 +38,11 @@ class Expected:
 
 
 class Trained:
-    """The loaded model on the CPU, where its arithmetic depends on no kernel; fp32 unless told otherwise."""
+    """The loaded model in fp32 on the CPU, where its arithmetic depends on no kernel."""
 
-    def __init__(self, reference: Reference, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, reference: Reference) -> None:
         self.tokenizer: Any = load_tokenizer(reference)
-        self.model: Any = load_model(reference, dtype).eval()
+        self.model: Any = load_model(reference, torch.float32).eval()
 
     @property
     def template_sha256(self) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,10 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+
+from tests.services import free_port
+
+from .stand_in import StandIn
 
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -77,13 +80,6 @@ def wait_for(condition: Any, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
@@ -149,6 +145,14 @@ def gateway_over(routes: list[dict[str, str]], folder: Path) -> Iterator[Server]
     file.write_text(json.dumps(routes))
     with serving(file.with_suffix(".log"), "serving.gateway", "--routes", str(file)) as server:
         yield server.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[StandIn]:
+    """An engine whose timing and faults are chosen by the name of the model; it counts for one file."""
+    engine = StandIn()
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="session")

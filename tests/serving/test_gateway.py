@@ -25,13 +25,6 @@ FAULTS = ["busy", "flaky", "dead", "thinking", "endless", "cut", "undone", "slow
 
 
 @pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    engine = StandIn()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
 def front(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     routes = [{"name": name, "base_url": stand_in.url} for name in FAULTS]
     routes += [{"name": "other-name", "base_url": stand_in.url, "upstream_model": "slow"}]

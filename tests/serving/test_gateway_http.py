@@ -19,13 +19,6 @@ MODELS = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    engine = StandIn()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
 def front(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     routes = [{"name": name, "base_url": stand_in.url} for name in ("slow", "plain", "flood", "endless")]
     with gateway_over(routes, tmp_path_factory.mktemp("front")) as server:

@@ -5,7 +5,6 @@ import os
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,12 @@ import pytest
 
 from serving.gateway.errors import InvalidRequest
 from serving.gateway.plan import Limits, read
+from tests.services import free_port
 
-from .conftest import free_port, serving, wait_for
+from .conftest import serving, wait_for
 from .stand_in import StandIn
 
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    engine = StandIn()
-    yield engine
-    engine.close()
 
 
 def started(routes: list[dict[str, Any]], folder: Path, *arguments: str) -> Any:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from serving.engines import Serve, find_engine
+from tests.services import free_port
 
-from .conftest import BASE_SAYS, ENVIRONMENT, Server, free_port, one_engine, serving, wait_for
+from .conftest import BASE_SAYS, ENVIRONMENT, Server, one_engine, serving, wait_for
 
 LONG = {"model": "base", "prompt": "하나", "max_tokens": 8000, "ignore_eos": True, "temperature": 0}
 

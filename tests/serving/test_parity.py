@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from serving.engines import find_engine
 from serving.parity import witness
 from serving.parity.__main__ import main, parser, prove
+from serving.parity.prompts import ALWAYS
 
 from .conftest import ENVIRONMENT, Server, serving
 from .make_tiny import BETA_TEMPLATE, TEMPLATE
@@ -146,6 +147,15 @@ def test_prompts_of_the_training_data_are_asked_too(doctored: Server, tiny: Path
     plain = parity(doctored, "alpha", tiny / "base", tiny / "alpha")
     report = parity(doctored, "alpha", tiny / "base", tiny / "alpha", "--dataset", str(rows))
     assert (report["passed"], report["chats"]) == (True, plain["chats"] + 4)
+
+
+def test_prompts_of_preference_pairs_are_asked_as_dpo_was_trained_on_them(
+    doctored: Server, tiny: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(json.dumps({"prompt": "count", "chosen": "x", "rejected": "y"}) + "\n")
+    report = parity(doctored, "alpha", tiny / "base", tiny / "alpha", "--dataset", str(rows))
+    assert (report["passed"], report["chats"]) == (True, len(ALWAYS) + 1)
 
 
 def test_the_program_writes_its_report_and_says_so_by_its_status(

@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving.child import newest_name
+from serving.engines import Serve, find_engine
 from serving.talk import Talk
 
 from .conftest import ENVIRONMENT, Server, wait_for
@@ -94,11 +97,30 @@ def test_a_batch_goes_on_where_it_was_stopped(tiny: Path, tmp_path: Path) -> Non
     assert [line["row"] for line in lines(output)] == list(range(1, 61))
 
 
+def test_an_output_of_other_rows_is_not_continued(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    kept = {"row": 1, "prompt": [{"role": "user", "content": "another question"}], "prediction": "x"}
+    output.write_text(json.dumps(kept) + "\n")
+    source = rows(tmp_path / "rows.jsonl", ["count", "hello"])
+    done = serve("--model", tiny / "base", "--input", source, "--output", output)
+    assert done.returncode == 1
+    assert "holds an answer to row 1 of another batch" in done.stderr
+    assert lines(output) == [kept]
+
+
+def test_the_newest_adapter_is_asked_by_the_name_that_its_engine_knows() -> None:
+    served = Serve("m", "base", "127.0.0.1", 1, {"one": "/1", "two": "/2"})
+    assert newest_name(find_engine("hf"), served) == "two"
+    assert newest_name(find_engine("sglang"), served) == "base:two"
+    assert newest_name(find_engine("sglang"), replace(served, adapters={})) == "base"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--model", "/nowhere", "--interactive"], "does not exist"),
         (["--model", "/nowhere", "--input", "rows.jsonl"], "needs --input and --output"),
+        (["--model", "m", "--program", "/no/engine", "--interactive"], "/no/engine: No such file"),
         (["--model", "/nowhere", "--input", "/no/rows", "--output", "out"], "/no/rows does not exist"),
     ],
 )

@@ -19,9 +19,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serving.engines import EngineRefused, find_engine
+from tests.services import free_port
 from workers import process
 
-from .conftest import BASE_SAYS, ENVIRONMENT, Server, free_port, gateway_over, serving, wait_for
+from .conftest import BASE_SAYS, ENVIRONMENT, Server, gateway_over, serving, wait_for
 
 PROGRAM = json.loads(os.environ.get("TUNESMITH_ENGINE_PROGRAMS", "{}")).get("vllm", ["vllm", "serve"])
 START_SECONDS = 600.0

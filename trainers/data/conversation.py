@@ -9,7 +9,15 @@ import json
 import re
 from typing import Any
 
-from trainers.data.formats import FLAT_FIELDS, SHAREGPT_ROLES, Message, Row, RowFormat, is_openai_preference
+from trainers.data.formats import (
+    FLAT_FIELDS,
+    SHAREGPT_ROLES,
+    Message,
+    Row,
+    RowFormat,
+    detect_format,
+    is_openai_preference,
+)
 from trainers.data.llama import from_llama
 
 
@@ -33,6 +41,26 @@ def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Messa
     if not turns:
         raise ValueError("The row needs an assistant turn after a user turn: it holds nothing to train on.")
     return [(clean[:turn], [clean[turn]]) for turn in turns]
+
+
+def asked(row: Row) -> tuple[list[Message], list[Message]]:
+    """What a row of any format asks at its end, and the answer that it holds: none in a row that only asks.
+
+    Of a preference row it is the chosen answer. Raises ValueError for a row that asks nothing.
+    """
+    row_format = detect_format(row)
+    if row_format is RowFormat.preference:
+        prompt, chosen, _ = preference_messages(row)
+        return prompt, chosen
+    if row_format is not None and as_messages(row, row_format)[-1]["role"] == "assistant":
+        return prompt_completions(row, row_format)[-1]
+    if row_format is not None:
+        return as_messages(row, row_format), []
+    for flat in (RowFormat.alpaca, RowFormat.question_answer):
+        question, answer = FLAT_FIELDS[flat]
+        if question in row:
+            return _from_flat({**row, answer: ""}, flat)[:-1], []
+    return prompt_of(row), []
 
 
 def as_messages(row: Row, row_format: RowFormat) -> list[Message]:

@@ -13,7 +13,9 @@ from typing import Any
 from app.errors import RunErrorCode
 from app.settings import is_private
 from app.tables import Deployment
+from serving.child import last_words
 from serving.engines import Serve, find_engine
+from serving.engines.engine import START_SECONDS
 from trainers.configs import EngineOptions, Queue
 from workers import process
 from workers.engines.health import Health
@@ -25,12 +27,10 @@ from workers.process import Child
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
-START_SECONDS = 1800.0
 # An engine that dies again and again is given up, since each restart costs a model load, unless it was well
 # for so long in between.
 MAX_RESTARTS = 10
 WELL_SECONDS = 3600.0
-LOG_TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True)
@@ -254,10 +254,7 @@ class Keeper:
         return self.folder / "log.txt"
 
     def _last_words(self) -> str:
-        with self._log.open("rb") as file:
-            file.seek(max(0, self._log.stat().st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "it printed nothing"
+        return last_words(self._log, lines=1)
 
 
 def key_of(deployment: Deployment) -> str:

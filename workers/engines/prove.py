@@ -12,6 +12,7 @@ from app.artifacts import ArtifactCorrupt
 from app.db import reading
 from app.settings import Settings
 from app.tables import Dataset, Deployment, Model, Run
+from serving.child import last_words
 from serving.engines import Engine
 from serving.parity import witness
 from trainers.configs import EngineOptions, Queue, StageKind
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 PROOF_SECONDS = 1800.0
-LAST_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def _carry_out(command: list[str], log: Path, lease: Lease, look: Callable[[], N
 
 
 def _untold(status: int, log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return (
         f"It could not be told whether the engine serves what was trained; the comparison ended with status "
-        f"{status}: " + (" ".join(lines[-LAST_LINES:]) or "it printed nothing.")
+        f"{status}: {last_words(log)}"
     )

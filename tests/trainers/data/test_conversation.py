@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from trainers.data.conversation import as_messages, preference_messages, prompt_completions, tools
+from trainers.data.conversation import as_messages, asked, preference_messages, prompt_completions, tools
 from trainers.data.formats import RowFormat
 
 
@@ -172,3 +172,37 @@ def test_tools_are_found_wherever_a_format_puts_them():
     assert tools({"tools": '[{"type": "function", "function": {"name": "add"}}]'}) == offered
     assert tools({"input": {"messages": [], "tools": offered}}) == offered
     assert tools({"messages": []}) is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2 + 2?"},
+        {"question": "2 + 2?"},
+        {"instruction": "2 + 2?"},
+        {"messages": [{"role": "user", "content": "2 + 2?"}]},
+        {"conversations": [{"from": "human", "value": "2 + 2?"}]},
+    ],
+)
+def test_a_row_may_ask_without_an_answer(row):
+    assert asked(row) == ([{"role": "user", "content": "2 + 2?"}], [])
+
+
+def test_an_input_and_a_system_message_belong_to_what_is_asked():
+    row = {"system": "Be brief.", "instruction": "Add:", "input": "2 + 2"}
+    assert asked(row)[0] == [system("Be brief."), user("Add:\n\n2 + 2")]
+
+
+def test_what_a_row_asks_goes_up_to_its_last_answer():
+    row = {"prompt": "2 + 2?", "completion": "4", "extra": 1}
+    assert asked(row) == ([{"role": "user", "content": "2 + 2?"}], [{"role": "assistant", "content": "4"}])
+
+
+def test_of_two_answers_the_chosen_one_counts():
+    row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+    assert asked(row)[1] == [{"role": "assistant", "content": "4"}]
+
+
+def test_a_row_that_asks_nothing_is_refused():
+    with pytest.raises(ValueError, match="prompt"):
+        asked({"weather": "fine"})
