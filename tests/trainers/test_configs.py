@@ -101,5 +101,12 @@ def test_a_resume_that_cannot_be_exact_says_why(
     assert all(part in told for part, told in zip(reasons, found.reasons, strict=True))
 
 
+def test_answers_after_a_stop_are_rounded_in_other_batches() -> None:
+    found = resuming("generate", Queue.cpu, {})
+    assert found is not None
+    assert found.exactness == "approximate"
+    assert "batches" in found.reasons[0]
+
+
 def test_a_stage_without_checkpoints_is_not_resumed() -> None:
     assert resuming("evaluate", Queue.cpu, {}) is None

@@ -1,4 +1,4 @@
-"""Whether a training run that was stopped goes on exactly as it would have gone, and if not, why."""
+"""Whether a run that was stopped goes on exactly as it would have gone, and if not, why."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -10,7 +10,7 @@ from trainers.configs.base import Config, Queue
 from trainers.configs.grpo import Generation
 
 # Stages without checkpoints begin again from the start.
-RESUMABLE = {"sft", "dpo", "grpo"}
+RESUMABLE = {"sft", "dpo", "grpo", "generate"}
 
 OF_DEVICES = {
     Queue.cuda: (
@@ -22,6 +22,11 @@ OF_DEVICES = {
 OF_VLLM = (
     "vLLM samples the answers from a random state of its own, which no checkpoint can hold: after a stop the "
     "model sees other answers to the same prompts."
+)
+
+OF_BATCHES = (
+    "Answers that are there stay, but the rows after them meet other rows in the engine's batches, where "
+    "sums are rounded otherwise."
 )
 
 
@@ -45,6 +50,8 @@ def resuming(stage: str, queue: Queue, config: Mapping[str, Any]) -> Resuming | 
     """How a run of this config goes on; None for a stage that begins again instead."""
     if stage not in RESUMABLE:
         return None
+    if stage == "generate":
+        return because([OF_BATCHES])
     reasons = [OF_DEVICES[queue]] if queue in OF_DEVICES else []
     if config.get("generation", Generation.transformers) != Generation.transformers:
         reasons.append(OF_VLLM)
