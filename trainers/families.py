@@ -40,94 +40,85 @@ class Family:
 
 # Tools change the form of a conversation, and to leave them out in silence would be worse than to refuse.
 _NO_TOOLS = "{%- if tools %}{{ raise_exception('this chat template knows no tools') }}{%- endif %}"
-# A system message becomes the beginning of the first user turn.
-_FOLD = (
-    "{%- if messages[0]['role'] == 'system' %}"
-    "{%- set system = messages[0]['content'] + '\n\n' %}{%- set turns = messages[1:] %}"
-    "{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}"
-)
-_CHECK_TURNS = (
-    "{%- if message['role'] != ('user' if loop.index0 is even else 'assistant') %}"
-    "{{ raise_exception('user and assistant must take turns, after at most one system message') }}"
-    "{%- endif %}"
-)
+_BOS = "{{ bos_token }}"
 
 
-def _turns(opening: str, closing: str) -> str:
-    """Every message as a turn of its own, between marks in which ROLE stands for the role."""
-    before = "'" + opening.replace("ROLE", "' + message['role'] + '") + "'"
+def _own_turns(opening: str, closing: str, before: str = "", after: str = "") -> str:
+    """Every message is a turn between these marks, in which ROLE stands for the role."""
+    opened = opening.replace("ROLE", "' + message['role'] + '")
+    turn = "{{ message['content'] + '" + closing + "' }}"
     return (
-        "{%- for message in messages %}{{ " + before + " }}"
-        "{%- if message['role'] == 'assistant' %}{%- generation %}{{ message['content'] }}{{ '"
-        + closing
-        + "' }}"
-        "{%- endgeneration %}{%- else %}{{ message['content'] }}{{ '" + closing + "' }}{%- endif %}"
+        f"{_NO_TOOLS}{before}{{%- for message in messages %}}{{{{ '{opened}' }}}}"
+        f"{{%- if message['role'] == 'assistant' %}}{{%- generation %}}{turn}{{%- endgeneration %}}"
+        f"{{%- else %}}{turn}{{%- endif %}}{{{{ '{after}' }}}}{{%- endfor %}}"
+        f"{{%- if add_generation_prompt %}}{{{{ '{opening.replace('ROLE', 'assistant')}' }}}}{{%- endif %}}"
     )
 
 
-_PROMPT = "{%- if add_generation_prompt %}{{ 'OPENING' }}{%- endif %}"
+def _in_user_turns(
+    user: tuple[str, str], answered: str, answer: tuple[str, str], after: str = "", prompt: str = ""
+) -> str:
+    """User and assistant take turns between their marks; a system message begins the first user turn.
+
+    `answered` stands before an answer and is not learned, `prompt` at the end of what is to be answered.
+    """
+    return (
+        _NO_TOOLS + _BOS + "{%- if messages[0]['role'] == 'system' %}"
+        "{%- set system = messages[0]['content'] + '\n\n' %}{%- set turns = messages[1:] %}"
+        "{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}"
+        "{%- for message in turns %}"
+        "{%- if message['role'] != ('user' if loop.index0 is even else 'assistant') %}"
+        "{{ raise_exception('user and assistant must take turns, after at most one system message') }}"
+        "{%- endif %}"
+        "{%- if message['role'] == 'user' %}"
+        f"{{{{ '{user[0]}' + (system if loop.first else '') + message['content'] + '{user[1]}' }}}}"
+        f"{{%- else %}}{{{{ '{answered}' }}}}{{%- generation %}}"
+        f"{{{{ '{answer[0]}' + message['content'] + '{answer[1]}' }}}}{{%- endgeneration %}}{{%- endif %}}"
+        f"{{{{ '{after}' }}}}{{%- endfor %}}"
+        f"{{%- if add_generation_prompt %}}{{{{ '{prompt}' }}}}{{%- endif %}}"
+    )
+
 
 QWEN = Family(
     name="qwen",
     model_types=frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}),
     marks=("<|im_end|>", "<|im_start|>"),
     system=SystemTurn.own_turn,
-    template=_NO_TOOLS
-    + _turns("<|im_start|>ROLE\n", "<|im_end|>")
-    + "{{ '\n' }}{%- endfor %}"
-    + _PROMPT.replace("OPENING", "<|im_start|>assistant\n"),
+    template=_own_turns("<|im_start|>ROLE\n", "<|im_end|>", after="\n"),
 )
 LLAMA = Family(
     name="llama",
     model_types=frozenset({"llama"}),
     marks=("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
     system=SystemTurn.own_turn,
-    template=_NO_TOOLS
-    + "{{ bos_token }}"
-    + _turns("<|start_header_id|>ROLE<|end_header_id|>\n\n", "<|eot_id|>")
-    + "{%- endfor %}"
-    + _PROMPT.replace("OPENING", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    template=_own_turns("<|start_header_id|>ROLE<|end_header_id|>\n\n", "<|eot_id|>", before=_BOS),
 )
 PHI = Family(
     name="phi",
     model_types=frozenset({"phi3"}),
     marks=("<|end|>", "<|user|>", "<|assistant|>"),
     system=SystemTurn.own_turn,
-    template=_NO_TOOLS
-    + _turns("<|ROLE|>\n", "<|end|>")
-    + "{{ '\n' }}{%- endfor %}"
-    + _PROMPT.replace("OPENING", "<|assistant|>\n"),
+    template=_own_turns("<|ROLE|>\n", "<|end|>", after="\n"),
 )
 MISTRAL = Family(
     name="mistral",
     model_types=frozenset({"mistral", "mixtral"}),
     marks=("</s>", "[INST]", "[/INST]"),
     system=SystemTurn.in_user_turn,
-    template=_NO_TOOLS
-    + "{{ bos_token }}"
-    + _FOLD
-    + "{%- for message in turns %}"
-    + _CHECK_TURNS
-    + "{%- if message['role'] == 'user' %}"
-    "{{ '[INST] ' + (system if loop.first else '') + message['content'] + '[/INST]' }}"
-    "{%- else %}{%- generation %}{{ ' ' + message['content'] }}{{ '</s>' }}{%- endgeneration %}{%- endif %}"
-    "{%- endfor %}",
+    template=_in_user_turns(("[INST] ", "[/INST]"), "", (" ", "</s>")),
 )
 GEMMA = Family(
     name="gemma",
     model_types=frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"}),
     marks=("<end_of_turn>", "<start_of_turn>"),
     system=SystemTurn.in_user_turn,
-    template=_NO_TOOLS
-    + "{{ bos_token }}"
-    + _FOLD
-    + "{%- for message in turns %}"
-    + _CHECK_TURNS
-    + "{%- if message['role'] == 'user' %}"
-    "{{ '<start_of_turn>user\n' + (system if loop.first else '') + message['content'] + '<end_of_turn>' }}"
-    "{%- else %}{{ '<start_of_turn>model\n' }}"
-    "{%- generation %}{{ message['content'] }}{{ '<end_of_turn>' }}{%- endgeneration %}{%- endif %}"
-    "{{ '\n' }}{%- endfor %}" + _PROMPT.replace("OPENING", "<start_of_turn>model\n"),
+    template=_in_user_turns(
+        ("<start_of_turn>user\n", "<end_of_turn>"),
+        "<start_of_turn>model\n",
+        ("", "<end_of_turn>"),
+        after="\n",
+        prompt="<start_of_turn>model\n",
+    ),
 )
 FAMILIES = (QWEN, LLAMA, MISTRAL, PHI, GEMMA)
 
