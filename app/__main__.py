@@ -16,12 +16,14 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from app import logs, migrate
-from app.auth import CREATE_A_KEY, any_live_key, is_loopback
+from app.auth import CREATE_A_KEY, any_live_key
 from app.db import get_engine, reading, transaction
 from app.keys import service as keys
+from app.keys.schemas import KeyLimits
 from app.server import serve
 from app.settings import get_settings
 from app.tables import ApiKey, Scope
+from serving.gateway.loopback import is_loopback
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -70,6 +72,8 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     create = commands.add_parser("create", help="make a key and print it, this once")
     create.add_argument("--name", required=True)
     create.add_argument("--scope", type=Scope, action="append", required=True, help=", ".join(Scope))
+    create.add_argument("--requests-per-minute", type=int, help="most requests to models; default: no limit")
+    create.add_argument("--concurrent-requests", type=int, help="most of them at once; default: no limit")
     create.set_defaults(run=_create_key)
     commands.add_parser("list", help="list the keys").set_defaults(run=_list_keys)
     revoke = commands.add_parser("revoke", help="make a key useless at once")
@@ -96,9 +100,15 @@ def _migrate(options: argparse.Namespace) -> None:
 
 
 def _create_key(options: argparse.Namespace) -> None:
+    asked = {name: getattr(options, name) for name in KeyLimits.model_fields}
+    try:
+        limits = KeyLimits(**asked).model_dump()
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        sys.exit(f"--{str(fault['loc'][0]).replace('_', '-')} {fault['input']}: {fault['msg']}.")
     _prepare_database()
     with transaction() as session:
-        key, secret = keys.create(session, options.name, options.scope)
+        key, secret = keys.create(session, options.name, options.scope, limits)
     print(f"{key.id} with {', '.join(key.scopes)}. The key is shown only now:", file=sys.stderr)
     print(secret)
 
@@ -152,7 +162,10 @@ def _has_key() -> bool:
 
 
 def _line(key: ApiKey) -> str:
-    state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else ", ".join(key.scopes)
+    limits = [
+        f"{most} {name.replace('_', ' ')}" for name in KeyLimits.model_fields if (most := getattr(key, name))
+    ]
+    state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else ", ".join([*key.scopes, *limits])
     return f"{key.id}  {key.hint}…  {key.name}  {state}"
 
 

@@ -1,12 +1,10 @@
 """Who may do what: API keys with scopes, and the rule for a service that has no key yet.
 
-Without any live key the service is open, but only to this machine: the client's address and the Host
-header must both be loopback. The address keeps out the network even if the last key of a public service
-is revoked; the header keeps out web pages that rebind their own name to 127.0.0.1.
+Without any live key the service is open, but only to this machine, even if the last key of a public service
+is revoked.
 """
 
 import hashlib
-import ipaddress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +16,7 @@ from sqlmodel import Session, col
 from app.db import database_now, reading, transaction
 from app.errors import Forbidden, Unauthorized
 from app.tables import ApiKey, Scope
+from serving.gateway.loopback import from_here
 
 USED_EVERY_SECONDS = 60
 CREATE_A_KEY = "Create one with `python -m app keys create --name me --scope admin`."
@@ -32,6 +31,8 @@ class Caller:
 
     key_id: str
     scopes: frozenset[str]
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
 
     def require(self, scope: Scope) -> None:
         """Raises Forbidden when the caller lacks the scope."""
@@ -81,11 +82,11 @@ def identify(token: str | None, host: str, client: str) -> Caller:
         key, unmarked = found
         if unmarked:
             _mark_used(key.id)
-        return Caller(key.id, frozenset(key.scopes))
+        return Caller(key.id, frozenset(key.scopes), key.requests_per_minute, key.concurrent_requests)
     if not is_open:
         what = "This API key is unknown or revoked." if token else "This service needs an API key."
         raise Unauthorized(what, hint="Send `Authorization: Bearer ts_…`. " + CREATE_A_KEY)
-    if not (is_loopback(_host_name(host)) and is_loopback(client)):
+    if not from_here(host, client):
         raise Forbidden(
             f"No API key exists yet, so only this machine is served, under a loopback name; not {host!r}.",
             hint=CREATE_A_KEY,
@@ -101,16 +102,6 @@ def any_live_key(session: Session) -> bool:
 def hash_key(key: str) -> str:
     """What is stored of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _find(session: Session, token: str) -> tuple[ApiKey, bool] | None:
@@ -129,10 +120,3 @@ def _mark_used(key_id: str) -> None:
         session.execute(
             statement.values(last_used_at=database_now()).execution_options(synchronize_session=False)
         )
-
-
-def _host_name(header: str) -> str:
-    """The name in a Host header, without its port and without the brackets of an IPv6 address."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]

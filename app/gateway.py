@@ -21,8 +21,9 @@ from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus, Scope
 from serving.gateway.asgi import AsgiGateway
 from serving.gateway.errors import EngineUnavailable, Forbidden, InvalidApiKey
-from serving.gateway.gateway import Caller, Gateway, Sender
+from serving.gateway.gateway import Gateway, Sender
 from serving.gateway.openapi import components, paths
+from serving.gateway.rate_limits import Caller
 from serving.gateway.routes import CachedRoutes, Route, Target
 
 WAKE_LOOK_SECONDS = 0.3
@@ -63,7 +64,7 @@ async def authorize(sender: Sender) -> Caller:
         raise InvalidApiKey(_whole(error)) from error
     except AppError as error:
         raise Forbidden(_whole(error)) from error
-    return Caller(caller.key_id)
+    return Caller(caller.key_id, caller.requests_per_minute, caller.concurrent_requests)
 
 
 class SqlRoutes(CachedRoutes):

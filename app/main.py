@@ -81,7 +81,7 @@ def _api() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
     for nouns in (datasets, jobs, runs, models, presets, deployments, aliases, workers):
         api.include_router(nouns.router, dependencies=[Depends(require_by_method)])
-    for asked_by_others in (deployments.gateways, routes.router, keys.router):
+    for asked_by_others in (deployments.gateways, routes.router, keys.own, keys.router):
         api.include_router(asked_by_others)
     return api
 

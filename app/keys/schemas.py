@@ -13,10 +13,21 @@ KeyName = Annotated[
 ]
 
 
-class NewKey(BaseModel):
-    """A key to be made."""
+class KeyLimits(BaseModel):
+    """What a key may ask of models; null is no limit."""
 
     model_config = ConfigDict(extra="forbid")
+
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=1_000_000, description="A key that has rested may send a minute's requests at once."
+    )
+    concurrent_requests: int | None = Field(
+        None, ge=1, le=100_000, description="Requests that may be under way together, streams included."
+    )
+
+
+class NewKey(KeyLimits):
+    """A key to be made."""
 
     name: KeyName = Field(description="What the key is for.")
     scopes: list[Scope] = Field(min_length=1, description="What it allows; `admin` allows everything.")
@@ -31,6 +42,8 @@ class KeyView(BaseModel):
     name: str
     hint: str = Field(description="The key's first characters.")
     scopes: list[Scope]
+    requests_per_minute: int | None
+    concurrent_requests: int | None
     created_at: datetime
     last_used_at: datetime | None = Field(description="Noted at most once a minute.")
     revoked_at: datetime | None
@@ -40,3 +53,12 @@ class CreatedKey(KeyView):
     """A key with its secret, which is shown this once."""
 
     key: str
+
+
+class CallerView(BaseModel):
+    """Whoever asks."""
+
+    key_id: str = Field(description="Empty while the service has no key and serves this machine alone.")
+    scopes: list[Scope]
+    requests_per_minute: int | None
+    concurrent_requests: int | None

@@ -1,7 +1,7 @@
 """Making, listing and revoking API keys."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import select, update
 from sqlmodel import Session, col
@@ -13,6 +13,9 @@ from app.paging import PageQuery, newest_first
 from app.tables import ApiKey, Scope
 
 HINT_CHARACTERS = 7
+
+# Names of `KeyLimits` and what they are set to.
+Limits = Mapping[str, int | None]
 
 
 class FirstKeyMustBeAdmin(Conflict):
@@ -27,7 +30,9 @@ class KeyNotFound(NotFound):
     code = "key_not_found"
 
 
-def create(session: Session, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey, str]:
+def create(
+    session: Session, name: str, scopes: Iterable[Scope], limits: Limits | None = None
+) -> tuple[ApiKey, str]:
     """Make a key and answer it with its secret, of which only the hash is kept."""
     secret = f"ts_{secrets.token_urlsafe(32)}"
     key = ApiKey(
@@ -36,19 +41,22 @@ def create(session: Session, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey
         hint=secret[:HINT_CHARACTERS],
         scopes=[*dict.fromkeys(map(str, scopes))],
     )
+    _set(key, limits or {})
     session.add(key)
     session.flush()
     return key, secret
 
 
-def create_over_http(session: Session, name: str, scopes: Sequence[Scope]) -> tuple[ApiKey, str]:
+def create_over_http(
+    session: Session, name: str, scopes: Sequence[Scope], limits: Limits
+) -> tuple[ApiKey, str]:
     """Make a key; raises FirstKeyMustBeAdmin when it would lock everyone out of making another."""
     if Scope.admin not in scopes and not any_live_key(session):
         raise FirstKeyMustBeAdmin(
             "The first key needs the scope admin: from then on nobody could make another key here.",
             hint='Send `"scopes": ["admin"]` first, then make the others with that key.',
         )
-    return create(session, name, scopes)
+    return create(session, name, scopes, limits)
 
 
 def listed(session: Session, paging: PageQuery) -> tuple[Sequence[ApiKey], str | None]:
@@ -69,6 +77,22 @@ def revoke(session: Session, key_id: str) -> ApiKey:
         .values(revoked_at=database_now())
         .execution_options(synchronize_session=False)
     )
+    return _get(session, key_id)
+
+
+def limit(session: Session, key_id: str, limits: Limits) -> ApiKey:
+    """Change the limits that are given, from the next second on."""
+    key = _get(session, key_id)
+    _set(key, limits)
+    return key
+
+
+def _set(key: ApiKey, limits: Limits) -> None:
+    for name, most in limits.items():
+        setattr(key, name, most)
+
+
+def _get(session: Session, key_id: str) -> ApiKey:
     key = session.get(ApiKey, key_id)
     if key is None:
         raise KeyNotFound(f"There is no API key {key_id}.", hint="List them with `GET /api/v1/keys`.")

@@ -27,6 +27,8 @@ class ApiKey(SQLModel, table=True):
     sha256: str = Field(unique=True)
     hint: str = Field(description="The key's first characters, to recognise it by.")
     scopes: list[str] = Field(default_factory=list, sa_type=Json)
+    requests_per_minute: int | None = Field(default=None, description="Requests to models; None is no limit.")
+    concurrent_requests: int | None = None
     created_at: datetime = time_field(default_now=True)
     last_used_at: datetime | None = time_field()
     revoked_at: datetime | None = time_field()

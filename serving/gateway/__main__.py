@@ -3,14 +3,14 @@
     python -m serving.gateway --routes routes.json --port 8000
     python -m serving.gateway --api http://127.0.0.1:8080 --api-key-env TUNESMITH_KEY --port 8000
 
-Without `--client-key-env` every client is let in, and so only a loopback address is served.
+With `--api` the service's own keys let clients in, with the limits that they have there. Over a routes file
+without `--client-key-env` every client is let in, and so only a loopback address is served.
 """
 
 import argparse
 import asyncio
 import gc
 import hmac
-import ipaddress
 import logging
 import os
 import socket
@@ -21,10 +21,13 @@ import uvloop
 from prometheus_client import PROCESS_COLLECTOR, REGISTRY
 
 from serving.gateway.access_log import AccessLog
+from serving.gateway.api_keys import ApiKeys
 from serving.gateway.api_routes import ApiRoutes
 from serving.gateway.errors import InvalidApiKey
-from serving.gateway.gateway import Authorize, Caller, Gateway, Sender, allow_all
+from serving.gateway.gateway import Authorize, Gateway, Sender, allow_all
+from serving.gateway.loopback import is_loopback
 from serving.gateway.plan import Limits
+from serving.gateway.rate_limits import Caller, RateLimits
 from serving.gateway.routes import RouteTable, StaticRoutes
 from serving.gateway.server import Server, listen, stop_on_signals
 from serving.gateway.workers import SHARE_SECONDS, SharedCounts, Workers
@@ -34,11 +37,13 @@ def main(arguments: list[str]) -> None:
     """Serve until a signal comes."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if not options.client_key_env and not loopback(options.host):
+    if options.routes and not options.client_key_env and not is_loopback(options.host):
         sys.exit(f"--host {options.host} is open to others; set --client-key-env, or serve 127.0.0.1.")
-    table = routes(options)
-    authorize = one_key(secret(options.client_key_env)) if options.client_key_env else allow_all
+    table, authorize = routes(options), callers(options)
     limits = Limits(options.most_choices, options.most_prompts, options.most_tokens)
+    # Made before the processes are forked, which share it.
+    rate_limits = RateLimits(options.workers)
+    log = AccessLog(sys.stdout.fileno())
     try:
         # Held without listening, so that a port in use is told at once and port 0 is the same for all.
         held = listen(options.host, options.port, shared=options.workers > 1)
@@ -47,32 +52,27 @@ def main(arguments: list[str]) -> None:
     port = held.getsockname()[1]
     print(f"The gateway serves http://{options.host}:{port}/v1", file=sys.stderr, flush=True)
     if options.workers == 1:
-        uvloop.run(serve(table, authorize, limits, held))
+        uvloop.run(serve(Gateway(table, authorize, limits, log, rate_limits), held))
         return
 
     def work(shared: SharedCounts) -> None:
         REGISTRY.unregister(PROCESS_COLLECTOR)
-        uvloop.run(serve(table, authorize, limits, listen(options.host, port, shared=True), shared))
+        rate_limits.count_as(shared.index)
+        gateway = Gateway(table, authorize, limits, log, rate_limits)
+        uvloop.run(serve(gateway, listen(options.host, port, shared=True), shared))
 
     Workers(options.workers, work).run()
 
 
-async def serve(
-    table: RouteTable,
-    authorize: Authorize,
-    limits: Limits,
-    listener: socket.socket,
-    shared: SharedCounts | None = None,
-) -> None:
+async def serve(gateway: Gateway, listener: socket.socket, shared: SharedCounts | None = None) -> None:
     """One process of the gateway."""
     # What is loaded by now stays for good, and looking through it again and again would cost time.
     gc.freeze()
-    log = AccessLog(sys.stdout.fileno())
     stop = stop_on_signals()
     if shared is not None:
         asyncio.get_running_loop().add_reader(shared.parent, stop.set)
         sharing = asyncio.create_task(keep_shared(shared))
-    await Server(Gateway(table, authorize, limits, log)).serve(listener, stop)
+    await Server(gateway).serve(listener, stop)
     if shared is not None:
         asyncio.get_running_loop().remove_reader(shared.parent)
         sharing.cancel()
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--api", help="address of a service whose deployments are served")
     options.add_argument("--api-key-env", help="environment variable with the key for --api")
-    options.add_argument("--client-key-env", help="environment variable with the key that clients must send")
+    options.add_argument("--client-key-env", help="environment variable with a key for all clients")
     options.add_argument("--workers", type=positive, default=1, help="processes, one for each core to use")
     options.add_argument("--most-choices", type=positive, default=Limits.most_choices, help="largest n")
     options.add_argument("--most-prompts", type=positive, default=Limits.most_prompts)
@@ -125,6 +125,13 @@ def routes(options: argparse.Namespace) -> RouteTable:
         sys.exit(f"--routes: {fault}")
 
 
+def callers(options: argparse.Namespace) -> Authorize:
+    """Who is let in."""
+    if options.client_key_env:
+        return one_key(secret(options.client_key_env))
+    return ApiKeys(options.api) if options.api else allow_all
+
+
 def secret(name: str) -> str:
     """The value of an environment variable that must not be empty."""
     value = os.environ.get(name)
@@ -143,14 +150,6 @@ def one_key(expected: str) -> Authorize:
         return Caller("client")
 
     return authorize
-
-
-def loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

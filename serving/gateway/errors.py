@@ -123,6 +123,24 @@ class ModelNotFound(ApiError):
         super().__init__(f"The model {name!r} does not exist. Served now: {listed or 'none'}.", "model")
 
 
+class RateLimitExceeded(ApiError):
+    """The key has sent as many requests as it may for now."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyAtOnce(RateLimitExceeded):
+    """The key has as many requests under way as it may."""
+
+    code = "concurrency_limit_exceeded"
+
+
 class EngineUnavailable(ApiError):
     """The engine cannot take the request now, but may a moment later."""
 
@@ -141,6 +159,14 @@ class EngineDisconnected(ApiError):
     status = 502
     type = "server_error"
     code = "engine_disconnected"
+
+
+class AnswerTooLarge(ApiError):
+    """The engine's answer is more than the gateway holds."""
+
+    status = 502
+    type = "server_error"
+    code = "answer_too_large"
 
 
 class EngineTimeout(ApiError):

@@ -13,8 +13,8 @@ from serving.gateway.metrics import COUNTS
 NO_ROUTE = "none"
 CLIENT_LEFT = 499
 SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
-COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d+)')
+COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
 USAGE = re.compile(rb'"usage"\s*:\s*\{')
 
 SETTLE_SECONDS = 0.2
@@ -44,6 +44,7 @@ class Exchange:
         "end_of_answer",
         "first_byte_seconds",
         "key_id",
+        "leave",
         "ledger",
         "method",
         "model",
@@ -62,6 +63,7 @@ class Exchange:
         self.ledger = ledger
         self.model = NO_ROUTE
         self.key_id = ""
+        self.leave: Callable[[], None] | None = None
         self.status = CLIENT_LEFT
         self.first_byte_seconds: float | None = None
         self.end_of_answer = b""
@@ -74,7 +76,9 @@ class Exchange:
         self.first_byte_seconds = time.perf_counter() - self.begun
 
     def ended(self) -> None:
-        """Have the request counted and logged."""
+        """Have the request counted and logged, and give its place among the key's requests back."""
+        if self.leave is not None:
+            self.leave()
         self.seconds = time.perf_counter() - self.begun
         self.ledger.note(self)
 

@@ -25,11 +25,12 @@ from serving.gateway.errors import (
 )
 from serving.gateway.exchange import Exchange, Ledger, log_lines
 from serving.gateway.plan import Limits, read
+from serving.gateway.rate_limits import Caller, RateLimits
 from serving.gateway.relay import Client, Headers, Relay
 from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
 from serving.gateway.upstream import Pool
 
-GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"})
 MODELS_PATH = "/v1/models"
 FORWARDED_HEADERS = (b"accept", b"traceparent")
 MOST_BODY_BYTES = 8 * 1024 * 1024
@@ -51,13 +52,6 @@ class Sender(NamedTuple):
         """The bearer token."""
         scheme, _, token = (self.authorization or b"").decode("latin-1").partition(" ")
         return token.strip() or None if scheme.lower() == "bearer" else None
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who was let in; without keys the id is empty."""
-
-    key_id: str = ""
 
 
 @dataclass(slots=True)
@@ -105,9 +99,11 @@ class Gateway:
         authorize: Authorize = allow_all,
         limits: Limits | None = None,
         log: Callable[[list[Exchange]], None] = log_lines,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         self.routes = routes
         self.limits = limits or Limits()
+        self.rate_limits = rate_limits or RateLimits()
         self.ledger = Ledger(log)
         self.breakers = Breakers()
         self._authorize = authorize
@@ -213,27 +209,27 @@ class Gateway:
         exchange = self.exchange(request.method, request.path, request.headers)
         exchange.key_id = caller.key_id
         try:
-            self._dispatch(exchange, request, client)
+            self._dispatch(exchange, request, caller, client)
         except ModelNotFound:
-            return asyncio.get_running_loop().create_task(self._look_again(exchange, request, client))
+            return asyncio.get_running_loop().create_task(self._look_again(exchange, request, caller, client))
         except Exception as fault:
             self.refuse(exchange, fault, client)
         return None
 
-    async def _look_again(self, exchange: Exchange, request: Request, client: Client) -> None:
+    async def _look_again(self, exchange: Exchange, request: Request, caller: Caller, client: Client) -> None:
         """A name that is not known may have come up since the routes were read."""
         try:
             await self.routes.look_again()
-            self._dispatch(exchange, request, client)
+            self._dispatch(exchange, request, caller, client)
         except Exception as fault:
             self.refuse(exchange, fault, client)
 
-    def _dispatch(self, exchange: Exchange, request: Request, client: Client) -> None:
+    def _dispatch(self, exchange: Exchange, request: Request, caller: Caller, client: Client) -> None:
         path, method = request.path, request.method
-        if path in GENERATION_PATHS:
+        if path in ENGINE_PATHS:
             if method != "POST":
                 raise MethodNotAllowed(path, method, "POST")
-            self._generate(exchange, request, client)
+            self._generate(exchange, request, caller, client)
         elif path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
             if method != "GET":
                 raise MethodNotAllowed(path, method, "GET")
@@ -251,10 +247,12 @@ class Gateway:
             return described(self._find(name))
         return {"object": "list", "data": [described(route) for route in self.routes.all()]}
 
-    def _generate(self, exchange: Exchange, request: Request, client: Client) -> None:
+    def _generate(self, exchange: Exchange, request: Request, caller: Caller, client: Client) -> None:
         plan = read(request.body, self.limits)
         route = self._find(plan.model)
         exchange.model = route.name
+        if caller.limited:
+            exchange.leave = self.rate_limits.enter(caller)
         further = b"x-request-id: %b\r\n" % exchange.request_id.encode()
         for name in FORWARDED_HEADERS:
             if name in request.headers:

@@ -77,6 +77,7 @@ class SharedCounts:
 
     def __init__(self, folder: Path, index: int, parent: int) -> None:
         self.folder = folder
+        self.index = index
         self.own = folder / f"{index}.json"
         self.parent = parent
         if self.own.exists():

@@ -153,8 +153,15 @@ def test_workers_count_together_and_a_dead_one_is_started_again(stand_in: StandI
         wait_for(lambda: asked() == 30)
         time.sleep(1.5)
         os.kill(parent.children()[0].pid, signal.SIGKILL)
-        wait_for(lambda: len([c for c in parent.children() if c.status() != psutil.STATUS_ZOMBIE]) == 2)
+        wait_for(lambda: len([child for child in parent.children() if lives(child)]) == 2)
         wait_for(lambda: asked() == 30)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
