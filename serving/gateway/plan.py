@@ -32,6 +32,8 @@ REFUSED_FIELDS = frozenset(
         "tokenizer_path",
     }
 )
+# What would need answers that are kept; an engine's own memory is not every engine's.
+KEPT_FIELDS = frozenset({"background", "conversation", "previous_response_id"})
 QUOTE, BRACKET = b'"['
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 REFUSED_TEMPLATE_OPTIONS = frozenset({"chat_template", "template", "tokenizer", "tools_template"})
@@ -85,6 +87,8 @@ def read(body: bytes, limits: Limits) -> Plan:
     if not REFUSED_FIELDS.isdisjoint(fields):
         field = min(REFUSED_FIELDS.intersection(fields))
         raise InvalidRequest(f"{field!r} is set by whoever deploys a model; leave it out.", field)
+    if not KEPT_FIELDS.isdisjoint(fields):
+        _refuse_kept(fields)
     if TEMPLATE_OPTIONS in fields:
         _refuse_template(_any(fields[TEMPLATE_OPTIONS]))
     _check(fields, limits)
@@ -99,6 +103,16 @@ def _refuse_template(options: Any) -> None:
         )
 
 
+def _refuse_kept(fields: Fields) -> None:
+    for field in sorted(KEPT_FIELDS.intersection(fields)):
+        if _any(fields[field]):
+            raise InvalidRequest(
+                f"{field!r} needs answers that are kept, and none are kept here; "
+                "send the whole conversation in 'input', and wait for the answer.",
+                field,
+            )
+
+
 def _check(fields: Fields, limits: Limits) -> None:
     """Raises InvalidRequest for more than the limits allow; what is no number is left to the engine."""
     for field, most in (
@@ -106,18 +120,21 @@ def _check(fields: Fields, limits: Limits) -> None:
         ("best_of", limits.most_choices),
         ("max_tokens", limits.most_tokens),
         ("max_completion_tokens", limits.most_tokens),
+        ("max_output_tokens", limits.most_tokens),
     ):
         if field in fields:
             asked = _any(fields[field])
             if isinstance(asked, int | float) and asked > most:
                 raise InvalidRequest(f"{field!r} is {asked}; at most {most} is served here.", field)
-    prompt = fields.get("prompt")
-    if prompt is not None and memoryview(prompt)[0] == BRACKET:
-        prompts = _items(prompt)
-        # A list of numbers is one prompt, given as token ids.
-        if len(prompts) > limits.most_prompts and memoryview(prompts[0])[0] in (BRACKET, QUOTE):
-            message = f"'prompt' holds {len(prompts)} prompts; at most {limits.most_prompts} are taken."
-            raise InvalidRequest(message, "prompt")
+    for field in ("prompt", "input"):
+        if field in fields and memoryview(fields[field])[0] == BRACKET:
+            _check_count(field, _items(fields[field]), limits.most_prompts)
+
+
+def _check_count(field: str, prompts: list[msgspec.Raw], most: int) -> None:
+    """A list of numbers is one prompt, given as token ids, and one of objects is a conversation."""
+    if len(prompts) > most and memoryview(prompts[0])[0] in (BRACKET, QUOTE):
+        raise InvalidRequest(f"{field!r} holds {len(prompts)} prompts; at most {most} are taken.", field)
 
 
 @lru_cache(maxsize=1024)

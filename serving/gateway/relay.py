@@ -1,11 +1,12 @@
 """One generation request on its way to the engine and back, driven by what the engine's connection brings."""
 
 import asyncio
-import re
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
+from serving.gateway.endings import DoneMark, Ending, LastEvent
 from serving.gateway.errors import (
+    AnswerTooLarge,
     EngineDisconnected,
     EngineTimeout,
     EngineUnavailable,
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 
-# A JSON string holds no raw newline, so this can only be the event itself.
-DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+ENDINGS: dict[str, type[Ending]] = {"/v1/responses": LastEvent}
 PASSED_HEADERS = (b"content-type", b"retry-after")
 UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 NEWLINE = 10
 # The usage of a plain answer stands at its end; of a long one no more is kept for the count.
 USAGE_WITHIN = 4096
+MOST_ANSWER_BYTES = 256 * 1024 * 1024
 
 
 class Job(Protocol):
@@ -64,13 +65,14 @@ class Relay:
 
     A second attempt is made only if the first broke before its first byte. A plain answer is held until it is
     complete, so that a break still becomes a proper error; a stream is passed in whole lines, and one that
-    does not reach [DONE] ends with an error event instead.
+    does not reach its end gets an error event instead.
     """
 
     upstream: Connection | None = None
     task: asyncio.Task[None] | None = None
-    attempts = status = 0
-    ended = streamed = begun = done = False
+    ending: Ending
+    attempts = status = held_bytes = 0
+    ended = streamed = begun = False
     tail = last = before = b""
 
     def __init__(
@@ -170,10 +172,12 @@ class Relay:
         self.status = status
         self.headers = headers
         self.streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        if self.streamed:
+            self.ending = ENDINGS.get(self.exchange.path, DoneMark)()
 
     def data(self, chunk: bytes) -> None:
         if not self.streamed:
-            self.parts.append(chunk)
+            self._hold(chunk)
             return
         lines = self._whole_lines(chunk)
         if lines:
@@ -187,7 +191,7 @@ class Relay:
         lines = self._whole_lines(chunk) if chunk else b""
         if not lines and not self.begun:
             self.fail(UpstreamUnreachable("the stream ended before it began"))
-        elif self.done:
+        elif self.ending.done:
             self._finish(lines)
         else:
             self._break(lines)
@@ -213,6 +217,15 @@ class Relay:
             )
             self._refuse(EngineUnavailable(unreachable))
 
+    def _hold(self, chunk: bytes) -> None:
+        self.parts.append(chunk)
+        self.held_bytes += len(chunk)
+        if self.held_bytes > MOST_ANSWER_BYTES and self.upstream is not None:
+            self.upstream.abort()
+            self.upstream = None
+            most = f"{MOST_ANSWER_BYTES // 2**20} MiB"
+            self._refuse(AnswerTooLarge(f"The answer is over {most}; ask for less, or for a stream."))
+
     def _whole_lines(self, chunk: bytes) -> bytes:
         """What may be passed: half a line before an error event would hide the event from the client."""
         if self.tail:
@@ -221,8 +234,7 @@ class Relay:
         if chunk[-1] != NEWLINE:
             ready, end, self.tail = chunk.rpartition(b"\n")
             chunk = ready + end
-        if b"[DONE]" in chunk and DONE.search(chunk):
-            self.done = True
+        self.ending.look(chunk)
         return chunk
 
     def _pass(self, lines: bytes) -> None:
@@ -252,8 +264,7 @@ class Relay:
         error = EngineDisconnected(self._broken_off())
         self.exchange.status = error.status
         self._end()
-        # The empty line before the event ends one that was cut short.
-        self.client.finish(lines + b"\ndata: " + error.body() + b"\n\n")
+        self.client.finish(lines + self.ending.broken(error, lines or self.last))
 
     def _pass_whole(self, chunk: bytes) -> None:
         if self.parts:

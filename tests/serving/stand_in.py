@@ -1,12 +1,14 @@
 """An engine whose timing and faults are chosen by the name of the model, in a thread of the test process."""
 
 import asyncio
+import json
 import threading
 from collections import Counter
 from typing import Any
 
 from aiohttp import web
 
+PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
 
 
@@ -33,7 +35,8 @@ class StandIn:
 
     async def _start(self) -> int:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self.answer)
+        for path in PATHS:
+            app.router.add_post(path, self.answer)
         self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", 0)
@@ -122,6 +125,27 @@ class StandIn:
         await response.write(b"data: [DONE]\n\n")
         return response
 
+    async def responds(self, request: web.Request) -> web.StreamResponse:
+        """A response of two pieces, whose last event comes in two reads."""
+        response = await self._stream(request)
+        for number, text in enumerate(("one ", "event: response.completed")):
+            await response.write(response_event("response.output_text.delta", number, delta=text))
+        usage = {"input_tokens": 3, "output_tokens": 5, "total_tokens": 8}
+        last = response_event("response.completed", 2, response={"usage": usage})
+        name, data = last.split(b"\n", 1)
+        await response.write(name + b"\n")
+        await asyncio.sleep(0.1)
+        await response.write(data)
+        return response
+
+    async def responds_half(self, request: web.Request) -> web.StreamResponse:
+        """A response that ends properly for HTTP, but not with its last event."""
+        response = await self._stream(request)
+        await response.write(
+            response_event("response.output_text.delta", 7, delta="event: response.completed")
+        )
+        return response
+
     async def cut_plain(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
         await response.prepare(request)
@@ -135,3 +159,9 @@ class StandIn:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         return response
+
+
+def response_event(kind: str, number: int, **data: Any) -> bytes:
+    """An event of the Responses API."""
+    body = json.dumps({"type": kind, "sequence_number": number, **data})
+    return f"event: {kind}\ndata: {body}\n\n".encode()

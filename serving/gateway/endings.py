@@ -1,0 +1,63 @@
+"""How the streams of each endpoint end, and how one that broke off is ended for the client."""
+
+import json
+import re
+from typing import Protocol
+
+from serving.gateway.errors import ApiError
+
+# A JSON string holds no raw newline, so these can only be the events themselves.
+DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+RESPONSE_DONE = re.compile(rb"(?:^|\n)event: ?response\.(?:completed|incomplete|failed)\r?\n(data:)?")
+SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?(\d+)')
+
+
+class Ending(Protocol):
+    """Looks at the lines of a stream as they pass; `done` once the stream has come to its end."""
+
+    done: bool
+
+    def look(self, lines: bytes) -> None: ...
+
+    def broken(self, error: ApiError, last: bytes) -> bytes:
+        """The event that ends a stream which broke off after these lines."""
+
+
+class DoneMark:
+    """Chats and completions end with `data: [DONE]`."""
+
+    done = False
+
+    def look(self, lines: bytes) -> None:
+        if b"[DONE]" in lines and DONE.search(lines):
+            self.done = True
+
+    def broken(self, error: ApiError, last: bytes) -> bytes:
+        # The empty line before the event ends one that was cut short.
+        return b"\ndata: " + error.body() + b"\n\n"
+
+
+class LastEvent:
+    """Responses end with an event that holds all of the answer, its name on the line before its data."""
+
+    done = named = False
+
+    def look(self, lines: bytes) -> None:
+        if self.named and lines.startswith(b"data:"):
+            self.done = True
+        if end := RESPONSE_DONE.search(lines):
+            self.named = True
+            self.done = end[1] is not None
+
+    def broken(self, error: ApiError, last: bytes) -> bytes:
+        numbers = SEQUENCE_NUMBER.findall(last)
+        told = {
+            "type": "error",
+            "sequence_number": int(numbers[-1]) + 1 if numbers else 0,
+            "code": error.code,
+            "message": error.message,
+            "param": error.param,
+            # Where OpenAI's SDK looks for what to raise, whatever the endpoint.
+            **json.loads(error.body()),
+        }
+        return b"\nevent: error\ndata: " + json.dumps(told, ensure_ascii=False).encode() + b"\n\n"
