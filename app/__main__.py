@@ -23,7 +23,7 @@ from app.keys.schemas import KeyLimits
 from app.server import serve
 from app.settings import get_settings
 from app.tables import ApiKey, Scope
-from serving.gateway.loopback import is_loopback
+from serving.addresses import is_loopback
 
 
 def main(arguments: Sequence[str]) -> None:

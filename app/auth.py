@@ -16,7 +16,7 @@ from sqlmodel import Session, col
 from app.db import database_now, reading, transaction
 from app.errors import Forbidden, Unauthorized
 from app.tables import ApiKey, Scope
-from serving.gateway.loopback import from_here
+from serving.addresses import from_here
 
 USED_EVERY_SECONDS = 60
 CREATE_A_KEY = "Create one with `python -m app keys create --name me --scope admin`."

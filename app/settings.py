@@ -1,6 +1,5 @@
 """Everything that the environment decides, read once from `TUNESMITH_*` variables and `.env`."""
 
-import ipaddress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from serving.addresses import is_private
 from trainers.configs import EngineKind, ParityMode, Queue
 
 
@@ -170,15 +170,6 @@ class Settings(BaseSettings):
         if self.tensorboard_dir:
             self.tensorboard_dir = str(Path(self.tensorboard_dir).expanduser().resolve())
         return self
-
-
-def is_private(host: str) -> bool:
-    """Whether an address is loopback or of a private network; a name is judged when it is resolved."""
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return host != ""
-    return not (address.is_global or address.is_unspecified or address.is_multicast)
 
 
 @lru_cache

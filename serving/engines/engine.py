@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from serving.addresses import is_private
 from trainers.configs.engines import EngineKind, EngineOptions
 
 LOOK_SECONDS = 2.0
@@ -44,6 +45,14 @@ class Serve:
     adapters: dict[str, str] = field(default_factory=dict)
     options: EngineOptions = field(default_factory=EngineOptions)
     template_from: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an address that everyone may reach: an engine asks nobody for a key."""
+        if not is_private(self.host):
+            raise ValueError(
+                f"An engine asks for no key, and {self.host} is open to everyone: give a loopback or private "
+                "address, and put `python -m serving.gateway` before it."
+            )
 
 
 class Engine(ABC):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from serving.addresses import is_loopback
 from serving.engines.engine import LOAD_SECONDS, Engine, Serve, call
 from serving.engines.tokenizers import only_tokenizer
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization
@@ -12,7 +13,6 @@ QUANTIZATIONS = {
     EngineQuantization.fp8: "fp8",
 }
 DRAIN_SECONDS = 5
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class VllmEngine(Engine):
@@ -25,7 +25,7 @@ class VllmEngine(Engine):
 
     def command(self, serve: Serve) -> list[str]:
         """Raises ValueError for adapters of different templates, and for sleep mode on an open address."""
-        if serve.options.sleep_mode and serve.host not in LOOPBACK:
+        if serve.options.sleep_mode and not is_loopback(serve.host):
             raise ValueError(
                 f"sleep_mode opens vLLM's development paths, so {serve.host} must be a loopback address."
             )

@@ -20,12 +20,12 @@ from pathlib import Path
 import uvloop
 from prometheus_client import PROCESS_COLLECTOR, REGISTRY
 
+from serving.addresses import is_loopback
 from serving.gateway.access_log import AccessLog
 from serving.gateway.api_keys import ApiKeys
 from serving.gateway.api_routes import ApiRoutes
 from serving.gateway.errors import InvalidApiKey
 from serving.gateway.gateway import Authorize, Gateway, Sender, allow_all
-from serving.gateway.loopback import is_loopback
 from serving.gateway.plan import Limits
 from serving.gateway.rate_limits import Caller, RateLimits
 from serving.gateway.routes import RouteTable, StaticRoutes

@@ -8,9 +8,9 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field, replace
 
+from serving.addresses import from_here
 from serving.gateway.errors import ApiError, EngineUnavailable, Forbidden, InvalidApiKey
 from serving.gateway.gateway import Sender
-from serving.gateway.loopback import from_here
 from serving.gateway.rate_limits import Caller
 
 API_TIMEOUT_SECONDS = 5.0

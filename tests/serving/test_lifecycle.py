@@ -130,6 +130,14 @@ def test_the_command_of_an_engine_names_its_adapters() -> None:
         find_engine("tgi")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "8.8.8.8", "::"])
+def test_an_engine_that_everyone_could_reach_is_refused_with_what_to_do(host: str) -> None:
+    command = [sys.executable, "-m", "serving", "--model", "m", "--host", host]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 1
+    assert host in ended.stderr and "python -m serving.gateway" in ended.stderr
+
+
 def stream(server: Server) -> socket.socket:
     """A connection on which a long answer is being streamed."""
     host, port = server.url.removeprefix("http://").split(":")

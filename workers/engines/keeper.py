@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import RunErrorCode
-from app.settings import is_private
 from app.tables import Deployment
+from serving.addresses import is_private
 from serving.child import last_words
 from serving.engines import Serve, find_engine
 from serving.engines.engine import START_SECONDS

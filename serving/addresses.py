@@ -1,4 +1,4 @@
-"""Which names and addresses mean this machine alone."""
+"""Who can reach an address: this machine alone, a private network, or everyone."""
 
 import ipaddress
 
@@ -11,6 +11,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_private(host: str) -> bool:
+    """Whether an address is loopback or of a private network; a name is judged when it is resolved."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host != ""
+    return not (address.is_global or address.is_unspecified or address.is_multicast)
 
 
 def host_name(header: str) -> str:
