@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -15,17 +14,16 @@ from serving.engines.decoding.rows import Ask, Piece, Row
 from serving.engines.decoding.sampling import Sampling
 from serving.engines.decoding.served import Served
 from serving.engines.http.prompts import chat_prompt, completion_prompts, known
-from serving.engines.http.responses import (
+from serving.engines.http.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
+from serving.engines.http.shapes import (
     ChatShape,
+    Choices,
     CompletionShape,
     Envelope,
-    Json,
-    Shape,
+    Telling,
     Usage,
     encoded,
-    event,
 )
-from serving.engines.http.schemas import ChatRequest, CompletionRequest, GenerationRequest, parse
 from serving.gateway.errors import ContextLengthExceeded, EngineUnavailable, ModelNotFound
 
 MOST_PENDING_ROWS = 1024
@@ -44,17 +42,6 @@ STREAMING = "streaming"
 Pieces = asyncio.Queue[tuple[int, Piece]]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A request that has been read: what to generate, and how to word the answer."""
-
-    request: GenerationRequest
-    asks: list[Ask]
-    shape: Shape
-    envelope: Envelope
-    usage: Usage
-
-
 async def answer_chat(http: web.Request, loop: GenerationLoop, base: Base) -> web.StreamResponse:
     """POST /v1/chat/completions; raises ApiError before the answer has begun."""
     request = parse(ChatRequest, await http.read())
@@ -62,10 +49,9 @@ async def answer_chat(http: web.Request, loop: GenerationLoop, base: Base) -> we
     prompt = await asyncio.to_thread(chat_prompt, served, request.messages, request)
     most = request.max_completion_tokens or request.max_tokens
     asks = make_asks(base, served, request, [prompt], most, request.alternatives, scored=False)
-    envelope = Envelope("chatcmpl", request.model)
-    return await answer(
-        http, loop, base, Job(request, asks, ChatShape(served.tokenizer), envelope, Usage(len(prompt)))
-    )
+    shape, envelope = ChatShape(served.tokenizer), Envelope("chatcmpl", request.model)
+    told = Choices(shape, envelope, Usage(len(prompt)), len(asks), request.include_usage)
+    return await answer(http, loop, base, asks, told)
 
 
 async def answer_completion(http: web.Request, loop: GenerationLoop, base: Base) -> web.StreamResponse:
@@ -81,7 +67,8 @@ async def answer_completion(http: web.Request, loop: GenerationLoop, base: Base)
     asks = make_asks(base, served, request, prompts, most, request.logprobs, scored=echo and scored)
     shape = CompletionShape(served.tokenizer, prompts, echo, scored, choices_each=request.n or 1)
     usage = Usage(sum(len(prompt) for prompt in prompts))
-    return await answer(http, loop, base, Job(request, asks, shape, Envelope("cmpl", request.model), usage))
+    told = Choices(shape, Envelope("cmpl", request.model), usage, len(asks), request.include_usage)
+    return await answer(http, loop, base, asks, told)
 
 
 def find(base: Base, name: str) -> Served:
@@ -155,12 +142,15 @@ def choice_seed(seed: int, choice: int) -> int:
     return (seed + choice) % 2**63
 
 
-async def answer(http: web.Request, loop: GenerationLoop, base: Base, job: Job) -> web.StreamResponse:
+async def answer(
+    http: web.Request, loop: GenerationLoop, base: Base, asks: list[Ask], told: Telling
+) -> web.StreamResponse:
     """Generate, and answer in one object or as a stream."""
-    async with generating(loop, base, job.asks) as pieces:
-        if job.request.stream:
-            return await stream(http, job, pieces)
-        return web.Response(body=encoded(await collect(job, pieces)), content_type="application/json")
+    async with generating(loop, base, asks) as pieces:
+        if asks[0].streaming:
+            return await stream(http, told, pieces, len(asks))
+        whole = told.whole(await collect(pieces, len(asks)))
+        return web.Response(body=encoded(whole), content_type="application/json")
 
 
 @asynccontextmanager
@@ -194,39 +184,36 @@ def emitter(pieces: Pieces, index: int) -> Callable[[Piece], None]:
     return emit
 
 
-async def collect(job: Job, pieces: Pieces) -> Json:
-    """The whole answer."""
-    gathered: list[list[Piece]] = [[] for _ in job.asks]
-    async for index, piece in until_finished(pieces, len(job.asks)):
+async def collect(pieces: Pieces, count: int) -> list[list[Piece]]:
+    """All pieces of each ask."""
+    gathered: list[list[Piece]] = [[] for _ in range(count)]
+    async for index, piece in until_finished(pieces, count):
         gathered[index].append(piece)
-    job.usage.completion_tokens = sum(parts[-1].completion_tokens for parts in gathered)
-    choices = [job.shape.choice(index, parts) for index, parts in enumerate(gathered)]
-    return job.envelope.wrap(job.shape.plain, choices, usage=job.usage.json())
+    return gathered
 
 
-async def stream(http: web.Request, job: Job, pieces: Pieces) -> web.StreamResponse:
-    """Server-sent events, one for each piece."""
+async def stream(http: web.Request, told: Telling, pieces: Pieces, count: int) -> web.StreamResponse:
+    """Server-sent events as the pieces come."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     http[STREAMING] = True
     await response.prepare(http)
-    usage: Json = {"usage": None} if job.request.include_usage else {}
-    openings = [job.shape.opening(index) for index in range(len(job.asks))]
-    for opening in openings:
-        if opening is not None:
-            await response.write(event(job.envelope.wrap(job.shape.chunk, [opening], **usage)))
-    async for index, piece in until_finished(pieces, len(job.asks)):
-        delta = job.shape.delta(index, piece)
-        job.usage.completion_tokens += piece.completion_tokens if piece.finish else 0
-        await response.write(event(job.envelope.wrap(job.shape.chunk, [delta], **usage)))
-    if usage:
-        await response.write(event(job.envelope.wrap(job.shape.chunk, [], usage=job.usage.json())))
-    await response.write(b"data: [DONE]\n\n")
+    async for events in parts(told, pieces, count):
+        if events:
+            await response.write(events)
     return response
 
 
-async def until_finished(pieces: Pieces, choices: int) -> AsyncIterator[tuple[int, Piece]]:
-    """Pieces as they come, until every choice has had its last."""
-    while choices:
+async def parts(told: Telling, pieces: Pieces, count: int) -> AsyncIterator[bytes]:
+    """What is to be written, from the stream's opening to its closing."""
+    yield told.opening()
+    async for index, piece in until_finished(pieces, count):
+        yield told.more(index, piece)
+    yield told.closing()
+
+
+async def until_finished(pieces: Pieces, count: int) -> AsyncIterator[tuple[int, Piece]]:
+    """Pieces as they come, until every ask has had its last."""
+    while count:
         index, piece = await pieces.get()
-        choices -= piece.finish is not None
+        count -= piece.finish is not None
         yield index, piece

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, for chats and for completions."""
+"""How answers are told: whole or as a stream, and in OpenAI's shapes for chats and for completions."""
 
 import json
 import time
@@ -29,8 +29,24 @@ class Usage:
         }
 
 
+class Telling(Protocol):
+    """How one request's answer is told, whole or as a stream; the bytes of a call leave in one write."""
+
+    def whole(self, gathered: list[list[Piece]]) -> Json:
+        """The plain answer, from the pieces of each ask."""
+
+    def opening(self) -> bytes:
+        """What a stream begins with."""
+
+    def more(self, index: int, piece: Piece) -> bytes:
+        """What a stream says of a further piece; nothing where it has nothing to say."""
+
+    def closing(self) -> bytes:
+        """What a stream ends with, once every ask has had its last piece."""
+
+
 class Shape(Protocol):
-    """How an endpoint words its answers."""
+    """How an endpoint words the choices of an answer."""
 
     @property
     def plain(self) -> str: ...
@@ -63,6 +79,38 @@ class Envelope:
         return {**head, "choices": choices, **further}
 
 
+@dataclass
+class Choices:
+    """The answers of chats and completions: one choice for each ask."""
+
+    shape: Shape
+    envelope: Envelope
+    usage: Usage
+    count: int
+    include_usage: bool
+
+    def whole(self, gathered: list[list[Piece]]) -> Json:
+        self.usage.completion_tokens = sum(pieces[-1].completion_tokens for pieces in gathered)
+        choices = [self.shape.choice(index, pieces) for index, pieces in enumerate(gathered)]
+        return self.envelope.wrap(self.shape.plain, choices, usage=self.usage.json())
+
+    def opening(self) -> bytes:
+        openings = [self.shape.opening(index) for index in range(self.count)]
+        return b"".join(self._chunk([opening]) for opening in openings if opening is not None)
+
+    def more(self, index: int, piece: Piece) -> bytes:
+        self.usage.completion_tokens += piece.completion_tokens if piece.finish else 0
+        return self._chunk([self.shape.delta(index, piece)])
+
+    def closing(self) -> bytes:
+        usage = self._chunk([], self.usage.json()) if self.include_usage else b""
+        return usage + b"data: [DONE]\n\n"
+
+    def _chunk(self, choices: list[Json], usage: Json | None = None) -> bytes:
+        told = {"usage": usage} if self.include_usage else {}
+        return event(self.envelope.wrap(self.shape.chunk, choices, **told))
+
+
 @dataclass(frozen=True)
 class ChatShape:
     """POST /v1/chat/completions."""
@@ -93,18 +141,7 @@ class ChatShape:
         }
 
     def _logprobs(self, entries: list[TokenLogprob]) -> Json | None:
-        if not entries:
-            return None
-        content = [
-            self._entry(entry.token, entry.logprob)
-            | {"top_logprobs": [self._entry(token, value) for token, value in entry.top]}
-            for entry in entries
-        ]
-        return {"content": content, "refusal": None}
-
-    def _entry(self, token: int, logprob: float) -> Json:
-        text, raw = token_text(self.tokenizer, token), token_bytes(self.tokenizer, token)
-        return {"token": text, "logprob": logprob, "bytes": raw}
+        return {"content": spelt(self.tokenizer, entries), "refusal": None} if entries else None
 
 
 @dataclass
@@ -191,11 +228,25 @@ class CompletionShape:
         return offsets
 
 
+def spelt(tokenizer: Any, entries: list[TokenLogprob]) -> list[Json]:
+    """Log probabilities token by token, each with its bytes and the likeliest beside it."""
+
+    def entry(token: int, logprob: float) -> Json:
+        text, raw = token_text(tokenizer, token), token_bytes(tokenizer, token)
+        return {"token": text, "logprob": logprob, "bytes": raw}
+
+    return [
+        entry(one.token, one.logprob) | {"top_logprobs": [entry(token, value) for token, value in one.top]}
+        for one in entries
+    ]
+
+
 def encoded(data: Json) -> bytes:
     """JSON without escapes, which would double the size of Korean."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def event(data: Json) -> bytes:
+def event(data: Json, name: str | None = None) -> bytes:
     """One server-sent event."""
-    return b"data: " + encoded(data) + b"\n\n"
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + encoded(data) + b"\n\n"
