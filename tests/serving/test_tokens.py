@@ -25,6 +25,14 @@ def test_a_chat_is_tokenized_as_it_is_read(engine: Server) -> None:
     assert engine.post("/v1/chat/completions", chat)[1]["usage"]["prompt_tokens"] == told["count"]
 
 
+def test_a_developer_is_the_system_to_a_template_that_knows_no_developer(engine: Server) -> None:
+    told = [
+        tokenized(engine, messages=[{"role": role, "content": "count"}, *HELLO])["tokens"]
+        for role in ("developer", "system", "user")
+    ]
+    assert told[0] == told[1] != told[2]
+
+
 def test_an_adapter_is_rendered_with_its_own_template(engine: Server) -> None:
     assert (
         tokenized(engine, messages=HELLO)["tokens"]
