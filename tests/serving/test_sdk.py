@@ -175,6 +175,7 @@ def test_an_engine_that_refuses_connections_gives_503_with_retry_after(client: O
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"extra_body": {"stop_token_ids": [999999]}}, "stop_token_ids"),
         ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, "min_tokens"),
+        ({"extra_body": {"min_tokens": 9}, "max_completion_tokens": 8}, "min_tokens"),
         ({"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
         ({"extra_body": {"guided_json": {"type": "object"}}}, "guided_json"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

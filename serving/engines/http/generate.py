@@ -27,7 +27,6 @@ from serving.engines.http.shapes import (
 from serving.gateway.errors import ContextLengthExceeded, EngineUnavailable, ModelNotFound
 
 MOST_PENDING_ROWS = 1024
-DEFAULT_COMPLETION_TOKENS = 16
 SAMPLING_OPTIONS = (
     "temperature",
     "top_p",
@@ -47,8 +46,7 @@ async def answer_chat(http: web.Request, loop: GenerationLoop, base: Base) -> we
     request = parse(ChatRequest, await http.read())
     served = find(base, request.model)
     prompt = await asyncio.to_thread(chat_prompt, served, request.messages, request)
-    most = request.max_completion_tokens or request.max_tokens
-    asks = make_asks(base, served, request, [prompt], most, request.alternatives, scored=False)
+    asks = make_asks(base, served, request, [prompt], request.alternatives)
     shape, envelope = ChatShape(served.tokenizer), Envelope("chatcmpl", request.model)
     told = Choices(shape, envelope, Usage(len(prompt)), len(asks), request.include_usage)
     return await answer(http, loop, base, asks, told)
@@ -62,9 +60,8 @@ async def answer_completion(http: web.Request, loop: GenerationLoop, base: Base)
     prompts = await asyncio.to_thread(
         completion_prompts, served, request.prompts, special, base.vocabulary_size
     )
-    most = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     echo, scored = bool(request.echo), request.logprobs is not None
-    asks = make_asks(base, served, request, prompts, most, request.logprobs, scored=echo and scored)
+    asks = make_asks(base, served, request, prompts, request.logprobs, scored=echo and scored)
     shape = CompletionShape(served.tokenizer, prompts, echo, scored, choices_each=request.n or 1)
     usage = Usage(sum(len(prompt) for prompt in prompts))
     told = Choices(shape, Envelope("cmpl", request.model), usage, len(asks), request.include_usage)
@@ -83,9 +80,8 @@ def make_asks(
     served: Served,
     request: GenerationRequest,
     prompts: list[list[int]],
-    most: int | None,
     alternatives: int | None,
-    scored: bool,
+    scored: bool = False,
 ) -> list[Ask]:
     """One answer to generate for each prompt and choice; raises ContextLengthExceeded."""
     sampling = sampling_of(request, base.vocabulary_size, alternatives)
@@ -104,7 +100,7 @@ def make_asks(
             served,
             prompt,
             sampling,
-            room(base, prompt, most),
+            room(base, request, prompt),
             choice_seed(seed, choice),
             request.stops,
             **wishes,
@@ -124,15 +120,16 @@ def sampling_of(request: GenerationRequest, vocabulary_size: int, alternatives: 
     return Sampling(**given, top_k=max(request.top_k or 0, 0), logit_bias=biases, logprobs=alternatives)
 
 
-def room(base: Base, prompt: list[int], most: int | None) -> int:
+def room(base: Base, request: GenerationRequest, prompt: list[int]) -> int:
     """Tokens that the answer may have; raises ContextLengthExceeded."""
+    most = request.most_tokens
     left = base.max_model_len - len(prompt)
     if left < (1 if most is None else most):
         answer_tokens = "an answer" if most is None else f"{most} tokens of answer"
         raise ContextLengthExceeded(
             f"The context holds {base.max_model_len} tokens, and the prompt has {len(prompt)}, which leaves "
             f"no room for {answer_tokens}; shorten the prompt or ask for fewer tokens.",
-            "max_tokens" if left > 0 else "prompt",
+            request.length_param if left > 0 else request.prompt_param,
         )
     return left if most is None else most
 

@@ -1,6 +1,6 @@
 """The requests that our engines understand; an unknown parameter is refused unless it asks for nothing."""
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,6 +29,7 @@ MOST_LOGIT_BIASES = 1024
 MOST_CHOICES = 8
 MOST_PROMPTS = 128
 MOST_LOGPROBS = 20
+DEFAULT_COMPLETION_TOKENS = 16
 
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 # JSON's keys are texts; OpenAI's SDK sends them so too.
@@ -43,9 +44,15 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """What chats and completions share."""
+    """What all requests for an answer share."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+
+    # The parameters that errors name when the context is too small.
+    prompt_param: ClassVar[str] = "prompt"
+    length_param: ClassVar[str] = "max_tokens"
+    # What to do instead of asking for what the engine does not have.
+    instead: ClassVar[dict[str, str]] = {}
 
     model: str
     stream: bool | None = None
@@ -74,6 +81,11 @@ class GenerationRequest(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def most_tokens(self) -> int | None:
+        """Tokens that an answer may have; None for as many as fit."""
+        return self.max_tokens
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -83,15 +95,18 @@ class GenerationRequest(BaseModel):
         for name, value in (self.model_extra or {}).items():
             neutral = value in NEUTRAL or NEUTRAL_BY_NAME.get(name) == value
             if name not in HARMLESS and not neutral:
+                advice = self.instead.get(name, "leave it out")
                 raise InvalidRequest(
-                    f"The parameter {name!r} is not supported by this engine; leave it out.", name
+                    f"The parameter {name!r} is not supported by this engine; {advice}.", name
                 )
         return self
 
     @model_validator(mode="after")
     def check_lengths(self) -> Self:
-        if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest("'min_tokens' is more than 'max_tokens'.", "min_tokens")
+        if self.min_tokens and self.most_tokens is not None and self.min_tokens > self.most_tokens:
+            raise InvalidRequest(
+                f"'min_tokens' is more than {self.length_param!r}, which is {self.most_tokens}.", "min_tokens"
+            )
         return self
 
 
@@ -128,10 +143,16 @@ class TemplateOptions(BaseModel):
 class ChatRequest(GenerationRequest, TemplateOptions):
     """POST /v1/chat/completions."""
 
+    prompt_param = "messages"
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
@@ -159,6 +180,10 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     echo: bool | None = None
     add_special_tokens: bool | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def prompts(self) -> list[str | list[int]]:
