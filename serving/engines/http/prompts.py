@@ -10,13 +10,13 @@ from serving.engines.http.schemas import Message, TemplateOptions
 from serving.gateway.errors import InvalidRequest
 
 
-def chat_prompt(served: Served, messages: list[Message], options: TemplateOptions) -> list[int]:
+def chat_prompt(
+    served: Served, messages: list[Message], options: TemplateOptions, param: str = "messages"
+) -> list[int]:
     """Token ids of a chat, rendered with the template the model was trained with; raises InvalidRequest."""
     tokenizer = served.tokenizer
     if tokenizer.chat_template is None:
-        raise InvalidRequest(
-            f"The model {served.name!r} has no chat template; use /v1/completions.", "messages"
-        )
+        raise InvalidRequest(f"The model {served.name!r} has no chat template; use /v1/completions.", param)
     further = options.chat_template_kwargs or {}
     reserved = {"chat_template", "tokenize", "messages", "conversation", "return_tensors"} & further.keys()
     if reserved:
@@ -28,8 +28,8 @@ def chat_prompt(served: Served, messages: list[Message], options: TemplateOption
     try:
         text = tokenizer.apply_chat_template(rendered, tokenize=False, **ending(options), **further)
     except (TemplateError, TypeError, ValueError) as fault:
-        raise InvalidRequest(f"The chat template refuses these messages: {fault}", "messages") from fault
-    return encode(tokenizer, text, special=False, param="messages")
+        raise InvalidRequest(f"The chat template refuses these messages: {fault}", param) from fault
+    return encode(tokenizer, text, special=False, param=param)
 
 
 def known_role(message: dict[str, Any], template: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from serving.engines.decoding.adapters import AdapterNotLoadable
 from serving.engines.decoding.base import Base
 from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.http.generate import STREAMING, answer_chat, answer_completion
+from serving.engines.http.responses import answer_response
 from serving.engines.http.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse
 from serving.engines.http.tokens import detokenized, tokenized
 from serving.gateway.errors import (
@@ -48,6 +49,7 @@ def make_app(loop: GenerationLoop) -> web.Application:
             web.get("/v1/models", list_models),
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
+            web.post("/v1/responses", responses),
             web.post("/v1/embeddings", embeddings),
             web.post("/tokenize", tokenize),
             web.post("/detokenize", detokenize),
@@ -87,6 +89,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     """Continue a text, or score it."""
     return await answer_completion(request, request.app[LOOP], ready_base(request))
+
+
+async def responses(request: web.Request) -> web.StreamResponse:
+    """Answer a conversation in the form of OpenAI's newer API."""
+    return await answer_response(request, request.app[LOOP], ready_base(request))
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
