@@ -44,6 +44,21 @@ COMPLETION_EXAMPLES: Json = {
         "value": {"model": "starter", "prompt": "1, 2, 3,", "max_tokens": 16, "temperature": 0},
     }
 }
+RESPONSE_EXAMPLES: Json = {
+    "plain": {
+        "summary": "An answer to a text",
+        "value": {"model": "starter", "input": QUESTION, "max_output_tokens": 64, "temperature": 0},
+    },
+    "conversation": {
+        "summary": "The conversation goes with each request",
+        "value": {
+            "model": "starter",
+            "input": [{"role": "user", "content": QUESTION}],
+            "max_output_tokens": 64,
+            "stream": True,
+        },
+    },
+}
 
 
 def paths() -> Json:
@@ -68,6 +83,14 @@ def paths() -> Json:
         },
         "/v1/completions": {
             "post": generation("Continue a text", "createCompletion", "Completion", COMPLETION_EXAMPLES)
+        },
+        "/v1/responses": {
+            "post": generation(
+                "Answer a text or a conversation", "createResponse", "Response", RESPONSE_EXAMPLES
+            )
+        },
+        "/v1/embeddings": {
+            "post": asking("Embed texts, where the engine can", "createEmbedding", "Embedding")
         },
     }
 
@@ -105,6 +128,27 @@ def components() -> Json:
                 },
                 required=["model", "prompt"],
             ),
+            "ResponseRequest": obj(
+                {
+                    "model": {"type": "string", "description": "Name of a deployment."},
+                    "input": {"oneOf": [text, {"type": "array", "minItems": 1, "items": message}]},
+                    "instructions": {"type": "string", "description": "Read before the input."},
+                    "max_output_tokens": {"type": "integer", "minimum": 1},
+                    **{name: SAMPLING[name] for name in ("temperature", "top_p", "seed", "stream")},
+                },
+                required=["model", "input"],
+            ),
+            "EmbeddingRequest": obj(
+                {
+                    "model": {"type": "string", "description": "Name of a deployment."},
+                    "input": {"oneOf": [text, {"type": "array", "minItems": 1, "items": text}]},
+                },
+                required=["model", "input"],
+            ),
+            "EmbeddingAnswer": obj({"object": text, "model": text, "data": choices}),
+            "ResponseAnswer": obj(
+                {"id": text, "object": text, "created_at": integer, "status": text, "output": choices}
+            ),
             "ChatAnswer": answer,
             "CompletionAnswer": answer,
             "OpenAIError": obj({"error": error}),
@@ -121,18 +165,25 @@ def operation(summary: str, name: str, schema: str, errors: dict[str, str] | Non
     return {"tags": ["generation"], "summary": summary, "operationId": name, "responses": responses}
 
 
-def generation(summary: str, name: str, kind: str, examples: Json) -> Json:
-    """A POST that generates, plain or as a stream."""
+def asking(summary: str, name: str, kind: str, examples: Json | None = None) -> Json:
+    """A POST to a model."""
     errors = {
         "400": "The request cannot be carried out as it stands.",
-        "404": "No model of that name.",
+        "404": "No model of that name, or its engine cannot do this.",
         "413": "The body is too large.",
+        "429": "The key has asked as much as it may for now; Retry-After says when to come back.",
         "503": "The engine cannot take the request now.",
     }
     item = operation(summary, name, f"{kind}Answer", errors)
+    content: Json = {"schema": ref(f"{kind}Request"), **({"examples": examples} if examples else {})}
+    return {**item, "requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def generation(summary: str, name: str, kind: str, examples: Json) -> Json:
+    """A POST that generates, plain or as a stream."""
+    item = asking(summary, name, kind, examples)
     item["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-    content = {"application/json": {"schema": ref(f"{kind}Request"), "examples": examples}}
-    return {**item, "requestBody": {"required": True, "content": content}}
+    return item
 
 
 def obj(properties: Json, required: list[str] | None = None) -> Json:

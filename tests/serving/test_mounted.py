@@ -98,10 +98,12 @@ def test_a_deployment_that_does_not_wake_in_time_is_a_503_that_says_when_to_come
 
 
 def examples() -> list[tuple[str, Any]]:
-    operations = [(path, item["post"]) for path, item in openapi.paths().items() if "post" in item]
-    bodies = [
-        (path, item["requestBody"]["content"]["application/json"]["examples"]) for path, item in operations
+    contents = [
+        (path, item["post"]["requestBody"]["content"]["application/json"])
+        for path, item in openapi.paths().items()
+        if "post" in item
     ]
+    bodies = [(path, content["examples"]) for path, content in contents if "examples" in content]
     return [(path, example["value"]) for path, named in bodies for example in named.values()]
 
 
@@ -109,7 +111,7 @@ def examples() -> list[tuple[str, Any]]:
 def test_the_examples_of_the_documentation_work_as_they_stand(gateway: Server, path: str, body: Any) -> None:
     status, answer = gateway.post(path, body)
     assert status == 200
-    assert "choices" in answer
+    assert "choices" in answer or "output" in answer
 
 
 def test_every_reference_of_the_documentation_resolves() -> None:
