@@ -37,6 +37,7 @@ def main() -> int:
     if (missing := missing_packages(settings)) is not None:
         raise SystemExit(missing)
     _require_schema()
+    _keep_early_signals()
     host = join(settings, arguments.queue, arguments.name)
     logger.info("joined", extra={"worker_id": host.worker_id, "queues": host.queues, "stages": host.stages})
     if arguments.exit_with_stdin:
@@ -73,6 +74,16 @@ def _require_schema() -> None:
     current, head = migrate.revisions(engine)
     if current != head:
         raise SystemExit(f"The database is at {current}, not {head}: run `python -m app migrate` first.")
+
+
+def _keep_early_signals() -> None:
+    """Celery listens for signals once it has started; one that comes before is handed to it then."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    signals.worker_ready.connect(
+        lambda **_: os.kill(os.getpid(), signal.SIGTERM) if told.is_set() else None, weak=False
+    )
 
 
 def _serve(host: Host, settings: Settings) -> bool:

@@ -16,6 +16,21 @@ from tests.e2e.platform import LONG, Platform, family_of, kill, sft, short, unti
 
 STEPS = 120
 EXACT = {"max_steps": STEPS, "save_every_steps": 10, "tuning": {"method": "lora", "dropout": 0.1}}
+# A worker that gets its signal before Celery listens for any.
+SIGTERM_AT_JOIN = """
+import os, signal, sys
+from workers import __main__ as program
+
+join = program.join
+
+def join_and_be_told(*arguments):
+    host = join(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return host
+
+program.join = join_and_be_told
+sys.exit(program.main())
+"""
 
 
 def test_killed_worker_s_run_goes_on_elsewhere_with_the_same_losses(team: Platform) -> None:
@@ -140,6 +155,13 @@ def test_worker_that_is_told_to_leave_saves_and_hands_its_run_on(embedded: Platf
     (saved,) = embedded.get(f"/runs/{run['id']}/checkpoints")["items"]
     embedded.start_worker("next")
     assert embedded.resumed_at(job) > saved["step"]
+
+
+def test_a_worker_that_is_told_to_leave_as_soon_as_it_has_joined_leaves_in_order(embedded: Platform) -> None:
+    command = [sys.executable, "-c", SIGTERM_AT_JOIN, "--queue", "cpu"]
+    leaving = subprocess.run(command, env=embedded.environment, capture_output=True, text=True, timeout=60)
+    assert leaving.returncode == 0, leaving.stderr
+    assert [worker["living"] for worker in embedded.get("/workers")["items"]] == [False]
 
 
 def test_closed_standard_input_ends_a_worker_that_was_asked_to_follow_it(embedded: Platform) -> None:
