@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,11 +24,14 @@ logger = logging.getLogger(__name__)
 STARTER = "starter"
 TRAIN, TEST = "arithmetic-train", "arithmetic-test"
 TRAIN_ROWS, TEST_ROWS = 1000, 240
+LOOK_SECONDS = 0.2
 
 
-def seed(settings: Settings) -> None:
+def seed(settings: Settings, stopping: threading.Event) -> None:
     """Have the starter model, its datasets and its deployment, unless they are there already."""
-    make_starter(settings)
+    make_starter(settings, stopping)
+    if stopping.is_set():
+        return
     for name, path in write_datasets(settings.data_dir / "examples").items():
         datasets.store_file(path, name=name)
     with reading() as session:
@@ -37,15 +41,25 @@ def seed(settings: Settings) -> None:
             deployments.create(session, DeploymentCreate(name=STARTER, model=STARTER))
 
 
-def make_starter(settings: Settings) -> Path:
-    """The starter model's folder; it is trained in about a minute the first time."""
+def make_starter(settings: Settings, stopping: threading.Event | None = None) -> Path:
+    """The starter model's folder; it is trained in a minute the first time, or given up when stopping."""
     folder = settings.model_roots[0] / STARTER
     if not folder.exists():
         logger.info("training the starter model, about a minute, once")
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [settings.trainer_python or sys.executable, "-m", "trainers.starter", "--out", str(folder)]
-        subprocess.run(command, check=True)
+        _run(command, stopping or threading.Event())
     return folder
+
+
+def _run(command: Sequence[str], stopping: threading.Event) -> None:
+    with subprocess.Popen(command) as program:
+        while program.poll() is None:
+            if stopping.wait(LOOK_SECONDS):
+                program.terminate()
+                return
+    if program.returncode:
+        raise subprocess.CalledProcessError(program.returncode, command)
 
 
 def write_datasets(folder: Path) -> dict[str, Path]:

@@ -8,6 +8,7 @@ import threading
 from types import FrameType
 
 import uvicorn
+from starlette.concurrency import run_in_threadpool
 
 from app.main import create_app
 from app.settings import Settings, get_settings
@@ -16,6 +17,7 @@ from app.settings import Settings, get_settings
 DRAIN_SECONDS = 30
 # Beyond what a program may take to save itself: the worker has to store the checkpoint.
 WORKER_STORE_SECONDS = 15
+SEED_STOP_SECONDS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +46,18 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._stopping = stopping
         self._with_examples = with_examples
+        self._seeding = threading.Thread(target=_seed, args=(stopping,), name="examples", daemon=True)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._with_examples:
-            threading.Thread(target=_seed, name="examples", daemon=True).start()
+            self._seeding.start()
         print(f"Tunesmith is up. Docs: {self._url()}/docs", flush=True)  # noqa: T201
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._seeding.is_alive():
+            await run_in_threadpool(self._seeding.join, SEED_STOP_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._stopping.set()
@@ -60,11 +68,11 @@ class _Server(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _seed() -> None:
+def _seed(stopping: threading.Event) -> None:
     # What makes the examples is needed by nobody who did not ask for them.
     from app.examples import seed
 
-    seed(get_settings())
+    seed(get_settings(), stopping)
 
 
 def _start_worker(settings: Settings) -> "subprocess.Popen[bytes]":

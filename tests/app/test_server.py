@@ -6,11 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -109,3 +111,15 @@ def test_a_database_that_is_not_there_is_told_in_a_sentence(
     refused = run(tmp_path, "--no-worker")
     assert refused.returncode == 1 and "cannot be reached" in refused.stderr
     assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
+
+
+def test_a_signal_ends_the_making_of_the_examples_too(tmp_path: Path) -> None:
+    with serving(tmp_path, "--no-worker", "--with-examples") as (server, _):
+        service = psutil.Process(server.pid)
+        deadline = time.monotonic() + 20
+        while not (making := service.children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        assert not making[0].is_running()
