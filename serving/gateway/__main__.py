@@ -21,16 +21,16 @@ import uvloop
 from prometheus_client import PROCESS_COLLECTOR, REGISTRY
 
 from serving.addresses import is_loopback
-from serving.gateway.access_log import AccessLog
-from serving.gateway.api_keys import ApiKeys
-from serving.gateway.api_routes import ApiRoutes
 from serving.gateway.errors import InvalidApiKey
 from serving.gateway.gateway import Authorize, Gateway, Sender, allow_all
 from serving.gateway.plan import Limits
 from serving.gateway.rate_limits import Caller, RateLimits
 from serving.gateway.routes import RouteTable, StaticRoutes
-from serving.gateway.server import Server, listen, stop_on_signals
-from serving.gateway.workers import SHARE_SECONDS, SharedCounts, Workers
+from serving.gateway.standalone.access_log import AccessLog
+from serving.gateway.standalone.api_keys import ApiKeys
+from serving.gateway.standalone.api_routes import ApiRoutes
+from serving.gateway.standalone.server import Server, listen, stop_on_signals
+from serving.gateway.standalone.workers import SHARE_SECONDS, SharedCounts, Workers
 
 
 def main(arguments: list[str]) -> None:

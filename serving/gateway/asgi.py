@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from serving.gateway.client import Headers, Job
 from serving.gateway.gateway import MOST_BODY_BYTES, Gateway, Request, body_too_large, sender
-from serving.gateway.relay import Headers, Job
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

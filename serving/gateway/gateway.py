@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from serving.gateway.breaker import Breakers
+from serving.gateway.client import Client, Headers
 from serving.gateway.errors import (
     ApiError,
     BodyTooLarge,
@@ -26,7 +27,7 @@ from serving.gateway.errors import (
 from serving.gateway.exchange import Exchange, Ledger, log_lines
 from serving.gateway.plan import Limits, read
 from serving.gateway.rate_limits import Caller, RateLimits
-from serving.gateway.relay import Client, Headers, Relay
+from serving.gateway.relay import Relay
 from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
 from serving.gateway.upstream import Pool
 

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from serving.gateway.client import Client, Headers
 from serving.gateway.endings import DoneMark, Ending, LastEvent
 from serving.gateway.errors import (
     AnswerTooLarge,
@@ -25,8 +26,6 @@ from serving.gateway.upstream import (
 if TYPE_CHECKING:
     from serving.gateway.gateway import Gateway
 
-Headers = list[tuple[bytes, bytes]]
-
 ENDINGS: dict[str, type[Ending]] = {"/v1/responses": LastEvent}
 PASSED_HEADERS = (b"content-type", b"retry-after")
 UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -34,30 +33,6 @@ NEWLINE = 10
 # The usage of a plain answer stands at its end; of a long one no more is kept for the count.
 USAGE_WITHIN = 4096
 MOST_ANSWER_BYTES = 256 * 1024 * 1024
-
-
-class Job(Protocol):
-    """Work for a client, which it may slow down or give up."""
-
-    def cancel(self) -> object: ...
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-
-class Client(Protocol):
-    """Who asked: gets one `whole` answer, or `begin`, then `send` for each chunk, then `finish`."""
-
-    job: Job | None
-
-    def whole(self, status: int, headers: Headers, body: bytes) -> None: ...
-
-    def begin(self, status: int, headers: Headers, chunk: bytes) -> None: ...
-
-    def send(self, chunk: bytes) -> None: ...
-
-    def finish(self, chunk: bytes) -> None: ...
 
 
 class Relay:

@@ -16,11 +16,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from serving.gateway import openapi
-from serving.gateway.api_routes import ApiRoutes
 from serving.gateway.asgi import AsgiGateway
 from serving.gateway.errors import EngineUnavailable, Forbidden
 from serving.gateway.gateway import Caller, Gateway, Sender
 from serving.gateway.routes import Route, StaticRoutes, Target, read_route
+from serving.gateway.standalone.api_routes import ApiRoutes
 
 from .conftest import Server, wait_for
 from .stand_in import StandIn

@@ -7,15 +7,15 @@ from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
+from serving.gateway.client import Headers, Job
 from serving.gateway.errors import (
     RequestTimeout,
 )
 from serving.gateway.gateway import Request, Sender, sender
-from serving.gateway.incoming import Incoming
-from serving.gateway.relay import Headers, Job
+from serving.gateway.standalone.incoming import Incoming
 
 if TYPE_CHECKING:
-    from serving.gateway.server import Server
+    from serving.gateway.standalone.server import Server
 
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 60.0

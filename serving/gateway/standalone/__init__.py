@@ -1,0 +1,1 @@
+"""The gateway as a service of its own: its server, its processes, and what it learns from the API."""
