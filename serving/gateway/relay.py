@@ -1,7 +1,9 @@
 """One generation request on its way to the engine and back, driven by what the engine's connection brings."""
 
 import asyncio
+import json
 from collections.abc import Coroutine
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from serving.gateway.client import Client, Headers
@@ -105,6 +107,7 @@ class Relay:
             self._later(self._wake(target))
             return
         self.attempts += 1
+        self.names = names_in_answers(target.upstream_model, self.route.name)
         self.gateway.asked(target)
         body = self.plan.body(target.upstream_model)
         head = self.gateway.head(target.base_url, self.exchange.path) + self.further_headers
@@ -210,6 +213,12 @@ class Relay:
             ready, end, self.tail = chunk.rpartition(b"\n")
             chunk = ready + end
         self.ending.look(chunk)
+        return self._renamed(chunk)
+
+    def _renamed(self, chunk: bytes) -> bytes:
+        """The client gets the name that it asked for, not the one by which the engine knows the model."""
+        for engines, asked in self.names:
+            chunk = chunk.replace(engines, asked)
         return chunk
 
     def _pass(self, lines: bytes) -> None:
@@ -245,6 +254,7 @@ class Relay:
         if self.parts:
             self.parts.append(chunk)
             chunk = b"".join(self.parts)
+        chunk = self._renamed(chunk)
         self.exchange.started(self.status)
         self.exchange.end_of_answer = chunk[-USAGE_WITHIN:]
         self._note_status()
@@ -277,3 +287,12 @@ class Relay:
     def _broken_off(self) -> str:
         name = self.route.name
         return f"The engine of {name!r} broke off in the middle of its answer; send the request again."
+
+
+@lru_cache(maxsize=1024)
+def names_in_answers(engines: str, asked: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What to replace in an answer by what; a quote inside a JSON string is escaped, so no text can match."""
+    if engines == asked:
+        return ()
+    known, wanted = json.dumps(engines, ensure_ascii=False), json.dumps(asked, ensure_ascii=False)
+    return tuple((f'"model":{gap}{known}'.encode(), f'"model":{gap}{wanted}'.encode()) for gap in ("", " "))

@@ -45,7 +45,9 @@ def test_an_adapter_answers_under_its_own_name(client: OpenAI, name: str) -> Non
 
 def test_a_route_may_have_another_name_than_the_engines_model(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="starter", messages=HELLO, temperature=0)
-    assert answer.choices[0].message.content == BASE_SAYS
+    assert (answer.choices[0].message.content, answer.model) == (BASE_SAYS, "starter")
+    stream = client.chat.completions.create(model="starter", messages=HELLO, temperature=0, stream=True)
+    assert {chunk.model for chunk in stream} == {"starter"}
 
 
 @pytest.mark.parametrize("streamed", [False, True])
