@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import msgspec
 
@@ -37,6 +36,17 @@ KEPT_FIELDS = frozenset({"background", "conversation", "previous_response_id"})
 QUOTE, BRACKET = b'"['
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 REFUSED_TEMPLATE_OPTIONS = frozenset({"chat_template", "template", "tokenizer", "tools_template"})
+
+# Most requests have none of these, which one look tells.
+LOOKED_INTO = REFUSED_FIELDS | KEPT_FIELDS | {TEMPLATE_OPTIONS}
+# Numbers with a limit, and the limit's name.
+CAPPED = {
+    "n": "most_choices",
+    "best_of": "most_choices",
+    "max_tokens": "most_tokens",
+    "max_completion_tokens": "most_tokens",
+    "max_output_tokens": "most_tokens",
+}
 
 Fields = dict[str, msgspec.Raw]
 _fields = msgspec.json.Decoder(Fields).decode
@@ -81,29 +91,20 @@ def read(body: bytes, limits: Limits) -> Plan:
         raise InvalidRequest("The body must be a JSON object.") from fault
     except (ValueError, RecursionError) as fault:
         raise InvalidRequest(f"The body is not valid JSON: {fault}.") from fault
-    model = fields.get("model")
-    if model is None or memoryview(model)[0] != QUOTE:
+    model = _any(fields["model"]) if "model" in fields else None
+    if not isinstance(model, str):
         raise InvalidRequest("'model' must be the name of a deployment.", "model")
+    if not LOOKED_INTO.isdisjoint(fields):
+        _look_into(fields)
+    _check(fields, limits)
+    return Plan(model, fields)
+
+
+def _look_into(fields: Fields) -> None:
+    """Raises InvalidRequest for fields that are refused, and for values that are."""
     if not REFUSED_FIELDS.isdisjoint(fields):
         field = min(REFUSED_FIELDS.intersection(fields))
         raise InvalidRequest(f"{field!r} is set by whoever deploys a model; leave it out.", field)
-    if not KEPT_FIELDS.isdisjoint(fields):
-        _refuse_kept(fields)
-    if TEMPLATE_OPTIONS in fields:
-        _refuse_template(_any(fields[TEMPLATE_OPTIONS]))
-    _check(fields, limits)
-    return Plan(_any(model), fields)
-
-
-def _refuse_template(options: Any) -> None:
-    if isinstance(options, dict) and not REFUSED_TEMPLATE_OPTIONS.isdisjoint(options):
-        raise InvalidRequest(
-            f"{TEMPLATE_OPTIONS!r} may not bring a template: a model is served with its own.",
-            TEMPLATE_OPTIONS,
-        )
-
-
-def _refuse_kept(fields: Fields) -> None:
     for field in sorted(KEPT_FIELDS.intersection(fields)):
         if _any(fields[field]):
             raise InvalidRequest(
@@ -111,21 +112,20 @@ def _refuse_kept(fields: Fields) -> None:
                 "send the whole conversation in 'input', and wait for the answer.",
                 field,
             )
+    options = _any(fields[TEMPLATE_OPTIONS]) if TEMPLATE_OPTIONS in fields else None
+    if isinstance(options, dict) and not REFUSED_TEMPLATE_OPTIONS.isdisjoint(options):
+        raise InvalidRequest(
+            f"{TEMPLATE_OPTIONS!r} may not bring a template: a model is served with its own.",
+            TEMPLATE_OPTIONS,
+        )
 
 
 def _check(fields: Fields, limits: Limits) -> None:
     """Raises InvalidRequest for more than the limits allow; what is no number is left to the engine."""
-    for field, most in (
-        ("n", limits.most_choices),
-        ("best_of", limits.most_choices),
-        ("max_tokens", limits.most_tokens),
-        ("max_completion_tokens", limits.most_tokens),
-        ("max_output_tokens", limits.most_tokens),
-    ):
-        if field in fields:
-            asked = _any(fields[field])
-            if isinstance(asked, int | float) and asked > most:
-                raise InvalidRequest(f"{field!r} is {asked}; at most {most} is served here.", field)
+    for field in CAPPED.keys() & fields.keys():
+        asked, most = _any(fields[field]), getattr(limits, CAPPED[field])
+        if isinstance(asked, int | float) and asked > most:
+            raise InvalidRequest(f"{field!r} is {asked}; at most {most} is served here.", field)
     for field in ("prompt", "input"):
         if field in fields and memoryview(fields[field])[0] == BRACKET:
             _check_count(field, _items(fields[field]), limits.most_prompts)

@@ -218,7 +218,8 @@ class Relay:
     def _renamed(self, chunk: bytes) -> bytes:
         """The client gets the name that it asked for, not the one by which the engine knows the model."""
         for engines, asked in self.names:
-            chunk = chunk.replace(engines, asked)
+            if engines in chunk:
+                return chunk.replace(engines, asked)
         return chunk
 
     def _pass(self, lines: bytes) -> None:
