@@ -12,8 +12,16 @@ from app.errors import Conflict, Invalid
 from app.jobs.schemas import JobSpec
 from app.models import references
 from app.settings import Settings
-from app.tables import Dataset
-from trainers.configs import EvaluateConfig, GenerateConfig, PreflightConfig, PrepareConfig, Queue, StageKind
+from app.tables import Alias, Dataset
+from trainers.configs import (
+    DeployConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PreflightConfig,
+    PrepareConfig,
+    Queue,
+    StageKind,
+)
 from trainers.configs.references import Reference, ReferenceKind, find_references
 from trainers.configs.stages import AnyStage
 from trainers.configs.training import TrainingConfig
@@ -95,6 +103,9 @@ def _resolve_stage(
     if isinstance(stage, GenerateConfig) and stage.engine_program:
         faults.append(_fault(f"{path}.engine_program", "Leave it out: each worker has its own command."))
     values = stage.model_dump(mode="json") | {"name": name, "queue": queue.value}
+    if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
+        message = f"{stage.deployment!r} is an alias. Choose another name, and move the alias to it then."
+        faults.append(_fault(f"{path}.deployment", message))
     own = {reference.path for reference in find_references(values)}
     if held_out:
         values["held_out"] = values["held_out"] + [ref for ref in held_out if ref not in values["held_out"]]

@@ -94,3 +94,12 @@ def test_an_alias_that_leads_nowhere_says_so(client: TestClient) -> None:
     answer = client.post("/v1/chat/completions", json=body)
     assert code_of(answer) == (503, "engine_unavailable")
     assert "move it" in answer.json()["error"]["message"]
+
+
+def test_a_job_that_would_deploy_under_an_alias_is_refused_before_it_runs(client: TestClient) -> None:
+    have(name="a")
+    put(client, a=1)
+    deploy = {"stage": "deploy", "model": "org/base", "deployment": "prod"}
+    refused = client.post("/api/v1/jobs", json={"name": "job", "stages": [deploy]})
+    assert refused.status_code == 422
+    assert refused.json()["error"]["fields"][0]["field"] == "stages.0.deployment"
