@@ -40,6 +40,7 @@ from trainers.errors import (
     TemplateMissing,
     is_disk_full,
 )
+from trainers.quantized import keep_layout
 
 Reference = str | StageOutput | AdaptedModel
 
@@ -140,9 +141,12 @@ def load_base(
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": _own_device()}}
     with _named_failure(base):
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
+    # A folder may hold weights that are quantised already, so this is not for `quantization` alone.
+    keep_layout(model)
+    return model
 
 
 def _own_device() -> str:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -19,7 +18,6 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import is_bitsandbytes_available
 
 from trainers import run_dir as files
 from trainers.best import BEST, KeepBest, best_step, stopped_early, unpack_best, validation_losses
@@ -27,7 +25,7 @@ from trainers.callback import RunDirCallback, wait_for_all
 from trainers.configs.processes import parallel_arguments
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
-from trainers.errors import ConfigInvalid, DeviceUnavailable
+from trainers.errors import ConfigInvalid
 from trainers.load import (
     base_of,
     forward_dtype,
@@ -40,6 +38,7 @@ from trainers.load import (
 )
 from trainers.preflight.fit import estimate_fit, needs_checkpointing, this_host
 from trainers.program import Stop, StopRequested, is_first_process
+from trainers.quantized import quantization
 from trainers.report import Report
 from trainers.surroundings import expected_resuming
 
@@ -56,9 +55,12 @@ def load_policy(config: TrainingConfig, precision: Precision, report: Report) ->
     is_lora = isinstance(config.tuning, LoraTuning)
     dtype = forward_dtype(precision) if is_lora else torch.float32
     attention = pick_attention(config.attention, pick_device(config.queue))
-    quantization = _quantization(config, dtype)
     model = load_model(
-        config.base, dtype, is_trainable=is_lora, attention=attention, quantization=quantization
+        config.base,
+        dtype,
+        is_trainable=is_lora,
+        attention=attention,
+        quantization=quantization(config, dtype),
     )
     if not isinstance(model, PeftModel):
         return model
@@ -88,26 +90,6 @@ def new_adapter(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> L
         use_rslora=tuning.rslora,
         target_modules=tuning.target_modules,
         task_type="CAUSAL_LM",
-    )
-
-
-def _quantization(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """How a frozen base is kept in 4 bits; raises DeviceUnavailable without bitsandbytes."""
-    tuning = config.tuning
-    if not isinstance(tuning, LoraTuning) or tuning.quantization is None:
-        return None
-    if not is_bitsandbytes_available():
-        raise DeviceUnavailable(
-            f"tuning.quantization is {tuning.quantization}, for which this host lacks bitsandbytes.",
-            "Install the extra `cuda` on the worker, or leave quantization out.",
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=tuning.quantization.value,
-        bnb_4bit_use_double_quant=tuning.double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-        # FSDP shards tensors of one type only.
-        bnb_4bit_quant_storage=dtype,
     )
 
 

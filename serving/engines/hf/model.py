@@ -20,6 +20,7 @@ from serving.engines.decoding.rows import Row
 from serving.engines.decoding.served import Served, end_tokens, load_tokenizer
 from serving.engines.hf.blocks import HfBlock, forward, prefill
 from trainers.configs.engines import EngineOptions, EngineQuantization
+from trainers.quantized import keep_layout
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -106,11 +107,7 @@ def load_network(path: str, options: EngineOptions, device: Any) -> Any:
     )
     if quantized is None:
         network = network.to(device)
-    for layer in network.modules():
-        # bitsandbytes repacks 4-bit weights for CPUs with AVX512-BF16, and unpacks them wrongly when PEFT
-        # asks for the state dict: from the first adapter on, the base would answer differently.
-        if type(layer).__name__ == "Linear4bit":
-            layer.support_avx512bf16_for_cpu = False
+    keep_layout(network)
     return network.eval().requires_grad_(False)
 
 
