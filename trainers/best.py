@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers import run_dir as files
@@ -23,6 +24,18 @@ PACKED = "validation/best"
 LOSS = "eval_loss"
 
 logger = logging.getLogger("trainers")
+
+
+class ValidatesAside:
+    """A mixin for trainers that go on as if they had not validated."""
+
+    args: Any
+
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        """The Trainer's own: its data loader draws a seed, which would shift all dropout that follows."""
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return super().evaluate(*arguments, **options)  # type: ignore[misc]
 
 
 class KeepBest(TrainerCallback):

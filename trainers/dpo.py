@@ -22,6 +22,7 @@ from trl import DPOTrainer
 
 from trainers import run_dir as files
 from trainers.batches import InStepOrder, StepOrder
+from trainers.best import ValidatesAside
 from trainers.callback import RunDirCallback, wait_for_all
 from trainers.configs.dpo import DpoConfig
 from trainers.configs.training import FullTuning, Precision
@@ -106,7 +107,7 @@ def plan(config: DpoConfig) -> dict[str, Any]:
     }
 
 
-class PairTrainer(InStepOrder, DPOTrainer):
+class PairTrainer(InStepOrder, ValidatesAside, DPOTrainer):
     """TRL's trainer on pairs that are tokens already, so that DPO sees the very tokens that SFT would."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

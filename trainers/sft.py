@@ -18,6 +18,7 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer, pack_dataset
 
 from trainers.batches import InStepOrder, StepOrder
+from trainers.best import ValidatesAside
 from trainers.callback import RunDirCallback
 from trainers.configs.sft import SftConfig
 from trainers.configs.training import Precision
@@ -85,7 +86,7 @@ def plan(config: SftConfig) -> dict[str, Any]:
     }
 
 
-class RowTrainer(InStepOrder, SFTTrainer):
+class RowTrainer(InStepOrder, ValidatesAside, SFTTrainer):
     """TRL's trainer on rows that are tokens already, in our own order."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:

@@ -13,12 +13,10 @@ from transformers import AutoModelForCausalLM, TrainerState
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tests.trainers.conftest import events, losses
-from tests.trainers.stages import Recorder, at_checkpoint, run_stage
+from tests.trainers.stages import Recorder, run_stage
 from trainers import grpo, sft
 from trainers.batches import StepOrder
-from trainers.best import best_step, steps_without_better
 from trainers.configs import parse_stage
-from trainers.data.arithmetic import Split, problems
 from trainers.diagnosis import diagnose
 from trainers.errors import DeviceUnavailable, LossNotFinite
 from trainers.examples import load_examples
@@ -197,85 +195,6 @@ def test_a_server_for_vllm_needs_its_address() -> None:
                 "generation": "vllm_server",
             }
         )
-
-
-@pytest.fixture
-def validated(stage: dict[str, Any], held_out_rows: str, write_rows: Write) -> dict[str, Any]:
-    """So few rows that the validation loss falls and then rises."""
-    return stage | {
-        "dataset": write_rows([dict(row) for row in problems(8, Split.train, seed=5)]),
-        "validation_dataset": held_out_rows,
-        "validate_every_steps": 2,
-        "save_every_steps": 3,
-        "max_steps": 24,
-        "learning_rate": 0.05,
-        "schedule": "constant",
-        "max_validation_rows": 16,
-    }
-
-
-def test_the_model_of_the_lowest_validation_loss_is_published(
-    validated: dict[str, Any], tmp_path: Path
-) -> None:
-    result = run_stage(validated, tmp_path)
-    assert result is not None
-    seen = _validation_losses(tmp_path)
-    best = best_step(seen)
-    assert best is not None and best < 24
-    assert (result["metrics"]["best_step"], result["metrics"]["best_validation_loss"]) == (best, seen[best])
-    again = run_stage(validated | {"max_steps": best, "keep_best": False}, tmp_path / "again")
-    assert again is not None
-    published, expected = (load_file(path / "model" / ADAPTER) for path in (tmp_path, tmp_path / "again"))
-    assert all(torch.equal(published[name], expected[name]) for name in expected)
-
-
-def test_training_stops_when_the_validation_loss_no_longer_falls(
-    validated: dict[str, Any], tmp_path: Path
-) -> None:
-    result = run_stage(validated | {"early_stopping_patience": 2}, tmp_path)
-    assert result is not None
-    seen = _validation_losses(tmp_path)
-    assert steps_without_better(seen, 0.0) == 2
-    assert result["metrics"]["steps"] == max(seen) < 24
-
-
-def test_a_resumed_run_stops_early_and_keeps_the_best_as_if_it_had_never_stopped(
-    validated: dict[str, Any], tmp_path: Path
-) -> None:
-    config = validated | {"early_stopping_patience": 3, "keep_checkpoints": 100}
-    uninterrupted = run_stage(config, tmp_path / "whole")
-    assert uninterrupted is not None
-    for step in (3, 6, uninterrupted["metrics"]["steps"]):
-        resumed = tmp_path / f"from-{step}"
-        at_checkpoint(tmp_path / "whole", resumed, step)
-        result = run_stage(config, resumed)
-        assert result is not None
-        assert result["metrics"] | {"seconds": 0} == uninterrupted["metrics"] | {"seconds": 0}
-        assert (resumed / "model" / ADAPTER).read_bytes() == (
-            tmp_path / "whole" / "model" / ADAPTER
-        ).read_bytes()
-
-
-def test_patience_without_a_validation_dataset_is_refused(stage: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="needs a validation_dataset"):
-        parse_stage(stage | {"early_stopping_patience": 2})
-
-
-def test_dpo_validates_and_keeps_its_best(stage: dict[str, Any], write_rows: Write, tmp_path: Path) -> None:
-    rows = [
-        {"prompt": f"What is {n} + 1?", "chosen": f"#### {n + 1}", "rejected": f"#### {n}"} for n in range(24)
-    ]
-    config = stage | {"stage": "dpo", "dataset": write_rows(rows[:16]), "max_length": 128}
-    validation = {"validation_dataset": write_rows(rows[16:]), "validate_every_steps": 4}
-    result = run_stage(config | validation, tmp_path)
-    assert result is not None
-    assert set(_validation_losses(tmp_path)) == {4, 8}
-    assert result["metrics"]["best_step"] in (4, 8)
-
-
-def _validation_losses(run_dir: Path) -> dict[int, float]:
-    told = [event for event in events(run_dir, "metrics") if "validation_loss" in event["values"]]
-    return {event["step"]: event["values"]["validation_loss"] for event in told}
 
 
 def test_a_learning_rate_far_above_the_default_is_held_responsible(stage: dict[str, Any]) -> None:
