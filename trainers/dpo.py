@@ -32,19 +32,10 @@ from trainers.preflight.check import check_before_training, quick_findings
 from trainers.preflight.findings import as_json
 from trainers.program import is_first_process, run_program, stop_after_step
 from trainers.report import Report
-from trainers.training import (
-    fit,
-    keep_adapter_precise,
-    load_policy,
-    new_adapter,
-    planned_numbers,
-    save_model,
-    total_steps,
-    training_arguments,
-    training_result,
-    validation_arguments,
-    watch_validation,
-)
+from trainers.training.arguments import planned_numbers, total_steps, training_arguments, validation_arguments
+from trainers.training.fit import fit
+from trainers.training.made import save_model, training_result, watch_validation
+from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
 
 PAIRS = "pairs"
 # How far the reference may lie from the untrained model, as a share of an answer's log-probability: the

@@ -30,17 +30,10 @@ from trainers.program import is_first_process, run_program, stop_after_step
 from trainers.render import Pair, prompt_tokens
 from trainers.report import Report
 from trainers.rollouts import Rollouts, load_prompts, prompt_dataset
-from trainers.training import (
-    fit,
-    keep_adapter_precise,
-    load_policy,
-    new_adapter,
-    planned_numbers,
-    save_model,
-    total_steps,
-    training_arguments,
-    training_result,
-)
+from trainers.training.arguments import planned_numbers, total_steps, training_arguments
+from trainers.training.fit import fit
+from trainers.training.made import save_model, training_result
+from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
 
 SAMPLES = "samples.jsonl"
 

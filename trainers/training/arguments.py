@@ -1,0 +1,117 @@
+"""TRL's arguments, and the numbers that a run is planned with."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+
+from trainers import run_dir as files
+from trainers.configs.processes import parallel_arguments
+from trainers.configs.training import Precision, TrainingConfig
+from trainers.configs.validation import ValidatedTrainingConfig
+from trainers.errors import ConfigInvalid
+from trainers.load import parameter_counts, pick_attention, pick_device, pick_precision
+from trainers.preflight.fit import estimate_fit, needs_checkpointing, this_host
+from trainers.report import Report
+from trainers.surroundings import expected_resuming
+from trainers.training.policy import load_policy, new_adapter
+
+
+def training_arguments(
+    config: TrainingConfig, run_dir: Path, precision: Precision, steps: int, longest_tokens: int
+) -> dict[str, Any]:
+    """The arguments that mean the same to every trainer of TRL."""
+    is_cpu = pick_device(config.queue).type == "cpu"
+    return {
+        "output_dir": str(run_dir / files.SCRATCH),
+        "max_steps": steps,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": _accumulation(config),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule.value,
+        "warmup_steps": math.ceil(config.warmup_ratio * steps),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "use_cpu": is_cpu,
+        "bf16": precision is Precision.bf16,
+        "activation_checkpointing": _wants_checkpointing(config, longest_tokens),
+        "dataloader_pin_memory": not is_cpu,
+        "logging_steps": config.log_every_steps,
+        # The default replaces losses that are not finite by the mean and would hide them.
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "save_strategy": "steps",
+        "save_steps": config.save_every_steps,
+        "report_to": "none",
+        "disable_tqdm": True,
+    } | parallel_arguments(config)
+
+
+def validation_arguments(config: ValidatedTrainingConfig) -> dict[str, Any]:
+    """The arguments of validating while training; none without a validation dataset."""
+    if config.validation_dataset is None:
+        return {}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": config.validate_every_steps or config.save_every_steps,
+        "per_device_eval_batch_size": config.micro_batch_size,
+    }
+
+
+def planned_numbers(config: TrainingConfig, steps: int, longest_tokens: int) -> dict[str, Any]:
+    """What `--dry-run` tells of every training stage."""
+    device = pick_device(config.queue)
+    precision = pick_precision(config.precision, device)
+    model = load_policy(config, precision, Report(None))
+    adapter = new_adapter(config, model)
+    trainable, every = parameter_counts(model if adapter is None else get_peft_model(model, adapter))
+    return {
+        "steps": steps,
+        "batch_size": config.batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": _accumulation(config),
+        "learning_rate": config.learning_rate,
+        "trainable_parameters": trainable,
+        "parameters": every,
+        "device": device.type,
+        "precision": precision,
+        "attention": pick_attention(config.attention, device),
+        "activation_checkpointing": _wants_checkpointing(config, longest_tokens),
+        "fit": estimate_fit(config, [], longest_tokens),
+        "resuming": expected_resuming(config).model_dump(mode="json"),
+    }
+
+
+def total_steps(config: TrainingConfig, rows: int, rows_per_step: int) -> int:
+    """Optimizer steps of a run."""
+    return config.max_steps or max(1, math.ceil(math.ceil(rows / rows_per_step) * config.epochs))
+
+
+def _accumulation(config: TrainingConfig) -> int:
+    """Micro-batches per device and step; raises ConfigInvalid if the devices cannot share a batch evenly."""
+    assert config.micro_batch_size is not None
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != config.devices:
+        raise ConfigInvalid(
+            f"devices is {config.devices}, but {world_size} processes were started.",
+            "Start it with `python -m torch.distributed.run --nproc_per_node "
+            f"{config.devices} -m trainers.{config.stage} …`, or change devices.",
+        )
+    if config.batch_size % (config.micro_batch_size * world_size):
+        raise ConfigInvalid(
+            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "
+            f"times {world_size} devices.",
+            "Change batch_size or micro_batch_size so that every device gets the same number of rows.",
+        )
+    return config.batch_size // (config.micro_batch_size * world_size)
+
+
+def _wants_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
+    """Whether activations are computed again: a third more work, so only where memory asks for it."""
+    if config.activation_checkpointing is not None:
+        return config.activation_checkpointing
+    return needs_checkpointing(config, this_host(), longest_tokens)
