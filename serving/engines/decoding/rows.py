@@ -19,13 +19,17 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True)
 class Piece:
-    """What an answer has gained since the last piece; `finish` is set in the last one."""
+    """What an answer has gained since the last piece; `finish` is set in the last one.
+
+    `end_logprob` scores the token that ended the answer, which is not shown.
+    """
 
     text: str
     logprobs: list[TokenLogprob]
     completion_tokens: int
     finish: Finish | None
     prompt_logprobs: list[TokenLogprob] | None = None
+    end_logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Row:
         """Take the next token, show what it completes, and end if it was the last."""
         self.output_ids.append(token)
         if token in self.ends:
-            self._end(Finish.stop)
+            self._end(Finish.stop, logprob)
             return
         if logprob is not None:
             self.waiting_logprobs.append((self.decoded_characters, logprob))
@@ -126,11 +130,11 @@ class Row:
         self.shown_characters += len(visible)
         self.unsent_text += visible
 
-    def _end(self, finish: Finish) -> None:
+    def _end(self, finish: Finish, end_logprob: TokenLogprob | None = None) -> None:
         if not self.stops.hit:
             self._show(self.detokenizer.flush())
         if self.stops.hit:
-            finish = Finish.stop
+            finish, end_logprob = Finish.stop, None
             self.waiting_logprobs = [
                 entry for entry in self.waiting_logprobs if entry[0] < self.shown_characters
             ]
@@ -139,10 +143,11 @@ class Row:
             self.shown_characters += len(rest)
             self.unsent_text += rest
         self.finish = finish
-        self._send(finish)
+        self._send(finish, end_logprob)
 
-    def _send(self, finish: Finish | None) -> None:
+    def _send(self, finish: Finish | None, end_logprob: TokenLogprob | None = None) -> None:
         ready = [e for at, e in self.waiting_logprobs if finish is not None or at < self.shown_characters]
         self.waiting_logprobs = self.waiting_logprobs[len(ready) :]
-        self.emit(Piece(self.unsent_text, ready, len(self.output_ids), finish, self.prompt_logprobs))
+        counted = len(self.output_ids)
+        self.emit(Piece(self.unsent_text, ready, counted, finish, self.prompt_logprobs, end_logprob))
         self.unsent_text, self.prompt_logprobs = "", None

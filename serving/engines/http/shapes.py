@@ -180,6 +180,7 @@ class CompletionShape:
             pieces[-1].completion_tokens,
             pieces[-1].finish,
             pieces[0].prompt_logprobs,
+            pieces[-1].end_logprob,
         )
         return self.delta(index, whole)
 
@@ -190,8 +191,11 @@ class CompletionShape:
         return decode(self.tokenizer, self._prompt_ids(index))
 
     def _logprobs(self, index: int, piece: Piece, first: bool) -> Json:
-        entries: list[TokenLogprob | None] = list(piece.logprobs)
-        tokens = [entry.token for entry in piece.logprobs]
+        # A harness asks for one token and drops the last entry: without the token that ends an answer, it
+        # would drop one of the text that it scores. OpenAI's chats leave it out, so ours do as well.
+        generated = [*piece.logprobs, piece.end_logprob] if piece.end_logprob else piece.logprobs
+        entries: list[TokenLogprob | None] = list(generated)
+        tokens = [entry.token for entry in generated]
         if self.echo and first:
             # The first token has nothing before it that could predict it.
             entries = [None, *(piece.prompt_logprobs or []), *entries]
