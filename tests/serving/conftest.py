@@ -113,29 +113,59 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(tiny: Path) -> Iterator[Server]:
     """An engine with the base and both adapters, in fp32 as the models were saved."""
-    arguments = ["--model", str(tiny / "base"), "--served-name", "base"]
-    for name in ("alpha", "beta"):
-        arguments += ["--adapter", f"{name}={tiny / name}"]
-    with serving(tiny / "engine.log", "serving.engines.hf", *arguments) as server:
+    with serving(tiny / "engine.log", "serving.engines.hf", *both_adapters(tiny)) as server:
         yield server.wait_until_ready()
 
 
+@pytest.fixture(scope="session")
+def mlx(tiny: Path) -> Iterator[Server]:
+    """The same on MLX, with room for one adapter more."""
+    pytest.importorskip("mlx_lm")
+    arguments = [*both_adapters(tiny), "--max-adapters", "3"]
+    with serving(tiny / "mlx.log", "serving.engines.mlx", *arguments) as server:
+        yield server.wait_until_ready()
+
+
+def both_adapters(tiny: Path) -> list[str]:
+    arguments = ["--model", str(tiny / "base"), "--served-name", "base"]
+    for name in ("alpha", "beta"):
+        arguments += ["--adapter", f"{name}={tiny / name}"]
+    return arguments
+
+
 @contextlib.contextmanager
-def one_engine(tiny: Path, folder: Path) -> Iterator[Server]:
+def one_engine(tiny: Path, folder: Path, kind: str = "hf") -> Iterator[Server]:
     """An engine for one test, which may kill it."""
     arguments = ["--model", str(tiny / "base"), "--served-name", "base"]
-    with serving(folder / "engine.log", "serving.engines.hf", *arguments) as server:
+    with serving(folder / "engine.log", f"serving.engines.{kind}", *arguments) as server:
         yield server.wait_until_ready()
 
 
 @pytest.fixture(scope="session")
 def gateway(engine: Server, tiny: Path) -> Iterator[Server]:
     """A gateway in front of the engine; `starter` is the base under another name."""
+    with gateway_over(routes_to(engine), tiny) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlx_gateway(mlx: Server, tiny: Path) -> Iterator[Server]:
+    """The same in front of MLX."""
+    with gateway_over(routes_to(mlx), tiny) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["hf", "mlx"])
+def each_gateway(request: pytest.FixtureRequest) -> Server:
+    """A gateway in front of each engine of ours in turn."""
+    found: Server = request.getfixturevalue("gateway" if request.param == "hf" else "mlx_gateway")
+    return found
+
+
+def routes_to(engine: Server) -> list[dict[str, str]]:
     routes = [{"name": name, "base_url": engine.url} for name in ("base", "alpha", "beta")]
     routes += [{"name": "starter", "base_url": engine.url, "upstream_model": "base"}]
-    routes += [{"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"}]
-    with gateway_over(routes, tiny) as server:
-        yield server
+    return [*routes, {"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"}]
 
 
 @contextlib.contextmanager
@@ -158,5 +188,9 @@ def stand_in() -> Iterator[StandIn]:
 @pytest.fixture(scope="session")
 def client(gateway: Server) -> Iterator[OpenAI]:
     """The official SDK against the gateway, without retries of its own."""
-    with OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=30) as sdk:
+    with sdk_of(gateway) as sdk:
         yield sdk
+
+
+def sdk_of(gateway: Server) -> OpenAI:
+    return OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=30)

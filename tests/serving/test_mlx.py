@@ -3,7 +3,6 @@
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from serving.engines.decoding.sampling import Sampling
 from serving.engines.decoding.served import Served
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
-from .conftest import BASE_SAYS, Server, serving
+from .conftest import BASE_SAYS, Server
 
 load_base = pytest.importorskip("serving.engines.mlx.model").load_base
 # PEFT asks transformers in a way that is on its way out.
@@ -190,22 +189,14 @@ def test_fewer_bits_move_the_answers_a_little_and_take_adapters(tiny: Path, kind
     assert apart(engine_says(packed, served), engine_says(packed)) > 1
 
 
-@pytest.fixture(scope="module")
-def mlx(tiny: Path) -> Iterator[Server]:
-    arguments = ["--model", str(tiny / "base"), "--served-name", "base", "--max-adapters", "2"]
-    arguments += ["--adapter", f"alpha={tiny / 'alpha'}"]
-    with serving(tiny / "mlx.log", "serving.engines.mlx", *arguments) as server:
-        yield server.wait_until_ready()
-
-
 def test_adapters_come_and_go_at_run_time(mlx: Server, tiny: Path) -> None:
-    asked = {"lora_name": "beta", "lora_path": str(tiny / "beta")}
+    asked = {"lora_name": "third", "lora_path": str(tiny / "beta")}
     assert mlx.post("/v1/load_lora_adapter", asked)[0] == 200
-    assert (mlx.chat("base"), mlx.chat("alpha")[:5], mlx.chat("beta")[:4]) == (BASE_SAYS, "alpha", "beta")
-    status, answer = mlx.post("/v1/load_lora_adapter", {**asked, "lora_name": "third"})
+    assert (mlx.chat("base"), mlx.chat("alpha")[:5], mlx.chat("third")[:4]) == (BASE_SAYS, "alpha", "beta")
+    status, answer = mlx.post("/v1/load_lora_adapter", {**asked, "lora_name": "fourth"})
     assert (status, "max_adapters" in answer["error"]["message"]) == (400, True)
     assert mlx.post("/v1/unload_lora_adapter", asked)[0] == 200
-    assert mlx.post("/v1/chat/completions", {"model": "beta", "messages": [{"role": "user"}]})[0] == 404
+    assert mlx.post("/v1/chat/completions", {"model": "third", "messages": [{"role": "user"}]})[0] == 404
 
 
 def test_both_engines_score_and_tokenize_alike(mlx: Server, engine: Server) -> None:

@@ -1,14 +1,25 @@
-"""The official SDK through the gateway to the real engine."""
+"""The official SDK through the gateway to the real engines."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
+from .conftest import Server, sdk_of
+
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+ASKED = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="session")
+def client(each_gateway: Server) -> Iterator[OpenAI]:
+    """The official SDK in front of each engine in turn."""
+    with sdk_of(each_gateway) as sdk:
+        yield sdk
 
 
 def test_a_plain_chat_gives_the_trained_answer_and_its_usage(client: OpenAI) -> None:
@@ -136,6 +147,20 @@ def test_an_echoed_prompt_is_scored_as_a_harness_needs_it(client: OpenAI) -> Non
     assert len(logprobs.tokens) == answer.usage.prompt_tokens + 1
     assert logprobs.token_logprobs[0] is None
     assert all(value < 0 for value in logprobs.token_logprobs[1:])
+
+
+def test_the_token_that_ends_an_answer_is_scored_in_a_completion(client: OpenAI) -> None:
+    # A harness asks for one token after what it scores, and takes the last entry to be that token.
+    answer = client.completions.create(
+        model="base", prompt=f"{ASKED}{BASE_SAYS}", max_tokens=1, logprobs=1, echo=True, temperature=0
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.tokens is not None and logprobs.token_logprobs is not None
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == answer.usage.total_tokens
+    assert logprobs.tokens[-1] == "<|im_end|>"
+    assert logprobs.text_offset == sorted(logprobs.text_offset or [])
 
 
 def test_several_prompts_are_answered_in_their_order(client: OpenAI) -> None:
