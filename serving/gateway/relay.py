@@ -176,6 +176,10 @@ class Relay:
 
     def fail(self, fault: UpstreamFault) -> None:
         self.upstream = None
+        if self.done:
+            # The client has all of it; only the connection was not closed in order.
+            self._finish(b"")
+            return
         if self.begun:
             self._break(b"")
             return
