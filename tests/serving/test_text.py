@@ -49,6 +49,15 @@ def test_bytes_that_never_become_a_character_do_not_hold_back_the_text(tokenizer
     assert len(shown) >= 32
 
 
+@pytest.mark.parametrize("broken", range(12))
+def test_a_character_after_broken_bytes_is_not_broken_with_them(tokenizer: Any, broken: int) -> None:
+    character = tokenizer.raw.encode("한").ids
+    ids = [character[0]] * broken + character + character[1:] * broken + character
+    detokenizer = Detokenizer(tokenizer, [])
+    shown = "".join(detokenizer.push(token) for token in ids) + detokenizer.flush()
+    assert shown == tokenizer.raw.decode(ids)
+
+
 def test_an_unfinished_character_shows_at_the_end(tokenizer: Any) -> None:
     detokenizer = Detokenizer(tokenizer, [])
     assert detokenizer.push(tokenizer.raw.encode("한").ids[0]) == ""

@@ -1,5 +1,6 @@
 """From tokens to the text that may be shown: whole characters, and nothing of a stop string."""
 
+import codecs
 import re
 from typing import Any
 
@@ -7,6 +8,7 @@ REPLACEMENT = "�"
 # No character needs more than four byte tokens, so a longer tail is not an unfinished character but bytes
 # that will never become one.
 MOST_PENDING_TOKENS = 8
+MOST_UNFINISHED_TOKENS = 3
 # Tokenizers of the SentencePiece kind write a space before a word only when something stands before it.
 CONTEXT_TOKENS = 6
 
@@ -24,14 +26,22 @@ class Detokenizer:
         """The text that this token completes, often empty."""
         self.window.append(token)
         text = self._unshown()
-        pending = len(self.window) - self.shown
-        if text.endswith(REPLACEMENT) and pending < MOST_PENDING_TOKENS:
-            return ""
+        if text.endswith(REPLACEMENT):
+            pending = len(self.window) - self.shown
+            return "" if pending < MOST_PENDING_TOKENS else self._give_up()
         if text:
             self._advance()
         else:
             # A token without text, such as a special one, says nothing about the tokens after it.
             self.window.pop()
+        return text
+
+    def _give_up(self) -> str:
+        """Show broken bytes as such, but not the beginning of a character that may follow them."""
+        begun = unfinished(self.tokenizer, self.window)
+        kept, self.window = self.window[len(self.window) - begun :], self.window[: len(self.window) - begun]
+        text = self.flush()
+        self.window += kept
         return text
 
     def flush(self) -> str:
@@ -106,6 +116,18 @@ def token_bytes(tokenizer: Any, token: int) -> list[int]:
     if all(character in BYTE_OF_CHARACTER for character in piece):
         return [BYTE_OF_CHARACTER[character] for character in piece]
     return list(text.encode())
+
+
+def unfinished(tokenizer: Any, tokens: list[int]) -> int:
+    """How many of the last tokens hold a character that lacks bytes; 0 if it cannot become one."""
+    raw = b""
+    for count, token in enumerate(reversed(tokens[-MOST_UNFINISHED_TOKENS:]), start=1):
+        raw = bytes(token_bytes(tokenizer, token)) + raw
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(raw)
+        if decoder.getstate()[0]:
+            return count
+    return 0
 
 
 def byte_alphabet() -> dict[str, int]:
