@@ -115,6 +115,15 @@ class StandIn:
         await response.write(EVENT.replace(b"word", b"data: [DONE]"))
         return response
 
+    async def rude(self, request: web.Request) -> web.StreamResponse:
+        """Says all there is to say, [DONE] included, and hangs up without ending its answer."""
+        response = await self._stream(request)
+        await response.write(EVENT + b"data: [DONE]\n\n")
+        await asyncio.sleep(0.1)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
     async def slow(self, request: web.Request) -> web.StreamResponse:
         """Ten events, split at odd places, over half a second."""
         response = await self._stream(request)

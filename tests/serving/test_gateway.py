@@ -21,7 +21,7 @@ from .stand_in import StandIn
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"
-FAULTS = ["busy", "flaky", "dead", "thinking", "endless", "cut", "undone", "slow", "cut-plain"]
+FAULTS = ["busy", "flaky", "dead", "thinking", "endless", "cut", "undone", "rude", "slow", "cut-plain"]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,12 @@ def test_a_stream_cut_in_mid_event_ends_with_an_error_that_can_be_read(front: Se
 def test_a_stream_that_ends_without_done_is_a_broken_one(front: Server) -> None:
     body = raw(front, {"model": "undone", "stream": True})[1]
     assert json.loads(body.split(b"data: ")[-1])["error"]["code"] == "engine_disconnected"
+
+
+def test_a_stream_that_breaks_after_done_is_whole(front: Server) -> None:
+    body = raw(front, {"model": "rude", "stream": True})[1]
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert 'requests_total{model="rude",status="200"} 1.0' in front.get("/metrics")[1]
 
 
 def test_a_stream_is_passed_as_it_comes_and_unchanged(front: Server) -> None:
