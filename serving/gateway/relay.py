@@ -176,12 +176,9 @@ class Relay:
 
     def fail(self, fault: UpstreamFault) -> None:
         self.upstream = None
-        if self.done:
-            # The client has all of it; only the connection was not closed in order.
-            self._finish(b"")
-            return
         if self.begun:
-            self._break(b"")
+            # Of what has come to its end the client has all; only the connection was not closed in order.
+            self._finish(b"") if self.ending.done else self._break(b"")
             return
         if not isinstance(fault, UpstreamStale):
             self.gateway.breakers.failed(self.target)
