@@ -7,47 +7,62 @@ from typing import Protocol
 from serving.gateway.errors import ApiError
 
 # A JSON string holds no raw newline, so these can only be the events themselves.
-DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+DONE = re.compile(rb"(?:^|\n)(data: ?\[DONE\])")
+ERROR = re.compile(rb'(?:^|\n)data: ?\{"error"')
 RESPONSE_DONE = re.compile(rb"(?:^|\n)event: ?response\.(?:completed|incomplete|failed)\r?\n(data:)?")
 SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?(\d+)')
 
 
 class Ending(Protocol):
-    """Looks at the lines of a stream as they pass; `done` once the stream has come to its end."""
+    """Looks at the lines of a stream as they come.
+
+    `done` once the stream has come to its end, `failed` once the engine itself told of an error in it.
+    """
 
     done: bool
+    failed: bool
 
-    def look(self, lines: bytes) -> None: ...
+    def look(self, lines: bytes) -> bytes:
+        """Those of the lines that may pass."""
 
     def broken(self, error: ApiError, last: bytes) -> bytes:
         """The event that ends a stream which broke off after these lines."""
 
 
 class DoneMark:
-    """Chats and completions end with `data: [DONE]`."""
+    """Chats and completions end with `data: [DONE]`.
 
-    done = False
+    vLLM sends it after an error too, where a client that waits for it alone would take half an answer as whole.
+    """
 
-    def look(self, lines: bytes) -> None:
-        if b"[DONE]" in lines and DONE.search(lines):
+    done = failed = False
+
+    def look(self, lines: bytes) -> bytes:
+        if b'"error"' in lines and ERROR.search(lines):
+            self.failed = True
+        if b"[DONE]" in lines and (mark := DONE.search(lines)):
+            if self.failed:
+                return lines[: mark.start(1)]
             self.done = True
+        return lines
 
     def broken(self, error: ApiError, last: bytes) -> bytes:
         # The empty line before the event ends one that was cut short.
-        return b"\ndata: " + error.body() + b"\n\n"
+        return b"" if self.failed else b"\ndata: " + error.body() + b"\n\n"
 
 
 class LastEvent:
     """Responses end with an event that holds all of the answer, its name on the line before its data."""
 
-    done = named = False
+    done = failed = named = False
 
-    def look(self, lines: bytes) -> None:
+    def look(self, lines: bytes) -> bytes:
         if self.named and lines.startswith(b"data:"):
             self.done = True
         if end := RESPONSE_DONE.search(lines):
             self.named = True
             self.done = end[1] is not None
+        return lines
 
     def broken(self, error: ApiError, last: bytes) -> bytes:
         numbers = SEQUENCE_NUMBER.findall(last)

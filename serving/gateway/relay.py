@@ -42,7 +42,7 @@ class Relay:
 
     A second attempt is made only if the first broke before its first byte. A plain answer is held until it is
     complete, so that a break still becomes a proper error; a stream is passed in whole lines, and one that
-    does not reach its end gets an error event instead.
+    does not reach its end gets an error event instead. One that begins with the engine's error has not begun.
     """
 
     upstream: Connection | None = None
@@ -158,7 +158,10 @@ class Relay:
             self._hold(chunk)
             return
         lines = self._whole_lines(chunk)
-        if lines:
+        if self.ending.failed and not self.begun:
+            self._let_go()
+            self.fail(UpstreamUnreachable("the stream begins with an error"))
+        elif lines:
             self._pass(lines)
 
     def end(self, chunk: bytes) -> None:
@@ -167,7 +170,7 @@ class Relay:
             self._pass_whole(chunk)
             return
         lines = self._whole_lines(chunk) if chunk else b""
-        if not lines and not self.begun:
+        if not self.begun and (self.ending.failed or not lines):
             self.fail(UpstreamUnreachable("the stream ended before it began"))
         elif self.ending.done:
             self._finish(lines)
@@ -200,8 +203,7 @@ class Relay:
         self.parts.append(chunk)
         self.held_bytes += len(chunk)
         if self.held_bytes > MOST_ANSWER_BYTES and self.upstream is not None:
-            self.upstream.abort()
-            self.upstream = None
+            self._let_go()
             most = f"{MOST_ANSWER_BYTES // 2**20} MiB"
             self._refuse(AnswerTooLarge(f"The answer is over {most}; ask for less, or for a stream."))
 
@@ -213,8 +215,7 @@ class Relay:
         if chunk[-1] != NEWLINE:
             ready, end, self.tail = chunk.rpartition(b"\n")
             chunk = ready + end
-        self.ending.look(chunk)
-        return self._renamed(chunk)
+        return self._renamed(self.ending.look(chunk))
 
     def _renamed(self, chunk: bytes) -> bytes:
         """The client gets the name that it asked for, not the one by which the engine knows the model."""
@@ -275,10 +276,13 @@ class Relay:
         self.ended = True
         if self.task is not None:
             self.task.cancel()
+        self._let_go()
+        self.exchange.ended()
+
+    def _let_go(self) -> None:
         if self.upstream is not None:
             self.upstream.abort()
             self.upstream = None
-        self.exchange.ended()
 
     def _answer_headers(self) -> Headers:
         """The engine's headers that mean something to the client, and the request's id."""

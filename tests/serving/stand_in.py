@@ -10,6 +10,7 @@ from aiohttp import web
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+ERROR = b'data: {"error": {"message": "EngineCore encountered an issue."}}\n\n'
 
 
 class StandIn:
@@ -122,6 +123,21 @@ class StandIn:
         await asyncio.sleep(0.1)
         assert request.transport is not None
         request.transport.abort()
+        return response
+
+    async def told(self, request: web.Request) -> web.StreamResponse:
+        """Tells of an error in mid-stream and then that all is done, as vLLM does."""
+        response = await self._stream(request)
+        for event in (EVENT, ERROR):
+            await response.write(event)
+            await asyncio.sleep(0.1)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def told_first(self, request: web.Request) -> web.StreamResponse:
+        """Tells of an error where the first piece of an answer should come."""
+        response = await self._stream(request)
+        await response.write(ERROR + b"data: [DONE]\n\n")
         return response
 
     async def slow(self, request: web.Request) -> web.StreamResponse:

@@ -21,7 +21,8 @@ from .stand_in import StandIn
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"
-FAULTS = ["busy", "flaky", "dead", "thinking", "endless", "cut", "undone", "rude", "slow", "cut-plain"]
+FAULTS = ["busy", "flaky", "dead", "thinking", "endless", "cut", "undone", "rude", "told", "told-first"]
+FAULTS += ["slow", "cut-plain"]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,19 @@ def test_a_stream_that_breaks_after_done_is_whole(front: Server) -> None:
     body = raw(front, {"model": "rude", "stream": True})[1]
     assert body.endswith(b"data: [DONE]\n\n")
     assert 'requests_total{model="rude",status="200"} 1.0' in front.get("/metrics")[1]
+
+
+def test_an_error_that_the_engine_tells_in_mid_stream_is_the_end_without_done(front: Server) -> None:
+    body = raw(front, {"model": "told", "stream": True})[1]
+    assert body.endswith(b'{"error": {"message": "EngineCore encountered an issue."}}\n\n')
+    assert (body.count(b"data: "), b"[DONE]" in body) == (2, False)
+
+
+def test_a_stream_that_begins_with_an_error_is_no_answer_and_tried_once_more(
+    front: Server, stand_in: StandIn
+) -> None:
+    assert front.post(CHAT, {"model": "told-first", "stream": True})[0] == 503
+    assert stand_in.asked["told-first"] == 2
 
 
 def test_a_stream_is_passed_as_it_comes_and_unchanged(front: Server) -> None:
