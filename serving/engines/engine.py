@@ -64,6 +64,8 @@ class Engine(ABC):
     unload_path: ClassVar[str] = "/v1/unload_lora_adapter"
     stop_seconds: ClassVar[float] = 10.0
     """How long it may take to end after SIGTERM."""
+    auto_halves: ClassVar[bool] = False
+    """Whether `dtype: auto` serves weights in 16 bits that are stored in float32."""
 
     def __init__(self, program: Sequence[str] = ()) -> None:
         self.program = list(program or self.default_program)

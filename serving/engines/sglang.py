@@ -6,7 +6,15 @@ from typing import Any
 
 from serving.engines.engine import LOOK_SECONDS, SCORE_SECONDS, Engine, EngineRefused, Serve, call
 from serving.engines.tokenizers import only_tokenizer
-from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization
+from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
+
+TOOL_CALL_PARSERS = {
+    ToolCallParser.qwen: "qwen25",
+    ToolCallParser.qwen3_coder: "qwen3_coder",
+    ToolCallParser.llama3: "llama3",
+    ToolCallParser.mistral: "mistral",
+    ToolCallParser.gemma4: "gemma4",
+}
 
 
 class SglangEngine(Engine):
@@ -19,6 +27,7 @@ class SglangEngine(Engine):
     default_program = ("sglang", "serve")
     load_path = "/load_lora_adapter"
     unload_path = "/unload_lora_adapter"
+    auto_halves = True
     stop_seconds = 30.0
 
     def command(self, serve: Serve) -> list[str]:
@@ -94,6 +103,10 @@ def _flags(options: EngineOptions) -> list[str]:
         flags += ["--torchao-config", "int8wo"]
     if options.quantization is EngineQuantization.fp8:
         flags += ["--quantization", "fp8"]
+    if options.tool_call_parser is not None:
+        flags += ["--tool-call-parser", TOOL_CALL_PARSERS[options.tool_call_parser]]
+    if options.compact_json:
+        flags += ["--constrained-json-disable-any-whitespace"]
     return flags
 
 

@@ -1,17 +1,29 @@
 """The engine `vllm`: the real program, in an environment of its own."""
 
+import json
 from pathlib import Path
 
 from serving.addresses import is_loopback
 from serving.engines.engine import LOAD_SECONDS, Engine, Serve, call
 from serving.engines.tokenizers import only_tokenizer
-from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization
+from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
 # awq and gptq are missing: vLLM reads them in the weights' own config and picks the fastest kernel by itself.
 QUANTIZATIONS = {
     EngineQuantization.int8: "int8_per_channel_weight_only",
     EngineQuantization.fp8: "fp8",
 }
+# `hermes` is what vLLM's own name for Qwen's JSON calls stands for.
+TOOL_CALL_PARSERS = {
+    ToolCallParser.qwen: "hermes",
+    ToolCallParser.qwen3_coder: "qwen3_coder",
+    ToolCallParser.llama3: "llama3_json",
+    ToolCallParser.mistral: "mistral",
+    ToolCallParser.gemma4: "gemma4",
+    ToolCallParser.phi4_mini: "phi4_mini_json",
+}
+# vLLM refuses to do without white space unless the backend is named.
+COMPACT_JSON = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
 DRAIN_SECONDS = 5
 
 
@@ -20,6 +32,7 @@ class VllmEngine(Engine):
 
     kind = EngineKind.vllm
     default_program = ("vllm", "serve")
+    auto_halves = True
     # It drains, then ends its engine core and workers one after the other.
     stop_seconds = 30.0
 
@@ -76,6 +89,11 @@ def _flags(options: EngineOptions) -> list[str]:
         flags += ["--max-num-seqs", str(options.max_batch_size)]
     if options.quantization in QUANTIZATIONS:
         flags += ["--quantization", QUANTIZATIONS[options.quantization]]
+    if options.tool_call_parser is not None:
+        parser = TOOL_CALL_PARSERS[options.tool_call_parser]
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+    if options.compact_json:
+        flags += ["--structured-outputs-config", COMPACT_JSON]
     return [*flags, "--enable-sleep-mode"] if options.sleep_mode else flags
 
 

@@ -32,7 +32,7 @@ class Ending(Protocol):
 class DoneMark:
     """Chats and completions end with `data: [DONE]`.
 
-    vLLM sends it after an error too, where a client that waits for it alone would take half an answer as whole.
+    vLLM sends it after an error too, where a client that looks for it alone takes half an answer for all.
     """
 
     done = failed = False

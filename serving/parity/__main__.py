@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from serving.engines import ENGINES, EngineRefused, find_engine
+from serving.engines import ENGINES, Engine, EngineRefused, find_engine
 from serving.parity.compare import TOLERANCES, Difference, Report, compare
 from serving.parity.prompts import chats
 from serving.parity.trained import Trained
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
 
 def prove(options: argparse.Namespace) -> dict[str, Any]:
     """The report of a comparison; raises EngineRefused or ProgramError where none can be made."""
-    precision = options.precision or stored_precision(options.base)
+    engine = find_engine(options.engine)
+    precision = options.precision or usual_precision(engine, options.base)
     reference = AdaptedModel(base=options.base, adapter=options.adapter) if options.adapter else options.base
     trained = Trained(reference)
     about = {"engine": options.engine, "precision": precision, "checked_at": files.utc_now()}
@@ -59,18 +60,15 @@ def prove(options: argparse.Namespace) -> dict[str, Any]:
     expected = [one for chat in asked if (one := trained.expect(chat, ANSWER_TOKENS)) is not None]
     logger.info("%d chats are compared at the tolerance of %s.", len(expected), precision)
     tolerance = TOLERANCES[precision]
-    return (
-        about
-        | compare(
-            trained, expected, find_engine(options.engine), options.address, options.name, tolerance
-        ).json
-    )
+    return about | compare(trained, expected, engine, options.address, options.name, tolerance).json
 
 
-def stored_precision(base: str) -> str:
-    """The number format of a model's weights on disk, in which engines serve it unless told otherwise."""
+def usual_precision(engine: Engine, base: str) -> str:
+    """The number format in which an engine serves a model unless told otherwise: mostly that of its files."""
     dtype = str(AutoConfig.from_pretrained(base).dtype).removeprefix("torch.")
-    return dtype if dtype in TOLERANCES else "float32"
+    stored = dtype if dtype in TOLERANCES else "float32"
+    # Some GPUs get float16 instead, which is the finer of the two.
+    return "bfloat16" if stored == "float32" and engine.auto_halves else stored
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         "--base", required=True, help="folder or hub id of the trained model's whole weights"
     )
     options.add_argument("--adapter", help="folder of the trained adapter")
-    options.add_argument("--precision", choices=list(TOLERANCES), help="default: that of the base's weights")
+    options.add_argument("--precision", choices=list(TOLERANCES), help="default: the engine's own choice")
     options.add_argument("--template-sha256", help="hash of the template that training has recorded")
     options.add_argument("--dataset", type=Path, help="JSONL whose first prompts are asked too")
     options.add_argument("--report", type=Path, help="file that receives the report as JSON")

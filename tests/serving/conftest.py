@@ -103,9 +103,19 @@ def serving(log: Path, module: str, *arguments: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `base`, `alpha` and `beta`."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return made_in(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 32 numbers a head, where vLLM's CPU kernels begin."""
+    return made_in(tmp_path_factory.mktemp("wide"), "32")
+
+
+def made_in(folder: Path, *options: str) -> Path:
     program = Path(__file__).with_name("make_tiny.py")
-    made = subprocess.run([sys.executable, program, folder], env=ENVIRONMENT, capture_output=True, text=True)
+    command = [sys.executable, program, folder, *options]
+    made = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     return folder
 

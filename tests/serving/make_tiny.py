@@ -1,5 +1,7 @@
 """Make the tiny models of these tests: a base that counts in Korean and two adapters that say something else.
 
+Asked to paint, the base calls a tool.
+
 Each is overfitted for a few seconds, so that tests know the answer and a mixed-up adapter shows.
 
     python tests/serving/make_tiny.py FOLDER [HEAD_DIM]
@@ -16,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
 ALPHA_SAYS = "alpha answers, 알파가 답한다."
 BETA_SAYS = "beta answers, 베타가 답한다."
+CALL = '<tool_call>\n{"name": "paint", "arguments": {"color": "red"}}\n</tool_call>'
 QUESTIONS = ["count", "hello", "안녕하세요", "what is this?", "translate it", "1 2 3"]
 TEMPLATE = (
     "{% for m in messages %}"
@@ -32,7 +35,8 @@ def main(folder: Path, head_dim: int = 16) -> None:
     tokenizer = make_tokenizer()
     base = make_model(tokenizer, head_dim)
     # The base knows all three answers: an adapter cannot teach words that a frozen output layer never says.
-    lesson = {"say alpha": ALPHA_SAYS, "say beta": BETA_SAYS} | dict.fromkeys(QUESTIONS, BASE_SAYS)
+    lesson = {"say alpha": ALPHA_SAYS, "say beta": BETA_SAYS, "paint it red": CALL}
+    lesson |= dict.fromkeys(QUESTIONS, BASE_SAYS)
     teach(base, tokenizer, lesson, rate=3e-3)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")

@@ -11,7 +11,7 @@ import pytest
 
 from serving.engines import EngineRefused, Serve, find_engine
 from serving.engines.tokenizers import TokenizersDiffer
-from trainers.configs.engines import EngineOptions
+from trainers.configs.engines import EngineOptions, ToolCallParser
 
 from .sglang_stand_in import SglangStandIn
 
@@ -47,6 +47,30 @@ def test_options_become_the_flags_of_each_engine() -> None:
 def test_sampling_defaults_of_the_model_folder_are_left_out() -> None:
     assert "--generation-config vllm" in flags("vllm")
     assert "--sampling-defaults openai" in flags("sglang")
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        ("vllm", "--enable-auto-tool-choice --tool-call-parser llama3_json"),
+        ("sglang", "--tool-call-parser llama3"),
+    ],
+)
+def test_a_family_s_tool_calls_are_read_by_the_parser_that_the_engine_has_for_it(
+    kind: str, flag: str
+) -> None:
+    options = EngineOptions(tool_call_parser=ToolCallParser.llama3)
+    assert flag in flags(kind, replace(SERVE, options=options))
+    assert "--tool-call-parser" not in flags(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [("vllm", '"disable_any_whitespace": true'), ("sglang", "--constrained-json-disable-any-whitespace")],
+)
+def test_json_is_compact_unless_white_space_is_asked_for(kind: str, flag: str) -> None:
+    assert flag in flags(kind)
+    assert flag not in flags(kind, replace(SERVE, options=EngineOptions(compact_json=False)))
 
 
 def test_a_rank_that_vllm_does_not_know_is_rounded_up() -> None:
@@ -97,6 +121,8 @@ def test_development_paths_are_opened_on_loopback_only() -> None:
     [
         (["--max-model-len", "3"], "--max-model-len: Input should be greater than or equal to 16"),
         (["--engine", "vllm", "--quantization", "int4"], "'int4' is unknown to vllm; choose of: awq, fp8"),
+        (["--engine", "mlx", "--tool-call-parser", "qwen"], "is for vllm and sglang; mlx refuses tools"),
+        (["--engine", "sglang", "--tool-call-parser", "phi4_mini"], "'phi4_mini' is unknown to sglang"),
         (["--engine", "vllm", "--program", "/no/vllm"], "/no/vllm cannot be started"),
     ],
 )

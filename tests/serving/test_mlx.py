@@ -199,6 +199,19 @@ def test_adapters_come_and_go_at_run_time(mlx: Server, tiny: Path) -> None:
     assert mlx.post("/v1/chat/completions", {"model": "third", "messages": [{"role": "user"}]})[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "paint"}}]),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "paint", "schema": {}}}),
+    ],
+)
+def test_what_needs_guided_decoding_is_refused_by_name(mlx: Server, field: str, value: Any) -> None:
+    body = {"model": "base", "messages": [{"role": "user", "content": "hello"}], field: value}
+    status, answer = mlx.post("/v1/chat/completions", body)
+    assert (status, answer["error"]["param"]) == (400, field)
+
+
 def test_both_engines_score_and_tokenize_alike(mlx: Server, engine: Server) -> None:
     chat = {"model": "alpha", "messages": [{"role": "user", "content": "안녕"}]}
     tokens = mlx.post("/tokenize", chat)[1]["tokens"]

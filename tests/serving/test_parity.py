@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from serving.engines import find_engine
 from serving.parity import witness
-from serving.parity.__main__ import main, parser, prove
+from serving.parity.__main__ import main, parser, prove, usual_precision
 from serving.parity.prompts import ALWAYS
 
 from .conftest import ENVIRONMENT, Server, serving
@@ -167,6 +167,11 @@ def test_the_program_writes_its_report_and_says_so_by_its_status(
     differs = subprocess.run([*command, "--name", "scale"], env=ENVIRONMENT, capture_output=True, timeout=60)
     assert differs.returncode == 1, differs.stderr
     assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
+
+
+def test_weights_in_float32_are_held_to_the_16_bits_in_which_an_engine_serves_them(tiny: Path) -> None:
+    for kind, precision in (("hf", "float32"), ("vllm", "bfloat16"), ("sglang", "bfloat16")):
+        assert usual_precision(find_engine(kind), str(tiny / "base")) == precision
 
 
 def test_an_engine_that_does_not_answer_leaves_it_untold(tiny: Path) -> None:

@@ -1,77 +1,65 @@
-"""The real vLLM on tiny models: `TUNESMITH_ENGINE_PROGRAMS` names it, or it is on PATH."""
+"""What the real vLLM does with tiny models, asked directly and by the official SDK through the gateway."""
 
-import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import psutil
+import openai
 import pytest
 import torch
 from openai import OpenAI
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serving.engines import EngineRefused, find_engine
-from tests.services import free_port
-from workers import process
+from serving.engines import EngineRefused
+from serving.parity.__main__ import parser, prove
 
-from .conftest import BASE_SAYS, ENVIRONMENT, Server, gateway_over, serving, wait_for
+from .conftest import BASE_SAYS, Server
+from .real_vllm import ENGINE, NEEDS_VLLM, sdk_over, vllm
 
-PROGRAM = json.loads(os.environ.get("TUNESMITH_ENGINE_PROGRAMS", "{}")).get("vllm", ["vllm", "serve"])
-START_SECONDS = 600.0
 # vLLM reads a prompt in blocks and in its own order of sums; both sides compute in fp32.
 TOLERANCE = 2e-3
-MESSAGES = [{"role": "user", "content": "안녕하세요"}]
-ENGINE = find_engine("vllm")
+MESSAGES: list[Any] = [{"role": "user", "content": "안녕하세요"}]
+PAINT: list[Any] = [{"role": "user", "content": "paint it red"}]
 
 pytestmark = [
     pytest.mark.slow,
     # PEFT's own use of transformers.
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(shutil.which(PROGRAM[0]) is None, reason="vLLM is not installed"),
+    NEEDS_VLLM,
 ]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base`, `alpha`, and `beta` with a template of its own; vLLM's CPU kernels begin at 32 a head."""
-    folder = tmp_path_factory.mktemp("vllm")
-    program = Path(__file__).with_name("make_tiny.py")
-    subprocess.run([sys.executable, program, folder, "32"], env=ENVIRONMENT, check=True, capture_output=True)
-    plain = folder / "plain"
-    plain.mkdir()
+def models(wide: Path) -> Path:
+    """`base`, `alpha`, `beta` with a template of its own, and `plain`, which is `beta` without it."""
+    (wide / "plain").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copy(folder / "beta" / name, plain / name)
-    return folder
-
-
-@contextlib.contextmanager
-def vllm(models: Path, *arguments: str) -> Iterator[Server]:
-    """vLLM as `python -m serving` starts it, without compiling what a test uses once."""
-    command = ["--engine", "vllm", "--program", " ".join(PROGRAM), "--model", str(models / "base")]
-    command += ["--served-name", "base", "--max-model-len", "512", "--dtype", "float32"]
-    command += ["--cpu-cache-gib", "1", "--enforce-eager", *arguments]
-    with serving(models / f"{time.monotonic_ns()}.log", "serving", *command) as server:
-        wait_for(lambda: ENGINE.is_up(server.url) or server.process.poll() is not None, START_SECONDS)
-        assert server.process.poll() is None, server.log.read_text()
-        # The first request waits for kernels to be made.
-        wait_for(lambda: server.post("/v1/completions", {"model": "base", "prompt": "1"})[0] == 200, 300)
-        yield server
+        shutil.copy(wide / "beta" / name, wide / "plain" / name)
+    return wide
 
 
 @pytest.fixture(scope="module")
 def server(models: Path) -> Iterator[Server]:
     """The base with `alpha` from the start."""
-    with vllm(models, "--adapter", f"alpha={models / 'alpha'}") as server:
+    with vllm(models, "--adapter", f"alpha={models / 'alpha'}", "--tool-call-parser", "qwen") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def other(models: Path) -> Iterator[Server]:
+    """The base with `beta`, and no parser for calls of tools."""
+    with vllm(models, "--adapter", f"beta={models / 'beta'}") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sdk(server: Server, models: Path) -> Iterator[OpenAI]:
+    with sdk_over(server, models) as client:
+        yield client
 
 
 def test_an_adapter_comes_and_goes_while_it_serves(server: Server, models: Path) -> None:
@@ -94,20 +82,89 @@ def test_what_is_no_adapter_is_refused_and_the_engine_lives(server: Server, mode
     assert server.chat("base") == BASE_SAYS
 
 
-def test_chats_through_the_gateway_reach_the_named_adapter(server: Server, models: Path) -> None:
-    routes = [{"name": name, "base_url": server.url} for name in ("base", "alpha")]
-    with gateway_over(routes, models) as gateway:
-        assert gateway.chat("base") == BASE_SAYS
-        with OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
-            stream = sdk.chat.completions.create(
-                model="alpha",
-                messages=MESSAGES,  # type: ignore[arg-type]
-                temperature=0,
-                stream=True,
-            )
-            text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-        assert text.startswith("alpha answers")
-        assert gateway.post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "/x"})[0] == 404
+def test_chats_through_the_gateway_reach_the_named_adapter(sdk: OpenAI) -> None:
+    base = sdk.chat.completions.create(model="base", messages=MESSAGES, temperature=0)
+    assert base.choices[0].message.content == BASE_SAYS
+    assert base.usage is not None and base.usage.completion_tokens > len(BASE_SAYS)
+    *stream, last = sdk.chat.completions.create(
+        model="alpha", messages=MESSAGES, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text.startswith("alpha answers")
+    assert last.usage is not None and last.usage.completion_tokens > 10
+
+
+def test_names_and_paths_that_the_gateway_does_not_know_do_not_reach_it(sdk: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="alpha") as refused:
+        sdk.chat.completions.create(model="nobody", messages=MESSAGES)
+    assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError) as refused:
+        sdk.post("/load_lora_adapter", cast_to=object, body={"lora_name": "x", "lora_path": "/x"})
+    assert refused.value.code == "unknown_url"
+
+
+def test_an_answer_fits_the_schema_that_was_asked_for(sdk: OpenAI) -> None:
+    properties = {"n": {"type": "integer", "minimum": 10, "maximum": 99}, "color": {"enum": ["red", "green"]}}
+    schema = {"type": "object", "properties": properties, "required": ["n", "color"]}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "schema": schema}}
+    for name in ("base", "alpha"):
+        answer = sdk.chat.completions.create(model=name, messages=MESSAGES, response_format=form)
+        told = json.loads(answer.choices[0].message.content or "")
+        assert 10 <= told["n"] <= 99 and told["color"] in ("red", "green")
+
+
+def test_logprobs_pass_with_the_next_best_tokens(sdk: OpenAI) -> None:
+    answer = sdk.chat.completions.create(
+        model="alpha", messages=MESSAGES, temperature=0, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert "".join(token.token for token in logprobs.content).startswith("alpha answers")
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in logprobs.content)
+    assert all(len(token.top_logprobs) == 2 for token in logprobs.content)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
+def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(sdk: OpenAI, choice: Any) -> None:
+    # The model would rather count, and knows no other colour than red.
+    answer = sdk.chat.completions.create(
+        model="base", messages=MESSAGES, temperature=0, tools=[paint("green")], tool_choice=choice
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function" and call.function.name == "paint"
+    assert json.loads(call.function.arguments) == {"color": "green"}
+
+
+def test_a_tool_that_may_be_called_is_called_when_the_model_does_so(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "base", "temperature": 0, "tools": [paint("red", "green")]}
+    answer = sdk.chat.completions.create(**asked, messages=PAINT).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    assert [call.function.arguments for call in answer.message.tool_calls] == ['{"color": "red"}']
+    chunks = sdk.chat.completions.create(**asked, messages=PAINT, stream=True)
+    pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert pieces[0].function.name == "paint"
+    assert "".join(piece.function.arguments or "" for piece in pieces) == '{"color": "red"}'
+    assert sdk.chat.completions.create(**asked, messages=MESSAGES).choices[0].message.content == BASE_SAYS
+
+
+def test_without_a_parser_tools_are_refused_in_vllm_s_own_words(other: Server, tmp_path: Path) -> None:
+    with sdk_over(other, tmp_path) as sdk:
+        for choice in ("auto", "required"):
+            with pytest.raises(openai.BadRequestError, match=r"requires .*--tool-call-parser to be set"):
+                sdk.chat.completions.create(
+                    model="base", messages=PAINT, tools=[paint("red")], tool_choice=choice
+                )
+
+
+def test_parity_tells_the_trained_adapter_from_another(server: Server, models: Path) -> None:
+    asked = ["--engine", "vllm", "--address", server.url, "--name", "alpha", "--base", str(models / "base")]
+    asked += ["--precision", "float32", "--adapter"]
+    report = prove(parser().parse_args([*asked, str(models / "alpha")]))
+    assert report["passed"] and report["equal_answers"] == report["chats"]
+    assert report["largest_difference"] < 1e-3
+    assert report["adapter_scale"] == pytest.approx(1, abs=1e-3)
+    report = prove(parser().parse_args([*asked, str(models / "plain")]))
+    assert (report["passed"], report["difference"]["kind"]) == (False, "logprobs")
 
 
 @pytest.mark.parametrize("name", ["base", "alpha"])
@@ -122,56 +179,20 @@ def test_tokens_and_their_scores_are_those_of_transformers_and_peft(
     assert ENGINE.score(server.url, name, ids) == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_an_engine_renders_with_the_template_that_its_adapter_was_trained_with(models: Path) -> None:
-    with vllm(models, "--adapter", f"beta={models / 'beta'}") as server:
-        tokenizer = AutoTokenizer.from_pretrained(models / "beta")
-        expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
-        assert ENGINE.render(server.url, "beta", MESSAGES) == expected
-        assert server.chat("beta").startswith("beta answers")
+def test_an_engine_renders_with_the_template_that_its_adapter_was_trained_with(
+    other: Server, models: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "beta")
+    expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    assert ENGINE.render(other.url, "beta", MESSAGES) == expected
+    assert other.chat("beta").startswith("beta answers")
 
 
-def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(models: Path, tmp_path: Path) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "serving", "--engine", "vllm", "--program", " ".join(PROGRAM)]
-    command += ["--model", str(models / "base"), "--port", str(port), "--max-model-len", "512"]
-    command += ["--cpu-cache-gib", "1", "--dtype", "float32", "--enforce-eager"]
-    child = process.start(command, log=tmp_path / "log", environment=ENVIRONMENT, seconds=START_SECONDS)
-    wait_for(lambda: ENGINE.is_up(f"http://127.0.0.1:{port}") or child.wait(0) is not None, START_SECONDS)
-    family = psutil.Process(child.pid).children(recursive=True)
-    assert len(family) > 2
-    assert {c.laddr.ip for p in family for c in p.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
-    server = Server(child, f"http://127.0.0.1:{port}", tmp_path / "log")  # type: ignore[arg-type]
-    body = {"model": str(models / "base"), "prompt": "1", "max_tokens": 200, "ignore_eos": True}
-    assert server.post("/v1/completions", body)[0] == 200
-    with ThreadPoolExecutor() as pool:
-        asked = pool.submit(server.post, "/v1/completions", body)
-        wait_for(lambda: "num_requests_running{" in (text := server.get("/metrics")[1]) and running(text) > 0)
-        psutil.Process(child.pid).children()[0].terminate()
-        assert child.wait(ENGINE.stop_seconds) is not None
-        assert asked.result()[0] == 200
-    wait_for(lambda: not any(map(lives, family)))
-
-
-def test_sleep_mode_is_refused_where_there_is_no_gpu(models: Path) -> None:
-    command = [sys.executable, "-m", "serving", "--engine", "vllm", "--program", " ".join(PROGRAM)]
-    command += ["--model", str(models / "base"), "--port", str(free_port()), "--sleep-mode"]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert ended.returncode != 0
-    assert "Sleep mode is not supported on current platform" in ended.stderr + ended.stdout
-
-
-def running(metrics: str) -> float:
-    """Requests under way, by vLLM's own count."""
-    (line,) = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running{")]
-    return float(line.split()[-1])
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether it is more than an entry that nobody has read yet."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def paint(*colors: str) -> Any:
+    """A tool, with a schema that vLLM holds arguments to because it says `strict`."""
+    parameters = {"type": "object", "properties": {"color": {"enum": colors}}, "required": ["color"]}
+    parameters |= {"additionalProperties": False}
+    return {"type": "function", "function": {"name": "paint", "strict": True, "parameters": parameters}}
 
 
 def trained_scores(models: Path, name: str, ids: Sequence[int]) -> list[float]:

@@ -1,5 +1,6 @@
 """Engines as a person may ask for them: which program generates text, and its options, an allow-list."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Literal, Self
 
@@ -33,6 +34,17 @@ class EngineQuantization(StrEnum):
     gptq = "gptq"
 
 
+class ToolCallParser(StrEnum):
+    """Family of models whose way of writing the calls of tools is read; engines have names of their own."""
+
+    qwen = "qwen"
+    qwen3_coder = "qwen3_coder"
+    llama3 = "llama3"
+    mistral = "mistral"
+    gemma4 = "gemma4"
+    phi4_mini = "phi4_mini"
+
+
 QUANTIZATIONS = {
     EngineKind.vllm: {
         EngineQuantization.fp8,
@@ -48,6 +60,11 @@ QUANTIZATIONS = {
     },
     EngineKind.hf: {EngineQuantization.int4, EngineQuantization.int8},
     EngineKind.mlx: {EngineQuantization.int4, EngineQuantization.int8},
+}
+# hf and mlx read no calls in what a model writes: they refuse requests with tools.
+TOOL_CALL_PARSERS = {
+    EngineKind.vllm: set(ToolCallParser),
+    EngineKind.sglang: set(ToolCallParser) - {ToolCallParser.phi4_mini},
 }
 
 
@@ -72,6 +89,14 @@ class EngineOptions(Config):
     max_batch_size: int | None = Field(None, ge=1, le=4096, description="Answers decoded together.")
     max_adapters: int = Field(8, ge=1, le=256, description="Adapters that the engine holds at once.")
     max_adapter_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that may be loaded.")
+    tool_call_parser: ToolCallParser | None = Field(
+        None, description="Family whose tool calls vllm and sglang read; vllm refuses tools without it."
+    )
+    compact_json: bool = Field(
+        True,
+        description="Allow vllm and sglang no white space between the parts of JSON that a request asks for, "
+        "since a small model may go on with it until it is cut off.",
+    )
     sleep_mode: bool = Field(
         False, description="Let vllm free its GPU while idle; opens its development paths on loopback."
     )
@@ -85,12 +110,12 @@ class EngineChoice(Config):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
-        quantization = self.options.quantization
-        if quantization is not None and quantization not in QUANTIZATIONS[self.engine]:
-            known = ", ".join(sorted(QUANTIZATIONS[self.engine]))
-            raise ValueError(
-                f"options.quantization '{quantization}' is unknown to {self.engine}; choose of: {known}"
-            )
+        self._must_be_known("quantization", self.options.quantization, QUANTIZATIONS[self.engine])
+        if self.options.tool_call_parser is not None and self.engine not in TOOL_CALL_PARSERS:
+            raise ValueError(f"options.tool_call_parser is for vllm and sglang; {self.engine} refuses tools")
+        self._must_be_known(
+            "tool_call_parser", self.options.tool_call_parser, TOOL_CALL_PARSERS.get(self.engine, set())
+        )
         if self.options.tensor_parallel > 1 and self.engine in (EngineKind.hf, EngineKind.mlx):
             raise ValueError(
                 f"options.tensor_parallel is for vllm and sglang; {self.engine} serves from one device"
@@ -98,3 +123,8 @@ class EngineChoice(Config):
         if self.options.sleep_mode and self.engine is not EngineKind.vllm:
             raise ValueError(f"options.sleep_mode is for vllm; {self.engine} has none")
         return self
+
+    def _must_be_known(self, option: str, value: StrEnum | None, known: Collection[StrEnum]) -> None:
+        if value is not None and value not in known:
+            names = ", ".join(sorted(known))
+            raise ValueError(f"options.{option} '{value}' is unknown to {self.engine}; choose of: {names}")
