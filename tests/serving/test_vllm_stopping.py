@@ -75,7 +75,7 @@ def test_vllm_killed_before_the_first_token_gives_a_5xx(wide: Path, whole: bool)
             process_.suspend()
         with ThreadPoolExecutor() as pool:
             asked = pool.submit(endless(sdk).__enter__)
-            wait_for(lambda: "num_requests_waiting" in server.get("/metrics")[1])
+            wait_for(lambda: is_asked(server))
             for victim in victims(server, whole):
                 victim.kill()
             with pytest.raises(openai.InternalServerError) as refused:
@@ -94,6 +94,11 @@ def victims(server: Server, whole: bool) -> list[psutil.Process]:
     """All of vLLM, or its engine core, without which its HTTP server lives on for a while."""
     family = family_of(server)
     return family if whole else [member for member in family if "EngineCore" in member.name()]
+
+
+def is_asked(server: Server) -> bool:
+    """Whether somebody has a connection to it."""
+    return any(c.status == "ESTABLISHED" for c in psutil.Process(server.process.pid).net_connections("tcp"))
 
 
 def running(metrics: str) -> float:
