@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.gateway.client import Client, Headers
 from serving.gateway.endings import DoneMark, Ending, LastEvent
-from serving.gateway.errors import (
-    AnswerTooLarge,
-    EngineDisconnected,
-    EngineTimeout,
-    EngineUnavailable,
-)
+from serving.gateway.errors import AnswerTooLarge, EngineDisconnected, EngineTimeout, EngineUnavailable
 from serving.gateway.exchange import CLIENT_LEFT, Exchange
 from serving.gateway.plan import Plan
 from serving.gateway.routes import Route, Target

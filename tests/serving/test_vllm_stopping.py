@@ -98,7 +98,9 @@ def victims(server: Server, whole: bool) -> list[psutil.Process]:
 
 def is_asked(server: Server) -> bool:
     """Whether somebody has a connection to it."""
-    return any(c.status == "ESTABLISHED" for c in psutil.Process(server.process.pid).net_connections("tcp"))
+    port = int(server.url.rpartition(":")[2])
+    open_ones = psutil.Process(server.process.pid).net_connections("tcp")
+    return any(c.status == "ESTABLISHED" and c.laddr.port == port for c in open_ones)
 
 
 def running(metrics: str) -> float:
