@@ -94,6 +94,15 @@ def test_chats_through_the_gateway_reach_the_named_adapter(sdk: OpenAI) -> None:
     assert last.usage is not None and last.usage.completion_tokens > 10
 
 
+def test_responses_pass_whole_and_as_a_stream(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "alpha", "input": "안녕하세요", "temperature": 0}
+    answer = sdk.responses.create(**asked)
+    assert answer.output_text.startswith("alpha answers")
+    *events, last = sdk.responses.create(**asked, stream=True)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == answer.output_text
+    assert (last.type, last.response.usage) == ("response.completed", answer.usage)
+
+
 def test_names_and_paths_that_the_gateway_does_not_know_do_not_reach_it(sdk: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="alpha") as refused:
         sdk.chat.completions.create(model="nobody", messages=MESSAGES)
