@@ -160,6 +160,10 @@ class EngineDisconnected(ApiError):
     type = "server_error"
     code = "engine_disconnected"
 
+    def __init__(self, name: str) -> None:
+        broken = f"The engine of {name!r} broke off in the middle of its answer"
+        super().__init__(f"{broken}; send the request again.")
+
 
 class AnswerTooLarge(ApiError):
     """The engine's answer is more than the gateway holds."""
@@ -168,6 +172,9 @@ class AnswerTooLarge(ApiError):
     type = "server_error"
     code = "answer_too_large"
 
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(f"The answer is over {most_bytes // 2**20} MiB; ask for less, or for a stream.")
+
 
 class EngineTimeout(ApiError):
     """The engine sent nothing for too long."""
@@ -175,6 +182,9 @@ class EngineTimeout(ApiError):
     status = 504
     type = "server_error"
     code = "engine_timeout"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The engine of {name!r} has sent nothing for too long; try again later.")
 
 
 class InternalError(ApiError):

@@ -1,16 +1,22 @@
 """One generation request on its way to the engine and back, driven by what the engine's connection brings."""
 
 import asyncio
-import json
+import logging
 from collections.abc import Coroutine
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from serving.gateway.client import Client, Headers
 from serving.gateway.endings import DoneMark, Ending, LastEvent
-from serving.gateway.errors import AnswerTooLarge, EngineDisconnected, EngineTimeout, EngineUnavailable
+from serving.gateway.errors import (
+    AnswerTooLarge,
+    EngineDisconnected,
+    EngineTimeout,
+    EngineUnavailable,
+    UnknownUrl,
+)
 from serving.gateway.exchange import CLIENT_LEFT, Exchange
 from serving.gateway.plan import Plan
+from serving.gateway.renaming import names_in_answers, renamed
 from serving.gateway.routes import Route, Target
 from serving.gateway.upstream import (
     Connection,
@@ -26,10 +32,12 @@ if TYPE_CHECKING:
 ENDINGS: dict[str, type[Ending]] = {"/v1/responses": LastEvent}
 PASSED_HEADERS = (b"content-type", b"retry-after")
 UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-NEWLINE = 10
+NOT_FOUND = 404
 # The usage of a plain answer stands at its end; of a long one no more is kept for the count.
 USAGE_WITHIN = 4096
 MOST_ANSWER_BYTES = 256 * 1024 * 1024
+
+logger = logging.getLogger("tunesmith.gateway")
 
 
 class Relay:
@@ -89,11 +97,8 @@ class Relay:
     def _choose(self, avoided: "list[Target] | tuple[()]") -> Target:
         target = self.route.choose(avoided)
         if target is None:
-            raise EngineUnavailable(
-                f"The engine of {self.route.name!r} has failed several times in a row and is left alone for "
-                "some seconds.",
-                self.gateway.breakers.retry_after_seconds(),
-            )
+            failed = f"The engine of {self.route.name!r} has failed several times and is left alone for now."
+            raise EngineUnavailable(failed, self.gateway.breakers.retry_after_seconds())
         return target
 
     def _send_to(self, target: Target, fresh: bool = False) -> None:
@@ -181,43 +186,42 @@ class Relay:
         if not isinstance(fault, UpstreamStale):
             self.gateway.breakers.failed(self.target)
         if isinstance(fault, UpstreamSilent):
-            silent = f"The engine of {self.route.name!r} has sent nothing for too long; try again later."
-            self._refuse(EngineTimeout(silent))
+            self._refuse(EngineTimeout(self.route.name))
         elif self.parts or self.tail:
-            self._refuse(EngineDisconnected(self._broken_off()))
+            self._refuse(EngineDisconnected(self.route.name))
         elif self.attempts < 2:
             self._later(self._again(isinstance(fault, UpstreamStale)))
         else:
-            name = self.route.name
-            unreachable = (
-                f"The engine of {name!r} cannot be reached; it may be starting again. Try again soon."
-            )
-            self._refuse(EngineUnavailable(unreachable))
+            gone = f"The engine of {self.route.name!r} cannot be reached; it may be starting again."
+            self._refuse(EngineUnavailable(f"{gone} Try again soon."))
+
+    def crash(self, fault: Exception) -> None:
+        """What the engine sent met a bug of ours: the client must not wait for ever."""
+        if self.ended:
+            return
+        self._let_go()
+        if self.begun:
+            logger.error("%s broke off", self.exchange.request_id, exc_info=fault)
+            self._break(b"")
+        else:
+            self._refuse(fault)
 
     def _hold(self, chunk: bytes) -> None:
         self.parts.append(chunk)
         self.held_bytes += len(chunk)
         if self.held_bytes > MOST_ANSWER_BYTES and self.upstream is not None:
             self._let_go()
-            most = f"{MOST_ANSWER_BYTES // 2**20} MiB"
-            self._refuse(AnswerTooLarge(f"The answer is over {most}; ask for less, or for a stream."))
+            self._refuse(AnswerTooLarge(MOST_ANSWER_BYTES))
 
     def _whole_lines(self, chunk: bytes) -> bytes:
         """What may be passed: half a line before an error event would hide the event from the client."""
         if self.tail:
             chunk = self.tail + chunk
             self.tail = b""
-        if chunk[-1] != NEWLINE:
+        if not chunk.endswith(b"\n"):
             ready, end, self.tail = chunk.rpartition(b"\n")
             chunk = ready + end
-        return self._renamed(self.ending.look(chunk))
-
-    def _renamed(self, chunk: bytes) -> bytes:
-        """The client gets the name that it asked for, not the one by which the engine knows the model."""
-        for engines, asked in self.names:
-            if engines in chunk:
-                return chunk.replace(engines, asked)
-        return chunk
+        return renamed(self.ending.look(chunk), self.names)
 
     def _pass(self, lines: bytes) -> None:
         # The usage stands in the last event before [DONE].
@@ -243,7 +247,7 @@ class Relay:
             self._pass(lines)
             lines = b""
         self.gateway.breakers.failed(self.target)
-        error = EngineDisconnected(self._broken_off())
+        error = EngineDisconnected(self.route.name)
         self.exchange.status = error.status
         self._end()
         self.client.finish(lines + self.ending.broken(error, lines or self.last))
@@ -252,7 +256,12 @@ class Relay:
         if self.parts:
             self.parts.append(chunk)
             chunk = b"".join(self.parts)
-        chunk = self._renamed(chunk)
+        if self.status == NOT_FOUND and b'"error"' not in chunk:
+            # So a web framework speaks of a path that it does not have.
+            path = self.exchange.path
+            self._refuse(UnknownUrl(f"The engine of {self.route.name!r} does not serve {path}."))
+            return
+        chunk = renamed(chunk, self.names)
         self.exchange.started(self.status)
         self.exchange.end_of_answer = chunk[-USAGE_WITHIN:]
         self._note_status()
@@ -284,16 +293,3 @@ class Relay:
         passed = [(name, self.headers[name]) for name in PASSED_HEADERS if name in self.headers]
         passed.append((b"x-request-id", self.exchange.request_id.encode()))
         return passed
-
-    def _broken_off(self) -> str:
-        name = self.route.name
-        return f"The engine of {name!r} broke off in the middle of its answer; send the request again."
-
-
-@lru_cache(maxsize=1024)
-def names_in_answers(engines: str, asked: str) -> tuple[tuple[bytes, bytes], ...]:
-    """What to replace in an answer by what; a quote inside a JSON string is escaped, so no text can match."""
-    if engines == asked:
-        return ()
-    known, wanted = json.dumps(engines, ensure_ascii=False), json.dumps(asked, ensure_ascii=False)
-    return tuple((f'"model":{gap}{known}'.encode(), f'"model":{gap}{wanted}'.encode()) for gap in ("", " "))

@@ -43,7 +43,10 @@ class UpstreamSilent(UpstreamFault):
 
 
 class Sink(Protocol):
-    """Who gets an answer: `head` once, `data` for each read, then `end` with the rest, or `fail` instead."""
+    """Who gets an answer: `head` once, `data` for each read, then `end` with the rest, or `fail` instead.
+
+    What it raises itself it is told by `crash`.
+    """
 
     upstream: "Connection | None"
 
@@ -54,6 +57,8 @@ class Sink(Protocol):
     def end(self, chunk: bytes) -> None: ...
 
     def fail(self, fault: UpstreamFault) -> None: ...
+
+    def crash(self, fault: Exception) -> None: ...
 
 
 class Pool:
@@ -212,7 +217,10 @@ class Connection(asyncio.Protocol):
             if self.head_bytes > MOST_HEAD_BYTES:
                 self._fail(UpstreamBroken(f"the answer's headers are over {MOST_HEAD_BYTES} bytes"))
             return
-        self._tell(sink)
+        try:
+            self._tell(sink)
+        except Exception as fault:
+            sink.crash(fault)
 
     def _tell(self, sink: Sink) -> None:
         """Hand on what one read has brought; a complete answer frees the connection first."""

@@ -66,6 +66,10 @@ class StandIn:
     async def broken(self, request: web.Request) -> web.Response:
         return web.json_response({"error": {"message": "out of memory"}}, status=500)
 
+    async def pathless(self, request: web.Request) -> web.Response:
+        """Has no such path, in the words of its web framework, as vLLM for embeddings of a chat model."""
+        return web.json_response({"detail": "Not Found"}, status=404)
+
     async def flaky(self, request: web.Request) -> web.Response:
         """Hangs up on every odd request."""
         if self.asked["flaky"] % 2:

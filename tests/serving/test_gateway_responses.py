@@ -15,7 +15,10 @@ from .stand_in import StandIn
 
 @pytest.fixture(scope="module")
 def front(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    routes = [{"name": name, "base_url": stand_in.url} for name in ("plain", "responds", "responds-half")]
+    routes = [
+        {"name": name, "base_url": stand_in.url}
+        for name in ("plain", "responds", "responds-half", "pathless")
+    ]
     with gateway_over(routes, tmp_path_factory.mktemp("front")) as server:
         yield server
 
@@ -88,3 +91,9 @@ def test_texts_to_embed_reach_the_engine_up_to_a_number(front: Server, stand_in:
     assert stand_in.seen[-1] == {"model": "plain", "input": ["a", "b"]}
     status, answer = front.post("/v1/embeddings", {"model": "plain", "input": ["a"] * 1025})
     assert (status, answer["error"]["param"]) == (400, "input")
+
+
+def test_an_engine_without_the_path_is_told_in_openais_shape(front: Server) -> None:
+    status, answer = front.post("/v1/embeddings", {"model": "pathless", "input": "a"})
+    assert (status, answer["error"]["code"]) == (404, "unknown_url")
+    assert "'pathless' does not serve /v1/embeddings" in answer["error"]["message"]

@@ -18,12 +18,15 @@ from fastapi.testclient import TestClient
 from serving.gateway import openapi
 from serving.gateway.asgi import AsgiGateway
 from serving.gateway.errors import EngineUnavailable, Forbidden
-from serving.gateway.gateway import Caller, Gateway, Sender
+from serving.gateway.gateway import Gateway, Request, Sender
+from serving.gateway.rate_limits import Caller
 from serving.gateway.routes import Route, StaticRoutes, Target, read_route
 from serving.gateway.standalone.api_routes import ApiRoutes
 
 from .conftest import Server, wait_for
 from .stand_in import StandIn
+
+ASKED = b'{"model": "slow", "stream": true}'
 
 
 def mounted(gateway: Gateway) -> FastAPI:
@@ -171,3 +174,36 @@ def test_routes_follow_the_api_within_two_seconds_and_outlive_it(api: tuple[str,
         assert names() == {"one"}
     target = Target("deployment_one", "http://127.0.0.1:9", "one")
     assert routes.routes["one"] == Route("one", (target,), routes.routes["one"].created_at)
+
+
+class FaultyClient:
+    """A client's side with a bug, which the first chunk of a stream meets."""
+
+    job = None
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def begin(self, status: int, headers: Any, chunk: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    def finish(self, chunk: bytes) -> None:
+        self.ended.set_result(chunk)
+
+
+def test_a_bug_of_ours_ends_the_answer_instead_of_keeping_the_client_waiting() -> None:
+    stand_in = StandIn()
+
+    async def ask() -> bytes:
+        gateway = Gateway(StaticRoutes([read_route({"name": "slow", "base_url": stand_in.url})]))
+        client: Any = FaultyClient()
+        await gateway.admit(Sender(None, b"x", "127.0.0.1"))
+        headers = {b"host": b"x"}
+        gateway.handle(Request("POST", "/v1/chat/completions", headers, "127.0.0.1", ASKED), client)
+        async with asyncio.timeout(10):
+            told = await client.ended
+        await gateway.aclose()
+        return told
+
+    assert b"engine_disconnected" in asyncio.run(ask())
+    stand_in.close()
