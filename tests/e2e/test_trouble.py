@@ -43,21 +43,6 @@ def test_a_full_disk_pauses_the_run_until_there_is_room(team: Platform, small_di
     team.finish(job)
 
 
-def test_a_person_s_pause_of_a_run_without_room_holds(team: Platform, small_disk: Path) -> None:
-    artifacts = f"file://{team.folder / 'artifacts'}"
-    team.start_worker(TUNESMITH_DATA_DIR=str(small_disk), TUNESMITH_ARTIFACTS_URL=artifacts)
-    job = team.submit(sft(**{**LONG, "tuning": {"method": "full"}, "keep_checkpoints": 50}))
-    until(lambda: team.job(job)["status"] == "paused", 90, lambda: f"{team.job(job)}")
-    assert team.post(f"/jobs/{job}/pause")["error"] is None
-    subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk)], check=True)
-    with pytest.raises(AssertionError, match="goes on"):
-        until(lambda: team.job(job)["status"] != "paused", 12, "goes on")
-    team.post(f"/jobs/{job}/resume")
-    assert team.resumed_at(job) > 0
-    team.post(f"/jobs/{job}/cancel")
-    team.finish(job)
-
-
 @pytest.fixture
 def little_memory(tmp_path: Path) -> str:
     """A Python whose programs may address 4.2 GiB, of which the libraries reserve half."""
