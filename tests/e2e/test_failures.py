@@ -1,6 +1,6 @@
 """What goes wrong has a name, a sentence and a hint; the traceback stays in the log."""
 
-from tests.e2e.platform import Platform, sft, short
+from tests.e2e.platform import Platform, sft
 
 
 def failed(platform: Platform, job: str, position: int = 0) -> dict[str, str]:
@@ -40,10 +40,3 @@ def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(embedded: P
     assert failed(embedded, again)["code"] == "adapter_unreadable"
     log = embedded.client.get(f"/api/v1/runs/{embedded.run(again)['id']}/files/log.txt")
     assert "Traceback" in log.text
-
-
-def test_short_run_is_short(embedded: Platform) -> None:
-    embedded.start_worker()
-    run = embedded.finish(embedded.submit(short()))["runs"][0]
-    (row,) = run["result"]["rows"]
-    assert 0 < row["loss_token_count"] < row["token_count"]

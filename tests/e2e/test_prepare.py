@@ -5,16 +5,24 @@ from tests.e2e.platform import Platform, sft, until
 
 def test_later_stages_train_and_are_judged_on_the_parts_that_prepare_has_made(platform: Platform) -> None:
     platform.start_worker()
-    split = {"stage": "prepare", "name": "parts", "dataset": "train", "split": {"test": 24}}
+    split = {
+        "stage": "prepare",
+        "name": "parts",
+        "dataset": "train",
+        "base": "starter",
+        "split": {"test": 24},
+    }
     judged = {
         "stage": "evaluate",
         "model": {"stage": "sft"},
         "dataset": {"stage": "parts", "part": "test"},
-        "max_new_tokens": 16,
+        "max_new_tokens": 8,
     }
-    job = platform.submit(split, sft(dataset={"stage": "parts"}), judged)
+    job = platform.submit(split, sft(dataset={"stage": "parts"}, max_steps=4), judged)
     ended = platform.finish(job)
     assert ended["status"] == "succeeded", ended
+    shown = ended["runs"][0]["result"]["rows"][0]
+    assert 0 < shown["loss_token_count"] < shown["token_count"]
     made = {part["part"]: part for part in ended["runs"][0]["result"]["datasets"]}
     assert made["train"]["rows"] + made["test"]["rows"] == 160
     assert platform.get(f"/datasets/{made['test']['id']}")["row_count"] == made["test"]["rows"]

@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from redis import Redis
 
 from tests import services
 from tests.e2e.platform import LONG, Platform, family_of, kill, sft, short, until
 
-STEPS = 120
+STEPS = 60
 EXACT = {"max_steps": STEPS, "save_every_steps": 10, "tuning": {"method": "lora", "dropout": 0.1}}
 # A worker that gets its signal before Celery listens for any.
 SIGTERM_AT_JOIN = """
@@ -38,7 +39,12 @@ def test_killed_worker_s_run_goes_on_elsewhere_with_the_same_losses(team: Platfo
     first = team.start_worker("first")
     team.finish(undisturbed)
     job = team.submit(sft(**EXACT))
-    until(lambda: len(team.get(f"/runs/{team.run(job)['id']}/checkpoints")["items"]) > 0, 60, "no checkpoint")
+    run_id = team.run(job)["id"]
+    saved = team.folder / "runs" / run_id / "attempt-1" / "checkpoints.jsonl"
+    until(saved.exists, 60, "no checkpoint")
+    # However fast the machine, the run does not end before the kill.
+    program_of(first).suspend()
+    until(lambda: team.get(f"/runs/{run_id}/checkpoints")["items"] != [], 60, "it is not published")
     os.kill(first.pid, signal.SIGKILL)
     assert team.run(job)["status"] == "running"
     team.start_worker("second")
@@ -50,6 +56,16 @@ def test_killed_worker_s_run_goes_on_elsewhere_with_the_same_losses(team: Platfo
     assert (run["resuming"], resumed["data"]) == ({"exactness": "exact", "reasons": []},) * 2
     assert team.losses(run["id"]) == team.losses(team.run(undisturbed)["id"])
     assert len(team.losses(run["id"])) == STEPS
+
+
+def program_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    """The program of its run, below its guard."""
+    (program,) = [
+        process
+        for process in family_of(worker)
+        if "trainers.sft" in process.cmdline() and "workers.process" not in process.cmdline()
+    ]
+    return program
 
 
 def freeze(platform: Platform, pid: int) -> None:
@@ -77,17 +93,19 @@ def test_worker_that_slept_past_its_lease_writes_nothing(platform: Platform) -> 
     programs = family_of(sleeper)
     freeze(platform, sleeper.pid)
     until(
-        lambda: not any(program.is_running() for program in programs[1:]), 8, "its program outlived the lease"
+        lambda: not any(program.is_running() for program in programs[1:]),
+        15,
+        "its program outlived the lease",
     )
     platform.start_worker("other")
     until(lambda: platform.run(job)["attempt"] == 2, 30, "nobody took the run up")
     last = max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1)
     os.kill(sleeper.pid, signal.SIGCONT)
-    time.sleep(4)
+    log = platform.folder / "sleeper.log"
+    until(lambda: "left to another worker" in log.read_text(), 30, "the sleeper does not notice")
     assert platform.run(job)["status"] == "running"
     assert platform.run(job)["attempt"] == 2
     assert max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1) == last
-    assert "left to another worker" in (platform.folder / "sleeper.log").read_text()
 
 
 def test_emptied_and_restarted_broker_loses_no_run(team: Platform) -> None:
