@@ -1,4 +1,7 @@
-"""Training stages run in the tests' own process, with a record of the batches that they train on."""
+"""Stages run in the tests' own process, with a record of the batches that they train on.
+
+A program costs seconds of imports: tests start one where its end, its output or its signals matter.
+"""
 
 import hashlib
 import shutil
@@ -7,11 +10,18 @@ from typing import Any
 
 import pytest
 
-from trainers import dpo, sft
+from trainers import dpo, evaluate, grpo, sft
 from trainers import run_dir as files
-from trainers.configs import DpoConfig, SftConfig, parse_stage
+from trainers.configs import parse_stage
 from trainers.program import StopRequested
 from trainers.report import Report
+
+WORK: dict[str, Any] = {
+    "sft": sft.train,
+    "dpo": dpo.train,
+    "grpo": grpo.train,
+    "evaluate": evaluate.evaluate,
+}
 
 
 class Recorder:
@@ -36,12 +46,10 @@ class Recorder:
 def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
     """Run the stage to its end and answer its result; None if a stop was asked for on the way."""
     config = parse_stage(values)
-    assert isinstance(config, SftConfig | DpoConfig)
     run_dir.mkdir(parents=True, exist_ok=True)
-    train = sft.train if isinstance(config, SftConfig) else dpo.train
     with Report(run_dir / files.METRICS) as report:
         try:
-            result = train(config, run_dir, report)  # type: ignore[arg-type]
+            result: dict[str, Any] = WORK[config.stage](config, run_dir, report)
         except StopRequested:
             return None
     files.write_result(run_dir, result)

@@ -1,4 +1,4 @@
-"""Scores of real models in real processes, also when the process is stopped in between."""
+"""Scores of real models, also when their process is stopped in between."""
 
 import json
 import signal
@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tests.trainers.conftest import Programs, events, wait_for
+from tests.trainers.stages import run_stage
 from trainers import run_dir as files
+from trainers.errors import DatasetInvalid
 from trainers.metrics.maths import exact_match
 
 
@@ -26,10 +28,9 @@ def config(starter: Path, held_out_rows: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(programs: Programs, config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("evaluate") / "run"
-    status, _, err = programs.run("trainers.evaluate", config, run_dir)
-    assert status == 0, err
+    run_stage(config, run_dir)
     return run_dir
 
 
@@ -82,21 +83,14 @@ def test_stopped_evaluation_goes_on_to_the_same_answers(
     kept = (tmp_path / "predictions.jsonl").read_bytes()
     (tmp_path / "predictions.jsonl").write_bytes(kept + b'{"by": "model", "row": 40, "pred')
 
-    status, _, err = programs.run("trainers.evaluate", config, tmp_path)
-    assert status == 0, err
+    run_stage(config, tmp_path)
     assert (tmp_path / "predictions.jsonl").read_bytes().startswith(kept)
     assert rows(tmp_path) == rows(run)
     assert files.read_result(tmp_path) == files.read_result(run)
 
 
-def test_reference_without_a_number_is_refused(
-    programs: Programs, config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_reference_without_a_number_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
     dataset = tmp_path / "rows.jsonl"
     dataset.write_text('{"question": "2?", "answer": "#### 2"}\n{"question": "x?", "answer": "unknown"}\n')
-    run_dir = tmp_path / "run"
-    status, _, _ = programs.run("trainers.evaluate", config | {"dataset": str(dataset)}, run_dir)
-    error = files.read_error(run_dir)
-    assert error is not None
-    assert (status, error["code"]) == (1, "dataset_invalid")
-    assert "Row 2" in error["message"]
+    with pytest.raises(DatasetInvalid, match="Row 2"):
+        run_stage(config | {"dataset": str(dataset)}, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Learning from rewards in real processes: what moves, what is kept, and that a killed run goes on."""
+"""Learning from rewards: what moves, what is kept, and that a killed process goes on."""
 
 import json
 from collections.abc import Callable
@@ -10,10 +10,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tests.trainers.conftest import Programs, assert_same_run, events, killed, losses
+from tests.trainers.stages import run_stage
 from trainers import run_dir as files
 from trainers.configs import parse_stage
 from trainers.configs.rewards import CorrectnessReward, FormatReward
 from trainers.errors import DatasetInvalid
+from trainers.grpo import plan
 from trainers.load import load_tokenizer
 from trainers.render import read_pairs
 from trainers.rollouts import CONSTANT_GROUPS, Rollouts, load_prompts, prompt_dataset
@@ -43,8 +45,8 @@ def lora(adapted: dict[str, str], training_rows: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def lora_run(programs: Programs, lora: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(programs, lora, tmp_path_factory.mktemp("lora") / "run")
+def lora_run(lora: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(lora, tmp_path_factory.mktemp("lora") / "run")
 
 
 def test_adapter_moves_from_the_sft_adapter_which_is_the_reference(
@@ -87,20 +89,20 @@ def test_killed_run_samples_the_same_answers_again(
     programs: Programs, lora: dict[str, Any], lora_run: Path, tmp_path: Path
 ) -> None:
     killed(programs, "trainers.grpo", lora, tmp_path, at_step=14)
-    finished(programs, lora, tmp_path)
+    finished(lora, tmp_path)
     assert_same_run(tmp_path, lora_run, "adapter_model.safetensors")
     assert by_step(tmp_path) == by_step(lora_run)
 
 
 def test_full_tuning_moves_away_from_the_merged_adapter_and_warns_of_a_useless_reward(
-    programs: Programs, lora: dict[str, Any], lora_run: Path, tmp_path: Path
+    lora: dict[str, Any], lora_run: Path, tmp_path: Path
 ) -> None:
     rewards = [
         {"kind": "chrf", "weight": 2},
         {"kind": "length", "unit": "characters", "limit": 999, "span": 9},
     ]
     more = {"tuning": {"method": "full"}, "rewards": rewards, "learning_rate": 1e-3, "max_steps": 8}
-    finished(programs, lora | more, tmp_path)
+    finished(lora | more, tmp_path)
     divergence = values(tmp_path, "kl")
     assert divergence[0] == pytest.approx(0, abs=1e-6)
     assert divergence[-1] > 1e-4
@@ -111,13 +113,10 @@ def test_full_tuning_moves_away_from_the_merged_adapter_and_warns_of_a_useless_r
     assert max(losses(tmp_path)) == 8
 
 
-def test_dry_run_prints_the_resolved_numbers(
-    programs: Programs, lora: dict[str, Any], tmp_path: Path
-) -> None:
-    status, out, err = programs.run("trainers.grpo", lora | {"max_steps": None}, tmp_path, "--dry-run")
-    assert status == 0, err
+def test_dry_run_tells_the_resolved_numbers(lora: dict[str, Any]) -> None:
+    told = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
     expected = {"stage": "grpo", "rows": 158, "prompts_per_step": 4, "steps": 40, "batch_size": 16}
-    assert expected.items() <= json.loads(out).items()
+    assert expected.items() <= told.items()
 
 
 def test_every_pass_holds_every_prompt_once_in_another_order(training_rows: str) -> None:
@@ -170,9 +169,8 @@ def test_groups_that_cannot_be_formed_are_refused(values: dict[str, Any], why: s
         parse_stage(config | values)
 
 
-def finished(programs: Programs, config: dict[str, Any], run_dir: Path) -> Path:
-    status, _, err = programs.run("trainers.grpo", config, run_dir)
-    assert status == 0, err
+def finished(config: dict[str, Any], run_dir: Path) -> Path:
+    assert run_stage(config, run_dir) is not None
     return run_dir
 
 

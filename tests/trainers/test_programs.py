@@ -81,14 +81,14 @@ def test_full_disk_is_named(programs: Programs, starter: Path, training_rows: st
 
 
 def test_config_of_another_stage_is_refused(programs: Programs, tmp_path: Path) -> None:
-    status, _, _ = programs.run("trainers.evaluate", sft(Path("none"), "none"), tmp_path)
+    status, _, _ = programs.run("trainers.prepare", sft(Path("none"), "none"), tmp_path)
     error = files.read_error(tmp_path)
     assert (status, error is not None and error["code"]) == (1, "config_invalid")
 
 
 def test_wrong_field_is_told_by_its_path_and_without_a_traceback(programs: Programs, tmp_path: Path) -> None:
     config = sft(Path("none"), "none", tuning={"method": "lora", "rank": 0})
-    status, _, log = programs.run("trainers.evaluate", config, tmp_path)
+    status, _, log = programs.run("trainers.prepare", config, tmp_path)
     error = files.read_error(tmp_path)
     assert (status, error and error["code"]) == (1, "config_invalid")
     assert "Traceback" not in log and "pydantic" not in log

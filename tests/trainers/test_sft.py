@@ -1,4 +1,4 @@
-"""Fine-tuning in real processes: what it writes, and that a killed run goes on as if nothing had happened."""
+"""Fine-tuning: what it writes, and that a killed process goes on as if nothing had happened."""
 
 import json
 import signal
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.trainers.conftest import Programs, assert_same_run, events, losses, wait_for
+from tests.trainers.conftest import Programs, assert_same_run, events, killed, losses, wait_for
+from tests.trainers.stages import run_stage
 from trainers import run_dir as files
 
 STEPS = 80  # 158 rows in batches of 4: each epoch of 40 steps ends in a batch that is not full.
@@ -48,10 +49,9 @@ def full(lora: dict[str, Any], lora_run: tuple[Path, str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def full_run(programs: Programs, full: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_run(full: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("full") / "run"
-    status, _, err = programs.run("trainers.sft", full, run_dir)
-    assert status == 0, err
+    assert run_stage(full, run_dir) is not None
     return run_dir
 
 
@@ -106,48 +106,38 @@ def test_no_file_is_written_outside_the_run_directory(lora_run: tuple[Path, str]
 def test_killed_and_stopped_lora_run_repeats_every_loss(
     programs: Programs, lora: dict[str, Any], lora_run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    first = programs.start("trainers.sft", lora, tmp_path)
-    wait_for(lambda: len(losses(tmp_path)) >= 23, first)
-    first.kill()
-    first.communicate()
-    assert not (tmp_path / "result.json").exists()
-
+    killed(programs, "trainers.sft", lora, tmp_path, at_step=23)
+    killed_after = files.checkpoints(tmp_path)[-1].step
     second = programs.start("trainers.sft", lora, tmp_path)
     wait_for(lambda: max(losses(tmp_path)) >= 53, second)
     second.send_signal(signal.SIGTERM)
     _, err = second.communicate()
     assert second.returncode == 75, err
-    assert "Resuming after step" in err
+    assert f"Resuming after step {killed_after}, exact." in err
     assert not (tmp_path / "result.json").exists()
     stopped_at = files.checkpoints(tmp_path)[-1].step
     assert stopped_at == max(losses(tmp_path))
 
-    status, _, err = programs.run("trainers.sft", lora, tmp_path)
-    assert status == 0, err
-    assert f"Resuming after step {stopped_at}, exact." in err
+    assert run_stage(lora, tmp_path) is not None
+    assert [event["step"] for event in events(tmp_path, "resumed")] == [killed_after, stopped_at]
     assert_same_run(tmp_path, lora_run[0], "adapter_model.safetensors")
 
 
 def test_killed_full_run_repeats_every_loss_across_epochs(
     programs: Programs, full: dict[str, Any], full_run: Path, tmp_path: Path
 ) -> None:
-    first = programs.start("trainers.sft", full, tmp_path)
-    wait_for(lambda: len(losses(tmp_path)) >= 41, first)
-    first.kill()
-    first.communicate()
-    status, _, err = programs.run("trainers.sft", full, tmp_path)
-    assert status == 0, err
-    assert "Resuming after step" in err
+    killed(programs, "trainers.sft", full, tmp_path, at_step=41)
+    saved = files.checkpoints(tmp_path)[-1].step
+    assert saved >= STEPS // 2
+    assert run_stage(full, tmp_path) is not None
+    assert [event["step"] for event in events(tmp_path, "resumed")] == [saved]
     assert_same_run(tmp_path, full_run, "model.safetensors")
 
 
-def test_run_that_lost_only_its_result_saves_the_same_model(
-    programs: Programs, full: dict[str, Any], full_run: Path
-) -> None:
+def test_run_that_lost_only_its_result_saves_the_same_model(full: dict[str, Any], full_run: Path) -> None:
     before = (full_run / "model" / "model.safetensors").read_bytes()
     (full_run / "result.json").rename(full_run / "former.json")
-    status, _, err = programs.run("trainers.sft", full, full_run)
-    assert status == 0, err
+    assert run_stage(full, full_run) is not None
     assert (full_run / "model" / "model.safetensors").read_bytes() == before
     former = json.loads((full_run / "former.json").read_text())
     result = files.read_result(full_run)
@@ -163,12 +153,12 @@ def test_full_tuning_starts_from_the_merged_adapter(full_run: Path, lora_run: tu
 
 
 def test_lora_continues_a_given_adapter_and_counts_truncated_rows(
-    programs: Programs,
     lora: dict[str, Any],
     full: dict[str, Any],
     lora_run: tuple[Path, str],
     write_rows: Callable[[list[dict[str, Any]]], str],
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def turns(keys: int) -> list[dict[str, str]]:
         return [
@@ -180,13 +170,11 @@ def test_lora_continues_a_given_adapter_and_counts_truncated_rows(
 
     dataset = write_rows([{"messages": turns(keys)} for keys in range(4)])
     config = lora | {"base": full["base"], "dataset": dataset, "max_length": 64, "max_steps": 1}
-    status, _, err = programs.run(
-        "trainers.sft", config | {"tuning": {"rank": 4, "method": "lora"}}, tmp_path
-    )
-    assert status == 0, err
+    with caplog.at_level("INFO", "trainers"):
+        run_stage(config | {"tuning": {"rank": 4, "method": "lora"}}, tmp_path)
     codes = [event["code"] for event in events(tmp_path, "warning")]
     assert codes == ["labels_all_masked", "adapter_settings_kept"]
-    assert "on 4 rows in 4 examples, 4 truncated" in err
+    assert "on 4 rows in 4 examples, 4 truncated" in caplog.text
     before = load_file(lora_run[0] / "model" / "adapter_model.safetensors")
     after = load_file(tmp_path / "model" / "adapter_model.safetensors")
     assert before.keys() == after.keys()

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from tests.conftest import OFFLINE, ROOT
 from tests.trainers.conftest import assert_same_run, losses, wait_for
+from tests.trainers.stages import run_stage
 from trainers import run_dir as files
 from trainers.configs import Queue, parse_stage
 from trainers.configs.processes import command
+from trainers.errors import ConfigInvalid
 from workers.devices import Devices, Gpu
 
 SHARDED = {"ddp": 1.0, "zero2": 1.0, "fsdp2": 0.5, "zero3": 0.5}
@@ -62,7 +64,7 @@ def run(values: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
 
 def assert_like_one_process(stage: dict[str, Any], tuning: str, parallelism: str, folder: Path) -> None:
     stage = stage | {"tuning": {"method": tuning}}
-    run(stage, folder / "one")
+    run_stage(stage, folder / "one")
     held = run(stage | {"devices": 2, "parallelism": parallelism}, folder / "two")
     assert_sharded(held, parallelism)
     assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=1e-4)
@@ -130,12 +132,8 @@ def needs_deepspeed(parallelism: str) -> None:
 def test_fewer_processes_than_devices_is_an_error_and_not_a_slow_run(
     stage: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(stage | {"devices": 2}))
-    arguments = ["-m", "trainers.sft", "--config", str(tmp_path / "config.json"), "--run-dir", str(tmp_path)]
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=False)
-    error = files.read_error(tmp_path)
-    assert done.returncode == 1 and error is not None
-    assert "devices is 2, but 1 processes were started" in error["message"]
+    with pytest.raises(ConfigInvalid, match="devices is 2, but 1 processes were started"):
+        run_stage(stage | {"devices": 2}, tmp_path)
 
 
 def test_gpus_are_handed_out_all_or_none() -> None:

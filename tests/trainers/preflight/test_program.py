@@ -7,6 +7,8 @@ from typing import Any
 
 from tests.trainers.conftest import Programs
 from tests.trainers.preflight.test_findings import CLEAN, chat, judged, pairs
+from trainers.configs import SftConfig
+from trainers.sft import plan
 
 Write = Callable[[list[dict[str, Any]]], str]
 
@@ -26,13 +28,9 @@ def test_the_program_succeeds_with_the_errors_that_it_finds(
     assert "row 41: Two?" in err
 
 
-def test_a_dry_run_of_training_lists_the_findings(
-    programs: Programs, starter: Path, write_rows: Write, tmp_path: Path
-) -> None:
+def test_a_dry_run_of_training_lists_the_findings(starter: Path, write_rows: Write) -> None:
     config = {"stage": "sft", "base": str(starter), "dataset": write_rows([*CLEAN, CLEAN[7]])}
-    status, out, err = programs.run("trainers.sft", config | {"max_length": 256}, tmp_path, "--dry-run")
-    assert status == 0, err
-    (found,) = json.loads(out)["findings"]
+    (found,) = plan(SftConfig.model_validate(config | {"max_length": 256}))["findings"]
     assert found["code"] == "duplicates"
     assert found["examples"] == [{"line": 41, "text": "The row says what line 8 says."}]
 
