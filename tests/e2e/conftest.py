@@ -1,26 +1,54 @@
 """Installations for the tests with real processes, on both kinds of storage."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.e2e.platform import Platform
+from tests.e2e.platform import ROOT, Platform
 from tests.services import Redis, postgres_url, redis
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def adapters(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapters of the starter, which answer each otherwise."""
+    folder = tmp_path_factory.mktemp("adapters")
+    command = [sys.executable, "-m", "tests.e2e.make_adapters", starter, folder, *"abc"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return {name: folder / name for name in "abc"}
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server with a migrated database, `template`, to be copied."""
     with postgres_url() as url:
+        _create_database(url, "template")
+        environment = os.environ | {
+            "TUNESMITH_DATA_DIR": str(tmp_path_factory.mktemp("migrate")),
+            "TUNESMITH_DATABASE_URL": url.replace("/postgres", "/template"),
+        }
+        subprocess.run([sys.executable, "-m", "app", "migrate"], cwd=ROOT, env=environment, check=True)
         yield url
 
 
 @pytest.fixture
 def embedded(tmp_path: Path, starter: Path) -> Iterator[Platform]:
     """SQLite and the filesystem transport, with an API and the datasets `train` and `test`."""
-    platform = Platform(tmp_path / "data", starter)
-    yield from _with_api(platform)
+    with _running(Platform(tmp_path / "data", starter)) as platform:
+        yield platform
+
+
+@pytest.fixture(scope="module")
+def shared(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """As `embedded`, with a worker, for all tests of a file that leave room for the others."""
+    with _running(Platform(tmp_path_factory.mktemp("shared") / "data", starter)) as platform:
+        platform.start_worker()
+        yield platform
 
 
 @pytest.fixture
@@ -33,17 +61,13 @@ def broker() -> Iterator[Redis]:
 def team(tmp_path: Path, starter: Path, postgres: str, broker: Redis) -> Iterator[Platform]:
     """PostgreSQL and Redis, with an API and the datasets `train` and `test`."""
     database = f"test_{tmp_path.name.replace('-', '_')}"[:60].lower()
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{database}"')
-    platform = Platform(
-        tmp_path / "data",
-        starter,
-        TUNESMITH_DATABASE_URL=postgres.replace("/postgres", f"/{database}"),
-        TUNESMITH_BROKER_URL=broker.url,
-    )
-    migrate = platform.start(["-m", "app", "migrate"], "migrate")
-    assert migrate.wait(30) == 0, (platform.folder / "migrate.log").read_text()
-    yield from _with_api(platform)
+    _create_database(postgres, database, "template")
+    storage = {
+        "TUNESMITH_DATABASE_URL": postgres.replace("/postgres", f"/{database}"),
+        "TUNESMITH_BROKER_URL": broker.url,
+    }
+    with _running(Platform(tmp_path / "data", starter, **storage)) as platform:
+        yield platform
 
 
 @pytest.fixture(params=["embedded", "team"])
@@ -53,10 +77,17 @@ def platform(request: pytest.FixtureRequest) -> Platform:
     return found
 
 
-def _with_api(platform: Platform) -> Iterator[Platform]:
+@contextmanager
+def _running(platform: Platform) -> Iterator[Platform]:
+    """The installation with an API and the datasets `train` and `test` while the block lasts."""
     try:
         platform.start_api()
         platform.upload_examples()
         yield platform
     finally:
         platform.stop()
+
+
+def _create_database(server: str, name: str, template: str = "template1") -> None:
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')

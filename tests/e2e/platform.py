@@ -14,7 +14,12 @@ from typing import Any
 import httpx2
 import psutil
 from openai import OpenAI
+from sqlmodel import Session
 
+from app.artifacts import ArtifactStore
+from app.db import make_engine
+from app.tables import Model, ModelKind
+from app.tables.base import new_id
 from tests.services import free_port
 from trainers.data.arithmetic import Split, problems
 
@@ -108,13 +113,20 @@ class Platform:
         self.upload("train", [dict(row) for row in problems(160, Split.train, seed=1)])
         self.upload("test", [dict(row) for row in problems(24, Split.held_out, seed=1)])
 
-    def make_adapters(self, *names: str) -> dict[str, str]:
-        """Adapters of the starter that answer each otherwise; their ids by name."""
+    def register(self, name: str, adapter: Path) -> str:
+        """Put an adapter of the starter into the registry, as a training run would; answers its id."""
+        model_id = new_id("model")
+        store = ArtifactStore(f"file://{self.folder / 'artifacts'}")
+        published = store.publish_folder(adapter, f"models/{model_id}")
         base = str((self.folder / "models" / "starter").resolve())
-        command = [sys.executable, "-m", "tests.e2e.make_adapters", base, *names]
-        made = subprocess.run(command, env=self.environment, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-        found: dict[str, str] = json.loads(made.stdout)
-        return found
+        row = {"id": model_id, "name": name, "kind": ModelKind.adapter, "base": base}
+        row |= {"artifact": published.key, "sha256": published.sha256, "size_bytes": published.size_bytes}
+        sqlite = f"sqlite:///{self.folder / 'tunesmith.db'}"
+        engine = make_engine(self.environment.get("TUNESMITH_DATABASE_URL", sqlite))
+        with Session(engine) as session, session.begin():
+            session.add(Model(**row))
+        engine.dispose()
+        return model_id
 
     def ask_for(self, name: str, model: str = "starter", **options: Any) -> str:
         """Ask for a deployment and answer its id."""

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -48,12 +49,11 @@ def move(platform: Platform, **shares: float) -> dict[str, object]:
 
 
 def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
-    embedded: Platform, openai: OpenAI
+    embedded: Platform, openai: OpenAI, adapters: dict[str, Path]
 ) -> None:
     embedded.start_worker()
-    adapters = embedded.make_adapters("next")
     embedded.deploy("stable")
-    embedded.deploy("next", adapters["next"])
+    embedded.deploy("next", embedded.register("next", adapters["a"]))
     stable, following = ask(openai, "stable"), ask(openai, "next")
     move(embedded, stable=1)
     until(lambda: "prod" in {model.id for model in openai.models.list()}, 5, "the alias does not come up")
@@ -74,13 +74,12 @@ def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
 
 
 def test_a_new_model_takes_a_name_over_and_an_answer_under_way_ends_whole(
-    embedded: Platform, openai: OpenAI
+    embedded: Platform, openai: OpenAI, adapters: dict[str, Path]
 ) -> None:
     embedded.start_worker()
-    adapters = embedded.make_adapters("a")
     old = embedded.deploy("name")
     with asking(openai, "name") as answers:
-        new = embedded.ask_for("name", adapters["a"])
+        new = embedded.ask_for("name", embedded.register("a", adapters["a"]))
         assert embedded.get(f"/deployments/{new}")["replaces"] == old
         embedded.await_status(new, "ready")
         embedded.await_status(old, "stopped")

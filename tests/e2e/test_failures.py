@@ -1,5 +1,7 @@
 """What goes wrong has a name, a sentence and a hint; the traceback stays in the log."""
 
+from pathlib import Path
+
 from tests.e2e.platform import Platform, sft
 
 
@@ -30,10 +32,11 @@ def test_model_folder_that_does_not_exist_is_named(embedded: Platform) -> None:
     assert str(folder) in error["message"]
 
 
-def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(embedded: Platform) -> None:
+def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(
+    embedded: Platform, adapters: dict[str, Path]
+) -> None:
     embedded.start_worker()
-    job = embedded.finish(embedded.submit(sft(max_steps=1)))
-    model = job["runs"][0]["model_id"]
+    model = embedded.register("cut", adapters["a"])
     (weights,) = (embedded.folder / "artifacts" / "models" / model).glob("*.safetensors")
     weights.write_bytes(b"not safetensors")
     again = embedded.submit(sft(base=model))

@@ -21,13 +21,18 @@ def test_later_stages_train_and_are_judged_on_the_parts_that_prepare_has_made(pl
     job = platform.submit(split, sft(dataset={"stage": "parts"}, max_steps=4), judged)
     ended = platform.finish(job)
     assert ended["status"] == "succeeded", ended
-    shown = ended["runs"][0]["result"]["rows"][0]
+    prepared, trained, evaluated = ended["runs"]
+    assert (
+        prepared["finished_at"] <= trained["started_at"] < trained["finished_at"] <= evaluated["started_at"]
+    )
+    shown = prepared["result"]["rows"][0]
     assert 0 < shown["loss_token_count"] < shown["token_count"]
-    made = {part["part"]: part for part in ended["runs"][0]["result"]["datasets"]}
+    made = {part["part"]: part for part in prepared["result"]["datasets"]}
     assert made["train"]["rows"] + made["test"]["rows"] == 160
     assert platform.get(f"/datasets/{made['test']['id']}")["row_count"] == made["test"]["rows"]
-    assert ended["runs"][2]["result"]["model"]["n"] == made["test"]["rows"]
-    model = platform.get(f"/models/{ended['runs'][1]['model_id']}")
+    assert evaluated["result"]["model"]["n"] == made["test"]["rows"]
+    model = platform.get(f"/models/{trained['model_id']}")
+    assert (model["kind"], model["run_id"]) == ("adapter", trained["id"])
     assert model["dataset"]["id"] == made["train"]["id"]
 
 

@@ -52,15 +52,3 @@ def test_job_without_a_worker_says_what_it_waits_for(embedded: Platform) -> None
     job = embedded.submit(short(), queue="cuda")
     assert "cuda" in embedded.run(job)["waiting_for"]
     assert "python -m workers --queue cuda" in embedded.run(job)["waiting_for"]
-
-
-def test_stages_follow_one_another_and_pass_on_what_they_made(embedded: Platform) -> None:
-    embedded.start_worker()
-    score = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 8}
-    job = embedded.finish(embedded.submit(sft(), score))
-    assert job["status"] == "succeeded"
-    trained, evaluated = job["runs"]
-    model = embedded.get(f"/models/{trained['model_id']}")
-    assert (model["kind"], model["run_id"]) == ("adapter", trained["id"])
-    assert evaluated["result"]["n"] == 24
-    assert trained["finished_at"] <= evaluated["started_at"]

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -19,13 +20,13 @@ def openai(embedded: Platform) -> Iterator[OpenAI]:
 
 
 def test_a_base_and_its_adapters_share_one_engine_and_the_least_used_makes_room(
-    embedded: Platform, openai: OpenAI
+    embedded: Platform, openai: OpenAI, adapters: dict[str, Path]
 ) -> None:
     worker = embedded.start_worker()
-    adapters = embedded.make_adapters("a", "b", "c")
+    models = {name: embedded.register(name, folder) for name, folder in adapters.items()}
     options = {"options": {"max_adapters": 2}}
     base = embedded.deploy("base", **options)
-    ids = {name: embedded.deploy(name, adapters[name], **options) for name in ("a", "b")}
+    ids = {name: embedded.deploy(name, models[name], **options) for name in ("a", "b")}
     shown = [embedded.get(f"/deployments/{one}") for one in (base, *ids.values())]
     assert len({one["address"] for one in shown}) == len(engines_of(worker)) == 1
     answers = {}
@@ -33,7 +34,7 @@ def test_a_base_and_its_adapters_share_one_engine_and_the_least_used_makes_room(
         answers[name] = ask(openai, name)
         embedded.await_use(ids[name])
     assert len({ask(openai, "base"), *answers.values()}) == 3
-    ids["c"] = embedded.deploy("c", adapters["c"], **options)
+    ids["c"] = embedded.deploy("c", models["c"], **options)
     assert embedded.get(f"/deployments/{ids['b']}")["status"] == "asleep"
     assert {model.id for model in openai.models.list()} == {"base", "a", "b", "c"}
     assert ask(openai, "b") == answers["b"]
@@ -49,12 +50,13 @@ def test_an_idle_engine_stops_and_a_request_brings_it_back(embedded: Platform, o
     assert len(engines_of(worker)) == 1
 
 
-def test_a_worker_with_the_base_in_memory_goes_first_and_another_inherits_all(platform: Platform) -> None:
+def test_a_worker_with_the_base_in_memory_goes_first_and_another_inherits_all(
+    platform: Platform, adapters: dict[str, Path]
+) -> None:
     first = platform.start_worker("first")
-    adapters = platform.make_adapters("a", "b")
-    ids = [platform.deploy("a", adapters["a"])]
+    ids = [platform.deploy("a", platform.register("a", adapters["a"]))]
     second = platform.start_worker("second")
-    ids.append(platform.deploy("b", adapters["b"]))
+    ids.append(platform.deploy("b", platform.register("b", adapters["b"])))
     assert len(engines_of(first)) == 1 and not engines_of(second)
     os.kill(first.pid, signal.SIGKILL)
     heir = platform.worker_of(second.pid)["id"]
