@@ -62,7 +62,7 @@ class Platform:
         api = self.start([*(command or ["-m", "app"]), "--no-worker", "--port", str(port), *arguments], "api")
         self.base_url = f"http://127.0.0.1:{port}"
         self.client.base_url = self.base_url
-        until(lambda: self._answers(api), 60, "the API does not answer")
+        until(lambda: self._answers(api), 120, "the API does not answer")
         return api
 
     def start_worker(
@@ -70,7 +70,7 @@ class Platform:
     ) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it is listed."""
         worker = self.start(["-m", "workers", "--queue", queue, "--name", name], name, **settings)
-        until(lambda: self.worker_of(worker.pid) is not None, 60, f"{name} does not join")
+        until(lambda: self.worker_of(worker.pid) is not None, 120, f"{name} does not join")
         return worker
 
     def start(self, arguments: list[str], name: str, **settings: str) -> subprocess.Popen[bytes]:
@@ -139,11 +139,11 @@ class Platform:
         self.await_status(deployment, "ready")
         return deployment
 
-    def await_status(self, deployment: str, status: str, seconds: float = 60) -> None:
+    def await_status(self, deployment: str, status: str, seconds: float = 120) -> None:
         """Wait until a deployment has this status."""
         self.await_field(deployment, "status", status, seconds)
 
-    def await_field(self, deployment: str, field: str, value: Any, seconds: float = 60) -> None:
+    def await_field(self, deployment: str, field: str, value: Any, seconds: float = 120) -> None:
         """Wait until a deployment shows this value."""
         until(
             lambda: self.get(f"/deployments/{deployment}")[field] == value,
@@ -154,7 +154,7 @@ class Platform:
     def await_use(self, deployment: str) -> None:
         """Wait until it is noted that a deployment was asked."""
         until(
-            lambda: self.get(f"/deployments/{deployment}")["last_used_at"] is not None, 20, "no use is noted"
+            lambda: self.get(f"/deployments/{deployment}")["last_used_at"] is not None, 120, "no use is noted"
         )
 
     def submit(self, *stages: dict[str, Any], **fields: Any) -> str:
@@ -202,7 +202,7 @@ class Platform:
         def steps() -> list[int]:
             return [event["step"] for event in self.events(run_id, "metrics") if event["attempt"] == 2]
 
-        until(lambda: bool(steps()), 60, "the second attempt does not begin")
+        until(lambda: bool(steps()), 120, "the second attempt does not begin")
         return min(steps())
 
     def worker_of(self, pid: int) -> Any:

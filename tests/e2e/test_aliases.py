@@ -33,7 +33,7 @@ def asking(client: OpenAI, model: str) -> Iterator[list[str]]:
     try:
         yield answers
         count = len(answers)
-        until(lambda: len(answers) > count + 2, 20, "a request has failed")
+        until(lambda: len(answers) > count + 2, 120, "a request has failed")
     finally:
         done.set()
         thread.join()
@@ -56,17 +56,17 @@ def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
     embedded.deploy("next", embedded.register("next", adapters["a"]))
     stable, following = ask(openai, "stable"), ask(openai, "next")
     move(embedded, stable=1)
-    until(lambda: "prod" in {model.id for model in openai.models.list()}, 5, "the alias does not come up")
+    until(lambda: "prod" in {model.id for model in openai.models.list()}, 120, "the alias does not come up")
     with asking(openai, "prod") as answers:
-        until(lambda: len(answers) > 5, 20, "nobody answers")
+        until(lambda: len(answers) > 5, 120, "nobody answers")
         move(embedded, stable=0.7, next=0.3)
-        until(lambda: following in answers, 20, "the canary gets nothing")
+        until(lambda: following in answers, 120, "the canary gets nothing")
         counted = Counter(ask(openai, "prod") for _ in range(300))
         move(embedded, next=1)
-        until(lambda: stable not in answers[-8:], 20, "it does not move")
+        until(lambda: stable not in answers[-8:], 120, "it does not move")
         embedded.post("/aliases/prod/rollback", {})
         embedded.post("/aliases/prod/rollback", {})
-        until(lambda: following not in answers[-8:], 20, "it does not go back")
+        until(lambda: following not in answers[-8:], 120, "it does not go back")
     assert set(counted) == {stable, following}
     assert 60 <= counted[following] <= 120, counted
     history = embedded.get("/aliases/prod/history")["items"]

@@ -38,7 +38,7 @@ def test_later_stages_train_and_are_judged_on_the_parts_that_prepare_has_made(pl
 
 def test_preflight_judges_a_job_before_it_is_posted(embedded: Platform) -> None:
     embedded.start_worker()
-    until(lambda: bool(embedded.get("/workers")["items"]), 30, "no worker")
+    until(lambda: bool(embedded.get("/workers")["items"]), 120, "no worker")
     judged = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "train"}
     body = {"name": "leaky", "stages": [sft(), judged]}
     posted = embedded.post("/jobs/preflight", body)

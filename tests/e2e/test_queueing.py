@@ -11,7 +11,7 @@ def test_many_bells_and_two_workers_carry_each_run_out_once(platform: Platform) 
         "-c",
         "from app.queue import ring; from trainers.configs import Queue; [ring(Queue.cpu) for _ in range(9)]",
     ]
-    assert platform.start(ring, "ring").wait(30) == 0
+    assert platform.start(ring, "ring").wait(60) == 0
     with ThreadPoolExecutor() as pool:
         list(pool.map(platform.start_worker, ("one", "two")))
     for job in jobs:
@@ -27,7 +27,7 @@ def test_many_bells_and_two_workers_carry_each_run_out_once(platform: Platform) 
 def test_busy_worker_keeps_no_bell_from_an_idle_one(platform: Platform) -> None:
     platform.start_worker("busy")
     long_job = platform.submit(sft(**LONG))
-    until(lambda: platform.run(long_job)["status"] == "running", 20, "nobody took the long run")
+    until(lambda: platform.run(long_job)["status"] == "running", 120, "nobody took the long run")
     busy = platform.run(long_job)["worker_id"]
     platform.start_worker("idle")
     jobs = [platform.submit(short()) for _ in range(5)]

@@ -45,7 +45,7 @@ def test_an_idle_engine_stops_and_a_request_brings_it_back(embedded: Platform, o
     worker = embedded.start_worker()
     deployment = embedded.deploy("rare", idle_seconds=1)
     embedded.await_status(deployment, "asleep")
-    until(lambda: not engines_of(worker), 20, "the engine does not stop")
+    until(lambda: not engines_of(worker), 120, "the engine does not stop")
     assert ask(openai, "rare")
     assert len(engines_of(worker)) == 1
 

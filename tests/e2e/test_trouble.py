@@ -29,7 +29,7 @@ def test_a_full_disk_pauses_the_run_until_there_is_room(team: Platform, small_di
     team.start_worker(TUNESMITH_DATA_DIR=str(small_disk), TUNESMITH_ARTIFACTS_URL=artifacts)
     full = {**LONG, "tuning": {"method": "full"}, "keep_checkpoints": 50}
     job = team.submit(sft(**full))
-    until(lambda: team.job(job)["status"] == "paused", 90, lambda: f"{team.job(job)}")
+    until(lambda: team.job(job)["status"] == "paused", 120, lambda: f"{team.job(job)}")
     run = team.run(job)
     assert run["error"]["code"] == "disk_full"
     assert "resumes from its last complete checkpoint" in run["error"]["hint"]

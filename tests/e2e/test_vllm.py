@@ -62,7 +62,7 @@ def test_job_ends_in_a_chat_with_the_tuned_model_on_vllm_which_is_proved_to_be_i
     engines = [member for member in family_of(worker) if "VLLM" in "".join(member.cmdline())]
     assert engines
     embedded.post(f"/deployments/{deployment['id']}/stop")
-    until(lambda: not any(map(psutil.Process.is_running, engines)), 60, "vLLM's processes stay")
+    until(lambda: not any(map(psutil.Process.is_running, engines)), 120, "vLLM's processes stay")
 
 
 def test_an_adapter_whose_alpha_vllm_misreads_is_kept_out_of_service(embedded: Platform, wide: Path) -> None:

@@ -74,7 +74,7 @@ def decoded(body: bytes) -> Any:
         return body.decode()
 
 
-def wait_for(condition: Any, seconds: float = 10.0) -> None:
+def wait_for(condition: Any, seconds: float = 20.0) -> None:
     """Poll until the condition holds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -112,14 +112,14 @@ def test_a_stream_is_passed_as_it_comes_and_unchanged(front: Server) -> None:
 
 def test_a_client_that_leaves_closes_the_stream_at_the_engine(front: Server, stand_in: StandIn) -> None:
     leave(front, "endless", 500)
-    wait_for(lambda: stand_in.asked["endless"] == 1 and stand_in.open["endless"] == 0, 3)
+    wait_for(lambda: stand_in.asked["endless"] == 1 and stand_in.open["endless"] == 0)
 
 
 def test_a_client_that_leaves_before_the_first_byte_closes_the_request(
     front: Server, stand_in: StandIn
 ) -> None:
     leave(front, "thinking", 0)
-    wait_for(lambda: stand_in.asked["thinking"] == 1 and stand_in.open["thinking"] == 0, 3)
+    wait_for(lambda: stand_in.asked["thinking"] == 1 and stand_in.open["thinking"] == 0)
 
 
 def test_a_connection_lost_before_the_first_byte_is_tried_once_more(front: Server, stand_in: StandIn) -> None:

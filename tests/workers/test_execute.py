@@ -37,7 +37,7 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"

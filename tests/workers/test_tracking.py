@@ -185,7 +185,7 @@ def test_a_service_that_never_answers_costs_a_run_a_bounded_wait_and_a_warning(
         began = time.monotonic()
         assert execute_next(host)
     assert row(run_id).status is RunStatus.succeeded
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 60
     assert [told["code"] for told in warnings(run_id)] == ["tracking_incomplete"]
     assert metric_steps(run_id) == [1, 2]
     assert family() == before
