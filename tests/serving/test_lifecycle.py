@@ -1,18 +1,21 @@
 """How an engine starts, stops and dies."""
 
+import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from serving.engines import Serve, find_engine
+from serving.engines.decoding.base import ModelNotLoadable
+from serving.engines.hf.model import load_base
 from tests.services import free_port
+from trainers.configs.engines import EngineOptions
 
 from .conftest import BASE_SAYS, ENVIRONMENT, Server, one_engine, serving, wait_for
 
@@ -33,9 +36,8 @@ def test_a_model_that_is_not_there_ends_the_engine_with_one_clear_line(tmp_path:
 
 
 def test_an_adapter_as_the_model_is_refused_with_advice(tiny: Path) -> None:
-    ended = run("--model", str(tiny / "alpha"), "--port", str(free_port()))
-    assert ended.returncode == 3
-    assert "pass its base as --model" in ended.stderr
+    with pytest.raises(ModelNotLoadable, match="pass its base as --model"):
+        load_base(str(tiny / "alpha"), "alpha", EngineOptions())
 
 
 def test_a_port_that_is_taken_ends_the_engine(tiny: Path) -> None:
@@ -57,7 +59,7 @@ def test_an_engine_without_a_database_answers_503_until_it_is_ready_and_ends_wit
         assert set(seen) <= {0, 503, 200}
         assert (server.chat("base"), server.chat("alpha")[:5]) == (BASE_SAYS, "alpha")
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_the_last_adapter_may_go_and_another_come(tiny: Path, tmp_path: Path) -> None:
@@ -79,19 +81,20 @@ def test_sigterm_lets_a_running_answer_finish(tiny: Path, tmp_path: Path) -> Non
         asking.start()
         wait_for(lambda: server.get("/health")[1]["running"] == 1)
         server.process.send_signal(signal.SIGTERM)
-        asking.join(10)
+        asking.join(60)
         assert answers[0][0] == 200
         assert answers[0][1]["usage"]["completion_tokens"] == 250
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_sigterm_does_not_wait_for_ever(tiny: Path, tmp_path: Path) -> None:
     with one_engine(tiny, tmp_path) as server, stream(server) as answer:
         assert answer.recv(1000)
-        begun = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(15) == 0
-        assert time.monotonic() - begun < 9
+        assert server.process.wait(60) == 0
+        with contextlib.suppress(ConnectionError):
+            while part := answer.recv(65536):
+                assert b"[DONE]" not in part, "it has waited for the answer's end"
 
 
 def test_a_failing_generation_loop_ends_the_process(tiny: Path) -> None:
@@ -118,8 +121,8 @@ time.sleep(30)
 def test_a_client_that_leaves_frees_the_engine(engine: Server) -> None:
     with stream(engine) as answer:
         assert answer.recv(1000)
-        wait_for(lambda: engine.get("/health")[1]["running"] == 1, 3)
-    wait_for(lambda: engine.get("/health")[1]["running"] == 0, 3)
+        wait_for(lambda: engine.get("/health")[1]["running"] == 1)
+    wait_for(lambda: engine.get("/health")[1]["running"] == 0, 8)
 
 
 def test_the_command_of_an_engine_names_its_adapters() -> None:

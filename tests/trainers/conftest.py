@@ -70,13 +70,14 @@ def held_out_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def adapted(programs: Programs, starter: Path, training_rows: str, tmp_path_factory: Any) -> dict[str, str]:
+def adapted(starter: Path, training_rows: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The starter with an adapter on it that a few steps of SFT have made."""
+    from tests.trainers.stages import run_stage  # It loads torch, which most tests of data do without.
+
     run_dir = tmp_path_factory.mktemp("adapted") / "run"
     tuning = {"method": "lora", "rank": 8, "alpha": 16}
     config = {"stage": "sft", "base": str(starter), "dataset": training_rows, "tuning": tuning}
-    status, _, err = programs.run("trainers.sft", config | {"max_steps": 10, "learning_rate": 5e-3}, run_dir)
-    assert status == 0, err
+    assert run_stage(config | {"max_steps": 10, "learning_rate": 5e-3}, run_dir) is not None
     return {"base": str(starter), "adapter": str(run_dir / "model")}
 
 
