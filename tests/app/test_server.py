@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.__main__ import main
+from app.settings import get_settings
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -91,6 +94,17 @@ def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path
         ("DATABASE_URL", "nonsense:hunter2"),
         ("DATABASE_URL", "mysql://me:hunter2@host/none"),
         ("PORT", "hunter2"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
+    refused = run(tmp_path, "--no-worker", **{f"TUNESMITH_{name}": value})
+    assert refused.returncode == 1 and name in refused.stderr.upper()
+    assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
         ("LEASE_SECONDS", "1"),
         ("MODEL_ROOTS", "hunter2"),
         ("LOG_LEVEL", "loud"),
@@ -98,10 +112,16 @@ def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path
         ("WANDB_MODE", "hunter2"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
-    refused = run(tmp_path, "--no-worker", **{f"TUNESMITH_{name}": value})
-    assert refused.returncode == 1 and name in refused.stderr.upper()
-    assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
+def test_no_value_of_a_setting_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(f"TUNESMITH_{name}", value)
+    get_settings.cache_clear()
+    with pytest.raises(SystemExit) as refused:
+        main(["--no-worker"])
+    get_settings.cache_clear()
+    assert name in str(refused.value).upper() and "hunter2" not in str(refused.value)
 
 
 def test_a_database_that_is_not_there_is_told_in_a_sentence(

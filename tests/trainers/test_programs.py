@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.trainers.conftest import Programs
+from tests.trainers.stages import run_stage
 from trainers import run_dir as files
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.training import Precision
@@ -19,6 +20,7 @@ from trainers.errors import (
     DatasetInvalid,
     DatasetNotFound,
     DeviceUnavailable,
+    LossNotFinite,
     ModelNotFound,
     TemplateMissing,
 )
@@ -53,7 +55,7 @@ def test_dry_run_prints_the_resolved_numbers_and_writes_nothing(
 
 
 def test_loss_that_is_not_finite_ends_the_run_with_its_name(
-    programs: Programs, starter: Path, training_rows: str, tmp_path: Path
+    starter: Path, training_rows: str, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(starter, broken)
@@ -61,20 +63,17 @@ def test_loss_that_is_not_finite_ends_the_run_with_its_name(
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     run_dir = tmp_path / "run"
-    status, _, err = programs.run("trainers.sft", sft(broken, training_rows, log_every_steps=1), run_dir)
-    assert status == 1
-    assert "Traceback" in err
-    error = files.read_error(run_dir)
-    assert error is not None
-    assert (error["code"], "at step 1" in error["message"]) == ("loss_not_finite", True)
+    with pytest.raises(LossNotFinite, match="at step 1"):
+        run_stage(sft(broken, training_rows, log_every_steps=1), run_dir)
     assert not (run_dir / "result.json").exists()
     assert files.last_complete_checkpoint(run_dir) is None
 
 
 def test_full_disk_is_named(programs: Programs, starter: Path, training_rows: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    status, _, _ = programs.run("trainers.sft", sft(starter, training_rows), tmp_path)
+    status, _, err = programs.run("trainers.sft", sft(starter, training_rows), tmp_path)
     assert status == 1
+    assert "Traceback" in err
     error = files.read_error(tmp_path)
     assert error is not None
     assert error["code"] == "disk_full"
