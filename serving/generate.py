@@ -18,8 +18,8 @@ from serving.engines import Serve, find_engine
 from trainers import run_dir as files
 from trainers.configs.base import AdaptedModel
 from trainers.configs.generate import GenerateConfig
+from trainers.configs.references import base_of
 from trainers.errors import DatasetInvalid
-from trainers.load import base_of
 from trainers.program import run_program
 from trainers.report import Report
 

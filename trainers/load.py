@@ -31,10 +31,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainers import families
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
+from trainers.configs.references import base_of
 from trainers.configs.training import Attention, Precision
 from trainers.errors import (
     AdapterUnreadable,
-    ConfigInvalid,
     DeviceUnavailable,
     ModelNotFound,
     TemplateMissing,
@@ -47,16 +47,6 @@ Reference = str | StageOutput | AdaptedModel
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 logger = logging.getLogger("trainers")
-
-
-def base_of(reference: Reference) -> str:
-    """Folder or hub id of the base model; raises ConfigInvalid for a reference that is not resolved yet."""
-    if isinstance(reference, StageOutput):
-        raise ConfigInvalid(
-            f"The model refers to the stage {reference.stage!r}, which only a job can resolve.",
-            "By hand, name the folder of that stage's model.",
-        )
-    return reference.base if isinstance(reference, AdaptedModel) else reference
 
 
 def pick_device(queue: Queue | None) -> torch.device:

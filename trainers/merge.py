@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from trainers import run_dir as files
 from trainers.configs.base import AdaptedModel
 from trainers.configs.merge import MergeConfig, MergeDtype
+from trainers.configs.references import base_of
 from trainers.errors import ConfigInvalid, MergeDiffers
-from trainers.load import base_of, load_model, load_tokenizer, template_sha256
+from trainers.load import load_model, load_tokenizer, template_sha256
 from trainers.program import run_program
 from trainers.report import Report
 

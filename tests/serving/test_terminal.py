@@ -97,6 +97,12 @@ def test_a_batch_goes_on_where_it_was_stopped(tiny: Path, tmp_path: Path) -> Non
     assert [line["row"] for line in lines(output)] == list(range(1, 61))
 
 
+def test_a_batch_loads_no_ml_package_beside_that_of_its_engine() -> None:
+    program = "import sys, serving.generate; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "set()\n"
+
+
 def test_an_output_of_other_rows_is_not_continued(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     kept = {"row": 1, "prompt": [{"role": "user", "content": "another question"}], "prediction": "x"}

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from trainers.configs.base import AdaptedModel, ModelRef, StageOutput
+from trainers.errors import ConfigInvalid
+
 
 class ReferenceKind(StrEnum):
     """What a reference stands for."""
@@ -42,6 +45,16 @@ class Reference:
     def replace(self, value: Any) -> None:
         """Write something else in its place."""
         self.holder[self.key] = value
+
+
+def base_of(reference: ModelRef) -> str:
+    """Folder or hub id of the base model; raises ConfigInvalid for a reference that is not resolved yet."""
+    if isinstance(reference, StageOutput):
+        raise ConfigInvalid(
+            f"The model refers to the stage {reference.stage!r}, which only a job can resolve.",
+            "By hand, name the folder of that stage's model.",
+        )
+    return reference.base if isinstance(reference, AdaptedModel) else reference
 
 
 def find_references(values: dict[str, Any], path: str = "") -> Iterator[Reference]:

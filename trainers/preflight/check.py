@@ -9,12 +9,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from trainers import run_dir as files
 from trainers.configs.dpo import DpoConfig
 from trainers.configs.grpo import GrpoConfig
+from trainers.configs.references import base_of
 from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
 from trainers.configs.sft import SftConfig
 from trainers.configs.training import PreflightMode, TrainingConfig
 from trainers.errors import PreflightFailed
 from trainers.examples import Examples
-from trainers.load import base_of
 from trainers.preferences import Preferences
 from trainers.preflight.alike import overlap_findings
 from trainers.preflight.findings import Finding, FindingCode, Level, as_json, finding

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainers.configs.preflight import HostMemory
+from trainers.configs.references import base_of
 from trainers.configs.training import (
     Attention,
     LoraTuning,
@@ -16,7 +17,6 @@ from trainers.configs.training import (
     Quantization,
     TrainingConfig,
 )
-from trainers.load import base_of
 from trainers.preflight.memory import BASE_BYTES, USABLE, ModelShape, Settings, memory_parts
 
 

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from trainers import run_dir as files
 from trainers.best import BEST, KeepBest, best_step, validation_losses
 from trainers.callback import wait_for_all
+from trainers.configs.references import base_of
 from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
-from trainers.load import base_of, template_sha256
+from trainers.load import template_sha256
 from trainers.program import is_first_process
 
 logger = logging.getLogger("trainers")
