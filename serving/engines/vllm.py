@@ -1,10 +1,11 @@
 """The engine `vllm`: the real program, in an environment of its own."""
 
 import json
+import re
 from pathlib import Path
 
 from serving.addresses import is_loopback
-from serving.engines.engine import LOAD_SECONDS, Engine, Serve, call
+from serving.engines.engine import LOAD_SECONDS, LOOK_SECONDS, Engine, EngineRefused, Serve, call
 from serving.engines.tokenizers import only_tokenizer
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
@@ -25,6 +26,8 @@ TOOL_CALL_PARSERS = {
 # vLLM refuses to do without white space unless the backend is named.
 COMPACT_JSON = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
 DRAIN_SECONDS = 5
+# One line for each engine core.
+RUNNING = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
 class VllmEngine(Engine):
@@ -69,6 +72,15 @@ class VllmEngine(Engine):
         if Path(serve.model).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
         return variables
+
+    def running(self, address: str) -> int | None:
+        """Answers being generated or waiting to be, as its metrics tell."""
+        try:
+            told = call(f"{address}/metrics", None, LOOK_SECONDS)
+        except EngineRefused:
+            return None
+        counts = RUNNING.findall(told) if isinstance(told, str) else []
+        return sum(int(float(count)) for count in counts) if counts else None
 
     def sleep(self, address: str) -> None:
         """Move the weights to the host's memory and drop the KV cache; raises EngineRefused."""

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), NEEDS_VLLM]
 def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(wide: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "serving", "--engine", "vllm", "--program", " ".join(PROGRAM)]
-    command += ["--model", str(wide / "base"), "--port", str(port), "--max-model-len", "512"]
+    command += ["--model", str(wide / "base"), "--port", str(port), "--max-model-len", "4096"]
     command += ["--cpu-cache-gib", "1", "--dtype", "float32", "--enforce-eager"]
     child = process.start(command, log=tmp_path / "log", environment=ENVIRONMENT, seconds=START_SECONDS)
     wait_for(lambda: ENGINE.is_up(f"http://127.0.0.1:{port}") or child.wait(0) is not None, START_SECONDS)
@@ -34,11 +34,12 @@ def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(wide: Path, tmp
     assert len(family) > 2
     assert {c.laddr.ip for p in family for c in p.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
     server = Server(child, f"http://127.0.0.1:{port}", tmp_path / "log")  # type: ignore[arg-type]
-    body = {"model": str(wide / "base"), "prompt": "1", "max_tokens": 200, "ignore_eos": True}
+    body = {"model": str(wide / "base"), "prompt": "1", "max_tokens": 3000, "ignore_eos": True}
     assert server.post("/v1/completions", body)[0] == 200
+    assert ENGINE.running(server.url) == 0
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(server.post, "/v1/completions", body)
-        wait_for(lambda: "num_requests_running{" in (text := server.get("/metrics")[1]) and running(text) > 0)
+        wait_for(lambda: ENGINE.running(server.url) == 1)
         psutil.Process(child.pid).children()[0].terminate()
         assert child.wait(ENGINE.stop_seconds) is not None
         assert asked.result()[0] == 200
@@ -101,12 +102,6 @@ def is_asked(server: Server) -> bool:
     port = int(server.url.rpartition(":")[2])
     open_ones = psutil.Process(server.process.pid).net_connections("tcp")
     return any(c.status == "ESTABLISHED" and c.laddr.port == port for c in open_ones)
-
-
-def running(metrics: str) -> float:
-    """Requests under way, by vLLM's own count."""
-    (line,) = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running{")]
-    return float(line.split()[-1])
 
 
 def lives(process: psutil.Process) -> bool:
