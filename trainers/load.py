@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -91,15 +92,19 @@ def load_tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
 
 def _complete(tokenizer: PreTrainedTokenizerBase, source: str, base: str) -> None:
     """Take the family's template where there is none, and say so; raises TemplateMissing."""
-    with _named_failure(base):
-        model_type = AutoConfig.from_pretrained(base, trust_remote_code=False).model_type
-    family = families.complete(tokenizer, model_type)
+    family = families.complete(tokenizer, load_config(base).model_type)
     if family is None:
         raise TemplateMissing(
             f"The tokenizer of {source} has no chat template, so no conversation can be rendered.",
             "Use the instruct or chat variant of the model, or add chat_template.jinja to its folder.",
         )
     logger.info("%s has no chat template; it gets that of the family %s.", source, family.name)
+
+
+def load_config(base: str) -> PreTrainedConfig:
+    """The config of a base model; raises ModelNotFound."""
+    with _named_failure(base):
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
 
 
 def pick_attention(attention: Attention, device: torch.device) -> str:

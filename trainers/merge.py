@@ -15,14 +15,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainers import run_dir as files
 from trainers.configs.base import AdaptedModel
 from trainers.configs.merge import MergeConfig, MergeDtype
 from trainers.configs.references import base_of
 from trainers.errors import ConfigInvalid, MergeDiffers
-from trainers.load import load_model, load_tokenizer, template_sha256
+from trainers.load import load_config, load_model, load_tokenizer, template_sha256
 from trainers.program import run_program
 from trainers.report import Report
 
@@ -42,6 +42,7 @@ logger = logging.getLogger("trainers")
 def merge(config: MergeConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     """Publish `model/` and return the result; raises MergeDiffers if the written model answers otherwise."""
     reference = _adapted(config)
+    _refuse_few_bits(reference.base)
     tokenizer = load_tokenizer(reference)
     model = load_model(reference, torch.float32).eval()
     assert isinstance(model, PeftModel)
@@ -78,6 +79,7 @@ def merge(config: MergeConfig, run_dir: Path, report: Report) -> dict[str, Any]:
 def plan(config: MergeConfig) -> dict[str, Any]:
     """What would be merged."""
     reference = _adapted(config)
+    _refuse_few_bits(reference.base)
     load_tokenizer(reference)
     return {"stage": "merge", "base": reference.base, "adapter": reference.adapter, "dtype": config.dtype}
 
@@ -92,11 +94,20 @@ def _adapted(config: MergeConfig) -> AdaptedModel:
     return config.model
 
 
+def _refuse_few_bits(base: str) -> None:
+    """Sums of weights that are stored in few bits would be rounded to as few again."""
+    if getattr(load_config(base), "quantization_config", None) is not None:
+        raise ConfigInvalid(
+            f"The base {base} is stored in fewer bits, into which no adapter can be merged.",
+            "Name the base that it was made from, or serve the adapter beside this one.",
+        )
+
+
 def _dtype(config: MergeConfig) -> torch.dtype:
     """The asked format, or that in which the base's own files are."""
     if config.dtype is not MergeDtype.auto:
         return DTYPES[config.dtype]
-    on_disk = AutoConfig.from_pretrained(base_of(config.model)).dtype
+    on_disk = load_config(base_of(config.model)).dtype
     return on_disk if on_disk in TOLERANCES else torch.float32
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests.trainers.stages import run_stage
 from trainers.configs.merge import MergeConfig
 from trainers.errors import ConfigInvalid, MergeDiffers
-from trainers.load import load_model
+from trainers.load import load_base, load_model
 from trainers.merge import merge
 from trainers.report import Report
 
@@ -100,3 +100,13 @@ def test_a_written_model_that_answers_otherwise_is_not_published(
 def test_a_whole_model_has_nothing_to_merge(starter: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="has no adapter"):
         merged(str(starter), tmp_path)
+
+
+def test_a_base_that_is_stored_in_few_bits_is_refused_by_its_name(
+    adapted: dict[str, str], tmp_path: Path
+) -> None:
+    quantized = tmp_path / "quantized"
+    in_four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    load_base(adapted["base"], torch.float32, quantization=in_four_bits).save_pretrained(quantized)
+    with pytest.raises(ConfigInvalid, match="quantized is stored in fewer bits"):
+        merged({"base": str(quantized), "adapter": adapted["adapter"]}, tmp_path / "merged")
