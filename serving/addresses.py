@@ -1,6 +1,7 @@
 """Who can reach an address: this machine alone, a private network, or everyone."""
 
 import ipaddress
+import socket
 
 
 def is_loopback(host: str) -> bool:
@@ -14,12 +15,22 @@ def is_loopback(host: str) -> bool:
 
 
 def is_private(host: str) -> bool:
-    """Whether an address is loopback or of a private network; a name is judged when it is resolved."""
+    """Whether no address that a name or a literal stands for is open to everyone.
+
+    What stands for none is nothing that anybody could listen on.
+    """
     try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
         return host != ""
-    return not (address.is_global or address.is_unspecified or address.is_multicast)
+    return host != "" and not any(_is_open(str(resolved[0])) for *_, resolved in found)
+
+
+def _is_open(literal: str) -> bool:
+    address = ipaddress.ip_address(literal.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address.is_global or address.is_unspecified or address.is_multicast
 
 
 def host_name(header: str) -> str:

@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
+from types import FrameType
 
 from celery import signals
 from celery.apps.worker import Worker as CeleryWorker
@@ -25,6 +27,8 @@ from workers import tasks, trouble
 from workers.engines.pool import Pool
 from workers.host import Host, join
 from workers.tracking.targets import missing_packages
+
+EARLY_SIGNAL_SECONDS = 0.05
 
 logger = logging.getLogger("workers")
 
@@ -78,12 +82,17 @@ def _require_schema() -> None:
 
 def _keep_early_signals() -> None:
     """Celery listens for signals once it has started; one that comes before is handed to it then."""
-    told = threading.Event()
+
+    def told(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=hand_over, args=(number,), name="early signal", daemon=True).start()
+
+    def hand_over(number: int) -> None:
+        while signal.getsignal(number) is told:
+            time.sleep(EARLY_SIGNAL_SECONDS)
+        os.kill(os.getpid(), number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    signals.worker_ready.connect(
-        lambda **_: os.kill(os.getpid(), signal.SIGTERM) if told.is_set() else None, weak=False
-    )
+        signal.signal(number, told)
 
 
 def _serve(host: Host, settings: Settings) -> bool:

@@ -49,7 +49,7 @@ def list_keys(session: Reading, paging: Paging) -> Page[KeyView]:
 
 @router.delete("/{key_id}")
 def revoke_key(key_id: str, session: Writing) -> KeyView:
-    """Revoke a key: the next request that carries it is refused."""
+    """Revoke a key. The API refuses it at once, `/v1` within a second, a gateway of its own within six."""
     return KeyView.model_validate(service.revoke(session, key_id))
 
 
@@ -57,7 +57,7 @@ def revoke_key(key_id: str, session: Writing) -> KeyView:
 def limit_key(
     key_id: str, limits: Annotated[KeyLimits, Body(openapi_examples=LIMIT_EXAMPLES)], session: Writing
 ) -> KeyView:
-    """Change a key's limits; gateways heed them from the next second on."""
+    """Change a key's limits; `/v1` heeds them within a second, a gateway of its own within six."""
     key = service.limit(session, key_id, limits.model_dump(exclude_unset=True))
     return KeyView.model_validate(key)
 

@@ -14,9 +14,6 @@ from app.tables import ApiKey, Scope
 
 HINT_CHARACTERS = 7
 
-# Names of `KeyLimits` and what they are set to.
-Limits = Mapping[str, int | None]
-
 
 class FirstKeyMustBeAdmin(Conflict):
     """The first key closes the service, so it must be able to make the next."""
@@ -31,7 +28,7 @@ class KeyNotFound(NotFound):
 
 
 def create(
-    session: Session, name: str, scopes: Iterable[Scope], limits: Limits | None = None
+    session: Session, name: str, scopes: Iterable[Scope], limits: Mapping[str, int | None] | None = None
 ) -> tuple[ApiKey, str]:
     """Make a key and answer it with its secret, of which only the hash is kept."""
     secret = f"ts_{secrets.token_urlsafe(32)}"
@@ -48,7 +45,7 @@ def create(
 
 
 def create_over_http(
-    session: Session, name: str, scopes: Sequence[Scope], limits: Limits
+    session: Session, name: str, scopes: Sequence[Scope], limits: Mapping[str, int | None]
 ) -> tuple[ApiKey, str]:
     """Make a key; raises FirstKeyMustBeAdmin when it would lock everyone out of making another."""
     if Scope.admin not in scopes and not any_live_key(session):
@@ -80,14 +77,14 @@ def revoke(session: Session, key_id: str) -> ApiKey:
     return _get(session, key_id)
 
 
-def limit(session: Session, key_id: str, limits: Limits) -> ApiKey:
-    """Change the limits that are given, from the next second on."""
+def limit(session: Session, key_id: str, limits: Mapping[str, int | None]) -> ApiKey:
+    """Change those of `KeyLimits` that are given; gateways learn of it within seconds."""
     key = _get(session, key_id)
     _set(key, limits)
     return key
 
 
-def _set(key: ApiKey, limits: Limits) -> None:
+def _set(key: ApiKey, limits: Mapping[str, int | None]) -> None:
     for name, most in limits.items():
         setattr(key, name, most)
 

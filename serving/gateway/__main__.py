@@ -23,7 +23,7 @@ from prometheus_client import PROCESS_COLLECTOR, REGISTRY
 from serving.addresses import is_loopback
 from serving.gateway.errors import InvalidApiKey
 from serving.gateway.gateway import Authorize, Gateway, Sender, allow_all
-from serving.gateway.plan import Limits
+from serving.gateway.plan import Caps
 from serving.gateway.rate_limits import Caller, RateLimits
 from serving.gateway.routes import RouteTable, StaticRoutes
 from serving.gateway.standalone.access_log import AccessLog
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     if options.routes and not options.client_key_env and not is_loopback(options.host):
         sys.exit(f"--host {options.host} is open to others; set --client-key-env, or serve 127.0.0.1.")
     table, authorize = routes(options), callers(options)
-    limits = Limits(options.most_choices, options.most_prompts, options.most_tokens)
+    caps = Caps(options.most_choices, options.most_prompts, options.most_tokens)
     # Made before the processes are forked, which share it.
     rate_limits = RateLimits(options.workers)
     log = AccessLog(sys.stdout.fileno())
@@ -52,13 +52,13 @@ def main(arguments: list[str]) -> None:
     port = held.getsockname()[1]
     print(f"The gateway serves http://{options.host}:{port}/v1", file=sys.stderr, flush=True)
     if options.workers == 1:
-        uvloop.run(serve(Gateway(table, authorize, limits, log, rate_limits), held))
+        uvloop.run(serve(Gateway(table, authorize, caps, log, rate_limits), held))
         return
 
     def work(shared: SharedCounts) -> None:
         REGISTRY.unregister(PROCESS_COLLECTOR)
         rate_limits.count_as(shared.index)
-        gateway = Gateway(table, authorize, limits, log, rate_limits)
+        gateway = Gateway(table, authorize, caps, log, rate_limits)
         uvloop.run(serve(gateway, listen(options.host, port, shared=True), shared))
 
     Workers(options.workers, work).run()
@@ -99,9 +99,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--api-key-env", help="environment variable with the key for --api")
     options.add_argument("--client-key-env", help="environment variable with a key for all clients")
     options.add_argument("--workers", type=positive, default=1, help="processes, one for each core to use")
-    options.add_argument("--most-choices", type=positive, default=Limits.most_choices, help="largest n")
-    options.add_argument("--most-prompts", type=positive, default=Limits.most_prompts)
-    options.add_argument("--most-tokens", type=positive, default=Limits.most_tokens, help="for one answer")
+    options.add_argument("--most-choices", type=positive, default=Caps.most_choices, help="largest n")
+    options.add_argument("--most-prompts", type=positive, default=Caps.most_prompts)
+    options.add_argument("--most-tokens", type=positive, default=Caps.most_tokens, help="for one answer")
     options.add_argument("--host", default="127.0.0.1")
     options.add_argument("--port", type=int, default=8000)
     return options

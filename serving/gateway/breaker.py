@@ -8,6 +8,7 @@ from serving.gateway.routes import Target
 
 FAULTS_TO_OPEN = 5
 OPEN_SECONDS = 5.0
+MOST_CIRCUITS = 1000
 
 
 @dataclass(slots=True)
@@ -21,8 +22,8 @@ class Circuit:
 class Breakers:
     """The circuits of those targets that failed last.
 
-    Only faults of an engine count: connections that fail, answers of 500 and above, and answers that break
-    off; never a refused request or a client that left.
+    Only faults of an engine count: connections that fail, answers of 500 and above that do not say when to
+    come back, and answers that break off; never a refused request or a client that left.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,9 @@ class Breakers:
 
     def failed(self, target: Target) -> None:
         """Count a fault."""
+        if len(self.circuits) >= MOST_CIRCUITS:
+            # Engines that are gone are never asked again, and so never leave by themselves.
+            self.circuits.clear()
         circuit = self.circuits.setdefault(target, Circuit())
         circuit.faults += 1
         if circuit.faults >= FAULTS_TO_OPEN:
@@ -55,5 +59,6 @@ class Breakers:
 
     def retry_after_seconds(self) -> int:
         """When the first of the targets that are left alone is tried again."""
-        until = min((circuit.open_until for circuit in self.circuits.values()), default=0.0)
-        return max(1, math.ceil(until - time.monotonic()))
+        now = time.monotonic()
+        times = [circuit.open_until - now for circuit in self.circuits.values()]
+        return max(1, math.ceil(min((left for left in times if left > 0), default=0)))

@@ -9,8 +9,29 @@ from serving.gateway.errors import ApiError
 # A JSON string holds no raw newline, so these can only be the events themselves.
 DONE = re.compile(rb"(?:^|\n)(data: ?\[DONE\])")
 ERROR = re.compile(rb'(?:^|\n)data: ?\{"error"')
-RESPONSE_DONE = re.compile(rb"(?:^|\n)event: ?response\.(?:completed|incomplete|failed)\r?\n(data:)?")
+RESPONSE_ERROR = re.compile(rb'(?:^|\n)(?:event: ?error\r?\n|data: ?\{"error")')
+RESPONSE_DONE = re.compile(rb"(?:^|\n)event: ?response\.(completed|incomplete|failed)\r?\n(data:)?")
 SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?(\d+)')
+
+
+class WholeLines:
+    """Cuts what comes after its last newline, and keeps the rest; a line may come in very many reads."""
+
+    def __init__(self) -> None:
+        self.rest: list[bytes] = []
+
+    def take(self, chunk: bytes) -> bytes:
+        """The lines that are whole now."""
+        end = chunk.rfind(b"\n") + 1
+        if end == len(chunk) and not self.rest:
+            return chunk
+        rest = chunk[end:]
+        lines = b"".join([*self.rest, chunk[:end]]) if end else b""
+        if end:
+            self.rest.clear()
+        if rest:
+            self.rest.append(rest)
+        return lines
 
 
 class Ending(Protocol):
@@ -61,10 +82,15 @@ class LastEvent:
             self.done = True
         if end := RESPONSE_DONE.search(lines):
             self.named = True
-            self.done = end[1] is not None
+            self.done = end[2] is not None
+            self.failed = end[1] == b"failed"
+        elif RESPONSE_ERROR.search(lines):
+            self.failed = True
         return lines
 
     def broken(self, error: ApiError, last: bytes) -> bytes:
+        if self.failed:
+            return b""
         numbers = SEQUENCE_NUMBER.findall(last)
         told = {
             "type": "error",

@@ -153,6 +153,14 @@ class EngineUnavailable(ApiError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class EngineLeftAlone(EngineUnavailable):
+    """Every engine of the name has failed too often to be asked just now."""
+
+    def __init__(self, name: str, retry_after_seconds: int) -> None:
+        failed = f"The engine of {name!r} has failed several times in a row and is left alone for now."
+        super().__init__(failed, retry_after_seconds)
+
+
 class EngineDisconnected(ApiError):
     """The engine broke off in the middle of its answer."""
 

@@ -77,8 +77,9 @@ class Exchange:
 
     def ended(self) -> None:
         """Have the request counted and logged, and give its place among the key's requests back."""
-        if self.leave is not None:
-            self.leave()
+        leave, self.leave = self.leave, None
+        if leave is not None:
+            leave()
         self.seconds = time.perf_counter() - self.begun
         self.ledger.note(self)
 

@@ -25,7 +25,7 @@ from serving.gateway.errors import (
     UnknownUrl,
 )
 from serving.gateway.exchange import Exchange, Ledger, log_lines
-from serving.gateway.plan import Limits, read
+from serving.gateway.plan import Caps, read
 from serving.gateway.rate_limits import Caller, RateLimits
 from serving.gateway.relay import Relay
 from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
@@ -48,6 +48,8 @@ class Sender(NamedTuple):
     authorization: bytes | None
     host: bytes
     address: str
+    forwarded: bool = False
+    """Whether a proxy says that it asks for somebody else."""
 
     def token(self) -> str | None:
         """The bearer token."""
@@ -74,7 +76,8 @@ Authorize = Callable[[Sender], Awaitable[Caller]]
 
 def sender(headers: Mapping[bytes, bytes], address: str) -> Sender:
     """Who sends a request with these headers."""
-    return Sender(headers.get(b"authorization"), headers.get(b"host", b""), address)
+    forwarded = b"x-forwarded-for" in headers or b"forwarded" in headers
+    return Sender(headers.get(b"authorization"), headers.get(b"host", b""), address, forwarded)
 
 
 def body_too_large() -> BodyTooLarge:
@@ -98,12 +101,12 @@ class Gateway:
         self,
         routes: RouteTable,
         authorize: Authorize = allow_all,
-        limits: Limits | None = None,
+        caps: Caps | None = None,
         log: Callable[[list[Exchange]], None] = log_lines,
         rate_limits: RateLimits | None = None,
     ) -> None:
         self.routes = routes
-        self.limits = limits or Limits()
+        self.caps = caps or Caps()
         self.rate_limits = rate_limits or RateLimits()
         self.ledger = Ledger(log)
         self.breakers = Breakers()
@@ -249,7 +252,7 @@ class Gateway:
         return {"object": "list", "data": [described(route) for route in self.routes.all()]}
 
     def _generate(self, exchange: Exchange, request: Request, caller: Caller, client: Client) -> None:
-        plan = read(request.body, self.limits)
+        plan = read(request.body, self.caps)
         route = self._find(plan.model)
         exchange.model = route.name
         if caller.limited:

@@ -56,7 +56,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
-class Limits:
+class Caps:
     """What one request may ask for."""
 
     most_choices: int = 128
@@ -81,7 +81,7 @@ class Plan:
         return _encode(self.fields)
 
 
-def read(body: bytes, limits: Limits) -> Plan:
+def read(body: bytes, caps: Caps) -> Plan:
     """The body as a request for a model; raises InvalidRequest."""
     try:
         if not body.isascii():
@@ -96,7 +96,7 @@ def read(body: bytes, limits: Limits) -> Plan:
         raise InvalidRequest("'model' must be the name of a deployment.", "model")
     if not LOOKED_INTO.isdisjoint(fields):
         _look_into(fields)
-    _check(fields, limits)
+    _check(fields, caps)
     return Plan(model, fields)
 
 
@@ -120,15 +120,20 @@ def _look_into(fields: Fields) -> None:
         )
 
 
-def _check(fields: Fields, limits: Limits) -> None:
-    """Raises InvalidRequest for more than the limits allow; what is no number is left to the engine."""
+def _check(fields: Fields, caps: Caps) -> None:
+    """Raises InvalidRequest for more than the caps allow."""
     for field in CAPPED.keys() & fields.keys():
-        asked, most = _any(fields[field]), getattr(limits, CAPPED[field])
-        if isinstance(asked, int | float) and asked > most:
+        asked, most = _any(fields[field]), getattr(caps, CAPPED[field])
+        if asked is None:
+            continue
+        # Some engines take the text of a number for the number.
+        if not isinstance(asked, int | float):
+            raise InvalidRequest(f"{field!r} must be a number.", field)
+        if asked > most:
             raise InvalidRequest(f"{field!r} is {asked}; at most {most} is served here.", field)
     for field in ("prompt", "input"):
         if field in fields and memoryview(fields[field])[0] == BRACKET:
-            _check_count(field, _items(fields[field]), limits.most_prompts)
+            _check_count(field, _items(fields[field]), caps.most_prompts)
 
 
 def _check_count(field: str, prompts: list[msgspec.Raw], most: int) -> None:

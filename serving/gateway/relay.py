@@ -6,10 +6,11 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from serving.gateway.client import Client, Headers
-from serving.gateway.endings import DoneMark, Ending, LastEvent
+from serving.gateway.endings import DoneMark, Ending, LastEvent, WholeLines
 from serving.gateway.errors import (
     AnswerTooLarge,
     EngineDisconnected,
+    EngineLeftAlone,
     EngineTimeout,
     EngineUnavailable,
     UnknownUrl,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 ENDINGS: dict[str, type[Ending]] = {"/v1/responses": LastEvent}
 PASSED_HEADERS = (b"content-type", b"retry-after")
 UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-NOT_FOUND = 404
+NOT_FOUND, NOT_KNOWN_HOW = 404, 501
 # The usage of a plain answer stands at its end; of a long one no more is kept for the count.
 USAGE_WITHIN = 4096
 MOST_ANSWER_BYTES = 256 * 1024 * 1024
@@ -53,7 +54,7 @@ class Relay:
     ending: Ending
     attempts = status = held_bytes = 0
     ended = streamed = begun = False
-    tail = last = before = b""
+    last = before = b""
 
     def __init__(
         self,
@@ -74,9 +75,12 @@ class Relay:
         client.job = self
 
     def start(self) -> None:
-        """Send the request to a target of the route; raises EngineUnavailable."""
+        """Send the request to a target of the route, or refuse it if all are left alone."""
         breakers = self.gateway.breakers
-        self._send_to(self._choose(breakers.avoided() if breakers.circuits else ()))
+        try:
+            self._send_to(self._choose(breakers.avoided() if breakers.circuits else ()))
+        except EngineUnavailable as fault:
+            self._refuse(fault)
 
     def cancel(self) -> None:
         """The client has left: give the request up, which makes the engine stop."""
@@ -97,8 +101,7 @@ class Relay:
     def _choose(self, avoided: "list[Target] | tuple[()]") -> Target:
         target = self.route.choose(avoided)
         if target is None:
-            failed = f"The engine of {self.route.name!r} has failed several times and is left alone for now."
-            raise EngineUnavailable(failed, self.gateway.breakers.retry_after_seconds())
+            raise EngineLeftAlone(self.route.name, self.gateway.breakers.retry_after_seconds())
         return target
 
     def _send_to(self, target: Target, fresh: bool = False) -> None:
@@ -151,6 +154,7 @@ class Relay:
         self.headers = headers
         self.streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if self.streamed:
+            self.lines = WholeLines()
             self.ending = ENDINGS.get(self.exchange.path, DoneMark)()
 
     def data(self, chunk: bytes) -> None:
@@ -160,6 +164,7 @@ class Relay:
         lines = self._whole_lines(chunk)
         if self.ending.failed and not self.begun:
             self._let_go()
+            self.lines = WholeLines()
             self.fail(UpstreamUnreachable("the stream begins with an error"))
         elif lines:
             self._pass(lines)
@@ -187,7 +192,7 @@ class Relay:
             self.gateway.breakers.failed(self.target)
         if isinstance(fault, UpstreamSilent):
             self._refuse(EngineTimeout(self.route.name))
-        elif self.parts or self.tail:
+        elif self.parts or (self.streamed and self.lines.rest):
             self._refuse(EngineDisconnected(self.route.name))
         elif self.attempts < 2:
             self._later(self._again(isinstance(fault, UpstreamStale)))
@@ -215,13 +220,8 @@ class Relay:
 
     def _whole_lines(self, chunk: bytes) -> bytes:
         """What may be passed: half a line before an error event would hide the event from the client."""
-        if self.tail:
-            chunk = self.tail + chunk
-            self.tail = b""
-        if not chunk.endswith(b"\n"):
-            ready, end, self.tail = chunk.rpartition(b"\n")
-            chunk = ready + end
-        return renamed(self.ending.look(chunk), self.names)
+        lines = self.lines.take(chunk)
+        return renamed(self.ending.look(lines), self.names) if lines else lines
 
     def _pass(self, lines: bytes) -> None:
         # The usage stands in the last event before [DONE].
@@ -270,7 +270,11 @@ class Relay:
 
     def _note_status(self) -> None:
         breakers = self.gateway.breakers
-        if self.status >= 500:
+        told = self.streamed and self.ending.failed
+        # One that does not know how, or is busy and says until when, is well.
+        if told or (
+            self.status >= 500 and self.status != NOT_KNOWN_HOW and b"retry-after" not in self.headers
+        ):
             breakers.failed(self.target)
         elif breakers.circuits:
             breakers.succeeded(self.target)

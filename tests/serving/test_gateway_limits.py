@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from serving.gateway.errors import InvalidRequest
-from serving.gateway.plan import Limits, read
+from serving.gateway.plan import Caps, read
 from serving.gateway.renaming import names_in_answers, renamed
 from tests.services import free_port
 
@@ -45,7 +45,7 @@ def started(routes: list[dict[str, Any]], folder: Path, *arguments: str) -> Any:
 def test_the_model_is_renamed_and_every_value_stays_as_it_came(
     body: bytes, model: str, sent: bytes | None
 ) -> None:
-    plan = read(body, Limits())
+    plan = read(body, Caps())
     assert plan.model == model
     assert plan.body("up") == sent or sent is None
     assert json.loads(plan.body("up")) == json.loads(body) | {"model": "up"}
@@ -72,7 +72,7 @@ def test_no_text_is_taken_for_the_models_name_in_an_answer() -> None:
 )
 def test_what_engines_might_read_differently_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        read(body, Limits())
+        read(body, Caps())
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,8 @@ def test_what_engines_might_read_differently_is_refused(body: bytes) -> None:
     [
         ("n", 129),
         ("max_tokens", 1e9),
+        ("max_tokens", "9000000000"),
+        ("n", "2"),
         ("max_completion_tokens", 2_000_000),
         ("prompt", ["a"] * 1025),
         ("prompt", [[1]] * 1025),
@@ -93,13 +95,13 @@ def test_what_engines_might_read_differently_is_refused(body: bytes) -> None:
 )
 def test_a_field_that_asks_for_too_much_or_for_files_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        read(json.dumps({"model": "x", field: value}).encode(), Limits())
+        read(json.dumps({"model": "x", field: value}).encode(), Caps())
     assert refused.value.param == field
 
 
 def test_a_long_prompt_of_token_ids_is_one_prompt() -> None:
     fields = {"model": "x", "prompt": list(range(5000)), "chat_template_kwargs": {"enable_thinking": False}}
-    assert read(json.dumps(fields).encode(), Limits()).model == "x"
+    assert read(json.dumps(fields).encode(), Caps()).model == "x"
 
 
 def test_an_engine_that_fails_is_left_alone_and_tried_again(stand_in: StandIn, tmp_path: Path) -> None:

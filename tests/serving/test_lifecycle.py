@@ -133,7 +133,7 @@ def test_the_command_of_an_engine_names_its_adapters() -> None:
         find_engine("tgi")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "8.8.8.8", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "8.8.8.8", "::", "0", "0x0", "::ffff:0.0.0.0"])
 def test_an_engine_that_everyone_could_reach_is_refused_with_what_to_do(host: str) -> None:
     command = [sys.executable, "-m", "serving", "--model", "m", "--host", host]
     ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)

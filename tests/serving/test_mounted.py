@@ -17,11 +17,12 @@ from fastapi.testclient import TestClient
 
 from serving.gateway import openapi
 from serving.gateway.asgi import AsgiGateway
-from serving.gateway.errors import EngineUnavailable, Forbidden
+from serving.gateway.errors import EngineUnavailable, Forbidden, TooManyAtOnce
 from serving.gateway.gateway import Gateway, Request, Sender
 from serving.gateway.rate_limits import Caller
 from serving.gateway.routes import Route, StaticRoutes, Target, read_route
 from serving.gateway.standalone.api_routes import ApiRoutes
+from tests.services import free_port
 
 from .conftest import Server, wait_for
 from .stand_in import StandIn
@@ -207,3 +208,28 @@ def test_a_bug_of_ours_ends_the_answer_instead_of_keeping_the_client_waiting() -
 
     assert b"engine_disconnected" in asyncio.run(ask())
     stand_in.close()
+
+
+class StaleRoutes(StaticRoutes):
+    """Routes that have to be looked up again at each request, as those of the service once a second."""
+
+    def fresh(self) -> bool:
+        return False
+
+
+def test_a_request_that_is_refused_while_its_engine_is_left_alone_is_counted_once() -> None:
+    logged: list[Any] = []
+
+    async def authorize(sender: Sender) -> Caller:
+        return Caller("key_a", concurrent_requests=1)
+
+    routes = StaleRoutes([read_route({"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"})])
+    gateway = Gateway(routes, authorize, log=logged.extend)
+    with TestClient(mounted(gateway)) as client:
+        answers = [client.post("/v1/chat/completions", json={"model": "gone"}) for _ in range(8)]
+    assert {answer.status_code for answer in answers} == {503}
+    assert "left alone" in answers[-1].json()["error"]["message"]
+    assert [exchange.status for exchange in logged] == [503] * 8
+    gateway.rate_limits.enter(Caller("key_a", concurrent_requests=1))
+    with pytest.raises(TooManyAtOnce):
+        gateway.rate_limits.enter(Caller("key_a", concurrent_requests=1))

@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from serving.__main__ import named_path
+from serving.addresses import is_private
 from serving.engines.decoding.base import Base
 from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.http.server import STATE, make_app
@@ -32,6 +33,8 @@ def run(kind: EngineKind, load_base: Load, arguments: list[str]) -> None:
     program = parser(kind)
     given = program.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if not is_private(given.host):
+        program.error(f"--host {given.host} is open to everyone, and an engine asks for no key.")
     options = engine_options(program, given)
     adapters = [named_path(value) for value in given.adapter]
     name = given.served_name or given.model

@@ -1,8 +1,8 @@
 """What POST /v1/responses may ask for: a conversation that the client carries, and text in answer."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from serving.engines.http.schemas import MOST_LOGPROBS, GenerationRequest, Message, TemplateOptions
 from serving.gateway.errors import InvalidRequest
@@ -40,6 +40,17 @@ class TextFormat(BaseModel):
 
     type: Literal["text"]
 
+    @field_validator("type", mode="before")
+    @classmethod
+    def refuse_forms(cls, value: Any) -> Any:
+        if value != "text":
+            raise InvalidRequest(
+                f"'text.format' may only be 'text' on this engine, not {value!r}; "
+                "leave it out, or have the model served by vllm.",
+                "text",
+            )
+        return value
+
 
 class TextOptions(BaseModel):
     """How the answer's text is to be; these are OpenAI's defaults."""
@@ -73,6 +84,14 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     tool_choice: Literal["auto", "none"] | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def leave_thoughts_out(cls, value: Any) -> Any:
+        """What another engine thought came back with its answer, and is no part of the conversation."""
+        if not isinstance(value, list):
+            return value
+        return [item for item in value if not (isinstance(item, dict) and item.get("type") == "reasoning")]
 
     @property
     def most_tokens(self) -> int | None:

@@ -1,11 +1,14 @@
 """Keys as the service knows them, for a gateway that stands alone."""
 
 import asyncio
+import hashlib
+import http.client
 import json
 import logging
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from serving.addresses import from_here
@@ -14,11 +17,16 @@ from serving.gateway.gateway import Sender
 from serving.gateway.rate_limits import Caller
 
 API_TIMEOUT_SECONDS = 5.0
-# How long what the service said of a key is taken as it was said.
+# How long what the service said of a key holds, and how long a request then waits to hear it anew.
 KEPT_SECONDS = 5.0
-MOST_KEPT = 10_000
+PATIENCE_SECONDS = 1.0
+LOOK_UPS_AT_ONCE = 4
+MOST_KEYS, MOST_REFUSALS = 10_000, 1_000
+MOST_TOKEN_CHARACTERS = 200
 SCOPES = {"inference", "admin"}
 REFUSALS: dict[int, type[ApiError]] = {401: InvalidApiKey, 403: Forbidden}
+# The service is away, or something else answers in its place.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
 logger = logging.getLogger("tunesmith.gateway.keys")
 
 
@@ -27,7 +35,7 @@ class Verdict:
     """What the service said of a token: whose it is, or why it is refused."""
 
     caller: Caller | None = None
-    refusal: ApiError | None = None
+    refusal: tuple[type[ApiError], str] | None = None
     at: float = field(default_factory=time.monotonic)
 
 
@@ -39,33 +47,70 @@ class ApiKeys:
 
     def __init__(self, api_url: str) -> None:
         self.url = f"{api_url.rstrip('/')}/api/v1/keys/self"
-        self.verdicts: dict[str, Verdict] = {}
+        self.keys: dict[bytes, Verdict] = {}
+        # Apart, so that a flood of wrong tokens pushes no right one out.
+        self.refusals: dict[bytes, Verdict] = {}
+        self.asking: dict[bytes, asyncio.Task[None]] = {}
+        self.threads = ThreadPoolExecutor(LOOK_UPS_AT_ONCE, thread_name_prefix="keys")
 
     async def __call__(self, sender: Sender) -> Caller:
         """Who sends; raises InvalidApiKey, Forbidden and EngineUnavailable."""
-        verdict = await self._verdict(sender.token() or "")
+        token = sender.token() or ""
+        if len(token) > MOST_TOKEN_CHARACTERS or not (token.isascii() and token.isprintable()):
+            raise InvalidApiKey(f"An API key is at most {MOST_TOKEN_CHARACTERS} printable ASCII characters.")
+        verdict = await self._verdict(token)
         if verdict.refusal is not None:
-            raise verdict.refusal
+            kind, message = verdict.refusal
+            raise kind(message)
         assert verdict.caller is not None
-        if not verdict.caller.key_id and not from_here(sender.host.decode("latin-1"), sender.address):
+        if not verdict.caller.key_id and (
+            sender.forwarded or not from_here(sender.host.decode("latin-1"), sender.address)
+        ):
             raise Forbidden("The service has no API key yet, so only its own machine is served.")
         return verdict.caller
 
     async def _verdict(self, token: str) -> Verdict:
-        known = self.verdicts.get(token)
+        mark = hashlib.sha256(token.encode()).digest()
+        known = self._known(mark)
         if known is not None and time.monotonic() - known.at < KEPT_SECONDS:
             return known
+        asking = self.asking.get(mark)
+        if asking is None:
+            asking = self.asking[mark] = asyncio.create_task(self._learn(mark, token))
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if known is None:
+            # Those who ask together wait together, and the first may leave before it is known.
+            await asyncio.shield(asking)
+        else:
+            await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
+        learnt = self._known(mark)
+        assert learnt is not None
+        return learnt
+
+    def _known(self, mark: bytes) -> Verdict | None:
+        return self.keys.get(mark) or self.refusals.get(mark)
+
+    async def _learn(self, mark: bytes, token: str) -> None:
         try:
-            verdict = await asyncio.to_thread(self._ask, token)
-        except OSError as fault:
+            verdict = await asyncio.get_running_loop().run_in_executor(self.threads, self._ask, token)
+        except UNREADABLE as fault:
+            known = self._known(mark)
             if known is None:
                 raise EngineUnavailable("The service that knows the API keys cannot be reached.") from fault
             logger.warning("API keys cannot be looked up, what is known stays: %r", fault)
             verdict = replace(known, at=time.monotonic())
-        if len(self.verdicts) >= MOST_KEPT:
-            self.verdicts.clear()
-        self.verdicts[token] = verdict
-        return verdict
+        finally:
+            del self.asking[mark]
+        self._keep(mark, verdict)
+
+    def _keep(self, mark: bytes, verdict: Verdict) -> None:
+        kept, other, most = self.keys, self.refusals, MOST_KEYS
+        if verdict.refusal is not None:
+            kept, other, most = self.refusals, self.keys, MOST_REFUSALS
+        if len(kept) >= most:
+            kept.clear()
+        other.pop(mark, None)
+        kept[mark] = verdict
 
     def _ask(self, token: str) -> Verdict:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -74,11 +119,12 @@ class ApiKeys:
             with urllib.request.urlopen(request, timeout=API_TIMEOUT_SECONDS) as answer:  # noqa: S310
                 told = json.loads(answer.read())
         except urllib.error.HTTPError as fault:
-            if fault.code not in REFUSALS:
-                raise
-            error = json.loads(fault.read())["error"]
-            refusal = REFUSALS[fault.code]
-            return Verdict(refusal=refusal(f"{error['message']} {error.get('hint') or ''}".strip()))
+            with fault:
+                if fault.code not in REFUSALS:
+                    raise
+                error = json.loads(fault.read())["error"]
+            words = f"{error['message']} {error.get('hint') or ''}".strip()
+            return Verdict(refusal=(REFUSALS[fault.code], words))
         if not SCOPES & set(told["scopes"]):
-            return Verdict(refusal=Forbidden("This API key lacks the scope inference."))
+            return Verdict(refusal=(Forbidden, "This API key lacks the scope inference."))
         return Verdict(Caller(told["key_id"], told["requests_per_minute"], told["concurrent_requests"]))

@@ -8,9 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from serving.gateway.client import Headers, Job
-from serving.gateway.errors import (
-    RequestTimeout,
-)
+from serving.gateway.errors import RequestTimeout
 from serving.gateway.gateway import Request, Sender, sender
 from serving.gateway.standalone.incoming import Incoming
 
