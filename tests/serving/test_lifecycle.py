@@ -88,7 +88,8 @@ def test_sigterm_lets_a_running_answer_finish(tiny: Path, tmp_path: Path) -> Non
 
 
 def test_sigterm_does_not_wait_for_ever(tiny: Path, tmp_path: Path) -> None:
-    with one_engine(tiny, tmp_path) as server, stream(server) as answer:
+    # One choice of 8000 tokens may end within the five seconds that an answer is given.
+    with one_engine(tiny, tmp_path) as server, stream(server, n=8, logprobs=20) as answer:
         assert answer.recv(1000)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
@@ -141,11 +142,11 @@ def test_an_engine_that_everyone_could_reach_is_refused_with_what_to_do(host: st
     assert host in ended.stderr and "python -m serving.gateway" in ended.stderr
 
 
-def stream(server: Server) -> socket.socket:
+def stream(server: Server, **further: int) -> socket.socket:
     """A connection on which a long answer is being streamed."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    body = json.dumps(LONG | {"stream": True}).encode()
+    body = json.dumps(LONG | {"stream": True} | further).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection
