@@ -8,6 +8,8 @@ from serving.gateway.errors import ApiError
 
 # A JSON string holds no raw newline, so these can only be the events themselves.
 DONE = re.compile(rb"(?:^|\n)(data: ?\[DONE\])")
+# The event that tells the tokens of a chat or a completion is the only one without a choice.
+USAGE = re.compile(rb'^data: ?\{[^\n]*"choices": ?\[\][^\n]*\n\n?', re.MULTILINE)
 ERROR = re.compile(rb'(?:^|\n)data: ?\{"error"')
 RESPONSE_ERROR = re.compile(rb'(?:^|\n)(?:event: ?error\r?\n|data: ?\{"error")')
 RESPONSE_DONE = re.compile(rb"(?:^|\n)event: ?response\.(completed|incomplete|failed)\r?\n(data:)?")
@@ -37,17 +39,24 @@ class WholeLines:
 class Ending(Protocol):
     """Looks at the lines of a stream as they come.
 
-    `done` once the stream has come to its end, `failed` once the engine itself told of an error in it.
+    `done` once the stream has come to its end, `failed` once the engine told of an error. `usage` is the
+    event that told its tokens, if that did not pass.
     """
 
     done: bool
     failed: bool
+    usage: bytes
 
     def look(self, lines: bytes) -> bytes:
         """Those of the lines that may pass."""
 
     def broken(self, error: ApiError, last: bytes) -> bytes:
         """The event that ends a stream which broke off after these lines."""
+
+
+def ending_of(path: str, drops_usage: bool) -> Ending:
+    """How a stream of this path ends; `drops_usage` where only the gateway asked for its tokens."""
+    return LastEvent() if path == "/v1/responses" else DoneMark(drops_usage)
 
 
 class DoneMark:
@@ -57,8 +66,14 @@ class DoneMark:
     """
 
     done = failed = False
+    usage = b""
+
+    def __init__(self, drops_usage: bool) -> None:
+        self.drops_usage = drops_usage
 
     def look(self, lines: bytes) -> bytes:
+        if self.drops_usage and (b'"choices":[]' in lines or b'"choices": []' in lines):
+            lines = self._drop_usage(lines)
         if b'"error"' in lines and ERROR.search(lines):
             self.failed = True
         if b"[DONE]" in lines and (mark := DONE.search(lines)):
@@ -66,6 +81,13 @@ class DoneMark:
                 return lines[: mark.start(1)]
             self.done = True
         return lines
+
+    def _drop_usage(self, lines: bytes) -> bytes:
+        told = USAGE.search(lines)
+        if told is None or b'"usage"' not in told[0]:
+            return lines
+        self.usage = told[0]
+        return lines[: told.start()] + lines[told.end() :]
 
     def broken(self, error: ApiError, last: bytes) -> bytes:
         # The empty line before the event ends one that was cut short.
@@ -76,6 +98,7 @@ class LastEvent:
     """Responses end with an event that holds all of the answer, its name on the line before its data."""
 
     done = failed = named = False
+    usage = b""
 
     def look(self, lines: bytes) -> bytes:
         if self.named and lines.startswith(b"data:"):

@@ -34,6 +34,9 @@ REFUSED_FIELDS = frozenset(
 # What would need answers that are kept; an engine's own memory is not every engine's.
 KEPT_FIELDS = frozenset({"background", "conversation", "previous_response_id"})
 QUOTE, BRACKET = b'"['
+# Where a stream tells its tokens only if it is asked to.
+CHOICES_PATHS = ("/v1/chat/completions", "/v1/completions")
+INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 REFUSED_TEMPLATE_OPTIONS = frozenset({"chat_template", "template", "tokenizer", "tools_template"})
 
@@ -79,6 +82,16 @@ class Plan:
         """
         self.fields["model"] = _raw(upstream_model)
         return _encode(self.fields)
+
+    def ask_for_usage(self, path: str) -> bool:
+        """Have a stream tell its tokens, for the log; whether nobody else has asked for them."""
+        fields = self.fields
+        if path not in CHOICES_PATHS or "stream" not in fields or _any(fields["stream"]) is not True:
+            return False
+        if "stream_options" in fields and _any(fields["stream_options"]) is not None:
+            return False
+        fields["stream_options"] = INCLUDE_USAGE
+        return True
 
 
 def read(body: bytes, caps: Caps) -> Plan:

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from serving.gateway.client import Client, Headers
-from serving.gateway.endings import DoneMark, Ending, LastEvent, WholeLines
+from serving.gateway.endings import Ending, WholeLines, ending_of
 from serving.gateway.errors import (
     AnswerTooLarge,
     EngineDisconnected,
@@ -30,7 +30,6 @@ from serving.gateway.upstream import (
 if TYPE_CHECKING:
     from serving.gateway.gateway import Gateway
 
-ENDINGS: dict[str, type[Ending]] = {"/v1/responses": LastEvent}
 PASSED_HEADERS = (b"content-type", b"retry-after")
 UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 NOT_FOUND, NOT_KNOWN_HOW = 404, 501
@@ -72,6 +71,7 @@ class Relay:
         self.further_headers = further_headers
         self.client = client
         self.parts: list[bytes] = []
+        self.drops_usage = plan.ask_for_usage(exchange.path)
         client.job = self
 
     def start(self) -> None:
@@ -155,7 +155,7 @@ class Relay:
         self.streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if self.streamed:
             self.lines = WholeLines()
-            self.ending = ENDINGS.get(self.exchange.path, DoneMark)()
+            self.ending = ending_of(self.exchange.path, self.drops_usage)
 
     def data(self, chunk: bytes) -> None:
         if not self.streamed:
@@ -237,7 +237,7 @@ class Relay:
         if not self.begun:
             self._pass(lines)
             lines = b""
-        self.exchange.end_of_answer = self.before + self.last + lines
+        self.exchange.end_of_answer = self.ending.usage or self.before + self.last + lines
         self._note_status()
         self._end()
         self.client.finish(lines)

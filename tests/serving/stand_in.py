@@ -87,6 +87,17 @@ class StandIn:
         usage = {"prompt_tokens": 3, "completion_tokens": 5}
         return web.json_response({"text": '"usage": {"prompt_tokens": 9}', "usage": usage})
 
+    async def counts(self, request: web.Request) -> web.StreamResponse:
+        """Tells the tokens of its stream if it is asked to."""
+        asked = (await request.json()).get("stream_options") or {}
+        response = await self._stream(request)
+        await response.write(EVENT)
+        if asked.get("include_usage"):
+            usage = {"prompt_tokens": 3, "completion_tokens": 5}
+            await response.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
     async def flood(self, request: web.Request) -> web.StreamResponse:
         """Forty megabytes as fast as they are taken."""
         response = await self._stream(request)

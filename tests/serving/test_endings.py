@@ -24,7 +24,7 @@ def test_lines_pass_whole_however_they_come(reads: list[bytes], passed: list[byt
 
 
 def test_a_chat_is_done_at_its_mark_alone() -> None:
-    ending = DoneMark()
+    ending = DoneMark(drops_usage=False)
     ending.look(b'data: {"text": "data: [DONE]"}\n\n')
     assert not ending.done
     ending.look(b"data: [DONE]\n\n")
@@ -32,7 +32,7 @@ def test_a_chat_is_done_at_its_mark_alone() -> None:
 
 
 def test_a_mark_after_an_error_of_the_engine_does_not_pass() -> None:
-    ending = DoneMark()
+    ending = DoneMark(drops_usage=False)
     assert ending.look(b'data: {"error": {}}\n\ndata: [DONE]\n\n') == b'data: {"error": {}}\n\n'
     assert (ending.done, ending.failed, ending.broken(BROKEN, b"")) == (False, True, b"")
 
@@ -51,3 +51,11 @@ def test_an_error_that_the_engine_tells_in_a_response_is_not_told_twice(told: by
     ending = LastEvent()
     ending.look(told)
     assert (ending.done, ending.failed, ending.broken(BROKEN, told)) == (False, True, b"")
+
+
+def test_the_event_that_tells_tokens_is_dropped_alone() -> None:
+    ending = DoneMark(drops_usage=True)
+    chunk = b'data: {"choices":[{"delta":{"content":"\\"choices\\":[]"}}]}\n\n'
+    usage = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":3}}\n\n'
+    assert ending.look(chunk + usage + b"data: [DONE]\n\n") == chunk + b"data: [DONE]\n\n"
+    assert (ending.usage, ending.done) == (usage, True)

@@ -145,6 +145,21 @@ def test_the_log_and_the_metrics_tell_tokens_and_times(stand_in: StandIn, tmp_pa
     assert 'tunesmith_gateway_prompt_tokens_bucket{le="4.0",model="plain"} 1.0' in metrics
 
 
+@pytest.mark.parametrize("options", [None, {"include_usage": True}, {"include_usage": False}])
+def test_the_tokens_of_a_stream_are_logged_and_shown_to_whom_asked(
+    stand_in: StandIn, tmp_path: Path, options: dict[str, bool] | None
+) -> None:
+    with started([{"name": "counts", "base_url": stand_in.url}], tmp_path) as front:
+        front.wait_until_ready()
+        told = front.post(CHAT, {"model": "counts", "stream": True, "stream_options": options})[1]
+        wait_for(lambda: '"counts"' in front.log.read_text())
+        (line,) = [json.loads(line) for line in front.log.read_text().splitlines() if '"counts"' in line]
+    wanted = options is None or options["include_usage"]
+    assert (line["prompt_tokens"], line["completion_tokens"]) == ((3, 5) if wanted else (None, None))
+    assert ("usage" in told) == (options == {"include_usage": True})
+    assert told.endswith("data: [DONE]\n\n")
+
+
 def test_workers_count_together_and_a_dead_one_is_started_again(stand_in: StandIn, tmp_path: Path) -> None:
     with started([{"name": "plain", "base_url": stand_in.url}], tmp_path, "--workers", "2") as front:
         front.wait_until_ready()
