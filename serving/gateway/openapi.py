@@ -144,7 +144,9 @@ def components() -> Json:
                     "input": {"oneOf": [text, {"type": "array", "minItems": 1, "items": text}]},
                 },
                 required=["model", "input"],
-            ),
+            )
+            # The starter has no embeddings; this is for a route to an engine that was started for them.
+            | {"examples": [{"model": "embedder", "input": ["Good morning.", "안녕하세요."]}]},
             "EmbeddingAnswer": obj({"object": text, "model": text, "data": choices}),
             "ResponseAnswer": obj(
                 {"id": text, "object": text, "created_at": integer, "status": text, "output": choices}
