@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from serving.addresses import is_loopback
-from serving.engines.engine import LOAD_SECONDS, LOOK_SECONDS, Engine, EngineRefused, Serve, call
+from serving.engines.engine import LOAD_SECONDS, Engine, EngineRefused, Serve, call
 from serving.engines.tokenizers import only_tokenizer
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
@@ -26,6 +26,8 @@ TOOL_CALL_PARSERS = {
 # vLLM refuses to do without white space unless the backend is named.
 COMPACT_JSON = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
 DRAIN_SECONDS = 5
+# A server that is busy with answers is slow to tell of them, and must not be taken for an idle one.
+METRICS_SECONDS = 10.0
 # One line for each engine core.
 RUNNING = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
 
@@ -76,7 +78,7 @@ class VllmEngine(Engine):
     def running(self, address: str) -> int | None:
         """Answers being generated or waiting to be, as its metrics tell."""
         try:
-            told = call(f"{address}/metrics", None, LOOK_SECONDS)
+            told = call(f"{address}/metrics", None, METRICS_SECONDS)
         except EngineRefused:
             return None
         counts = RUNNING.findall(told) if isinstance(told, str) else []

@@ -39,7 +39,8 @@ def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(wide: Path, tmp
     assert ENGINE.running(server.url) == 0
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(server.post, "/v1/completions", body)
-        wait_for(lambda: ENGINE.running(server.url) == 1)
+        wait_for(lambda: ENGINE.running(server.url) or asked.done())
+        assert not asked.done(), asked.result()
         psutil.Process(child.pid).children()[0].terminate()
         assert child.wait(ENGINE.stop_seconds) is not None
         assert asked.result()[0] == 200
