@@ -123,16 +123,24 @@ class ModelNotFound(ApiError):
         super().__init__(f"The model {name!r} does not exist. Served now: {listed or 'none'}.", "model")
 
 
-class RateLimitExceeded(ApiError):
+class ComeBackLater(ApiError):
+    """What cannot be done now, but may be done in a while."""
+
+    retry_after_seconds: int
+
+    def __init__(self, message: str, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimitExceeded(ComeBackLater):
     """The key has sent as many requests as it may for now."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
-
-    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+    retry_after_seconds = 1
 
 
 class TooManyAtOnce(RateLimitExceeded):
@@ -141,16 +149,13 @@ class TooManyAtOnce(RateLimitExceeded):
     code = "concurrency_limit_exceeded"
 
 
-class EngineUnavailable(ApiError):
+class EngineUnavailable(ComeBackLater):
     """The engine cannot take the request now, but may a moment later."""
 
     status = 503
     type = "server_error"
     code = "engine_unavailable"
-
-    def __init__(self, message: str, retry_after_seconds: int = 2) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+    retry_after_seconds = 2
 
 
 class EngineLeftAlone(EngineUnavailable):

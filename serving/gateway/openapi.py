@@ -100,53 +100,12 @@ def components() -> Json:
     text, integer = {"type": "string"}, {"type": "integer"}
     choices = {"type": "array", "items": {"type": "object"}}
     answer = obj({"id": text, "object": text, "created": integer, "model": text, "choices": choices})
-    message = obj({"role": {"type": "string"}, "content": text}, required=["role", "content"])
     error = obj({"message": text, "type": text, "param": nullable("string"), "code": nullable("string")})
     return {
         "schemas": {
             "Model": obj({"id": text, "object": text, "created": integer, "owned_by": text}),
             "ModelList": obj({"object": text, "data": {"type": "array", "items": ref("Model")}}),
-            "ChatRequest": obj(
-                {
-                    "model": {"type": "string", "description": "Name of a deployment."},
-                    "messages": {"type": "array", "minItems": 1, "items": message},
-                    "max_tokens": {"type": "integer", "minimum": 1},
-                    **SAMPLING,
-                    "logprobs": {"type": "boolean", "default": False},
-                    "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
-                },
-                required=["model", "messages"],
-            ),
-            "CompletionRequest": obj(
-                {
-                    "model": {"type": "string", "description": "Name of a deployment."},
-                    "prompt": {"oneOf": [text, {"type": "array", "items": text}]},
-                    "max_tokens": {"type": "integer", "minimum": 0, "default": 16},
-                    **SAMPLING,
-                    "logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
-                    "echo": {"type": "boolean", "default": False},
-                },
-                required=["model", "prompt"],
-            ),
-            "ResponseRequest": obj(
-                {
-                    "model": {"type": "string", "description": "Name of a deployment."},
-                    "input": {"oneOf": [text, {"type": "array", "minItems": 1, "items": message}]},
-                    "instructions": {"type": "string", "description": "Read before the input."},
-                    "max_output_tokens": {"type": "integer", "minimum": 1},
-                    **{name: SAMPLING[name] for name in ("temperature", "top_p", "seed", "stream")},
-                },
-                required=["model", "input"],
-            ),
-            "EmbeddingRequest": obj(
-                {
-                    "model": {"type": "string", "description": "Name of a deployment."},
-                    "input": {"oneOf": [text, {"type": "array", "minItems": 1, "items": text}]},
-                },
-                required=["model", "input"],
-            )
-            # The starter has no embeddings; this is for a route to an engine that was started for them.
-            | {"examples": [{"model": "embedder", "input": ["Good morning.", "안녕하세요."]}]},
+            **request_schemas(),
             "EmbeddingAnswer": obj({"object": text, "model": text, "data": choices}),
             "ResponseAnswer": obj(
                 {"id": text, "object": text, "created_at": integer, "status": text, "output": choices}
@@ -155,6 +114,55 @@ def components() -> Json:
             "CompletionAnswer": answer,
             "OpenAIError": obj({"error": error}),
         }
+    }
+
+
+def request_schemas() -> Json:
+    """What each path takes; what an engine knows beyond it is passed through."""
+    text = {"type": "string"}
+    message = obj({"role": text, "content": text}, required=["role", "content"])
+    return {
+        "ChatRequest": obj(
+            {
+                "model": {"type": "string", "description": "Name of a deployment."},
+                "messages": {"type": "array", "minItems": 1, "items": message},
+                "max_tokens": {"type": "integer", "minimum": 1},
+                **SAMPLING,
+                "logprobs": {"type": "boolean", "default": False},
+                "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+            },
+            required=["model", "messages"],
+        ),
+        "CompletionRequest": obj(
+            {
+                "model": {"type": "string", "description": "Name of a deployment."},
+                "prompt": {"oneOf": [text, {"type": "array", "items": text}]},
+                "max_tokens": {"type": "integer", "minimum": 0, "default": 16},
+                **SAMPLING,
+                "logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+                "echo": {"type": "boolean", "default": False},
+            },
+            required=["model", "prompt"],
+        ),
+        "ResponseRequest": obj(
+            {
+                "model": {"type": "string", "description": "Name of a deployment."},
+                "input": {"oneOf": [text, {"type": "array", "minItems": 1, "items": message}]},
+                "instructions": {"type": "string", "description": "Read before the input."},
+                "max_output_tokens": {"type": "integer", "minimum": 1},
+                **{name: SAMPLING[name] for name in ("temperature", "top_p", "seed", "stream")},
+            },
+            required=["model", "input"],
+        ),
+        "EmbeddingRequest": obj(
+            {
+                "model": {"type": "string", "description": "Name of a deployment."},
+                "input": {"oneOf": [text, {"type": "array", "minItems": 1, "items": text}]},
+            },
+            required=["model", "input"],
+        )
+        # The starter has no embeddings; this is for a route to an engine that was started for them.
+        | {"examples": [{"model": "embedder", "input": ["Good morning.", "안녕하세요."]}]},
     }
 
 

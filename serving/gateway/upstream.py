@@ -220,6 +220,7 @@ class Connection(asyncio.Protocol):
         try:
             self._tell(sink)
         except Exception as fault:
+            # The edge: nobody else would answer the client.
             sink.crash(fault)
 
     def _tell(self, sink: Sink) -> None:

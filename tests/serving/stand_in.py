@@ -73,14 +73,12 @@ class StandIn:
     async def flaky(self, request: web.Request) -> web.Response:
         """Hangs up on every odd request."""
         if self.asked["flaky"] % 2:
-            assert request.transport is not None
-            request.transport.abort()
+            hang_up(request)
         return web.json_response({"fine": True})
 
     async def dead(self, request: web.Request) -> web.Response:
         """Hangs up on every request."""
-        assert request.transport is not None
-        request.transport.abort()
+        hang_up(request)
         return web.Response()
 
     async def plain(self, request: web.Request) -> web.Response:
@@ -121,8 +119,7 @@ class StandIn:
         response = await self._stream(request)
         await response.write(EVENT + EVENT[:20])
         await asyncio.sleep(0.1)
-        assert request.transport is not None
-        request.transport.abort()
+        hang_up(request)
         return response
 
     async def undone(self, request: web.Request) -> web.StreamResponse:
@@ -136,8 +133,7 @@ class StandIn:
         response = await self._stream(request)
         await response.write(EVENT + b"data: [DONE]\n\n")
         await asyncio.sleep(0.1)
-        assert request.transport is not None
-        request.transport.abort()
+        hang_up(request)
         return response
 
     async def told(self, request: web.Request) -> web.StreamResponse:
@@ -191,8 +187,7 @@ class StandIn:
         await response.prepare(request)
         await response.write(b'{"half":')
         await asyncio.sleep(0.1)
-        assert request.transport is not None
-        request.transport.abort()
+        hang_up(request)
         return response
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
@@ -205,3 +200,9 @@ def response_event(kind: str, number: int, **data: Any) -> bytes:
     """An event of the Responses API."""
     body = json.dumps({"type": kind, "sequence_number": number, **data})
     return f"event: {kind}\ndata: {body}\n\n".encode()
+
+
+def hang_up(request: web.Request) -> None:
+    """Close the connection at once, whatever has been said."""
+    assert request.transport is not None
+    request.transport.abort()

@@ -120,3 +120,23 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
             process.kill()
             pytest.fail(f"The program did not get there in time. {process.communicate()[1]}")
         time.sleep(0.01)
+
+
+@pytest.fixture
+def short_sft(starter: Path, training_rows: str) -> dict[str, Any]:
+    """A stage of a few steps, each of which is logged; whoever uses it says how many, and the rest."""
+    return {
+        "stage": "sft",
+        "base": str(starter),
+        "dataset": training_rows,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "log_every_steps": 1,
+    }
+
+
+@pytest.fixture
+def short_lora(short_sft: dict[str, Any]) -> dict[str, Any]:
+    """The same with an adapter, in two micro-batches a step."""
+    tuning = {"method": "lora", "rank": 4, "alpha": 8}
+    return short_sft | {"tuning": tuning, "max_steps": 8, "micro_batch_size": 4}

@@ -24,17 +24,9 @@ ROWS = [{"input_ids": list(range(first, first + length))} for first, length in (
 
 
 @pytest.fixture
-def stage(starter: Path, training_rows: str) -> Stage:
+def stage(short_sft: Stage) -> Stage:
     """As a person writes it who sets nothing about attention or padding."""
-    return {
-        "stage": "sft",
-        "base": str(starter),
-        "dataset": training_rows,
-        "max_steps": 6,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "log_every_steps": 1,
-    }
+    return short_sft | {"max_steps": 6}
 
 
 def tiny(architecture: str) -> PreTrainedModel:

@@ -86,18 +86,9 @@ def test_a_folder_that_is_quantised_already_answers_alike_after_its_weights_are_
 
 
 @pytest.fixture
-def stage(starter: Path, training_rows: str) -> Stage:
-    return {
-        "stage": "sft",
-        "base": str(starter),
-        "dataset": training_rows,
-        "tuning": {"quantization": "nf4", "rank": 4, "alpha": 8},
-        "max_steps": 6,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "log_every_steps": 1,
-        "keep_checkpoints": 100,
-    }
+def stage(short_sft: Stage) -> Stage:
+    tuning = {"quantization": "nf4", "rank": 4, "alpha": 8}
+    return short_sft | {"tuning": tuning, "max_steps": 6, "keep_checkpoints": 100}
 
 
 def test_neither_validation_nor_a_resume_changes_the_losses(
