@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## Train, evaluate, deploy and chat with a tiny model; FULL=1 runs SFT, DPO and GRPO, three seeds
-	@$(BIN)/python -m $(if $(FULL),app.chain,app.demo)
+	@$(BIN)/python -m $(if $(FULL),app.demos.maths_chain,app.demos.quickstart)
 
 run: setup ## Keep the service up with the examples seeded; Swagger UI is at /docs
 	@$(BIN)/python -m app --with-examples

@@ -15,15 +15,16 @@ from pydantic_settings import SettingsError
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-from app import logs, migrate
-from app.auth import CREATE_A_KEY, any_live_key
-from app.db import get_engine, reading, transaction
+from app import logs
+from app.http.auth import CREATE_A_KEY, any_live_key
+from app.http.server import serve
 from app.keys import service as keys
 from app.keys.schemas import KeyLimits
-from app.server import serve
 from app.settings import get_settings
+from app.storage import migrate
+from app.storage.database import get_engine, reading, transaction
 from app.tables import ApiKey, Scope
-from serving.addresses import is_loopback
+from serving.http.addresses import is_loopback
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,23 +10,24 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from app import envelope, health, migrate
 from app.aliases import endpoints as aliases
-from app.auth import require_by_method
 from app.datasets import endpoints as datasets
-from app.db import get_engine
 from app.deployments import endpoints as deployments
-from app.gateway import BesideGateway, add_to_openapi, make_gateway
+from app.http import error_responses, health
+from app.http.auth import require_by_method
+from app.http.gateway import BesideGateway, add_to_openapi, make_gateway
+from app.http.metrics import VERSION
+from app.http.middleware import API_PREFIX, Requests
 from app.jobs import endpoints as jobs
 from app.keys import endpoints as keys
-from app.metrics import VERSION
-from app.middleware import API_PREFIX, Requests
 from app.models import endpoints as models
 from app.presets import endpoints as presets
-from app.routes import endpoints as routes
+from app.routing_table import endpoints as routes
 from app.runs import endpoints as runs
+from app.scheduling.sweeper import Sweeper
 from app.settings import get_settings
-from app.sweep import Sweeper
+from app.storage import migrate
+from app.storage.database import get_engine
 from app.workers import endpoints as workers
 
 DESCRIPTION = "Fine-tune, judge and serve language models."
@@ -62,12 +63,15 @@ def create_app() -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True},
         responses={
-            "default": {"model": envelope.ErrorEnvelope, "description": "What is wrong and what to do."}
+            "default": {
+                "model": error_responses.ErrorEnvelope,
+                "description": "What is wrong and what to do.",
+            }
         },
     )
     app.state.stopping = threading.Event()
     app.state.gateway = make_gateway()
-    envelope.install(app)
+    error_responses.install(app)
     app.include_router(_api())
     app.include_router(health.router)
     # The last one added is the first to see a request.

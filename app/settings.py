@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from serving.addresses import is_private
+from serving.http.addresses import is_private
 from trainers.configs import EngineKind, ParityMode, Queue
 
 

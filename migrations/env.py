@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: through the connection that `app.migrate` gives it."""
+"""How Alembic reaches the database: through the connection that `app.storage.migrate` gives it."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from sqlalchemy import JSON, Enum
 from sqlmodel import AutoString, SQLModel
 
 from app import tables  # noqa: F401 — importing the tables fills the metadata
-from app.db import UTCDateTime
+from app.storage.database import UTCDateTime
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:

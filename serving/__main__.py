@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from serving.engines import ENGINES, EngineKind, Serve, find_engine
+from serving.engines.cli_options import add_options, read_options
 from serving.engines.engine import Engine
-from serving.options import add_options, read_options
-from trainers.errors import ProgramError
+from trainers.runtime.errors import ProgramError
 
 HOST = "127.0.0.1"
 
@@ -52,8 +52,8 @@ def become_engine(options: argparse.Namespace, adapters: dict[str, str], rest: l
 
 def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
     """Start the engine and talk to its last adapter, or to the base without any."""
-    from serving.child import free_port, newest_name, running
-    from serving.talk import Talk
+    from serving.chat_cli import Talk
+    from serving.engines.child_engine import free_port, newest_name, running
 
     chosen = {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_tokens}
     settings = {key: value for key, value in chosen.items() if value is not None}
@@ -66,8 +66,8 @@ def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str])
 
 def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
     """Answer the rows of a file by an engine that is started for it, as the stage `generate` does."""
-    from serving.generate import answer_rows as answer
-    from trainers.configs.generate import GenerateConfig
+    from serving.batch.generate import answer_rows as answer
+    from trainers.configs.stages.generate import GenerateConfig
 
     if rest or not (options.input and options.output):
         sys.exit("A batch needs --input and --output, and takes no options of the engine's own: " + str(rest))

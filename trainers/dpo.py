@@ -20,22 +20,22 @@ from transformers import TrainingArguments as Arguments
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
-from trainers import run_dir as files
-from trainers.batches import InStepOrder, StepOrder
-from trainers.best import ValidatesAside
-from trainers.callback import RunDirCallback, wait_for_all
-from trainers.configs.dpo import DpoConfig
+from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.training import FullTuning, Precision
-from trainers.load import load_tokenizer, pick_device, pick_precision
-from trainers.preferences import Preferences, load_preferences
+from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_before_training, quick_findings
 from trainers.preflight.findings import as_json
-from trainers.program import is_first_process, run_program, stop_after_step
-from trainers.report import Report
+from trainers.rendering.preference_examples import Preferences, load_preferences
+from trainers.runtime import run_dir as files
+from trainers.runtime.events import Report
+from trainers.runtime.program import is_first_process, run_program, stop_after_step
 from trainers.training.arguments import planned_numbers, total_steps, training_arguments, validation_arguments
-from trainers.training.fit import fit
-from trainers.training.made import save_model, training_result, watch_validation
+from trainers.training.callback import RunDirCallback, wait_for_all
+from trainers.training.loop import fit
 from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
+from trainers.training.samplers import InStepOrder, StepOrder
+from trainers.training.save import save_model, training_result, watch_validation
+from trainers.training.validation import ValidatesAside
 
 PAIRS = "pairs"
 # How far the reference may lie from the untrained model, as a share of an answer's log-probability: the

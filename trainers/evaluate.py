@@ -12,16 +12,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trainers import run_dir as files
-from trainers.configs.evaluate import EvaluateConfig
-from trainers.errors import DatasetInvalid
-from trainers.generation import Generator
-from trainers.load import Reference, load_tokenizer, pick_device
+from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.metrics.intervals import wilson_interval
 from trainers.metrics.maths import exact_match, final_answer
-from trainers.program import run_program
-from trainers.render import Pair, prompt_tokens, read_pairs
-from trainers.report import Report
+from trainers.modeling.generation import Generator
+from trainers.modeling.load import Reference, load_tokenizer, pick_device
+from trainers.rendering.render import Pair, prompt_tokens, read_pairs
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import DatasetInvalid
+from trainers.runtime.events import Report
+from trainers.runtime.program import run_program
 
 PREDICTIONS = "predictions.jsonl"
 ROWS = "rows.jsonl"

@@ -18,22 +18,22 @@ from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
-from trainers import run_dir as files
-from trainers.callback import RunDirCallback
-from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss
+from trainers.configs.stages.grpo import Generation, GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
-from trainers.errors import DeviceUnavailable
-from trainers.load import load_tokenizer, pick_device, pick_precision
+from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_before_training, quick_findings
 from trainers.preflight.findings import as_json
-from trainers.program import is_first_process, run_program, stop_after_step
-from trainers.render import Pair, prompt_tokens
-from trainers.report import Report
-from trainers.rollouts import Rollouts, load_prompts, prompt_dataset
+from trainers.rendering.render import Pair, prompt_tokens
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import DeviceUnavailable
+from trainers.runtime.events import Report
+from trainers.runtime.program import is_first_process, run_program, stop_after_step
 from trainers.training.arguments import planned_numbers, total_steps, training_arguments
-from trainers.training.fit import fit
-from trainers.training.made import save_model, training_result
+from trainers.training.callback import RunDirCallback
+from trainers.training.loop import fit
 from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
+from trainers.training.rollouts import Rollouts, load_prompts, prompt_dataset
+from trainers.training.save import save_model, training_result
 
 SAMPLES = "samples.jsonl"
 

@@ -17,14 +17,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from trainers import run_dir as files
 from trainers.configs.base import AdaptedModel
-from trainers.configs.merge import MergeConfig, MergeDtype
 from trainers.configs.references import base_of
-from trainers.errors import ConfigInvalid, MergeDiffers
-from trainers.load import load_config, load_model, load_tokenizer, template_sha256
-from trainers.program import run_program
-from trainers.report import Report
+from trainers.configs.stages.merge import MergeConfig, MergeDtype
+from trainers.modeling.load import load_config, load_model, load_tokenizer, template_sha256
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import ConfigInvalid, MergeDiffers
+from trainers.runtime.events import Report
+from trainers.runtime.program import run_program
 
 DTYPES = {MergeDtype.fp32: torch.float32, MergeDtype.bf16: torch.bfloat16, MergeDtype.fp16: torch.float16}
 # Largest difference of a logit that rounding explains, as a share of the largest logit: fp32 keeps 24 bits of

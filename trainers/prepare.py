@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from trainers.configs.base import Part
-from trainers.configs.prepare import PrepareConfig
 from trainers.configs.recipes import (
     DuplicatesFilter,
     Filter,
@@ -27,23 +26,24 @@ from trainers.configs.recipes import (
     OwnAnswersRecipe,
     TranslationRecipe,
 )
-from trainers.data import gsm8k
+from trainers.configs.stages.prepare import PrepareConfig
 from trainers.data.convert import Shape, convert, shape_of
+from trainers.data.files.jsonl import save_rows
 from trainers.data.filters.drops import Drops
-from trainers.data.filters.pairs import by_language, by_length_ratio, without_identical_sides
-from trainers.data.filters.rows import NumberedRows, by_characters, by_tokens, without_duplicates
+from trainers.data.filters.pair_filters import by_language, by_length_ratio, without_identical_sides
+from trainers.data.filters.row_filters import NumberedRows, by_characters, by_tokens, without_duplicates
 from trainers.data.fingerprint import prompt_text
 from trainers.data.formats import Row, RowFormat, detect_format
-from trainers.data.jsonl import save_rows
+from trainers.data.recipes import gsm8k
+from trainers.data.recipes.translation import translation_rows
 from trainers.data.splits import SplitReport, split_file
-from trainers.data.translation import translation_rows
 from trainers.data.validate import validate_file
-from trainers.errors import DatasetInvalid
-from trainers.program import run_program
-from trainers.render import dataset_path, pairs_of, read_pairs, read_rows, render
-from trainers.report import Report
-from trainers.shown import shown
-from trainers.sources import sentence_pairs, source_rows
+from trainers.rendering.preview import shown
+from trainers.rendering.render import dataset_path, pairs_of, read_pairs, read_rows, render
+from trainers.rendering.sources import sentence_pairs, source_rows
+from trainers.runtime.errors import DatasetInvalid
+from trainers.runtime.events import Report
+from trainers.runtime.program import run_program
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,7 +111,7 @@ def _recipe_rows(
         assert config.source is not None
         return _translations(recipe, sentence_pairs(config.source, drops), drops), None
     if isinstance(recipe, OwnAnswersRecipe):
-        from trainers.own_answers import own_answers
+        from trainers.rendering.on_policy_pairs import own_answers
 
         assert config.base is not None
         return own_answers(recipe, config.base, dataset_path(config.dataset), report)
@@ -185,7 +185,7 @@ def _filter(
         case DuplicatesFilter():
             return without_duplicates(rows, drops, row_format)
         case NearDuplicatesFilter():
-            from trainers.data.filters.near import without_near_duplicates
+            from trainers.data.filters.near_duplicates import without_near_duplicates
 
             return without_near_duplicates(rows, drops, row_format, threshold=chosen.threshold)
         case HeldOutFilter():
@@ -208,7 +208,7 @@ def _token_counter(config: PrepareConfig) -> Any:
 
 def _tokenizer(config: PrepareConfig) -> "PreTrainedTokenizerBase":
     # torch and its kin take seconds to import, for which rows alone need not wait.
-    from trainers.load import load_tokenizer
+    from trainers.modeling.load import load_tokenizer
 
     assert config.base is not None
     return load_tokenizer(config.base)
@@ -263,7 +263,7 @@ def _described(run_dir: Path, part: Part, rows: int) -> dict[str, Any]:
 
 def _rendered(config: PrepareConfig, dataset: str, report: Report) -> dict[str, Any]:
     """The first rows in tokens; a conversation of several turns gives one entry per assistant turn."""
-    from trainers.load import template_sha256
+    from trainers.modeling.load import template_sha256
 
     tokenizer = _tokenizer(config)
     turns = list(read_pairs(dataset, config.rows))

@@ -17,22 +17,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer, pack_dataset
 
-from trainers.batches import InStepOrder, StepOrder
-from trainers.best import ValidatesAside
-from trainers.callback import RunDirCallback
-from trainers.configs.sft import SftConfig
+from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Precision
-from trainers.examples import Examples, load_examples
-from trainers.flat import lay_flat, lies_flat, only_where_loss_is
-from trainers.load import load_tokenizer, pick_device, pick_precision
+from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_before_training, model_config, quick_findings
 from trainers.preflight.findings import as_json
-from trainers.program import run_program, stop_after_step
-from trainers.report import Report
+from trainers.rendering.sft_examples import Examples, load_examples
+from trainers.runtime.events import Report
+from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import planned_numbers, total_steps, training_arguments, validation_arguments
-from trainers.training.fit import fit
-from trainers.training.made import save_model, training_result, watch_validation
+from trainers.training.callback import RunDirCallback
+from trainers.training.loop import fit
+from trainers.training.padding_free import lay_flat, lies_flat, only_where_loss_is
 from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
+from trainers.training.samplers import InStepOrder, StepOrder
+from trainers.training.save import save_model, training_result, watch_validation
+from trainers.training.validation import ValidatesAside
 
 logger = logging.getLogger("trainers")
 

@@ -20,8 +20,8 @@ from tokenizers import trainers as tokenizer_trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from trainers.data.arithmetic import Split, equations, problems
-from trainers.run_dir import publish_folder
+from trainers.data.recipes.arithmetic import Split, equations, problems
+from trainers.runtime.run_dir import publish_folder
 
 END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 # The generation marks tell which tokens are the assistant's, for losses that are masked by them.

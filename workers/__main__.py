@@ -17,16 +17,18 @@ from celery import signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.platforms import SecurityWarning
 
-from app import logs, migrate
-from app.db import get_engine
-from app.queue import get_celery
+from app import logs
+from app.scheduling.queue import get_celery
+from app.scheduling.sweeper import Sweeper
 from app.settings import Settings, get_settings
-from app.sweep import Sweeper
+from app.storage import migrate
+from app.storage.database import get_engine
 from trainers.configs import Queue
-from workers import tasks, trouble
+from workers import tasks
 from workers.engines.pool import Pool
-from workers.host import Host, join
-from workers.tracking.targets import missing_packages
+from workers.hosts.worker import Host, join
+from workers.runs import recovery
+from workers.tracking.services import missing_packages
 
 EARLY_SIGNAL_SECONDS = 0.05
 
@@ -99,7 +101,7 @@ def _serve(host: Host, settings: Settings) -> bool:
     """Work until the end; False when Celery gave up by itself, which whoever started it must see."""
     celery = get_celery()
     tasks.register(celery, host)
-    sweeper = Sweeper(settings, also=lambda: trouble.resume_where_room(host))
+    sweeper = Sweeper(settings, also=lambda: recovery.resume_where_room(host))
     pool = threading.Thread(target=Pool(host).run, name="deployments")
     host.leases.start()
     sweeper.start()

@@ -2,9 +2,9 @@
 
 from celery import Celery
 
-from app.queue import BELL
-from workers.execute import execute_next
-from workers.host import Host
+from app.scheduling.queue import BELL
+from workers.hosts.worker import Host
+from workers.runs.execute import execute_next
 
 
 def register(celery: Celery, host: Host) -> None:

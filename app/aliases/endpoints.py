@@ -6,8 +6,8 @@ from fastapi import APIRouter, Body, Path
 
 from app.aliases import service
 from app.aliases.schemas import BACK, EXAMPLES, AliasMove, AliasOut, AliasRollback, AliasVersionOut
-from app.db import Reading, Writing
-from app.paging import Page, Paging
+from app.http.paging import Page, Paging
+from app.storage.database import Reading, Writing
 
 router = APIRouter(prefix="/aliases", tags=["aliases"])
 

@@ -8,35 +8,36 @@ from sqlmodel import Session, col
 
 from app.aliases.schemas import AliasMove, AliasOut, AliasTargetOut
 from app.aliases.targets import all_aliases, holders
-from app.db import database_now, lock
 from app.deployments.lifecycle import LIVE
-from app.errors import Conflict, NotFound
-from app.paging import PageQuery, newest_first
+from app.http.errors import Conflict, NotFound
+from app.http.paging import PageQuery, newest_first
+from app.storage.database import database_now, lock
 from app.tables import Alias, AliasVersion, Deployment
+from trainers.runtime.error_codes import ErrorCode
 
 
 class AliasNotFound(NotFound):
     """No alias has this name."""
 
-    code = "alias_not_found"
+    code = ErrorCode.alias_not_found
 
 
 class NameIsDeployment(Conflict):
     """A live deployment has the name that an alias is to have."""
 
-    code = "name_is_deployment"
+    code = ErrorCode.name_is_deployment
 
 
 class TargetNotReady(Conflict):
     """An alias is to lead to a deployment that cannot answer."""
 
-    code = "target_not_ready"
+    code = ErrorCode.target_not_ready
 
 
 class NothingToRestore(Conflict):
     """The history of an alias has no such version."""
 
-    code = "nothing_to_restore"
+    code = ErrorCode.nothing_to_restore
 
 
 def move(session: Session, name: str, body: AliasMove) -> AliasOut:

@@ -6,16 +6,16 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from app.artifacts import chunks
-from app.auth import CallerDependency
 from app.datasets import service
 from app.datasets.schemas import UPLOAD_FORM, DatasetSummary, DatasetView, PreviewRequest, Row
 from app.datasets.upload import dataset_name, receive, receiving
-from app.db import Reading, Writing
+from app.http.auth import CallerDependency
+from app.http.paging import Page, Paging
 from app.jobs import service as jobs
 from app.jobs.schemas import JobView
-from app.paging import Page, Paging
 from app.settings import get_settings
+from app.storage.artifacts import chunks
+from app.storage.database import Reading, Writing
 from trainers.data.formats import RowFormat
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])

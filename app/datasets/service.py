@@ -7,28 +7,29 @@ from typing import BinaryIO
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from app.artifacts import get_store, hash_file
 from app.datasets.schemas import DatasetSummary, DatasetView, PreviewRequest, Row
-from app.db import reading, transaction
-from app.errors import NotFound
+from app.http.errors import NotFound
+from app.http.paging import PageQuery, newest_first
 from app.jobs import service as jobs
 from app.jobs.schemas import JobSpec
 from app.models import references
-from app.paging import PageQuery, newest_first
 from app.settings import get_settings
+from app.storage.artifacts import get_store, hash_file
+from app.storage.database import reading, transaction
 from app.tables import Dataset, Job
 from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
 from trainers.data.conversation import as_messages
+from trainers.data.files.jsonl import read_rows
 from trainers.data.formats import RowFormat
-from trainers.data.jsonl import read_rows
 from trainers.data.validate import validate_file
+from trainers.runtime.error_codes import ErrorCode
 
 
 class DatasetNotFound(NotFound):
     """No dataset has this id."""
 
-    code = "dataset_not_found"
+    code = ErrorCode.dataset_not_found
 
 
 def store_file(path: Path, name: str) -> tuple[Dataset, bool]:

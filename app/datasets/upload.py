@@ -13,8 +13,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from app.errors import AppError, Invalid, TooLarge
+from app.http.errors import AppError, Invalid, TooLarge
 from trainers.configs.base import PRINTABLE
+from trainers.runtime.error_codes import ErrorCode
 
 FORM_OVERHEAD_BYTES = 64 << 10
 MAX_FIELD_BYTES = 4 << 10
@@ -25,7 +26,7 @@ class NotMultipart(AppError):
     """The body is not a form with a file."""
 
     status_code = 415
-    code = "not_multipart"
+    code = ErrorCode.not_multipart
 
 
 @dataclass

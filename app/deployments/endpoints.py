@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter, Depends
 
-from app.auth import require_inference
-from app.db import Reading, Writing
 from app.deployments import service
 from app.deployments.schemas import DeploymentCreate, DeploymentOut
-from app.paging import Page, Paging
+from app.http.auth import require_inference
+from app.http.paging import Page, Paging
+from app.storage.database import Reading, Writing
 from app.tables import DeploymentStatus
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])

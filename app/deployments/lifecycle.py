@@ -18,8 +18,8 @@ from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.db import database_now
 from app.runs.lifecycle import StaleAttempt
+from app.storage.database import database_now
 from app.tables import Deployment, DeploymentStatus
 from trainers.configs import Queue
 

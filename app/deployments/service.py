@@ -6,26 +6,27 @@ from sqlmodel import Session, col, select
 
 from app.aliases import targets as aliases
 from app.deployments import lifecycle
-from app.deployments.begin import begin, plan
+from app.deployments.create import begin, plan
 from app.deployments.schemas import DeploymentCreate, DeploymentOut
-from app.errors import Conflict, NotFound
+from app.http.errors import Conflict, NotFound
+from app.http.paging import PageQuery, newest_first
 from app.models import references
-from app.paging import PageQuery, newest_first
 from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus
 from app.workers import service as workers
+from trainers.runtime.error_codes import ErrorCode
 
 
 class DeploymentNotFound(NotFound):
     """No deployment has this id."""
 
-    code = "deployment_not_found"
+    code = ErrorCode.deployment_not_found
 
 
 class AliasLeadsHere(Conflict):
     """An alias sends requests to the deployment that is to stop."""
 
-    code = "alias_leads_here"
+    code = ErrorCode.alias_leads_here
 
 
 def create(session: Session, body: DeploymentCreate) -> DeploymentOut:

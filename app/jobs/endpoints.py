@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
 
-from app.auth import CallerDependency
-from app.db import Reading, Writing
-from app.jobs import control, listing, preflight, service
+from app.http.auth import CallerDependency
+from app.http.paging import Page, Paging
+from app.jobs import actions, listing, preflight, service
 from app.jobs.schemas import (
     EXAMPLES,
     DryRun,
@@ -16,8 +16,8 @@ from app.jobs.schemas import (
     PreflightView,
     ProbeOptions,
 )
-from app.paging import Page, Paging
 from app.settings import get_settings
+from app.storage.database import Reading, Writing
 from app.tables import RunStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -88,22 +88,22 @@ def get_job(job_id: str, session: Reading) -> JobView:
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, session: Writing) -> JobView:
     """End a job; cancelling it again changes nothing."""
-    return service.show(session, get_settings(), control.cancel(session, job_id))
+    return service.show(session, get_settings(), actions.cancel(session, job_id))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(job_id: str, session: Writing) -> JobView:
     """Stop a job after a checkpoint, so that it can be resumed."""
-    return service.show(session, get_settings(), control.pause(session, job_id))
+    return service.show(session, get_settings(), actions.pause(session, job_id))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(job_id: str, session: Writing) -> JobView:
     """Queue a paused job again; it goes on from its last checkpoint."""
-    return service.show(session, get_settings(), control.resume(session, job_id))
+    return service.show(session, get_settings(), actions.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry")
 def retry_job(job_id: str, session: Writing) -> JobView:
     """Queue a failed or cancelled job again from the stage that ended it."""
-    return service.show(session, get_settings(), control.retry(session, job_id))
+    return service.show(session, get_settings(), actions.retry(session, job_id))

@@ -7,10 +7,10 @@ from sqlalchemy import ColumnElement, Select, exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.errors import Invalid
+from app.http.errors import Invalid
+from app.http.paging import PageQuery, newest_first
 from app.jobs.schemas import JobSummary, StageSummary
 from app.jobs.service import current_run
-from app.paging import PageQuery, newest_first
 from app.runs.schemas import progress
 from app.tables import Job, JobLabel, Run, RunStatus
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from app.errors import Invalid
+from app.http.errors import Invalid
 from app.jobs import service
 from app.jobs.resolve import ResolvedStage, resolve
 from app.jobs.schemas import JobSpec, LeftOut, PreflightView, ProbeOptions
@@ -16,12 +16,13 @@ from app.workers import service as workers
 from trainers.configs import PrepareConfig, Queue, StageKind, parse_stage
 from trainers.configs.references import ReferenceKind, find_references
 from trainers.configs.training import TrainingConfig
+from trainers.runtime.error_codes import ErrorCode
 
 
 class NothingToJudge(Invalid):
     """No stage of the job can be judged before it runs."""
 
-    code = "nothing_to_judge"
+    code = ErrorCode.nothing_to_judge
 
 
 @dataclass

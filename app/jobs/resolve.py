@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from app.errors import Conflict, Invalid
+from app.http.errors import Conflict, Invalid
 from app.jobs.schemas import JobSpec
 from app.models import references
 from app.settings import Settings
@@ -23,14 +23,15 @@ from trainers.configs import (
     StageKind,
 )
 from trainers.configs.references import Reference, ReferenceKind, find_references
-from trainers.configs.stages import AnyStage
+from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import TrainingConfig
+from trainers.runtime.error_codes import ErrorCode
 
 
 class DatasetNotReady(Conflict):
     """The dataset exists, but its file has faults."""
 
-    code = "dataset_not_ready"
+    code = ErrorCode.dataset_not_ready
 
 
 @dataclass(frozen=True)

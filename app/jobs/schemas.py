@@ -9,7 +9,7 @@ from app.runs.schemas import RunError, RunView
 from app.tables import RunStatus
 from trainers.configs import Queue, Stage, StageKind
 from trainers.configs.base import PRINTABLE
-from trainers.configs.resuming import Resuming
+from trainers.configs.resume_guarantee import Resuming
 
 JobName = Annotated[
     str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True, pattern=PRINTABLE)

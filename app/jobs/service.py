@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from app.errors import Conflict, NotFound
+from app.http.errors import Conflict, NotFound
 from app.jobs.resolve import ResolvedStage, resolve
 from app.jobs.schemas import DryRun, JobSpec, JobView, PlannedDataset, PlannedStage
 from app.runs import lifecycle
@@ -17,19 +17,20 @@ from app.settings import Settings
 from app.tables import Job, JobLabel, Run, RunStatus, Worker
 from app.workers import service as workers
 from trainers.configs.references import ReferenceKind, find_references
-from trainers.configs.resuming import resuming
+from trainers.configs.resume_guarantee import resuming
+from trainers.runtime.error_codes import ErrorCode
 
 
 class JobNotFound(NotFound):
     """No job has this id."""
 
-    code = "job_not_found"
+    code = ErrorCode.job_not_found
 
 
 class IdempotencyKeyReused(Conflict):
     """The key was sent before with another body."""
 
-    code = "idempotency_key_reused"
+    code = ErrorCode.idempotency_key_reused
 
 
 def post(

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends
 
-from app.auth import CallerDependency, require_admin
-from app.db import Reading, Writing
+from app.http.auth import CallerDependency, require_admin
+from app.http.paging import Page, Paging
 from app.keys import service
 from app.keys.schemas import CallerView, CreatedKey, KeyLimits, KeyView, NewKey
-from app.paging import Page, Paging
+from app.storage.database import Reading, Writing
 from app.tables import Scope
 
 router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[Depends(require_admin)])

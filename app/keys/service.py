@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import select, update
 from sqlmodel import Session, col
 
-from app.auth import any_live_key, hash_key
-from app.db import database_now
-from app.errors import Conflict, NotFound
-from app.paging import PageQuery, newest_first
+from app.http.auth import any_live_key, hash_key
+from app.http.errors import Conflict, NotFound
+from app.http.paging import PageQuery, newest_first
+from app.storage.database import database_now
 from app.tables import ApiKey, Scope
+from trainers.runtime.error_codes import ErrorCode
 
 HINT_CHARACTERS = 7
 
@@ -18,13 +19,13 @@ HINT_CHARACTERS = 7
 class FirstKeyMustBeAdmin(Conflict):
     """The first key closes the service, so it must be able to make the next."""
 
-    code = "first_key_must_be_admin"
+    code = ErrorCode.first_key_must_be_admin
 
 
 class KeyNotFound(NotFound):
     """No API key has this id."""
 
-    code = "key_not_found"
+    code = ErrorCode.key_not_found
 
 
 def create(

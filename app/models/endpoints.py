@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.db import Reading
+from app.http.paging import Page, Paging
 from app.models import service
 from app.models.schemas import ModelDetail, ModelView
-from app.paging import Page, Paging
+from app.storage.database import Reading
 
 router = APIRouter(prefix="/models", tags=["models"])
 

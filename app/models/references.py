@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlmodel import Session
 
-from app.errors import Invalid
+from app.http.errors import Invalid
 from app.settings import get_settings
 from app.tables import Model
 

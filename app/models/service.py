@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from app.errors import NotFound
+from app.http.errors import NotFound
+from app.http.paging import PageQuery, newest_first
 from app.models.schemas import LineageDataset, LineageRun, ModelDetail, ModelView
-from app.paging import PageQuery, newest_first
 from app.tables import Dataset, Model, Run
+from trainers.runtime.error_codes import ErrorCode
 
 
 class ModelNotFound(NotFound):
     """No model has this id."""
 
-    code = "model_not_found"
+    code = ErrorCode.model_not_found
 
 
 def listed(session: Session, paging: PageQuery, name: str | None) -> tuple[Sequence[Model], str | None]:

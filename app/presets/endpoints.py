@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter
 
-from app.errors import NotFound
+from app.http.errors import NotFound
 from trainers.configs.presets import Preset, presets
+from trainers.runtime.error_codes import ErrorCode
 
 router = APIRouter(prefix="/presets", tags=["presets"])
 
@@ -11,7 +12,7 @@ router = APIRouter(prefix="/presets", tags=["presets"])
 class PresetNotFound(NotFound):
     """No preset has this name."""
 
-    code = "preset_not_found"
+    code = ErrorCode.preset_not_found
 
 
 @router.get("")

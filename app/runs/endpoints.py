@@ -5,8 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
-from app.db import Reading
-from app.paging import EventPaging, Page, Paging
+from app.http.paging import EventPaging, Page, Paging
 from app.runs import service
 from app.runs.schemas import (
     CheckpointView,
@@ -19,6 +18,7 @@ from app.runs.schemas import (
 )
 from app.runs.stream import look, stream
 from app.settings import get_settings
+from app.storage.database import Reading
 from app.tables import EventType
 
 router = APIRouter(prefix="/runs", tags=["runs"])

@@ -21,11 +21,11 @@ from sqlalchemy import ColumnElement, Select, exists, func, or_, select, true, u
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.db import database_now
-from app.errors import RunErrorCode
-from app.queue import ring_after_commit
+from app.scheduling.queue import ring_after_commit
+from app.storage.database import database_now
 from app.tables import HELD, Event, EventType, Run, RunStatus
 from trainers.configs import Queue, StageKind
+from trainers.runtime.error_codes import ErrorCode
 
 NEXT: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.queued: frozenset({RunStatus.running, RunStatus.paused, RunStatus.cancelled}),
@@ -237,7 +237,7 @@ def release_expired(session: Session, max_faults: int) -> list[Run]:
     released = []
     for run in session.scalars(select(Run).where(col(Run.status).in_(HELD), lapsed)).all():
         error = {
-            "code": RunErrorCode.lease_lost,
+            "code": ErrorCode.lease_lost,
             "message": f"Worker {run.worker_id} stopped renewing its lease on attempt {run.attempt}.",
             "hint": "See whether that worker's host is up.",
         }
@@ -248,7 +248,7 @@ def release_expired(session: Session, max_faults: int) -> list[Run]:
 
 def is_waiting_for_room(run: Run) -> bool:
     """Whether a full disk has paused the run; what a person has paused has no error."""
-    return run.status is RunStatus.paused and (run.error or {}).get("code") == RunErrorCode.disk_full
+    return run.status is RunStatus.paused and (run.error or {}).get("code") == ErrorCode.disk_full
 
 
 def _update(
@@ -290,7 +290,7 @@ def _pass_on(session: Session, run: Run) -> None:
         ring_after_commit(session, following.queue)
         return
     error = {
-        "code": RunErrorCode.earlier_stage_ended,
+        "code": ErrorCode.earlier_stage_ended,
         "message": f"The stage before it, {run.name!r}, is {run.status}.",
         "hint": "Retry the job to run both.",
     }

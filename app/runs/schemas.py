@@ -5,16 +5,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import RunErrorCode
 from app.tables import Event, EventType, Run, RunStatus, TrackingService
 from trainers.configs import Queue, StageKind
-from trainers.configs.resuming import Resuming, resuming
+from trainers.configs.resume_guarantee import Resuming, resuming
+from trainers.runtime.error_codes import ErrorCode
 
 
 class RunError(BaseModel):
     """Why a run failed or was ended."""
 
-    code: RunErrorCode
+    code: ErrorCode
     message: str
     hint: str | None = None
 

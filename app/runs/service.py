@@ -7,25 +7,26 @@ from typing import BinaryIO
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from app.artifacts import chunks, get_store
-from app.errors import NotFound
-from app.paging import EventPageQuery, PageQuery, in_sequence, newest_first
+from app.http.errors import NotFound
+from app.http.paging import EventPageQuery, PageQuery, in_sequence, newest_first
 from app.runs.schemas import RunView, run_view
 from app.settings import Settings
+from app.storage.artifacts import chunks, get_store
 from app.tables import Checkpoint, Event, EventType, Run
 from app.workers import service as workers
+from trainers.runtime.error_codes import ErrorCode
 
 
 class RunNotFound(NotFound):
     """No run has this id."""
 
-    code = "run_not_found"
+    code = ErrorCode.run_not_found
 
 
 class FileNotPublished(NotFound):
     """What a program wrote becomes an artifact when its attempt ends."""
 
-    code = "file_not_published"
+    code = ErrorCode.file_not_published
 
 
 def get(session: Session, run_id: str) -> Run:

@@ -11,9 +11,9 @@ from sqlalchemy import select
 from sqlmodel import col
 from starlette.concurrency import run_in_threadpool
 
-from app.db import reading
 from app.runs import service
 from app.runs.schemas import EventView
+from app.storage.database import reading
 from app.tables import Event, RunStatus
 
 LOOK_SECONDS = 0.5

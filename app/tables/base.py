@@ -10,7 +10,7 @@ from sqlalchemy import JSON, Enum, MetaData
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
-from app.db import UTCDateTime
+from app.storage.database import UTCDateTime
 
 # Constraints without names cannot be altered by a later migration on SQLite.
 SQLModel.metadata.naming_convention = MetaData(

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from app.db import Reading
-from app.paging import Page, Paging
+from app.http.paging import Page, Paging
 from app.settings import get_settings
+from app.storage.database import Reading
 from app.workers import service
 from app.workers.schemas import WorkerView
 

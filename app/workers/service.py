@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlmodel import Session, col
 
-from app.db import database_now
-from app.paging import PageQuery, newest_first
+from app.http.paging import PageQuery, newest_first
 from app.runs.lifecycle import claimable
 from app.settings import Settings, get_settings
+from app.storage.database import database_now
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
 from trainers.configs import Queue, StageKind
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from serving.addresses import is_private
+from serving.http.addresses import is_private
 from trainers.configs.engines import EngineKind, EngineOptions
 
 LOOK_SECONDS = 2.0

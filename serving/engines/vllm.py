@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from serving.addresses import is_loopback
 from serving.engines.engine import LOAD_SECONDS, Engine, EngineRefused, Serve, call
 from serving.engines.tokenizers import only_tokenizer
+from serving.http.addresses import is_loopback
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
 # awq and gptq are missing: vLLM reads them in the weights' own config and picks the fastest kernel by itself.

@@ -20,17 +20,17 @@ from pathlib import Path
 import uvloop
 from prometheus_client import PROCESS_COLLECTOR, REGISTRY
 
-from serving.addresses import is_loopback
-from serving.gateway.errors import InvalidApiKey
 from serving.gateway.gateway import Authorize, Gateway, Sender, allow_all
-from serving.gateway.plan import Caps
 from serving.gateway.rate_limits import Caller, RateLimits
+from serving.gateway.request_body import Caps
 from serving.gateway.routes import RouteTable, StaticRoutes
 from serving.gateway.standalone.access_log import AccessLog
 from serving.gateway.standalone.api_keys import ApiKeys
 from serving.gateway.standalone.api_routes import ApiRoutes
 from serving.gateway.standalone.server import Server, listen, stop_on_signals
 from serving.gateway.standalone.workers import SHARE_SECONDS, SharedCounts, Workers
+from serving.http.addresses import is_loopback
+from serving.http.errors import InvalidApiKey
 
 
 def main(arguments: list[str]) -> None:

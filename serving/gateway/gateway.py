@@ -15,8 +15,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from serving.gateway.breaker import Breakers
-from serving.gateway.client import Client, Headers
-from serving.gateway.errors import (
+from serving.gateway.caller import Client, Headers
+from serving.gateway.proxy import Relay
+from serving.gateway.rate_limits import Caller, RateLimits
+from serving.gateway.request_body import Caps, read
+from serving.gateway.request_context import Exchange, Ledger, log_lines
+from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
+from serving.gateway.upstream import Pool
+from serving.http.errors import (
     ApiError,
     BodyTooLarge,
     InternalError,
@@ -24,12 +30,6 @@ from serving.gateway.errors import (
     ModelNotFound,
     UnknownUrl,
 )
-from serving.gateway.exchange import Exchange, Ledger, log_lines
-from serving.gateway.plan import Caps, read
-from serving.gateway.rate_limits import Caller, RateLimits
-from serving.gateway.relay import Relay
-from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
-from serving.gateway.upstream import Pool
 
 ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"})
 MODELS_PATH = "/v1/models"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
 
-from serving.gateway.errors import RateLimitExceeded, TooManyAtOnce
+from serving.http.errors import RateLimitExceeded, TooManyAtOnce
 
 NANOSECONDS = 1_000_000_000
 WINDOW = 60 * NANOSECONDS

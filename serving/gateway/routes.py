@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from serving.gateway.errors import EngineUnavailable
+from serving.http.errors import EngineUnavailable
 
 REFRESH_SECONDS = 1.0
 # Unknown names make the routes be read again no more often than this.

@@ -20,10 +20,10 @@ from transformers import AutoConfig
 from serving.engines import ENGINES, Engine, EngineRefused, find_engine
 from serving.parity.compare import TOLERANCES, Difference, Report, compare
 from serving.parity.prompts import chats
-from serving.parity.trained import Trained
-from trainers import run_dir as files
+from serving.parity.reference import Trained
 from trainers.configs.base import AdaptedModel
-from trainers.errors import ProgramError
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import ProgramError
 
 AGREES, DIFFERS, UNKNOWN = 0, 1, 2
 ANSWER_TOKENS = 24

@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from serving.engines.engine import Engine, EngineRefused
-from serving.parity.trained import Expected, Trained
+from serving.parity.reference import Expected, Trained
 
 # An adapter whose effect is within this, in nats a token, cannot be told from its absence.
 LEAST_EFFECT = 0.01

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.render import read_asked
+from trainers.rendering.render import read_asked
 
 Chat = list[dict[str, Any]]
 

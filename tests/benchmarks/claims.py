@@ -4,8 +4,8 @@ import multiprocessing
 import time
 from multiprocessing.synchronize import Barrier
 
-from app.db import transaction
 from app.runs import lifecycle
+from app.storage.database import transaction
 from app.tables import Job, Run, Worker
 from tests.benchmarks.load import Load
 from trainers.configs import Queue, StageKind

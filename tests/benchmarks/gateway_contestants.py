@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.serving.conftest import free_port
+from tests.integration.serving.conftest import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

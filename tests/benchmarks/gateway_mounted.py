@@ -9,9 +9,9 @@ from pathlib import Path
 import uvicorn
 
 from serving.gateway.__main__ import one_key
-from serving.gateway.asgi import AsgiGateway
-from serving.gateway.exchange import Exchange
 from serving.gateway.gateway import Gateway
+from serving.gateway.mounted.asgi import AsgiGateway
+from serving.gateway.request_context import Exchange
 from serving.gateway.routes import StaticRoutes
 
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 
 from tests.benchmarks.figures import p50, table
 from tests.benchmarks.larger_model import main as make_larger
-from tests.serving.conftest import Server, serving
+from tests.integration.serving.conftest import Server, serving
 from trainers.starter import make_starter
 
 ROUNDS = 3

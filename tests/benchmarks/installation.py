@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psycopg
 
-from app.db import get_engine
 from app.settings import Settings, get_settings
+from app.storage.database import get_engine
 from tests.e2e.platform import Platform
 from tests.services import _postgres_binaries, _unprivileged_user, free_port
-from trainers.data.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import Split, problems
 
 TIMINGS = ("lease_seconds", "heartbeat_seconds", "sweep_seconds", "ring_again_seconds", "stop_grace_seconds")
 

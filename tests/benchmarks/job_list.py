@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlencode
 
-from app.db import reading
+from app.http.paging import DEFAULT_LIMIT, PageQuery
 from app.jobs import listing
-from app.paging import DEFAULT_LIMIT, PageQuery
+from app.storage.database import reading
 from app.tables import RunStatus
 from tests.benchmarks import million_jobs
 from tests.benchmarks.figures import milliseconds, p50, p95, table

@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 from tests.benchmarks.figures import table
 from tests.e2e.platform import ROOT
 from trainers.configs import parse_stage
-from trainers.data.arithmetic import Split, problems
-from trainers.preflight.fit import estimate_fit
+from trainers.data.recipes.arithmetic import Split, problems
+from trainers.preflight.memory_estimate import estimate_fit
 
 MIB = 1 << 20
 # Hidden, layers, words beyond those of the tokenizer: 3, 13, 57 and 9 million parameters.
@@ -107,8 +107,8 @@ def _stage(
 
 
 def _longest(folder: Path, stage: dict[str, Any]) -> int:
-    from trainers.examples import load_examples
-    from trainers.load import load_tokenizer
+    from trainers.modeling.load import load_tokenizer
+    from trainers.rendering.sft_examples import load_examples
 
     rows = load_examples(stage["dataset"], load_tokenizer(stage["base"]), stage["max_length"])
     return max(len(example.input_ids) for example in rows.examples)

@@ -20,15 +20,15 @@ from pathlib import Path
 
 from tests.benchmarks.figures import p50, table
 from tests.e2e.platform import ROOT
-from trainers.batches import StepOrder
 from trainers.configs import Queue
-from trainers.configs.sft import SftConfig
+from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
-from trainers.data.arithmetic import Split, problems
-from trainers.examples import load_examples
-from trainers.load import load_tokenizer
-from workers import process
-from workers.launch import environment
+from trainers.data.recipes.arithmetic import Split, problems
+from trainers.modeling.load import load_tokenizer
+from trainers.rendering.sft_examples import load_examples
+from trainers.training.samplers import StepOrder
+from workers.hosts import guarded_process
+from workers.runs.launch import environment
 
 SAVE_STEPS = 100
 BATCH_SIZE = 8
@@ -119,7 +119,9 @@ def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Ru
         arguments += ["--save-steps", str(SAVE_STEPS)] if program == SAVING else []
     command = [sys.executable, "-m", "tests.benchmarks.timed", *arguments]
     log = out / "log.txt"
-    child = process.start(command, log=log, environment=environment(Queue.cpu, []), seconds=HOUR_SECONDS)
+    child = guarded_process.start(
+        command, log=log, environment=environment(Queue.cpu, []), seconds=HOUR_SECONDS
+    )
     assert child.wait(HOUR_SECONDS) == 0, log.read_text()
     lines = log.read_text().splitlines()
     told = [[float(figure) for figure in line.split()[1:3]] for line in lines if line.startswith("told ")]

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from app.db import database_now, transaction
+from app.storage.database import database_now, transaction
 from app.tables import Job, Run, RunStatus, Worker
 from tests.benchmarks.claims import claim_all
 from tests.benchmarks.figures import milliseconds, p50, p95, table

@@ -23,9 +23,9 @@ from typing import Any
 
 from tests.benchmarks.figures import p50, table
 from tests.e2e.platform import ROOT
-from trainers.data.arithmetic import Split, problems
-from trainers.examples import load_examples
-from trainers.load import load_tokenizer
+from trainers.data.recipes.arithmetic import Split, problems
+from trainers.modeling.load import load_tokenizer
+from trainers.rendering.sft_examples import load_examples
 
 DATA = ROOT.parent / "shared" / "data"
 ROWS_PER_STEP = 16

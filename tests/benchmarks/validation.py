@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.figures import p50, table
-from trainers.data.arithmetic import Split, problems
-from trainers.data.jsonl import iter_rows, save_rows
+from trainers.data.files.jsonl import iter_rows, save_rows
+from trainers.data.recipes.arithmetic import Split, problems
 from trainers.data.validate import validate_file
 
 REPOSITORY = Path(__file__).parents[2]

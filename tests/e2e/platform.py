@@ -16,12 +16,12 @@ import psutil
 from openai import OpenAI
 from sqlmodel import Session
 
-from app.artifacts import ArtifactStore
-from app.db import make_engine
+from app.storage.artifacts import ArtifactStore
+from app.storage.database import make_engine
 from app.tables import Model, ModelKind
 from app.tables.base import new_id
 from tests.services import free_port
-from trainers.data.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import Split, problems
 
 ROOT = Path(__file__).parents[2]
 # Leases short enough that a test can wait for one to end.
@@ -276,7 +276,7 @@ def engines_of(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     for process in family_of(worker):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
-            if "serving.engines.hf" in command and "workers.process" not in command:
+            if "serving.engines.hf" in command and "workers.hosts.guarded_process" not in command:
                 found.append(process)
     return found
 

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_every_stage_raises_the_held_out_score(tuning: str, tmp_path: Path) -> None:
     environment = os.environ | {"TUNESMITH_DATA_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "app.chain", "--seeds", "0", "1", "2", "--tuning", tuning]
+    command = [sys.executable, "-m", "app.demos.maths_chain", "--seeds", "0", "1", "2", "--tuning", tuning]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

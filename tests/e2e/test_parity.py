@@ -46,7 +46,7 @@ def test_merged_weights_are_held_against_the_adapter_that_they_were_merged_from(
 def test_an_engine_that_ignores_the_adapter_is_kept_out_of_service(
     embedded: Platform, adapters: dict[str, Path]
 ) -> None:
-    program = {"hf": [sys.executable, "-m", "tests.e2e.deaf_engine"]}
+    program = {"hf": [sys.executable, "-m", "tests.e2e.adapterless_engine"]}
     embedded.start_worker(TUNESMITH_ENGINE_PROGRAMS=json.dumps(program))
     job = embedded.finish(embedded.submit(deploy("tuned", embedded.register("tuned", adapters["a"]))))
     assert (job["status"], job["runs"][0]["error"]["code"]) == ("failed", "parity_failed"), job

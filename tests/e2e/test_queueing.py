@@ -9,7 +9,8 @@ def test_many_bells_and_two_workers_carry_each_run_out_once(platform: Platform) 
     jobs = [platform.submit(short()) for _ in range(3)]
     ring = [
         "-c",
-        "from app.queue import ring; from trainers.configs import Queue; [ring(Queue.cpu) for _ in range(9)]",
+        "from app.scheduling.queue import ring; from trainers.configs import Queue;"
+        "[ring(Queue.cpu) for _ in range(9)]",
     ]
     assert platform.start(ring, "ring").wait(60) == 0
     with ThreadPoolExecutor() as pool:

@@ -63,7 +63,7 @@ def program_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
     (program,) = [
         process
         for process in family_of(worker)
-        if "trainers.sft" in process.cmdline() and "workers.process" not in process.cmdline()
+        if "trainers.sft" in process.cmdline() and "workers.hosts.guarded_process" not in process.cmdline()
     ]
     return program
 
@@ -142,8 +142,8 @@ def test_emptied_folder_of_the_embedded_broker_loses_no_run(embedded: Platform) 
 # The API as it is, but killed at the moment at which it would ring.
 KILLED_BEFORE_THE_BELL = """
 import os, runpy, signal, sys
-import app.queue
-app.queue.ring = lambda queue: os.kill(os.getpid(), signal.SIGKILL)
+import app.scheduling.queue
+app.scheduling.queue.ring = lambda queue: os.kill(os.getpid(), signal.SIGKILL)
 sys.argv[0] = "app"
 runpy.run_module("app", run_name="__main__")
 """

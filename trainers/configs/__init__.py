@@ -10,17 +10,17 @@ from trainers.configs.base import (
     StageDataset,
     StageOutput,
 )
-from trainers.configs.deploy import DeployConfig, DeploymentChoice, ParityMode
-from trainers.configs.dpo import DpoConfig, DpoLoss
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions, EngineQuantization
-from trainers.configs.evaluate import EvaluateConfig, Metric
-from trainers.configs.generate import GenerateConfig
-from trainers.configs.grpo import Generation, GrpoConfig, GrpoLoss, RewardScale
-from trainers.configs.merge import MergeConfig, MergeDtype
-from trainers.configs.preflight import HostMemory, PreflightConfig
-from trainers.configs.prepare import PrepareConfig
-from trainers.configs.sft import SftConfig
-from trainers.configs.stages import AnyStage, Stage, StageKind, parse_stage
+from trainers.configs.stage_config import AnyStage, Stage, StageKind, parse_stage
+from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, ParityMode
+from trainers.configs.stages.dpo import DpoConfig, DpoLoss
+from trainers.configs.stages.evaluate import EvaluateConfig, Metric
+from trainers.configs.stages.generate import GenerateConfig
+from trainers.configs.stages.grpo import Generation, GrpoConfig, GrpoLoss, RewardScale
+from trainers.configs.stages.merge import MergeConfig, MergeDtype
+from trainers.configs.stages.preflight import HostMemory, PreflightConfig
+from trainers.configs.stages.prepare import PrepareConfig
+from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import (
     Attention,
     FullTuning,

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-FOLDER = Path(__file__).parent.parent / "recipes"
+FOLDER = Path(__file__).parent.parent / "presets"
 
 
 class PresetKind(StrEnum):

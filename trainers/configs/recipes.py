@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from trainers.configs.base import LARGEST_COUNT, Config, DatasetRef, NonEmpty
 from trainers.configs.rewards import CorrectnessReward, Rewards
-from trainers.data.gsm8k import Annotations
-from trainers.data.translation import Direction
+from trainers.data.recipes.gsm8k import Annotations
+from trainers.data.recipes.translation import Direction
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Similarity = Annotated[

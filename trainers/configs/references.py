@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from trainers.configs.base import AdaptedModel, ModelRef, StageOutput
-from trainers.errors import ConfigInvalid
+from trainers.runtime.errors import ConfigInvalid
 
 
 class ReferenceKind(StrEnum):

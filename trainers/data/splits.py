@@ -14,9 +14,9 @@ from typing import Any, Final
 from pydantic import BaseModel, Field
 
 from trainers.configs.base import Part
+from trainers.data.files.jsonl import iter_rows, save_rows
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats import Row
-from trainers.data.jsonl import iter_rows, save_rows
 
 HASHES: Final = 2**64
 

@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field
 
 from trainers.data.checks import unknown_format, validate_row
 from trainers.data.faults import Fault, FaultCode, shown
+from trainers.data.files.file_checks import empty_file, file_fault
+from trainers.data.files.json_line import RowParser
+from trainers.data.files.jsonl import READ_BUFFER_BYTES, iter_lines
 from trainers.data.formats import Row, RowFormat, detect_format
-from trainers.data.jsonl import READ_BUFFER_BYTES, iter_lines
-from trainers.data.parser import RowParser
-from trainers.data.sniff import empty_file, file_fault
 from trainers.data.statistics import Statistics, Survey
 
 FORMAT_ROWS: Final = 100

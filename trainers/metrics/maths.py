@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from trainers.rewards.answers import find_answer, judge
+from trainers.metrics.final_answer import find_answer, judge
 
 
 def exact_match(prediction: str, reference: str) -> bool:

@@ -15,26 +15,26 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trainers.configs.dpo import DpoConfig
-from trainers.configs.grpo import GrpoConfig
-from trainers.configs.preflight import PreflightConfig
-from trainers.configs.sft import SftConfig
-from trainers.errors import DatasetInvalid
-from trainers.examples import Examples, render_examples
-from trainers.load import load_tokenizer
-from trainers.preferences import Preferences, render_preferences
-from trainers.preflight.alike import near_duplicate_findings
+from trainers.configs.stages.dpo import DpoConfig
+from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.preflight import PreflightConfig
+from trainers.configs.stages.sft import SftConfig
+from trainers.modeling.load import load_tokenizer
 from trainers.preflight.check import Rows, quick_findings
+from trainers.preflight.duplicates import near_duplicate_findings
 from trainers.preflight.findings import Finding, FindingCode, Level, as_json, finding
-from trainers.preflight.fit import estimate_fit
+from trainers.preflight.memory_estimate import estimate_fit
 from trainers.preflight.probe import probe
-from trainers.preflight.rewards import reward_findings
-from trainers.preflight.rows import file_findings
-from trainers.program import run_program
-from trainers.render import Pair, dataset_path, prompt_tokens, render_prompt
-from trainers.report import Report
-from trainers.rollouts import load_prompts
-from trainers.shown import marked, shown
+from trainers.preflight.reward_findings import reward_findings
+from trainers.preflight.row_findings import file_findings
+from trainers.rendering.preference_examples import Preferences, render_preferences
+from trainers.rendering.preview import marked, shown
+from trainers.rendering.render import Pair, dataset_path, prompt_tokens, render_prompt
+from trainers.rendering.sft_examples import Examples, render_examples
+from trainers.runtime.errors import DatasetInvalid
+from trainers.runtime.events import Report
+from trainers.runtime.program import run_program
+from trainers.training.rollouts import load_prompts
 
 logger = logging.getLogger("trainers")
 

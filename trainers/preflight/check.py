@@ -6,25 +6,25 @@ from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainers import run_dir as files
-from trainers.configs.dpo import DpoConfig
-from trainers.configs.grpo import GrpoConfig
 from trainers.configs.references import base_of
 from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
-from trainers.configs.sft import SftConfig
+from trainers.configs.stages.dpo import DpoConfig
+from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import PreflightMode, TrainingConfig
-from trainers.errors import PreflightFailed
-from trainers.examples import Examples
-from trainers.preferences import Preferences
-from trainers.preflight.alike import overlap_findings
+from trainers.preflight.duplicates import overlap_findings
 from trainers.preflight.findings import Finding, FindingCode, Level, as_json, finding
-from trainers.preflight.rewards import reference_findings
-from trainers.preflight.rows import file_findings, text_findings
-from trainers.preflight.settings import setting_findings
-from trainers.preflight.tokens import model_findings, token_findings
-from trainers.program import is_first_process
-from trainers.render import Pair, dataset_path, prompt_tokens, read_pairs, read_preferences
-from trainers.report import Report
+from trainers.preflight.reward_findings import reference_findings
+from trainers.preflight.row_findings import file_findings, text_findings
+from trainers.preflight.setting_findings import setting_findings
+from trainers.preflight.token_findings import model_findings, token_findings
+from trainers.rendering.preference_examples import Preferences
+from trainers.rendering.render import Pair, dataset_path, prompt_tokens, read_pairs, read_preferences
+from trainers.rendering.sft_examples import Examples
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import PreflightFailed
+from trainers.runtime.events import Report
+from trainers.runtime.program import is_first_process
 
 PREFLIGHT = "preflight.json"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trainers import run_dir as files
-from trainers.configs.preflight import PreflightConfig
+from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.training import PreflightMode
-from trainers.errors import ProgramError
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import ProgramError
 
 FOLDER = "probe"
 WARM_UP_STEPS = 2

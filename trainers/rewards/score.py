@@ -16,9 +16,9 @@ from trainers.configs.rewards import (
     StepsReward,
     reward_name,
 )
-from trainers.rewards.answers import find_answer, judge
+from trainers.metrics.final_answer import find_answer, judge
+from trainers.rewards.answer_form import form_fault
 from trainers.rewards.equations import equations_that_hold
-from trainers.rewards.forms import form_fault
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any
 
 from peft import get_peft_model
 
-from trainers import run_dir as files
-from trainers.configs.processes import parallel_arguments
 from trainers.configs.training import Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
-from trainers.errors import ConfigInvalid
-from trainers.load import parameter_counts, pick_attention, pick_device, pick_precision
-from trainers.preflight.fit import estimate_fit, needs_checkpointing, this_host
-from trainers.report import Report
-from trainers.surroundings import expected_resuming
+from trainers.modeling.load import parameter_counts, pick_attention, pick_device, pick_precision
+from trainers.preflight.memory_estimate import estimate_fit, needs_checkpointing, this_host
+from trainers.runtime import run_dir as files
+from trainers.runtime.environment import expected_resuming
+from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.events import Report
+from trainers.runtime.launch_command import parallel_arguments
 from trainers.training.policy import load_policy, new_adapter
 
 

@@ -7,9 +7,9 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, Trainer
 
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
-from trainers.load import forward_dtype, load_model, pick_attention, pick_device
-from trainers.quantized import quantization
-from trainers.report import Report
+from trainers.modeling.load import forward_dtype, load_model, pick_attention, pick_device
+from trainers.modeling.quantization import quantization
+from trainers.runtime.events import Report
 
 T = TypeVar("T", bound=Trainer)
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from app.db import reading, transaction
 from app.deployments import lifecycle as deployments
 from app.deployments.lifecycle import Standing
+from app.storage.database import reading, transaction
 from app.tables import Deployment
 from trainers.configs import EngineOptions, Queue
-from workers.engines.keeper import Keeper, key_of
-from workers.engines.tenant import Tenant
-from workers.host import Host
+from workers.engines.deployment_runner import Tenant
+from workers.engines.engine_process import Keeper, key_of
+from workers.hosts.worker import Host
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from app.logs import redact
-from trainers import run_dir as files
-from workers.lines import EVENT, Metrics, Tail, parsed
-from workers.tracking.order import (
+from trainers.runtime import run_dir as files
+from workers.runs.run_events import EVENT, Metrics, Tail, parsed
+from workers.tracking.protocol import (
     ENDING,
     ORDER,
     PROGRAM_ENDED,

@@ -14,16 +14,16 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from app.db import reading, transaction
 from app.runs import lifecycle
 from app.settings import Settings
+from app.storage.database import reading, transaction
 from app.tables import Job, Run, Worker
-from trainers import run_dir as files
-from workers.follow import News
-from workers.lease import Lease
-from workers.tracking.order import Ending, Order, Target, Tracked
-from workers.tracking.sender import Sender
-from workers.tracking.targets import targets
+from trainers.runtime import run_dir as files
+from workers.hosts.lease import Lease
+from workers.runs.follow import News
+from workers.tracking.exporter import Sender
+from workers.tracking.protocol import Ending, Order, Target, Tracked
+from workers.tracking.services import targets
 
 FOLDER = ".tracking"
 LOOK_SECONDS = 0.1

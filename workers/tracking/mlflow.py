@@ -12,7 +12,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from workers.tracking.order import Ending, Link, Mlflow, Point, Tracked, flat, numbers
+from workers.tracking.protocol import Ending, Link, Mlflow, Point, Tracked, flat, numbers
 
 # The server's limits for one request.
 METRICS_AT_ONCE = 1000

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from workers.tracking.order import Ending, Link, Point, Tensorboard, Tracked, numbers
+from workers.tracking.protocol import Ending, Link, Point, Tensorboard, Tracked, numbers
 
 
 class TensorboardService:

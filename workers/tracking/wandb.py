@@ -8,7 +8,7 @@ from pathlib import Path
 
 import wandb
 
-from workers.tracking.order import Ending, Link, Point, Tracked, Wandb
+from workers.tracking.protocol import Ending, Link, Point, Tracked, Wandb
 
 INIT_TIMEOUT_SECONDS = 30
 EXIT_CODES = {"succeeded": 0, "cancelled": 255}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from serving.engines.decoding.adapters import AdapterNotLoadable, adapter_faults, check_adapter
-from serving.engines.decoding.rows import Row
+from serving.engines.decoding.sequence import Row
 from serving.engines.decoding.served import Served, adapter_tokenizer
 from trainers.configs.engines import EngineOptions
 

@@ -19,8 +19,8 @@ import torch
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
 from serving.engines.decoding.base import Base, Block
-from serving.engines.decoding.rows import Row
 from serving.engines.decoding.sampling import prompt_logprobs, token_logprob
+from serving.engines.decoding.sequence import Row
 from serving.engines.decoding.served import Served
 
 IDLE_WAIT_SECONDS = 1.0

@@ -16,11 +16,11 @@ from serving.engines.decoding.base import (
     refuse_larger_vocabulary,
     refuse_wrong_path,
 )
-from serving.engines.decoding.rows import Row
+from serving.engines.decoding.sequence import Row
 from serving.engines.decoding.served import Served, end_tokens, load_tokenizer
-from serving.engines.hf.blocks import HfBlock, forward, prefill
+from serving.engines.hf.kv_cache import HfBlock, forward, prefill
 from trainers.configs.engines import EngineOptions, EngineQuantization
-from trainers.quantized import keep_layout
+from trainers.modeling.quantization import keep_layout
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,8 +8,8 @@ generation failed.
 
 import sys
 
-from serving.engines.http.program import run
 from serving.engines.mlx.model import load_base
+from serving.engines.openai_server.program import run
 from trainers.configs.engines import EngineKind
 
 if __name__ == "__main__":

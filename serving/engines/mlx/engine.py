@@ -2,7 +2,7 @@
 
 import sys
 
-from serving.engines.http.engine import OwnEngine
+from serving.engines.openai_server.engine import OwnEngine
 from trainers.configs.engines import EngineKind
 
 

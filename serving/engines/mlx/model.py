@@ -18,11 +18,11 @@ from serving.engines.decoding.base import (
     refuse_larger_vocabulary,
     refuse_wrong_path,
 )
-from serving.engines.decoding.rows import Row
+from serving.engines.decoding.sequence import Row
 from serving.engines.decoding.served import Served, end_tokens, load_tokenizer
 from serving.engines.mlx import lora
-from serving.engines.mlx.blocks import MlxBlock, prefill, step
 from serving.engines.mlx.config import complete_config, longest_exact_context
+from serving.engines.mlx.kv_cache import MlxBlock, prefill, step
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
 FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]

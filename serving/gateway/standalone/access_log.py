@@ -5,7 +5,7 @@ import os
 import time
 from functools import lru_cache
 
-from serving.gateway.exchange import Exchange
+from serving.gateway.request_context import Exchange
 
 
 class AccessLog:

@@ -11,10 +11,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from serving.addresses import from_here
-from serving.gateway.errors import ApiError, EngineUnavailable, Forbidden, InvalidApiKey
 from serving.gateway.gateway import Sender
 from serving.gateway.rate_limits import Caller
+from serving.http.addresses import from_here
+from serving.http.errors import ApiError, EngineUnavailable, Forbidden, InvalidApiKey
 
 API_TIMEOUT_SECONDS = 5.0
 # How long what the service said of a key holds, and how long a request then waits to hear it anew.

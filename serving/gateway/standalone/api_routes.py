@@ -10,8 +10,8 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from serving.gateway.errors import EngineUnavailable
 from serving.gateway.routes import CachedRoutes, Route, Target
+from serving.http.errors import EngineUnavailable
 
 API_TIMEOUT_SECONDS = 5.0
 WAKE_SECONDS = 60.0

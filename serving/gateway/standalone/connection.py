@@ -7,10 +7,10 @@ from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
-from serving.gateway.client import Headers, Job
-from serving.gateway.errors import RequestTimeout
+from serving.gateway.caller import Headers, Job
 from serving.gateway.gateway import Request, Sender, sender
 from serving.gateway.standalone.incoming import Incoming
+from serving.http.errors import RequestTimeout
 
 if TYPE_CHECKING:
     from serving.gateway.standalone.server import Server

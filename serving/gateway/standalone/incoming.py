@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import httptools
 
-from serving.gateway.errors import HeadersTooLarge, MalformedRequest
 from serving.gateway.gateway import MOST_BODY_BYTES, Request, body_too_large
+from serving.http.errors import HeadersTooLarge, MalformedRequest
 
 MOST_HEAD_BYTES = 64 * 1024
 MOST_HEADERS = 100

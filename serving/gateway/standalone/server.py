@@ -12,10 +12,10 @@ from email.utils import formatdate
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from serving.gateway.client import Client
-from serving.gateway.errors import UnknownUrl
+from serving.gateway.caller import Client
 from serving.gateway.gateway import JSON, Gateway, Request
 from serving.gateway.standalone.connection import ClientConnection
+from serving.http.errors import UnknownUrl
 
 DRAIN_SECONDS = 10.0
 LOOK_SECONDS = 1.0

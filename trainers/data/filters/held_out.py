@@ -6,12 +6,12 @@ datasketch takes scipy along, so only programs import this module.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from trainers.data.files.jsonl import iter_rows
 from trainers.data.filters.drops import DropReason, Drops
-from trainers.data.filters.near import NearIndex
-from trainers.data.filters.rows import NumberedRows
+from trainers.data.filters.near_duplicates import NearIndex
+from trainers.data.filters.row_filters import NumberedRows
 from trainers.data.fingerprint import prompt_text
 from trainers.data.formats import RowFormat, detect_format
-from trainers.data.jsonl import iter_rows
 
 
 def without_held_out(

@@ -1,0 +1,1 @@
+"""The demo, the worked cases and the example data."""

@@ -1,0 +1,84 @@
+"""The examples that a newcomer begins with: a tiny starter model and two generated datasets.
+
+The examples of the API's documentation name them, so that each works as it stands.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.datasets import service as datasets
+from app.deployments import service as deployments
+from app.deployments.schemas import DeploymentCreate
+from app.http.paging import PageQuery
+from app.settings import Settings
+from app.storage.database import reading, transaction
+from trainers.data.recipes import arithmetic
+
+logger = logging.getLogger(__name__)
+
+STARTER = "starter"
+TRAIN, TEST = "arithmetic-train", "arithmetic-test"
+TRAIN_ROWS, TEST_ROWS = 1000, 240
+LOOK_SECONDS = 0.2
+
+
+def seed(settings: Settings, stopping: threading.Event) -> None:
+    """Have the starter model, its datasets and its deployment, unless they are there already."""
+    make_starter(settings, stopping)
+    if stopping.is_set():
+        return
+    for name, path in write_datasets(settings.data_dir / "examples").items():
+        datasets.store_file(path, name=name)
+    with reading() as session:
+        before, _ = deployments.page(session, PageQuery(limit=1), None, STARTER)
+    if not before or before[0].status.finished:
+        with transaction() as session:
+            deployments.create(session, DeploymentCreate(name=STARTER, model=STARTER))
+
+
+def make_starter(settings: Settings, stopping: threading.Event | None = None) -> Path:
+    """The starter model's folder; it is trained in a minute the first time, or given up when stopping."""
+    folder = settings.model_roots[0] / STARTER
+    if not folder.exists():
+        logger.info("training the starter model, about a minute, once")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [settings.trainer_python or sys.executable, "-m", "trainers.starter", "--out", str(folder)]
+        _run(command, stopping or threading.Event())
+    return folder
+
+
+def _run(command: Sequence[str], stopping: threading.Event) -> None:
+    with subprocess.Popen(command) as program:
+        while program.poll() is None:
+            if stopping.wait(LOOK_SECONDS):
+                program.terminate()
+                return
+    if program.returncode:
+        raise subprocess.CalledProcessError(program.returncode, command)
+
+
+def write_datasets(folder: Path) -> dict[str, Path]:
+    """Word problems to train on, and held-out ones whose numbers the training rows do not have."""
+    rows = {
+        TRAIN: arithmetic.problems(TRAIN_ROWS, arithmetic.Split.train, seed=0),
+        TEST: arithmetic.problems(TEST_ROWS, arithmetic.Split.held_out, seed=0),
+    }
+    return {name: write_rows(folder, name, problems) for name, problems in rows.items()}
+
+
+def write_rows(folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> Path:
+    """A file of JSON lines that can be uploaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def held_out_question() -> str:
+    """A problem that no training row holds."""
+    return arithmetic.problems(1, arithmetic.Split.held_out, seed=1)[0]["question"]

@@ -1,0 +1,205 @@
+"""The main job, from nothing to a chat with the tuned model, through the HTTP API alone.
+
+python -m app.demos.quickstart
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+from openai import OpenAI
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.demos import examples
+from app.settings import Settings, get_settings
+
+DEPLOYMENT = "arithmetic"
+START_SECONDS = 60
+
+console = Console(highlight=False)
+
+
+def main() -> int:
+    """Run the demo; the exit status is 0 if the tuned model beats its base."""
+    settings = get_settings()
+    console.print("[bold]1. A tiny starter model and generated word problems[/]")
+    examples.make_starter(settings)
+    with service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
+        upload(client, settings)
+        job = submit(client)
+        for run in job["runs"]:
+            follow(client, run)
+        evaluation = report(client, job["id"])
+        chat(base_url)
+    farewell(settings)
+    return 0 if evaluation["model"]["score"] > evaluation["baseline"]["score"] else 1
+
+
+@contextmanager
+def service(settings: Settings) -> Iterator[str]:
+    """`python -m app` on a free port, stopped at the end with its worker and engines."""
+    port = free_port()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.data_dir / "demo.log").open("wb") as log:
+        app = subprocess.Popen([sys.executable, "-m", "app", "--port", str(port)], stdout=log, stderr=log)
+    base_url = f"http://127.0.0.1:{port}"
+    try:
+        await_ready(app, base_url)
+        console.print(f"[bold]2. The service[/]\n   {base_url}/docs, its log is in {log.name}")
+        yield base_url
+    finally:
+        app.send_signal(signal.SIGTERM)
+        app.wait()
+
+
+def await_ready(app: "subprocess.Popen[bytes]", base_url: str) -> None:
+    """Wait until the service answers; raises SystemExit when it does not."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and app.poll() is None:
+        try:
+            if httpx2.get(f"{base_url}/readyz").status_code == 200:
+                return
+        except httpx2.TransportError:
+            time.sleep(0.2)
+    raise SystemExit("The service did not start; its log tells why.")
+
+
+def upload(client: httpx2.Client, settings: Settings) -> None:
+    """Upload the datasets and print what validation found."""
+    console.print("[bold]3. Datasets[/]")
+    for name, path in examples.write_datasets(settings.data_dir / "examples").items():
+        with path.open("rb") as file:
+            answer = client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)})
+        dataset = checked(answer)
+        console.print(
+            f"   {dataset['name']}: {dataset['row_count']} rows of format {dataset['format']}, "
+            f"{dataset['fault_count']} faults"
+        )
+
+
+def submit(client: httpx2.Client) -> dict[str, Any]:
+    """Post one job of three stages, the very example of the API's documentation."""
+    console.print("[bold]4. One job: sft → evaluate → deploy[/]")
+    endpoint = checked(client.get("/openapi.json"))["paths"]["/api/v1/jobs"]["post"]
+    example = endpoint["requestBody"]["content"]["application/json"]["examples"]["arithmetic"]["value"]
+    job: dict[str, Any] = checked(client.post("/api/v1/jobs", json=example))
+    console.print(f"   {job['id']} ({job['name']})")
+    return job
+
+
+def follow(client: httpx2.Client, run: dict[str, Any]) -> None:
+    """Draw a run's progress from its event stream until it ends; raises SystemExit if it fails."""
+    columns = (
+        TextColumn("   {task.description:9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(run["name"], total=None, note="")
+        for kind, event in stream(client, run["id"]):
+            data = event.get("data", {})
+            if kind in ("progress", "metrics") and event.get("step") is not None:
+                progress.update(bar, completed=event["step"], total=data.get("total_steps"))
+            if kind == "metrics" and "loss" in data:
+                progress.update(bar, note=f"loss {data['loss']:.3f}")
+            if kind == "status" and data["status"] == "failed":
+                raise SystemExit(f"{run['name']} failed: {data['error']['message']} {data['error']['hint']}")
+            if kind == "status" and data["status"] == "succeeded":
+                total = progress.tasks[bar].total or 1
+                progress.update(bar, completed=total, total=total)
+
+
+def stream(client: httpx2.Client, run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The run's server-sent events as pairs of type and content."""
+    with client.stream("GET", f"/api/v1/runs/{run_id}/stream", timeout=None) as answer:
+        kind = ""
+        for line in answer.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                yield kind, json.loads(value)
+
+
+def report(client: httpx2.Client, job_id: str) -> dict[str, Any]:
+    """Print base against tuned on the held-out rows, with counts and intervals."""
+    console.print("[bold]5. Held-out problems, greedy, exact answers[/]")
+    runs = checked(client.get(f"/api/v1/jobs/{job_id}"))["runs"]
+    result: dict[str, Any] = next(run["result"] for run in runs if run["stage"] == "evaluate")
+    for name, score in (("base", result["baseline"]), ("tuned", result["model"])):
+        low, high = score["interval_95"]
+        console.print(
+            f"   {name:6} {score['score']:.1%}  "
+            f"({score['correct']} of {score['n']}, 95% interval {low:.1%}–{high:.1%})"
+        )
+    return result
+
+
+def chat(base_url: str) -> None:
+    """Ask the deployed model with OpenAI's own client, streamed."""
+    console.print("[bold]6. The deployed model on /v1/chat/completions, with the openai SDK[/]")
+    question = examples.held_out_question()
+    console.print(f"   [dim]user:[/] {question}\n   [dim]{DEPLOYMENT}:[/] ", end="")
+    with OpenAI(base_url=f"{base_url}/v1", api_key="none-needed-on-loopback") as openai:
+        answer = openai.chat.completions.create(
+            model=DEPLOYMENT,
+            messages=[{"role": "user", "content": question}],
+            max_tokens=48,
+            temperature=0,
+            stream=True,
+        )
+        for chunk in answer:
+            console.print((chunk.choices[0].delta.content or "").replace("\n", " "), end="")
+    console.print()
+
+
+def farewell(settings: Settings) -> None:
+    """Say how to do the same by hand."""
+    address = f"http://127.0.0.1:{settings.port}"
+    job = {
+        "name": "mine",
+        "stages": [
+            {"stage": "sft", "base": "Qwen/Qwen2.5-0.5B-Instruct", "dataset": "mine"},
+            {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "mine"},
+        ],
+    }
+    question = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}]}
+    console.print(
+        f"\n[bold]Everything is stopped. `make run` keeps the service up: {address}/docs[/]\n"
+        "The same with your own data and model, in three commands:\n"
+    )
+    for command in (
+        f"curl -F name=mine -F file=@mine.jsonl {address}/api/v1/datasets",
+        f"curl {address}/api/v1/jobs --json '{json.dumps(job)}'",
+        f"curl {address}/v1/chat/completions --json '{json.dumps(question)}'",
+    ):
+        console.print(f"  {command}\n", soft_wrap=True, markup=False)
+
+
+def checked(answer: httpx2.Response) -> Any:
+    """The answer's JSON; raises SystemExit with the service's own words if it refused."""
+    if answer.is_error:
+        raise SystemExit(f"{answer.request.method} {answer.request.url.path}: {answer.text}")
+    return answer.json()
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

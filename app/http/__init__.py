@@ -1,0 +1,1 @@
+"""HTTP: authentication, errors, middleware, paging and the mounted gateway."""

@@ -1,0 +1,104 @@
+"""Runs the API under uvicorn, with a worker as a child, and ends both in order."""
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+from starlette.concurrency import run_in_threadpool
+
+from app.main import create_app
+from app.settings import Settings, get_settings
+
+# What the gateway is generating may end; event streams end at once, since they go on where they were.
+DRAIN_SECONDS = 30
+# Beyond what a program may take to save itself: the worker has to store the checkpoint.
+WORKER_STORE_SECONDS = 15
+SEED_STOP_SECONDS = 5
+
+logger = logging.getLogger(__name__)
+
+
+def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> None:
+    """Serve until SIGTERM or SIGINT, then end the API and after it the worker."""
+    app = create_app()
+    config = uvicorn.Config(
+        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
+    )
+    server = _Server(config, app.state.stopping, with_examples)
+    worker = _start_worker(get_settings()) if with_worker else None
+    try:
+        server.run()
+    finally:
+        if worker is not None:
+            _stop_worker(worker, get_settings().pause_grace_seconds + WORKER_STORE_SECONDS)
+    if not server.started:
+        sys.exit(1)
+
+
+class _Server(uvicorn.Server):
+    """Tells the event streams at once that the service stops, and the person where it is."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event, with_examples: bool) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+        self._with_examples = with_examples
+        self._seeding = threading.Thread(target=_seed, args=(stopping,), name="examples", daemon=True)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._with_examples:
+            self._seeding.start()
+        print(f"Tunesmith is up. Docs: {self._url()}/docs", flush=True)  # noqa: T201
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._seeding.is_alive():
+            await run_in_threadpool(self._seeding.join, SEED_STOP_SECONDS)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._stopping.set()
+        super().handle_exit(sig, frame)
+
+    def _url(self) -> str:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _seed(stopping: threading.Event) -> None:
+    # What makes the examples is needed by nobody who did not ask for them.
+    from app.demos.examples import seed
+
+    seed(get_settings(), stopping)
+
+
+def _start_worker(settings: Settings) -> "subprocess.Popen[bytes]":
+    """A worker that ends when this process does, since its standard input closes then.
+
+    In a session of its own, Ctrl-C in a terminal reaches this process alone, which ends both in order.
+    """
+    command = [sys.executable, "-m", "workers", "--queue", settings.default_queue, "--exit-with-stdin"]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    threading.Thread(target=_watch, args=(worker,), name="worker", daemon=True).start()
+    return worker
+
+
+def _watch(worker: "subprocess.Popen[bytes]") -> None:
+    status = worker.wait()
+    if status:
+        logger.error(
+            "the worker ended with status %s: start another with python -m workers --queue …", status
+        )
+
+
+def _stop_worker(worker: "subprocess.Popen[bytes]", seconds: float) -> None:
+    worker.terminate()
+    try:
+        worker.wait(seconds)
+    except subprocess.TimeoutExpired:
+        logger.warning("the worker did not stop in %s s and is killed", seconds)
+        worker.kill()
+        worker.wait()

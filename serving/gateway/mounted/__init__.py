@@ -1,0 +1,1 @@
+"""The gateway mounted in another ASGI application."""

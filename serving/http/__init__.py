@@ -1,0 +1,1 @@
+"""HTTP parts that the engines and the gateway share."""

@@ -1,0 +1,71 @@
+"""A run that meets trouble mends itself, and says what it has done."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.platform import LONG, Platform, sft, until
+from trainers.data.recipes.arithmetic import Split, problems
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)], check=True)
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_a_full_disk_pauses_the_run_until_there_is_room(team: Platform, small_disk: Path) -> None:
+    artifacts = f"file://{team.folder / 'artifacts'}"
+    team.start_worker(TUNESMITH_DATA_DIR=str(small_disk), TUNESMITH_ARTIFACTS_URL=artifacts)
+    full = {**LONG, "tuning": {"method": "full"}, "keep_checkpoints": 50}
+    job = team.submit(sft(**full))
+    until(lambda: team.job(job)["status"] == "paused", 120, lambda: f"{team.job(job)}")
+    run = team.run(job)
+    assert run["error"]["code"] == "disk_full"
+    assert "resumes from its last complete checkpoint" in run["error"]["hint"]
+    steps = [saved["step"] for saved in team.get(f"/runs/{run['id']}/checkpoints")["items"]]
+    assert steps, "no checkpoint was kept"
+    subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk)], check=True)
+    assert team.resumed_at(job) > max(steps)
+    told = [event["data"].get("reason") for event in team.events(run["id"], "status")]
+    assert "there is room on the disk again" in told
+    team.post(f"/jobs/{job}/cancel")
+    team.finish(job)
+
+
+@pytest.fixture
+def little_memory(tmp_path: Path) -> str:
+    """A Python whose programs may address 4.2 GiB, of which the libraries reserve half."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nulimit -v 4400000\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
+    embedded: Platform, little_memory: str
+) -> None:
+    rows = [row | {"question": f"{row['question']} " * 9} for row in problems(512, Split.train, seed=1)]
+    embedded.upload("long", rows)
+    embedded.start_worker(TUNESMITH_TRAINER_PYTHON=little_memory)
+    # Padded rows with all their positions need what rows laid end to end would not.
+    large = {"batch_size": 512, "micro_batch_size": 512, "max_steps": 2, "log_every_steps": 1}
+    large |= {"attention": "sdpa"}
+    job = embedded.finish(embedded.submit(sft(dataset="long", **large)), 280)
+    (run,) = job["runs"]
+    assert run["status"] == "succeeded", run
+    warnings = [event["data"] for event in embedded.events(run["id"], "warning")]
+    halved = [told["message"] for told in warnings if told["code"] == "micro_batch_halved"]
+    assert halved and "micro_batch_size 512" in halved[0]
+    assert (run["config"]["batch_size"], run["config"]["micro_batch_size"]) == (512, 512 >> len(halved))
+    assert run["attempt"] == 1 + len(halved)

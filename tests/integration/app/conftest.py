@@ -1,0 +1,160 @@
+"""A database of each kind, built by the migrations, and a client of the whole API over it."""
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from sqlmodel import SQLModel, col
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.scheduling import queue
+from app.settings import Settings, get_settings
+from app.storage import artifacts, migrate
+from app.storage import database as database
+from app.storage.database import database_now, make_engine, transaction
+from app.tables import Dataset, Job, Run, RunStatus, Worker
+from tests.services import postgres_url
+from trainers.configs import Queue, StageKind
+from trainers.data.formats import RowFormat
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a migrated database; making one for each test would take longer than the tests."""
+    with postgres_url() as url:
+        _migrate(url)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database, to be copied."""
+    folder = tmp_path_factory.mktemp("sqlite")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_DATA_DIR", str(folder))
+        forget()
+        _migrate(f"sqlite:///{folder / 'tunesmith.db'}")
+    forget()
+    return folder / "tunesmith.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a migrated database without rows."""
+    if request.param == "sqlite":
+        path = tmp_path / "tunesmith.db"
+        shutil.copy(request.getfixturevalue("sqlite"), path)
+        yield f"sqlite:///{path}"
+    else:
+        url = request.getfixturevalue("postgres")
+        yield url
+        _empty(url)
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """The process's settings, with data of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TUNESMITH_DATABASE_URL", database_url)
+    forget()
+    yield get_settings()
+    database.get_engine().dispose()
+    forget()
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    """A client on this machine, which a service without keys lets in."""
+    with TestClient(create_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
+        yield client
+
+
+@pytest.fixture
+def make_dataset(settings: Settings) -> Callable[..., Dataset]:
+    """Makes a dataset of 100 good rows."""
+
+    def make(name: str, **values: Any) -> Dataset:
+        made = {
+            "sha256": secrets.token_hex(32),
+            "artifact": "datasets/x",
+            "size_bytes": 1,
+            "row_count": 100,
+            "format": RowFormat.messages,
+        }
+        dataset = Dataset(name=name, **(made | values))
+        with transaction() as session:
+            session.add(dataset)
+        return dataset
+
+    return make
+
+
+@pytest.fixture
+def make_job(settings: Settings) -> Callable[..., list[Run]]:
+    """Makes a job with a run of each status named, and answers its runs."""
+
+    def make(*statuses: RunStatus, **values: Any) -> list[Run]:
+        with transaction() as session:
+            job = Job(name=values.pop("name", "job"))
+            session.add(job)
+            session.flush()
+            runs = [
+                Run(
+                    job_id=job.id,
+                    position=position,
+                    name=f"stage{position}",
+                    stage=StageKind.sft,
+                    config={},
+                    status=status,
+                    **{"queue": Queue.cpu, **values},
+                )
+                for position, status in enumerate(statuses)
+            ]
+            session.add_all(runs)
+        return runs
+
+    return make
+
+
+@pytest.fixture
+def make_worker(settings: Settings) -> Callable[..., Worker]:
+    """Makes a worker that lives."""
+
+    def make(**values: Any) -> Worker:
+        made = {"name": "here", "host": "h", "pid": 1, "queues": [Queue.cpu], "stages": list(StageKind)}
+        worker = Worker(**(made | values))
+        with transaction() as session:
+            session.add(worker)
+            session.flush()
+            session.execute(
+                update(Worker).where(col(Worker.id) == worker.id).values(last_seen_at=database_now())
+            )
+        return worker
+
+    return make
+
+
+def forget() -> None:
+    """Let the next call read the environment again."""
+    for cached in (get_settings, database.get_engine, queue.get_celery, artifacts.get_store):
+        cached.cache_clear()
+
+
+def _empty(url: str) -> None:
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            connection.execute(table.delete())
+    engine.dispose()
+
+
+def _migrate(url: str) -> None:
+    engine = make_engine(url)
+    migrate.upgrade(engine)
+    engine.dispose()

@@ -1,0 +1,105 @@
+"""Aliases over HTTP."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.tables import DeploymentStatus
+from tests.integration.app.test_deployments import ask, have
+
+
+def put(client: TestClient, name: str = "prod", **shares: float) -> Any:
+    targets = [{"deployment": deployment, "share": share} for deployment, share in shares.items()]
+    return client.put(f"/api/v1/aliases/{name}", json={"targets": targets})
+
+
+def leads_to(client: TestClient, name: str = "prod") -> dict[str, float]:
+    alias = client.get(f"/api/v1/aliases/{name}").json()
+    return {target["deployment"]: target["share"] for target in alias["targets"]}
+
+
+def code_of(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_an_alias_goes_back_step_by_step_and_keeps_its_history(client: TestClient) -> None:
+    for name in "abc":
+        have(name=name)
+    put(client, a=1)
+    put(client, b=1)
+    put(client, b=0.5, c=0.5)
+    for wanted in ({"b": 1}, {"a": 1}):
+        client.post("/api/v1/aliases/prod/rollback", json={})
+        assert leads_to(client) == wanted
+    client.post("/api/v1/aliases/prod/rollback", json={"version": 3})
+    assert leads_to(client) == {"b": 0.5, "c": 0.5}
+    history = client.get("/api/v1/aliases/prod/history").json()["items"]
+    assert [(one["version"], one["restores"]) for one in history][:3] == [(6, 3), (5, 1), (4, 2)]
+
+
+def test_there_is_nothing_before_the_first_move(client: TestClient) -> None:
+    have(name="a")
+    put(client, a=1)
+    assert code_of(client.post("/api/v1/aliases/prod/rollback", json={})) == (409, "nothing_to_restore")
+    assert code_of(client.post("/api/v1/aliases/none/rollback", json={})) == (404, "alias_not_found")
+
+
+def test_a_deleted_alias_is_gone_and_its_versions_go_on(client: TestClient) -> None:
+    have(name="a")
+    put(client, a=1)
+    assert client.delete("/api/v1/aliases/prod").status_code == 204
+    assert client.get("/api/v1/aliases").json()["items"] == []
+    assert put(client, a=1).json()["version"] == 2
+
+
+def test_a_name_is_of_an_alias_or_of_a_deployment(client: TestClient) -> None:
+    have(name="a")
+    assert code_of(put(client, "a", a=1)) == (409, "name_is_deployment")
+    put(client, a=1)
+    assert code_of(client.post("/api/v1/deployments", json={"name": "prod", "model": "org/x"})) == (
+        409,
+        "name_is_alias",
+    )
+
+
+@pytest.mark.parametrize("shares", [{"a": 0.5}, {"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 1.0}, {}])
+def test_shares_that_are_not_a_whole_are_refused(client: TestClient, shares: dict[str, float]) -> None:
+    for name in "ab":
+        have(name=name)
+    assert put(client, **shares).status_code == 422
+
+
+def test_an_alias_leads_only_to_what_answers(client: TestClient) -> None:
+    ask(name="soon")
+    assert code_of(put(client, soon=1)) == (409, "target_not_ready")
+    have(name="sleepy", status=DeploymentStatus.asleep, address=None)
+    assert put(client, sleepy=1).json()["targets"][0]["status"] == "asleep"
+
+
+def test_what_an_alias_leads_to_is_stopped_only_by_force(client: TestClient) -> None:
+    stopped, kept = have(name="a"), have(name="b")
+    put(client, a=0.5, b=0.5)
+    assert code_of(client.post(f"/api/v1/deployments/{stopped}/stop")) == (409, "alias_leads_here")
+    assert client.post(f"/api/v1/deployments/{stopped}/stop?force=true").json()["status"] == "stopping"
+    routes = {route["name"]: route for route in client.get("/api/v1/routes").json()["items"]}
+    assert [target["deployment_id"] for target in routes["prod"]["targets"]] == [kept]
+
+
+def test_an_alias_that_leads_nowhere_says_so(client: TestClient) -> None:
+    deployment = have(name="a")
+    put(client, a=1)
+    client.post(f"/api/v1/deployments/{deployment}/stop?force=true")
+    body = {"model": "prod", "messages": [{"role": "user", "content": "hello"}]}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert code_of(answer) == (503, "engine_unavailable")
+    assert "move it" in answer.json()["error"]["message"]
+
+
+def test_a_job_that_would_deploy_under_an_alias_is_refused_before_it_runs(client: TestClient) -> None:
+    have(name="a")
+    put(client, a=1)
+    deploy = {"stage": "deploy", "model": "org/base", "deployment": "prod"}
+    refused = client.post("/api/v1/jobs", json={"name": "job", "stages": [deploy]})
+    assert refused.status_code == 422
+    assert refused.json()["error"]["fields"][0]["field"] == "stages.0.deployment"

@@ -1,0 +1,173 @@
+"""Deployments: who has a name, who shares an engine, and how sleepers are woken."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from sqlmodel import Session
+from starlette.testclient import TestClient
+
+from app.deployments import lifecycle
+from app.deployments.create import begin, plan
+from app.settings import Settings
+from app.storage.database import reading, transaction
+from app.tables import Deployment, DeploymentStatus, Model, ModelKind, Worker
+from trainers.configs import DeploymentChoice, EngineKind, Queue
+
+MakeWorker = Callable[..., Worker]
+EARLIER = datetime.now(UTC) - timedelta(minutes=1)
+
+
+def asked(name: str = "one", **values: Any) -> Deployment:
+    made = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key", **values}
+    return Deployment(name=name, **made)
+
+
+def have(**values: Any) -> str:
+    """A deployment as a row, in whatever status."""
+    made = {"status": DeploymentStatus.ready, "address": "http://127.0.0.1:9", "ready_at": EARLIER, **values}
+    with transaction() as session:
+        deployment = asked(**made)
+        session.add(deployment)
+    return deployment.id
+
+
+def ask(**values: Any) -> str:
+    with transaction() as session:
+        return begin(session, asked(**values)).id
+
+
+def row(deployment_id: str) -> Deployment:
+    with reading() as session:
+        return session.get_one(Deployment, deployment_id)
+
+
+def serve(deployment_id: str, worker: Worker) -> None:
+    with transaction() as session:
+        claimed = lifecycle.claim(session, deployment_id, worker.id, 60)
+        assert claimed is not None
+        lifecycle.ready(session, deployment_id, claimed.attempt, "http://127.0.0.1:9", "name")
+
+
+def waiting(worker: Worker) -> list[str]:
+    with reading() as session:
+        return [found.id for found in lifecycle.waiting(session, worker.id, [Queue.cpu])]
+
+
+def test_the_old_serves_until_the_new_is_ready(make_worker: MakeWorker) -> None:
+    old = have()
+    new = ask()
+    assert (row(old).status, row(new).replaces) == (DeploymentStatus.ready, old)
+    serve(new, make_worker())
+    assert (row(old).status, row(new).status) == (DeploymentStatus.stopping, DeploymentStatus.ready)
+    assert row(new).replaces is None
+
+
+def test_only_the_last_of_several_requests_takes_the_name_over(settings: Settings) -> None:
+    old = have()
+    first, second = ask(), ask()
+    assert [row(one).status for one in (old, first, second)] == ["ready", "stopped", "queued"]
+    never_ready = ask(name="two")
+    assert row(ask(name="two")).replaces is None
+    assert row(never_ready).status is DeploymentStatus.stopped
+
+
+def test_on_a_gpu_the_old_leaves_first_unless_both_share_its_engine(settings: Settings) -> None:
+    old = have(queue=Queue.cuda)
+    assert row(ask(queue=Queue.cuda)).replaces == old
+    ask(queue=Queue.cuda, engine_key="other")
+    assert row(old).status is DeploymentStatus.stopping
+
+
+def test_a_worker_that_has_the_base_in_memory_goes_first_for_a_while(make_worker: MakeWorker) -> None:
+    host, other = make_worker(), make_worker()
+    serve(ask(), host)
+    second = ask(name="two")
+    assert (waiting(host), waiting(other)) == ([second], [])
+    with transaction() as session:
+        assert lifecycle.claim(session, second, other.id, 60) is None
+        session.get_one(Deployment, second).queued_at = EARLIER
+    assert waiting(other) == [second]
+
+
+def test_a_sleeper_is_woken_once_and_stopped_at_once(settings: Settings) -> None:
+    sleeper = have(status=DeploymentStatus.asleep, address=None)
+    with transaction() as session:
+        assert lifecycle.wake(session, sleeper) is not None
+        assert lifecycle.wake(session, sleeper) is None
+    other = have(name="two", status=DeploymentStatus.asleep, address=None)
+    with transaction() as session:
+        lifecycle.stop(session, other)
+    assert [row(one).status for one in (sleeper, other)] == ["queued", "stopped"]
+
+
+def test_a_request_to_a_sleeper_wakes_it_and_is_told_when_to_come_again(
+    client: TestClient, settings: Settings
+) -> None:
+    settings.wake_seconds = 0.1
+    sleeper = have(status=DeploymentStatus.asleep, address=None)
+    body = {"model": "one", "messages": [{"role": "user", "content": "hello"}]}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert int(answer.headers["retry-after"]) > 0
+    assert row(sleeper).status is DeploymentStatus.queued
+
+
+def test_a_gateway_reads_wakes_and_notes_use_with_the_scope_inference(client: TestClient) -> None:
+    sleeper = have(status=DeploymentStatus.asleep, address=None)
+    admin = client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"]}).json()["key"]
+    told = {"Authorization": f"Bearer {admin}"}
+    keys = {
+        scope: client.post("/api/v1/keys", json={"name": scope, "scopes": [scope]}, headers=told).json()[
+            "key"
+        ]
+        for scope in ("inference", "write")
+    }
+    client.headers["Authorization"] = f"Bearer {keys['inference']}"
+    (route,) = client.get("/api/v1/routes").json()["items"]
+    assert (route["name"], route["targets"][0]["base_url"]) == ("one", "")
+    assert client.post("/api/v1/routes/use", json={"deployment_ids": [sleeper, "x"]}).status_code == 204
+    assert client.post(f"/api/v1/deployments/{sleeper}/wake").json()["status"] == "queued"
+    assert row(sleeper).last_used_at is not None
+    assert client.post(f"/api/v1/deployments/{sleeper}/stop").status_code == 403
+    client.headers["Authorization"] = f"Bearer {keys['write']}"
+    assert client.get("/api/v1/routes").status_code == 403
+
+
+def test_paths_by_which_engines_are_administered_do_not_pass_the_gateway(client: TestClient) -> None:
+    have()
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/../v1/load_lora_adapter"):
+        answer = client.post(path, json={"model": "one", "lora_name": "x", "lora_path": "/etc"})
+        assert answer.status_code == 404
+
+
+def keys_of(session: Session, engine: EngineKind) -> set[str]:
+    choice = DeploymentChoice(engine=engine)
+    models = [
+        Model(name=name, kind=ModelKind.adapter, base="hub/base", artifact="", sha256="", size_bytes=0)
+        for name in ("a", "b")
+    ]
+    for model in models:
+        model.template_sha256 = model.name * 64
+    session.add_all(models)
+    session.flush()
+    return {plan(session, "one", model.id, choice, Queue.cpu).engine_key for model in models}
+
+
+def test_templates_part_only_those_engines_that_have_one_for_all(settings: Settings) -> None:
+    with transaction() as session:
+        assert len(keys_of(session, EngineKind.hf)) == 1
+        assert len(keys_of(session, EngineKind.vllm)) == 2
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8", "2606:4700::1111"])
+def test_engines_do_not_listen_for_everyone(host: str) -> None:
+    with pytest.raises(ValidationError, match="private address"):
+        Settings(engine_host=host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.7", "fd00::7", "100.64.1.2", "worker-1"])
+def test_engines_listen_on_private_networks(host: str) -> None:
+    assert Settings(engine_host=host).engine_host == host

@@ -1,0 +1,298 @@
+"""Jobs over HTTP: posting, resolving, listing and showing."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import select
+from starlette.testclient import TestClient
+
+from app.jobs.schemas import EXAMPLE
+from app.settings import Settings
+from app.storage.database import reading
+from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
+from trainers.data.formats import RowFormat
+
+SFT = {"stage": "sft", "base": "org/base", "dataset": "rows"}
+EVALUATE = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "rows"}
+DEPLOY = {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "tuned"}
+
+
+@pytest.fixture
+def rows(make_dataset: Callable[..., Dataset]) -> Dataset:
+    return make_dataset("rows")
+
+
+def spec(*stages: dict[str, Any], **values: Any) -> dict[str, Any]:
+    return {"name": "job", "stages": list(stages or [SFT])} | values
+
+
+def refused(client: TestClient, body: dict[str, Any]) -> dict[str, str]:
+    """The fields that a 422 names, with their messages."""
+    answer = client.post("/api/v1/jobs", json=body)
+    assert answer.status_code == 422, answer.text
+    return {field["field"]: field["message"] for field in answer.json()["error"]["fields"]}
+
+
+def test_a_posted_job_is_queued_with_its_runs_and_events(client: TestClient, rows: Dataset) -> None:
+    answer = client.post("/api/v1/jobs", json=spec(SFT, EVALUATE, DEPLOY, priority=7, labels={"team": "a"}))
+    assert answer.status_code == 201
+    job = answer.json()
+    assert (job["status"], job["priority"], job["labels"]) == ("queued", 7, {"team": "a"})
+    assert [run["name"] for run in job["runs"]] == ["sft", "evaluate", "deploy"]
+    with reading() as session:
+        assert [(event.seq, event.data["status"]) for event in session.exec(select(Event))] == [
+            (1, "queued")
+        ] * 3
+
+
+def test_a_posted_job_rings_the_bell_of_its_first_stage(
+    client: TestClient, rows: Dataset, settings: Settings
+) -> None:
+    client.post("/api/v1/jobs", json=spec(SFT | {"queue": "cuda"}, EVALUATE))
+    assert [bell.name.split(".")[-2] for bell in (settings.data_dir / "queue/messages").iterdir()] == ["cuda"]
+
+
+def test_a_stored_stage_has_every_default_resolved(client: TestClient, rows: Dataset) -> None:
+    config = client.post("/api/v1/jobs", json=spec()).json()["runs"][0]["config"]
+    assert config["dataset"] == rows.id
+    assert (config["name"], config["queue"], config["learning_rate"], config["micro_batch_size"]) == (
+        "sft",
+        "cpu",
+        2e-4,
+        8,
+    )
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (spec(SFT | {"learning_rate": 2}), "stages.0.learning_rate"),
+        (spec(SFT | {"learning_rat": 1e-4}), "stages.0.learning_rat"),
+        (spec(SFT | {"tuning": {"method": "lora", "rank": 0}}), "stages.0.tuning.rank"),
+        (spec(SFT | {"base": {"stage": "Not A Name"}}), "stages.0.base.stage"),
+        (spec(SFT | {"base": 5}), "stages.0.base"),
+        (spec({"stage": "sft", "base": "org/base"}), "stages.0.dataset"),
+        (spec({"stage": "dance"}), "stages.0.stage"),
+        (spec({"base": "org/base"}), "stages.0.stage"),
+        (spec(SFT | {"tuning": {"method": ["lora"]}}), "stages.0.tuning.method"),
+        (spec(SFT | {"max_steps": 10**30}), "stages.0.max_steps"),
+        (spec(SFT | {"base": "a/b\0"}), "stages.0.base"),
+        (spec(SFT, name="a\0b"), "name"),
+        (spec(SFT, labels={"team": "\x1b[2J"}), "labels.team"),
+        (spec(SFT | {"batch_size": 10, "micro_batch_size": 4}), "stages.0"),
+        (spec(SFT, priority=101), "priority"),
+        (spec(SFT, queue="gpu"), "queue"),
+        (spec(SFT, labels={"a:b": "c"}), "labels.a:b"),
+        ({"name": "job", "stages": []}, "stages"),
+        ({"stages": [SFT]}, "name"),
+        (spec(SFT, SFT), "stages.1.name"),
+        (spec(SFT | {"base": {"stage": "later"}}), "stages.0.base"),
+        (spec(EVALUATE, SFT), "stages.0.model"),
+        (spec(SFT, EVALUATE, DEPLOY | {"model": {"stage": "evaluate"}}), "stages.2.model"),
+        (spec(SFT | {"dataset": "unknown"}), "stages.0.dataset"),
+        (spec(SFT | {"base": "model_unknown"}), "stages.0.base"),
+        (spec(SFT | {"base": {"base": "a/b", "adapter": "c"}}), "stages.0.base"),
+        (spec(SFT | {"base": "/etc"}), "stages.0.base"),
+        (spec(SFT | {"base": "./models/../../outside"}), "stages.0.base"),
+        (spec(SFT | {"base": "starter/../../outside"}), "stages.0.base"),
+        (spec(SFT | {"base": "neither-folder-nor-hub-id"}), "stages.0.base"),
+        (spec(SFT | {"base": "x" * 1000}), "stages.0.base"),
+    ],
+)
+def test_a_wrong_job_is_refused_naming_the_field(
+    client: TestClient, rows: Dataset, body: dict[str, Any], field: str
+) -> None:
+    assert list(refused(client, body)) == [field]
+    assert client.get("/api/v1/jobs").json()["items"] == []
+
+
+def test_every_wrong_field_is_named_at_once(client: TestClient) -> None:
+    assert set(refused(client, spec(SFT | {"base": "nowhere"}))) == {"stages.0.base", "stages.0.dataset"}
+
+
+def test_a_body_that_is_not_json_is_refused_in_a_sentence(client: TestClient) -> None:
+    answer = client.post("/api/v1/jobs", content="{oops", headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert "not JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"name": "\xe9"}', b"[" * 100_000, b'{"priority": ' + b"9" * 5000 + b"}"]
+)
+def test_a_body_that_no_parser_reads_is_malformed_like_any_other(client: TestClient, content: bytes) -> None:
+    answer = client.post("/api/v1/jobs", content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid")
+    assert "application/json" in answer.json()["error"]["hint"]
+
+
+def test_a_body_of_another_type_is_told_what_to_send(client: TestClient) -> None:
+    answer = client.post("/api/v1/jobs", content=b"{}", headers={"content-type": "text/plain"})
+    assert answer.status_code == 422 and "application/json" in answer.json()["error"]["hint"]
+
+
+def test_a_character_that_the_database_cannot_store_is_no_internal_error(
+    client: TestClient, rows: Dataset
+) -> None:
+    assert client.post("/api/v1/jobs", json=spec(name="a\0b")).status_code in (201, 422)
+
+
+def test_a_folder_is_found_by_its_name_but_not_through_a_link_out_of_the_roots(
+    client: TestClient, rows: Dataset, settings: Settings, tmp_path: Path
+) -> None:
+    (settings.model_roots[0] / "starter").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (settings.model_roots[0] / "link").symlink_to(tmp_path / "outside")
+    made = client.post("/api/v1/jobs", json=spec(SFT | {"base": "starter"}))
+    assert made.json()["runs"][0]["config"]["base"] == str(settings.model_roots[0] / "starter")
+    assert "TUNESMITH_MODEL_ROOTS" in client.post("/api/v1/jobs", json=spec(SFT | {"base": "link"})).text
+
+
+def test_a_dataset_with_faults_is_refused_with_its_first_fault(
+    client: TestClient, make_dataset: Callable[..., Dataset]
+) -> None:
+    fault = {"line": 3, "field": "prompt", "code": "empty_text", "message": "The prompt is empty."}
+    make_dataset("rows", fault_count=2, report={"faults": [fault]})
+    answer = client.post("/api/v1/jobs", json=spec())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "dataset_not_ready")
+    assert "Line 3: The prompt is empty." in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stage", [SFT, EVALUATE | {"model": "org/base"}])
+def test_preference_pairs_are_refused_before_hardware_is_taken(
+    client: TestClient, make_dataset: Callable[..., Dataset], stage: dict[str, Any]
+) -> None:
+    make_dataset("rows", format=RowFormat.preference)
+    assert "`chosen`" in refused(client, spec(stage))["stages.0.dataset"]
+
+
+@pytest.mark.parametrize("after", ["zzz", "0", "job_", "job_\0"])
+def test_a_cursor_that_no_page_gave_is_refused(client: TestClient, after: str) -> None:
+    answer = client.get("/api/v1/jobs", params={"after": after})
+    assert (answer.status_code, answer.json()["error"]["fields"][0]["field"]) == (422, "after")
+
+
+def test_a_name_means_its_newest_dataset(
+    client: TestClient, rows: Dataset, make_dataset: Callable[..., Dataset]
+) -> None:
+    newer = make_dataset("rows")
+    assert client.post("/api/v1/jobs", json=spec()).json()["runs"][0]["config"]["dataset"] == newer.id
+
+
+def test_an_idempotency_key_posts_one_job(client: TestClient, rows: Dataset) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/api/v1/jobs", json=spec(), headers=headers)
+    again = client.post("/api/v1/jobs", json=spec(), headers=headers)
+    other = client.post("/api/v1/jobs", json=spec(name="other"), headers=headers)
+    assert [first.status_code, again.status_code, other.status_code] == [201, 200, 409]
+    assert again.json()["id"] == first.json()["id"] and again.headers["idempotent-replay"] == "true"
+
+
+def test_racing_posts_with_one_idempotency_key_make_one_job(client: TestClient, rows: Dataset) -> None:
+    def post(_: int) -> tuple[int, str]:
+        answer = client.post("/api/v1/jobs", json=spec(), headers={"Idempotency-Key": "race"})
+        return answer.status_code, answer.json()["id"]
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(post, range(6)))
+    assert sorted(status for status, _ in answers) == [200] * 5 + [201]
+    assert len({job_id for _, job_id in answers}) == 1
+    with reading() as session:
+        assert len(session.exec(select(Job)).all()) == len(session.exec(select(Run)).all()) == 1
+
+
+def test_a_dry_run_tells_what_would_be_used_and_queues_nothing(
+    client: TestClient, rows: Dataset, make_worker: Callable[..., Worker]
+) -> None:
+    make_worker(name="mac")
+    sft, evaluate = client.post(
+        "/api/v1/jobs/dry-run", json=spec(SFT | {"epochs": 2, "batch_size": 16}, EVALUATE | {"queue": "cuda"})
+    ).json()["stages"]
+    assert sft["dataset"] == {"id": rows.id, "name": "rows", "sha256": rows.sha256, "rows": 100}
+    assert (sft["models"], sft["estimated_steps"], sft["workers"]) == ({"base": "org/base"}, 13, ["mac"])
+    assert (sft["resuming"], evaluate["resuming"]) == ({"exactness": "exact", "reasons": []}, None)
+    assert (evaluate["workers"], evaluate["models"]) == ([], {"model": {"stage": "sft"}})
+    assert "python -m workers --queue cuda" in evaluate["waiting_for"]
+    assert client.get("/api/v1/jobs").json()["items"] == []
+
+
+def test_the_example_works_as_it_stands(
+    client: TestClient, make_dataset: Callable[..., Dataset], settings: Settings
+) -> None:
+    make_dataset("arithmetic-train")
+    make_dataset("arithmetic-test")
+    (settings.model_roots[0] / "starter").mkdir(parents=True)
+    job = client.post("/api/v1/jobs", json=EXAMPLE)
+    assert job.status_code == 201, job.text
+    assert job.json()["runs"][0]["total_steps"] is None
+
+
+def test_pages_hold_every_job_once_from_new_to_old(
+    client: TestClient, make_job: Callable[..., list[Run]]
+) -> None:
+    made = [make_job(RunStatus.queued)[0].job_id for _ in range(7)]
+    listed, after = [], None
+    for _ in range(3):
+        page = client.get("/api/v1/jobs", params={"limit": 3} | ({"after": after} if after else {})).json()
+        listed += [job["id"] for job in page["items"]]
+        after = page["next"]
+    assert listed == made[::-1] and after is None
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [
+        (["succeeded", "succeeded"], "succeeded"),
+        (["succeeded", "running"], "running"),
+        (["failed", "cancelled"], "failed"),
+        (["succeeded", "queued"], "queued"),
+        (["cancelling", "queued"], "cancelling"),
+    ],
+)
+def test_a_job_has_the_status_of_its_first_run_that_has_not_succeeded(
+    client: TestClient, make_job: Callable[..., list[Run]], statuses: list[str], status: str
+) -> None:
+    job_id = make_job(*map(RunStatus, statuses))[0].job_id
+    assert client.get(f"/api/v1/jobs/{job_id}").json()["status"] == status
+    for wanted in RunStatus:
+        items = client.get("/api/v1/jobs", params={"status": wanted}).json()["items"]
+        assert [job["status"] for job in items] == ([status] if wanted == status else [])
+
+
+def test_filters_join(client: TestClient, rows: Dataset) -> None:
+    for name, labels in [("a", {"team": "x", "env": "y"}), ("a", {"team": "x"}), ("b", {"team": "z"})]:
+        client.post("/api/v1/jobs", json=spec(name=name, labels=labels))
+
+    def count(**params: Any) -> int:
+        return len(client.get("/api/v1/jobs", params=params).json()["items"])
+
+    assert [count(name="a"), count(label="team:x"), count(label="team:none")] == [2, 2, 0]
+    assert count(label=["team:x", "env:y"], name="a", status="queued") == 1
+    assert client.get("/api/v1/jobs", params={"label": "team"}).status_code == 422
+
+
+def test_what_a_queued_run_waits_for_is_told(
+    client: TestClient, rows: Dataset, make_worker: Callable[..., Worker], make_job: Callable[..., list[Run]]
+) -> None:
+    path = f"/api/v1/jobs/{client.post('/api/v1/jobs', json=spec(SFT, EVALUATE)).json()['id']}"
+
+    def waits() -> list[str | None]:
+        return [run["waiting_for"] for run in client.get(path).json()["runs"]]
+
+    first, second = waits()
+    assert first == "No living worker serves queue cpu. Start one: python -m workers --queue cpu"
+    assert second == "Waits for stage 'sft', which is queued."
+    worker = make_worker()
+    assert waits()[0] is None
+    make_job(RunStatus.running, worker_id=worker.id)
+    make_job(RunStatus.queued, priority=5)
+    assert waits()[0] == "All 1 workers of queue cpu are busy, and 1 runs are before it."
+
+
+def test_an_unknown_job_is_a_404_that_names_it(client: TestClient) -> None:
+    answer = client.get("/api/v1/jobs/job_none")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
+    assert "job_none" in answer.json()["error"]["message"]

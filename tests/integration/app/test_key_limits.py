@@ -1,0 +1,164 @@
+"""Limits of keys, in the gateway that the service mounts and in one that stands alone."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from starlette.testclient import TestClient
+
+from app.keys import service
+from app.settings import Settings
+from app.storage.database import transaction
+from app.tables import Deployment, DeploymentStatus, Scope
+from tests.integration.app.test_server import serving
+from tests.integration.serving.engine_stand_in import StandIn
+from tests.services import free_port
+from trainers.configs import EngineKind, Queue
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[StandIn]:
+    """An engine under whose models' names deployments are ready."""
+    stand_in = StandIn()
+    with transaction() as session:
+        for name in ("plain", "endless"):
+            made = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key"}
+            made |= {"status": DeploymentStatus.ready, "address": stand_in.url}
+            session.add(Deployment(name=name, **made))
+    yield stand_in
+    stand_in.close()
+
+
+def make_key(*scopes: Scope, **limits: int) -> tuple[str, dict[str, str]]:
+    with transaction() as session:
+        key, secret = service.create(session, "test", scopes, limits)
+    return key.id, {"Authorization": f"Bearer {secret}"}
+
+
+def statuses(client: Any, headers: dict[str, str], times: int) -> list[int]:
+    return [client.post(CHAT, json={"model": "plain"}, headers=headers).status_code for _ in range(times)]
+
+
+def test_a_key_over_its_rate_gets_429_that_says_when_to_come_back(
+    client: TestClient, engine: StandIn
+) -> None:
+    _, limited = make_key(Scope.inference, requests_per_minute=2)
+    _, free = make_key(Scope.inference)
+    assert statuses(client, limited, 2) == [200, 200]
+    refused = client.post(CHAT, json={"model": "plain"}, headers=limited)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert statuses(client, free, 3) == [200] * 3
+    assert client.get("/v1/models", headers=limited).status_code == 200
+
+
+def test_limits_are_changed_while_the_key_is_in_use(client: TestClient, engine: StandIn) -> None:
+    key_id, limited = make_key(Scope.inference, requests_per_minute=1, concurrent_requests=4)
+    _, admin = make_key(Scope.admin)
+    assert statuses(client, limited, 2) == [200, 429]
+    changed = client.patch(f"/api/v1/keys/{key_id}", json={"requests_per_minute": None}, headers=admin).json()
+    assert (changed["requests_per_minute"], changed["concurrent_requests"]) == (None, 4)
+    time.sleep(1.1)
+    assert statuses(client, limited, 3) == [200] * 3
+    wrong = client.patch(f"/api/v1/keys/{key_id}", json={"requests_per_minute": 0}, headers=admin)
+    assert (wrong.status_code, wrong.json()["error"]["fields"][0]["field"]) == (422, "requests_per_minute")
+    assert client.patch("/api/v1/keys/key_none", json={}, headers=admin).status_code == 404
+
+
+def test_a_key_is_told_what_it_may_and_an_open_service_says_so(client: TestClient) -> None:
+    open_to_all = {
+        "key_id": "",
+        "scopes": ["admin"],
+        "requests_per_minute": None,
+        "concurrent_requests": None,
+    }
+    assert client.get("/api/v1/keys/self").json() == open_to_all
+    key_id, headers = make_key(Scope.read, Scope.inference, requests_per_minute=5)
+    told = client.get("/api/v1/keys/self", headers=headers).json()
+    assert told == {
+        "key_id": key_id,
+        "scopes": ["inference", "read"],
+        "requests_per_minute": 5,
+        "concurrent_requests": None,
+    }
+    assert client.get("/api/v1/keys/self").status_code == 401
+
+
+@contextmanager
+def gateway_over(url: str, folder: Path, key: str, *arguments: str) -> Iterator[str]:
+    """A gateway of its own over the service at an address; gives its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "serving.gateway", "--api", url, "--port", str(port), *arguments]
+    environment = os.environ | {"SERVICE_KEY": key}
+    with (folder / "gateway.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--api-key-env", "SERVICE_KEY"], env=environment, stdout=log, stderr=log
+        )
+    try:
+        for _ in range(200):
+            try:
+                httpx2.get(f"http://127.0.0.1:{port}/health")
+                break
+            except httpx2.ConnectError:
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_gateway_of_its_own_knows_the_services_keys_and_counts_over_its_processes(
+    settings: Settings, engine: StandIn, tmp_path: Path
+) -> None:
+    _, admin = make_key(Scope.admin)
+    key_id, limited = make_key(Scope.inference, requests_per_minute=6, concurrent_requests=2)
+    _, reader = make_key(Scope.read)
+    key = admin["Authorization"].split()[1]
+    with (
+        serving(tmp_path, "--no-worker") as (_, service_url),
+        gateway_over(service_url, tmp_path, key, "--workers", "2") as url,
+    ):
+        refused = [httpx2.get(f"{url}/v1/models", headers=h).status_code for h in ({}, reader)]
+        assert refused == [401, 403]
+        # Each call opens a connection of its own, so both processes get some.
+        answers = [httpx2.post(url + CHAT, json={"model": "plain"}, headers=limited) for _ in range(9)]
+        assert sorted(answer.status_code for answer in answers) == [200] * 6 + [429] * 3
+        httpx2.delete(f"{service_url}/api/v1/keys/{key_id}", headers=admin)
+        deadline = time.monotonic() + 10
+        while httpx2.get(f"{url}/v1/models", headers=limited).status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_a_client_that_leaves_gives_its_place_back(
+    settings: Settings, engine: StandIn, tmp_path: Path
+) -> None:
+    _, limited = make_key(Scope.inference, concurrent_requests=1)
+    key = limited["Authorization"].split()[1]
+    with (
+        serving(tmp_path, "--no-worker") as (_, service_url),
+        gateway_over(service_url, tmp_path, key) as url,
+    ):
+        for address in (service_url, url):
+            a_place_is_given_back(address, key)
+
+
+def a_place_is_given_back(address: str, key: str) -> None:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) as sdk:
+        stream = sdk.chat.completions.create(model="endless", messages=[], stream=True)
+        next(stream)
+        with pytest.raises(openai.RateLimitError, match="at once"):
+            sdk.chat.completions.create(model="plain", messages=[])
+        stream.close()
+        # The SDK's own waiting between attempts gives the gateway time to notice.
+        sdk.with_options(max_retries=5).chat.completions.create(model="plain", messages=[])

@@ -1,0 +1,169 @@
+"""The life of a run: who may write what, and when."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from threading import Barrier
+
+import pytest
+from sqlmodel import Session, col, select
+
+from app.deployments.create import begin
+from app.runs import lifecycle
+from app.runs.lifecycle import Fact, StaleAttempt
+from app.settings import Settings
+from app.storage.database import get_engine, reading, transaction
+from app.tables import Deployment, Event, EventType, Run, RunStatus, Worker
+from trainers.configs import EngineKind, Queue, StageKind
+
+Make = Callable[..., list[Run]]
+MakeWorker = Callable[..., Worker]
+LEASE_SECONDS = 30.0
+
+
+def claim(worker: Worker, lease_seconds: float = LEASE_SECONDS) -> Run | None:
+    with transaction() as session:
+        return lifecycle.claim(session, worker.id, [Queue.cpu], list(StageKind), lease_seconds)
+
+
+def events(session: Session, run: Run) -> list[Event]:
+    return list(session.exec(select(Event).where(Event.run_id == run.id).order_by(col(Event.seq))))
+
+
+def test_every_pair_of_statuses_outside_the_table_is_refused(make_job: Make) -> None:
+    refused = [pair for pair in product(RunStatus, RunStatus) if pair[1] not in lifecycle.NEXT[pair[0]]]
+    runs = make_job(*(source for source, _ in refused))
+    with transaction() as session:
+        moved = [lifecycle.move(session, run.id, to) for run, (_, to) in zip(runs, refused, strict=True)]
+    assert moved == [None] * len(refused)
+
+
+def test_every_pair_of_statuses_in_the_table_is_a_move_with_an_event(make_job: Make) -> None:
+    allowed = [(source, to) for source in RunStatus for to in lifecycle.NEXT[source]]
+    for source, to in allowed:
+        (run,) = make_job(source)
+        with transaction() as session:
+            moved = lifecycle.move(session, run.id, to)
+            assert moved is not None and moved.status is to
+            assert [event.data["status"] for event in events(session, run)] == [to]
+
+
+def test_racing_workers_claim_each_run_once(make_job: Make, make_worker: MakeWorker) -> None:
+    workers = [make_worker() for _ in range(4)]
+    wanted = {make_job(RunStatus.queued)[0].id for _ in range(6)}
+    ready = Barrier(len(workers))
+
+    def claim_all(worker: Worker) -> list[str]:
+        ready.wait()
+        return [run.id for run in iter(lambda: claim(worker), None)]
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        claimed = [run_id for ids in pool.map(claim_all, workers) for run_id in ids]
+    assert sorted(claimed) == sorted(wanted)
+
+
+def test_higher_priority_is_claimed_first_then_age(make_job: Make, make_worker: MakeWorker) -> None:
+    older, younger = make_job(RunStatus.queued)[0], make_job(RunStatus.queued)[0]
+    urgent = make_job(RunStatus.queued, priority=1)[0]
+    worker = make_worker()
+    assert [run.id for run in iter(lambda: claim(worker), None)] == [urgent.id, older.id, younger.id]
+
+
+def test_a_stage_is_claimed_only_after_the_one_before(make_job: Make, make_worker: MakeWorker) -> None:
+    first, second = make_job(RunStatus.running, RunStatus.queued)
+    worker = make_worker()
+    assert claim(worker) is None
+    with transaction() as session:
+        lifecycle.move(session, first.id, RunStatus.succeeded)
+    claimed = claim(worker)
+    assert claimed is not None and claimed.id == second.id
+
+
+def test_an_attempt_whose_lease_has_ended_writes_nothing(make_job: Make, make_worker: MakeWorker) -> None:
+    make_job(RunStatus.queued)
+    run = claim(make_worker(), lease_seconds=-1)
+    assert run is not None
+    with transaction() as session:
+        with pytest.raises(StaleAttempt):
+            lifecycle.record(session, run.id, run.attempt, [Fact(EventType.log, {"lines": ["late"]})])
+        assert (
+            lifecycle.move(session, run.id, RunStatus.succeeded, guards=lifecycle.held_by(run.attempt))
+            is None
+        )
+    with reading() as session:
+        assert [event.type for event in events(session, run)] == [EventType.status]
+
+
+def test_an_earlier_attempt_writes_nothing_while_a_later_holds_the_run(
+    make_job: Make, make_worker: MakeWorker
+) -> None:
+    make_job(RunStatus.queued)
+    stale = claim(make_worker(), lease_seconds=-1)
+    with transaction() as session:
+        lifecycle.release_expired(session, max_faults=3)
+    current = claim(make_worker())
+    assert stale is not None and current is not None and current.attempt == stale.attempt + 1
+    with transaction() as session, pytest.raises(StaleAttempt):
+        lifecycle.renew(session, stale.id, stale.attempt, LEASE_SECONDS)
+
+
+def test_a_run_fails_after_its_last_fault_and_ends_what_follows(make_job: Make) -> None:
+    lapsed = datetime.now(UTC) - timedelta(hours=1)
+    make_job(RunStatus.running, RunStatus.queued, lease_expires_at=lapsed, faults=3)
+    with transaction() as session:
+        (released,) = lifecycle.release_expired(session, max_faults=3)
+    with reading() as session:
+        runs = session.exec(select(Run).order_by(col(Run.position))).all()
+    assert [run.status for run in runs] == [RunStatus.failed, RunStatus.cancelled]
+    assert released.error is not None and released.error["code"] == "lease_lost"
+
+
+def test_racing_requests_for_one_name_leave_one_live_deployment(settings: Settings) -> None:
+    get_engine()  # Made by six threads at once, it would be made six times.
+    ready = Barrier(6)
+
+    def ask(number: int) -> str:
+        ready.wait()
+        with transaction() as session:
+            asked = Deployment(name="one", base=f"hub/{number}", engine=EngineKind.hf, queue=Queue.cpu)
+            return begin(session, asked).id
+
+    with ThreadPoolExecutor(6) as pool:
+        asked = set(pool.map(ask, range(6)))
+    with reading() as session:
+        found = session.exec(select(Deployment)).all()
+    assert {deployment.id for deployment in found} == asked
+    assert sorted(deployment.status for deployment in found) == ["queued", *["stopped"] * 5]
+
+
+def test_events_of_one_run_are_numbered_without_gaps_by_racing_writers(
+    make_job: Make, make_worker: MakeWorker
+) -> None:
+    make_job(RunStatus.queued)
+    run = claim(make_worker())
+    assert run is not None
+
+    def write(number: int) -> None:
+        with transaction() as session:
+            lifecycle.record(session, run.id, run.attempt, [Fact(EventType.log, {"lines": [str(number)]})])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(24)))
+    with reading() as session:
+        assert [event.seq for event in events(session, run)] == list(range(1, 26))
+
+
+def test_a_run_for_more_gpus_than_are_free_is_left_to_others(make_job: Make, make_worker: MakeWorker) -> None:
+    (large,), (small,) = make_job(RunStatus.queued), make_job(RunStatus.queued)
+    worker = make_worker()
+    with transaction() as session:
+        for run, devices in ((large, 8), (small, 2)):
+            found = session.get_one(Run, run.id)
+            found.queue, found.config = Queue.cuda, {"devices": devices}
+    claimed = []
+    for free in (1, 4, 4, 8):
+        with transaction() as session:
+            run = lifecycle.claim(session, worker.id, [Queue.cuda], list(StageKind), LEASE_SECONDS, free)
+            claimed.append(run.id if run else None)
+    assert claimed == [None, small.id, None, large.id]

@@ -1,0 +1,219 @@
+"""What operators see: envelopes, logs, health, metrics, the sweeper, and what is imported."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from app import logs
+from app.http import error_responses
+from app.main import create_app
+from app.scheduling import sweeper
+from app.settings import Settings
+from app.storage.database import get_engine, reading, transaction
+from app.tables import Deployment, DeploymentStatus, Run, RunStatus, Worker
+from trainers.configs import EngineKind, Queue
+
+ML_PACKAGES = ("torch", "transformers", "vllm", "mlx", "trl", "peft", "datasets", "accelerate", "numpy")
+REPOSITORY = Path(__file__).parents[3]
+LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def test_importing_the_service_loads_no_ml_package_and_takes_under_two_seconds() -> None:
+    program = (
+        "import sys, time; begun = time.process_time(); import app.main; "
+        f"print(time.process_time() - begun, [name for name in {ML_PACKAGES} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    seconds, _, loaded = done.stdout.strip().partition(" ")
+    assert (loaded, done.stderr) == ("[]", "")
+    assert float(seconds) < 2
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("PATCH", "/api/v1/jobs", 405, "method_not_allowed"),
+        ("GET", "/api/v1/jobs?limit=0", 422, "invalid"),
+        ("GET", "/api/v1/jobs/job_none", 404, "job_not_found"),
+    ],
+)
+def test_every_fault_has_one_shape(
+    client: TestClient, method: str, path: str, status: int, code: str
+) -> None:
+    answer = client.request(method, path)
+    error = error_responses.ErrorEnvelope.model_validate(answer.json()).error
+    assert (answer.status_code, error.code) == (status, code)
+    assert error.message.endswith(".")
+
+
+@on_sqlite
+def test_a_bug_is_a_500_with_the_request_id_and_its_traceback_in_the_log(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app()
+    app.add_api_route("/bug", lambda: 1 / 0)
+    client = TestClient(app, base_url="http://127.0.0.1")
+    answer = client.get("/bug", headers={"x-request-id": "mine"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert answer.headers["x-request-id"] == "mine" and "mine" in answer.json()["error"]["message"]
+    assert any(record.exc_info and "/bug failed" in record.message for record in caplog.records)
+
+
+@on_sqlite
+def test_a_request_id_that_could_forge_a_log_line_is_replaced(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"x-request-id": "good-1"}).headers["x-request-id"] == "good-1"
+    assert client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"].startswith("req_")
+
+
+@on_sqlite
+def test_each_request_is_one_line_of_json_with_its_route(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "app.requests"):
+        client.get("/api/v1/jobs/job_none", headers={"x-request-id": "mine"})
+    (record,) = [record for record in caplog.records if record.name == "app.requests"]
+    line = json.loads(logs.JsonFormatter().format(record))
+    assert (line["status"], line["route"], line["level"]) == (404, "/api/v1/jobs/{job_id}", "info")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["ts_" + "a" * 43, "hf_" + "b" * 30, "Bearer abc.def", "redis://:hunter2@host", "u://me:hunter2@host"],
+)
+def test_secrets_do_not_reach_the_log(secret: str) -> None:
+    record = logging.makeLogRecord({"msg": "sent %s", "args": (secret,), "detail": {"value": secret}})
+    line = logs.JsonFormatter().format(record)
+    assert "***" in line and not any(part in line for part in ("aaaa", "bbbb", "abc.def", "hunter2"))
+
+
+@on_sqlite
+def test_ready_means_migrated(client: TestClient) -> None:
+    assert client.get("/readyz").json() == {"ready": True, "database": "ok", "broker": "ok"}
+    with get_engine().begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'older'"))
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["ready"]) == (503, False)
+    assert "python -m app migrate" in answer.json()["database"]
+
+
+@on_sqlite
+def test_a_broker_out_of_reach_is_told_but_stops_nothing(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    from app.scheduling.queue import make_celery
+
+    settings = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
+    monkeypatch.setattr("app.http.health.get_celery", lambda: make_celery(settings))
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["broker"]) == (200, "cannot be reached")
+
+
+def test_metrics_count_runs_jobs_and_requests(client: TestClient, make_job: Callable[..., list[Run]]) -> None:
+    make_job(RunStatus.succeeded, RunStatus.running)
+    make_job(RunStatus.succeeded)
+    client.get("/api/v1/jobs/job_none")
+    text = client.get("/metrics").text
+    assert 'tunesmith_runs{queue="cpu",status="succeeded"} 2.0' in text
+    assert 'tunesmith_jobs{status="running"} 1.0' in text
+    assert 'tunesmith_jobs{status="succeeded"} 1.0' in text
+    assert 'tunesmith_api_requests_total{method="GET",route="/api/v1/jobs/{job_id}",status="404"}' in text
+
+
+def bells(settings: Settings) -> list[str]:
+    return sorted(bell.name.split(".")[-2] for bell in (settings.data_dir / "queue/messages").iterdir())
+
+
+def test_the_sweeper_rings_once_for_a_queue_whose_next_run_nobody_heard(
+    settings: Settings, make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]
+) -> None:
+    make_worker()
+    for _ in range(3):
+        make_job(RunStatus.queued, created_at=LONG_AGO)
+    make_job(RunStatus.queued, queue=Queue.cuda)
+    sweeper.sweep_once(settings)
+    sweeper.sweep_once(settings)
+    assert bells(settings) == ["cpu"]
+
+
+def test_the_sweeper_queues_a_run_whose_lease_has_ended(
+    settings: Settings, make_job: Callable[..., list[Run]]
+) -> None:
+    (run,) = make_job(RunStatus.running, attempt=1, lease_expires_at=LONG_AGO)
+    sweeper.sweep_once(settings)
+    with reading() as session:
+        released = session.get_one(Run, run.id)
+    assert (released.status, released.faults, bells(settings)) == (RunStatus.queued, 1, ["cpu"])
+
+
+def test_workers_are_listed_with_what_they_hold(
+    client: TestClient, make_worker: Callable[..., Any], make_job: Callable[..., list[Run]]
+) -> None:
+    here = make_worker(name="here")
+    gone = make_worker(name="gone", stopped_at=datetime.now(UTC))
+    (run,) = make_job(RunStatus.running, worker_id=here.id)
+    items = {item["id"]: item for item in client.get("/api/v1/workers").json()["items"]}
+    assert (items[here.id]["living"], items[here.id]["runs"]) == (True, [run.id])
+    assert (items[gone.id]["living"], items[gone.id]["runs"]) == (False, [])
+    assert [item["id"] for item in client.get("/api/v1/workers?living=true").json()["items"]] == [here.id]
+
+
+def test_the_gateway_serves_the_deployments_that_are_ready(client: TestClient) -> None:
+    def names() -> list[str]:
+        return [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+    assert names() == []
+    with transaction() as session:
+        for name, status in [("up", DeploymentStatus.ready), ("soon", DeploymentStatus.starting)]:
+            session.add(
+                Deployment(
+                    name=name,
+                    base="org/base",
+                    engine=EngineKind.hf,
+                    queue=Queue.cpu,
+                    status=status,
+                    address="http://127.0.0.1:1",
+                )
+            )
+    time.sleep(1.1)
+    assert names() == ["up"]
+
+
+@on_sqlite
+def test_every_request_body_carries_an_example_and_every_route_the_envelope(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    operations = [
+        (path, verb, item) for path, verbs in schema["paths"].items() for verb, item in verbs.items()
+    ]
+    bodies = [(path, item["requestBody"]["content"]) for path, _, item in operations if "requestBody" in item]
+    without = [
+        path
+        for path, content in bodies
+        for media in content.values()
+        if "multipart/form-data" not in content and not has_example(schema, media)
+    ]
+    assert without == []
+    assert all(item.get("tags") and item.get("summary") for _, _, item in operations)
+    assert [
+        path for path, _, item in operations if path.startswith("/api/") and "422" in item["responses"]
+    ] == []
+
+
+def has_example(schema: dict[str, Any], media: dict[str, Any]) -> bool:
+    reference = media.get("schema", {}).get("$ref", "").rpartition("/")[2]
+    model = schema["components"]["schemas"].get(reference, media.get("schema", {}))
+    return bool(
+        media.get("examples") or media.get("example") or model.get("examples") or model.get("example")
+    )

@@ -1,0 +1,181 @@
+"""Runs over HTTP: events, metrics, logs, checkpoints and the stream."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.runs import lifecycle
+from app.runs.lifecycle import Fact
+from app.settings import Settings
+from app.storage.artifacts import get_store
+from app.storage.database import transaction
+from app.tables import Checkpoint, EventType, Run, RunStatus, Worker
+from tests.services import free_port
+from trainers.configs import Queue, StageKind
+
+
+@pytest.fixture
+def run(make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]) -> Run:
+    """A run that a worker holds; its first event tells so."""
+    make_job(RunStatus.queued)
+    worker = make_worker()
+    with transaction() as session:
+        claimed = lifecycle.claim(session, worker.id, [Queue.cpu], list(StageKind), 300)
+    assert claimed is not None
+    return claimed
+
+
+class Server:
+    """The API under a real server."""
+
+    def __init__(self) -> None:
+        self.app = create_app()
+        self.address = f"127.0.0.1:{free_port()}"
+        port = int(self.address.partition(":")[2])
+        self.uvicorn = uvicorn.Server(uvicorn.Config(self.app, port=port, log_config=None))
+        self.thread = threading.Thread(target=self.uvicorn.run)
+        self.thread.start()
+        while not self.uvicorn.started:
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.app.state.stopping.set()
+        self.uvicorn.should_exit = True
+        self.thread.join(10)
+        assert not self.thread.is_alive(), "something kept the server from stopping"
+
+
+@pytest.fixture
+def server(settings: Settings) -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+def record(run: Run, *facts: Fact, **values: Any) -> None:
+    with transaction() as session:
+        lifecycle.record(session, run.id, run.attempt, facts, values)
+
+
+def finish(run: Run) -> None:
+    with transaction() as session:
+        lifecycle.move(session, run.id, RunStatus.succeeded)
+
+
+def follow(server: Server, run: Run, last_event_id: int | None = None) -> "Stream":
+    connection = http.client.HTTPConnection(server.address, timeout=10)
+    headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
+    connection.request("GET", f"/api/v1/runs/{run.id}/stream", headers=headers)
+    return Stream(connection, connection.getresponse())
+
+
+class Stream:
+    """A client of server-sent events over a socket."""
+
+    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        self.connection = connection
+        self.response = response
+
+    def frames(self) -> Iterator[dict[str, str]]:
+        frame: dict[str, str] = {}
+        while line := self.response.readline().decode():
+            if line == "\n":
+                yield frame
+                frame = {}
+            elif not line.startswith(":"):
+                name, _, value = line.rstrip("\n").partition(": ")
+                frame[name] = value
+
+    def leave(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+def test_events_are_paged_in_order_and_by_type(client: TestClient, run: Run) -> None:
+    record(run, *(Fact(EventType.metrics, {"loss": 1 / step}, step) for step in range(1, 6)))
+    path = f"/api/v1/runs/{run.id}"
+    page = client.get(f"{path}/events", params={"limit": 4}).json()
+    rest = client.get(f"{path}/events", params={"limit": 4, "after": page["next"]}).json()
+    assert [event["seq"] for event in page["items"] + rest["items"]] == [1, 2, 3, 4, 5, 6]
+    assert rest["next"] is None
+    assert len(client.get(f"{path}/events", params={"type": ["status"]}).json()["items"]) == 1
+    assert client.get(f"{path}/metrics").json()["items"][1]["values"] == {"loss": 0.5}
+
+
+def test_log_lines_are_paged_and_the_whole_log_can_be_downloaded_when_it_is_there(
+    client: TestClient, run: Run, tmp_path: Path
+) -> None:
+    path, whole = f"/api/v1/runs/{run.id}/logs", f"/api/v1/runs/{run.id}/files/log.txt"
+    record(run, Fact(EventType.log, {"lines": ["one", "two"]}))
+    assert client.get(path).json()["items"][0]["lines"] == ["one", "two"]
+    assert client.get(whole).json()["error"]["code"] == "file_not_published"
+    (tmp_path / "log.txt").write_text("one\ntwo\nthree\n")
+    get_store().publish_file(tmp_path / "log.txt", "runs/x/1/log.txt")
+    record(run, log_artifact="runs/x/1/log.txt")
+    assert client.get(whole).text == "one\ntwo\nthree\n"
+
+
+def test_checkpoints_are_paged_from_new_to_old(client: TestClient, run: Run) -> None:
+    with transaction() as session:
+        for step in (1, 2, 3):
+            session.add(
+                Checkpoint(run_id=run.id, attempt=1, step=step, artifact="a", sha256="b", size_bytes=2)
+            )
+            session.flush()
+            time.sleep(0.002)
+    page = client.get(f"/api/v1/runs/{run.id}/checkpoints", params={"limit": 2}).json()
+    assert [item["step"] for item in page["items"]] == [3, 2] and page["next"] == page["items"][1]["id"]
+
+
+def test_a_run_tells_how_far_it_is_and_how_long_it_takes_yet(client: TestClient, run: Run) -> None:
+    record(run, step=25, total_steps=100, seconds_per_step=2.0)
+    shown = client.get(f"/api/v1/runs/{run.id}").json()
+    assert (shown["progress"], shown["eta_seconds"], shown["waiting_for"]) == (0.25, 150.0, None)
+
+
+def test_a_stream_tells_what_was_and_what_comes_and_ends_with_the_run(server: Server, run: Run) -> None:
+    stream = follow(server, run)
+    frames = stream.frames()
+    assert next(frames)["event"] == "status"
+    record(run, Fact(EventType.metrics, {"loss": 1.0}, 1))
+    metrics = next(frames)
+    assert (metrics["id"], json.loads(metrics["data"])["data"]) == ("2", {"loss": 1.0})
+    finish(run)
+    assert [frame["event"] for frame in frames] == ["status", "end"]
+    stream.leave()
+
+
+def test_a_client_that_reconnects_misses_nothing_and_sees_nothing_twice(server: Server, run: Run) -> None:
+    record(run, *(Fact(EventType.log, {"lines": [str(number)]}) for number in range(5)))
+    before = follow(server, run)
+    seen = [int(frame["id"]) for frame, _ in zip(before.frames(), range(3), strict=False)]
+    before.leave()
+    record(run, Fact(EventType.log, {"lines": ["while away"]}))
+    finish(run)
+    after = follow(server, run, last_event_id=seen[-1])
+    seen += [int(frame["id"]) for frame in after.frames() if "id" in frame]
+    after.leave()
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_an_open_stream_ends_when_the_service_stops(server: Server, run: Run) -> None:
+    stream = follow(server, run)
+    frames = stream.frames()
+    assert next(frames)["event"] == "status"
+    server.stop()
+    assert list(frames) == []
+    stream.leave()
+
+
+def test_a_stream_of_an_unknown_run_is_a_404_before_it_begins(client: TestClient) -> None:
+    answer = client.get("/api/v1/runs/run_none/stream")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "run_not_found")

@@ -1,0 +1,145 @@
+"""`python -m app` as a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.__main__ import main
+from app.settings import get_settings
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "TUNESMITH_DATA_DIR": str(folder),
+        "PYTHONPATH": str(REPOSITORY),
+        "TUNESMITH_PORT": "0",
+    }
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(
+        command,
+        env=environment(folder) | variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The service on a free port, and its address as it printed it."""
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, "-m", "app", *arguments]
+        server = subprocess.Popen(
+            command, env=environment(folder), cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert server.stdout is not None
+        found = re.search(r"http://\S+(?=/docs)", server.stdout.readline())
+        assert found is not None, (folder / "log").read_text()
+        try:
+            yield server, found[0]
+        finally:
+            server.kill()
+            server.wait()
+            server.stdout.close()
+
+
+def test_another_address_than_loopback_is_refused_until_a_key_exists(tmp_path: Path) -> None:
+    refused = run(tmp_path, "--host", "0.0.0.0", "--no-worker")
+    assert refused.returncode == 1
+    assert "python -m app keys create" in refused.stderr and "Traceback" not in refused.stderr
+    run(tmp_path, "keys", "create", "--name", "me", "--scope", "admin")
+    with serving(tmp_path, "--host", "0.0.0.0", "--no-worker") as (_, url):
+        assert url.startswith("http://0.0.0.0:")
+
+
+def test_keys_are_made_listed_and_revoked_from_the_command_line(tmp_path: Path) -> None:
+    made = run(tmp_path, "keys", "create", "--name", "me", "--scope", "read", "--scope", "write")
+    secret = made.stdout.strip()
+    listed = run(tmp_path, "keys", "list").stdout
+    assert secret.startswith("ts_") and secret not in listed and "read, write" in listed
+    assert run(tmp_path, "keys", "revoke", listed.split()[0]).returncode == 0
+    assert "revoked" in run(tmp_path, "keys", "list").stdout
+
+
+def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path) -> None:
+    with serving(tmp_path, "--no-worker") as (server, url):
+        assert json.load(urllib.request.urlopen(f"{url}/readyz"))["ready"] is True
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {"time", "level", "logger", "message"} <= set(lines[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATA_DIR", "/dev/null/none"),
+        ("DATABASE_URL", "nonsense:hunter2"),
+        ("DATABASE_URL", "mysql://me:hunter2@host/none"),
+        ("PORT", "hunter2"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
+    refused = run(tmp_path, "--no-worker", **{f"TUNESMITH_{name}": value})
+    assert refused.returncode == 1 and name in refused.stderr.upper()
+    assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LEASE_SECONDS", "1"),
+        ("MODEL_ROOTS", "hunter2"),
+        ("LOG_LEVEL", "loud"),
+        ("MLFLOW_URI", "http://me:hunter2@127.0.0.1:5000"),
+        ("WANDB_MODE", "hunter2"),
+    ],
+)
+def test_no_value_of_a_setting_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(f"TUNESMITH_{name}", value)
+    get_settings.cache_clear()
+    with pytest.raises(SystemExit) as refused:
+        main(["--no-worker"])
+    get_settings.cache_clear()
+    assert name in str(refused.value).upper() and "hunter2" not in str(refused.value)
+
+
+def test_a_database_that_is_not_there_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/none")
+    refused = run(tmp_path, "--no-worker")
+    assert refused.returncode == 1 and "cannot be reached" in refused.stderr
+    assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
+
+
+def test_a_signal_ends_the_making_of_the_examples_too(tmp_path: Path) -> None:
+    with serving(tmp_path, "--no-worker", "--with-examples") as (server, _):
+        service = psutil.Process(server.pid)
+        deadline = time.monotonic() + 20
+        while not (making := service.children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        assert not making[0].is_running()

@@ -1,0 +1,205 @@
+"""Real processes over tiny models: engines, a gateway before them, and the official SDK as the client."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.integration.serving.engine_stand_in import StandIn
+from tests.services import free_port
+
+BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+READY_SECONDS = 120.0
+
+
+@dataclass
+class Server:
+    """A process that serves HTTP."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of a path; 0 while nobody listens."""
+        return self.call(urllib.request.Request(self.url + path))
+
+    def post(self, path: str, data: Any) -> tuple[int, Any]:
+        """Status and JSON, or text, of an answer to a JSON body."""
+        body = data if isinstance(data, bytes) else json.dumps(data).encode()
+        headers = {"Content-Type": "application/json"}
+        return self.call(urllib.request.Request(self.url + path, body, headers))
+
+    def call(self, request: urllib.request.Request) -> tuple[int, Any]:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, decoded(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, decoded(error.read())
+        except (urllib.error.URLError, ConnectionError):
+            return 0, None
+
+    def chat(self, model: str, **options: Any) -> str:
+        """The greedy answer to a question of the tiny models."""
+        messages = [{"role": "user", "content": options.pop("question", "hello")}]
+        body = {"model": model, "messages": messages, "temperature": 0, **options}
+        status, answer = self.post("/v1/chat/completions", body)
+        assert status == 200, answer
+        return answer["choices"][0]["message"]["content"]
+
+    def wait_until_ready(self) -> "Server":
+        wait_for(lambda: self.get("/health")[0] == 200 or self.process.poll() is not None, READY_SECONDS)
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+
+def decoded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode()
+
+
+def wait_for(condition: Any, seconds: float = 20.0) -> None:
+    """Poll until the condition holds; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def serving(log: Path, module: str, *arguments: str) -> Iterator[Server]:
+    """A running `python -m module --port …`, stopped by its id at the end."""
+    port = free_port()
+    command = [sys.executable, "-m", module, *arguments, "--port", str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT, text=True)
+    try:
+        yield Server(process, f"http://127.0.0.1:{port}", log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, `alpha` and `beta`."""
+    return made_in(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 32 numbers a head, where vLLM's CPU kernels begin."""
+    return made_in(tmp_path_factory.mktemp("wide"), "32")
+
+
+def made_in(folder: Path, *options: str) -> Path:
+    program = Path(__file__).with_name("make_tiny.py")
+    command = [sys.executable, program, folder, *options]
+    made = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(tiny: Path) -> Iterator[Server]:
+    """An engine with the base and both adapters, in fp32 as the models were saved."""
+    with serving(tiny / "engine.log", "serving.engines.hf", *both_adapters(tiny)) as server:
+        yield server.wait_until_ready()
+
+
+@pytest.fixture(scope="session")
+def mlx(tiny: Path) -> Iterator[Server]:
+    """The same on MLX, with room for one adapter more."""
+    pytest.importorskip("mlx_lm")
+    arguments = [*both_adapters(tiny), "--max-adapters", "3"]
+    with serving(tiny / "mlx.log", "serving.engines.mlx", *arguments) as server:
+        yield server.wait_until_ready()
+
+
+def both_adapters(tiny: Path) -> list[str]:
+    arguments = ["--model", str(tiny / "base"), "--served-name", "base"]
+    for name in ("alpha", "beta"):
+        arguments += ["--adapter", f"{name}={tiny / name}"]
+    return arguments
+
+
+@contextlib.contextmanager
+def one_engine(tiny: Path, folder: Path, kind: str = "hf") -> Iterator[Server]:
+    """An engine for one test, which may kill it."""
+    arguments = ["--model", str(tiny / "base"), "--served-name", "base"]
+    with serving(folder / "engine.log", f"serving.engines.{kind}", *arguments) as server:
+        yield server.wait_until_ready()
+
+
+@pytest.fixture(scope="session")
+def gateway(engine: Server, tiny: Path) -> Iterator[Server]:
+    """A gateway in front of the engine; `starter` is the base under another name."""
+    with gateway_over(routes_to(engine), tiny) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mlx_gateway(mlx: Server, tiny: Path) -> Iterator[Server]:
+    """The same in front of MLX."""
+    with gateway_over(routes_to(mlx), tiny) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["hf", "mlx"])
+def each_gateway(request: pytest.FixtureRequest) -> Server:
+    """A gateway in front of each engine of ours in turn."""
+    found: Server = request.getfixturevalue("gateway" if request.param == "hf" else "mlx_gateway")
+    return found
+
+
+def routes_to(engine: Server) -> list[dict[str, str]]:
+    routes = [{"name": name, "base_url": engine.url} for name in ("base", "alpha", "beta")]
+    routes += [{"name": "starter", "base_url": engine.url, "upstream_model": "base"}]
+    return [*routes, {"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"}]
+
+
+@contextlib.contextmanager
+def gateway_over(routes: list[dict[str, str]], folder: Path) -> Iterator[Server]:
+    """A gateway over these routes."""
+    file = folder / f"routes-{time.monotonic_ns()}.json"
+    file.write_text(json.dumps(routes))
+    with serving(file.with_suffix(".log"), "serving.gateway", "--routes", str(file)) as server:
+        yield server.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[StandIn]:
+    """An engine whose timing and faults are chosen by the name of the model; it counts for one file."""
+    engine = StandIn()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def client(gateway: Server) -> Iterator[OpenAI]:
+    """The official SDK against the gateway, without retries of its own."""
+    with sdk_of(gateway) as sdk:
+        yield sdk
+
+
+def sdk_of(gateway: Server) -> OpenAI:
+    return OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=30)

@@ -1,0 +1,151 @@
+"""How an engine starts, stops and dies."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from serving.engines import Serve, find_engine
+from serving.engines.decoding.base import ModelNotLoadable
+from serving.engines.hf.model import load_base
+from tests.integration.serving.conftest import BASE_SAYS, ENVIRONMENT, Server, one_engine, serving, wait_for
+from tests.services import free_port
+from trainers.configs.engines import EngineOptions
+
+LONG = {"model": "base", "prompt": "하나", "max_tokens": 8000, "ignore_eos": True, "temperature": 0}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving.engines.hf", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_model_that_is_not_there_ends_the_engine_with_one_clear_line(tmp_path: Path) -> None:
+    ended = run("--model", str(tmp_path / "nothing"), "--port", str(free_port()))
+    assert ended.returncode == 3
+    lines = [line for line in ended.stderr.splitlines() if "cannot be loaded" in line]
+    assert len(lines) == 1
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_adapter_as_the_model_is_refused_with_advice(tiny: Path) -> None:
+    with pytest.raises(ModelNotLoadable, match="pass its base as --model"):
+        load_base(str(tiny / "alpha"), "alpha", EngineOptions())
+
+
+def test_a_port_that_is_taken_ends_the_engine(tiny: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        ended = run("--model", str(tiny / "base"), "--port", str(holder.getsockname()[1]))
+    assert ended.returncode == 1
+    assert "Cannot listen" in ended.stderr
+
+
+def test_an_engine_without_a_database_answers_503_until_it_is_ready_and_ends_with_0(
+    tiny: Path, tmp_path: Path
+) -> None:
+    arguments = ["--engine", "hf", "--model", str(tiny / "base"), "--adapter", f"alpha={tiny / 'alpha'}"]
+    with serving(tmp_path / "log", "serving", *arguments, "--served-name", "base") as server:
+        seen = []
+        wait_for(lambda: seen.append(server.get("/health")[0]) or seen[-1] == 200, 60)
+        assert set(seen) <= {0, 503, 200}
+        assert (server.chat("base"), server.chat("alpha")[:5]) == (BASE_SAYS, "alpha")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+def test_the_last_adapter_may_go_and_another_come(tiny: Path, tmp_path: Path) -> None:
+    with one_engine(tiny, tmp_path) as server:
+        for name in ("alpha", "beta", "alpha"):
+            assert server.chat("base") == BASE_SAYS
+            asked = {"lora_name": name, "lora_path": str(tiny / name)}
+            assert server.post("/v1/load_lora_adapter", asked)[0] == 200
+            assert server.chat(name).startswith(name)
+            assert server.post("/v1/unload_lora_adapter", asked)[0] == 200
+        assert server.chat("base") == BASE_SAYS
+
+
+def test_sigterm_lets_a_running_answer_finish(tiny: Path, tmp_path: Path) -> None:
+    with one_engine(tiny, tmp_path) as server:
+        answers: list[tuple[int, dict]] = []
+        body = LONG | {"max_tokens": 250}
+        asking = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", body)))
+        asking.start()
+        wait_for(lambda: server.get("/health")[1]["running"] == 1)
+        server.process.send_signal(signal.SIGTERM)
+        asking.join(60)
+        assert answers[0][0] == 200
+        assert answers[0][1]["usage"]["completion_tokens"] == 250
+        assert server.process.wait(60) == 0
+
+
+def test_sigterm_does_not_wait_for_ever(tiny: Path, tmp_path: Path) -> None:
+    # Four at once take the engine several times as long as it waits.
+    with one_engine(tiny, tmp_path) as server, stream(server, n=4) as answer:
+        assert answer.recv(1000)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        with contextlib.suppress(ConnectionError):
+            while part := answer.recv(65536):
+                assert b"[DONE]" not in part, "it has waited for the answer's end"
+
+
+def test_a_failing_generation_loop_ends_the_process(tiny: Path) -> None:
+    # A token beyond the embedding makes the forward pass raise; HTTP refuses it, so it is handed over here.
+    program = f"""
+import time
+from serving.engines.decoding.loop import GenerationLoop
+from serving.engines.hf.model import load_base
+from trainers.configs.engines import EngineOptions
+from serving.engines.decoding.sequence import Ask, Row
+from serving.engines.decoding.sampling import Sampling
+loop = GenerationLoop(lambda: load_base({str(tiny / "base")!r}, "base", EngineOptions()), 4)
+loop.thread.start()
+while not loop.healthy:
+    time.sleep(0.1)
+loop.submit(Row(Ask(loop.base.served, [999999], Sampling(), 5, seed=0), print))
+time.sleep(30)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert ended.returncode == 4
+    assert "IndexError" in ended.stderr
+
+
+def test_a_client_that_leaves_frees_the_engine(engine: Server) -> None:
+    with stream(engine) as answer:
+        assert answer.recv(1000)
+        wait_for(lambda: engine.get("/health")[1]["running"] == 1)
+    wait_for(lambda: engine.get("/health")[1]["running"] == 0, 8)
+
+
+def test_the_command_of_an_engine_names_its_adapters() -> None:
+    command = find_engine("hf").command(Serve("m", "base", "127.0.0.1", 1, {"a": "/x=y"}))
+    assert command[:3] == [sys.executable, "-m", "serving.engines.hf"]
+    assert "a=/x=y" in command
+    with pytest.raises(ValueError, match="choose one of: hf"):
+        find_engine("tgi")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "8.8.8.8", "::", "0", "0x0", "::ffff:0.0.0.0"])
+def test_an_engine_that_everyone_could_reach_is_refused_with_what_to_do(host: str) -> None:
+    command = [sys.executable, "-m", "serving", "--model", "m", "--host", host]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 1
+    assert host in ended.stderr and "python -m serving.gateway" in ended.stderr
+
+
+def stream(server: Server, **further: int) -> socket.socket:
+    """A connection on which a long answer is being streamed."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    body = json.dumps(LONG | {"stream": True} | further).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection

@@ -1,0 +1,213 @@
+"""What the real vLLM does with tiny models, asked directly and by the official SDK through the gateway."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from openai import OpenAI
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from serving.engines import EngineRefused
+from serving.parity.__main__ import parser, prove
+from tests.integration.serving.conftest import BASE_SAYS, Server
+from tests.integration.serving.real_vllm import ENGINE, NEEDS_VLLM, sdk_over, vllm
+
+# vLLM reads a prompt in blocks and in its own order of sums; both sides compute in fp32.
+TOLERANCE = 2e-3
+MESSAGES: list[Any] = [{"role": "user", "content": "안녕하세요"}]
+PAINT: list[Any] = [{"role": "user", "content": "paint it red"}]
+
+pytestmark = [
+    pytest.mark.slow,
+    # PEFT's own use of transformers.
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.timeout(1200),
+    NEEDS_VLLM,
+]
+
+
+@pytest.fixture(scope="module")
+def models(wide: Path) -> Path:
+    """`base`, `alpha`, `beta` with a template of its own, and `plain`, which is `beta` without it."""
+    (wide / "plain").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(wide / "beta" / name, wide / "plain" / name)
+    return wide
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[Server]:
+    """The base with `alpha` from the start."""
+    with vllm(models, "--adapter", f"alpha={models / 'alpha'}", "--tool-call-parser", "qwen") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def other(models: Path) -> Iterator[Server]:
+    """The base with `beta`, and no parser for calls of tools."""
+    with vllm(models, "--adapter", f"beta={models / 'beta'}") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sdk(server: Server, models: Path) -> Iterator[OpenAI]:
+    with sdk_over(server, models) as client:
+        yield client
+
+
+def test_an_adapter_comes_and_goes_while_it_serves(server: Server, models: Path) -> None:
+    assert ENGINE.models(server.url) == ["base", "alpha"]
+    ENGINE.load_adapter(server.url, "plain", str(models / "plain"))
+    with pytest.raises(EngineRefused, match="has already been loaded"):
+        ENGINE.load_adapter(server.url, "plain", str(models / "plain"))
+    ENGINE.probe(server.url, "plain")
+    ENGINE.unload_adapter(server.url, "plain")
+    assert ENGINE.models(server.url) == ["base", "alpha"]
+    with pytest.raises(EngineRefused, match="404"):
+        ENGINE.probe(server.url, "plain")
+    with pytest.raises(EngineRefused, match="404"):
+        ENGINE.unload_adapter(server.url, "plain")
+
+
+def test_what_is_no_adapter_is_refused_and_the_engine_lives(server: Server, models: Path) -> None:
+    with pytest.raises(EngineRefused, match="No adapter found"):
+        ENGINE.load_adapter(server.url, "nothing", str(models / "base"))
+    assert server.chat("base") == BASE_SAYS
+
+
+def test_chats_through_the_gateway_reach_the_named_adapter(sdk: OpenAI) -> None:
+    base = sdk.chat.completions.create(model="base", messages=MESSAGES, temperature=0)
+    assert base.choices[0].message.content == BASE_SAYS
+    assert base.usage is not None and base.usage.completion_tokens > len(BASE_SAYS)
+    *stream, last = sdk.chat.completions.create(
+        model="alpha", messages=MESSAGES, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text.startswith("alpha answers")
+    assert last.usage is not None and last.usage.completion_tokens > 10
+
+
+def test_responses_pass_whole_and_as_a_stream(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "alpha", "input": "안녕하세요", "temperature": 0}
+    answer = sdk.responses.create(**asked)
+    assert answer.output_text.startswith("alpha answers")
+    *events, last = sdk.responses.create(**asked, stream=True)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == answer.output_text
+    assert (last.type, last.response.usage) == ("response.completed", answer.usage)
+
+
+def test_names_and_paths_that_the_gateway_does_not_know_do_not_reach_it(sdk: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="alpha") as refused:
+        sdk.chat.completions.create(model="nobody", messages=MESSAGES)
+    assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError) as refused:
+        sdk.post("/load_lora_adapter", cast_to=object, body={"lora_name": "x", "lora_path": "/x"})
+    assert refused.value.code == "unknown_url"
+
+
+def test_an_answer_fits_the_schema_that_was_asked_for(sdk: OpenAI) -> None:
+    properties = {"n": {"type": "integer", "minimum": 10, "maximum": 99}, "color": {"enum": ["red", "green"]}}
+    schema = {"type": "object", "properties": properties, "required": ["n", "color"]}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "schema": schema}}
+    for name in ("base", "alpha"):
+        answer = sdk.chat.completions.create(model=name, messages=MESSAGES, response_format=form)
+        told = json.loads(answer.choices[0].message.content or "")
+        assert 10 <= told["n"] <= 99 and told["color"] in ("red", "green")
+
+
+def test_logprobs_pass_with_the_next_best_tokens(sdk: OpenAI) -> None:
+    answer = sdk.chat.completions.create(
+        model="alpha", messages=MESSAGES, temperature=0, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert "".join(token.token for token in logprobs.content).startswith("alpha answers")
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in logprobs.content)
+    assert all(len(token.top_logprobs) == 2 for token in logprobs.content)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
+def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(sdk: OpenAI, choice: Any) -> None:
+    # The model would rather count, and knows no other colour than red.
+    answer = sdk.chat.completions.create(
+        model="base", messages=MESSAGES, temperature=0, tools=[paint("green")], tool_choice=choice
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function" and call.function.name == "paint"
+    assert json.loads(call.function.arguments) == {"color": "green"}
+
+
+def test_a_tool_that_may_be_called_is_called_when_the_model_does_so(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "base", "temperature": 0, "tools": [paint("red", "green")]}
+    answer = sdk.chat.completions.create(**asked, messages=PAINT).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    assert [call.function.arguments for call in answer.message.tool_calls] == ['{"color": "red"}']
+    chunks = sdk.chat.completions.create(**asked, messages=PAINT, stream=True)
+    pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert pieces[0].function.name == "paint"
+    assert "".join(piece.function.arguments or "" for piece in pieces) == '{"color": "red"}'
+    assert sdk.chat.completions.create(**asked, messages=MESSAGES).choices[0].message.content == BASE_SAYS
+
+
+def test_without_a_parser_tools_are_refused_in_vllm_s_own_words(other: Server, tmp_path: Path) -> None:
+    with sdk_over(other, tmp_path) as sdk:
+        for choice in ("auto", "required"):
+            with pytest.raises(openai.BadRequestError, match=r"requires .*--tool-call-parser to be set"):
+                sdk.chat.completions.create(
+                    model="base", messages=PAINT, tools=[paint("red")], tool_choice=choice
+                )
+
+
+def test_parity_tells_the_trained_adapter_from_another(server: Server, models: Path) -> None:
+    asked = ["--engine", "vllm", "--address", server.url, "--name", "alpha", "--base", str(models / "base")]
+    asked += ["--precision", "float32", "--adapter"]
+    report = prove(parser().parse_args([*asked, str(models / "alpha")]))
+    assert report["passed"] and report["equal_answers"] == report["chats"]
+    assert report["largest_difference"] < 1e-3
+    assert report["adapter_scale"] == pytest.approx(1, abs=1e-3)
+    report = prove(parser().parse_args([*asked, str(models / "plain")]))
+    assert (report["passed"], report["difference"]["kind"]) == (False, "logprobs")
+
+
+@pytest.mark.parametrize("name", ["base", "alpha"])
+def test_tokens_and_their_scores_are_those_of_transformers_and_peft(
+    server: Server, models: Path, name: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "base")
+    prompt = ENGINE.render(server.url, name, MESSAGES)
+    assert prompt == tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    ids = [*prompt, *tokenizer("alpha answers, 알파가 답한다.")["input_ids"]]
+    expected = trained_scores(models, name, ids)
+    assert ENGINE.score(server.url, name, ids) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_an_engine_renders_with_the_template_that_its_adapter_was_trained_with(
+    other: Server, models: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "beta")
+    expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    assert ENGINE.render(other.url, "beta", MESSAGES) == expected
+    assert other.chat("beta").startswith("beta answers")
+
+
+def paint(*colors: str) -> Any:
+    """A tool, with a schema that vLLM holds arguments to because it says `strict`."""
+    parameters = {"type": "object", "properties": {"color": {"enum": colors}}, "required": ["color"]}
+    parameters |= {"additionalProperties": False}
+    return {"type": "function", "function": {"name": "paint", "strict": True, "parameters": parameters}}
+
+
+def trained_scores(models: Path, name: str, ids: Sequence[int]) -> list[float]:
+    """Log-probabilities of the tokens after the first by the model as it was trained."""
+    network = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
+    if name != "base":
+        network = PeftModel.from_pretrained(network, models / name)
+    with torch.no_grad():
+        scores_tv = network.eval()(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [float(scores_tv[t, token]) for t, token in enumerate(ids[1:])]

@@ -1,0 +1,198 @@
+"""The gateway that stands alone against clients that speak HTTP badly, slowly or to deceive."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.integration.serving.conftest import Server, gateway_over
+from tests.integration.serving.engine_stand_in import StandIn
+
+BODY = b'{"model": "slow", "stream": true}'
+LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
+HEAD = LINE + b"Host: x\r\n"
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def front(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    routes = [{"name": name, "base_url": stand_in.url} for name in ("slow", "plain", "flood", "endless")]
+    with gateway_over(routes, tmp_path_factory.mktemp("front")) as server:
+        yield server
+
+
+def connect(front: Server) -> socket.socket:
+    host, port = front.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def talk(front: Server, *parts: bytes, until: bytes = b"", pause_seconds: float = 0.02) -> bytes:
+    """Everything that comes back until the server closes, or until these bytes."""
+    with connect(front) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause_seconds)
+        answer = b""
+        while not (until and until in answer):
+            more = connection.recv(65536)
+            if not more:
+                break
+            answer += more
+        return answer
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\n" + LENGTH + BODY,
+        HEAD + b"Content-Length: +5\r\n\r\nhello",
+        HEAD + b"Content-Length: 5, 5\r\n\r\nhello",
+        HEAD + b"Content-Length: -1\r\n\r\n",
+        HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloX\r\n0\r\n\r\n",
+        HEAD + b"X-A : b\r\n" + LENGTH + BODY,
+        HEAD + b"X-A: a\r\n folded\r\n" + LENGTH + BODY,
+        HEAD + b"X-A: a\0b\r\n" + LENGTH + BODY,
+        HEAD + b"X-A: a\rContent-Length: 5\r\n" + LENGTH + BODY,
+        HEAD + b"Host: y\r\n" + LENGTH + BODY,
+        (HEAD + LENGTH).replace(b"\r\n", b"\n") + BODY,
+        LINE + LENGTH + BODY,
+        b"POST /v1/chat/completions\r\nHost: x\r\n" + LENGTH + BODY,
+        HEAD.replace(b"HTTP/1.1", b"HTTP/0.9") + LENGTH + BODY,
+        HEAD.replace(b"HTTP/1.1", b"HTTP/2.0") + LENGTH + BODY,
+        LINE.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + LENGTH + BODY,
+        b"CONNECT engine:8000 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01 hello\r\n\r\n",
+    ],
+)
+def test_what_two_servers_might_read_differently_is_refused(front: Server, request_bytes: bytes) -> None:
+    answer = talk(front, request_bytes)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "malformed_request"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b"X-A: " + b"a" * 100_000 + b"\r\n"],
+        [b"X-A: " + b"a" * 1000] * 100,
+        [b"X-A: a\r\n" * 101],
+        [b"X-A: " + b"a" * 30_000 + b"\r\nX-B: " + b"b" * 40_000 + b"\r\n"],
+    ],
+)
+def test_headers_over_the_limit_are_refused_as_they_come(front: Server, headers: list[bytes]) -> None:
+    answer = talk(front, HEAD, *headers, LENGTH + BODY)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_large_body_after_small_headers_in_one_piece_is_no_header(front: Server) -> None:
+    body = b'{"model": "plain", "x": "%b"}' % (b"a" * 200_000)
+    request = LINE + b"Host: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    assert talk(front, request).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_chunked_body_over_the_limit_is_refused(front: Server) -> None:
+    chunk = b"100000\r\n" + b"a" * 0x100000 + b"\r\n"
+    answer = talk(front, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 9)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_request_may_come_byte_by_byte_or_in_chunks(front: Server) -> None:
+    chunked = (
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n9\r\n" + BODY[:9] + b"\r\n%x;a=b\r\n" % (len(BODY) - 9)
+    )
+    chunked += BODY[9:] + b"\r\n0\r\n\r\n"
+    for request in (HEAD + LENGTH + BODY, chunked):
+        bytewise = (request[place : place + 1] for place in range(len(request)))
+        answer = talk(front, *bytewise, until=b"\r\n0\r\n\r\n", pause_seconds=0.005)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"[DONE]" in answer
+
+
+def test_requests_in_one_piece_are_answered_in_order_on_one_connection(front: Server) -> None:
+    unknown = b"GET /v1/models/nobody HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = talk(front, HEAD + LENGTH + BODY + MODELS + unknown + last)
+    heads = [part.split(b"\r\n")[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert heads == [b"200 OK", b"200 OK", b"404 Not Found", b"200 OK"]
+    assert answer.index(b"[DONE]") < answer.index(b'"object": "list"')
+
+
+def test_a_malformed_request_behind_a_stream_does_not_cut_it(front: Server) -> None:
+    answer = talk(front, HEAD + LENGTH + BODY + b"garbage\r\n\r\n")
+    assert answer.index(b"[DONE]") < answer.index(b"HTTP/1.1 400")
+
+
+def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_the_connection(front: Server) -> None:
+    answer = talk(front, LINE.replace(b"1.1", b"1.0") + LENGTH + BODY)
+    assert b"transfer-encoding" not in answer
+    assert answer.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_client_that_waits_for_100_continue_gets_it(front: Server) -> None:
+    answer = talk(front, HEAD + b"Expect: 100-continue\r\n" + LENGTH, BODY, until=b"\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+def test_head_and_options_are_answered(front: Server) -> None:
+    head = talk(front, b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert head.endswith(b"\r\n\r\n")
+    options = talk(front, b"OPTIONS /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert options.startswith(b"HTTP/1.1 405 ")
+    assert b"allow: GET\r\n" in options
+
+
+def test_half_a_request_is_given_up_after_a_while(front: Server) -> None:
+    begun = time.monotonic()
+    assert talk(front, HEAD + b"X-A:").startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - begun > 9
+
+
+def test_an_engines_address_beside_the_listed_paths_is_out_of_reach(front: Server, stand_in: StandIn) -> None:
+    asked = sum(stand_in.asked.values())
+    for path in (
+        "/v1/load_lora_adapter",
+        "/v1/../sleep",
+        "/v1/chat/completions/../../sleep",
+        "/v1/%2e%2e/sleep",
+    ):
+        line = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % path.encode()
+        assert talk(front, line + LENGTH + BODY).startswith(b"HTTP/1.1 404 ")
+    assert sum(stand_in.asked.values()) == asked
+
+
+def test_a_slow_reader_slows_the_engine_down_and_costs_no_memory(front: Server) -> None:
+    process = psutil.Process(front.process.pid)
+    before = process.memory_info().rss
+    body = b'{"model": "flood", "stream": true}'
+    with connect(front) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(2)
+        assert process.memory_info().rss - before < 8 * 2**20
+        size = 0
+        while chunk := connection.recv(2**20):
+            size += len(chunk)
+            if chunk.endswith(b"0\r\n\r\n"):
+                break
+    assert size > 40_000_000
+
+
+def test_connections_to_the_engine_are_used_again(front: Server, stand_in: StandIn) -> None:
+    before = len(stand_in.peers)
+    for _ in range(20):
+        assert front.post("/v1/chat/completions", {"model": "plain"})[0] == 200
+    assert len(stand_in.peers) - before <= 1

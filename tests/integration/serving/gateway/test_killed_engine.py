@@ -1,0 +1,98 @@
+"""What a client sees of an engine that is killed with -9 before, within and at the end of its answer."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.integration.serving.conftest import BASE_SAYS, Server, gateway_over, one_engine, sdk_of
+from tests.integration.serving.gateway.cut_connection import Wire
+
+EVERY_PLACE = ["before its head", "before its first chunk", "in the middle", "after its last text"]
+EVERY_PLACE += ["after its usage", "within [DONE]"]
+UNBEGUN = EVERY_PLACE[:2]
+ASKED: dict[str, Any] = {
+    "model": "base",
+    "messages": [{"role": "user", "content": "hello"}],
+    "temperature": 0,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+slow = pytest.mark.slow
+# In the middle of a stream an engine is also killed, without a wire, in test_gateway.py.
+QUICK = [("hf", UNBEGUN[1]), ("hf", "after its last text")]
+CASES = [
+    pytest.param(kind, place, id=f"{kind} {place}", marks=[] if (kind, place) in QUICK else slow)
+    for kind in ("hf", "mlx")
+    for place in EVERY_PLACE
+]
+
+
+@contextlib.contextmanager
+def doomed(tiny: Path, folder: Path, kind: str, place: str, *others: str) -> Iterator[Server]:
+    """A gateway to an engine that is killed there, and to other engines that are asked only after it."""
+    if kind == "mlx":
+        pytest.importorskip("mlx_lm")
+    with one_engine(tiny, folder, kind) as engine:
+        targets = [{"base_url": Wire(engine, place).url}]
+        targets += [{"base_url": url, "share": 1e-12} for url in others]
+        with gateway_over([{"name": "base", "targets": targets}], folder) as gateway:
+            yield gateway
+        assert engine.process.wait(30) == -signal.SIGKILL
+
+
+def read(sdk: OpenAI) -> tuple[str, openai.APIError | None]:
+    """The text that came, and the error that ended it."""
+    text = ""
+    try:
+        for chunk in sdk.chat.completions.create(**ASKED):
+            text += chunk.choices[0].delta.content or "" if chunk.choices else ""
+    except openai.APIError as error:
+        return text, error
+    return text, None
+
+
+@pytest.mark.parametrize(("kind", "place"), CASES)
+def test_no_answer_of_a_killed_engine_seems_whole(tiny: Path, tmp_path: Path, kind: str, place: str) -> None:
+    with doomed(tiny, tmp_path, kind, place) as gateway, sdk_of(gateway) as sdk:
+        text, error = read(sdk)
+        assert error is not None
+        if place in UNBEGUN:
+            assert isinstance(error, openai.InternalServerError)
+            assert (error.status_code, error.code, text) == (503, "engine_unavailable", "")
+        else:
+            assert type(error) is openai.APIError
+            assert (error.code, "broke off" in error.message) == ("engine_disconnected", True)
+            assert BASE_SAYS.startswith(text)
+            assert (text == BASE_SAYS) == (place != "in the middle")
+        assert f'status="{503 if place in UNBEGUN else 502}"}} 1.0' in gateway.get("/metrics")[1]
+
+
+@slow
+@pytest.mark.parametrize("kind", ["hf", "mlx"])
+def test_an_answer_that_was_whole_before_the_kill_is_whole(tiny: Path, tmp_path: Path, kind: str) -> None:
+    with doomed(tiny, tmp_path, kind, "after [DONE]") as gateway, sdk_of(gateway) as sdk:
+        assert read(sdk) == (BASE_SAYS, None)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["hf", "mlx"])
+def test_a_plain_answer_that_a_kill_cuts_is_a_502(tiny: Path, tmp_path: Path, kind: str) -> None:
+    with doomed(tiny, tmp_path, kind, "within a plain answer") as gateway, sdk_of(gateway) as sdk:
+        with pytest.raises(openai.InternalServerError) as told:
+            sdk.chat.completions.create(**ASKED | {"stream": False, "stream_options": None})
+        assert (told.value.status_code, told.value.code) == (502, "engine_disconnected")
+
+
+@slow
+@pytest.mark.parametrize("place", UNBEGUN)
+def test_another_engine_answers_for_one_that_is_killed_before_its_first_chunk(
+    tiny: Path, tmp_path: Path, engine: Server, place: str
+) -> None:
+    with doomed(tiny, tmp_path, "hf", place, engine.url) as gateway, sdk_of(gateway) as sdk:
+        assert read(sdk) == (BASE_SAYS, None)

@@ -1,0 +1,159 @@
+"""`python -m serving` in the terminal and over files, with a real engine as its child."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.chat_cli import Talk
+from serving.engines import Serve, find_engine
+from serving.engines.child_engine import newest_name
+from tests.integration.serving.conftest import ENVIRONMENT, Server, wait_for
+from tests.integration.serving.make_tiny import ALPHA_SAYS, BASE_SAYS
+
+
+def serve(*arguments: Any, typed: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving", *map(str, arguments)]
+    return subprocess.run(
+        command, env=ENVIRONMENT, input=typed, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+def rows(path: Path, questions: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_conversation_is_streamed_and_kept(tiny: Path, tmp_path: Path) -> None:
+    typed = f"hello\n/set temperature warm\n/nothing\n/save {tmp_path / 'talk.jsonl'}\n/quit\n"
+    done = serve(
+        *("--model", tiny / "base", "--adapter", f"alpha={tiny / 'alpha'}", "--interactive"),
+        *("--temperature", 0),
+        typed=typed,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ALPHA_SAYS in done.stdout
+    assert "'warm' is no float." in done.stdout
+    assert "There is no command /nothing; /help lists them." in done.stdout
+    asked, answered = lines(tmp_path / "talk.jsonl")[0]["messages"]
+    assert (asked["content"], answered["content"]) == ("hello", ALPHA_SAYS)
+
+
+def test_commands_change_the_conversation(engine: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = Talk(engine.url, "base", settings={"temperature": 0})
+    for line in ("count", "/retry", "hello", "/undo"):
+        talk.take(line)
+    assert [turn["content"] for turn in talk.turns] == ["count", BASE_SAYS]
+    for line in ("/clear", "/model alpha", "hello"):
+        talk.take(line)
+    assert talk.turns[1]["content"] == ALPHA_SAYS
+    talk.take("/system Be brief.")
+    assert talk.messages == [{"role": "system", "content": "Be brief."}]
+    talk.take("/set max_tokens 0")
+    with pytest.raises(ValueError, match="max_tokens"):
+        talk.take("hello")
+    assert talk.turns == []
+    assert "A new conversation begins." in capsys.readouterr().out
+
+
+def test_every_row_gets_its_answer_in_order(tiny: Path, tmp_path: Path) -> None:
+    asked = ["count", "say alpha", "x" * 9000, "hello"]
+    output = tmp_path / "answers.jsonl"
+    done = serve(
+        *("--model", tiny / "base", "--input", rows(tmp_path / "rows.jsonl", asked), "--output", output),
+        *("--max-tokens", 90),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line["prediction"] for line in lines(output)] == [BASE_SAYS, ALPHA_SAYS, None, BASE_SAYS]
+    assert [line["row"] for line in lines(output)] == [1, 2, 3, 4]
+    assert "context" in lines(output)[2]["error"]
+    assert "4 of 4 rows answered" in done.stderr
+
+
+def test_a_batch_goes_on_where_it_was_stopped(tiny: Path, tmp_path: Path) -> None:
+    source, output = rows(tmp_path / "rows.jsonl", ["count"] * 240), tmp_path / "answers.jsonl"
+    arguments = ["--model", tiny / "base", "--input", source, "--output", output, "--max-tokens", 12]
+    command = [sys.executable, "-m", "serving", *map(str, arguments)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE) as first:
+        wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 3, 60)
+        first.send_signal(signal.SIGINT)
+        assert b"goes on from here" in first.communicate(timeout=60)[1]
+    kept = output.read_bytes()
+    assert 3 < kept.count(b"\n") < 240
+    output.write_bytes(kept + b'{"row": torn')
+    assert serve(*arguments).returncode == 0
+    assert output.read_bytes().startswith(kept)
+    assert [line["row"] for line in lines(output)] == list(range(1, 241))
+
+
+def test_a_batch_loads_no_ml_package_beside_that_of_its_engine() -> None:
+    program = (
+        "import sys, serving.batch.generate; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "set()\n"
+
+
+def test_an_output_of_other_rows_is_not_continued(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    kept = {"row": 1, "prompt": [{"role": "user", "content": "another question"}], "prediction": "x"}
+    output.write_text(json.dumps(kept) + "\n")
+    source = rows(tmp_path / "rows.jsonl", ["count", "hello"])
+    done = serve("--model", tiny / "base", "--input", source, "--output", output)
+    assert done.returncode == 1
+    assert "holds an answer to row 1 of another batch" in done.stderr
+    assert lines(output) == [kept]
+
+
+def test_the_newest_adapter_is_asked_by_the_name_that_its_engine_knows() -> None:
+    served = Serve("m", "base", "127.0.0.1", 1, {"one": "/1", "two": "/2"})
+    assert newest_name(find_engine("hf"), served) == "two"
+    assert newest_name(find_engine("sglang"), served) == "base:two"
+    assert newest_name(find_engine("sglang"), replace(served, adapters={})) == "base"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "/nowhere", "--interactive"], "does not exist"),
+        (["--model", "/nowhere", "--input", "rows.jsonl"], "needs --input and --output"),
+        (["--model", "m", "--program", "/no/engine", "--interactive"], "/no/engine: No such file"),
+        (["--model", "/nowhere", "--input", "/no/rows", "--output", "out"], "/no/rows does not exist"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(Path.cwd()))
+    monkeypatch.chdir(tmp_path)
+    done = serve(*arguments)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_engine_ends_with_the_program_that_started_it(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serving", "--model", str(tiny / "base"), "--interactive"]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as talking:
+        assert talking.stdout is not None and talking.stdin is not None
+        assert b"is ready" in talking.stdout.readline()
+        engine = _children(talking.pid)
+        assert engine
+        talking.stdin.close()
+        assert talking.wait(30) == 0
+    time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in engine)
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

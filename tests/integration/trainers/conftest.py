@@ -1,0 +1,144 @@
+"""A tiny model made by the real program, and real processes to run the programs in."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import OFFLINE, ROOT
+from trainers.data.recipes.arithmetic import Split, problems
+from trainers.runtime import run_dir as files
+
+
+@dataclass
+class Programs:
+    """Starts programs whose home, temporary and working folders are one folder, to see what they leave."""
+
+    home: Path
+
+    def start(self, module: str, config: dict[str, Any], run_dir: Path, *more: str) -> subprocess.Popen[str]:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "config.json"
+        path.write_text(json.dumps(config))
+        command = [sys.executable, "-m", module, "--config", str(path), "--run-dir", str(run_dir), *more]
+        return self.popen(command)
+
+    def run(self, module: str, config: dict[str, Any], run_dir: Path, *more: str) -> tuple[int, str, str]:
+        process = self.start(module, config, run_dir, *more)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+    def popen(self, command: list[str]) -> subprocess.Popen[str]:
+        home = str(self.home)
+        env = os.environ | OFFLINE | {"HOME": home, "TMPDIR": home, "PYTHONPATH": str(ROOT)}
+        env.pop("HF_HOME", None)
+        return subprocess.Popen(
+            command, env=env, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def write_rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict[str, Any]]], str]:
+    def write(rows: list[dict[str, Any]]) -> str:
+        path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def training_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
+    return write_rows([dict(row) for row in problems(158, Split.train, seed=1)])
+
+
+@pytest.fixture(scope="session")
+def held_out_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
+    return write_rows([dict(row) for row in problems(40, Split.held_out, seed=1)])
+
+
+@pytest.fixture(scope="session")
+def adapted(starter: Path, training_rows: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The starter with an adapter on it that a few steps of SFT have made."""
+    from tests.integration.trainers.stages import (
+        run_stage,  # It loads torch, which most tests of data do without.
+    )
+
+    run_dir = tmp_path_factory.mktemp("adapted") / "run"
+    tuning = {"method": "lora", "rank": 8, "alpha": 16}
+    config = {"stage": "sft", "base": str(starter), "dataset": training_rows, "tuning": tuning}
+    assert run_stage(config | {"max_steps": 10, "learning_rate": 5e-3}, run_dir) is not None
+    return {"base": str(starter), "adapter": str(run_dir / "model")}
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    parsed = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event for event in parsed if event["type"] == kind]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    told = [event for event in events(run_dir, "metrics") if "loss" in event["values"]]
+    return {event["step"]: event["values"]["loss"] for event in told}
+
+
+def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:
+    assert losses(run_dir) == losses(uninterrupted)
+    assert (run_dir / "model" / weights).read_bytes() == (uninterrupted / "model" / weights).read_bytes()
+    result, expected = files.read_result(run_dir), files.read_result(uninterrupted)
+    assert result is not None
+    assert expected is not None
+    assert result["metrics"] | {"seconds": 0} == expected["metrics"] | {"seconds": 0}
+
+
+def killed(programs: Programs, module: str, config: dict[str, Any], run_dir: Path, at_step: int) -> None:
+    """Start a program and end it with SIGKILL once it has logged a step."""
+    process = programs.start(module, config, run_dir)
+    wait_for(lambda: len(losses(run_dir)) >= at_step, process)
+    process.kill()
+    process.communicate()
+    assert not (run_dir / files.RESULT).exists()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 200) -> None:
+    """Wait for what the program does; if it does not, it is killed. On a busy host imports take a minute."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"The program did not get there in time. {process.communicate()[1]}")
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def short_sft(starter: Path, training_rows: str) -> dict[str, Any]:
+    """A stage of a few steps, each of which is logged; whoever uses it says how many, and the rest."""
+    return {
+        "stage": "sft",
+        "base": str(starter),
+        "dataset": training_rows,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "log_every_steps": 1,
+    }
+
+
+@pytest.fixture
+def short_lora(short_sft: dict[str, Any]) -> dict[str, Any]:
+    """The same with an adapter, in two micro-batches a step."""
+    tuning = {"method": "lora", "rank": 4, "alpha": 8}
+    return short_sft | {"tuning": tuning, "max_steps": 8, "micro_batch_size": 4}

@@ -1,0 +1,63 @@
+"""Runs a program as FSDP2 would run it on GPUs: accelerate alone falls back to DDP where there is none.
+
+torch's launcher starts it in place of the program:
+`-m tests.integration.trainers.distributed.on_cpu trainers.sft …`.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+
+REPORT = "processes.json"
+
+
+def shard_on_cpu() -> None:
+    """Let accelerate take the FSDP plugin that it is given on a CPU too."""
+    original = AcceleratorState.__init__
+
+    def init(self: Any, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
+        original(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init
+
+
+def tell_how_it_is_sharded(run_dir: Path) -> None:
+    """After training, write what each process held."""
+    original = Trainer.train
+
+    def train(self: Any, *arguments: Any, **options: Any) -> Any:
+        done = original(self, *arguments, **options)
+        if not torch.distributed.is_initialized():
+            return done
+        parameters = list(self.model_wrapped.parameters())
+        told = {
+            "world_size": torch.distributed.get_world_size(),
+            "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
+            "held": sum(
+                (p.to_local() if isinstance(p, DTensor) else getattr(p, "ds_tensor", p)).numel()
+                for p in parameters
+            ),
+            "whole": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
+        }
+        (run_dir / f"{torch.distributed.get_rank()}-{REPORT}").write_text(json.dumps(told))
+        return done
+
+    Trainer.train = train
+
+
+if __name__ == "__main__":
+    module, sys.argv = sys.argv[1], [sys.argv[1], *sys.argv[2:]]
+    shard_on_cpu()
+    tell_how_it_is_sharded(Path(sys.argv[sys.argv.index("--run-dir") + 1]))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

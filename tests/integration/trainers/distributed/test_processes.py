@@ -1,0 +1,145 @@
+"""Two processes train what one does: the same losses, really sharded, the same model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import OFFLINE, ROOT
+from tests.integration.trainers.conftest import assert_same_run, losses, wait_for
+from tests.integration.trainers.stages import run_stage
+from trainers.configs import Queue, parse_stage
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.launch_command import command
+from workers.hosts.devices import Devices, Gpu
+
+SHARDED = {"ddp": 1.0, "zero2": 1.0, "fsdp2": 0.5, "zero3": 0.5}
+WEIGHTS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
+
+
+@pytest.fixture
+def stage(starter: Path, training_rows: str) -> dict[str, Any]:
+    return {
+        "stage": "sft",
+        "base": str(starter),
+        "dataset": training_rows,
+        "max_steps": 8,
+        "batch_size": 8,
+        "micro_batch_size": 2,
+        "learning_rate": 5e-3,
+        "log_every_steps": 1,
+        "save_every_steps": 3,
+    }
+
+
+def start(values: dict[str, Any], run_dir: Path) -> "subprocess.Popen[str]":
+    """The command by which a worker starts it, with a look at what each process holds."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config = run_dir / "asked.json"
+    config.write_text(json.dumps(values))
+    arguments = command(sys.executable, parse_stage(values), config, run_dir)
+    program = arguments.index("trainers.sft")
+    arguments.insert(program, "tests.integration.trainers.distributed.on_cpu")
+    environment = os.environ | OFFLINE | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def run(values: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
+    """Run to the end; answers what each process held."""
+    process = start(values, run_dir)
+    out, _ = process.communicate(timeout=280)
+    assert files.read_result(run_dir) is not None, out
+    return [json.loads(path.read_text()) for path in sorted(run_dir.glob("*-processes.json"))]
+
+
+def assert_like_one_process(stage: dict[str, Any], tuning: str, parallelism: str, folder: Path) -> None:
+    stage = stage | {"tuning": {"method": tuning}}
+    run_stage(stage, folder / "one")
+    held = run(stage | {"devices": 2, "parallelism": parallelism}, folder / "two")
+    assert_sharded(held, parallelism)
+    assert losses(folder / "two") == pytest.approx(losses(folder / "one"), abs=1e-4)
+    one, two = (load_file(folder / name / "model" / WEIGHTS[tuning]) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+def assert_sharded(held: list[dict[str, Any]], parallelism: str) -> None:
+    """Two processes, each with its share of the weights; FSDP2 keeps its own as DTensors."""
+    assert [process["world_size"] for process in held] == [2, 2]
+    for process in held:
+        assert process["held"] / process["whole"] == pytest.approx(SHARDED[parallelism], abs=0.01)
+        assert (process["kinds"] == ["DTensor"]) == (parallelism == "fsdp2")
+
+
+@pytest.mark.parametrize(("tuning", "parallelism"), [("lora", "ddp"), ("full", "fsdp2")])
+def test_two_processes_train_as_one_does(
+    stage: dict[str, Any], tuning: str, parallelism: str, tmp_path: Path
+) -> None:
+    assert_like_one_process(stage, tuning, parallelism, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("parallelism", SHARDED)
+def test_every_kind_of_sharding_trains_as_one_process_does(
+    stage: dict[str, Any], tuning: str, parallelism: str, tmp_path: Path
+) -> None:
+    needs_deepspeed(parallelism)
+    assert_like_one_process(stage, tuning, parallelism, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("parallelism", SHARDED)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_stopped_processes_save_one_checkpoint_and_go_on_as_if_they_had_not_stopped(
+    stage: dict[str, Any], tuning: str, parallelism: str, tmp_path: Path
+) -> None:
+    needs_deepspeed(parallelism)
+    dropout = {"dropout": 0.1} if tuning == "lora" else {}
+    more = {"devices": 2, "parallelism": parallelism, "tuning": {"method": tuning, **dropout}}
+    values = stage | more | {"max_steps": 60}
+    run(values, tmp_path / "whole")
+    process = start(values, tmp_path / "stopped")
+    wait_for(lambda: len(losses(tmp_path / "stopped")) >= 10, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert files.read_result(tmp_path / "stopped") is None
+    assert files.read_error(tmp_path / "stopped") is None
+    saved = files.last_complete_checkpoint(tmp_path / "stopped")
+    assert saved is not None
+    assert files.checkpoints(tmp_path / "stopped")[-1].step == max(losses(tmp_path / "stopped")) < 60
+    assert_sharded(run(values, tmp_path / "stopped"), parallelism)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole", WEIGHTS[tuning])
+
+
+def needs_deepspeed(parallelism: str) -> None:
+    if parallelism.startswith("zero"):
+        pytest.importorskip("deepspeed")
+
+
+def test_fewer_processes_than_devices_is_an_error_and_not_a_slow_run(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match="devices is 2, but 1 processes were started"):
+        run_stage(stage | {"devices": 2}, tmp_path)
+
+
+def test_gpus_are_handed_out_all_or_none() -> None:
+    devices = Devices([Gpu(index, "H200", 1) for index in range(4)])
+    first = devices.take(Queue.cuda, 3)
+    assert first == [0, 1, 2]
+    assert (devices.take(Queue.cuda, 2), devices.free_gpus) == (None, 1)
+    devices.give_back([0, 1, 2])
+    assert devices.take(Queue.cuda, 4) == [0, 1, 2, 3]

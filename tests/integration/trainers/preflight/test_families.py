@@ -1,0 +1,130 @@
+"""Templates in the shapes that families of models use: silence where they are right, a finding where not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tests.integration.trainers.preflight.test_findings import chat, judged
+from trainers.data.recipes.arithmetic import Split, problems
+
+Write = Callable[[list[dict[str, Any]]], str]
+
+BOS, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+ROWS = [
+    chat(
+        ("user", row["question"]),
+        ("assistant", "Let me see."),
+        ("user", "Well?"),
+        ("assistant", row["answer"]),
+    )
+    for row in problems(20, Split.train, seed=3)
+]
+HEADERS = (
+    "{{- bos_token }}{%- for m in messages %}{{- '<|im_start|>' + m.role + '<|im_start|>\n\n'"
+    " + m.content | trim + '<|im_end|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant<|im_start|>\n\n' }}{%- endif %}"
+)
+BRACKETS = (
+    "{{- bos_token }}{%- for m in messages %}"
+    "{%- if m.role == 'user' %}{{- '[INST] ' + m.content + ' [/INST]' }}"
+    "{%- else %}{{- ' ' + m.content + eos_token }}{%- endif %}{%- endfor %}"
+)
+ALTERNATING = (
+    "{{- bos_token }}{%- for m in messages %}"
+    "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Take turns') }}{%- endif %}"
+    "{{- '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim"
+    " + '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>model\n' }}{%- endif %}"
+)
+# Thoughts of earlier turns are left out, and the last answer has empty ones.
+THINKING = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
+    "{%- if m.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{{- m.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+# The prompt opens a thought that answers without thoughts do not have.
+OPENED = THINKING.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\nHm'")
+
+FAMILIES = ["llama", "mistral", "gemma", "qwen"]
+
+
+@pytest.mark.parametrize("template", [HEADERS, BRACKETS, ALTERNATING, THINKING], ids=FAMILIES)
+def test_nothing_is_found_under_templates_that_are_right(
+    starter: Path, tmp_path: Path, write_rows: Write, template: str
+) -> None:
+    base = model(starter, tmp_path, chat_template=template, bos_token=BOS)
+    assert judged(base, tmp_path, write_rows(ROWS), max_length=256)["findings"] == []
+
+
+def test_a_template_whose_prompt_opens_a_thought_is_found(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    (found,) = judged(model(starter, tmp_path, chat_template=OPENED), tmp_path, write_rows(ROWS))["findings"]
+    assert (found["code"], found["count"]) == ("template_not_prefix_preserving", 40)
+
+
+def test_a_turn_may_end_with_any_token_that_ends_generation(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    base = model(starter, tmp_path, eos_token=BOS)
+    assert judged(base, tmp_path, write_rows(ROWS))["findings"] == []
+    (base / "generation_config.json").unlink()
+    (found,) = judged(base, tmp_path, write_rows(ROWS))["findings"]
+    assert (found["code"], found["level"], found["count"]) == ("end_of_turn_not_trained", "error", 40)
+    assert found["examples"][0]["line"] == 1
+
+
+def test_a_template_that_refuses_the_order_of_turns_says_which(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    base = model(starter, tmp_path, chat_template=ALTERNATING, bos_token=BOS)
+    rows = [*ROWS, chat(("user", "a"), ("user", "b"), ("assistant", "c"))]
+    unusable, order = judged(base, tmp_path, write_rows(rows))["findings"]
+    assert "cannot render row 21: Take turns" in unusable["message"]
+    assert (order["code"], order["examples"][0]["line"]) == ("roles_out_of_order", 21)
+
+
+def test_an_end_of_turn_that_also_pads_is_still_trained(starter: Path) -> None:
+    end = AutoTokenizer.from_pretrained(starter).eos_token_id
+    rows = [{"input_ids": [5, 6, end], "labels": [-100, 6, end]}, {"input_ids": [5, end], "labels": [5, end]}]
+    labels = DataCollatorForLanguageModeling(pad_token_id=end)(rows)["labels"]
+    assert torch.equal(labels, torch.tensor([[-100, 6, end], [5, end, -100]]))
+
+
+def test_a_pad_token_without_an_embedding_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
+    base = model(starter, tmp_path, pad_token="<pad>")
+    (found,) = judged(base, tmp_path, write_rows(ROWS))["findings"]
+    assert (found["code"], found["level"]) == ("vocabulary_mismatch", "error")
+    assert "for padding" in found["message"]
+
+
+def test_answers_that_may_outgrow_the_model_are_a_warning(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    described = json.loads((starter / "config.json").read_text()) | {"max_position_embeddings": 120}
+    base = model(starter, tmp_path)
+    (base / "config.json").write_text(json.dumps(described))
+    values = {"stage": "grpo", "rewards": [{"kind": "chrf"}], "num_generations": 4, "batch_size": 4}
+    (found,) = judged(base, tmp_path, write_rows(ROWS), **values, max_completion_length=100)["findings"]
+    assert (found["code"], found["level"]) == ("length_beyond_model", "warning")
+    assert found["examples"][0]["text"].endswith("with 100 tokens of an answer")
+
+
+def model(starter: Path, folder: Path, **changes: Any) -> Path:
+    """The starter with some of its tokenizer changed."""
+    base = folder / "base"
+    shutil.copytree(starter, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name, value in changes.items():
+        tokenizer.add_special_tokens({name: value}) if name == "pad_token" else setattr(
+            tokenizer, name, value
+        )
+    tokenizer.save_pretrained(base)
+    return base

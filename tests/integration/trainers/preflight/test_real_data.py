@@ -1,0 +1,65 @@
+"""Real data, which no preflight may refuse, and the leak that it must find in them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.integration.trainers.preflight.test_findings import judged
+from trainers.data.files.aligned import read_aligned
+from trainers.data.files.jsonl import iter_rows
+from trainers.data.recipes.translation import translation_rows
+
+Write = Callable[[list[dict[str, Any]]], str]
+
+DATA = ROOT.parent / "shared" / "data"
+MATHS, SENTENCES = DATA / "gsm8k", DATA / "korean-english"
+
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+
+
+def test_nothing_is_found_in_gsm8k(starter: Path, tmp_path: Path, write_rows: Write) -> None:
+    rows = [row for _, row in islice(iter_rows(MATHS / "train.jsonl"), 2000)]
+    result = judged(spacious(starter, tmp_path), tmp_path, write_rows(rows), **held_out(), max_length=4096)
+    assert result["findings"] == []
+
+
+def test_a_test_row_of_gsm8k_among_training_rows_is_found(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    rows = [row for _, row in islice(iter_rows(MATHS / "train.jsonl"), 200)]
+    leaked = next(row for _, row in islice(iter_rows(MATHS / "test.jsonl"), 30, None))
+    base, dataset = spacious(starter, tmp_path), write_rows([*rows, leaked])
+    (found,) = judged(base, tmp_path, dataset, **held_out(), max_length=4096)["findings"]
+    assert (found["code"], found["count"]) == ("test_rows_in_training", 1)
+    assert found["examples"] == [{"line": 201, "text": "row 31 of the held-out data"}]
+
+
+def test_nothing_is_found_in_translations_in_both_directions(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    parts = []
+    for name in ("train", "test"):
+        pairs = read_aligned(SENTENCES / f"{name}.ko", SENTENCES / f"{name}.en")
+        parts.append(write_rows(list(translation_rows(islice(pairs, 400)))))
+    base = spacious(starter, tmp_path)
+    result = judged(base, tmp_path, parts[0], held_out=[parts[1]], max_length=4096)
+    assert result["findings"] == []
+
+
+def held_out() -> dict[str, Any]:
+    return {"held_out": [str(MATHS / "test.jsonl")]}
+
+
+def spacious(starter: Path, folder: Path) -> Path:
+    """The starter with room for real texts, of which it reads every byte as a token."""
+    base = folder / "base"
+    shutil.copytree(starter, base)
+    described = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": 4096}
+    (base / "config.json").write_text(json.dumps(described))
+    return base

@@ -1,0 +1,67 @@
+"""Stages run in the tests' own process, with a record of the batches that they train on.
+
+A program costs seconds of imports: tests start one where its end, its output or its signals matter.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers import dpo, evaluate, grpo, sft
+from trainers.configs import parse_stage
+from trainers.runtime import run_dir as files
+from trainers.runtime.events import Report
+from trainers.runtime.program import StopRequested
+
+WORK: dict[str, Any] = {
+    "sft": sft.train,
+    "dpo": dpo.train,
+    "grpo": grpo.train,
+    "evaluate": evaluate.evaluate,
+}
+
+
+class Recorder:
+    """What reached each forward pass: a hash of every micro-batch, by the optimizer step it was for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: dict[int, list[str]] = {}
+        self.inputs: list[dict[str, Any]] = []
+        for trainer in (sft.RowTrainer, dpo.PairTrainer):
+            monkeypatch.setattr(trainer, "training_step", self._recording(trainer.training_step))
+
+    def _recording(self, training_step: Any) -> Any:
+        def step(trainer: Any, model: Any, inputs: dict[str, Any], *more: Any) -> Any:
+            digest = hashlib.sha256(inputs["input_ids"].numpy().tobytes()).hexdigest()
+            self.batches.setdefault(trainer.state.global_step, []).append(digest)
+            self.inputs.append({name: value for name, value in inputs.items() if hasattr(value, "clone")})
+            return training_step(trainer, model, inputs, *more)
+
+        return step
+
+
+def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
+    """Run the stage to its end and answer its result; None if a stop was asked for on the way."""
+    config = parse_stage(values)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with Report(run_dir / files.METRICS) as report:
+        try:
+            result: dict[str, Any] = WORK[config.stage](config, run_dir, report)
+        except StopRequested:
+            return None
+    files.write_result(run_dir, result)
+    return result
+
+
+def at_checkpoint(uninterrupted: Path, run_dir: Path, step: int) -> None:
+    """A run directory as a crash right after a checkpoint leaves it."""
+    run_dir.mkdir()
+    lines = [
+        line for line in files.read_lines(uninterrupted / files.CHECKPOINT_LINES) if line["step"] <= step
+    ]
+    files.append_lines(run_dir / files.CHECKPOINT_LINES, lines)
+    path = f"{files.CHECKPOINTS}/step-{step:08d}"
+    shutil.copytree(uninterrupted / path, run_dir / path)

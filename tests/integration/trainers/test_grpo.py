@@ -1,0 +1,188 @@
+"""Learning from rewards: what moves, what is kept, and that a killed process goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from tests.integration.trainers.conftest import Programs, assert_same_run, events, killed, losses
+from tests.integration.trainers.stages import run_stage
+from trainers.configs import parse_stage
+from trainers.configs.rewards import CorrectnessReward, FormatReward
+from trainers.grpo import plan
+from trainers.modeling.load import load_tokenizer
+from trainers.rendering.render import read_pairs
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import DatasetInvalid
+from trainers.training.rollouts import CONSTANT_GROUPS, Rollouts, load_prompts, prompt_dataset
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def lora(adapted: dict[str, str], training_rows: str) -> dict[str, Any]:
+    # So early in its training the model finds no right answer, but some are more alike to one than others.
+    return {
+        "stage": "grpo",
+        "base": adapted,
+        "dataset": training_rows,
+        "rewards": [{"kind": "chrf", "weight": 2}, {"kind": "format"}],
+        "tuning": {"method": "lora", "rank": 8, "alpha": 16, "dropout": 0.1},
+        "max_steps": STEPS,
+        "batch_size": 16,
+        "micro_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "beta": 0.02,
+        "learning_rate": 5e-3,
+        "log_every_steps": 1,
+        "save_every_steps": 6,
+    }
+
+
+@pytest.fixture(scope="module")
+def lora_run(lora: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(lora, tmp_path_factory.mktemp("lora") / "run")
+
+
+def test_adapter_moves_from_the_sft_adapter_which_is_the_reference(
+    lora_run: Path, adapted: dict[str, str]
+) -> None:
+    before = load_file(Path(adapted["adapter"]) / "adapter_model.safetensors")
+    after = load_file(lora_run / "model" / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    assert all((after[name] - before[name]).abs().max() > 0 for name in before)
+    divergence = values(lora_run, "kl")
+    assert divergence[0] == pytest.approx(0, abs=1e-6)
+    assert divergence[-1] > 1e-3
+
+
+def test_metrics_and_result_tell_the_rewards(lora_run: Path) -> None:
+    rewards = values(lora_run, "reward")
+    weighted = zip(
+        values(lora_run, "rewards/chrf/mean"), values(lora_run, "rewards/format/mean"), strict=True
+    )
+    assert rewards == pytest.approx([2 * chrf + form for chrf, form in weighted])
+    assert values(lora_run, "epoch")[-1] == pytest.approx(STEPS * 4 / 158, abs=1e-3)
+    result = files.read_result(lora_run)
+    assert result is not None
+    assert (result["stage"], result["model"]["kind"]) == ("grpo", "adapter")
+    assert (result["metrics"]["first_reward"], result["metrics"]["last_reward"]) == (rewards[0], rewards[-1])
+    assert result["metrics"]["tokens"] > STEPS * 16 * 12
+
+
+def test_samples_hold_answers_with_the_value_of_each_reward(lora_run: Path) -> None:
+    samples = files.read_lines(lora_run / "samples.jsonl")
+    assert [sample["step"] for sample in samples] == [step for step in range(1, STEPS + 1) for _ in range(4)]
+    assert len({json.dumps(sample["prompt"]) for sample in samples[:4]}) == 1
+    for sample in samples:
+        assert sample["reference"].splitlines()[-1].startswith("#### ")
+        assert sample["total"] == 2 * sample["rewards"]["chrf"] + sample["rewards"]["format"]
+    assert len({sample["completion"] for sample in samples}) > STEPS
+
+
+def test_killed_run_samples_the_same_answers_again(
+    programs: Programs, lora: dict[str, Any], lora_run: Path, tmp_path: Path
+) -> None:
+    killed(programs, "trainers.grpo", lora, tmp_path, at_step=14)
+    finished(lora, tmp_path)
+    assert_same_run(tmp_path, lora_run, "adapter_model.safetensors")
+    assert by_step(tmp_path) == by_step(lora_run)
+
+
+def test_full_tuning_moves_away_from_the_merged_adapter_and_warns_of_a_useless_reward(
+    lora: dict[str, Any], lora_run: Path, tmp_path: Path
+) -> None:
+    rewards = [
+        {"kind": "chrf", "weight": 2},
+        {"kind": "length", "unit": "characters", "limit": 999, "span": 9},
+    ]
+    more = {"tuning": {"method": "full"}, "rewards": rewards, "learning_rate": 1e-3, "max_steps": 8}
+    finished(lora | more, tmp_path)
+    divergence = values(tmp_path, "kl")
+    assert divergence[0] == pytest.approx(0, abs=1e-6)
+    assert divergence[-1] > 1e-4
+    # The same model, and so the same first answers.
+    assert values(tmp_path, "rewards/chrf/mean")[0] == values(lora_run, "rewards/chrf/mean")[0]
+    [warning] = events(tmp_path, "warning")
+    assert (warning["code"], "'length'" in warning["message"]) == ("reward_constant", True)
+    assert max(losses(tmp_path)) == 8
+
+
+def test_dry_run_tells_the_resolved_numbers(lora: dict[str, Any]) -> None:
+    told = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
+    expected = {"stage": "grpo", "rows": 158, "prompts_per_step": 4, "steps": 40, "batch_size": 16}
+    assert expected.items() <= told.items()
+
+
+def test_every_pass_holds_every_prompt_once_in_another_order(training_rows: str) -> None:
+    pairs = [turns[-1] for turns in read_pairs(training_rows, 10)]
+    asked = [row["prompt"][0]["content"] for row in prompt_dataset(pairs, 25, seed=1)]
+    questions = {pair.prompt[0]["content"] for pair in pairs}
+    assert set(asked[:10]) == set(asked[10:20]) == questions
+    assert asked[:10] != asked[10:20]
+    assert len(asked) == 25
+
+
+def test_reward_is_constant_only_after_groups_in_a_row(training_rows: str) -> None:
+    rollouts = Rollouts([FormatReward()], num_generations=2)
+    columns = {"prompts": ["a", "a"], "reference": ["#### 1", "#### 1"]}
+    for _ in range(CONSTANT_GROUPS - 1):
+        rollouts.functions[0](["#### 1", "#### 1"], **columns)
+    assert rollouts.constant() == []
+    rollouts.functions[0](["#### 1", "no"], **columns)
+    for _ in range(CONSTANT_GROUPS):
+        assert rollouts.constant() == []
+        rollouts.functions[0](["no", "no"], **columns)
+    assert rollouts.constant() == ["format"]
+
+
+def test_prompts_that_no_answer_can_meet_are_named(
+    starter: Path, write_rows: Callable[[list[dict[str, Any]]], str]
+) -> None:
+    tokenizer = load_tokenizer(str(starter))
+    good, vague = {"question": "2 + 2?", "answer": "#### 4"}, {"question": "Why?", "answer": "Because."}
+    with pytest.raises(DatasetInvalid, match=r"Row 2 .* no number in its reference.* 1 of 2 rows"):
+        load_prompts(write_rows([good, vague]), [CorrectnessReward()], tokenizer)
+    assert len(load_prompts(write_rows([good, vague]), [FormatReward()], tokenizer)) == 2
+    call = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    with pytest.raises(DatasetInvalid, match=r"Row 1 .* offers tools"):
+        load_prompts(write_rows([{"messages": turns, "tools": [call]}]), [FormatReward()], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"batch_size": 12}, "batch_size 12 is not a multiple of num_generations 8"),
+        ({"rewards": []}, "at least 1"),
+        ({"num_generations": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_groups_that_cannot_be_formed_are_refused(values: dict[str, Any], why: str) -> None:
+    config = {"stage": "grpo", "base": "a/b", "dataset": "rows.jsonl", "rewards": [{"kind": "correctness"}]}
+    with pytest.raises(ValidationError, match=why):
+        parse_stage(config | values)
+
+
+def finished(config: dict[str, Any], run_dir: Path) -> Path:
+    assert run_stage(config, run_dir) is not None
+    return run_dir
+
+
+def values(run_dir: Path, name: str) -> list[float]:
+    return [event["values"][name] for event in events(run_dir, "metrics")]
+
+
+def by_step(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
+    """Samples of each step; the steps after the last checkpoint were taken twice, with equal answers."""
+    samples: dict[int, list[dict[str, Any]]] = {}
+    for sample in files.read_lines(run_dir / "samples.jsonl"):
+        kept = samples.setdefault(sample["step"], [])
+        if sample not in kept:
+            kept.append(sample)
+    return samples

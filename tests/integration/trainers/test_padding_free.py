@@ -1,0 +1,149 @@
+"""Rows laid end to end: that they learn what padded rows learn, and where they are laid so."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
+
+from tests.integration.trainers.conftest import events, losses
+from tests.integration.trainers.stages import run_stage
+from trainers.configs.stages.sft import SftConfig
+from trainers.modeling.load import load_tokenizer
+from trainers.rendering.render import IGNORED
+from trainers.rendering.sft_examples import load_examples
+from trainers.training.padding_free import PROVEN, ROW_BY_ROW, lies_flat, only_where_loss_is
+
+Stage = dict[str, Any]
+ROWS = [{"input_ids": list(range(first, first + length))} for first, length in ((3, 9), (20, 4), (31, 17))]
+
+
+@pytest.fixture
+def stage(short_sft: Stage) -> Stage:
+    """As a person writes it who sets nothing about attention or padding."""
+    return short_sft | {"max_steps": 6}
+
+
+def tiny(architecture: str) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+@pytest.mark.parametrize("architecture", sorted(PROVEN))
+def test_flat_rows_are_answered_as_each_alone(architecture: str) -> None:
+    model = tiny(architecture)
+    apart = [model(torch.tensor([row["input_ids"]])).logits[0] for row in ROWS]
+    model.set_attn_implementation(ROW_BY_ROW)
+    inputs = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(ROWS)
+    assert_close(model(**inputs, use_cache=False).logits[0], torch.cat(apart))
+
+
+def test_padded_rows_are_still_answered_as_each_alone() -> None:
+    model = tiny("llama")
+    apart = [model(torch.tensor([row["input_ids"]])).logits[0] for row in ROWS]
+    model.set_attn_implementation(ROW_BY_ROW)
+    inputs = DataCollatorForLanguageModeling(pad_token_id=0)(ROWS)
+    kept = inputs["attention_mask"].bool()
+    assert_close(model(**inputs, use_cache=False).logits[kept], torch.cat(apart))
+
+
+@pytest.mark.parametrize("tuning", [{"rank": 4, "alpha": 8}, {"method": "full"}], ids=["lora", "full"])
+def test_flat_rows_teach_what_padded_rows_teach(
+    stage: Stage, tuning: dict[str, Any], held_out_rows: str, tmp_path: Path
+) -> None:
+    stage |= {"tuning": tuning, "validation_dataset": held_out_rows, "validate_every_steps": 3}
+    run_stage(stage, tmp_path / "flat")
+    run_stage(stage | {"attention": "sdpa"}, tmp_path / "padded")
+    flat, padded = (events(tmp_path / name, "metrics") for name in ("flat", "padded"))
+    assert len(flat) == len(padded) == 8
+    for one, other in zip(flat, padded, strict=True):
+        assert one["values"] == pytest.approx(other["values"], rel=1e-4)
+
+
+def test_packed_rows_teach_what_they_teach_under_a_mask(stage: Stage, tmp_path: Path) -> None:
+    stage |= {"packing": True, "max_length": 128, "batch_size": 2}
+    run_stage(stage, tmp_path / "row-by-row")
+    run_stage(stage | {"attention": "sdpa"}, tmp_path / "masked")
+    assert losses(tmp_path / "row-by-row") == pytest.approx(losses(tmp_path / "masked"), rel=1e-4)
+
+
+def test_tokens_that_end_turns_are_counted_where_they_are_also_the_padding(
+    stage: Stage, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(stage["base"]).save_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(stage["base"])
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(base)
+    examples = load_examples(stage["dataset"], load_tokenizer(str(base)), 1024)
+    result = run_stage(stage | {"base": str(base), "max_steps": None}, tmp_path / "run")
+    assert result is not None
+    assert result["metrics"]["tokens"] == examples.tokens
+
+
+def test_the_head_is_used_only_where_a_token_carries_loss() -> None:
+    model = tiny("llama")
+    add_fused_lm_head(model)
+    labels = [[IGNORED, *row["input_ids"][1:4], *[IGNORED] * (len(row["input_ids"]) - 4)] for row in ROWS]
+    rows = [{"input_ids": row["input_ids"], "labels": each} for row, each in zip(ROWS, labels, strict=True)]
+    inputs = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
+    everywhere = model(**inputs, fused_lm_head=True)
+    with only_where_loss_is(model, inputs) as less:
+        there = model(**less, fused_lm_head=True)
+    assert everywhere.log_probs.numel() == 3 * 16
+    assert there.log_probs.numel() == 3 * 3
+    assert_close(there.loss, everywhere.loss)
+    assert_close(
+        torch.autograd.grad(there.loss, model.model.embed_tokens.weight),
+        torch.autograd.grad(everywhere.loss, model.model.embed_tokens.weight),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "architecture", "window", "expected"),
+    [
+        ({}, "llama", None, True),
+        ({"batch_size": 1}, "llama", None, False),
+        ({"batch_size": 1, "packing": True}, "llama", None, True),
+        ({"neftune_alpha": 5}, "llama", None, False),
+        ({"neftune_alpha": 5, "packing": True}, "llama", None, True),
+        ({"attention": "sdpa"}, "llama", None, False),
+        ({"attention": "eager"}, "llama", None, False),
+        ({}, "mistral", 4096, True),
+        ({}, "mistral", 512, False),
+        ({}, "lfm2", None, False),
+    ],
+    ids=str,
+)
+def test_rows_lie_flat_where_attention_keeps_them_apart_cheaply(
+    changed: dict[str, Any], architecture: str, window: int | None, expected: bool
+) -> None:
+    config = SftConfig.model_validate({"base": "b", "dataset": "d", "queue": "cpu", **changed})
+    model = AutoConfig.for_model(architecture)
+    model.sliding_window = window
+    assert lies_flat(config, model) is expected
+
+
+def test_a_dry_run_tells_whether_rows_are_padded(
+    stage: Stage, write_rows: Callable[[list[dict[str, Any]]], str]
+) -> None:
+    from trainers.sft import plan
+
+    assert plan(SftConfig.model_validate(stage))["padding_free"] is True
+    assert plan(SftConfig.model_validate(stage | {"attention": "sdpa"}))["padding_free"] is False

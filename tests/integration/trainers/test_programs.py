@@ -1,0 +1,180 @@
+"""What programs leave behind when they cannot succeed, and what they say before they start."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.integration.trainers.conftest import Programs
+from tests.integration.trainers.stages import run_stage
+from trainers.configs.base import AdaptedModel, Queue, StageOutput
+from trainers.configs.training import Precision
+from trainers.modeling.load import load_model, load_tokenizer, pick_device, pick_precision
+from trainers.rendering.sft_examples import load_examples
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import (
+    AdapterUnreadable,
+    ConfigInvalid,
+    DatasetInvalid,
+    DatasetNotFound,
+    DeviceUnavailable,
+    LossNotFinite,
+    ModelNotFound,
+    TemplateMissing,
+)
+
+
+def sft(base: Path | dict[str, str], dataset: str, **values: Any) -> dict[str, Any]:
+    base = str(base) if isinstance(base, Path) else base
+    return {"stage": "sft", "base": base, "dataset": dataset, "max_steps": 2, "batch_size": 4} | values
+
+
+def test_dry_run_prints_the_resolved_numbers_and_writes_nothing(
+    programs: Programs, starter: Path, training_rows: str, tmp_path: Path
+) -> None:
+    config = sft(starter, training_rows, max_steps=None, epochs=1.5, batch_size=16, micro_batch_size=4)
+    status, out, err = programs.run("trainers.sft", config, tmp_path, "--dry-run")
+    assert status == 0, err
+    plan = json.loads(out)
+    expected = {
+        "rows": 158,
+        "steps": 15,
+        "gradient_accumulation_steps": 4,
+        "device": "cpu",
+        "precision": "fp32",
+        "resuming": {"exactness": "exact", "reasons": []},
+    }
+    assert expected.items() <= plan.items()
+    assert 0 < plan["loss_tokens"] < plan["tokens"]
+    assert 0 < plan["trainable_parameters"] < plan["parameters"]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_loss_that_is_not_finite_ends_the_run_with_its_name(
+    starter: Path, training_rows: str, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(starter, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    run_dir = tmp_path / "run"
+    with pytest.raises(LossNotFinite, match="at step 1"):
+        run_stage(sft(broken, training_rows, log_every_steps=1), run_dir)
+    assert not (run_dir / "result.json").exists()
+    assert files.last_complete_checkpoint(run_dir) is None
+
+
+def test_full_disk_is_named(programs: Programs, starter: Path, training_rows: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    status, _, err = programs.run("trainers.sft", sft(starter, training_rows), tmp_path)
+    assert status == 1
+    assert "Traceback" in err
+    error = files.read_error(tmp_path)
+    assert error is not None
+    assert error["code"] == "disk_full"
+
+
+def test_config_of_another_stage_is_refused(programs: Programs, tmp_path: Path) -> None:
+    status, _, _ = programs.run("trainers.prepare", sft(Path("none"), "none"), tmp_path)
+    error = files.read_error(tmp_path)
+    assert (status, error is not None and error["code"]) == (1, "config_invalid")
+
+
+def test_wrong_field_is_told_by_its_path_and_without_a_traceback(programs: Programs, tmp_path: Path) -> None:
+    config = sft(Path("none"), "none", tuning={"method": "lora", "rank": 0})
+    status, _, log = programs.run("trainers.prepare", config, tmp_path)
+    error = files.read_error(tmp_path)
+    assert (status, error and error["code"]) == (1, "config_invalid")
+    assert "Traceback" not in log and "pydantic" not in log
+    assert error is not None and "tuning.lora.rank: " in error["message"]
+
+
+@pytest.mark.parametrize(
+    "source", ["/no/such/model", "./model", "../model", "a/b/c", "no-such-org/no-such-model"]
+)
+def test_model_that_is_nowhere_is_not_found(source: str) -> None:
+    with pytest.raises(ModelNotFound, match=source):
+        load_tokenizer(source)
+    with pytest.raises(ModelNotFound, match=source):
+        load_model(source, dtype="auto")
+
+
+def test_folder_without_a_model_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_pickled_weights_are_not_loaded(starter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(starter, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelNotFound, match="safetensors"):
+        load_model(str(folder), dtype="auto")
+
+
+def test_tokenizer_without_a_template_is_named(starter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    shutil.copytree(starter, folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(TemplateMissing, match="no chat template"):
+        load_tokenizer(str(folder))
+
+
+def test_adapter_is_unreadable_whatever_is_wrong_with_it(starter: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    reference = AdaptedModel(base=str(starter), adapter=str(adapter))
+
+    def refused(why: str) -> None:
+        with pytest.raises(AdapterUnreadable, match=why):
+            load_model(reference, dtype="auto")
+
+    refused("does not exist")
+    adapter.mkdir()
+    refused(r"no adapter_config\.json")
+    (adapter / "adapter_config.json").write_text("{")
+    refused(r"no adapter_model\.safetensors")
+    weights = load_file(starter / "model.safetensors")
+    save_file({"base_model.model.other": weights["model.norm.weight"]}, adapter / "adapter_model.safetensors")
+    refused(str(adapter))
+    lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
+    refused("does not fit on .* missing adapter keys")
+    (adapter / "adapter_model.safetensors").write_bytes(b"not weights")
+    refused(str(adapter))
+
+
+def test_hardware_that_is_not_there_is_named() -> None:
+    with pytest.raises(DeviceUnavailable, match="bf16"):
+        pick_precision(Precision.bf16, pick_device(Queue.cpu))
+    assert pick_precision(Precision.auto, pick_device(Queue.cpu)) is Precision.fp32
+
+
+def test_stage_output_needs_a_job() -> None:
+    with pytest.raises(ConfigInvalid, match="'sft'"):
+        load_tokenizer(StageOutput(stage="sft"))
+
+
+def test_dataset_faults_name_the_row(
+    starter: Path, write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(starter))
+    good = {"question": "2 + 2?", "answer": "#### 4"}
+
+    def refused(dataset: str, error: type[Exception], why: str, max_length: int = 64) -> None:
+        with pytest.raises(error, match=why):
+            load_examples(dataset, tokenizer, max_length)
+
+    refused(str(tmp_path / "none.jsonl"), DatasetNotFound, "does not exist")
+    refused(write_rows([good, {"foo": 1}]), DatasetInvalid, "Row 2 .* fields are foo")
+    refused(
+        write_rows([good, {"prompt": "a", "chosen": "b", "rejected": "c"}]), DatasetInvalid, "Row 2 .*DPO"
+    )
+    refused(write_rows([{"messages": [{"role": "user", "content": "x"}]}]), DatasetInvalid, "Row 1 ")
+    refused(write_rows([good]), DatasetInvalid, "No row .* every prompt fills max_length 8", max_length=8)
+    (tmp_path / "broken.jsonl").write_text(json.dumps(good) + "\n{broken\n")
+    refused(str(tmp_path / "broken.jsonl"), DatasetInvalid, "line 2")

@@ -1,0 +1,90 @@
+"""A worker in this process, whose programs are whatever a test writes."""
+
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from app.storage.database import reading, transaction
+from app.tables import Dataset, Job, Run
+from tests.integration.app.conftest import database_url, postgres, settings, sqlite
+from trainers.configs import Queue, StageKind
+from workers.hosts.worker import Host, join
+
+__all__ = ["database_url", "postgres", "settings", "sqlite"]
+
+# What every program of these tests begins with: where to write, and how.
+PROGRAM = f"""#!{sys.executable}
+import json, os, pathlib, signal, sys, time
+run_dir = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
+attempt = int(run_dir.name.removeprefix("attempt-"))
+NOW = "2026-01-01T00:00:00+00:00"
+
+def write(name, text, mode="w"):
+    (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+    with (run_dir / name).open(mode) as file:
+        file.write(text)
+
+def checkpoint(step, size=10):
+    files = [{{"path": "weights", "size_bytes": size, "sha256": ""}}]
+    write(f"checkpoints/step-{{step:08d}}/weights", "x" * size)
+    write(f"checkpoints/step-{{step:08d}}/manifest.json", json.dumps({{"step": step, "files": files}}))
+    line = {{"step": step, "path": f"checkpoints/step-{{step:08d}}", "size_bytes": size, "time": NOW}}
+    write("checkpoints.jsonl", json.dumps(line) + "\\n", "a")
+
+def succeed(**result):
+    write("model/weights", "w")
+    made = {{"path": "model", "kind": "adapter", "base": "", "template_sha256": "0" * 64}}
+    write("result.json", json.dumps({{"stage": "sft", "model": made, "metrics": {{}}, **result}}))
+
+"""
+
+
+@pytest.fixture
+def host(settings: Settings) -> Iterator[Host]:
+    """A worker with its heartbeat, but without a broker."""
+    settings.lease_seconds, settings.heartbeat_seconds = 4, 0.5
+    settings.trainer_python = str(settings.data_dir / "program")
+    (settings.data_dir / "models" / "base").mkdir(parents=True)
+    settings.model_roots = [settings.data_dir / "models"]
+    host = join(settings, [Queue.cpu, Queue.cuda], "here")
+    host.leases.start()
+    yield host
+    host.leases.stop()
+
+
+@pytest.fixture
+def submit(host: Host) -> Callable[..., str]:
+    """Queues an SFT run whose program has this body; answers the run's id."""
+    program = Path(host.settings.trainer_python)
+    file = host.settings.data_dir / "artifacts" / "rows"
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+
+    def queue(body: str, **values: object) -> str:
+        program.write_text(PROGRAM + body)
+        program.chmod(0o755)
+        with transaction() as session:
+            job = Job(name="job")
+            dataset = Dataset(
+                name="rows", sha256=secrets.token_hex(32), artifact="rows", size_bytes=1, row_count=1
+            )
+            session.add_all([job, dataset])
+            session.flush()
+            base = str(host.settings.data_dir / "models" / "base")
+            config = {"stage": "sft", "base": base, "dataset": dataset.id}
+            made = {"stage": StageKind.sft, "queue": Queue.cpu, "config": config, **values}
+            run = Run(job_id=job.id, position=0, name="run", **made)  # type: ignore[arg-type]
+            session.add(run)
+        return run.id
+
+    return queue
+
+
+def row(run_id: str) -> Run:
+    """The run as the database has it now."""
+    with reading() as session:
+        return session.get_one(Run, run_id)

@@ -1,0 +1,355 @@
+"""One attempt at a run, with real programs that behave badly."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlmodel import Session, col, select
+
+from app.deployments import lifecycle as deployments
+from app.runs import lifecycle
+from app.scheduling import queue as bells
+from app.scheduling import sweeper
+from app.storage import artifacts
+from app.storage.artifacts import ArtifactStore, Published, get_store
+from app.storage.database import reading, transaction
+from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
+from tests.integration.workers.conftest import row
+from trainers.configs import Queue, StageKind
+from workers.hosts.devices import Devices, Gpu
+from workers.hosts.lease import Lease
+from workers.hosts.worker import Host
+from workers.runs import complete
+from workers.runs.complete import Attempt
+from workers.runs.execute import execute_next
+
+Submit = Callable[..., str]
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+FOREVER = "print('begun', flush=True)\ntime.sleep(60)\n"
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.05)
+
+
+def begun(host: Host, run_id: str, attempt: int = 1) -> bool:
+    log = host.settings.data_dir / "runs" / run_id / f"attempt-{attempt}" / "log.txt"
+    return log.exists() and "begun" in log.read_text()
+
+
+def move(run_id: str, to: RunStatus) -> None:
+    with transaction() as session:
+        assert lifecycle.move(session, run_id, to) is not None
+
+
+def steps(run_id: str) -> list[int]:
+    with reading() as session:
+        found = select(col(Checkpoint.step)).where(col(Checkpoint.run_id) == run_id)
+        return list(session.exec(found.order_by(col(Checkpoint.step))))
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    "result",
+    [
+        "not JSON",
+        "[]",
+        "{}",
+        '{"model": {"path": "/etc", "kind": "adapter"}}',
+        '{"model": {"path": "nowhere", "kind": "adapter"}}',
+        '{"model": {"path": "model", "kind": "other"}}',
+    ],
+)
+def test_result_that_cannot_be_used_is_no_result(host: Host, submit: Submit, result: str) -> None:
+    host.settings.max_faults = 0
+    run_id = submit(f"succeed()\nwrite('result.json', {result!r})")
+    assert execute_next(host)
+    run = row(run_id)
+    assert run.status is RunStatus.failed
+    assert run.error is not None and run.error["code"] == "program_without_result"
+    assert run.log_artifact is not None and get_store().exists(run.log_artifact), (
+        "its hint is to read the log"
+    )
+
+
+def test_result_and_events_with_characters_that_postgresql_refuses_are_stored(
+    host: Host, submit: Submit
+) -> None:
+    run_id = submit("print('a\\0b', flush=True)\nsucceed(note='a\\0b')")
+    assert execute_next(host)
+    run = row(run_id)
+    assert run.status is RunStatus.succeeded and run.result is not None
+    assert run.result["note"] == "a\ufffdb"
+
+
+@on_sqlite
+def test_run_that_is_killed_while_it_writes_an_event_is_cancelled_at_once(host: Host, submit: Submit) -> None:
+    torn = "signal.signal(15, lambda *_: write('metrics.jsonl', '{\"type\": \"met', 'a') or os._exit(1))\n"
+    run_id = submit(torn + FOREVER)
+    worker = in_thread(lambda: execute_next(host))
+    until(lambda: begun(host, run_id))
+    move(run_id, RunStatus.cancelling)
+    worker.join()
+    assert row(run_id).status is RunStatus.cancelled
+
+
+@on_sqlite
+def test_fault_of_the_worker_is_told_at_once_and_tried_again(host: Host, submit: Submit) -> None:
+    run_id = submit("succeed()", config={"stage": "sft", "base": {"stage": "nonesuch"}, "dataset": "none"})
+    assert execute_next(host)
+    run = row(run_id)
+    assert (run.status, run.faults, run.attempt) == (RunStatus.queued, 1, 1)
+
+
+@on_sqlite
+def test_input_that_this_worker_cannot_use_has_a_named_error(host: Host, submit: Submit) -> None:
+    run_id = submit("succeed()", config={"stage": "sft", "of": "a later version", "base": "hub/model"})
+    assert execute_next(host)
+    assert (row(run_id).error or {})["code"] == "config_invalid"
+
+
+@on_sqlite
+def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(host: Host, submit: Submit) -> None:
+    run_id = submit(FOREVER)
+    first = in_thread(lambda: execute_next(host))
+    until(lambda: begun(host, run_id))
+    with transaction() as session:
+        # As the sweeper does once the lease has ended.
+        lifecycle.move(session, run_id, RunStatus.queued)
+        lifecycle.claim(session, host.worker_id, [Queue.cpu], list(StageKind), 60)
+    second = host.settings.data_dir / "runs" / run_id / "attempt-2" / "log.txt"
+    second.parent.mkdir(parents=True)
+    second.touch()
+    first.join()
+    assert second.exists()
+    assert not (second.parents[1] / "attempt-1").exists()
+
+
+@on_sqlite
+def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: Host, submit: Submit) -> None:
+    run_id = submit("checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", faults=host.settings.max_faults)
+    assert execute_next(host)
+    run = row(run_id)
+    assert (run.status, run.faults) == (RunStatus.queued, 1)
+
+
+class SlowStore(ArtifactStore):
+    """A store that needs longer for a checkpoint than the program for the next."""
+
+    def publish_folder(self, folder: Path, key: str) -> Published:
+        time.sleep(2.5 if key.startswith("checkpoints") else 0)
+        return super().publish_folder(folder, key)
+
+
+PRUNING = """
+import shutil
+for step in range(1, 6):
+    checkpoint(step)
+    if step > 1:
+        shutil.rmtree(run_dir / f"checkpoints/step-{step - 1:08d}")
+    time.sleep(1.2)
+succeed()
+"""
+
+
+@on_sqlite
+def test_checkpoints_reach_a_store_that_is_slower_than_the_program(
+    host: Host, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowStore(host.settings.artifacts_url)
+    monkeypatch.setattr("workers.runs.checkpoints.get_store", lambda: slow)
+    run_id = submit(PRUNING)
+    worker = in_thread(lambda: execute_next(host))
+    until(lambda: steps(run_id) != [])
+    assert row(run_id).status is RunStatus.running
+    worker.join()
+    assert row(run_id).status is RunStatus.succeeded
+    assert steps(run_id)[-1] == 5
+
+
+class Outage:
+    """While it lasts no transaction can be begun, as with a database that is restarted."""
+
+    def __enter__(self) -> None:
+        event.listen(Session, "after_begin", self._refuse)
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(Session, "after_begin", self._refuse)
+
+    @staticmethod
+    def _refuse(*_: object) -> None:
+        raise OperationalError("BEGIN", {}, Exception("the database is away"))
+
+
+@on_sqlite
+def test_end_during_an_outage_loses_no_checkpoint_and_no_event(host: Host, submit: Submit) -> None:
+    host.settings.lease_seconds = 20
+    run_id = submit(
+        "print('begun', flush=True)\ntime.sleep(2)\ncheckpoint(7)\nprint('last words', flush=True)\nsucceed()"
+    )
+    worker = in_thread(lambda: execute_next(host))
+    until(lambda: begun(host, run_id))
+    with Outage():
+        time.sleep(5)
+        assert worker.is_alive()
+    worker.join()
+    assert row(run_id).status is RunStatus.succeeded
+    assert steps(run_id) == [7]
+    with reading() as session:
+        logs = session.exec(select(Event).where(Event.run_id == run_id, Event.type == EventType.log)).all()
+    assert "last words" in [line for log in logs for line in log.data["lines"]]
+
+
+def test_end_whose_answer_was_lost_keeps_its_model(host: Host, submit: Submit) -> None:
+    run_id = submit("succeed()")
+
+    def lose_the_answer(session: Session) -> None:
+        with reading() as other:
+            if other.get_one(Run, run_id).status is RunStatus.succeeded:
+                event.remove(Session, "after_commit", lose_the_answer)
+                raise OperationalError("COMMIT", {}, Exception("connection lost"))
+
+    event.listen(Session, "after_commit", lose_the_answer)
+    assert execute_next(host)
+    run = row(run_id)
+    assert run.status is RunStatus.succeeded
+    assert get_store().exists(f"models/{run.model_id}/weights")
+
+
+@on_sqlite
+@pytest.mark.parametrize("wanted", [RunStatus.cancelling, RunStatus.pausing])
+def test_what_sql_wants_at_the_end_decides_though_the_worker_has_not_heard_of_it(
+    host: Host, submit: Submit, wanted: RunStatus
+) -> None:
+    submit("")
+    with transaction() as session:
+        run = lifecycle.claim(session, host.worker_id, [Queue.cpu], host.stages, 60)
+    assert run is not None
+    move(run.id, wanted)
+    lease = Lease(run.id, 60, time.monotonic(), lambda _: None)
+    complete.end(Attempt(run, host.settings, lease, stop_asked=True), None)
+    assert row(run.id).status is {"cancelling": RunStatus.cancelled, "pausing": RunStatus.paused}[wanted]
+
+
+class FullStore(ArtifactStore):
+    """A store whose disk fills up in the midst of a publication."""
+
+    def _write(self, content: bytes, destination: str) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_full_store_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("w")
+    with pytest.raises(OSError, match="No space"):
+        FullStore(f"file://{tmp_path / 'store'}").publish_folder(tmp_path / "model", "models/one")
+    assert list((tmp_path / "store").rglob("*.part")) == []
+
+
+@on_sqlite
+def test_model_waits_for_a_store_that_is_away_for_a_moment(
+    host: Host, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = get_store()
+    put, failures = artifacts.ArtifactStore.publish_folder, [OSError("away"), OSError("away")]
+
+    def publish(folder: Path, key: str) -> Published:
+        if failures:
+            raise failures.pop()
+        return put(store, folder, key)
+
+    monkeypatch.setattr("workers.runs.complete.STORE_AGAIN_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr(store, "publish_folder", publish)
+    run_id = submit("succeed()")
+    assert execute_next(host)
+    assert row(run_id).status is RunStatus.succeeded
+
+
+def deploy_stage(model: str) -> dict[str, object]:
+    return {
+        "stage": StageKind.deploy,
+        "queue": Queue.cuda,
+        "config": {"stage": "deploy", "model": model, "deployment": "tuned"},
+    }
+
+
+@on_sqlite
+def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: Host, submit: Submit) -> None:
+    host.devices = Devices([Gpu(0, "one", 1 << 30)])
+    run_id = submit("", **deploy_stage("hub/model"))
+    worker = in_thread(lambda: execute_next(host))
+    until(lambda: waiting_deployment() is not None)
+    assert host.devices.take(Queue.cuda) == [0], "its engine could not start"
+    waiting = waiting_deployment()
+    with transaction() as session:
+        claimed = deployments.claim(session, waiting.id, host.worker_id, 60)
+        deployments.ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1", "base")
+    worker.join()
+    assert row(run_id).status is RunStatus.succeeded
+    # The GPU is in use now: what replaces the deployment must be carried out all the same.
+    submit("", **deploy_stage("hub/other"))
+    again = in_thread(lambda: execute_next(host))
+    until(lambda: waiting_deployment() is not None)
+    host.stopping.set()
+    again.join()
+
+
+@on_sqlite
+def test_deploy_stage_outlasts_an_outage_of_the_database(host: Host, submit: Submit) -> None:
+    host.settings.lease_seconds = 20
+    run_id = submit("", **deploy_stage("hub/model") | {"queue": Queue.cpu})
+    worker = in_thread(lambda: execute_next(host))
+    until(lambda: waiting_deployment() is not None)
+    with Outage():
+        time.sleep(2)
+    assert worker.is_alive()
+    move(run_id, RunStatus.cancelling)
+    worker.join()
+    assert row(run_id).status is RunStatus.cancelled
+    assert waiting_deployment() is None
+
+
+def waiting_deployment() -> Deployment | None:
+    with reading() as session:
+        waits = col(Deployment.status) == DeploymentStatus.queued
+        return session.exec(select(Deployment).where(waits)).one_or_none()
+
+
+def test_sweeper_rings_only_while_a_worker_is_idle(
+    host: Host, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.settings.ring_again_seconds = 0.1
+    messages = host.settings.data_dir / "queue" / "messages"
+    bells.get_celery()
+    submit(FOREVER)
+    with transaction() as session:
+        lifecycle.claim(session, host.worker_id, [Queue.cpu], host.stages, 60)
+    submit(FOREVER)
+    time.sleep(0.3)
+    sweeper.sweep_once(host.settings)
+    assert list(messages.iterdir()) == [], "its only worker is busy"
+    with transaction() as session:
+        lifecycle.release_expired(session, 3)
+    busy = next(iter(runs_of(RunStatus.running)))
+    move(busy, RunStatus.cancelling)
+    move(busy, RunStatus.cancelled)
+    sweeper.sweep_once(host.settings)
+    assert len(list(messages.iterdir())) == 1
+
+
+def runs_of(status: RunStatus) -> list[str]:
+    with reading() as session:
+        return list(session.exec(select(col(Run.id)).where(col(Run.status) == status)))

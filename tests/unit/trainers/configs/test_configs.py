@@ -1,0 +1,112 @@
+"""Configs: defaults that fit together, variables for people, and none for what a service wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from trainers.configs import Queue, SftConfig, parse_stage
+from trainers.configs.resume_guarantee import resuming
+from trainers.configs.stage_config import load_stage
+
+SFT = {"stage": "sft", "base": "org/model", "dataset": "rows.jsonl"}
+
+
+def sft(**values: Any) -> SftConfig:
+    config = parse_stage(SFT | values)
+    assert isinstance(config, SftConfig)
+    return config
+
+
+def test_learning_rate_follows_the_kind_of_tuning() -> None:
+    assert sft().learning_rate == 2e-4
+    assert sft(tuning={"method": "full"}).learning_rate == 2e-5
+    assert sft(tuning={"method": "full"}, learning_rate=1e-3).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(("batch_size", "micro"), [(16, 8), (12, 6), (7, 7), (13, 1), (1, 1)])
+def test_micro_batch_divides_the_batch(batch_size: int, micro: int) -> None:
+    assert sft(batch_size=batch_size).micro_batch_size == micro
+
+
+def test_misspelt_field_is_refused_by_its_name() -> None:
+    with pytest.raises(ValidationError, match="learning_rat\n"):
+        sft(learning_rat=1e-3)
+
+
+def test_micro_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValidationError, match="batch_size 16 is not a multiple of micro_batch_size 5"):
+        sft(micro_batch_size=5)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_number_that_json_cannot_hold_is_refused(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        sft(max_grad_norm=value)
+
+
+def test_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(sft(tuning={"method": "lora", "rank": 4}).model_dump_json())
+    assert load_stage(path) == sft(tuning={"method": "lora", "rank": 4})
+
+
+def test_yaml_expands_variables_and_keeps_its_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE", "0.003")
+    monkeypatch.setenv("FOLDER", "{stage: other}")
+    path = tmp_path / "sft.yaml"
+    path.write_text("stage: sft\nbase: ${FOLDER}\ndataset: a/${NAME:-rows}.jsonl\nlearning_rate: ${RATE}\n")
+    config = load_stage(path)
+    assert isinstance(config, SftConfig)
+    assert (config.base, config.dataset, config.learning_rate) == ("{stage: other}", "a/rows.jsonl", 0.003)
+
+
+def test_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text("stage: sft\nbase: ${TUNESMITH_UNSET}\ndataset: rows.jsonl\n")
+    with pytest.raises(ValueError, match=r"\$\{TUNESMITH_UNSET\}, which is not set"):
+        load_stage(path)
+
+
+def test_json_of_a_service_cannot_read_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SFT | {"base": "${HF_TOKEN}"}))
+    config = load_stage(path)
+    assert isinstance(config, SftConfig)
+    assert config.base == "${HF_TOKEN}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "queue", "config", "reasons"),
+    [
+        ("sft", Queue.cpu, {}, []),
+        ("dpo", Queue.cuda, {}, ["CUDA kernels"]),
+        ("grpo", Queue.cpu, {"generation": "transformers"}, []),
+        ("grpo", Queue.cpu, {"generation": "vllm_server"}, ["vLLM samples"]),
+        ("grpo", Queue.cuda, {"generation": "vllm_colocate"}, ["CUDA kernels", "vLLM samples"]),
+        ("sft", Queue.mlx, {}, ["Apple's GPUs"]),
+    ],
+)
+def test_a_resume_that_cannot_be_exact_says_why(
+    stage: str, queue: Queue, config: dict[str, str], reasons: list[str]
+) -> None:
+    found = resuming(stage, queue, config)
+    assert found is not None
+    assert found.exactness == ("approximate" if reasons else "exact")
+    assert all(part in told for part, told in zip(reasons, found.reasons, strict=True))
+
+
+def test_answers_after_a_stop_are_rounded_in_other_batches() -> None:
+    found = resuming("generate", Queue.cpu, {})
+    assert found is not None
+    assert found.exactness == "approximate"
+    assert "batches" in found.reasons[0]
+
+
+def test_a_stage_without_checkpoints_is_not_resumed() -> None:
+    assert resuming("evaluate", Queue.cpu, {}) is None

@@ -1,0 +1,184 @@
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from trainers.data.checks import validate_row
+from trainers.data.files.jsonl import iter_rows
+from trainers.data.formats import RowFormat
+from trainers.data.recipes.gsm8k import (
+    Annotations,
+    PairReport,
+    Problem,
+    Solution,
+    grpo_rows,
+    preference_rows,
+    problems_of_rows,
+    sft_rows,
+    split_solution,
+)
+from trainers.metrics.maths import exact_match
+
+REPOSITORY = Path(__file__).parents[4]
+SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+GSM8K = SHARED / "gsm8k"
+needs_data = pytest.mark.skipif(not GSM8K.exists(), reason="the shared data is not beside the repository")
+
+ROW = (4, {"question": "How many?", "answer": "Half of 48 is <<48/2=24>>24.\n#### 24"})
+
+
+def problem(line, correct, wrong):
+    solutions = [Solution(f"So {text}.\nA: {text}", True) for text in correct]
+    return Problem(line, f"Question {line}?", (*solutions, *(Solution(text, False) for text in wrong)))
+
+
+def test_a_solution_is_reasoning_and_a_final_answer():
+    (row,) = sft_rows([ROW])
+    assert [message["content"] for message in row["messages"]] == ["How many?", "Half of 48 is 24.\n#### 24"]
+    (kept,) = sft_rows([ROW], annotations=Annotations.kept, system="Reason.")
+    assert kept["messages"][0] == {"role": "system", "content": "Reason."}
+    assert kept["messages"][2]["content"] == ROW[1]["answer"]
+
+
+def test_prompts_for_exploration_hold_the_bare_answer():
+    (row,) = grpo_rows([ROW], system="Reason.")
+    assert row == {"system": "Reason.", "question": "How many?", "answer": "24"}
+    assert validate_row(row, RowFormat.question_answer) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("a\n#### 1,000", ("a", "1,000")),
+        ("a\nA: 18\n", ("a", "18")),
+        ("a\n#### 110\nThe answer is: 110", ("a", "110")),
+        ("a. The answer is: 1/2.", ("a.", "1/2")),
+        (r"So $\boxed{\frac{1}{2}}$.", (r"So $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}")),
+        ("#### 3", ("", "3")),
+        ("It is 18.", None),
+        (r"So \boxed{1", None),
+        ("A: 5\nand so on", None),
+        ("", None),
+    ],
+)
+def test_the_final_answer_is_found_in_every_common_spelling(text, split):
+    assert split_solution(text) == split
+
+
+def test_kin_with_other_field_names_are_read():
+    maths = (1, {"problem": "1/2+0?", "solution": "It stays the same.", "answer": "1/2"})
+    meta = (2, {"query": "1+1?", "response": "One more.\n#### 2\nThe answer is: 2"})
+    assert list(grpo_rows([maths, meta])) == [
+        {"question": "1/2+0?", "answer": "1/2"},
+        {"question": "1+1?", "answer": "2"},
+    ]
+    assert next(sft_rows([maths]))["messages"][1]["content"] == "It stays the same.\n#### 1/2"
+
+
+@pytest.mark.parametrize(
+    ("row", "missing"),
+    [
+        ({"question": "q", "answer": "Eighteen."}, "marks no final answer"),
+        ({"question": "q"}, "needs a solution"),
+        ({"question": " ", "answer": "#### 1"}, "needs a question"),
+    ],
+)
+def test_a_row_without_question_or_final_answer_is_named_by_its_line(row, missing):
+    with pytest.raises(ValueError, match=f"Line 9: .*{missing}"):
+        list(sft_rows([(9, row)]))
+
+
+def test_pairs_are_a_correct_and_a_wrong_solution_of_one_problem():
+    report = PairReport()
+    (row,) = preference_rows([problem(7, ["18"], ["<<1+1=2>>2, cut off"])], report, system="s")
+    assert row["prompt"][1] == {"role": "user", "content": "Question 7?"}
+    assert row["chosen"] == [{"role": "assistant", "content": "So 18.\n#### 18"}]
+    assert row["rejected"] == [{"role": "assistant", "content": "2, cut off"}]
+    assert row["line"] == 7
+    assert validate_row(row, RowFormat.preference) == []
+
+
+def test_problems_with_one_kind_of_solution_are_dropped_and_counted():
+    problems = [
+        problem(1, "12", "34"),
+        problem(2, "1", ""),
+        problem(3, "", "1"),
+        problem(4, "", ""),
+        problem(5, "", " "),
+    ]
+    report = PairReport()
+    assert len(list(preference_rows(problems, report, pairs_per_problem=3))) == 3
+    assert report.model_dump() == {
+        "problems": 5,
+        "pairs": 3,
+        "possible_pairs": 4,
+        "only_correct": 1,
+        "only_wrong": 1,
+        "unsolved": 2,
+        "contradictory": 0,
+    }
+
+
+def test_a_text_graded_both_ways_is_used_for_neither():
+    solutions = (Solution("x\n#### 1", True), Solution("x\nA: 1", False), Solution("y\nA: 2", False))
+    report = PairReport()
+    assert list(preference_rows([Problem(1, "q", solutions)], report)) == []
+    assert (report.contradictory, report.only_wrong) == (1, 1)
+
+
+def test_a_problem_keeps_its_pairs_wherever_it_stands_and_changes_them_with_the_seed():
+    problems = [problem(line, "12345", "6789") for line in range(30)]
+    first = {row["line"]: row for row in preference_rows(problems, PairReport(), pairs_per_problem=1)}
+    moved = random.Random(1).sample(problems, 10)
+    assert all(first[row["line"]] == row for row in preference_rows(moved, PairReport(), pairs_per_problem=1))
+    assert list(first.values()) != list(preference_rows(problems, PairReport(), pairs_per_problem=1, seed=1))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "ground_truth": "A: 1"},
+        {"question": "q", "solutions": ["a"]},
+        {
+            "question": "q",
+            "a": {"solution": "x", "is_correct": True},
+            "b": {"solution": "y", "is_correct": None},
+        },
+    ],
+)
+def test_a_row_without_graded_solutions_is_named_by_its_line(row):
+    with pytest.raises(ValueError, match="Line 3: a solution must be"):
+        list(problems_of_rows([(3, row)]))
+
+
+def test_graded_solutions_may_stand_in_a_list():
+    row = {"question": "q", "solutions": [{"solution": "x", "is_correct": True}]}
+    assert list(problems_of_rows([(1, row)])) == [Problem(1, "q", (Solution("x", True),))]
+
+
+@needs_data
+def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration():
+    solved, asked = [list(make(iter_rows(GSM8K / "train.jsonl"))) for make in (sft_rows, grpo_rows)]
+    assert len(solved) == len(asked) == 7473
+    for row, prompt in zip(solved, asked, strict=True):
+        assert validate_row(row, RowFormat.messages) == []
+        solution = row["messages"][1]["content"]
+        assert "<<" not in solution
+        assert solution.count("\n#### ") == 1
+        assert exact_match(solution, prompt["answer"])
+
+
+@needs_data
+def test_graded_solutions_of_gsm8k_become_pairs_with_the_right_one_chosen():
+    report = PairReport()
+    problems = list(problems_of_rows(iter_rows(GSM8K / "model_solutions.jsonl")))
+    rows = list(preference_rows(problems, report, pairs_per_problem=2))
+    assert sum(len(problem.solutions) for problem in problems) == 2640
+    assert (report.problems, report.pairs) == (660, len(rows))
+    with_both = 660 - report.only_correct - report.only_wrong - report.unsolved
+    assert with_both <= len(rows) <= 2 * with_both
+    truth = {number: row["ground_truth"] for number, row in iter_rows(GSM8K / "model_solutions.jsonl")}
+    for row in rows:
+        assert validate_row(row, RowFormat.preference) == []
+        assert exact_match(row["chosen"][0]["content"], truth[row["line"]])

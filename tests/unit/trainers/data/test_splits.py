@@ -1,0 +1,100 @@
+import json
+import random
+from itertools import chain
+
+import pytest
+
+from trainers.configs import Part
+from trainers.data.files.jsonl import iter_rows
+from trainers.data.splits import split_file
+
+
+def rows(count):
+    return [{"question": f"q{n}", "answer": "a"} for n in range(count)]
+
+
+def texts(folder):
+    return {
+        part: [row["question"] for _, row in iter_rows(folder / f"{part}.jsonl")]
+        for part in Part
+        if (folder / f"{part}.jsonl").exists()
+    }
+
+
+def split(write, tmp_path, content, name="parts", **sizes):
+    report = split_file(write(*content), tmp_path / name, **sizes)
+    parts = texts(tmp_path / name)
+    assert {part: len(found) for part, found in parts.items()} == report.rows
+    return parts, report
+
+
+def test_every_row_lands_in_one_part_in_the_order_of_the_file(write, tmp_path):
+    parts, _ = split(write, tmp_path, rows(500), validation=0.1, test=0.2)
+    assert sorted(chain(*parts.values())) == sorted(f"q{n}" for n in range(500))
+    assert all(found == sorted(found, key=lambda text: int(text[1:])) for found in parts.values())
+
+
+def test_shares_are_met_nearly_and_counts_exactly(write, tmp_path):
+    parts, _ = split(write, tmp_path, rows(4000), validation=0.1, test=0.2)
+    assert abs(len(parts[Part.validation]) - 400) < 60
+    assert abs(len(parts[Part.test]) - 800) < 80
+    counted, _ = split(write, tmp_path, rows(4000), "counted", validation=123, test=45)
+    assert {part: len(found) for part, found in counted.items()} == {
+        "train": 3832,
+        "validation": 123,
+        "test": 45,
+    }
+
+
+@pytest.mark.parametrize("sizes", [{"validation": 0.2, "test": 0.2}, {"validation": 70, "test": 0.1}])
+def test_neither_the_order_of_rows_nor_that_of_their_keys_moves_a_row(write, tmp_path, sizes):
+    parts, _ = split(write, tmp_path, rows(300), **sizes)
+    shuffled = [dict(reversed(row.items())) for row in random.Random(1).sample(rows(300), 300)]
+    again, _ = split(write, tmp_path, shuffled, "again", **sizes)
+    assert {part: sorted(found) for part, found in again.items()} == {
+        part: sorted(found) for part, found in parts.items()
+    }
+
+
+def test_with_shares_a_row_stays_in_its_part_when_others_come(write, tmp_path):
+    fewer, _ = split(write, tmp_path, rows(300), test=0.3)
+    more, _ = split(write, tmp_path, rows(600), "more", test=0.3)
+    assert all(set(fewer[part]) <= set(more[part]) for part in fewer)
+
+
+def test_equal_rows_land_together_and_are_counted_once(write, tmp_path):
+    parts, report = split(write, tmp_path, rows(50) * 3, validation=0.3, test=30)
+    assert not set(parts[Part.train]) & set(parts[Part.test])
+    assert not set(parts[Part.validation]) & set(parts[Part.test])
+    assert sum(report.distinct_rows.values()) == 50
+    assert report.rows[Part.test] == 3 * report.distinct_rows[Part.test] == 30
+
+
+def test_another_seed_gives_other_parts_and_the_same_seed_the_same(write, tmp_path):
+    first, second, third = (
+        split(write, tmp_path, rows(200), str(number), test=0.5, seed=seed)[0][Part.test]
+        for number, seed in enumerate((1, 2, 1))
+    )
+    assert first == third
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"test": 0.001}, {"test": 20}, {"validation": 10, "test": 10}, {"test": 0.6, "validation": 0.7}]
+)
+def test_a_part_that_would_be_empty_is_refused_and_nothing_is_written(write, tmp_path, sizes):
+    with pytest.raises(ValueError, match="would be empty"):
+        split_file(write(*rows(20)), tmp_path / "parts", **sizes)
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("size", [-1, 1.5])
+def test_a_size_that_is_neither_share_nor_count_is_refused(write, tmp_path, size):
+    with pytest.raises(ValueError, match="`test` is"):
+        split_file(write(*rows(20)), tmp_path / "parts", test=size)
+
+
+def test_a_training_part_alone_is_a_copy(write, tmp_path):
+    parts, report = split(write, tmp_path, rows(3))
+    assert parts == {Part.train: ["q0", "q1", "q2"]}
+    assert json.loads(report.model_dump_json())["rows"] == {"train": 3}

@@ -1,0 +1,193 @@
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from trainers.configs import Part
+from trainers.data.checks import validate_row
+from trainers.data.files.aligned import TranslationPair, pairs_of_rows, read_aligned, read_tsv
+from trainers.data.files.jsonl import save_rows
+from trainers.data.files.tmx import read_tmx
+from trainers.data.filters.drops import Drops
+from trainers.data.filters.pair_filters import by_language, by_length_ratio, without_identical_sides
+from trainers.data.filters.row_filters import without_duplicates
+from trainers.data.formats import RowFormat
+from trainers.data.recipes.translation import WORDINGS, Direction, translation_rows
+from trainers.data.splits import split_file
+from trainers.data.validate import validate_file
+
+REPOSITORY = Path(__file__).parents[4]
+SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+NEWS = SHARED / "korean-english"
+
+PAIRS = [TranslationPair(n, f"안녕 {n}", f"Hello {n}") for n in range(1, 41)]
+
+
+def file(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_lines_of_two_files_stand_side_by_side(tmp_path):
+    korean = file(tmp_path, "ko", "\ufeff하나\r\n둘\u2028셋\n")
+    english = file(tmp_path, "en", "one\ntwo\x0bthree\n")
+    assert list(read_aligned(korean, english)) == [(1, "하나", "one"), (2, "둘\u2028셋", "two\x0bthree")]
+
+
+def test_files_of_different_length_are_not_aligned(tmp_path):
+    korean, english = file(tmp_path, "a.ko", "하나\n"), file(tmp_path, "a.en", "one\ntwo\n")
+    with pytest.raises(ValueError, match=r"a\.ko ends before line 2 of a\.en"):
+        list(read_aligned(korean, english))
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
+    korean, english = file(tmp_path, "a.ko", "하나\n둘\n".encode("cp949")), file(tmp_path, "a.en", "1\n2\n")
+    with pytest.raises(ValueError, match=r"a\.ko, line 1: byte 1 is not UTF-8"):
+        list(read_aligned(korean, english))
+
+
+def test_columns_of_tsv_are_taken_by_number_or_by_name(tmp_path):
+    path = file(tmp_path, "a.tsv", 'id\tEnglish\tKorean\n7\t"one\t하나\n')
+    assert list(read_tsv(path, korean="Korean", english="English")) == [(2, "하나", '"one')]
+    assert list(read_tsv(path, korean=3, english=2))[1] == (2, "하나", '"one')
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"korean": 3}, "line 1: 2 columns"),
+        ({"korean": "Korean"}, "no column 'Korean'"),
+        ({"english": 0}, "counted from 1"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named(tmp_path, columns, problem):
+    with pytest.raises(ValueError, match=problem):
+        list(read_tsv(file(tmp_path, "a.tsv", "하나\tone\n"), **columns))
+
+
+def test_rows_of_a_hub_data_set_give_pairs_in_either_spelling():
+    assert list(pairs_of_rows([{"translation": {"ko": "하나", "en": "one"}}, {"ko": "둘", "en": "two"}])) == [
+        (1, "하나", "one"),
+        (2, "둘", "two"),
+    ]
+    with pytest.raises(ValueError, match="Row 2 has no text `english`"):
+        list(
+            pairs_of_rows(
+                [{"korean": "둘", "english": "two"}, {"korean": "둘"}], korean="korean", english="english"
+            )
+        )
+
+
+TMX = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE tmx SYSTEM "tmx14.dtd">
+<tmx version="1.4"><header srclang="ko"/><body>
+<tu><tuv xml:lang="ko-KR"><seg>밥 &amp; <bpt i="1">&lt;b&gt;</bpt>국<ept i="1">&lt;/b&gt;</ept></seg></tuv>
+ <tuv xml:lang="EN_us"><seg>Rice and
+   <hi>soup</hi></seg></tuv></tu>
+<tu><tuv xml:lang="ko"><seg>둘</seg></tuv><tuv xml:lang="fr"><seg>deux</seg></tuv></tu>
+<tu><tuv lang="en"><seg>three</seg></tuv> <tuv lang="ko"><seg>셋</seg></tuv>
+ <tuv lang="ko"><seg>삼</seg></tuv></tu>
+</body></tmx>
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_units_of_tmx_give_pairs_without_formatting_codes(tmp_path, encoding):
+    drops = Drops()
+    content = TMX.replace("UTF-8", encoding.upper()).encode(encoding)
+    assert list(read_tmx(file(tmp_path, "a.tmx", content), drops)) == [
+        (4, "밥 & 국", "Rice and soup"),
+        (8, "셋", "three"),
+        (8, "삼", "three"),
+    ]
+    (drop,) = drops.report().first
+    assert (drop.line, drop.detail) == (7, "The unit needs the languages ko and en, but it has fr, ko.")
+
+
+BOMB = '<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">'
+UNIT = "<body><tu><tuv xml:lang='ko'><seg>{}</seg></tuv></tu></body>"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (f"<!DOCTYPE tmx [{BOMB}]><tmx>{UNIT.format('&b;')}</tmx>", "entity `a`"),
+        (
+            f'<!DOCTYPE tmx [<!ENTITY x SYSTEM "file:///etc/passwd">]><tmx>{UNIT.format("&x;")}</tmx>',
+            "entity `x`",
+        ),
+        (f'<!DOCTYPE tmx SYSTEM "tmx14.dtd"><tmx>{UNIT.format("&nbsp;")}</tmx>', "entity `nbsp`"),
+        (f"<tmx>{UNIT.format('&nbsp;')}</tmx>", "not well-formed"),
+        (f"<tmx>{UNIT.format('x' * 300_000)}</tmx>", "longer than"),
+        (f"<tmx a='{'x' * 2**23}'/>", "tag of more than"),
+        ("<tmx>" + "<a>" * 99, "nested more than"),
+        ("<html/>", "is no TMX"),
+        ("<tmx><body>", "not well-formed"),
+        ("", "not well-formed"),
+    ],
+    ids=range(10),
+)
+def test_tmx_that_is_broken_or_made_to_harm_is_refused(tmp_path, content, problem):
+    with pytest.raises(ValueError, match=problem):
+        list(read_tmx(file(tmp_path, "a.tmx", content), Drops()))
+
+
+def test_each_pair_gives_a_valid_row_for_each_direction():
+    first, second = list(translation_rows(PAIRS[:1], wordings=1))
+    assert first == {
+        "messages": [
+            {"role": "user", "content": "Translate this Korean text into English.\n\n안녕 1"},
+            {"role": "assistant", "content": "Hello 1"},
+        ],
+        "direction": "ko_en",
+        "line": 1,
+        "pair": second["pair"],
+    }
+    assert (second["direction"], second["messages"][1]["content"]) == ("en_ko", "안녕 1")
+    assert validate_row(first, RowFormat.messages) == []
+
+
+def test_a_row_keeps_its_wording_wherever_it_stands_and_changes_it_with_the_seed():
+    asked = {row["line"]: row for row in translation_rows(PAIRS, directions=[Direction.ko_en])}
+    moved = random.Random(1).sample(PAIRS, 20)
+    assert all(asked[row["line"]] == row for row in translation_rows(moved, directions=[Direction.ko_en]))
+    assert list(translation_rows(PAIRS, seed=1)) != list(translation_rows(PAIRS, seed=2))
+
+
+def test_all_wordings_are_used_and_each_holds_the_sentence_once():
+    pairs = [TranslationPair(n, f"안녕{n}번", f"hello{n}") for n in range(300)]
+    begins = {row["messages"][0]["content"][:12] for row in translation_rows(pairs)}
+    assert len(begins) >= 10
+    assert all(wording.count("{text}") == 1 for wordings in WORDINGS.values() for wording in wordings)
+
+
+def test_braces_in_a_sentence_stay_as_they_are():
+    (row,) = translation_rows(
+        [TranslationPair(1, "{0} {text}", "{x}")], directions=[Direction.ko_en], wordings=1
+    )
+    assert row["messages"][0]["content"].endswith("\n\n{0} {text}")
+
+
+@pytest.mark.parametrize("wordings", [0, 7])
+def test_a_number_of_wordings_that_are_not_there_is_refused(wordings):
+    with pytest.raises(ValueError, match="give 1 to 6"):
+        list(translation_rows(PAIRS, wordings=wordings))
+
+
+@pytest.mark.skipif(not NEWS.exists(), reason="the shared data is not beside the repository")
+def test_real_news_become_clean_rows_and_what_is_no_translation_is_named(tmp_path):
+    drops = Drops()
+    pairs = read_aligned(NEWS / "train.ko", NEWS / "train.en")
+    clean = by_length_ratio(by_language(without_identical_sides(pairs, drops), drops), drops)
+    rows = list(translation_rows(clean))
+    kept = without_duplicates(enumerate(rows, start=1), drops, RowFormat.messages)
+    save_rows(tmp_path / "rows.jsonl", (row for _, row in kept))
+    report = validate_file(tmp_path / "rows.jsonl")
+    assert (report.fault_count, report.warning_count, report.format) == (0, 0, RowFormat.messages)
+    assert report.valid_row_count > 1900
+    reasons = {drop.line: drop.reason for drop in drops.report().first}
+    assert len(reasons) == drops.report().dropped > 10
+    parts = split_file(tmp_path / "rows.jsonl", tmp_path / "parts", test=200, seed=3)
+    assert parts.rows[Part.test] == 200

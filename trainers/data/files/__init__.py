@@ -1,0 +1,1 @@
+"""Files of rows: JSON Lines, aligned text and TMX."""

@@ -1,0 +1,122 @@
+"""Korean-English pairs from TMX, the XML format of translation memories, read as a stream.
+
+Nothing outside the file is ever read: a document type may be named but is not fetched, and a file that
+declares or uses an entity of its own is refused, so that none can be expanded.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Final
+from xml.parsers import expat
+
+from trainers.data.files.aligned import TranslationPair
+from trainers.data.filters.drops import DropReason, Drops
+
+CHUNK_BYTES: Final = 2**16
+# Expat holds one tag or text whole; a segment is a sentence.
+MAX_HELD_BYTES: Final = 2**22
+MAX_SEGMENT_CHARACTERS: Final = 2**18
+MAX_DEPTH: Final = 64
+# What these elements hold is formatting code of the tool that wrote the file, and no text.
+CODE_ELEMENTS: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
+
+
+def read_tmx(path: Path, drops: Drops) -> Iterator[TranslationPair]:
+    """Pairs from every unit that has both languages, with the line on which the unit begins.
+
+    A unit without one of them is reported as dropped; one with several variants gives every combination.
+    Raises ValueError for a file that is not well-formed XML, is no TMX, or declares entities.
+    """
+    reader, fed_bytes = _Reader(path.name, drops), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            fed_bytes += len(chunk)
+            reader.feed(chunk)
+            yield from reader.take()
+            if fed_bytes - reader.parsed_bytes > MAX_HELD_BYTES:
+                raise ValueError(f"{path.name} holds a tag of more than {MAX_HELD_BYTES:,} bytes.")
+    reader.feed(b"", is_last=True)
+    yield from reader.take()
+
+
+class _Reader:
+    """The state between two pieces of the file: the open elements, and the unit that is being read."""
+
+    def __init__(self, name: str, drops: Drops) -> None:
+        self._name, self._drops = name, drops
+        self._open: list[str] = []
+        self._line, self._language = 0, ""
+        self._segment: list[str] | None = None
+        self._characters = 0
+        self._unit: dict[str, list[str]] = {}
+        self._pairs: list[TranslationPair] = []
+        self._parser = expat.ParserCreate()
+        self._parser.buffer_text = True
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._text
+        self._parser.EntityDeclHandler = self._refuse_entity
+        self._parser.SkippedEntityHandler = self._refuse_entity
+
+    @property
+    def parsed_bytes(self) -> int:
+        return self._parser.CurrentByteIndex
+
+    def feed(self, chunk: bytes, is_last: bool = False) -> None:
+        try:
+            self._parser.Parse(chunk, is_last)
+        except expat.ExpatError as error:
+            raise ValueError(
+                f"{self._name}, line {error.lineno}: the file is not well-formed XML: "
+                f"{expat.ErrorString(error.code)}. Export it again."
+            ) from error
+
+    def take(self) -> list[TranslationPair]:
+        pairs, self._pairs = self._pairs, []
+        return pairs
+
+    def _start(self, element: str, attributes: dict[str, str]) -> None:
+        if not self._open and element != "tmx":
+            raise ValueError(f"{self._name} is no TMX: its first element is `{element[:40]}`.")
+        if len(self._open) >= MAX_DEPTH:
+            raise self._error(f"elements are nested more than {MAX_DEPTH} deep")
+        self._open.append(element)
+        if element == "tu":
+            self._line, self._unit = self._parser.CurrentLineNumber, {}
+        elif element == "tuv":
+            spelled = attributes.get("xml:lang") or attributes.get("lang") or ""
+            self._language = spelled.replace("_", "-").split("-")[0].lower()
+        elif element == "seg":
+            self._segment, self._characters = [], 0
+
+    def _text(self, text: str) -> None:
+        if self._segment is None or not CODE_ELEMENTS.isdisjoint(self._open):
+            return
+        self._characters += len(text)
+        if self._characters > MAX_SEGMENT_CHARACTERS:
+            raise self._error(f"a segment is longer than {MAX_SEGMENT_CHARACTERS:,} characters")
+        self._segment.append(text)
+
+    def _end(self, element: str) -> None:
+        self._open.pop()
+        if element == "seg" and self._segment is not None:
+            # A segment is one line of text; line breaks in it come from the layout of the file.
+            self._unit.setdefault(self._language, []).append(" ".join("".join(self._segment).split()))
+            self._segment = None
+        elif element == "tu":
+            self._finish_unit()
+
+    def _finish_unit(self) -> None:
+        korean, english = self._unit.get("ko", []), self._unit.get("en", [])
+        if not korean or not english:
+            there = ", ".join(sorted(self._unit)) or "none"
+            detail = f"The unit needs the languages ko and en, but it has {there}."
+            self._drops.add(self._line, DropReason.empty_side, detail)
+        self._pairs += [TranslationPair(self._line, *texts) for texts in product(korean, english)]
+
+    def _refuse_entity(self, name: str, *_: object) -> None:
+        raise self._error(f"the entity `{name[:40]}` is declared or used; write its characters instead")
+
+    def _error(self, problem: str) -> ValueError:
+        return ValueError(f"{self._name}, line {self._parser.CurrentLineNumber}: {problem}.")

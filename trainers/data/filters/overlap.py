@@ -1,0 +1,105 @@
+"""Rows of a test set that stand in a training set too, exactly or nearly.
+
+A score on such rows says what the model remembers, not what it can do. Only programs import this module (see
+`trainers.data.filters.near_duplicates`).
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, Field
+
+from trainers.data.files.jsonl import iter_rows
+from trainers.data.filters.near_duplicates import NearIndex
+from trainers.data.fingerprint import prompt_text
+from trainers.data.formats import Row, RowFormat, detect_format
+
+MAX_TEST_ROWS: Final = 50_000
+
+
+class Overlap(BaseModel):
+    """A test row that is met in the training set."""
+
+    test_line: int
+    train_line: int
+    is_exact: bool = Field(description="Whether the texts are equal, character for character.")
+    similarity: float = Field(description="Share of text in common: 1 if equal, else a MinHash estimate.")
+
+
+class OverlapReport(BaseModel):
+    """How much of a test set a training set gives away."""
+
+    test_rows: int
+    train_rows: int
+    exact_test_rows: int = Field(description="Test rows met exactly.")
+    near_test_rows: int = Field(description="Test rows met nearly and never exactly.")
+    first: list[Overlap] = Field(description="The first overlaps, in the order of the training lines.")
+    overlaps: int = Field(description="All overlaps: a test row may be met many times.")
+
+
+def find_overlap(
+    train: Path,
+    test: Path,
+    *,
+    threshold: float = 0.8,
+    text_of: Callable[[Row, RowFormat], str] = prompt_text,
+    exact_only: bool = False,
+    same_numbers: bool = False,
+    limit: int = 100,
+) -> OverlapReport:
+    """Compares what is asked in each row; the test set is held in memory, the training set is read once.
+
+    `exact_only` leaves near matches out and reads some hundred times faster. With `same_numbers`, texts that
+    differ in a number are not near: they ask different things.
+
+    The report keeps the first `limit` overlaps. Raises ValueError for a file that `iter_rows` refuses, a row
+    of no known format, or a test set of more than 50,000 rows.
+    """
+    index, lines_of, train_rows = NearIndex(threshold, MAX_TEST_ROWS), dict[str, set[int]](), 0
+    numbers_of: dict[int, list[str]] = {}
+    for line, text in _texts(test, text_of):
+        lines_of.setdefault(text, set()).add(line)
+        numbers_of[line] = numbers_in(text)
+        if not exact_only and not index.add(line, text):
+            raise ValueError(f"{test.name} has more than {MAX_TEST_ROWS:,} rows: split it.")
+    exact, met, first, overlaps = set[int](), set[int](), list[Overlap](), 0
+    for line, text in _texts(train, text_of):
+        train_rows += 1
+        equal = lines_of.get(text, set())
+        found = [(number, 1.0) for number in sorted(equal)] if exact_only else index.matches(text)
+        if same_numbers:
+            numbers = numbers_in(text)
+            found = [match for match in found if numbers_of[match[0]] == numbers]
+        exact |= equal
+        met.update(number for number, _ in found)
+        overlaps += len(found)
+        first += [
+            Overlap(test_line=number, train_line=line, is_exact=number in equal, similarity=similarity)
+            for number, similarity in found[: limit - len(first)]
+        ]
+    return OverlapReport(
+        test_rows=len(numbers_of),
+        train_rows=train_rows,
+        exact_test_rows=len(exact),
+        near_test_rows=len(met - exact),
+        first=first,
+        overlaps=overlaps,
+    )
+
+
+def numbers_in(text: str) -> list[str]:
+    """The numbers of a text in their order: word problems that differ in one ask different things."""
+    return re.findall(r"\d+", text)
+
+
+def _texts(path: Path, text_of: Callable[[Row, RowFormat], str]) -> Iterator[tuple[int, str]]:
+    for line, row in iter_rows(path):
+        row_format = detect_format(row)
+        if row_format is None:
+            raise ValueError(f"{path.name}, line {line}: the row's fields fit no known format: rename them.")
+        try:
+            yield line, text_of(row, row_format)
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {line}: {error}") from error

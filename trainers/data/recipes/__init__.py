@@ -1,0 +1,1 @@
+"""Recipes that turn source data into training rows."""

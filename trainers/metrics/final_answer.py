@@ -1,0 +1,187 @@
+r"""The final answer of a worked solution, and whether it is the reference's number.
+
+In this order: a number right after `####` (the first such line, because a base model may go on to invent
+another problem), the last `\boxed{}`, the last "the answer is", the last number. A mark with nothing after it
+and a box without one plain number hold no answer, and hide every other number.
+
+Hostile text costs no more than long text: marks are found by substring search, and only short stretches of
+text are parsed. So "the answer is" and the last number are looked for in the last 4,000 characters.
+"""
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+
+from trainers.metrics.numbers import NUMBER, Number, plain_text, read_number, same_number
+
+BOX = r"\boxed{"
+MARK = "####"
+WINDOW = 4_000
+MAX_FIELD = 1_000
+MAX_MARKS = 64
+
+_MARKED_LINE = re.compile(rf"{MARK}(?!#)([^\n]{{0,200}})")
+CUE = re.compile(
+    r"(?i:\banswer[*_]{0,3}[ ]{0,3}(?:is|was|equals|would be|will be|:|=))"
+    r"|정답은|정답[ ]?:|답은|(?<!\w)답[ ]?:"
+)
+# Words and signs that may stand between "the answer is" or a mark and the number.
+_LEAD = re.compile(
+    r"(?:[\s:=≈*_(\[{`]|(?i:\b(?:the|final|answer|is|thus|therefore|so|simply|just|exactly|equal to|"
+    r"approximately|about|around|roughly|US|USD|약)(?![A-Za-z])))*+"
+)
+_OPERATION = re.compile(r"[ ]?[A-Za-z]?[ ]?[-+*/×÷·:][ ]?\(?-?[0-9.]")
+_SEVERAL = re.compile(r"[ ]{0,3}(?:,[ ]|(?:and|or)[ ]|;)[ ]{0,3}-?[0-9]")
+_COLLECTION = re.compile(r"[(\[{][^,;]*+[,;]|[^,;]*+[,;][ ]?[A-Za-z][ ]?=")
+_SHORT_HEAD = re.compile(r"(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))*+")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The number that a text gives as its answer, or None with the reason as a clause."""
+
+    number: Number | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether an answer is the reference's, with both as they were found and a sentence of why."""
+
+    correct: bool
+    answer: Number | None
+    reference: Number | None
+    why: str
+
+
+def judge(
+    prediction: str, reference: str, absolute: Fraction = Fraction(0), relative: Fraction = Fraction(0)
+) -> Judgement:
+    """Compare two final answers exactly, or within a tolerance; evaluation and reward both decide by this.
+
+    A text without an answer is never right.
+    """
+    answer, expected = find_answer(prediction), find_answer(reference)
+    if expected.number is None:
+        why = f"The reference cannot be met: {expected.why}."
+        return Judgement(False, answer.number, None, why)
+    if answer.number is None:
+        return Judgement(False, None, expected.number, f"The completion gives no answer: {answer.why}.")
+    correct = same_number(answer.number, expected.number, absolute, relative)
+    is_or_not = "is" if correct else "is not"
+    why = f"The answer {_short(answer.number)} ({answer.why}) {is_or_not} the reference's "
+    why += f"{_short(expected.number)}."
+    return Judgement(correct, answer.number, expected.number, why)
+
+
+def find_answer(text: str) -> Found:
+    """The final answer of a text, and where it stood, or why there is none."""
+    marked = _after_mark(text)
+    if marked is not None:
+        return marked
+    boxed = last_box(text)
+    if boxed is not None:
+        return read_box(boxed[0])
+    tail = plain_text(text[-WINDOW:])
+    return _after_cue(tail) or _last_number(tail)
+
+
+def last_box(text: str) -> tuple[str, int | None] | None:
+    r"""The content of the last `\boxed{}` and the position after its brace, which is None if it is left open.
+
+    Braces may nest. An open box, or one of more than 1,000 characters, has what follows as its content.
+    """
+    start = text.rfind(BOX)
+    if start < 0:
+        return None
+    start += len(BOX)
+    content = text[start : start + MAX_FIELD]
+    depth = 1
+    for position, character in enumerate(content):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return content[:position], start + position + 1
+    return content, None
+
+
+def read_box(content: str) -> Found:
+    """The one plain number in a box's content; a pair, an interval or a formula is none."""
+    plain = plain_text(content).strip()
+    if _COLLECTION.match(plain):
+        return Found(None, "the box holds several values")
+    match = _search_sides(plain)
+    if match is None:
+        return Found(None, "the box holds no plain number")
+    if _SEVERAL.match(match.string, match.end()):
+        return Found(None, "the box holds several values")
+    return _found(match, "in a box")
+
+
+def read_line(line: str) -> re.Match[str] | None:
+    """The number that a line begins with, after words such as "about" or a left side such as `x =`."""
+    plain = plain_text(line)
+    for side in _sides(plain):
+        match = NUMBER.match(side, _lead_end(side))
+        if match and not _OPERATION.match(side, match.end()):
+            return match
+    return None
+
+
+def _after_mark(text: str) -> Found | None:
+    """The first marked number; no answer if a mark is left empty; None if marks are but headings."""
+    lines = [match[1] for match in islice(_MARKED_LINE.finditer(text), MAX_MARKS)]
+    for line in lines:
+        match = read_line(line)
+        if match:
+            return _found(match, f"after {MARK}")
+    if any(not line.strip() for line in lines):
+        return Found(None, f"nothing follows {MARK}")
+    return None
+
+
+def _after_cue(tail: str) -> Found | None:
+    cues = list(CUE.finditer(tail))
+    if not cues:
+        return None
+    line = tail[cues[-1].end() :].lstrip()[:200].split("\n", 1)[0]
+    match = read_line(line)
+    return _found(match, 'after "the answer is"') if match else None
+
+
+def _last_number(tail: str) -> Found:
+    last = deque(NUMBER.finditer(tail), maxlen=1)
+    return _found(last[0], "the last number") if last else Found(None, "it holds no number")
+
+
+def _search_sides(plain: str) -> re.Match[str] | None:
+    for side in _sides(plain):
+        match = NUMBER.search(side)
+        if match and not _OPERATION.match(side, match.end()):
+            return match
+    return None
+
+
+def _sides(plain: str) -> list[str]:
+    """The sides of an equation from the last, so that `x = 3 + 4 = 7` is 7; a sentence is one side."""
+    head, equals, _ = plain.rpartition("=")
+    if not equals or not _SHORT_HEAD.fullmatch(head):
+        return [plain]
+    return plain.split("=")[:-9:-1]
+
+
+def _lead_end(side: str) -> int:
+    match = _LEAD.match(side)
+    return match.end() if match else 0
+
+
+def _found(match: re.Match[str], where: str) -> Found:
+    number = read_number(match)
+    if number is None:
+        return Found(None, f"the number {where} is part of a formula, too large, or divided by zero")
+    return Found(number, where)
+
+
+def _short(number: Number) -> str:
+    return number.text if len(number.text) <= 40 else f"{number.text[:40]}…"

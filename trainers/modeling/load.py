@@ -1,0 +1,245 @@
+"""Models, adapters and tokenizers from a folder or a hub id, or a named error that says what is wrong.
+
+Weights are safetensors only, and no code of a model's author is run.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils.logging import disable_progress_bar
+
+from trainers.configs.base import AdaptedModel, Queue, StageOutput
+from trainers.configs.references import base_of
+from trainers.configs.training import Attention, Precision
+from trainers.modeling import families
+from trainers.modeling.quantization import keep_layout
+from trainers.runtime.errors import (
+    AdapterUnreadable,
+    DeviceUnavailable,
+    ModelNotFound,
+    TemplateMissing,
+    is_disk_full,
+)
+
+Reference = str | StageOutput | AdaptedModel
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+logger = logging.getLogger("trainers")
+
+
+def pick_device(queue: Queue | None) -> torch.device:
+    """The CUDA device of this process if there is one, else the CPU; raises DeviceUnavailable."""
+    if queue is Queue.cuda and not torch.cuda.is_available():
+        raise DeviceUnavailable(
+            "The stage asks for the queue cuda, but this host has no CUDA device that torch can use.",
+            "Send the stage to a host with a GPU, or set its queue to cpu.",
+        )
+    return torch.device("cuda" if queue is not Queue.cpu and torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(precision: Precision, device: torch.device) -> Precision:
+    """Resolve `auto`; raises DeviceUnavailable when the device has no bf16."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision is Precision.bf16 and not has_bf16:
+        raise DeviceUnavailable(
+            f"precision is bf16, which the device {device.type} of this host does not offer.",
+            "Set precision to auto or fp32, or send the stage to a GPU that has bf16.",
+        )
+    if precision is Precision.auto:
+        return Precision.bf16 if has_bf16 else Precision.fp32
+    return precision
+
+
+def load_tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
+    """The tokenizer, of the adapter's folder if that holds one, with a pad token and a chat template.
+
+    Raises ModelNotFound, or TemplateMissing without a chat template.
+    """
+    source = base_of(reference)
+    if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
+        source = reference.adapter
+    with _named_failure(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        _complete(tokenizer, source, base_of(reference))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _complete(tokenizer: PreTrainedTokenizerBase, source: str, base: str) -> None:
+    """Take the family's template where there is none, and say so; raises TemplateMissing."""
+    family = families.complete(tokenizer, load_config(base).model_type)
+    if family is None:
+        raise TemplateMissing(
+            f"The tokenizer of {source} has no chat template, so no conversation can be rendered.",
+            "Use the instruct or chat variant of the model, or add chat_template.jinja to its folder.",
+        )
+    logger.info("%s has no chat template; it gets that of the family %s.", source, family.name)
+
+
+def load_config(base: str) -> PreTrainedConfig:
+    """The config of a base model; raises ModelNotFound."""
+    with _named_failure(base):
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+
+
+def pick_attention(attention: Attention, device: torch.device) -> str:
+    """Resolve `auto`: flash attention where it is installed, else torch's own; raises DeviceUnavailable."""
+    if attention is not Attention.auto:
+        installed = {
+            Attention.flash_attention_2: is_flash_attn_2_available,
+            Attention.flash_attention_3: is_flash_attn_3_available,
+        }
+        if attention in installed and (device.type == "cpu" or not installed[attention]()):
+            raise DeviceUnavailable(
+                f"attention is {attention}, which this host lacks, or has no kernel for {device.type}.",
+                "Set attention to auto or sdpa, or install flash-attn on a GPU host.",
+            )
+        return attention.value
+    if device.type == "cuda" and is_flash_attn_2_available():
+        return Attention.flash_attention_2.value
+    return Attention.sdpa.value
+
+
+def load_base(
+    base: str,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """The base model on the CPU, or quantised where the GPU is; raises ModelNotFound."""
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": _own_device()}}
+    with _named_failure(base):
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
+    # A folder may hold weights that are quantised already, so this is not for `quantization` alone.
+    keep_layout(model)
+    return model
+
+
+def _own_device() -> str:
+    """Where this process keeps a quantised base: its GPU of the host's, else the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(
+    reference: Reference, dtype: torch.dtype, is_trainable: bool = False, **options: Any
+) -> PreTrainedModel | PeftModel:
+    """The model, with its adapter on it if it has one; `options` are those of `load_base`.
+
+    Raises ModelNotFound or AdapterUnreadable.
+    """
+    if not isinstance(reference, AdaptedModel):
+        return load_base(base_of(reference), dtype, **options)
+    _check_adapter(Path(reference.adapter))
+    model = load_base(reference.base, dtype, **options)
+    with warnings.catch_warnings():
+        # PEFT only warns when names do not match, and would go on with an adapter that does nothing.
+        warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
+        try:
+            return PeftModel.from_pretrained(model, reference.adapter, is_trainable=is_trainable)
+        except (ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
+            raise _unreadable(reference.adapter, f"it does not fit on {reference.base}: {error}") from error
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The hash that tells whether a model is served with the template that it was trained with."""
+    template = tokenizer.chat_template
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def forward_dtype(precision: Precision) -> torch.dtype:
+    """The dtype in which weights that are not trained are kept."""
+    return torch.bfloat16 if precision is Precision.bf16 else torch.float32
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+@contextmanager
+def _named_failure(source: str) -> Iterator[None]:
+    _check_source(source)
+    _quiet_libraries()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, HFValidationError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise
+        raise ModelNotFound(
+            f"The model {source} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            "Name a folder with config.json, a tokenizer and safetensors weights, or a hub id that this host "
+            "can fetch.",
+        ) from error
+
+
+def _quiet_libraries() -> None:
+    """No carriage returns in the log, no word to the hub, no advice to PEFT's authors."""
+    disable_progress_bar()
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def _check_source(source: str) -> None:
+    """Refuse what looks like a path and is none, before transformers asks the network for it."""
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+            raise ModelNotFound(
+                f"The folder {source} holds no model: it has no config.json.", "Check the path."
+            )
+        return
+    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or "\\" in source:
+        raise ModelNotFound(f"The model folder {source} does not exist.", "Check the path.")
+
+
+def _check_adapter(folder: Path) -> None:
+    """Look at the files first: PEFT's own errors would name neither the file nor the cause."""
+    if not folder.is_dir():
+        raise _unreadable(str(folder), "the folder does not exist")
+    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise _unreadable(str(folder), f"it has no {name}")
+    try:
+        PeftConfig.from_pretrained(str(folder))
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt"):
+            pass
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(str(folder), str(error)) from error
+
+
+def _unreadable(adapter: str, why: str) -> AdapterUnreadable:
+    return AdapterUnreadable(
+        f"The adapter {adapter} cannot be used: {why}.",
+        "Name a folder that holds adapter_config.json and adapter_model.safetensors of this base.",
+    )

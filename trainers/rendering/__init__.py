@@ -1,0 +1,1 @@
+"""Dataset rows as token ids."""

@@ -1,0 +1,64 @@
+"""Rendered rows as people see them: the text of each token, and whether it carries loss."""
+
+from typing import TYPE_CHECKING, Any
+
+from trainers.rendering.render import IGNORED, Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONTEXT_TOKENS = 4  # Some decoders drop a leading space or join marks; a few tokens before settle how.
+
+
+def shown(example: Example, turn: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """An example as JSON for a page."""
+    texts = token_texts(example.input_ids, tokenizer)
+    return {
+        "row": example.row,
+        "turn": turn,
+        "text": example.text,
+        "tokens": [
+            {"text": text, "loss": label != IGNORED}
+            for text, label in zip(texts, example.labels, strict=True)
+        ],
+        "token_count": len(example.input_ids),
+        "loss_token_count": example.loss_tokens,
+        "truncated": example.truncated,
+    }
+
+
+def marked(row: dict[str, Any], colour: bool) -> str:
+    """A shown row for the terminal: what carries loss in reverse video, or between ⟦ and ⟧."""
+    start, end = ("\x1b[7m", "\x1b[0m") if colour else ("⟦", "⟧")
+    text, inside = "", False
+    for token in row["tokens"]:
+        if token["loss"] is not inside:
+            text += start if token["loss"] else end
+            inside = token["loss"]
+        text += _printable(token["text"])
+    return text + (end if inside else "")
+
+
+def token_texts(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The text of each token; a character spread over several tokens stands at the last of them."""
+    texts = []
+    start = 0
+    for end in range(1, len(ids) + 1):
+        before = _decode(ids[max(0, start - CONTEXT_TOKENS) : start], tokenizer)
+        text = _decode(ids[max(0, start - CONTEXT_TOKENS) : end], tokenizer)[len(before) :]
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
+            texts.append("")
+        else:
+            texts.append(text)
+            start = end
+    return texts
+
+
+def _decode(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _printable(text: str) -> str:
+    """A terminal obeys escape sequences, and rows are anybody's text."""
+    return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,54 @@
+"""Rows and sentence pairs from wherever a `prepare` stage reads them, one at a time."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from trainers.configs.sources import AlignedSource, HubSource, JsonlSource, Source, TmxSource, TsvSource
+from trainers.data.files.aligned import TranslationPair, pairs_of_rows, read_aligned, read_tsv
+from trainers.data.files.tmx import read_tmx
+from trainers.data.filters.drops import Drops
+from trainers.data.formats import Row
+from trainers.rendering.render import read_rows
+from trainers.runtime.errors import DatasetNotFound
+
+
+def sentence_pairs(source: Source, drops: Drops) -> Iterable[TranslationPair]:
+    """Korean-English pairs; raises DatasetNotFound, and ValueError naming the line that cannot be read."""
+    for path in source.paths:
+        if not Path(path).exists():
+            raise DatasetNotFound(f"The source {path} does not exist.", "Check the path.")
+    match source:
+        case AlignedSource():
+            return read_aligned(Path(source.korean), Path(source.english))
+        case TsvSource():
+            return read_tsv(Path(source.path), korean=source.korean_column, english=source.english_column)
+        case TmxSource():
+            return read_tmx(Path(source.path), drops)
+        case JsonlSource() | HubSource():
+            rows = (row for _, row in source_rows(source))
+            return pairs_of_rows(rows, korean=source.korean_field, english=source.english_field)
+
+
+def source_rows(source: Source) -> Iterator[tuple[int, Row]]:
+    """Rows with their numbers from 1; raises DatasetNotFound or DatasetInvalid."""
+    if isinstance(source, HubSource):
+        return _hub_rows(source)
+    assert isinstance(source, JsonlSource), "the config asks for a recipe on other kinds"
+    return read_rows(Path(source.path))
+
+
+def _hub_rows(source: HubSource) -> Iterator[tuple[int, Row]]:
+    # Seconds that no other source has to wait for.
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        rows = load_dataset(
+            source.name, source.subset, split=source.split, revision=source.revision, streaming=True
+        )
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        raise DatasetNotFound(
+            f"The data set {source.name} cannot be read: {str(error).splitlines()[0]}",
+            "Name a data set of the hub that this host can fetch, its subset and its split.",
+        ) from error
+    yield from enumerate(rows, start=1)

@@ -1,0 +1,60 @@
+r"""Whether a final answer is written once, in the asked form, with at most a unit after it."""
+
+import re
+from itertools import islice
+
+from trainers.configs.rewards import AnswerForm
+from trainers.metrics.final_answer import BOX, CUE, MARK, last_box, read_box, read_line
+
+_UNIT = re.compile(r"[^0-9\n]{0,24}\s*")
+_CLOSING = re.compile(r"[\s.。*$)\]\\]{0,20}")
+_MAX_LINE = 200
+_MAX_TEXT = 65_536
+
+
+def form_fault(text: str, form: AnswerForm) -> str:
+    """What is wrong with the form of a text's final answer, as a sentence; empty if nothing is."""
+    if form is AnswerForm.hashes:
+        return _hashes_fault(text)
+    return _boxed_fault(text) if form is AnswerForm.boxed else _sentence_fault(text)
+
+
+def _hashes_fault(text: str) -> str:
+    count = text.count(MARK)
+    if count != 1:
+        return f"It holds {MARK} {count} times instead of once."
+    before, _, line = text.rpartition(MARK)
+    if before and not before.endswith("\n"):
+        return f"{MARK} does not begin its line."
+    return _end_fault(line, MARK)
+
+
+def _boxed_fault(text: str) -> str:
+    count = text.count(BOX)
+    box = last_box(text)
+    if count != 1 or box is None:
+        return f"It holds a box {count} times instead of once."
+    content, end = box
+    if end is None:
+        return "The box is not closed."
+    if read_box(content).number is None:
+        return "The box holds no plain number."
+    return "" if _CLOSING.fullmatch(text, end) else "More text follows the box."
+
+
+def _sentence_fault(text: str) -> str:
+    text = text[-_MAX_TEXT:]
+    cues = list(islice(CUE.finditer(text), 2))
+    if len(cues) != 1:
+        return f'It says "the answer is" {"more than once" if cues else "nowhere"}.'
+    return _end_fault(text[cues[0].end() :], '"the answer is"')
+
+
+def _end_fault(line: str, after: str) -> str:
+    line = line.rstrip()
+    match = read_line(line[:_MAX_LINE])
+    if match is None:
+        return f"No plain number follows {after}."
+    if len(line) > _MAX_LINE or not _UNIT.fullmatch(match.string, match.end()):
+        return "More text follows the answer."
+    return ""

@@ -1,0 +1,1 @@
+"""What every program shares: its command line, run directory, events and errors."""

@@ -1,0 +1,92 @@
+"""The published list of error codes. Each code is written here once; the documentation is made from it."""
+
+from enum import StrEnum
+from typing import Self
+
+
+class ErrorCode(StrEnum):
+    """The reason of a failure, for programs to branch on.
+
+    Runs, the API and the gateway share this list. `infrastructure` marks a failure of the machine rather than
+    of the job: the run is retried.
+    """
+
+    description: str
+    infrastructure: bool
+
+    def __new__(cls, value: str, description: str = "", infrastructure: bool = False) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.description = description
+        member.infrastructure = infrastructure
+        return member
+
+    # Runs: written by programs into `error.json`.
+    config_invalid = "config_invalid", "A field of the stage's config is missing or has an invalid value."
+    model_not_found = "model_not_found", "The model does not exist, or this worker is not allowed to read it."
+    adapter_unreadable = "adapter_unreadable", "The adapter's files are incomplete or do not fit its base."
+    dataset_not_found = "dataset_not_found", "The dataset does not exist."
+    dataset_invalid = "dataset_invalid", "A row of the dataset cannot be used by the stage."
+    template_missing = "template_missing", "The model has no chat template, and its family has no default."
+    device_unavailable = "device_unavailable", "The stage asks for a device that this worker does not have."
+    out_of_memory = "out_of_memory", "The device's memory is too small for the smallest micro-batch."
+    disk_full = "disk_full", "The disk of the worker's data directory is full."
+    loss_not_finite = "loss_not_finite", "The loss became NaN or infinite."
+    preflight_failed = "preflight_failed", "A check before training found an error in the data or settings."
+    merge_differs = "merge_differs", "The merged model does not respond as the adapter on its base does."
+    engine_failed = "engine_failed", "The engine stopped or did not start.", True
+    internal_error = "internal_error", "A fault of Tunesmith. The log contains the traceback."
+
+    # Runs: written by workers and by the sweeper.
+    program_killed = "program_killed", "A signal from outside ended the program.", True
+    program_without_result = "program_without_result", "The program ended without a result or an error.", True
+    artifacts_unreachable = "artifacts_unreachable", "The artifact store cannot be read or written.", True
+    lease_lost = "lease_lost", "The worker stopped renewing its lease.", True
+    deployment_failed = "deployment_failed", "The deployment that the stage created failed."
+    parity_failed = "parity_failed", "The engine's responses differ from those of the trained model."
+    earlier_stage_ended = "earlier_stage_ended", "A stage that this one depends on failed or was cancelled."
+
+    # The API and the gateway.
+    bad_request = "bad_request", "The request cannot be carried out."
+    invalid = "invalid", "The payload is malformed; `fields` names each invalid field."
+    unauthorized = "unauthorized", "The request has no API key, or one that is unknown."
+    forbidden = "forbidden", "The API key lacks the scope that the request needs."
+    not_found = "not_found", "There is no such route or object."
+    method_not_allowed = "method_not_allowed", "The route exists, but not for this method."
+    conflict = "conflict", "The object is not in a state that allows the request."
+    too_large = "too_large", "The body is larger than the service accepts."
+    http_error = "http_error", "The HTTP request could not be handled."
+    not_multipart = "not_multipart", "An upload must be multipart/form-data."
+    job_not_found = "job_not_found", "There is no job with this id."
+    run_not_found = "run_not_found", "There is no run with this id."
+    file_not_published = "file_not_published", "The run has not published this file."
+    deployment_not_found = "deployment_not_found", "There is no deployment with this id or name."
+    alias_not_found = "alias_not_found", "There is no alias with this name."
+    key_not_found = "key_not_found", "There is no API key with this id."
+    preset_not_found = "preset_not_found", "There is no preset with this name."
+    job_status_conflict = "job_status_conflict", "The job's status does not allow this action."
+    idempotency_key_reused = "idempotency_key_reused", "The idempotency key was used with another payload."
+    dataset_not_ready = "dataset_not_ready", "The dataset's validation found errors, or has not ended."
+    nothing_to_judge = "nothing_to_judge", "The job has no training stage to check."
+    first_key_must_be_admin = "first_key_must_be_admin", "The first API key needs the scope `admin`."
+    alias_leads_here = "alias_leads_here", "An alias routes to this deployment."
+    name_is_alias = "name_is_alias", "The name belongs to an alias."
+    name_is_deployment = "name_is_deployment", "The name belongs to a deployment."
+    target_not_ready = "target_not_ready", "The alias's target is not a deployment that is ready."
+    nothing_to_restore = "nothing_to_restore", "The alias has no earlier target."
+
+    # The gateway and our engines, in OpenAI's shape.
+    invalid_request = "invalid_request", "A parameter of the request is invalid."
+    context_length_exceeded = "context_length_exceeded", "Prompt and completion exceed the context length."
+    request_too_large = "request_too_large", "The request's body is larger than the limit."
+    invalid_api_key = "invalid_api_key", "The request has no API key, or one that is not valid."
+    malformed_request = "malformed_request", "The bytes are not a valid HTTP/1.1 request."
+    headers_too_large = "headers_too_large", "The request line and headers are larger than the limit."
+    request_timeout = "request_timeout", "The request did not arrive in time."
+    unknown_url = "unknown_url", "Nothing is served at this path."
+    rate_limit_exceeded = "rate_limit_exceeded", "The API key has used its requests of the minute."
+    concurrency_limit_exceeded = "concurrency_limit_exceeded", "The API key has too many open requests."
+    engine_unavailable = "engine_unavailable", "No engine can take the request now."
+    engine_disconnected = "engine_disconnected", "The engine closed the connection in mid-response."
+    answer_too_large = "answer_too_large", "The engine's response is larger than the gateway buffers."
+    engine_timeout = "engine_timeout", "The engine sent nothing for too long."

@@ -1,0 +1,113 @@
+"""What a Trainer does beside training: events, checkpoints, stopping, a check of the loss."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainers.configs.training import TrainingConfig
+from trainers.runtime import run_dir as files
+from trainers.runtime.environment import actual_resuming, keep_surroundings
+from trainers.runtime.events import Report
+from trainers.runtime.program import Stop, is_first_process
+from trainers.training.nan_diagnosis import diagnose
+from trainers.training.validation import LOSS, pack_best
+
+REPORTED = (
+    *("loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy"),
+    *("logps/chosen", "logps/rejected", "reward", "reward_std", "frac_reward_zero_std", "kl"),
+    *("completions/mean_length", "completions/clipped_ratio"),
+)
+REPORTED_PREFIX = "rewards/"
+
+logger = logging.getLogger("trainers")
+
+
+class RunDirCallback(TrainerCallback):
+    """Carries the Trainer's events into the run directory; it holds what outlives one call."""
+
+    def __init__(self, config: TrainingConfig, run_dir: Path, report: Report, stop: Stop) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._report = report
+        self._stop = stop
+
+    def tell_resumed(self, checkpoint: Path, step: int) -> None:
+        """Say from which step the run goes on, and whether exactly."""
+        found = actual_resuming(self._config, checkpoint)
+        if is_first_process():
+            logger.info("Resuming after step %d, %s. %s", step, found.exactness, " ".join(found.reasons))
+        self._report.resumed(step, found.exactness, found.reasons)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._report.progress(state.global_step, state.max_steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if _any_process(self._stop.requested, args.device):
+            control.should_save = control.should_training_stop = True
+        # The mean of the losses since the last log is not part of a checkpoint, so it is logged before each.
+        if control.should_save or control.should_training_stop:
+            control.should_log = True
+        self._report.progress(state.global_step, state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is not None and LOSS in logs:
+            self._report.metrics(state.global_step, state.max_steps, {"validation_loss": logs[LOSS]})
+        if logs is None or "loss" not in logs:
+            return
+        values = {name: float(value) for name, value in logs.items() if _is_reported(name, value)}
+        self._report.metrics(
+            state.global_step, state.max_steps, {**values, "tokens": float(state.num_input_tokens_seen)}
+        )
+        if is_first_process():
+            logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
+        if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
+            raise diagnose(self._config, kwargs["model"], state, values)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Every process writes its own random state into the folder.
+        wait_for_all()
+        if is_first_process():
+            written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            pack_best(self._run_dir, written)
+            keep_surroundings(self._config, written)
+            files.publish_checkpoint(self._run_dir, state.global_step, written)
+            files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the run is here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def _is_reported(name: str, value: float | None) -> bool:
+    # A reward that judged nothing since the last log has no mean.
+    return value is not None and (name in REPORTED or name.startswith(REPORTED_PREFIX))
+
+
+def _any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process, so that all stop after the same step."""
+    if not distributed.is_initialized():
+        return flag
+    shared = torch.tensor([flag], dtype=torch.int32, device=device)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+    return bool(shared.item())

@@ -1,0 +1,1 @@
+"""This host: the worker, its devices, leases and child processes."""

@@ -1,0 +1,1 @@
+"""A claimed run, from launch to result."""
