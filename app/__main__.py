@@ -16,13 +16,13 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from app import logs
-from app.http.auth import CREATE_A_KEY, any_live_key
+from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.server import serve
 from app.keys import service as keys
 from app.keys.schemas import KeyLimits
 from app.settings import get_settings
 from app.storage import migrate
-from app.storage.database import get_engine, reading, transaction
+from app.storage.database import get_engine, read_session, transaction
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_loopback
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     """Do what the command line asks; a refusal is a sentence and exit status 1."""
     _check_settings()
     options = _parser().parse_args(arguments)
-    logs.configure(options.log_level or get_settings().log_level)
+    logs.configure_logging(options.log_level or get_settings().log_level)
     options.run(options)
 
 
@@ -87,7 +87,7 @@ def _serve(options: argparse.Namespace) -> None:
     if not is_loopback(options.host) and not _has_key():
         sys.exit(
             f"Refusing to listen on {options.host}: no API key exists, so anyone could use the service. "
-            + CREATE_A_KEY
+            + CREATE_KEY_HINT
         )
     # uvicorn sends its signal to the process once more when it is done; there is still a worker to end.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,8 +96,8 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _migrate(options: argparse.Namespace) -> None:
-    migrate.upgrade(get_engine())
-    print(f"The database is at revision {migrate.revisions(get_engine())[0]}.")
+    migrate.upgrade_database(get_engine())
+    print(f"The database is at revision {migrate.get_revisions(get_engine())[0]}.")
 
 
 def _create_key(options: argparse.Namespace) -> None:
@@ -116,7 +116,7 @@ def _create_key(options: argparse.Namespace) -> None:
 
 def _list_keys(options: argparse.Namespace) -> None:
     _prepare_database()
-    with reading() as session:
+    with read_session() as session:
         for key in keys.every(session):
             print(_line(key))
 
@@ -136,8 +136,8 @@ def _prepare_database() -> None:
     engine = _engine()
     try:
         if engine.dialect.name == "sqlite":
-            migrate.upgrade(engine)
-        current, head = migrate.revisions(engine)
+            migrate.upgrade_database(engine)
+        current, head = migrate.get_revisions(engine)
     except OperationalError as error:
         sys.exit(f"The database cannot be reached: {logs.redact(str(error.orig)).strip()}")
     if current != head:
@@ -158,8 +158,8 @@ def _engine() -> Engine:
 
 
 def _has_key() -> bool:
-    with reading() as session:
-        return any_live_key(session)
+    with read_session() as session:
+        return has_active_key(session)
 
 
 def _line(key: ApiKey) -> str:

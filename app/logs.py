@@ -22,7 +22,7 @@ _SECRETS = [
 ]
 
 
-def configure(level: str) -> None:
+def configure_logging(level: str) -> None:
     """Send the process's logs to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())

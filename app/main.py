@@ -15,9 +15,9 @@ from app.datasets import endpoints as datasets
 from app.deployments import endpoints as deployments
 from app.http import error_responses, health
 from app.http.auth import require_by_method
-from app.http.gateway import BesideGateway, add_to_openapi, make_gateway
+from app.http.gateway import GatewayMiddleware, add_gateway_paths, create_gateway
 from app.http.metrics import VERSION
-from app.http.middleware import API_PREFIX, Requests
+from app.http.middleware import API_PREFIX, RequestMiddleware
 from app.jobs import endpoints as jobs
 from app.keys import endpoints as keys
 from app.models import endpoints as models
@@ -64,19 +64,19 @@ def create_app() -> FastAPI:
         swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True},
         responses={
             "default": {
-                "model": error_responses.ErrorEnvelope,
+                "model": error_responses.ErrorResponse,
                 "description": "What is wrong and what to do.",
             }
         },
     )
     app.state.stopping = threading.Event()
-    app.state.gateway = make_gateway()
-    error_responses.install(app)
+    app.state.gateway = create_gateway()
+    error_responses.install_error_handlers(app)
     app.include_router(_api())
     app.include_router(health.router)
     # The last one added is the first to see a request.
-    app.add_middleware(Requests)
-    app.add_middleware(BesideGateway, gateway=app.state.gateway)
+    app.add_middleware(RequestMiddleware)
+    app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -95,7 +95,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Migrate the embedded database and sweep; a team's database is migrated by `python -m app migrate`."""
     settings, engine = get_settings(), get_engine()
     if engine.dialect.name == "sqlite":
-        await run_in_threadpool(migrate.upgrade, engine)
+        await run_in_threadpool(migrate.upgrade_database, engine)
     sweeper = Sweeper(settings)
     sweeper.start()
     yield
@@ -114,6 +114,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             tags=app.openapi_tags,
             routes=app.routes,
         )
-        add_to_openapi(schema)
+        add_gateway_paths(schema)
         app.openapi_schema = schema
     return app.openapi_schema

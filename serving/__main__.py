@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from serving.engines import ENGINES, EngineKind, Serve, find_engine
-from serving.engines.cli_options import add_options, read_options
+from serving.engines import ENGINES, EngineConfig, EngineKind, find_engine
+from serving.engines.cli_options import add_engine_options, read_engine_options
 from serving.engines.engine import Engine
 from trainers.runtime.errors import ProgramError
 
@@ -29,7 +29,7 @@ HOST = "127.0.0.1"
 def main(arguments: list[str]) -> None:
     """Do what the options ask for; by default, serve over HTTP."""
     options, rest = parser().parse_known_args(arguments)
-    adapters = dict(named_path(value) for value in options.adapter)
+    adapters = dict(parse_adapter(value) for value in options.adapter)
     if options.input or options.output:
         answer_rows(options, adapters, rest)
     elif options.interactive:
@@ -52,16 +52,16 @@ def become_engine(options: argparse.Namespace, adapters: dict[str, str], rest: l
 
 def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
     """Start the engine and talk to its last adapter, or to the base without any."""
-    from serving.chat_cli import Talk
-    from serving.engines.child_engine import free_port, newest_name, running
+    from serving.chat_cli import ChatSession
+    from serving.engines.child_engine import free_port, latest_model_name, run_engine
 
     chosen = {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_tokens}
     settings = {key: value for key, value in chosen.items() if value is not None}
     with tempfile.TemporaryDirectory() as folder, told_failures():
         print(f"Starting {options.engine} …", file=sys.stderr)
         engine, serve = planned(options, adapters, HOST, free_port(HOST))
-        with running(engine, serve, Path(folder) / "engine.log", own_session=True, more=rest) as address:
-            Talk(address, newest_name(engine, serve), options.system_prompt, settings).run()
+        with run_engine(engine, serve, Path(folder) / "engine.log", own_session=True, more=rest) as address:
+            ChatSession(address, latest_model_name(engine, serve), options.system_prompt, settings).run()
 
 
 def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
@@ -85,7 +85,7 @@ def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: lis
             dataset=str(options.input),
             engine=options.engine,
             engine_program=shlex.split(options.program),
-            options=read_options(options.engine, options),
+            options=read_engine_options(options.engine, options),
             **{name: value for name, value in asked.items() if value is not None},
         )
         answer(config, options.output, options.output.with_suffix(".engine.log"), bar.show)
@@ -93,11 +93,13 @@ def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: lis
 
 def planned(
     options: argparse.Namespace, adapters: dict[str, str], host: str, port: int
-) -> tuple[Engine, Serve]:
+) -> tuple[Engine, EngineConfig]:
     """The engine and what it is to serve; raises ValueError for options that it does not know."""
     engine = find_engine(options.engine, shlex.split(options.program))
     name = options.served_name or options.model
-    return engine, Serve(options.model, name, host, port, adapters, read_options(engine.kind, options))
+    return engine, EngineConfig(
+        options.model, name, host, port, adapters, read_engine_options(engine.kind, options)
+    )
 
 
 class Bar:
@@ -156,11 +158,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--temperature", type=float)
     options.add_argument("--top-p", type=float)
     options.add_argument("--max-tokens", type=int, help="tokens of one answer at most")
-    add_options(options)
+    add_engine_options(options)
     return options
 
 
-def named_path(value: str) -> tuple[str, str]:
+def parse_adapter(value: str) -> tuple[str, str]:
     """Split NAME=PATH, or end the program with a sentence."""
     name, separator, path = value.partition("=")
     if not (name and separator and path):

@@ -25,7 +25,7 @@ HELP = """\
 
 
 @dataclass
-class Talk:
+class ChatSession:
     """The state of a conversation."""
 
     address: str

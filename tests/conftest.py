@@ -26,13 +26,13 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server() -> Iterator[services.Mlflow]:
+def mlflow_server() -> Iterator[services.MlflowServer]:
     with services.mlflow() as server:
         yield server
 
 
 @pytest.fixture
-def mlflow(mlflow_server: services.Mlflow) -> services.Mlflow:
+def mlflow(mlflow_server: services.MlflowServer) -> services.MlflowServer:
     """A real MLflow server, which an earlier test may have stopped."""
     mlflow_server.start()
     return mlflow_server

@@ -55,7 +55,7 @@ def postgres_url() -> Iterator[str]:
             server.wait(START_SECONDS)
 
 
-class Redis:
+class RedisServer:
     """A Redis server with a password, which may be stopped and started again on its port."""
 
     def __init__(self, folder: str, password: str) -> None:
@@ -80,10 +80,10 @@ class Redis:
 
 
 @contextmanager
-def redis(password: str) -> Iterator[Redis]:
+def redis(password: str) -> Iterator[RedisServer]:
     """A Redis server that lives for the block."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-redis-") as folder:
-        server = Redis(folder, password)
+        server = RedisServer(folder, password)
         try:
             yield server
         finally:
@@ -97,7 +97,7 @@ def redis_url(password: str) -> Iterator[str]:
         yield server.url
 
 
-class Mlflow:
+class MlflowServer:
     """An MLflow server on SQLite, which may be stopped and started again with what it holds."""
 
     def __init__(self, folder: str) -> None:
@@ -161,10 +161,10 @@ class Mlflow:
 
 
 @contextmanager
-def mlflow() -> Iterator[Mlflow]:
+def mlflow() -> Iterator[MlflowServer]:
     """An MLflow server that lives for the block."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-mlflow-") as folder:
-        server = Mlflow(folder)
+        server = MlflowServer(folder)
         try:
             yield server
         finally:

@@ -23,19 +23,19 @@ from trl import DPOTrainer
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
-from trainers.preflight.check import check_before_training, quick_findings
-from trainers.preflight.findings import as_json
-from trainers.rendering.preference_examples import Preferences, load_preferences
+from trainers.preflight.check import check_before_training, check_stage
+from trainers.preflight.findings import findings_to_json
+from trainers.rendering.preference_examples import PreferenceSet, load_preferences
 from trainers.runtime import run_dir as files
-from trainers.runtime.events import Report
-from trainers.runtime.program import is_first_process, run_program, stop_after_step
-from trainers.training.arguments import planned_numbers, total_steps, training_arguments, validation_arguments
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import is_main_process, run_program, stop_after_step
+from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import RunDirCallback, wait_for_all
-from trainers.training.loop import fit
-from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
-from trainers.training.samplers import InStepOrder, StepOrder
-from trainers.training.save import save_model, training_result, watch_validation
-from trainers.training.validation import ValidatesAside
+from trainers.training.loop import run_training_loop
+from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.samplers import StepSampler, StepSamplerMixin
+from trainers.training.save import add_validation_callback, save_model, training_result
+from trainers.training.validation import IsolatedValidationMixin
 
 PAIRS = "pairs"
 # How far the reference may lie from the untrained model, as a share of an answer's log-probability: the
@@ -48,7 +48,7 @@ FALL_SHARE = 0.05
 FALL_NATS = 1.0
 
 
-def train(config: DpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def train(config: DpoConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
     disable_progress_bars()
@@ -61,10 +61,10 @@ def train(config: DpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, preferences, precision)
         callback = DpoCallback(config, run_dir, report, stop, precision)
-        watch_validation(trainer, config, run_dir, tokenizer)
-        fit(trainer, config, callback, run_dir, stop, preferences.summary())
+        add_validation_callback(trainer, config, run_dir, tokenizer)
+        run_training_loop(trainer, config, callback, run_dir, stop, preferences.summary())
         save_model(trainer, config, run_dir, tokenizer)
-    if is_first_process():
+    if is_main_process():
         shutil.rmtree(run_dir / PAIRS, ignore_errors=True)
     last = next(entry for entry in reversed(trainer.state.log_history) if "rewards/margins" in entry)
     return training_result(
@@ -89,16 +89,16 @@ def plan(config: DpoConfig) -> dict[str, Any]:
         "dropped": preferences.dropped,
         "equal": len(preferences.equal),
         "tokens": preferences.tokens,
-        **planned_numbers(
+        **plan_training(
             config,
             total_steps(config, len(preferences.triples), config.batch_size),
             max(preferences.lengths()),
         ),
-        "findings": as_json(quick_findings(config, tokenizer, preferences)),
+        "findings": findings_to_json(check_stage(config, tokenizer, preferences)),
     }
 
 
-class PairTrainer(InStepOrder, ValidatesAside, DPOTrainer):
+class PairTrainer(StepSamplerMixin, IsolatedValidationMixin, DPOTrainer):
     """TRL's trainer on pairs that are tokens already, so that DPO sees the very tokens that SFT would."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -152,7 +152,7 @@ def _trainer(
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    preferences: Preferences,
+    preferences: PreferenceSet,
     precision: Precision,
 ) -> DPOTrainer:
     steps = total_steps(config, len(preferences.triples), config.batch_size)
@@ -172,15 +172,15 @@ def _trainer(
     needs_copy = isinstance(config.tuning, FullTuning) and not config.precompute_reference
     trainer = PairTrainer(
         model=model,
-        ref_model=load_policy(config, precision, Report(None)) if needs_copy else None,
+        ref_model=load_policy(config, precision, EventWriter(None)) if needs_copy else None,
         args=arguments,
         train_dataset=_dataset(config, run_dir, preferences),
         eval_dataset=_validation_dataset(config, tokenizer),
         processing_class=tokenizer,
-        peft_config=new_adapter(config, model),
+        peft_config=new_adapter_config(config, model),
     )
-    trainer.step_order = StepOrder(preferences.lengths(), config.batch_size, config.seed)
-    return keep_adapter_precise(trainer)
+    trainer.step_order = StepSampler(preferences.lengths(), config.batch_size, config.seed)
+    return cast_adapter_to_fp32(trainer)
 
 
 def _validation_dataset(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
@@ -192,7 +192,7 @@ def _validation_dataset(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -
     return Dataset.from_list(pairs.triples)
 
 
-def _dataset(config: DpoConfig, run_dir: Path, preferences: Preferences) -> Dataset:
+def _dataset(config: DpoConfig, run_dir: Path, preferences: PreferenceSet) -> Dataset:
     """The pairs; for precomputing in the run directory, beside which TRL keeps what it has computed.
 
     For pairs in memory it would use the machine's temporary folder, and compute again after a restart.
@@ -200,7 +200,7 @@ def _dataset(config: DpoConfig, run_dir: Path, preferences: Preferences) -> Data
     dataset = Dataset.from_list(preferences.triples)
     if not config.precompute_reference:
         return dataset
-    if is_first_process() and not (run_dir / PAIRS).exists():
+    if is_main_process() and not (run_dir / PAIRS).exists():
         files.publish_folder(run_dir / PAIRS, lambda folder: dataset.save_to_disk(str(folder)))
     wait_for_all()
     return load_from_disk(str(run_dir / PAIRS))

@@ -15,12 +15,12 @@ from typing import Any
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.metrics.intervals import wilson_interval
 from trainers.metrics.maths import exact_match, final_answer
-from trainers.modeling.generation import Generator
-from trainers.modeling.load import Reference, load_tokenizer, pick_device
-from trainers.rendering.render import Pair, prompt_tokens, read_pairs
+from trainers.modeling.generation import TextGenerator
+from trainers.modeling.load import ModelReference, load_tokenizer, pick_device
+from trainers.rendering.render import PromptCompletion, read_prompt_completions, tokenize_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
 PREDICTIONS = "predictions.jsonl"
@@ -31,7 +31,7 @@ Predictions = dict[tuple[str, int], str]
 logger = logging.getLogger("trainers")
 
 
-def evaluate(config: EvaluateConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """Answer and score all rows, write `rows.jsonl` and return the result."""
     pairs = _pairs(config)
     contestants = _contestants(config)
@@ -54,16 +54,16 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
         "stage": "evaluate",
         "rows": len(pairs),
         "answers": len(pairs) * len(_contestants(config)),
-        "longest_prompt_tokens": max(len(prompt_tokens(pair, tokenizer)) for pair in pairs),
+        "longest_prompt_tokens": max(len(tokenize_prompt(pair, tokenizer)) for pair in pairs),
         "max_new_tokens": config.max_new_tokens,
         "batch_size": config.batch_size,
         "device": pick_device(config.queue).type,
     }
 
 
-def _pairs(config: EvaluateConfig) -> list[Pair]:
+def _pairs(config: EvaluateConfig) -> list[PromptCompletion]:
     """The last turn of each row; raises DatasetInvalid for a row whose reference holds no number."""
-    pairs = [turns[-1] for turns in read_pairs(config.dataset, config.max_rows)]
+    pairs = [turns[-1] for turns in read_prompt_completions(config.dataset, config.max_rows)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {config.dataset} has no rows to score.", "Add rows.")
     for pair in pairs:
@@ -75,8 +75,8 @@ def _pairs(config: EvaluateConfig) -> list[Pair]:
     return pairs
 
 
-def _contestants(config: EvaluateConfig) -> dict[str, Reference]:
-    contestants: dict[str, Reference] = {"model": config.model}
+def _contestants(config: EvaluateConfig) -> dict[str, ModelReference]:
+    contestants: dict[str, ModelReference] = {"model": config.model}
     if config.baseline is not None:
         contestants["baseline"] = config.baseline
     return contestants
@@ -88,15 +88,15 @@ def _kept_predictions(path: Path) -> Predictions:
 
 def _answer(
     by: str,
-    reference: Reference,
+    reference: ModelReference,
     config: EvaluateConfig,
-    pairs: list[Pair],
+    pairs: list[PromptCompletion],
     predictions: Predictions,
     path: Path,
-    report: Report,
+    report: EventWriter,
     total: int,
 ) -> None:
-    generator = Generator(reference, pick_device(config.queue), config.max_new_tokens)
+    generator = TextGenerator(reference, pick_device(config.queue), config.max_new_tokens)
     # Batches are the same whatever was kept, because padding can change the last bits of a number.
     for batch in generator.batches(pairs, config.batch_size):
         if all((by, pair.row) in predictions for pair in batch):
@@ -111,7 +111,7 @@ def _answer(
         logger.info("%s: %d of %d answers", by, len(predictions), total)
 
 
-def _scored(pair: Pair, contestants: list[str], predictions: Predictions) -> dict[str, Any]:
+def _scored(pair: PromptCompletion, contestants: list[str], predictions: Predictions) -> dict[str, Any]:
     row: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.answer}
     for by in contestants:
         prediction = predictions[by, pair.row]
@@ -129,7 +129,9 @@ def _publish_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     files.sync_folder(path.parent)
 
 
-def _result(config: EvaluateConfig, rows: list[dict[str, Any]], report: Report, total: int) -> dict[str, Any]:
+def _result(
+    config: EvaluateConfig, rows: list[dict[str, Any]], report: EventWriter, total: int
+) -> dict[str, Any]:
     model = _score(rows, "model")
     baseline = None if config.baseline is None else _score(rows, "baseline")
     values = {"score": model["score"]}

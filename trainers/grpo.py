@@ -21,37 +21,37 @@ from trl.import_utils import is_vllm_available
 from trainers.configs.stages.grpo import Generation, GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
-from trainers.preflight.check import check_before_training, quick_findings
-from trainers.preflight.findings import as_json
-from trainers.rendering.render import Pair, prompt_tokens
+from trainers.preflight.check import check_before_training, check_stage
+from trainers.preflight.findings import findings_to_json
+from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DeviceUnavailable
-from trainers.runtime.events import Report
-from trainers.runtime.program import is_first_process, run_program, stop_after_step
-from trainers.training.arguments import planned_numbers, total_steps, training_arguments
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import is_main_process, run_program, stop_after_step
+from trainers.training.arguments import plan_training, total_steps, training_arguments
 from trainers.training.callback import RunDirCallback
-from trainers.training.loop import fit
-from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
-from trainers.training.rollouts import Rollouts, load_prompts, prompt_dataset
+from trainers.training.loop import run_training_loop
+from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.rollouts import RolloutRecorder, build_prompt_dataset, load_prompts
 from trainers.training.save import save_model, training_result
 
 SAMPLES = "samples.jsonl"
 
 
-def train(config: GrpoConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def train(config: GrpoConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
     check_before_training(config, tokenizer, prompts, run_dir, report)
-    rollouts = Rollouts(config.rewards, config.num_generations)
+    rollouts = RolloutRecorder(config.rewards, config.num_generations)
     model = load_policy(config, precision, report)
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision)
         passes = len(trainer.train_dataset) / len(prompts)
         callback = GrpoCallback(config, run_dir, report, stop, rollouts, passes)
-        fit(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
+        run_training_loop(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
         save_model(trainer, config, run_dir, tokenizer)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     return training_result(
@@ -72,12 +72,12 @@ def plan(config: GrpoConfig) -> dict[str, Any]:
         "stage": "grpo",
         "rows": len(prompts),
         "prompts_per_step": config.rows_per_step,
-        **planned_numbers(
+        **plan_training(
             config,
             total_steps(config, len(prompts), config.rows_per_step),
             _longest(config, prompts, tokenizer),
         ),
-        "findings": as_json(quick_findings(config, tokenizer, prompts)),
+        "findings": findings_to_json(check_stage(config, tokenizer, prompts)),
     }
 
 
@@ -101,7 +101,7 @@ class GrpoCallback(RunDirCallback):
             return
         epoch = round(logs["epoch"] * self._passes, 4)
         super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
-        if is_first_process():
+        if is_main_process():
             samples = self._rollouts.samples(self._config.samples_per_log)
             files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
         for name in set(self._rollouts.constant()) - self._told:
@@ -119,8 +119,8 @@ def _trainer(
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Pair],
-    rollouts: Rollouts,
+    prompts: list[PromptCompletion],
+    rollouts: RolloutRecorder,
     precision: Precision,
 ) -> GRPOTrainer:
     per_step = config.rows_per_step
@@ -130,15 +130,15 @@ def _trainer(
         model=model,
         reward_funcs=list(rollouts.functions),
         args=TrlConfig(**_arguments(config, run_dir, precision, steps, longest, rollouts.weights)),
-        train_dataset=prompt_dataset(prompts, steps * per_step, config.seed),
+        train_dataset=build_prompt_dataset(prompts, steps * per_step, config.seed),
         processing_class=tokenizer,
-        peft_config=new_adapter(config, model),
+        peft_config=new_adapter_config(config, model),
     )
     if config.beta and isinstance(config.tuning, FullTuning):
         # TRL loaded the reference from the path in the model's config, which need not be the model: an
         # adapter may have been merged into it.
         trainer.ref_model.load_state_dict(model.state_dict())
-    return keep_adapter_precise(trainer)
+    return cast_adapter_to_fp32(trainer)
 
 
 def _arguments(
@@ -187,9 +187,9 @@ def _generation(config: GrpoConfig) -> dict[str, Any]:
     }
 
 
-def _longest(config: GrpoConfig, prompts: list[Pair], tokenizer: PreTrainedTokenizerBase) -> int:
+def _longest(config: GrpoConfig, prompts: list[PromptCompletion], tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longest prompt with the longest answer that is allowed."""
-    return max(len(prompt_tokens(pair, tokenizer)) for pair in prompts) + config.max_completion_length
+    return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + config.max_completion_length
 
 
 if __name__ == "__main__":

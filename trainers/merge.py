@@ -23,7 +23,7 @@ from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.modeling.load import load_config, load_model, load_tokenizer, template_sha256
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid, MergeDiffers
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
 DTYPES = {MergeDtype.fp32: torch.float32, MergeDtype.bf16: torch.bfloat16, MergeDtype.fp16: torch.float16}
@@ -39,7 +39,7 @@ QUESTIONS = (
 logger = logging.getLogger("trainers")
 
 
-def merge(config: MergeConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def merge(config: MergeConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """Publish `model/` and return the result; raises MergeDiffers if the written model answers otherwise."""
     reference = _adapted(config)
     _refuse_few_bits(reference.base)

@@ -38,11 +38,17 @@ from trainers.data.recipes import gsm8k
 from trainers.data.recipes.translation import translation_rows
 from trainers.data.splits import SplitReport, split_file
 from trainers.data.validate import validate_file
-from trainers.rendering.preview import shown
-from trainers.rendering.render import dataset_path, pairs_of, read_pairs, read_rows, render
+from trainers.rendering.preview import preview_example
+from trainers.rendering.render import (
+    dataset_path,
+    parse_prompt_completions,
+    read_prompt_completions,
+    read_rows,
+    render_example,
+)
 from trainers.rendering.sources import sentence_pairs, source_rows
 from trainers.runtime.errors import DatasetInvalid
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
 if TYPE_CHECKING:
@@ -52,7 +58,7 @@ FOLDER = "datasets"
 DROPS = "drops.jsonl"
 
 
-def prepare(config: PrepareConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def prepare(config: PrepareConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """Write the datasets that are asked for, and render the first rows if there is a base."""
     result: dict[str, Any] = {"stage": "prepare"}
     first = config.dataset
@@ -72,12 +78,14 @@ def plan(config: PrepareConfig) -> dict[str, Any]:
     if config.base is not None:
         _tokenizer(config)
     shown_rows = (
-        {} if config.makes_datasets else {"rows": sum(1 for _ in read_pairs(config.dataset, config.rows))}
+        {}
+        if config.makes_datasets
+        else {"rows": sum(1 for _ in read_prompt_completions(config.dataset, config.rows))}
     )
     return {"stage": "prepare", "parts": config.parts, **shown_rows}
 
 
-def _make_datasets(config: PrepareConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def _make_datasets(config: PrepareConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     folder = run_dir / FOLDER
     folder.mkdir(exist_ok=True)
     (run_dir / DROPS).unlink(missing_ok=True)
@@ -103,7 +111,7 @@ def _make_datasets(config: PrepareConfig, run_dir: Path, report: Report) -> dict
 
 
 def _recipe_rows(
-    config: PrepareConfig, drops: Drops, report: Report
+    config: PrepareConfig, drops: Drops, report: EventWriter
 ) -> tuple[Iterator[tuple[int, Row]], BaseModel | None]:
     """Rows with the line that each comes from, and a report of the recipe that grows as they are read."""
     recipe = config.recipe
@@ -111,10 +119,10 @@ def _recipe_rows(
         assert config.source is not None
         return _translations(recipe, sentence_pairs(config.source, drops), drops), None
     if isinstance(recipe, OwnAnswersRecipe):
-        from trainers.rendering.on_policy_pairs import own_answers
+        from trainers.rendering.on_policy_pairs import generate_on_policy_pairs
 
         assert config.base is not None
-        return own_answers(recipe, config.base, dataset_path(config.dataset), report)
+        return generate_on_policy_pairs(recipe, config.base, dataset_path(config.dataset), report)
     rows = source_rows(config.source) if config.source else read_rows(dataset_path(config.dataset))
     if isinstance(recipe, MathsPairsRecipe):
         told = gsm8k.PairReport()
@@ -200,8 +208,8 @@ def _token_counter(config: PrepareConfig) -> Any:
     tokenizer = _tokenizer(config)
 
     def count(row: Row) -> int:
-        pairs = pairs_of(0, row, Path("the source"))
-        return max(len(render(pair, tokenizer, 10**9).input_ids) for pair in pairs)
+        pairs = parse_prompt_completions(0, row, Path("the source"))
+        return max(len(render_example(pair, tokenizer, 10**9).input_ids) for pair in pairs)
 
     return count
 
@@ -261,18 +269,18 @@ def _described(run_dir: Path, part: Part, rows: int) -> dict[str, Any]:
     return {"part": part, "path": path, "rows": rows, "format": found.format}
 
 
-def _rendered(config: PrepareConfig, dataset: str, report: Report) -> dict[str, Any]:
+def _rendered(config: PrepareConfig, dataset: str, report: EventWriter) -> dict[str, Any]:
     """The first rows in tokens; a conversation of several turns gives one entry per assistant turn."""
     from trainers.modeling.load import template_sha256
 
     tokenizer = _tokenizer(config)
-    turns = list(read_pairs(dataset, config.rows))
+    turns = list(read_prompt_completions(dataset, config.rows))
     if not turns:
         raise DatasetInvalid(f"The dataset {dataset} has no rows to show.", "Add rows.")
     rows = []
     for done, pairs in enumerate(turns, start=1):
-        examples = [render(pair, tokenizer, config.max_length) for pair in pairs]
-        rows += [shown(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
+        examples = [render_example(pair, tokenizer, config.max_length) for pair in pairs]
+        rows += [preview_example(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
         report.progress(done, len(turns))
     return {"template_sha256": template_sha256(tokenizer), "rows": rows}
 

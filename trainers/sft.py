@@ -20,24 +20,24 @@ from trl import SFTTrainer, pack_dataset
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
-from trainers.preflight.check import check_before_training, model_config, quick_findings
-from trainers.preflight.findings import as_json
-from trainers.rendering.sft_examples import Examples, load_examples
-from trainers.runtime.events import Report
+from trainers.preflight.check import check_before_training, check_stage, model_config
+from trainers.preflight.findings import findings_to_json
+from trainers.rendering.sft_examples import ExampleSet, load_examples
+from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
-from trainers.training.arguments import planned_numbers, total_steps, training_arguments, validation_arguments
+from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import RunDirCallback
-from trainers.training.loop import fit
-from trainers.training.padding_free import lay_flat, lies_flat, only_where_loss_is
-from trainers.training.policy import keep_adapter_precise, load_policy, new_adapter
-from trainers.training.samplers import InStepOrder, StepOrder
-from trainers.training.save import save_model, training_result, watch_validation
-from trainers.training.validation import ValidatesAside
+from trainers.training.loop import run_training_loop
+from trainers.training.padding_free import enable_padding_free, project_loss_tokens_only, uses_padding_free
+from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.samplers import StepSampler, StepSamplerMixin
+from trainers.training.save import add_validation_callback, save_model, training_result
+from trainers.training.validation import IsolatedValidationMixin
 
 logger = logging.getLogger("trainers")
 
 
-def train(config: SftConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def train(config: SftConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
     disable_progress_bars()
@@ -49,8 +49,8 @@ def train(config: SftConfig, run_dir: Path, report: Report) -> dict[str, Any]:
     with stop_after_step() as stop:
         trainer = _trainer(config, run_dir, model, tokenizer, examples, precision)
         callback = RunDirCallback(config, run_dir, report, stop)
-        watch_validation(trainer, config, run_dir, tokenizer)
-        fit(trainer, config, callback, run_dir, stop, examples.summary())
+        add_validation_callback(trainer, config, run_dir, tokenizer)
+        run_training_loop(trainer, config, callback, run_dir, stop, examples.summary())
         save_model(trainer, config, run_dir, tokenizer)
     seconds = round(time.monotonic() - started, 3)
     return training_result(config, tokenizer, trainer.state, seconds=seconds)
@@ -69,22 +69,22 @@ def plan(config: SftConfig) -> dict[str, Any]:
         "dropped": examples.dropped,
         "tokens": examples.tokens,
         "loss_tokens": examples.loss_tokens,
-        "padding_free": lies_flat(config, model_config(config)),
-        **planned_numbers(
+        "padding_free": uses_padding_free(config, model_config(config)),
+        **plan_training(
             config, total_steps(config, len(dataset), config.batch_size), max(map(len, dataset["input_ids"]))
         ),
-        "findings": as_json(quick_findings(config, tokenizer, examples)),
+        "findings": findings_to_json(check_stage(config, tokenizer, examples)),
     }
 
 
-class RowTrainer(InStepOrder, ValidatesAside, SFTTrainer):
+class RowTrainer(StepSamplerMixin, IsolatedValidationMixin, SFTTrainer):
     """TRL's trainer on rows that are tokens already, in our own order."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """TRL's loss, without the head's work on tokens that carry none."""
         if self.args.device.type != "cpu":
             return super().compute_loss(model, inputs, *arguments, **options)
-        with only_where_loss_is(self.accelerator.unwrap_model(model), inputs) as less:
+        with project_loss_tokens_only(self.accelerator.unwrap_model(model), inputs) as less:
             return super().compute_loss(model, less, *arguments, **options)
 
 
@@ -93,11 +93,11 @@ def _trainer(
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
+    examples: ExampleSet,
     precision: Precision,
 ) -> SFTTrainer:
     dataset = _dataset(config, examples)
-    is_flat = lay_flat(config, model)
+    is_flat = enable_padding_free(config, model)
     logger.info(
         "Rows are laid end to end, without padding."
         if is_flat
@@ -109,10 +109,10 @@ def _trainer(
         train_dataset=dataset,
         eval_dataset=_validation_dataset(config, tokenizer),
         processing_class=tokenizer,
-        peft_config=new_adapter(config, model),
+        peft_config=new_adapter_config(config, model),
     )
-    trainer.step_order = StepOrder(list(map(len, dataset["input_ids"])), config.batch_size, config.seed)
-    return keep_adapter_precise(trainer)
+    trainer.step_order = StepSampler(list(map(len, dataset["input_ids"])), config.batch_size, config.seed)
+    return cast_adapter_to_fp32(trainer)
 
 
 def _arguments(
@@ -137,7 +137,7 @@ def _arguments(
     }
 
 
-def _dataset(config: SftConfig, examples: Examples) -> Dataset:
+def _dataset(config: SftConfig, examples: ExampleSet) -> Dataset:
     """The rows, or the sequences into which they are packed by best fit decreasing (arXiv:2404.10830)."""
     dataset = _rows(examples)
     return pack_dataset(dataset, config.max_length, strategy="bfd") if config.packing else dataset
@@ -151,7 +151,7 @@ def _validation_dataset(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -
     )
 
 
-def _rows(examples: Examples) -> Dataset:
+def _rows(examples: ExampleSet) -> Dataset:
     return Dataset.from_list(
         [{"input_ids": example.input_ids, "labels": example.labels} for example in examples.examples]
     )

@@ -45,7 +45,7 @@ WARM_UP_STEPS = 30
 logger = logging.getLogger("trainers")
 
 
-def make_starter(out: Path, steps: int, seed: int) -> None:
+def build_starter_model(out: Path, steps: int, seed: int) -> None:
     """Train the tokenizer and the model and publish both as a folder; an existing folder is replaced."""
     disable_progress_bar()
     set_seed(seed)
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    make_starter(arguments.out, arguments.steps, arguments.seed)
+    build_starter_model(arguments.out, arguments.steps, arguments.seed)
 
 
 if __name__ == "__main__":

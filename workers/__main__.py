@@ -25,10 +25,10 @@ from app.storage import migrate
 from app.storage.database import get_engine
 from trainers.configs import Queue
 from workers import tasks
-from workers.engines.pool import Pool
-from workers.hosts.worker import Host, join
+from workers.engines.pool import DeploymentManager
+from workers.hosts.worker import WorkerContext, register_worker
 from workers.runs import recovery
-from workers.tracking.services import missing_packages
+from workers.tracking.services import explain_missing_packages
 
 EARLY_SIGNAL_SECONDS = 0.05
 
@@ -39,12 +39,12 @@ def main() -> int:
     """Run one worker."""
     arguments = _arguments()
     settings = get_settings()
-    logs.configure(settings.log_level)
-    if (missing := missing_packages(settings)) is not None:
+    logs.configure_logging(settings.log_level)
+    if (missing := explain_missing_packages(settings)) is not None:
         raise SystemExit(missing)
     _require_schema()
     _keep_early_signals()
-    host = join(settings, arguments.queue, arguments.name)
+    host = register_worker(settings, arguments.queue, arguments.name)
     logger.info("joined", extra={"worker_id": host.worker_id, "queues": host.queues, "stages": host.stages})
     if arguments.exit_with_stdin:
         threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
@@ -76,8 +76,8 @@ def _require_schema() -> None:
     """Whoever comes first brings an embedded database up to date; a team's is migrated on purpose."""
     engine = get_engine()
     if engine.dialect.name == "sqlite":
-        migrate.upgrade(engine)
-    current, head = migrate.revisions(engine)
+        migrate.upgrade_database(engine)
+    current, head = migrate.get_revisions(engine)
     if current != head:
         raise SystemExit(f"The database is at {current}, not {head}: run `python -m app migrate` first.")
 
@@ -97,12 +97,12 @@ def _keep_early_signals() -> None:
         signal.signal(number, told)
 
 
-def _serve(host: Host, settings: Settings) -> bool:
+def _serve(host: WorkerContext, settings: Settings) -> bool:
     """Work until the end; False when Celery gave up by itself, which whoever started it must see."""
     celery = get_celery()
-    tasks.register(celery, host)
-    sweeper = Sweeper(settings, also=lambda: recovery.resume_where_room(host))
-    pool = threading.Thread(target=Pool(host).run, name="deployments")
+    tasks.register_task(celery, host)
+    sweeper = Sweeper(settings, also=lambda: recovery.release_disk_waits(host))
+    pool = threading.Thread(target=DeploymentManager(host).run, name="deployments")
     host.leases.start()
     sweeper.start()
     pool.start()

@@ -2,15 +2,15 @@
 
 from celery import Celery
 
-from app.scheduling.queue import BELL
-from workers.hosts.worker import Host
+from app.scheduling.queue import NOTIFY_TASK
+from workers.hosts.worker import WorkerContext
 from workers.runs.execute import execute_next
 
 
-def register(celery: Celery, host: Host) -> None:
+def register_task(celery: Celery, host: WorkerContext) -> None:
     """Let this worker's bells lead to its runs."""
 
-    @celery.task(name=BELL)
+    @celery.task(name=NOTIFY_TASK)
     def bell(queue: str) -> bool:
         """There may be work: which, SQL tells. False when another was faster or nothing is left.
 

@@ -24,7 +24,7 @@ EXAMPLES = {
 }
 
 
-BACK = {"before": {"summary": "To where it led before", "value": {}}}
+ROLLBACK_EXAMPLES = {"before": {"summary": "To where it led before", "value": {}}}
 
 
 class AliasTarget(Config):
@@ -34,7 +34,7 @@ class AliasTarget(Config):
     share: float = Field(1.0, gt=0, le=1, description="Part of the requests; all shares sum to 1.")
 
 
-class AliasMove(Config):
+class AliasUpdate(Config):
     """Where an alias is to lead."""
 
     targets: list[AliasTarget] = Field(min_length=1, max_length=20)
@@ -58,7 +58,7 @@ class AliasRollback(Config):
     )
 
 
-class AliasTargetOut(BaseModel):
+class AliasTargetView(BaseModel):
     """A target as it stands."""
 
     deployment: str
@@ -67,17 +67,17 @@ class AliasTargetOut(BaseModel):
     status: DeploymentStatus | None
 
 
-class AliasOut(BaseModel):
+class AliasView(BaseModel):
     """An alias as it stands. A target without a deployment gets no requests; the others share its part."""
 
     name: str
     version: int
-    targets: list[AliasTargetOut]
+    targets: list[AliasTargetView]
     created_at: datetime
     moved_at: datetime
 
 
-class AliasVersionOut(BaseModel):
+class AliasVersionView(BaseModel):
     """One move of an alias."""
 
     model_config = ConfigDict(from_attributes=True)

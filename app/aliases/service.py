@@ -6,12 +6,12 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlmodel import Session, col
 
-from app.aliases.schemas import AliasMove, AliasOut, AliasTargetOut
-from app.aliases.targets import all_aliases, holders
+from app.aliases.schemas import AliasTargetView, AliasUpdate, AliasView
+from app.aliases.targets import find_name_holders, list_all_aliases
 from app.deployments.lifecycle import LIVE
 from app.http.errors import Conflict, NotFound
-from app.http.paging import PageQuery, newest_first
-from app.storage.database import database_now, lock
+from app.http.paging import PageQuery, paginate_newest_first
+from app.storage.database import database_now, lock_name
 from app.tables import Alias, AliasVersion, Deployment
 from trainers.runtime.error_codes import ErrorCode
 
@@ -40,12 +40,12 @@ class NothingToRestore(Conflict):
     code = ErrorCode.nothing_to_restore
 
 
-def move(session: Session, name: str, body: AliasMove) -> AliasOut:
+def move(session: Session, name: str, body: AliasUpdate) -> AliasView:
     """Lead an alias to these targets, at once; raises NameIsDeployment and TargetNotReady."""
     return _move(session, name, [target.model_dump() for target in body.targets], None)
 
 
-def rollback(session: Session, name: str, version: int | None) -> AliasOut:
+def rollback(session: Session, name: str, version: int | None) -> AliasView:
     """Lead an alias where it led before; called again, further back. Raises NothingToRestore."""
     alias = _find(session, name)
     restored = version if version is not None else _before(session, alias)
@@ -58,20 +58,20 @@ def rollback(session: Session, name: str, version: int | None) -> AliasOut:
     return _move(session, name, found.targets, restored)
 
 
-def get(session: Session, name: str) -> AliasOut:
+def get(session: Session, name: str) -> AliasView:
     """One alias; raises AliasNotFound."""
     return _shown(session, [_find(session, name)])[0]
 
 
-def listed(session: Session) -> list[AliasOut]:
+def listed(session: Session) -> list[AliasView]:
     """All aliases by name."""
-    return _shown(session, all_aliases(session))
+    return _shown(session, list_all_aliases(session))
 
 
 def history(session: Session, name: str, paging: PageQuery) -> tuple[Sequence[AliasVersion], str | None]:
     """Where an alias led, from new to old, also after it was deleted."""
     statement = select(AliasVersion).where(col(AliasVersion.alias) == name)
-    return newest_first(session, statement, col(AliasVersion.id), paging)
+    return paginate_newest_first(session, statement, col(AliasVersion.id), paging)
 
 
 def delete(session: Session, name: str) -> None:
@@ -79,8 +79,8 @@ def delete(session: Session, name: str) -> None:
     session.delete(_find(session, name))
 
 
-def _move(session: Session, name: str, targets: list[dict[str, Any]], restores: int | None) -> AliasOut:
-    lock(session, name)
+def _move(session: Session, name: str, targets: list[dict[str, Any]], restores: int | None) -> AliasView:
+    lock_name(session, name)
     _require_free(session, name)
     _require_ready(session, name, targets)
     moved = update(Alias).where(col(Alias.name) == name).returning(col(Alias.version))
@@ -106,7 +106,7 @@ def _require_free(session: Session, name: str) -> None:
 
 def _require_ready(session: Session, name: str, targets: Sequence[dict[str, Any]]) -> None:
     names = [target["deployment"] for target in targets]
-    there = holders(session, names)
+    there = find_name_holders(session, names)
     missing = [name for name in names if name not in there]
     if missing:
         raise TargetNotReady(
@@ -144,10 +144,10 @@ def _find(session: Session, name: str) -> Alias:
     return alias
 
 
-def _shown(session: Session, aliases: Sequence[Alias]) -> list[AliasOut]:
-    there = holders(session)
+def _shown(session: Session, aliases: Sequence[Alias]) -> list[AliasView]:
+    there = find_name_holders(session)
     return [
-        AliasOut(
+        AliasView(
             **alias.model_dump(exclude={"targets"}),
             targets=[_target(target, there.get(target["deployment"])) for target in alias.targets],
         )
@@ -155,8 +155,8 @@ def _shown(session: Session, aliases: Sequence[Alias]) -> list[AliasOut]:
     ]
 
 
-def _target(target: dict[str, Any], holder: Deployment | None) -> AliasTargetOut:
-    return AliasTargetOut(
+def _target(target: dict[str, Any], holder: Deployment | None) -> AliasTargetView:
+    return AliasTargetView(
         **target,
         deployment_id=holder.id if holder else None,
         status=holder.status if holder else None,

@@ -11,16 +11,16 @@ ANSWER = (DeploymentStatus.ready, DeploymentStatus.asleep)
 COME_BACK = (DeploymentStatus.queued, DeploymentStatus.starting)
 
 
-def leading_to(session: Session, deployment: str) -> list[str]:
+def list_alias_names(session: Session, deployment: str) -> list[str]:
     """Names of the aliases that lead to a deployment of this name."""
     return [
         alias.name
-        for alias in all_aliases(session)
+        for alias in list_all_aliases(session)
         if any(target["deployment"] == deployment for target in alias.targets)
     ]
 
 
-def holders(session: Session, names: Iterable[str] | None = None) -> dict[str, Deployment]:
+def find_name_holders(session: Session, names: Iterable[str] | None = None) -> dict[str, Deployment]:
     """Deployments by the names that they hold: those that answer, and those that did and will again."""
     come_back = and_(col(Deployment.status).in_(COME_BACK), col(Deployment.ready_at).is_not(None))
     statement = select(Deployment).where(
@@ -31,6 +31,6 @@ def holders(session: Session, names: Iterable[str] | None = None) -> dict[str, D
     return {row.name: row for row in session.scalars(statement)}
 
 
-def all_aliases(session: Session) -> Sequence[Alias]:
+def list_all_aliases(session: Session) -> Sequence[Alias]:
     """Every alias by name."""
     return session.scalars(select(Alias).order_by(col(Alias.name))).all()

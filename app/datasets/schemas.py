@@ -36,7 +36,7 @@ UPLOAD_FORM = {
 }
 
 
-class DatasetSummary(BaseModel):
+class DatasetSummaryView(BaseModel):
     """A dataset in a list."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -52,13 +52,13 @@ class DatasetSummary(BaseModel):
     created_at: datetime
 
 
-class DatasetView(DatasetSummary):
+class DatasetView(DatasetSummaryView):
     """A dataset with its validation report."""
 
     report: Report
 
 
-class Row(BaseModel):
+class DatasetRowView(BaseModel):
     """A row as it stands in the file, and as a conversation."""
 
     line: int
@@ -66,7 +66,7 @@ class Row(BaseModel):
     messages: list[dict[str, Any]] | None = Field(description="Null for a row that has a fault.")
 
 
-class PreviewRequest(Config):
+class PreviewCreate(Config):
     """Rows to render with a model's chat template; a worker does it, since it needs the tokenizer."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "starter", "rows": 3}]})

@@ -7,15 +7,15 @@ from typing import BinaryIO
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from app.datasets.schemas import DatasetSummary, DatasetView, PreviewRequest, Row
+from app.datasets.schemas import DatasetRowView, DatasetSummaryView, DatasetView, PreviewCreate
 from app.http.errors import NotFound
-from app.http.paging import PageQuery, newest_first
+from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import service as jobs
-from app.jobs.schemas import JobSpec
+from app.jobs.schemas import JobCreate
 from app.models import references
 from app.settings import get_settings
 from app.storage.artifacts import get_store, hash_file
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Dataset, Job
 from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
@@ -67,15 +67,15 @@ def store_file(path: Path, name: str) -> tuple[Dataset, bool]:
 
 def page(
     session: Session, paging: PageQuery, name: str | None, row_format: RowFormat | None
-) -> tuple[Sequence[DatasetSummary], str | None]:
+) -> tuple[Sequence[DatasetSummaryView], str | None]:
     """Datasets from new to old."""
     statement = select(Dataset)
     if name is not None:
         statement = statement.where(col(Dataset.name) == name)
     if row_format is not None:
         statement = statement.where(col(Dataset.format) == row_format)
-    rows, after = newest_first(session, statement, col(Dataset.id), paging)
-    return [DatasetSummary.model_validate(row) for row in rows], after
+    rows, after = paginate_newest_first(session, statement, col(Dataset.id), paging)
+    return [DatasetSummaryView.model_validate(row) for row in rows], after
 
 
 def get(session: Session, dataset_id: str) -> Dataset:
@@ -93,7 +93,7 @@ def view(dataset: Dataset) -> DatasetView:
     return DatasetView.model_validate(dataset)
 
 
-def rows(dataset_id: str, offset: int, limit: int) -> list[Row]:
+def rows(dataset_id: str, offset: int, limit: int) -> list[DatasetRowView]:
     """Readable rows of the file with their line numbers; raises DatasetNotFound."""
     dataset = _read(dataset_id)
     path = get_store().fetch_file(dataset.artifact, dataset.sha256, get_settings().data_dir / "cache")
@@ -105,30 +105,30 @@ def content(dataset_id: str) -> BinaryIO:
     return get_store().open(_read(dataset_id).artifact)
 
 
-def preview(session: Session, dataset_id: str, body: PreviewRequest, created_by: str) -> Job:
+def preview(session: Session, dataset_id: str, body: PreviewCreate, created_by: str) -> Job:
     """Queue a short run that renders rows with a model's template; raises what posting a job raises."""
     dataset = get(session, dataset_id)
     # The job would tell a fault under a field that was never sent.
-    references.resolve(session, body.model, "model")
+    references.resolve_model(session, body.model, "model")
     stage = PrepareConfig(
         stage="prepare", base=body.model, dataset=dataset.id, rows=body.rows, max_length=body.max_length
     )
-    spec = JobSpec(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
+    spec = JobCreate(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
     job, _ = jobs.post(session, get_settings(), spec, created_by, None)
     return job
 
 
 def _by_content(sha256: str) -> Dataset | None:
-    with reading() as session:
+    with read_session() as session:
         return session.exec(select(Dataset).where(col(Dataset.sha256) == sha256)).one_or_none()
 
 
 def _read(dataset_id: str) -> Dataset:
-    with reading() as session:
+    with read_session() as session:
         return get(session, dataset_id)
 
 
-def _row(line: int, row: dict[str, object], row_format: RowFormat | None) -> Row:
+def _row(line: int, row: dict[str, object], row_format: RowFormat | None) -> DatasetRowView:
     if row_format is None or not all(fault.code.is_warning for fault in validate_row(row, row_format)):
-        return Row(line=line, row=row, messages=None)
-    return Row(line=line, row=row, messages=as_messages(row, row_format))
+        return DatasetRowView(line=line, row=row, messages=None)
+    return DatasetRowView(line=line, row=row, messages=as_messages(row, row_format))

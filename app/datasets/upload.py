@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from app.http.errors import AppError, Invalid, TooLarge
+from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
 from trainers.configs.base import PRINTABLE
 from trainers.runtime.error_codes import ErrorCode
 
@@ -22,7 +22,7 @@ MAX_FIELD_BYTES = 4 << 10
 LONGEST_NAME = 200
 
 
-class NotMultipart(AppError):
+class NotMultipart(HttpError):
     """The body is not a form with a file."""
 
     status_code = 415
@@ -30,7 +30,7 @@ class NotMultipart(AppError):
 
 
 @dataclass
-class Upload:
+class DatasetUpload:
     """The form's file on disk, and its other fields."""
 
     path: Path | None = None
@@ -39,14 +39,14 @@ class Upload:
 
 
 @contextmanager
-def receiving(folder: Path) -> Iterator[Path]:
+def upload_folder(folder: Path) -> Iterator[Path]:
     """A folder for one upload, gone at the end, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="upload-") as own:
         yield Path(own)
 
 
-async def receive(request: Request, folder: Path, max_bytes: int) -> Upload:
+async def receive_upload(request: Request, folder: Path, max_bytes: int) -> DatasetUpload:
     """Read the request's form into `folder`.
 
     Raises NotMultipart, TooLarge, and Invalid when the form is torn or holds no file.
@@ -57,20 +57,20 @@ async def receive(request: Request, folder: Path, max_bytes: int) -> Upload:
             "The body is not multipart/form-data.",
             hint="Send the file as the form field `file`: curl -F file=@…",
         )
-    upload = Upload()
+    upload = DatasetUpload()
     parser = _parser(upload, options[b"boundary"], folder)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes + FORM_OVERHEAD_BYTES:
-            raise TooLarge(
+            raise PayloadTooLarge(
                 f"The upload is larger than {max_bytes} bytes.",
                 hint="Split it, or raise TUNESMITH_MAX_UPLOAD_BYTES.",
             )
         await run_in_threadpool(_write, parser, chunk)
     await run_in_threadpool(_write, parser, None)
     if upload.path is None:
-        raise Invalid(
+        raise UnprocessableContent(
             "The form holds no file.",
             hint="Send the file as the form field `file`: curl -F file=@…",
             fields=[{"field": "file", "message": "A file is required."}],
@@ -78,12 +78,12 @@ async def receive(request: Request, folder: Path, max_bytes: int) -> Upload:
     return upload
 
 
-def dataset_name(upload: Upload) -> str:
+def dataset_name(upload: DatasetUpload) -> str:
     """The form's `name`, else the file's; raises Invalid for one that no list could show."""
     name = upload.fields.get("name", "").strip() or Path(upload.filename).stem or "dataset"
     if len(name) > LONGEST_NAME or not re.match(PRINTABLE, name):
         message = f"The name must have at most {LONGEST_NAME} characters and no control characters."
-        raise Invalid(
+        raise UnprocessableContent(
             message,
             hint="Send another as the form field `name`.",
             fields=[{"field": "name", "message": message}],
@@ -91,7 +91,7 @@ def dataset_name(upload: Upload) -> str:
     return name
 
 
-def _parser(upload: Upload, boundary: bytes, folder: Path) -> FormParser:
+def _parser(upload: DatasetUpload, boundary: bytes, folder: Path) -> FormParser:
     def on_field(part: Field) -> None:
         upload.fields[(part.field_name or b"").decode("utf-8", "replace")] = (part.value or b"").decode(
             "utf-8", "replace"
@@ -124,4 +124,6 @@ def _write(parser: FormParser, chunk: bytes | None) -> None:
         else:
             parser.write(chunk)
     except FormParserError as error:
-        raise Invalid(f"The form cannot be read: {error}.", hint="Upload the file again.") from error
+        raise UnprocessableContent(
+            f"The form cannot be read: {error}.", hint="Upload the file again."
+        ) from error

@@ -16,7 +16,7 @@ from app.deployments import service as deployments
 from app.deployments.schemas import DeploymentCreate
 from app.http.paging import PageQuery
 from app.settings import Settings
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from trainers.data.recipes import arithmetic
 
 logger = logging.getLogger(__name__)
@@ -24,24 +24,24 @@ logger = logging.getLogger(__name__)
 STARTER = "starter"
 TRAIN, TEST = "arithmetic-train", "arithmetic-test"
 TRAIN_ROWS, TEST_ROWS = 1000, 240
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 
-def seed(settings: Settings, stopping: threading.Event) -> None:
+def create_examples(settings: Settings, stopping: threading.Event) -> None:
     """Have the starter model, its datasets and its deployment, unless they are there already."""
-    make_starter(settings, stopping)
+    ensure_starter_model(settings, stopping)
     if stopping.is_set():
         return
     for name, path in write_datasets(settings.data_dir / "examples").items():
         datasets.store_file(path, name=name)
-    with reading() as session:
+    with read_session() as session:
         before, _ = deployments.page(session, PageQuery(limit=1), None, STARTER)
     if not before or before[0].status.finished:
         with transaction() as session:
             deployments.create(session, DeploymentCreate(name=STARTER, model=STARTER))
 
 
-def make_starter(settings: Settings, stopping: threading.Event | None = None) -> Path:
+def ensure_starter_model(settings: Settings, stopping: threading.Event | None = None) -> Path:
     """The starter model's folder; it is trained in a minute the first time, or given up when stopping."""
     folder = settings.model_roots[0] / STARTER
     if not folder.exists():
@@ -55,7 +55,7 @@ def make_starter(settings: Settings, stopping: threading.Event | None = None) ->
 def _run(command: Sequence[str], stopping: threading.Event) -> None:
     with subprocess.Popen(command) as program:
         while program.poll() is None:
-            if stopping.wait(LOOK_SECONDS):
+            if stopping.wait(POLL_SECONDS):
                 program.terminate()
                 return
     if program.returncode:

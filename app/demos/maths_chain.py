@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.demos import examples
-from app.demos.quickstart import checked, follow, service
+from app.demos.quickstart import check_response, follow_run, run_service
 from app.settings import Settings, get_settings
 from trainers.data.recipes import arithmetic
 
@@ -41,15 +41,15 @@ def main() -> int:
     """Run the chain once per seed; the exit status is 0 if every stage raises the mean score as claimed."""
     arguments = _arguments()
     settings = get_settings()
-    examples.make_starter(settings)
-    with service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
+    examples.ensure_starter_model(settings)
+    with run_service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
         chains = [_run(client, settings, seed, arguments.tuning) for seed in arguments.seeds]
     _print_scores(arguments, chains)
     _print_gains(chains)
     return 0 if all(_gain(chains, stage)[0] >= least for stage, least in LEAST_GAINS.items()) else 1
 
 
-def chain(seed: int, tuning: str) -> dict[str, Any]:
+def build_job(seed: int, tuning: str) -> dict[str, Any]:
     """The job: three trainings, each followed by its evaluation, and between SFT and DPO the pairs."""
     factor = RATE_FACTORS[tuning]
     shared = {"tuning": {"method": tuning}, "warmup_ratio": 0, "save_every_steps": 1000, "seed": seed}
@@ -108,11 +108,13 @@ def _run(client: httpx2.Client, settings: Settings, seed: int, tuning: str) -> A
     console.print(f"[bold]Seed {seed}, {tuning} tuning[/]")
     for name, path in write_datasets(settings, seed).items():
         with path.open("rb") as file:
-            checked(client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)}))
-    job = checked(client.post("/api/v1/jobs", json=chain(seed, tuning)))
+            check_response(
+                client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)})
+            )
+    job = check_response(client.post("/api/v1/jobs", json=build_job(seed, tuning)))
     for run in job["runs"]:
-        follow(client, run)
-    return _answers(client, checked(client.get(f"/api/v1/jobs/{job['id']}"))["runs"])
+        follow_run(client, run)
+    return _answers(client, check_response(client.get(f"/api/v1/jobs/{job['id']}"))["runs"])
 
 
 def _answers(client: httpx2.Client, runs: list[dict[str, Any]]) -> Answers:

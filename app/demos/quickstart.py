@@ -31,12 +31,12 @@ def main() -> int:
     """Run the demo; the exit status is 0 if the tuned model beats its base."""
     settings = get_settings()
     console.print("[bold]1. A tiny starter model and generated word problems[/]")
-    examples.make_starter(settings)
-    with service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
+    examples.ensure_starter_model(settings)
+    with run_service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
         upload(client, settings)
         job = submit(client)
         for run in job["runs"]:
-            follow(client, run)
+            follow_run(client, run)
         evaluation = report(client, job["id"])
         chat(base_url)
     farewell(settings)
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 @contextmanager
-def service(settings: Settings) -> Iterator[str]:
+def run_service(settings: Settings) -> Iterator[str]:
     """`python -m app` on a free port, stopped at the end with its worker and engines."""
     port = free_port()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def upload(client: httpx2.Client, settings: Settings) -> None:
     for name, path in examples.write_datasets(settings.data_dir / "examples").items():
         with path.open("rb") as file:
             answer = client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)})
-        dataset = checked(answer)
+        dataset = check_response(answer)
         console.print(
             f"   {dataset['name']}: {dataset['row_count']} rows of format {dataset['format']}, "
             f"{dataset['fault_count']} faults"
@@ -88,14 +88,14 @@ def upload(client: httpx2.Client, settings: Settings) -> None:
 def submit(client: httpx2.Client) -> dict[str, Any]:
     """Post one job of three stages, the very example of the API's documentation."""
     console.print("[bold]4. One job: sft → evaluate → deploy[/]")
-    endpoint = checked(client.get("/openapi.json"))["paths"]["/api/v1/jobs"]["post"]
+    endpoint = check_response(client.get("/openapi.json"))["paths"]["/api/v1/jobs"]["post"]
     example = endpoint["requestBody"]["content"]["application/json"]["examples"]["arithmetic"]["value"]
-    job: dict[str, Any] = checked(client.post("/api/v1/jobs", json=example))
+    job: dict[str, Any] = check_response(client.post("/api/v1/jobs", json=example))
     console.print(f"   {job['id']} ({job['name']})")
     return job
 
 
-def follow(client: httpx2.Client, run: dict[str, Any]) -> None:
+def follow_run(client: httpx2.Client, run: dict[str, Any]) -> None:
     """Draw a run's progress from its event stream until it ends; raises SystemExit if it fails."""
     columns = (
         TextColumn("   {task.description:9}"),
@@ -134,7 +134,7 @@ def stream(client: httpx2.Client, run_id: str) -> Iterator[tuple[str, dict[str, 
 def report(client: httpx2.Client, job_id: str) -> dict[str, Any]:
     """Print base against tuned on the held-out rows, with counts and intervals."""
     console.print("[bold]5. Held-out problems, greedy, exact answers[/]")
-    runs = checked(client.get(f"/api/v1/jobs/{job_id}"))["runs"]
+    runs = check_response(client.get(f"/api/v1/jobs/{job_id}"))["runs"]
     result: dict[str, Any] = next(run["result"] for run in runs if run["stage"] == "evaluate")
     for name, score in (("base", result["baseline"]), ("tuned", result["model"])):
         low, high = score["interval_95"]
@@ -186,7 +186,7 @@ def farewell(settings: Settings) -> None:
         console.print(f"  {command}\n", soft_wrap=True, markup=False)
 
 
-def checked(answer: httpx2.Response) -> Any:
+def check_response(answer: httpx2.Response) -> Any:
     """The answer's JSON; raises SystemExit with the service's own words if it refused."""
     if answer.is_error:
         raise SystemExit(f"{answer.request.method} {answer.request.url.path}: {answer.text}")

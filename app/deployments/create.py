@@ -10,7 +10,7 @@ from sqlmodel import Session, col
 from app.deployments import lifecycle
 from app.http.errors import Conflict
 from app.settings import get_settings
-from app.storage.database import lock
+from app.storage.database import lock_name
 from app.tables import Alias, Deployment, Model, ModelKind
 from trainers.configs import DeploymentChoice, Queue
 from trainers.runtime.error_codes import ErrorCode
@@ -22,7 +22,9 @@ class NameIsAlias(Conflict):
     code = ErrorCode.name_is_alias
 
 
-def plan(session: Session, name: str, reference: str, choice: DeploymentChoice, queue: Queue) -> Deployment:
+def build_deployment(
+    session: Session, name: str, reference: str, choice: DeploymentChoice, queue: Queue
+) -> Deployment:
     """The row of a deployment; `reference` is a hub id, a folder or an id of the registry."""
     origin, template = _origin(session, reference)
     options = choice.options.model_dump(mode="json", exclude_defaults=True)
@@ -42,12 +44,12 @@ def plan(session: Session, name: str, reference: str, choice: DeploymentChoice, 
     )
 
 
-def begin(session: Session, deployment: Deployment) -> Deployment:
+def insert_deployment(session: Session, deployment: Deployment) -> Deployment:
     """Ask for a deployment; what holds its name is stopped when it is ready, or now if both do not fit.
 
     Raises NameIsAlias.
     """
-    lock(session, deployment.name)
+    lock_name(session, deployment.name)
     if session.get(Alias, deployment.name) is not None:
         raise NameIsAlias(
             f"{deployment.name!r} is an alias, so no deployment can have this name.",

@@ -34,7 +34,7 @@ HELD = (DeploymentStatus.starting, DeploymentStatus.ready, DeploymentStatus.stop
 PRECEDENCE_SECONDS = 5.0
 
 
-class Standing(NamedTuple):
+class DeploymentState(NamedTuple):
     """What its worker has to know of a deployment that it holds; times are the database's."""
 
     id: str
@@ -44,7 +44,7 @@ class Standing(NamedTuple):
     now: datetime
 
 
-def waiting(session: Session, worker_id: str, queues: Sequence[Queue]) -> Sequence[Deployment]:
+def list_claimable(session: Session, worker_id: str, queues: Sequence[Queue]) -> Sequence[Deployment]:
     """Deployments that a worker of these queues may claim now, from old to new."""
     return session.scalars(
         select(Deployment)
@@ -67,7 +67,7 @@ def claim(session: Session, deployment_id: str, worker_id: str, lease_seconds: f
     )
 
 
-def standing(session: Session, deployment_ids: Sequence[str]) -> list[Standing]:
+def load_states(session: Session, deployment_ids: Sequence[str]) -> list[DeploymentState]:
     """How deployments stand by the database."""
     columns = (
         col(Deployment.id),
@@ -77,7 +77,7 @@ def standing(session: Session, deployment_ids: Sequence[str]) -> list[Standing]:
         database_now(),
     )
     rows = session.execute(select(*columns).where(col(Deployment.id).in_(deployment_ids)))
-    return [Standing(*row) for row in rows]
+    return [DeploymentState(*row) for row in rows]
 
 
 def renew(session: Session, deployment_id: str, attempt: int, lease_seconds: float) -> None:
@@ -87,7 +87,7 @@ def renew(session: Session, deployment_id: str, attempt: int, lease_seconds: flo
         raise StaleAttempt(f"attempt {attempt} no longer holds {deployment_id}")
 
 
-def ready(
+def mark_ready(
     session: Session,
     deployment_id: str,
     attempt: int,
@@ -113,7 +113,7 @@ def ready(
     return moved
 
 
-def restarting(session: Session, deployment_id: str, attempt: int, error: dict[str, Any]) -> bool:
+def mark_restarting(session: Session, deployment_id: str, attempt: int, error: dict[str, Any]) -> bool:
     """Close the deployment to requests while its engine is started again."""
     return _moved(
         session,
@@ -159,7 +159,7 @@ def end(
     return _moved(session, deployment_id, attempt, HELD, status=status, error=error, **found, **_released())
 
 
-def hand_back(session: Session, deployment_id: str, attempt: int) -> bool:
+def release(session: Session, deployment_id: str, attempt: int) -> bool:
     """The worker leaves: another may take the deployment."""
     sources = (DeploymentStatus.starting, DeploymentStatus.ready)
     return _moved(session, deployment_id, attempt, sources, status=DeploymentStatus.queued, **_waiting())

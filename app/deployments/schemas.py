@@ -27,7 +27,7 @@ class DeploymentCreate(DeploymentChoice):
     queue: Queue | None = Field(None, description="Hardware to run on; the service's default if not given.")
 
 
-class DeploymentOut(BaseModel):
+class DeploymentView(BaseModel):
     """A deployment as it stands."""
 
     model_config = ConfigDict(from_attributes=True)

@@ -6,10 +6,10 @@ from sqlmodel import Session, col, select
 
 from app.aliases import targets as aliases
 from app.deployments import lifecycle
-from app.deployments.create import begin, plan
-from app.deployments.schemas import DeploymentCreate, DeploymentOut
+from app.deployments.create import build_deployment, insert_deployment
+from app.deployments.schemas import DeploymentCreate, DeploymentView
 from app.http.errors import Conflict, NotFound
-from app.http.paging import PageQuery, newest_first
+from app.http.paging import PageQuery, paginate_newest_first
 from app.models import references
 from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus
@@ -29,38 +29,40 @@ class AliasLeadsHere(Conflict):
     code = ErrorCode.alias_leads_here
 
 
-def create(session: Session, body: DeploymentCreate) -> DeploymentOut:
+def create(session: Session, body: DeploymentCreate) -> DeploymentView:
     """Ask for a deployment; raises Invalid when the model cannot be used, NameIsAlias for an alias's name."""
-    reference = references.resolve(session, body.model, "model")
+    reference = references.resolve_model(session, body.model, "model")
     queue = body.queue or get_settings().default_queue
-    return show(session, begin(session, plan(session, body.name, reference, body, queue)))
+    return show(
+        session, insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
+    )
 
 
 def page(
     session: Session, paging: PageQuery, status: DeploymentStatus | None, name: str | None
-) -> tuple[Sequence[DeploymentOut], str | None]:
+) -> tuple[Sequence[DeploymentView], str | None]:
     """Deployments from new to old."""
     statement = select(Deployment)
     if status is not None:
         statement = statement.where(col(Deployment.status) == status)
     if name is not None:
         statement = statement.where(col(Deployment.name) == name)
-    rows, after = newest_first(session, statement, col(Deployment.id), paging)
+    rows, after = paginate_newest_first(session, statement, col(Deployment.id), paging)
     return [show(session, row) for row in rows], after
 
 
-def get(session: Session, deployment_id: str) -> DeploymentOut:
+def get(session: Session, deployment_id: str) -> DeploymentView:
     """One deployment; raises DeploymentNotFound."""
     return show(session, _find(session, deployment_id))
 
 
-def stop(session: Session, deployment_id: str, force: bool) -> DeploymentOut:
+def stop(session: Session, deployment_id: str, force: bool) -> DeploymentView:
     """Ask its worker to stop it; stopping twice is the same as once.
 
     Raises AliasLeadsHere unless forced: whoever asks the alias would get the other targets, or 503.
     """
     deployment = _find(session, deployment_id)
-    leading = aliases.leading_to(session, deployment.name) if deployment.replaces is None else []
+    leading = aliases.list_alias_names(session, deployment.name) if deployment.replaces is None else []
     if leading and not force and deployment.status in lifecycle.LIVE:
         raise AliasLeadsHere(
             f"The alias {leading[0]!r} leads to {deployment.name!r} ({deployment.id}), so it is not stopped.",
@@ -71,7 +73,7 @@ def stop(session: Session, deployment_id: str, force: bool) -> DeploymentOut:
     return show(session, _find(session, deployment_id))
 
 
-def wake(session: Session, deployment_id: str) -> DeploymentOut:
+def wake(session: Session, deployment_id: str) -> DeploymentView:
     """Ask for an engine if it sleeps; in any other status nothing changes."""
     _find(session, deployment_id)
     lifecycle.wake(session, deployment_id)
@@ -79,11 +81,11 @@ def wake(session: Session, deployment_id: str) -> DeploymentOut:
     return show(session, _find(session, deployment_id))
 
 
-def show(session: Session, deployment: Deployment) -> DeploymentOut:
+def show(session: Session, deployment: Deployment) -> DeploymentView:
     """The deployment, and what it waits for if it does."""
-    shown = DeploymentOut.model_validate(deployment)
+    shown = DeploymentView.model_validate(deployment)
     if deployment.status is DeploymentStatus.queued:
-        shown.waiting_for = workers.why_none_serves(session, deployment.queue) or (
+        shown.waiting_for = workers.explain_missing_deployment_worker(session, deployment.queue) or (
             f"A worker of queue {deployment.queue} has yet to take it; each of its devices may be in use."
         )
     return shown

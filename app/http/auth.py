@@ -14,12 +14,12 @@ from sqlalchemy import or_, select, update
 from sqlmodel import Session, col
 
 from app.http.errors import Forbidden, Unauthorized
-from app.storage.database import database_now, reading, transaction
+from app.storage.database import database_now, read_session, transaction
 from app.tables import ApiKey, Scope
-from serving.http.addresses import from_here
+from serving.http.addresses import is_local_request
 
 USED_EVERY_SECONDS = 60
-CREATE_A_KEY = "Create one with `python -m app keys create --name me --scope admin`."
+CREATE_KEY_HINT = "Create one with `python -m app keys create --name me --scope admin`."
 
 bearer = HTTPBearer(auto_error=False, description="An API key, `ts_…`. Not needed while no key exists.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
@@ -52,7 +52,9 @@ ANYONE = Caller("", frozenset({Scope.admin}))
 def get_caller(request: Request, credentials: Credentials) -> Caller:
     """The caller of a request; raises Unauthorized without a valid key where one is needed."""
     client = request.client.host if request.client else ""
-    return identify(credentials.credentials if credentials else None, request.headers.get("host", ""), client)
+    return authenticate(
+        credentials.credentials if credentials else None, request.headers.get("host", ""), client
+    )
 
 
 CallerDependency = Annotated[Caller, Depends(get_caller)]
@@ -73,11 +75,11 @@ def require_admin(caller: CallerDependency) -> None:
     caller.require(Scope.admin)
 
 
-def identify(token: str | None, host: str, client: str) -> Caller:
+def authenticate(token: str | None, host: str, client: str) -> Caller:
     """The caller with this key; without a live key in the database, anyone on this machine."""
-    with reading() as session:
+    with read_session() as session:
         found = _find(session, token) if token else None
-        is_open = found is None and not any_live_key(session)
+        is_open = found is None and not has_active_key(session)
     if found is not None:
         key, unmarked = found
         if unmarked:
@@ -85,16 +87,16 @@ def identify(token: str | None, host: str, client: str) -> Caller:
         return Caller(key.id, frozenset(key.scopes), key.requests_per_minute, key.concurrent_requests)
     if not is_open:
         what = "This API key is unknown or revoked." if token else "This service needs an API key."
-        raise Unauthorized(what, hint="Send `Authorization: Bearer ts_…`. " + CREATE_A_KEY)
-    if not from_here(host, client):
+        raise Unauthorized(what, hint="Send `Authorization: Bearer ts_…`. " + CREATE_KEY_HINT)
+    if not is_local_request(host, client):
         raise Forbidden(
             f"No API key exists yet, so only this machine is served, under a loopback name; not {host!r}.",
-            hint=CREATE_A_KEY,
+            hint=CREATE_KEY_HINT,
         )
     return ANYONE
 
 
-def any_live_key(session: Session) -> bool:
+def has_active_key(session: Session) -> bool:
     """Whether the database holds a key that is not revoked."""
     return session.scalar(select(col(ApiKey.id)).where(col(ApiKey.revoked_at).is_(None)).limit(1)) is not None
 

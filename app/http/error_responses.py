@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
-from app.http.errors import AppError, Unauthorized
+from app.http.errors import HttpError, Unauthorized
 from trainers.configs.base import PRINTABLE
 
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
@@ -27,39 +27,39 @@ SENTENCES = {
 }
 
 
-class FieldFault(BaseModel):
+class FieldError(BaseModel):
     """One wrong field of a payload."""
 
     field: str = Field(description="Path of the field, such as `stages.0.learning_rate`.")
     message: str
 
 
-class Fault(BaseModel):
+class ErrorDetail(BaseModel):
     """What is wrong and what to do."""
 
     code: str
     message: str
     hint: str | None = None
-    fields: list[FieldFault] | None = Field(
+    fields: list[FieldError] | None = Field(
         None, description="Each wrong field, when the payload is at fault."
     )
 
 
-class ErrorEnvelope(BaseModel):
+class ErrorResponse(BaseModel):
     """The body of every answer that is not a success."""
 
-    error: Fault
+    error: ErrorDetail
 
 
-def install(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Answer every fault of a request with the envelope."""
-    app.add_exception_handler(AppError, _app_error)
+    app.add_exception_handler(HttpError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(DataError, _data_error)
 
 
-def respond(
+def error_response(
     status: int,
     code: str,
     message: str,
@@ -75,42 +75,42 @@ def respond(
 
 
 def _app_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AppError)
+    assert isinstance(error, HttpError)
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
-    return respond(error.status_code, error.code, error.message, error.hint, error.fields, headers)
+    return error_response(error.status_code, error.code, error.message, error.hint, error.fields, headers)
 
 
 def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:
         # FastAPI's answer to bytes that are no text, and to JSON too deep or with numbers too long.
-        return respond(422, "invalid", "The body cannot be read as JSON.", SEND_JSON)
+        return error_response(422, "invalid", "The body cannot be read as JSON.", SEND_JSON)
     code = CODES.get(error.status_code, "http_error")
     message, hint = f"{error.detail}.", None
     if error.status_code in (404, 405):
         message = f"There is no {request.method} {request.url.path}."
         hint = "The routes are listed at /docs."
     headers = dict(error.headers) if error.headers else None
-    return respond(error.status_code, code, message, hint, headers=headers)
+    return error_response(error.status_code, code, message, hint, headers=headers)
 
 
 def _data_error(request: Request, error: Exception) -> JSONResponse:
     """PostgreSQL refuses some text that JSON allows, above all the character NUL."""
-    return respond(
+    return error_response(
         422, "invalid", "The request holds a value that the database cannot store, such as the character NUL."
     )
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    fields = wrong_fields(error.errors(), error.body)
+    fields = list_field_errors(error.errors(), error.body)
     first = f"{fields[0]['field']}: {fields[0]['message']}" if fields[0]["field"] else fields[0]["message"]
     more = f" ({len(fields) - 1} more)" if len(fields) > 1 else ""
     hint = SEND_JSON if not fields[0]["field"] else None
-    return respond(422, "invalid", f"The request is malformed. {first}{more}", hint, fields=fields)
+    return error_response(422, "invalid", f"The request is malformed. {first}{more}", hint, fields=fields)
 
 
-def wrong_fields(errors: Sequence[Any], body: Any) -> list[dict[str, str]]:
+def list_field_errors(errors: Sequence[Any], body: Any) -> list[dict[str, str]]:
     """Pydantic's errors as paths into the payload, without the union tags that it mixes into them.
 
     Of the members of a union only those errors are kept that belong to the member which was most

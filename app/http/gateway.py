@@ -13,31 +13,31 @@ from starlette.types import Scope as AsgiScope
 
 from app.deployments import lifecycle
 from app.http import auth
-from app.http.errors import AppError, Unauthorized
+from app.http.errors import HttpError, Unauthorized
 from app.routing_table import service as routes
-from app.routing_table.schemas import TargetOut
+from app.routing_table.schemas import RouteTargetView
 from app.settings import get_settings
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Scope
-from serving.gateway.gateway import Gateway, Sender
+from serving.gateway.gateway import ClientIdentity, Gateway
 from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.mounted.openapi import components, paths
-from serving.gateway.rate_limits import Caller
+from serving.gateway.rate_limits import AuthorizedClient
 from serving.gateway.routes import CachedRoutes, Route, Target
-from serving.http.errors import EngineUnavailable, Forbidden, InvalidApiKey
+from serving.http.errors import EngineUnavailable, InvalidApiKey, PermissionDenied
 
-WAKE_LOOK_SECONDS = 0.3
+WAKE_POLL_SECONDS = 0.3
 RETRY_AFTER_SECONDS = 5
 
 logger = logging.getLogger(__name__)
 
 
-def make_gateway() -> AsgiGateway:
+def create_gateway() -> AsgiGateway:
     """The gateway over the deployments and aliases of the database."""
-    return AsgiGateway(Gateway(SqlRoutes(), authorize))
+    return AsgiGateway(Gateway(SqlRoutingTable(), authorize_client))
 
 
-class BesideGateway:
+class GatewayMiddleware:
     """Sends /v1 to the gateway and everything else on.
 
     Every token of a generation passes through here, so nothing else of the API stands in its way.
@@ -54,20 +54,20 @@ class BesideGateway:
         await self.gateway(scope, receive, send)
 
 
-async def authorize(sender: Sender) -> Caller:
+async def authorize_client(sender: ClientIdentity) -> AuthorizedClient:
     """Ask for the scope `inference`; raises InvalidApiKey and Forbidden."""
     host = sender.host.decode("latin-1")
     try:
-        caller = await run_in_threadpool(auth.identify, sender.token(), host, sender.address)
+        caller = await run_in_threadpool(auth.authenticate, sender.token(), host, sender.address)
         caller.require(Scope.inference)
     except Unauthorized as error:
         raise InvalidApiKey(_whole(error)) from error
-    except AppError as error:
-        raise Forbidden(_whole(error)) from error
-    return Caller(caller.key_id, caller.requests_per_minute, caller.concurrent_requests)
+    except HttpError as error:
+        raise PermissionDenied(_whole(error)) from error
+    return AuthorizedClient(caller.key_id, caller.requests_per_minute, caller.concurrent_requests)
 
 
-class SqlRoutes(CachedRoutes):
+class SqlRoutingTable(CachedRoutes):
     """Routes of deployments and aliases."""
 
     unreadable = (OperationalError,)
@@ -104,7 +104,7 @@ class SqlRoutes(CachedRoutes):
             while (woken := await run_in_threadpool(_woken, target)) is None:
                 if time.monotonic() > deadline:
                     raise _unavailable(f"The deployment sleeps and was not up within {seconds:g} s.")
-                await asyncio.sleep(WAKE_LOOK_SECONDS)
+                await asyncio.sleep(WAKE_POLL_SECONDS)
         except OperationalError as error:
             raise _unavailable("The deployment sleeps, and the database cannot be reached.") from error
         finally:
@@ -113,7 +113,7 @@ class SqlRoutes(CachedRoutes):
         return woken
 
 
-def add_to_openapi(schema: dict[str, Any]) -> None:
+def add_gateway_paths(schema: dict[str, Any]) -> None:
     """Show the gateway's routes on the same page, under the same `Authorize`."""
     for path, operations in paths().items():
         schema["paths"][path] = {
@@ -124,23 +124,23 @@ def add_to_openapi(schema: dict[str, Any]) -> None:
 
 
 def _read_routes() -> list[Route]:
-    with reading() as session:
-        table = routes.table(session)
+    with read_session() as session:
+        table = routes.list_routes(session)
     return [Route(row.name, tuple(map(_target, row.targets)), row.created_at) for row in table]
 
 
-def _target(shown: TargetOut) -> Target:
+def _target(shown: RouteTargetView) -> Target:
     return Target(**shown.model_dump())
 
 
 def _woken(target: Target) -> Target | None:
     """The target if its deployment is up, else None once it is asked for; raises EngineUnavailable."""
-    with reading() as session:
+    with read_session() as session:
         deployment = session.get(Deployment, target.deployment_id)
     if deployment is None:
         raise _unavailable("None of the deployments that this alias leads to is there any more; move it.")
     if deployment.status is DeploymentStatus.ready:
-        return _target(routes.target(deployment, target.share))
+        return _target(routes.view_target(deployment, target.share))
     if deployment.status not in lifecycle.LIVE:
         why = f": {deployment.error['message']}" if deployment.error else "."
         raise _unavailable(f"The deployment {deployment.name!r} is {deployment.status}{why}")
@@ -152,12 +152,12 @@ def _woken(target: Target) -> Target | None:
 
 def _note_use(deployment_ids: list[str]) -> None:
     with transaction() as session:
-        routes.note_use(session, deployment_ids)
+        routes.record_use(session, deployment_ids)
 
 
 def _unavailable(message: str) -> EngineUnavailable:
     return EngineUnavailable(message, RETRY_AFTER_SECONDS)
 
 
-def _whole(error: AppError) -> str:
+def _whole(error: HttpError) -> str:
     return f"{error.message} {error.hint or ''}".strip()

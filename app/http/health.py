@@ -10,7 +10,7 @@ from app.http import metrics
 from app.http.auth import require_by_method
 from app.scheduling.queue import get_celery
 from app.storage import migrate
-from app.storage.database import Reading, get_engine
+from app.storage.database import ReadSession, get_engine
 
 router = APIRouter(tags=["operations"])
 
@@ -47,14 +47,14 @@ def readyz() -> JSONResponse:
 
 
 @router.get("/metrics", dependencies=[Depends(require_by_method)], response_class=Response)
-def exposition(session: Reading) -> Response:
+def exposition(session: ReadSession) -> Response:
     """Prometheus's text format; needs the scope `read` once a key exists."""
-    return Response(metrics.exposition(session), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(metrics.render_metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _database() -> str:
     try:
-        current, head = migrate.revisions(get_engine())
+        current, head = migrate.get_revisions(get_engine())
     except OperationalError:
         return "cannot be reached"
     return "ok" if current == head else f"at revision {current}, not {head}: run `python -m app migrate`"

@@ -12,13 +12,15 @@ from app.tables import Deployment, Job, Run, RunStatus
 
 VERSION = importlib.metadata.version("tunesmith")
 
-REQUESTS = Counter("tunesmith_api_requests", "Requests to the API.", ["method", "route", "status"])
-SECONDS = Histogram("tunesmith_api_request_seconds", "Seconds of a whole request.", ["method", "route"])
+REQUEST_COUNT = Counter("tunesmith_api_requests", "Requests to the API.", ["method", "route", "status"])
+REQUEST_SECONDS = Histogram(
+    "tunesmith_api_request_seconds", "Seconds of a whole request.", ["method", "route"]
+)
 _BUILD = Gauge("tunesmith_build_info", "1, with what runs as labels.", ["version", "python"])
 _BUILD.labels(VERSION, platform.python_version()).set(1)
 
 
-def exposition(session: Session) -> bytes:
+def render_metrics(session: Session) -> bytes:
     """Everything in Prometheus's text format."""
     return generate_latest(REGISTRY) + generate_latest(_from_sql(session))
 

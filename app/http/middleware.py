@@ -18,7 +18,7 @@ API_PREFIX = "/api/v1"
 logger = logging.getLogger("app.requests")
 
 
-class Requests:
+class RequestMiddleware:
     """The outermost edge of the API; faults that nothing else has answered end here as a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -56,7 +56,7 @@ def _request_id(scope: Scope) -> str:
 
 
 def _internal_error(request_id: str) -> ASGIApp:
-    return error_responses.respond(
+    return error_responses.error_response(
         500,
         "internal_error",
         f"This is a fault of the service, not of your request. Its log tells more under {request_id}.",
@@ -75,8 +75,8 @@ def _template(scope: Scope) -> str:
 def _tell(scope: Scope, status: int, seconds: float) -> None:
     """Count the request by its route's template, since each id in a label would be a series, and log it."""
     template = _template(scope)
-    metrics.REQUESTS.labels(scope["method"], template, str(status)).inc()
-    metrics.SECONDS.labels(scope["method"], template).observe(seconds)
+    metrics.REQUEST_COUNT.labels(scope["method"], template, str(status)).inc()
+    metrics.REQUEST_SECONDS.labels(scope["method"], template).observe(seconds)
     facts = {
         "method": scope["method"],
         "path": scope["path"],

@@ -10,9 +10,9 @@ from sqlmodel import Session
 
 Item = TypeVar("Item")
 DEFAULT_LIMIT = 50
-LARGEST_LIMIT = 200
+MAX_LIMIT = 200
 
-Limit = Annotated[int, Query(ge=1, le=LARGEST_LIMIT, description="Items on the page.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Items on the page.")]
 
 
 class Page(BaseModel, Generic[Item]):
@@ -59,7 +59,7 @@ Paging = Annotated[PageQuery, Depends(_page_query)]
 EventPaging = Annotated[EventPageQuery, Depends(_event_page_query)]
 
 
-def newest_first(
+def paginate_newest_first(
     session: Session, statement: Select[Any], key: Any, paging: PageQuery
 ) -> tuple[Sequence[Any], str | None]:
     """The page's rows from new to old by `key`, a column of ids, and the `next` of the page.
@@ -72,7 +72,7 @@ def newest_first(
     return rows, rows[-1].id if more else None
 
 
-def in_sequence(
+def paginate_by_seq(
     session: Session, statement: Select[Any], key: Any, paging: EventPageQuery
 ) -> tuple[Sequence[Any], int | None]:
     """The page's rows by `key`, an ascending `seq`, and the `next` of the page."""

@@ -70,9 +70,9 @@ class _Server(uvicorn.Server):
 
 def _seed(stopping: threading.Event) -> None:
     # What makes the examples is needed by nobody who did not ask for them.
-    from app.demos.examples import seed
+    from app.demos.examples import create_examples
 
-    seed(get_settings(), stopping)
+    create_examples(get_settings(), stopping)
 
 
 def _start_worker(settings: Settings) -> "subprocess.Popen[bytes]":

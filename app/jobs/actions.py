@@ -11,7 +11,7 @@ from typing import Any
 from sqlmodel import Session
 
 from app.http.errors import Conflict
-from app.jobs.service import current_run, get, runs_of
+from app.jobs.service import current_run, get, list_runs
 from app.runs import lifecycle
 from app.tables import Job, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
@@ -103,7 +103,7 @@ def _move_current(
     """Move the job's current run; the answer holds the job's runs, and None when nothing was left to do."""
     get(session, job_id)
     for _ in range(DECISIONS):
-        runs = runs_of(session, job_id)
+        runs = list_runs(session, job_id)
         run = current_run(runs)
         status = run.status
         if status in action.done:

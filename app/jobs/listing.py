@@ -7,9 +7,9 @@ from sqlalchemy import ColumnElement, Select, exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.http.errors import Invalid
-from app.http.paging import PageQuery, newest_first
-from app.jobs.schemas import JobSummary, StageSummary
+from app.http.errors import UnprocessableContent
+from app.http.paging import PageQuery, paginate_newest_first
+from app.jobs.schemas import JobSummaryView, StageSummaryView
 from app.jobs.service import current_run
 from app.runs.schemas import progress
 from app.tables import Job, JobLabel, Run, RunStatus
@@ -18,9 +18,9 @@ from app.tables import Job, JobLabel, Run, RunStatus
 Filter = tuple[Any, list[ColumnElement[bool]]]
 
 
-def listed(
+def list_jobs(
     session: Session, paging: PageQuery, status: RunStatus | None, name: str | None, labels: Sequence[str]
-) -> tuple[list[JobSummary], str | None]:
+) -> tuple[list[JobSummaryView], str | None]:
     """Jobs from new to old that match all the filters given, labels as `key:value`; raises Invalid."""
     by_name = [_name(name)] if name is not None else []
     by_status = [_status(status)] if status else []
@@ -28,7 +28,7 @@ def listed(
     # Few jobs fail and many succeed: a status thins more than the rest unless it is `succeeded`.
     filters = filters + by_status if status is RunStatus.succeeded else by_status + filters
     statement, key = _walk(filters)
-    jobs, following = newest_first(session, statement, key, paging)
+    jobs, following = paginate_newest_first(session, statement, key, paging)
     runs = _runs(session, [job.id for job in jobs])
     return [_summary(job, runs[job.id]) for job in jobs], following
 
@@ -56,7 +56,7 @@ def _label(label: str) -> Filter:
     """A key holds no colon, a value may."""
     key, colon, value = label.partition(":")
     if not colon:
-        raise Invalid(
+        raise UnprocessableContent(
             f"The label {label!r} is not written as key:value.",
             fields=[{"field": "label", "message": "Write a label as key:value."}],
         )
@@ -85,9 +85,9 @@ def _runs(session: Session, job_ids: Sequence[str]) -> dict[str, list[Run]]:
     return runs
 
 
-def _summary(job: Job, runs: Sequence[Run]) -> JobSummary:
+def _summary(job: Job, runs: Sequence[Run]) -> JobSummaryView:
     stages = [
-        StageSummary(
+        StageSummaryView(
             run_id=run.id,
             name=run.name,
             stage=run.stage,
@@ -97,7 +97,7 @@ def _summary(job: Job, runs: Sequence[Run]) -> JobSummary:
         )
         for run in runs
     ]
-    return JobSummary(
+    return JobSummaryView(
         **job.model_dump(include={"id", "name", "labels", "priority", "created_at"}),
         status=current_run(runs).status,
         stages=stages,

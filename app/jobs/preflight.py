@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlmodel import Session
 
-from app.http.errors import Invalid
+from app.http.errors import UnprocessableContent
 from app.jobs import service
-from app.jobs.resolve import ResolvedStage, resolve
-from app.jobs.schemas import JobSpec, LeftOut, PreflightView, ProbeOptions
+from app.jobs.resolve import ResolvedStage, resolve_stages
+from app.jobs.schemas import JobCreate, PreflightOptions, PreflightView, SkippedStageView
 from app.settings import Settings
 from app.tables import Worker
 from app.workers import service as workers
@@ -19,7 +19,7 @@ from trainers.configs.training import TrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
 
-class NothingToJudge(Invalid):
+class NothingToJudge(UnprocessableContent):
     """No stage of the job can be judged before it runs."""
 
     code = ErrorCode.nothing_to_judge
@@ -30,13 +30,13 @@ class _Draft:
     """The stages of the preflight as they gather, and what of the job is known so far."""
 
     stages: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedStageView] = field(default_factory=list)
     bases: dict[str, Any] = field(default_factory=dict)
     """By the name of a stage that makes a model: the model that the chain of stages began with."""
 
 
 def post(
-    session: Session, settings: Settings, spec: JobSpec, options: ProbeOptions, created_by: str
+    session: Session, settings: Settings, spec: JobCreate, options: PreflightOptions, created_by: str
 ) -> PreflightView:
     """Queue a `preflight` run for each training stage, after the `prepare` stages that make its data.
 
@@ -44,8 +44,8 @@ def post(
     template and size are the same. Raises what `resolve` raises, and NothingToJudge.
     """
     draft = _Draft()
-    living = workers.living(session, settings)
-    for stage in resolve(session, spec, settings):
+    living = workers.list_alive_workers(session, settings)
+    for stage in resolve_stages(session, spec, settings):
         _add(draft, stage, living, options)
     if not any(stage["stage"] == StageKind.preflight for stage in draft.stages):
         raise NothingToJudge(
@@ -53,7 +53,7 @@ def post(
             + " ".join(f"{stage.stage}: {stage.reason}" for stage in draft.left_out),
             hint="Preflight is for jobs with the stages sft, dpo or grpo.",
         )
-    judged = JobSpec(
+    judged = JobCreate(
         name=f"preflight of {spec.name}"[:200],
         labels=spec.labels,
         priority=100,
@@ -64,7 +64,7 @@ def post(
     return PreflightView(job=service.show(session, settings, job), left_out=draft.left_out)
 
 
-def _add(draft: _Draft, stage: ResolvedStage, living: Sequence[Worker], options: ProbeOptions) -> None:
+def _add(draft: _Draft, stage: ResolvedStage, living: Sequence[Worker], options: PreflightOptions) -> None:
     """Put a stage into the draft, or say why it is left out."""
     values = stage.stored_config
     if stage.kind.makes_a_model:
@@ -76,7 +76,7 @@ def _add(draft: _Draft, stage: ResolvedStage, living: Sequence[Worker], options:
         return
     missing = _missing(draft, stage.kind, values)
     if missing is not None:
-        draft.left_out.append(LeftOut(stage=stage.name, reason=missing))
+        draft.left_out.append(SkippedStageView(stage=stage.name, reason=missing))
     elif isinstance(stage.config, PrepareConfig):
         draft.stages.append(values)
     else:
@@ -109,7 +109,7 @@ def _missing(draft: _Draft, kind: StageKind, values: dict[str, Any]) -> str | No
 def _hosts(living: Sequence[Worker], queue: Queue, stage: StageKind) -> list[dict[str, Any]]:
     """The memory of the workers that could take the stage."""
     hosts = []
-    for worker in workers.could_take(living, queue, stage):
+    for worker in workers.filter_capable_workers(living, queue, stage):
         gpus = worker.hardware.get("gpus", [])
         if queue is Queue.cuda and gpus:
             memory = min(gpu["memory_bytes"] for gpu in gpus)

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from app.http.errors import Conflict, Invalid
-from app.jobs.schemas import JobSpec
+from app.http.errors import Conflict, UnprocessableContent
+from app.jobs.schemas import JobCreate
 from app.models import references
 from app.settings import Settings
 from app.tables import Alias, Dataset
@@ -61,12 +61,12 @@ class ResolvedStage:
         return math.ceil(dataset.row_count * self.config.epochs / self.config.rows_per_step)
 
 
-def resolve(session: Session, spec: JobSpec, settings: Settings) -> list[ResolvedStage]:
+def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> list[ResolvedStage]:
     """Make every stage definite.
 
     Raises Invalid naming every field that names nothing, and DatasetNotReady for a file with faults.
     """
-    faults: list[Invalid] = []
+    faults: list[UnprocessableContent] = []
     stages: list[ResolvedStage] = []
     for position, stage in enumerate(spec.stages):
         queue = stage.queue or spec.queue or settings.default_queue
@@ -80,7 +80,7 @@ def resolve(session: Session, spec: JobSpec, settings: Settings) -> list[Resolve
     return stages
 
 
-def _judged_on(spec: JobSpec, earlier: Sequence[ResolvedStage]) -> list[Any]:
+def _judged_on(spec: JobCreate, earlier: Sequence[ResolvedStage]) -> list[Any]:
     """What the job's models are judged on, as far as it is there when the next stage begins."""
     names = {stage.name for stage in earlier}
     asked = [stage.dataset for stage in spec.stages if isinstance(stage, EvaluateConfig)]
@@ -95,7 +95,7 @@ def _resolve_stage(
     path: str,
     earlier: Sequence[ResolvedStage],
     held_out: Sequence[Any],
-    faults: list[Invalid],
+    faults: list[UnprocessableContent],
 ) -> ResolvedStage:
     """The stage made definite; a reference that means nothing stays as it is, and its fault is noted."""
     name = stage.name or stage.stage
@@ -118,7 +118,7 @@ def _resolve_stage(
             elif (dataset := _dataset(session, reference, stage, path, earlier)) is not None:
                 reference.replace(dataset.id)
                 datasets[reference.path] = dataset
-        except Invalid as fault:
+        except UnprocessableContent as fault:
             # A dataset that the job is judged on has its fault told where it is written.
             if reference.path in own:
                 faults.append(fault)
@@ -128,7 +128,7 @@ def _resolve_stage(
 def _model(session: Session, reference: Reference, path: str, earlier: Sequence[ResolvedStage]) -> Any:
     value, field = reference.value, f"{path}.{reference.path}"
     if isinstance(value, str):
-        return references.resolve(session, value, field)
+        return references.resolve_model(session, value, field)
     if "stage" not in value:
         raise _fault(field, "Name a model of the registry ('model_…') instead of a base and an adapter.")
     named = _earlier(value["stage"], field, earlier)
@@ -206,12 +206,14 @@ def _require_ready(dataset: Dataset, path: str) -> None:
     )
 
 
-def _fault(path: str, message: str) -> Invalid:
-    return Invalid(f"{path}: {message}", fields=[{"field": path, "message": message}])
+def _fault(path: str, message: str) -> UnprocessableContent:
+    return UnprocessableContent(f"{path}: {message}", fields=[{"field": path, "message": message}])
 
 
-def _joined(faults: Sequence[Invalid]) -> Invalid:
+def _joined(faults: Sequence[UnprocessableContent]) -> UnprocessableContent:
     """All faults as one, which speaks of the first."""
     fields = [field for fault in faults for field in fault.fields or ()]
     hint = next((fault.hint for fault in faults if fault.hint), None)
-    return Invalid(f"The job cannot run as it is written. {faults[0].message}", hint=hint, fields=fields)
+    return UnprocessableContent(
+        f"The job cannot run as it is written. {faults[0].message}", hint=hint, fields=fields
+    )

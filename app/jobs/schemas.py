@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.runs.schemas import RunError, RunView
+from app.runs.schemas import RunErrorView, RunView
 from app.tables import RunStatus
 from trainers.configs import Queue, Stage, StageKind
 from trainers.configs.base import PRINTABLE
@@ -45,7 +45,7 @@ EXAMPLES = {
 }
 
 
-class JobSpec(BaseModel):
+class JobCreate(BaseModel):
     """What a person asks for: stages that run one after another."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +57,7 @@ class JobSpec(BaseModel):
     stages: list[Stage] = Field(min_length=1, max_length=20)
 
 
-class JobSummary(BaseModel):
+class JobSummaryView(BaseModel):
     """A job in a list."""
 
     id: str
@@ -66,10 +66,10 @@ class JobSummary(BaseModel):
     priority: int
     status: RunStatus = Field(description="Status of the first run that has not succeeded.")
     created_at: datetime
-    stages: list["StageSummary"]
+    stages: list["StageSummaryView"]
 
 
-class StageSummary(BaseModel):
+class StageSummaryView(BaseModel):
     """A run in a list of jobs."""
 
     run_id: str
@@ -88,14 +88,16 @@ class JobView(BaseModel):
     labels: dict[str, str]
     priority: int
     status: RunStatus = Field(description="Status of the first run that has not succeeded.")
-    error: RunError | None = Field(description="Why the job stands where it does, if something went wrong.")
+    error: RunErrorView | None = Field(
+        description="Why the job stands where it does, if something went wrong."
+    )
     created_at: datetime
     created_by: str | None = Field(description="Id of the API key that posted the job.")
     spec: dict[str, Any] = Field(description="The request as it was posted.")
     runs: list[RunView]
 
 
-class PlannedDataset(BaseModel):
+class PlannedDatasetView(BaseModel):
     """The dataset that a stage would read."""
 
     id: str
@@ -104,7 +106,7 @@ class PlannedDataset(BaseModel):
     rows: int
 
 
-class PlannedStage(BaseModel):
+class PlannedStageView(BaseModel):
     """What a stage would do and use."""
 
     name: str
@@ -112,7 +114,7 @@ class PlannedStage(BaseModel):
     queue: Queue
     config: dict[str, Any] = Field(description="The stage with every default resolved.")
     models: dict[str, Any] = Field(description="Each model reference as the worker will read it.")
-    dataset: PlannedDataset | None
+    dataset: PlannedDatasetView | None
     estimated_steps: int | None = Field(description="Optimizer steps of a training stage.")
     resuming: Resuming | None = Field(
         description="How it would go on after a stop; null for a stage that begins again."
@@ -121,16 +123,16 @@ class PlannedStage(BaseModel):
     waiting_for: str | None = Field(description="Why no living worker could take it.")
 
 
-class DryRun(BaseModel):
+class DryRunView(BaseModel):
     """What a job would do, had it been posted."""
 
     name: str
     labels: dict[str, str]
     priority: int
-    stages: list[PlannedStage]
+    stages: list[PlannedStageView]
 
 
-class ProbeOptions(BaseModel):
+class PreflightOptions(BaseModel):
     """What a preflight does beside looking at the data."""
 
     model_config = ConfigDict(extra="forbid")
@@ -141,7 +143,7 @@ class ProbeOptions(BaseModel):
     )
 
 
-class LeftOut(BaseModel):
+class SkippedStageView(BaseModel):
     """A stage that cannot be judged before the job runs."""
 
     stage: str
@@ -152,4 +154,4 @@ class PreflightView(BaseModel):
     """The job that judges another; the result of each of its runs of kind `preflight` holds the findings."""
 
     job: JobView
-    left_out: list[LeftOut]
+    left_out: list[SkippedStageView]

@@ -9,8 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from app.http.errors import Conflict, NotFound
-from app.jobs.resolve import ResolvedStage, resolve
-from app.jobs.schemas import DryRun, JobSpec, JobView, PlannedDataset, PlannedStage
+from app.jobs.resolve import ResolvedStage, resolve_stages
+from app.jobs.schemas import DryRunView, JobCreate, JobView, PlannedDatasetView, PlannedStageView
 from app.runs import lifecycle
 from app.runs.schemas import run_view
 from app.settings import Settings
@@ -34,7 +34,7 @@ class IdempotencyKeyReused(Conflict):
 
 
 def post(
-    session: Session, settings: Settings, spec: JobSpec, created_by: str, idempotency_key: str | None
+    session: Session, settings: Settings, spec: JobCreate, created_by: str, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """Queue a job and answer it with False, or with True the job that this key has queued before.
 
@@ -44,7 +44,7 @@ def post(
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if (before := _posted_before(session, created_by, idempotency_key, digest)) is not None:
         return before, True
-    stages = resolve(session, spec, settings)
+    stages = resolve_stages(session, spec, settings)
     job = Job(
         name=spec.name,
         labels=spec.labels,
@@ -66,11 +66,11 @@ def post(
     return job, False
 
 
-def dry_run(session: Session, settings: Settings, spec: JobSpec) -> DryRun:
+def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView:
     """What the job would do, without queueing it; raises what `resolve` raises."""
-    living = workers.living(session, settings)
-    stages = [_planned(stage, living) for stage in resolve(session, spec, settings)]
-    return DryRun(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
+    living = workers.list_alive_workers(session, settings)
+    stages = [_planned(stage, living) for stage in resolve_stages(session, spec, settings)]
+    return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
 
 
 def get(session: Session, job_id: str) -> Job:
@@ -81,7 +81,7 @@ def get(session: Session, job_id: str) -> Job:
     return job
 
 
-def runs_of(session: Session, job_id: str) -> Sequence[Run]:
+def list_runs(session: Session, job_id: str) -> Sequence[Run]:
     """The job's runs in order, as the database has them now."""
     statement = select(Run).where(col(Run.job_id) == job_id).order_by(col(Run.position))
     return session.scalars(statement.execution_options(populate_existing=True)).all()
@@ -94,8 +94,8 @@ def current_run(runs: Sequence[Run]) -> Run:
 
 def show(session: Session, settings: Settings, job: Job) -> JobView:
     """A job with its runs and what they wait for."""
-    runs = runs_of(session, job.id)
-    waits = workers.waiting_for(session, settings, runs)
+    runs = list_runs(session, job.id)
+    waits = workers.explain_waiting(session, settings, runs)
     current = current_run(runs)
     return JobView(
         **job.model_dump(include={"id", "name", "labels", "priority", "spec", "created_at"}),
@@ -134,22 +134,24 @@ def _queue(session: Session, job: Job, stages: Sequence[ResolvedStage]) -> None:
         )
         for position, stage in enumerate(stages)
     ]
-    lifecycle.begin(session, runs)
+    lifecycle.create_runs(session, runs)
 
 
-def _planned(stage: ResolvedStage, living: Sequence[Worker]) -> PlannedStage:
+def _planned(stage: ResolvedStage, living: Sequence[Worker]) -> PlannedStageView:
     config, dataset = stage.stored_config, stage.datasets.get("dataset")
     references = [ref for ref in find_references(config) if ref.kind is ReferenceKind.model]
-    return PlannedStage(
+    return PlannedStageView(
         name=stage.name,
         stage=stage.kind,
         queue=stage.queue,
         config=config,
         models={reference.path: reference.value for reference in references},
         dataset=dataset
-        and PlannedDataset(id=dataset.id, name=dataset.name, sha256=dataset.sha256, rows=dataset.row_count),
+        and PlannedDatasetView(
+            id=dataset.id, name=dataset.name, sha256=dataset.sha256, rows=dataset.row_count
+        ),
         estimated_steps=stage.estimated_steps,
         resuming=resuming(stage.kind, stage.queue, config),
-        workers=[worker.name for worker in workers.could_take(living, stage.queue, stage.kind)],
-        waiting_for=workers.nobody_takes(stage.queue, stage.kind, living),
+        workers=[worker.name for worker in workers.filter_capable_workers(living, stage.queue, stage.kind)],
+        waiting_for=workers.explain_missing_worker(stage.queue, stage.kind, living),
     )

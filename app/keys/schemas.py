@@ -26,7 +26,7 @@ class KeyLimits(BaseModel):
     )
 
 
-class NewKey(KeyLimits):
+class KeyCreate(KeyLimits):
     """A key to be made."""
 
     name: KeyName = Field(description="What the key is for.")
@@ -49,7 +49,7 @@ class KeyView(BaseModel):
     revoked_at: datetime | None
 
 
-class CreatedKey(KeyView):
+class KeySecretView(KeyView):
     """A key with its secret, which is shown this once."""
 
     key: str

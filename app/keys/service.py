@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import select, update
 from sqlmodel import Session, col
 
-from app.http.auth import any_live_key, hash_key
+from app.http.auth import has_active_key, hash_key
 from app.http.errors import Conflict, NotFound
-from app.http.paging import PageQuery, newest_first
+from app.http.paging import PageQuery, paginate_newest_first
 from app.storage.database import database_now
 from app.tables import ApiKey, Scope
 from trainers.runtime.error_codes import ErrorCode
@@ -49,7 +49,7 @@ def create_over_http(
     session: Session, name: str, scopes: Sequence[Scope], limits: Mapping[str, int | None]
 ) -> tuple[ApiKey, str]:
     """Make a key; raises FirstKeyMustBeAdmin when it would lock everyone out of making another."""
-    if Scope.admin not in scopes and not any_live_key(session):
+    if Scope.admin not in scopes and not has_active_key(session):
         raise FirstKeyMustBeAdmin(
             "The first key needs the scope admin: from then on nobody could make another key here.",
             hint='Send `"scopes": ["admin"]` first, then make the others with that key.',
@@ -59,7 +59,7 @@ def create_over_http(
 
 def listed(session: Session, paging: PageQuery) -> tuple[Sequence[ApiKey], str | None]:
     """Keys from new to old, those revoked included."""
-    return newest_first(session, select(ApiKey), col(ApiKey.id), paging)
+    return paginate_newest_first(session, select(ApiKey), col(ApiKey.id), paging)
 
 
 def every(session: Session) -> Iterable[ApiKey]:

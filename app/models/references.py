@@ -6,14 +6,14 @@ from pathlib import Path
 
 from sqlmodel import Session
 
-from app.http.errors import Invalid
+from app.http.errors import UnprocessableContent
 from app.settings import get_settings
 from app.tables import Model
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def resolve(session: Session, reference: str, field: str) -> str:
+def resolve_model(session: Session, reference: str, field: str) -> str:
     """The registry id, the folder or the hub id that is meant; raises Invalid naming the field.
 
     A path must lie under an allowed root once `..` and links are followed. A bare name means a folder
@@ -77,5 +77,7 @@ def _listed(roots: Sequence[Path]) -> str:
     return ", ".join(map(str, roots))
 
 
-def _invalid(field: str, message: str, hint: str) -> Invalid:
-    return Invalid(f"{field}: {message}", hint=hint, fields=[{"field": field, "message": message}])
+def _invalid(field: str, message: str, hint: str) -> UnprocessableContent:
+    return UnprocessableContent(
+        f"{field}: {message}", hint=hint, fields=[{"field": field, "message": message}]
+    )

@@ -25,7 +25,7 @@ class ModelView(BaseModel):
     created_at: datetime
 
 
-class LineageRun(BaseModel):
+class LineageRunView(BaseModel):
     """The run that made a model."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -36,7 +36,7 @@ class LineageRun(BaseModel):
     status: RunStatus
 
 
-class LineageDataset(BaseModel):
+class LineageDatasetView(BaseModel):
     """The dataset that a model was trained on."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -47,9 +47,9 @@ class LineageDataset(BaseModel):
     row_count: int
 
 
-class ModelDetail(ModelView):
+class ModelLineageView(ModelView):
     """A model and where it came from."""
 
-    run: LineageRun | None
-    dataset: LineageDataset | None
+    run: LineageRunView | None
+    dataset: LineageDatasetView | None
     parent: ModelView | None = Field(description="The registry model that training began from.")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainers.configs import Config
 
 
-class TargetOut(BaseModel):
+class RouteTargetView(BaseModel):
     """An engine that answers for a name, or a deployment that has to be woken first."""
 
     deployment_id: str
@@ -16,15 +16,15 @@ class TargetOut(BaseModel):
     share: float = Field(description="Part of the requests, against the sum of all shares.")
 
 
-class RouteOut(BaseModel):
+class RouteView(BaseModel):
     """A name that clients may ask for: of a deployment, or of an alias."""
 
     name: str
-    targets: list[TargetOut]
+    targets: list[RouteTargetView]
     created_at: datetime
 
 
-class Use(Config):
+class RouteUseCreate(Config):
     """Deployments that were asked lately."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"deployment_ids": []}]})

@@ -16,9 +16,9 @@ from app.runs.schemas import (
     log_view,
     metrics_view,
 )
-from app.runs.stream import look, stream
+from app.runs.stream import poll_events, stream_events
 from app.settings import get_settings
-from app.storage.database import Reading
+from app.storage.database import ReadSession
 from app.tables import EventType
 
 router = APIRouter(prefix="/runs", tags=["runs"])
@@ -36,7 +36,7 @@ FILE: Responses = {
 
 
 @router.get("/{run_id}")
-def get_run(run_id: str, session: Reading) -> RunView:
+def get_run(run_id: str, session: ReadSession) -> RunView:
     """One stage being carried out: status, progress, error and result."""
     return service.show(session, get_settings(), run_id)
 
@@ -44,7 +44,7 @@ def get_run(run_id: str, session: Reading) -> RunView:
 @router.get("/{run_id}/events")
 def list_events(
     run_id: str,
-    session: Reading,
+    session: ReadSession,
     paging: EventPaging,
     type: Annotated[list[EventType] | None, Query(description="Only these types.")] = None,
 ) -> Page[EventView]:
@@ -54,14 +54,14 @@ def list_events(
 
 
 @router.get("/{run_id}/metrics")
-def list_metrics(run_id: str, session: Reading, paging: EventPaging) -> Page[MetricsView]:
+def list_metrics(run_id: str, session: ReadSession, paging: EventPaging) -> Page[MetricsView]:
     """What the program measured, from the first step on."""
     found, following = service.events(session, run_id, paging, [EventType.metrics])
     return Page(items=[metrics_view(event) for event in found], next=following)
 
 
 @router.get("/{run_id}/logs")
-def list_logs(run_id: str, session: Reading, paging: EventPaging) -> Page[LogView]:
+def list_logs(run_id: str, session: ReadSession, paging: EventPaging) -> Page[LogView]:
     """What the program wrote, from the first line on; the whole log is the file `log.txt`."""
     found, following = service.events(session, run_id, paging, [EventType.log])
     return Page(items=[log_view(event) for event in found], next=following)
@@ -69,7 +69,7 @@ def list_logs(run_id: str, session: Reading, paging: EventPaging) -> Page[LogVie
 
 @router.get("/{run_id}/files/{name}", responses=FILE, response_class=StreamingResponse)
 def download_file(
-    run_id: str, name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], session: Reading
+    run_id: str, name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], session: ReadSession
 ) -> StreamingResponse:
     """A file that the program left: `log.txt`, `metrics.jsonl`, or one that its result names."""
     content = service.file_content(service.file_artifact(session, run_id, name))
@@ -78,7 +78,7 @@ def download_file(
 
 
 @router.get("/{run_id}/checkpoints")
-def list_checkpoints(run_id: str, session: Reading, paging: Paging) -> Page[CheckpointView]:
+def list_checkpoints(run_id: str, session: ReadSession, paging: Paging) -> Page[CheckpointView]:
     """States from which the run can go on, from new to old."""
     found, following = service.checkpoints(session, run_id, paging)
     return Page(items=[CheckpointView.model_validate(checkpoint) for checkpoint in found], next=following)
@@ -93,6 +93,6 @@ def stream_run(
 ) -> StreamingResponse:
     """Events of a run as they happen; a client that reconnects with `Last-Event-ID` misses none."""
     known = after if last_event_id is None else last_event_id
-    events = stream(run_id, known, look(run_id, known), request.app.state.stopping)
+    events = stream_events(run_id, known, poll_events(run_id, known), request.app.state.stopping)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)

@@ -21,13 +21,13 @@ from sqlalchemy import ColumnElement, Select, exists, func, or_, select, true, u
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.scheduling.queue import ring_after_commit
+from app.scheduling.queue import notify_after_commit
 from app.storage.database import database_now
 from app.tables import HELD, Event, EventType, Run, RunStatus
 from trainers.configs import Queue, StageKind
 from trainers.runtime.error_codes import ErrorCode
 
-NEXT: dict[RunStatus, frozenset[RunStatus]] = {
+TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.queued: frozenset({RunStatus.running, RunStatus.paused, RunStatus.cancelled}),
     RunStatus.running: frozenset(
         {
@@ -52,7 +52,7 @@ NEXT: dict[RunStatus, frozenset[RunStatus]] = {
 
 
 @dataclass(frozen=True)
-class Fact:
+class NewEvent:
     """An event that is yet to get its number."""
 
     type: EventType
@@ -64,15 +64,15 @@ class StaleAttempt(Exception):
     """The run is no longer held by this attempt: the worker must stop its program and write nothing."""
 
 
-def begin(session: Session, runs: Sequence[Run]) -> None:
+def create_runs(session: Session, runs: Sequence[Run]) -> None:
     """Write a job's new runs, each with the event that it is queued, and ring for the first."""
     for run in runs:
         run.event_seq = 1
     session.add_all(runs)
     session.flush()
     for run in runs:
-        _write(session, run, [Fact(EventType.status, {"status": run.status})])
-    ring_after_commit(session, runs[0].queue)
+        _write(session, run, [NewEvent(EventType.status, {"status": run.status})])
+    notify_after_commit(session, runs[0].queue)
 
 
 def claim(
@@ -84,7 +84,7 @@ def claim(
     free_gpus: int | None = None,
 ) -> Run | None:
     """Take the first run by priority, then age, that the worker can carry out; None when there is none."""
-    while (run_id := session.scalar(claimable(queues, stages, free_gpus).limit(1))) is not None:
+    while (run_id := session.scalar(select_claimable(queues, stages, free_gpus).limit(1))) is not None:
         run = move(
             session,
             run_id,
@@ -107,7 +107,7 @@ def claim(
     return None
 
 
-def claimable(
+def select_claimable(
     queues: Sequence[Queue], stages: Sequence[StageKind] = tuple(StageKind), free_gpus: int | None = None
 ) -> Select[str]:
     """Ids of the runs that could start now, in the order in which they should.
@@ -151,7 +151,7 @@ def move(
     `sources` narrows the statuses from which to move, `guards` are further conditions (`held_by`),
     `values` further columns, and `data` goes into the event.
     """
-    allowed = [status for status in (sources or RunStatus) if to in NEXT[status]]
+    allowed = [status for status in (sources or RunStatus) if to in TRANSITIONS[status]]
     if not to.held:
         values = {"lease_expires_at": None, "worker_id": None, **(values or {})}
     if to.finished:
@@ -160,12 +160,12 @@ def move(
     run = _update(session, run_id, guards, {"status": to, **(values or {})}, events=1)
     if run is None:
         return None
-    _write(session, run, [Fact(EventType.status, {"status": to, **(data or {})})])
+    _write(session, run, [NewEvent(EventType.status, {"status": to, **(data or {})})])
     _pass_on(session, run)
     return run
 
 
-def held_by(attempt: int) -> list[ColumnElement[bool]]:
+def lease_guards(attempt: int) -> list[ColumnElement[bool]]:
     """True while this attempt holds the run: it is the current one and its lease has not ended."""
     return [
         col(Run.attempt) == attempt,
@@ -174,22 +174,26 @@ def held_by(attempt: int) -> list[ColumnElement[bool]]:
     ]
 
 
-def record(
-    session: Session, run_id: str, attempt: int, facts: Sequence[Fact], values: dict[str, Any] | None = None
+def append_events(
+    session: Session,
+    run_id: str,
+    attempt: int,
+    facts: Sequence[NewEvent],
+    values: dict[str, Any] | None = None,
 ) -> RunStatus:
     """Append facts in the name of the attempt that holds the run and answer its status.
 
     Raises StaleAttempt when that attempt no longer holds it.
     """
-    run = _update(session, run_id, held_by(attempt), values or {}, events=len(facts))
+    run = _update(session, run_id, lease_guards(attempt), values or {}, events=len(facts))
     if run is None:
         raise StaleAttempt(f"attempt {attempt} no longer holds {run_id}")
     _write(session, run, facts)
     return run.status
 
 
-def record_after(
-    session: Session, run_id: str, attempt: int, facts: Sequence[Fact], values: dict[str, Any]
+def append_late_events(
+    session: Session, run_id: str, attempt: int, facts: Sequence[NewEvent], values: dict[str, Any]
 ) -> None:
     """Append what an attempt learned only after its end, unless another attempt has begun since."""
     guards = [col(Run.attempt) == attempt, col(Run.status).not_in(HELD)]
@@ -200,7 +204,7 @@ def record_after(
 
 def renew(session: Session, run_id: str, attempt: int, lease_seconds: float) -> RunStatus:
     """Lengthen the lease of the attempt that holds the run; raises StaleAttempt when it has ended."""
-    return record(session, run_id, attempt, [], {"lease_expires_at": database_now(lease_seconds)})
+    return append_events(session, run_id, attempt, [], {"lease_expires_at": database_now(lease_seconds)})
 
 
 def give_up(
@@ -264,7 +268,7 @@ def _update(
     return session.scalars(statement).one_or_none()
 
 
-def _write(session: Session, run: Run, facts: Sequence[Fact]) -> None:
+def _write(session: Session, run: Run, facts: Sequence[NewEvent]) -> None:
     """Add events under the numbers that the UPDATE of the run's row has taken."""
     first = run.event_seq - len(facts) + 1
     session.add_all(
@@ -278,7 +282,7 @@ def _write(session: Session, run: Run, facts: Sequence[Fact]) -> None:
 def _pass_on(session: Session, run: Run) -> None:
     """What a run's new status means for its queue and for the job's next run."""
     if run.status is RunStatus.queued:
-        ring_after_commit(session, run.queue)
+        notify_after_commit(session, run.queue)
     if not run.status.finished:
         return
     following = session.scalars(
@@ -287,7 +291,7 @@ def _pass_on(session: Session, run: Run) -> None:
     if following is None:
         return
     if run.status is RunStatus.succeeded:
-        ring_after_commit(session, following.queue)
+        notify_after_commit(session, following.queue)
         return
     error = {
         "code": ErrorCode.earlier_stage_ended,

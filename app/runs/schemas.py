@@ -11,7 +11,7 @@ from trainers.configs.resume_guarantee import Resuming, resuming
 from trainers.runtime.error_codes import ErrorCode
 
 
-class RunError(BaseModel):
+class RunErrorView(BaseModel):
     """Why a run failed or was ended."""
 
     code: ErrorCode
@@ -19,7 +19,7 @@ class RunError(BaseModel):
     hint: str | None = None
 
 
-class TrackingLink(BaseModel):
+class TrackingLinkView(BaseModel):
     """The run as a tracking service has it; this API keeps all metrics in any case."""
 
     service: TrackingService
@@ -42,7 +42,7 @@ class RunView(BaseModel):
     waiting_for: str | None = Field(
         description="What a queued run waits for; null when it is about to start."
     )
-    error: RunError | None
+    error: RunErrorView | None
     attempt: int
     faults: int = Field(description="Times that the machine failed it since its last checkpoint.")
     step: int
@@ -61,7 +61,7 @@ class RunView(BaseModel):
         "did. Null for a stage that begins again."
     )
     log_published: bool = Field(description="Whether the whole log can be downloaded.")
-    tracking: list[TrackingLink] = Field(description="The same run in MLflow, W&B and TensorBoard.")
+    tracking: list[TrackingLinkView] = Field(description="The same run in MLflow, W&B and TensorBoard.")
 
 
 class EventView(BaseModel):

@@ -8,10 +8,10 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.http.errors import NotFound
-from app.http.paging import EventPageQuery, PageQuery, in_sequence, newest_first
+from app.http.paging import EventPageQuery, PageQuery, paginate_by_seq, paginate_newest_first
 from app.runs.schemas import RunView, run_view
 from app.settings import Settings
-from app.storage.artifacts import chunks, get_store
+from app.storage.artifacts import get_store, read_chunks
 from app.tables import Checkpoint, Event, EventType, Run
 from app.workers import service as workers
 from trainers.runtime.error_codes import ErrorCode
@@ -45,7 +45,7 @@ def show(session: Session, settings: Settings, run_id: str) -> RunView:
     of_job = session.scalars(
         select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
     ).all()
-    return run_view(run, workers.waiting_for(session, settings, of_job).get(run_id))
+    return run_view(run, workers.explain_waiting(session, settings, of_job).get(run_id))
 
 
 def events(
@@ -56,14 +56,14 @@ def events(
     statement = select(Event).where(col(Event.run_id) == run_id)
     if types:
         statement = statement.where(col(Event.type).in_(types))
-    return in_sequence(session, statement, col(Event.seq), paging)
+    return paginate_by_seq(session, statement, col(Event.seq), paging)
 
 
 def checkpoints(session: Session, run_id: str, paging: PageQuery) -> tuple[Sequence[Checkpoint], str | None]:
     """Published checkpoints of a run from new to old."""
     get(session, run_id)
     statement = select(Checkpoint).where(col(Checkpoint.run_id) == run_id)
-    return newest_first(session, statement, col(Checkpoint.id), paging)
+    return paginate_newest_first(session, statement, col(Checkpoint.id), paging)
 
 
 def file_artifact(session: Session, run_id: str, name: str) -> str:
@@ -86,4 +86,4 @@ def file_artifact(session: Session, run_id: str, name: str) -> str:
 def file_content(key: str) -> Iterator[bytes]:
     """The published file in pieces; it is opened at once, so that a fault can still be answered."""
     file: BinaryIO = get_store().open(key)
-    return chunks(file)
+    return read_chunks(file)

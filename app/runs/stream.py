@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.runs import service
 from app.runs.schemas import EventView
-from app.storage.database import reading
+from app.storage.database import read_session
 from app.tables import Event, RunStatus
 
 LOOK_SECONDS = 0.5
@@ -22,7 +22,7 @@ EVENTS_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
-class News:
+class EventBatch:
     """What a look at the database found."""
 
     events: Sequence[Event]
@@ -30,16 +30,18 @@ class News:
     last_seq: int
 
 
-def look(run_id: str, after: int) -> News:
+def poll_events(run_id: str, after: int) -> EventBatch:
     """The run's next events; the session is closed before the stream waits. Raises RunNotFound."""
-    with reading() as session:
+    with read_session() as session:
         run = service.get(session, run_id)
         following = select(Event).where(col(Event.run_id) == run_id, col(Event.seq) > after)
         events = session.scalars(following.order_by(col(Event.seq)).limit(EVENTS_AT_ONCE)).all()
-        return News(events, run.status, run.event_seq)
+        return EventBatch(events, run.status, run.event_seq)
 
 
-async def stream(run_id: str, after: int, news: News, stopping: threading.Event) -> AsyncIterator[bytes]:
+async def stream_events(
+    run_id: str, after: int, news: EventBatch, stopping: threading.Event
+) -> AsyncIterator[bytes]:
     """Send what `look` found and what follows, until the run is finished or the service stops."""
     quiet_since = time.monotonic()
     while not stopping.is_set():
@@ -57,7 +59,7 @@ async def stream(run_id: str, after: int, news: News, stopping: threading.Event)
             yield b": still here\n\n"
         if len(news.events) < EVENTS_AT_ONCE:
             await asyncio.sleep(LOOK_SECONDS)
-        news = await run_in_threadpool(look, run_id, after)
+        news = await run_in_threadpool(poll_events, run_id, after)
 
 
 def _frame(event: Event) -> bytes:

@@ -23,7 +23,7 @@ from trainers.configs import Queue
 
 logger = logging.getLogger(__name__)
 
-BELL = "tunesmith.bell"
+NOTIFY_TASK = "tunesmith.bell"
 _BELLS = "bells"
 
 
@@ -64,7 +64,7 @@ class FilesystemTransport(filesystem.Transport):
     Channel = _Channel
 
 
-def make_celery(settings: Settings) -> Celery:
+def create_celery(settings: Settings) -> Celery:
     """The Celery app for these settings."""
     celery = Celery("tunesmith")
     celery.conf.update(
@@ -104,18 +104,18 @@ def make_celery(settings: Settings) -> Celery:
 @lru_cache
 def get_celery() -> Celery:
     """The process's Celery app."""
-    return make_celery(get_settings())
+    return create_celery(get_settings())
 
 
-def ring(queue: Queue) -> None:
+def notify(queue: Queue) -> None:
     """Ring a queue's bell once. A broker out of reach is logged: the sweeper rings again."""
     try:
-        get_celery().send_task(BELL, args=[queue.value], queue=queue.value)
+        get_celery().send_task(NOTIFY_TASK, args=[queue.value], queue=queue.value)
     except (OperationalError, OSError) as error:
         logger.warning("could not ring the bell of queue %s; the sweeper will: %s", queue, error)
 
 
-def ring_after_commit(session: Session, queue: Queue) -> None:
+def notify_after_commit(session: Session, queue: Queue) -> None:
     """Ring once the session's transaction is committed; a bell before that would find no work."""
     session.info.setdefault(_BELLS, []).append(queue)
 
@@ -123,7 +123,7 @@ def ring_after_commit(session: Session, queue: Queue) -> None:
 @event.listens_for(Session, "after_commit")
 def _ring_bells(session: Session) -> None:
     for queue in session.info.pop(_BELLS, []):
-        ring(queue)
+        notify(queue)
 
 
 @event.listens_for(Session, "after_rollback")

@@ -15,7 +15,7 @@ from sqlmodel import Session, col
 
 from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
-from app.scheduling.queue import ring_after_commit
+from app.scheduling.queue import notify_after_commit
 from app.settings import Settings
 from app.storage.database import database_now, transaction
 from app.tables import HELD, Run, RunStatus
@@ -34,15 +34,15 @@ def sweep_once(settings: Settings) -> None:
             logger.warning("released run %s, now %s", run.id, run.status, extra={"run_id": run.id})
         deployments.release_expired(session)
     with transaction() as session:
-        for queue in idle_queues(session, settings):
+        for queue in list_idle_queues(session, settings):
             if _mark_unheard(session, queue, settings.ring_again_seconds):
-                ring_after_commit(session, queue)
+                notify_after_commit(session, queue)
 
 
-def idle_queues(session: Session, settings: Settings) -> list[Queue]:
+def list_idle_queues(session: Session, settings: Settings) -> list[Queue]:
     """Queues that a living worker without a run serves: a bell of another would wait unheard."""
     busy = set(session.scalars(select(col(Run.worker_id)).where(col(Run.status).in_(HELD))))
-    idle = [worker for worker in workers.living(session, settings) if worker.id not in busy]
+    idle = [worker for worker in workers.list_alive_workers(session, settings) if worker.id not in busy]
     return [queue for queue in Queue if any(queue in worker.queues for worker in idle)]
 
 
@@ -80,7 +80,7 @@ def _mark_unheard(session: Session, queue: Queue, ring_again_seconds: float) -> 
     Only the next run is looked at: a bell for each run that waits would fill the broker with bells that
     nobody needs, since a worker that hears one goes on until nothing is left.
     """
-    next_run = lifecycle.claimable([queue]).limit(1).scalar_subquery()
+    next_run = lifecycle.select_claimable([queue]).limit(1).scalar_subquery()
     unheard = func.coalesce(Run.rung_at, Run.created_at) < database_now(-ring_again_seconds)
     statement = update(Run).where(col(Run.id) == next_run, col(Run.status) == RunStatus.queued, unheard)
     marked = session.scalars(

@@ -25,7 +25,7 @@ CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedArtifact:
     """Where an artifact lies and what it is made of."""
 
     key: str
@@ -45,7 +45,7 @@ class ArtifactStore:
         self.root = root.rstrip("/")
         self.local = "file" in self.fs.protocol
 
-    def publish_folder(self, folder: Path, key: str) -> Published:
+    def publish_folder(self, folder: Path, key: str) -> PublishedArtifact:
         """Publish a folder's files and a manifest of their hashes; the hash answered is the manifest's."""
         files = [_describe(path, folder) for path in sorted(folder.rglob("*")) if _content(path, folder)]
         manifest = json.dumps({"files": files}, sort_keys=True).encode()
@@ -57,7 +57,9 @@ class ArtifactStore:
             self._write(manifest, f"{aside}/{MANIFEST}")
             if self.local:
                 _rename_folder(Path(aside), Path(destination))
-        return Published(key, hashlib.sha256(manifest).hexdigest(), sum(file["size_bytes"] for file in files))
+        return PublishedArtifact(
+            key, hashlib.sha256(manifest).hexdigest(), sum(file["size_bytes"] for file in files)
+        )
 
     def publish_file(self, path: Path, key: str) -> None:
         """Publish one file."""
@@ -205,7 +207,7 @@ def _rename_folder(aside: Path, destination: Path) -> None:
     _sync_folder(destination.parent)
 
 
-def chunks(file: BinaryIO) -> Iterator[bytes]:
+def read_chunks(file: BinaryIO) -> Iterator[bytes]:
     """A file's content in pieces, closing it at the end."""
     with file:
         while chunk := file.read(CHUNK_BYTES):

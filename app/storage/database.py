@@ -33,10 +33,10 @@ def get_engine() -> Engine:
     """The process's connection pool."""
     settings = get_settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return make_engine(settings.database_url.get_secret_value())
+    return create_database_engine(settings.database_url.get_secret_value())
 
 
-def make_engine(url: str) -> Engine:
+def create_database_engine(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL with the behaviour that the service relies on."""
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
@@ -57,13 +57,13 @@ def transaction() -> Iterator[Session]:
 
 
 @contextmanager
-def reading() -> Iterator[Session]:
+def read_session() -> Iterator[Session]:
     """A session that only reads: on SQLite it takes no write lock."""
     with Session(get_engine().execution_options(read_only=True), expire_on_commit=False) as session:
         yield session
 
 
-def lock(session: Session, name: str) -> None:
+def lock_name(session: Session, name: str) -> None:
     """Let one transaction at a time decide who has a name that two tables share.
 
     On SQLite every writing transaction is alone anyway.
@@ -72,22 +72,22 @@ def lock(session: Session, name: str) -> None:
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
 
 
-def get_session() -> Iterator[Session]:
+def get_write_session() -> Iterator[Session]:
     """One transaction per request, committed before the response leaves."""
     with transaction() as session:
         yield session
 
 
-def get_reading_session() -> Iterator[Session]:
+def get_read_session() -> Iterator[Session]:
     """A reading session per request."""
-    with reading() as session:
+    with read_session() as session:
         yield session
 
 
 # With FastAPI's default scope the commit would run after the response has left,
 # and a commit that fails would still have told the client 201.
-Writing = Annotated[Session, Depends(get_session, scope="function")]
-Reading = Annotated[Session, Depends(get_reading_session, scope="function")]
+WriteSession = Annotated[Session, Depends(get_write_session, scope="function")]
+ReadSession = Annotated[Session, Depends(get_read_session, scope="function")]
 
 
 class UTCDateTime(TypeDecorator[datetime]):

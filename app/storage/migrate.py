@@ -18,21 +18,21 @@ from app.settings import get_settings
 POSTGRESQL_LOCK = 7_481_100
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade_database(engine: Engine) -> None:
     """Run the migrations that this database lacks; processes that start together take turns."""
     with _one_at_a_time(engine), engine.connect() as connection:
-        command.upgrade(config(connection), "head")
+        command.upgrade(alembic_config(connection), "head")
         connection.commit()
 
 
-def revisions(engine: Engine) -> tuple[str | None, str | None]:
+def get_revisions(engine: Engine) -> tuple[str | None, str | None]:
     """The database's revision and the newest one."""
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-        return current, ScriptDirectory.from_config(config(connection)).get_current_head()
+        return current, ScriptDirectory.from_config(alembic_config(connection)).get_current_head()
 
 
-def config(connection: Connection) -> Config:
+def alembic_config(connection: Connection) -> Config:
     """Alembic's configuration for a connection."""
     alembic = Config()
     alembic.set_main_option("script_location", str(Path(migrations.__file__).parent))

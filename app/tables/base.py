@@ -35,7 +35,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{digits}"
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     """This host's time; for leases use `database_now`."""
     return datetime.now(UTC)
 
@@ -48,5 +48,5 @@ def enum_type(enum: type[StrEnum]) -> Enum:
 def time_field(*, default_now: bool = False, **column: Any) -> Any:
     """A column of aware UTC times."""
     if default_now:
-        return Field(default_factory=now, sa_type=UTCDateTime, **column)
+        return Field(default_factory=utc_now, sa_type=UTCDateTime, **column)
     return Field(default=None, sa_type=UTCDateTime, **column)

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from app.http.paging import Page, Paging
 from app.settings import get_settings
-from app.storage.database import Reading
+from app.storage.database import ReadSession
 from app.workers import service
 from app.workers.schemas import WorkerView
 
@@ -12,9 +12,9 @@ router = APIRouter(prefix="/workers", tags=["workers"])
 
 
 @router.get("")
-def list_workers(session: Reading, paging: Paging, living: bool = False) -> Page[WorkerView]:
+def list_workers(session: ReadSession, paging: Paging, living: bool = False) -> Page[WorkerView]:
     """Workers from new to old, with their hardware and what they hold now."""
-    found, following = service.listed(session, get_settings(), paging, living)
+    found, following = service.list_workers(session, get_settings(), paging, living)
     items = [
         WorkerView(**worker.model_dump(), living=alive, runs=held.runs, deployments=held.deployments)
         for worker, alive, held in found

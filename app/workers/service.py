@@ -7,56 +7,56 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlmodel import Session, col
 
-from app.http.paging import PageQuery, newest_first
-from app.runs.lifecycle import claimable
+from app.http.paging import PageQuery, paginate_newest_first
+from app.runs.lifecycle import select_claimable
 from app.settings import Settings, get_settings
 from app.storage.database import database_now
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
 from trainers.configs import Queue, StageKind
 
-BEATS_MISSED = 3
+MAX_MISSED_HEARTBEATS = 3
 COUNTED_AHEAD = 1000
 
 
 @dataclass(frozen=True)
-class Held:
+class WorkerAssignments:
     """What a worker has in hand."""
 
     runs: list[str]
     deployments: list[str]
 
 
-def lives(settings: Settings) -> ColumnElement[bool]:
+def is_alive(settings: Settings) -> ColumnElement[bool]:
     """True of a worker that was heard of lately and has not said goodbye."""
-    recently = database_now(-BEATS_MISSED * settings.heartbeat_seconds)
+    recently = database_now(-MAX_MISSED_HEARTBEATS * settings.heartbeat_seconds)
     return and_(col(Worker.stopped_at).is_(None), col(Worker.last_seen_at) > recently)
 
 
-def living(session: Session, settings: Settings) -> Sequence[Worker]:
+def list_alive_workers(session: Session, settings: Settings) -> Sequence[Worker]:
     """Workers that could take a run now or when they are free."""
-    return session.scalars(select(Worker).where(lives(settings)).order_by(col(Worker.id))).all()
+    return session.scalars(select(Worker).where(is_alive(settings)).order_by(col(Worker.id))).all()
 
 
-def listed(
+def list_workers(
     session: Session, settings: Settings, paging: PageQuery, only_living: bool
-) -> tuple[list[tuple[Worker, bool, Held]], str | None]:
+) -> tuple[list[tuple[Worker, bool, WorkerAssignments]], str | None]:
     """Workers from new to old, each with whether it lives and what it holds."""
-    statement = select(Worker).where(lives(settings)) if only_living else select(Worker)
-    workers, following = newest_first(session, statement, col(Worker.id), paging)
+    statement = select(Worker).where(is_alive(settings)) if only_living else select(Worker)
+    workers, following = paginate_newest_first(session, statement, col(Worker.id), paging)
     ids = [worker.id for worker in workers]
-    alive = set(session.scalars(select(col(Worker.id)).where(col(Worker.id).in_(ids), lives(settings))))
+    alive = set(session.scalars(select(col(Worker.id)).where(col(Worker.id).in_(ids), is_alive(settings))))
     held = _held(session, ids)
     return [(worker, worker.id in alive, held[worker.id]) for worker in workers], following
 
 
-def could_take(workers: Sequence[Worker], queue: Queue, stage: StageKind) -> list[Worker]:
+def filter_capable_workers(workers: Sequence[Worker], queue: Queue, stage: StageKind) -> list[Worker]:
     """Those of the workers that serve the queue and can run the stage."""
     return [worker for worker in workers if queue in worker.queues and stage in worker.stages]
 
 
-def nobody_takes(queue: Queue, stage: StageKind, workers: Sequence[Worker]) -> str | None:
+def explain_missing_worker(queue: Queue, stage: StageKind, workers: Sequence[Worker]) -> str | None:
     """A sentence when none of the living workers can take such a run."""
-    if could_take(workers, queue, stage):
+    if filter_capable_workers(workers, queue, stage):
         return None
     start = f"Start one: python -m workers --queue {queue}"
     if any(queue in worker.queues for worker in workers):
@@ -64,16 +64,16 @@ def nobody_takes(queue: Queue, stage: StageKind, workers: Sequence[Worker]) -> s
     return f"No living worker serves queue {queue}. {start}"
 
 
-def why_none_serves(session: Session, queue: Queue) -> str | None:
+def explain_missing_deployment_worker(session: Session, queue: Queue) -> str | None:
     """A sentence when no living worker can keep deployments of the queue."""
-    return nobody_takes(queue, StageKind.deploy, living(session, get_settings()))
+    return explain_missing_worker(queue, StageKind.deploy, list_alive_workers(session, get_settings()))
 
 
-def waiting_for(session: Session, settings: Settings, runs: Sequence[Run]) -> dict[str, str | None]:
+def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -> dict[str, str | None]:
     """What each queued run of one job waits for, by the run's id; None when it is about to start."""
     reasons: dict[str, str | None] = {}
     queued = [run for run in runs if run.status is RunStatus.queued]
-    workers = living(session, settings) if queued else []
+    workers = list_alive_workers(session, settings) if queued else []
     for run in queued:
         before = next(
             (r for r in runs if r.position < run.position and r.status is not RunStatus.succeeded), None
@@ -82,7 +82,7 @@ def waiting_for(session: Session, settings: Settings, runs: Sequence[Run]) -> di
             reasons[run.id] = f"Waits for stage {before.name!r}, which is {before.status}."
         else:
             reasons[run.id] = (
-                nobody_takes(run.queue, run.stage, workers)
+                explain_missing_worker(run.queue, run.stage, workers)
                 or _backing_off(session, run)
                 or _in_line(session, run, workers)
             )
@@ -102,7 +102,7 @@ def _backing_off(session: Session, run: Run) -> str | None:
 
 def _in_line(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:
     """How many come first, when every worker that could take the run is busy."""
-    takers = [worker.id for worker in could_take(workers, run.queue, run.stage)]
+    takers = [worker.id for worker in filter_capable_workers(workers, run.queue, run.stage)]
     held = col(Run.worker_id).in_(takers), col(Run.status).in_(HELD)
     busy = session.scalar(select(func.count(col(Run.worker_id).distinct())).where(*held)) or 0
     if busy < len(takers):
@@ -111,14 +111,16 @@ def _in_line(session: Session, run: Run, workers: Sequence[Worker]) -> str | Non
         col(Run.priority) > run.priority, and_(col(Run.priority) == run.priority, col(Run.id) < run.id)
     )
     ahead = session.scalar(
-        select(func.count()).select_from(claimable([run.queue]).where(first).limit(COUNTED_AHEAD).subquery())
+        select(func.count()).select_from(
+            select_claimable([run.queue]).where(first).limit(COUNTED_AHEAD).subquery()
+        )
     )
     counted = f"{ahead} or more" if ahead == COUNTED_AHEAD else str(ahead)
     return f"All {busy} workers of queue {run.queue} are busy, and {counted} runs are before it."
 
 
-def _held(session: Session, worker_ids: Sequence[str]) -> dict[str, Held]:
-    held: dict[str, Held] = defaultdict(lambda: Held([], []))
+def _held(session: Session, worker_ids: Sequence[str]) -> dict[str, WorkerAssignments]:
+    held: dict[str, WorkerAssignments] = defaultdict(lambda: WorkerAssignments([], []))
     runs = select(col(Run.worker_id), col(Run.id)).where(
         col(Run.worker_id).in_(worker_ids), col(Run.status).in_(HELD)
     )

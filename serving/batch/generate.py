@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from serving.batch import row_completions
-from serving.engines import Serve, find_engine
-from serving.engines.child_engine import free_port, newest_name, running
+from serving.engines import EngineConfig, find_engine
+from serving.engines.child_engine import free_port, latest_model_name, run_engine
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import base_of
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
 PREDICTIONS = "predictions.jsonl"
@@ -32,7 +32,7 @@ BASE_NAME, ADAPTER_NAME = "base", "adapter"
 Progress = Callable[[int, int], None]
 
 
-def generate(config: GenerateConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def generate(config: GenerateConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """Answer all rows and return how many have an answer."""
     checkpoint = files.last_complete_checkpoint(run_dir)
     if checkpoint is not None and not (run_dir / PREDICTIONS).exists():
@@ -66,10 +66,10 @@ def answer_rows(config: GenerateConfig, output: Path, log: Path, progress: Progr
     if not left:
         return
     adapters = {ADAPTER_NAME: config.model.adapter} if isinstance(config.model, AdaptedModel) else {}
-    serve = Serve(base_of(config.model), BASE_NAME, HOST, free_port(HOST), adapters, config.options)
+    serve = EngineConfig(base_of(config.model), BASE_NAME, HOST, free_port(HOST), adapters, config.options)
     engine = find_engine(config.engine, config.engine_program)
-    name = newest_name(engine, serve)
-    with running(engine, serve, log) as address:
+    name = latest_model_name(engine, serve)
+    with run_engine(engine, serve, log) as address:
         row_completions.answer(
             config, left, address, name, output, lambda done: progress(kept + done, len(asked))
         )
@@ -78,7 +78,7 @@ def answer_rows(config: GenerateConfig, output: Path, log: Path, progress: Progr
 class Keeper:
     """Reports progress, and keeps what is there as a checkpoint from time to time, for another worker."""
 
-    def __init__(self, run_dir: Path, report: Report) -> None:
+    def __init__(self, run_dir: Path, report: EventWriter) -> None:
         self.run_dir = run_dir
         self.report = report
         self.kept_at = time.monotonic()

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serving.engines.engine import EngineRefused, call
+from serving.engines.engine import EngineRequestFailed, send_request
 from trainers.configs.stages.generate import GenerateConfig
-from trainers.rendering.render import Pair, read_asked
+from trainers.rendering.render import PromptCompletion, read_prompts
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid, EngineFailed
 
@@ -21,17 +21,17 @@ ROW_FAULTS = {400, 413, 422}
 logger = logging.getLogger("trainers")
 
 
-def questions(config: GenerateConfig) -> list[Pair]:
+def questions(config: GenerateConfig) -> list[PromptCompletion]:
     """What is asked by each row; raises DatasetNotFound, or DatasetInvalid naming the row."""
-    return [_under(config.system_prompt, pair) for pair in read_asked(config.dataset, config.max_rows)]
+    return [_under(config.system_prompt, pair) for pair in read_prompts(config.dataset, config.max_rows)]
 
 
-def unanswered(asked: Sequence[Pair], output: Path) -> Sequence[Pair]:
+def unanswered(asked: Sequence[PromptCompletion], output: Path) -> Sequence[PromptCompletion]:
     """The rows that have no line in `output` yet; raises DatasetInvalid if it answers something else.
 
     A line that a killed program has left half written is cut off.
     """
-    if files.ends_torn(output):
+    if files.has_partial_last_line(output):
         whole = output.read_bytes()
         output.write_bytes(whole[: whole.rfind(b"\n") + 1])
     kept = files.read_lines(output)
@@ -47,7 +47,7 @@ def unanswered(asked: Sequence[Pair], output: Path) -> Sequence[Pair]:
 
 def answer(
     config: GenerateConfig,
-    asked: Sequence[Pair],
+    asked: Sequence[PromptCompletion],
     address: str,
     name: str,
     output: Path,
@@ -69,7 +69,11 @@ def answer(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, config: GenerateConfig, asked: Sequence[Pair], address: str, name: str
+    pool: ThreadPoolExecutor,
+    config: GenerateConfig,
+    asked: Sequence[PromptCompletion],
+    address: str,
+    name: str,
 ) -> Iterator[dict[str, Any]]:
     """Answers in the order of the rows, with so many under way that the engine always has enough to do."""
     waiting: deque[Future[dict[str, Any]]] = deque()
@@ -81,7 +85,7 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _line(config: GenerateConfig, pair: Pair, address: str, name: str) -> dict[str, Any]:
+def _line(config: GenerateConfig, pair: PromptCompletion, address: str, name: str) -> dict[str, Any]:
     line: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.answer or None}
     body = {
         "model": name,
@@ -93,8 +97,8 @@ def _line(config: GenerateConfig, pair: Pair, address: str, name: str) -> dict[s
         **({"tools": pair.tools} if pair.tools else {}),
     }
     try:
-        answer = call(f"{address}/v1/chat/completions", body, ANSWER_SECONDS)
-    except EngineRefused as refused:
+        answer = send_request(f"{address}/v1/chat/completions", body, ANSWER_SECONDS)
+    except EngineRequestFailed as refused:
         if refused.status not in ROW_FAULTS:
             raise EngineFailed(
                 f"The engine failed on row {pair.row}: {refused}",
@@ -107,7 +111,7 @@ def _line(config: GenerateConfig, pair: Pair, address: str, name: str) -> dict[s
     return line | told | {"completion_tokens": answer["usage"]["completion_tokens"]}
 
 
-def _under(system_prompt: str | None, pair: Pair) -> Pair:
+def _under(system_prompt: str | None, pair: PromptCompletion) -> PromptCompletion:
     """The pair with this system message in place of its own."""
     if system_prompt is None:
         return pair

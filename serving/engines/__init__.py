@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from serving.engines.engine import Engine, EngineRefused, Serve
+from serving.engines.engine import Engine, EngineConfig, EngineRequestFailed
 from serving.engines.hf.engine import HfEngine
 from serving.engines.mlx.engine import MlxEngine
 from serving.engines.sglang import SglangEngine
@@ -13,7 +13,7 @@ ENGINES: dict[EngineKind, type[Engine]] = {
     engine.kind: engine for engine in (HfEngine, MlxEngine, VllmEngine, SglangEngine)
 }
 
-__all__ = ["ENGINES", "Engine", "EngineKind", "EngineRefused", "Serve", "find_engine"]
+__all__ = ["ENGINES", "Engine", "EngineConfig", "EngineKind", "EngineRequestFailed", "find_engine"]
 
 
 def find_engine(kind: str, program: Sequence[str] = ()) -> Engine:

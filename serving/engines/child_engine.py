@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.engines.engine import START_SECONDS, Engine, EngineRefused, Serve
+from serving.engines.engine import START_TIMEOUT_SECONDS, Engine, EngineConfig, EngineRequestFailed
 from trainers.runtime.errors import EngineFailed
 
 LOOK_SECONDS = 0.2
@@ -17,8 +17,8 @@ LOG_TAIL_BYTES = 4000
 
 
 @contextmanager
-def running(
-    engine: Engine, serve: Serve, log: Path, *, own_session: bool = False, more: Sequence[str] = ()
+def run_engine(
+    engine: Engine, serve: EngineConfig, log: Path, *, own_session: bool = False, more: Sequence[str] = ()
 ) -> Iterator[str]:
     """The address of an engine that answers; it is stopped at the end. Raises EngineFailed.
 
@@ -62,13 +62,13 @@ def free_port(host: str) -> int:
     return port
 
 
-def newest_name(engine: Engine, serve: Serve) -> str:
+def latest_model_name(engine: Engine, serve: EngineConfig) -> str:
     """The name by which requests ask for the last adapter, or for the base if there is none."""
     adapter = next(reversed(serve.adapters), None)
     return engine.request_name(serve.served_name, adapter) if adapter else serve.served_name
 
 
-def last_words(log: Path, lines: int = 5) -> str:
+def log_tail(log: Path, lines: int = 5) -> str:
     """The end of what a program has printed."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
@@ -76,23 +76,25 @@ def last_words(log: Path, lines: int = 5) -> str:
     return "\n".join(printed[-lines:]) or "it printed nothing"
 
 
-def _wait(engine: Engine, serve: Serve, address: str, child: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait(
+    engine: Engine, serve: EngineConfig, address: str, child: "subprocess.Popen[bytes]", log: Path
+) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not engine.is_up(address):
         if (status := child.poll()) is not None:
             raise EngineFailed(
-                f"The engine {engine.kind} ended with status {status} before it was ready: {last_words(log)}",
+                f"The engine {engine.kind} ended with status {status} before it was ready: {log_tail(log)}",
                 f"Its whole log is {log}.",
             )
         if time.monotonic() > deadline:
             raise EngineFailed(
-                f"The engine {engine.kind} was not ready after {START_SECONDS:.0f} s.",
+                f"The engine {engine.kind} was not ready after {START_TIMEOUT_SECONDS:.0f} s.",
                 f"Its whole log is {log}.",
             )
         time.sleep(LOOK_SECONDS)
     try:
-        engine.probe(address, newest_name(engine, serve))
-    except EngineRefused as refused:
+        engine.probe(address, latest_model_name(engine, serve))
+    except EngineRequestFailed as refused:
         raise EngineFailed(
             f"The engine {engine.kind} is up but does not generate: {refused}", f"Its whole log is {log}."
         ) from refused

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of EngineOptions: `max_model_len` is `--max-model-len`."""
     group = parser.add_argument_group("options of the engine")
     for name, field in EngineOptions.model_fields.items():
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def read_options(engine: EngineKind, given: argparse.Namespace) -> EngineOptions:
+def read_engine_options(engine: EngineKind, given: argparse.Namespace) -> EngineOptions:
     """The options that were given, checked for this engine; raises ValueError that names the flag."""
     values = {name: value for name, value in vars(given).items() if name in EngineOptions.model_fields}
     try:

@@ -11,17 +11,17 @@ from typing import Any, ClassVar
 from serving.http.addresses import is_private
 from trainers.configs.engines import EngineKind, EngineOptions
 
-LOOK_SECONDS = 2.0
+HEALTH_TIMEOUT_SECONDS = 2.0
 # Large weights may come over a network.
-START_SECONDS = 1800.0
+START_TIMEOUT_SECONDS = 1800.0
 # A model may be compiled or warmed up by its first request.
-PROBE_SECONDS = 60.0
-LOAD_SECONDS = 120.0
+PROBE_TIMEOUT_SECONDS = 60.0
+LOAD_TIMEOUT_SECONDS = 120.0
 # The engine may be busy with other requests while one prompt is scored.
-SCORE_SECONDS = 300.0
+SCORE_TIMEOUT_SECONDS = 300.0
 
 
-class EngineRefused(Exception):
+class EngineRequestFailed(Exception):
     """The engine answered with an error, or not at all; the message says which, `status` is None if not."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -30,7 +30,7 @@ class EngineRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Serve:
+class EngineConfig:
     """What an engine is to serve, and where.
 
     `model` is a folder or hub id of whole weights, `served_name` its name in requests, `adapters` maps
@@ -71,10 +71,10 @@ class Engine(ABC):
         self.program = list(program or self.default_program)
 
     @abstractmethod
-    def command(self, serve: Serve) -> list[str]:
+    def command(self, serve: EngineConfig) -> list[str]:
         """The command that starts it; it ends by itself after SIGTERM."""
 
-    def environment(self, serve: Serve) -> dict[str, str]:
+    def environment(self, serve: EngineConfig) -> dict[str, str]:
         """Variables that it needs beside those of its host."""
         return {}
 
@@ -85,22 +85,22 @@ class Engine(ABC):
     def is_up(self, address: str) -> bool:
         """Whether it says that it is well, which `probe` alone can prove."""
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=LOOK_SECONDS) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"{address}/health", timeout=HEALTH_TIMEOUT_SECONDS) as answer:  # noqa: S310
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
     def models(self, address: str) -> list[str]:
         """The names it answers to; raises EngineRefused."""
-        listed = call(f"{address}/v1/models", None, LOOK_SECONDS)
+        listed = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)
         return [model["id"] for model in listed["data"]]
 
     def probe(self, address: str, name: str) -> None:
         """Have one token generated under a served name; raises EngineRefused when none comes."""
         body = {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0}
-        answer = call(f"{address}/v1/completions", body, PROBE_SECONDS)
+        answer = send_request(f"{address}/v1/completions", body, PROBE_TIMEOUT_SECONDS)
         if not answer.get("choices"):
-            raise EngineRefused(f"The engine answered a prompt to {name!r} without a choice.")
+            raise EngineRequestFailed(f"The engine answered a prompt to {name!r} without a choice.")
 
     def running(self, address: str) -> int | None:
         """Answers under way; None where the engine does not tell, or does not answer."""
@@ -108,16 +108,16 @@ class Engine(ABC):
 
     def load_adapter(self, address: str, name: str, path: str) -> None:
         """Put an adapter beside the base while it runs; raises EngineRefused, also for a name in use."""
-        call(address + self.load_path, {"lora_name": name, "lora_path": path}, LOAD_SECONDS)
+        send_request(address + self.load_path, {"lora_name": name, "lora_path": path}, LOAD_TIMEOUT_SECONDS)
 
     def unload_adapter(self, address: str, name: str) -> None:
         """Take an adapter out, which lets answers under way end; raises EngineRefused for an unknown name."""
-        call(address + self.unload_path, {"lora_name": name}, LOAD_SECONDS)
+        send_request(address + self.unload_path, {"lora_name": name}, LOAD_TIMEOUT_SECONDS)
 
     def render(self, address: str, name: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids that a chat becomes, up to where the answer begins; raises EngineRefused."""
         body = {"model": name, "messages": list(messages), "add_generation_prompt": True}
-        tokens: list[int] = call(f"{address}/tokenize", body, PROBE_SECONDS)["tokens"]
+        tokens: list[int] = send_request(f"{address}/tokenize", body, PROBE_TIMEOUT_SECONDS)["tokens"]
         return tokens
 
     def chat(
@@ -125,7 +125,7 @@ class Engine(ABC):
     ) -> tuple[str, int]:
         """The greedy answer to a chat, and how many tokens its prompt has; raises EngineRefused."""
         body = {"model": name, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
-        answer = call(f"{address}/v1/chat/completions", body, PROBE_SECONDS)
+        answer = send_request(f"{address}/v1/chat/completions", body, PROBE_TIMEOUT_SECONDS)
         return answer["choices"][0]["message"]["content"] or "", answer["usage"]["prompt_tokens"]
 
     def score(self, address: str, name: str, token_ids: Sequence[int]) -> list[float]:
@@ -134,14 +134,14 @@ class Engine(ABC):
         Raises EngineRefused.
         """
         body = {"model": name, "prompt": list(token_ids), "max_tokens": 0, "echo": True, "logprobs": 0}
-        answer = call(f"{address}/v1/completions", body, SCORE_SECONDS)
+        answer = send_request(f"{address}/v1/completions", body, SCORE_TIMEOUT_SECONDS)
         scores: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
         if len(scores) != len(token_ids) - 1:
-            raise EngineRefused(f"{name!r} scored {len(scores) + 1} tokens of {len(token_ids)}.")
+            raise EngineRequestFailed(f"{name!r} scored {len(scores) + 1} tokens of {len(token_ids)}.")
         return scores
 
 
-def call(url: str, body: Any, seconds: float) -> Any:
+def send_request(url: str, body: Any, seconds: float) -> Any:
     """The JSON (or text) of an answer; raises EngineRefused with the engine's own words."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
@@ -150,9 +150,11 @@ def call(url: str, body: Any, seconds: float) -> Any:
             return _decoded(answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            raise EngineRefused(f"{url} answered {error.code}: {_told(error.read())}", error.code) from error
+            raise EngineRequestFailed(
+                f"{url} answered {error.code}: {_told(error.read())}", error.code
+            ) from error
     except (urllib.error.URLError, OSError) as error:
-        raise EngineRefused(f"{url} did not answer: {error}") from error
+        raise EngineRequestFailed(f"{url} did not answer: {error}") from error
 
 
 def _told(body: bytes) -> str:

@@ -4,8 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.engines.engine import LOOK_SECONDS, SCORE_SECONDS, Engine, EngineRefused, Serve, call
-from serving.engines.tokenizers import only_tokenizer
+from serving.engines.engine import (
+    HEALTH_TIMEOUT_SECONDS,
+    SCORE_TIMEOUT_SECONDS,
+    Engine,
+    EngineConfig,
+    EngineRequestFailed,
+    send_request,
+)
+from serving.engines.tokenizers import shared_tokenizer
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
 TOOL_CALL_PARSERS = {
@@ -30,7 +37,7 @@ class SglangEngine(Engine):
     auto_halves = True
     stop_seconds = 30.0
 
-    def command(self, serve: Serve) -> list[str]:
+    def command(self, serve: EngineConfig) -> list[str]:
         """Raises ValueError for adapters of different templates."""
         return [
             *self.program,
@@ -42,7 +49,7 @@ class SglangEngine(Engine):
             *_adapters(serve),
         ]
 
-    def environment(self, serve: Serve) -> dict[str, str]:
+    def environment(self, serve: EngineConfig) -> dict[str, str]:
         """No hub for a local folder."""
         return {"HF_HUB_OFFLINE": "1"} if Path(serve.model).is_dir() else {}
 
@@ -52,7 +59,7 @@ class SglangEngine(Engine):
 
     def models(self, address: str) -> list[str]:
         """The names as requests must say them."""
-        listed = call(f"{address}/v1/models", None, LOOK_SECONDS)["data"]
+        listed = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)["data"]
         return [
             self.request_name(model["parent"], model["id"]) if model.get("parent") else model["id"]
             for model in listed
@@ -78,16 +85,16 @@ class SglangEngine(Engine):
             "logprob_start_len": 0,
             "lora_path": name.partition(":")[2] or None,
         }
-        answer = call(f"{address}/generate", body, SCORE_SECONDS)
+        answer = send_request(f"{address}/generate", body, SCORE_TIMEOUT_SECONDS)
         scored = answer["meta_info"]["input_token_logprobs"][1:]
         if [token_id for _, token_id, *_ in scored] != list(token_ids[1:]):
-            raise EngineRefused(f"{name!r} scored other tokens than it was given.")
+            raise EngineRequestFailed(f"{name!r} scored other tokens than it was given.")
         return [score for score, *_ in scored]
 
     def _check(self, address: str, name: str) -> None:
         known = self.models(address)
         if name not in known:
-            raise EngineRefused(f"{name!r} is not loaded; this engine has: {', '.join(known)}.")
+            raise EngineRequestFailed(f"{name!r} is not loaded; this engine has: {', '.join(known)}.")
 
 
 def _flags(options: EngineOptions) -> list[str]:
@@ -110,7 +117,7 @@ def _flags(options: EngineOptions) -> list[str]:
     return flags
 
 
-def _adapters(serve: Serve) -> list[str]:
+def _adapters(serve: EngineConfig) -> list[str]:
     """LoRA is always on; rank and modules are given, or adapters that come later may not fit."""
     options = serve.options
     flags = ["--enable-lora", "--lora-target-modules", "all"]
@@ -119,5 +126,5 @@ def _adapters(serve: Serve) -> list[str]:
     flags += ["--max-lora-rank", str(options.max_adapter_rank)]
     if serve.adapters:
         flags += ["--lora-paths", *(f"{name}={path}" for name, path in serve.adapters.items())]
-    tokenizer = only_tokenizer(serve)
+    tokenizer = shared_tokenizer(serve)
     return [*flags, "--tokenizer-path", tokenizer] if tokenizer else flags

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from serving.engines.engine import Serve
+from serving.engines.engine import EngineConfig
 
 CONFIG = "tokenizer_config.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -16,7 +16,7 @@ class TokenizersDiffer(ValueError):
     """Two adapters were trained with different tokenizers or templates; one engine cannot serve both."""
 
 
-def only_tokenizer(serve: Serve) -> str:
+def shared_tokenizer(serve: EngineConfig) -> str:
     """The folder of the tokenizer that the adapters were trained with, "" if it is the base's own.
 
     Raises TokenizersDiffer.

@@ -4,8 +4,14 @@ import json
 import re
 from pathlib import Path
 
-from serving.engines.engine import LOAD_SECONDS, Engine, EngineRefused, Serve, call
-from serving.engines.tokenizers import only_tokenizer
+from serving.engines.engine import (
+    LOAD_TIMEOUT_SECONDS,
+    Engine,
+    EngineConfig,
+    EngineRequestFailed,
+    send_request,
+)
+from serving.engines.tokenizers import shared_tokenizer
 from serving.http.addresses import is_loopback
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
@@ -41,7 +47,7 @@ class VllmEngine(Engine):
     # It drains, then ends its engine core and workers one after the other.
     stop_seconds = 30.0
 
-    def command(self, serve: Serve) -> list[str]:
+    def command(self, serve: EngineConfig) -> list[str]:
         """Raises ValueError for adapters of different templates, and for sleep mode on an open address."""
         if serve.options.sleep_mode and not is_loopback(serve.host):
             raise ValueError(
@@ -59,7 +65,7 @@ class VllmEngine(Engine):
             *_adapters(serve),
         ]
 
-    def environment(self, serve: Serve) -> dict[str, str]:
+    def environment(self, serve: EngineConfig) -> dict[str, str]:
         """Adapters at run time, no telemetry, its processes on loopback, and no hub for a local folder."""
         variables = {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
@@ -78,19 +84,19 @@ class VllmEngine(Engine):
     def running(self, address: str) -> int | None:
         """Answers being generated or waiting to be, as its metrics tell."""
         try:
-            told = call(f"{address}/metrics", None, METRICS_SECONDS)
-        except EngineRefused:
+            told = send_request(f"{address}/metrics", None, METRICS_SECONDS)
+        except EngineRequestFailed:
             return None
         counts = RUNNING.findall(told) if isinstance(told, str) else []
         return sum(int(float(count)) for count in counts) if counts else None
 
     def sleep(self, address: str) -> None:
         """Move the weights to the host's memory and drop the KV cache; raises EngineRefused."""
-        call(f"{address}/sleep?level=1", {}, LOAD_SECONDS)
+        send_request(f"{address}/sleep?level=1", {}, LOAD_TIMEOUT_SECONDS)
 
     def wake_up(self, address: str) -> None:
         """Undo `sleep`; raises EngineRefused."""
-        call(f"{address}/wake_up", {}, LOAD_SECONDS)
+        send_request(f"{address}/wake_up", {}, LOAD_TIMEOUT_SECONDS)
 
 
 def _flags(options: EngineOptions) -> list[str]:
@@ -111,14 +117,14 @@ def _flags(options: EngineOptions) -> list[str]:
     return [*flags, "--enable-sleep-mode"] if options.sleep_mode else flags
 
 
-def _adapters(serve: Serve) -> list[str]:
+def _adapters(serve: EngineConfig) -> list[str]:
     """LoRA is always on, since adapters may come later."""
     options = serve.options
     flags = ["--enable-lora", "--max-loras", str(options.max_adapters)]
     flags += ["--max-cpu-loras", str(options.max_adapters), "--max-lora-rank", str(_rank(options))]
     if serve.adapters:
         flags += ["--lora-modules", *(f"{name}={path}" for name, path in serve.adapters.items())]
-    tokenizer = only_tokenizer(serve)
+    tokenizer = shared_tokenizer(serve)
     return [*flags, "--tokenizer", tokenizer] if tokenizer else flags
 
 

@@ -20,15 +20,15 @@ from pathlib import Path
 import uvloop
 from prometheus_client import PROCESS_COLLECTOR, REGISTRY
 
-from serving.gateway.gateway import Authorize, Gateway, Sender, allow_all
-from serving.gateway.rate_limits import Caller, RateLimits
-from serving.gateway.request_body import Caps
+from serving.gateway.gateway import Authorize, ClientIdentity, Gateway, allow_all
+from serving.gateway.rate_limits import AuthorizedClient, RateLimits
+from serving.gateway.request_body import RequestLimits
 from serving.gateway.routes import RouteTable, StaticRoutes
 from serving.gateway.standalone.access_log import AccessLog
-from serving.gateway.standalone.api_keys import ApiKeys
+from serving.gateway.standalone.api_keys import KeyVerifier
 from serving.gateway.standalone.api_routes import ApiRoutes
-from serving.gateway.standalone.server import Server, listen, stop_on_signals
-from serving.gateway.standalone.workers import SHARE_SECONDS, SharedCounts, Workers
+from serving.gateway.standalone.server import GatewayServer, bind_socket, stop_on_signals
+from serving.gateway.standalone.workers import SHARE_SECONDS, ProcessSupervisor, SharedMetrics
 from serving.http.addresses import is_loopback
 from serving.http.errors import InvalidApiKey
 
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> None:
     if options.routes and not options.client_key_env and not is_loopback(options.host):
         sys.exit(f"--host {options.host} is open to others; set --client-key-env, or serve 127.0.0.1.")
     table, authorize = routes(options), callers(options)
-    caps = Caps(options.most_choices, options.most_prompts, options.most_tokens)
+    caps = RequestLimits(options.most_choices, options.most_prompts, options.most_tokens)
     # Made before the processes are forked, which share it.
     rate_limits = RateLimits(options.workers)
     log = AccessLog(sys.stdout.fileno())
     try:
         # Held without listening, so that a port in use is told at once and port 0 is the same for all.
-        held = listen(options.host, options.port, shared=options.workers > 1)
+        held = bind_socket(options.host, options.port, shared=options.workers > 1)
     except OSError as fault:
         sys.exit(f"--host {options.host} --port {options.port}: {fault}")
     port = held.getsockname()[1]
@@ -55,16 +55,16 @@ def main(arguments: list[str]) -> None:
         uvloop.run(serve(Gateway(table, authorize, caps, log, rate_limits), held))
         return
 
-    def work(shared: SharedCounts) -> None:
+    def work(shared: SharedMetrics) -> None:
         REGISTRY.unregister(PROCESS_COLLECTOR)
         rate_limits.count_as(shared.index)
         gateway = Gateway(table, authorize, caps, log, rate_limits)
-        uvloop.run(serve(gateway, listen(options.host, port, shared=True), shared))
+        uvloop.run(serve(gateway, bind_socket(options.host, port, shared=True), shared))
 
-    Workers(options.workers, work).run()
+    ProcessSupervisor(options.workers, work).run()
 
 
-async def serve(gateway: Gateway, listener: socket.socket, shared: SharedCounts | None = None) -> None:
+async def serve(gateway: Gateway, listener: socket.socket, shared: SharedMetrics | None = None) -> None:
     """One process of the gateway."""
     # What is loaded by now stays for good, and looking through it again and again would cost time.
     gc.freeze()
@@ -72,14 +72,14 @@ async def serve(gateway: Gateway, listener: socket.socket, shared: SharedCounts 
     if shared is not None:
         asyncio.get_running_loop().add_reader(shared.parent, stop.set)
         sharing = asyncio.create_task(keep_shared(shared))
-    await Server(gateway).serve(listener, stop)
+    await GatewayServer(gateway).serve(listener, stop)
     if shared is not None:
         asyncio.get_running_loop().remove_reader(shared.parent)
         sharing.cancel()
         shared.write()
 
 
-async def keep_shared(shared: SharedCounts) -> None:
+async def keep_shared(shared: SharedMetrics) -> None:
     """Show the counts once a second."""
     while True:
         shared.write()
@@ -99,9 +99,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--api-key-env", help="environment variable with the key for --api")
     options.add_argument("--client-key-env", help="environment variable with a key for all clients")
     options.add_argument("--workers", type=positive, default=1, help="processes, one for each core to use")
-    options.add_argument("--most-choices", type=positive, default=Caps.most_choices, help="largest n")
-    options.add_argument("--most-prompts", type=positive, default=Caps.most_prompts)
-    options.add_argument("--most-tokens", type=positive, default=Caps.most_tokens, help="for one answer")
+    options.add_argument(
+        "--most-choices", type=positive, default=RequestLimits.most_choices, help="largest n"
+    )
+    options.add_argument("--most-prompts", type=positive, default=RequestLimits.most_prompts)
+    options.add_argument(
+        "--most-tokens", type=positive, default=RequestLimits.most_tokens, help="for one answer"
+    )
     options.add_argument("--host", default="127.0.0.1")
     options.add_argument("--port", type=int, default=8000)
     return options
@@ -128,8 +132,8 @@ def routes(options: argparse.Namespace) -> RouteTable:
 def callers(options: argparse.Namespace) -> Authorize:
     """Who is let in."""
     if options.client_key_env:
-        return one_key(secret(options.client_key_env))
-    return ApiKeys(options.api) if options.api else allow_all
+        return single_key_authorizer(secret(options.client_key_env))
+    return KeyVerifier(options.api) if options.api else allow_all
 
 
 def secret(name: str) -> str:
@@ -140,14 +144,14 @@ def secret(name: str) -> str:
     return value
 
 
-def one_key(expected: str) -> Authorize:
+def single_key_authorizer(expected: str) -> Authorize:
     """Let in who sends this key."""
 
-    async def authorize(sender: Sender) -> Caller:
+    async def authorize(sender: ClientIdentity) -> AuthorizedClient:
         token = sender.token()
         if token is None or not hmac.compare_digest(token.encode(), expected.encode()):
             raise InvalidApiKey("The API key is missing or not valid; send it as 'Authorization: Bearer …'.")
-        return Caller("client")
+        return AuthorizedClient("client")
 
     return authorize
 

@@ -19,7 +19,7 @@ class Circuit:
     open_until: float = 0.0
 
 
-class Breakers:
+class CircuitBreakers:
     """The circuits of those targets that failed last.
 
     Only faults of an engine count: connections that fail, answers of 500 and above that do not say when to

@@ -5,7 +5,7 @@ from typing import Protocol
 Headers = list[tuple[bytes, bytes]]
 
 
-class Job(Protocol):
+class InFlightRequest(Protocol):
     """Work for a client, which it may slow down or give up."""
 
     def cancel(self) -> object: ...
@@ -15,10 +15,10 @@ class Job(Protocol):
     def resume(self) -> None: ...
 
 
-class Client(Protocol):
+class Downstream(Protocol):
     """Who asked: gets one `whole` answer, or `begin`, then `send` for each chunk, then `finish`."""
 
-    job: Job | None
+    job: InFlightRequest | None
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None: ...
 

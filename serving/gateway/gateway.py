@@ -14,27 +14,27 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from serving.gateway.breaker import Breakers
-from serving.gateway.caller import Client, Headers
-from serving.gateway.proxy import Relay
-from serving.gateway.rate_limits import Caller, RateLimits
-from serving.gateway.request_body import Caps, read
-from serving.gateway.request_context import Exchange, Ledger, log_lines
+from serving.gateway.breaker import CircuitBreakers
+from serving.gateway.caller import Downstream, Headers
+from serving.gateway.proxy import ProxiedRequest
+from serving.gateway.rate_limits import AuthorizedClient, RateLimits
+from serving.gateway.request_body import RequestLimits, read
+from serving.gateway.request_context import RequestContext, RequestRecorder, log_lines
 from serving.gateway.routes import REFRESH_SECONDS, Route, RouteTable, Target
-from serving.gateway.upstream import Pool
+from serving.gateway.upstream import ConnectionPool
 from serving.http.errors import (
     ApiError,
     BodyTooLarge,
     InternalError,
     MethodNotAllowed,
-    ModelNotFound,
+    ModelNotServed,
     UnknownUrl,
 )
 
 ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"})
 MODELS_PATH = "/v1/models"
 FORWARDED_HEADERS = (b"accept", b"traceparent")
-MOST_BODY_BYTES = 8 * 1024 * 1024
+MAX_BODY_BYTES = 8 * 1024 * 1024
 MOST_CACHED_SENDERS = 1000
 USED_SECONDS = 3.0
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -42,7 +42,7 @@ JSON: Headers = [(b"content-type", b"application/json")]
 logger = logging.getLogger("tunesmith.gateway")
 
 
-class Sender(NamedTuple):
+class ClientIdentity(NamedTuple):
     """Who sends a request, as far as it shows."""
 
     authorization: bytes | None
@@ -58,7 +58,7 @@ class Sender(NamedTuple):
 
 
 @dataclass(slots=True)
-class Request:
+class GatewayRequest:
     """A request whose body is here; header names are in lower case, the path begins with /v1/."""
 
     method: str
@@ -67,27 +67,27 @@ class Request:
     address: str
     body: bytes
 
-    def sender(self) -> Sender:
+    def sender(self) -> ClientIdentity:
         return sender(self.headers, self.address)
 
 
-Authorize = Callable[[Sender], Awaitable[Caller]]
+Authorize = Callable[[ClientIdentity], Awaitable[AuthorizedClient]]
 
 
-def sender(headers: Mapping[bytes, bytes], address: str) -> Sender:
+def sender(headers: Mapping[bytes, bytes], address: str) -> ClientIdentity:
     """Who sends a request with these headers."""
     forwarded = b"x-forwarded-for" in headers or b"forwarded" in headers
-    return Sender(headers.get(b"authorization"), headers.get(b"host", b""), address, forwarded)
+    return ClientIdentity(headers.get(b"authorization"), headers.get(b"host", b""), address, forwarded)
 
 
 def body_too_large() -> BodyTooLarge:
     """What a client with too much text is told."""
-    return BodyTooLarge(f"The body is larger than {MOST_BODY_BYTES} bytes; send less text.")
+    return BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; send less text.")
 
 
-async def allow_all(sender: Sender) -> Caller:
+async def allow_all(sender: ClientIdentity) -> AuthorizedClient:
     """Let every request in, with or without a key."""
-    return Caller()
+    return AuthorizedClient()
 
 
 class Gateway:
@@ -101,19 +101,19 @@ class Gateway:
         self,
         routes: RouteTable,
         authorize: Authorize = allow_all,
-        caps: Caps | None = None,
-        log: Callable[[list[Exchange]], None] = log_lines,
+        caps: RequestLimits | None = None,
+        log: Callable[[list[RequestContext]], None] = log_lines,
         rate_limits: RateLimits | None = None,
     ) -> None:
         self.routes = routes
-        self.caps = caps or Caps()
+        self.caps = caps or RequestLimits()
         self.rate_limits = rate_limits or RateLimits()
-        self.ledger = Ledger(log)
-        self.breakers = Breakers()
+        self.ledger = RequestRecorder(log)
+        self.breakers = CircuitBreakers()
         self._authorize = authorize
-        self._callers: dict[Sender, tuple[Caller, float]] = {}
+        self._callers: dict[ClientIdentity, tuple[AuthorizedClient, float]] = {}
         self._heads: dict[tuple[str, str], bytes] = {}
-        self._pool: Pool | None = None
+        self._pool: ConnectionPool | None = None
         self._used: set[str] = set()
         self._telling: asyncio.Task[None] | None = None
 
@@ -127,12 +127,12 @@ class Gateway:
             await self._pool.aclose()
             self._pool = None
 
-    def known(self, sender: Sender) -> Caller | None:
+    def known(self, sender: ClientIdentity) -> AuthorizedClient | None:
         """The caller, if the sender was admitted within the last second."""
         caller, until = self._callers.get(sender, (None, 0.0))
         return caller if time.monotonic() < until else None
 
-    async def admit(self, sender: Sender) -> Caller:
+    async def admit(self, sender: ClientIdentity) -> AuthorizedClient:
         """The caller; raises InvalidApiKey or Forbidden."""
         caller = await self._authorize(sender)
         if len(self._callers) >= MOST_CACHED_SENDERS:
@@ -140,14 +140,14 @@ class Gateway:
         self._callers[sender] = caller, time.monotonic() + REFRESH_SECONDS
         return caller
 
-    def handle(self, request: Request, client: Client) -> asyncio.Task[None] | None:
+    def handle(self, request: GatewayRequest, client: Downstream) -> asyncio.Task[None] | None:
         """Begin to answer: at once, or in a task if the sender or the routes have to be looked up first."""
         caller = self.known(request.sender())
         if caller is not None and self.routes.fresh():
             return self._answer(request, caller, client)
         return asyncio.get_running_loop().create_task(self._prepare(request, client))
 
-    def refuse(self, exchange: Exchange, fault: Exception, client: Client) -> None:
+    def refuse(self, exchange: RequestContext, fault: Exception, client: Downstream) -> None:
         """Answer with an error; what is no ApiError is a bug, and only the log tells it."""
         if not isinstance(fault, ApiError):
             logger.error("%s %s failed", exchange.method, exchange.path, exc_info=fault)
@@ -157,14 +157,14 @@ class Gateway:
         headers = [*fault.headers(), (b"x-request-id", exchange.request_id.encode())]
         client.whole(fault.status, headers, fault.body())
 
-    def exchange(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Exchange:
+    def exchange(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> RequestContext:
         """The record of a request that begins now."""
-        return Exchange(method, path, headers.get(b"x-request-id"), self.ledger)
+        return RequestContext(method, path, headers.get(b"x-request-id"), self.ledger)
 
-    def pool(self) -> Pool:
+    def pool(self) -> ConnectionPool:
         """The connections to the engines; made at the first request, inside the running event loop."""
         if self._pool is None:
-            self._pool = Pool()
+            self._pool = ConnectionPool()
         return self._pool
 
     def head(self, base_url: str, path: str) -> bytes:
@@ -197,7 +197,7 @@ class Gateway:
         except Exception:
             logger.exception("The use of deployments could not be noted.")
 
-    async def _prepare(self, request: Request, client: Client) -> None:
+    async def _prepare(self, request: GatewayRequest, client: Downstream) -> None:
         try:
             sender = request.sender()
             caller = self.known(sender) or await self.admit(sender)
@@ -209,18 +209,22 @@ class Gateway:
             if (later := self._answer(request, caller, client)) is not None:
                 await later
 
-    def _answer(self, request: Request, caller: Caller, client: Client) -> asyncio.Task[None] | None:
+    def _answer(
+        self, request: GatewayRequest, caller: AuthorizedClient, client: Downstream
+    ) -> asyncio.Task[None] | None:
         exchange = self.exchange(request.method, request.path, request.headers)
         exchange.key_id = caller.key_id
         try:
             self._dispatch(exchange, request, caller, client)
-        except ModelNotFound:
+        except ModelNotServed:
             return asyncio.get_running_loop().create_task(self._look_again(exchange, request, caller, client))
         except Exception as fault:
             self.refuse(exchange, fault, client)
         return None
 
-    async def _look_again(self, exchange: Exchange, request: Request, caller: Caller, client: Client) -> None:
+    async def _look_again(
+        self, exchange: RequestContext, request: GatewayRequest, caller: AuthorizedClient, client: Downstream
+    ) -> None:
         """A name that is not known may have come up since the routes were read."""
         try:
             await self.routes.look_again()
@@ -228,7 +232,9 @@ class Gateway:
         except Exception as fault:
             self.refuse(exchange, fault, client)
 
-    def _dispatch(self, exchange: Exchange, request: Request, caller: Caller, client: Client) -> None:
+    def _dispatch(
+        self, exchange: RequestContext, request: GatewayRequest, caller: AuthorizedClient, client: Downstream
+    ) -> None:
         path, method = request.path, request.method
         if path in ENGINE_PATHS:
             if method != "POST":
@@ -251,7 +257,9 @@ class Gateway:
             return described(self._find(name))
         return {"object": "list", "data": [described(route) for route in self.routes.all()]}
 
-    def _generate(self, exchange: Exchange, request: Request, caller: Caller, client: Client) -> None:
+    def _generate(
+        self, exchange: RequestContext, request: GatewayRequest, caller: AuthorizedClient, client: Downstream
+    ) -> None:
         plan = read(request.body, self.caps)
         route = self._find(plan.model)
         exchange.model = route.name
@@ -261,12 +269,12 @@ class Gateway:
         for name in FORWARDED_HEADERS:
             if name in request.headers:
                 further += b"%b: %b\r\n" % (name, request.headers[name])
-        Relay(self, exchange, route, plan, further, client).start()
+        ProxiedRequest(self, exchange, route, plan, further, client).start()
 
     def _find(self, name: str) -> Route:
         route = self.routes.find(name)
         if route is None:
-            raise ModelNotFound(name, [known.name for known in self.routes.all()])
+            raise ModelNotServed(name, [known.name for known in self.routes.all()])
         return route
 
 

@@ -129,5 +129,5 @@ class Counts(Collector):
             yield family
 
 
-COUNTS = Counts()
-REGISTRY.register(COUNTS)
+REQUEST_METRICS = Counts()
+REGISTRY.register(REQUEST_METRICS)

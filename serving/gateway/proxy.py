@@ -5,25 +5,25 @@ import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from serving.gateway.caller import Client, Headers
+from serving.gateway.caller import Downstream, Headers
 from serving.gateway.renaming import names_in_answers, renamed
-from serving.gateway.request_body import Plan
-from serving.gateway.request_context import CLIENT_LEFT, Exchange
+from serving.gateway.request_body import RequestBody
+from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext
 from serving.gateway.routes import Route, Target
-from serving.gateway.stream_end import Ending, WholeLines, ending_of
+from serving.gateway.stream_end import LineBuffer, StreamEnd, stream_end_for
 from serving.gateway.upstream import (
-    Connection,
-    UpstreamFault,
-    UpstreamSilent,
+    UpstreamConnection,
+    UpstreamError,
     UpstreamStale,
+    UpstreamTimeout,
     UpstreamUnreachable,
 )
 from serving.http.errors import (
-    AnswerTooLarge,
+    EngineCircuitOpen,
     EngineDisconnected,
-    EngineLeftAlone,
     EngineTimeout,
     EngineUnavailable,
+    ResponseTooLarge,
     UnknownUrl,
 )
 
@@ -40,7 +40,7 @@ MOST_ANSWER_BYTES = 256 * 1024 * 1024
 logger = logging.getLogger("tunesmith.gateway")
 
 
-class Relay:
+class ProxiedRequest:
     """Passes an answer through as it comes.
 
     A second attempt is made only if the first broke before its first byte. A plain answer is held until it is
@@ -48,9 +48,9 @@ class Relay:
     does not reach its end gets an error event instead. One that begins with the engine's error has not begun.
     """
 
-    upstream: Connection | None = None
+    upstream: UpstreamConnection | None = None
     task: asyncio.Task[None] | None = None
-    ending: Ending
+    ending: StreamEnd
     attempts = status = held_bytes = 0
     ended = streamed = begun = False
     last = before = b""
@@ -58,11 +58,11 @@ class Relay:
     def __init__(
         self,
         gateway: "Gateway",
-        exchange: Exchange,
+        exchange: RequestContext,
         route: Route,
-        plan: Plan,
+        plan: RequestBody,
         further_headers: bytes,
-        client: Client,
+        client: Downstream,
     ) -> None:
         self.gateway = gateway
         self.exchange = exchange
@@ -85,7 +85,7 @@ class Relay:
     def cancel(self) -> None:
         """The client has left: give the request up, which makes the engine stop."""
         if not self.ended:
-            self.exchange.status = CLIENT_LEFT
+            self.exchange.status = CLIENT_CLOSED_REQUEST
             self._end()
 
     def pause(self) -> None:
@@ -101,7 +101,7 @@ class Relay:
     def _choose(self, avoided: "list[Target] | tuple[()]") -> Target:
         target = self.route.choose(avoided)
         if target is None:
-            raise EngineLeftAlone(self.route.name, self.gateway.breakers.retry_after_seconds())
+            raise EngineCircuitOpen(self.route.name, self.gateway.breakers.retry_after_seconds())
         return target
 
     def _send_to(self, target: Target, fresh: bool = False) -> None:
@@ -154,8 +154,8 @@ class Relay:
         self.headers = headers
         self.streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if self.streamed:
-            self.lines = WholeLines()
-            self.ending = ending_of(self.exchange.path, self.drops_usage)
+            self.lines = LineBuffer()
+            self.ending = stream_end_for(self.exchange.path, self.drops_usage)
 
     def data(self, chunk: bytes) -> None:
         if not self.streamed:
@@ -164,7 +164,7 @@ class Relay:
         lines = self._whole_lines(chunk)
         if self.ending.failed and not self.begun:
             self._let_go()
-            self.lines = WholeLines()
+            self.lines = LineBuffer()
             self.fail(UpstreamUnreachable("the stream begins with an error"))
         elif lines:
             self._pass(lines)
@@ -182,7 +182,7 @@ class Relay:
         else:
             self._break(lines)
 
-    def fail(self, fault: UpstreamFault) -> None:
+    def fail(self, fault: UpstreamError) -> None:
         self.upstream = None
         if self.begun:
             # Of what has come to its end the client has all; only the connection was not closed in order.
@@ -190,7 +190,7 @@ class Relay:
             return
         if not isinstance(fault, UpstreamStale):
             self.gateway.breakers.failed(self.target)
-        if isinstance(fault, UpstreamSilent):
+        if isinstance(fault, UpstreamTimeout):
             self._refuse(EngineTimeout(self.route.name))
         elif self.parts or (self.streamed and self.lines.rest):
             self._refuse(EngineDisconnected(self.route.name))
@@ -216,7 +216,7 @@ class Relay:
         self.held_bytes += len(chunk)
         if self.held_bytes > MOST_ANSWER_BYTES and self.upstream is not None:
             self._let_go()
-            self._refuse(AnswerTooLarge(MOST_ANSWER_BYTES))
+            self._refuse(ResponseTooLarge(MOST_ANSWER_BYTES))
 
     def _whole_lines(self, chunk: bytes) -> bytes:
         """What may be passed: half a line before an error event would hide the event from the client."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
 
-from serving.http.errors import RateLimitExceeded, TooManyAtOnce
+from serving.http.errors import ConcurrencyLimitExceeded, RateLimitExceeded
 
 NANOSECONDS = 1_000_000_000
 WINDOW = 60 * NANOSECONDS
@@ -25,7 +25,7 @@ FULL_AT, RUNNING = 1, 2
 
 
 @dataclass(frozen=True)
-class Caller:
+class AuthorizedClient:
     """Who was let in, and what the key may ask; without keys the id is empty. None is no limit."""
 
     key_id: str = ""
@@ -57,14 +57,14 @@ class RateLimits:
             if self.cells[slot + self.column]:
                 self.cells[slot + self.column] = 0
 
-    def enter(self, caller: Caller) -> Callable[[], None]:
+    def enter(self, caller: AuthorizedClient) -> Callable[[], None]:
         """Admit a request; what is given has to be called when it ends.
 
         Raises RateLimitExceeded and TooManyAtOnce.
         """
         slot = self._slot(caller.key_id)
         if caller.concurrent_requests is not None and self._running(slot) >= caller.concurrent_requests:
-            raise TooManyAtOnce(
+            raise ConcurrencyLimitExceeded(
                 f"This key may have {caller.concurrent_requests} requests under way at once, and has them; "
                 "wait for one to end."
             )

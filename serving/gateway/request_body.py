@@ -59,7 +59,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
-class Caps:
+class RequestLimits:
     """What one request may ask for."""
 
     most_choices: int = 128
@@ -68,7 +68,7 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RequestBody:
     """A request for the model of this name, with the raw JSON of each of its fields."""
 
     model: str
@@ -94,7 +94,7 @@ class Plan:
         return True
 
 
-def read(body: bytes, caps: Caps) -> Plan:
+def read(body: bytes, caps: RequestLimits) -> RequestBody:
     """The body as a request for a model; raises InvalidRequest."""
     try:
         if not body.isascii():
@@ -110,7 +110,7 @@ def read(body: bytes, caps: Caps) -> Plan:
     if not LOOKED_INTO.isdisjoint(fields):
         _look_into(fields)
     _check(fields, caps)
-    return Plan(model, fields)
+    return RequestBody(model, fields)
 
 
 def _look_into(fields: Fields) -> None:
@@ -133,7 +133,7 @@ def _look_into(fields: Fields) -> None:
         )
 
 
-def _check(fields: Fields, caps: Caps) -> None:
+def _check(fields: Fields, caps: RequestLimits) -> None:
     """Raises InvalidRequest for more than the caps allow."""
     for field in CAPPED.keys() & fields.keys():
         asked, most = _any(fields[field]), getattr(caps, CAPPED[field])

@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import Callable
 
-from serving.gateway.metrics import COUNTS
+from serving.gateway.metrics import REQUEST_METRICS
 
 # A model name comes from the client, and only names with a route may become labels.
 NO_ROUTE = "none"
-CLIENT_LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d+)')
 COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
@@ -35,7 +35,7 @@ FACTS = (
 logger = logging.getLogger("tunesmith.gateway")
 
 
-class Exchange:
+class RequestContext:
     """`status` ends as 499 if the client left and as 502 if a stream broke."""
 
     __slots__ = (
@@ -55,7 +55,7 @@ class Exchange:
         "status",
     )
 
-    def __init__(self, method: str, path: str, given_id: bytes | None, ledger: "Ledger") -> None:
+    def __init__(self, method: str, path: str, given_id: bytes | None, ledger: "RequestRecorder") -> None:
         self.begun = time.perf_counter()
         self.method = method
         self.path = path
@@ -64,7 +64,7 @@ class Exchange:
         self.model = NO_ROUTE
         self.key_id = ""
         self.leave: Callable[[], None] | None = None
-        self.status = CLIENT_LEFT
+        self.status = CLIENT_CLOSED_REQUEST
         self.first_byte_seconds: float | None = None
         self.end_of_answer = b""
         self.prompt_tokens: int | None = None
@@ -87,7 +87,7 @@ class Exchange:
         """Count the request, with the tokens that the end of the answer tells of."""
         if self.end_of_answer:
             self._read_usage(self.end_of_answer)
-        COUNTS.of(self.model).observe(
+        REQUEST_METRICS.of(self.model).observe(
             self.status, self.seconds, self.first_byte_seconds, self.prompt_tokens, self.completion_tokens
         )
 
@@ -102,19 +102,19 @@ class Exchange:
         self.completion_tokens = int(completion[1]) if completion else None
 
 
-class Ledger:
+class RequestRecorder:
     """Requests that have ended, to be counted and logged together a few times a second.
 
     One by one, between two requests, the same work takes about twice the time: its code and its data have
     left the processor's caches by then.
     """
 
-    def __init__(self, log: Callable[[list[Exchange]], None]) -> None:
+    def __init__(self, log: Callable[[list[RequestContext]], None]) -> None:
         self.log = log
-        self.pending: list[Exchange] = []
+        self.pending: list[RequestContext] = []
         self.timer: asyncio.TimerHandle | None = None
 
-    def note(self, exchange: Exchange) -> None:
+    def note(self, exchange: RequestContext) -> None:
         """Take a request that has ended."""
         self.pending.append(exchange)
         if self.timer is None:
@@ -142,7 +142,7 @@ def request_id(given: bytes | None) -> str:
     return f"req_{random.getrandbits(96):024x}"
 
 
-def log_lines(exchanges: list[Exchange]) -> None:
+def log_lines(exchanges: list[RequestContext]) -> None:
     """Log requests through the process's own logging."""
     for exchange in exchanges:
         facts = {name: getattr(exchange, name) for name in FACTS}

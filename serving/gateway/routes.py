@@ -89,7 +89,7 @@ class StaticRoutes:
     def from_file(cls, path: Path) -> "StaticRoutes":
         """Read a JSON list of routes as `read_route` knows them; raises ValueError."""
         try:
-            return cls([read_route(row) for row in json.loads(path.read_text())])
+            return cls([parse_route(row) for row in json.loads(path.read_text())])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as fault:
             raise ValueError(
                 f"{path} is not a list of routes with name and base_url or targets: {fault!r}."
@@ -158,7 +158,7 @@ class CachedRoutes(StaticRoutes, ABC):
             await self.refresh()
 
 
-def read_route(row: dict[str, Any]) -> Route:
+def parse_route(row: dict[str, Any]) -> Route:
     """A route of a routes file.
 
     `{"name": …, "base_url": …, "upstream_model"?: …, "created_at"?: …}`, or with

@@ -16,7 +16,7 @@ RESPONSE_DONE = re.compile(rb"(?:^|\n)event: ?response\.(completed|incomplete|fa
 SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?(\d+)')
 
 
-class WholeLines:
+class LineBuffer:
     """Cuts what comes after its last newline, and keeps the rest; a line may come in very many reads."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class WholeLines:
         return lines
 
 
-class Ending(Protocol):
+class StreamEnd(Protocol):
     """Looks at the lines of a stream as they come.
 
     `done` once the stream has come to its end, `failed` once the engine told of an error. `usage` is the
@@ -54,12 +54,12 @@ class Ending(Protocol):
         """The event that ends a stream which broke off after these lines."""
 
 
-def ending_of(path: str, drops_usage: bool) -> Ending:
+def stream_end_for(path: str, drops_usage: bool) -> StreamEnd:
     """How a stream of this path ends; `drops_usage` where only the gateway asked for its tokens."""
-    return LastEvent() if path == "/v1/responses" else DoneMark(drops_usage)
+    return LastEventEnd() if path == "/v1/responses" else DoneMarkerEnd(drops_usage)
 
 
-class DoneMark:
+class DoneMarkerEnd:
     """Chats and completions end with `data: [DONE]`.
 
     vLLM sends it after an error too, where a client that looks for it alone takes half an answer for all.
@@ -94,7 +94,7 @@ class DoneMark:
         return b"" if self.failed else b"\ndata: " + error.body() + b"\n\n"
 
 
-class LastEvent:
+class LastEventEnd:
     """Responses end with an event that holds all of the answer, its name on the line before its data."""
 
     done = failed = named = False

@@ -22,11 +22,11 @@ SWEEP_SECONDS = 1.0
 MOST_HEAD_BYTES = 64 * 1024
 
 
-class UpstreamFault(Exception):
+class UpstreamError(Exception):
     """What kept an answer from coming whole."""
 
 
-class UpstreamUnreachable(UpstreamFault):
+class UpstreamUnreachable(UpstreamError):
     """No connection, or one that was closed before the answer began."""
 
 
@@ -34,11 +34,11 @@ class UpstreamStale(UpstreamUnreachable):
     """A kept connection that the engine had closed before this request reached it."""
 
 
-class UpstreamBroken(UpstreamFault):
+class UpstreamBroken(UpstreamError):
     """The answer broke off, or was no HTTP."""
 
 
-class UpstreamSilent(UpstreamFault):
+class UpstreamTimeout(UpstreamError):
     """Nothing came for SILENCE_SECONDS."""
 
 
@@ -48,7 +48,7 @@ class Sink(Protocol):
     What it raises itself it is told by `crash`.
     """
 
-    upstream: "Connection | None"
+    upstream: "UpstreamConnection | None"
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None: ...
 
@@ -56,18 +56,18 @@ class Sink(Protocol):
 
     def end(self, chunk: bytes) -> None: ...
 
-    def fail(self, fault: UpstreamFault) -> None: ...
+    def fail(self, fault: UpstreamError) -> None: ...
 
     def crash(self, fault: Exception) -> None: ...
 
 
-class Pool:
+class ConnectionPool:
     """Kept-alive connections by the address of the engine; made inside the running event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.idle: dict[str, deque[Connection]] = {}
-        self.all: set[Connection] = set()
+        self.idle: dict[str, deque[UpstreamConnection]] = {}
+        self.all: set[UpstreamConnection] = set()
         self.sweeping = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def request(self, base_url: str, request: bytes, sink: Sink, fresh: bool = False) -> None:
@@ -78,17 +78,17 @@ class Pool:
             if not connection.closed:
                 connection.send(request, sink)
                 return
-        connection = Connection(self, base_url, request, sink)
+        connection = UpstreamConnection(self, base_url, request, sink)
         self.all.add(connection)
 
-    def keep(self, connection: "Connection") -> None:
+    def keep(self, connection: "UpstreamConnection") -> None:
         """Take back a connection whose answer is complete."""
         idle = self.idle.get(connection.base_url)
         if idle is None:
             idle = self.idle[connection.base_url] = deque()
         idle.append(connection)
 
-    def forget(self, connection: "Connection") -> None:
+    def forget(self, connection: "UpstreamConnection") -> None:
         """Let go of a connection that is closed."""
         self.all.discard(connection)
         idle = self.idle.get(connection.base_url)
@@ -112,10 +112,10 @@ class Pool:
         self.sweeping = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
 
-class Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine, which carries one request at a time."""
 
-    def __init__(self, pool: Pool, base_url: str, request: bytes, sink: Sink) -> None:
+    def __init__(self, pool: ConnectionPool, base_url: str, request: bytes, sink: Sink) -> None:
         self.pool = pool
         self.base_url = base_url
         self.transport: asyncio.Transport | None = None
@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
             if seconds > KEPT_SECONDS:
                 self.abort()
         elif seconds > SILENCE_SECONDS and not self.paused:
-            self._fail(UpstreamSilent(f"nothing came for {SILENCE_SECONDS:.0f} s"))
+            self._fail(UpstreamTimeout(f"nothing came for {SILENCE_SECONDS:.0f} s"))
 
     async def _open(self) -> None:
         address = urlsplit(self.base_url)
@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
             self.pool.forget(self)
             self._fail(UpstreamUnreachable(str(fault)))
 
-    def _fail(self, fault: UpstreamFault) -> None:
+    def _fail(self, fault: UpstreamError) -> None:
         sink = self.sink
         self.abort()
         if sink is not None:

@@ -40,7 +40,7 @@ def host_name(header: str) -> str:
     return header.partition(":")[0]
 
 
-def from_here(host: str, address: str) -> bool:
+def is_local_request(host: str, address: str) -> bool:
     """Whether a request comes from this machine, and under a name of it.
 
     The address keeps out the network; the Host header keeps out web pages that rebind their own name to

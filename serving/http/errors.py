@@ -64,7 +64,7 @@ class InvalidApiKey(ApiError):
         return [*super().headers(), (b"www-authenticate", b"Bearer")]
 
 
-class Forbidden(ApiError):
+class PermissionDenied(ApiError):
     """The key is valid but may not do this."""
 
     status = 403
@@ -113,7 +113,7 @@ class MethodNotAllowed(ApiError):
         return [*super().headers(), (b"allow", self.allowed.encode())]
 
 
-class ModelNotFound(ApiError):
+class ModelNotServed(ApiError):
     """No model of that name is served."""
 
     status = 404
@@ -125,7 +125,7 @@ class ModelNotFound(ApiError):
         super().__init__(f"The model {name!r} does not exist. Served now: {listed or 'none'}.", "model")
 
 
-class ComeBackLater(ApiError):
+class RetryableError(ApiError):
     """What cannot be done now, but may be done in a while."""
 
     retry_after_seconds: int
@@ -136,7 +136,7 @@ class ComeBackLater(ApiError):
             self.retry_after_seconds = retry_after_seconds
 
 
-class RateLimitExceeded(ComeBackLater):
+class RateLimitExceeded(RetryableError):
     """The key has sent as many requests as it may for now."""
 
     status = 429
@@ -145,13 +145,13 @@ class RateLimitExceeded(ComeBackLater):
     retry_after_seconds = 1
 
 
-class TooManyAtOnce(RateLimitExceeded):
+class ConcurrencyLimitExceeded(RateLimitExceeded):
     """The key has as many requests under way as it may."""
 
     code = ErrorCode.concurrency_limit_exceeded
 
 
-class EngineUnavailable(ComeBackLater):
+class EngineUnavailable(RetryableError):
     """The engine cannot take the request now, but may a moment later."""
 
     status = 503
@@ -160,7 +160,7 @@ class EngineUnavailable(ComeBackLater):
     retry_after_seconds = 2
 
 
-class EngineLeftAlone(EngineUnavailable):
+class EngineCircuitOpen(EngineUnavailable):
     """Every engine of the name has failed too often to be asked just now."""
 
     def __init__(self, name: str, retry_after_seconds: int) -> None:
@@ -180,7 +180,7 @@ class EngineDisconnected(ApiError):
         super().__init__(f"{broken}; send the request again.")
 
 
-class AnswerTooLarge(ApiError):
+class ResponseTooLarge(ApiError):
     """The engine's answer is more than the gateway holds."""
 
     status = 502

@@ -17,10 +17,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from serving.engines import ENGINES, Engine, EngineRefused, find_engine
-from serving.parity.compare import TOLERANCES, Difference, Report, compare
-from serving.parity.prompts import chats
-from serving.parity.reference import Trained
+from serving.engines import ENGINES, Engine, EngineRequestFailed, find_engine
+from serving.parity.compare import TOLERANCES, Difference, ParityReport, compare
+from serving.parity.prompts import comparison_chats
+from serving.parity.reference import ReferenceModel
 from trainers.configs.base import AdaptedModel
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ProgramError
@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        report = prove(options)
-    except (EngineRefused, ProgramError) as fault:
+        report = run_comparison(options)
+    except (EngineRequestFailed, ProgramError) as fault:
         logger.error("It cannot be told whether the served model is the trained one: %s", fault)
         return UNKNOWN
     if options.report is not None:
@@ -47,23 +47,23 @@ def main(arguments: list[str]) -> int:
     return AGREES if report["passed"] else DIFFERS
 
 
-def prove(options: argparse.Namespace) -> dict[str, Any]:
+def run_comparison(options: argparse.Namespace) -> dict[str, Any]:
     """The report of a comparison; raises EngineRefused or ProgramError where none can be made."""
     engine = find_engine(options.engine)
-    precision = options.precision or usual_precision(engine, options.base)
+    precision = options.precision or default_precision(engine, options.base)
     reference = AdaptedModel(base=options.base, adapter=options.adapter) if options.adapter else options.base
-    trained = Trained(reference)
+    trained = ReferenceModel(reference)
     about = {"engine": options.engine, "precision": precision, "checked_at": files.utc_now()}
     if options.template_sha256 not in (None, trained.template_sha256):
-        return about | Report(difference=_other_template(options.template_sha256, trained)).json
-    asked = chats(options.dataset, DATASET_ROWS)
+        return about | ParityReport(difference=_other_template(options.template_sha256, trained)).json
+    asked = comparison_chats(options.dataset, DATASET_ROWS)
     expected = [one for chat in asked if (one := trained.expect(chat, ANSWER_TOKENS)) is not None]
     logger.info("%d chats are compared at the tolerance of %s.", len(expected), precision)
     tolerance = TOLERANCES[precision]
     return about | compare(trained, expected, engine, options.address, options.name, tolerance).json
 
 
-def usual_precision(engine: Engine, base: str) -> str:
+def default_precision(engine: Engine, base: str) -> str:
     """The number format in which an engine serves a model unless told otherwise: mostly that of its files."""
     dtype = str(AutoConfig.from_pretrained(base).dtype).removeprefix("torch.")
     stored = dtype if dtype in TOLERANCES else "float32"
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def _other_template(recorded: str, trained: Trained) -> Difference:
+def _other_template(recorded: str, trained: ReferenceModel) -> Difference:
     return Difference(
         "rendering",
         f"The chat template beside the weights has the hash {trained.template_sha256}, but the model was "

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
-from serving.engines.engine import Engine, EngineRefused
-from serving.parity.reference import Expected, Trained
+from serving.engines.engine import Engine, EngineRequestFailed
+from serving.parity.reference import ReferenceModel, ReferenceOutput
 
 # An adapter whose effect is within this, in nats a token, cannot be told from its absence.
 LEAST_EFFECT = 0.01
@@ -49,7 +49,7 @@ class Difference:
 
 
 @dataclass
-class Report:
+class ParityReport:
     """What was compared, and what came of it; differences are in nats."""
 
     passed: bool = False
@@ -72,15 +72,15 @@ class Report:
 
 
 def compare(
-    trained: Trained,
-    expected: Sequence[Expected],
+    trained: ReferenceModel,
+    expected: Sequence[ReferenceOutput],
     engine: Engine,
     address: str,
     name: str,
     tolerance: Tolerance,
-) -> Report:
+) -> ParityReport:
     """Render, score and answer every chat by the engine; raises EngineRefused where it gives no answer."""
-    report = Report(chats=len(expected), tolerance=tolerance)
+    report = ParityReport(chats=len(expected), tolerance=tolerance)
     report.difference = _rendering(trained, expected, engine, address, name)
     if report.difference is None:
         report.difference = _scores(trained, expected, engine, address, name, report)
@@ -92,27 +92,27 @@ def compare(
     return report
 
 
-def _witness(expected: Sequence[Expected]) -> dict[str, Any]:
+def _witness(expected: Sequence[ReferenceOutput]) -> dict[str, Any]:
     """The chat on which the adapter does most, with what `witness.holds` compares."""
     one = max(expected, key=_effect)
     told = {"chat": one.chat, "prompt_ids": one.prompt_ids, "ids": one.ids}
     return told | {"logprobs": [round(value, 5) for value in one.logprobs]}
 
 
-def _effect(one: Expected) -> float:
+def _effect(one: ReferenceOutput) -> float:
     if one.base_logprobs is None:
         return 0.0
     return mean(abs(a - b) for a, b in zip(one.logprobs, one.base_logprobs, strict=True))
 
 
 def _rendering(
-    trained: Trained, expected: Sequence[Expected], engine: Engine, address: str, name: str
+    trained: ReferenceModel, expected: Sequence[ReferenceOutput], engine: Engine, address: str, name: str
 ) -> Difference | None:
     """The token ids that each chat becomes must be equal."""
     for number, one in enumerate(expected):
         try:
             found = engine.render(address, name, one.chat)
-        except EngineRefused as refused:
+        except EngineRequestFailed as refused:
             if refused.status is None:
                 raise
             return Difference(
@@ -123,7 +123,9 @@ def _rendering(
     return None
 
 
-def _differing_tokens(trained: Trained, number: int, wanted: list[int], found: list[int]) -> Difference:
+def _differing_tokens(
+    trained: ReferenceModel, number: int, wanted: list[int], found: list[int]
+) -> Difference:
     place = first_difference(wanted, found)
     bos = trained.tokenizer.bos_token_id
     if bos is not None and found == [bos, *wanted]:
@@ -143,7 +145,12 @@ def _differing_tokens(trained: Trained, number: int, wanted: list[int], found: l
 
 
 def _scores(
-    trained: Trained, expected: Sequence[Expected], engine: Engine, address: str, name: str, report: Report
+    trained: ReferenceModel,
+    expected: Sequence[ReferenceOutput],
+    engine: Engine,
+    address: str,
+    name: str,
+    report: ParityReport,
 ) -> Difference | None:
     """The log-probability of every token of chats and answers must be the trained model's."""
     scored = [engine.score(address, name, one.ids) for one in expected]
@@ -173,7 +180,9 @@ def _scores(
     )
 
 
-def _measure_adapter(expected: Sequence[Expected], scored: Sequence[Sequence[float]], report: Report) -> None:
+def _measure_adapter(
+    expected: Sequence[ReferenceOutput], scored: Sequence[Sequence[float]], report: ParityReport
+) -> None:
     """How strong the adapter acts in the engine, by least squares: 1 as trained, 0 if it is not there."""
     trained_effect: list[float] = []
     served_effect: list[float] = []
@@ -189,7 +198,7 @@ def _measure_adapter(expected: Sequence[Expected], scored: Sequence[Sequence[flo
         report.adapter_scale = sum(ours * theirs for ours, theirs in products) / square
 
 
-def _why_scores_differ(report: Report) -> str:
+def _why_scores_differ(report: ParityReport) -> str:
     told = (
         f"Log-probabilities differ by {report.mean_difference:.4f} nats on average and up to "
         f"{report.largest_difference:.4f}; {report.tolerance.mean} and {report.tolerance.one} are allowed."
@@ -203,7 +212,12 @@ def _why_scores_differ(report: Report) -> str:
 
 
 def _answers(
-    trained: Trained, expected: Sequence[Expected], engine: Engine, address: str, name: str, report: Report
+    trained: ReferenceModel,
+    expected: Sequence[ReferenceOutput],
+    engine: Engine,
+    address: str,
+    name: str,
+    report: ParityReport,
 ) -> Difference | None:
     """Greedy answers through the chat endpoint must be equal, or part at a tie."""
     for number, one in enumerate(expected):
@@ -225,7 +239,7 @@ def _answers(
 
 
 def _parting(
-    trained: Trained, one: Expected, found: str, number: int, tolerance: Tolerance
+    trained: ReferenceModel, one: ReferenceOutput, found: str, number: int, tolerance: Tolerance
 ) -> Difference | None:
     """The first token at which the answers part; None if the trained model holds both for as likely."""
     ids = trained.tokenizer(found, add_special_tokens=False)["input_ids"]
@@ -254,7 +268,7 @@ def first_difference(left: Sequence[int], right: Sequence[int]) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _token(trained: Trained, ids: Sequence[int], place: int) -> dict[str, Any]:
+def _token(trained: ReferenceModel, ids: Sequence[int], place: int) -> dict[str, Any]:
     return (
         {"id": ids[place], "text": trained.text(ids[place])} if place < len(ids) else {"id": None, "text": ""}
     )

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.rendering.render import read_asked
+from trainers.rendering.render import read_prompts
 
 Chat = list[dict[str, Any]]
 
 # Between them they meet what templates get wrong: a system turn, an earlier answer, white space at the edges,
 # characters of several bytes.
-ALWAYS: Sequence[Chat] = (
+STANDARD_CHATS: Sequence[Chat] = (
     [{"role": "user", "content": "Hello! What can you do?"}],
     [
         {"role": "system", "content": "You are a careful assistant."},
@@ -25,11 +25,11 @@ ALWAYS: Sequence[Chat] = (
 )
 
 
-def chats(dataset: Path | None, rows: int) -> list[Chat]:
+def comparison_chats(dataset: Path | None, rows: int) -> list[Chat]:
     """Those that are always asked, and the prompts of the first rows of a dataset, such as the training one.
 
     Raises DatasetNotFound or DatasetInvalid.
     """
     if dataset is None:
-        return list(ALWAYS)
-    return [*ALWAYS, *(pair.prompt for pair in read_asked(str(dataset), rows) if not pair.tools)]
+        return list(STANDARD_CHATS)
+    return [*STANDARD_CHATS, *(pair.prompt for pair in read_prompts(str(dataset), rows) if not pair.tools)]

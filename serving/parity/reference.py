@@ -10,11 +10,11 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from serving.parity.prompts import Chat
-from trainers.modeling.load import Reference, load_model, load_tokenizer, template_sha256
+from trainers.modeling.load import ModelReference, load_model, load_tokenizer, template_sha256
 
 
 @dataclass(frozen=True)
-class Expected:
+class ReferenceOutput:
     """What the trained model makes of one chat.
 
     `prompt_ids` (P tokens) is the rendered chat and `answer_ids` (A tokens) the greedy answer, with the token
@@ -37,10 +37,10 @@ class Expected:
         return self.prompt_ids + self.answer_ids
 
 
-class Trained:
+class ReferenceModel:
     """The loaded model in fp32 on the CPU, where its arithmetic depends on no kernel."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: ModelReference) -> None:
         self.tokenizer: Any = load_tokenizer(reference)
         self.model: Any = load_model(reference, torch.float32).eval()
 
@@ -57,7 +57,7 @@ class Trained:
         return {end for end in listed if end is not None}
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def expect(self, chat: Chat, max_new_tokens: int) -> Expected | None:
+    def expect(self, chat: Chat, max_new_tokens: int) -> ReferenceOutput | None:
         """The chat rendered, answered and scored; None when the template refuses it."""
         try:
             prompt_ids = self._render(chat)
@@ -67,7 +67,7 @@ class Trained:
         ids, first = prompt_ids + answer_ids, len(prompt_ids) - 1
         logprobs_TV = self._logprobs(ids)  # noqa: N806
         base_TV = self._logprobs(ids, adapted=False) if isinstance(self.model, PeftModel) else None  # noqa: N806
-        return Expected(
+        return ReferenceOutput(
             chat=chat,
             prompt_ids=prompt_ids,
             answer_ids=answer_ids,

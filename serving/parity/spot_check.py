@@ -9,7 +9,7 @@ from typing import Any
 from serving.engines.engine import Engine
 
 
-def holds(engine: Engine, address: str, name: str, report: Mapping[str, Any]) -> bool:
+def passes_spot_check(engine: Engine, address: str, name: str, report: Mapping[str, Any]) -> bool:
     """Whether the engine renders and scores the witness of a passed report as the trained model did.
 
     Raises EngineRefused where the engine gives no answer.

@@ -7,7 +7,7 @@ from multiprocessing.synchronize import Barrier
 from app.runs import lifecycle
 from app.storage.database import transaction
 from app.tables import Job, Run, Worker
-from tests.benchmarks.load import Load
+from tests.benchmarks.load import LoadResult
 from trainers.configs import Queue, StageKind
 
 # No other benchmark fills this queue, so exactly the runs made here are claimed.
@@ -16,7 +16,7 @@ QUEUE = Queue.mlx
 _ready: Barrier
 
 
-def claim_all(runs: int, processes: int) -> Load:
+def claim_all(runs: int, processes: int) -> LoadResult:
     """Queue so many runs and let so many processes claim them until none is left."""
     _queue(runs)
     context = multiprocessing.get_context("spawn")
@@ -24,7 +24,7 @@ def claim_all(runs: int, processes: int) -> Load:
         claimed = pool.map(_claim_until_empty, range(processes), chunksize=1)
     latencies = [latency for _, latencies, _ in claimed for latency in latencies]
     assert len(latencies) == runs, "every run is claimed, and once"
-    return Load(latencies, max(end for _, _, end in claimed) - min(begin for begin, _, _ in claimed))
+    return LoadResult(latencies, max(end for _, _, end in claimed) - min(begin for begin, _, _ in claimed))
 
 
 def _queue(runs: int) -> None:

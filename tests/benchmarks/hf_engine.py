@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from tests.benchmarks.figures import p50, table
 from tests.benchmarks.larger_model import main as make_larger
 from tests.integration.serving.conftest import Server, serving
-from trainers.starter import make_starter
+from trainers.starter import build_starter_model
 
 ROUNDS = 3
 REQUESTS = [([20 + place] * (5 + 3 * place), 16 + 8 * place) for place in range(16)]
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = {"starter (0.15 M)": Path(folder) / "starter", "larger (4 M)": Path(folder) / "larger"}
         starter, larger = models.values()
-        make_starter(starter, 20, 0)
+        build_starter_model(starter, 20, 0)
         make_larger(str(starter), str(larger))
         for name, model in models.items():
             compare(name, model, Path(folder))

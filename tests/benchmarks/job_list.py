@@ -15,12 +15,12 @@ from urllib.parse import urlencode
 
 from app.http.paging import DEFAULT_LIMIT, PageQuery
 from app.jobs import listing
-from app.storage.database import reading
+from app.storage.database import read_session
 from app.tables import RunStatus
 from tests.benchmarks import million_jobs
 from tests.benchmarks.figures import milliseconds, p50, p95, table
 from tests.benchmarks.installation import durable_postgres, installation, new_database
-from tests.benchmarks.load import Client, timed
+from tests.benchmarks.load import LoadClient, time_call
 from tests.e2e.platform import Platform
 
 
@@ -109,15 +109,15 @@ def _by_service(asked: Filter) -> Page:
     labels = [asked.label] if asked.label else []
 
     def page(after: str | None) -> list[str]:
-        with reading() as session:
-            found, _ = listing.listed(session, PageQuery(after=after), asked.status, asked.name, labels)
+        with read_session() as session:
+            found, _ = listing.list_jobs(session, PageQuery(after=after), asked.status, asked.name, labels)
         return [job.id for job in found]
 
     return page
 
 
 def _by_http(asked: Filter, platform: Platform) -> Page:
-    client = Client(platform.base_url)
+    client = LoadClient(platform.base_url)
 
     def page(after: str | None) -> list[str]:
         query = asked.query | ({"after": after} if after else {})
@@ -133,7 +133,7 @@ def _first_against_last(page: Page, asked: Filter, options: argparse.Namespace) 
     *expected, before = list(islice(oldest, DEFAULT_LIMIT + 1))
     assert page(None) == list(islice(newest, DEFAULT_LIMIT))
     assert page(before) == expected[::-1]
-    pairs = [(timed(lambda: page(None)), timed(lambda: page(before))) for _ in range(options.repeats)]
+    pairs = [(time_call(lambda: page(None)), time_call(lambda: page(before))) for _ in range(options.repeats)]
     first, last = zip(*pairs, strict=True)
     return [
         *(milliseconds(figure(page)) for page in (first, last) for figure in (p50, p95)),
@@ -143,7 +143,7 @@ def _first_against_last(page: Page, asked: Filter, options: argparse.Namespace) 
 
 def _empty(page: Page, options: argparse.Namespace) -> list[str]:
     assert page(None) == []
-    latencies = [timed(lambda: page(None)) for _ in range(options.repeats)]
+    latencies = [time_call(lambda: page(None)) for _ in range(options.repeats)]
     return [milliseconds(p50(latencies)), milliseconds(p95(latencies))]
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadResult:
     """What a number of requests or calls took, in seconds."""
 
     latencies: list[float]
@@ -23,7 +23,7 @@ class Load:
         return len(self.latencies) / self.seconds
 
 
-class Client:
+class LoadClient:
     """One connection; the standard library's client takes less from the server's cores than a richer one."""
 
     def __init__(self, base_url: str) -> None:
@@ -48,16 +48,16 @@ class Client:
         return json.loads(content)
 
 
-def post_many(base_url: str, path: str, body: Any, count: int, concurrency: int) -> Load:
+def post_many(base_url: str, path: str, body: Any, count: int, concurrency: int) -> LoadResult:
     """Post one body `count` times over so many connections, after one post on each that is not counted."""
-    clients = [Client(base_url) for _ in range(concurrency)]
+    clients = [LoadClient(base_url) for _ in range(concurrency)]
     for client in clients:
         client.post(path, body)
     latencies: list[float] = []
 
-    def work(client: Client) -> None:
+    def work(client: LoadClient) -> None:
         for _ in range(count // concurrency):
-            latencies.append(timed(lambda: client.post(path, body)))
+            latencies.append(time_call(lambda: client.post(path, body)))
 
     threads = [threading.Thread(target=work, args=(client,)) for client in clients]
     begun = time.perf_counter()
@@ -66,10 +66,10 @@ def post_many(base_url: str, path: str, body: Any, count: int, concurrency: int)
     for thread in threads:
         thread.join()
     assert len(latencies) == count // concurrency * concurrency, "a thread has failed"
-    return Load(latencies, time.perf_counter() - begun)
+    return LoadResult(latencies, time.perf_counter() - begun)
 
 
-def timed(call: Callable[[], object]) -> float:
+def time_call(call: Callable[[], object]) -> float:
     """Seconds that a call takes."""
     begun = time.perf_counter()
     call()

@@ -21,7 +21,7 @@ from tests.benchmarks.figures import table
 from tests.e2e.platform import ROOT
 from trainers.configs import parse_stage
 from trainers.data.recipes.arithmetic import Split, problems
-from trainers.preflight.memory_estimate import estimate_fit
+from trainers.preflight.memory_estimate import estimate_memory
 
 MIB = 1 << 20
 # Hidden, layers, words beyond those of the tokenizer: 3, 13, 57 and 9 million parameters.
@@ -53,7 +53,7 @@ def main() -> None:
             stage = _stage(folder, size, tuning, rows, times, checkpointing)
             peak = _peak(stage, folder / f"run-{number}")
             tokens = _longest(folder, stage)
-            told = estimate_fit(parse_stage(stage), [], tokens)["hosts"][0]  # type: ignore[arg-type]
+            told = estimate_memory(parse_stage(stage), [], tokens)["hosts"][0]  # type: ignore[arg-type]
             estimate = told["needed_bytes"]
             kind = tuning["method"] + (", checkpointed" if checkpointing else "")
             figures = [rows, tokens, estimate // MIB, peak // MIB]

@@ -26,9 +26,9 @@ from trainers.configs.training import Attention
 from trainers.data.recipes.arithmetic import Split, problems
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.sft_examples import load_examples
-from trainers.training.samplers import StepOrder
+from trainers.training.samplers import StepSampler
 from workers.hosts import guarded_process
-from workers.runs.launch import environment
+from workers.runs.launch import program_environment
 
 SAVE_STEPS = 100
 BATCH_SIZE = 8
@@ -91,7 +91,7 @@ def _in_our_order(
     """The rows as our stage meets them, epoch after epoch, for a script that takes them as they come."""
     config = _config(base, dataset, steps)
     examples = load_examples(str(dataset), load_tokenizer(str(base)), config.max_length).examples
-    order = StepOrder([len(example.input_ids) for example in examples], BATCH_SIZE, config.seed)
+    order = StepSampler([len(example.input_ids) for example in examples], BATCH_SIZE, config.seed)
     for epoch in range(math.ceil(steps * BATCH_SIZE / len(rows))):
         order.set_epoch(epoch)
         yield from (rows[number] for number in order)
@@ -119,8 +119,8 @@ def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Ru
         arguments += ["--save-steps", str(SAVE_STEPS)] if program == SAVING else []
     command = [sys.executable, "-m", "tests.benchmarks.timed", *arguments]
     log = out / "log.txt"
-    child = guarded_process.start(
-        command, log=log, environment=environment(Queue.cpu, []), seconds=HOUR_SECONDS
+    child = guarded_process.start_guarded_process(
+        command, log=log, environment=program_environment(Queue.cpu, []), seconds=HOUR_SECONDS
     )
     assert child.wait(HOUR_SECONDS) == 0, log.read_text()
     lines = log.read_text().splitlines()

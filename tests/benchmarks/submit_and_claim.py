@@ -24,7 +24,7 @@ from app.tables import Job, Run, RunStatus, Worker
 from tests.benchmarks.claims import claim_all
 from tests.benchmarks.figures import milliseconds, p50, p95, table
 from tests.benchmarks.installation import durable_postgres, installation, new_database
-from tests.benchmarks.load import Client, Load, post_many
+from tests.benchmarks.load import LoadClient, LoadResult, post_many
 from tests.benchmarks.plain_celery import read_starts
 from tests.e2e.platform import ROOT, Platform, kill, until
 from tests.services import free_port, redis_url
@@ -48,8 +48,8 @@ class Figures:
 
     starts: list[float] = field(default_factory=list)
     handovers: list[float] = field(default_factory=list)
-    posts: dict[str, Load] = field(default_factory=dict)
-    claims: dict[int, Load] = field(default_factory=dict)
+    posts: dict[str, LoadResult] = field(default_factory=dict)
+    claims: dict[int, LoadResult] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def _arrivals(count: int) -> Iterator[int]:
 
 def _start_latency(platform: Platform, body: Any) -> float:
     """Seconds from sending the post to the claim, by the one clock of this machine."""
-    client = Client(platform.base_url)
+    client = LoadClient(platform.base_url)
     sent_at = time.time()
     job_id = client.post("/api/v1/jobs", body)["id"]
     until(lambda: platform.job(job_id)["status"] in ENDED, 30, "the worker does not take the run")
@@ -114,7 +114,7 @@ def _start_latency(platform: Platform, body: Any) -> float:
 
 def _handovers(platform: Platform, body: Any, count: int) -> list[float]:
     """Seconds from the end of one run to the claim of the next, which was queued before."""
-    client = Client(platform.base_url)
+    client = LoadClient(platform.base_url)
     jobs = [client.post("/api/v1/jobs", body)["id"] for _ in range(count)]
     until(lambda: platform.job(jobs[-1])["status"] in ENDED, 5 * count, "the worker does not take the runs")
     runs = sorted((platform.run(job) for job in jobs), key=lambda run: run["started_at"])
@@ -149,7 +149,7 @@ def _measure_plain(folder: Path, redis: str, options: argparse.Namespace) -> Fig
     figures, noted = Figures(), folder / "starts"
     environment = {**os.environ, "PLAIN_BROKER": redis, "PLAIN_STARTS": str(noted)}
     with _plain_api(environment) as base_url:
-        client = Client(base_url)
+        client = LoadClient(base_url)
         with _plain_worker(environment, 1):
             client.post("/jobs", {"sent_at": time.time()})
             until(lambda: len(read_starts(noted)) == 1, 60, "the plain worker does not start")
@@ -167,16 +167,16 @@ def _measure_plain(folder: Path, redis: str, options: argparse.Namespace) -> Fig
     return figures
 
 
-def _drain(base_url: str, environment: dict[str, str], noted: Path, tasks: int, processes: int) -> Load:
+def _drain(base_url: str, environment: dict[str, str], noted: Path, tasks: int, processes: int) -> LoadResult:
     """Work off tasks that were all sent before the worker began; there is no latency of a single one."""
-    client = Client(base_url)
+    client = LoadClient(base_url)
     noted.unlink()
     for _ in range(tasks):
         client.post("/jobs", {"sent_at": 0})
     with _plain_worker(environment, processes):
         until(lambda: len(read_starts(noted)) == tasks, 300, "tasks are left")
     started = [moment for _, moment in read_starts(noted)]
-    return Load([0.0] * (tasks - 1), started[-1] - started[0])
+    return LoadResult([0.0] * (tasks - 1), started[-1] - started[0])
 
 
 @contextmanager
@@ -247,7 +247,7 @@ def _print(ours: dict[str, Figures], plain: Figures) -> None:
     )
 
 
-def _rated(load: Load) -> list[str]:
+def _rated(load: LoadResult) -> list[str]:
     return [f"{load.rate:.0f}", *_spread(load.latencies if any(load.latencies) else [])]
 
 

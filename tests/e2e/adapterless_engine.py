@@ -5,11 +5,11 @@ python -m tests.e2e.adapterless_engine --model PATH_OR_ID --port PORT
 
 import sys
 
-from serving.engines.hf.model import HfBase, load_base
-from serving.engines.openai_server.program import run
+from serving.engines.hf.model import HfModelRunner, load_runner
+from serving.engines.openai_server.program import run_server
 from trainers.configs import EngineKind
 
-HfBase.attach = HfBase.detach = HfBase._select = lambda self, *what: None  # type: ignore[method-assign,assignment]
+HfModelRunner.attach = HfModelRunner.detach = HfModelRunner._select = lambda self, *what: None  # type: ignore[method-assign,assignment]
 
 if __name__ == "__main__":
-    run(EngineKind.hf, load_base, sys.argv[1:])
+    run_server(EngineKind.hf, load_runner, sys.argv[1:])

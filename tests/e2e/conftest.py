@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.e2e.platform import ROOT, Platform
-from tests.services import Redis, postgres_url, redis
+from tests.services import RedisServer, postgres_url, redis
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +52,13 @@ def shared(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def broker() -> Iterator[Redis]:
+def broker() -> Iterator[RedisServer]:
     with redis("secret") as server:
         yield server
 
 
 @pytest.fixture
-def team(tmp_path: Path, starter: Path, postgres: str, broker: Redis) -> Iterator[Platform]:
+def team(tmp_path: Path, starter: Path, postgres: str, broker: RedisServer) -> Iterator[Platform]:
     """PostgreSQL and Redis, with an API and the datasets `train` and `test`."""
     database = f"test_{tmp_path.name.replace('-', '_')}"[:60].lower()
     _create_database(postgres, database, "template")

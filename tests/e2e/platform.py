@@ -17,7 +17,7 @@ from openai import OpenAI
 from sqlmodel import Session
 
 from app.storage.artifacts import ArtifactStore
-from app.storage.database import make_engine
+from app.storage.database import create_database_engine
 from app.tables import Model, ModelKind
 from app.tables.base import new_id
 from tests.services import free_port
@@ -122,7 +122,7 @@ class Platform:
         row = {"id": model_id, "name": name, "kind": ModelKind.adapter, "base": base}
         row |= {"artifact": published.key, "sha256": published.sha256, "size_bytes": published.size_bytes}
         sqlite = f"sqlite:///{self.folder / 'tunesmith.db'}"
-        engine = make_engine(self.environment.get("TUNESMITH_DATABASE_URL", sqlite))
+        engine = create_database_engine(self.environment.get("TUNESMITH_DATABASE_URL", sqlite))
         with Session(engine) as session, session.begin():
             session.add(Model(**row))
         engine.dispose()

@@ -118,7 +118,7 @@ def test_emptied_and_restarted_broker_loses_no_run(team: Platform) -> None:
 
 
 def test_run_posted_while_the_broker_is_down_is_carried_out_once_it_is_back(
-    team: Platform, broker: services.Redis
+    team: Platform, broker: services.RedisServer
 ) -> None:
     team.start_worker()
     team.finish(team.submit(short()))

@@ -5,10 +5,10 @@ from pathlib import Path
 import httpx2
 
 from tests.e2e.platform import Platform, sft
-from tests.services import Mlflow
+from tests.services import MlflowServer
 
 
-def test_a_job_s_runs_are_found_where_the_api_says(embedded: Platform, mlflow: Mlflow) -> None:
+def test_a_job_s_runs_are_found_where_the_api_says(embedded: Platform, mlflow: MlflowServer) -> None:
     boards = embedded.folder / "boards"
     embedded.start_worker(
         TUNESMITH_MLFLOW_URI=mlflow.url,

@@ -19,7 +19,7 @@ class SystemTurn(StrEnum):
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """One way to write a conversation.
 
     `model_types` are those of config.json; `marks` are the tokens by which the tokenizer shows that it was
@@ -79,35 +79,35 @@ def _in_user_turns(
     )
 
 
-QWEN = Family(
+QWEN = ModelFamily(
     name="qwen",
     model_types=frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}),
     marks=("<|im_end|>", "<|im_start|>"),
     system=SystemTurn.own_turn,
     template=_own_turns("<|im_start|>ROLE\n", "<|im_end|>", after="\n"),
 )
-LLAMA = Family(
+LLAMA = ModelFamily(
     name="llama",
     model_types=frozenset({"llama"}),
     marks=("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
     system=SystemTurn.own_turn,
     template=_own_turns("<|start_header_id|>ROLE<|end_header_id|>\n\n", "<|eot_id|>", before=_BOS),
 )
-PHI = Family(
+PHI = ModelFamily(
     name="phi",
     model_types=frozenset({"phi3"}),
     marks=("<|end|>", "<|user|>", "<|assistant|>"),
     system=SystemTurn.own_turn,
     template=_own_turns("<|ROLE|>\n", "<|end|>", after="\n"),
 )
-MISTRAL = Family(
+MISTRAL = ModelFamily(
     name="mistral",
     model_types=frozenset({"mistral", "mixtral"}),
     marks=("</s>", "[INST]", "[/INST]"),
     system=SystemTurn.in_user_turn,
     template=_in_user_turns(("[INST] ", "[/INST]"), "", (" ", "</s>")),
 )
-GEMMA = Family(
+GEMMA = ModelFamily(
     name="gemma",
     model_types=frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"}),
     marks=("<end_of_turn>", "<start_of_turn>"),
@@ -123,7 +123,7 @@ GEMMA = Family(
 FAMILIES = (QWEN, LLAMA, MISTRAL, PHI, GEMMA)
 
 
-def detect(model_type: str, vocabulary: Container[str]) -> Family | None:
+def detect(model_type: str, vocabulary: Container[str]) -> ModelFamily | None:
     """The family of a model, if its config is of it and its vocabulary holds all marks of its form.
 
     The architecture alone says little: `llama` is that of many models whose conversations look otherwise.
@@ -134,7 +134,7 @@ def detect(model_type: str, vocabulary: Container[str]) -> Family | None:
     return None
 
 
-def complete(tokenizer: Any, model_type: str) -> Family | None:
+def complete(tokenizer: Any, model_type: str) -> ModelFamily | None:
     """Give a tokenizer without a chat template that of its family, and the token that ends its turns.
 
     Both are saved with what is trained, so that it is served as it was trained. None if no family fits.

@@ -3,16 +3,16 @@
 import torch
 from transformers import GenerationConfig
 
-from trainers.modeling.load import Reference, load_model, load_tokenizer
-from trainers.rendering.render import Pair, prompt_tokens
+from trainers.modeling.load import ModelReference, load_model, load_tokenizer
+from trainers.rendering.render import PromptCompletion, tokenize_prompt
 
 
-class Generator:
+class TextGenerator:
     """A loaded model with its tokenizer."""
 
     def __init__(
         self,
-        reference: Reference,
+        reference: ModelReference,
         device: torch.device,
         max_new_tokens: int,
         *,
@@ -26,15 +26,15 @@ class Generator:
         self._model = load_model(reference, dtype).to(device).eval()
         self._config = self._own_settings(max_new_tokens, temperature, answers)
 
-    def batches(self, pairs: list[Pair], size: int) -> list[list[Pair]]:
+    def batches(self, pairs: list[PromptCompletion], size: int) -> list[list[PromptCompletion]]:
         """All pairs, in batches of similar length so that little is padded; the order is always the same."""
-        ordered = sorted(pairs, key=lambda pair: (len(prompt_tokens(pair, self._tokenizer)), pair.row))
+        ordered = sorted(pairs, key=lambda pair: (len(tokenize_prompt(pair, self._tokenizer)), pair.row))
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
     @torch.inference_mode()
-    def answer(self, pairs: list[Pair]) -> list[str]:
+    def answer(self, pairs: list[PromptCompletion]) -> list[str]:
         """The answers to a batch, without special tokens; those to one prompt follow each other."""
-        prompts = [prompt_tokens(pair, self._tokenizer) for pair in pairs]
+        prompts = [tokenize_prompt(pair, self._tokenizer) for pair in pairs]
         length = max(map(len, prompts))
         # Padded on the left: the last token of a prompt must stand right before its answer.
         ids_bt = torch.full((len(prompts), length), self._config.pad_token_id)

@@ -34,16 +34,16 @@ from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.references import base_of
 from trainers.configs.training import Attention, Precision
 from trainers.modeling import families
-from trainers.modeling.quantization import keep_layout
+from trainers.modeling.quantization import disable_avx512_repacking
 from trainers.runtime.errors import (
     AdapterUnreadable,
+    BaseModelNotFound,
     DeviceUnavailable,
-    ModelNotFound,
     TemplateMissing,
-    is_disk_full,
+    has_disk_full_cause,
 )
 
-Reference = str | StageOutput | AdaptedModel
+ModelReference = str | StageOutput | AdaptedModel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -73,7 +73,7 @@ def pick_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def load_tokenizer(reference: Reference) -> PreTrainedTokenizerBase:
+def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     """The tokenizer, of the adapter's folder if that holds one, with a pad token and a chat template.
 
     Raises ModelNotFound, or TemplateMissing without a chat template.
@@ -140,7 +140,7 @@ def load_base(
             base, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
     # A folder may hold weights that are quantised already, so this is not for `quantization` alone.
-    keep_layout(model)
+    disable_avx512_repacking(model)
     return model
 
 
@@ -150,7 +150,7 @@ def _own_device() -> str:
 
 
 def load_model(
-    reference: Reference, dtype: torch.dtype, is_trainable: bool = False, **options: Any
+    reference: ModelReference, dtype: torch.dtype, is_trainable: bool = False, **options: Any
 ) -> PreTrainedModel | PeftModel:
     """The model, with its adapter on it if it has one; `options` are those of `load_base`.
 
@@ -181,7 +181,7 @@ def forward_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision is Precision.bf16 else torch.float32
 
 
-def parameter_counts(model: Any) -> tuple[int, int]:
+def count_parameters(model: Any) -> tuple[int, int]:
     """Trainable and all parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
@@ -194,9 +194,9 @@ def _named_failure(source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, HFValidationError, SafetensorError) as error:
-        if is_disk_full(error):
+        if has_disk_full_cause(error):
             raise
-        raise ModelNotFound(
+        raise BaseModelNotFound(
             f"The model {source} cannot be loaded: {str(error).strip().splitlines()[0]}",
             "Name a folder with config.json, a tokenizer and safetensors weights, or a hub id that this host "
             "can fetch.",
@@ -215,12 +215,12 @@ def _check_source(source: str) -> None:
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-            raise ModelNotFound(
+            raise BaseModelNotFound(
                 f"The folder {source} holds no model: it has no config.json.", "Check the path."
             )
         return
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or "\\" in source:
-        raise ModelNotFound(f"The model folder {source} does not exist.", "Check the path.")
+        raise BaseModelNotFound(f"The model folder {source} does not exist.", "Check the path.")
 
 
 def _check_adapter(folder: Path) -> None:

@@ -8,7 +8,7 @@ from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.runtime.errors import DeviceUnavailable
 
 
-def quantization(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_config(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """How a frozen base is kept in 4 bits; raises DeviceUnavailable without bitsandbytes."""
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning) or tuning.quantization is None:
@@ -28,7 +28,7 @@ def quantization(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBytesConf
     )
 
 
-def keep_layout(model: torch.nn.Module) -> None:
+def disable_avx512_repacking(model: torch.nn.Module) -> None:
     """Have a model that was just loaded keep its 4-bit weights as they are; others are left alone.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50.2 lays them out anew in the first forward pass in eval mode.

@@ -20,26 +20,26 @@ from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.modeling.load import load_tokenizer
-from trainers.preflight.check import Rows, quick_findings
-from trainers.preflight.duplicates import near_duplicate_findings
-from trainers.preflight.findings import Finding, FindingCode, Level, as_json, finding
-from trainers.preflight.memory_estimate import estimate_fit
-from trainers.preflight.probe import probe
-from trainers.preflight.reward_findings import reward_findings
-from trainers.preflight.row_findings import file_findings
-from trainers.rendering.preference_examples import Preferences, render_preferences
-from trainers.rendering.preview import marked, shown
-from trainers.rendering.render import Pair, dataset_path, prompt_tokens, render_prompt
-from trainers.rendering.sft_examples import Examples, render_examples
+from trainers.preflight.check import RenderedRows, check_stage
+from trainers.preflight.duplicates import check_near_duplicates
+from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
+from trainers.preflight.memory_estimate import estimate_memory
+from trainers.preflight.probe import run_probe
+from trainers.preflight.reward_findings import check_rewards
+from trainers.preflight.row_findings import check_file
+from trainers.rendering.preference_examples import PreferenceSet, render_preferences
+from trainers.rendering.preview import highlight_loss, preview_example
+from trainers.rendering.render import PromptCompletion, dataset_path, render_prompt, tokenize_prompt
+from trainers.rendering.sft_examples import ExampleSet, render_examples
 from trainers.runtime.errors import DatasetInvalid
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 from trainers.training.rollouts import load_prompts
 
 logger = logging.getLogger("trainers")
 
 
-def preflight(config: PreflightConfig, run_dir: Path, report: Report) -> dict[str, Any]:
+def preflight(config: PreflightConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """All findings, the marked rows, the memory estimate and the probe's figures."""
     target = config.target
     tokenizer = load_tokenizer(target.base)
@@ -47,23 +47,23 @@ def preflight(config: PreflightConfig, run_dir: Path, report: Report) -> dict[st
         rows = _rows(target, tokenizer)
     except DatasetInvalid as error:
         return _unusable(target, error)
-    found = [*quick_findings(target, tokenizer, rows, exact_only=False)]
+    found = [*check_stage(target, tokenizer, rows, exact_only=False)]
     report.progress(1, 3)
-    found += near_duplicate_findings(dataset_path(target.dataset))
+    found += check_near_duplicates(dataset_path(target.dataset))
     if isinstance(target, GrpoConfig) and isinstance(rows, list):
-        found += reward_findings(target, rows)
+        found += check_rewards(target, rows)
     report.progress(2, 3)
     seen = _shown(rows, tokenizer, config.shown_rows)
     _tell(found, seen)
-    fit = estimate_fit(target, config.hosts, _longest(target, rows, tokenizer))
-    passed = not any(told.level is Level.error for told in found)
-    probed = probe(config, run_dir, fit) if config.probe_steps and passed else None
+    fit = estimate_memory(target, config.hosts, _longest(target, rows, tokenizer))
+    passed = not any(told.level is FindingLevel.error for told in found)
+    probed = run_probe(config, run_dir, fit) if config.probe_steps and passed else None
     report.progress(3, 3)
     return {
         "stage": "preflight",
         "target": target.stage,
         "passed": passed,
-        "findings": as_json(found),
+        "findings": findings_to_json(found),
         "rows": seen,
         "fit": fit,
         "probe": probed,
@@ -80,22 +80,22 @@ def plan(config: PreflightConfig) -> dict[str, Any]:
 def _unusable(target: SftConfig | DpoConfig | GrpoConfig, error: DatasetInvalid) -> dict[str, Any]:
     """The result where the stage could not even read or render its rows."""
     found = [
-        finding(FindingCode.dataset_unusable, Level.error, error.message, error.hint),
-        *file_findings(dataset_path(target.dataset)),
+        new_finding(FindingCode.dataset_unusable, FindingLevel.error, error.message, error.hint),
+        *check_file(dataset_path(target.dataset)),
     ]
     _tell(found, [])
     return {
         "stage": "preflight",
         "target": target.stage,
         "passed": False,
-        "findings": as_json(found),
+        "findings": findings_to_json(found),
         "rows": [],
         "fit": None,
         "probe": None,
     }
 
 
-def _rows(target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def _rows(target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedRows:
     match target:
         case SftConfig():
             return render_examples(target.dataset, tokenizer, target.max_length)
@@ -106,34 +106,34 @@ def _rows(target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedToken
             return load_prompts(str(dataset_path(target.dataset)), [], tokenizer)
 
 
-def _examples(rows: Rows) -> list[Any]:
-    if isinstance(rows, Examples):
+def _examples(rows: RenderedRows) -> list[Any]:
+    if isinstance(rows, ExampleSet):
         return rows.every
-    return [example for pair in rows.pairs for example in pair] if isinstance(rows, Preferences) else []
+    return [example for pair in rows.pairs for example in pair] if isinstance(rows, PreferenceSet) else []
 
 
-def _longest(target: Any, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> int:
+def _longest(target: Any, rows: RenderedRows, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longest sequence that a forward pass will see."""
-    if isinstance(rows, Examples | Preferences):
+    if isinstance(rows, ExampleSet | PreferenceSet):
         longest = max((len(example.input_ids) for example in _examples(rows)), default=1)
         return target.max_length if getattr(target, "packing", False) else longest
-    prompts: Sequence[Pair] = rows
-    return max(len(prompt_tokens(pair, tokenizer)) for pair in prompts) + int(target.max_completion_length)
+    prompts: Sequence[PromptCompletion] = rows
+    return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + int(target.max_completion_length)
 
 
-def _shown(rows: Rows, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
+def _shown(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
     """The first rows in tokens, for a page; prompts of GRPO carry no loss before they are answered."""
-    if isinstance(rows, Preferences):
+    if isinstance(rows, PreferenceSet):
         return [
-            shown(example, 1, tokenizer) | {"answer": answer}
+            preview_example(example, 1, tokenizer) | {"answer": answer}
             for pair in rows.pairs[:count]
             for answer, example in zip(("chosen", "rejected"), pair, strict=True)
         ]
-    if not isinstance(rows, Examples):
-        return [shown(render_prompt(pair, tokenizer), 1, tokenizer) for pair in rows[:count]]
+    if not isinstance(rows, ExampleSet):
+        return [preview_example(render_prompt(pair, tokenizer), 1, tokenizer) for pair in rows[:count]]
     turns = groupby(rows.every, key=lambda example: example.row)
     return [
-        shown(example, turn, tokenizer)
+        preview_example(example, turn, tokenizer)
         for _, examples in islice(turns, count)
         for turn, example in enumerate(examples, start=1)
     ]
@@ -143,7 +143,7 @@ def _tell(found: Sequence[Finding], seen: Sequence[dict[str, Any]]) -> None:
     """The findings and the marked rows, for a person at the terminal or in the log."""
     colour = sys.stdout.isatty()
     for row in seen:
-        sys.stdout.write(f"row {row['row']}: {marked(row, colour)}\n")
+        sys.stdout.write(f"row {row['row']}: {highlight_loss(row, colour)}\n")
     sys.stdout.flush()
     for told in found:
         share = f" ({told.share:.1%})" if told.share is not None else ""

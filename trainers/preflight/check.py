@@ -12,44 +12,54 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import PreflightMode, TrainingConfig
-from trainers.preflight.duplicates import overlap_findings
-from trainers.preflight.findings import Finding, FindingCode, Level, as_json, finding
-from trainers.preflight.reward_findings import reference_findings
-from trainers.preflight.row_findings import file_findings, text_findings
-from trainers.preflight.setting_findings import setting_findings
-from trainers.preflight.token_findings import model_findings, token_findings
-from trainers.rendering.preference_examples import Preferences
-from trainers.rendering.render import Pair, dataset_path, prompt_tokens, read_pairs, read_preferences
-from trainers.rendering.sft_examples import Examples
+from trainers.preflight.duplicates import check_overlap
+from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
+from trainers.preflight.reward_findings import check_references
+from trainers.preflight.row_findings import check_file, check_texts
+from trainers.preflight.setting_findings import check_settings
+from trainers.preflight.token_findings import check_model_limits, check_tokens
+from trainers.rendering.preference_examples import PreferenceSet
+from trainers.rendering.render import (
+    PromptCompletion,
+    dataset_path,
+    read_preferences,
+    read_prompt_completions,
+    tokenize_prompt,
+)
+from trainers.rendering.sft_examples import ExampleSet
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import PreflightFailed
-from trainers.runtime.events import Report
-from trainers.runtime.program import is_first_process
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import is_main_process
 
 PREFLIGHT = "preflight.json"
 
-Rows = Examples | Preferences | Sequence[Pair]
+RenderedRows = ExampleSet | PreferenceSet | Sequence[PromptCompletion]
 
 logger = logging.getLogger("trainers")
 
 
 def check_before_training(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows, run_dir: Path, report: Report
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: RenderedRows,
+    run_dir: Path,
+    report: EventWriter,
 ) -> None:
     """Look for what would waste the run, tell it as warnings, and raise PreflightFailed for an error.
 
     Left to the stage `preflight`, since they cost: near duplicates, held-out rows that are nearly trained on,
     and rewards on a sample of the model's own answers.
     """
-    if config.preflight is PreflightMode.off or not is_first_process():
+    if config.preflight is PreflightMode.off or not is_main_process():
         return
-    found = list(quick_findings(config, tokenizer, rows))
-    files.write_json(run_dir / PREFLIGHT, {"findings": as_json(found)})
+    found = list(check_stage(config, tokenizer, rows))
+    files.write_json(run_dir / PREFLIGHT, {"findings": findings_to_json(found)})
     is_resumed = files.last_complete_checkpoint(run_dir) is not None
     for told in found if not is_resumed else ():
         report.warning(told.code, f"{told.message} {told.hint}")
         logger.warning("%s: %s %s", told.code, told.message, told.hint)
-    errors = [told for told in found if told.level is Level.error]
+    errors = [told for told in found if told.level is FindingLevel.error]
     if errors and config.preflight is PreflightMode.check:
         places = "; ".join(f"row {place.line}" for place in errors[0].examples[:3] if place.line)
         raise PreflightFailed(
@@ -58,19 +68,19 @@ def check_before_training(
         )
 
 
-def quick_findings(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows, *, exact_only: bool = True
+def check_stage(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: RenderedRows, *, exact_only: bool = True
 ) -> Iterator[Finding]:
     """What a program can tell from the rows that it has read and rendered anyway."""
     dataset = dataset_path(config.dataset)
-    yield from setting_findings(config, model_config(config))
-    yield from file_findings(dataset)
-    yield from text_findings(
+    yield from check_settings(config, model_config(config))
+    yield from check_file(dataset)
+    yield from check_texts(
         _said(config), tokenizer.all_special_tokens, are_answers_learned=_are_answers_read(config)
     )
     yield from _rendered_findings(config, tokenizer, rows)
     held_out = [dataset_path(reference) for reference in config.held_out]
-    yield from overlap_findings(dataset, held_out, exact_only=exact_only)
+    yield from check_overlap(dataset, held_out, exact_only=exact_only)
 
 
 def model_config(config: TrainingConfig) -> PreTrainedConfig:
@@ -88,9 +98,13 @@ def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> fr
     return frozenset(end for end in [*listed, tokenizer.eos_token_id] if end is not None)
 
 
-def _said(config: TrainingConfig) -> Iterator[Sequence[Pair]]:
+def _said(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
     """The turns of each row, or its two answers."""
-    return read_preferences(config.dataset) if isinstance(config, DpoConfig) else read_pairs(config.dataset)
+    return (
+        read_preferences(config.dataset)
+        if isinstance(config, DpoConfig)
+        else read_prompt_completions(config.dataset)
+    )
 
 
 def _are_answers_read(config: TrainingConfig) -> bool:
@@ -101,31 +115,31 @@ def _are_answers_read(config: TrainingConfig) -> bool:
 
 
 def _rendered_findings(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Rows
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: RenderedRows
 ) -> Iterator[Finding]:
     model, ends = model_config(config), end_tokens(config, tokenizer)
-    if isinstance(rows, Preferences):
+    if isinstance(rows, PreferenceSet):
         assert isinstance(config, DpoConfig)
         yield from _equal_answers(rows)
         examples = [example for pair in rows.pairs for example in pair]
-        yield from token_findings(examples, tokenizer, model, ends, config.max_length)
-    elif isinstance(rows, Examples):
+        yield from check_tokens(examples, tokenizer, model, ends, config.max_length)
+    elif isinstance(rows, ExampleSet):
         assert isinstance(config, SftConfig)
-        yield from token_findings(rows.every, tokenizer, model, ends, config.max_length)
+        yield from check_tokens(rows.every, tokenizer, model, ends, config.max_length)
     else:
         assert isinstance(config, GrpoConfig)
-        prompts = [(pair.row, prompt_tokens(pair, tokenizer)) for pair in rows]
-        yield from model_findings(prompts, tokenizer, model, config.max_completion_length)
+        prompts = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in rows]
+        yield from check_model_limits(prompts, tokenizer, model, config.max_completion_length)
         if any(isinstance(reward, CorrectnessReward) for reward in config.rewards):
-            yield from reference_findings(rows)
+            yield from check_references(rows)
 
 
-def _equal_answers(preferences: Preferences) -> Iterator[Finding]:
+def _equal_answers(preferences: PreferenceSet) -> Iterator[Finding]:
     equal = preferences.equal
     if equal:
-        yield finding(
+        yield new_finding(
             FindingCode.chosen_equals_rejected,
-            Level.error if len(equal) == preferences.rows else Level.warning,
+            FindingLevel.error if len(equal) == preferences.rows else FindingLevel.warning,
             f"In {len(equal)} of {preferences.rows} rows the chosen and the rejected answer are the same "
             "tokens and teach nothing.",
             "Remove these rows, or raise max_length if they differ at their end.",

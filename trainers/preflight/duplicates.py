@@ -9,9 +9,9 @@ from trainers.data.filters.near_duplicates import NearIndex, pieces
 from trainers.data.filters.overlap import OverlapReport, find_overlap, numbers_in
 from trainers.data.fingerprint import prompt_text, row_text
 from trainers.data.formats import Row, detect_format
-from trainers.preflight.findings import Finding, FindingCode, Level, Place, finding
+from trainers.preflight.findings import Finding, FindingCode, FindingLevel, FindingPlace, new_finding
 from trainers.rendering.render import read_rows
-from trainers.runtime.errors import DatasetInvalid, DatasetNotFound
+from trainers.runtime.errors import DatasetFileNotFound, DatasetInvalid
 
 NEAR_SIMILARITY = 0.9
 # Fewer spoil nothing; GSM8K itself has some.
@@ -22,7 +22,7 @@ NEAR_ROWS = 50_000
 logger = logging.getLogger("trainers")
 
 
-def near_duplicate_findings(dataset: Path) -> Iterator[Finding]:
+def check_near_duplicates(dataset: Path) -> Iterator[Finding]:
     """Many rows that are almost alike, among the first 50,000; too costly for a training stage's start.
 
     Equal rows have a finding of their own. Rows that differ in a number, and the two directions of one
@@ -30,7 +30,7 @@ def near_duplicate_findings(dataset: Path) -> Iterator[Finding]:
     """
     index = NearIndex(NEAR_SIMILARITY, NEAR_ROWS)
     said: dict[int, tuple[str, str]] = {}
-    places: list[Place] = []
+    places: list[FindingPlace] = []
     rows = 0
     for line, row in islice(read_rows(dataset), NEAR_ROWS):
         rows += 1
@@ -41,9 +41,9 @@ def near_duplicate_findings(dataset: Path) -> Iterator[Finding]:
             similarity, other = max(alike)
             places.append((line, f"The row has about {similarity:.0%} of its text in common with {other}."))
     if places and len(places) >= NEAR_SHARE * rows:
-        yield finding(
+        yield new_finding(
             FindingCode.near_duplicates,
-            Level.warning,
+            FindingLevel.warning,
             f"{len(places)} of {rows} rows are nearly the same as an earlier one.",
             "Drop them with `prepare` and its filter `near_duplicates`.",
             places=places,
@@ -52,9 +52,7 @@ def near_duplicate_findings(dataset: Path) -> Iterator[Finding]:
         )
 
 
-def overlap_findings(
-    dataset: Path, held_out: Sequence[Path], *, exact_only: bool = False
-) -> Iterator[Finding]:
+def check_overlap(dataset: Path, held_out: Sequence[Path], *, exact_only: bool = False) -> Iterator[Finding]:
     """Rows of held-out datasets that stand in the training data too, exactly or nearly.
 
     Near ones are looked for among up to 50,000 rows only. Raises DatasetNotFound or DatasetInvalid.
@@ -65,9 +63,9 @@ def overlap_findings(
             logger.info("%s: too many rows to look for nearly equal ones.", test.name)
         report = _overlap(dataset, test, exact_only or is_large)
         if report.exact_test_rows:
-            yield finding(
+            yield new_finding(
                 FindingCode.test_rows_in_training,
-                Level.error,
+                FindingLevel.error,
                 f"{report.exact_test_rows} of {report.test_rows} held-out rows stand in the training data.",
                 "Drop them from training with `prepare` and its filter `held_out`.",
                 places=_places(report, are_exact=True),
@@ -75,9 +73,9 @@ def overlap_findings(
                 rows=report.test_rows,
             )
         if report.near_test_rows:
-            yield finding(
+            yield new_finding(
                 FindingCode.test_rows_nearly_in_training,
-                Level.warning,
+                FindingLevel.warning,
                 f"{report.near_test_rows} of {report.test_rows} held-out rows stand in the training data "
                 "with small changes.",
                 "Drop them from training with `prepare` and its filter `held_out`, with a threshold.",
@@ -104,7 +102,7 @@ def _say_the_same(left: tuple[str, str], right: tuple[str, str]) -> bool:
 
 def _has_more_rows(path: Path, count: int) -> bool:
     if not path.is_file():
-        raise DatasetNotFound(f"The dataset {path} does not exist.", "Name the path of a JSONL file.")
+        raise DatasetFileNotFound(f"The dataset {path} does not exist.", "Name the path of a JSONL file.")
     with path.open("rb") as lines:
         return next(islice(lines, count, None), None) is not None
 
@@ -120,7 +118,7 @@ def _overlap(dataset: Path, test: Path, exact_only: bool) -> OverlapReport:
         ) from error
 
 
-def _places(report: OverlapReport, *, are_exact: bool) -> list[Place]:
+def _places(report: OverlapReport, *, are_exact: bool) -> list[FindingPlace]:
     return [
         (
             met.train_line,

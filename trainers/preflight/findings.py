@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-SHOWN = 5
+MAX_EXAMPLES = 5
 SHOWN_CHARACTERS = 120
 
-Place = tuple[int | None, str]
+FindingPlace = tuple[int | None, str]
 """A line of the dataset, from 1, and what stands there."""
 
 
@@ -42,7 +42,7 @@ class FindingCode(StrEnum):
     reward_constant = "reward_constant"  # Nothing to tell a better answer by.
 
 
-class Level(StrEnum):
+class FindingLevel(StrEnum):
     """Whether a run would be wasted, or may be."""
 
     error = "error"
@@ -60,7 +60,7 @@ class Finding(BaseModel):
     """Something that would waste a run, with how often, where, and what to do."""
 
     code: FindingCode
-    level: Level
+    level: FindingLevel
     message: str
     count: int = Field(description="Rows or answers concerned, or 1 for what concerns the run as a whole.")
     share: float | None = Field(None, description="Of all rows or answers.")
@@ -68,13 +68,13 @@ class Finding(BaseModel):
     hint: str
 
 
-def finding(
+def new_finding(
     code: FindingCode,
-    level: Level,
+    level: FindingLevel,
     message: str,
     hint: str,
     *,
-    places: Sequence[Place] = (),
+    places: Sequence[FindingPlace] = (),
     count: int = 1,
     rows: int | None = None,
 ) -> Finding:
@@ -85,12 +85,12 @@ def finding(
         message=message,
         count=count,
         share=count / rows if rows else None,
-        examples=[Sample(line=line, text=_short(text)) for line, text in places[:SHOWN]],
+        examples=[Sample(line=line, text=_short(text)) for line, text in places[:MAX_EXAMPLES]],
         hint=hint,
     )
 
 
-def as_json(found: Iterable[Finding]) -> list[dict[str, Any]]:
+def findings_to_json(found: Iterable[Finding]) -> list[dict[str, Any]]:
     """Findings for a page."""
     return [told.model_dump(mode="json") for told in found]
 

@@ -17,16 +17,22 @@ from trainers.configs.training import (
     Quantization,
     TrainingConfig,
 )
-from trainers.preflight.memory_model import BASE_BYTES, USABLE, ModelShape, Settings, memory_parts
+from trainers.preflight.memory_model import (
+    PROGRAM_BYTES,
+    USABLE_SHARE,
+    MemorySettings,
+    ModelShape,
+    count_memory_parts,
+)
 
 
-def estimate_fit(config: TrainingConfig, hosts: list[HostMemory], longest_tokens: int) -> dict[str, Any]:
+def estimate_memory(config: TrainingConfig, hosts: list[HostMemory], longest_tokens: int) -> dict[str, Any]:
     """The bytes that a stage needs as it is written, and for each host a plan that fits, or what is missing.
 
     A plan keeps the rows per optimizer step. `longest_tokens` is the length of the longest sequence.
     """
     shape = model_shape(config)
-    hosts = hosts or [this_host()]
+    hosts = hosts or [local_host()]
     return {
         "parameters": shape.parameters,
         "adapter_parameters": shape.adapter_parameters,
@@ -76,7 +82,7 @@ def _adapter_parameters(config: TrainingConfig, linears: dict[str, torch.nn.Line
     return matrices + (sum(module.out_features for module in chosen) if tuning.dora else 0)
 
 
-def this_host() -> HostMemory:
+def local_host() -> HostMemory:
     """The memory of the host that this runs on, or of its GPUs."""
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
@@ -90,13 +96,13 @@ def needs_checkpointing(config: TrainingConfig, host: HostMemory, longest_tokens
     """Whether the stage as it is written only fits if activations are computed again."""
     shape = model_shape(config)
     asked = _asked(config, host).changed(checkpointing=False)
-    return _total(config, shape, asked, host, longest_tokens) > USABLE * host.memory_bytes
+    return _total(config, shape, asked, host, longest_tokens) > USABLE_SHARE * host.memory_bytes
 
 
-def _asked(config: TrainingConfig, host: HostMemory) -> Settings:
+def _asked(config: TrainingConfig, host: HostMemory) -> MemorySettings:
     assert config.micro_batch_size is not None
     several = Parallelism.ddp if config.parallelism is Parallelism.auto else config.parallelism
-    return Settings(
+    return MemorySettings(
         micro_batch_size=config.micro_batch_size,
         checkpointing=bool(config.activation_checkpointing),
         quantized=isinstance(config.tuning, LoraTuning) and config.tuning.quantization is Quantization.nf4,
@@ -106,7 +112,7 @@ def _asked(config: TrainingConfig, host: HostMemory) -> Settings:
 
 
 def _on_host(config: TrainingConfig, shape: ModelShape, host: HostMemory, tokens: int) -> dict[str, Any]:
-    usable = int(USABLE * host.memory_bytes)
+    usable = int(USABLE_SHARE * host.memory_bytes)
     asked = _asked(config, host)
     parts = _parts(config, shape, asked, host, tokens)
     plans = ((plan, _total(config, shape, plan, host, tokens)) for plan in _plans(config, asked, host))
@@ -127,7 +133,7 @@ def _on_host(config: TrainingConfig, shape: ModelShape, host: HostMemory, tokens
     return told | {"plan": _told(config, plan), "planned_bytes": needed}
 
 
-def _plans(config: TrainingConfig, asked: Settings, host: HostMemory) -> Iterator[Settings]:
+def _plans(config: TrainingConfig, asked: MemorySettings, host: HostMemory) -> Iterator[MemorySettings]:
     """What might fit, from what was asked for to what costs most time.
 
     A micro-batch of half the rows costs little, computing activations again a third of the time; a quantised
@@ -151,23 +157,23 @@ def _plans(config: TrainingConfig, asked: Settings, host: HostMemory) -> Iterato
 
 
 def _parts(
-    config: TrainingConfig, shape: ModelShape, settings: Settings, host: HostMemory, tokens: int
+    config: TrainingConfig, shape: ModelShape, settings: MemorySettings, host: HostMemory, tokens: int
 ) -> dict[str, int]:
     is_bf16 = config.precision is Precision.bf16 or (
         config.precision is Precision.auto and host.device == "cuda"
     )
     eager = config.attention is Attention.eager
-    parts = memory_parts(config, shape, settings, tokens, is_bf16=is_bf16, eager=eager)
-    return parts | {"program": BASE_BYTES[host.device]}
+    parts = count_memory_parts(config, shape, settings, tokens, is_bf16=is_bf16, eager=eager)
+    return parts | {"program": PROGRAM_BYTES[host.device]}
 
 
 def _total(
-    config: TrainingConfig, shape: ModelShape, settings: Settings, host: HostMemory, tokens: int
+    config: TrainingConfig, shape: ModelShape, settings: MemorySettings, host: HostMemory, tokens: int
 ) -> int:
     return sum(_parts(config, shape, settings, host, tokens).values())
 
 
-def _told(config: TrainingConfig, plan: Settings) -> dict[str, Any]:
+def _told(config: TrainingConfig, plan: MemorySettings) -> dict[str, Any]:
     """A plan as the fields of a stage that it sets."""
     return {
         "batch_size": config.batch_size,

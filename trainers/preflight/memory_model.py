@@ -24,9 +24,9 @@ TILE_TOKENS: Final = 4096
 TILE_WORDS: Final = 32768
 TILE_BYTES: Final = {True: BF16_BYTES, False: 8 * FP32_BYTES}
 # Of each device's memory: the rest is for fragments, kernels and libraries.
-USABLE: Final = 0.9
+USABLE_SHARE: Final = 0.9
 # What a program takes before it has loaded a model.
-BASE_BYTES: Final = {"cpu": 600 << 20, "cuda": 1 << 30}
+PROGRAM_BYTES: Final = {"cpu": 600 << 20, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class Settings:
+class MemorySettings:
     """What of a stage decides over its memory, and what a plan may change."""
 
     micro_batch_size: int
@@ -58,13 +58,19 @@ class Settings:
     parallelism: Parallelism
     devices: int
 
-    def changed(self, **values: object) -> "Settings":
+    def changed(self, **values: object) -> "MemorySettings":
         """The same with some values changed."""
         return replace(self, **values)  # type: ignore[arg-type]
 
 
-def memory_parts(
-    config: TrainingConfig, shape: ModelShape, settings: Settings, tokens: int, *, is_bf16: bool, eager: bool
+def count_memory_parts(
+    config: TrainingConfig,
+    shape: ModelShape,
+    settings: MemorySettings,
+    tokens: int,
+    *,
+    is_bf16: bool,
+    eager: bool,
 ) -> dict[str, int]:
     """Bytes on one device by what they are for, where the longest sequence has so many tokens."""
     sequences = settings.micro_batch_size * (2 if isinstance(config, DpoConfig) else 1)
@@ -87,7 +93,7 @@ def _trained(config: TrainingConfig, shape: ModelShape) -> int:
     return shape.parameters if isinstance(config.tuning, FullTuning) else shape.adapter_parameters
 
 
-def _shards(settings: Settings, part: str) -> int:
+def _shards(settings: MemorySettings, part: str) -> int:
     """Among how many devices a part is divided."""
     sharded = {
         Parallelism.fsdp2: ("weights", "gradients", "optimizer"),
@@ -97,7 +103,7 @@ def _shards(settings: Settings, part: str) -> int:
     return settings.devices if part in sharded.get(settings.parallelism, ()) else 1
 
 
-def _weights(config: TrainingConfig, shape: ModelShape, settings: Settings, width: int) -> int:
+def _weights(config: TrainingConfig, shape: ModelShape, settings: MemorySettings, width: int) -> int:
     shards = _shards(settings, "weights")
     if isinstance(config.tuning, FullTuning):
         # Autocast keeps a second copy of each weight in bf16 from its first use to the end of the step.
@@ -113,7 +119,7 @@ def _weights(config: TrainingConfig, shape: ModelShape, settings: Settings, widt
 def _activations(
     config: TrainingConfig,
     shape: ModelShape,
-    settings: Settings,
+    settings: MemorySettings,
     sequences: int,
     tokens: int,
     width: int,
@@ -162,7 +168,9 @@ def _needs_reference(config: TrainingConfig) -> bool:
     return isinstance(config, GrpoConfig) and config.beta > 0
 
 
-def _kv_cache(config: GrpoConfig, shape: ModelShape, settings: Settings, tokens: int, width: int) -> int:
+def _kv_cache(
+    config: GrpoConfig, shape: ModelShape, settings: MemorySettings, tokens: int, width: int
+) -> int:
     """Keys and values of all answers that a step generates at once on this device."""
     answers = config.batch_size // settings.devices
     return 2 * answers * tokens * shape.layers * shape.key_value * width

@@ -24,7 +24,7 @@ class ProbeFailed(ProgramError):
     """The stage's own program could not train the few steps."""
 
 
-def probe(config: PreflightConfig, run_dir: Path, fit: dict[str, Any]) -> dict[str, Any]:
+def run_probe(config: PreflightConfig, run_dir: Path, fit: dict[str, Any]) -> dict[str, Any]:
     """Train `probe_steps` steps in a directory of its own, which is removed, and tell what they took.
 
     The first two steps are left out of the time: they load kernels and fill caches. Raises ProbeFailed with
@@ -123,12 +123,12 @@ def _require_success(status: int, log: str) -> None:
 
 def _seconds_per_step(folder: Path) -> float:
     """The median time between two steps, without those that warm up."""
-    told = [line for line in files.read_lines(folder / files.METRICS) if line["type"] == "metrics"]
+    told = [line for line in files.read_lines(folder / files.EVENTS) if line["type"] == "metrics"]
     times = [datetime.fromisoformat(line["time"]).timestamp() for line in told]
     between = [later - earlier for earlier, later in pairwise(times)]
     return max(median(between[WARM_UP_STEPS - 1 :]), 1e-6)
 
 
 def _tokens(folder: Path) -> float:
-    told = [line for line in files.read_lines(folder / files.METRICS) if line["type"] == "metrics"]
+    told = [line for line in files.read_lines(folder / files.EVENTS) if line["type"] == "metrics"]
     return float(told[-1]["values"].get("tokens") or 0)

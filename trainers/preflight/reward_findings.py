@@ -7,10 +7,10 @@ from transformers import set_seed
 
 from trainers.configs.rewards import reward_name
 from trainers.configs.stages.grpo import GrpoConfig
-from trainers.modeling.generation import Generator
+from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import pick_device
-from trainers.preflight.findings import Finding, FindingCode, Level, finding
-from trainers.rendering.render import Pair
+from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
+from trainers.rendering.render import PromptCompletion
 from trainers.rewards.score import references_without_answer, score
 
 SAMPLED_PROMPTS = 16
@@ -19,13 +19,13 @@ SAMPLED_TOKENS = 256
 BEST = {"length": 0.0, "correctness": 1.0, "format": 1.0, "steps": 1.0, "chrf": 1.0, "bleu": 1.0}
 
 
-def reference_findings(pairs: Sequence[Pair]) -> Iterator[Finding]:
+def check_references(pairs: Sequence[PromptCompletion]) -> Iterator[Finding]:
     """References that hold no number, by which no answer could be judged."""
     missing = references_without_answer([pair.answer for pair in pairs])
     if missing:
-        yield finding(
+        yield new_finding(
             FindingCode.reference_without_answer,
-            Level.error,
+            FindingLevel.error,
             f"{len(missing)} of {len(pairs)} references hold no final answer.",
             "Write the final answer as the last line `#### 8`, or drop these rows.",
             places=[(pairs[n].row, pairs[n].answer) for n in missing],
@@ -34,11 +34,11 @@ def reference_findings(pairs: Sequence[Pair]) -> Iterator[Finding]:
         )
 
 
-def reward_findings(config: GrpoConfig, prompts: Sequence[Pair]) -> Iterator[Finding]:
+def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> Iterator[Finding]:
     """Rewards that give all answers to each prompt the same value, on answers sampled as training would."""
     set_seed(config.seed)
     sample = list(prompts[:SAMPLED_PROMPTS])
-    generator = Generator(
+    generator = TextGenerator(
         config.base,
         pick_device(config.queue),
         min(config.max_completion_length, SAMPLED_TOKENS),
@@ -58,9 +58,9 @@ def reward_findings(config: GrpoConfig, prompts: Sequence[Pair]) -> Iterator[Fin
         mean = sum(map(sum, values[name])) / len(texts)
         if mean >= BEST[kinds[name]] and len(constant) < len(values):
             continue  # Nothing to mend, and another reward still teaches.
-        yield finding(
+        yield new_finding(
             FindingCode.reward_constant,
-            Level.error if len(constant) == len(values) else Level.warning,
+            FindingLevel.error if len(constant) == len(values) else FindingLevel.warning,
             f"The reward {name!r} gave all of the model's own {config.num_generations} answers to each of "
             f"{len(sample)} prompts the same value ({mean:.2f} in the mean), so it teaches nothing.",
             "Choose prompts that the model solves sometimes, train with SFT first, or correct the reward.",

@@ -8,8 +8,8 @@ from pathlib import Path
 from trainers.data.faults import FaultCode
 from trainers.data.fingerprint import fingerprint
 from trainers.data.validate import Report, validate_file
-from trainers.preflight.findings import Finding, FindingCode, Level, Place, finding
-from trainers.rendering.render import Pair
+from trainers.preflight.findings import Finding, FindingCode, FindingLevel, FindingPlace, new_finding
+from trainers.rendering.render import PromptCompletion
 
 MAX_FAULTS = 10_000
 OUT_OF_ORDER = frozenset(
@@ -25,15 +25,15 @@ REPEATED_SHARE = 0.1
 MAX_REMEMBERED = 2_000_000
 
 
-def file_findings(dataset: Path) -> Iterator[Finding]:
+def check_file(dataset: Path) -> Iterator[Finding]:
     """Findings of the file's validation; with more than 10,000 faults, the rows of the first are counted."""
     report = validate_file(dataset, max_faults=MAX_FAULTS)
     yield from _out_of_order(report)
     others = _places(report, {fault.code for fault in report.faults} - TOLD_ELSEWHERE)
     if others:
-        yield finding(
+        yield new_finding(
             FindingCode.rows_invalid,
-            Level.warning,
+            FindingLevel.warning,
             f"{_lines(others)} of {report.row_count} rows have faults with which a dataset is refused.",
             "Correct the named rows; validation lists every fault with its line.",
             places=others,
@@ -42,8 +42,8 @@ def file_findings(dataset: Path) -> Iterator[Finding]:
         )
 
 
-def text_findings(
-    rows: Iterable[Sequence[Pair]], special_tokens: Sequence[str], *, are_answers_learned: bool
+def check_texts(
+    rows: Iterable[Sequence[PromptCompletion]], special_tokens: Sequence[str], *, are_answers_learned: bool
 ) -> Iterator[Finding]:
     """Findings in what is said, in one pass; the pairs of a row are its turns, or its two answers."""
     watches: list[Duplicates | Marks | Answers] = [Duplicates(), Marks(special_tokens)]
@@ -62,9 +62,9 @@ class Duplicates:
     def __init__(self) -> None:
         self._rows = 0
         self._first_lines: dict[int, int] = {}
-        self._places: list[Place] = []
+        self._places: list[FindingPlace] = []
 
-    def add(self, pairs: Sequence[Pair]) -> None:
+    def add(self, pairs: Sequence[PromptCompletion]) -> None:
         """Counts the next row."""
         self._rows += 1
         content = [pairs[-1].prompt, [pair.completion for pair in pairs], pairs[-1].tools]
@@ -77,9 +77,9 @@ class Duplicates:
     def findings(self) -> Iterator[Finding]:
         """A warning, since some rows are doubled on purpose."""
         if self._places:
-            yield finding(
+            yield new_finding(
                 FindingCode.duplicates,
-                Level.warning,
+                FindingLevel.warning,
                 f"{len(self._places)} of {self._rows} rows say what an earlier row says.",
                 "Drop them with `prepare` and its filter `duplicates`, unless they are meant to weigh more.",
                 places=self._places,
@@ -93,10 +93,10 @@ class Marks:
 
     def __init__(self, special_tokens: Sequence[str]) -> None:
         self._rows = 0
-        self._places: list[Place] = []
+        self._places: list[FindingPlace] = []
         self._pattern = re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)")
 
-    def add(self, pairs: Sequence[Pair]) -> None:
+    def add(self, pairs: Sequence[PromptCompletion]) -> None:
         """Counts the next row."""
         self._rows += 1
         said = [message for pair in pairs for message in pair.completion] + pairs[-1].prompt
@@ -108,9 +108,9 @@ class Marks:
     def findings(self) -> Iterator[Finding]:
         """A warning, since a text may speak of such tokens."""
         if self._places:
-            yield finding(
+            yield new_finding(
                 FindingCode.special_tokens_in_text,
-                Level.warning,
+                FindingLevel.warning,
                 f"The text of {len(self._places)} of {self._rows} rows spells special tokens of the model, "
                 "which it will take for turns of the chat.",
                 "Give the turns as `messages` without a template's marks, or take the marks out.",
@@ -125,12 +125,12 @@ class Answers:
 
     def __init__(self) -> None:
         self._total = 0
-        self._empty: list[Place] = []
+        self._empty: list[FindingPlace] = []
         self._counts: Counter[int] = Counter()
         self._first_lines: dict[int, int] = {}
-        self._repeated: dict[int, Place] = {}
+        self._repeated: dict[int, FindingPlace] = {}
 
-    def add(self, pairs: Sequence[Pair]) -> None:
+    def add(self, pairs: Sequence[PromptCompletion]) -> None:
         """Counts the next row."""
         for pair in pairs:
             self._total += 1
@@ -143,9 +143,9 @@ class Answers:
     def findings(self) -> Iterator[Finding]:
         """Empty answers are an error, as they are in an upload."""
         if self._empty:
-            yield finding(
+            yield new_finding(
                 FindingCode.completion_empty,
-                Level.error,
+                FindingLevel.error,
                 f"{len(self._empty)} of {self._total} answers are empty.",
                 "Drop these rows, or write what the model is to say.",
                 places=self._empty,
@@ -154,9 +154,9 @@ class Answers:
             )
         for key, place in self._repeated.items():
             if self._counts[key] >= max(REPEATED_ROWS, REPEATED_SHARE * self._total):
-                yield finding(
+                yield new_finding(
                     FindingCode.completion_repeated,
-                    Level.warning,
+                    FindingLevel.warning,
                     f"{self._counts[key]} of {self._total} answers are the same text.",
                     "Look whether they are refusals or a slip, and drop most of them.",
                     places=[place],
@@ -177,9 +177,9 @@ def _out_of_order(report: Report) -> Iterator[Finding]:
     places = _places(report, OUT_OF_ORDER)
     if places:
         is_fault = any(fault.code in OUT_OF_ORDER for fault in report.faults)
-        yield finding(
+        yield new_finding(
             FindingCode.roles_out_of_order,
-            Level.error if is_fault else Level.warning,
+            FindingLevel.error if is_fault else FindingLevel.warning,
             f"In {_lines(places)} of {report.row_count} rows the turns stand in an order that no chat has.",
             "Let user and assistant take turns, and end with the assistant.",
             places=places,
@@ -188,10 +188,10 @@ def _out_of_order(report: Report) -> Iterator[Finding]:
         )
 
 
-def _places(report: Report, codes: Iterable[FaultCode]) -> list[Place]:
+def _places(report: Report, codes: Iterable[FaultCode]) -> list[FindingPlace]:
     wanted = set(codes)
     return [(fault.line, fault.message) for fault in report.faults + report.warnings if fault.code in wanted]
 
 
-def _lines(places: Sequence[Place]) -> int:
+def _lines(places: Sequence[FindingPlace]) -> int:
     return len({line for line, _ in places})

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainers.preflight.findings import SHOWN, Finding, FindingCode, Level, finding
-from trainers.rendering.render import IGNORED, Example
+from trainers.preflight.findings import MAX_EXAMPLES, Finding, FindingCode, FindingLevel, new_finding
+from trainers.rendering.render import IGNORE_INDEX, Example
 
 # From this share on, what is cut off is no exception any more.
 MANY = 0.5
@@ -17,7 +17,7 @@ TokenRow = tuple[int, list[int]]
 """The line of a row, from 1, and its tokens."""
 
 
-def token_findings(
+def check_tokens(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
@@ -56,10 +56,12 @@ def token_findings(
         "Raise max_length, or drop long rows with `prepare` and its filter `tokens`.",
         is_error=len(cut) > MANY * len(examples),
     )
-    yield from model_findings([(example.row, example.input_ids) for example in examples], tokenizer, config)
+    yield from check_model_limits(
+        [(example.row, example.input_ids) for example in examples], tokenizer, config
+    )
 
 
-def model_findings(
+def check_model_limits(
     rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, answer: int = 0
 ) -> Iterator[Finding]:
     """What of token rows does not fit the model: its vocabulary, its positions, a beginning said twice.
@@ -78,9 +80,9 @@ def _ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iterator[F
     learned = [example for example in examples if example.loss_tokens and not example.truncated]
     endless = [example for example in learned if not end_tokens & set(_last_labels(example))]
     if endless:
-        yield finding(
+        yield new_finding(
             FindingCode.end_of_turn_not_trained,
-            Level.error,
+            FindingLevel.error,
             f"In {len(endless)} of {len(learned)} answers no end-of-turn token carries loss: the model would "
             "learn to answer, but not to stop.",
             "Let the chat template end an assistant's turn with a token of eos_token_id in "
@@ -92,7 +94,7 @@ def _ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iterator[F
 
 
 def _last_labels(example: Example) -> list[int]:
-    return [label for label in example.labels[-END_TOKENS:] if label != IGNORED]
+    return [label for label in example.labels[-END_TOKENS:] if label != IGNORE_INDEX]
 
 
 def _counted(
@@ -105,9 +107,9 @@ def _counted(
     is_error: bool = False,
 ) -> Iterator[Finding]:
     if found:
-        yield finding(
+        yield new_finding(
             code,
-            Level.error if is_error else Level.warning,
+            FindingLevel.error if is_error else FindingLevel.warning,
             f"{len(found)} of {len(examples)} examples {what}",
             hint,
             places=[(example.row, example.text) for example in found],
@@ -120,12 +122,12 @@ def _double_bos(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) ->
     bos = tokenizer.bos_token_id
     doubled = [(line, ids) for line, ids in rows if bos is not None and ids[:2] == [bos, bos]]
     if doubled:
-        yield finding(
+        yield new_finding(
             FindingCode.double_bos,
-            Level.error,
+            FindingLevel.error,
             f"{len(doubled)} of {len(rows)} rows begin with the token {tokenizer.bos_token!r} twice.",
             "Remove it from the rows or from the template; one of them writes it already.",
-            places=[(line, tokenizer.decode(ids[:SHOWN_TOKENS])) for line, ids in doubled[:SHOWN]],
+            places=[(line, tokenizer.decode(ids[:SHOWN_TOKENS])) for line, ids in doubled[:MAX_EXAMPLES]],
             count=len(doubled),
             rows=len(rows),
         )
@@ -138,12 +140,12 @@ def _vocabulary(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, si
     if unknown or pad >= size:
         worst = max([pad, *(token for _, token in unknown)])
         what = f"in {len(unknown)} of {len(rows)} rows" if unknown else "for padding"
-        yield finding(
+        yield new_finding(
             FindingCode.vocabulary_mismatch,
-            Level.error,
+            FindingLevel.error,
             f"The tokenizer uses tokens up to {worst} {what}, but the model has only {size} embeddings.",
             "Take model and tokenizer from the same place, or resize the embeddings.",
-            places=[(line, tokenizer.decode([token])) for line, token in unknown[:SHOWN]],
+            places=[(line, tokenizer.decode([token])) for line, token in unknown[:MAX_EXAMPLES]],
             count=len(unknown) or 1,
             rows=len(rows) if unknown else None,
         )
@@ -156,13 +158,13 @@ def _positions(rows: Sequence[TokenRow], positions: int, answer: int) -> Iterato
         field = "max_completion_length" if answer else "max_length"
         # An answer may end long before its limit.
         is_sure = any(length > positions for _, length in too_long)
-        yield finding(
+        yield new_finding(
             FindingCode.length_beyond_model,
-            Level.error if is_sure else Level.warning,
+            FindingLevel.error if is_sure else FindingLevel.warning,
             f"{len(too_long)} of {len(rows)} rows{after} are longer than the {positions} tokens that "
             "the model knows.",
             f"Lower {field}, drop long rows with `prepare`, or take a model that knows more.",
-            places=[(line, f"{length} tokens{after}") for line, length in too_long[:SHOWN]],
+            places=[(line, f"{length} tokens{after}") for line, length in too_long[:MAX_EXAMPLES]],
             count=len(too_long),
             rows=len(rows),
         )

@@ -11,15 +11,15 @@ from transformers import set_seed
 from trainers.configs.recipes import OwnAnswersRecipe
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats import Row
-from trainers.modeling.generation import Generator
-from trainers.modeling.load import Reference, pick_device
-from trainers.rendering.render import Pair, read_pairs
+from trainers.modeling.generation import TextGenerator
+from trainers.modeling.load import ModelReference, pick_device
+from trainers.rendering.render import PromptCompletion, read_prompt_completions
 from trainers.rewards.score import score
 from trainers.runtime.errors import DatasetInvalid
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 
 
-class OwnAnswersReport(BaseModel):
+class OnPolicyPairsReport(BaseModel):
     """What the model's answers were worth, and how many pairs came of them."""
 
     prompts: int = 0
@@ -29,24 +29,28 @@ class OwnAnswersReport(BaseModel):
     prompts_without_pairs: int = Field(0, description="All answers to them were worth about the same.")
 
 
-def own_answers(
-    recipe: OwnAnswersRecipe, base: Reference, dataset: Path, report: Report
-) -> tuple[Iterator[tuple[int, Row]], OwnAnswersReport]:
+def generate_on_policy_pairs(
+    recipe: OwnAnswersRecipe, base: ModelReference, dataset: Path, report: EventWriter
+) -> tuple[Iterator[tuple[int, Row]], OnPolicyPairsReport]:
     """Rows of `prompt`, `chosen` and `rejected` with their lines, and a report that grows as they are read.
 
     Each pair takes one of the prompt's best answers against a different answer that is worth less by the
     margin. Raises DatasetInvalid for a reference by which answers cannot be judged.
     """
-    done = OwnAnswersReport()
+    done = OnPolicyPairsReport()
     return _rows(recipe, base, dataset, report, done), done
 
 
 def _rows(
-    recipe: OwnAnswersRecipe, base: Reference, dataset: Path, report: Report, done: OwnAnswersReport
+    recipe: OwnAnswersRecipe,
+    base: ModelReference,
+    dataset: Path,
+    report: EventWriter,
+    done: OnPolicyPairsReport,
 ) -> Iterator[tuple[int, Row]]:
     set_seed(recipe.seed)
-    prompts = [turns[-1] for turns in read_pairs(str(dataset), recipe.max_rows)]
-    generator = Generator(
+    prompts = [turns[-1] for turns in read_prompt_completions(str(dataset), recipe.max_rows)]
+    generator = TextGenerator(
         base,
         pick_device(None),
         recipe.max_new_tokens,
@@ -71,7 +75,7 @@ def _rows(
         report.progress(done.prompts, len(prompts))
 
 
-def _worth(recipe: OwnAnswersRecipe, answer: str, pair: Pair) -> float:
+def _worth(recipe: OwnAnswersRecipe, answer: str, pair: PromptCompletion) -> float:
     try:
         # Lengths in tokens are counted roughly here: the text is all that is left of an answer.
         return score(recipe.rewards, answer, pair.answer, tokens=len(answer.split())).total
@@ -82,7 +86,7 @@ def _worth(recipe: OwnAnswersRecipe, answer: str, pair: Pair) -> float:
         ) from error
 
 
-def _draw(recipe: OwnAnswersRecipe, pair: Pair, worths: dict[str, float]) -> list[Row]:
+def _draw(recipe: OwnAnswersRecipe, pair: PromptCompletion, worths: dict[str, float]) -> list[Row]:
     """At most as many pairs as asked for, each with another rejected answer."""
     best = max(worths.values())
     chosen = [answer for answer, worth in worths.items() if worth == best and answer.strip()]
@@ -96,7 +100,7 @@ def _draw(recipe: OwnAnswersRecipe, pair: Pair, worths: dict[str, float]) -> lis
     return [_row(pair, rng.choice(chosen), other) for other in rejected[: recipe.pairs_per_prompt]]
 
 
-def _row(pair: Pair, chosen: str, rejected: str) -> dict[str, Any]:
+def _row(pair: PromptCompletion, chosen: str, rejected: str) -> dict[str, Any]:
     return {
         "prompt": pair.prompt,
         "chosen": [{"role": "assistant", "content": chosen}],

@@ -7,12 +7,12 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
-from trainers.rendering.render import IGNORED, Example, read_preferences, render
+from trainers.rendering.render import IGNORE_INDEX, Example, read_preferences, render_example
 from trainers.runtime.errors import DatasetInvalid
 
 
 @dataclass(frozen=True)
-class Preferences:
+class PreferenceSet:
     """The pairs of all rows; one with an answer that has nothing left to learn is not trained."""
 
     pairs: list[tuple[Example, Example]]
@@ -63,7 +63,7 @@ def load_preferences(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
-) -> Preferences:
+) -> PreferenceSet:
     """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid if no pair is left."""
     preferences = render_preferences(dataset, tokenizer, max_length, max_rows)
     if not preferences.triples:
@@ -80,11 +80,11 @@ def render_preferences(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
-) -> Preferences:
+) -> PreferenceSet:
     """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid for a row that is no pair."""
-    return Preferences(
+    return PreferenceSet(
         [
-            (render(chosen, tokenizer, max_length), render(rejected, tokenizer, max_length))
+            (render_example(chosen, tokenizer, max_length), render_example(rejected, tokenizer, max_length))
             for chosen, rejected in islice(read_preferences(dataset), max_rows)
         ]
     )
@@ -92,7 +92,7 @@ def render_preferences(
 
 def _triple(chosen: Example, rejected: Example) -> dict[str, list[int]]:
     """Both answers start at the same token, the earlier one where a template renders the prompt unalike."""
-    start = min(example.labels.count(IGNORED) for example in (chosen, rejected))
+    start = min(example.labels.count(IGNORE_INDEX) for example in (chosen, rejected))
     return {
         "prompt_ids": chosen.input_ids[:start],
         "chosen_ids": chosen.input_ids[start:],

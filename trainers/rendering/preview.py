@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from trainers.rendering.render import IGNORED, Example
+from trainers.rendering.render import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 CONTEXT_TOKENS = 4  # Some decoders drop a leading space or join marks; a few tokens before settle how.
 
 
-def shown(example: Example, turn: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def preview_example(example: Example, turn: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """An example as JSON for a page."""
     texts = token_texts(example.input_ids, tokenizer)
     return {
@@ -18,7 +18,7 @@ def shown(example: Example, turn: int, tokenizer: "PreTrainedTokenizerBase") -> 
         "turn": turn,
         "text": example.text,
         "tokens": [
-            {"text": text, "loss": label != IGNORED}
+            {"text": text, "loss": label != IGNORE_INDEX}
             for text, label in zip(texts, example.labels, strict=True)
         ],
         "token_count": len(example.input_ids),
@@ -27,7 +27,7 @@ def shown(example: Example, turn: int, tokenizer: "PreTrainedTokenizerBase") -> 
     }
 
 
-def marked(row: dict[str, Any], colour: bool) -> str:
+def highlight_loss(row: dict[str, Any], colour: bool) -> str:
     """A shown row for the terminal: what carries loss in reverse video, or between ⟦ and ⟧."""
     start, end = ("\x1b[7m", "\x1b[0m") if colour else ("⟦", "⟧")
     text, inside = "", False

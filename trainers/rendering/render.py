@@ -16,12 +16,12 @@ from trainers.configs.base import StageDataset
 from trainers.data.conversation import asked, preference_messages, prompt_completions, tools
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.formats import RowFormat, detect_format
-from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, DatasetNotFound
+from trainers.runtime.errors import ConfigInvalid, DatasetFileNotFound, DatasetInvalid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # The label that torch's cross entropy leaves out.
+IGNORE_INDEX = -100  # The label that torch's cross entropy leaves out.
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Example:
 
     @property
     def loss_tokens(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+        return sum(label != IGNORE_INDEX for label in self.labels)
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptCompletion:
     """A prompt and the assistant's answer to it."""
 
     row: int
@@ -66,14 +66,16 @@ def dataset_path(reference: str | StageDataset) -> Path:
     return Path(reference)
 
 
-def read_pairs(dataset: str | StageDataset, rows: int | None = None) -> Iterator[list[Pair]]:
+def read_prompt_completions(
+    dataset: str | StageDataset, rows: int | None = None
+) -> Iterator[list[PromptCompletion]]:
     """The pairs of each of the first rows; raises DatasetNotFound, or DatasetInvalid naming the row."""
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), rows):
-        yield pairs_of(number, row, path)
+        yield parse_prompt_completions(number, row, path)
 
 
-def read_asked(dataset: str | StageDataset, rows: int | None = None) -> Iterator[Pair]:
+def read_prompts(dataset: str | StageDataset, rows: int | None = None) -> Iterator[PromptCompletion]:
     """What each of the first rows asks at its end, in rows of any format and in those without an answer.
 
     Raises as `read_pairs` does.
@@ -81,7 +83,7 @@ def read_asked(dataset: str | StageDataset, rows: int | None = None) -> Iterator
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), rows):
         try:
-            yield Pair(number, *asked(row), tools(row))
+            yield PromptCompletion(number, *asked(row), tools(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetInvalid(
                 f"Row {number} of {path} holds nothing to answer: {error}",
@@ -89,14 +91,14 @@ def read_asked(dataset: str | StageDataset, rows: int | None = None) -> Iterator
             ) from error
 
 
-def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[Pair, Pair]]:
+def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptCompletion, PromptCompletion]]:
     """The chosen and the rejected pair of each row; raises as `read_pairs` does."""
     path = dataset_path(dataset)
     for number, row in read_rows(path):
         yield _preference(number, row, path)
 
 
-def render(pair: Pair, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
+def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
     """Tokens and labels of a pair, cut at `max_length`; raises DatasetInvalid if the template refuses it."""
     try:
         prompt_ids = _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
@@ -109,7 +111,7 @@ def render(pair: Pair, tokenizer: "PreTrainedTokenizerBase", max_length: int) ->
             "Change the row to the roles and turns that the template accepts, or choose another model.",
         ) from error
     start = common_prefix_length(prompt_ids, ids)
-    labels = [IGNORED] * start + ids[start:]
+    labels = [IGNORE_INDEX] * start + ids[start:]
     return Example(
         row=pair.row,
         text=text,
@@ -121,19 +123,19 @@ def render(pair: Pair, tokenizer: "PreTrainedTokenizerBase", max_length: int) ->
     )
 
 
-def prompt_tokens(pair: Pair, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def tokenize_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The prompt as the model reads it before it answers."""
     return _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
 
 
-def render_prompt(pair: Pair, tokenizer: "PreTrainedTokenizerBase") -> Example:
+def render_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> Example:
     """The prompt alone, none of which carries loss."""
-    ids = prompt_tokens(pair, tokenizer)
+    ids = tokenize_prompt(pair, tokenizer)
     return Example(
         row=pair.row,
         text=tokenizer.decode(ids),
         input_ids=ids,
-        labels=[IGNORED] * len(ids),
+        labels=[IGNORE_INDEX] * len(ids),
         truncated=False,
         prompt_is_prefix=True,
         length=len(ids),
@@ -150,14 +152,14 @@ def common_prefix_length(left: list[int], right: list[int]) -> int:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file with their lines; raises DatasetNotFound or DatasetInvalid."""
     if not path.is_file():
-        raise DatasetNotFound(f"The dataset {path} does not exist.", "Name the path of a JSONL file.")
+        raise DatasetFileNotFound(f"The dataset {path} does not exist.", "Name the path of a JSONL file.")
     try:
         yield from iter_rows(path)
     except ValueError as error:
         raise DatasetInvalid(f"The dataset cannot be read: {error}", "Correct the named line.") from error
 
 
-def pairs_of(number: int, row: dict[str, Any], dataset: Path) -> list[Pair]:
+def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) -> list[PromptCompletion]:
     """The pairs of one row, one for each turn that is trained; raises DatasetInvalid."""
     row_format = detect_format(row)
     if row_format is None:
@@ -167,7 +169,10 @@ def pairs_of(number: int, row: dict[str, Any], dataset: Path) -> list[Pair]:
         )
     try:
         offered = tools(row)
-        return [Pair(number, prompt, done, offered) for prompt, done in prompt_completions(row, row_format)]
+        return [
+            PromptCompletion(number, prompt, done, offered)
+            for prompt, done in prompt_completions(row, row_format)
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetInvalid(
             f"Row {number} of {dataset} cannot be used as {row_format} row: {error}",
@@ -175,7 +180,7 @@ def pairs_of(number: int, row: dict[str, Any], dataset: Path) -> list[Pair]:
         ) from error
 
 
-def _preference(number: int, row: dict[str, Any], dataset: Path) -> tuple[Pair, Pair]:
+def _preference(number: int, row: dict[str, Any], dataset: Path) -> tuple[PromptCompletion, PromptCompletion]:
     if detect_format(row) is not RowFormat.preference:
         raise DatasetInvalid(
             f"Row {number} of {dataset} is no preference pair; its fields are {', '.join(row) or 'none'}.",
@@ -189,7 +194,9 @@ def _preference(number: int, row: dict[str, Any], dataset: Path) -> tuple[Pair, 
             f"Row {number} of {dataset} cannot be used as preference pair: {error}",
             "Validate the dataset, which lists every fault with its row.",
         ) from error
-    return Pair(number, prompt, chosen, offered), Pair(number, prompt, rejected, offered)
+    return PromptCompletion(number, prompt, chosen, offered), PromptCompletion(
+        number, prompt, rejected, offered
+    )
 
 
 def _tokens(

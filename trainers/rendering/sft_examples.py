@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
-from trainers.rendering.render import Example, read_pairs, render
+from trainers.rendering.render import Example, read_prompt_completions, render_example
 from trainers.runtime.errors import DatasetInvalid
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExampleSet:
     """The turns of all rows; those whose prompt alone fills the length carry no loss and are not trained."""
 
     every: list[Example]
@@ -51,7 +51,7 @@ def load_examples(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
-) -> Examples:
+) -> ExampleSet:
     """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid if no token carries loss."""
     examples = render_examples(dataset, tokenizer, max_length, max_rows)
     if not examples.examples:
@@ -68,9 +68,10 @@ def render_examples(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
-) -> Examples:
+) -> ExampleSet:
     """Render all rows, or the first, whatever comes of it; raises DatasetNotFound or DatasetInvalid."""
     per_row = [
-        [render(pair, tokenizer, max_length) for pair in pairs] for pairs in read_pairs(dataset, max_rows)
+        [render_example(pair, tokenizer, max_length) for pair in pairs]
+        for pairs in read_prompt_completions(dataset, max_rows)
     ]
-    return Examples([example for row in per_row for example in row], rows=len(per_row))
+    return ExampleSet([example for row in per_row for example in row], rows=len(per_row))

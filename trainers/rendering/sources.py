@@ -9,14 +9,14 @@ from trainers.data.files.tmx import read_tmx
 from trainers.data.filters.drops import Drops
 from trainers.data.formats import Row
 from trainers.rendering.render import read_rows
-from trainers.runtime.errors import DatasetNotFound
+from trainers.runtime.errors import DatasetFileNotFound
 
 
 def sentence_pairs(source: Source, drops: Drops) -> Iterable[TranslationPair]:
     """Korean-English pairs; raises DatasetNotFound, and ValueError naming the line that cannot be read."""
     for path in source.paths:
         if not Path(path).exists():
-            raise DatasetNotFound(f"The source {path} does not exist.", "Check the path.")
+            raise DatasetFileNotFound(f"The source {path} does not exist.", "Check the path.")
     match source:
         case AlignedSource():
             return read_aligned(Path(source.korean), Path(source.english))
@@ -47,7 +47,7 @@ def _hub_rows(source: HubSource) -> Iterator[tuple[int, Row]]:
             source.name, source.subset, split=source.split, revision=source.revision, streaming=True
         )
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
-        raise DatasetNotFound(
+        raise DatasetFileNotFound(
             f"The data set {source.name} cannot be read: {str(error).splitlines()[0]}",
             "Name a data set of the hub that this host can fetch, its subset and its split.",
         ) from error

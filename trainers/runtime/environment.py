@@ -16,12 +16,12 @@ from trainers.runtime import run_dir as files
 SURROUNDINGS = "surroundings.json"
 
 
-def keep_surroundings(config: TrainingConfig, checkpoint: Path) -> None:
+def save_environment(config: TrainingConfig, checkpoint: Path) -> None:
     """Write them into a checkpoint that is about to be published."""
     files.write_json(checkpoint / SURROUNDINGS, _surroundings(config))
 
 
-def expected_resuming(config: TrainingConfig) -> Resuming:
+def expected_resume_guarantee(config: TrainingConfig) -> Resuming:
     """How the run would go on after a stop, on this host."""
     queue = Queue.cuda if pick_device(config.queue).type == "cuda" else Queue.cpu
     found = resuming(config.stage, queue, config.model_dump(mode="json"))
@@ -29,7 +29,7 @@ def expected_resuming(config: TrainingConfig) -> Resuming:
     return found
 
 
-def actual_resuming(config: TrainingConfig, checkpoint: Path) -> Resuming:
+def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> Resuming:
     """How the run goes on from this checkpoint, which another kind of host may have written."""
     then, now = files.read_json(checkpoint / SURROUNDINGS) or {}, _surroundings(config)
     changed = [
@@ -38,7 +38,7 @@ def actual_resuming(config: TrainingConfig, checkpoint: Path) -> Resuming:
         for name, value in now.items()
         if then.get(name) != value
     ]
-    return because(expected_resuming(config).reasons + changed)
+    return because(expected_resume_guarantee(config).reasons + changed)
 
 
 def _surroundings(config: TrainingConfig) -> dict[str, Any]:

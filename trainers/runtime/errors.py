@@ -32,7 +32,7 @@ class ConfigInvalid(ProgramError):
     code = ErrorCode.config_invalid
 
 
-class ModelNotFound(ProgramError):
+class BaseModelNotFound(ProgramError):
     code = ErrorCode.model_not_found
 
 
@@ -40,7 +40,7 @@ class AdapterUnreadable(ProgramError):
     code = ErrorCode.adapter_unreadable
 
 
-class DatasetNotFound(ProgramError):
+class DatasetFileNotFound(ProgramError):
     code = ErrorCode.dataset_not_found
 
 
@@ -118,7 +118,7 @@ def as_program_error(error: BaseException) -> ProgramError:
     )
 
 
-def is_disk_full(error: BaseException) -> bool:
+def has_disk_full_cause(error: BaseException) -> bool:
     """Tell whether a full disk is the error or one of its causes."""
     return any(_is_disk_full(cause) for cause in _chain(error))
 

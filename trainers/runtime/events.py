@@ -7,14 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainers.runtime.run_dir import ends_torn, utc_now
+from trainers.runtime.run_dir import has_partial_last_line, utc_now
 
 
-class Report:
+class EventWriter:
     """Appends events to a file and flushes each; without a path (ranks other than 0) it drops them."""
 
     def __init__(self, path: Path | None, progress_seconds: float = 1.0) -> None:
-        torn = path is not None and ends_torn(path)
+        torn = path is not None and has_partial_last_line(path)
         self._file = path.open("a", encoding="utf-8") if path is not None else None
         self._progress_seconds = progress_seconds
         self._last_progress = -math.inf

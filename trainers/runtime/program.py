@@ -19,14 +19,14 @@ from pydantic import ValidationError
 from trainers.configs.base import StageConfig
 from trainers.configs.stage_config import StageKind, load_stage
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, is_disk_full
-from trainers.runtime.events import Report
+from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, has_disk_full_cause
+from trainers.runtime.events import EventWriter
 
 EXIT_FAILED = 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: start the program again to go on.
 
 C = TypeVar("C", bound=StageConfig)
-Work = Callable[[C, Path, Report], dict[str, Any]]
+Work = Callable[[C, Path, EventWriter], dict[str, Any]]
 Plan = Callable[[C], dict[str, Any]]
 
 logger = logging.getLogger("trainers")
@@ -36,7 +36,7 @@ class StopRequested(BaseException):
     """SIGTERM arrived where nothing needs to be finished first. Not an Exception: nothing may swallow it."""
 
 
-class Stop:
+class StopFlag:
     """Whether SIGTERM has arrived, for work that finishes a step before it stops."""
 
     requested = False
@@ -68,9 +68,9 @@ def run_program(kind: type[C], work: Work[C], plan: Plan[C]) -> NoReturn:
 
 
 @contextmanager
-def stop_after_step() -> Iterator[Stop]:
+def stop_after_step() -> Iterator[StopFlag]:
     """While this holds, SIGTERM sets `requested` and does not interrupt."""
-    stop = Stop()
+    stop = StopFlag()
 
     def remember(signum: int, frame: FrameType | None) -> None:
         stop.requested = True
@@ -82,7 +82,7 @@ def stop_after_step() -> Iterator[Stop]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def is_first_process() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes, as torchrun and accelerate number them."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -113,14 +113,14 @@ def _run(kind: type[C], work: Work[C], plan: Plan[C], arguments: argparse.Namesp
     if files.read_result(run_dir) is not None:
         logger.info("%s exists: this run has already succeeded.", run_dir / files.RESULT)
         return
-    if is_first_process():
+    if is_main_process():
         (run_dir / files.ERROR).unlink(missing_ok=True)
     config = _load(kind, arguments.config)
-    if is_first_process():
+    if is_main_process():
         _keep_config(config, arguments.config, run_dir)
-    with Report(run_dir / files.METRICS if is_first_process() else None) as report:
+    with EventWriter(run_dir / files.EVENTS if is_main_process() else None) as report:
         result = work(config, run_dir, report)
-    if is_first_process():
+    if is_main_process():
         files.write_result(run_dir, result)
 
 
@@ -128,7 +128,7 @@ def _make(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if is_disk_full(error):
+        if has_disk_full_cause(error):
             raise
         raise ConfigInvalid(
             f"The run directory {run_dir} cannot be made: {error.strerror}.",
@@ -175,7 +175,7 @@ def _keep_config(config: StageConfig, path: Path, run_dir: Path) -> None:
 
 def _leave_error(arguments: argparse.Namespace, error: ProgramError) -> None:
     logger.error("%s: %s %s", error.code, error.message, error.hint or "")
-    if arguments.dry_run or not is_first_process():
+    if arguments.dry_run or not is_main_process():
         return
     try:
         files.write_error(arguments.run_dir, error.code, error.message, error.hint or "")

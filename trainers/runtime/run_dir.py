@@ -17,7 +17,7 @@ from typing import Any
 
 CONFIG = "config.json"
 LOG = "log.txt"
-METRICS = "metrics.jsonl"
+EVENTS = "metrics.jsonl"
 CHECKPOINT_LINES = "checkpoints.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -28,7 +28,7 @@ SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointRecord:
     """One line of `checkpoints.jsonl`; `path` is relative to the run directory."""
 
     step: int
@@ -92,7 +92,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 def append_lines(path: Path, values: list[dict[str, Any]]) -> None:
     """Append JSON objects as lines and fsync; the torn line of a killed writer is closed first."""
-    start = b"\n" if ends_torn(path) else b""
+    start = b"\n" if has_partial_last_line(path) else b""
     with path.open("ab") as file:
         file.write(start + "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
         file.flush()
@@ -107,7 +107,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [value for value in values if value is not None]
 
 
-def ends_torn(path: Path) -> bool:
+def has_partial_last_line(path: Path) -> bool:
     """Whether the file's last line lacks its newline."""
     if not path.exists() or path.stat().st_size == 0:
         return False
@@ -132,7 +132,7 @@ def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
     sync_folder(target.parent)
 
 
-def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> Checkpoint:
+def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> CheckpointRecord:
     """Turn a written folder of the run directory into the checkpoint of `step`, which a reader sees whole.
 
     The order makes a crash at any moment harmless: files, manifest, rename, and the line only at the end.
@@ -147,16 +147,18 @@ def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> Checkpoint:
     folder.rename(target)
     sync_folder(target.parent)
     size_bytes = sum(file["size_bytes"] for file in files)
-    checkpoint = Checkpoint(step, str(target.relative_to(run_dir)), size_bytes, utc_now())
+    checkpoint = CheckpointRecord(step, str(target.relative_to(run_dir)), size_bytes, utc_now())
     append_line(run_dir / CHECKPOINT_LINES, asdict(checkpoint))
     return checkpoint
 
 
-def checkpoints(run_dir: Path) -> list[Checkpoint]:
+def checkpoints(run_dir: Path) -> list[CheckpointRecord]:
     """All checkpoints ever published, oldest first; pruned ones are among them."""
     lines = read_lines(run_dir / CHECKPOINT_LINES)
-    fields = Checkpoint.__dataclass_fields__.keys()
-    return [Checkpoint(**{name: line[name] for name in fields}) for line in lines if fields <= line.keys()]
+    fields = CheckpointRecord.__dataclass_fields__.keys()
+    return [
+        CheckpointRecord(**{name: line[name] for name in fields}) for line in lines if fields <= line.keys()
+    ]
 
 
 def last_complete_checkpoint(run_dir: Path) -> Path | None:

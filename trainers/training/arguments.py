@@ -9,14 +9,14 @@ from peft import get_peft_model
 
 from trainers.configs.training import Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
-from trainers.modeling.load import parameter_counts, pick_attention, pick_device, pick_precision
-from trainers.preflight.memory_estimate import estimate_fit, needs_checkpointing, this_host
+from trainers.modeling.load import count_parameters, pick_attention, pick_device, pick_precision
+from trainers.preflight.memory_estimate import estimate_memory, local_host, needs_checkpointing
 from trainers.runtime import run_dir as files
-from trainers.runtime.environment import expected_resuming
+from trainers.runtime.environment import expected_resume_guarantee
 from trainers.runtime.errors import ConfigInvalid
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import parallel_arguments
-from trainers.training.policy import load_policy, new_adapter
+from trainers.training.policy import load_policy, new_adapter_config
 
 
 def training_arguments(
@@ -62,13 +62,13 @@ def validation_arguments(config: ValidatedTrainingConfig) -> dict[str, Any]:
     }
 
 
-def planned_numbers(config: TrainingConfig, steps: int, longest_tokens: int) -> dict[str, Any]:
+def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> dict[str, Any]:
     """What `--dry-run` tells of every training stage."""
     device = pick_device(config.queue)
     precision = pick_precision(config.precision, device)
-    model = load_policy(config, precision, Report(None))
-    adapter = new_adapter(config, model)
-    trainable, every = parameter_counts(model if adapter is None else get_peft_model(model, adapter))
+    model = load_policy(config, precision, EventWriter(None))
+    adapter = new_adapter_config(config, model)
+    trainable, every = count_parameters(model if adapter is None else get_peft_model(model, adapter))
     return {
         "steps": steps,
         "batch_size": config.batch_size,
@@ -81,8 +81,8 @@ def planned_numbers(config: TrainingConfig, steps: int, longest_tokens: int) -> 
         "precision": precision,
         "attention": pick_attention(config.attention, device),
         "activation_checkpointing": _wants_checkpointing(config, longest_tokens),
-        "fit": estimate_fit(config, [], longest_tokens),
-        "resuming": expected_resuming(config).model_dump(mode="json"),
+        "fit": estimate_memory(config, [], longest_tokens),
+        "resuming": expected_resume_guarantee(config).model_dump(mode="json"),
     }
 
 
@@ -114,4 +114,4 @@ def _wants_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
     """Whether activations are computed again: a third more work, so only where memory asks for it."""
     if config.activation_checkpointing is not None:
         return config.activation_checkpointing
-    return needs_checkpointing(config, this_host(), longest_tokens)
+    return needs_checkpointing(config, local_host(), longest_tokens)

@@ -11,11 +11,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainers.configs.training import TrainingConfig
 from trainers.runtime import run_dir as files
-from trainers.runtime.environment import actual_resuming, keep_surroundings
-from trainers.runtime.events import Report
-from trainers.runtime.program import Stop, is_first_process
-from trainers.training.nan_diagnosis import diagnose
-from trainers.training.validation import LOSS, pack_best
+from trainers.runtime.environment import actual_resume_guarantee, save_environment
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import StopFlag, is_main_process
+from trainers.training.nan_diagnosis import diagnose_non_finite
+from trainers.training.validation import EVAL_LOSS, pack_best_model
 
 REPORTED = (
     *("loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy"),
@@ -30,7 +30,7 @@ logger = logging.getLogger("trainers")
 class RunDirCallback(TrainerCallback):
     """Carries the Trainer's events into the run directory; it holds what outlives one call."""
 
-    def __init__(self, config: TrainingConfig, run_dir: Path, report: Report, stop: Stop) -> None:
+    def __init__(self, config: TrainingConfig, run_dir: Path, report: EventWriter, stop: StopFlag) -> None:
         self._config = config
         self._run_dir = run_dir
         self._report = report
@@ -38,8 +38,8 @@ class RunDirCallback(TrainerCallback):
 
     def tell_resumed(self, checkpoint: Path, step: int) -> None:
         """Say from which step the run goes on, and whether exactly."""
-        found = actual_resuming(self._config, checkpoint)
-        if is_first_process():
+        found = actual_resume_guarantee(self._config, checkpoint)
+        if is_main_process():
             logger.info("Resuming after step %d, %s. %s", step, found.exactness, " ".join(found.reasons))
         self._report.resumed(step, found.exactness, found.reasons)
 
@@ -66,28 +66,28 @@ class RunDirCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is not None and LOSS in logs:
-            self._report.metrics(state.global_step, state.max_steps, {"validation_loss": logs[LOSS]})
+        if logs is not None and EVAL_LOSS in logs:
+            self._report.metrics(state.global_step, state.max_steps, {"validation_loss": logs[EVAL_LOSS]})
         if logs is None or "loss" not in logs:
             return
         values = {name: float(value) for name, value in logs.items() if _is_reported(name, value)}
         self._report.metrics(
             state.global_step, state.max_steps, {**values, "tokens": float(state.num_input_tokens_seen)}
         )
-        if is_first_process():
+        if is_main_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
         if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
-            raise diagnose(self._config, kwargs["model"], state, values)
+            raise diagnose_non_finite(self._config, kwargs["model"], state, values)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Every process writes its own random state into the folder.
         wait_for_all()
-        if is_first_process():
+        if is_main_process():
             written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            pack_best(self._run_dir, written)
-            keep_surroundings(self._config, written)
+            pack_best_model(self._run_dir, written)
+            save_environment(self._config, written)
             files.publish_checkpoint(self._run_dir, state.global_step, written)
             files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
         wait_for_all()

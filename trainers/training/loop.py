@@ -9,33 +9,33 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from trainers.configs.training import TrainingConfig
-from trainers.modeling.load import parameter_counts
+from trainers.modeling.load import count_parameters
 from trainers.runtime import run_dir as files
-from trainers.runtime.program import Stop, StopRequested, is_first_process
+from trainers.runtime.program import StopFlag, StopRequested, is_main_process
 from trainers.training.callback import RunDirCallback, wait_for_all
-from trainers.training.validation import stopped_early, unpack_best
+from trainers.training.validation import has_stopped_early, unpack_best_model
 
 logger = logging.getLogger("trainers")
 
 
-def fit(
+def run_training_loop(
     trainer: Trainer,
     config: TrainingConfig,
     callback: RunDirCallback,
     run_dir: Path,
-    stop: Stop,
+    stop: StopFlag,
     summary: str,
 ) -> None:
     """Train from the last complete checkpoint on, or from the start; raises StopRequested after SIGTERM."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    if is_first_process():
-        trainable, every = parameter_counts(trainer.model)
+    if is_main_process():
+        trainable, every = count_parameters(trainer.model)
         logger.info("%d of %d parameters are trained, on %s.", trainable, every, summary)
         shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
     checkpoint = files.last_complete_checkpoint(run_dir)
-    if is_first_process() and checkpoint is not None:
-        unpack_best(run_dir, checkpoint)
+    if is_main_process() and checkpoint is not None:
+        unpack_best_model(run_dir, checkpoint)
     wait_for_all()
     if stop.requested:
         raise StopRequested
@@ -46,16 +46,16 @@ def fit(
             _resume(trainer, config, callback, checkpoint)
     finally:
         # After a failure too: on a full disk this makes room for error.json.
-        if is_first_process():
+        if is_main_process():
             shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
-    if trainer.state.global_step < trainer.state.max_steps and not stopped_early(config, trainer.state):
+    if trainer.state.global_step < trainer.state.max_steps and not has_stopped_early(config, trainer.state):
         raise StopRequested
 
 
 def _resume(trainer: Trainer, config: TrainingConfig, callback: RunDirCallback, checkpoint: Path) -> None:
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     callback.tell_resumed(checkpoint, state.global_step)
-    if state.global_step < trainer.args.max_steps and not stopped_early(config, state):
+    if state.global_step < trainer.args.max_steps and not has_stopped_early(config, state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     else:
         # Resumed after its last step, the Trainer would take one step too many.

@@ -13,7 +13,7 @@ LOGS_LOOKED_AT = 5
 RUNAWAY = 10.0
 
 
-def diagnose(
+def diagnose_non_finite(
     config: TrainingConfig, model: torch.nn.Module, state: TrainerState, values: dict[str, float]
 ) -> LossNotFinite:
     """The error for a loss or gradient norm that is not finite, with the most likely cause and a remedy."""

@@ -16,18 +16,18 @@ from transformers.masking_utils import sdpa_mask
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
 from trainers.modeling.load import pick_attention, pick_device
-from trainers.rendering.render import IGNORED
+from trainers.rendering.render import IGNORE_INDEX
 
 ROW_BY_ROW: Final = "row_by_row"
 FLASH: Final = (Attention.flash_attention_2, Attention.flash_attention_3)
 # Architectures of which a test shows that rows do not see each other; another may carry a state from token to
 # token beside its attention.
-PROVEN: Final = frozenset(
+VERIFIED_ARCHITECTURES: Final = frozenset(
     {"gemma", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
 )
 
 
-def lies_flat(config: SftConfig, model: PreTrainedConfig) -> bool:
+def uses_padding_free(config: SftConfig, model: PreTrainedConfig) -> bool:
     """Whether rows are laid end to end: packed ones are, and others where attention keeps them apart cheaply.
 
     Flash attention does. Torch's own would need a mask as large as the square of all tokens, so on a CPU it
@@ -36,15 +36,15 @@ def lies_flat(config: SftConfig, model: PreTrainedConfig) -> bool:
     """
     assert config.micro_batch_size is not None
     is_flash = pick_attention(config.attention, pick_device(config.queue)) in FLASH
-    is_cheap = _attends_row_by_row(config, model) or (is_flash and model.model_type in PROVEN)
+    is_cheap = _attends_row_by_row(config, model) or (is_flash and model.model_type in VERIFIED_ARCHITECTURES)
     keeps_apart = config.micro_batch_size > 1 and config.neftune_alpha is None
     return config.packing or (keeps_apart and is_cheap)
 
 
-def lay_flat(config: SftConfig, model: PreTrainedModel | PeftModel) -> bool:
+def enable_padding_free(config: SftConfig, model: PreTrainedModel | PeftModel) -> bool:
     """Answer as `lies_flat` does, and let torch's attention see one row at a time where it can."""
     causal = _without_adapter(model)
-    is_flat = lies_flat(config, causal.config)
+    is_flat = uses_padding_free(config, causal.config)
     if is_flat and _attends_row_by_row(config, causal.config):
         causal.set_attn_implementation(ROW_BY_ROW)
     return is_flat
@@ -58,7 +58,7 @@ def _attends_row_by_row(config: SftConfig, model: PreTrainedConfig) -> bool:
         device.type == "cpu"
         and config.attention is Attention.auto
         and pick_attention(config.attention, device) == Attention.sdpa
-        and model.model_type in PROVEN
+        and model.model_type in VERIFIED_ARCHITECTURES
         and window >= config.max_length
     )
 
@@ -94,7 +94,7 @@ AttentionMaskInterface.register(ROW_BY_ROW, _mask)
 
 
 @contextmanager
-def only_where_loss_is(
+def project_loss_tokens_only(
     model: PreTrainedModel | PeftModel, inputs: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Inputs with which TRL's loss multiplies by the head only where a token carries loss.
@@ -103,7 +103,7 @@ def only_where_loss_is(
     with a large vocabulary is a good part of the work.
     """
     labels = inputs["labels"][:, 1:]
-    mask = labels != IGNORED
+    mask = labels != IGNORE_INDEX
 
     def select(module: torch.nn.Module, arguments: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[:, :-1][mask][None]

@@ -8,13 +8,15 @@ from transformers import PreTrainedModel, Trainer
 
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
 from trainers.modeling.load import forward_dtype, load_model, pick_attention, pick_device
-from trainers.modeling.quantization import quantization
-from trainers.runtime.events import Report
+from trainers.modeling.quantization import quantization_config
+from trainers.runtime.events import EventWriter
 
 T = TypeVar("T", bound=Trainer)
 
 
-def load_policy(config: TrainingConfig, precision: Precision, report: Report) -> PreTrainedModel | PeftModel:
+def load_policy(
+    config: TrainingConfig, precision: Precision, report: EventWriter
+) -> PreTrainedModel | PeftModel:
     """The model to train, on the CPU; with full tuning an adapter is merged into the weights.
 
     A frozen base is kept in the forward pass's format; fp32 does not round small updates away.
@@ -27,7 +29,7 @@ def load_policy(config: TrainingConfig, precision: Precision, report: Report) ->
         dtype,
         is_trainable=is_lora,
         attention=attention,
-        quantization=quantization(config, dtype),
+        quantization=quantization_config(config, dtype),
     )
     if not isinstance(model, PeftModel):
         return model
@@ -44,7 +46,7 @@ def load_policy(config: TrainingConfig, precision: Precision, report: Report) ->
     return model
 
 
-def new_adapter(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> LoraConfig | None:
+def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> LoraConfig | None:
     """The adapter that is still to be put on the model; None where there is one, or none is asked for."""
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning) or isinstance(model, PeftModel):
@@ -60,7 +62,7 @@ def new_adapter(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> L
     )
 
 
-def keep_adapter_precise(trainer: T) -> T:
+def cast_adapter_to_fp32(trainer: T) -> T:
     """TRL keeps the adapter of a quantised base in bf16, whose 8 bits lose small updates: make it fp32."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:

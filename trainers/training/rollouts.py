@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
-from trainers.rendering.render import Pair, prompt_tokens, read_pairs
+from trainers.rendering.render import PromptCompletion, read_prompt_completions, tokenize_prompt
 from trainers.rewards.score import references_without_answer
 from trainers.rewards.trl_functions import RewardFunction, completion_text, reward_functions
 from trainers.runtime.errors import DatasetInvalid
@@ -18,9 +18,11 @@ from trainers.runtime.errors import DatasetInvalid
 CONSTANT_GROUPS = 16
 
 
-def load_prompts(dataset: str, rewards: Sequence[Reward], tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+def load_prompts(
+    dataset: str, rewards: Sequence[Reward], tokenizer: PreTrainedTokenizerBase
+) -> list[PromptCompletion]:
     """The last turn of each row, whose answer is the reference; raises DatasetNotFound or DatasetInvalid."""
-    pairs = [turns[-1] for turns in read_pairs(dataset)]
+    pairs = [turns[-1] for turns in read_prompt_completions(dataset)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
     for pair in pairs:
@@ -31,11 +33,11 @@ def load_prompts(dataset: str, rewards: Sequence[Reward], tokenizer: PreTrainedT
             )
     if any(isinstance(reward, CorrectnessReward) for reward in rewards):
         _require_answers(pairs, dataset)
-    prompt_tokens(pairs[0], tokenizer)
+    tokenize_prompt(pairs[0], tokenizer)
     return pairs
 
 
-def prompt_dataset(pairs: list[Pair], count: int, seed: int) -> Dataset:
+def build_prompt_dataset(pairs: list[PromptCompletion], count: int, seed: int) -> Dataset:
     """`count` prompts: pass after pass over all rows, each in an order of its own.
 
     All passes are laid out at once, because TRL's sampler forgets on resuming how often it has shuffled.
@@ -50,7 +52,7 @@ def prompt_dataset(pairs: list[Pair], count: int, seed: int) -> Dataset:
     return dataset.with_transform(_decoded)
 
 
-class Rollouts:
+class RolloutRecorder:
     """Watches the rewards as they are given; it holds the last batch, and runs of equal values."""
 
     def __init__(self, rewards: Sequence[Reward], num_generations: int) -> None:
@@ -102,7 +104,7 @@ class Rollouts:
         return sum(weight * rewards[name] for name, weight in zip(self.names, self.weights, strict=True))
 
 
-def _require_answers(pairs: list[Pair], dataset: str) -> None:
+def _require_answers(pairs: list[PromptCompletion], dataset: str) -> None:
     missing = references_without_answer([pair.answer for pair in pairs])
     if missing:
         raise DatasetInvalid(

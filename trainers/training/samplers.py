@@ -7,16 +7,16 @@ import torch
 from torch.utils.data import Sampler
 
 
-class InStepOrder:
+class StepSamplerMixin:
     """A mixin for trainers whose `step_order` is set once they are made."""
 
-    step_order: "StepOrder"
+    step_order: "StepSampler"
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> "StepOrder":
+    def _get_train_sampler(self, train_dataset: Any = None) -> "StepSampler":
         return self.step_order
 
 
-class StepOrder(Sampler[int]):
+class StepSampler(Sampler[int]):
     """Rows in a new random order each epoch, in which those of one optimizer step stand by length.
 
     A step's gradient is the mean over all its tokens, however they are divided into micro-batches; rows of

@@ -16,19 +16,21 @@ from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.load import template_sha256
 from trainers.runtime import run_dir as files
-from trainers.runtime.program import is_first_process
+from trainers.runtime.program import is_main_process
 from trainers.training.callback import wait_for_all
-from trainers.training.validation import BEST, KeepBest, best_step, validation_losses
+from trainers.training.validation import BEST_MODEL, BestModelCallback, best_step, validation_losses
 
 logger = logging.getLogger("trainers")
 
 
-def watch_validation(
+def add_validation_callback(
     trainer: Trainer, config: ValidatedTrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Keep the best model and stop early, if there is a validation dataset."""
     if config.validation_dataset is not None:
-        trainer.add_callback(KeepBest(config, run_dir, partial(_write_model, trainer, config, tokenizer)))
+        trainer.add_callback(
+            BestModelCallback(config, run_dir, partial(_write_model, trainer, config, tokenizer))
+        )
 
 
 def save_model(
@@ -36,11 +38,11 @@ def save_model(
 ) -> None:
     """Publish `model/`: the best model that validation has found, or the one that was trained last."""
     best = best_step(validation_losses(trainer.state))
-    if best not in (None, trainer.state.global_step) and (run_dir / BEST).is_dir():
-        if is_first_process():
+    if best not in (None, trainer.state.global_step) and (run_dir / BEST_MODEL).is_dir():
+        if is_main_process():
             logger.info("Publishing the model of step %d, whose validation loss is the lowest.", best)
             shutil.rmtree(run_dir / files.MODEL, ignore_errors=True)
-            (run_dir / BEST).rename(run_dir / files.MODEL)
+            (run_dir / BEST_MODEL).rename(run_dir / files.MODEL)
         wait_for_all()
     else:
         _write_model(trainer, config, tokenizer, run_dir / files.MODEL)
@@ -91,7 +93,7 @@ def _write_model(
             model.save_pretrained(folder, **state)
         tokenizer.save_pretrained(folder)
 
-    if is_first_process():
+    if is_main_process():
         files.publish_folder(target, fill)
     wait_for_all()
 

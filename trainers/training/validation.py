@@ -16,17 +16,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.runtime import run_dir as files
-from trainers.runtime.program import is_first_process
+from trainers.runtime.program import is_main_process
 
-BEST = "best"
+BEST_MODEL = "best"
 # The Trainer takes any folder of adapter weights right in a checkpoint for one more adapter to load.
 PACKED = "validation/best"
-LOSS = "eval_loss"
+EVAL_LOSS = "eval_loss"
 
 logger = logging.getLogger("trainers")
 
 
-class ValidatesAside:
+class IsolatedValidationMixin:
     """A mixin for trainers that go on as if they had not validated."""
 
     args: Any
@@ -38,7 +38,7 @@ class ValidatesAside:
             return super().evaluate(*arguments, **options)  # type: ignore[misc]
 
 
-class KeepBest(TrainerCallback):
+class BestModelCallback(TrainerCallback):
     """Saves the model whenever the validation loss is the lowest so far, and stops when it stays higher."""
 
     def __init__(
@@ -54,24 +54,25 @@ class KeepBest(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or LOSS not in logs:
+        if logs is None or EVAL_LOSS not in logs:
             return
         losses = validation_losses(state)
         if best_step(losses) == state.global_step and self._config.keep_best:
-            self._write_model(self._run_dir / BEST)
+            self._write_model(self._run_dir / BEST_MODEL)
         patience = self._config.early_stopping_patience
         if (
             patience is not None
-            and steps_without_better(losses, self._config.early_stopping_min_improvement) >= patience
+            and count_validations_without_improvement(losses, self._config.early_stopping_min_improvement)
+            >= patience
         ):
-            if is_first_process():
+            if is_main_process():
                 logger.info("The validation loss has not fallen %d times in a row: stopping.", patience)
             control.should_save = control.should_training_stop = True
 
 
 def validation_losses(state: TrainerState) -> dict[int, float]:
     """Validation loss by step, of earlier attempts too."""
-    return {entry["step"]: entry[LOSS] for entry in state.log_history if LOSS in entry}
+    return {entry["step"]: entry[EVAL_LOSS] for entry in state.log_history if EVAL_LOSS in entry}
 
 
 def best_step(losses: dict[int, float]) -> int | None:
@@ -79,7 +80,7 @@ def best_step(losses: dict[int, float]) -> int | None:
     return min(losses, key=lambda step: (losses[step], step), default=None)
 
 
-def steps_without_better(losses: dict[int, float], min_improvement: float) -> int:
+def count_validations_without_improvement(losses: dict[int, float], min_improvement: float) -> int:
     """How many validations in a row, up to the last one, were not lower than the best before by so much."""
     waited, best = 0, float("inf")
     for loss in losses.values():
@@ -89,25 +90,27 @@ def steps_without_better(losses: dict[int, float], min_improvement: float) -> in
     return waited
 
 
-def stopped_early(config: Any, state: TrainerState) -> bool:
+def has_stopped_early(config: Any, state: TrainerState) -> bool:
     """Whether training ended because the validation loss no longer fell."""
     if not isinstance(config, ValidatedTrainingConfig) or config.early_stopping_patience is None:
         return False
-    waited = steps_without_better(validation_losses(state), config.early_stopping_min_improvement)
+    waited = count_validations_without_improvement(
+        validation_losses(state), config.early_stopping_min_improvement
+    )
     return waited >= config.early_stopping_patience
 
 
-def pack_best(run_dir: Path, checkpoint: Path) -> None:
+def pack_best_model(run_dir: Path, checkpoint: Path) -> None:
     """Put the best model into a checkpoint that is being written, by hard links where there can be any."""
-    if (run_dir / BEST).is_dir():
-        shutil.copytree(run_dir / BEST, checkpoint / PACKED, copy_function=_link)
+    if (run_dir / BEST_MODEL).is_dir():
+        shutil.copytree(run_dir / BEST_MODEL, checkpoint / PACKED, copy_function=_link)
 
 
-def unpack_best(run_dir: Path, checkpoint: Path) -> None:
+def unpack_best_model(run_dir: Path, checkpoint: Path) -> None:
     """Take the best model out of the checkpoint from which training resumes."""
-    shutil.rmtree(run_dir / BEST, ignore_errors=True)
+    shutil.rmtree(run_dir / BEST_MODEL, ignore_errors=True)
     if (checkpoint / PACKED).is_dir():
-        files.publish_folder(run_dir / BEST, lambda folder: _fill(folder, checkpoint / PACKED))
+        files.publish_folder(run_dir / BEST_MODEL, lambda folder: _fill(folder, checkpoint / PACKED))
 
 
 def _fill(folder: Path, source: Path) -> None:

@@ -9,16 +9,16 @@ from sqlalchemy.exc import DBAPIError
 
 from app.deployments import lifecycle as deployments
 from app.runs.lifecycle import StaleAttempt
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Model
-from serving.engines import EngineRefused
+from serving.engines import EngineRequestFailed
 from trainers.configs import ParityMode
 from trainers.runtime.error_codes import ErrorCode
-from workers.engines.engine_process import LOOK_SECONDS, Keeper, Up, error
-from workers.engines.parity_check import Served, prove
+from workers.engines.engine_process import POLL_SECONDS, EngineProcess, EngineStart, engine_error
+from workers.engines.parity_check import ParityTarget, check_parity
 from workers.hosts.lease import Lease
-from workers.hosts.worker import Host
-from workers.runs.launch import LaunchError, ResolvedModel, resolve_model
+from workers.hosts.worker import WorkerContext
+from workers.runs.launch import LaunchError, ResolvedModel, fetch_model
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,12 @@ class _Failed(Exception):
         self.parity = parity
 
 
-class Tenant:
+class DeploymentRunner:
     """A deployment that this worker holds, and the thread that carries it through its life."""
 
-    def __init__(self, host: Host, keeper: Keeper, deployment: Deployment, asked_at: float) -> None:
+    def __init__(
+        self, host: WorkerContext, keeper: EngineProcess, deployment: Deployment, asked_at: float
+    ) -> None:
         self.host = host
         self.keeper = keeper
         self.deployment = deployment
@@ -57,7 +59,7 @@ class Tenant:
         """Set when it is to sleep."""
         self.thread = threading.Thread(target=self._run, name=deployment.id)
         self._name = keeper.base_name
-        self._loaded: Up | None = None
+        self._loaded: EngineStart | None = None
         self._deaths = 0
         self._has_left = False
         seconds, attempt = host.settings.lease_seconds, deployment.attempt
@@ -111,41 +113,43 @@ class Tenant:
     def _resolve(self) -> ResolvedModel:
         reference = self.deployment.model_id or self.deployment.base
         try:
-            model = resolve_model(None, reference, self.host.settings)
+            model = fetch_model(None, reference, self.host.settings)
         except LaunchError as refused:
-            raise _Failed(error(f"The model cannot be read: {refused}")) from refused
+            raise _Failed(engine_error(f"The model cannot be read: {refused}")) from refused
         if model.adapter is not None:
             self._name = self._adapter_name()
         return model
 
     def _adapter_name(self) -> str:
         """A name by content, new with each load: an adapter reloaded in place may meet stale caches."""
-        with reading() as session:
+        with read_session() as session:
             sha256 = session.get_one(Model, self.deployment.model_id).sha256
         deployment = self.deployment
         return f"{deployment.name}-{sha256[:12]}-{deployment.id[-6:]}-{deployment.attempt}"
 
-    def _await_up(self) -> Up:
+    def _await_up(self) -> EngineStart:
         while (up := self.keeper.up) is None:
             if self.keeper.closing.is_set():
-                raise _Failed(self.keeper.fault or error("The engine was stopped."))
+                raise _Failed(self.keeper.fault or engine_error("The engine was stopped."))
             self._look()
         return up
 
-    def _move_in(self, up: Up, model: ResolvedModel) -> bool:
+    def _move_in(self, up: EngineStart, model: ResolvedModel) -> bool:
         """Put the model on the engine and open it to requests; False when the engine died meanwhile."""
         self._await_room()
-        while not self.keeper.turn.acquire(timeout=LOOK_SECONDS):
+        while not self.keeper.turn.acquire(timeout=POLL_SECONDS):
             self._look(0)
         try:
             self._load(up, model)
             parity = self._prove(up, model)
-        except EngineRefused as refused:
+        except EngineRequestFailed as refused:
             if self._is_alive(up):
-                raise _Failed(error(f"The engine does not serve the model: {refused}")) from refused
+                raise _Failed(engine_error(f"The engine does not serve the model: {refused}")) from refused
             self._deaths += 1
             if self._deaths >= MOST_DEATHS:
-                raise _Failed(error(f"The engine died twice as it took the model: {refused}")) from refused
+                raise _Failed(
+                    engine_error(f"The engine died twice as it took the model: {refused}")
+                ) from refused
             return False
         finally:
             self.keeper.turn.release()
@@ -160,40 +164,40 @@ class Tenant:
             self._look()
         self.wants_room = False
 
-    def _load(self, up: Up, model: ResolvedModel) -> None:
+    def _load(self, up: EngineStart, model: ResolvedModel) -> None:
         if model.adapter is not None:
             self.keeper.engine.load_adapter(up.address, self._name, str(model.adapter))
         self._loaded = up
         self.keeper.engine.probe(up.address, self._request_name)
 
-    def _prove(self, up: Up, model: ResolvedModel) -> dict[str, Any] | None:
+    def _prove(self, up: EngineStart, model: ResolvedModel) -> dict[str, Any] | None:
         """The parity report, if the deployment asks for one; raises _Failed when it insists."""
         mode = self.deployment.parity_mode
         if mode is ParityMode.off:
             return None
-        report = prove(
+        report = check_parity(
             self.host.settings,
             self.deployment,
-            Served(self.keeper.engine, up.address, self._request_name, model),
+            ParityTarget(self.keeper.engine, up.address, self._request_name, model),
             self.keeper.folder,
             self._lease,
             lambda: self._look(0),
         )
         if not report["passed"] and mode is ParityMode.on:
-            raise _Failed(error(report["message"], ErrorCode.parity_failed), report)
+            raise _Failed(engine_error(report["message"], ErrorCode.parity_failed), report)
         return report
 
-    def _open(self, up: Up, parity: dict[str, Any] | None) -> None:
+    def _open(self, up: EngineStart, parity: dict[str, Any] | None) -> None:
         deployment = self.deployment
         with transaction() as session:
-            self.is_ready = deployments.ready(
+            self.is_ready = deployments.mark_ready(
                 session, deployment.id, deployment.attempt, up.address, self._request_name, parity
             )
         deployment.parity = parity
         self.unused_seconds, self._deaths = 0.0, 0
         logger.info("ready", extra={"deployment_id": deployment.id, "address": up.address})
 
-    def _stay(self, up: Up) -> None:
+    def _stay(self, up: EngineStart) -> None:
         """Serve for as long as this start of the engine lasts."""
         while self.keeper.up is up:
             self._look()
@@ -201,11 +205,11 @@ class Tenant:
     def _tell_of_restart(self) -> None:
         self.is_ready = False
         self._look(0)
-        told = self.keeper.fault or error("The engine is started again.")
+        told = self.keeper.fault or engine_error("The engine is started again.")
         with transaction() as session:
-            deployments.restarting(session, self.deployment.id, self.deployment.attempt, told)
+            deployments.mark_restarting(session, self.deployment.id, self.deployment.attempt, told)
 
-    def _look(self, seconds: float = LOOK_SECONDS) -> None:
+    def _look(self, seconds: float = POLL_SECONDS) -> None:
         """Wait a little; raises StaleAttempt when the lease is lost and _ToLeave when it is time to go."""
         if self._lease.lost.wait(seconds):
             raise StaleAttempt(f"lost the lease of {self.deployment.id}")
@@ -213,11 +217,11 @@ class Tenant:
         if stopping or (self.is_ready and self.rest.is_set()):
             raise _ToLeave
 
-    def _is_alive(self, up: Up) -> bool:
+    def _is_alive(self, up: EngineStart) -> bool:
         """Whether the engine is still there; its keeper takes a moment to see that it is not."""
-        deadline = time.monotonic() + 4 * LOOK_SECONDS
+        deadline = time.monotonic() + 4 * POLL_SECONDS
         while self.keeper.up is up and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS / 5)
+            time.sleep(POLL_SECONDS / 5)
         return self.keeper.up is up
 
     def _leave(self) -> None:
@@ -227,7 +231,7 @@ class Tenant:
             self._move_out()
             self._end(None)
             return
-        step = deployments.hand_back if self.host.stopping.is_set() else deployments.sleep
+        step = deployments.release if self.host.stopping.is_set() else deployments.sleep
         with transaction() as session:
             moved = step(session, deployment.id, deployment.attempt)
         if not moved:
@@ -254,7 +258,7 @@ class Tenant:
         if self._loaded is not None and self._loaded is self.keeper.up:
             try:
                 self.keeper.engine.unload_adapter(self._loaded.address, self._name)
-            except EngineRefused as refused:
+            except EngineRequestFailed as refused:
                 logger.warning("cannot unload %s: %s", self._name, refused)
         self.keeper.give_room(self._name)
 

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from app.tables import Deployment
-from serving.engines import Serve, find_engine
-from serving.engines.child_engine import last_words
-from serving.engines.engine import START_SECONDS
+from serving.engines import EngineConfig, find_engine
+from serving.engines.child_engine import log_tail
+from serving.engines.engine import START_TIMEOUT_SECONDS
 from serving.http.addresses import is_private
 from trainers.configs import EngineOptions, Queue
 from trainers.runtime.error_codes import ErrorCode
-from workers.engines.health import Health
+from workers.engines.health import EngineHealth
 from workers.hosts import guarded_process
-from workers.hosts.guarded_process import Child
+from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.lease import Lease
-from workers.hosts.worker import Host
-from workers.runs.launch import ResolvedModel, environment
+from workers.hosts.worker import WorkerContext
+from workers.runs.launch import ResolvedModel, program_environment
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 # An engine that dies again and again is given up, since each restart costs a model load, unless it was well
 # for so long in between.
 MAX_RESTARTS = 10
@@ -34,21 +34,21 @@ WELL_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Up:
+class EngineStart:
     """A start of the program that answers; the next start is another."""
 
     address: str
 
 
-class Keeper:
+class EngineProcess:
     """Keeps one engine up from the first deployment that enters to the last that leaves."""
 
-    def __init__(self, host: Host, first: Deployment, gpus: list[int]) -> None:
+    def __init__(self, host: WorkerContext, first: Deployment, gpus: list[int]) -> None:
         self.host = host
         self.engine = find_engine(first.engine, host.settings.engine_programs.get(first.engine, []))
         self.options = EngineOptions.model_validate(first.options)
-        self.base_name = f"base-{key_of(first)}"
-        self.up: Up | None = None
+        self.base_name = f"base-{engine_key(first)}"
+        self.up: EngineStart | None = None
         self.fault: dict[str, Any] | None = None
         """Why the engine was given up, or why it was last started again."""
         self.closing = threading.Event()
@@ -57,12 +57,12 @@ class Keeper:
         """Held by the deployment that moves in: should the engine die of it, it is known of which."""
         self._queue = Queue(first.queue)
         self._gpus = gpus
-        self.folder = host.settings.data_dir / "engines" / f"{key_of(first)}-{secrets.token_hex(3)}"
+        self.folder = host.settings.data_dir / "engines" / f"{engine_key(first)}-{secrets.token_hex(3)}"
         self._lock = threading.Lock()
         self._inside = 1
         self._leases: set[Lease] = set()
         self._adapters: set[str] = set()
-        self._child: Child | None = None
+        self._child: GuardedProcess | None = None
         self._thread: threading.Thread | None = None
 
     def enter(self) -> bool:
@@ -133,7 +133,7 @@ class Keeper:
                 if fault is None:
                     continue
                 deaths = 1 if time.monotonic() - started_at > WELL_SECONDS else deaths + 1
-                self.fault = error(fault)
+                self.fault = engine_error(fault)
                 logger.warning("engine ended", extra={"engine": self.base_name, "error": fault})
                 if not came_up or deaths > MAX_RESTARTS:
                     return
@@ -149,7 +149,7 @@ class Keeper:
         with self._lock:
             seconds = max((lease.seconds_left for lease in self._leases), default=0.0)
         if not seconds:
-            self.closing.wait(LOOK_SECONDS)
+            self.closing.wait(POLL_SECONDS)
             return None, False
         try:
             address = self._address()
@@ -163,9 +163,11 @@ class Keeper:
             fault = self._await_up(child, address)
             if fault is not None or self.closing.is_set():
                 return fault, False
-            self.up = Up(address)
+            self.up = EngineStart(address)
             logger.info("engine is up", extra={"engine": self.base_name, "address": address})
-            fault = self._watch(child, Health(self.engine, address, self.base_name, self._probe_seconds))
+            fault = self._watch(
+                child, EngineHealth(self.engine, address, self.base_name, self._probe_seconds)
+            )
             self.up = None
             if fault is None:
                 self._drain(child, address)
@@ -183,16 +185,16 @@ class Keeper:
             probe.bind((resolved[0], 0))
             return f"http://{host}:{probe.getsockname()[1]}"
 
-    def _start(self, model: ResolvedModel, address: str, seconds: float) -> Child:
+    def _start(self, model: ResolvedModel, address: str, seconds: float) -> GuardedProcess:
         host, _, port = address.removeprefix("http://").rpartition(":")
         template_from = str(model.adapter or "")
-        serve = Serve(model.base, self.base_name, host, int(port), {}, self.options, template_from)
+        serve = EngineConfig(model.base, self.base_name, host, int(port), {}, self.options, template_from)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        child = guarded_process.start(
+        child = guarded_process.start_guarded_process(
             self.engine.command(serve),
             log=self._log,
-            environment=environment(self._queue, self._gpus) | self.engine.environment(serve),
+            environment=program_environment(self._queue, self._gpus) | self.engine.environment(serve),
             seconds=seconds,
         )
         with self._lock:
@@ -202,35 +204,35 @@ class Keeper:
                 lease.bind(child)
         return child
 
-    def _await_up(self, child: Child, address: str) -> str | None:
+    def _await_up(self, child: GuardedProcess, address: str) -> str | None:
         """Why the engine cannot be had; None once it answers, or when nobody needs it any more."""
-        deadline = time.monotonic() + START_SECONDS
-        while (exit_status := child.wait(LOOK_SECONDS)) is None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while (exit_status := child.wait(POLL_SECONDS)) is None:
             if self.closing.is_set() or self.engine.is_up(address):
                 return None
             if time.monotonic() > deadline:
-                return f"The engine was not ready after {START_SECONDS:.0f} s."
+                return f"The engine was not ready after {START_TIMEOUT_SECONDS:.0f} s."
         return f"The engine ended with status {exit_status} before it was ready: {self._last_words()}"
 
-    def _watch(self, child: Child, health: Health) -> str | None:
+    def _watch(self, child: GuardedProcess, health: EngineHealth) -> str | None:
         """Wait while the engine is well: why it is to be started again; None when nobody needs it."""
-        while child.wait(LOOK_SECONDS) is None:
+        while child.wait(POLL_SECONDS) is None:
             if self.closing.is_set():
                 return None
             if (fault := health.fault()) is not None:
                 return fault
         return f"The engine ended: {self._last_words()}"
 
-    def _drain(self, child: Child, address: str) -> None:
+    def _drain(self, child: GuardedProcess, address: str) -> None:
         """Let the answers under way end, then ask the program to."""
         deadline = time.monotonic() + self.host.settings.drain_seconds
         while self.engine.running(address) and time.monotonic() < deadline:
-            if child.wait(LOOK_SECONDS / 2) is not None:
+            if child.wait(POLL_SECONDS / 2) is not None:
                 return
         child.stop()
         child.wait(self.engine.stop_seconds)
 
-    def _end(self, child: Child) -> None:
+    def _end(self, child: GuardedProcess) -> None:
         with self._lock:
             self._child = None
             for lease in self._leases:
@@ -254,15 +256,15 @@ class Keeper:
         return self.folder / "log.txt"
 
     def _last_words(self) -> str:
-        return last_words(self._log, lines=1)
+        return log_tail(self._log, lines=1)
 
 
-def key_of(deployment: Deployment) -> str:
+def engine_key(deployment: Deployment) -> str:
     """What deployments of one engine have in common; one without a key shares with nobody."""
     return deployment.engine_key or deployment.id
 
 
-def error(message: str, code: ErrorCode = ErrorCode.deployment_failed) -> dict[str, Any]:
+def engine_error(message: str, code: ErrorCode = ErrorCode.deployment_failed) -> dict[str, Any]:
     """A fault as a deployment shows it."""
     hint = "The engine's whole log lies on the worker's host, in its data directory under engines/."
     return {"code": code, "message": message, "hint": hint}

@@ -2,7 +2,7 @@
 
 import time
 
-from serving.engines import Engine, EngineRefused
+from serving.engines import Engine, EngineRequestFailed
 
 LOOK_SECONDS = 2.0
 # An engine that is up but does not say that it is well for so long is started again.
@@ -12,7 +12,7 @@ MOST_FAILED_PROBES = 3
 PROBE_AGAIN_SECONDS = 5.0
 
 
-class Health:
+class EngineHealth:
     """What is known of one start of an engine."""
 
     def __init__(self, engine: Engine, address: str, name: str, probe_seconds: float) -> None:
@@ -38,7 +38,7 @@ class Health:
     def _probe(self) -> str | None:
         try:
             self._engine.probe(self._address, self._name)
-        except EngineRefused as refused:
+        except EngineRequestFailed as refused:
             self._failed_probes += 1
             self._probe_at = time.monotonic() + PROBE_AGAIN_SECONDS
             if self._failed_probes >= MOST_FAILED_PROBES:

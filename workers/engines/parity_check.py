@@ -10,15 +10,15 @@ from typing import Any
 
 from app.settings import Settings
 from app.storage.artifacts import ArtifactCorrupt
-from app.storage.database import reading
+from app.storage.database import read_session
 from app.tables import Dataset, Deployment, Model, Run
 from serving.engines import Engine
-from serving.engines.child_engine import last_words
+from serving.engines.child_engine import log_tail
 from serving.parity import spot_check
 from trainers.configs import EngineOptions, Queue, StageKind
 from workers.hosts import guarded_process
 from workers.hosts.lease import Lease
-from workers.runs.launch import LaunchError, ResolvedModel, environment, fetch_dataset, resolve_model
+from workers.runs.launch import LaunchError, ResolvedModel, fetch_dataset, fetch_model, program_environment
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ PROOF_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Served:
+class ParityTarget:
     """A model on an engine, under the name by which the engine knows it."""
 
     engine: Engine
@@ -45,10 +45,10 @@ class Trained:
     dataset: Path | None = None
 
 
-def prove(
+def check_parity(
     settings: Settings,
     deployment: Deployment,
-    served: Served,
+    served: ParityTarget,
     folder: Path,
     lease: Lease,
     look: Callable[[], None],
@@ -60,7 +60,11 @@ def prove(
     leave. Raises EngineRefused when the engine does not answer.
     """
     before = deployment.parity
-    if before and before["passed"] and spot_check.holds(served.engine, served.address, served.name, before):
+    if (
+        before
+        and before["passed"]
+        and spot_check.passes_spot_check(served.engine, served.address, served.name, before)
+    ):
         return before
     report, log = folder / f"parity-{deployment.id}.json", folder / f"parity-{deployment.id}.log"
     report.unlink(missing_ok=True)
@@ -76,7 +80,7 @@ def _trained(deployment: Deployment, model: ResolvedModel, settings: Settings) -
     """What was trained: of merged weights, the adapter on its base that they were merged from."""
     if deployment.model_id is None:
         return Trained(model)
-    with reading() as session:
+    with read_session() as session:
         row = session.get_one(Model, deployment.model_id)
         run = session.get(Run, row.run_id) if row.run_id else None
         dataset = session.get(Dataset, row.dataset_id) if row.dataset_id else None
@@ -84,14 +88,14 @@ def _trained(deployment: Deployment, model: ResolvedModel, settings: Settings) -
     try:
         path = fetch_dataset(dataset, settings) if dataset is not None else None
         if run is not None and run.stage is StageKind.merge:
-            model = resolve_model(run.job_id, run.config["model"], settings)
+            model = fetch_model(run.job_id, run.config["model"], settings)
     except (OSError, ArtifactCorrupt, LaunchError) as gone:
         logger.warning("%s is proved without all that it was made from: %s", deployment.id, gone)
     return Trained(model, row.template_sha256, path)
 
 
 def _command(
-    settings: Settings, deployment: Deployment, served: Served, trained: Trained, report: Path
+    settings: Settings, deployment: Deployment, served: ParityTarget, trained: Trained, report: Path
 ) -> list[str]:
     options = EngineOptions.model_validate(deployment.options)
     precision = options.quantization or (None if options.dtype == "auto" else options.dtype)
@@ -112,8 +116,8 @@ def _command(
 
 def _carry_out(command: list[str], log: Path, lease: Lease, look: Callable[[], None]) -> int:
     """Run the comparison on the CPU, whose memory no engine has taken, and answer its exit status."""
-    child = guarded_process.start(
-        command, log=log, environment=environment(Queue.cpu, []), seconds=lease.seconds_left
+    child = guarded_process.start_guarded_process(
+        command, log=log, environment=program_environment(Queue.cpu, []), seconds=lease.seconds_left
     )
     lease.bind(child)
     try:
@@ -121,7 +125,7 @@ def _carry_out(command: list[str], log: Path, lease: Lease, look: Callable[[], N
             if (status := child.wait(LOOK_SECONDS)) is not None:
                 return status
             look()
-        return guarded_process.KILLED
+        return guarded_process.EXIT_SIGNAL_BASE
     finally:
         lease.unbind(child)
         child.kill()
@@ -130,5 +134,5 @@ def _carry_out(command: list[str], log: Path, lease: Lease, look: Callable[[], N
 def _untold(status: int, log: Path) -> str:
     return (
         f"It could not be told whether the engine serves what was trained; the comparison ended with status "
-        f"{status}: {last_words(log)}"
+        f"{status}: {log_tail(log)}"
     )

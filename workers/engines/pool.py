@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DBAPIError
 
 from app.deployments import lifecycle as deployments
-from app.deployments.lifecycle import Standing
-from app.storage.database import reading, transaction
+from app.deployments.lifecycle import DeploymentState
+from app.storage.database import read_session, transaction
 from app.tables import Deployment
 from trainers.configs import EngineOptions, Queue
-from workers.engines.deployment_runner import Tenant
-from workers.engines.engine_process import Keeper, key_of
-from workers.hosts.worker import Host
+from workers.engines.deployment_runner import DeploymentRunner
+from workers.engines.engine_process import EngineProcess, engine_key
+from workers.hosts.worker import WorkerContext
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 
 
-class Pool:
+class DeploymentManager:
     """Looks after all deployments of one worker; each has a thread, and each engine has one."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: WorkerContext) -> None:
         self.host = host
-        self.keepers: dict[str, Keeper] = {}
-        self.tenants: list[Tenant] = []
+        self.keepers: dict[str, EngineProcess] = {}
+        self.tenants: list[DeploymentRunner] = []
 
     def run(self) -> None:
         """Take deployments until the worker stops, and wait until their engines have stopped."""
@@ -42,16 +42,16 @@ class Pool:
         """One round: tell deployments how they stand, make room, take those that wait."""
         self.tenants = [tenant for tenant in self.tenants if tenant.thread.is_alive()]
         self.keepers = {key: keeper for key, keeper in self.keepers.items() if not keeper.closing.is_set()}
-        with reading() as session:
-            standings = deployments.standing(session, [tenant.deployment.id for tenant in self.tenants])
-            waiting = deployments.waiting(session, self.host.worker_id, self.host.queues)
+        with read_session() as session:
+            standings = deployments.load_states(session, [tenant.deployment.id for tenant in self.tenants])
+            waiting = deployments.list_claimable(session, self.host.worker_id, self.host.queues)
         self._tell({standing.id: standing for standing in standings})
         for keeper in self.keepers.values():
             self._make_room(keeper)
         for deployment in waiting:
             self._take(deployment)
 
-    def _tell(self, standings: dict[str, Standing]) -> None:
+    def _tell(self, standings: dict[str, DeploymentState]) -> None:
         for tenant in self.tenants:
             standing = standings[tenant.deployment.id]
             tenant.status = standing.status
@@ -60,7 +60,7 @@ class Pool:
             if self._is_idle(tenant):
                 tenant.rest.set()
 
-    def _is_idle(self, tenant: Tenant) -> bool:
+    def _is_idle(self, tenant: DeploymentRunner) -> bool:
         limit = tenant.deployment.idle_seconds
         if not (tenant.is_ready and 0 < limit < tenant.unused_seconds):
             return False
@@ -68,7 +68,7 @@ class Pool:
         is_last = sum(other.is_ready for other in self._on(tenant.keeper)) == 1
         return not (is_last and tenant.keeper.is_busy)
 
-    def _make_room(self, keeper: Keeper) -> None:
+    def _make_room(self, keeper: EngineProcess) -> None:
         """Send those to sleep that were not used for longest, if others wait for their places."""
         tenants = self._on(keeper)
         wanted = sum(tenant.wants_room for tenant in tenants)
@@ -94,18 +94,18 @@ class Pool:
             if claimed is None:
                 keeper.leave()
         if claimed is not None:
-            self.keepers[key_of(claimed)] = keeper
-            tenant = Tenant(self.host, keeper, claimed, asked_at)
+            self.keepers[engine_key(claimed)] = keeper
+            tenant = DeploymentRunner(self.host, keeper, claimed, asked_at)
             self.tenants.append(tenant)
             tenant.thread.start()
 
-    def _enter(self, waiting: Deployment) -> Keeper | None:
-        keeper = self.keepers.get(key_of(waiting))
+    def _enter(self, waiting: Deployment) -> EngineProcess | None:
+        keeper = self.keepers.get(engine_key(waiting))
         if keeper is not None and keeper.enter():
             return keeper
         count = EngineOptions.model_validate(waiting.options).tensor_parallel
         gpus = self.host.devices.take(Queue(waiting.queue), count)
-        return None if gpus is None else Keeper(self.host, waiting, gpus)
+        return None if gpus is None else EngineProcess(self.host, waiting, gpus)
 
-    def _on(self, keeper: Keeper) -> Sequence[Tenant]:
+    def _on(self, keeper: EngineProcess) -> Sequence[DeploymentRunner]:
         return [tenant for tenant in self.tenants if tenant.keeper is keeper and tenant.thread.is_alive()]

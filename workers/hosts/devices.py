@@ -29,7 +29,7 @@ def find_gpus() -> list[Gpu]:
     return [Gpu(int(index), name, int(mebibytes) << 20) for index, name, mebibytes in rows]
 
 
-class Devices:
+class DevicePool:
     """Hands out GPUs, one holder each; CPU and unified memory are shared by all."""
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
@@ -64,7 +64,7 @@ class Devices:
         return [queue for queue in queues if queue is not Queue.cuda or self._free]
 
 
-def environment(queue: Queue, indices: Sequence[int]) -> dict[str, str]:
+def device_environment(queue: Queue, indices: Sequence[int]) -> dict[str, str]:
     """Variables that let a program see its own devices only."""
     if queue is Queue.cuda:
         return {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in indices)}

@@ -20,12 +20,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-START_FAILED = 127
-KILLED = 128
+EXIT_START_FAILED = 127
+EXIT_SIGNAL_BASE = 128
 _PR_SET_PDEATHSIG = 1
 
 
-class Child:
+class GuardedProcess:
     """A guarded program."""
 
     def __init__(self, guard: subprocess.Popen[bytes]) -> None:
@@ -69,7 +69,9 @@ class Child:
             self._pipe.write(line.encode())
 
 
-def start(command: Sequence[str], *, log: Path, environment: Mapping[str, str], seconds: float) -> Child:
+def start_guarded_process(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str], seconds: float
+) -> GuardedProcess:
     """Start a program whose output goes to `log`; it is killed after `seconds` unless extended."""
     with log.open("ab") as output:
         guard = subprocess.Popen(
@@ -81,7 +83,7 @@ def start(command: Sequence[str], *, log: Path, environment: Mapping[str, str], 
             env=dict(environment),
             start_new_session=True,
         )
-    return Child(guard)
+    return GuardedProcess(guard)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -95,10 +97,10 @@ def main(arguments: Sequence[str]) -> int:
         )
     except OSError as error:
         print(f"cannot start {command[0]}: {error}", file=sys.stderr)
-        return START_FAILED
+        return EXIT_START_FAILED
     status = _watch(program, time.monotonic() + float(seconds))
     _signal_group(program.pid, signal.SIGKILL)  # what the program left behind
-    return KILLED - status if status < 0 else status
+    return EXIT_SIGNAL_BASE - status if status < 0 else status
 
 
 def _watch(program: "subprocess.Popen[bytes]", deadline: float) -> int:

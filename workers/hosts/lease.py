@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from app.runs.lifecycle import StaleAttempt
 from app.storage.database import transaction
-from workers.hosts.guarded_process import Child
+from workers.hosts.guarded_process import GuardedProcess
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Lease:
         self.lost = threading.Event()
         self._seconds = seconds
         self._renew = renew
-        self._children: list[Child] = []
+        self._children: list[GuardedProcess] = []
         self._has_ended = False
         self._deadline = since + seconds * STOP_AT
 
@@ -41,12 +41,12 @@ class Lease:
         """How long a program may go on without a renewal."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def bind(self, child: Child) -> None:
+    def bind(self, child: GuardedProcess) -> None:
         """From now on, renewals let this program go on too."""
         self._children = [*self._children, child]
         child.extend(self.seconds_left)
 
-    def unbind(self, child: Child) -> None:
+    def unbind(self, child: GuardedProcess) -> None:
         """The program has ended, or goes on by another lease."""
         self._children = [bound for bound in self._children if bound is not child]
 

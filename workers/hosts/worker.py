@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.storage.database import database_now, transaction
 from app.tables import Worker
 from trainers.configs import Queue, StageKind
-from workers.hosts.devices import Devices, find_gpus
+from workers.hosts.devices import DevicePool, find_gpus
 from workers.hosts.lease import Leases
 
 PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
@@ -37,14 +37,14 @@ NEEDS = {
 
 
 @dataclass
-class Host:
+class WorkerContext:
     """What the threads of one worker share."""
 
     worker_id: str
     settings: Settings
     queues: list[Queue]
     stages: list[StageKind]
-    devices: Devices
+    devices: DevicePool
     leases: Leases = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -60,10 +60,10 @@ class Host:
         _update(self.worker_id, last_seen_at=database_now(), stopped_at=database_now())
 
 
-def join(settings: Settings, queues: Sequence[Queue], name: str | None) -> Host:
+def register_worker(settings: Settings, queues: Sequence[Queue], name: str | None) -> WorkerContext:
     """Make this worker known under an id that is new with each start."""
     gpus = find_gpus()
-    stages = [stage for stage in StageKind if settings.trainer_python or can_run(stage)]
+    stages = [stage for stage in StageKind if settings.trainer_python or supports_stage(stage)]
     worker = Worker(
         name=name or f"{socket.gethostname()}-{os.getpid()}",
         host=socket.gethostname(),
@@ -76,12 +76,12 @@ def join(settings: Settings, queues: Sequence[Queue], name: str | None) -> Host:
     )
     with transaction() as session:
         session.add(worker)
-    host = Host(worker.id, settings, list(queues), stages, Devices(gpus))
+    host = WorkerContext(worker.id, settings, list(queues), stages, DevicePool(gpus))
     host.announce()
     return host
 
 
-def can_run(stage: StageKind) -> bool:
+def supports_stage(stage: StageKind) -> bool:
     """Whether the packages that a stage needs are installed beside this worker."""
     return all(_version(package) is not None for package in NEEDS[stage])
 

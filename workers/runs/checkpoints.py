@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.storage.artifacts import Published, get_store
+from app.storage.artifacts import PublishedArtifact, get_store
 from app.tables import Run
 from trainers.runtime import run_dir as files
 
@@ -19,32 +19,32 @@ HELD = ".held"
 
 
 @dataclass(frozen=True)
-class Upload:
+class CheckpointUpload:
     """A checkpoint that is being stored; the future answers None when the program pruned it too soon."""
 
-    checkpoint: files.Checkpoint
+    checkpoint: files.CheckpointRecord
     folder: Path
-    stored: Future[Published | None]
+    stored: Future[PublishedArtifact | None]
 
 
-class Uploads:
+class CheckpointUploads:
     """The checkpoints of one attempt that are not in SQL yet, oldest first."""
 
     def __init__(self, run: Run, run_dir: Path) -> None:
-        self.pending: list[Upload] = []
+        self.pending: list[CheckpointUpload] = []
         self._key = f"checkpoints/{run.id}/{run.attempt}-"
         self._run_dir = run_dir
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
 
-    def add(self, checkpoint: files.Checkpoint) -> None:
+    def add(self, checkpoint: files.CheckpointRecord) -> None:
         """Store a checkpoint after the one that is being stored now, instead of any that waits."""
         for upload in [upload for upload in self.pending if upload.stored.cancel()]:
             self.remove(upload)
         folder = self._hold(checkpoint)
         stored = self._executor.submit(_store, folder, f"{self._key}{checkpoint.step:08d}")
-        self.pending.append(Upload(checkpoint, folder, stored))
+        self.pending.append(CheckpointUpload(checkpoint, folder, stored))
 
-    def remove(self, upload: Upload) -> None:
+    def remove(self, upload: CheckpointUpload) -> None:
         """Forget a checkpoint that SQL knows, or never will."""
         self.pending.remove(upload)
         if self._run_dir / HELD in upload.folder.parents:
@@ -54,7 +54,7 @@ class Uploads:
         """Begin no further upload and wait for the one under way."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _hold(self, checkpoint: files.Checkpoint) -> Path:
+    def _hold(self, checkpoint: files.CheckpointRecord) -> Path:
         """Hard links to the checkpoint's files, or where there can be none, the files themselves."""
         source = self._run_dir / checkpoint.path
         held = self._run_dir / HELD / f"step-{checkpoint.step:08d}"
@@ -66,7 +66,7 @@ class Uploads:
         return held
 
 
-def _store(folder: Path, key: str) -> Published | None:
+def _store(folder: Path, key: str) -> PublishedArtifact | None:
     try:
         published = get_store().publish_folder(folder, key)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from app.runs import lifecycle
 from app.runs.lifecycle import StaleAttempt
 from app.settings import Settings
 from app.storage.artifacts import get_store
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Model, Run, RunStatus
 from app.tables.base import new_id
 from trainers.configs import StageKind
@@ -27,13 +27,13 @@ from workers.runs.launch import Launch
 
 logger = logging.getLogger(__name__)
 
-STORE_AGAIN_SECONDS = (1, 10, 60)
+STORE_RETRY_SECONDS = (1, 10, 60)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Attempt:
+class RunAttempt:
     """An attempt whose program has ended."""
 
     run: Run
@@ -42,7 +42,7 @@ class Attempt:
     stop_asked: bool
 
 
-def finish(attempt: Attempt, launch: Launch, exit_status: int) -> Run:
+def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> Run:
     """Publish what the program made, write the status that its run directory speaks of, and answer the run.
 
     Raises StaleAttempt when the run is no longer held by this attempt.
@@ -53,11 +53,11 @@ def finish(attempt: Attempt, launch: Launch, exit_status: int) -> Run:
         return _succeed(attempt, launch, result)
     error = results.read_error(launch.run_dir)
     if error is None and not attempt.stop_asked:
-        error = results.explain(attempt.run, launch, exit_status)
-    return end(attempt, error)
+        error = results.infer_error(attempt.run, launch, exit_status)
+    return end_attempt(attempt, error)
 
 
-def end(attempt: Attempt, error: dict[str, Any] | None) -> Run:
+def end_attempt(attempt: RunAttempt, error: dict[str, Any] | None) -> Run:
     """End an attempt without a result: with an error, or because the program was asked to stop.
 
     What SQL wants of the run decides what it becomes, read with the write: it may have changed since
@@ -68,16 +68,18 @@ def end(attempt: Attempt, error: dict[str, Any] | None) -> Run:
     def write(session: Session) -> Run | None:
         current = session.get_one(Run, run.id)
         if error is not None and ErrorCode(error["code"]).infrastructure:
-            guards = lifecycle.held_by(run.attempt)
+            guards = lifecycle.lease_guards(run.attempt)
             return lifecycle.give_up(session, current, error, guards, max_faults, _log(run))
         if current.status is RunStatus.cancelling:
             return _move(session, run, RunStatus.cancelled)
         if error is not None and error["code"] == ErrorCode.disk_full:
             return _move(session, run, RunStatus.paused, {"error": error}, {"error": error})
         if error is not None and error["code"] == ErrorCode.out_of_memory:
-            config = recovery.with_smaller_micro_batch(current.config)
+            config = recovery.halve_micro_batch(current.config)
             if config is not None and current.status is RunStatus.running:
-                lifecycle.record(session, run.id, run.attempt, [recovery.micro_batch_halved(current, config)])
+                lifecycle.append_events(
+                    session, run.id, run.attempt, [recovery.micro_batch_warning(current, config)]
+                )
                 return _move(session, run, RunStatus.queued, {"config": config}, {"error": error})
         if error is not None:
             return _move(session, run, RunStatus.failed, {"error": error}, {"error": error})
@@ -88,17 +90,19 @@ def end(attempt: Attempt, error: dict[str, Any] | None) -> Run:
     return _write(attempt, write)
 
 
-def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> Run:
+def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run:
     try:
         model = _stored(attempt, lambda: _publish_model(attempt.run, launch, result))
         result = _stored(attempt, lambda: _publish_datasets(attempt.run, launch, result))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            full = recovery.disk_full(f"What {attempt.run.id} has made does not fit into the store.")
-            return end(attempt, full)
+            full = recovery.disk_full_error(f"What {attempt.run.id} has made does not fit into the store.")
+            return end_attempt(attempt, full)
         message = f"What the run made could not be stored: {error}."
         hint = "See whether the artifact store is up and has room."
-        return end(attempt, {"code": ErrorCode.artifacts_unreachable, "message": message, "hint": hint})
+        return end_attempt(
+            attempt, {"code": ErrorCode.artifacts_unreachable, "message": message, "hint": hint}
+        )
     made = {"model_id": model.id} if model else {}
 
     def succeed(session: Session) -> Run | None:
@@ -117,11 +121,11 @@ def _succeed(attempt: Attempt, launch: Launch, result: dict[str, Any]) -> Run:
 
 def _is_known(model: Model) -> bool:
     """Whether the end was committed after all, and only the database's answer was lost."""
-    with reading() as session:
+    with read_session() as session:
         return session.get(Model, model.id) is not None
 
 
-def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> Run:
+def _write(attempt: RunAttempt, write: Callable[[Session], Run | None]) -> Run:
     """Commit the end and answer it; a database that is away is waited for as long as the lease lasts."""
     while True:
         try:
@@ -129,7 +133,7 @@ def _write(attempt: Attempt, write: Callable[[Session], Run | None]) -> Run:
                 ended = write(session)
                 if ended is None:
                     # Still held, its status changed between being read and being moved: decide again.
-                    lifecycle.record(session, attempt.run.id, attempt.run.attempt, [])
+                    lifecycle.append_events(session, attempt.run.id, attempt.run.attempt, [])
         except OperationalError as error:
             logger.warning("cannot write the end: %s", error.orig, extra={"run_id": attempt.run.id})
             if attempt.lease.lost.wait(1):
@@ -149,13 +153,13 @@ def _move(
     values: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
 ) -> Run | None:
-    guards, values = lifecycle.held_by(run.attempt), {**(values or {}), **_log(run)}
+    guards, values = lifecycle.lease_guards(run.attempt), {**(values or {}), **_log(run)}
     return lifecycle.move(session, run.id, status, guards=guards, values=values, data=data)
 
 
-def _stored(attempt: Attempt, publish: Callable[[], T]) -> T:
+def _stored(attempt: RunAttempt, publish: Callable[[], T]) -> T:
     """Publish what was made; a store that is away or full for a moment must not cost a training."""
-    for seconds in STORE_AGAIN_SECONDS:
+    for seconds in STORE_RETRY_SECONDS:
         try:
             return publish()
         except OSError as error:
@@ -170,7 +174,7 @@ def _stored(attempt: Attempt, publish: Callable[[], T]) -> T:
 def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | None:
     if not run.stage.makes_a_model:
         return None
-    made = results.Made.model_validate(result["model"])
+    made = results.ProducedModel.model_validate(result["model"])
     assert launch.base is not None
     model_id = new_id("model")
     published = get_store().publish_folder(launch.run_dir / made.path, f"models/{model_id}")

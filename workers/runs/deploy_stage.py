@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from app.deployments import lifecycle as deployments
-from app.deployments.create import NameIsAlias, begin, plan
+from app.deployments.create import NameIsAlias, build_deployment, insert_deployment
 from app.runs import lifecycle
 from app.runs.lifecycle import StaleAttempt
 from app.storage.database import transaction
@@ -19,38 +19,40 @@ from app.tables import Deployment, DeploymentStatus, Run, RunStatus
 from trainers.configs import DeployConfig
 from trainers.runtime.error_codes import ErrorCode
 from workers.hosts.lease import Lease
-from workers.hosts.worker import Host
+from workers.hosts.worker import WorkerContext
 from workers.runs import complete
-from workers.runs.complete import Attempt
-from workers.runs.launch import LaunchError, resolve_model
+from workers.runs.complete import RunAttempt
+from workers.runs.launch import LaunchError, fetch_model
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 
 
-def carry_out(host: Host, run: Run, lease: Lease) -> None:
+def run_deploy_stage(host: WorkerContext, run: Run, lease: Lease) -> None:
     """The `deploy` stage: ask for the deployment, wait until it is ready, answer where it is."""
     config = DeployConfig.model_validate(run.config)
     try:
-        model = resolve_model(run.job_id, run.config["model"], host.settings)
+        model = fetch_model(run.job_id, run.config["model"], host.settings)
     except LaunchError as unreadable:
-        complete.end(Attempt(run, host.settings, lease, stop_asked=False), unreadable.as_dict())
+        complete.end_attempt(RunAttempt(run, host.settings, lease, stop_asked=False), unreadable.as_dict())
         return
     try:
         with transaction() as session:
             # An attempt that slept through its lease must not replace the deployment of the next.
-            lifecycle.record(session, run.id, run.attempt, [])
+            lifecycle.append_events(session, run.id, run.attempt, [])
             reference = model.model_id or model.origin
-            deployment = begin(session, plan(session, config.deployment, reference, config, run.queue))
+            deployment = insert_deployment(
+                session, build_deployment(session, config.deployment, reference, config, run.queue)
+            )
     except NameIsAlias as taken:
         refused = {"code": ErrorCode.deployment_failed, "message": taken.message, "hint": taken.hint}
-        complete.end(Attempt(run, host.settings, lease, stop_asked=False), refused)
+        complete.end_attempt(RunAttempt(run, host.settings, lease, stop_asked=False), refused)
         return
     _await_ready(host, run, lease, deployment.id, time.monotonic() + config.ready_timeout_seconds)
 
 
-def _await_ready(host: Host, run: Run, lease: Lease, deployment_id: str, deadline: float) -> None:
+def _await_ready(host: WorkerContext, run: Run, lease: Lease, deployment_id: str, deadline: float) -> None:
     while not lease.lost.wait(LOOK_SECONDS):
         try:
             with transaction() as session:
@@ -61,7 +63,7 @@ def _await_ready(host: Host, run: Run, lease: Lease, deployment_id: str, deadlin
     raise StaleAttempt(f"attempt {run.attempt} of {run.id} lost its lease")
 
 
-def _settled(session: Session, host: Host, run: Run, deployment_id: str, deadline: float) -> bool:
+def _settled(session: Session, host: WorkerContext, run: Run, deployment_id: str, deadline: float) -> bool:
     """Whether the stage has ended: its deployment is ready or hopeless, or the stage is to stop."""
     deployment = session.get_one(Deployment, deployment_id)
     status = session.get_one(Run, run.id).status
@@ -93,9 +95,9 @@ def _deployment_error(deployment: Deployment) -> dict[str, Any]:
 
 def _move(session: Session, run: Run, status: RunStatus, values: dict[str, Any]) -> bool:
     """Whether the run could be moved; raises StaleAttempt when this attempt does not hold it."""
-    guards = lifecycle.held_by(run.attempt)
+    guards = lifecycle.lease_guards(run.attempt)
     data = {"error": values["error"]} if "error" in values else {}
     if lifecycle.move(session, run.id, status, guards=guards, values=values, data=data) is not None:
         return True
-    lifecycle.record(session, run.id, run.attempt, [])
+    lifecycle.append_events(session, run.id, run.attempt, [])
     return False

@@ -9,32 +9,32 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
-from app.runs.lifecycle import Fact, StaleAttempt
-from app.scheduling.queue import ring_after_commit
-from app.scheduling.sweeper import idle_queues
-from app.storage.artifacts import Published, get_store
-from app.storage.database import reading, transaction
+from app.runs.lifecycle import NewEvent, StaleAttempt
+from app.scheduling.queue import notify_after_commit
+from app.scheduling.sweeper import list_idle_queues
+from app.storage.artifacts import PublishedArtifact, get_store
+from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus
 from trainers.configs import StageKind
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from workers.hosts import guarded_process
-from workers.hosts.guarded_process import Child
+from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.lease import Lease
-from workers.hosts.worker import Host
+from workers.hosts.worker import WorkerContext
 from workers.runs import complete, deploy_stage
-from workers.runs.checkpoints import Uploads
-from workers.runs.complete import Attempt
-from workers.runs.follow import Follower, News
-from workers.runs.launch import LaunchError, prepare
-from workers.tracking.attempt import Tracking
+from workers.runs.checkpoints import CheckpointUploads
+from workers.runs.complete import RunAttempt
+from workers.runs.follow import RunDirChanges, RunDirFollower
+from workers.runs.launch import LaunchError, prepare_launch
+from workers.tracking.attempt import AttemptTracking
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 
 
-def execute_next(host: Host) -> bool:
+def execute_next(host: WorkerContext) -> bool:
     """Carry out the first run that this worker can take; False when there is none for it."""
     asked_at = time.monotonic()
     with transaction() as session:
@@ -58,7 +58,7 @@ def execute_next(host: Host) -> bool:
     return True
 
 
-def _claim(session: Session, host: Host) -> Run | None:
+def _claim(session: Session, host: WorkerContext) -> Run | None:
     """A run whose queue has a free device, or a `deploy` stage, which may be what frees one."""
     seconds = host.settings.lease_seconds
     deploys = [stage for stage in host.stages if stage is StageKind.deploy]
@@ -69,14 +69,14 @@ def _claim(session: Session, host: Host) -> Run | None:
     )
 
 
-def _wake_others(session: Session, host: Host) -> None:
+def _wake_others(session: Session, host: WorkerContext) -> None:
     """Of bells that were lost, one that is left wakes all idle workers in turn."""
-    for queue in idle_queues(session, host.settings):
-        if session.scalar(lifecycle.claimable([queue]).limit(1)) is not None:
-            ring_after_commit(session, queue)
+    for queue in list_idle_queues(session, host.settings):
+        if session.scalar(lifecycle.select_claimable([queue]).limit(1)) is not None:
+            notify_after_commit(session, queue)
 
 
-def _give_up(host: Host, run: Run, error: Exception) -> None:
+def _give_up(host: WorkerContext, run: Run, error: Exception) -> None:
     """Say at once what another would find out when the lease ends."""
     message = f"The worker failed while it carried out {run.id}: {type(error).__name__}."
     told = {
@@ -86,17 +86,19 @@ def _give_up(host: Host, run: Run, error: Exception) -> None:
     }
     with transaction() as session:
         current = session.get_one(Run, run.id)
-        lifecycle.give_up(session, current, told, lifecycle.held_by(run.attempt), host.settings.max_faults)
+        lifecycle.give_up(
+            session, current, told, lifecycle.lease_guards(run.attempt), host.settings.max_faults
+        )
 
 
-def _carry_out(host: Host, run: Run, gpus: list[int] | None, asked_at: float) -> None:
+def _carry_out(host: WorkerContext, run: Run, gpus: list[int] | None, asked_at: float) -> None:
     seconds = host.settings.lease_seconds
     lease = Lease(run.id, seconds, asked_at, lambda s: lifecycle.renew(s, run.id, run.attempt, seconds))
     with host.leases.hold(lease):
         if gpus is None:
             _put_back(run)
         elif run.stage is StageKind.deploy:
-            deploy_stage.carry_out(host, run, lease)
+            deploy_stage.run_deploy_stage(host, run, lease)
         else:
             _Execution(host, run, lease).carry_out(gpus)
 
@@ -104,31 +106,31 @@ def _carry_out(host: Host, run: Run, gpus: list[int] | None, asked_at: float) ->
 def _put_back(run: Run) -> None:
     """An engine took the device between the look and the claim: the run waits for the next bell."""
     with transaction() as session:
-        lifecycle.move(session, run.id, RunStatus.queued, guards=lifecycle.held_by(run.attempt))
+        lifecycle.move(session, run.id, RunStatus.queued, guards=lifecycle.lease_guards(run.attempt))
 
 
 class _Execution:
     """One attempt at a run: what is known of it between one look and the next."""
 
-    def __init__(self, host: Host, run: Run, lease: Lease) -> None:
+    def __init__(self, host: WorkerContext, run: Run, lease: Lease) -> None:
         self.host = host
         self.run = run
         self.lease = lease
         self.settings = host.settings
         self.status = RunStatus.running
         self.kill_at: float | None = None
-        self.untold = News()
+        self.untold = RunDirChanges()
 
     def carry_out(self, gpus: list[int]) -> None:
         try:
-            launch = prepare(self.run, self.settings, gpus)
+            launch = prepare_launch(self.run, self.settings, gpus)
         except LaunchError as refused:
-            complete.end(self._attempt(), refused.as_dict())
+            complete.end_attempt(self._attempt(), refused.as_dict())
             return
-        self.uploads = Uploads(self.run, launch.run_dir)
-        follower = Follower(launch.run_dir)
-        self.tracking = Tracking(self.run, self.settings, launch.run_dir)
-        child = guarded_process.start(
+        self.uploads = CheckpointUploads(self.run, launch.run_dir)
+        follower = RunDirFollower(launch.run_dir)
+        self.tracking = AttemptTracking(self.run, self.settings, launch.run_dir)
+        child = guarded_process.start_guarded_process(
             launch.command,
             log=launch.run_dir / files.LOG,
             environment=launch.environment,
@@ -138,7 +140,7 @@ class _Execution:
             self.lease.bind(child)
             self.tracking.start(self.lease)
             exit_status = self._watch(child, follower)
-            ended = complete.finish(self._attempt(), launch, exit_status)
+            ended = complete.complete_attempt(self._attempt(), launch, exit_status)
             self.lease.end()
             self.tracking.finish(ended)
         finally:
@@ -150,10 +152,10 @@ class _Execution:
             with contextlib.suppress(OSError):
                 launch.run_dir.parent.rmdir()
 
-    def _attempt(self) -> Attempt:
-        return Attempt(self.run, self.settings, self.lease, stop_asked=self.kill_at is not None)
+    def _attempt(self) -> RunAttempt:
+        return RunAttempt(self.run, self.settings, self.lease, stop_asked=self.kill_at is not None)
 
-    def _watch(self, child: Child, follower: Follower) -> int:
+    def _watch(self, child: GuardedProcess, follower: RunDirFollower) -> int:
         """Tell SQL what the program does and the program what SQL wants, until it ends."""
         while (exit_status := child.wait(LOOK_SECONDS)) is None:
             if self.lease.lost.is_set():
@@ -167,10 +169,10 @@ class _Execution:
         while self.untold.facts or self.uploads.pending:
             if self.lease.lost.wait(LOOK_SECONDS):
                 raise StaleAttempt(f"attempt {self.run.attempt} lost {self.run.id} while it waited")
-            self._tell(News(), wait=True)
+            self._tell(RunDirChanges(), wait=True)
         return exit_status
 
-    def _tell(self, news: News, *, wait: bool = False) -> None:
+    def _tell(self, news: RunDirChanges, *, wait: bool = False) -> None:
         """Write what is new; while the database is out of reach it is kept for the next look."""
         for checkpoint in news.checkpoints:
             self.uploads.add(checkpoint)
@@ -179,17 +181,17 @@ class _Execution:
             self._write_checkpoints(wait=wait)
             if self.untold.facts or self.untold.values:
                 with transaction() as session:
-                    self.status = lifecycle.record(
+                    self.status = lifecycle.append_events(
                         session, self.run.id, self.run.attempt, self.untold.facts, self.untold.values
                     )
-                self.untold = News()
+                self.untold = RunDirChanges()
             else:
                 self.status = self._read_status()
         except OperationalError as error:
             logger.warning("cannot write to the database: %s", error.orig, extra={"run_id": self.run.id})
 
     def _read_status(self) -> RunStatus:
-        with reading() as session:
+        with read_session() as session:
             status, attempt = session.exec(
                 select(col(Run.status), col(Run.attempt)).where(col(Run.id) == self.run.id)
             ).one()
@@ -197,7 +199,7 @@ class _Execution:
             raise StaleAttempt(f"{self.run.id} is {status} at attempt {attempt}, not {self.run.attempt}")
         return status
 
-    def _heed(self, child: Child) -> None:
+    def _heed(self, child: GuardedProcess) -> None:
         """Stop the program once it is cancelled, paused, or this worker is to leave."""
         now = time.monotonic()
         if self.kill_at is None and (self.status is not RunStatus.running or self.host.stopping.is_set()):
@@ -229,14 +231,14 @@ class _Execution:
         """A checkpoint that cannot be stored costs work after a crash, but it does not end the run."""
         message = f"A checkpoint could not be stored: {error}. The run goes on without it."
         data = {"code": ErrorCode.artifacts_unreachable, "message": message}
-        self.untold.facts.append(Fact(EventType.warning, data))
+        self.untold.facts.append(NewEvent(EventType.warning, data))
 
-    def _write_checkpoint(self, checkpoint: files.Checkpoint, published: Published) -> None:
+    def _write_checkpoint(self, checkpoint: files.CheckpointRecord, published: PublishedArtifact) -> None:
         with transaction() as session:
             data = {"step": checkpoint.step, "size_bytes": published.size_bytes}
-            fact = Fact(EventType.checkpoint, data, checkpoint.step)
+            fact = NewEvent(EventType.checkpoint, data, checkpoint.step)
             # What was saved is safe from the next fault: the cap counts faults without progress.
-            lifecycle.record(session, self.run.id, self.run.attempt, [fact], {"faults": 0})
+            lifecycle.append_events(session, self.run.id, self.run.attempt, [fact], {"faults": 0})
             session.add(
                 Checkpoint(
                     run_id=self.run.id,

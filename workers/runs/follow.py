@@ -4,19 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.runs.lifecycle import Fact
+from app.runs.lifecycle import NewEvent
 from app.tables import EventType
 from trainers.runtime import run_dir as files
 from workers.runs.run_events import (
     CHECKPOINT,
     EVENT,
     Event,
+    FileTail,
     Metrics,
     Resumed,
     SavedCheckpoint,
-    Tail,
     Warned,
-    parsed,
+    parse_lines,
 )
 
 # One event a second holds the newest log lines; a program that floods its log has the rest in the
@@ -26,20 +26,20 @@ MAX_LINE_CHARACTERS = 1000
 
 
 @dataclass
-class News:
+class RunDirChanges:
     """What a look into the run directory found."""
 
-    facts: list[Fact] = field(default_factory=list)
+    facts: list[NewEvent] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
-    checkpoints: list[files.Checkpoint] = field(default_factory=list)
+    checkpoints: list[files.CheckpointRecord] = field(default_factory=list)
 
-    def add(self, later: "News") -> None:
+    def add(self, later: "RunDirChanges") -> None:
         """Join later facts and values to these."""
         self.facts += later.facts
         self.values |= later.values
 
 
-class Follower:
+class RunDirFollower:
     """The state of following one run directory.
 
     Made before the program starts: a checkpoint that was laid there to resume from is not news.
@@ -47,46 +47,46 @@ class Follower:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir.resolve()
-        self._log = Tail(run_dir / files.LOG)
-        self._metrics = Tail(run_dir / files.METRICS)
-        self._checkpoints = Tail(run_dir / files.CHECKPOINT_LINES, from_end=True)
+        self._log = FileTail(run_dir / files.LOG)
+        self._metrics = FileTail(run_dir / files.EVENTS)
+        self._checkpoints = FileTail(run_dir / files.CHECKPOINT_LINES, from_end=True)
         self._saved_step = -1
         self._first: tuple[float, int] | None = None
 
-    def look(self, *, to_end: bool = False) -> News:
+    def look(self, *, to_end: bool = False) -> RunDirChanges:
         """What is new since the last look; `to_end` when the program has ended."""
-        news = News()
-        for event in parsed(EVENT, self._metrics.read(to_end=to_end)):
+        news = RunDirChanges()
+        for event in parse_lines(EVENT, self._metrics.read(to_end=to_end)):
             self._add_event(news, event)
         if log := self._log.read(to_end=to_end, newest=True).splitlines():
-            news.facts.append(Fact(EventType.log, {"lines": _shorten(log)}))
-        for checkpoint in parsed(CHECKPOINT, self._checkpoints.read(to_end=to_end)):
+            news.facts.append(NewEvent(EventType.log, {"lines": _shorten(log)}))
+        for checkpoint in parse_lines(CHECKPOINT, self._checkpoints.read(to_end=to_end)):
             self._add_checkpoint(news, checkpoint)
         return news
 
-    def _add_event(self, news: News, event: Event) -> None:
+    def _add_event(self, news: RunDirChanges, event: Event) -> None:
         if isinstance(event, Warned):
-            news.facts.append(Fact(EventType.warning, {"code": event.code, "message": event.message}))
+            news.facts.append(NewEvent(EventType.warning, {"code": event.code, "message": event.message}))
             return
         if isinstance(event, Resumed):
             data = {"exactness": event.exactness, "reasons": event.reasons}
-            news.facts.append(Fact(EventType.resumed, data, event.step))
+            news.facts.append(NewEvent(EventType.resumed, data, event.step))
             return
         steps = {"step": event.step, "total_steps": event.total_steps}
         news.values |= {**steps, **self._pace(event.step, event.time.timestamp())}
         if isinstance(event, Metrics):
-            news.facts.append(Fact(EventType.metrics, event.values, event.step))
+            news.facts.append(NewEvent(EventType.metrics, event.values, event.step))
             return
         # Of several moves of a progress bar only the last is worth a row.
         news.facts = [fact for fact in news.facts if fact.type is not EventType.progress]
-        news.facts.append(Fact(EventType.progress, steps, event.step))
+        news.facts.append(NewEvent(EventType.progress, steps, event.step))
 
-    def _add_checkpoint(self, news: News, checkpoint: SavedCheckpoint) -> None:
+    def _add_checkpoint(self, news: RunDirChanges, checkpoint: SavedCheckpoint) -> None:
         """Only folders of the run directory, each step once: the store keeps one of a step."""
         within = (self._run_dir / checkpoint.path).resolve().is_relative_to(self._run_dir / files.CHECKPOINTS)
         if within and checkpoint.step > self._saved_step:
             self._saved_step = checkpoint.step
-            news.checkpoints.append(files.Checkpoint(**checkpoint.model_dump()))
+            news.checkpoints.append(files.CheckpointRecord(**checkpoint.model_dump()))
 
     def _pace(self, step: int, seconds: float) -> dict[str, float]:
         """Seconds per step since this attempt's first event, from which the time left is told."""

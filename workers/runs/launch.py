@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from app.settings import Settings
 from app.storage.artifacts import ArtifactCorrupt, ArtifactStore, get_store
-from app.storage.database import reading
+from app.storage.database import read_session
 from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
 from trainers.configs import PrepareConfig, Queue, StageDataset, StageKind, StageOutput, parse_stage
 from trainers.configs.references import ReferenceKind, find_references
@@ -23,7 +23,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from workers.hosts import devices
-from workers.runs.recovery import disk_full, kernel_kills
+from workers.runs.recovery import count_oom_kills, disk_full_error
 
 # What is handed on to a program: a worker's own credentials (database, broker) are not.
 ENVIRONMENT = (
@@ -71,7 +71,7 @@ class Launch:
     """Programs that this host's kernel had killed for memory before it starts."""
 
 
-def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
+def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     """Pull the run's inputs and write its config; raises LaunchError."""
     run_dir = settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
     try:
@@ -90,16 +90,18 @@ def prepare(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     python = settings.trainer_python or sys.executable
     command = launch_command.command(python, config, run_dir / files.CONFIG, run_dir)
     origin = models.get("base") or models.get("model")
-    return Launch(run_dir, command, environment(run.queue, gpus), dataset_id, origin, kernel_kills())
+    return Launch(
+        run_dir, command, program_environment(run.queue, gpus), dataset_id, origin, count_oom_kills()
+    )
 
 
-def resolve_model(job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
+def fetch_model(job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
     """Follow a reference from a config to folders on this host; raises LaunchError."""
     if isinstance(reference, dict):
         reference = _made_by(job_id, StageOutput.model_validate(reference).stage)
     if not reference.startswith("model_"):
         return ResolvedModel(_checked(reference, settings), None, reference, None)
-    with reading() as session:
+    with read_session() as session:
         model = session.get(Model, reference)
     if model is None:
         raise LaunchError(
@@ -110,11 +112,11 @@ def resolve_model(job_id: str | None, reference: Any, settings: Settings) -> Res
     folder = _fetch(get_store(), model, settings)
     if model.kind is ModelKind.base:
         return ResolvedModel(str(folder), None, model.id, model.id)
-    below = resolve_model(None, model.base, settings)
+    below = fetch_model(None, model.base, settings)
     return ResolvedModel(below.base, folder, below.origin, model.id)
 
 
-def environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
+def program_environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
     """The variables of a program or engine."""
     passed = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     return {
@@ -123,7 +125,7 @@ def environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # Where the package is installed for tracking, TRL would load it with every program, for a second.
         "DISABLE_MLFLOW_INTEGRATION": "TRUE",
-        **devices.environment(queue, gpus),
+        **devices.device_environment(queue, gpus),
     }
 
 
@@ -136,7 +138,7 @@ def _clear_earlier(run_dir: Path, attempt: int) -> None:
 def _refusal(run: Run, error: Exception) -> LaunchError:
     """Why the run's inputs could not be laid out on this host."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        told = disk_full(
+        told = disk_full_error(
             f"The disk with the worker's data directory is full: the inputs of {run.id} do not fit."
         )
         return LaunchError(told["code"], told["message"], told["hint"])
@@ -161,7 +163,7 @@ def _resolve(run: Run, settings: Settings) -> tuple[dict[str, Any], dict[str, Re
     dataset_id = None
     for reference in find_references(values):
         if reference.kind is ReferenceKind.model:
-            model = resolve_model(run.job_id, reference.value, settings)
+            model = fetch_model(run.job_id, reference.value, settings)
             models[reference.path] = model
             reference.replace(model.reference)
         else:
@@ -187,7 +189,7 @@ def _check_sources(run: Run, settings: Settings) -> None:
 
 def _find_dataset(job_id: str, reference: Any) -> Dataset:
     """The registry's dataset, or the part that an earlier stage of the job has made."""
-    with reading() as session:
+    with read_session() as session:
         if isinstance(reference, str):
             return session.get_one(Dataset, reference)
         made = StageDataset.model_validate(reference)
@@ -214,7 +216,7 @@ def fetch_dataset(dataset: Dataset, settings: Settings) -> Path:
 
 def _made_by(job_id: str | None, stage: str) -> str:
     """Id of the model that an earlier stage of the job has made."""
-    with reading() as session:
+    with read_session() as session:
         run = session.exec(select(Run).where(col(Run.job_id) == job_id, col(Run.name) == stage)).one()
     assert run.model_id is not None, f"{run.id} is done and its stage makes a model"
     return run.model_id
@@ -258,7 +260,7 @@ def _lay_checkpoint(run: Run, run_dir: Path, settings: Settings) -> None:
     """Put the run's last checkpoint where the program looks for the point to resume from."""
     newest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id)
     newest = newest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc()).limit(1)
-    with reading() as session:
+    with read_session() as session:
         checkpoint = session.exec(newest).one_or_none()
     if checkpoint is None:
         return

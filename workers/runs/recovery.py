@@ -8,11 +8,11 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
-from app.runs.lifecycle import Fact
-from app.storage.database import reading, transaction
+from app.runs.lifecycle import NewEvent
+from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
-from workers.hosts.worker import Host
+from workers.hosts.worker import WorkerContext
 
 # A checkpoint is written beside the one before it, and the model beside both; less than 64 MiB is no room
 # for any of a run's files to grow.
@@ -23,7 +23,7 @@ VMSTAT = Path("/proc/vmstat")
 logger = logging.getLogger(__name__)
 
 
-def with_smaller_micro_batch(config: dict[str, Any]) -> dict[str, Any] | None:
+def halve_micro_batch(config: dict[str, Any]) -> dict[str, Any] | None:
     """The config with about half the rows in a forward pass and as many in a step; None where it has one."""
     rows = config.get("micro_batch_size")
     if not rows or rows == 1:
@@ -32,17 +32,17 @@ def with_smaller_micro_batch(config: dict[str, Any]) -> dict[str, Any] | None:
     return config | {"micro_batch_size": next(n for n in range(rows // 2, 0, -1) if share % n == 0)}
 
 
-def micro_batch_halved(run: Run, config: dict[str, Any]) -> Fact:
+def micro_batch_warning(run: Run, config: dict[str, Any]) -> NewEvent:
     """The warning that the run goes on with fewer rows at once."""
     message = (
         f"The device ran out of memory with micro_batch_size {run.config['micro_batch_size']}, so the run "
         f"goes on from its last checkpoint with {config['micro_batch_size']} and more accumulation; "
         f"batch_size {config['batch_size']}, and so each step, stays the same."
     )
-    return Fact(EventType.warning, {"code": "micro_batch_halved", "message": message})
+    return NewEvent(EventType.warning, {"code": "micro_batch_halved", "message": message})
 
 
-def kernel_kills() -> int:
+def count_oom_kills() -> int:
     """Programs that the kernel has killed for memory since it started; 0 where it does not tell."""
     try:
         lines = VMSTAT.read_text().splitlines()
@@ -51,7 +51,7 @@ def kernel_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def killed_for_memory(run: Run) -> dict[str, Any]:
+def oom_kill_error(run: Run) -> dict[str, Any]:
     """The error of a program that the kernel ended."""
     return {
         "code": ErrorCode.out_of_memory,
@@ -60,15 +60,15 @@ def killed_for_memory(run: Run) -> dict[str, Any]:
     }
 
 
-def disk_full(message: str) -> dict[str, Any]:
+def disk_full_error(message: str) -> dict[str, Any]:
     """The error of a run that waits for room."""
     hint = "Free some space: the run then goes on by itself from its last checkpoint."
     return {"code": ErrorCode.disk_full, "message": message, "hint": hint}
 
 
-def resume_where_room(host: Host) -> None:
+def release_disk_waits(host: WorkerContext) -> None:
     """Queue runs again that a full disk had paused, if this worker's disk has room for them now."""
-    with reading() as session:
+    with read_session() as session:
         waiting = _waiting_for_room(session, host)
         needed = {run.id: _room_bytes(session, run) for run in waiting}
     if not needed:
@@ -89,7 +89,7 @@ def resume_where_room(host: Host) -> None:
             logger.info("goes on after a full disk", extra={"run_id": run_id})
 
 
-def _waiting_for_room(session: Session, host: Host) -> list[Run]:
+def _waiting_for_room(session: Session, host: WorkerContext) -> list[Run]:
     """Runs that a full disk has paused, and that this worker could go on with."""
     paused = select(Run).where(
         col(Run.status) == RunStatus.paused,

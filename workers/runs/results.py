@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 8 << 20
 logger = logging.getLogger(__name__)
 
 
-class Made(BaseModel):
+class ProducedModel(BaseModel):
     """What a program says of the model that it has made."""
 
     path: str
@@ -53,7 +53,7 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     if result is None:
         return None
     try:
-        folders = [Made.model_validate(result.get("model")).path] if run.stage.makes_a_model else []
+        folders = [ProducedModel.model_validate(result.get("model")).path] if run.stage.makes_a_model else []
         paths = [_MadeDataset.model_validate(made).path for made in result.get("datasets", [])]
     except (ValidationError, TypeError) as error:
         logger.warning("the result is none: %s", error, extra={"run_id": run.id})
@@ -74,19 +74,19 @@ def read_error(run_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def explain(run: Run, launch: Launch, exit_status: int) -> dict[str, Any]:
+def infer_error(run: Run, launch: Launch, exit_status: int) -> dict[str, Any]:
     """The error of a program that left neither a result nor an account of its own."""
     if shutil.disk_usage(launch.run_dir).free < DISK_FULL_BELOW_BYTES:
-        return recovery.disk_full(
+        return recovery.disk_full_error(
             f"The disk with the worker's data directory is full: the program of {run.id} could not go on."
         )
     if (
-        exit_status == guarded_process.KILLED + signal.SIGKILL
-        and recovery.kernel_kills() > launch.kernel_kills
+        exit_status == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
+        and recovery.count_oom_kills() > launch.kernel_kills
     ):
-        return recovery.killed_for_memory(run)
-    if exit_status > guarded_process.KILLED:
-        message = f"The program was killed by signal {exit_status - guarded_process.KILLED}."
+        return recovery.oom_kill_error(run)
+    if exit_status > guarded_process.EXIT_SIGNAL_BASE:
+        message = f"The program was killed by signal {exit_status - guarded_process.EXIT_SIGNAL_BASE}."
         hint = "A 9 is often the kernel's out-of-memory killer: use a smaller micro_batch_size or max_length."
         return {"code": ErrorCode.program_killed, "message": message, "hint": hint}
     message = f"The program ended with status {exit_status} and left neither a result nor an error."

@@ -72,7 +72,7 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="ty
 CHECKPOINT = TypeAdapter(SavedCheckpoint)
 
 
-class Tail:
+class FileTail:
     """Reads what was appended to a file since the last time, whole lines only."""
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
@@ -102,7 +102,7 @@ class Tail:
         return read[:whole].decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
-def parsed(kind: TypeAdapter[T], text: str) -> list[T]:
+def parse_lines(kind: TypeAdapter[T], text: str) -> list[T]:
     """The lines that hold; a program that was killed leaves the last one torn."""
     values, refused = [], 0
     # JSON strings may hold characters at which splitlines() would split.

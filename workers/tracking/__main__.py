@@ -15,19 +15,19 @@ from typing import ParamSpec, TypeVar
 
 from app.logs import redact
 from trainers.runtime import run_dir as files
-from workers.runs.run_events import EVENT, Metrics, Tail, parsed
+from workers.runs.run_events import EVENT, FileTail, Metrics, parse_lines
 from workers.tracking.protocol import (
     ENDING,
     ORDER,
     PROGRAM_ENDED,
     TOLD,
     Ending,
-    Mlflow,
+    MlflowTarget,
     Order,
     Point,
     Service,
     Told,
-    Wandb,
+    WandbTarget,
 )
 
 LOOK_SECONDS = 0.3
@@ -46,16 +46,16 @@ def main(folder: Path) -> None:
     sender = _Sender(folder)
     service = sender.patiently(_service, order)
     sender.tell(Told(link=sender.patiently(service.start)))
-    _follow(folder, Tail(order.metrics), service, sender)
+    _follow(folder, FileTail(order.metrics), service, sender)
 
 
 def _service(order: Order) -> Service:
     """The service of the order; its package is loaded here and nowhere else."""
-    if isinstance(order.target, Mlflow):
+    if isinstance(order.target, MlflowTarget):
         from workers.tracking.mlflow import MlflowService
 
         return MlflowService(order.target, order.tracked)
-    if isinstance(order.target, Wandb):
+    if isinstance(order.target, WandbTarget):
         from workers.tracking.wandb import WandbService
 
         return WandbService(order.target, order.tracked)
@@ -64,7 +64,7 @@ def _service(order: Order) -> Service:
     return TensorboardService(order.target, order.tracked)
 
 
-def _follow(folder: Path, lines: Tail, service: Service, sender: "_Sender") -> None:
+def _follow(folder: Path, lines: FileTail, service: Service, sender: "_Sender") -> None:
     has_told_all = False
     while True:
         # In this order: what the program has written before it ended is read after the end is seen.
@@ -85,7 +85,7 @@ def _follow(folder: Path, lines: Tail, service: Service, sender: "_Sender") -> N
 
 
 def _points(text: str) -> list[Point]:
-    events = [event for event in parsed(EVENT, text) if isinstance(event, Metrics)]
+    events = [event for event in parse_lines(EVENT, text) if isinstance(event, Metrics)]
     told = (
         Point(
             step=event.step, time=event.time, values={k: v for k, v in event.values.items() if v is not None}

@@ -16,14 +16,14 @@ from sqlalchemy.exc import OperationalError
 
 from app.runs import lifecycle
 from app.settings import Settings
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Job, Run, Worker
 from trainers.runtime import run_dir as files
 from workers.hosts.lease import Lease
-from workers.runs.follow import News
+from workers.runs.follow import RunDirChanges
 from workers.tracking.exporter import Sender
-from workers.tracking.protocol import Ending, Order, Target, Tracked
-from workers.tracking.services import targets
+from workers.tracking.protocol import Ending, Order, Tracked, TrackingTarget
+from workers.tracking.services import list_targets
 
 FOLDER = ".tracking"
 LOOK_SECONDS = 0.1
@@ -31,7 +31,7 @@ LOOK_SECONDS = 0.1
 logger = logging.getLogger(__name__)
 
 
-class Tracking:
+class AttemptTracking:
     """All senders of one attempt; made before the program starts, so that it knows where that goes on."""
 
     def __init__(self, run: Run, settings: Settings, run_dir: Path) -> None:
@@ -46,7 +46,7 @@ class Tracking:
     def start(self, lease: Lease) -> None:
         """Start the senders; what keeps them from starting does not keep the run from going on."""
         try:
-            on = targets(self._settings)
+            on = list_targets(self._settings)
             about = self._about() if on else {}
             for target in on:
                 sender = Sender(self._order(target, about), self._run_dir / FOLDER / target.service)
@@ -55,16 +55,16 @@ class Tracking:
         except (OSError, OperationalError) as error:
             logger.warning("this attempt is not tracked: %s", error, extra={"run_id": self._run.id})
 
-    def look(self) -> News:
+    def look(self) -> RunDirChanges:
         """What the senders have told since the last look."""
-        news = News([fact for sender in self._senders for fact in sender.look()])
+        news = RunDirChanges([fact for sender in self._senders for fact in sender.look()])
         links = {link["service"]: link for sender in self._senders if (link := sender.link) is not None}
         if not links.items() <= self._links.items():
             self._links |= links
             news.values["tracking"] = [self._links[service] for service in sorted(self._links)]
         return news
 
-    def drain(self, lost: threading.Event) -> News:
+    def drain(self, lost: threading.Event) -> RunDirChanges:
         """The program has ended: wait a while until all that it told has arrived."""
         with contextlib.suppress(OSError):
             for sender in self._senders:
@@ -83,7 +83,7 @@ class Tracking:
         facts = [*news.facts, *(fact for sender in self._senders for fact in sender.end())]
         try:
             with transaction() as session:
-                lifecycle.record_after(session, ended.id, self._run.attempt, facts, news.values)
+                lifecycle.append_late_events(session, ended.id, self._run.attempt, facts, news.values)
         except OperationalError as error:
             logger.warning("cannot tell of tracking: %s", error.orig, extra={"run_id": ended.id})
 
@@ -94,7 +94,7 @@ class Tracking:
 
     def _about(self) -> dict[str, Any]:
         run = self._run
-        with reading() as session:
+        with read_session() as session:
             job = session.get_one(Job, run.job_id)
             worker = session.get_one(Worker, run.worker_id)
         return {
@@ -110,12 +110,12 @@ class Tracking:
             "first_step": self._first_step,
         }
 
-    def _order(self, target: Target, about: dict[str, Any]) -> Order:
+    def _order(self, target: TrackingTarget, about: dict[str, Any]) -> Order:
         sent_step = self._links.get(target.service, {}).get("step")
         tracked = Tracked(**about, sent_step=-1 if sent_step is None else sent_step)
-        return Order(target=target, tracked=tracked, metrics=self._run_dir / files.METRICS)
+        return Order(target=target, tracked=tracked, metrics=self._run_dir / files.EVENTS)
 
-    def _wait(self, suffices: Callable[[Sender], bool], lost: threading.Event) -> News:
+    def _wait(self, suffices: Callable[[Sender], bool], lost: threading.Event) -> RunDirChanges:
         """Look until it suffices for each sender that still runs, or the time is up."""
         deadline = time.monotonic() + self._settings.tracking_wait_seconds
         news = self.look()

@@ -7,17 +7,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from app.runs.lifecycle import Fact
+from app.runs.lifecycle import NewEvent
 from app.tables import EventType, TrackingService
 from trainers.runtime import run_dir as files
 from workers.hosts import guarded_process
-from workers.hosts.guarded_process import Child
+from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.lease import Lease
-from workers.runs.run_events import Tail, parsed
+from workers.runs.run_events import FileTail, parse_lines
 from workers.tracking.protocol import ENDING, LOG, ORDER, PROGRAM_ENDED, TOLD, Ending, Link, Order, Told
 from workers.tracking.services import SETTINGS, environment
 
-TITLES = {"mlflow": "MLflow", "wandb": "W&B", "tensorboard": "TensorBoard"}
+SERVICE_TITLES = {"mlflow": "MLflow", "wandb": "W&B", "tensorboard": "TensorBoard"}
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ class Sender:
         self.has_sent_all = False
         self._order = order
         self._folder = folder
-        self._title = TITLES[self.service]
-        self._child: Child | None = None
-        self._lines = Tail(folder / TOLD)
+        self._title = SERVICE_TITLES[self.service]
+        self._child: GuardedProcess | None = None
+        self._lines = FileTail(folder / TOLD)
         self._link: Link | None = None
         self._step = order.tracked.sent_step
 
@@ -43,7 +43,7 @@ class Sender:
         """Start the program; renewals of the lease let it go on."""
         self._folder.mkdir(parents=True)
         (self._folder / ORDER).write_text(self._order.model_dump_json(), encoding="utf-8")
-        self._child = guarded_process.start(
+        self._child = guarded_process.start_guarded_process(
             [sys.executable, "-m", "workers.tracking", str(self._folder)],
             log=self._folder / LOG,
             environment=environment(self._order.target),
@@ -51,10 +51,10 @@ class Sender:
         )
         lease.bind(self._child)
 
-    def look(self) -> list[Fact]:
+    def look(self) -> list[NewEvent]:
         """Warnings that are new since the last look."""
         facts = []
-        for told in parsed(_told, self._lines.read()):
+        for told in parse_lines(_told, self._lines.read()):
             self._heed(told)
             if told.trouble is not None:
                 facts.append(self._trouble(told.trouble))
@@ -83,7 +83,7 @@ class Sender:
             self._child.extend(seconds)
         files.write_json(self._folder / ENDING, ending.model_dump(mode="json"))
 
-    def end(self) -> list[Fact]:
+    def end(self) -> list[NewEvent]:
         """Kill what still runs; a warning if not all has arrived."""
         complete = self._child is not None and self._child.wait(0) == 0
         self.kill()
@@ -100,7 +100,7 @@ class Sender:
         self._link = told.link or self._link
         self._step = max(self._step, told.step if told.step is not None else -1)
 
-    def _trouble(self, trouble: str) -> Fact:
+    def _trouble(self, trouble: str) -> NewEvent:
         message = (
             f"{self._title} does not take what is sent to it: {trouble} The run goes on, and its metrics "
             "are kept here. Until it ends, sending is tried again."
@@ -110,7 +110,7 @@ class Sender:
         )
         return self._warning("tracking_unreachable", message, hint)
 
-    def _incomplete(self) -> Fact:
+    def _incomplete(self) -> NewEvent:
         run_id = self._order.tracked.run_id
         arrived = f"its metrics up to step {self._step}" if self._step >= 0 else "none of its metrics"
         message = f"{self._title} has not taken all of {run_id} in time: {arrived} arrived there."
@@ -118,9 +118,9 @@ class Sender:
         logger.warning("%s the sender's log: %s", message, self._last_line(), extra={"run_id": run_id})
         return self._warning("tracking_incomplete", message, hint)
 
-    def _warning(self, code: str, message: str, hint: str) -> Fact:
+    def _warning(self, code: str, message: str, hint: str) -> NewEvent:
         data = {"code": code, "message": message, "hint": hint, "service": self.service.value}
-        return Fact(EventType.warning, data)
+        return NewEvent(EventType.warning, data)
 
     def _last_line(self) -> str:
         try:

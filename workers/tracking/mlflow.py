@@ -12,7 +12,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from workers.tracking.protocol import Ending, Link, Mlflow, Point, Tracked, flat, numbers
+from workers.tracking.protocol import Ending, Link, MlflowTarget, Point, Tracked, flat, numbers
 
 # The server's limits for one request.
 METRICS_AT_ONCE = 1000
@@ -26,7 +26,7 @@ STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "p
 class MlflowService:
     """One attempt's way to an MLflow server."""
 
-    def __init__(self, target: Mlflow, tracked: Tracked) -> None:
+    def __init__(self, target: MlflowTarget, tracked: Tracked) -> None:
         self._target = target
         self._tracked = tracked
         self._client = MlflowClient(target.uri)

@@ -16,7 +16,7 @@ ENDING = "ending.json"
 LOG = "log.txt"
 
 
-class Mlflow(BaseModel):
+class MlflowTarget(BaseModel):
     """An MLflow server."""
 
     service: Literal["mlflow"] = "mlflow"
@@ -25,7 +25,7 @@ class Mlflow(BaseModel):
     experiment: str
 
 
-class Wandb(BaseModel):
+class WandbTarget(BaseModel):
     """A W&B project; `folder` takes what W&B keeps of runs on disk."""
 
     service: Literal["wandb"] = "wandb"
@@ -35,14 +35,14 @@ class Wandb(BaseModel):
     folder: Path
 
 
-class Tensorboard(BaseModel):
+class TensorboardTarget(BaseModel):
     """A folder that TensorBoard reads."""
 
     service: Literal["tensorboard"] = "tensorboard"
     folder: Path
 
 
-Target = Annotated[Mlflow | Wandb | Tensorboard, Field(discriminator="service")]
+TrackingTarget = Annotated[MlflowTarget | WandbTarget | TensorboardTarget, Field(discriminator="service")]
 
 
 class Tracked(BaseModel):
@@ -76,7 +76,7 @@ class Tracked(BaseModel):
 class Order(BaseModel):
     """Which run to tell of, and where; `metrics` is the file to follow."""
 
-    target: Target
+    target: TrackingTarget
     tracked: Tracked
     metrics: Path
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 
 from app.settings import Settings
-from workers.tracking.protocol import Mlflow, Target, Tensorboard, Wandb
+from workers.tracking.protocol import MlflowTarget, TensorboardTarget, TrackingTarget, WandbTarget
 
 SETTINGS = {
     "mlflow": "TUNESMITH_MLFLOW_URI",
@@ -30,16 +30,16 @@ DEFAULTS = {
 }
 
 
-def targets(settings: Settings) -> list[Target]:
+def list_targets(settings: Settings) -> list[TrackingTarget]:
     """The services that are on."""
-    found: list[Target] = []
+    found: list[TrackingTarget] = []
     if settings.mlflow_uri:
         url = settings.mlflow_url or settings.mlflow_uri
-        found.append(Mlflow(uri=settings.mlflow_uri, url=url, experiment=settings.mlflow_experiment))
+        found.append(MlflowTarget(uri=settings.mlflow_uri, url=url, experiment=settings.mlflow_experiment))
     if settings.wandb_project:
         *entity, project = settings.wandb_project.split("/")
         found.append(
-            Wandb(
+            WandbTarget(
                 project=project,
                 entity=entity[0] if entity else None,
                 mode=settings.wandb_mode,
@@ -47,14 +47,16 @@ def targets(settings: Settings) -> list[Target]:
             )
         )
     if settings.tensorboard_dir:
-        found.append(Tensorboard(folder=settings.tensorboard_dir))
+        found.append(TensorboardTarget(folder=settings.tensorboard_dir))
     return found
 
 
-def missing_packages(settings: Settings) -> str | None:
+def explain_missing_packages(settings: Settings) -> str | None:
     """What keeps this worker from the services that are on, as a sentence that says what to do."""
     missing = [
-        target.service for target in targets(settings) if importlib.util.find_spec(target.service) is None
+        target.service
+        for target in list_targets(settings)
+        if importlib.util.find_spec(target.service) is None
     ]
     if not missing:
         return None
@@ -65,7 +67,7 @@ def missing_packages(settings: Settings) -> str | None:
     )
 
 
-def environment(target: Target) -> dict[str, str]:
+def environment(target: TrackingTarget) -> dict[str, str]:
     """The variables of a sender."""
     prefix = f"{target.service.upper()}_"
     passed = {

@@ -12,13 +12,13 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from workers.tracking.protocol import Ending, Link, Point, Tensorboard, Tracked, numbers
+from workers.tracking.protocol import Ending, Link, Point, TensorboardTarget, Tracked, numbers
 
 
 class TensorboardService:
     """One attempt's event file."""
 
-    def __init__(self, target: Tensorboard, tracked: Tracked) -> None:
+    def __init__(self, target: TensorboardTarget, tracked: Tracked) -> None:
         self._folder = target.folder / tracked.job_id / tracked.name
         self._tracked = tracked
 

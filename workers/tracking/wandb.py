@@ -8,7 +8,7 @@ from pathlib import Path
 
 import wandb
 
-from workers.tracking.protocol import Ending, Link, Point, Tracked, Wandb
+from workers.tracking.protocol import Ending, Link, Point, Tracked, WandbTarget
 
 INIT_TIMEOUT_SECONDS = 30
 EXIT_CODES = {"succeeded": 0, "cancelled": 255}
@@ -17,7 +17,7 @@ EXIT_CODES = {"succeeded": 0, "cancelled": 255}
 class WandbService:
     """One attempt's way to W&B, through the process `wandb-core` that W&B starts for itself."""
 
-    def __init__(self, target: Wandb, tracked: Tracked) -> None:
+    def __init__(self, target: WandbTarget, tracked: Tracked) -> None:
         self._target = target
         self._tracked = tracked
 
@@ -53,7 +53,7 @@ class WandbService:
         self._run.finish(exit_code=EXIT_CODES.get(ending.status, 1))
 
 
-def _settings(target: Wandb) -> wandb.Settings:
+def _settings(target: WandbTarget) -> wandb.Settings:
     """This process is not the one that trains: what W&B could see of it says nothing of the run."""
     return wandb.Settings(
         mode=target.mode,

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # The other ways to start decompose the base weights and change them, which would change every other adapter.
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 # PEFT writes its own version beside the fields of its config.
@@ -29,7 +29,7 @@ class AdapterNotLoadable(ValueError):
 
 
 @contextmanager
-def adapter_faults(path: str) -> Iterator[None]:
+def wrap_loader_errors(path: str) -> Iterator[None]:
     """Whatever a loader raises, as AdapterNotLoadable."""
     try:
         yield
@@ -41,7 +41,7 @@ def adapter_faults(path: str) -> Iterator[None]:
 
 def check_adapter(path: str, model_config: Any, most_rank: int) -> Any:
     """The adapter's config, once names and shapes of its weights are those that the base wants."""
-    with adapter_faults(path):
+    with wrap_loader_errors(path):
         config = read_config(path)
         refuse_large_rank(config, most_rank)
         found = weight_shapes(path)
@@ -105,9 +105,9 @@ def refuse_large_rank(config: Any, most: int) -> None:
 
 def weight_shapes(path: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes in the adapter's file, from its header."""
-    file = Path(path) / WEIGHTS
+    file = Path(path) / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise ValueError(f"{WEIGHTS} is missing; only safetensors weights are read.")
+        raise ValueError(f"{ADAPTER_WEIGHTS} is missing; only safetensors weights are read.")
     with safe_open(file, framework="pt") as weights:
         return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
 

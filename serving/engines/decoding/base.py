@@ -6,9 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from serving.engines.decoding.adapters import AdapterNotLoadable, adapter_faults, check_adapter
-from serving.engines.decoding.sequence import Row
-from serving.engines.decoding.served import Served, adapter_tokenizer
+from serving.engines.decoding.adapters import AdapterNotLoadable, check_adapter, wrap_loader_errors
+from serving.engines.decoding.sequence import SequenceState
+from serving.engines.decoding.served import ServedModel, load_adapter_tokenizer
 from trainers.configs.engines import EngineOptions
 
 
@@ -17,13 +17,13 @@ class ModelNotLoadable(ValueError):
 
 
 @dataclass
-class Block(ABC):
+class DecodeBatch(ABC):
     """Rows of one adapter that decode together.
 
     The newest token of each row is not in the cache yet: the next step feeds it.
     """
 
-    rows: list[Row]
+    rows: list[SequenceState]
 
     @abstractmethod
     def join(self, other: Self) -> Self:
@@ -35,15 +35,15 @@ class Block(ABC):
 
 
 @dataclass
-class Base(ABC):
+class ModelRunner(ABC):
     """The base model and all names being served; only the generation thread touches the weights."""
 
-    served: Served
+    served: ServedModel
     config: Any
     max_model_len: int
     vocabulary_size: int
     options: EngineOptions
-    names: dict[str, Served] = field(default_factory=dict)
+    names: dict[str, ServedModel] = field(default_factory=dict)
     attached: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Base(ABC):
         self._numbers = count(1)
 
     @abstractmethod
-    def prefill(self, rows: list[Row], every_position: bool) -> tuple[Any, Any]:
+    def prefill(self, rows: list[SequenceState], every_position: bool) -> tuple[Any, Any]:
         """Read the prompts; the block, and torch's logits after each (b, v) or everywhere (b, t, v)."""
 
     @abstractmethod
@@ -66,30 +66,30 @@ class Base(ABC):
     def detach(self, adapter: str) -> None:
         """Free an adapter's weights."""
 
-    def load_adapter(self, name: str, path: str) -> Served:
+    def load_adapter(self, name: str, path: str) -> ServedModel:
         """Put an adapter beside the others; raises AdapterNotLoadable and then leaves the model as it was."""
         if len(self.attached) >= self.options.max_adapters:
             raise AdapterNotLoadable(
                 path, f"the engine holds {len(self.attached)} adapters, its max_adapters; unload one first."
             )
         config = check_adapter(path, self.config, self.options.max_adapter_rank)
-        with adapter_faults(path):
-            tokenizer = adapter_tokenizer(self.served, path, self.vocabulary_size)
+        with wrap_loader_errors(path):
+            tokenizer = load_adapter_tokenizer(self.served, path, self.vocabulary_size)
         # A module's key may not hold a dot, which served names may; a fresh number never meets a stale one.
         adapter = f"adapter_{next(self._numbers)}"
         self.attach(adapter, path, config)
         self.attached.add(adapter)
         ends = self.served.eos_ids | ({tokenizer.eos_token_id} - {None})
-        return Served(name, path, adapter, tokenizer, ends)
+        return ServedModel(name, path, adapter, tokenizer, ends)
 
-    def unload_adapter(self, served: Served) -> None:
+    def unload_adapter(self, served: ServedModel) -> None:
         """Free an adapter's weights; no row may use it any more."""
         assert served.adapter is not None
         self.detach(served.adapter)
         self.attached.discard(served.adapter)
 
 
-def refuse_wrong_path(path: str) -> None:
+def check_model_path(path: str) -> None:
     """Raise ModelNotLoadable for what is plainly no whole model, before a loader complains in its own way."""
     if (Path(path) / "adapter_config.json").exists():
         raise ModelNotLoadable(
@@ -100,7 +100,7 @@ def refuse_wrong_path(path: str) -> None:
         raise ModelNotLoadable(f"The model folder {path} does not exist.")
 
 
-def refuse_larger_vocabulary(path: str, tokenizer: Any, vocabulary_size: int) -> None:
+def check_vocabulary_size(path: str, tokenizer: Any, vocabulary_size: int) -> None:
     """Raise ModelNotLoadable where a token would have no embedding."""
     if len(tokenizer) > vocabulary_size:
         raise ModelNotLoadable(
@@ -108,7 +108,7 @@ def refuse_larger_vocabulary(path: str, tokenizer: Any, vocabulary_size: int) ->
         )
 
 
-def longest_context(path: str, config: Any, asked: int | None) -> int:
+def context_length(path: str, config: Any, asked: int | None) -> int:
     """Tokens of prompt and answer together: what was asked for, bounded by what the model knows."""
     known = getattr(config.get_text_config(), "max_position_embeddings", None)
     if known is None and asked is None:

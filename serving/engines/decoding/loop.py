@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
-from serving.engines.decoding.base import Base, Block
+from serving.engines.decoding.base import DecodeBatch, ModelRunner
 from serving.engines.decoding.sampling import prompt_logprobs, token_logprob
-from serving.engines.decoding.sequence import Row
-from serving.engines.decoding.served import Served
+from serving.engines.decoding.sequence import SequenceState
+from serving.engines.decoding.served import ServedModel
 
 IDLE_WAIT_SECONDS = 1.0
 # One step that takes this long is a hung device, and /health must stop answering 200.
@@ -31,29 +31,29 @@ PREFILL_TOKENS = 4096
 LOADING_FAILED = 3
 LOOP_FAILED = 4
 
-Order = tuple[Callable[[Base], Any], Future[Any], Served | None]
+Order = tuple[Callable[[ModelRunner], Any], Future[Any], ServedModel | None]
 
 
 class GenerationLoop:
     """The thread that owns the model; everything else talks to it through `submit` and `order`."""
 
-    def __init__(self, load: Callable[[], Base], max_batch_size: int) -> None:
+    def __init__(self, load: Callable[[], ModelRunner], max_batch_size: int) -> None:
         self.load = load
         self.max_batch_size = max_batch_size
-        self.base: Base | None = None
-        self.inbox: SimpleQueue[Row | Order | None] = SimpleQueue()
-        self.waiting: deque[Row] = deque()
+        self.base: ModelRunner | None = None
+        self.inbox: SimpleQueue[SequenceState | Order | None] = SimpleQueue()
+        self.waiting: deque[SequenceState] = deque()
         self.orders: list[Order] = []
-        self.blocks: dict[str | None, Block] = {}
+        self.blocks: dict[str | None, DecodeBatch] = {}
         self.stopping = False
         self.beat = time.monotonic()
         self.thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
-    def submit(self, row: Row) -> None:
+    def submit(self, row: SequenceState) -> None:
         """Queue an answer; its pieces arrive through the row's `emit`, called in the generation thread."""
         self.inbox.put(row)
 
-    def order(self, act: Callable[[Base], Any], unused: Served | None = None) -> Future[Any]:
+    def order(self, act: Callable[[ModelRunner], Any], unused: ServedModel | None = None) -> Future[Any]:
         """Run `act` on the model between two steps, once no row uses `unused`."""
         done: Future[Any] = Future()
         self.inbox.put((act, done, unused))
@@ -95,7 +95,7 @@ class GenerationLoop:
             sys.stderr.flush()
             os._exit(LOOP_FAILED)
 
-    def _turn(self, base: Base) -> None:
+    def _turn(self, base: ModelRunner) -> None:
         self.beat = time.monotonic()
         self._read_inbox()
         self._forget_ended()
@@ -111,7 +111,7 @@ class GenerationLoop:
         try:
             item = self.inbox.get(timeout=IDLE_WAIT_SECONDS) if idle else self.inbox.get_nowait()
             while True:
-                if isinstance(item, Row):
+                if isinstance(item, SequenceState):
                     self.waiting.append(item)
                 elif item is not None:
                     self.orders.append(item)
@@ -124,7 +124,7 @@ class GenerationLoop:
         for adapter in list(self.blocks):
             self._put_back(adapter, self.blocks[adapter])
 
-    def _obey(self, base: Base) -> None:
+    def _obey(self, base: ModelRunner) -> None:
         used = {row.ask.served for row in [*self.waiting, *(r for b in self.blocks.values() for r in b.rows)]}
         due = [order for order in self.orders if order[2] not in used]
         self.orders = [order for order in self.orders if order[2] in used]
@@ -134,7 +134,7 @@ class GenerationLoop:
             except AdapterNotLoadable as fault:
                 done.set_exception(fault)
 
-    def _admit(self, base: Base) -> None:
+    def _admit(self, base: ModelRunner) -> None:
         for rows in self._admitted():
             scored = rows[0].ask.prompt_logprobs
             block, logits = base.prefill(rows, every_position=scored)
@@ -147,9 +147,9 @@ class GenerationLoop:
                 present = self.blocks.get(adapter)
                 self.blocks[adapter] = present.join(fresh) if present else fresh
 
-    def _admitted(self) -> list[list[Row]]:
+    def _admitted(self) -> list[list[SequenceState]]:
         """Waiting rows that may start now, in groups that are read together."""
-        groups: list[list[Row]] = []
+        groups: list[list[SequenceState]] = []
         room, longest, count = self.max_batch_size - self.running, 0, 0
         while self.waiting and count < room:
             longest = max(longest, len(self.waiting[0].ask.prompt_ids))
@@ -159,7 +159,7 @@ class GenerationLoop:
             place(self.waiting.popleft(), groups)
         return groups
 
-    def _put_back(self, adapter: str | None, block: Block) -> None:
+    def _put_back(self, adapter: str | None, block: DecodeBatch) -> None:
         left = block.drop_ended()
         if left is None:
             del self.blocks[adapter]
@@ -167,7 +167,7 @@ class GenerationLoop:
             self.blocks[adapter] = left
 
 
-def place(row: Row, groups: list[list[Row]]) -> None:
+def place(row: SequenceState, groups: list[list[SequenceState]]) -> None:
     """Put a row with those of its adapter; the logits of a scored prompt are large, so it is read alone."""
     for group in groups:
         first = group[0].ask
@@ -179,7 +179,7 @@ def place(row: Row, groups: list[list[Row]]) -> None:
     groups.append([row])
 
 
-def take_tokens(rows: list[Row], logits_bv: Any) -> None:
+def take_tokens(rows: list[SequenceState], logits_bv: Any) -> None:
     """Choose and hand out the next token of each row that has not ended."""
     likeliest = logits_bv.argmax(dim=-1).tolist()
     for row, best, logits_v in zip(rows, likeliest, logits_bv, strict=True):
@@ -189,7 +189,7 @@ def take_tokens(rows: list[Row], logits_bv: Any) -> None:
         row.accept(token, None if wanted is None else token_logprob(logits_v, token, wanted))
 
 
-def scores(row: Row, logits_tv: Any) -> Any:
+def scores(row: SequenceState, logits_tv: Any) -> Any:
     """Log probabilities of the row's prompt."""
     return prompt_logprobs(logits_tv, row.ask.prompt_ids, row.ask.sampling.logprobs or 0)
 

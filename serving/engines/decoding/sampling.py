@@ -12,7 +12,7 @@ GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How a request wants its tokens chosen, in vLLM's terms; the defaults leave every token its chance."""
 
     temperature: float = 1.0
@@ -45,13 +45,17 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def seeded(seed: int) -> Any:
+def make_generator(seed: int) -> Any:
     """A generator of one request, on the CPU so that every device draws alike."""
     return torch.Generator().manual_seed(seed)
 
 
-def adjust(
-    logits_v: Any, sampling: Sampling, prompt_ids: list[int], output_ids: list[int], banned: frozenset[int]
+def adjust_logits(
+    logits_v: Any,
+    sampling: SamplingParams,
+    prompt_ids: list[int],
+    output_ids: list[int],
+    banned: frozenset[int],
 ) -> Any:
     """Logits with bias, bans and penalties, in vLLM's order.
 
@@ -74,7 +78,7 @@ def adjust(
     return logits_v
 
 
-def draw(logits_v: Any, sampling: Sampling, generator: Any) -> int:
+def sample_token(logits_v: Any, sampling: SamplingParams, generator: Any) -> int:
     """One draw by inverting the cumulative distribution, in float64 so that it adds up to one."""
     scores_v = logits_v.float() / sampling.temperature
     if 0 < sampling.top_k < len(scores_v):

@@ -5,12 +5,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from serving.engines.decoding.sampling import Sampling, TokenLogprob, adjust, draw, seeded
-from serving.engines.decoding.served import Served
+from serving.engines.decoding.sampling import (
+    SamplingParams,
+    TokenLogprob,
+    adjust_logits,
+    make_generator,
+    sample_token,
+)
+from serving.engines.decoding.served import ServedModel
 from serving.engines.decoding.text import Detokenizer, StopMatcher
 
 
-class Finish(StrEnum):
+class FinishReason(StrEnum):
     """Why an answer ended, in OpenAI's words."""
 
     stop = "stop"
@@ -18,7 +24,7 @@ class Finish(StrEnum):
 
 
 @dataclass(frozen=True)
-class Piece:
+class OutputChunk:
     """What an answer has gained since the last piece; `finish` is set in the last one.
 
     `end_logprob` scores the token that ended the answer, which is not shown.
@@ -27,18 +33,18 @@ class Piece:
     text: str
     logprobs: list[TokenLogprob]
     completion_tokens: int
-    finish: Finish | None
+    finish: FinishReason | None
     prompt_logprobs: list[TokenLogprob] | None = None
     end_logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True)
-class Ask:
+class SequenceParams:
     """What one answer needs to know of its request."""
 
-    served: Served
+    served: ServedModel
     prompt_ids: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
     max_tokens: int
     seed: int
     stops: tuple[str, ...] = ()
@@ -56,17 +62,17 @@ class Ask:
 
 
 @dataclass(eq=False)
-class Row:
+class SequenceState:
     """An answer on its way; the generation thread owns it, and only `cancelled` is set from outside."""
 
-    ask: Ask
-    emit: Callable[[Piece], None]
+    ask: SequenceParams
+    emit: Callable[[OutputChunk], None]
     cancelled: bool = False
-    finish: Finish | None = None
+    finish: FinishReason | None = None
     output_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.generator: Any = seeded(self.ask.seed)
+        self.generator: Any = make_generator(self.ask.seed)
         self.ends = self.ask.ends
         self.detokenizer = Detokenizer(
             self.ask.served.tokenizer, self.ask.prompt_ids, self.ask.skip_special_tokens
@@ -96,30 +102,30 @@ class Row:
         """Note the prompt's scores; an answer of no tokens ends here."""
         self.prompt_logprobs = prompt_logprobs
         if self.ask.max_tokens == 0:
-            self._end(Finish.length)
+            self._end(FinishReason.length)
 
     def pick(self, likeliest: int, logits_v: Any) -> int:
         """The next token; a draw depends on the row's own logits and generator only."""
         sampling = self.ask.sampling
         banned = self.ends if len(self.output_ids) < self.ask.min_tokens else frozenset()
         if banned or sampling.adjusts:
-            logits_v = adjust(logits_v, sampling, self.ask.prompt_ids, self.output_ids, banned)
+            logits_v = adjust_logits(logits_v, sampling, self.ask.prompt_ids, self.output_ids, banned)
             likeliest = int(logits_v.argmax())
-        return likeliest if sampling.greedy else draw(logits_v, sampling, self.generator)
+        return likeliest if sampling.greedy else sample_token(logits_v, sampling, self.generator)
 
     def accept(self, token: int, logprob: TokenLogprob | None) -> None:
         """Take the next token, show what it completes, and end if it was the last."""
         self.output_ids.append(token)
         if token in self.ends:
-            self._end(Finish.stop, logprob)
+            self._end(FinishReason.stop, logprob)
             return
         if logprob is not None:
             self.waiting_logprobs.append((self.decoded_characters, logprob))
         self._show(self.detokenizer.push(token))
         if self.stops.hit:
-            self._end(Finish.stop)
+            self._end(FinishReason.stop)
         elif len(self.output_ids) >= self.ask.max_tokens:
-            self._end(Finish.length)
+            self._end(FinishReason.length)
         elif self.ask.streaming and self.unsent_text:
             self._send(None)
 
@@ -130,11 +136,11 @@ class Row:
         self.shown_characters += len(visible)
         self.unsent_text += visible
 
-    def _end(self, finish: Finish, end_logprob: TokenLogprob | None = None) -> None:
+    def _end(self, finish: FinishReason, end_logprob: TokenLogprob | None = None) -> None:
         if not self.stops.hit:
             self._show(self.detokenizer.flush())
         if self.stops.hit:
-            finish, end_logprob = Finish.stop, None
+            finish, end_logprob = FinishReason.stop, None
             self.waiting_logprobs = [
                 entry for entry in self.waiting_logprobs if entry[0] < self.shown_characters
             ]
@@ -145,9 +151,9 @@ class Row:
         self.finish = finish
         self._send(finish, end_logprob)
 
-    def _send(self, finish: Finish | None, end_logprob: TokenLogprob | None = None) -> None:
+    def _send(self, finish: FinishReason | None, end_logprob: TokenLogprob | None = None) -> None:
         ready = [e for at, e in self.waiting_logprobs if finish is not None or at < self.shown_characters]
         self.waiting_logprobs = self.waiting_logprobs[len(ready) :]
         counted = len(self.output_ids)
-        self.emit(Piece(self.unsent_text, ready, counted, finish, self.prompt_logprobs, end_logprob))
+        self.emit(OutputChunk(self.unsent_text, ready, counted, finish, self.prompt_logprobs, end_logprob))
         self.unsent_text, self.prompt_logprobs = "", None

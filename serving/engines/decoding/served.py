@@ -14,7 +14,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class ServedModel:
     """What a model name stands for: the base (no adapter) or an adapter, each with its own tokenizer."""
 
     name: str
@@ -39,7 +39,7 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def adapter_tokenizer(base: Served, path: str, most_tokens: int) -> Any:
+def load_adapter_tokenizer(base: ServedModel, path: str, most_tokens: int) -> Any:
     """The adapter's own tokenizer and chat template where its folder carries them, else the base's.
 
     Raises ValueError for a tokenizer of more tokens than the base, and the loader's own error.
@@ -55,7 +55,7 @@ def adapter_tokenizer(base: Served, path: str, most_tokens: int) -> Any:
     return tokenizer
 
 
-def with_template(base: Served, file: Path) -> Any:
+def with_template(base: ServedModel, file: Path) -> Any:
     """The base's tokenizer with another chat template, if there is one."""
     if not file.exists():
         return base.tokenizer
@@ -64,7 +64,7 @@ def with_template(base: Served, file: Path) -> Any:
     return tokenizer
 
 
-def end_tokens(generation_ends: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+def eos_token_ids(generation_ends: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
     """Tokens that end an answer, by the model's generation config and by the tokenizer."""
     listed = generation_ends if isinstance(generation_ends, list) else [generation_ends]
     return frozenset(end for end in [*listed, tokenizer.eos_token_id] if end is not None)

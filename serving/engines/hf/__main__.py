@@ -8,9 +8,9 @@ generation failed.
 
 import sys
 
-from serving.engines.hf.model import load_base
-from serving.engines.openai_server.program import run
+from serving.engines.hf.model import load_runner
+from serving.engines.openai_server.program import run_server
 from trainers.configs.engines import EngineKind
 
 if __name__ == "__main__":
-    run(EngineKind.hf, load_base, sys.argv[1:])
+    run_server(EngineKind.hf, load_runner, sys.argv[1:])

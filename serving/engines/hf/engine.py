@@ -2,11 +2,11 @@
 
 import sys
 
-from serving.engines.openai_server.engine import OwnEngine
+from serving.engines.openai_server.engine import BuiltinEngine
 from trainers.configs.engines import EngineKind
 
 
-class HfEngine(OwnEngine):
+class HfEngine(BuiltinEngine):
     """transformers and PEFT: the fallback that runs everywhere."""
 
     kind = EngineKind.hf

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from serving.engines.decoding.base import Block
-from serving.engines.decoding.sequence import Row
+from serving.engines.decoding.base import DecodeBatch
+from serving.engines.decoding.sequence import SequenceState
 
 
 @dataclass
-class HfBlock(Block):
+class HfBatch(DecodeBatch):
     """Rows with transformers' cache."""
 
     cache: Any
@@ -26,7 +26,7 @@ class HfBlock(Block):
         ids_b1 = torch.tensor([[row.newest] for row in self.rows])
         return ids_b1, torch.tensor([[row.length - 1] for row in self.rows])
 
-    def join(self, other: "HfBlock") -> "HfBlock":
+    def join(self, other: "HfBatch") -> "HfBatch":
         """One block of the rows of both, padded on the left to the longer cache."""
         width = max(self.mask_bt.shape[1], other.mask_bt.shape[1])
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
@@ -36,9 +36,9 @@ class HfBlock(Block):
             torch.nn.functional.pad(mask_bt, (width - mask_bt.shape[1], 0))
             for mask_bt in (self.mask_bt, other.mask_bt)
         ]
-        return HfBlock([*self.rows, *other.rows], self.cache, torch.cat(masks))
+        return HfBatch([*self.rows, *other.rows], self.cache, torch.cat(masks))
 
-    def drop_ended(self) -> "HfBlock | None":
+    def drop_ended(self) -> "HfBatch | None":
         """Without the columns too that only ended rows needed."""
         kept = [index for index, row in enumerate(self.rows) if not row.ended]
         if not kept:
@@ -51,10 +51,12 @@ class HfBlock(Block):
         for layer in self.cache.layers:
             layer.keys = layer.keys[chosen, :, empty:].contiguous()
             layer.values = layer.values[chosen, :, empty:].contiguous()
-        return HfBlock([self.rows[index] for index in kept], self.cache, mask_bt[:, empty:])
+        return HfBatch([self.rows[index] for index in kept], self.cache, mask_bt[:, empty:])
 
 
-def prefill(network: Any, device: Any, rows: list[Row], every_position: bool) -> tuple[HfBlock, Any]:
+def prefill(
+    network: Any, device: Any, rows: list[SequenceState], every_position: bool
+) -> tuple[HfBatch, Any]:
     """Read the prompts; returns the logits after each prompt (b, v), or at every position (b, t, v)."""
     longest = max(len(row.ask.prompt_ids) for row in rows)
     padding = [longest - len(row.ask.prompt_ids) for row in rows]
@@ -63,12 +65,12 @@ def prefill(network: Any, device: Any, rows: list[Row], every_position: bool) ->
     positions_bt = (mask_bt.cumsum(dim=-1) - 1).clamp(min=0)
     # A cache made without the model's config keeps whole sequences also for sliding-window layers; their mask
     # does the sliding, and rows of different lengths can be joined.
-    block = HfBlock(rows, DynamicCache(), mask_bt.to(device))
+    block = HfBatch(rows, DynamicCache(), mask_bt.to(device))
     output = forward(network, block, ids_bt, positions_bt, keep=0 if every_position else 1)
     return block, output.logits if every_position else output.logits[:, -1]
 
 
-def forward(network: Any, block: HfBlock, ids_bt: Any, positions_bt: Any, keep: int) -> Any:
+def forward(network: Any, block: HfBatch, ids_bt: Any, positions_bt: Any, keep: int) -> Any:
     """One forward pass of the block."""
     device = block.mask_bt.device
     return network(

@@ -10,23 +10,23 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from serving.engines.decoding.base import (
-    Base,
     ModelNotLoadable,
-    longest_context,
-    refuse_larger_vocabulary,
-    refuse_wrong_path,
+    ModelRunner,
+    check_model_path,
+    check_vocabulary_size,
+    context_length,
 )
-from serving.engines.decoding.sequence import Row
-from serving.engines.decoding.served import Served, end_tokens, load_tokenizer
-from serving.engines.hf.kv_cache import HfBlock, forward, prefill
+from serving.engines.decoding.sequence import SequenceState
+from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tokenizer
+from serving.engines.hf.kv_cache import HfBatch, forward, prefill
 from trainers.configs.engines import EngineOptions, EngineQuantization
-from trainers.modeling.quantization import keep_layout
+from trainers.modeling.quantization import disable_avx512_repacking
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
-class HfBase(Base):
+class HfModelRunner(ModelRunner):
     """The network, and PEFT's view of it once an adapter has been loaded."""
 
     network: Any = None
@@ -34,12 +34,12 @@ class HfBase(Base):
     peft: Any = None
     selected: str | None = None
 
-    def prefill(self, rows: list[Row], every_position: bool) -> tuple[HfBlock, Any]:
+    def prefill(self, rows: list[SequenceState], every_position: bool) -> tuple[HfBatch, Any]:
         """Read all prompts in one padded batch."""
         self._select(rows[0].ask.served.adapter)
         return prefill(self.network, self.device, rows, every_position)
 
-    def step(self, block: HfBlock) -> Any:
+    def step(self, block: HfBatch) -> Any:
         """One decoding step of the block with its adapter."""
         self._select(block.rows[0].ask.served.adapter)
         return forward(self.network, block, *block.newest(), keep=1).logits[:, -1]
@@ -73,23 +73,25 @@ class HfBase(Base):
         self.selected = adapter
 
 
-def load_base(path: str, name: str, options: EngineOptions) -> HfBase:
+def load_runner(path: str, name: str, options: EngineOptions) -> HfModelRunner:
     """Load safetensors weights and the tokenizer onto the best device.
 
     Raises ModelNotLoadable, or the loader's own error.
     """
-    refuse_wrong_path(path)
+    check_model_path(path)
     disable_progress_bar()
     device = best_device()
     network = load_network(path, options, device)
     refuse_unbatchable(path, network)
     tokenizer = load_tokenizer(path)
     vocabulary_size = network.get_input_embeddings().weight.shape[0]
-    refuse_larger_vocabulary(path, tokenizer, vocabulary_size)
-    return HfBase(
-        Served(name, path, None, tokenizer, end_tokens(network.generation_config.eos_token_id, tokenizer)),
+    check_vocabulary_size(path, tokenizer, vocabulary_size)
+    return HfModelRunner(
+        ServedModel(
+            name, path, None, tokenizer, eos_token_ids(network.generation_config.eos_token_id, tokenizer)
+        ),
         network.config,
-        longest_context(path, network.config, options.max_model_len),
+        context_length(path, network.config, options.max_model_len),
         vocabulary_size,
         options,
         network=network,
@@ -99,7 +101,7 @@ def load_base(path: str, name: str, options: EngineOptions) -> HfBase:
 
 def load_network(path: str, options: EngineOptions, device: Any) -> Any:
     """The network on its device, in fewer bits where the options say so."""
-    quantized = in_fewer_bits(options, device)
+    quantized = quantization_config(options, device)
     # Quantised weights cannot be moved afterwards: each is packed on the device that it is loaded to.
     placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
     network = AutoModelForCausalLM.from_pretrained(
@@ -107,11 +109,11 @@ def load_network(path: str, options: EngineOptions, device: Any) -> Any:
     )
     if quantized is None:
         network = network.to(device)
-    keep_layout(network)
+    disable_avx512_repacking(network)
     return network.eval().requires_grad_(False)
 
 
-def in_fewer_bits(options: EngineOptions, device: Any) -> BitsAndBytesConfig | None:
+def quantization_config(options: EngineOptions, device: Any) -> BitsAndBytesConfig | None:
     """How bitsandbytes is to quantise on loading; raises ModelNotLoadable where it cannot."""
     if options.quantization is None:
         return None

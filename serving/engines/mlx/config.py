@@ -83,7 +83,7 @@ def rope_by_layer(path: str, values: Json, parameters: Json, known: set[str] | N
     return {**told, "rope_local_base_freq": local["rope_theta"], "sliding_window_pattern": every}
 
 
-def longest_exact_context(config: Any, slides: bool) -> int | None:
+def exact_context_length(config: Any, slides: bool) -> int | None:
     """Tokens within which mlx-lm computes what transformers does; None for the whole context."""
     text = config.get_text_config()
     parameters = text.to_dict().get("rope_parameters") or {}

@@ -2,11 +2,11 @@
 
 import sys
 
-from serving.engines.openai_server.engine import OwnEngine
+from serving.engines.openai_server.engine import BuiltinEngine
 from trainers.configs.engines import EngineKind
 
 
-class MlxEngine(OwnEngine):
+class MlxEngine(BuiltinEngine):
     """mlx-lm's models under our own server, with PEFT's adapters as they are."""
 
     kind = EngineKind.mlx

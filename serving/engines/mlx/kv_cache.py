@@ -12,25 +12,25 @@ import numpy as np
 import torch
 from mlx_lm.models.cache import make_prompt_cache
 
-from serving.engines.decoding.base import Block
-from serving.engines.decoding.sequence import Row
+from serving.engines.decoding.base import DecodeBatch
+from serving.engines.decoding.sequence import SequenceState
 
 PREFILL_TOKENS = 512
 
 
 @dataclass
-class MlxBlock(Block):
+class MlxBatch(DecodeBatch):
     """Rows with one cache for each layer."""
 
     caches: list[Any]
 
-    def join(self, other: "MlxBlock") -> "MlxBlock":
+    def join(self, other: "MlxBatch") -> "MlxBatch":
         """One block of the rows of both."""
         for mine, theirs in zip(self.caches, other.caches, strict=True):
             mine.extend(theirs)
-        return MlxBlock([*self.rows, *other.rows], self.caches)
+        return MlxBatch([*self.rows, *other.rows], self.caches)
 
-    def drop_ended(self) -> "MlxBlock | None":
+    def drop_ended(self) -> "MlxBatch | None":
         """The block without ended rows; None if no row is left."""
         kept = [index for index, row in enumerate(self.rows) if not row.ended]
         if not kept:
@@ -38,10 +38,10 @@ class MlxBlock(Block):
         if len(kept) < len(self.rows):
             for cache in self.caches:
                 cache.filter(mx.array(kept))
-        return MlxBlock([self.rows[index] for index in kept], self.caches)
+        return MlxBatch([self.rows[index] for index in kept], self.caches)
 
 
-def prefill(network: Any, rows: list[Row], every_position: bool) -> tuple[MlxBlock, Any]:
+def prefill(network: Any, rows: list[SequenceState], every_position: bool) -> tuple[MlxBatch, Any]:
     """Read the prompts one by one, without padding; logits (b, v), or (b, t, v) for rows of one length."""
     caches, logits = [], []
     for row in rows:
@@ -49,7 +49,7 @@ def prefill(network: Any, rows: list[Row], every_position: bool) -> tuple[MlxBlo
         logits.append(read(network, cache, row.ask.prompt_ids, every_position))
         caches.append(cache)
     merged = [layer[0].merge(list(layer)) for layer in zip(*caches, strict=True)]
-    return MlxBlock(rows, merged), torch.stack(logits)
+    return MlxBatch(rows, merged), torch.stack(logits)
 
 
 def read(network: Any, cache: list[Any], ids: list[int], every_position: bool) -> Any:
@@ -66,7 +66,7 @@ def read(network: Any, cache: list[Any], ids: list[int], every_position: bool) -
     return torch.cat([*gathered, last]) if every_position else last[0]
 
 
-def step(network: Any, block: MlxBlock) -> Any:
+def step(network: Any, block: MlxBatch) -> Any:
     """Feed the newest token of each row; the logits of the next (b, v)."""
     ids_b1 = mx.array([[row.newest] for row in block.rows])
     return to_torch(network(ids_b1, cache=block.caches)[:, -1])

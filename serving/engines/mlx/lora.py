@@ -10,7 +10,7 @@ import mlx.nn as nn
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 
-from serving.engines.decoding.adapters import WEIGHTS, AdapterNotLoadable
+from serving.engines.decoding.adapters import ADAPTER_WEIGHTS, AdapterNotLoadable
 
 # What is honoured here, or does not matter once an adapter is trained; all else must be as PEFT's defaults.
 UNDERSTOOD = {
@@ -103,7 +103,7 @@ def refuse_not_understood(path: str, config: Any) -> None:
 def read_parts(path: str) -> dict[str, dict[str, Any]]:
     """The adapter's weights by module, then by part."""
     parts: dict[str, dict[str, Any]] = {}
-    weights: Any = mx.load(str(Path(path) / WEIGHTS))
+    weights: Any = mx.load(str(Path(path) / ADAPTER_WEIGHTS))
     for key, weight in weights.items():
         match = KEY.fullmatch(key)
         if match is None:

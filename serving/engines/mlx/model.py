@@ -12,17 +12,17 @@ from mlx_lm.utils import load_config, load_model, quantize_model
 from transformers import AutoConfig
 
 from serving.engines.decoding.base import (
-    Base,
     ModelNotLoadable,
-    longest_context,
-    refuse_larger_vocabulary,
-    refuse_wrong_path,
+    ModelRunner,
+    check_model_path,
+    check_vocabulary_size,
+    context_length,
 )
-from serving.engines.decoding.sequence import Row
-from serving.engines.decoding.served import Served, end_tokens, load_tokenizer
+from serving.engines.decoding.sequence import SequenceState
+from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tokenizer
 from serving.engines.mlx import lora
-from serving.engines.mlx.config import complete_config, longest_exact_context
-from serving.engines.mlx.kv_cache import MlxBlock, prefill, step
+from serving.engines.mlx.config import complete_config, exact_context_length
+from serving.engines.mlx.kv_cache import MlxBatch, prefill, step
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
 FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
@@ -32,19 +32,19 @@ BITS = {EngineQuantization.int4: 4, EngineQuantization.int8: 8}
 
 
 @dataclass
-class MlxBase(Base):
+class MlxModelRunner(ModelRunner):
     """The network, and which adapter its layers add."""
 
     network: Any = None
     selection: lora.Selection = field(default_factory=lora.Selection)
     steps: int = 0
 
-    def prefill(self, rows: list[Row], every_position: bool) -> tuple[MlxBlock, Any]:
+    def prefill(self, rows: list[SequenceState], every_position: bool) -> tuple[MlxBatch, Any]:
         """Read the prompts one by one."""
         self.selection.adapter = rows[0].ask.served.adapter
         return prefill(self.network, rows, every_position)
 
-    def step(self, block: MlxBlock) -> Any:
+    def step(self, block: MlxBatch) -> Any:
         """One decoding step of the block with its adapter."""
         self.selection.adapter = block.rows[0].ask.served.adapter
         self.steps += 1
@@ -61,12 +61,12 @@ class MlxBase(Base):
         lora.detach(self.network, adapter)
 
 
-def load_base(path: str, name: str, options: EngineOptions) -> MlxBase:
+def load_runner(path: str, name: str, options: EngineOptions) -> MlxModelRunner:
     """Load safetensors weights, of transformers or of mlx-lm, and the tokenizer.
 
     Raises ModelNotLoadable, or the loader's own error.
     """
-    refuse_wrong_path(path)
+    check_model_path(path)
     if mx.default_device() == mx.Device(mx.cpu):
         # On the CPU the first answers would wait for a compiler, and the later ones gain nothing.
         mx.disable_compile()
@@ -75,9 +75,9 @@ def load_base(path: str, name: str, options: EngineOptions) -> MlxBase:
     network, ends = load_network(path, folder, config, options)
     tokenizer = load_tokenizer(path)
     vocabulary_size = config.get_text_config().vocab_size
-    refuse_larger_vocabulary(path, tokenizer, vocabulary_size)
-    return MlxBase(
-        Served(name, path, None, tokenizer, end_tokens(ends, tokenizer)),
+    check_vocabulary_size(path, tokenizer, vocabulary_size)
+    return MlxModelRunner(
+        ServedModel(name, path, None, tokenizer, eos_token_ids(ends, tokenizer)),
         config,
         exact_context(path, config, network, options.max_model_len),
         vocabulary_size,
@@ -111,11 +111,11 @@ def refuse_unbatchable(path: str, network: Any) -> None:
 def exact_context(path: str, config: Any, network: Any, asked: int | None) -> int:
     """Tokens of prompt and answer together, within which mlx-lm computes what transformers does."""
     slides = not all(isinstance(cache, KVCache) for cache in make_prompt_cache(network))
-    bound = longest_exact_context(config, slides)
+    bound = exact_context_length(config, slides)
     if bound is not None and asked is not None and asked > bound:
         raise ModelNotLoadable(
             f"--max-model-len {asked} is more than the {bound} tokens within which mlx-lm computes {path} "
             f"rightly; use another engine for longer prompts."
         )
-    longest = longest_context(path, config, asked)
+    longest = context_length(path, config, asked)
     return longest if bound is None else min(longest, bound)

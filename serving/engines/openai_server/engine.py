@@ -1,6 +1,12 @@
 """The engines that are programs of this project, as others start them."""
 
-from serving.engines.engine import LOOK_SECONDS, Engine, EngineRefused, Serve, call
+from serving.engines.engine import (
+    HEALTH_TIMEOUT_SECONDS,
+    Engine,
+    EngineConfig,
+    EngineRequestFailed,
+    send_request,
+)
 
 ARGUMENTS = (
     "max_model_len",
@@ -12,10 +18,10 @@ ARGUMENTS = (
 )
 
 
-class OwnEngine(Engine):
+class BuiltinEngine(Engine):
     """One of our own servers; both take the same arguments."""
 
-    def command(self, serve: Serve) -> list[str]:
+    def command(self, serve: EngineConfig) -> list[str]:
         """What of the options it knows; what is not set is left to the program."""
         command = [*self.program, "--model", serve.model, "--served-name", serve.served_name]
         for name, path in serve.adapters.items():
@@ -29,7 +35,7 @@ class OwnEngine(Engine):
     def running(self, address: str) -> int | None:
         """Answers being generated or waiting to be, as its health page tells."""
         try:
-            health = call(f"{address}/health", None, LOOK_SECONDS)
-        except EngineRefused:
+            health = send_request(f"{address}/health", None, HEALTH_TIMEOUT_SECONDS)
+        except EngineRequestFailed:
             return None
         return int(health["running"]) + int(health["waiting"])

@@ -13,10 +13,10 @@ from functools import partial
 from aiohttp import web
 from pydantic import ValidationError
 
-from serving.__main__ import named_path
-from serving.engines.decoding.base import Base
+from serving.__main__ import parse_adapter
+from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
-from serving.engines.openai_server.server import STATE, make_app
+from serving.engines.openai_server.server import SERVER_STATE, make_app
 from serving.http.addresses import is_private
 from trainers.configs.engines import QUANTIZATIONS, EngineKind, EngineOptions
 
@@ -26,10 +26,10 @@ THREAD_END_SECONDS = 2.0
 ADDRESS_TAKEN = 1
 DEFAULT_BATCH_SIZE = 16
 
-Load = Callable[[str, str, EngineOptions], Base]
+Load = Callable[[str, str, EngineOptions], ModelRunner]
 
 
-def run(kind: EngineKind, load_base: Load, arguments: list[str]) -> None:
+def run_server(kind: EngineKind, load_base: Load, arguments: list[str]) -> None:
     """Serve until a signal comes."""
     program = parser(kind)
     given = program.parse_args(arguments)
@@ -37,7 +37,7 @@ def run(kind: EngineKind, load_base: Load, arguments: list[str]) -> None:
     if not is_private(given.host):
         program.error(f"--host {given.host} is open to everyone, and an engine asks for no key.")
     options = engine_options(program, given)
-    adapters = [named_path(value) for value in given.adapter]
+    adapters = [parse_adapter(value) for value in given.adapter]
     name = given.served_name or given.model
     load = partial(with_adapters, partial(load_base, given.model, name, options), adapters)
     loop = GenerationLoop(load, options.max_batch_size or DEFAULT_BATCH_SIZE)
@@ -90,7 +90,7 @@ def engine_options(program: argparse.ArgumentParser, given: argparse.Namespace) 
         program.error(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}")
 
 
-def with_adapters(load_base: Callable[[], Base], adapters: list[tuple[str, str]]) -> Base:
+def with_adapters(load_base: Callable[[], ModelRunner], adapters: list[tuple[str, str]]) -> ModelRunner:
     """The base with the adapters of the command line; raises ValueError or the loader's error."""
     base = load_base()
     for adapter, path in adapters:
@@ -115,7 +115,7 @@ async def serve(loop: GenerationLoop, host: str, port: int) -> int:
         return ADDRESS_TAKEN
     loop.thread.start()
     await asked.wait()
-    app[STATE].draining = True
+    app[SERVER_STATE].draining = True
     await site.stop()
     await drained(app)
     await runner.cleanup()
@@ -134,5 +134,5 @@ async def drained(app: web.Application) -> None:
     """Wait until no request is open, or until patience ends."""
     # By the clock: on a loop that is busy with answers each look takes longer than it asks for.
     deadline = time.monotonic() + DRAIN_SECONDS
-    while app[STATE].open_requests and time.monotonic() < deadline:
+    while app[SERVER_STATE].open_requests and time.monotonic() < deadline:
         await asyncio.sleep(DRAIN_POLL_SECONDS)

@@ -5,13 +5,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from serving.engines.decoding.served import Served
-from serving.engines.openai_server.schemas import Message, TemplateOptions
+from serving.engines.decoding.served import ServedModel
+from serving.engines.openai_server.schemas import ChatMessage, TemplateOptions
 from serving.http.errors import InvalidRequest
 
 
-def chat_prompt(
-    served: Served, messages: list[Message], options: TemplateOptions, param: str = "messages"
+def render_chat(
+    served: ServedModel, messages: list[ChatMessage], options: TemplateOptions, param: str = "messages"
 ) -> list[int]:
     """Token ids of a chat, rendered with the template the model was trained with; raises InvalidRequest."""
     tokenizer = served.tokenizer
@@ -51,14 +51,14 @@ def ending(options: TemplateOptions) -> dict[str, bool]:
     return {"add_generation_prompt": opens, "continue_final_message": continues}
 
 
-def completion_prompts(
-    served: Served, prompts: list[str | list[int]], special: bool, vocabulary_size: int
+def encode_prompts(
+    served: ServedModel, prompts: list[str | list[int]], special: bool, vocabulary_size: int
 ) -> list[list[int]]:
     """Token ids of each prompt; raises InvalidRequest for ids that the model does not have."""
     return [
         encode(served.tokenizer, prompt, special=special, param="prompt")
         if isinstance(prompt, str)
-        else known(prompt, vocabulary_size, "prompt")
+        else check_token_ids(prompt, vocabulary_size, "prompt")
         for prompt in prompts
     ]
 
@@ -71,7 +71,7 @@ def encode(tokenizer: Any, text: str, special: bool, param: str) -> list[int]:
     return ids
 
 
-def known(ids: list[int], vocabulary_size: int, param: str) -> list[int]:
+def check_token_ids(ids: list[int], vocabulary_size: int, param: str) -> list[int]:
     """The ids themselves, if the model has them all."""
     # An id beyond the embedding would end the whole engine with an index error.
     wrong = next((token for token in ids if not 0 <= token < vocabulary_size), None)

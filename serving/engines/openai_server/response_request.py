@@ -4,7 +4,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from serving.engines.openai_server.schemas import MOST_LOGPROBS, GenerationRequest, Message, TemplateOptions
+from serving.engines.openai_server.schemas import (
+    MAX_LOGPROBS,
+    ChatMessage,
+    GenerationRequest,
+    TemplateOptions,
+)
 from serving.http.errors import InvalidRequest
 
 NOTHING_KEPT = "no answers are kept here, so send the whole conversation in 'input'"
@@ -26,11 +31,11 @@ class InputMessage(BaseModel):
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[InputPart]
 
-    def for_chat(self) -> Message:
+    def for_chat(self) -> ChatMessage:
         """The same message in a chat's form."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return Message(role=self.role, content=text)
+        return ChatMessage(role=self.role, content=text)
 
 
 class TextFormat(BaseModel):
@@ -78,7 +83,7 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     include: list[Literal["message.output_text.logprobs"]] | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     text: TextOptions | None = None
     truncation: Literal["disabled"] | None = None
     metadata: dict[str, str] | None = None
@@ -103,7 +108,7 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
         return (self.top_logprobs or 0) if self.include else None
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[ChatMessage]:
         """The conversation as a chat has it, with the instructions before it."""
         said = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         told = [] if self.instructions is None else [InputMessage(role="system", content=self.instructions)]

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from serving.engines.decoding.sampling import TokenLogprob
-from serving.engines.decoding.sequence import Piece
+from serving.engines.decoding.sequence import OutputChunk
 from serving.engines.decoding.text import REPLACEMENT, decode, token_bytes, token_text
 
 Json = dict[str, Any]
 
 
 @dataclass
-class Usage:
+class TokenUsage:
     """Tokens of a whole request."""
 
     prompt_tokens: int
@@ -29,23 +29,23 @@ class Usage:
         }
 
 
-class Telling(Protocol):
+class ResponseWriter(Protocol):
     """How one request's answer is told, whole or as a stream; the bytes of a call leave in one write."""
 
-    def whole(self, gathered: list[list[Piece]]) -> Json:
+    def whole(self, gathered: list[list[OutputChunk]]) -> Json:
         """The plain answer, from the pieces of each ask."""
 
     def opening(self) -> bytes:
         """What a stream begins with."""
 
-    def more(self, index: int, piece: Piece) -> bytes:
+    def more(self, index: int, piece: OutputChunk) -> bytes:
         """What a stream says of a further piece; nothing where it has nothing to say."""
 
     def closing(self) -> bytes:
         """What a stream ends with, once every ask has had its last piece."""
 
 
-class Shape(Protocol):
+class ChoiceFormat(Protocol):
     """How an endpoint words the choices of an answer."""
 
     @property
@@ -55,15 +55,15 @@ class Shape(Protocol):
     def opening(self, index: int) -> Json | None:
         """A stream's first chunk for a choice, if it has one."""
 
-    def delta(self, index: int, piece: Piece) -> Json:
+    def delta(self, index: int, piece: OutputChunk) -> Json:
         """A choice of a stream's chunk."""
 
-    def choice(self, index: int, pieces: list[Piece]) -> Json:
+    def choice(self, index: int, pieces: list[OutputChunk]) -> Json:
         """A choice of a plain answer."""
 
 
 @dataclass
-class Envelope:
+class ResponseEnvelope:
     """The fields around the choices, the same in every chunk of a stream."""
 
     prefix: str
@@ -80,16 +80,16 @@ class Envelope:
 
 
 @dataclass
-class Choices:
+class ChoicesWriter:
     """The answers of chats and completions: one choice for each ask."""
 
-    shape: Shape
-    envelope: Envelope
-    usage: Usage
+    shape: ChoiceFormat
+    envelope: ResponseEnvelope
+    usage: TokenUsage
     count: int
     include_usage: bool
 
-    def whole(self, gathered: list[list[Piece]]) -> Json:
+    def whole(self, gathered: list[list[OutputChunk]]) -> Json:
         self.usage.completion_tokens = sum(pieces[-1].completion_tokens for pieces in gathered)
         choices = [self.shape.choice(index, pieces) for index, pieces in enumerate(gathered)]
         return self.envelope.wrap(self.shape.plain, choices, usage=self.usage.json())
@@ -98,7 +98,7 @@ class Choices:
         openings = [self.shape.opening(index) for index in range(self.count)]
         return b"".join(self._chunk([opening]) for opening in openings if opening is not None)
 
-    def more(self, index: int, piece: Piece) -> bytes:
+    def more(self, index: int, piece: OutputChunk) -> bytes:
         self.usage.completion_tokens += piece.completion_tokens if piece.finish else 0
         return self._chunk([self.shape.delta(index, piece)])
 
@@ -108,11 +108,11 @@ class Choices:
 
     def _chunk(self, choices: list[Json], usage: Json | None = None) -> bytes:
         told = {"usage": usage} if self.include_usage else {}
-        return event(self.envelope.wrap(self.shape.chunk, choices, **told))
+        return sse_event(self.envelope.wrap(self.shape.chunk, choices, **told))
 
 
 @dataclass(frozen=True)
-class ChatShape:
+class ChatFormat:
     """POST /v1/chat/completions."""
 
     tokenizer: Any
@@ -122,7 +122,7 @@ class ChatShape:
     def opening(self, index: int) -> Json | None:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
 
-    def delta(self, index: int, piece: Piece) -> Json:
+    def delta(self, index: int, piece: OutputChunk) -> Json:
         content = {"content": piece.text} if piece.text else {}
         return {
             "index": index,
@@ -131,7 +131,7 @@ class ChatShape:
             "finish_reason": piece.finish,
         }
 
-    def choice(self, index: int, pieces: list[Piece]) -> Json:
+    def choice(self, index: int, pieces: list[OutputChunk]) -> Json:
         text = "".join(piece.text for piece in pieces)
         return {
             "index": index,
@@ -141,11 +141,11 @@ class ChatShape:
         }
 
     def _logprobs(self, entries: list[TokenLogprob]) -> Json | None:
-        return {"content": spelt(self.tokenizer, entries), "refusal": None} if entries else None
+        return {"content": format_logprobs(self.tokenizer, entries), "refusal": None} if entries else None
 
 
 @dataclass
-class CompletionShape:
+class CompletionFormat:
     """POST /v1/completions; with `echo`, each choice starts with its prompt."""
 
     tokenizer: Any
@@ -161,7 +161,7 @@ class CompletionShape:
     def opening(self, index: int) -> Json | None:
         return None
 
-    def delta(self, index: int, piece: Piece) -> Json:
+    def delta(self, index: int, piece: OutputChunk) -> Json:
         # Only the first piece of an answer carries the prompt's scores, and only it may carry the prompt.
         first = index not in self.offsets
         echoed = self._prompt_text(index) if self.echo and first else ""
@@ -173,8 +173,8 @@ class CompletionShape:
             "finish_reason": piece.finish,
         }
 
-    def choice(self, index: int, pieces: list[Piece]) -> Json:
-        whole = Piece(
+    def choice(self, index: int, pieces: list[OutputChunk]) -> Json:
+        whole = OutputChunk(
             "".join(piece.text for piece in pieces),
             [entry for piece in pieces for entry in piece.logprobs],
             pieces[-1].completion_tokens,
@@ -190,7 +190,7 @@ class CompletionShape:
     def _prompt_text(self, index: int) -> str:
         return decode(self.tokenizer, self._prompt_ids(index))
 
-    def _logprobs(self, index: int, piece: Piece, first: bool) -> Json:
+    def _logprobs(self, index: int, piece: OutputChunk, first: bool) -> Json:
         # A harness asks for one token and drops the last entry: without the token that ends an answer, it
         # would drop one of the text that it scores. OpenAI's chats leave it out, so ours do as well.
         generated = [*piece.logprobs, piece.end_logprob] if piece.end_logprob else piece.logprobs
@@ -232,7 +232,7 @@ class CompletionShape:
         return offsets
 
 
-def spelt(tokenizer: Any, entries: list[TokenLogprob]) -> list[Json]:
+def format_logprobs(tokenizer: Any, entries: list[TokenLogprob]) -> list[Json]:
     """Log probabilities token by token, each with its bytes and the likeliest beside it."""
 
     def entry(token: int, logprob: float) -> Json:
@@ -245,12 +245,12 @@ def spelt(tokenizer: Any, entries: list[TokenLogprob]) -> list[Json]:
     ]
 
 
-def encoded(data: Json) -> bytes:
+def encode_json(data: Json) -> bytes:
     """JSON without escapes, which would double the size of Korean."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def event(data: Json, name: str | None = None) -> bytes:
+def sse_event(data: Json, name: str | None = None) -> bytes:
     """One server-sent event."""
     head = b"" if name is None else f"event: {name}\n".encode()
-    return head + b"data: " + encoded(data) + b"\n\n"
+    return head + b"data: " + encode_json(data) + b"\n\n"

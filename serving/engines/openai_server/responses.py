@@ -8,28 +8,28 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from serving.engines.decoding.base import Base
+from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
-from serving.engines.decoding.sampling import Sampling
-from serving.engines.decoding.sequence import Finish, Piece
-from serving.engines.openai_server.completions import answer, find, make_asks
-from serving.engines.openai_server.prompts import chat_prompt
+from serving.engines.decoding.sampling import SamplingParams
+from serving.engines.decoding.sequence import FinishReason, OutputChunk
+from serving.engines.openai_server.completions import find_served_model, make_sequence_params, send_response
+from serving.engines.openai_server.prompts import render_chat
 from serving.engines.openai_server.response_request import ResponseRequest
-from serving.engines.openai_server.response_shapes import Json, event, spelt
-from serving.engines.openai_server.schemas import parse
+from serving.engines.openai_server.response_shapes import Json, format_logprobs, sse_event
+from serving.engines.openai_server.schemas import parse_request
 
 # What an answer ended with, in the words of this API.
-STATUSES = {Finish.stop: "completed", Finish.length: "incomplete"}
+STATUSES = {FinishReason.stop: "completed", FinishReason.length: "incomplete"}
 
 
-async def answer_response(http: web.Request, loop: GenerationLoop, base: Base) -> web.StreamResponse:
+async def create_response(http: web.Request, loop: GenerationLoop, base: ModelRunner) -> web.StreamResponse:
     """POST /v1/responses; raises ApiError before the answer has begun."""
-    request = parse(ResponseRequest, await http.read())
-    served = find(base, request.model)
-    prompt = await asyncio.to_thread(chat_prompt, served, request.messages, request, "input")
-    asks = make_asks(base, served, request, [prompt], request.alternatives)
+    request = parse_request(ResponseRequest, await http.read())
+    served = find_served_model(base, request.model)
+    prompt = await asyncio.to_thread(render_chat, served, request.messages, request, "input")
+    asks = make_sequence_params(base, served, request, [prompt], request.alternatives)
     told = Response(request, served.tokenizer, len(prompt), asks[0].sampling)
-    return await answer(http, loop, base, asks, told)
+    return await send_response(http, loop, base, asks, told)
 
 
 @dataclass
@@ -39,14 +39,14 @@ class Response:
     request: ResponseRequest
     tokenizer: Any
     input_tokens: int
-    sampling: Sampling
+    sampling: SamplingParams
     id: str = field(default_factory=lambda: f"resp_{uuid4().hex}")
     message_id: str = field(default_factory=lambda: f"msg_{uuid4().hex}")
     created_at: int = field(default_factory=lambda: int(time.time()))
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[OutputChunk] = field(default_factory=list)
     events: int = 0
 
-    def whole(self, gathered: list[list[Piece]]) -> Json:
+    def whole(self, gathered: list[list[OutputChunk]]) -> Json:
         self.pieces = gathered[0]
         return self._json()
 
@@ -58,11 +58,11 @@ class Response:
             + self._text_event("response.content_part.added", part=self._part())
         )
 
-    def more(self, index: int, piece: Piece) -> bytes:
+    def more(self, index: int, piece: OutputChunk) -> bytes:
         self.pieces.append(piece)
         if not piece.text and not piece.logprobs:
             return b""
-        logprobs = spelt(self.tokenizer, piece.logprobs)
+        logprobs = format_logprobs(self.tokenizer, piece.logprobs)
         return self._text_event("response.output_text.delta", delta=piece.text, logprobs=logprobs)
 
     def closing(self) -> bytes:
@@ -81,7 +81,7 @@ class Response:
         return "in_progress" if finish is None else STATUSES[finish]
 
     def _event(self, kind: str, **further: Any) -> bytes:
-        told = event({"type": kind, "sequence_number": self.events, **further}, kind)
+        told = sse_event({"type": kind, "sequence_number": self.events, **further}, kind)
         self.events += 1
         return told
 
@@ -91,7 +91,9 @@ class Response:
 
     def _part(self) -> Json:
         text = "".join(piece.text for piece in self.pieces)
-        logprobs = spelt(self.tokenizer, [entry for piece in self.pieces for entry in piece.logprobs])
+        logprobs = format_logprobs(
+            self.tokenizer, [entry for piece in self.pieces for entry in piece.logprobs]
+        )
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     def _message(self, content: list[Json]) -> Json:

@@ -28,7 +28,7 @@ NEUTRAL_BY_NAME: dict[str, Any] = {
 MOST_LOGIT_BIASES = 1024
 MOST_CHOICES = 8
 MOST_PROMPTS = 128
-MOST_LOGPROBS = 20
+MAX_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
 
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -117,7 +117,7 @@ class TextPart(BaseModel):
     text: str
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One message of a chat; further keys, such as `name` or `tool_calls`, reach the template as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -145,10 +145,10 @@ class ChatRequest(GenerationRequest, TemplateOptions):
 
     prompt_param = "messages"
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def most_tokens(self) -> int | None:
@@ -177,7 +177,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
         | Annotated[list[list[int]], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
-    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
     add_special_tokens: bool | None = None
 
@@ -208,7 +208,7 @@ class TokenizeRequest(TemplateOptions):
 
     model: str
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
@@ -244,7 +244,7 @@ class UnloadAdapterRequest(BaseModel):
 Request = TypeVar("Request", bound=BaseModel)
 
 
-def parse(kind: type[Request], body: bytes) -> Request:
+def parse_request(kind: type[Request], body: bytes) -> Request:
     """Read a request's body; raises InvalidRequest that names the parameter at fault."""
     try:
         return kind.model_validate_json(body)

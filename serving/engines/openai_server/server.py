@@ -8,25 +8,25 @@ from typing import Any
 from aiohttp import web
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
-from serving.engines.decoding.base import Base
+from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
-from serving.engines.openai_server.completions import STREAMING, answer_chat, answer_completion
-from serving.engines.openai_server.responses import answer_response
-from serving.engines.openai_server.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse
-from serving.engines.openai_server.tokens import detokenized, tokenized
+from serving.engines.openai_server.completions import STREAMING, create_chat_completion, create_completion
+from serving.engines.openai_server.responses import create_response
+from serving.engines.openai_server.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse_request
+from serving.engines.openai_server.tokens import detokenize_request, tokenize_request
 from serving.http.errors import (
     ApiError,
     BodyTooLarge,
     EngineUnavailable,
     InternalError,
     InvalidRequest,
-    ModelNotFound,
+    ModelNotServed,
     UnknownUrl,
 )
 
 MOST_BODY_BYTES = 8 * 1024 * 1024
 LOOP: web.AppKey[GenerationLoop] = web.AppKey("loop", GenerationLoop)
-STATE: web.AppKey["ServerState"] = web.AppKey("state")
+SERVER_STATE: web.AppKey["ServerState"] = web.AppKey("state")
 logger = logging.getLogger("tunesmith.engine")
 
 
@@ -42,7 +42,7 @@ class ServerState:
 def make_app(loop: GenerationLoop) -> web.Application:
     """The engine's routes over a generation loop that may still be loading."""
     app = web.Application(middlewares=[openai_errors], client_max_size=MOST_BODY_BYTES)
-    app[LOOP], app[STATE] = loop, ServerState()
+    app[LOOP], app[SERVER_STATE] = loop, ServerState()
     app.add_routes(
         [
             web.get("/health", health),
@@ -63,7 +63,7 @@ def make_app(loop: GenerationLoop) -> web.Application:
 async def health(request: web.Request) -> web.Response:
     """200 only when the model is loaded and the generation loop is alive."""
     loop = request.app[LOOP]
-    ready = loop.healthy and not request.app[STATE].draining
+    ready = loop.healthy and not request.app[SERVER_STATE].draining
     counts = {"running": loop.running, "waiting": loop.pending}
     return web.json_response(
         {"status": "ok" if ready else "unavailable", **counts}, status=200 if ready else 503
@@ -83,17 +83,17 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer a chat."""
-    return await answer_chat(request, request.app[LOOP], ready_base(request))
+    return await create_chat_completion(request, request.app[LOOP], ready_base(request))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """Continue a text, or score it."""
-    return await answer_completion(request, request.app[LOOP], ready_base(request))
+    return await create_completion(request, request.app[LOOP], ready_base(request))
 
 
 async def responses(request: web.Request) -> web.StreamResponse:
     """Answer a conversation in the form of OpenAI's newer API."""
-    return await answer_response(request, request.app[LOOP], ready_base(request))
+    return await create_response(request, request.app[LOOP], ready_base(request))
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
@@ -103,18 +103,18 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
 
 async def tokenize(request: web.Request) -> web.Response:
     """The token ids of a text or a chat."""
-    return web.json_response(await tokenized(ready_base(request), await request.read()))
+    return web.json_response(await tokenize_request(ready_base(request), await request.read()))
 
 
 async def detokenize(request: web.Request) -> web.Response:
     """The text of token ids."""
-    return web.json_response(await detokenized(ready_base(request), await request.read()))
+    return web.json_response(await detokenize_request(ready_base(request), await request.read()))
 
 
 async def load_lora_adapter(request: web.Request) -> web.Response:
     """Put another adapter beside the base; a name that is taken is refused."""
-    base, loading = ready_base(request), request.app[STATE].loading
-    asked = parse(LoadAdapterRequest, await request.read())
+    base, loading = ready_base(request), request.app[SERVER_STATE].loading
+    asked = parse_request(LoadAdapterRequest, await request.read())
     name = asked.lora_name
     if name in base.names or name in loading:
         raise InvalidRequest(f"The name {name!r} is taken; unload it first or choose another.", "lora_name")
@@ -132,19 +132,19 @@ async def load_lora_adapter(request: web.Request) -> web.Response:
 async def unload_lora_adapter(request: web.Request) -> web.Response:
     """Take the name away at once, and free the weights when the last answer with them has ended."""
     base = ready_base(request)
-    name = parse(UnloadAdapterRequest, await request.read()).lora_name
+    name = parse_request(UnloadAdapterRequest, await request.read()).lora_name
     served = base.names.get(name)
     if served is None or served.adapter is None:
-        raise ModelNotFound(name, [known.name for known in base.names.values() if known.adapter])
+        raise ModelNotServed(name, [known.name for known in base.names.values() if known.adapter])
     del base.names[name]
     await finished(request.app[LOOP].order(lambda model: model.unload_adapter(served), unused=served))
     return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
 
-def ready_base(request: web.Request) -> Base:
+def ready_base(request: web.Request) -> ModelRunner:
     """The loaded model; raises EngineUnavailable while it loads and once the engine is stopping."""
     base = request.app[LOOP].base
-    if base is None or request.app[STATE].draining:
+    if base is None or request.app[SERVER_STATE].draining:
         raise EngineUnavailable("The model is still loading." if base is None else "The engine is stopping.")
     return base
 
@@ -159,7 +159,7 @@ async def openai_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Count open requests, and turn every error into OpenAI's shape."""
-    state = request.app[STATE]
+    state = request.app[SERVER_STATE]
     state.open_requests += 1
     try:
         return await handler(request)

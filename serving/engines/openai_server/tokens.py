@@ -3,35 +3,35 @@
 import asyncio
 from typing import Any
 
-from serving.engines.decoding.base import Base
-from serving.engines.decoding.served import Served
+from serving.engines.decoding.base import ModelRunner
+from serving.engines.decoding.served import ServedModel
 from serving.engines.decoding.text import decode
-from serving.engines.openai_server.completions import find
-from serving.engines.openai_server.prompts import chat_prompt, known
-from serving.engines.openai_server.schemas import DetokenizeRequest, TokenizeRequest, parse
+from serving.engines.openai_server.completions import find_served_model
+from serving.engines.openai_server.prompts import check_token_ids, render_chat
+from serving.engines.openai_server.schemas import DetokenizeRequest, TokenizeRequest, parse_request
 
 
-async def tokenized(base: Base, body: bytes) -> dict[str, Any]:
+async def tokenize_request(base: ModelRunner, body: bytes) -> dict[str, Any]:
     """POST /tokenize; raises ApiError."""
-    request = parse(TokenizeRequest, body)
-    served = find(base, request.model)
+    request = parse_request(TokenizeRequest, body)
+    served = find_served_model(base, request.model)
     ids = await asyncio.to_thread(token_ids, served, request)
     strings = served.tokenizer.convert_ids_to_tokens(ids) if request.return_token_strs else None
     return {"count": len(ids), "max_model_len": base.max_model_len, "tokens": ids, "token_strs": strings}
 
 
-async def detokenized(base: Base, body: bytes) -> dict[str, Any]:
+async def detokenize_request(base: ModelRunner, body: bytes) -> dict[str, Any]:
     """POST /detokenize; raises ApiError."""
-    request = parse(DetokenizeRequest, body)
-    tokenizer = find(base, request.model).tokenizer
-    ids = known(request.tokens, base.vocabulary_size, "tokens") if request.tokens else []
+    request = parse_request(DetokenizeRequest, body)
+    tokenizer = find_served_model(base, request.model).tokenizer
+    ids = check_token_ids(request.tokens, base.vocabulary_size, "tokens") if request.tokens else []
     return {"prompt": decode(tokenizer, ids, skip_special_tokens=False)}
 
 
-def token_ids(served: Served, request: TokenizeRequest) -> list[int]:
+def token_ids(served: ServedModel, request: TokenizeRequest) -> list[int]:
     """What a generating request of the same text or chat would give the model to read."""
     if request.messages is not None:
-        return chat_prompt(served, request.messages, request)
+        return render_chat(served, request.messages, request)
     special = request.add_special_tokens is not False
     ids: list[int] = served.tokenizer(request.prompt, add_special_tokens=special)["input_ids"]
     return ids

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.gateway.caller import Headers, Job
-from serving.gateway.gateway import MOST_BODY_BYTES, Gateway, Request, body_too_large, sender
+from serving.gateway.caller import Headers, InFlightRequest
+from serving.gateway.gateway import MAX_BODY_BYTES, Gateway, GatewayRequest, body_too_large, sender
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,7 +47,7 @@ class AsgiGateway:
         except Exception as fault:
             self.gateway.refuse(self.gateway.exchange(scope["method"], path, headers), fault, client)
         else:
-            task = self.gateway.handle(Request(scope["method"], path, headers, address, body), client)
+            task = self.gateway.handle(GatewayRequest(scope["method"], path, headers, address, body), client)
         await client.pass_on(receive, send, task)
 
     async def aclose(self) -> None:
@@ -59,7 +59,7 @@ class AsgiClient:
     """Keeps what is said to the client until ASGI's `send`, which has to be awaited, has taken it."""
 
     def __init__(self) -> None:
-        self.job: Job | None = None
+        self.job: InFlightRequest | None = None
         self.messages: deque[Message] = deque()
         self.complete = self.left = self.paused = False
         self.waiter: asyncio.Future[None] | None = None
@@ -135,7 +135,7 @@ def path_below_v1(scope: Scope) -> str:
 async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     """The whole body; raises BodyTooLarge and ClientLeft."""
     announced = headers.get(b"content-length", b"0")
-    if announced.isdigit() and int(announced) > MOST_BODY_BYTES:
+    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
         raise body_too_large()
     message = await receive()
     body: bytes = message.get("body", b"")
@@ -146,7 +146,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
         message = await receive()
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MOST_BODY_BYTES:
+        if size > MAX_BODY_BYTES:
             raise body_too_large()
     if message["type"] == "http.disconnect":
         raise ClientLeft

@@ -5,7 +5,7 @@ import os
 import time
 from functools import lru_cache
 
-from serving.gateway.request_context import Exchange
+from serving.gateway.request_context import RequestContext
 
 
 class AccessLog:
@@ -14,7 +14,7 @@ class AccessLog:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
-    def __call__(self, exchanges: list[Exchange]) -> None:
+    def __call__(self, exchanges: list[RequestContext]) -> None:
         """Write a line for each request."""
         epoch = time.time() - time.perf_counter()
         lines = "".join([line(exchange, epoch) for exchange in exchanges]).encode()
@@ -22,7 +22,7 @@ class AccessLog:
             lines = lines[os.write(self.descriptor, lines) :]
 
 
-def line(exchange: Exchange, epoch: float) -> str:
+def line(exchange: RequestContext, epoch: float) -> str:
     """One request; a client may have put anything into path and model."""
     first = exchange.first_byte_seconds
     prompt, completion = exchange.prompt_tokens, exchange.completion_tokens

@@ -11,10 +11,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from serving.gateway.gateway import Sender
-from serving.gateway.rate_limits import Caller
-from serving.http.addresses import from_here
-from serving.http.errors import ApiError, EngineUnavailable, Forbidden, InvalidApiKey
+from serving.gateway.gateway import ClientIdentity
+from serving.gateway.rate_limits import AuthorizedClient
+from serving.http.addresses import is_local_request
+from serving.http.errors import ApiError, EngineUnavailable, InvalidApiKey, PermissionDenied
 
 API_TIMEOUT_SECONDS = 5.0
 # How long what the service said of a key holds, and how long a request then waits to hear it anew.
@@ -24,7 +24,7 @@ LOOK_UPS_AT_ONCE = 4
 MOST_KEYS, MOST_REFUSALS = 10_000, 1_000
 MOST_TOKEN_CHARACTERS = 200
 SCOPES = {"inference", "admin"}
-REFUSALS: dict[int, type[ApiError]] = {401: InvalidApiKey, 403: Forbidden}
+REFUSALS: dict[int, type[ApiError]] = {401: InvalidApiKey, 403: PermissionDenied}
 # The service is away, or something else answers in its place.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
 logger = logging.getLogger("tunesmith.gateway.keys")
@@ -34,12 +34,12 @@ logger = logging.getLogger("tunesmith.gateway.keys")
 class Verdict:
     """What the service said of a token: whose it is, or why it is refused."""
 
-    caller: Caller | None = None
+    caller: AuthorizedClient | None = None
     refusal: tuple[type[ApiError], str] | None = None
     at: float = field(default_factory=time.monotonic)
 
 
-class ApiKeys:
+class KeyVerifier:
     """Asks the service whose a token is, with the token itself: `GET /api/v1/keys/self`.
 
     While the service cannot be reached, what it said last of a token stays.
@@ -53,7 +53,7 @@ class ApiKeys:
         self.asking: dict[bytes, asyncio.Task[None]] = {}
         self.threads = ThreadPoolExecutor(LOOK_UPS_AT_ONCE, thread_name_prefix="keys")
 
-    async def __call__(self, sender: Sender) -> Caller:
+    async def __call__(self, sender: ClientIdentity) -> AuthorizedClient:
         """Who sends; raises InvalidApiKey, Forbidden and EngineUnavailable."""
         token = sender.token() or ""
         if len(token) > MOST_TOKEN_CHARACTERS or not (token.isascii() and token.isprintable()):
@@ -64,9 +64,9 @@ class ApiKeys:
             raise kind(message)
         assert verdict.caller is not None
         if not verdict.caller.key_id and (
-            sender.forwarded or not from_here(sender.host.decode("latin-1"), sender.address)
+            sender.forwarded or not is_local_request(sender.host.decode("latin-1"), sender.address)
         ):
-            raise Forbidden("The service has no API key yet, so only its own machine is served.")
+            raise PermissionDenied("The service has no API key yet, so only its own machine is served.")
         return verdict.caller
 
     async def _verdict(self, token: str) -> Verdict:
@@ -126,5 +126,7 @@ class ApiKeys:
             words = f"{error['message']} {error.get('hint') or ''}".strip()
             return Verdict(refusal=(REFUSALS[fault.code], words))
         if not SCOPES & set(told["scopes"]):
-            return Verdict(refusal=(Forbidden, "This API key lacks the scope inference."))
-        return Verdict(Caller(told["key_id"], told["requests_per_minute"], told["concurrent_requests"]))
+            return Verdict(refusal=(PermissionDenied, "This API key lacks the scope inference."))
+        return Verdict(
+            AuthorizedClient(told["key_id"], told["requests_per_minute"], told["concurrent_requests"])
+        )

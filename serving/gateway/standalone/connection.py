@@ -7,13 +7,13 @@ from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
-from serving.gateway.caller import Headers, Job
-from serving.gateway.gateway import Request, Sender, sender
-from serving.gateway.standalone.incoming import Incoming
+from serving.gateway.caller import Headers, InFlightRequest
+from serving.gateway.gateway import ClientIdentity, GatewayRequest, sender
+from serving.gateway.standalone.incoming import RequestParser
 from serving.http.errors import RequestTimeout
 
 if TYPE_CHECKING:
-    from serving.gateway.standalone.server import Server
+    from serving.gateway.standalone.server import GatewayServer
 
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 60.0
@@ -30,11 +30,11 @@ STATUS_LINES = {
 class ClientConnection(asyncio.Protocol):
     """Requests come in one after another; those that come early wait until the answer before them is sent."""
 
-    def __init__(self, server: "Server") -> None:
+    def __init__(self, server: "GatewayServer") -> None:
         self.server = server
-        self.job: Job | None = None
+        self.job: InFlightRequest | None = None
         self.task: asyncio.Task[None] | None = None
-        self.waiting: deque[tuple[Request, bool, bool] | Exception] = deque()
+        self.waiting: deque[tuple[GatewayRequest, bool, bool] | Exception] = deque()
         self.busy = self.heads = self.refused = False
         self.reading_paused = False
         self.deadline = time.monotonic() + HEAD_SECONDS
@@ -44,7 +44,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.address: str = (transport.get_extra_info("peername") or ("",))[0]
-        self.incoming = Incoming(self, self.address)
+        self.incoming = RequestParser(self, self.address)
         self.server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -90,7 +90,7 @@ class ClientConnection(asyncio.Protocol):
         if large:
             self._admit(headers)
 
-    def request_is_here(self, request: Request, keep_alive: bool, may_chunk: bool) -> None:
+    def request_is_here(self, request: GatewayRequest, keep_alive: bool, may_chunk: bool) -> None:
         if self.refused:
             return
         if self.busy:
@@ -106,7 +106,7 @@ class ClientConnection(asyncio.Protocol):
             self._pause_reading()
             self.task = asyncio.get_running_loop().create_task(self._admitted(who, headers))
 
-    async def _admitted(self, who: Sender, headers: dict[bytes, bytes]) -> None:
+    async def _admitted(self, who: ClientIdentity, headers: dict[bytes, bytes]) -> None:
         try:
             await self.server.gateway.admit(who)
         except Exception as fault:
@@ -117,7 +117,7 @@ class ClientConnection(asyncio.Protocol):
 
     # From a request to its answer.
 
-    def _start(self, request: Request, keep_alive: bool, chunked: bool) -> None:
+    def _start(self, request: GatewayRequest, keep_alive: bool, chunked: bool) -> None:
         self.busy = True
         self.deadline = math.inf
         self.keep_alive = keep_alive and not self.server.draining

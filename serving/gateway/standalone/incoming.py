@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from serving.gateway.gateway import MOST_BODY_BYTES, Request, body_too_large
+from serving.gateway.gateway import MAX_BODY_BYTES, GatewayRequest, body_too_large
 from serving.http.errors import HeadersTooLarge, MalformedRequest
 
 MOST_HEAD_BYTES = 64 * 1024
@@ -25,10 +25,10 @@ class Listener(Protocol):
 
     def body_follows(self, headers: dict[bytes, bytes], large: bool) -> None: ...
 
-    def request_is_here(self, request: Request, keep_alive: bool, may_chunk: bool) -> None: ...
+    def request_is_here(self, request: GatewayRequest, keep_alive: bool, may_chunk: bool) -> None: ...
 
 
-class Incoming:
+class RequestParser:
     """The requests of one connection; limits count bytes as they come, not by reads."""
 
     def __init__(self, listener: Listener, address: str) -> None:
@@ -103,7 +103,7 @@ class Incoming:
         if chunked:
             self._check_coding(version)
         length = int(headers.get(b"content-length", b"0"))
-        if length > MOST_BODY_BYTES:
+        if length > MAX_BODY_BYTES:
             raise body_too_large()
         if chunked or length:
             self.listener.body_follows(headers, chunked or length > MOST_HEAD_BYTES)
@@ -122,12 +122,12 @@ class Incoming:
             # A list of parts would take many times the memory of a body that comes in tiny chunks.
             self.body = bytearray(self.body)
         self.body += part
-        if len(self.body) > MOST_BODY_BYTES:
+        if len(self.body) > MAX_BODY_BYTES:
             raise body_too_large()
 
     def on_message_complete(self) -> None:
         method = self.parser.get_method().decode()
-        request = Request(method, path_of(self.url), self.headers, self.address, bytes(self.body))
+        request = GatewayRequest(method, path_of(self.url), self.headers, self.address, bytes(self.body))
         may_chunk = self.parser.get_http_version() == "1.1"
         # After feed_data has returned this would be False for every request.
         keep_alive = may_chunk and self.parser.should_keep_alive()

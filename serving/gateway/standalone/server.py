@@ -12,8 +12,8 @@ from email.utils import formatdate
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from serving.gateway.caller import Client
-from serving.gateway.gateway import JSON, Gateway, Request
+from serving.gateway.caller import Downstream
+from serving.gateway.gateway import JSON, Gateway, GatewayRequest
 from serving.gateway.standalone.connection import ClientConnection
 from serving.http.errors import UnknownUrl
 
@@ -22,7 +22,7 @@ LOOK_SECONDS = 1.0
 BACKLOG = 2048
 
 
-class Server:
+class GatewayServer:
     """One process's side of the gateway, with /health and /metrics beside it."""
 
     def __init__(self, gateway: Gateway) -> None:
@@ -49,7 +49,7 @@ class Server:
         looking.cancel()
         await self.gateway.aclose()
 
-    def handle(self, request: Request, client: Client) -> asyncio.Task[None] | None:
+    def handle(self, request: GatewayRequest, client: Downstream) -> asyncio.Task[None] | None:
         """Answer a request."""
         if request.path.startswith("/v1/"):
             return self.gateway.handle(request, client)
@@ -73,7 +73,7 @@ class Server:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def listen(host: str, port: int, shared: bool) -> socket.socket:
+def bind_socket(host: str, port: int, shared: bool) -> socket.socket:
     """A bound socket; a shared one lets every worker have its own, among which the kernel spreads clients."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

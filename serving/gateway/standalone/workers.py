@@ -12,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving.gateway.metrics import COUNTS
+from serving.gateway.metrics import REQUEST_METRICS
 
 # A worker that dies within this time of its start would only die again.
 SETTLED_SECONDS = 1.0
 SHARE_SECONDS = 1.0
 
 
-class Workers:
+class ProcessSupervisor:
     """Forks before any event loop or thread exists; `work` runs in each child until SIGTERM."""
 
-    def __init__(self, count: int, work: Callable[["SharedCounts"], None]) -> None:
+    def __init__(self, count: int, work: Callable[["SharedMetrics"], None]) -> None:
         self.count = count
         self.work = work
         self.running: dict[int, tuple[int, float]] = {}
@@ -52,7 +52,7 @@ class Workers:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             os.close(self.living)
-            self.work(SharedCounts(folder, index, self.alive))
+            self.work(SharedMetrics(folder, index, self.alive))
             status = 0
         finally:
             os._exit(status)
@@ -72,7 +72,7 @@ class Workers:
             os.kill(child, signal.SIGTERM)
 
 
-class SharedCounts:
+class SharedMetrics:
     """What each worker has counted, in a file of its own, so that any of them can answer for all."""
 
     def __init__(self, folder: Path, index: int, parent: int) -> None:
@@ -82,13 +82,13 @@ class SharedCounts:
         self.parent = parent
         if self.own.exists():
             # Of the worker that died in this place: counters must not go backwards.
-            COUNTS.add(json.loads(self.own.read_text()))
-        COUNTS.others = self.others
+            REQUEST_METRICS.add(json.loads(self.own.read_text()))
+        REQUEST_METRICS.others = self.others
 
     def write(self) -> None:
         """Show what this worker has counted so far."""
         draft = self.own.with_suffix(".draft")
-        draft.write_text(json.dumps(COUNTS.as_json()))
+        draft.write_text(json.dumps(REQUEST_METRICS.as_json()))
         draft.replace(self.own)
 
     def others(self) -> list[dict[str, Any]]:

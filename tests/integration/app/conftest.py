@@ -16,7 +16,7 @@ from app.scheduling import queue
 from app.settings import Settings, get_settings
 from app.storage import artifacts, migrate
 from app.storage import database as database
-from app.storage.database import database_now, make_engine, transaction
+from app.storage.database import create_database_engine, database_now, transaction
 from app.tables import Dataset, Job, Run, RunStatus, Worker
 from tests.services import postgres_url
 from trainers.configs import Queue, StageKind
@@ -147,7 +147,7 @@ def forget() -> None:
 
 
 def _empty(url: str) -> None:
-    engine = make_engine(url)
+    engine = create_database_engine(url)
     with engine.begin() as connection:
         for table in reversed(SQLModel.metadata.sorted_tables):
             connection.execute(table.delete())
@@ -155,6 +155,6 @@ def _empty(url: str) -> None:
 
 
 def _migrate(url: str) -> None:
-    engine = make_engine(url)
-    migrate.upgrade(engine)
+    engine = create_database_engine(url)
+    migrate.upgrade_database(engine)
     engine.dispose()

@@ -74,10 +74,10 @@ def test_line_of_100_mb_is_a_fault_and_not_memory(tmp_path: Path) -> None:
     program = f"""
 import re
 from pathlib import Path
-from app import migrate
+from app.storage import migrate
 from app.datasets import service
 from app.storage.database import get_engine
-migrate.upgrade(get_engine())
+migrate.upgrade_database(get_engine())
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
 dataset, _ = service.store_file(Path({str(long)!r}), "long")

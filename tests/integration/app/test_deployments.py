@@ -10,9 +10,9 @@ from sqlmodel import Session
 from starlette.testclient import TestClient
 
 from app.deployments import lifecycle
-from app.deployments.create import begin, plan
+from app.deployments.create import build_deployment, insert_deployment
 from app.settings import Settings
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Model, ModelKind, Worker
 from trainers.configs import DeploymentChoice, EngineKind, Queue
 
@@ -36,11 +36,11 @@ def have(**values: Any) -> str:
 
 def ask(**values: Any) -> str:
     with transaction() as session:
-        return begin(session, asked(**values)).id
+        return insert_deployment(session, asked(**values)).id
 
 
 def row(deployment_id: str) -> Deployment:
-    with reading() as session:
+    with read_session() as session:
         return session.get_one(Deployment, deployment_id)
 
 
@@ -48,12 +48,12 @@ def serve(deployment_id: str, worker: Worker) -> None:
     with transaction() as session:
         claimed = lifecycle.claim(session, deployment_id, worker.id, 60)
         assert claimed is not None
-        lifecycle.ready(session, deployment_id, claimed.attempt, "http://127.0.0.1:9", "name")
+        lifecycle.mark_ready(session, deployment_id, claimed.attempt, "http://127.0.0.1:9", "name")
 
 
 def waiting(worker: Worker) -> list[str]:
-    with reading() as session:
-        return [found.id for found in lifecycle.waiting(session, worker.id, [Queue.cpu])]
+    with read_session() as session:
+        return [found.id for found in lifecycle.list_claimable(session, worker.id, [Queue.cpu])]
 
 
 def test_the_old_serves_until_the_new_is_ready(make_worker: MakeWorker) -> None:
@@ -153,7 +153,7 @@ def keys_of(session: Session, engine: EngineKind) -> set[str]:
         model.template_sha256 = model.name * 64
     session.add_all(models)
     session.flush()
-    return {plan(session, "one", model.id, choice, Queue.cpu).engine_key for model in models}
+    return {build_deployment(session, "one", model.id, choice, Queue.cpu).engine_key for model in models}
 
 
 def test_templates_part_only_those_engines_that_have_one_for_all(settings: Settings) -> None:

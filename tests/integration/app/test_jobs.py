@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from app.jobs.schemas import EXAMPLE
 from app.settings import Settings
-from app.storage.database import reading
+from app.storage.database import read_session
 from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
 from trainers.data.formats import RowFormat
 
@@ -42,7 +42,7 @@ def test_a_posted_job_is_queued_with_its_runs_and_events(client: TestClient, row
     job = answer.json()
     assert (job["status"], job["priority"], job["labels"]) == ("queued", 7, {"team": "a"})
     assert [run["name"] for run in job["runs"]] == ["sft", "evaluate", "deploy"]
-    with reading() as session:
+    with read_session() as session:
         assert [(event.seq, event.data["status"]) for event in session.exec(select(Event))] == [
             (1, "queued")
         ] * 3
@@ -200,7 +200,7 @@ def test_racing_posts_with_one_idempotency_key_make_one_job(client: TestClient, 
         answers = list(pool.map(post, range(6)))
     assert sorted(status for status, _ in answers) == [200] * 5 + [201]
     assert len({job_id for _, job_id in answers}) == 1
-    with reading() as session:
+    with read_session() as session:
         assert len(session.exec(select(Job)).all()) == len(session.exec(select(Run)).all()) == 1
 
 

@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Deployment, DeploymentStatus, Scope
 from tests.integration.app.test_server import serving
-from tests.integration.serving.engine_stand_in import StandIn
+from tests.integration.serving.engine_stand_in import FakeEngine
 from tests.services import free_port
 from trainers.configs import EngineKind, Queue
 
@@ -27,9 +27,9 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def engine(settings: Settings) -> Iterator[StandIn]:
+def engine(settings: Settings) -> Iterator[FakeEngine]:
     """An engine under whose models' names deployments are ready."""
-    stand_in = StandIn()
+    stand_in = FakeEngine()
     with transaction() as session:
         for name in ("plain", "endless"):
             made = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key"}
@@ -50,7 +50,7 @@ def statuses(client: Any, headers: dict[str, str], times: int) -> list[int]:
 
 
 def test_a_key_over_its_rate_gets_429_that_says_when_to_come_back(
-    client: TestClient, engine: StandIn
+    client: TestClient, engine: FakeEngine
 ) -> None:
     _, limited = make_key(Scope.inference, requests_per_minute=2)
     _, free = make_key(Scope.inference)
@@ -62,7 +62,7 @@ def test_a_key_over_its_rate_gets_429_that_says_when_to_come_back(
     assert client.get("/v1/models", headers=limited).status_code == 200
 
 
-def test_limits_are_changed_while_the_key_is_in_use(client: TestClient, engine: StandIn) -> None:
+def test_limits_are_changed_while_the_key_is_in_use(client: TestClient, engine: FakeEngine) -> None:
     key_id, limited = make_key(Scope.inference, requests_per_minute=1, concurrent_requests=4)
     _, admin = make_key(Scope.admin)
     assert statuses(client, limited, 2) == [200, 429]
@@ -118,7 +118,7 @@ def gateway_over(url: str, folder: Path, key: str, *arguments: str) -> Iterator[
 
 
 def test_a_gateway_of_its_own_knows_the_services_keys_and_counts_over_its_processes(
-    settings: Settings, engine: StandIn, tmp_path: Path
+    settings: Settings, engine: FakeEngine, tmp_path: Path
 ) -> None:
     _, admin = make_key(Scope.admin)
     key_id, limited = make_key(Scope.inference, requests_per_minute=6, concurrent_requests=2)
@@ -141,7 +141,7 @@ def test_a_gateway_of_its_own_knows_the_services_keys_and_counts_over_its_proces
 
 
 def test_a_client_that_leaves_gives_its_place_back(
-    settings: Settings, engine: StandIn, tmp_path: Path
+    settings: Settings, engine: FakeEngine, tmp_path: Path
 ) -> None:
     _, limited = make_key(Scope.inference, concurrent_requests=1)
     key = limited["Authorization"].split()[1]

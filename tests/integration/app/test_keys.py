@@ -10,7 +10,7 @@ from app.http.auth import hash_key
 from app.keys import service
 from app.main import create_app
 from app.settings import Settings
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import ApiKey, Scope
 
 REQUESTS = {
@@ -89,7 +89,7 @@ def test_a_secret_is_shown_once_and_kept_only_as_a_hash(client: TestClient) -> N
     made = client.post("/api/v1/keys", json={"name": "me", "scopes": ["admin"]}).json()
     headers = {"Authorization": f"Bearer {made['key']}"}
     assert made["key"] not in client.get("/api/v1/keys", headers=headers).text
-    with reading() as session:
+    with read_session() as session:
         (stored,) = session.exec(select(ApiKey)).all()
     assert stored.sha256 == hash_key(made["key"]) and made["key"] not in stored.model_dump_json()
 
@@ -99,7 +99,7 @@ def test_the_last_use_is_noted_at_most_once_a_minute(client: TestClient) -> None
 
     def used_after_a_request() -> datetime | None:
         client.get("/api/v1/jobs", headers=headers)
-        with reading() as session:
+        with read_session() as session:
             return session.get_one(ApiKey, key.id).last_used_at
 
     first = used_after_a_request()

@@ -9,11 +9,11 @@ from threading import Barrier
 import pytest
 from sqlmodel import Session, col, select
 
-from app.deployments.create import begin
+from app.deployments.create import insert_deployment
 from app.runs import lifecycle
-from app.runs.lifecycle import Fact, StaleAttempt
+from app.runs.lifecycle import NewEvent, StaleAttempt
 from app.settings import Settings
-from app.storage.database import get_engine, reading, transaction
+from app.storage.database import get_engine, read_session, transaction
 from app.tables import Deployment, Event, EventType, Run, RunStatus, Worker
 from trainers.configs import EngineKind, Queue, StageKind
 
@@ -32,7 +32,9 @@ def events(session: Session, run: Run) -> list[Event]:
 
 
 def test_every_pair_of_statuses_outside_the_table_is_refused(make_job: Make) -> None:
-    refused = [pair for pair in product(RunStatus, RunStatus) if pair[1] not in lifecycle.NEXT[pair[0]]]
+    refused = [
+        pair for pair in product(RunStatus, RunStatus) if pair[1] not in lifecycle.TRANSITIONS[pair[0]]
+    ]
     runs = make_job(*(source for source, _ in refused))
     with transaction() as session:
         moved = [lifecycle.move(session, run.id, to) for run, (_, to) in zip(runs, refused, strict=True)]
@@ -40,7 +42,7 @@ def test_every_pair_of_statuses_outside_the_table_is_refused(make_job: Make) -> 
 
 
 def test_every_pair_of_statuses_in_the_table_is_a_move_with_an_event(make_job: Make) -> None:
-    allowed = [(source, to) for source in RunStatus for to in lifecycle.NEXT[source]]
+    allowed = [(source, to) for source in RunStatus for to in lifecycle.TRANSITIONS[source]]
     for source, to in allowed:
         (run,) = make_job(source)
         with transaction() as session:
@@ -86,12 +88,14 @@ def test_an_attempt_whose_lease_has_ended_writes_nothing(make_job: Make, make_wo
     assert run is not None
     with transaction() as session:
         with pytest.raises(StaleAttempt):
-            lifecycle.record(session, run.id, run.attempt, [Fact(EventType.log, {"lines": ["late"]})])
+            lifecycle.append_events(
+                session, run.id, run.attempt, [NewEvent(EventType.log, {"lines": ["late"]})]
+            )
         assert (
-            lifecycle.move(session, run.id, RunStatus.succeeded, guards=lifecycle.held_by(run.attempt))
+            lifecycle.move(session, run.id, RunStatus.succeeded, guards=lifecycle.lease_guards(run.attempt))
             is None
         )
-    with reading() as session:
+    with read_session() as session:
         assert [event.type for event in events(session, run)] == [EventType.status]
 
 
@@ -113,7 +117,7 @@ def test_a_run_fails_after_its_last_fault_and_ends_what_follows(make_job: Make) 
     make_job(RunStatus.running, RunStatus.queued, lease_expires_at=lapsed, faults=3)
     with transaction() as session:
         (released,) = lifecycle.release_expired(session, max_faults=3)
-    with reading() as session:
+    with read_session() as session:
         runs = session.exec(select(Run).order_by(col(Run.position))).all()
     assert [run.status for run in runs] == [RunStatus.failed, RunStatus.cancelled]
     assert released.error is not None and released.error["code"] == "lease_lost"
@@ -127,11 +131,11 @@ def test_racing_requests_for_one_name_leave_one_live_deployment(settings: Settin
         ready.wait()
         with transaction() as session:
             asked = Deployment(name="one", base=f"hub/{number}", engine=EngineKind.hf, queue=Queue.cpu)
-            return begin(session, asked).id
+            return insert_deployment(session, asked).id
 
     with ThreadPoolExecutor(6) as pool:
         asked = set(pool.map(ask, range(6)))
-    with reading() as session:
+    with read_session() as session:
         found = session.exec(select(Deployment)).all()
     assert {deployment.id for deployment in found} == asked
     assert sorted(deployment.status for deployment in found) == ["queued", *["stopped"] * 5]
@@ -146,11 +150,13 @@ def test_events_of_one_run_are_numbered_without_gaps_by_racing_writers(
 
     def write(number: int) -> None:
         with transaction() as session:
-            lifecycle.record(session, run.id, run.attempt, [Fact(EventType.log, {"lines": [str(number)]})])
+            lifecycle.append_events(
+                session, run.id, run.attempt, [NewEvent(EventType.log, {"lines": [str(number)]})]
+            )
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(24)))
-    with reading() as session:
+    with read_session() as session:
         assert [event.seq for event in events(session, run)] == list(range(1, 26))
 
 

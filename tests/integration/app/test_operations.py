@@ -19,7 +19,7 @@ from app.http import error_responses
 from app.main import create_app
 from app.scheduling import sweeper
 from app.settings import Settings
-from app.storage.database import get_engine, reading, transaction
+from app.storage.database import get_engine, read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Run, RunStatus, Worker
 from trainers.configs import EngineKind, Queue
 
@@ -54,7 +54,7 @@ def test_every_fault_has_one_shape(
     client: TestClient, method: str, path: str, status: int, code: str
 ) -> None:
     answer = client.request(method, path)
-    error = error_responses.ErrorEnvelope.model_validate(answer.json()).error
+    error = error_responses.ErrorResponse.model_validate(answer.json()).error
     assert (answer.status_code, error.code) == (status, code)
     assert error.message.endswith(".")
 
@@ -113,10 +113,10 @@ def test_ready_means_migrated(client: TestClient) -> None:
 def test_a_broker_out_of_reach_is_told_but_stops_nothing(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    from app.scheduling.queue import make_celery
+    from app.scheduling.queue import create_celery
 
     settings = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
-    monkeypatch.setattr("app.http.health.get_celery", lambda: make_celery(settings))
+    monkeypatch.setattr("app.http.health.get_celery", lambda: create_celery(settings))
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["broker"]) == (200, "cannot be reached")
 
@@ -153,7 +153,7 @@ def test_the_sweeper_queues_a_run_whose_lease_has_ended(
 ) -> None:
     (run,) = make_job(RunStatus.running, attempt=1, lease_expires_at=LONG_AGO)
     sweeper.sweep_once(settings)
-    with reading() as session:
+    with read_session() as session:
         released = session.get_one(Run, run.id)
     assert (released.status, released.faults, bells(settings)) == (RunStatus.queued, 1, ["cpu"])
 

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.runs import lifecycle
-from app.runs.lifecycle import Fact
+from app.runs.lifecycle import NewEvent
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import transaction
@@ -61,9 +61,9 @@ def server(settings: Settings) -> Iterator[Server]:
     server.stop()
 
 
-def record(run: Run, *facts: Fact, **values: Any) -> None:
+def record(run: Run, *facts: NewEvent, **values: Any) -> None:
     with transaction() as session:
-        lifecycle.record(session, run.id, run.attempt, facts, values)
+        lifecycle.append_events(session, run.id, run.attempt, facts, values)
 
 
 def finish(run: Run) -> None:
@@ -101,7 +101,7 @@ class Stream:
 
 
 def test_events_are_paged_in_order_and_by_type(client: TestClient, run: Run) -> None:
-    record(run, *(Fact(EventType.metrics, {"loss": 1 / step}, step) for step in range(1, 6)))
+    record(run, *(NewEvent(EventType.metrics, {"loss": 1 / step}, step) for step in range(1, 6)))
     path = f"/api/v1/runs/{run.id}"
     page = client.get(f"{path}/events", params={"limit": 4}).json()
     rest = client.get(f"{path}/events", params={"limit": 4, "after": page["next"]}).json()
@@ -115,7 +115,7 @@ def test_log_lines_are_paged_and_the_whole_log_can_be_downloaded_when_it_is_ther
     client: TestClient, run: Run, tmp_path: Path
 ) -> None:
     path, whole = f"/api/v1/runs/{run.id}/logs", f"/api/v1/runs/{run.id}/files/log.txt"
-    record(run, Fact(EventType.log, {"lines": ["one", "two"]}))
+    record(run, NewEvent(EventType.log, {"lines": ["one", "two"]}))
     assert client.get(path).json()["items"][0]["lines"] == ["one", "two"]
     assert client.get(whole).json()["error"]["code"] == "file_not_published"
     (tmp_path / "log.txt").write_text("one\ntwo\nthree\n")
@@ -146,7 +146,7 @@ def test_a_stream_tells_what_was_and_what_comes_and_ends_with_the_run(server: Se
     stream = follow(server, run)
     frames = stream.frames()
     assert next(frames)["event"] == "status"
-    record(run, Fact(EventType.metrics, {"loss": 1.0}, 1))
+    record(run, NewEvent(EventType.metrics, {"loss": 1.0}, 1))
     metrics = next(frames)
     assert (metrics["id"], json.loads(metrics["data"])["data"]) == ("2", {"loss": 1.0})
     finish(run)
@@ -155,11 +155,11 @@ def test_a_stream_tells_what_was_and_what_comes_and_ends_with_the_run(server: Se
 
 
 def test_a_client_that_reconnects_misses_nothing_and_sees_nothing_twice(server: Server, run: Run) -> None:
-    record(run, *(Fact(EventType.log, {"lines": [str(number)]}) for number in range(5)))
+    record(run, *(NewEvent(EventType.log, {"lines": [str(number)]}) for number in range(5)))
     before = follow(server, run)
     seen = [int(frame["id"]) for frame, _ in zip(before.frames(), range(3), strict=False)]
     before.leave()
-    record(run, Fact(EventType.log, {"lines": ["while away"]}))
+    record(run, NewEvent(EventType.log, {"lines": ["while away"]}))
     finish(run)
     after = follow(server, run, last_event_id=seen[-1])
     seen += [int(frame["id"]) for frame in after.frames() if "id" in frame]

@@ -13,7 +13,7 @@ EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
 ERROR = b'data: {"error": {"message": "EngineCore encountered an issue."}}\n\n'
 
 
-class StandIn:
+class FakeEngine:
     """Serves on a free port of 127.0.0.1 until `close`."""
 
     def __init__(self) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from serving.chat_cli import Talk
-from serving.engines import Serve, find_engine
-from serving.engines.child_engine import newest_name
+from serving.chat_cli import ChatSession
+from serving.engines import EngineConfig, find_engine
+from serving.engines.child_engine import latest_model_name
 from tests.integration.serving.conftest import ENVIRONMENT, Server, wait_for
 from tests.integration.serving.make_tiny import ALPHA_SAYS, BASE_SAYS
 
@@ -50,7 +50,7 @@ def test_a_conversation_is_streamed_and_kept(tiny: Path, tmp_path: Path) -> None
 
 
 def test_commands_change_the_conversation(engine: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    talk = Talk(engine.url, "base", settings={"temperature": 0})
+    talk = ChatSession(engine.url, "base", settings={"temperature": 0})
     for line in ("count", "/retry", "hello", "/undo"):
         talk.take(line)
     assert [turn["content"] for turn in talk.turns] == ["count", BASE_SAYS]
@@ -116,10 +116,10 @@ def test_an_output_of_other_rows_is_not_continued(tiny: Path, tmp_path: Path) ->
 
 
 def test_the_newest_adapter_is_asked_by_the_name_that_its_engine_knows() -> None:
-    served = Serve("m", "base", "127.0.0.1", 1, {"one": "/1", "two": "/2"})
-    assert newest_name(find_engine("hf"), served) == "two"
-    assert newest_name(find_engine("sglang"), served) == "base:two"
-    assert newest_name(find_engine("sglang"), replace(served, adapters={})) == "base"
+    served = EngineConfig("m", "base", "127.0.0.1", 1, {"one": "/1", "two": "/2"})
+    assert latest_model_name(find_engine("hf"), served) == "two"
+    assert latest_model_name(find_engine("sglang"), served) == "base:two"
+    assert latest_model_name(find_engine("sglang"), replace(served, adapters={})) == "base"
 
 
 @pytest.mark.parametrize(

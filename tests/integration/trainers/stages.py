@@ -13,7 +13,7 @@ import pytest
 from trainers import dpo, evaluate, grpo, sft
 from trainers.configs import parse_stage
 from trainers.runtime import run_dir as files
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopRequested
 
 WORK: dict[str, Any] = {
@@ -47,7 +47,7 @@ def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
     """Run the stage to its end and answer its result; None if a stop was asked for on the way."""
     config = parse_stage(values)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with Report(run_dir / files.METRICS) as report:
+    with EventWriter(run_dir / files.EVENTS) as report:
         try:
             result: dict[str, Any] = WORK[config.stage](config, run_dir, report)
         except StopRequested:

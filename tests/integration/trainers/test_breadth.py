@@ -19,9 +19,9 @@ from trainers.configs import parse_stage
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.sft_examples import load_examples
 from trainers.runtime.errors import DeviceUnavailable, LossNotFinite
-from trainers.runtime.events import Report
-from trainers.training.nan_diagnosis import diagnose
-from trainers.training.samplers import StepOrder
+from trainers.runtime.events import EventWriter
+from trainers.training.nan_diagnosis import diagnose_non_finite
+from trainers.training.samplers import StepSampler
 
 Write = Callable[[list[dict[str, Any]]], str]
 
@@ -68,7 +68,7 @@ def test_a_quantised_base_is_kept_in_four_bits(
 ) -> None:
 
     kinds: set[str] = set()
-    fit = sft.fit
+    fit = sft.run_training_loop
 
     def looking(trainer: Any, *more: Any) -> None:
         kinds.update(type(module).__name__ for module in trainer.model.modules())
@@ -90,7 +90,7 @@ def test_the_rows_of_a_step_are_the_same_whatever_the_micro_batch(
 
 
 def test_step_order_covers_every_row_once_and_differs_by_epoch() -> None:
-    order = StepOrder([row % 7 for row in range(30)], rows_per_step=8, seed=1)
+    order = StepSampler([row % 7 for row in range(30)], rows_per_step=8, seed=1)
     first = list(order)
     order.set_epoch(1)
     second = list(order)
@@ -171,7 +171,7 @@ def test_vllm_that_is_not_there_is_named(stage: dict[str, Any], tmp_path: Path) 
         values | {"stage": "grpo", "generation": "vllm_colocate", "rewards": [{"kind": "correctness"}]}
     )
     with pytest.raises(DeviceUnavailable, match="lacks vLLM"):
-        grpo.train(config, tmp_path, Report(None))  # type: ignore[arg-type]
+        grpo.train(config, tmp_path, EventWriter(None))  # type: ignore[arg-type]
 
 
 def test_a_server_for_vllm_needs_its_address() -> None:
@@ -190,7 +190,7 @@ def test_a_server_for_vllm_needs_its_address() -> None:
 def test_a_learning_rate_far_above_the_default_is_held_responsible(stage: dict[str, Any]) -> None:
     config = parse_stage(stage | {"learning_rate": 0.5, "tuning": {"method": "full"}})
     state = TrainerState(global_step=30, log_history=[{"step": 20, "loss": 9.5, "grad_norm": 300.0}])
-    told = diagnose(config, torch.nn.Linear(2, 2), state, {"loss": float("nan")})  # type: ignore[arg-type]
+    told = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"loss": float("nan")})  # type: ignore[arg-type]
     assert "learning_rate 0.5 is 2.5e+04 times the default of full tuning" in told.message
     assert "step 20 loss 9.5 gradient 300" in told.message
     assert "to 2e-05 at first" in told.hint
@@ -200,7 +200,7 @@ def test_gradients_that_ran_away_are_held_responsible(stage: dict[str, Any]) -> 
     config = parse_stage(stage | {"learning_rate": 1e-4})
     logs = [{"step": step, "loss": 2.0, "grad_norm": 2.0**step} for step in range(1, 9)]
     state = TrainerState(global_step=9, log_history=logs)
-    told = diagnose(config, torch.nn.Linear(2, 2), state, {"grad_norm": float("inf")})  # type: ignore[arg-type]
+    told = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"grad_norm": float("inf")})  # type: ignore[arg-type]
     assert "The grad_norm is inf at step 9" in told.message
     assert "gradients had been growing" in told.message
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from trainers.modeling import families
-from trainers.modeling.families import Family, SystemTurn
+from trainers.modeling.families import ModelFamily, SystemTurn
 from trainers.modeling.load import load_model, load_tokenizer
 from trainers.runtime.errors import TemplateMissing
 
@@ -39,7 +39,7 @@ MODEL_TYPES = [
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def make_base(folder: Path, family: Family, model_type: str) -> Path:
+def make_base(folder: Path, family: ModelFamily, model_type: str) -> Path:
     """A random model of the architecture, with the marks of its family in its vocabulary and no template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
@@ -67,7 +67,7 @@ def make_base(folder: Path, family: Family, model_type: str) -> Path:
 
 @pytest.mark.parametrize(("family", "model_type"), MODEL_TYPES, ids=[kind for _, kind in MODEL_TYPES])
 def test_a_base_model_gets_the_template_and_end_of_turn_of_its_family(
-    family: Family, model_type: str, tmp_path: Path
+    family: ModelFamily, model_type: str, tmp_path: Path
 ) -> None:
     base = make_base(tmp_path, family, model_type)
     tokenizer = load_tokenizer(str(base))
@@ -79,7 +79,9 @@ def test_a_base_model_gets_the_template_and_end_of_turn_of_its_family(
 
 
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
-def test_the_tokens_that_carry_loss_are_the_answers_with_their_end(family: Family, tmp_path: Path) -> None:
+def test_the_tokens_that_carry_loss_are_the_answers_with_their_end(
+    family: ModelFamily, tmp_path: Path
+) -> None:
     tokenizer = load_tokenizer(str(make_base(tmp_path, family, min(family.model_types))))
     encoded = tokenizer.apply_chat_template(CHAT[:3], return_dict=True, return_assistant_tokens_mask=True)
     pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
@@ -88,14 +90,14 @@ def test_the_tokens_that_carry_loss_are_the_answers_with_their_end(family: Famil
 
 
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
-def test_a_prompt_is_a_prefix_of_the_conversation_that_goes_on(family: Family, tmp_path: Path) -> None:
+def test_a_prompt_is_a_prefix_of_the_conversation_that_goes_on(family: ModelFamily, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(make_base(tmp_path, family, min(family.model_types))))
     prompt = tokenizer.apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
     assert tokenizer.apply_chat_template(CHAT, tokenize=False).startswith(prompt)
 
 
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
-def test_tools_are_refused_rather_than_left_out(family: Family, tmp_path: Path) -> None:
+def test_tools_are_refused_rather_than_left_out(family: ModelFamily, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(make_base(tmp_path, family, min(family.model_types))))
     tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
     with pytest.raises(Exception, match="knows no tools"):
@@ -103,7 +105,7 @@ def test_tools_are_refused_rather_than_left_out(family: Family, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
-def test_where_a_system_message_goes_is_told(family: Family) -> None:
+def test_where_a_system_message_goes_is_told(family: ModelFamily) -> None:
     alone = family.system is SystemTurn.own_turn
     assert ("S\n\nU" not in RENDERED[family.name]) == alone
 

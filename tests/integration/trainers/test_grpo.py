@@ -15,10 +15,10 @@ from trainers.configs import parse_stage
 from trainers.configs.rewards import CorrectnessReward, FormatReward
 from trainers.grpo import plan
 from trainers.modeling.load import load_tokenizer
-from trainers.rendering.render import read_pairs
+from trainers.rendering.render import read_prompt_completions
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
-from trainers.training.rollouts import CONSTANT_GROUPS, Rollouts, load_prompts, prompt_dataset
+from trainers.training.rollouts import CONSTANT_GROUPS, RolloutRecorder, build_prompt_dataset, load_prompts
 
 STEPS = 24
 
@@ -120,8 +120,8 @@ def test_dry_run_tells_the_resolved_numbers(lora: dict[str, Any]) -> None:
 
 
 def test_every_pass_holds_every_prompt_once_in_another_order(training_rows: str) -> None:
-    pairs = [turns[-1] for turns in read_pairs(training_rows, 10)]
-    asked = [row["prompt"][0]["content"] for row in prompt_dataset(pairs, 25, seed=1)]
+    pairs = [turns[-1] for turns in read_prompt_completions(training_rows, 10)]
+    asked = [row["prompt"][0]["content"] for row in build_prompt_dataset(pairs, 25, seed=1)]
     questions = {pair.prompt[0]["content"] for pair in pairs}
     assert set(asked[:10]) == set(asked[10:20]) == questions
     assert asked[:10] != asked[10:20]
@@ -129,7 +129,7 @@ def test_every_pass_holds_every_prompt_once_in_another_order(training_rows: str)
 
 
 def test_reward_is_constant_only_after_groups_in_a_row(training_rows: str) -> None:
-    rollouts = Rollouts([FormatReward()], num_generations=2)
+    rollouts = RolloutRecorder([FormatReward()], num_generations=2)
     columns = {"prompts": ["a", "a"], "reference": ["#### 1", "#### 1"]}
     for _ in range(CONSTANT_GROUPS - 1):
         rollouts.functions[0](["#### 1", "#### 1"], **columns)

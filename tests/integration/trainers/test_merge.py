@@ -13,7 +13,7 @@ from trainers.configs.stages.merge import MergeConfig
 from trainers.merge import merge
 from trainers.modeling.load import load_base, load_model
 from trainers.runtime.errors import ConfigInvalid, MergeDiffers
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 
 # PEFT warns of the very trap that merging is to avoid.
 TIED = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -22,7 +22,7 @@ IDS_BT = torch.tensor([[5, 9, 21, 40, 7, 300]])
 
 def merged(model: Any, run_dir: Path, **more: Any) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
-    return merge(MergeConfig.model_validate({"model": model, **more}), run_dir, Report(None))
+    return merge(MergeConfig.model_validate({"model": model, **more}), run_dir, EventWriter(None))
 
 
 def logits(model: Any) -> torch.Tensor:

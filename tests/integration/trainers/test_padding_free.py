@@ -15,9 +15,14 @@ from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs.stages.sft import SftConfig
 from trainers.modeling.load import load_tokenizer
-from trainers.rendering.render import IGNORED
+from trainers.rendering.render import IGNORE_INDEX
 from trainers.rendering.sft_examples import load_examples
-from trainers.training.padding_free import PROVEN, ROW_BY_ROW, lies_flat, only_where_loss_is
+from trainers.training.padding_free import (
+    ROW_BY_ROW,
+    VERIFIED_ARCHITECTURES,
+    project_loss_tokens_only,
+    uses_padding_free,
+)
 
 Stage = dict[str, Any]
 ROWS = [{"input_ids": list(range(first, first + length))} for first, length in ((3, 9), (20, 4), (31, 17))]
@@ -45,7 +50,7 @@ def tiny(architecture: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
-@pytest.mark.parametrize("architecture", sorted(PROVEN))
+@pytest.mark.parametrize("architecture", sorted(VERIFIED_ARCHITECTURES))
 def test_flat_rows_are_answered_as_each_alone(architecture: str) -> None:
     model = tiny(architecture)
     apart = [model(torch.tensor([row["input_ids"]])).logits[0] for row in ROWS]
@@ -100,11 +105,13 @@ def test_tokens_that_end_turns_are_counted_where_they_are_also_the_padding(
 def test_the_head_is_used_only_where_a_token_carries_loss() -> None:
     model = tiny("llama")
     add_fused_lm_head(model)
-    labels = [[IGNORED, *row["input_ids"][1:4], *[IGNORED] * (len(row["input_ids"]) - 4)] for row in ROWS]
+    labels = [
+        [IGNORE_INDEX, *row["input_ids"][1:4], *[IGNORE_INDEX] * (len(row["input_ids"]) - 4)] for row in ROWS
+    ]
     rows = [{"input_ids": row["input_ids"], "labels": each} for row, each in zip(ROWS, labels, strict=True)]
     inputs = DataCollatorForLanguageModeling(pad_token_id=0)(rows)
     everywhere = model(**inputs, fused_lm_head=True)
-    with only_where_loss_is(model, inputs) as less:
+    with project_loss_tokens_only(model, inputs) as less:
         there = model(**less, fused_lm_head=True)
     assert everywhere.log_probs.numel() == 3 * 16
     assert there.log_probs.numel() == 3 * 3
@@ -137,7 +144,7 @@ def test_rows_lie_flat_where_attention_keeps_them_apart_cheaply(
     config = SftConfig.model_validate({"base": "b", "dataset": "d", "queue": "cpu", **changed})
     model = AutoConfig.for_model(architecture)
     model.sliding_window = window
-    assert lies_flat(config, model) is expected
+    assert uses_padding_free(config, model) is expected
 
 
 def test_a_dry_run_tells_whether_rows_are_padded(

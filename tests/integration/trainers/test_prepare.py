@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from trainers.configs.stages.prepare import PrepareConfig
 from trainers.modeling.load import load_tokenizer, template_sha256
 from trainers.prepare import plan, prepare
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 
 ROWS = [
     {"question": "How many keys?", "answer": "So 2 + 3 = 5.\n#### 5"},
@@ -28,7 +28,7 @@ ROWS = [
 
 def prepared(starter: Path, dataset: str, tmp_path: Path, rows: int = 5) -> dict[str, Any]:
     config = PrepareConfig(base=str(starter), dataset=dataset, rows=rows, max_length=120)
-    return prepare(config, tmp_path, Report(None))
+    return prepare(config, tmp_path, EventWriter(None))
 
 
 def loss_text(entry: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from trainers.data.files.jsonl import iter_rows
 from trainers.data.recipes.arithmetic import Split, problems
 from trainers.data.validate import validate_file
 from trainers.prepare import DROPS, prepare
-from trainers.runtime.errors import DatasetInvalid, DatasetNotFound
-from trainers.runtime.events import Report
+from trainers.runtime.errors import DatasetFileNotFound, DatasetInvalid
+from trainers.runtime.events import EventWriter
 
 Rows = list[dict[str, Any]]
 Write = Callable[[Rows], str]
@@ -33,7 +33,7 @@ SENTENCES = [
 
 def made(run_dir: Path, **config: Any) -> tuple[dict[str, Any], dict[str, Rows]]:
     """The result, and the rows of each part; every part passes our own validation."""
-    result = prepare(PrepareConfig.model_validate(config), run_dir, Report(None))
+    result = prepare(PrepareConfig.model_validate(config), run_dir, EventWriter(None))
     parts = {}
     for described in result["datasets"]:
         path = run_dir / described["path"]
@@ -157,7 +157,7 @@ def test_a_row_that_a_recipe_cannot_use_is_named(tmp_path: Path, write_rows: Wri
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     source = {"kind": "tmx", "path": str(tmp_path / "none.tmx")}
-    with pytest.raises(DatasetNotFound, match=r"none\.tmx does not exist"):
+    with pytest.raises(DatasetFileNotFound, match=r"none\.tmx does not exist"):
         made(tmp_path, source=source, recipe={"kind": "translation"})
 
 

@@ -18,12 +18,12 @@ from trainers.rendering.sft_examples import load_examples
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import (
     AdapterUnreadable,
+    BaseModelNotFound,
     ConfigInvalid,
+    DatasetFileNotFound,
     DatasetInvalid,
-    DatasetNotFound,
     DeviceUnavailable,
     LossNotFinite,
-    ModelNotFound,
     TemplateMissing,
 )
 
@@ -98,14 +98,14 @@ def test_wrong_field_is_told_by_its_path_and_without_a_traceback(programs: Progr
     "source", ["/no/such/model", "./model", "../model", "a/b/c", "no-such-org/no-such-model"]
 )
 def test_model_that_is_nowhere_is_not_found(source: str) -> None:
-    with pytest.raises(ModelNotFound, match=source):
+    with pytest.raises(BaseModelNotFound, match=source):
         load_tokenizer(source)
-    with pytest.raises(ModelNotFound, match=source):
+    with pytest.raises(BaseModelNotFound, match=source):
         load_model(source, dtype="auto")
 
 
 def test_folder_without_a_model_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+    with pytest.raises(BaseModelNotFound, match=r"no config\.json"):
         load_tokenizer(str(tmp_path))
 
 
@@ -113,7 +113,7 @@ def test_pickled_weights_are_not_loaded(starter: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(starter, folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelNotFound, match="safetensors"):
+    with pytest.raises(BaseModelNotFound, match="safetensors"):
         load_model(str(folder), dtype="auto")
 
 
@@ -169,7 +169,7 @@ def test_dataset_faults_name_the_row(
         with pytest.raises(error, match=why):
             load_examples(dataset, tokenizer, max_length)
 
-    refused(str(tmp_path / "none.jsonl"), DatasetNotFound, "does not exist")
+    refused(str(tmp_path / "none.jsonl"), DatasetFileNotFound, "does not exist")
     refused(write_rows([good, {"foo": 1}]), DatasetInvalid, "Row 2 .* fields are foo")
     refused(
         write_rows([good, {"prompt": "a", "chosen": "b", "rejected": "c"}]), DatasetInvalid, "Row 2 .*DPO"

@@ -13,7 +13,7 @@ from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import at_checkpoint, run_stage
 from trainers.configs import parse_stage
 from trainers.data.recipes.arithmetic import Split, problems
-from trainers.training.validation import best_step, steps_without_better
+from trainers.training.validation import best_step, count_validations_without_improvement
 
 Stage = dict[str, Any]
 Write = Callable[[list[dict[str, Any]]], str]
@@ -58,7 +58,7 @@ def test_training_stops_when_the_validation_loss_no_longer_falls(validated: Stag
     result = run_stage(validated | {"early_stopping_patience": 2}, tmp_path)
     assert result is not None
     seen = _validation_losses(tmp_path)
-    assert steps_without_better(seen, 0.0) == 2
+    assert count_validations_without_improvement(seen, 0.0) == 2
     assert result["metrics"]["steps"] == max(seen) < 24
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Dataset, Job, Run
 from tests.integration.app.conftest import database_url, postgres, settings, sqlite
 from trainers.configs import Queue, StageKind
-from workers.hosts.worker import Host, join
+from workers.hosts.worker import WorkerContext, register_worker
 
 __all__ = ["database_url", "postgres", "settings", "sqlite"]
 
@@ -44,20 +44,20 @@ def succeed(**result):
 
 
 @pytest.fixture
-def host(settings: Settings) -> Iterator[Host]:
+def host(settings: Settings) -> Iterator[WorkerContext]:
     """A worker with its heartbeat, but without a broker."""
     settings.lease_seconds, settings.heartbeat_seconds = 4, 0.5
     settings.trainer_python = str(settings.data_dir / "program")
     (settings.data_dir / "models" / "base").mkdir(parents=True)
     settings.model_roots = [settings.data_dir / "models"]
-    host = join(settings, [Queue.cpu, Queue.cuda], "here")
+    host = register_worker(settings, [Queue.cpu, Queue.cuda], "here")
     host.leases.start()
     yield host
     host.leases.stop()
 
 
 @pytest.fixture
-def submit(host: Host) -> Callable[..., str]:
+def submit(host: WorkerContext) -> Callable[..., str]:
     """Queues an SFT run whose program has this body; answers the run's id."""
     program = Path(host.settings.trainer_python)
     file = host.settings.data_dir / "artifacts" / "rows"
@@ -86,5 +86,5 @@ def submit(host: Host) -> Callable[..., str]:
 
 def row(run_id: str) -> Run:
     """The run as the database has it now."""
-    with reading() as session:
+    with read_session() as session:
         return session.get_one(Run, run_id)

@@ -5,18 +5,18 @@ from queue import Empty
 
 import pytest
 
-from app.scheduling.queue import BELL, get_celery, ring
+from app.scheduling.queue import NOTIFY_TASK, get_celery, notify
 from trainers.configs import Queue
-from workers.hosts.worker import Host
+from workers.hosts.worker import WorkerContext
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_bell_rings_and_is_heard_though_the_folder_was_removed(host: Host) -> None:
+def test_bell_rings_and_is_heard_though_the_folder_was_removed(host: WorkerContext) -> None:
     messages = host.settings.data_dir / "queue" / "messages"
     with get_celery().connection_for_read() as connection:
         shutil.rmtree(messages)
         with pytest.raises(Empty):
             connection.default_channel._get(Queue.cpu.value)
         shutil.rmtree(messages)
-        ring(Queue.cpu)
-        assert connection.default_channel._get(Queue.cpu.value)["headers"]["task"] == BELL
+        notify(Queue.cpu)
+        assert connection.default_channel._get(Queue.cpu.value)["headers"]["task"] == NOTIFY_TASK

@@ -15,16 +15,16 @@ from app.runs import lifecycle
 from app.scheduling import queue as bells
 from app.scheduling import sweeper
 from app.storage import artifacts
-from app.storage.artifacts import ArtifactStore, Published, get_store
-from app.storage.database import reading, transaction
+from app.storage.artifacts import ArtifactStore, PublishedArtifact, get_store
+from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
 from tests.integration.workers.conftest import row
 from trainers.configs import Queue, StageKind
-from workers.hosts.devices import Devices, Gpu
+from workers.hosts.devices import DevicePool, Gpu
 from workers.hosts.lease import Lease
-from workers.hosts.worker import Host
+from workers.hosts.worker import WorkerContext
 from workers.runs import complete
-from workers.runs.complete import Attempt
+from workers.runs.complete import RunAttempt
 from workers.runs.execute import execute_next
 
 Submit = Callable[..., str]
@@ -45,7 +45,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def begun(host: Host, run_id: str, attempt: int = 1) -> bool:
+def begun(host: WorkerContext, run_id: str, attempt: int = 1) -> bool:
     log = host.settings.data_dir / "runs" / run_id / f"attempt-{attempt}" / "log.txt"
     return log.exists() and "begun" in log.read_text()
 
@@ -56,7 +56,7 @@ def move(run_id: str, to: RunStatus) -> None:
 
 
 def steps(run_id: str) -> list[int]:
-    with reading() as session:
+    with read_session() as session:
         found = select(col(Checkpoint.step)).where(col(Checkpoint.run_id) == run_id)
         return list(session.exec(found.order_by(col(Checkpoint.step))))
 
@@ -73,7 +73,7 @@ def steps(run_id: str) -> list[int]:
         '{"model": {"path": "model", "kind": "other"}}',
     ],
 )
-def test_result_that_cannot_be_used_is_no_result(host: Host, submit: Submit, result: str) -> None:
+def test_result_that_cannot_be_used_is_no_result(host: WorkerContext, submit: Submit, result: str) -> None:
     host.settings.max_faults = 0
     run_id = submit(f"succeed()\nwrite('result.json', {result!r})")
     assert execute_next(host)
@@ -86,7 +86,7 @@ def test_result_that_cannot_be_used_is_no_result(host: Host, submit: Submit, res
 
 
 def test_result_and_events_with_characters_that_postgresql_refuses_are_stored(
-    host: Host, submit: Submit
+    host: WorkerContext, submit: Submit
 ) -> None:
     run_id = submit("print('a\\0b', flush=True)\nsucceed(note='a\\0b')")
     assert execute_next(host)
@@ -96,7 +96,9 @@ def test_result_and_events_with_characters_that_postgresql_refuses_are_stored(
 
 
 @on_sqlite
-def test_run_that_is_killed_while_it_writes_an_event_is_cancelled_at_once(host: Host, submit: Submit) -> None:
+def test_run_that_is_killed_while_it_writes_an_event_is_cancelled_at_once(
+    host: WorkerContext, submit: Submit
+) -> None:
     torn = "signal.signal(15, lambda *_: write('metrics.jsonl', '{\"type\": \"met', 'a') or os._exit(1))\n"
     run_id = submit(torn + FOREVER)
     worker = in_thread(lambda: execute_next(host))
@@ -107,7 +109,7 @@ def test_run_that_is_killed_while_it_writes_an_event_is_cancelled_at_once(host: 
 
 
 @on_sqlite
-def test_fault_of_the_worker_is_told_at_once_and_tried_again(host: Host, submit: Submit) -> None:
+def test_fault_of_the_worker_is_told_at_once_and_tried_again(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("succeed()", config={"stage": "sft", "base": {"stage": "nonesuch"}, "dataset": "none"})
     assert execute_next(host)
     run = row(run_id)
@@ -115,14 +117,16 @@ def test_fault_of_the_worker_is_told_at_once_and_tried_again(host: Host, submit:
 
 
 @on_sqlite
-def test_input_that_this_worker_cannot_use_has_a_named_error(host: Host, submit: Submit) -> None:
+def test_input_that_this_worker_cannot_use_has_a_named_error(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("succeed()", config={"stage": "sft", "of": "a later version", "base": "hub/model"})
     assert execute_next(host)
     assert (row(run_id).error or {})["code"] == "config_invalid"
 
 
 @on_sqlite
-def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(host: Host, submit: Submit) -> None:
+def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(
+    host: WorkerContext, submit: Submit
+) -> None:
     run_id = submit(FOREVER)
     first = in_thread(lambda: execute_next(host))
     until(lambda: begun(host, run_id))
@@ -139,7 +143,7 @@ def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(host: Host,
 
 
 @on_sqlite
-def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: Host, submit: Submit) -> None:
+def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", faults=host.settings.max_faults)
     assert execute_next(host)
     run = row(run_id)
@@ -149,7 +153,7 @@ def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: Host, submit: Sub
 class SlowStore(ArtifactStore):
     """A store that needs longer for a checkpoint than the program for the next."""
 
-    def publish_folder(self, folder: Path, key: str) -> Published:
+    def publish_folder(self, folder: Path, key: str) -> PublishedArtifact:
         time.sleep(2.5 if key.startswith("checkpoints") else 0)
         return super().publish_folder(folder, key)
 
@@ -167,7 +171,7 @@ succeed()
 
 @on_sqlite
 def test_checkpoints_reach_a_store_that_is_slower_than_the_program(
-    host: Host, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = SlowStore(host.settings.artifacts_url)
     monkeypatch.setattr("workers.runs.checkpoints.get_store", lambda: slow)
@@ -195,7 +199,7 @@ class Outage:
 
 
 @on_sqlite
-def test_end_during_an_outage_loses_no_checkpoint_and_no_event(host: Host, submit: Submit) -> None:
+def test_end_during_an_outage_loses_no_checkpoint_and_no_event(host: WorkerContext, submit: Submit) -> None:
     host.settings.lease_seconds = 20
     run_id = submit(
         "print('begun', flush=True)\ntime.sleep(2)\ncheckpoint(7)\nprint('last words', flush=True)\nsucceed()"
@@ -208,16 +212,16 @@ def test_end_during_an_outage_loses_no_checkpoint_and_no_event(host: Host, submi
     worker.join()
     assert row(run_id).status is RunStatus.succeeded
     assert steps(run_id) == [7]
-    with reading() as session:
+    with read_session() as session:
         logs = session.exec(select(Event).where(Event.run_id == run_id, Event.type == EventType.log)).all()
     assert "last words" in [line for log in logs for line in log.data["lines"]]
 
 
-def test_end_whose_answer_was_lost_keeps_its_model(host: Host, submit: Submit) -> None:
+def test_end_whose_answer_was_lost_keeps_its_model(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("succeed()")
 
     def lose_the_answer(session: Session) -> None:
-        with reading() as other:
+        with read_session() as other:
             if other.get_one(Run, run_id).status is RunStatus.succeeded:
                 event.remove(Session, "after_commit", lose_the_answer)
                 raise OperationalError("COMMIT", {}, Exception("connection lost"))
@@ -232,7 +236,7 @@ def test_end_whose_answer_was_lost_keeps_its_model(host: Host, submit: Submit) -
 @on_sqlite
 @pytest.mark.parametrize("wanted", [RunStatus.cancelling, RunStatus.pausing])
 def test_what_sql_wants_at_the_end_decides_though_the_worker_has_not_heard_of_it(
-    host: Host, submit: Submit, wanted: RunStatus
+    host: WorkerContext, submit: Submit, wanted: RunStatus
 ) -> None:
     submit("")
     with transaction() as session:
@@ -240,7 +244,7 @@ def test_what_sql_wants_at_the_end_decides_though_the_worker_has_not_heard_of_it
     assert run is not None
     move(run.id, wanted)
     lease = Lease(run.id, 60, time.monotonic(), lambda _: None)
-    complete.end(Attempt(run, host.settings, lease, stop_asked=True), None)
+    complete.end_attempt(RunAttempt(run, host.settings, lease, stop_asked=True), None)
     assert row(run.id).status is {"cancelling": RunStatus.cancelled, "pausing": RunStatus.paused}[wanted]
 
 
@@ -261,17 +265,17 @@ def test_full_store_is_left_as_it_was(tmp_path: Path) -> None:
 
 @on_sqlite
 def test_model_waits_for_a_store_that_is_away_for_a_moment(
-    host: Host, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = get_store()
     put, failures = artifacts.ArtifactStore.publish_folder, [OSError("away"), OSError("away")]
 
-    def publish(folder: Path, key: str) -> Published:
+    def publish(folder: Path, key: str) -> PublishedArtifact:
         if failures:
             raise failures.pop()
         return put(store, folder, key)
 
-    monkeypatch.setattr("workers.runs.complete.STORE_AGAIN_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr("workers.runs.complete.STORE_RETRY_SECONDS", (0.1, 0.1))
     monkeypatch.setattr(store, "publish_folder", publish)
     run_id = submit("succeed()")
     assert execute_next(host)
@@ -287,8 +291,8 @@ def deploy_stage(model: str) -> dict[str, object]:
 
 
 @on_sqlite
-def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: Host, submit: Submit) -> None:
-    host.devices = Devices([Gpu(0, "one", 1 << 30)])
+def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: WorkerContext, submit: Submit) -> None:
+    host.devices = DevicePool([Gpu(0, "one", 1 << 30)])
     run_id = submit("", **deploy_stage("hub/model"))
     worker = in_thread(lambda: execute_next(host))
     until(lambda: waiting_deployment() is not None)
@@ -296,7 +300,7 @@ def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: Host, submit: Subm
     waiting = waiting_deployment()
     with transaction() as session:
         claimed = deployments.claim(session, waiting.id, host.worker_id, 60)
-        deployments.ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1", "base")
+        deployments.mark_ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1", "base")
     worker.join()
     assert row(run_id).status is RunStatus.succeeded
     # The GPU is in use now: what replaces the deployment must be carried out all the same.
@@ -308,7 +312,7 @@ def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: Host, submit: Subm
 
 
 @on_sqlite
-def test_deploy_stage_outlasts_an_outage_of_the_database(host: Host, submit: Submit) -> None:
+def test_deploy_stage_outlasts_an_outage_of_the_database(host: WorkerContext, submit: Submit) -> None:
     host.settings.lease_seconds = 20
     run_id = submit("", **deploy_stage("hub/model") | {"queue": Queue.cpu})
     worker = in_thread(lambda: execute_next(host))
@@ -323,13 +327,13 @@ def test_deploy_stage_outlasts_an_outage_of_the_database(host: Host, submit: Sub
 
 
 def waiting_deployment() -> Deployment | None:
-    with reading() as session:
+    with read_session() as session:
         waits = col(Deployment.status) == DeploymentStatus.queued
         return session.exec(select(Deployment).where(waits)).one_or_none()
 
 
 def test_sweeper_rings_only_while_a_worker_is_idle(
-    host: Host, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.settings.ring_again_seconds = 0.1
     messages = host.settings.data_dir / "queue" / "messages"
@@ -351,5 +355,5 @@ def test_sweeper_rings_only_while_a_worker_is_idle(
 
 
 def runs_of(status: RunStatus) -> list[str]:
-    with reading() as session:
+    with read_session() as session:
         return list(session.exec(select(col(Run.id)).where(col(Run.status) == status)))

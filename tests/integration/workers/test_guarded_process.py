@@ -19,8 +19,8 @@ time.sleep(60)
 """
 
 
-def start(log: Path, program: str, seconds: float = 30) -> guarded_process.Child:
-    return guarded_process.start(
+def start(log: Path, program: str, seconds: float = 30) -> guarded_process.GuardedProcess:
+    return guarded_process.start_guarded_process(
         [sys.executable, "-c", program], log=log, environment=os.environ, seconds=seconds
     )
 
@@ -56,12 +56,14 @@ def test_exit_status_and_output_reach_the_worker(tmp_path: Path) -> None:
 
 def test_status_of_a_killed_program_tells_the_signal(tmp_path: Path) -> None:
     child = start(tmp_path / "log", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    assert child.wait(60) == guarded_process.KILLED + signal.SIGSEGV
+    assert child.wait(60) == guarded_process.EXIT_SIGNAL_BASE + signal.SIGSEGV
 
 
 def test_command_that_does_not_exist_is_told_in_the_log(tmp_path: Path) -> None:
-    child = guarded_process.start(["/no/such"], log=tmp_path / "log", environment=os.environ, seconds=30)
-    assert child.wait(60) == guarded_process.START_FAILED
+    child = guarded_process.start_guarded_process(
+        ["/no/such"], log=tmp_path / "log", environment=os.environ, seconds=30
+    )
+    assert child.wait(60) == guarded_process.EXIT_START_FAILED
     assert "cannot start /no/such" in (tmp_path / "log").read_text()
 
 
@@ -90,7 +92,7 @@ def test_kill_leaves_no_process_of_the_group(tmp_path: Path) -> None:
 def test_program_is_killed_when_its_lease_runs_out(tmp_path: Path) -> None:
     child = start(tmp_path / "log", STUBBORN, seconds=1.5)
     found = pids(tmp_path / "log")
-    assert child.wait(60) == guarded_process.KILLED + signal.SIGKILL
+    assert child.wait(60) == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
     assert_gone(found)
 
 
@@ -105,8 +107,8 @@ def test_killed_worker_takes_its_program_along(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import os, sys, time\nfrom pathlib import Path\nfrom workers import process\n"
-            f"process.start([sys.executable, '-c', {STUBBORN!r}], log=Path({str(tmp_path / 'log')!r}), "
+            "import os, sys, time\nfrom pathlib import Path\nfrom workers.hosts.guarded_process import start_guarded_process\n"
+            f"start_guarded_process([sys.executable, '-c', {STUBBORN!r}], log=Path({str(tmp_path / 'log')!r}), "
             "environment=os.environ, seconds=60)\ntime.sleep(60)",
         ]
     )

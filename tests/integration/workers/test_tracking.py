@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 from app.runs import lifecycle
-from app.storage.database import reading, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Event, EventType, Run, RunStatus
 from tests.integration.workers.conftest import row
 from tests.integration.workers.test_execute import in_thread, move, until
-from tests.services import Mlflow
-from workers.hosts.worker import Host
+from tests.services import MlflowServer
+from workers.hosts.worker import WorkerContext
 from workers.runs.execute import execute_next
 
 Submit = Callable[..., str]
@@ -56,7 +56,7 @@ succeed(metrics={"score": 0.25, "note": "text"})
 
 
 @pytest.fixture
-def tracked(host: Host, mlflow: Mlflow) -> Host:
+def tracked(host: WorkerContext, mlflow: MlflowServer) -> WorkerContext:
     """A worker that sends to all three services."""
     host.settings.mlflow_uri = host.settings.mlflow_url = mlflow.url
     host.settings.wandb_project, host.settings.wandb_mode = "tuning", "offline"
@@ -70,7 +70,7 @@ def links(run_id: str) -> dict[str, Any]:
 
 
 def warnings(run_id: str) -> list[dict[str, Any]]:
-    with reading() as session:
+    with read_session() as session:
         of_run = select(Event).where(Event.run_id == run_id, Event.type == EventType.warning)
         return [event.data for event in session.exec(of_run)]
 
@@ -117,7 +117,7 @@ def set_max_steps(run_id: str, steps: int) -> None:
 
 
 def test_a_resumed_attempt_goes_on_with_the_same_run_and_no_step_stands_twice(
-    tracked: Host, submit: Submit, mlflow: Mlflow
+    tracked: WorkerContext, submit: Submit, mlflow: MlflowServer
 ) -> None:
     run_id = submit(TELLS + KILLED_AT_5)
     set_max_steps(run_id, 8)
@@ -150,7 +150,7 @@ def test_a_resumed_attempt_goes_on_with_the_same_run_and_no_step_stands_twice(
 
 
 def test_a_server_that_dies_has_the_rest_when_it_is_back_and_takes_nothing_from_the_run_when_it_is_not(
-    tracked: Host, submit: Submit, mlflow: Mlflow
+    tracked: WorkerContext, submit: Submit, mlflow: MlflowServer
 ) -> None:
     tracked.settings.wandb_project = tracked.settings.tensorboard_dir = ""
     steps = "tell(1, 2)\nwait_for('away')\ntell(3, 4)\nwait_for('gone')\ntell(5, 6)\nsucceed()"
@@ -174,7 +174,7 @@ def test_a_server_that_dies_has_the_rest_when_it_is_back_and_takes_nothing_from_
 
 
 def test_a_service_that_never_answers_costs_a_run_a_bounded_wait_and_a_warning(
-    host: Host, submit: Submit
+    host: WorkerContext, submit: Submit
 ) -> None:
     # It accepts connections and says nothing, which is worse than to refuse them.
     before = family()
@@ -196,7 +196,7 @@ def test_a_service_that_never_answers_costs_a_run_a_bounded_wait_and_a_warning(
     [(RunStatus.cancelling, "KILLED"), (None, "FAILED")],
 )
 def test_the_end_of_a_run_is_told_in_the_service_s_own_words(
-    tracked: Host, submit: Submit, mlflow: Mlflow, asked: RunStatus | None, status: str
+    tracked: WorkerContext, submit: Submit, mlflow: MlflowServer, asked: RunStatus | None, status: str
 ) -> None:
     tracked.settings.wandb_project = tracked.settings.tensorboard_dir = ""
     error = {"code": "loss_not_finite", "message": "m", "hint": "h"}
@@ -213,7 +213,7 @@ def test_the_end_of_a_run_is_told_in_the_service_s_own_words(
 
 
 def test_senders_see_their_own_keys_only_and_end_with_a_stale_attempt(
-    tracked: Host, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    tracked: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"WANDB_API_KEY": "w", "MLFLOW_TRACKING_TOKEN": "m", "TUNESMITH_BROKER_URL": "b", "HF_TOKEN": "h"}
     for name, value in keys.items():
@@ -251,12 +251,14 @@ def alive(process: psutil.Process) -> bool:
 
 
 def metric_steps(run_id: str) -> list[int | None]:
-    with reading() as session:
+    with read_session() as session:
         of_run = select(Event).where(Event.run_id == run_id, Event.type == EventType.metrics)
         return [event.step for event in session.exec(of_run.order_by(col(Event.seq)))]
 
 
-def test_a_worker_without_the_package_of_a_service_refuses_to_start(host: Host, tmp_path: Path) -> None:
+def test_a_worker_without_the_package_of_a_service_refuses_to_start(
+    host: WorkerContext, tmp_path: Path
+) -> None:
     start = (
         "import sys; sys.modules['wandb'] = None; sys.argv[1:] = ['--queue', 'cpu']\n"
         "from workers.__main__ import main\nsys.exit(main())"

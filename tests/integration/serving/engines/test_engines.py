@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from serving.engines import EngineRefused, Serve, find_engine
+from serving.engines import EngineConfig, EngineRequestFailed, find_engine
 from serving.engines.tokenizers import TokenizersDiffer
 from tests.integration.serving.sglang_stand_in import SglangStandIn
 from trainers.configs.engines import EngineOptions, ToolCallParser
 
-SERVE = Serve("org/model", "base", "127.0.0.1", 8001)
+SERVE = EngineConfig("org/model", "base", "127.0.0.1", 8001)
 
 
-def flags(kind: str, serve: Serve = SERVE) -> str:
+def flags(kind: str, serve: EngineConfig = SERVE) -> str:
     return " ".join(find_engine(kind).command(serve))
 
 
@@ -84,7 +84,7 @@ def test_an_adapter_brings_the_tokenizer_it_was_trained_with(kind: str, flag: st
 
 def test_a_tokenizer_that_is_the_base_s_own_is_not_named(tmp_path: Path) -> None:
     base = adapter(tmp_path / "base", "shared")
-    serve = Serve(base, "base", "127.0.0.1", 8001, {"one": adapter(tmp_path / "one", "shared")})
+    serve = EngineConfig(base, "base", "127.0.0.1", 8001, {"one": adapter(tmp_path / "one", "shared")})
     assert "--tokenizer" not in flags("vllm", serve)
 
 
@@ -153,7 +153,7 @@ def test_sglang_s_answer_for_a_name_that_it_does_not_know_proves_nothing(sglang:
     engine = find_engine("sglang")
     for name in ("one", "base:one"):
         for ask in (engine.probe, lambda url, name: engine.score(url, name, [1, 2])):
-            with pytest.raises(EngineRefused, match="is not loaded; this engine has: base"):
+            with pytest.raises(EngineRequestFailed, match="is not loaded; this engine has: base"):
                 ask(sglang.url, name)
     assert sglang.served == []
 
@@ -161,10 +161,10 @@ def test_sglang_s_answer_for_a_name_that_it_does_not_know_proves_nothing(sglang:
 def test_sglang_refuses_a_name_in_use_and_one_that_is_gone(sglang: SglangStandIn) -> None:
     engine = find_engine("sglang")
     engine.load_adapter(sglang.url, "one", "/adapters/one")
-    with pytest.raises(EngineRefused, match="already loaded"):
+    with pytest.raises(EngineRequestFailed, match="already loaded"):
         engine.load_adapter(sglang.url, "one", "/adapters/one")
     engine.unload_adapter(sglang.url, "one")
-    with pytest.raises(EngineRefused, match="not loaded"):
+    with pytest.raises(EngineRequestFailed, match="not loaded"):
         engine.unload_adapter(sglang.url, "one")
 
 

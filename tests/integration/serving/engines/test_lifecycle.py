@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.engines import Serve, find_engine
+from serving.engines import EngineConfig, find_engine
 from serving.engines.decoding.base import ModelNotLoadable
-from serving.engines.hf.model import load_base
+from serving.engines.hf.model import load_runner
 from tests.integration.serving.conftest import BASE_SAYS, ENVIRONMENT, Server, one_engine, serving, wait_for
 from tests.services import free_port
 from trainers.configs.engines import EngineOptions
@@ -36,7 +36,7 @@ def test_a_model_that_is_not_there_ends_the_engine_with_one_clear_line(tmp_path:
 
 def test_an_adapter_as_the_model_is_refused_with_advice(tiny: Path) -> None:
     with pytest.raises(ModelNotLoadable, match="pass its base as --model"):
-        load_base(str(tiny / "alpha"), "alpha", EngineOptions())
+        load_runner(str(tiny / "alpha"), "alpha", EngineOptions())
 
 
 def test_a_port_that_is_taken_ends_the_engine(tiny: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_client_that_leaves_frees_the_engine(engine: Server) -> None:
 
 
 def test_the_command_of_an_engine_names_its_adapters() -> None:
-    command = find_engine("hf").command(Serve("m", "base", "127.0.0.1", 1, {"a": "/x=y"}))
+    command = find_engine("hf").command(EngineConfig("m", "base", "127.0.0.1", 1, {"a": "/x=y"}))
     assert command[:3] == [sys.executable, "-m", "serving.engines.hf"]
     assert "a=/x=y" in command
     with pytest.raises(ValueError, match="choose one of: hf"):

@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
-from serving.engines.decoding.base import Base, ModelNotLoadable
-from serving.engines.decoding.sampling import Sampling
-from serving.engines.decoding.sequence import Ask, Row
-from serving.engines.decoding.served import Served
+from serving.engines.decoding.base import ModelNotLoadable, ModelRunner
+from serving.engines.decoding.sampling import SamplingParams
+from serving.engines.decoding.sequence import SequenceParams, SequenceState
+from serving.engines.decoding.served import ServedModel
 from tests.integration.serving.conftest import BASE_SAYS, Server
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
@@ -77,14 +77,14 @@ def adapter(folder: Path, base: Path, **options: Any) -> Any:
     return tuned
 
 
-def opened(folder: Path, **options: Any) -> Base:
-    base: Base = load_base(str(folder), "base", EngineOptions(**options))
+def opened(folder: Path, **options: Any) -> ModelRunner:
+    base: ModelRunner = load_base(str(folder), "base", EngineOptions(**options))
     return base
 
 
-def engine_says(base: Base, served: Served | None = None) -> torch.Tensor:
-    ask = Ask(served or base.served, IDS, Sampling(), 5, seed=0, prompt_logprobs=True)
-    _, logits = base.prefill([Row(ask, print)], every_position=True)
+def engine_says(base: ModelRunner, served: ServedModel | None = None) -> torch.Tensor:
+    ask = SequenceParams(served or base.served, IDS, SamplingParams(), 5, seed=0, prompt_logprobs=True)
+    _, logits = base.prefill([SequenceState(ask, print)], every_position=True)
     return logits[0].log_softmax(-1)
 
 

@@ -6,36 +6,36 @@ import pytest
 import torch
 from openai import OpenAI
 
-from serving.engines.decoding.sampling import Sampling, adjust, draw, seeded
+from serving.engines.decoding.sampling import SamplingParams, adjust_logits, make_generator, sample_token
 from tests.integration.serving.conftest import BASE_SAYS, Server
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
 
-def adjusted(sampling: Sampling, prompt: list[int], output: list[int], *banned: int) -> list[float]:
-    return adjust(LOGITS, sampling, prompt, output, frozenset(banned)).tolist()
+def adjusted(sampling: SamplingParams, prompt: list[int], output: list[int], *banned: int) -> list[float]:
+    return adjust_logits(LOGITS, sampling, prompt, output, frozenset(banned)).tolist()
 
 
 def test_presence_counts_once_and_frequency_each_time_and_neither_the_prompt() -> None:
-    assert adjusted(Sampling(presence_penalty=0.5), [1], [0, 0]) == [1.5, 1.0, 0.0, -1.0]
-    assert adjusted(Sampling(frequency_penalty=0.5), [1], [0, 0]) == [1.0, 1.0, 0.0, -1.0]
+    assert adjusted(SamplingParams(presence_penalty=0.5), [1], [0, 0]) == [1.5, 1.0, 0.0, -1.0]
+    assert adjusted(SamplingParams(frequency_penalty=0.5), [1], [0, 0]) == [1.0, 1.0, 0.0, -1.0]
 
 
 def test_repetition_divides_what_is_positive_and_multiplies_what_is_not() -> None:
-    assert adjusted(Sampling(repetition_penalty=2.0), [0], [3]) == [1.0, 1.0, 0.0, -2.0]
+    assert adjusted(SamplingParams(repetition_penalty=2.0), [0], [3]) == [1.0, 1.0, 0.0, -2.0]
 
 
 def test_bias_is_added_and_banned_tokens_have_no_chance() -> None:
-    assert adjusted(Sampling(logit_bias={2: 5.0}), [], [], 0) == [-torch.inf, 1.0, 5.0, -1.0]
+    assert adjusted(SamplingParams(logit_bias={2: 5.0}), [], [], 0) == [-torch.inf, 1.0, 5.0, -1.0]
     assert LOGITS.tolist() == [2.0, 1.0, 0.0, -1.0]
 
 
 def test_min_p_keeps_tokens_by_their_share_of_the_likeliest() -> None:
-    generator = seeded(0)
-    drawn = {draw(LOGITS, Sampling(min_p=0.3), generator) for _ in range(200)}
+    generator = make_generator(0)
+    drawn = {sample_token(LOGITS, SamplingParams(min_p=0.3), generator) for _ in range(200)}
     assert drawn == {0, 1}
-    assert {draw(LOGITS, Sampling(), generator) for _ in range(400)} == {0, 1, 2, 3}
+    assert {sample_token(LOGITS, SamplingParams(), generator) for _ in range(400)} == {0, 1, 2, 3}
 
 
 def test_penalties_keep_a_greedy_answer_from_repeating_a_token(client: OpenAI) -> None:

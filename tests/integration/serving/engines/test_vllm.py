@@ -13,8 +13,8 @@ from openai import OpenAI
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serving.engines import EngineRefused
-from serving.parity.__main__ import parser, prove
+from serving.engines import EngineRequestFailed
+from serving.parity.__main__ import parser, run_comparison
 from tests.integration.serving.conftest import BASE_SAYS, Server
 from tests.integration.serving.real_vllm import ENGINE, NEEDS_VLLM, sdk_over, vllm
 
@@ -64,19 +64,19 @@ def sdk(server: Server, models: Path) -> Iterator[OpenAI]:
 def test_an_adapter_comes_and_goes_while_it_serves(server: Server, models: Path) -> None:
     assert ENGINE.models(server.url) == ["base", "alpha"]
     ENGINE.load_adapter(server.url, "plain", str(models / "plain"))
-    with pytest.raises(EngineRefused, match="has already been loaded"):
+    with pytest.raises(EngineRequestFailed, match="has already been loaded"):
         ENGINE.load_adapter(server.url, "plain", str(models / "plain"))
     ENGINE.probe(server.url, "plain")
     ENGINE.unload_adapter(server.url, "plain")
     assert ENGINE.models(server.url) == ["base", "alpha"]
-    with pytest.raises(EngineRefused, match="404"):
+    with pytest.raises(EngineRequestFailed, match="404"):
         ENGINE.probe(server.url, "plain")
-    with pytest.raises(EngineRefused, match="404"):
+    with pytest.raises(EngineRequestFailed, match="404"):
         ENGINE.unload_adapter(server.url, "plain")
 
 
 def test_what_is_no_adapter_is_refused_and_the_engine_lives(server: Server, models: Path) -> None:
-    with pytest.raises(EngineRefused, match="No adapter found"):
+    with pytest.raises(EngineRequestFailed, match="No adapter found"):
         ENGINE.load_adapter(server.url, "nothing", str(models / "base"))
     assert server.chat("base") == BASE_SAYS
 
@@ -167,11 +167,11 @@ def test_without_a_parser_tools_are_refused_in_vllm_s_own_words(other: Server, t
 def test_parity_tells_the_trained_adapter_from_another(server: Server, models: Path) -> None:
     asked = ["--engine", "vllm", "--address", server.url, "--name", "alpha", "--base", str(models / "base")]
     asked += ["--precision", "float32", "--adapter"]
-    report = prove(parser().parse_args([*asked, str(models / "alpha")]))
+    report = run_comparison(parser().parse_args([*asked, str(models / "alpha")]))
     assert report["passed"] and report["equal_answers"] == report["chats"]
     assert report["largest_difference"] < 1e-3
     assert report["adapter_scale"] == pytest.approx(1, abs=1e-3)
-    report = prove(parser().parse_args([*asked, str(models / "plain")]))
+    report = run_comparison(parser().parse_args([*asked, str(models / "plain")]))
     assert (report["passed"], report["difference"]["kind"]) == (False, "logprobs")
 
 

@@ -35,7 +35,7 @@ def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(wide: Path, tmp
     command = [sys.executable, "-m", "serving", "--engine", "vllm", "--program", " ".join(PROGRAM)]
     command += ["--model", str(wide / "base"), "--port", str(port), "--max-model-len", "4096"]
     command += ["--cpu-cache-gib", "1", "--dtype", "float32", "--enforce-eager"]
-    child = guarded_process.start(
+    child = guarded_process.start_guarded_process(
         command, log=tmp_path / "log", environment=ENVIRONMENT, seconds=START_SECONDS
     )
     wait_for(lambda: ENGINE.is_up(f"http://127.0.0.1:{port}") or child.wait(0) is not None, START_SECONDS)

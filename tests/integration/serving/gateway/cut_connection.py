@@ -24,7 +24,7 @@ PLACES = {
 }
 
 
-class Wire:
+class KillingProxy:
     """Carries one connection; whoever comes after is refused, as by an engine that is gone."""
 
     def __init__(self, engine: Server, place: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.gateway import Sender
+from serving.gateway.gateway import ClientIdentity
 from serving.gateway.standalone import api_keys
-from serving.gateway.standalone.api_keys import ApiKeys
-from serving.http.errors import EngineUnavailable, Forbidden, InvalidApiKey
+from serving.gateway.standalone.api_keys import KeyVerifier
+from serving.http.errors import EngineUnavailable, InvalidApiKey, PermissionDenied
 
 NOBODY = {"key_id": "", "scopes": ["admin"], "requests_per_minute": None, "concurrent_requests": None}
 SOMEBODY = NOBODY | {"key_id": "key_a", "scopes": ["inference"], "requests_per_minute": 5}
@@ -33,7 +33,7 @@ class Service:
 
 
 @pytest.fixture
-def service() -> Iterator[tuple[Service, ApiKeys]]:
+def service() -> Iterator[tuple[Service, KeyVerifier]]:
     stand_in = Service()
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,18 +49,18 @@ def service() -> Iterator[tuple[Service, ApiKeys]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        keys = ApiKeys(f"http://127.0.0.1:{server.server_port}")
+        keys = KeyVerifier(f"http://127.0.0.1:{server.server_port}")
         yield stand_in, keys
         stand_in.goes_on.set()
         keys.threads.shutdown()
         server.shutdown()
 
 
-def sender(token: str = "ts_a", **further: Any) -> Sender:
-    return Sender(f"Bearer {token}".encode(), b"127.0.0.1:8000", "127.0.0.1", **further)
+def sender(token: str = "ts_a", **further: Any) -> ClientIdentity:
+    return ClientIdentity(f"Bearer {token}".encode(), b"127.0.0.1:8000", "127.0.0.1", **further)
 
 
-def test_those_who_ask_together_cause_one_look_up(service: tuple[Service, ApiKeys]) -> None:
+def test_those_who_ask_together_cause_one_look_up(service: tuple[Service, KeyVerifier]) -> None:
     stand_in, keys = service
 
     async def ask() -> list[Any]:
@@ -75,7 +75,7 @@ def test_those_who_ask_together_cause_one_look_up(service: tuple[Service, ApiKey
     "answer", [(500, b"x"), (200, b"<html>"), (401, b"<html>"), (200, b"{}"), (404, b"")]
 )
 def test_what_else_answers_in_the_services_place_unseats_no_key(
-    service: tuple[Service, ApiKeys], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes]
+    service: tuple[Service, KeyVerifier], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes]
 ) -> None:
     stand_in, keys = service
     asyncio.run(keys(sender()))
@@ -87,7 +87,7 @@ def test_what_else_answers_in_the_services_place_unseats_no_key(
 
 
 def test_a_service_that_hangs_keeps_a_known_key_waiting_for_a_moment_only(
-    service: tuple[Service, ApiKeys], monkeypatch: pytest.MonkeyPatch
+    service: tuple[Service, KeyVerifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in, keys = service
     asyncio.run(keys(sender()))
@@ -108,7 +108,7 @@ def test_a_service_that_hangs_keeps_a_known_key_waiting_for_a_moment_only(
 
 
 def test_a_revoked_key_is_refused_once_it_is_looked_up_again(
-    service: tuple[Service, ApiKeys], monkeypatch: pytest.MonkeyPatch
+    service: tuple[Service, KeyVerifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in, keys = service
     asyncio.run(keys(sender()))
@@ -122,7 +122,7 @@ def test_a_revoked_key_is_refused_once_it_is_looked_up_again(
 
 
 def test_refused_tokens_are_kept_to_a_number_and_push_no_key_out(
-    service: tuple[Service, ApiKeys], monkeypatch: pytest.MonkeyPatch
+    service: tuple[Service, KeyVerifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in, keys = service
     monkeypatch.setattr(api_keys, "MOST_REFUSALS", 5)
@@ -135,30 +135,30 @@ def test_refused_tokens_are_kept_to_a_number_and_push_no_key_out(
 
 
 @pytest.mark.parametrize("token", ["x" * 201, "ts_\x00", "ts_é"])
-def test_what_can_be_no_key_is_refused_unasked(service: tuple[Service, ApiKeys], token: str) -> None:
+def test_what_can_be_no_key_is_refused_unasked(service: tuple[Service, KeyVerifier], token: str) -> None:
     stand_in, keys = service
     with pytest.raises(InvalidApiKey, match="printable"):
-        asyncio.run(keys(Sender(b"Bearer " + token.encode("latin-1"), b"localhost", "127.0.0.1")))
+        asyncio.run(keys(ClientIdentity(b"Bearer " + token.encode("latin-1"), b"localhost", "127.0.0.1")))
     assert stand_in.asked == []
 
 
 def test_without_keys_only_this_machine_is_served_and_nobody_behind_a_proxy(
-    service: tuple[Service, ApiKeys],
+    service: tuple[Service, KeyVerifier],
 ) -> None:
     stand_in, keys = service
     stand_in.says(200, json.dumps(NOBODY).encode())
     assert asyncio.run(keys(sender())).key_id == ""
     for other in (
         sender(forwarded=True),
-        Sender(None, b"evil.example", "127.0.0.1"),
-        Sender(None, b"x", "10.0.0.7"),
+        ClientIdentity(None, b"evil.example", "127.0.0.1"),
+        ClientIdentity(None, b"x", "10.0.0.7"),
     ):
-        with pytest.raises(Forbidden):
+        with pytest.raises(PermissionDenied):
             asyncio.run(keys(other))
 
 
-def test_a_key_without_the_scope_is_refused(service: tuple[Service, ApiKeys]) -> None:
+def test_a_key_without_the_scope_is_refused(service: tuple[Service, KeyVerifier]) -> None:
     stand_in, keys = service
     stand_in.says(200, json.dumps(SOMEBODY | {"scopes": ["read"]}).encode())
-    with pytest.raises(Forbidden, match="inference"):
+    with pytest.raises(PermissionDenied, match="inference"):
         asyncio.run(keys(sender()))

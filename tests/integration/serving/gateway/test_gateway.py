@@ -24,7 +24,7 @@ from tests.integration.serving.conftest import (
     serving,
     wait_for,
 )
-from tests.integration.serving.engine_stand_in import StandIn
+from tests.integration.serving.engine_stand_in import FakeEngine
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"
@@ -33,7 +33,7 @@ FAULTS += ["slow", "cut-plain"]
 
 
 @pytest.fixture(scope="module")
-def front(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def front(stand_in: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     routes = [{"name": name, "base_url": stand_in.url} for name in FAULTS]
     routes += [{"name": "other-name", "base_url": stand_in.url, "upstream_model": "slow"}]
     with gateway_over(routes, tmp_path_factory.mktemp("front")) as server:
@@ -99,7 +99,7 @@ def test_an_error_that_the_engine_tells_in_mid_stream_is_the_end_without_done(fr
 
 
 def test_a_stream_that_begins_with_an_error_is_no_answer_and_tried_once_more(
-    front: Server, stand_in: StandIn
+    front: Server, stand_in: FakeEngine
 ) -> None:
     assert front.post(CHAT, {"model": "told-first", "stream": True})[0] == 503
     assert stand_in.asked["told-first"] == 2
@@ -117,31 +117,33 @@ def test_a_stream_is_passed_as_it_comes_and_unchanged(front: Server) -> None:
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_client_that_leaves_closes_the_stream_at_the_engine(front: Server, stand_in: StandIn) -> None:
+def test_a_client_that_leaves_closes_the_stream_at_the_engine(front: Server, stand_in: FakeEngine) -> None:
     leave(front, "endless", 500)
     wait_for(lambda: stand_in.asked["endless"] == 1 and stand_in.open["endless"] == 0)
 
 
 def test_a_client_that_leaves_before_the_first_byte_closes_the_request(
-    front: Server, stand_in: StandIn
+    front: Server, stand_in: FakeEngine
 ) -> None:
     leave(front, "thinking", 0)
     wait_for(lambda: stand_in.asked["thinking"] == 1 and stand_in.open["thinking"] == 0)
 
 
-def test_a_connection_lost_before_the_first_byte_is_tried_once_more(front: Server, stand_in: StandIn) -> None:
+def test_a_connection_lost_before_the_first_byte_is_tried_once_more(
+    front: Server, stand_in: FakeEngine
+) -> None:
     assert raw(front, {"model": "flaky"}) == (200, b'{"fine": true}')
     assert stand_in.asked["flaky"] == 2
 
 
-def test_two_lost_connections_are_enough(front: Server, stand_in: StandIn) -> None:
+def test_two_lost_connections_are_enough(front: Server, stand_in: FakeEngine) -> None:
     status, answer = front.post(CHAT, {"model": "dead"})
     assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
     assert stand_in.asked["dead"] == 2
 
 
 def test_a_plain_answer_that_breaks_off_is_a_502_and_not_tried_again(
-    front: Server, stand_in: StandIn
+    front: Server, stand_in: FakeEngine
 ) -> None:
     status, answer = front.post(CHAT, {"model": "cut-plain"})
     assert (status, answer["error"]["code"]) == (502, "engine_disconnected")
@@ -160,7 +162,7 @@ def test_an_error_of_the_engine_passes_with_its_status_and_retry_after(front: Se
 
 
 def test_the_engine_gets_its_own_name_and_neither_the_key_nor_an_unsafe_id(
-    front: Server, stand_in: StandIn
+    front: Server, stand_in: FakeEngine
 ) -> None:
     headers = {"Authorization": "Bearer secret", "X-Request-Id": "a b"}
     request = urllib.request.Request(

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.integration.serving.conftest import Server, gateway_over
-from tests.integration.serving.engine_stand_in import StandIn
+from tests.integration.serving.engine_stand_in import FakeEngine
 
 BODY = b'{"model": "slow", "stream": true}'
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
@@ -19,7 +19,7 @@ MODELS = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def front(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def front(stand_in: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     routes = [{"name": name, "base_url": stand_in.url} for name in ("slow", "plain", "flood", "endless")]
     with gateway_over(routes, tmp_path_factory.mktemp("front")) as server:
         yield server
@@ -161,7 +161,9 @@ def test_half_a_request_is_given_up_after_a_while(front: Server) -> None:
     assert time.monotonic() - begun > 9
 
 
-def test_an_engines_address_beside_the_listed_paths_is_out_of_reach(front: Server, stand_in: StandIn) -> None:
+def test_an_engines_address_beside_the_listed_paths_is_out_of_reach(
+    front: Server, stand_in: FakeEngine
+) -> None:
     asked = sum(stand_in.asked.values())
     for path in (
         "/v1/load_lora_adapter",
@@ -191,7 +193,7 @@ def test_a_slow_reader_slows_the_engine_down_and_costs_no_memory(front: Server) 
     assert size > 40_000_000
 
 
-def test_connections_to_the_engine_are_used_again(front: Server, stand_in: StandIn) -> None:
+def test_connections_to_the_engine_are_used_again(front: Server, stand_in: FakeEngine) -> None:
     before = len(stand_in.peers)
     for _ in range(20):
         assert front.post("/v1/chat/completions", {"model": "plain"})[0] == 200

@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 
 from tests.integration.serving.conftest import BASE_SAYS, Server, gateway_over, one_engine, sdk_of
-from tests.integration.serving.gateway.cut_connection import Wire
+from tests.integration.serving.gateway.cut_connection import KillingProxy
 
 EVERY_PLACE = ["before its head", "before its first chunk", "in the middle", "after its last text"]
 EVERY_PLACE += ["after its usage", "within [DONE]"]
@@ -39,7 +39,7 @@ def doomed(tiny: Path, folder: Path, kind: str, place: str, *others: str) -> Ite
     if kind == "mlx":
         pytest.importorskip("mlx_lm")
     with one_engine(tiny, folder, kind) as engine:
-        targets = [{"base_url": Wire(engine, place).url}]
+        targets = [{"base_url": KillingProxy(engine, place).url}]
         targets += [{"base_url": url, "share": 1e-12} for url in others]
         with gateway_over([{"name": "base", "targets": targets}], folder) as gateway:
             yield gateway

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from serving.gateway.renaming import names_in_answers, renamed
-from serving.gateway.request_body import Caps, read
+from serving.gateway.request_body import RequestLimits, read
 from serving.http.errors import InvalidRequest
 from tests.integration.serving.conftest import serving, wait_for
-from tests.integration.serving.engine_stand_in import StandIn
+from tests.integration.serving.engine_stand_in import FakeEngine
 from tests.services import free_port
 
 CHAT = "/v1/chat/completions"
@@ -44,7 +44,7 @@ def started(routes: list[dict[str, Any]], folder: Path, *arguments: str) -> Any:
 def test_the_model_is_renamed_and_every_value_stays_as_it_came(
     body: bytes, model: str, sent: bytes | None
 ) -> None:
-    plan = read(body, Caps())
+    plan = read(body, RequestLimits())
     assert plan.model == model
     assert plan.body("up") == sent or sent is None
     assert json.loads(plan.body("up")) == json.loads(body) | {"model": "up"}
@@ -71,7 +71,7 @@ def test_no_text_is_taken_for_the_models_name_in_an_answer() -> None:
 )
 def test_what_engines_might_read_differently_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        read(body, Caps())
+        read(body, RequestLimits())
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_what_engines_might_read_differently_is_refused(body: bytes) -> None:
 )
 def test_a_field_that_asks_for_too_much_or_for_files_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        read(json.dumps({"model": "x", field: value}).encode(), Caps())
+        read(json.dumps({"model": "x", field: value}).encode(), RequestLimits())
     assert refused.value.param == field
 
 
 def test_a_long_prompt_of_token_ids_is_one_prompt() -> None:
     fields = {"model": "x", "prompt": list(range(5000)), "chat_template_kwargs": {"enable_thinking": False}}
-    assert read(json.dumps(fields).encode(), Caps()).model == "x"
+    assert read(json.dumps(fields).encode(), RequestLimits()).model == "x"
 
 
-def test_an_engine_that_fails_is_left_alone_and_tried_again(stand_in: StandIn, tmp_path: Path) -> None:
+def test_an_engine_that_fails_is_left_alone_and_tried_again(stand_in: FakeEngine, tmp_path: Path) -> None:
     with started([{"name": "broken", "base_url": stand_in.url}], tmp_path) as front:
         front.wait_until_ready()
         answers = [front.post(CHAT, {"model": "broken"}) for _ in range(8)]
@@ -116,14 +116,14 @@ def test_an_engine_that_fails_is_left_alone_and_tried_again(stand_in: StandIn, t
 
 
 def test_refusals_of_an_engine_and_clients_that_leave_open_no_circuit(
-    stand_in: StandIn, tmp_path: Path
+    stand_in: FakeEngine, tmp_path: Path
 ) -> None:
     with started([{"name": "busy", "base_url": stand_in.url}], tmp_path) as front:
         front.wait_until_ready()
         assert [front.post(CHAT, {"model": "busy"})[0] for _ in range(7)] == [429] * 7
 
 
-def test_an_alias_goes_on_with_the_target_that_answers(stand_in: StandIn, tmp_path: Path) -> None:
+def test_an_alias_goes_on_with_the_target_that_answers(stand_in: FakeEngine, tmp_path: Path) -> None:
     gone = {"base_url": f"http://127.0.0.1:{free_port()}", "share": 9}
     targets = [gone, {"base_url": stand_in.url, "upstream_model": "plain"}]
     with started([{"name": "prod", "targets": targets}], tmp_path) as front:
@@ -131,7 +131,7 @@ def test_an_alias_goes_on_with_the_target_that_answers(stand_in: StandIn, tmp_pa
         assert [front.post(CHAT, {"model": "prod"})[0] for _ in range(20)] == [200] * 20
 
 
-def test_the_log_and_the_metrics_tell_tokens_and_times(stand_in: StandIn, tmp_path: Path) -> None:
+def test_the_log_and_the_metrics_tell_tokens_and_times(stand_in: FakeEngine, tmp_path: Path) -> None:
     with started([{"name": "plain", "base_url": stand_in.url}], tmp_path) as front:
         front.wait_until_ready()
         assert front.post(CHAT, {"model": "plain"})[0] == 200
@@ -146,7 +146,7 @@ def test_the_log_and_the_metrics_tell_tokens_and_times(stand_in: StandIn, tmp_pa
 
 @pytest.mark.parametrize("options", [None, {"include_usage": True}, {"include_usage": False}])
 def test_the_tokens_of_a_stream_are_logged_and_shown_to_whom_asked(
-    stand_in: StandIn, tmp_path: Path, options: dict[str, bool] | None
+    stand_in: FakeEngine, tmp_path: Path, options: dict[str, bool] | None
 ) -> None:
     with started([{"name": "counts", "base_url": stand_in.url}], tmp_path) as front:
         front.wait_until_ready()
@@ -159,7 +159,7 @@ def test_the_tokens_of_a_stream_are_logged_and_shown_to_whom_asked(
     assert told.endswith("data: [DONE]\n\n")
 
 
-def test_workers_count_together_and_a_dead_one_is_started_again(stand_in: StandIn, tmp_path: Path) -> None:
+def test_workers_count_together_and_a_dead_one_is_started_again(stand_in: FakeEngine, tmp_path: Path) -> None:
     with started([{"name": "plain", "base_url": stand_in.url}], tmp_path, "--workers", "2") as front:
         front.wait_until_ready()
         parent = psutil.Process(front.process.pid)
@@ -196,7 +196,9 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         assert alive == []
 
 
-def test_an_answer_under_way_is_finished_before_the_gateway_ends(stand_in: StandIn, tmp_path: Path) -> None:
+def test_an_answer_under_way_is_finished_before_the_gateway_ends(
+    stand_in: FakeEngine, tmp_path: Path
+) -> None:
     with started([{"name": "slow", "base_url": stand_in.url}], tmp_path) as front:
         front.wait_until_ready()
         request = urllib.request.Request(front.url + CHAT, b'{"model": "slow", "stream": true}')

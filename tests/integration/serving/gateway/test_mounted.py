@@ -15,15 +15,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from serving.gateway.gateway import Gateway, Request, Sender
+from serving.gateway.gateway import ClientIdentity, Gateway, GatewayRequest
 from serving.gateway.mounted import openapi
 from serving.gateway.mounted.asgi import AsgiGateway
-from serving.gateway.rate_limits import Caller
-from serving.gateway.routes import Route, StaticRoutes, Target, read_route
+from serving.gateway.rate_limits import AuthorizedClient
+from serving.gateway.routes import Route, StaticRoutes, Target, parse_route
 from serving.gateway.standalone.api_routes import ApiRoutes
-from serving.http.errors import EngineUnavailable, Forbidden, TooManyAtOnce
+from serving.http.errors import ConcurrencyLimitExceeded, EngineUnavailable, PermissionDenied
 from tests.integration.serving.conftest import Server, wait_for
-from tests.integration.serving.engine_stand_in import StandIn
+from tests.integration.serving.engine_stand_in import FakeEngine
 from tests.services import free_port
 
 ASKED = b'{"model": "slow", "stream": true}'
@@ -44,7 +44,9 @@ def mounted(gateway: Gateway) -> FastAPI:
 
 
 def test_a_mounted_gateway_answers_below_v1_beside_other_routes(engine: Server) -> None:
-    routes = StaticRoutes([read_route({"name": "starter", "base_url": engine.url, "upstream_model": "base"})])
+    routes = StaticRoutes(
+        [parse_route({"name": "starter", "base_url": engine.url, "upstream_model": "base"})]
+    )
     with TestClient(mounted(Gateway(routes))) as client:
         assert client.get("/v1/files").json() == {"files": []}
         assert client.get("/v1/models").json()["data"][0]["id"] == "starter"
@@ -55,10 +57,10 @@ def test_a_mounted_gateway_answers_below_v1_beside_other_routes(engine: Server) 
 
 
 def test_a_refusal_of_the_application_is_openais_error() -> None:
-    async def authorize(sender: Sender) -> Caller:
+    async def authorize(sender: ClientIdentity) -> AuthorizedClient:
         if sender.token() != "right":
-            raise Forbidden("This key may not generate.")
-        return Caller()
+            raise PermissionDenied("This key may not generate.")
+        return AuthorizedClient()
 
     with TestClient(mounted(Gateway(StaticRoutes([]), authorize))) as client:
         refused = client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
@@ -86,7 +88,7 @@ class SleepingRoutes(StaticRoutes):
 
 
 def test_a_request_waits_for_a_sleeping_deployment_and_its_use_is_told() -> None:
-    stand_in = StandIn()
+    stand_in = FakeEngine()
     routes = SleepingRoutes(stand_in.url)
     with TestClient(mounted(Gateway(routes))) as client:
         assert client.post("/v1/chat/completions", json={"model": "sleeper"}).status_code == 200
@@ -192,14 +194,14 @@ class FaultyClient:
 
 
 def test_a_bug_of_ours_ends_the_answer_instead_of_keeping_the_client_waiting() -> None:
-    stand_in = StandIn()
+    stand_in = FakeEngine()
 
     async def ask() -> bytes:
-        gateway = Gateway(StaticRoutes([read_route({"name": "slow", "base_url": stand_in.url})]))
+        gateway = Gateway(StaticRoutes([parse_route({"name": "slow", "base_url": stand_in.url})]))
         client: Any = FaultyClient()
-        await gateway.admit(Sender(None, b"x", "127.0.0.1"))
+        await gateway.admit(ClientIdentity(None, b"x", "127.0.0.1"))
         headers = {b"host": b"x"}
-        gateway.handle(Request("POST", "/v1/chat/completions", headers, "127.0.0.1", ASKED), client)
+        gateway.handle(GatewayRequest("POST", "/v1/chat/completions", headers, "127.0.0.1", ASKED), client)
         async with asyncio.timeout(10):
             told = await client.ended
         await gateway.aclose()
@@ -219,16 +221,16 @@ class StaleRoutes(StaticRoutes):
 def test_a_request_that_is_refused_while_its_engine_is_left_alone_is_counted_once() -> None:
     logged: list[Any] = []
 
-    async def authorize(sender: Sender) -> Caller:
-        return Caller("key_a", concurrent_requests=1)
+    async def authorize(sender: ClientIdentity) -> AuthorizedClient:
+        return AuthorizedClient("key_a", concurrent_requests=1)
 
-    routes = StaleRoutes([read_route({"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"})])
+    routes = StaleRoutes([parse_route({"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"})])
     gateway = Gateway(routes, authorize, log=logged.extend)
     with TestClient(mounted(gateway)) as client:
         answers = [client.post("/v1/chat/completions", json={"model": "gone"}) for _ in range(8)]
     assert {answer.status_code for answer in answers} == {503}
     assert "left alone" in answers[-1].json()["error"]["message"]
     assert [exchange.status for exchange in logged] == [503] * 8
-    gateway.rate_limits.enter(Caller("key_a", concurrent_requests=1))
-    with pytest.raises(TooManyAtOnce):
-        gateway.rate_limits.enter(Caller("key_a", concurrent_requests=1))
+    gateway.rate_limits.enter(AuthorizedClient("key_a", concurrent_requests=1))
+    with pytest.raises(ConcurrencyLimitExceeded):
+        gateway.rate_limits.enter(AuthorizedClient("key_a", concurrent_requests=1))

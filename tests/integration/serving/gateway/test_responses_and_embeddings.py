@@ -10,11 +10,11 @@ import pytest
 from openai import OpenAI
 
 from tests.integration.serving.conftest import Server, gateway_over, wait_for
-from tests.integration.serving.engine_stand_in import StandIn
+from tests.integration.serving.engine_stand_in import FakeEngine
 
 
 @pytest.fixture(scope="module")
-def front(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def front(stand_in: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     routes = [
         {"name": name, "base_url": stand_in.url}
         for name in ("plain", "responds", "responds-half", "pathless")
@@ -75,7 +75,7 @@ def test_what_would_need_kept_answers_or_too_much_is_refused_by_name(
     assert (status, answer["error"]["param"]) == (400, field)
 
 
-def test_what_asks_for_nothing_kept_is_passed_on(front: Server, stand_in: StandIn) -> None:
+def test_what_asks_for_nothing_kept_is_passed_on(front: Server, stand_in: FakeEngine) -> None:
     asked = {"model": "plain", "input": "x", "previous_response_id": None, "background": False}
     assert front.post("/v1/responses", asked)[0] == 200
     assert stand_in.seen[-1] == asked
@@ -86,7 +86,7 @@ def test_a_kept_response_cannot_be_fetched(front: Server) -> None:
     assert (status, answer["error"]["code"]) == (404, "unknown_url")
 
 
-def test_texts_to_embed_reach_the_engine_up_to_a_number(front: Server, stand_in: StandIn) -> None:
+def test_texts_to_embed_reach_the_engine_up_to_a_number(front: Server, stand_in: FakeEngine) -> None:
     assert front.post("/v1/embeddings", {"model": "plain", "input": ["a", "b"]})[0] == 200
     assert stand_in.seen[-1] == {"model": "plain", "input": ["a", "b"]}
     status, answer = front.post("/v1/embeddings", {"model": "plain", "input": ["a"] * 1025})

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from serving.engines import find_engine
 from serving.parity import spot_check
-from serving.parity.__main__ import main, parser, prove, usual_precision
-from serving.parity.prompts import ALWAYS
+from serving.parity.__main__ import default_precision, main, parser, run_comparison
+from serving.parity.prompts import STANDARD_CHATS
 from tests.integration.serving.conftest import ENVIRONMENT, Server, serving
 from tests.integration.serving.make_tiny import BETA_TEMPLATE, TEMPLATE
 
@@ -59,7 +59,7 @@ def doctored(tiny: Path, folders: Path) -> Iterator[Server]:
 def parity(server: Server, name: str, base: Path, adapter: Path | None = None, *more: str) -> dict[str, Any]:
     arguments = ["--engine", "hf", "--address", server.url, "--name", name, "--base", str(base), *more]
     arguments += [] if adapter is None else ["--adapter", str(adapter)]
-    return prove(parser().parse_args(arguments))
+    return run_comparison(parser().parse_args(arguments))
 
 
 def test_an_adapter_served_as_it_was_trained_passes(doctored: Server, tiny: Path) -> None:
@@ -72,9 +72,9 @@ def test_an_adapter_served_as_it_was_trained_passes(doctored: Server, tiny: Path
 
 def test_a_passed_report_holds_a_witness_that_tells_adapters_apart(doctored: Server, tiny: Path) -> None:
     report = parity(doctored, "alpha", tiny / "base", tiny / "alpha")
-    assert spot_check.holds(find_engine("hf"), doctored.url, "alpha", report)
+    assert spot_check.passes_spot_check(find_engine("hf"), doctored.url, "alpha", report)
     for name in ("base", "scale", "template"):
-        assert not spot_check.holds(find_engine("hf"), doctored.url, name, report)
+        assert not spot_check.passes_spot_check(find_engine("hf"), doctored.url, name, report)
 
 
 def test_a_wrong_template_is_told_with_the_first_differing_token(doctored: Server, tiny: Path) -> None:
@@ -154,7 +154,7 @@ def test_prompts_of_preference_pairs_are_asked_as_dpo_was_trained_on_them(
     rows = tmp_path / "pairs.jsonl"
     rows.write_text(json.dumps({"prompt": "count", "chosen": "x", "rejected": "y"}) + "\n")
     report = parity(doctored, "alpha", tiny / "base", tiny / "alpha", "--dataset", str(rows))
-    assert (report["passed"], report["chats"]) == (True, len(ALWAYS) + 1)
+    assert (report["passed"], report["chats"]) == (True, len(STANDARD_CHATS) + 1)
 
 
 def test_the_program_writes_its_report_and_says_so_by_its_status(
@@ -170,7 +170,7 @@ def test_the_program_writes_its_report_and_says_so_by_its_status(
 
 def test_weights_in_float32_are_held_to_the_16_bits_in_which_an_engine_serves_them(tiny: Path) -> None:
     for kind, precision in (("hf", "float32"), ("vllm", "bfloat16"), ("sglang", "bfloat16")):
-        assert usual_precision(find_engine(kind), str(tiny / "base")) == precision
+        assert default_precision(find_engine(kind), str(tiny / "base")) == precision
 
 
 def test_an_engine_that_does_not_answer_leaves_it_untold(tiny: Path) -> None:

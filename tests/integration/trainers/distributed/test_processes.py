@@ -19,7 +19,7 @@ from trainers.configs import Queue, parse_stage
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.launch_command import command
-from workers.hosts.devices import Devices, Gpu
+from workers.hosts.devices import DevicePool, Gpu
 
 SHARDED = {"ddp": 1.0, "zero2": 1.0, "fsdp2": 0.5, "zero3": 0.5}
 WEIGHTS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
@@ -137,7 +137,7 @@ def test_fewer_processes_than_devices_is_an_error_and_not_a_slow_run(
 
 
 def test_gpus_are_handed_out_all_or_none() -> None:
-    devices = Devices([Gpu(index, "H200", 1) for index in range(4)])
+    devices = DevicePool([Gpu(index, "H200", 1) for index in range(4)])
     first = devices.take(Queue.cuda, 3)
     assert first == [0, 1, 2]
     assert (devices.take(Queue.cuda, 2), devices.free_gpus) == (None, 1)

@@ -14,10 +14,10 @@ from trainers.configs.stages.preflight import PreflightConfig
 from trainers.data.recipes.arithmetic import Split, problems
 from trainers.preflight.__main__ import preflight
 from trainers.preflight.findings import FindingCode
-from trainers.preflight.token_findings import token_findings
+from trainers.preflight.token_findings import check_tokens
 from trainers.rendering.render import Example
 from trainers.runtime.errors import PreflightFailed
-from trainers.runtime.events import Report
+from trainers.runtime.events import EventWriter
 from trainers.sft import train
 
 Rows = list[dict[str, Any]]
@@ -31,7 +31,7 @@ def judged(base: Path, tmp_path: Path, dataset: str, **target: Any) -> dict[str,
     if values["stage"] == "grpo":
         del values["max_length"]
     config = PreflightConfig.model_validate({"target": values})
-    return preflight(config, tmp_path, Report(None))
+    return preflight(config, tmp_path, EventWriter(None))
 
 
 def codes(result: dict[str, Any]) -> list[str]:
@@ -248,7 +248,7 @@ def test_tokens_without_an_embedding_are_found(starter: Path) -> None:
     end = tokenizer.eos_token_id
     ids = [5, config.vocab_size + 3, end]
     example = Example(1, "text", ids, ids, truncated=False, prompt_is_prefix=True, length=3)
-    (found,) = token_findings([example], tokenizer, config, frozenset([end]), 64)
+    (found,) = check_tokens([example], tokenizer, config, frozenset([end]), 64)
     assert (found.code, found.count, found.examples[0].line) == (FindingCode.vocabulary_mismatch, 1, 1)
 
 
@@ -263,11 +263,11 @@ def test_training_does_not_start_with_an_error_unless_it_is_told_to(
     dataset = write_rows(CLEAN)
     values = {"stage": "sft", "base": str(starter), "dataset": dataset, "held_out": [dataset], "max_steps": 1}
     with pytest.raises(PreflightFailed, match="test_rows_in_training: 40 of 40 held-out rows") as refused:
-        train(parse_stage(values), tmp_path, Report(None))  # type: ignore[arg-type]
+        train(parse_stage(values), tmp_path, EventWriter(None))  # type: ignore[arg-type]
     assert "set preflight to warn" in refused.value.hint
     kept = json.loads((tmp_path / "preflight.json").read_text())
     assert [found["code"] for found in kept["findings"]] == ["test_rows_in_training"]
-    with Report(tmp_path / "metrics.jsonl") as report:
+    with EventWriter(tmp_path / "metrics.jsonl") as report:
         assert train(parse_stage(values | {"preflight": "warn"}), tmp_path, report)  # type: ignore[arg-type]
     warnings = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["code"] for line in warnings if line["type"] == "warning"] == ["test_rows_in_training"]

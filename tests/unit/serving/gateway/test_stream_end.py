@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.gateway.stream_end import DoneMark, LastEvent, WholeLines
+from serving.gateway.stream_end import DoneMarkerEnd, LastEventEnd, LineBuffer
 from serving.http.errors import EngineDisconnected
 
 BROKEN = EngineDisconnected("x")
@@ -18,13 +18,13 @@ BROKEN = EngineDisconnected("x")
     ],
 )
 def test_lines_pass_whole_however_they_come(reads: list[bytes], passed: list[bytes], rest: bytes) -> None:
-    lines = WholeLines()
+    lines = LineBuffer()
     assert [lines.take(read) for read in reads] == passed
     assert b"".join(lines.rest) == rest
 
 
 def test_a_chat_is_done_at_its_mark_alone() -> None:
-    ending = DoneMark(drops_usage=False)
+    ending = DoneMarkerEnd(drops_usage=False)
     ending.look(b'data: {"text": "data: [DONE]"}\n\n')
     assert not ending.done
     ending.look(b"data: [DONE]\n\n")
@@ -32,14 +32,14 @@ def test_a_chat_is_done_at_its_mark_alone() -> None:
 
 
 def test_a_mark_after_an_error_of_the_engine_does_not_pass() -> None:
-    ending = DoneMark(drops_usage=False)
+    ending = DoneMarkerEnd(drops_usage=False)
     assert ending.look(b'data: {"error": {}}\n\ndata: [DONE]\n\n') == b'data: {"error": {}}\n\n'
     assert (ending.done, ending.failed, ending.broken(BROKEN, b"")) == (False, True, b"")
 
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
 def test_a_response_is_done_with_its_last_event_and_its_data(kind: str) -> None:
-    ending = LastEvent()
+    ending = LastEventEnd()
     ending.look(f"event: response.{kind}\n".encode())
     assert not ending.done
     ending.look(b'data: {"type": "x"}\n\n')
@@ -48,13 +48,13 @@ def test_a_response_is_done_with_its_last_event_and_its_data(kind: str) -> None:
 
 @pytest.mark.parametrize("told", [b'event: error\ndata: {"type": "error"}\n\n', b'data: {"error": {}}\n\n'])
 def test_an_error_that_the_engine_tells_in_a_response_is_not_told_twice(told: bytes) -> None:
-    ending = LastEvent()
+    ending = LastEventEnd()
     ending.look(told)
     assert (ending.done, ending.failed, ending.broken(BROKEN, told)) == (False, True, b"")
 
 
 def test_the_event_that_tells_tokens_is_dropped_alone() -> None:
-    ending = DoneMark(drops_usage=True)
+    ending = DoneMarkerEnd(drops_usage=True)
     chunk = b'data: {"choices":[{"delta":{"content":"\\"choices\\":[]"}}]}\n\n'
     usage = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":3}}\n\n'
     assert ending.look(chunk + usage + b"data: [DONE]\n\n") == chunk + b"data: [DONE]\n\n"

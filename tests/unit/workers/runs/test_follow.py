@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.tables import EventType
 from workers.runs import run_events as appended
-from workers.runs.follow import Follower
+from workers.runs.follow import RunDirFollower
 
 NOW = "2026-01-01T00:00:00+00:00"
 
@@ -24,14 +24,14 @@ def test_lines_that_are_no_events_are_left_out_and_the_rest_is_told(tmp_path: Pa
     ]  # fmt: skip
     lines = [*hostile[:-1], metrics(2, loss=0.5, grad_norm=None), hostile[-1]]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    (fact,) = Follower(tmp_path).look(to_end=True).facts
+    (fact,) = RunDirFollower(tmp_path).look(to_end=True).facts
     assert (fact.type, fact.step, fact.data) == (EventType.metrics, 2, {"loss": 0.5, "grad_norm": None})
 
 
 def test_a_line_separator_within_a_string_does_not_split_an_event(tmp_path: Path) -> None:
     warning = {"type": "warning", "time": NOW, "code": "odd", "message": "one\u2028two"}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(warning, ensure_ascii=False) + "\n")
-    assert Follower(tmp_path).look().facts[0].data["message"] == "one\u2028two"
+    assert RunDirFollower(tmp_path).look().facts[0].data["message"] == "one\u2028two"
 
 
 def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -
         for exactness in ("nearly", "approximate")
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (fact,) = Follower(tmp_path).look().facts
+    (fact,) = RunDirFollower(tmp_path).look().facts
     expected = {"exactness": "approximate", "reasons": ["so"]}
     assert (fact.type, fact.step, fact.data) == (EventType.resumed, 7, expected)
 
@@ -48,7 +48,7 @@ def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -
 def test_more_events_than_one_look_reads_are_all_told_in_the_end(tmp_path: Path) -> None:
     lines = [metrics(step, loss=1.0) for step in range(appended.MAX_READ_BYTES // 80)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    follower = Follower(tmp_path)
+    follower = RunDirFollower(tmp_path)
     told = [fact.step for _ in range(3) for fact in follower.look().facts]
     assert told == list(range(len(lines)))
 
@@ -56,14 +56,14 @@ def test_more_events_than_one_look_reads_are_all_told_in_the_end(tmp_path: Path)
 def test_flooded_log_tells_its_newest_lines_in_one_bounded_event(tmp_path: Path) -> None:
     with (tmp_path / "log.txt").open("w") as log:
         log.writelines(f"{number} {'x' * 5000}\n" for number in range(20_000))
-    (fact,) = Follower(tmp_path).look().facts
+    (fact,) = RunDirFollower(tmp_path).look().facts
     assert fact.data["lines"][-1].startswith("19999 x")
     assert "before these are in the whole log" in fact.data["lines"][0]
     assert len(json.dumps(fact.data)) < 300_000
 
 
 def test_checkpoints_outside_the_run_directory_or_told_twice_are_left_out(tmp_path: Path) -> None:
-    follower = Follower(tmp_path)
+    follower = RunDirFollower(tmp_path)
     told = [
         (1, "checkpoints/a"),
         (2, "/etc"),
