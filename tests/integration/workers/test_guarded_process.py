@@ -107,8 +107,9 @@ def test_killed_worker_takes_its_program_along(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import os, sys, time\nfrom pathlib import Path\nfrom workers.hosts.guarded_process import start_guarded_process\n"
-            f"start_guarded_process([sys.executable, '-c', {STUBBORN!r}], log=Path({str(tmp_path / 'log')!r}), "
+            "import os, sys, time\nfrom pathlib import Path\nfrom workers.hosts import guarded_process\n"
+            f"guarded_process.start_guarded_process([sys.executable, '-c', {STUBBORN!r}], "
+            f"log=Path({str(tmp_path / 'log')!r}), "
             "environment=os.environ, seconds=60)\ntime.sleep(60)",
         ]
     )
