@@ -1,0 +1,65 @@
+"""The import contracts of `pyproject.toml`: each one fails when a violation is planted.
+
+Goal: a rule in CONTRIBUTING.md is a rule of the linter. Method: copy the packages, add one import, and run
+the linter on the copy.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGES = ("app", "workers", "trainers", "serving")
+
+
+def run_linter(folder: Path) -> subprocess.CompletedProcess[str]:
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", program, "--config", str(folder / "pyproject.toml"), "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def source_copy(tmp_path: Path) -> Path:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("contract", "importer", "statement"),
+    [
+        ("workers → app → serving → trainers", "trainers/runtime/run_dir.py", "import serving.http.errors"),
+        (
+            "app imports only the gateway and the HTTP parts of serving",
+            "app/logs.py",
+            "import serving.engines.engine",
+        ),
+        (
+            "app imports only the configs, data and errors of trainers",
+            "app/logs.py",
+            "import trainers.runtime.run_dir",
+        ),
+        ("metrics never imports rewards", "trainers/metrics/intervals.py", "import trainers.rewards.score"),
+        ("app loads no ML package", "app/logs.py", "import torch"),
+        (
+            "configs, data, errors and the gateway load no ML package",
+            "trainers/configs/base.py",
+            "import transformers",
+        ),
+    ],
+)
+def test_a_planted_import_breaks_its_contract(
+    source_copy: Path, contract: str, importer: str, statement: str
+) -> None:
+    with (source_copy / importer).open("a") as file:
+        file.write(f"\n{statement}\n")
+    linted = run_linter(source_copy)
+    assert linted.returncode == 1, linted.stdout
+    assert f"{contract} BROKEN" in linted.stdout
