@@ -74,7 +74,7 @@ class AliasView(BaseModel):
     version: int
     targets: list[AliasTargetView]
     created_at: datetime
-    moved_at: datetime
+    updated_at: datetime
 
 
 class AliasVersionView(BaseModel):
@@ -85,5 +85,5 @@ class AliasVersionView(BaseModel):
     id: str
     version: int
     targets: list[AliasTarget]
-    restores: int | None = Field(description="The version that a rollback brought back.")
+    restored_version: int | None = Field(description="The version that a rollback brought back.")
     created_at: datetime

@@ -79,17 +79,19 @@ def delete(session: Session, name: str) -> None:
     session.delete(_find(session, name))
 
 
-def _move(session: Session, name: str, targets: list[dict[str, Any]], restores: int | None) -> AliasView:
+def _move(
+    session: Session, name: str, targets: list[dict[str, Any]], restored_version: int | None
+) -> AliasView:
     lock_name(session, name)
     _require_free(session, name)
     _require_ready(session, name, targets)
     moved = update(Alias).where(col(Alias.name) == name).returning(col(Alias.version))
-    moved = moved.values(targets=targets, version=col(Alias.version) + 1, moved_at=database_now())
+    moved = moved.values(targets=targets, version=col(Alias.version) + 1, updated_at=database_now())
     version = session.scalar(moved.execution_options(synchronize_session=False))
     if version is None:
         version = _last_version(session, name) + 1
         session.add(Alias(name=name, version=version, targets=targets))
-    session.add(AliasVersion(alias=name, version=version, targets=targets, restores=restores))
+    session.add(AliasVersion(alias=name, version=version, targets=targets, restored_version=restored_version))
     session.flush()
     session.expire_all()
     return get(session, name)
@@ -120,7 +122,7 @@ def _before(session: Session, alias: Alias) -> int:
     """The version before the one that the alias has now, which may itself have been restored."""
     now = _version(session, alias.name, alias.version)
     assert now is not None, "every move is recorded"
-    return (now.restores or now.version) - 1
+    return (now.restored_version or now.version) - 1
 
 
 def _version(session: Session, name: str, version: int) -> AliasVersion | None:

@@ -122,7 +122,7 @@ def mark_restarting(session: Session, deployment_id: str, attempt: int, error: d
         (DeploymentStatus.starting, DeploymentStatus.ready),
         status=DeploymentStatus.starting,
         address=None,
-        restarts=col(Deployment.restarts) + 1,
+        restart_count=col(Deployment.restart_count) + 1,
         error=error,
     )
 

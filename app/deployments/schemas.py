@@ -47,7 +47,7 @@ class DeploymentView(BaseModel):
     idle_seconds: float = Field(description="Unused for so long, it goes to sleep; 0 is never.")
     parity_mode: ParityMode
     parity: dict[str, Any] | None = Field(description="How the served model compared with the trained one.")
-    restarts: int
+    restart_count: int
     error: dict[str, Any] | None
     waiting_for: str | None = None
     created_at: datetime

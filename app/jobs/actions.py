@@ -18,7 +18,7 @@ from trainers.runtime.error_codes import ErrorCode
 
 # A run's status only moves on, so a handful of readings meets one that holds still.
 DECISIONS = 10
-AFRESH: dict[str, Any] = {"faults": 0, "error": None, "claimable_at": None, "finished_at": None}
+AFRESH: dict[str, Any] = {"failure_count": 0, "error": None, "claimable_at": None, "finished_at": None}
 
 
 class JobNotMovable(Conflict):

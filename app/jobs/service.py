@@ -18,6 +18,7 @@ from app.tables import Job, JobLabel, Run, RunStatus, Worker
 from app.workers import service as workers
 from trainers.configs.references import ReferenceKind, find_references
 from trainers.configs.resume_guarantee import resuming
+from trainers.configs.training import TrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -131,6 +132,7 @@ def _queue(session: Session, job: Job, stages: Sequence[ResolvedStage]) -> None:
             queue=stage.queue,
             priority=job.priority,
             config=stage.stored_config,
+            device_count=stage.config.devices if isinstance(stage.config, TrainingConfig) else 1,
         )
         for position, stage in enumerate(stages)
     ]

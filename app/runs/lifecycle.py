@@ -95,7 +95,7 @@ def claim(
                 "worker_id": worker_id,
                 "lease_expires_at": database_now(lease_seconds),
                 "claimable_at": None,
-                "rung_at": None,
+                "notified_at": None,
                 "started_at": func.coalesce(Run.started_at, database_now()),
                 "finished_at": None,
                 "error": None,
@@ -120,8 +120,9 @@ def select_claimable(
         col(earlier.position) < col(Run.position),
         col(earlier.status) != RunStatus.succeeded,
     )
-    devices = func.coalesce(col(Run.config)["devices"].as_integer(), 1)
-    fits = true() if free_gpus is None else or_(col(Run.queue) != Queue.cuda, devices <= free_gpus)
+    fits = (
+        true() if free_gpus is None else or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free_gpus)
+    )
     return (
         select(col(Run.id))
         .where(
@@ -222,14 +223,14 @@ def give_up(
     """
     values = values or {}
     to = {RunStatus.cancelling: RunStatus.cancelled, RunStatus.pausing: RunStatus.paused}.get(run.status)
-    if to is None and run.faults >= max_faults:
+    if to is None and run.failure_count >= max_faults:
         to = RunStatus.failed
         values = {**values, "error": error}
     elif to is None:
         to = RunStatus.queued
-        delay_seconds = 10.0 * run.faults
+        delay_seconds = 10.0 * run.failure_count
         claimable_at = database_now(delay_seconds) if delay_seconds else None
-        values = {**values, "faults": run.faults + 1, "claimable_at": claimable_at}
+        values = {**values, "failure_count": run.failure_count + 1, "claimable_at": claimable_at}
     return move(
         session, run.id, to, sources=[run.status], guards=guards, values=values, data={"error": error}
     )

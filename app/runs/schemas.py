@@ -44,7 +44,7 @@ class RunView(BaseModel):
     )
     error: RunErrorView | None
     attempt: int
-    faults: int = Field(description="Times that the machine failed it since its last checkpoint.")
+    failure_count: int = Field(description="Times that the machine failed it since its last checkpoint.")
     step: int
     total_steps: int | None
     progress: float = Field(description="From 0 to 1.")
@@ -113,7 +113,7 @@ def run_view(run: Run, waiting_for: str | None) -> RunView:
     """A run as the API shows it."""
     return RunView(
         **run.model_dump(
-            exclude={"lease_expires_at", "claimable_at", "rung_at", "event_seq", "seconds_per_step"}
+            exclude={"lease_expires_at", "claimable_at", "notified_at", "event_seq", "seconds_per_step"}
         ),
         waiting_for=waiting_for,
         progress=progress(run),

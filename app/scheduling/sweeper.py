@@ -81,10 +81,10 @@ def _mark_unheard(session: Session, queue: Queue, ring_again_seconds: float) -> 
     nobody needs, since a worker that hears one goes on until nothing is left.
     """
     next_run = lifecycle.select_claimable([queue]).limit(1).scalar_subquery()
-    unheard = func.coalesce(Run.rung_at, Run.created_at) < database_now(-ring_again_seconds)
+    unheard = func.coalesce(Run.notified_at, Run.created_at) < database_now(-ring_again_seconds)
     statement = update(Run).where(col(Run.id) == next_run, col(Run.status) == RunStatus.queued, unheard)
     marked = session.scalars(
-        statement.values(rung_at=database_now())
+        statement.values(notified_at=database_now())
         .returning(col(Run.id))
         .execution_options(synchronize_session=False)
     )

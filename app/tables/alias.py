@@ -18,7 +18,7 @@ class Alias(SQLModel, table=True):
     version: int
     targets: list[dict[str, Any]] = Field(sa_type=Json)
     created_at: datetime = time_field(default_now=True)
-    moved_at: datetime = time_field(default_now=True)
+    updated_at: datetime = time_field(default_now=True)
 
 
 class AliasVersion(SQLModel, table=True):
@@ -31,5 +31,7 @@ class AliasVersion(SQLModel, table=True):
     alias: str
     version: int
     targets: list[dict[str, Any]] = Field(sa_type=Json)
-    restores: int | None = Field(default=None, description="The version that a rollback brought back.")
+    restored_version: int | None = Field(
+        default=None, description="The version that a rollback brought back."
+    )
     created_at: datetime = time_field(default_now=True)

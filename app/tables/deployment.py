@@ -82,7 +82,7 @@ class Deployment(SQLModel, table=True):
     lease_expires_at: datetime | None = time_field()
     address: str | None = Field(default=None, description="Base URL of the engine.")
     upstream_model: str | None = Field(default=None, description="Name by which the engine knows the model.")
-    restarts: int = Field(default=0, description="Times that the engine died and was started again.")
+    restart_count: int = Field(default=0, description="Times that the engine died and was started again.")
     error: dict[str, Any] | None = Field(default=None, sa_type=Json)
     created_at: datetime = time_field(default_now=True)
     queued_at: datetime | None = time_field()

@@ -66,16 +66,17 @@ class Run(SQLModel, table=True):
     queue: Queue = Field(sa_type=enum_type(Queue))
     priority: int = 0
     config: dict[str, Any] = Field(sa_type=Json)
+    device_count: int = Field(default=1, description="GPUs of the host that the run takes on the queue cuda.")
 
     status: RunStatus = Field(default=RunStatus.queued, sa_type=enum_type(RunStatus))
     attempt: int = Field(
         default=0, description="Counts claims; every write of a worker must carry the current one."
     )
-    faults: int = Field(default=0, description="Infrastructure faults since the last checkpoint.")
+    failure_count: int = Field(default=0, description="Infrastructure faults since the last checkpoint.")
     worker_id: str | None = Field(default=None, foreign_key="worker.id")
     lease_expires_at: datetime | None = time_field()
     claimable_at: datetime | None = time_field()
-    rung_at: datetime | None = time_field()
+    notified_at: datetime | None = time_field()
     event_seq: int = Field(default=0, description="Number of the run's last event.")
 
     step: int = 0

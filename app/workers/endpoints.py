@@ -12,11 +12,11 @@ router = APIRouter(prefix="/workers", tags=["workers"])
 
 
 @router.get("")
-def list_workers(session: ReadSession, paging: Paging, living: bool = False) -> Page[WorkerView]:
+def list_workers(session: ReadSession, paging: Paging, alive: bool = False) -> Page[WorkerView]:
     """Workers from new to old, with their hardware and what they hold now."""
-    found, following = service.list_workers(session, get_settings(), paging, living)
+    found, following = service.list_workers(session, get_settings(), paging, alive)
     items = [
-        WorkerView(**worker.model_dump(), living=alive, runs=held.runs, deployments=held.deployments)
-        for worker, alive, held in found
+        WorkerView(**worker.model_dump(), alive=is_alive, runs=held.runs, deployments=held.deployments)
+        for worker, is_alive, held in found
     ]
     return Page(items=items, next=following)

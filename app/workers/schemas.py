@@ -13,7 +13,7 @@ class WorkerView(BaseModel):
 
     id: str
     name: str
-    living: bool = Field(description="Whether it was heard of in the last three heartbeats.")
+    alive: bool = Field(description="Whether it was heard of in the last three heartbeats.")
     host: str
     pid: int
     queues: list[str]

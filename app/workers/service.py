@@ -97,7 +97,9 @@ def _backing_off(session: Session, run: Run) -> str | None:
         is not True
     ):
         return None
-    return f"Retried not before {run.claimable_at.isoformat(timespec='seconds')}, after {run.faults} faults."
+    earliest = run.claimable_at.isoformat(timespec="seconds")
+    count = "1 failure" if run.failure_count == 1 else f"{run.failure_count} failures"
+    return f"Retried at {earliest} or later, after {count} of the worker or its host."
 
 
 def _in_line(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:

@@ -25,7 +25,7 @@ JOB = "job (id, name, labels, priority, spec, created_by, spec_sha256, created_a
 LABEL = "job_label (key, value, job_id)"
 RUN = (
     "run (id, job_id, position, name, stage, queue, priority, config, "
-    "status, attempt, faults, event_seq, step, created_at)"
+    "status, attempt, failure_count, event_seq, step, created_at)"
 )
 _SPEC = json.dumps(EXAMPLE)
 _CONFIGS = [parse_stage(stage).model_dump_json() for stage in EXAMPLE["stages"]]

@@ -70,7 +70,7 @@ def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
     assert set(counted) == {stable, following}
     assert 60 <= counted[following] <= 120, counted
     history = embedded.get("/aliases/prod/history")["items"]
-    assert [version["restores"] for version in history] == [1, 2, None, None, None]
+    assert [version["restored_version"] for version in history] == [1, 2, None, None, None]
 
 
 def test_a_new_model_takes_a_name_over_and_an_answer_under_way_ends_whole(

@@ -43,7 +43,7 @@ def test_killed_engine_is_started_again_and_a_stopped_one_stays_away(embedded: P
     before = ask(openai, "lively")
     engine = engines_of(worker)[0]
     engine.send_signal(signal.SIGKILL)
-    until(lambda: embedded.get(f"/deployments/{deployment}")["restarts"] == 1, 120, "nobody saw it die")
+    until(lambda: embedded.get(f"/deployments/{deployment}")["restart_count"] == 1, 120, "nobody saw it die")
     embedded.await_status(deployment, "ready")
     until(lambda: bool(openai.models.list().data), 120, "the route does not come back")
     assert ask(openai, "lively") == before

@@ -169,7 +169,7 @@ def test_worker_that_is_told_to_leave_saves_and_hands_its_run_on(embedded: Platf
     leaving.send_signal(signal.SIGTERM)
     assert leaving.wait(60) == 0
     run = embedded.run(job)
-    assert (run["status"], run["faults"]) == ("queued", 0)
+    assert (run["status"], run["failure_count"]) == ("queued", 0)
     (saved,) = embedded.get(f"/runs/{run['id']}/checkpoints")["items"]
     embedded.start_worker("next")
     assert embedded.resumed_at(job) > saved["step"]
@@ -179,7 +179,7 @@ def test_a_worker_that_is_told_to_leave_as_soon_as_it_has_joined_leaves_in_order
     command = [sys.executable, "-c", SIGTERM_AT_JOIN, "--queue", "cpu"]
     leaving = subprocess.run(command, env=embedded.environment, capture_output=True, text=True, timeout=60)
     assert leaving.returncode == 0, leaving.stderr
-    assert [worker["living"] for worker in embedded.get("/workers")["items"]] == [False]
+    assert [worker["alive"] for worker in embedded.get("/workers")["items"]] == [False]
 
 
 def test_closed_standard_input_ends_a_worker_that_was_asked_to_follow_it(embedded: Platform) -> None:

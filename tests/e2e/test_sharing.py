@@ -74,6 +74,6 @@ def test_an_engine_that_lies_about_its_health_is_started_again(embedded: Platfor
     embedded.start_worker(TUNESMITH_ENGINE_PROGRAMS=programs, TUNESMITH_PROBE_SECONDS="0.5")
     deployment = embedded.deploy("liar")
     (embedded.folder / "lying").touch()
-    embedded.await_field(deployment, "restarts", 1)
+    embedded.await_field(deployment, "restart_count", 1)
     (embedded.folder / "lying").unlink()
     embedded.await_status(deployment, "ready")

@@ -45,7 +45,7 @@ def execute_next(host: WorkerContext) -> bool:
         return False
     logger.info("claimed", extra={"run_id": run.id, "attempt": run.attempt, "stage": run.stage})
     # The engine that a `deploy` stage asks for takes devices of its own.
-    gpus = [] if run.stage is StageKind.deploy else host.devices.take(run.queue, run.config.get("devices", 1))
+    gpus = [] if run.stage is StageKind.deploy else host.devices.take(run.queue, run.device_count)
     try:
         _carry_out(host, run, gpus, asked_at)
     except StaleAttempt as stale:
@@ -238,7 +238,7 @@ class _Execution:
             data = {"step": checkpoint.step, "size_bytes": published.size_bytes}
             fact = NewEvent(EventType.checkpoint, data, checkpoint.step)
             # What was saved is safe from the next fault: the cap counts faults without progress.
-            lifecycle.append_events(session, self.run.id, self.run.attempt, [fact], {"faults": 0})
+            lifecycle.append_events(session, self.run.id, self.run.attempt, [fact], {"failure_count": 0})
             session.add(
                 Checkpoint(
                     run_id=self.run.id,

@@ -63,12 +63,12 @@ def test_a_program_that_succeeds_while_it_is_cancelled_starts_no_later_stage(
 
 
 def test_retry_queues_what_failed_and_what_it_ended(client: TestClient, make_job: Make) -> None:
-    first, second, _ = make_job(RunStatus.succeeded, RunStatus.running, RunStatus.queued, faults=3)
+    first, second, _ = make_job(RunStatus.succeeded, RunStatus.running, RunStatus.queued, failure_count=3)
     with transaction() as session:
         lifecycle.move(session, second.id, RunStatus.failed, values={"error": {"code": "x", "message": "m"}})
     assert act(client, first.job_id, "retry") == (200, ["succeeded", "queued", "queued"])
     runs = client.get(f"/api/v1/jobs/{first.job_id}").json()["runs"][1:]
-    assert [(run["faults"], run["error"], run["finished_at"]) for run in runs] == [(0, None, None)] * 2
+    assert [(run["failure_count"], run["error"], run["finished_at"]) for run in runs] == [(0, None, None)] * 2
 
 
 def test_a_stage_that_a_person_cancelled_before_is_not_woken_by_a_retry_of_another(

@@ -35,7 +35,7 @@ def test_an_alias_goes_back_step_by_step_and_keeps_its_history(client: TestClien
     client.post("/api/v1/aliases/prod/rollback", json={"version": 3})
     assert leads_to(client) == {"b": 0.5, "c": 0.5}
     history = client.get("/api/v1/aliases/prod/history").json()["items"]
-    assert [(one["version"], one["restores"]) for one in history][:3] == [(6, 3), (5, 1), (4, 2)]
+    assert [(one["version"], one["restored_version"]) for one in history][:3] == [(6, 3), (5, 1), (4, 2)]
 
 
 def test_there_is_nothing_before_the_first_move(client: TestClient) -> None:

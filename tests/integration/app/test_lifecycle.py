@@ -114,7 +114,7 @@ def test_an_earlier_attempt_writes_nothing_while_a_later_holds_the_run(
 
 def test_a_run_fails_after_its_last_fault_and_ends_what_follows(make_job: Make) -> None:
     lapsed = datetime.now(UTC) - timedelta(hours=1)
-    make_job(RunStatus.running, RunStatus.queued, lease_expires_at=lapsed, faults=3)
+    make_job(RunStatus.running, RunStatus.queued, lease_expires_at=lapsed, failure_count=3)
     with transaction() as session:
         (released,) = lifecycle.release_expired(session, max_faults=3)
     with read_session() as session:
@@ -166,7 +166,7 @@ def test_a_run_for_more_gpus_than_are_free_is_left_to_others(make_job: Make, mak
     with transaction() as session:
         for run, devices in ((large, 8), (small, 2)):
             found = session.get_one(Run, run.id)
-            found.queue, found.config = Queue.cuda, {"devices": devices}
+            found.queue, found.device_count = Queue.cuda, devices
     claimed = []
     for free in (1, 4, 4, 8):
         with transaction() as session:

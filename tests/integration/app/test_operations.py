@@ -155,7 +155,7 @@ def test_the_sweeper_queues_a_run_whose_lease_has_ended(
     sweeper.sweep_once(settings)
     with read_session() as session:
         released = session.get_one(Run, run.id)
-    assert (released.status, released.faults, bells(settings)) == (RunStatus.queued, 1, ["cpu"])
+    assert (released.status, released.failure_count, bells(settings)) == (RunStatus.queued, 1, ["cpu"])
 
 
 def test_workers_are_listed_with_what_they_hold(
@@ -165,9 +165,9 @@ def test_workers_are_listed_with_what_they_hold(
     gone = make_worker(name="gone", stopped_at=datetime.now(UTC))
     (run,) = make_job(RunStatus.running, worker_id=here.id)
     items = {item["id"]: item for item in client.get("/api/v1/workers").json()["items"]}
-    assert (items[here.id]["living"], items[here.id]["runs"]) == (True, [run.id])
-    assert (items[gone.id]["living"], items[gone.id]["runs"]) == (False, [])
-    assert [item["id"] for item in client.get("/api/v1/workers?living=true").json()["items"]] == [here.id]
+    assert (items[here.id]["alive"], items[here.id]["runs"]) == (True, [run.id])
+    assert (items[gone.id]["alive"], items[gone.id]["runs"]) == (False, [])
+    assert [item["id"] for item in client.get("/api/v1/workers?alive=true").json()["items"]] == [here.id]
 
 
 def test_the_gateway_serves_the_deployments_that_are_ready(client: TestClient) -> None:

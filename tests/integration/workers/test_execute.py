@@ -113,7 +113,7 @@ def test_fault_of_the_worker_is_told_at_once_and_tried_again(host: WorkerContext
     run_id = submit("succeed()", config={"stage": "sft", "base": {"stage": "nonesuch"}, "dataset": "none"})
     assert execute_next(host)
     run = row(run_id)
-    assert (run.status, run.faults, run.attempt) == (RunStatus.queued, 1, 1)
+    assert (run.status, run.failure_count, run.attempt) == (RunStatus.queued, 1, 1)
 
 
 @on_sqlite
@@ -144,10 +144,12 @@ def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(
 
 @on_sqlite
 def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: WorkerContext, submit: Submit) -> None:
-    run_id = submit("checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", faults=host.settings.max_faults)
+    run_id = submit(
+        "checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", failure_count=host.settings.max_faults
+    )
     assert execute_next(host)
     run = row(run_id)
-    assert (run.status, run.faults) == (RunStatus.queued, 1)
+    assert (run.status, run.failure_count) == (RunStatus.queued, 1)
 
 
 class SlowStore(ArtifactStore):
