@@ -71,7 +71,7 @@ def list_logs(run_id: str, session: ReadSession, paging: EventPaging) -> Page[Lo
 def download_file(
     run_id: str, name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], session: ReadSession
 ) -> StreamingResponse:
-    """A file that the program left: `log.txt`, `metrics.jsonl`, or one that its result names."""
+    """A file that the program left: `log.txt`, `events.jsonl`, or one that its result names."""
     content = service.file_content(service.file_artifact(session, run_id, name))
     headers = {"Content-Disposition": f'attachment; filename="{run_id}-{name}"'}
     return StreamingResponse(content, media_type="text/plain; charset=utf-8", headers=headers)

@@ -78,7 +78,7 @@ def file_artifact(session: Session, run_id: str, name: str) -> str:
     if not get_store().exists(key):
         raise FileNotPublished(
             f"{run_id} left no file {name}.",
-            hint="There are `log.txt`, `metrics.jsonl`, and what the run's `result` names.",
+            hint="There are `log.txt`, `events.jsonl`, and what the run's `result` names.",
         )
     return key
 

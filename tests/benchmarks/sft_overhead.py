@@ -132,7 +132,7 @@ def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Ru
 
 
 def _our_losses(run_dir: Path) -> list[float]:
-    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     return [event["values"]["loss"] for event in events if event["type"] == "metrics"]
 
 

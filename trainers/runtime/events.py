@@ -1,45 +1,110 @@
-"""Events of a running program, appended to `metrics.jsonl` as they happen, one JSON object a line."""
+"""The events that a program appends to `events.jsonl`: their schema and their writer.
 
-import json
+The file has one JSON object per line. Programs write it with `EventWriter`; workers validate each line with
+the same models, because a program that runs a stranger's job is not trusted.
+"""
+
 import math
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Literal, Self
 
-from trainers.runtime.run_dir import has_partial_last_line, utc_now
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, FiniteFloat
+
+from trainers.configs.resume_guarantee import Exactness
+from trainers.runtime.run_dir import has_partial_last_line
+
+MAX_TEXT_CHARACTERS = 4000
+MAX_METRICS = 200
+MAX_REASONS = 20
+
+
+def _clean_text(value: object) -> object:
+    """Shorten a text and replace NUL, which PostgreSQL stores neither as text nor as JSON."""
+    return value.replace("\0", "\ufffd")[:MAX_TEXT_CHARACTERS] if isinstance(value, str) else value
+
+
+Step = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, BeforeValidator(_clean_text)]
+
+
+class ProgressEvent(BaseModel):
+    """How many steps of the program are done."""
+
+    type: Literal["progress"] = "progress"
+    time: AwareDatetime
+    step: Step
+    total_steps: Step
+
+
+class MetricsEvent(BaseModel):
+    """Named values of one step; a value that is not finite is null, because JSON has no NaN."""
+
+    type: Literal["metrics"] = "metrics"
+    time: AwareDatetime
+    step: Step
+    total_steps: Step
+    values: Annotated[dict[Name, FiniteFloat | None], Field(max_length=MAX_METRICS)]
+
+
+class WarningEvent(BaseModel):
+    """A setting or a row that works, but perhaps not as intended."""
+
+    type: Literal["warning"] = "warning"
+    time: AwareDatetime
+    code: Name
+    message: Text
+
+
+class ResumedEvent(BaseModel):
+    """The continuation of a stopped run from a checkpoint, with its guarantee."""
+
+    type: Literal["resumed"] = "resumed"
+    time: AwareDatetime
+    step: Step
+    exactness: Exactness
+    reasons: Annotated[list[Text], Field(max_length=MAX_REASONS)]
+
+
+ProgramEvent = Annotated[
+    ProgressEvent | MetricsEvent | WarningEvent | ResumedEvent, Field(discriminator="type")
+]
 
 
 class EventWriter:
-    """Appends events to a file and flushes each; without a path (ranks other than 0) it drops them."""
+    """Appends events to a file and flushes each; without a path (ranks other than 0) it writes nothing."""
 
     def __init__(self, path: Path | None, progress_seconds: float = 1.0) -> None:
-        torn = path is not None and has_partial_last_line(path)
+        has_partial_line = path is not None and has_partial_last_line(path)
         self._file = path.open("a", encoding="utf-8") if path is not None else None
         self._progress_seconds = progress_seconds
         self._last_progress = -math.inf
-        if self._file is not None and torn:
+        if self._file is not None and has_partial_line:
             self._file.write("\n")
 
-    def metrics(self, step: int, total_steps: int, values: dict[str, float]) -> None:
-        """Numbers of one step; a value that is not finite is written as null, which JSON can hold."""
+    def metrics(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        """Write the values of one step; those that are not finite become null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._append("metrics", step=step, total_steps=total_steps, values=finite)
+        self._append(MetricsEvent(time=_now(), step=step, total_steps=total_steps, values=finite))
 
     def progress(self, step: int, total_steps: int) -> None:
-        """How far the program is: the first and the last step, and between them about one a second."""
+        """Write the step, at most once per `progress_seconds` except for the first and the last."""
         now = time.monotonic()
         if now - self._last_progress >= self._progress_seconds or step >= total_steps:
             self._last_progress = now
-            self._append("progress", step=step, total_steps=total_steps)
+            self._append(ProgressEvent(time=_now(), step=step, total_steps=total_steps))
 
     def warning(self, code: str, message: str) -> None:
-        """Something works but not as a person may expect; the message says what to do."""
-        self._append("warning", code=code, message=message)
+        """Write a warning; the message names the fix."""
+        self._append(WarningEvent(time=_now(), code=code, message=message))
 
-    def resumed(self, step: int, exactness: str, reasons: list[str]) -> None:
-        """The run goes on after this step, exactly as it would have gone or not, and why not."""
-        self._append("resumed", step=step, exactness=exactness, reasons=reasons)
+    def resumed(self, step: int, exactness: Exactness, reasons: list[str]) -> None:
+        """Write that the run continues after `step`, and whether it does so exactly."""
+        self._append(ResumedEvent(time=_now(), step=step, exactness=exactness, reasons=reasons))
 
     def close(self) -> None:
         """Close the file."""
@@ -54,8 +119,11 @@ class EventWriter:
     ) -> None:
         self.close()
 
-    def _append(self, kind: str, **fields: Any) -> None:
+    def _append(self, event: BaseModel) -> None:
         if self._file is not None:
-            event = {"type": kind, "time": utc_now(), **fields}
-            self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.write(event.model_dump_json() + "\n")
             self._file.flush()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

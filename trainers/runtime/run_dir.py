@@ -1,8 +1,7 @@
-"""The run directory: all that passes between a program and the world.
+"""The run directory: every file that a program shares with the worker that started it.
 
-`config.json`, `log.txt`, `metrics.jsonl`, `checkpoints.jsonl`, `checkpoints/step-00000050/`, `model/`,
-`error.json` after a failure, and `result.json`, which is written last: if it exists, the run succeeded.
-The standard library is enough here, because workers import this module too.
+`config.json`, `log.txt`, `events.jsonl`, `checkpoints.jsonl`, `checkpoints/step-00000050/`, `model/`,
+`error.json` after a failure, and `result.json`. The result is written last: if it exists, the run succeeded.
 """
 
 import hashlib
@@ -10,14 +9,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CONFIG = "config.json"
 LOG = "log.txt"
-EVENTS = "metrics.jsonl"
+EVENTS = "events.jsonl"
 CHECKPOINT_LINES = "checkpoints.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -27,18 +27,19 @@ ERROR = "error.json"
 SCRATCH = "scratch"
 
 
-@dataclass(frozen=True)
-class CheckpointRecord:
+class CheckpointRecord(BaseModel):
     """One line of `checkpoints.jsonl`; `path` is relative to the run directory."""
 
-    step: int
+    model_config = ConfigDict(frozen=True)
+
+    step: Annotated[int, Field(ge=0, lt=2**31)]
     path: str
-    size_bytes: int
+    size_bytes: Annotated[int, Field(ge=0, lt=2**63)]
     time: str
 
 
 def utc_now() -> str:
-    """The time as ISO 8601 in UTC, as every file of a run directory writes it."""
+    """Return the time in UTC as ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -57,7 +58,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a file of `write_json`; None when it is not there."""
+    """Read a JSON object; return None if the file does not exist."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -66,22 +67,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Declare the run a success; nothing may be written after this."""
+    """Mark the run as succeeded; nothing may be written after this."""
     write_json(run_dir / RESULT, result)
 
 
 def write_error(run_dir: Path, code: str, message: str, hint: str) -> None:
-    """Say why the run failed."""
+    """Write why the run failed."""
     write_json(run_dir / ERROR, {"code": code, "message": message, "hint": hint})
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The result of a run that succeeded, else None."""
+    """Return the result of a run that succeeded, else None."""
     return read_json(run_dir / RESULT)
 
 
 def read_error(run_dir: Path) -> dict[str, Any] | None:
-    """The `code`, `message` and `hint` of a run that failed, else None."""
+    """Return the `code`, `message` and `hint` of a run that failed, else None."""
     return read_json(run_dir / ERROR)
 
 
@@ -91,7 +92,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def append_lines(path: Path, values: list[dict[str, Any]]) -> None:
-    """Append JSON objects as lines and fsync; the torn line of a killed writer is closed first."""
+    """Append JSON objects as lines and fsync; a partial line of a killed writer is terminated first."""
     start = b"\n" if has_partial_last_line(path) else b""
     with path.open("ab") as file:
         file.write(start + "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
@@ -100,15 +101,15 @@ def append_lines(path: Path, values: list[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines, without lines that a killed writer left torn."""
+    """Return the JSON objects of a file of lines, without the partial lines of a killed writer."""
     if not path.exists():
         return []
-    values = [_parsed(line) for line in path.read_bytes().splitlines()]
+    values = [_parse_line(line) for line in path.read_bytes().splitlines()]
     return [value for value in values if value is not None]
 
 
 def has_partial_last_line(path: Path) -> bool:
-    """Whether the file's last line lacks its newline."""
+    """Return whether the last line of the file lacks its newline."""
     if not path.exists() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:
@@ -133,11 +134,20 @@ def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> CheckpointRecord:
-    """Turn a written folder of the run directory into the checkpoint of `step`, which a reader sees whole.
+    """Publish a written folder of the run directory as the checkpoint of `step`.
 
-    The order makes a crash at any moment harmless: files, manifest, rename, and the line only at the end.
+    The order makes a crash at any moment harmless: files, manifest, rename, and the line in
+    `checkpoints.jsonl` last.
     """
-    files = [_described(path, folder) for path in _files(folder)]
+    files = [
+        {
+            "path": path.relative_to(folder).as_posix(),
+            "size_bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
     write_json(folder / MANIFEST, {"step": step, "files": files})
     _sync_tree(folder)
     target = run_dir / CHECKPOINTS / f"step-{step:08d}"
@@ -146,23 +156,29 @@ def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> CheckpointReco
         shutil.rmtree(target)
     folder.rename(target)
     sync_folder(target.parent)
-    size_bytes = sum(file["size_bytes"] for file in files)
-    checkpoint = CheckpointRecord(step, str(target.relative_to(run_dir)), size_bytes, utc_now())
-    append_line(run_dir / CHECKPOINT_LINES, asdict(checkpoint))
-    return checkpoint
+    record = CheckpointRecord(
+        step=step,
+        path=str(target.relative_to(run_dir)),
+        size_bytes=sum(file["size_bytes"] for file in files),
+        time=utc_now(),
+    )
+    append_line(run_dir / CHECKPOINT_LINES, record.model_dump())
+    return record
 
 
 def checkpoints(run_dir: Path) -> list[CheckpointRecord]:
-    """All checkpoints ever published, oldest first; pruned ones are among them."""
-    lines = read_lines(run_dir / CHECKPOINT_LINES)
-    fields = CheckpointRecord.__dataclass_fields__.keys()
-    return [
-        CheckpointRecord(**{name: line[name] for name in fields}) for line in lines if fields <= line.keys()
-    ]
+    """Return all checkpoints ever published, oldest first, including pruned ones."""
+    records = []
+    for line in read_lines(run_dir / CHECKPOINT_LINES):
+        try:
+            records.append(CheckpointRecord.model_validate(line))
+        except ValidationError:
+            continue
+    return records
 
 
 def last_complete_checkpoint(run_dir: Path) -> Path | None:
-    """The newest published checkpoint whose files all match their manifest, or None."""
+    """Return the newest published checkpoint whose files all match their manifest, or None."""
     for checkpoint in reversed(checkpoints(run_dir)):
         folder = run_dir / checkpoint.path
         if _is_complete(folder, checkpoint.step):
@@ -171,7 +187,7 @@ def last_complete_checkpoint(run_dir: Path) -> Path | None:
 
 
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest published checkpoints, and folders that no line speaks of."""
+    """Delete all but the `keep` newest published checkpoints, and folders that were never published."""
     newest = list(dict.fromkeys(checkpoint.path for checkpoint in reversed(checkpoints(run_dir))))
     kept = [path for path in newest if (run_dir / path).is_dir()][:keep]
     for folder in (run_dir / CHECKPOINTS).glob("step-*"):
@@ -181,14 +197,10 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames within the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(folder)
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except ValueError:
@@ -196,30 +208,17 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _described(path: Path, folder: Path) -> dict[str, Any]:
-    return {
-        "path": path.relative_to(folder).as_posix(),
-        "size_bytes": path.stat().st_size,
-        "sha256": _sha256(path),
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_complete(folder: Path, step: int) -> bool:
@@ -233,3 +232,8 @@ def _is_complete(folder: Path, step: int) -> bool:
 def _matches(folder: Path, file: dict[str, Any]) -> bool:
     path = folder / file["path"]
     return (path.stat().st_size, _sha256(path)) == (file["size_bytes"], file["sha256"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,13 +17,6 @@ from trainers.runtime.program import StopFlag, is_main_process
 from trainers.training.nan_diagnosis import diagnose_non_finite
 from trainers.training.validation import EVAL_LOSS, pack_best_model
 
-REPORTED = (
-    *("loss", "grad_norm", "learning_rate", "epoch", "entropy", "mean_token_accuracy"),
-    *("logps/chosen", "logps/rejected", "reward", "reward_std", "frac_reward_zero_std", "kl"),
-    *("completions/mean_length", "completions/clipped_ratio"),
-)
-REPORTED_PREFIX = "rewards/"
-
 logger = logging.getLogger("trainers")
 
 
@@ -66,14 +59,16 @@ class RunDirCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is not None and EVAL_LOSS in logs:
-            self._report.metrics(state.global_step, state.max_steps, {"validation_loss": logs[EVAL_LOSS]})
-        if logs is None or "loss" not in logs:
+        # A reward that judged nothing since the last log has no mean.
+        values = {name: float(value) for name, value in (logs or {}).items() if value is not None}
+        if EVAL_LOSS in values:
+            validation = {name.replace("eval_", "validation_", 1): value for name, value in values.items()}
+            self._report.metrics(state.global_step, state.max_steps, validation)
+        # The Trainer's last log sums up the whole run; `result.json` contains that.
+        if "loss" not in values:
             return
-        values = {name: float(value) for name, value in logs.items() if _is_reported(name, value)}
-        self._report.metrics(
-            state.global_step, state.max_steps, {**values, "tokens": float(state.num_input_tokens_seen)}
-        )
+        values["tokens"] = float(state.num_input_tokens_seen)
+        self._report.metrics(state.global_step, state.max_steps, values)
         if is_main_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
         if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
@@ -97,11 +92,6 @@ def wait_for_all() -> None:
     """Wait until every process of the run is here."""
     if distributed.is_initialized():
         distributed.barrier()
-
-
-def _is_reported(name: str, value: float | None) -> bool:
-    # A reward that judged nothing since the last log has no mean.
-    return value is not None and (name in REPORTED or name.startswith(REPORTED_PREFIX))
 
 
 def _any_process(flag: bool, device: torch.device) -> bool:

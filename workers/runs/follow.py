@@ -7,17 +7,8 @@ from typing import Any
 from app.runs.lifecycle import NewEvent
 from app.tables import EventType
 from trainers.runtime import run_dir as files
-from workers.runs.run_events import (
-    CHECKPOINT,
-    EVENT,
-    Event,
-    FileTail,
-    Metrics,
-    Resumed,
-    SavedCheckpoint,
-    Warned,
-    parse_lines,
-)
+from trainers.runtime.events import MetricsEvent, ProgramEvent, ResumedEvent, WarningEvent
+from workers.runs.run_events import CHECKPOINT, EVENT, FileTail, parse_lines
 
 # One event a second holds the newest log lines; a program that floods its log has the rest in the
 # whole log, which is published when it ends.
@@ -48,7 +39,7 @@ class RunDirFollower:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir.resolve()
         self._log = FileTail(run_dir / files.LOG)
-        self._metrics = FileTail(run_dir / files.EVENTS)
+        self._events = FileTail(run_dir / files.EVENTS)
         self._checkpoints = FileTail(run_dir / files.CHECKPOINT_LINES, from_end=True)
         self._saved_step = -1
         self._first: tuple[float, int] | None = None
@@ -56,7 +47,7 @@ class RunDirFollower:
     def look(self, *, to_end: bool = False) -> RunDirChanges:
         """What is new since the last look; `to_end` when the program has ended."""
         news = RunDirChanges()
-        for event in parse_lines(EVENT, self._metrics.read(to_end=to_end)):
+        for event in parse_lines(EVENT, self._events.read(to_end=to_end)):
             self._add_event(news, event)
         if log := self._log.read(to_end=to_end, newest=True).splitlines():
             news.facts.append(NewEvent(EventType.log, {"lines": _shorten(log)}))
@@ -64,29 +55,29 @@ class RunDirFollower:
             self._add_checkpoint(news, checkpoint)
         return news
 
-    def _add_event(self, news: RunDirChanges, event: Event) -> None:
-        if isinstance(event, Warned):
+    def _add_event(self, news: RunDirChanges, event: ProgramEvent) -> None:
+        if isinstance(event, WarningEvent):
             news.facts.append(NewEvent(EventType.warning, {"code": event.code, "message": event.message}))
             return
-        if isinstance(event, Resumed):
+        if isinstance(event, ResumedEvent):
             data = {"exactness": event.exactness, "reasons": event.reasons}
             news.facts.append(NewEvent(EventType.resumed, data, event.step))
             return
         steps = {"step": event.step, "total_steps": event.total_steps}
         news.values |= {**steps, **self._pace(event.step, event.time.timestamp())}
-        if isinstance(event, Metrics):
+        if isinstance(event, MetricsEvent):
             news.facts.append(NewEvent(EventType.metrics, event.values, event.step))
             return
         # Of several moves of a progress bar only the last is worth a row.
         news.facts = [fact for fact in news.facts if fact.type is not EventType.progress]
         news.facts.append(NewEvent(EventType.progress, steps, event.step))
 
-    def _add_checkpoint(self, news: RunDirChanges, checkpoint: SavedCheckpoint) -> None:
+    def _add_checkpoint(self, news: RunDirChanges, checkpoint: files.CheckpointRecord) -> None:
         """Only folders of the run directory, each step once: the store keeps one of a step."""
         within = (self._run_dir / checkpoint.path).resolve().is_relative_to(self._run_dir / files.CHECKPOINTS)
         if within and checkpoint.step > self._saved_step:
             self._saved_step = checkpoint.step
-            news.checkpoints.append(files.CheckpointRecord(**checkpoint.model_dump()))
+            news.checkpoints.append(checkpoint)
 
     def _pace(self, step: int, seconds: float) -> dict[str, float]:
         """Seconds per step since this attempt's first event, from which the time left is told."""

@@ -5,11 +5,12 @@ The program is not trusted: what it writes is validated, and a line that does no
 
 import logging
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import AwareDatetime, BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from trainers.configs.resume_guarantee import Exactness
+from trainers.runtime.events import ProgramEvent
+from trainers.runtime.run_dir import CheckpointRecord
 
 MAX_READ_BYTES = 4 << 20
 
@@ -17,59 +18,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Step = Annotated[int, Field(ge=0, lt=2**31)]
-Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
-Text = Annotated[str, Field(max_length=4000, pattern=r"^[^\x00]*$")]
-
-
-class Progress(BaseModel):
-    """How far the program is."""
-
-    type: Literal["progress"]
-    time: AwareDatetime
-    step: Step
-    total_steps: Step
-
-
-class Metrics(BaseModel):
-    """Numbers of one step; one that was not finite is None."""
-
-    type: Literal["metrics"]
-    time: AwareDatetime
-    step: Step
-    total_steps: Step
-    values: Annotated[dict[Name, FiniteFloat | None], Field(max_length=200)]
-
-
-class Warned(BaseModel):
-    """Something works but not as a person may expect."""
-
-    type: Literal["warning"]
-    code: Name
-    message: Text
-
-
-class Resumed(BaseModel):
-    """Training goes on from a checkpoint, exactly or nearly as if it had not been stopped."""
-
-    type: Literal["resumed"]
-    step: Step
-    exactness: Exactness
-    reasons: Annotated[list[Text], Field(max_length=20)]
-
-
-class SavedCheckpoint(BaseModel):
-    """A checkpoint that the program has published."""
-
-    step: Step
-    path: str
-    size_bytes: Annotated[int, Field(ge=0, lt=2**63)]
-    time: str
-
-
-Event = Progress | Metrics | Warned | Resumed
-EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
-CHECKPOINT = TypeAdapter(SavedCheckpoint)
+EVENT: TypeAdapter[ProgramEvent] = TypeAdapter(ProgramEvent)
+CHECKPOINT = TypeAdapter(CheckpointRecord)
 
 
 class FileTail:

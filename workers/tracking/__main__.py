@@ -1,6 +1,6 @@
 """Sends what one attempt tells to one tracking service, until the attempt has ended and all has arrived.
 
-It follows the program's own `metrics.jsonl`, so that a service which is away costs nothing but time: the
+It follows the program's own `events.jsonl`, so that a service which is away costs nothing but time: the
 file waits. It runs under the worker's guard and ends with it.
 
 python -m workers.tracking FOLDER
@@ -15,7 +15,8 @@ from typing import ParamSpec, TypeVar
 
 from app.logs import redact
 from trainers.runtime import run_dir as files
-from workers.runs.run_events import EVENT, FileTail, Metrics, parse_lines
+from trainers.runtime.events import MetricsEvent
+from workers.runs.run_events import EVENT, FileTail, parse_lines
 from workers.tracking.protocol import (
     ENDING,
     ORDER,
@@ -85,7 +86,7 @@ def _follow(folder: Path, lines: FileTail, service: Service, sender: "_Sender") 
 
 
 def _points(text: str) -> list[Point]:
-    events = [event for event in parse_lines(EVENT, text) if isinstance(event, Metrics)]
+    events = [event for event in parse_lines(EVENT, text) if isinstance(event, MetricsEvent)]
     told = (
         Point(
             step=event.step, time=event.time, values={k: v for k, v in event.values.items() if v is not None}

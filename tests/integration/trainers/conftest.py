@@ -84,7 +84,7 @@ def adapted(starter: Path, training_rows: str, tmp_path_factory: pytest.TempPath
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
+    path = run_dir / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     parsed = [json.loads(line) for line in lines if line.endswith("}")]
     return [event for event in parsed if event["type"] == kind]

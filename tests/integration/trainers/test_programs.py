@@ -70,7 +70,7 @@ def test_loss_that_is_not_finite_ends_the_run_with_its_name(
 
 
 def test_full_disk_is_named(programs: Programs, starter: Path, training_rows: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
     status, _, err = programs.run("trainers.sft", sft(starter, training_rows), tmp_path)
     assert status == 1
     assert "Traceback" in err

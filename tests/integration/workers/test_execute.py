@@ -99,7 +99,7 @@ def test_result_and_events_with_characters_that_postgresql_refuses_are_stored(
 def test_run_that_is_killed_while_it_writes_an_event_is_cancelled_at_once(
     host: WorkerContext, submit: Submit
 ) -> None:
-    torn = "signal.signal(15, lambda *_: write('metrics.jsonl', '{\"type\": \"met', 'a') or os._exit(1))\n"
+    torn = "signal.signal(15, lambda *_: write('events.jsonl', '{\"type\": \"met', 'a') or os._exit(1))\n"
     run_id = submit(torn + FOREVER)
     worker = in_thread(lambda: execute_next(host))
     until(lambda: begun(host, run_id))

@@ -36,7 +36,7 @@ def tell(*steps):
     for step in steps:
         values = {"loss": 1 / step, "eval/acc": 0.5, "odd": None}
         event = {"type": "metrics", "time": NOW, "step": step, "total_steps": 9, "values": values}
-        write("metrics.jsonl", json.dumps(event) + "\\n", "a")
+        write("events.jsonl", json.dumps(event) + "\\n", "a")
 
 def wait_for(name):
     while not (run_dir.parents[2] / name).exists():

@@ -267,9 +267,9 @@ def test_training_does_not_start_with_an_error_unless_it_is_told_to(
     assert "set preflight to warn" in refused.value.hint
     kept = json.loads((tmp_path / "preflight.json").read_text())
     assert [found["code"] for found in kept["findings"]] == ["test_rows_in_training"]
-    with EventWriter(tmp_path / "metrics.jsonl") as report:
+    with EventWriter(tmp_path / "events.jsonl") as report:
         assert train(parse_stage(values | {"preflight": "warn"}), tmp_path, report)  # type: ignore[arg-type]
-    warnings = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    warnings = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["code"] for line in warnings if line["type"] == "warning"] == ["test_rows_in_training"]
 
 

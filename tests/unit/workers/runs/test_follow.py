@@ -23,14 +23,14 @@ def test_lines_that_are_no_events_are_left_out_and_the_rest_is_told(tmp_path: Pa
         '{"type": "metrics", "step": 3, "tot',
     ]  # fmt: skip
     lines = [*hostile[:-1], metrics(2, loss=0.5, grad_norm=None), hostile[-1]]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    (tmp_path / "events.jsonl").write_text("\n".join(lines))
     (fact,) = RunDirFollower(tmp_path).look(to_end=True).facts
     assert (fact.type, fact.step, fact.data) == (EventType.metrics, 2, {"loss": 0.5, "grad_norm": None})
 
 
 def test_a_line_separator_within_a_string_does_not_split_an_event(tmp_path: Path) -> None:
     warning = {"type": "warning", "time": NOW, "code": "odd", "message": "one\u2028two"}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(warning, ensure_ascii=False) + "\n")
+    (tmp_path / "events.jsonl").write_text(json.dumps(warning, ensure_ascii=False) + "\n")
     assert RunDirFollower(tmp_path).look().facts[0].data["message"] == "one\u2028two"
 
 
@@ -39,7 +39,7 @@ def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -
         {"type": "resumed", "time": NOW, "step": 7, "exactness": exactness, "reasons": ["so"]}
         for exactness in ("nearly", "approximate")
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (fact,) = RunDirFollower(tmp_path).look().facts
     expected = {"exactness": "approximate", "reasons": ["so"]}
     assert (fact.type, fact.step, fact.data) == (EventType.resumed, 7, expected)
@@ -47,7 +47,7 @@ def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -
 
 def test_more_events_than_one_look_reads_are_all_told_in_the_end(tmp_path: Path) -> None:
     lines = [metrics(step, loss=1.0) for step in range(appended.MAX_READ_BYTES // 80)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
     follower = RunDirFollower(tmp_path)
     told = [fact.step for _ in range(3) for fact in follower.look().facts]
     assert told == list(range(len(lines)))
