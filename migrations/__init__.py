@@ -1,1 +1,1 @@
-"""Alembic migrations, from the first table on."""
+"""Alembic migrations from the first schema on."""

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: through the connection that `app.storage.migrate` gives it."""
+"""Alembic's environment, which uses the connection that `app.storage.migrate` opens."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from app.storage.database import UTCDateTime
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """Write plain SQL types into migrations, which must outlive our own type classes."""
+    """Write plain SQL types into migrations, because those must outlive our own type classes."""
     if kind != "type":
         return False
     if isinstance(item, UTCDateTime):
@@ -33,7 +33,7 @@ context.configure(
     target_metadata=SQLModel.metadata,
     compare_type=True,
     render_item=render_item,
-    # SQLite alters a table by copying it.
+    # SQLite alters most of a table only by copying it.
     render_as_batch=connection.dialect.name == "sqlite",
 )
 with context.begin_transaction():

@@ -1,4 +1,4 @@
-"""The tables, one per file, each with its enums beside it."""
+"""The tables, one per file, each together with its enums."""
 
 from app.tables.alias import Alias, AliasVersion
 from app.tables.api_key import ApiKey, Scope

@@ -1,4 +1,4 @@
-"""Aliases: names that lead to deployments and may be moved from one to another, and all their moves."""
+"""Aliases: names that route to deployments and can be changed, with the history of their targets."""
 
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from app.tables.base import Json, new_id, time_field
 
 
 class Alias(SQLModel, table=True):
-    """A name and where it leads now: `[{"deployment": name, "share": part of the requests}]`."""
+    """A name and its current targets: `[{"deployment": name, "share": share of the requests}]`."""
 
     __tablename__ = "alias"
 
@@ -22,7 +22,7 @@ class Alias(SQLModel, table=True):
 
 
 class AliasVersion(SQLModel, table=True):
-    """Where an alias led from one move to the next; kept when the alias is deleted."""
+    """The targets of an alias between two changes; kept after the alias is deleted."""
 
     __tablename__ = "alias_version"
     __table_args__ = (UniqueConstraint("alias", "version"),)

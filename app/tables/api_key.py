@@ -1,4 +1,4 @@
-"""API keys: only their hash is kept."""
+"""API keys, of which only the hash is stored."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -9,7 +9,7 @@ from app.tables.base import Json, new_id, time_field
 
 
 class Scope(StrEnum):
-    """What a key allows: each scope is given by itself, and `admin` gives all."""
+    """What a key allows: each scope is granted separately, and `admin` includes all of them."""
 
     read = "read"
     write = "write"
@@ -18,17 +18,19 @@ class Scope(StrEnum):
 
 
 class ApiKey(SQLModel, table=True):
-    """A key by its SHA-256: keys are random, so a slow hash would guard nothing more."""
+    """A key, stored as its SHA-256: keys are random, so a slow hash would not add protection."""
 
     __tablename__ = "api_key"
 
     id: str = Field(default_factory=lambda: new_id("key"), primary_key=True)
     name: str
     sha256: str = Field(unique=True)
-    hint: str = Field(description="The key's first characters, to recognise it by.")
+    hint: str = Field(description="The first characters of the key, to recognise it.")
     scopes: list[str] = Field(default_factory=list, sa_type=Json)
-    requests_per_minute: int | None = Field(default=None, description="Requests to models; None is no limit.")
-    concurrent_requests: int | None = None
+    requests_per_minute: int | None = Field(
+        default=None, description="Requests to models per minute; None is unlimited."
+    )
+    concurrent_requests: int | None = Field(default=None, description="Open requests; None is unlimited.")
     created_at: datetime = time_field(default_now=True)
     last_used_at: datetime | None = time_field()
     revoked_at: datetime | None = time_field()

@@ -1,4 +1,4 @@
-"""Column types, names and ids that all tables share."""
+"""Column types, constraint names and ids that all tables share."""
 
 import secrets
 import time
@@ -29,24 +29,24 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, 
 
 
 def new_id(prefix: str) -> str:
-    """An id such as `run_06e5…`: 48 bits of milliseconds, then 80 random bits, so that ids sort by age."""
+    """Return an id such as `run_06e5…`: 48 bits of milliseconds and 80 random bits, so that ids sort by age."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     digits = "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
     return f"{prefix}_{digits}"
 
 
 def utc_now() -> datetime:
-    """This host's time; for leases use `database_now`."""
+    """Return the time of this host's clock; for leases use `database_now`."""
     return datetime.now(UTC)
 
 
 def enum_type(enum: type[StrEnum]) -> Enum:
-    """A text column: a native PostgreSQL enum could not gain a member in a transaction."""
+    """Return a text column type: a native PostgreSQL enum cannot gain a member inside a transaction."""
     return Enum(enum, native_enum=False, length=32, values_callable=lambda e: [member.value for member in e])
 
 
 def time_field(*, default_now: bool = False, **column: Any) -> Any:
-    """A column of aware UTC times."""
+    """Return a column of aware UTC times, null unless `default_now`."""
     if default_now:
         return Field(default_factory=utc_now, sa_type=UTCDateTime, **column)
     return Field(default=None, sa_type=UTCDateTime, **column)

@@ -1,4 +1,4 @@
-"""Checkpoints: resumable states of runs, published before their row is written."""
+"""Checkpoints: resumable states of runs. The files are published before the row is written."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from app.tables.base import new_id, time_field
 
 
 class Checkpoint(SQLModel, table=True):
-    """A folder in the artifact store from which any worker can go on."""
+    """A folder in the artifact store from which any worker can resume the run."""
 
     __tablename__ = "checkpoint"
     __table_args__ = (UniqueConstraint("run_id", "step", "attempt"),)
@@ -19,6 +19,6 @@ class Checkpoint(SQLModel, table=True):
     attempt: int
     step: int
     artifact: str
-    sha256: str = Field(description="Hash of the manifest, which holds the hash of every file.")
+    sha256: str = Field(description="Hash of the manifest, which contains the hash of every file.")
     size_bytes: int = Field(sa_type=BigInteger)
     created_at: datetime = time_field(default_now=True)

@@ -11,7 +11,7 @@ from trainers.data.formats import RowFormat
 
 
 class Dataset(SQLModel, table=True):
-    """An uploaded file and what validation said of it."""
+    """A file of rows and its validation report."""
 
     __tablename__ = "dataset"
 
@@ -28,5 +28,5 @@ class Dataset(SQLModel, table=True):
 
     @property
     def trainable(self) -> bool:
-        """Whether every row was found good; a file with a fault is kept but not trained on."""
+        """Whether every row is valid; a file with a fault is stored, but no stage reads it."""
         return self.fault_count == 0 and self.row_count > 0

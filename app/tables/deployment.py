@@ -1,4 +1,4 @@
-"""Deployments: models kept ready on an engine, leased by the worker that keeps it alive."""
+"""Deployments: models kept ready on an engine, each leased by the worker that runs the engine."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +12,7 @@ from trainers.configs import EngineKind, ParityMode, Queue
 
 
 class DeploymentStatus(StrEnum):
-    """Where a deployment stands."""
+    """The state of a deployment."""
 
     queued = "queued"
     starting = "starting"
@@ -29,60 +29,70 @@ class DeploymentStatus(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether its engine is gone for good."""
+        """Whether the deployment has ended and will not start again."""
         return self in {DeploymentStatus.stopped, DeploymentStatus.failed}
 
 
 _LIVE = "status IN ('queued', 'starting', 'ready', 'asleep')"
-_HOLDS_NAME = text(f"{_LIVE} AND replaces IS NULL")
-_FOLLOWS = text(f"{_LIVE} AND replaces IS NOT NULL")
+_OWNS_NAME = text(f"{_LIVE} AND replaces IS NULL")
+_IS_SUCCESSOR = text(f"{_LIVE} AND replaces IS NOT NULL")
 
 
 class Deployment(SQLModel, table=True):
-    """A model under a name that clients ask for."""
+    """A model under the name that clients request."""
 
     __tablename__ = "deployment"
     __table_args__ = (
-        # Two holders of one name would make the route table guess; one more may prepare to take it over.
+        # One deployment owns a name, so that routing is unambiguous; one successor may start meanwhile.
         Index(
             "uq_deployment_live_name",
             "name",
             unique=True,
-            sqlite_where=_HOLDS_NAME,
-            postgresql_where=_HOLDS_NAME,
+            sqlite_where=_OWNS_NAME,
+            postgresql_where=_OWNS_NAME,
         ),
-        Index("uq_deployment_next", "name", unique=True, sqlite_where=_FOLLOWS, postgresql_where=_FOLLOWS),
+        Index(
+            "uq_deployment_next",
+            "name",
+            unique=True,
+            sqlite_where=_IS_SUCCESSOR,
+            postgresql_where=_IS_SUCCESSOR,
+        ),
     )
 
     id: str = Field(default_factory=lambda: new_id("deployment"), primary_key=True)
     name: str
-    base: str = Field(description="Hub id, folder, or registry id of whole weights.")
+    base: str = Field(description="Hub id, folder, or registry id of full weights.")
     model_id: str | None = Field(
-        default=None, foreign_key="model.id", description="Registry model, adapter or whole."
+        default=None, foreign_key="model.id", description="Registry model: an adapter or full weights."
     )
     engine: EngineKind = Field(sa_type=enum_type(EngineKind))
     queue: Queue = Field(sa_type=enum_type(Queue))
-    options: dict[str, Any] = Field(default_factory=dict, sa_type=Json, description="Options of the engine.")
-    engine_key: str = Field(default="", description="Deployments with the same one may share an engine.")
-    idle_seconds: float = Field(default=0, description="Unused for so long, it goes to sleep; 0 is never.")
+    options: dict[str, Any] = Field(default_factory=dict, sa_type=Json, description="Engine options.")
+    engine_key: str = Field(default="", description="Deployments with the same key can share one engine.")
+    idle_seconds: float = Field(
+        default=0, description="Idle time after which the engine is stopped; 0 is never."
+    )
     parity_mode: ParityMode = Field(default=ParityMode.off, sa_type=enum_type(ParityMode))
     parity: dict[str, Any] | None = Field(
-        default=None, sa_type=Json, description="How the served model compared with the trained one."
+        default=None, sa_type=Json, description="Comparison of the served model with the trained one."
     )
     replaces: str | None = Field(
-        default=None, description="The deployment that serves this name until this one is ready."
+        default=None, description="Id of the deployment that serves this name until this one is ready."
     )
 
     status: DeploymentStatus = Field(
         default=DeploymentStatus.queued,
         sa_type=enum_type(DeploymentStatus),
     )
-    attempt: int = 0
+    attempt: int = Field(default=0, description="Counts claims; the fencing token of a worker's writes.")
     worker_id: str | None = Field(default=None, foreign_key="worker.id")
     lease_expires_at: datetime | None = time_field()
     address: str | None = Field(default=None, description="Base URL of the engine.")
-    upstream_model: str | None = Field(default=None, description="Name by which the engine knows the model.")
-    restart_count: int = Field(default=0, description="Times that the engine died and was started again.")
+    upstream_model: str | None = Field(default=None, description="Name of the model on the engine.")
+    restart_count: int = Field(
+        default=0, description="Times that the engine stopped unexpectedly and was restarted."
+    )
     error: dict[str, Any] | None = Field(default=None, sa_type=Json)
     created_at: datetime = time_field(default_now=True)
     queued_at: datetime | None = time_field()

@@ -10,7 +10,7 @@ from app.tables.base import Json, enum_type, time_field
 
 
 class EventType(StrEnum):
-    """What kind of fact an event is."""
+    """The kind of an event."""
 
     status = "status"
     progress = "progress"
@@ -22,10 +22,10 @@ class EventType(StrEnum):
 
 
 class Event(SQLModel, table=True):
-    """A fact, numbered within its run.
+    """An event, numbered within its run.
 
-    The number is taken by an UPDATE of the run's row, whose lock orders the writers: numbers
-    become visible in order, so that a reader who asks for what follows the last never misses one.
+    The number comes from an UPDATE of the run's row, whose lock orders the writers: numbers become visible
+    in order, so a reader that asks for the events after the last one it has never misses any.
     """
 
     __tablename__ = "event"

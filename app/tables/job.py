@@ -1,4 +1,4 @@
-"""Jobs: what a person asked for. Their status is that of their runs and is stored nowhere else."""
+"""Jobs: what a person asked for. Their status is derived from their runs and is not stored."""
 
 from datetime import datetime
 from typing import Any
@@ -10,12 +10,12 @@ from app.tables.base import Json, new_id, time_field
 
 
 class Job(SQLModel, table=True):
-    """An ordered list of stages, each carried out by one run."""
+    """An ordered list of stages, each executed by one run."""
 
     __tablename__ = "job"
     __table_args__ = (
         UniqueConstraint("created_by", "idempotency_key"),
-        # The id follows the name so that the jobs of a name that many share are listed by age without a sort.
+        # The id follows the name, so that jobs with the same name are listed by age without a sort.
         Index("ix_job_name_id", "name", "id"),
     )
 
@@ -25,7 +25,7 @@ class Job(SQLModel, table=True):
     priority: int = 0
     spec: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
     created_by: str = Field(
-        default="", description="Id of the API key, or empty without keys: SQL's nulls are never equal."
+        default="", description="Id of the API key; empty without keys, because SQL's nulls are never equal."
     )
     idempotency_key: str | None = None
     spec_sha256: str = ""

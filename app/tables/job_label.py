@@ -1,10 +1,10 @@
-"""Labels of jobs as rows: what a list filtered by a label walks along."""
+"""Labels of jobs as rows, for lists that are filtered by a label."""
 
 from sqlmodel import Field, SQLModel
 
 
 class JobLabel(SQLModel, table=True):
-    """One label of one job; the primary key is the index by which jobs of a label are listed by age."""
+    """One label of one job; the primary key is the index that lists the jobs with a label by age."""
 
     __tablename__ = "job_label"
 

@@ -1,4 +1,4 @@
-"""Models: weights that can be served, with where they came from."""
+"""Models: weights that can be served, with their lineage."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -10,23 +10,23 @@ from app.tables.base import enum_type, new_id, time_field
 
 
 class ModelKind(StrEnum):
-    """Whole weights, or an adapter that needs its base."""
+    """Full weights, or an adapter that needs its base."""
 
     base = "base"
     adapter = "adapter"
 
 
 class Model(SQLModel, table=True):
-    """What a training run made."""
+    """The output of a training or merge run."""
 
     __tablename__ = "model"
 
     id: str = Field(default_factory=lambda: new_id("model"), primary_key=True)
     name: str = Field(index=True)
     kind: ModelKind = Field(sa_type=enum_type(ModelKind))
-    base: str = Field(description="Hub id or folder that training began from.")
+    base: str = Field(description="Hub id or folder that training started from.")
     parent_id: str | None = Field(
-        default=None, foreign_key="model.id", description="Registry model that training began from."
+        default=None, foreign_key="model.id", description="Registry model that training started from."
     )
     dataset_id: str | None = Field(default=None, foreign_key="dataset.id")
     run_id: str | None = Field(default=None, index=True)

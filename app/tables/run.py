@@ -1,4 +1,4 @@
-"""Runs: one stage of a job being carried out. `runs/lifecycle.py` alone writes their status."""
+"""Runs: the execution of one stage of a job. Only `runs/lifecycle.py` writes their status."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +12,7 @@ from trainers.configs import Queue, StageKind
 
 
 class RunStatus(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     queued = "queued"
     running = "running"
@@ -25,7 +25,7 @@ class RunStatus(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will happen unless a person asks for it."""
+        """Whether the run has ended; only a retry starts it again."""
         return self in FINISHED
 
     @property
@@ -35,7 +35,7 @@ class RunStatus(StrEnum):
 
 
 class TrackingService(StrEnum):
-    """Where a run can be followed beside this service's own API."""
+    """A tracking service that shows the run in addition to this API."""
 
     mlflow = "mlflow"
     wandb = "wandb"
@@ -47,14 +47,14 @@ HELD = frozenset({RunStatus.running, RunStatus.pausing, RunStatus.cancelling})
 
 
 class Run(SQLModel, table=True):
-    """A stage, its progress and the lease of the worker that has it."""
+    """A stage, its progress and the lease of the worker that executes it."""
 
     __tablename__ = "run"
     __table_args__ = (
         UniqueConstraint("job_id", "position"),
         Index("ix_run_claim", "status", "queue", text("priority DESC"), "id"),
         Index("ix_run_lease", "status", "lease_expires_at"),
-        # Jobs are listed by status through their current run.
+        # A list of jobs with a status finds them by their current run.
         Index("ix_run_status_job", "status", "job_id"),
     )
 
@@ -69,10 +69,8 @@ class Run(SQLModel, table=True):
     device_count: int = Field(default=1, description="GPUs of the host that the run takes on the queue cuda.")
 
     status: RunStatus = Field(default=RunStatus.queued, sa_type=enum_type(RunStatus))
-    attempt: int = Field(
-        default=0, description="Counts claims; every write of a worker must carry the current one."
-    )
-    failure_count: int = Field(default=0, description="Infrastructure faults since the last checkpoint.")
+    attempt: int = Field(default=0, description="Counts claims; the fencing token of a worker's writes.")
+    failure_count: int = Field(default=0, description="Infrastructure failures since the last checkpoint.")
     worker_id: str | None = Field(default=None, foreign_key="worker.id")
     lease_expires_at: datetime | None = time_field()
     claimable_at: datetime | None = time_field()

@@ -1,4 +1,4 @@
-"""Workers: who serves which queue, on what hardware, and when it was last heard of."""
+"""Workers: the queues that they serve, their hardware and their last heartbeat."""
 
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,7 @@ from app.tables.base import Json, new_id, time_field
 
 
 class Worker(SQLModel, table=True):
-    """One start of a worker; the id is new with each start, so that a lease names one process."""
+    """One start of a worker process; each start has its own id, so that a lease names one process."""
 
     __tablename__ = "worker"
 

@@ -1,4 +1,4 @@
-"""Where a run is tracked"""
+"""Add the tracking services of runs."""
 
 import sqlalchemy as sa
 from alembic import op

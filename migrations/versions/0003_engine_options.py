@@ -1,4 +1,4 @@
-"""Options of a deployment's engine"""
+"""Add the engine options of deployments."""
 
 import sqlalchemy as sa
 from alembic import op

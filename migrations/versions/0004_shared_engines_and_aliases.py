@@ -1,4 +1,4 @@
-"""Engines that deployments share, sleep, parity, and aliases"""
+"""Add shared engines, sleeping deployments, parity checks and aliases."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,7 +16,7 @@ NAMES = ("uq_deployment_live_name", "uq_deployment_next")
 
 
 def upgrade() -> None:
-    # An empty key is shared with nobody, which is right for engines that were started before.
+    # Deployments with an empty key share no engine; those of older versions each have their own.
     for column in (
         sa.Column("engine_key", sa.String(), nullable=False, server_default=""),
         sa.Column("idle_seconds", sa.Float(), nullable=False, server_default="0"),
@@ -60,7 +60,7 @@ def downgrade() -> None:
     op.drop_table("alias")
     for name in NAMES:
         op.drop_index(name, table_name="deployment")
-    # What only this version knows would break the older index and enum.
+    # The older schema has neither the status nor the column.
     op.execute("UPDATE deployment SET status = 'stopped' WHERE status = 'asleep' OR replaces IS NOT NULL")
     op.create_index(
         "uq_deployment_live_name",

@@ -1,4 +1,4 @@
-"""Limits of API keys"""
+"""Add the rate limits of API keys."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Plain names, and the devices of a run as a column"""
+"""Rename columns to plain terms, and add the devices of a run as a column."""
 
 import sqlalchemy as sa
 from alembic import op
