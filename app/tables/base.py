@@ -29,7 +29,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, 
 
 
 def new_id(prefix: str) -> str:
-    """Return an id such as `run_06e5…`: 48 bits of milliseconds and 80 random bits, so that ids sort by age."""
+    """Return an id such as `run_06e5…`: 48 bits of milliseconds and 80 random bits; ids sort by age."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     digits = "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
     return f"{prefix}_{digits}"
