@@ -25,7 +25,7 @@ from app.storage import migrate
 from app.storage.database import get_engine
 from trainers.configs import Queue
 from workers import tasks
-from workers.engines.pool import DeploymentManager
+from workers.engines.deployment_manager import DeploymentManager
 from workers.hosts.worker import WorkerContext, register_worker
 from workers.runs import recovery
 from workers.tracking.services import explain_missing_packages

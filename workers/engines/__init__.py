@@ -1,1 +1,1 @@
-"""Deployments as this worker holds them, and the engines that they share."""
+"""Deployments that this worker holds, and the engine processes that they share."""

@@ -1,4 +1,4 @@
-"""One deployment on an engine that it may share: moved in, proved, opened to requests, and moved out."""
+"""Deployment runner: carries one deployment from claim to end on an engine that it may share."""
 
 import logging
 import threading
@@ -14,7 +14,8 @@ from app.tables import Deployment, DeploymentStatus, Model
 from serving.engines import EngineRequestFailed
 from trainers.configs import ParityMode
 from trainers.runtime.error_codes import ErrorCode
-from workers.engines.engine_process import POLL_SECONDS, EngineProcess, EngineStart, engine_error
+from workers.engines.engine_process import EngineProcess, EngineStart, engine_error
+from workers.engines.engine_start import POLL_SECONDS
 from workers.engines.parity_check import ParityTarget, check_parity
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
@@ -22,17 +23,17 @@ from workers.runs.launch import LaunchError, ResolvedModel, fetch_model
 
 logger = logging.getLogger(__name__)
 
-# Longer than any gateway still sends requests by a table of routes that it has read before.
-SETTLE_SECONDS = 2.0
-# An engine that dies of loading a model is not tried with it a third time: others live on it.
-MOST_DEATHS = 2
+# A gateway may route by a table that it read before the deployment left: longer than it uses such a table.
+ROUTE_EXPIRY_SECONDS = 2.0
+# An engine that crashes while it loads a model is not given that model a third time: others share it.
+MAX_LOAD_CRASHES = 2
 
 
-class _ToLeave(Exception):
-    """The deployment is to leave its engine."""
+class _Leave(Exception):
+    """The deployment must leave its engine."""
 
 
-class _Failed(Exception):
+class _DeploymentFailed(Exception):
     """The deployment cannot be served."""
 
     def __init__(self, error: dict[str, Any], parity: dict[str, Any] | None = None) -> None:
@@ -42,227 +43,233 @@ class _Failed(Exception):
 
 
 class DeploymentRunner:
-    """A deployment that this worker holds, and the thread that carries it through its life."""
+    """A deployment that this worker holds, and the thread that runs it."""
 
     def __init__(
-        self, host: WorkerContext, keeper: EngineProcess, deployment: Deployment, asked_at: float
+        self,
+        worker: WorkerContext,
+        engine_process: EngineProcess,
+        deployment: Deployment,
+        requested_at: float,
     ) -> None:
-        self.host = host
-        self.keeper = keeper
+        self.worker = worker
+        self.engine_process = engine_process
         self.deployment = deployment
         self.status = deployment.status
         self.unused_seconds = 0.0
-        """Since its last request or its start."""
+        """Since the last request, or since the deployment became ready."""
         self.is_ready = False
-        self.wants_room = False
-        self.rest = threading.Event()
-        """Set when it is to sleep."""
+        self.is_waiting_for_slot = False
+        self.sleep_requested = threading.Event()
         self.thread = threading.Thread(target=self._run, name=deployment.id)
-        self._name = keeper.base_name
-        self._loaded: EngineStart | None = None
-        self._deaths = 0
+        self._name = engine_process.base_name
+        self._loaded_on: EngineStart | None = None
+        self._load_crashes = 0
         self._has_left = False
-        seconds, attempt = host.settings.lease_seconds, deployment.attempt
+        seconds, attempt = worker.settings.lease_seconds, deployment.attempt
         self._lease = Lease(
-            deployment.id, seconds, asked_at, lambda s: deployments.renew(s, deployment.id, attempt, seconds)
+            deployment.id,
+            seconds,
+            requested_at,
+            lambda s: deployments.renew(s, deployment.id, attempt, seconds),
         )
 
     @property
     def has_adapter(self) -> bool:
-        """Whether it takes one of the engine's places for adapters."""
-        return self._name != self.keeper.base_name
-
-    @property
-    def _request_name(self) -> str:
-        """The name by which requests ask the engine for the model."""
-        base = self.keeper.base_name
-        return self.keeper.engine.request_name(base, self._name) if self.has_adapter else base
+        """Whether the deployment needs one of the engine's adapter slots."""
+        return self._name != self.engine_process.base_name
 
     @property
     def is_leaving(self) -> bool:
-        """Whether its place will be free soon."""
-        return self.rest.is_set() or self.status is DeploymentStatus.stopping
+        """Whether the deployment is about to free its slot."""
+        return self.sleep_requested.is_set() or self.status is DeploymentStatus.stopping
+
+    @property
+    def _request_name(self) -> str:
+        """The model name that the engine expects in requests."""
+        base = self.engine_process.base_name
+        return self.engine_process.engine.request_name(base, self._name) if self.has_adapter else base
 
     def _run(self) -> None:
         extra = {"deployment_id": self.deployment.id}
-        self.keeper.hold(self._lease)
+        self.engine_process.bind_lease(self._lease)
         try:
-            with self.host.leases.hold(self._lease):
-                self._live()
+            with self.worker.leases.hold(self._lease):
+                self._serve()
         except StaleAttempt as stale:
-            logger.warning("left to another worker: %s", stale, extra=extra)
-        except DBAPIError as fault:
-            logger.warning("left until its lease ends: %s", fault.orig, extra=extra)
+            logger.warning("the deployment belongs to another worker now: %s", stale, extra=extra)
+        except DBAPIError as error:
+            logger.warning("the deployment is left until its lease ends: %s", error.orig, extra=extra)
         finally:
-            self._move_out()
+            self._leave_engine()
 
-    def _live(self) -> None:
+    def _serve(self) -> None:
         try:
-            model = self._resolve()
-            self.keeper.open(model)
+            model = self._fetch_model()
+            self.engine_process.start(model)
             while True:
-                up = self._await_up()
-                if self._move_in(up, model):
-                    self._stay(up)
-                self._tell_of_restart()
-        except _Failed as failed:
+                start = self._wait_for_engine()
+                if self._enter_engine(start, model):
+                    while self.engine_process.current_start is start:
+                        self._poll()
+                self._report_restart()
+        except _DeploymentFailed as failed:
             self._end(failed.error, failed.parity)
-        except _ToLeave:
+        except _Leave:
             self._leave()
 
-    def _resolve(self) -> ResolvedModel:
+    def _fetch_model(self) -> ResolvedModel:
         reference = self.deployment.model_id or self.deployment.base
         try:
-            model = fetch_model(None, reference, self.host.settings)
-        except LaunchError as refused:
-            raise _Failed(engine_error(f"The model cannot be read: {refused}")) from refused
+            model = fetch_model(None, reference, self.worker.settings)
+        except LaunchError as error:
+            raise _DeploymentFailed(engine_error(f"The model cannot be read: {error}")) from error
         if model.adapter is not None:
             self._name = self._adapter_name()
         return model
 
     def _adapter_name(self) -> str:
-        """A name by content, new with each load: an adapter reloaded in place may meet stale caches."""
+        """Return a name that is unique to the weights and to this load: engines cache prefixes by name."""
         with read_session() as session:
             sha256 = session.get_one(Model, self.deployment.model_id).sha256
         deployment = self.deployment
         return f"{deployment.name}-{sha256[:12]}-{deployment.id[-6:]}-{deployment.attempt}"
 
-    def _await_up(self) -> EngineStart:
-        while (up := self.keeper.up) is None:
-            if self.keeper.closing.is_set():
-                raise _Failed(self.keeper.fault or engine_error("The engine was stopped."))
-            self._look()
-        return up
+    def _wait_for_engine(self) -> EngineStart:
+        while (start := self.engine_process.current_start) is None:
+            if self.engine_process.closing.is_set():
+                raise _DeploymentFailed(
+                    self.engine_process.last_error or engine_error("The engine was stopped.")
+                )
+            self._poll()
+        return start
 
-    def _move_in(self, up: EngineStart, model: ResolvedModel) -> bool:
-        """Put the model on the engine and open it to requests; False when the engine died meanwhile."""
-        self._await_room()
-        while not self.keeper.turn.acquire(timeout=POLL_SECONDS):
-            self._look(0)
+    def _enter_engine(self, start: EngineStart, model: ResolvedModel) -> bool:
+        """Load and check the model, and accept requests; return False when the engine crashed meanwhile."""
+        self._wait_for_slot()
+        while not self.engine_process.load_lock.acquire(timeout=POLL_SECONDS):
+            self._poll(0)
         try:
-            self._load(up, model)
-            parity = self._prove(up, model)
-        except EngineRequestFailed as refused:
-            if self._is_alive(up):
-                raise _Failed(engine_error(f"The engine does not serve the model: {refused}")) from refused
-            self._deaths += 1
-            if self._deaths >= MOST_DEATHS:
-                raise _Failed(
-                    engine_error(f"The engine died twice as it took the model: {refused}")
-                ) from refused
+            self._load(start, model)
+            parity = self._check_parity(start, model)
+        except EngineRequestFailed as error:
+            if self._is_running(start):
+                message = f"The engine does not serve the model: {error}"
+                raise _DeploymentFailed(engine_error(message)) from error
+            self._load_crashes += 1
+            if self._load_crashes >= MAX_LOAD_CRASHES:
+                message = f"The engine crashed {self._load_crashes} times while it loaded the model: {error}"
+                raise _DeploymentFailed(engine_error(message)) from error
             return False
         finally:
-            self.keeper.turn.release()
-        self._open(up, parity)
+            self.engine_process.load_lock.release()
+        self._mark_ready(start, parity)
         return True
 
-    def _await_room(self) -> None:
+    def _wait_for_slot(self) -> None:
         if not self.has_adapter:
             return
-        while not self.keeper.take_room(self._name):
-            self.wants_room = True
-            self._look()
-        self.wants_room = False
+        while not self.engine_process.reserve_adapter_slot(self._name):
+            self.is_waiting_for_slot = True
+            self._poll()
+        self.is_waiting_for_slot = False
 
-    def _load(self, up: EngineStart, model: ResolvedModel) -> None:
+    def _load(self, start: EngineStart, model: ResolvedModel) -> None:
+        engine = self.engine_process.engine
         if model.adapter is not None:
-            self.keeper.engine.load_adapter(up.address, self._name, str(model.adapter))
-        self._loaded = up
-        self.keeper.engine.probe(up.address, self._request_name)
+            engine.load_adapter(start.address, self._name, str(model.adapter))
+        self._loaded_on = start
+        engine.probe(start.address, self._request_name)
 
-    def _prove(self, up: EngineStart, model: ResolvedModel) -> dict[str, Any] | None:
-        """The parity report, if the deployment asks for one; raises _Failed when it insists."""
+    def _check_parity(self, start: EngineStart, model: ResolvedModel) -> dict[str, Any] | None:
+        """Return the parity report, or None if parity is off; raises _DeploymentFailed in mode `on`."""
         mode = self.deployment.parity_mode
         if mode is ParityMode.off:
             return None
         report = check_parity(
-            self.host.settings,
+            self.worker.settings,
             self.deployment,
-            ParityTarget(self.keeper.engine, up.address, self._request_name, model),
-            self.keeper.folder,
+            ParityTarget(self.engine_process.engine, start.address, self._request_name, model),
+            self.engine_process.folder,
             self._lease,
-            lambda: self._look(0),
+            lambda: self._poll(0),
         )
         if not report["passed"] and mode is ParityMode.on:
-            raise _Failed(engine_error(report["message"], ErrorCode.parity_failed), report)
+            raise _DeploymentFailed(engine_error(report["message"], ErrorCode.parity_failed), report)
         return report
 
-    def _open(self, up: EngineStart, parity: dict[str, Any] | None) -> None:
+    def _mark_ready(self, start: EngineStart, parity: dict[str, Any] | None) -> None:
         deployment = self.deployment
         with transaction() as session:
             self.is_ready = deployments.mark_ready(
-                session, deployment.id, deployment.attempt, up.address, self._request_name, parity
+                session, deployment.id, deployment.attempt, start.address, self._request_name, parity
             )
         deployment.parity = parity
-        self.unused_seconds, self._deaths = 0.0, 0
-        logger.info("ready", extra={"deployment_id": deployment.id, "address": up.address})
+        self.unused_seconds, self._load_crashes = 0.0, 0
+        logger.info("deployment is ready", extra={"deployment_id": deployment.id, "address": start.address})
 
-    def _stay(self, up: EngineStart) -> None:
-        """Serve for as long as this start of the engine lasts."""
-        while self.keeper.up is up:
-            self._look()
-
-    def _tell_of_restart(self) -> None:
+    def _report_restart(self) -> None:
         self.is_ready = False
-        self._look(0)
-        told = self.keeper.fault or engine_error("The engine is started again.")
+        self._poll(0)
+        error = self.engine_process.last_error or engine_error("The engine is being restarted.")
         with transaction() as session:
-            deployments.mark_restarting(session, self.deployment.id, self.deployment.attempt, told)
+            deployments.mark_restarting(session, self.deployment.id, self.deployment.attempt, error)
 
-    def _look(self, seconds: float = POLL_SECONDS) -> None:
-        """Wait a little; raises StaleAttempt when the lease is lost and _ToLeave when it is time to go."""
+    def _poll(self, seconds: float = POLL_SECONDS) -> None:
+        """Wait; raises StaleAttempt when the lease is lost, and _Leave when the deployment must leave."""
         if self._lease.lost.wait(seconds):
             raise StaleAttempt(f"lost the lease of {self.deployment.id}")
-        stopping = self.status is DeploymentStatus.stopping or self.host.stopping.is_set()
-        if stopping or (self.is_ready and self.rest.is_set()):
-            raise _ToLeave
+        is_stopping = self.status is DeploymentStatus.stopping or self.worker.stopping.is_set()
+        if is_stopping or (self.is_ready and self.sleep_requested.is_set()):
+            raise _Leave
 
-    def _is_alive(self, up: EngineStart) -> bool:
-        """Whether the engine is still there; its keeper takes a moment to see that it is not."""
+    def _is_running(self, start: EngineStart) -> bool:
+        """Whether the engine survived; its thread needs up to a poll to notice a crash."""
         deadline = time.monotonic() + 4 * POLL_SECONDS
-        while self.keeper.up is up and time.monotonic() < deadline:
+        while self.engine_process.current_start is start and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 5)
-        return self.keeper.up is up
+        return self.engine_process.current_start is start
 
     def _leave(self) -> None:
-        """The route goes first: requests by older tables are still answered before the model moves out."""
+        """Close the route before the model is unloaded: gateways still send requests for a moment."""
         deployment = self.deployment
         if self.status is DeploymentStatus.stopping:
-            self._move_out()
+            self._leave_engine()
             self._end(None)
             return
-        step = deployments.release if self.host.stopping.is_set() else deployments.sleep
+        change_status = deployments.release if self.worker.stopping.is_set() else deployments.sleep
         with transaction() as session:
-            moved = step(session, deployment.id, deployment.attempt)
-        if not moved:
+            has_changed = change_status(session, deployment.id, deployment.attempt)
+        if not has_changed:  # Someone has asked to stop the deployment since the last poll.
             self.status = DeploymentStatus.stopping
             self._leave()
 
-    def _move_out(self) -> None:
-        """Leave the engine, and wait until it has stopped if this was the last to leave."""
+    def _leave_engine(self) -> None:
+        """Unload the model and release the engine; after the last user, wait until the engine has stopped."""
         if self._has_left:
             return
         self._has_left = True
-        if self.is_ready and self._loaded is self.keeper.up and not self._lease.lost.is_set():
-            self.keeper.let_go(self._lease)
-            time.sleep(SETTLE_SECONDS)
+        is_loaded = self._loaded_on is not None and self._loaded_on is self.engine_process.current_start
+        if self.is_ready and is_loaded and not self._lease.lost.is_set():
+            self.engine_process.unbind_lease(self._lease)
+            time.sleep(ROUTE_EXPIRY_SECONDS)
         self._unload()
-        self.keeper.let_go(self._lease)
-        self.keeper.leave()
-        if self.keeper.closing.is_set():
-            self.keeper.gone.wait()
+        self.engine_process.unbind_lease(self._lease)
+        self.engine_process.release()
+        if self.engine_process.closing.is_set():
+            self.engine_process.stopped.wait()
 
     def _unload(self) -> None:
         if not self.has_adapter:
             return
-        if self._loaded is not None and self._loaded is self.keeper.up:
+        if self._loaded_on is not None and self._loaded_on is self.engine_process.current_start:
             try:
-                self.keeper.engine.unload_adapter(self._loaded.address, self._name)
-            except EngineRequestFailed as refused:
-                logger.warning("cannot unload %s: %s", self._name, refused)
-        self.keeper.give_room(self._name)
+                self.engine_process.engine.unload_adapter(self._loaded_on.address, self._name)
+            except EngineRequestFailed as error:
+                logger.warning("cannot unload %s: %s", self._name, error)
+        self.engine_process.release_adapter_slot(self._name)
 
     def _end(self, error: dict[str, Any] | None, parity: dict[str, Any] | None = None) -> None:
         with transaction() as session:
             deployments.end(session, self.deployment.id, self.deployment.attempt, error, parity)
-        logger.info("ended", extra={"deployment_id": self.deployment.id, "error": error})
+        logger.info("deployment ended", extra={"deployment_id": self.deployment.id, "error": error})

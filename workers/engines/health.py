@@ -1,49 +1,49 @@
-"""Whether an engine is well: it says so, and from time to time it has to prove it by one token."""
+"""Engine health: periodic health checks, and a probe that generates one token."""
 
 import time
 
 from serving.engines import Engine, EngineRequestFailed
 
-LOOK_SECONDS = 2.0
-# An engine that is up but does not say that it is well for so long is started again.
+HEALTH_CHECK_SECONDS = 2.0
+# An engine that is running but has not passed a health check for this long is restarted.
 UNHEALTHY_SECONDS = 60.0
-# One probe may be late behind much work; so many in a row are not.
-MOST_FAILED_PROBES = 3
-PROBE_AGAIN_SECONDS = 5.0
+# One probe can time out behind a long queue of requests; this many in a row mean that the engine hangs.
+MAX_FAILED_PROBES = 3
+PROBE_RETRY_SECONDS = 5.0
 
 
 class EngineHealth:
-    """What is known of one start of an engine."""
+    """Health of one start of an engine."""
 
-    def __init__(self, engine: Engine, address: str, name: str, probe_seconds: float) -> None:
+    def __init__(self, engine: Engine, address: str, model_name: str, probe_seconds: float) -> None:
         self._engine = engine
         self._address = address
-        self._name = name
+        self._model_name = model_name
         self._probe_seconds = probe_seconds
-        self._said_at = self._look_at = time.monotonic()
-        self._probe_at = self._look_at + probe_seconds
+        self._healthy_at = self._next_check_at = time.monotonic()
+        self._next_probe_at = self._next_check_at + probe_seconds
         self._failed_probes = 0
 
-    def fault(self) -> str | None:
-        """Why the engine is to be started again, if it is; takes as long as a token does."""
+    def check(self) -> str | None:
+        """Return why the engine must be restarted, or None; blocks while a probe generates its token."""
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
+        if now >= self._next_check_at:
+            self._next_check_at = now + HEALTH_CHECK_SECONDS
             if self._engine.is_up(self._address):
-                self._said_at = now
-        if now - self._said_at > UNHEALTHY_SECONDS:
-            return f"The engine has not said that it is well for {UNHEALTHY_SECONDS:.0f} s."
-        return self._probe() if now >= self._probe_at else None
+                self._healthy_at = now
+        if now - self._healthy_at > UNHEALTHY_SECONDS:
+            return f"The engine has failed its health check for {UNHEALTHY_SECONDS:.0f} s."
+        return self._probe() if now >= self._next_probe_at else None
 
     def _probe(self) -> str | None:
         try:
-            self._engine.probe(self._address, self._name)
-        except EngineRequestFailed as refused:
+            self._engine.probe(self._address, self._model_name)
+        except EngineRequestFailed as error:
             self._failed_probes += 1
-            self._probe_at = time.monotonic() + PROBE_AGAIN_SECONDS
-            if self._failed_probes >= MOST_FAILED_PROBES:
-                return f"The engine gave no token {self._failed_probes} times in a row: {refused}"
+            self._next_probe_at = time.monotonic() + PROBE_RETRY_SECONDS
+            if self._failed_probes >= MAX_FAILED_PROBES:
+                return f"The engine failed {self._failed_probes} probes in a row: {error}"
         else:
             self._failed_probes = 0
-            self._probe_at = time.monotonic() + self._probe_seconds
+            self._next_probe_at = time.monotonic() + self._probe_seconds
         return None

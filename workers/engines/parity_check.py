@@ -1,4 +1,4 @@
-"""The proof that an engine serves what was trained, before a deployment opens to requests."""
+"""Parity check: comparison of a served model with the trained one before the deployment accepts requests."""
 
 import json
 import logging
@@ -14,21 +14,21 @@ from app.storage.database import read_session
 from app.tables import Dataset, Deployment, Model, Run
 from serving.engines import Engine
 from serving.engines.child_engine import log_tail
-from serving.parity import spot_check
+from serving.parity.spot_check import passes_spot_check
 from trainers.configs import EngineOptions, Queue, StageKind
-from workers.hosts import guarded_process
+from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, start_guarded_process
 from workers.hosts.lease import Lease
 from workers.runs.launch import LaunchError, ResolvedModel, fetch_dataset, fetch_model, program_environment
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5
-PROOF_SECONDS = 1800.0
+POLL_SECONDS = 0.5
+COMPARISON_TIMEOUT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class ParityTarget:
-    """A model on an engine, under the name by which the engine knows it."""
+    """A model on an engine; `name` is the model name that the engine expects in requests."""
 
     engine: Engine
     address: str
@@ -37,8 +37,8 @@ class ParityTarget:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The form in which a deployment's model was trained, and what its training has left."""
+class ParityReference:
+    """The model in the form in which it was trained, and its dataset, whose prompts are compared too."""
 
     model: ResolvedModel
     template_sha256: str | None = None
@@ -48,38 +48,47 @@ class Trained:
 def check_parity(
     settings: Settings,
     deployment: Deployment,
-    served: ParityTarget,
+    target: ParityTarget,
     folder: Path,
     lease: Lease,
-    look: Callable[[], None],
+    poll: Callable[[], None],
 ) -> dict[str, Any]:
-    """How the served model compares with the trained one: a report with `passed` and `message`.
+    """Compare the served model with the trained one and return a report with `passed` and `message`.
 
-    What has passed before is proved by one chat of it, which its report holds. Else a program compares, in
-    `folder`; it is bound to the lease as every child is, and meanwhile `look` is called, which may raise to
-    leave. Raises EngineRefused when the engine does not answer.
+    If an earlier start of the deployment passed, one chat from its report is compared. Otherwise a program
+    compares both models; it writes to `folder` and is bound to the lease. `poll` is called while it runs
+    and may raise to abort it.
+
+    Raises:
+        EngineRequestFailed: The engine does not respond.
     """
-    before = deployment.parity
+    earlier = deployment.parity
     if (
-        before
-        and before["passed"]
-        and spot_check.passes_spot_check(served.engine, served.address, served.name, before)
+        earlier
+        and earlier["passed"]
+        and passes_spot_check(target.engine, target.address, target.name, earlier)
     ):
-        return before
-    report, log = folder / f"parity-{deployment.id}.json", folder / f"parity-{deployment.id}.log"
-    report.unlink(missing_ok=True)
-    command = _command(settings, deployment, served, _trained(deployment, served.model, settings), report)
-    status = _carry_out(command, log, lease, look)
-    if not report.exists():
-        return {"passed": False, "message": _untold(status, log)}
-    told: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-    return told | {"message": told["difference"]["message"] if told["difference"] else "They agree."}
+        return earlier
+    report_file = folder / f"parity-{deployment.id}.json"
+    log = folder / f"parity-{deployment.id}.log"
+    report_file.unlink(missing_ok=True)
+    reference = _load_reference(deployment, target.model, settings)
+    command = _build_command(settings, deployment, target, reference, report_file)
+    status = _run_comparison(command, log, lease, poll)
+    if not report_file.exists():
+        message = (
+            "Parity of the served model and the trained model could not be checked; the comparison exited "
+            f"with status {status}: {log_tail(log)}"
+        )
+        return {"passed": False, "message": message}
+    report: dict[str, Any] = json.loads(report_file.read_text(encoding="utf-8"))
+    return report | {"message": report["difference"]["message"] if report["difference"] else "They agree."}
 
 
-def _trained(deployment: Deployment, model: ResolvedModel, settings: Settings) -> Trained:
-    """What was trained: of merged weights, the adapter on its base that they were merged from."""
+def _load_reference(deployment: Deployment, model: ResolvedModel, settings: Settings) -> ParityReference:
+    """Return the trained model; for merged weights, the adapter from which they were merged and its base."""
     if deployment.model_id is None:
-        return Trained(model)
+        return ParityReference(model)
     with read_session() as session:
         row = session.get_one(Model, deployment.model_id)
         run = session.get(Run, row.run_id) if row.run_id else None
@@ -89,50 +98,50 @@ def _trained(deployment: Deployment, model: ResolvedModel, settings: Settings) -
         path = fetch_dataset(dataset, settings) if dataset is not None else None
         if run is not None and run.stage is StageKind.merge:
             model = fetch_model(run.job_id, run.config["model"], settings)
-    except (OSError, ArtifactCorrupt, LaunchError) as gone:
-        logger.warning("%s is proved without all that it was made from: %s", deployment.id, gone)
-    return Trained(model, row.template_sha256, path)
+    except (OSError, ArtifactCorrupt, LaunchError) as error:
+        logger.warning("%s: an input of its training cannot be compared: %s", deployment.id, error)
+    return ParityReference(model, row.template_sha256, path)
 
 
-def _command(
-    settings: Settings, deployment: Deployment, served: ParityTarget, trained: Trained, report: Path
+def _build_command(
+    settings: Settings,
+    deployment: Deployment,
+    target: ParityTarget,
+    reference: ParityReference,
+    report_file: Path,
 ) -> list[str]:
     options = EngineOptions.model_validate(deployment.options)
     precision = options.quantization or (None if options.dtype == "auto" else options.dtype)
-    asked = {
+    arguments = {
         "--engine": deployment.engine.value,
-        "--address": served.address,
-        "--name": served.name,
-        "--base": trained.model.base,
-        "--adapter": trained.model.adapter,
+        "--address": target.address,
+        "--name": target.name,
+        "--base": reference.model.base,
+        "--adapter": reference.model.adapter,
         "--precision": precision,
-        "--template-sha256": trained.template_sha256,
-        "--dataset": trained.dataset,
-        "--report": report,
+        "--template-sha256": reference.template_sha256,
+        "--dataset": reference.dataset,
+        "--report": report_file,
     }
     command = [settings.trainer_python or sys.executable, "-m", "serving.parity"]
-    return command + [str(part) for pair in asked.items() if pair[1] is not None for part in pair]
+    for option, value in arguments.items():
+        if value is not None:
+            command += [option, str(value)]
+    return command
 
 
-def _carry_out(command: list[str], log: Path, lease: Lease, look: Callable[[], None]) -> int:
-    """Run the comparison on the CPU, whose memory no engine has taken, and answer its exit status."""
-    child = guarded_process.start_guarded_process(
+def _run_comparison(command: list[str], log: Path, lease: Lease, poll: Callable[[], None]) -> int:
+    """Run the program and return its exit status; it runs on the CPU because the engine owns the devices."""
+    process = start_guarded_process(
         command, log=log, environment=program_environment(Queue.cpu, []), seconds=lease.seconds_left
     )
-    lease.bind(child)
+    lease.bind(process)
     try:
-        for _ in range(int(PROOF_SECONDS / LOOK_SECONDS)):
-            if (status := child.wait(LOOK_SECONDS)) is not None:
+        for _ in range(int(COMPARISON_TIMEOUT_SECONDS / POLL_SECONDS)):
+            if (status := process.wait(POLL_SECONDS)) is not None:
                 return status
-            look()
-        return guarded_process.EXIT_SIGNAL_BASE
+            poll()
+        return EXIT_SIGNAL_BASE
     finally:
-        lease.unbind(child)
-        child.kill()
-
-
-def _untold(status: int, log: Path) -> str:
-    return (
-        f"It could not be told whether the engine serves what was trained; the comparison ended with status "
-        f"{status}: {log_tail(log)}"
-    )
+        lease.unbind(process)
+        process.kill()

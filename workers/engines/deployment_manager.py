@@ -1,0 +1,112 @@
+"""Deployment manager: claims deployments, assigns them to engines, and puts idle ones to sleep."""
+
+import logging
+import time
+
+from sqlalchemy.exc import DBAPIError
+
+from app.deployments import lifecycle as deployments
+from app.storage.database import read_session, transaction
+from app.tables import Deployment
+from trainers.configs import EngineOptions, Queue
+from workers.engines.deployment_runner import DeploymentRunner
+from workers.engines.engine_process import EngineProcess, engine_key
+from workers.engines.engine_start import POLL_SECONDS
+from workers.hosts.worker import WorkerContext
+
+logger = logging.getLogger(__name__)
+
+
+class DeploymentManager:
+    """All deployments of one worker; each deployment has a thread, and so has each engine."""
+
+    def __init__(self, worker: WorkerContext) -> None:
+        self.worker = worker
+        self.engines: dict[str, EngineProcess] = {}
+        self.runners: list[DeploymentRunner] = []
+
+    def run(self) -> None:
+        """Serve deployments until the worker stops, and wait until their engines have stopped."""
+        while not self.worker.stopping.wait(POLL_SECONDS):
+            try:
+                self.poll()
+            except DBAPIError as error:
+                logger.warning("cannot poll for deployments: %s", error.orig)
+        for runner in self.runners:
+            runner.thread.join()
+
+    def poll(self) -> None:
+        """Update the runners from SQL, free adapter slots, and claim waiting deployments."""
+        self.runners = [runner for runner in self.runners if runner.thread.is_alive()]
+        self.engines = {key: engine for key, engine in self.engines.items() if not engine.closing.is_set()}
+        with read_session() as session:
+            states = deployments.load_states(session, [runner.deployment.id for runner in self.runners])
+            waiting = deployments.list_claimable(session, self.worker.worker_id, self.worker.queues)
+        self._update_runners({state.id: state for state in states})
+        for engine in self.engines.values():
+            self._free_adapter_slots(engine)
+        for deployment in waiting:
+            self._claim(deployment)
+
+    def _update_runners(self, states: dict[str, deployments.DeploymentState]) -> None:
+        for runner in self.runners:
+            state = states[runner.deployment.id]
+            runner.status = state.status
+            used_at = [at for at in (state.last_used_at, state.ready_at) if at is not None]
+            runner.unused_seconds = (state.now - max(used_at)).total_seconds() if used_at else 0.0
+            if self._is_idle(runner):
+                runner.sleep_requested.set()
+
+    def _is_idle(self, runner: DeploymentRunner) -> bool:
+        limit = runner.deployment.idle_seconds
+        if not (runner.is_ready and 0 < limit < runner.unused_seconds):
+            return False
+        # The last deployment stops the engine with it, and `last_used_at` is the start of a request: a long
+        # completion can still be in progress.
+        is_last = sum(other.is_ready for other in self._runners_on(runner.engine_process)) == 1
+        return not (is_last and runner.engine_process.is_busy)
+
+    def _free_adapter_slots(self, engine: EngineProcess) -> None:
+        """Put the least recently used deployments to sleep while others wait for an adapter slot."""
+        runners = self._runners_on(engine)
+        n_waiting = sum(runner.is_waiting_for_slot for runner in runners)
+        ready = [runner for runner in runners if runner.has_adapter and runner.is_ready]
+        staying = [runner for runner in ready if not runner.is_leaving]
+        n_leaving = len(ready) - len(staying)
+        staying.sort(key=lambda runner: runner.unused_seconds, reverse=True)
+        for runner in staying[: max(0, n_waiting - n_leaving)]:
+            runner.sleep_requested.set()
+
+    def _claim(self, waiting: Deployment) -> None:
+        """Claim a deployment for the engine that has its base, or for a new one if devices are free."""
+        engine = self._acquire_engine(waiting)
+        if engine is None:
+            return
+        requested_at = time.monotonic()
+        claimed = None
+        try:
+            with transaction() as session:
+                claimed = deployments.claim(
+                    session, waiting.id, self.worker.worker_id, self.worker.settings.lease_seconds
+                )
+        finally:
+            if claimed is None:
+                engine.release()
+        if claimed is not None:
+            self.engines[engine_key(claimed)] = engine
+            runner = DeploymentRunner(self.worker, engine, claimed, requested_at)
+            self.runners.append(runner)
+            runner.thread.start()
+
+    def _acquire_engine(self, waiting: Deployment) -> EngineProcess | None:
+        engine = self.engines.get(engine_key(waiting))
+        if engine is not None and engine.acquire():
+            return engine
+        n_gpus = EngineOptions.model_validate(waiting.options).tensor_parallel
+        gpus = self.worker.devices.take(Queue(waiting.queue), n_gpus)
+        return None if gpus is None else EngineProcess(self.worker, waiting, gpus)
+
+    def _runners_on(self, engine: EngineProcess) -> list[DeploymentRunner]:
+        return [
+            runner for runner in self.runners if runner.engine_process is engine and runner.thread.is_alive()
+        ]

@@ -1,0 +1,88 @@
+"""Start of an engine as a guarded process: its address, its command, and the wait until it is ready."""
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from serving.engines import Engine, EngineConfig
+from serving.engines.child_engine import log_tail
+from serving.engines.engine import START_TIMEOUT_SECONDS
+from serving.http.addresses import is_private
+from trainers.configs import Queue
+from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
+from workers.runs.launch import program_environment
+
+POLL_SECONDS = 0.5
+LOG = "log.txt"
+
+
+class EngineProcessFailed(Exception):
+    """The engine did not start, or it stopped working; `was_ready` tells which."""
+
+    def __init__(self, message: str, *, was_ready: bool = False) -> None:
+        super().__init__(message)
+        self.was_ready = was_ready
+
+
+def find_free_address(host: str) -> str:
+    """Return the URL of a free port on `TUNESMITH_ENGINE_HOST`.
+
+    Raises:
+        EngineProcessFailed: The host name is unknown, cannot be bound, or resolves to a public address.
+    """
+    try:
+        family, _, _, _, resolved = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        if not is_private(str(resolved[0])):
+            raise EngineProcessFailed(
+                f"TUNESMITH_ENGINE_HOST is {host}, which resolves to {resolved[0]}: engines listen on "
+                "loopback or a private address only."
+            )
+        with socket.socket(family) as listener:
+            listener.bind((resolved[0], 0))
+            return f"http://{host}:{listener.getsockname()[1]}"
+    except OSError as error:
+        raise EngineProcessFailed(
+            f"TUNESMITH_ENGINE_HOST is {host}, which cannot be used: {error}."
+        ) from error
+
+
+def start_engine(
+    engine: Engine, config: EngineConfig, folder: Path, queue: Queue, gpus: Sequence[int], seconds: float
+) -> GuardedProcess:
+    """Start the engine in an empty folder that takes its log; it is killed after `seconds` unless extended.
+
+    Raises:
+        EngineProcessFailed: The engine does not support the configuration.
+    """
+    try:
+        command = engine.command(config)
+    except ValueError as error:
+        raise EngineProcessFailed(f"The engine {engine.kind} cannot be started: {error}") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    environment = program_environment(queue, list(gpus)) | engine.environment(config)
+    return start_guarded_process(command, log=folder / LOG, environment=environment, seconds=seconds)
+
+
+def wait_until_ready(
+    engine: Engine, process: GuardedProcess, address: str, folder: Path, is_cancelled: Callable[[], bool]
+) -> bool:
+    """Wait until the engine accepts requests; return False when `is_cancelled` returned True first.
+
+    Raises:
+        EngineProcessFailed: The engine exited, or was not ready in time.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while (exit_status := process.wait(POLL_SECONDS)) is None:
+        if is_cancelled():
+            return False
+        if engine.is_up(address):
+            return True
+        if time.monotonic() > deadline:
+            raise EngineProcessFailed(f"The engine was not ready after {START_TIMEOUT_SECONDS:.0f} s.")
+    message = (
+        f"The engine exited with status {exit_status} before it was ready: {log_tail(folder / LOG, lines=1)}"
+    )
+    raise EngineProcessFailed(message)
