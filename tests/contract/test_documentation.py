@@ -1,0 +1,48 @@
+"""What README and docs show is true: examples validate, settings exist, links lead somewhere.
+
+Goal: a person who copies an example gets no error. Method: parse every JSON example of a stage with the configs
+that the API uses, and resolve every relative link.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from tests.conftest import ROOT
+from trainers.configs import parse_stage
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if "decisions" not in page.parts),
+]
+STAGES = [
+    pytest.param(block, id=f"{page.relative_to(ROOT)}:{block[:40]}")
+    for page in PAGES
+    for block in re.findall(r"```json\n(\{\"stage\".*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize("block", STAGES)
+def test_every_stage_example_validates(block: str) -> None:
+    parse_stage(json.loads(block))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_setting_that_a_page_names_exists(page: Path) -> None:
+    named = set(re.findall(r"\bTUNESMITH_([A-Z_]+[A-Z])\b", page.read_text(encoding="utf-8")))
+    test_only = {"KEY", "LANGCHAIN_PYTHON", "LM_EVAL_PYTHON", "BENCHMARK", "GATEWAYS"}
+    assert named - test_only - {name.upper() for name in Settings.model_fields} == set()
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
