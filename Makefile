@@ -1,13 +1,16 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test slow check format clean
+.PHONY: help setup demo run test unit integration e2e slow reference check format clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests share processes and models, so a file stays in one of the parallel processes.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+COVERAGE := --cov=app --cov=workers --cov=trainers --cov=serving --cov-report=term:skip-covered
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/installed ## Install everything into .venv (Python 3.11 or newer)
 
@@ -24,11 +27,24 @@ demo: setup ## Train, evaluate, deploy and chat with a tiny model; FULL=1 runs S
 run: setup ## Keep the service up with the examples seeded; Swagger UI is at /docs
 	@$(BIN)/python -m app --with-examples
 
-test: setup ## Run the test suite
-	$(BIN)/python -m pytest
+test: setup ## Run the test suite and print its coverage
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(PARALLEL) $(COVERAGE)
+	$(BIN)/python -m pytest tests/e2e $(PARALLEL)
+
+unit: setup ## Run the tests that need no server, database or model
+	$(BIN)/python -m pytest tests/unit tests/contract
+
+integration: setup ## Run the tests of one package with real databases, processes and models
+	$(BIN)/python -m pytest tests/integration $(PARALLEL)
+
+e2e: setup ## Run the tests of the whole product
+	$(BIN)/python -m pytest tests/e2e $(PARALLEL)
 
 slow: setup ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+reference: setup ## Write docs/reference from the code
+	$(BIN)/python -m docs.generate_reference
 
 check: setup ## Lint, check formatting, types and the import arrows
 	$(BIN)/ruff check .
