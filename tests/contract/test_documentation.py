@@ -1,7 +1,7 @@
 """What README and docs show is true: examples validate, settings exist, links lead somewhere.
 
-Goal: a person who copies an example gets no error. Method: parse every JSON example of a stage with the configs
-that the API uses, and resolve every relative link.
+Goal: a person who copies an example gets no error. Method: parse every JSON example of a stage with the
+configs that the API uses, and resolve every relative link.
 """
 
 import json
