@@ -18,7 +18,7 @@ from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
-from trainers.configs.stages.grpo import Generation, GrpoConfig, GrpoLoss
+from trainers.configs.stages.grpo import GenerationBackend, GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_before_training, check_stage
@@ -172,7 +172,7 @@ def _arguments(
 
 def _generation(config: GrpoConfig) -> dict[str, Any]:
     """TRL's arguments of what generates; raises DeviceUnavailable where vLLM is not installed."""
-    if config.generation is Generation.transformers:
+    if config.generation is GenerationBackend.transformers:
         return {}
     if not is_vllm_available():
         raise DeviceUnavailable(
@@ -181,7 +181,7 @@ def _generation(config: GrpoConfig) -> dict[str, Any]:
         )
     return {
         "use_vllm": True,
-        "vllm_mode": "server" if config.generation is Generation.vllm_server else "colocate",
+        "vllm_mode": "server" if config.generation is GenerationBackend.vllm_server else "colocate",
         "vllm_server_base_url": config.vllm_server_url,
         "vllm_gpu_memory_utilization": config.vllm_memory_share,
     }

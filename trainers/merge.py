@@ -18,7 +18,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainers.configs.base import AdaptedModel
-from trainers.configs.references import base_of
+from trainers.configs.references import get_base_model
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.modeling.load import load_config, load_model, load_tokenizer, template_sha256
 from trainers.runtime import run_dir as files
@@ -68,7 +68,7 @@ def merge(config: MergeConfig, run_dir: Path, report: EventWriter) -> dict[str, 
         "model": {
             "path": files.MODEL,
             "kind": "base",
-            "base": base_of(reference),
+            "base": get_base_model(reference),
             "template_sha256": template_sha256(tokenizer),
         },
         "checks": {"differences": checks, "tolerance": TOLERANCES[dtype], "prompts": len(prompts)},
@@ -86,7 +86,7 @@ def plan(config: MergeConfig) -> dict[str, Any]:
 
 def _adapted(config: MergeConfig) -> AdaptedModel:
     if not isinstance(config.model, AdaptedModel):
-        base_of(config.model)
+        get_base_model(config.model)
         raise ConfigInvalid(
             f"The model {config.model} has no adapter, so there is nothing to merge.",
             "Name a model that LoRA has tuned; one of which all weights were tuned is whole already.",
@@ -107,7 +107,7 @@ def _dtype(config: MergeConfig) -> torch.dtype:
     """The asked format, or that in which the base's own files are."""
     if config.dtype is not MergeDtype.auto:
         return DTYPES[config.dtype]
-    on_disk = load_config(base_of(config.model)).dtype
+    on_disk = load_config(get_base_model(config.model)).dtype
     return on_disk if on_disk in TOLERANCES else torch.float32
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from trainers.configs.base import Part
+from trainers.configs.base import DatasetPart
 from trainers.configs.recipes import (
     DuplicatesFilter,
     Filter,
@@ -23,15 +23,24 @@ from trainers.configs.recipes import (
     MathsPromptsRecipe,
     MathsSftRecipe,
     NearDuplicatesFilter,
-    OwnAnswersRecipe,
+    OnPolicyPairsRecipe,
     TranslationRecipe,
 )
 from trainers.configs.stages.prepare import PrepareConfig
-from trainers.data.convert import Shape, convert, shape_of
+from trainers.data.convert import RowShape, convert_row, detect_shape
 from trainers.data.files.jsonl import save_rows
-from trainers.data.filters.drops import Drops
-from trainers.data.filters.pair_filters import by_language, by_length_ratio, without_identical_sides
-from trainers.data.filters.row_filters import NumberedRows, by_characters, by_tokens, without_duplicates
+from trainers.data.filters.drops import DropRecorder
+from trainers.data.filters.pair_filters import (
+    drop_identical_sides,
+    filter_by_language,
+    filter_by_length_ratio,
+)
+from trainers.data.filters.row_filters import (
+    NumberedRows,
+    drop_duplicates,
+    filter_by_characters,
+    filter_by_tokens,
+)
 from trainers.data.fingerprint import prompt_text
 from trainers.data.formats import Row, RowFormat, detect_format
 from trainers.data.recipes import gsm8k
@@ -46,7 +55,7 @@ from trainers.rendering.render import (
     read_rows,
     render_example,
 )
-from trainers.rendering.sources import sentence_pairs, source_rows
+from trainers.rendering.sources import read_sentence_pairs, read_source_rows
 from trainers.runtime.errors import DatasetInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
@@ -90,7 +99,7 @@ def _make_datasets(config: PrepareConfig, run_dir: Path, report: EventWriter) ->
     folder.mkdir(exist_ok=True)
     (run_dir / DROPS).unlink(missing_ok=True)
     with (run_dir / DROPS).open("w", encoding="utf-8") as lines:
-        drops = Drops(write=lambda drop: lines.write(drop.model_dump_json() + "\n"))
+        drops = DropRecorder(write=lambda drop: lines.write(drop.model_dump_json() + "\n"))
         try:
             rows, told = _recipe_rows(config, drops, report)
             split = _write(config, folder, _filtered(config, rows, drops))
@@ -111,19 +120,19 @@ def _make_datasets(config: PrepareConfig, run_dir: Path, report: EventWriter) ->
 
 
 def _recipe_rows(
-    config: PrepareConfig, drops: Drops, report: EventWriter
+    config: PrepareConfig, drops: DropRecorder, report: EventWriter
 ) -> tuple[Iterator[tuple[int, Row]], BaseModel | None]:
     """Rows with the line that each comes from, and a report of the recipe that grows as they are read."""
     recipe = config.recipe
     if isinstance(recipe, TranslationRecipe):
         assert config.source is not None
-        return _translations(recipe, sentence_pairs(config.source, drops), drops), None
-    if isinstance(recipe, OwnAnswersRecipe):
+        return _translations(recipe, read_sentence_pairs(config.source, drops), drops), None
+    if isinstance(recipe, OnPolicyPairsRecipe):
         from trainers.rendering.on_policy_pairs import generate_on_policy_pairs
 
         assert config.base is not None
         return generate_on_policy_pairs(recipe, config.base, dataset_path(config.dataset), report)
-    rows = source_rows(config.source) if config.source else read_rows(dataset_path(config.dataset))
+    rows = read_source_rows(config.source) if config.source else read_rows(dataset_path(config.dataset))
     if isinstance(recipe, MathsPairsRecipe):
         told = gsm8k.PairReport()
         return _maths_pairs(recipe, rows, told), told
@@ -141,12 +150,12 @@ def _maths_rows(recipe: MathsSftRecipe | MathsPromptsRecipe, rows: NumberedRows)
         yield line, next(made)
 
 
-def _translations(recipe: TranslationRecipe, pairs: Any, drops: Drops) -> Iterator[tuple[int, Row]]:
-    pairs = without_identical_sides(pairs, drops)
+def _translations(recipe: TranslationRecipe, pairs: Any, drops: DropRecorder) -> Iterator[tuple[int, Row]]:
+    pairs = drop_identical_sides(pairs, drops)
     if recipe.check_language:
-        pairs = by_language(pairs, drops)
+        pairs = filter_by_language(pairs, drops)
     if recipe.check_length:
-        pairs = by_length_ratio(pairs, drops)
+        pairs = filter_by_length_ratio(pairs, drops)
     rows = translation_rows(pairs, directions=recipe.directions, wordings=recipe.wordings, seed=recipe.seed)
     return ((row["line"], row) for row in rows)
 
@@ -155,7 +164,7 @@ def _maths_pairs(
     recipe: MathsPairsRecipe, rows: NumberedRows, told: gsm8k.PairReport
 ) -> Iterator[tuple[int, Row]]:
     made = gsm8k.preference_rows(
-        gsm8k.problems_of_rows(rows),
+        gsm8k.parse_problems(rows),
         told,
         pairs_per_problem=recipe.pairs_per_problem,
         seed=recipe.seed,
@@ -165,7 +174,7 @@ def _maths_pairs(
     return ((row["line"], row) for row in made)
 
 
-def _filtered(config: PrepareConfig, rows: Iterator[tuple[int, Row]], drops: Drops) -> Iterator[Row]:
+def _filtered(config: PrepareConfig, rows: Iterator[tuple[int, Row]], drops: DropRecorder) -> Iterator[Row]:
     """The rows that every filter keeps, in the asked shape."""
     first = next(rows, None)
     if first is None:
@@ -182,25 +191,27 @@ def _filtered(config: PrepareConfig, rows: Iterator[tuple[int, Row]], drops: Dro
 
 
 def _filter(
-    chosen: Filter, rows: NumberedRows, drops: Drops, row_format: RowFormat, config: PrepareConfig
+    chosen: Filter, rows: NumberedRows, drops: DropRecorder, row_format: RowFormat, config: PrepareConfig
 ) -> NumberedRows:
     match chosen:
         case LengthFilter(kind="characters"):
-            return by_characters(rows, drops, row_format, minimum=chosen.minimum, maximum=chosen.maximum)
+            return filter_by_characters(
+                rows, drops, row_format, minimum=chosen.minimum, maximum=chosen.maximum
+            )
         case LengthFilter():
             count = _token_counter(config)
-            return by_tokens(rows, drops, count, minimum=chosen.minimum, maximum=chosen.maximum)
+            return filter_by_tokens(rows, drops, count, minimum=chosen.minimum, maximum=chosen.maximum)
         case DuplicatesFilter():
-            return without_duplicates(rows, drops, row_format)
+            return drop_duplicates(rows, drops, row_format)
         case NearDuplicatesFilter():
-            from trainers.data.filters.near_duplicates import without_near_duplicates
+            from trainers.data.filters.near_duplicates import drop_near_duplicates
 
-            return without_near_duplicates(rows, drops, row_format, threshold=chosen.threshold)
+            return drop_near_duplicates(rows, drops, row_format, threshold=chosen.threshold)
         case HeldOutFilter():
-            from trainers.data.filters.held_out import without_held_out
+            from trainers.data.filters.held_out import drop_held_out
 
             held_out = [dataset_path(reference) for reference in chosen.not_in]
-            return without_held_out(rows, drops, row_format, held_out, threshold=chosen.threshold)
+            return drop_held_out(rows, drops, row_format, held_out, threshold=chosen.threshold)
 
 
 def _token_counter(config: PrepareConfig) -> Any:
@@ -222,24 +233,24 @@ def _tokenizer(config: PrepareConfig) -> "PreTrainedTokenizerBase":
     return load_tokenizer(config.base)
 
 
-def _converted(line: int, row: Row, target: Shape) -> Row:
-    shape = shape_of(row)
+def _converted(line: int, row: Row, target: RowShape) -> Row:
+    shape = detect_shape(row)
     try:
         if shape is None:
             raise ValueError("it has no known format")
-        return convert(row, shape, target)
+        return convert_row(row, shape, target)
     except ValueError as error:
         raise ValueError(f"Row {line} cannot be written as {target}: {error}") from error
 
 
 def _write(config: PrepareConfig, folder: Path, rows: Iterator[Row]) -> SplitReport | None:
     """Write the parts; None if there is no row."""
-    whole = folder / f"{Part.train}.jsonl"
+    whole = folder / f"{DatasetPart.train}.jsonl"
     count = save_rows(whole, rows)
     if not count:
         return None
     if config.split is None:
-        return SplitReport(seed=0, rows={Part.train: count}, distinct_rows={})
+        return SplitReport(seed=0, rows={DatasetPart.train: count}, distinct_rows={})
     sizes = config.split
     every = whole.rename(folder / "every.jsonl")
     report = split_file(
@@ -257,7 +268,7 @@ def _group(row: Row) -> Any:
     return prompt_text(row, row_format) if row_format is RowFormat.preference else row
 
 
-def _described(run_dir: Path, part: Part, rows: int) -> dict[str, Any]:
+def _described(run_dir: Path, part: DatasetPart, rows: int) -> dict[str, Any]:
     """A part as the result names it; raises DatasetInvalid if our own validation would refuse it."""
     path = f"{FOLDER}/{part}.jsonl"
     found = validate_file(run_dir / path, max_faults=1)

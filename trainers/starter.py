@@ -20,7 +20,7 @@ from tokenizers import trainers as tokenizer_trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from trainers.data.recipes.arithmetic import Split, equations, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
 from trainers.runtime.run_dir import publish_folder
 
 END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
@@ -74,7 +74,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    rows = problems(2000, Split.train, seed=0)
+    rows = generate_problems(2000, ProblemSplit.train, seed=0)
     numbers = [f"{n}. So {n} = {n}" for n in range(100)] * 20
     texts = [f"{row['question']}\n{row['answer']}" for row in rows] + ["system\nuser\nassistant\n"] * 50
     tokenizer.train_from_iterator(
@@ -122,11 +122,11 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def _examples(tokenizer: PreTrainedTokenizerFast, seed: int) -> list[tuple[int, list[int]]]:
     """Pairs of (first token that carries loss, tokens): problems, and lists of bare equations beside them."""
     rng = random.Random(seed)  # noqa: S311  # Nothing secret.
-    rows = problems(12_000, Split.train, seed + 1, WRONG_SHARE)
+    rows = generate_problems(12_000, ProblemSplit.train, seed + 1, WRONG_SHARE)
     prompts = [
         _rendered(tokenizer, [_turn("user", row["question"])], add_generation_prompt=True) for row in rows
     ]
-    facts = equations()
+    facts = list_equations()
     lists = [
         f"So {'. Then '.join(rng.choices(facts, k=5))}.\n{END_OF_TURN}"
         for _ in range(int(len(rows) * EQUATION_SHARE))
@@ -184,7 +184,7 @@ def _rate(step: int, steps: int) -> float:
 
 def _assert_reads_alike(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     reloaded = AutoTokenizer.from_pretrained(folder)
-    for row in problems(100, Split.held_out, seed=0):
+    for row in generate_problems(100, ProblemSplit.held_out, seed=0):
         text = _rendered(reloaded, [_turn("user", row["question"]), _turn("assistant", row["answer"])])
         assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"], "The tokenizer reads differently."
 

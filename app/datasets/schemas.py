@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainers.configs import Config, Queue
 from trainers.configs.base import NonEmpty
 from trainers.data.formats import RowFormat
-from trainers.data.validate import Report
+from trainers.data.validate import ValidationReport
 
 UPLOAD_FORM = {
     "requestBody": {
@@ -55,7 +55,7 @@ class DatasetSummaryView(BaseModel):
 class DatasetView(DatasetSummaryView):
     """A dataset with its validation report."""
 
-    report: Report
+    report: ValidationReport
 
 
 class DatasetRowView(BaseModel):

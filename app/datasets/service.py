@@ -19,7 +19,7 @@ from app.storage.database import read_session, transaction
 from app.tables import Dataset, Job
 from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
-from trainers.data.conversation import as_messages
+from trainers.data.conversation import to_messages
 from trainers.data.files.jsonl import read_rows
 from trainers.data.formats import RowFormat
 from trainers.data.validate import validate_file
@@ -131,4 +131,4 @@ def _read(dataset_id: str) -> Dataset:
 def _row(line: int, row: dict[str, object], row_format: RowFormat | None) -> DatasetRowView:
     if row_format is None or not all(fault.code.is_warning for fault in validate_row(row, row_format)):
         return DatasetRowView(line=line, row=row, messages=None)
-    return DatasetRowView(line=line, row=row, messages=as_messages(row, row_format))
+    return DatasetRowView(line=line, row=row, messages=to_messages(row, row_format))

@@ -14,7 +14,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from starlette.concurrency import run_in_threadpool
 
 from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
-from trainers.configs.base import PRINTABLE
+from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.runtime.error_codes import ErrorCode
 
 FORM_OVERHEAD_BYTES = 64 << 10
@@ -81,7 +81,7 @@ async def receive_upload(request: Request, folder: Path, max_bytes: int) -> Data
 def dataset_name(upload: DatasetUpload) -> str:
     """The form's `name`, else the file's; raises Invalid for one that no list could show."""
     name = upload.fields.get("name", "").strip() or Path(upload.filename).stem or "dataset"
-    if len(name) > LONGEST_NAME or not re.match(PRINTABLE, name):
+    if len(name) > LONGEST_NAME or not re.match(PRINTABLE_PATTERN, name):
         message = f"The name must have at most {LONGEST_NAME} characters and no control characters."
         raise UnprocessableContent(
             message,

@@ -65,8 +65,8 @@ def _run(command: Sequence[str], stopping: threading.Event) -> None:
 def write_datasets(folder: Path) -> dict[str, Path]:
     """Word problems to train on, and held-out ones whose numbers the training rows do not have."""
     rows = {
-        TRAIN: arithmetic.problems(TRAIN_ROWS, arithmetic.Split.train, seed=0),
-        TEST: arithmetic.problems(TEST_ROWS, arithmetic.Split.held_out, seed=0),
+        TRAIN: arithmetic.generate_problems(TRAIN_ROWS, arithmetic.ProblemSplit.train, seed=0),
+        TEST: arithmetic.generate_problems(TEST_ROWS, arithmetic.ProblemSplit.held_out, seed=0),
     }
     return {name: write_rows(folder, name, problems) for name, problems in rows.items()}
 
@@ -81,4 +81,4 @@ def write_rows(folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> Pa
 
 def held_out_question() -> str:
     """A problem that no training row holds."""
-    return arithmetic.problems(1, arithmetic.Split.held_out, seed=1)[0]["question"]
+    return arithmetic.generate_problems(1, arithmetic.ProblemSplit.held_out, seed=1)[0]["question"]

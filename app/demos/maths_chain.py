@@ -56,7 +56,7 @@ def build_job(seed: int, tuning: str) -> dict[str, Any]:
     sft = {"max_steps": 12, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 4e-4 * factor}
     dpo = {"max_steps": 30, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-4 * factor}
     grpo = {"max_steps": 250, "batch_size": 128, "micro_batch_size": 64, "learning_rate": 4e-4 * factor}
-    pairs = {"kind": "own_answers", "num_generations": 8, "pairs_per_prompt": 2, "max_new_tokens": 24}
+    pairs = {"kind": "on_policy_pairs", "num_generations": 8, "pairs_per_prompt": 2, "max_new_tokens": 24}
     return {
         "name": f"maths chain, {tuning}, seed {seed}",
         "labels": {"chain": tuning, "seed": str(seed)},
@@ -97,10 +97,14 @@ def write_datasets(settings: Settings, seed: int) -> dict[str, Any]:
     """Word problems for each stage, none of which a later one sees again."""
     sizes = {"sft": 200, "dpo": 300, "grpo": 5000}
     rows = {
-        f"chain-{stage}-{seed}": arithmetic.problems(size, arithmetic.Split.train, seed=100 * place + seed)
+        f"chain-{stage}-{seed}": arithmetic.generate_problems(
+            size, arithmetic.ProblemSplit.train, seed=100 * place + seed
+        )
         for place, (stage, size) in enumerate(sizes.items(), start=1)
     }
-    rows["chain-test"] = arithmetic.problems(HELD_OUT_ROWS, arithmetic.Split.held_out, seed=HELD_OUT_SEED)
+    rows["chain-test"] = arithmetic.generate_problems(
+        HELD_OUT_ROWS, arithmetic.ProblemSplit.held_out, seed=HELD_OUT_SEED
+    )
     return {name: examples.write_rows(settings.data_dir / "examples", name, rows[name]) for name in rows}
 
 

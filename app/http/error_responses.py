@@ -12,7 +12,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from app.http.errors import HttpError, Unauthorized
-from trainers.configs.base import PRINTABLE
+from trainers.configs.base import PRINTABLE_PATTERN
 
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 SEND_JSON = "Send a JSON object in UTF-8 with the header Content-Type: application/json."
@@ -156,7 +156,7 @@ def _sentence(error: dict[str, Any]) -> str:
     message = SENTENCES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "union_tag_invalid":
         message = f"Input should be one of {error['ctx']['expected_tags']}"
-    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PRINTABLE:
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PRINTABLE_PATTERN:
         message = "It may hold no control characters"
     if error["type"] == "json_invalid":
         message = f"the body is not JSON: {error['ctx']['error']}"

@@ -22,7 +22,7 @@ from trainers.configs import (
     Queue,
     StageKind,
 )
-from trainers.configs.references import Reference, ReferenceKind, find_references
+from trainers.configs.references import FieldReference, ReferenceKind, find_references
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import TrainingConfig
 from trainers.runtime.error_codes import ErrorCode
@@ -125,7 +125,7 @@ def _resolve_stage(
     return ResolvedStage(name, StageKind(stage.stage), queue, type(stage).model_validate(values), datasets)
 
 
-def _model(session: Session, reference: Reference, path: str, earlier: Sequence[ResolvedStage]) -> Any:
+def _model(session: Session, reference: FieldReference, path: str, earlier: Sequence[ResolvedStage]) -> Any:
     value, field = reference.value, f"{path}.{reference.path}"
     if isinstance(value, str):
         return references.resolve_model(session, value, field)
@@ -138,7 +138,7 @@ def _model(session: Session, reference: Reference, path: str, earlier: Sequence[
 
 
 def _dataset(
-    session: Session, reference: Reference, stage: AnyStage, path: str, earlier: Sequence[ResolvedStage]
+    session: Session, reference: FieldReference, stage: AnyStage, path: str, earlier: Sequence[ResolvedStage]
 ) -> Dataset | None:
     """The dataset of this id, else the newest of this name; None for one that an earlier stage will make."""
     value, field = reference.value, f"{path}.{reference.path}"
@@ -169,7 +169,7 @@ def _earlier(name: str, field: str, earlier: Sequence[ResolvedStage]) -> Resolve
     return named
 
 
-def _reader(reference: Reference, stage: AnyStage) -> StageKind | None:
+def _reader(reference: FieldReference, stage: AnyStage) -> StageKind | None:
     """The kind of stage whose rows the dataset must be; None where any shape will do."""
     if stage.stage == StageKind.prepare or reference.key not in ("dataset", "validation_dataset"):
         return None

@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.runs.schemas import RunErrorView, RunView
 from app.tables import RunStatus
 from trainers.configs import Queue, Stage, StageKind
-from trainers.configs.base import PRINTABLE
-from trainers.configs.resume_guarantee import Resuming
+from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.resume_guarantee import ResumeGuarantee
 
 JobName = Annotated[
-    str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True, pattern=PRINTABLE)
+    str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
 ]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=PRINTABLE)]
+LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=PRINTABLE_PATTERN)]
 
 EXAMPLE: dict[str, Any] = {
     "name": "arithmetic",
@@ -116,7 +116,7 @@ class PlannedStageView(BaseModel):
     models: dict[str, Any] = Field(description="Each model reference as the worker will read it.")
     dataset: PlannedDatasetView | None
     estimated_steps: int | None = Field(description="Optimizer steps of a training stage.")
-    resuming: Resuming | None = Field(
+    resume_guarantee: ResumeGuarantee | None = Field(
         description="How it would go on after a stop; null for a stage that begins again."
     )
     workers: list[str] = Field(description="Names of the living workers that could take it.")

@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.tables import Job, JobLabel, Run, RunStatus, Worker
 from app.workers import service as workers
 from trainers.configs.references import ReferenceKind, find_references
-from trainers.configs.resume_guarantee import resuming
+from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.configs.training import TrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
@@ -153,7 +153,7 @@ def _planned(stage: ResolvedStage, living: Sequence[Worker]) -> PlannedStageView
             id=dataset.id, name=dataset.name, sha256=dataset.sha256, rows=dataset.row_count
         ),
         estimated_steps=stage.estimated_steps,
-        resuming=resuming(stage.kind, stage.queue, config),
+        resume_guarantee=get_resume_guarantee(stage.kind, stage.queue, config),
         workers=[worker.name for worker in workers.filter_capable_workers(living, stage.queue, stage.kind)],
         waiting_for=workers.explain_missing_worker(stage.queue, stage.kind, living),
     )

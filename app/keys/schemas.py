@@ -6,10 +6,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.tables import Scope
-from trainers.configs.base import PRINTABLE
+from trainers.configs.base import PRINTABLE_PATTERN
 
 KeyName = Annotated[
-    str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True, pattern=PRINTABLE)
+    str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
 ]
 
 

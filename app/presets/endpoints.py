@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.http.errors import NotFound
-from trainers.configs.presets import Preset, presets
+from trainers.configs.presets import Preset, load_presets
 from trainers.runtime.error_codes import ErrorCode
 
 router = APIRouter(prefix="/presets", tags=["presets"])
@@ -18,13 +18,13 @@ class PresetNotFound(NotFound):
 @router.get("")
 def list_presets() -> list[Preset]:
     """Settings that suit a kind of hardware or a family of models; a stage names them in `preset`."""
-    return list(presets().values())
+    return list(load_presets().values())
 
 
 @router.get("/{name}")
 def get_preset(name: str) -> Preset:
     """One preset with the fields that it gives to each kind of training stage."""
-    preset = presets().get(name)
+    preset = load_presets().get(name)
     if preset is None:
         raise PresetNotFound(f"There is no preset {name!r}.", hint="List them with GET /api/v1/presets.")
     return preset

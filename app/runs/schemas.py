@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.tables import Event, EventType, Run, RunStatus, TrackingService
 from trainers.configs import Queue, StageKind
-from trainers.configs.resume_guarantee import Resuming, resuming
+from trainers.configs.resume_guarantee import ResumeGuarantee, get_resume_guarantee
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -56,7 +56,7 @@ class RunView(BaseModel):
     config: dict[str, Any]
     result: dict[str, Any] | None
     model_id: str | None = Field(description="The registry model that the run made.")
-    resuming: Resuming | None = Field(
+    resume_guarantee: ResumeGuarantee | None = Field(
         description="How it goes on after a stop, and why if not exactly; an event `resumed` tells how it "
         "did. Null for a stage that begins again."
     )
@@ -118,7 +118,7 @@ def run_view(run: Run, waiting_for: str | None) -> RunView:
         waiting_for=waiting_for,
         progress=progress(run),
         eta_seconds=_eta_seconds(run),
-        resuming=resuming(run.stage, run.queue, run.config),
+        resume_guarantee=get_resume_guarantee(run.stage, run.queue, run.config),
         log_published=run.log_artifact is not None,
     )
 

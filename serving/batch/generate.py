@@ -16,7 +16,7 @@ from serving.batch import row_completions
 from serving.engines import EngineConfig, find_engine
 from serving.engines.child_engine import free_port, latest_model_name, run_engine
 from trainers.configs.base import AdaptedModel
-from trainers.configs.references import base_of
+from trainers.configs.references import get_base_model
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
@@ -66,7 +66,9 @@ def answer_rows(config: GenerateConfig, output: Path, log: Path, progress: Progr
     if not left:
         return
     adapters = {ADAPTER_NAME: config.model.adapter} if isinstance(config.model, AdaptedModel) else {}
-    serve = EngineConfig(base_of(config.model), BASE_NAME, HOST, free_port(HOST), adapters, config.options)
+    serve = EngineConfig(
+        get_base_model(config.model), BASE_NAME, HOST, free_port(HOST), adapters, config.options
+    )
     engine = find_engine(config.engine, config.engine_program)
     name = latest_model_name(engine, serve)
     with run_engine(engine, serve, log) as address:

@@ -13,7 +13,7 @@ from app.settings import Settings, get_settings
 from app.storage.database import get_engine
 from tests.e2e.platform import Platform
 from tests.services import _postgres_binaries, _unprivileged_user, free_port
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 TIMINGS = ("lease_seconds", "heartbeat_seconds", "sweep_seconds", "ring_again_seconds", "stop_grace_seconds")
 
@@ -57,7 +57,7 @@ def installation(folder: Path, database_url: str = "", broker_url: str = "") -> 
     try:
         assert platform.start(["-m", "app", "migrate"], "migrate").wait(60) == 0
         platform.start_api()
-        platform.upload("train", [dict(row) for row in problems(160, Split.train, seed=1)])
+        platform.upload("train", [dict(row) for row in generate_problems(160, ProblemSplit.train, seed=1)])
         with _shared(platform):
             yield platform
     finally:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 from tests.benchmarks.figures import table
 from tests.e2e.platform import ROOT
 from trainers.configs import parse_stage
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.preflight.memory_estimate import estimate_memory
 
 MIB = 1 << 20
@@ -86,7 +86,7 @@ def _stage(
     folder: Path, size: str, tuning: dict[str, Any], rows: int, times: int, checkpointing: bool
 ) -> dict[str, Any]:
     dataset = folder / f"{rows}-{times}.jsonl"
-    made = problems(2 * rows, Split.train, seed=1)
+    made = generate_problems(2 * rows, ProblemSplit.train, seed=1)
     lines = [json.dumps(row | {"question": " ".join([row["question"]] * 3 * times)}) for row in made]
     dataset.write_text("\n".join(lines) + "\n")
     return {

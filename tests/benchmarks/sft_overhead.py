@@ -23,7 +23,7 @@ from tests.e2e.platform import ROOT
 from trainers.configs import Queue
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.sft_examples import load_examples
 from trainers.training.samplers import StepSampler
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _compare(title: str, base: Path, steps: int, rounds: int) -> None:
-    rows = problems(2000, Split.train, seed=1)
+    rows = generate_problems(2000, ProblemSplit.train, seed=1)
     dataset, ordered = base.parent / "train.jsonl", base.parent / "ordered.jsonl"
     _write(dataset, rows)
     _write(ordered, _in_our_order(rows, dataset, base, steps))

@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.benchmarks.figures import p50, table
 from tests.e2e.platform import ROOT
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.sft_examples import load_examples
 
@@ -81,7 +81,7 @@ def word_problems(count: int) -> list[Row]:
     """Generated, of one to six sentences: most are short and some are long, as in most collections."""
     rng = random.Random(0)
     made = []
-    for row in problems(count, Split.train, seed=1):
+    for row in generate_problems(count, ProblemSplit.train, seed=1):
         times = rng.choices((1, 2, 3, 6), weights=(6, 3, 2, 1))[0]
         made.append({"question": " ".join([row["question"]] * times), "answer": row["answer"]})
     return made

@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.benchmarks.figures import p50, table
 from trainers.data.files.jsonl import iter_rows, save_rows
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.data.validate import validate_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -142,7 +142,11 @@ def _question_answer(count: int) -> Iterator[dict[str, Any]]:
 def _problems(count: int) -> Iterator[dict[str, str]]:
     """Those of GSM8K where they are at hand, else generated ones, which are shorter."""
     path = SHARED / "gsm8k" / "train.jsonl"
-    rows = [row for _, row in iter_rows(path)] if path.exists() else problems(7000, Split.train, seed=1)
+    rows = (
+        [row for _, row in iter_rows(path)]
+        if path.exists()
+        else generate_problems(7000, ProblemSplit.train, seed=1)
+    )
     return islice(cycle(rows), count)
 
 

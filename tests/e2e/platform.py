@@ -21,7 +21,7 @@ from app.storage.database import create_database_engine
 from app.tables import Model, ModelKind
 from app.tables.base import new_id
 from tests.services import free_port
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 ROOT = Path(__file__).parents[2]
 # Leases short enough that a test can wait for one to end.
@@ -110,8 +110,8 @@ class Platform:
 
     def upload_examples(self) -> None:
         """Upload `train` and `test`."""
-        self.upload("train", [dict(row) for row in problems(160, Split.train, seed=1)])
-        self.upload("test", [dict(row) for row in problems(24, Split.held_out, seed=1)])
+        self.upload("train", [dict(row) for row in generate_problems(160, ProblemSplit.train, seed=1)])
+        self.upload("test", [dict(row) for row in generate_problems(24, ProblemSplit.held_out, seed=1)])
 
     def register(self, name: str, adapter: Path) -> str:
         """Put an adapter of the starter into the registry, as a training run would; answers its id."""

@@ -53,7 +53,7 @@ def test_killed_worker_s_run_goes_on_elsewhere_with_the_same_losses(team: Platfo
     assert run["attempt"] == 2
     assert team.resumed_at(job) > 10, "the second attempt began from the first step"
     (resumed,) = team.events(run["id"], "resumed")
-    assert (run["resuming"], resumed["data"]) == ({"exactness": "exact", "reasons": []},) * 2
+    assert (run["resume_guarantee"], resumed["data"]) == ({"exactness": "exact", "reasons": []},) * 2
     assert team.losses(run["id"]) == team.losses(team.run(undisturbed)["id"])
     assert len(team.losses(run["id"])) == STEPS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.platform import LONG, Platform, sft, until
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 
 @pytest.fixture
@@ -55,7 +55,10 @@ def little_memory(tmp_path: Path) -> str:
 def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     embedded: Platform, little_memory: str
 ) -> None:
-    rows = [row | {"question": f"{row['question']} " * 9} for row in problems(512, Split.train, seed=1)]
+    rows = [
+        row | {"question": f"{row['question']} " * 9}
+        for row in generate_problems(512, ProblemSplit.train, seed=1)
+    ]
     embedded.upload("long", rows)
     embedded.start_worker(TUNESMITH_TRAINER_PYTHON=little_memory)
     # Padded rows with all their positions need what rows laid end to end would not.

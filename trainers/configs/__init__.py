@@ -3,9 +3,9 @@
 from trainers.configs.base import (
     AdaptedModel,
     Config,
+    DatasetPart,
     DatasetRef,
     ModelRef,
-    Part,
     Queue,
     StageDataset,
     StageOutput,
@@ -16,7 +16,7 @@ from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, Parit
 from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig, Metric
 from trainers.configs.stages.generate import GenerateConfig
-from trainers.configs.stages.grpo import Generation, GrpoConfig, GrpoLoss, RewardScale
+from trainers.configs.stages.grpo import GenerationBackend, GrpoConfig, GrpoLoss, RewardScale
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.configs.stages.preflight import HostMemory, PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
@@ -37,6 +37,7 @@ __all__ = [
     "AnyStage",
     "Attention",
     "Config",
+    "DatasetPart",
     "DatasetRef",
     "DeployConfig",
     "DeploymentChoice",
@@ -49,7 +50,7 @@ __all__ = [
     "EvaluateConfig",
     "FullTuning",
     "GenerateConfig",
-    "Generation",
+    "GenerationBackend",
     "GrpoConfig",
     "GrpoLoss",
     "HostMemory",
@@ -61,7 +62,6 @@ __all__ = [
     "ModelRef",
     "Parallelism",
     "ParityMode",
-    "Part",
     "Precision",
     "PreflightConfig",
     "PrepareConfig",

@@ -7,12 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 # Step and token counts meet 32-bit columns and counters on their way; no run comes near this.
-LARGEST_COUNT = 10_000_000
+MAX_COUNT = 10_000_000
 
 # No control characters: a database may refuse NUL, and a terminal obeys escape sequences.
-PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
 NonEmpty = Annotated[
-    str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True, pattern=PRINTABLE)
+    str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
 ]
 
 
@@ -55,7 +55,7 @@ ModelRef = Annotated[
 ]
 
 
-class Part(StrEnum):
+class DatasetPart(StrEnum):
     """The parts of a dataset, by what they are for."""
 
     train = "train"
@@ -67,7 +67,7 @@ class StageDataset(Config):
     """A dataset that an earlier `prepare` stage of the same job makes, by that stage's name."""
 
     stage: StageName = Field(description="Name of an earlier `prepare` stage of this job.")
-    part: Part = Part.train
+    part: DatasetPart = DatasetPart.train
 
 
 DatasetRef = Annotated[

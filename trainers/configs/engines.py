@@ -45,7 +45,7 @@ class ToolCallParser(StrEnum):
     phi4_mini = "phi4_mini"
 
 
-QUANTIZATIONS = {
+SUPPORTED_QUANTIZATIONS = {
     EngineKind.vllm: {
         EngineQuantization.fp8,
         EngineQuantization.awq,
@@ -62,7 +62,7 @@ QUANTIZATIONS = {
     EngineKind.mlx: {EngineQuantization.int4, EngineQuantization.int8},
 }
 # hf and mlx read no calls in what a model writes: they refuse requests with tools.
-TOOL_CALL_PARSERS = {
+SUPPORTED_TOOL_CALL_PARSERS = {
     EngineKind.vllm: set(ToolCallParser),
     EngineKind.sglang: set(ToolCallParser) - {ToolCallParser.phi4_mini},
 }
@@ -110,11 +110,13 @@ class EngineChoice(Config):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
-        self._must_be_known("quantization", self.options.quantization, QUANTIZATIONS[self.engine])
-        if self.options.tool_call_parser is not None and self.engine not in TOOL_CALL_PARSERS:
+        self._must_be_known("quantization", self.options.quantization, SUPPORTED_QUANTIZATIONS[self.engine])
+        if self.options.tool_call_parser is not None and self.engine not in SUPPORTED_TOOL_CALL_PARSERS:
             raise ValueError(f"options.tool_call_parser is for vllm and sglang; {self.engine} refuses tools")
         self._must_be_known(
-            "tool_call_parser", self.options.tool_call_parser, TOOL_CALL_PARSERS.get(self.engine, set())
+            "tool_call_parser",
+            self.options.tool_call_parser,
+            SUPPORTED_TOOL_CALL_PARSERS.get(self.engine, set()),
         )
         if self.options.tensor_parallel > 1 and self.engine in (EngineKind.hf, EngineKind.mlx):
             raise ValueError(

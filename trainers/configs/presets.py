@@ -38,11 +38,11 @@ class Preset(BaseModel):
     def fields(self, stage: str) -> dict[str, Any]:
         """What the preset gives a stage of this kind."""
         own = {"sft": self.sft, "dpo": self.dpo, "grpo": self.grpo}[stage]
-        return overridden(self.training, own)
+        return merge_fields(self.training, own)
 
 
 @lru_cache
-def presets() -> dict[str, Preset]:
+def load_presets() -> dict[str, Preset]:
     """All presets by name, those of hardware first."""
     every = [
         Preset(name=path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -51,7 +51,7 @@ def presets() -> dict[str, Preset]:
     return {preset.name: preset for preset in sorted(every, key=lambda preset: preset.kind != "hardware")}
 
 
-def with_presets(stage: str, values: dict[str, Any]) -> dict[str, Any]:
+def apply_presets(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     """The values over those of the presets that `values["preset"]` names, the last of which counts most.
 
     Raises ValueError for a name that no preset has.
@@ -61,17 +61,17 @@ def with_presets(stage: str, values: dict[str, Any]) -> dict[str, Any]:
         names = [names]
     fields: dict[str, Any] = {}
     for name in names:
-        fields = overridden(fields, _preset(name).fields(stage))
-    return overridden(fields, values)
+        fields = merge_fields(fields, _preset(name).fields(stage))
+    return merge_fields(fields, values)
 
 
-def overridden(fields: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+def merge_fields(fields: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
     """Both together; mappings are joined, unless the second is for another `method`."""
     joined = fields | by
     for key in fields.keys() & by.keys():
         first, second = fields[key], by[key]
         if isinstance(first, dict) and isinstance(second, dict) and _same_method(first, second):
-            joined[key] = overridden(first, second)
+            joined[key] = merge_fields(first, second)
     return joined
 
 
@@ -80,8 +80,8 @@ def _same_method(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def _preset(name: Any) -> Preset:
-    if isinstance(name, str) and name in presets():
-        return presets()[name]
-    near = get_close_matches(str(name), presets(), n=1)
-    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(presets())}."
+    if isinstance(name, str) and name in load_presets():
+        return load_presets()[name]
+    near = get_close_matches(str(name), load_presets(), n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(load_presets())}."
     raise ValueError(f"no preset is called {name!r}; {advice}")

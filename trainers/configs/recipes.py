@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import LARGEST_COUNT, Config, DatasetRef, NonEmpty
+from trainers.configs.base import MAX_COUNT, Config, DatasetRef, NonEmpty
 from trainers.configs.rewards import CorrectnessReward, Rewards
 from trainers.data.recipes.gsm8k import Annotations
 from trainers.data.recipes.translation import Direction
@@ -52,23 +52,23 @@ class MathsPairsRecipe(Config):
     seed: Seed = 0
 
 
-class OwnAnswersRecipe(Config):
+class OnPolicyPairsRecipe(Config):
     """Preference pairs from the model's own answers, a better one against a worse one by the rewards."""
 
-    kind: Literal["own_answers"] = "own_answers"
+    kind: Literal["on_policy_pairs"] = "on_policy_pairs"
     rewards: Rewards = Field([CorrectnessReward()], description="What an answer is worth.")
     num_generations: int = Field(8, ge=2, le=1024, description="Answers sampled to each prompt.")
     pairs_per_prompt: int = Field(2, ge=1, le=1000)
     margin: float = Field(0.5, gt=0, le=1000, description="How much more the better answer must be worth.")
     temperature: float = Field(1.0, gt=0, le=10)
-    max_new_tokens: int = Field(256, ge=1, le=LARGEST_COUNT)
-    batch_size: int = Field(32, ge=1, le=LARGEST_COUNT, description="Prompts answered at once.")
-    max_rows: int | None = Field(None, ge=1, le=LARGEST_COUNT, description="Only the first rows.")
+    max_new_tokens: int = Field(256, ge=1, le=MAX_COUNT)
+    batch_size: int = Field(32, ge=1, le=MAX_COUNT, description="Prompts answered at once.")
+    max_rows: int | None = Field(None, ge=1, le=MAX_COUNT, description="Only the first rows.")
     seed: Seed = 0
 
 
 Recipe = Annotated[
-    TranslationRecipe | MathsSftRecipe | MathsPromptsRecipe | MathsPairsRecipe | OwnAnswersRecipe,
+    TranslationRecipe | MathsSftRecipe | MathsPromptsRecipe | MathsPairsRecipe | OnPolicyPairsRecipe,
     Field(discriminator="kind"),
 ]
 
@@ -77,8 +77,8 @@ class LengthFilter(Config):
     """Keep rows of a length, over all their turns; tokens are counted by the tokenizer of `base`."""
 
     kind: Literal["characters", "tokens"]
-    minimum: int = Field(0, ge=0, le=LARGEST_COUNT)
-    maximum: int | None = Field(None, ge=1, le=LARGEST_COUNT)
+    minimum: int = Field(0, ge=0, le=MAX_COUNT)
+    maximum: int | None = Field(None, ge=1, le=MAX_COUNT)
 
     @model_validator(mode="after")
     def _some_length_is_kept(self) -> Self:
@@ -116,6 +116,6 @@ Filter = Annotated[
 class SplitSizes(Config):
     """Held-out parts, as a share of the rows below 1 or as a number of rows."""
 
-    validation: float = Field(0, ge=0, le=LARGEST_COUNT)
-    test: float = Field(0, ge=0, le=LARGEST_COUNT)
+    validation: float = Field(0, ge=0, le=MAX_COUNT)
+    test: float = Field(0, ge=0, le=MAX_COUNT)
     seed: Seed = 0

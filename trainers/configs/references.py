@@ -17,7 +17,7 @@ class ReferenceKind(StrEnum):
 
 
 # A field of one of these names means the same in every config.
-FIELDS = {
+REFERENCE_FIELDS = {
     "base": ReferenceKind.model,
     "model": ReferenceKind.model,
     "baseline": ReferenceKind.model,
@@ -29,7 +29,7 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Reference:
+class FieldReference:
     """A reference in its place, so that it can be replaced there; `path` is as a person would write it."""
 
     kind: ReferenceKind
@@ -47,7 +47,7 @@ class Reference:
         self.holder[self.key] = value
 
 
-def base_of(reference: ModelRef) -> str:
+def get_base_model(reference: ModelRef) -> str:
     """Folder or hub id of the base model; raises ConfigInvalid for a reference that is not resolved yet."""
     if isinstance(reference, StageOutput):
         raise ConfigInvalid(
@@ -57,11 +57,11 @@ def base_of(reference: ModelRef) -> str:
     return reference.base if isinstance(reference, AdaptedModel) else reference
 
 
-def find_references(values: dict[str, Any], path: str = "") -> Iterator[Reference]:
+def find_references(values: dict[str, Any], path: str = "") -> Iterator[FieldReference]:
     """The references in a stage's values as plain JSON; those left out (null) are skipped."""
     for key, value in list(values.items()):
         here = f"{path}.{key}" if path else key
-        kind = FIELDS.get(key)
+        kind = REFERENCE_FIELDS.get(key)
         if kind is not None and value is not None:
             yield from _named(kind, here, values, key)
         elif isinstance(value, dict):
@@ -72,9 +72,9 @@ def find_references(values: dict[str, Any], path: str = "") -> Iterator[Referenc
                     yield from find_references(item, f"{here}.{position}")
 
 
-def _named(kind: ReferenceKind, path: str, holder: Any, key: str) -> Iterator[Reference]:
+def _named(kind: ReferenceKind, path: str, holder: Any, key: str) -> Iterator[FieldReference]:
     if not isinstance(holder[key], list):
-        yield Reference(kind, path, holder, key)
+        yield FieldReference(kind, path, holder, key)
         return
     for position in range(len(holder[key])):
-        yield Reference(kind, f"{path}.{position}", holder[key], position)
+        yield FieldReference(kind, f"{path}.{position}", holder[key], position)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from trainers.configs.base import Config, Queue
-from trainers.configs.stages.grpo import Generation
+from trainers.configs.stages.grpo import GenerationBackend
 
 # Stages without checkpoints begin again from the start.
 RESUMABLE = {"sft", "dpo", "grpo", "generate"}
@@ -37,7 +37,7 @@ class Exactness(StrEnum):
     approximate = "approximate"
 
 
-class Resuming(Config):
+class ResumeGuarantee(Config):
     """How a run goes on after a stop."""
 
     exactness: Exactness = Field(
@@ -46,18 +46,18 @@ class Resuming(Config):
     reasons: list[str] = Field(description="Why it is only approximate.")
 
 
-def resuming(stage: str, queue: Queue, config: Mapping[str, Any]) -> Resuming | None:
+def get_resume_guarantee(stage: str, queue: Queue, config: Mapping[str, Any]) -> ResumeGuarantee | None:
     """How a run of this config goes on; None for a stage that begins again instead."""
     if stage not in RESUMABLE:
         return None
     if stage == "generate":
-        return because([OF_BATCHES])
+        return make_guarantee([OF_BATCHES])
     reasons = [OF_DEVICES[queue]] if queue in OF_DEVICES else []
-    if config.get("generation", Generation.transformers) != Generation.transformers:
+    if config.get("generation", GenerationBackend.transformers) != GenerationBackend.transformers:
         reasons.append(OF_VLLM)
-    return because(reasons)
+    return make_guarantee(reasons)
 
 
-def because(reasons: list[str]) -> Resuming:
+def make_guarantee(reasons: list[str]) -> ResumeGuarantee:
     """Approximate for these reasons, or exact if there are none."""
-    return Resuming(exactness=Exactness.approximate if reasons else Exactness.exact, reasons=reasons)
+    return ResumeGuarantee(exactness=Exactness.approximate if reasons else Exactness.exact, reasons=reasons)

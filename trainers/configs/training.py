@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import LARGEST_COUNT, Config, DatasetRef, ModelRef, StageConfig
-from trainers.configs.presets import with_presets
+from trainers.configs.base import MAX_COUNT, Config, DatasetRef, ModelRef, StageConfig
+from trainers.configs.presets import apply_presets
 
 
 class Precision(StrEnum):
@@ -91,7 +91,7 @@ Tuning = Annotated[LoraTuning | FullTuning, Field(discriminator="method")]
 
 MaxLength = Annotated[
     int,
-    Field(ge=8, le=LARGEST_COUNT, description="Tokens per row; longer rows are truncated at the end."),
+    Field(ge=8, le=MAX_COUNT, description="Tokens per row; longer rows are truncated at the end."),
 ]
 
 
@@ -117,12 +117,8 @@ class TrainingConfig(StageConfig):
     tuning: Tuning = Field(default_factory=LoraTuning)
 
     epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the dataset, unless max_steps is set.")
-    max_steps: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="Optimizer steps; overrides epochs."
-    )
-    batch_size: int = Field(
-        16, ge=1, le=LARGEST_COUNT, description="Rows per optimizer step over all devices."
-    )
+    max_steps: int | None = Field(None, ge=1, le=MAX_COUNT, description="Optimizer steps; overrides epochs.")
+    batch_size: int = Field(16, ge=1, le=MAX_COUNT, description="Rows per optimizer step over all devices.")
     micro_batch_size: int | None = Field(
         None,
         ge=1,
@@ -158,8 +154,8 @@ class TrainingConfig(StageConfig):
     )
     seed: int = Field(42, ge=0, lt=2**32)
 
-    log_every_steps: int = Field(10, ge=1, le=LARGEST_COUNT, description="Steps between two metric events.")
-    save_every_steps: int = Field(100, ge=1, le=LARGEST_COUNT, description="Steps between two checkpoints.")
+    log_every_steps: int = Field(10, ge=1, le=MAX_COUNT, description="Steps between two metric events.")
+    save_every_steps: int = Field(100, ge=1, le=MAX_COUNT, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="Checkpoints kept on the worker's disk.")
 
     @property
@@ -172,7 +168,7 @@ class TrainingConfig(StageConfig):
     def _resolve_defaults(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        values = with_presets(cls.model_fields["stage"].default, values)
+        values = apply_presets(cls.model_fields["stage"].default, values)
         if isinstance(values.get("tuning"), dict):
             values["tuning"] = {"method": "lora", **values["tuning"]}
         if values.get("learning_rate") is None:

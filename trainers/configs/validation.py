@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import LARGEST_COUNT, DatasetRef
+from trainers.configs.base import MAX_COUNT, DatasetRef
 from trainers.configs.training import TrainingConfig
 
 
@@ -17,11 +17,11 @@ class ValidatedTrainingConfig(TrainingConfig):
     validate_every_steps: int | None = Field(
         None,
         ge=1,
-        le=LARGEST_COUNT,
+        le=MAX_COUNT,
         description="Steps between two validations; save_every_steps by default.",
     )
     max_validation_rows: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="Only the first rows of the validation dataset."
+        None, ge=1, le=MAX_COUNT, description="Only the first rows of the validation dataset."
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, le=1000, description="Stop after so many validations in a row without a better loss."

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainers.data.conversation import as_messages, preference_messages
-from trainers.data.faults import Fault, FaultCode, shown
+from trainers.data.conversation import preference_messages, to_messages
+from trainers.data.faults import Fault, FaultCode, quote_value
 from trainers.data.formats import (
     FIELD_SETS,
     FLAT_FIELDS,
@@ -18,9 +18,9 @@ from trainers.data.formats import (
 from trainers.data.turns import (
     SHAREGPT_TURN,
     check_conversation,
-    empty_text,
+    empty_text_fault,
     is_plain_conversation,
-    wrong_type,
+    wrong_type_fault,
 )
 
 
@@ -47,7 +47,7 @@ def _unfit(row: Row, row_format: RowFormat) -> Fault:
             f"rewrite the row, or put it into a file of its own.",
         )
     if row_format is RowFormat.llama:
-        return unknown_format(row)
+        return unknown_format_fault(row)
     missing = min((fields - row.keys() for fields in FIELD_SETS[row_format]), key=len)
     if len(missing) < min(len(fields) for fields in FIELD_SETS[row_format]):
         field = min(missing)
@@ -56,12 +56,12 @@ def _unfit(row: Row, row_format: RowFormat) -> Fault:
             code=FaultCode.missing_field,
             message=f"`{field}` is missing, which every row of the format `{row_format}` needs: add it.",
         )
-    return unknown_format(row)
+    return unknown_format_fault(row)
 
 
-def unknown_format(row: Row) -> Fault:
+def unknown_format_fault(row: Row) -> Fault:
     """The fault of a row whose fields are those of no format."""
-    names = ", ".join(shown(name) for name in list(row)[:8]) or "none"
+    names = ", ".join(quote_value(name) for name in list(row)[:8]) or "none"
     return Fault(
         code=FaultCode.unknown_format,
         message=f"The row's fields ({names}) fit no known format: rename them, for example to `messages`, "
@@ -99,7 +99,7 @@ def _check_flat(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
 
 def _check_llama(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
     try:
-        messages = as_messages(row, row_format)
+        messages = to_messages(row, row_format)
     except ValueError as error:
         faults.append(Fault(field="text", code=FaultCode.invalid_marks, message=str(error)))
     else:
@@ -127,7 +127,7 @@ def _check_preference(row: Row, _: RowFormat, faults: list[Fault]) -> None:
 
 def _check_openai_input(value: Any, faults: list[Fault]) -> None:
     if not isinstance(value, dict):
-        faults.append(wrong_type("input", "an object with `messages`", value))
+        faults.append(wrong_type_fault("input", "an object with `messages`", value))
         return
     check_conversation(value.get("messages"), "input.messages", faults, ends=False)
     if "tools" in value:
@@ -170,14 +170,14 @@ def _check_answer(value: Any, field: str, begins: tuple[str, ...], faults: list[
 
 def _check_text(value: Any, field: str, faults: list[Fault]) -> None:
     if not isinstance(value, str):
-        faults.append(wrong_type(field, "a string", value))
+        faults.append(wrong_type_fault(field, "a string", value))
     elif not value or value.isspace():
-        faults.append(empty_text(field))
+        faults.append(empty_text_fault(field))
 
 
 def _check_optional_text(row: Row, field: str, faults: list[Fault]) -> None:
     if not isinstance(row.get(field), str | None):
-        faults.append(wrong_type(field, "a string or null", row[field]))
+        faults.append(wrong_type_fault(field, "a string or null", row[field]))
 
 
 def _check_tools(tools: Any, field: str, faults: list[Fault]) -> None:

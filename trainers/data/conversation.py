@@ -18,7 +18,7 @@ from trainers.data.formats import (
     detect_format,
     is_openai_preference,
 )
-from trainers.data.llama import from_llama
+from trainers.data.llama import parse_llama
 
 
 def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Message], list[Message]]]:
@@ -34,7 +34,7 @@ def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Messa
             "train on them with DPO, or keep only `prompt` and `chosen` under the names "
             "`prompt` and `completion`."
         )
-    prompt_length = len(prompt_of(row)) if row_format is RowFormat.prompt_completion else 1
+    prompt_length = len(prompt_messages(row)) if row_format is RowFormat.prompt_completion else 1
     messages = weighted_messages(row, row_format)
     clean = [_without_weight(message) for message in messages]
     turns = [i for i in range(prompt_length, len(messages)) if _is_trained(messages[i])]
@@ -43,7 +43,7 @@ def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Messa
     return [(clean[:turn], [clean[turn]]) for turn in turns]
 
 
-def asked(row: Row) -> tuple[list[Message], list[Message]]:
+def extract_prompt_and_answer(row: Row) -> tuple[list[Message], list[Message]]:
     """What a row of any format asks at its end, and the answer that it holds: none in a row that only asks.
 
     Of a preference row it is the chosen answer. Raises ValueError for a row that asks nothing.
@@ -52,18 +52,18 @@ def asked(row: Row) -> tuple[list[Message], list[Message]]:
     if row_format is RowFormat.preference:
         prompt, chosen, _ = preference_messages(row)
         return prompt, chosen
-    if row_format is not None and as_messages(row, row_format)[-1]["role"] == "assistant":
+    if row_format is not None and to_messages(row, row_format)[-1]["role"] == "assistant":
         return prompt_completions(row, row_format)[-1]
     if row_format is not None:
-        return as_messages(row, row_format), []
+        return to_messages(row, row_format), []
     for flat in (RowFormat.alpaca, RowFormat.question_answer):
         question, answer = FLAT_FIELDS[flat]
         if question in row:
             return _from_flat({**row, answer: ""}, flat)[:-1], []
-    return prompt_of(row), []
+    return prompt_messages(row), []
 
 
-def as_messages(row: Row, row_format: RowFormat) -> list[Message]:
+def to_messages(row: Row, row_format: RowFormat) -> list[Message]:
     """The row as one conversation; a preference row is shown with its chosen answer.
 
     Raises ValueError for a row which validation would refuse.
@@ -87,7 +87,7 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
     chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
     if row.get("prompt") is None:
         return _split_at_difference(chosen, rejected)
-    prompt = prompt_of(row)
+    prompt = prompt_messages(row)
     return prompt, _after_prompt(chosen, prompt), _after_prompt(rejected, prompt)
 
 
@@ -99,22 +99,22 @@ def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
         turns = _list(row.get("conversations"), "conversations")
         return [*_system(row), *(_from_sharegpt(turn) for turn in turns)]
     if row_format is RowFormat.prompt_completion:
-        return [*prompt_of(row), *_answer(row, "completion")]
+        return [*prompt_messages(row), *_answer(row, "completion")]
     if row_format is RowFormat.preference:
         prompt, chosen, _ = preference_messages(row)
         return [*prompt, *chosen]
     if row_format is RowFormat.llama:
-        return from_llama(_text(row.get("text"), "text"))
+        return parse_llama(_text(row.get("text"), "text"))
     return _from_flat(row, row_format)
 
 
-def prompt_of(row: Row) -> list[Message]:
+def prompt_messages(row: Row) -> list[Message]:
     """The `prompt` of a row, be it a text or messages, as messages."""
     prompt = row.get("prompt")
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
 
 
-def tools(row: Row) -> list[dict[str, Any]] | None:
+def offered_tools(row: Row) -> list[dict[str, Any]] | None:
     """The functions which the row offers to the model, as a chat template takes them; None without any."""
     offered = row.get("tools")
     if offered is None and isinstance(row.get("input"), dict):

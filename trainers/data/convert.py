@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from trainers.data.checks import validate_row
-from trainers.data.conversation import preference_messages, prompt_of, tools, weighted_messages
+from trainers.data.conversation import offered_tools, preference_messages, prompt_messages, weighted_messages
 from trainers.data.formats import (
     FLAT_FIELDS,
     Message,
@@ -22,10 +22,10 @@ from trainers.data.formats import (
     detect_format,
     is_openai_preference,
 )
-from trainers.data.llama import to_llama
+from trainers.data.llama import format_llama
 
 
-class Shape(StrEnum):
+class RowShape(StrEnum):
     """How a row is to be written; preference pairs have two spellings, every other format one."""
 
     messages = "messages"
@@ -41,7 +41,7 @@ class Shape(StrEnum):
     @property
     def has_pairs(self) -> bool:
         """Whether a row compares two answers."""
-        return self in (Shape.trl_preference, Shape.openai_preference)
+        return self in (RowShape.trl_preference, RowShape.openai_preference)
 
     @property
     def row_format(self) -> RowFormat:
@@ -60,29 +60,29 @@ class Content:
 
 
 # What a shape gives a meaning to; all other fields of a row are carried along.
-OWN_FIELDS: Final[dict[Shape, frozenset[str]]] = {
-    Shape.messages: frozenset({"messages", "tools"}),
-    Shape.prompt_completion: frozenset({"prompt", "completion", "tools"}),
-    Shape.instruction: frozenset({"system", "instruction", "response", "tools"}),
-    Shape.alpaca: frozenset({"system", "instruction", "input", "output", "tools"}),
-    Shape.sharegpt: frozenset({"system", "conversations", "tools"}),
-    Shape.question_answer: frozenset({"system", "question", "answer", "tools"}),
-    Shape.llama: frozenset({"text", "tools"}),
-    Shape.trl_preference: frozenset({"prompt", "chosen", "rejected", "tools"}),
-    Shape.openai_preference: frozenset({"input", "preferred_output", "non_preferred_output", "tools"}),
+OWN_FIELDS: Final[dict[RowShape, frozenset[str]]] = {
+    RowShape.messages: frozenset({"messages", "tools"}),
+    RowShape.prompt_completion: frozenset({"prompt", "completion", "tools"}),
+    RowShape.instruction: frozenset({"system", "instruction", "response", "tools"}),
+    RowShape.alpaca: frozenset({"system", "instruction", "input", "output", "tools"}),
+    RowShape.sharegpt: frozenset({"system", "conversations", "tools"}),
+    RowShape.question_answer: frozenset({"system", "question", "answer", "tools"}),
+    RowShape.llama: frozenset({"text", "tools"}),
+    RowShape.trl_preference: frozenset({"prompt", "chosen", "rejected", "tools"}),
+    RowShape.openai_preference: frozenset({"input", "preferred_output", "non_preferred_output", "tools"}),
 }
 SHAREGPT_NAMES: Final = {"system": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
 
 
-def shape_of(row: Row) -> Shape | None:
+def detect_shape(row: Row) -> RowShape | None:
     """The shape in which a row is written, told from its fields."""
     row_format = detect_format(row)
     if row_format is RowFormat.preference:
-        return Shape.openai_preference if is_openai_preference(row) else Shape.trl_preference
-    return Shape(row_format.value) if row_format else None
+        return RowShape.openai_preference if is_openai_preference(row) else RowShape.trl_preference
+    return RowShape(row_format.value) if row_format else None
 
 
-def convert(row: Row, source: Shape, target: Shape) -> Row:
+def convert_row(row: Row, source: RowShape, target: RowShape) -> Row:
     """The row in another shape; a row that is in it already is returned as it is.
 
     Texts stay plain strings where a shape knows them and nothing but one question and its answer is there.
@@ -101,14 +101,14 @@ def convert(row: Row, source: Shape, target: Shape) -> Row:
     _refuse_clashes(content.others, written, target)
     converted = {**written, **content.others}
     _refuse(converted, target, "The row cannot be written as")
-    if (found := shape_of(converted)) is not target:
+    if (found := detect_shape(converted)) is not target:
         raise ValueError(f"The row written as `{target}` would be read as `{found}`: drop its other fields.")
     return converted
 
 
 def keep_chosen(row: Row) -> Row:
     """A preference row as a prompt_completion row of its chosen answer, without the rejected one."""
-    shape = shape_of(row)
+    shape = detect_shape(row)
     if shape is None or not shape.has_pairs:
         raise ValueError("Only a row of preference pairs has a chosen answer to keep.")
     _refuse(row, shape, "The row is not valid as")
@@ -117,27 +117,27 @@ def keep_chosen(row: Row) -> Row:
     return _with_tools(_prompt_completion_row(content.messages, content.answers[0]), content) | content.others
 
 
-def _read(row: Row, source: Shape) -> Content:
+def _read(row: Row, source: RowShape) -> Content:
     others = {name: value for name, value in row.items() if name not in OWN_FIELDS[source]}
     if source.has_pairs:
         prompt, chosen, rejected = preference_messages(row)
-        if source is Shape.openai_preference:
+        if source is RowShape.openai_preference:
             inner = {k: v for k, v in row["input"].items() if k not in ("messages", "tools")}
             if twice := inner.keys() & others.keys():
                 raise ValueError(f"`{min(twice)}` stands both in the row and in its `input`: remove one.")
             others |= inner
-        return Content(_clean(prompt), (_clean(chosen), _clean(rejected)), tools(row), others)
-    if source is Shape.sharegpt:
+        return Content(_clean(prompt), (_clean(chosen), _clean(rejected)), offered_tools(row), others)
+    if source is RowShape.sharegpt:
         _refuse_turn_fields(row)
     messages = weighted_messages(row, source.row_format)
-    if source is Shape.prompt_completion:
+    if source is RowShape.prompt_completion:
         # Answers within a prompt are context, which the other shapes say with a weight.
-        context = len(prompt_of(row))
+        context = len(prompt_messages(row))
         messages = [
             message | {"weight": 0} if index < context and message["role"] == "assistant" else message
             for index, message in enumerate(messages)
         ]
-    return Content(_clean(messages), None, tools(row), others)
+    return Content(_clean(messages), None, offered_tools(row), others)
 
 
 def _clean(messages: list[Message]) -> list[Message]:
@@ -157,11 +157,11 @@ def _refuse_turn_fields(row: Row) -> None:
             )
 
 
-def _write_messages(content: Content, _: Shape) -> Row:
+def _write_messages(content: Content, _: RowShape) -> Row:
     return _with_tools({"messages": content.messages}, content)
 
 
-def _write_prompt_completion(content: Content, _: Shape) -> Row:
+def _write_prompt_completion(content: Content, _: RowShape) -> Row:
     messages = content.messages
     trained = [m["role"] == "assistant" and m.get("weight") != 0 for m in messages].index(True)
     prompt = [{name: m[name] for name in m if name != "weight"} for m in messages[:trained]]
@@ -174,34 +174,34 @@ def _prompt_completion_row(prompt: list[Message], completion: list[Message]) -> 
     return {"prompt": prompt, "completion": completion}
 
 
-def _write_flat(content: Content, target: Shape) -> Row:
+def _write_flat(content: Content, target: RowShape) -> Row:
     _refuse_more_than_text(content, target)
     asked, answered = FLAT_FIELDS[target.row_format]
     system, turns = _split_system(content.messages)
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise _loss(target, f"{len(turns) - 2} of its {len(turns)} turns")
-    between = {"input": ""} if target is Shape.alpaca else {}
+    between = {"input": ""} if target is RowShape.alpaca else {}
     row = {asked: turns[0]["content"], **between, answered: turns[1]["content"]}
     return _with_tools({"system": system} | row if system is not None else row, content)
 
 
-def _write_sharegpt(content: Content, target: Shape) -> Row:
+def _write_sharegpt(content: Content, target: RowShape) -> Row:
     _refuse_more_than_text(content, target)
     turns = [{"from": SHAREGPT_NAMES[m["role"]], "value": m["content"]} for m in content.messages]
     return _with_tools({"conversations": turns}, content)
 
 
-def _write_llama(content: Content, target: Shape) -> Row:
+def _write_llama(content: Content, target: RowShape) -> Row:
     _refuse_more_than_text(content, target)
     if content.tools:
         raise _loss(target, "`tools`, which the text of the template does not hold")
     try:
-        return {"text": to_llama(content.messages)}
+        return {"text": format_llama(content.messages)}
     except ValueError as error:
         raise ValueError(f"The row cannot be written as `{target}`: {error}") from error
 
 
-def _write_trl(content: Content, _: Shape) -> Row:
+def _write_trl(content: Content, _: RowShape) -> Row:
     assert content.answers is not None
     prompt, (chosen, rejected) = content.messages, content.answers
     if _is_text(prompt, "user") and all(_is_text(answer, "assistant") for answer in content.answers):
@@ -210,7 +210,7 @@ def _write_trl(content: Content, _: Shape) -> Row:
     return _with_tools({"prompt": prompt, "chosen": chosen, "rejected": rejected}, content)
 
 
-def _write_openai(content: Content, _: Shape) -> Row:
+def _write_openai(content: Content, _: RowShape) -> Row:
     assert content.answers is not None
     chosen, rejected = content.answers
     inner = _with_tools({"messages": _openai_calls(content.messages)}, content)
@@ -253,37 +253,37 @@ def _split_system(messages: list[Message]) -> tuple[str | None, list[Message]]:
     return None, messages
 
 
-def _refuse_more_than_text(content: Content, target: Shape) -> None:
+def _refuse_more_than_text(content: Content, target: RowShape) -> None:
     for index, message in enumerate(content.messages):
         if extra := sorted(message.keys() - {"role", "content"}):
             raise _loss(target, f"`{extra[0]}` of turn {index + 1} ({message['role']})")
 
 
-def _refuse_clashes(others: dict[str, Any], written: Row, target: Shape) -> None:
+def _refuse_clashes(others: dict[str, Any], written: Row, target: RowShape) -> None:
     if taken := sorted(others.keys() & (written.keys() | OWN_FIELDS[target])):
         raise _loss(target, f"its field `{taken[0]}`, whose name means something else there", "Rename it")
 
 
-def _refuse(row: Row, shape: Shape, problem: str) -> None:
-    if shape.has_pairs and is_openai_preference(row) != (shape is Shape.openai_preference):
+def _refuse(row: Row, shape: RowShape, problem: str) -> None:
+    if shape.has_pairs and is_openai_preference(row) != (shape is RowShape.openai_preference):
         raise ValueError(f"{problem} `{shape}`: its fields are those of the other shape of pairs.")
     for fault in validate_row(row, shape.row_format):
         if not fault.code.is_warning:
             raise ValueError(f"{problem} `{shape}`: {fault.message}")
 
 
-def _loss(target: Shape, what: str, advice: str = "Choose a shape that holds it") -> ValueError:
+def _loss(target: RowShape, what: str, advice: str = "Choose a shape that holds it") -> ValueError:
     return ValueError(f"The row cannot be written as `{target}` without losing {what}. {advice}.")
 
 
-_WRITERS: Final[dict[Shape, Callable[[Content, Shape], Row]]] = {
-    Shape.messages: _write_messages,
-    Shape.prompt_completion: _write_prompt_completion,
-    Shape.instruction: _write_flat,
-    Shape.alpaca: _write_flat,
-    Shape.sharegpt: _write_sharegpt,
-    Shape.question_answer: _write_flat,
-    Shape.llama: _write_llama,
-    Shape.trl_preference: _write_trl,
-    Shape.openai_preference: _write_openai,
+_WRITERS: Final[dict[RowShape, Callable[[Content, RowShape], Row]]] = {
+    RowShape.messages: _write_messages,
+    RowShape.prompt_completion: _write_prompt_completion,
+    RowShape.instruction: _write_flat,
+    RowShape.alpaca: _write_flat,
+    RowShape.sharegpt: _write_sharegpt,
+    RowShape.question_answer: _write_flat,
+    RowShape.llama: _write_llama,
+    RowShape.trl_preference: _write_trl,
+    RowShape.openai_preference: _write_openai,
 }

@@ -83,7 +83,7 @@ class Fault(BaseModel):
     message: str = Field(description="What is wrong and what to do, as a sentence.")
 
 
-def shown(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value as an error message names it: short, and printable whatever it holds."""
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:40] + "…")

@@ -4,7 +4,12 @@ import hashlib
 import json
 from typing import Any
 
-from trainers.data.conversation import preference_messages, prompt_completions, tools, weighted_messages
+from trainers.data.conversation import (
+    offered_tools,
+    preference_messages,
+    prompt_completions,
+    weighted_messages,
+)
 from trainers.data.formats import Message, Row, RowFormat
 
 
@@ -26,7 +31,7 @@ def content_digest(row: Row, row_format: RowFormat) -> bytes:
         content = prompt_completions(row, row_format)
     else:
         content = weighted_messages(row, row_format)
-    text = json.dumps([content, tools(row)], ensure_ascii=False, sort_keys=True)
+    text = json.dumps([content, offered_tools(row)], ensure_ascii=False, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 

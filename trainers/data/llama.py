@@ -18,7 +18,7 @@ def is_llama_text(text: Any) -> bool:
     return isinstance(text, str) and text.lstrip().removeprefix(START).lstrip().startswith(ASK)
 
 
-def from_llama(text: str) -> list[dict[str, Any]]:
+def parse_llama(text: str) -> list[dict[str, Any]]:
     """The messages of a text; ValueError names the mark that is missing or in the wrong place."""
     before, *pieces = text.strip().split(ASK)
     if before.strip() not in ("", START) or not pieces:
@@ -36,7 +36,7 @@ def from_llama(text: str) -> list[dict[str, Any]]:
     return messages
 
 
-def to_llama(messages: list[dict[str, Any]]) -> str:
+def format_llama(messages: list[dict[str, Any]]) -> str:
     """The text of user and assistant turns in alternation, after a system turn at most.
 
     ValueError names the turn which the template has no place for, or whose text holds one of its marks.

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from trainers.configs.base import Part
+from trainers.configs.base import DatasetPart
 from trainers.data.files.jsonl import iter_rows, save_rows
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats import Row
@@ -25,8 +25,10 @@ class SplitReport(BaseModel):
     """How many rows each part got."""
 
     seed: int
-    rows: dict[Part, int] = Field(description="Rows by part; a part that was not asked for is not there.")
-    distinct_rows: dict[Part, int] = Field(description="Rows by part, equal rows counted once.")
+    rows: dict[DatasetPart, int] = Field(
+        description="Rows by part; a part that was not asked for is not there."
+    )
+    distinct_rows: dict[DatasetPart, int] = Field(description="Rows by part, equal rows counted once.")
 
 
 def split_file(
@@ -45,10 +47,10 @@ def split_file(
     and once more; 8 bytes a row are kept. Raises ValueError if a part would be empty.
     """
     hashes = array("Q", (fingerprint(group_of(row), seed) for _, row in iter_rows(path)))
-    asked = {Part.test: test, Part.validation: validation}
+    asked = {DatasetPart.test: test, DatasetPart.validation: validation}
     parts = _parts(hashes, {part: size for part, size in asked.items() if size}, path.name)
     folder.mkdir(parents=True, exist_ok=True)
-    ordered = [part for part in Part if part in parts]
+    ordered = [part for part in DatasetPart if part in parts]
     rows = {
         part: save_rows(folder / f"{part}.jsonl", _rows_between(path, hashes, parts[part]))
         for part in ordered
@@ -57,9 +59,9 @@ def split_file(
     return SplitReport(seed=seed, rows=rows, distinct_rows=distinct)
 
 
-def _parts(hashes: Sequence[int], asked: dict[Part, float], name: str) -> dict[Part, range]:
+def _parts(hashes: Sequence[int], asked: dict[DatasetPart, float], name: str) -> dict[DatasetPart, range]:
     """The range of hashes of each part: held-out parts from the bottom up, training above them."""
-    ordered, parts, start = sorted(hashes), dict[Part, range](), 0
+    ordered, parts, start = sorted(hashes), dict[DatasetPart, range](), 0
     for part, size in asked.items():
         if size < 0 or (size >= 1 and size != int(size)):
             raise ValueError(f"`{part}` is {size}: give a share below 1 or a whole number of rows.")
@@ -69,7 +71,7 @@ def _parts(hashes: Sequence[int], asked: dict[Part, float], name: str) -> dict[P
             taken = bisect_left(ordered, start) + int(size)
             end = ordered[taken - 1] + 1 if taken <= len(ordered) else HASHES
         parts[part], start = range(start, min(end, HASHES)), end
-    parts[Part.train] = range(min(start, HASHES), HASHES)
+    parts[DatasetPart.train] = range(min(start, HASHES), HASHES)
     for part, hashes_of_part in parts.items():
         if not any(map(hashes_of_part.__contains__, hashes)):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from trainers.data.conversation import as_messages
+from trainers.data.conversation import to_messages
 from trainers.data.formats import FLAT_FIELDS, Row, RowFormat
 
 SAMPLE_SIZE: Final = 10_000
@@ -42,7 +42,7 @@ class Statistics(BaseModel):
     )
 
 
-class Measures:
+class LengthSampler:
     """Smallest, largest, mean, and a uniform sample of rows (Li's algorithm L, 1994), of several lengths.
 
     Rows are counted a thousand at a time: one by one, they cost as much as their parsing.
@@ -98,12 +98,12 @@ class Measures:
         self._next += int(math.log(1 - self._random()) / math.log1p(-self._weight)) + 1
 
 
-class Survey:
+class StatisticsCollector:
     """The figures of a file, row by row."""
 
     def __init__(self) -> None:
         self.duplicates = 0
-        self._measures = Measures(3)
+        self._measures = LengthSampler(3)
         self._roles: list[str] = []
         self._role_counts: Counter[str] = Counter()
         self._first_lines: dict[int, int] = {}
@@ -165,7 +165,7 @@ def turn_lengths(row: Row, row_format: RowFormat) -> list[tuple[str, int]]:
     if row_format in FLAT_FIELDS and not row.get("system") and not row.get("input"):
         asked, answered = FLAT_FIELDS[row_format]
         return [("user", len(row[asked])), ("assistant", len(row[answered]))]
-    return [(message["role"], len(message["content"])) for message in as_messages(row, row_format)]
+    return [(message["role"], len(message["content"])) for message in to_messages(row, row_format)]
 
 
 def _length(content: list[dict[str, str]] | None) -> int:

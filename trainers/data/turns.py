@@ -3,7 +3,7 @@
 import json
 from typing import Any, Final, NamedTuple
 
-from trainers.data.faults import Fault, FaultCode, shown, type_name
+from trainers.data.faults import Fault, FaultCode, quote_value, type_name
 from trainers.data.formats import MESSAGE_ROLES, SHAREGPT_ROLES
 
 # The first fault refuses a row; more than this many are noise, and a wrong row may hold a million.
@@ -67,7 +67,7 @@ def check_conversation(
     the last.
     """
     if not isinstance(messages, list):
-        faults.append(wrong_type(field, "a list of messages", messages))
+        faults.append(wrong_type_fault(field, "a list of messages", messages))
         return False
     if not messages:
         faults.append(_fault(field, FaultCode.empty_conversation, "is empty: write its turns"))
@@ -83,25 +83,25 @@ def check_conversation(
     return len(faults) == before or all(fault.code.is_warning for fault in faults[before:])
 
 
-def wrong_type(field: str, expected: str, value: Any) -> Fault:
+def wrong_type_fault(field: str, expected: str, value: Any) -> Fault:
     """The fault of a field that holds another type than it must."""
     return _fault(field, FaultCode.wrong_type, f"must be {expected}, but it is {type_name(value)}")
 
 
-def empty_text(field: str) -> Fault:
+def empty_text_fault(field: str) -> Fault:
     """The fault of a text without a character that is not white space."""
     return _fault(field, FaultCode.empty_text, "is empty: write its text, or remove the row")
 
 
 def _check_message(message: Any, field: str, index: int, turn: TurnFields, faults: list[Fault]) -> str:
     if not isinstance(message, dict):
-        faults.append(wrong_type(f"{field}[{index}]", f"an object with `{turn.role}`", message))
+        faults.append(wrong_type_fault(f"{field}[{index}]", f"an object with `{turn.role}`", message))
         return ""
     spelled = message.get(turn.role)
     role = turn.roles.get(spelled) if isinstance(spelled, str) else None
     if role is None:
         known = ", ".join(f"`{name}`" for name in turn.roles)
-        problem = f"must be one of {known}, but it is {shown(spelled)}"
+        problem = f"must be one of {known}, but it is {quote_value(spelled)}"
         faults.append(_fault(f"{field}[{index}].{turn.role}", FaultCode.unknown_role, problem))
         return ""
     content = message.get(turn.content)
@@ -122,11 +122,11 @@ def _check_content(message: dict[str, Any], role: str, field: str, content: Any,
         )
         faults.append(_fault(field, FaultCode.missing_field, problem))
     elif isinstance(content, str) and not calls_tools and role != "tool":
-        faults.append(empty_text(field))
+        faults.append(empty_text_fault(field))
     elif isinstance(content, list):
         _check_parts(content, field, faults)
     elif content is not None and not isinstance(content, str):
-        faults.append(wrong_type(field, "a string", content))
+        faults.append(wrong_type_fault(field, "a string", content))
 
 
 def _check_parts(parts: list[Any], field: str, faults: list[Fault]) -> None:
@@ -136,7 +136,7 @@ def _check_parts(parts: list[Any], field: str, faults: list[Fault]) -> None:
             faults.append(_fault(field, FaultCode.unsupported_content, problem))
             return
     if not any(part["text"].strip() for part in parts):
-        faults.append(empty_text(field))
+        faults.append(empty_text_fault(field))
 
 
 def _check_tool_calls(message: dict[str, Any], role: str, field: str, faults: list[Fault]) -> None:

@@ -6,13 +6,13 @@ from typing import BinaryIO, Final
 
 from pydantic import BaseModel, Field
 
-from trainers.data.checks import unknown_format, validate_row
-from trainers.data.faults import Fault, FaultCode, shown
-from trainers.data.files.file_checks import empty_file, file_fault
+from trainers.data.checks import unknown_format_fault, validate_row
+from trainers.data.faults import Fault, FaultCode, quote_value
+from trainers.data.files.file_checks import empty_file_fault, find_file_fault
 from trainers.data.files.json_line import RowParser
 from trainers.data.files.jsonl import READ_BUFFER_BYTES, iter_lines
 from trainers.data.formats import Row, RowFormat, detect_format
-from trainers.data.statistics import Statistics, Survey
+from trainers.data.statistics import Statistics, StatisticsCollector
 
 FORMAT_ROWS: Final = 100
 BLANK_LINE: Final = Fault(
@@ -20,7 +20,7 @@ BLANK_LINE: Final = Fault(
 )
 
 
-class Report(BaseModel):
+class ValidationReport(BaseModel):
     """What validation found; the file can be trained on when it has valid rows and no fault."""
 
     format: RowFormat | None = Field(None, description="That of most of the first 100 readable rows.")
@@ -35,7 +35,7 @@ class Report(BaseModel):
     statistics: Statistics = Statistics()
 
 
-class Tally:
+class FaultCounter:
     """Counts findings by code and keeps the first of them."""
 
     def __init__(self, limit: int) -> None:
@@ -50,30 +50,30 @@ class Tally:
             self.first.append(fault.model_copy(update={"line": line}))
 
 
-def validate_file(path: Path, *, max_faults: int = 100) -> Report:
+def validate_file(path: Path, *, max_faults: int = 100) -> ValidationReport:
     """Checks every line of a file against the format of most of its first rows, in constant memory.
 
     The report keeps the first `max_faults` faults and as many warnings, and counts them all.
     """
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
-        if fault := file_fault(file):
-            return Report(fault_count=1, fault_counts={fault.code: 1}, faults=[fault])
+        if fault := find_file_fault(file):
+            return ValidationReport(fault_count=1, fault_counts={fault.code: 1}, faults=[fault])
         row_format = _prevailing_format(file)
         file.seek(0)
-        check = FileCheck(row_format, max_faults)
+        check = FileValidator(row_format, max_faults)
         for number, line in iter_lines(file):
             check.add(number, line)
     return check.report()
 
 
-class FileCheck:
+class FileValidator:
     """The validation of one file, line by line."""
 
     def __init__(self, row_format: RowFormat | None, max_faults: int) -> None:
         self._format = row_format
         self._rows = self._valid_rows = 0
-        self._faults, self._warnings = Tally(max_faults), Tally(max_faults)
-        self._survey = Survey()
+        self._faults, self._warnings = FaultCounter(max_faults), FaultCounter(max_faults)
+        self._survey = StatisticsCollector()
         self._parser = RowParser()
 
     def add(self, number: int, line: bytes | Fault) -> None:
@@ -90,11 +90,11 @@ class FileCheck:
             self._survey.add(row, self._format)
             self._warn_of_repetition(number, line)
 
-    def report(self) -> Report:
+    def report(self) -> ValidationReport:
         """What was found so far."""
         if not self._rows:
-            self._faults.add(empty_file(), None)
-        return Report(
+            self._faults.add(empty_file_fault(), None)
+        return ValidationReport(
             format=self._format,
             row_count=self._rows,
             valid_row_count=self._valid_rows,
@@ -108,7 +108,7 @@ class FileCheck:
         )
 
     def _is_valid(self, row: Row, number: int) -> bool:
-        found = validate_row(row, self._format) if self._format else [unknown_format(row)]
+        found = validate_row(row, self._format) if self._format else [unknown_format_fault(row)]
         is_valid = True
         for fault in found:
             is_warning = fault.code.is_warning
@@ -143,7 +143,7 @@ def _prevailing_format(file: BinaryIO) -> RowFormat | None:
 def _duplicate_key(key: str) -> Fault:
     return Fault(
         code=FaultCode.duplicate_key,
-        message=f"The key {shown(key)} is there twice in one object, and only its last value is used: "
+        message=f"The key {quote_value(key)} is there twice in one object, and only its last value is used: "
         "remove the other.",
     )
 

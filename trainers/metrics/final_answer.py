@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
-from trainers.metrics.numbers import NUMBER, Number, plain_text, read_number, same_number
+from trainers.metrics.numbers import NUMBER, Number, is_same_number, normalize_text, parse_number
 
 BOX = r"\boxed{"
 MARK = "####"
@@ -39,7 +39,7 @@ _SHORT_HEAD = re.compile(r"(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))*+")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundAnswer:
     """The number that a text gives as its answer, or None with the reason as a clause."""
 
     number: Number | None
@@ -56,7 +56,7 @@ class Judgement:
     why: str
 
 
-def judge(
+def judge_answer(
     prediction: str, reference: str, absolute: Fraction = Fraction(0), relative: Fraction = Fraction(0)
 ) -> Judgement:
     """Compare two final answers exactly, or within a tolerance; evaluation and reward both decide by this.
@@ -69,22 +69,22 @@ def judge(
         return Judgement(False, answer.number, None, why)
     if answer.number is None:
         return Judgement(False, None, expected.number, f"The completion gives no answer: {answer.why}.")
-    correct = same_number(answer.number, expected.number, absolute, relative)
+    correct = is_same_number(answer.number, expected.number, absolute, relative)
     is_or_not = "is" if correct else "is not"
     why = f"The answer {_short(answer.number)} ({answer.why}) {is_or_not} the reference's "
     why += f"{_short(expected.number)}."
     return Judgement(correct, answer.number, expected.number, why)
 
 
-def find_answer(text: str) -> Found:
+def find_answer(text: str) -> FoundAnswer:
     """The final answer of a text, and where it stood, or why there is none."""
     marked = _after_mark(text)
     if marked is not None:
         return marked
     boxed = last_box(text)
     if boxed is not None:
-        return read_box(boxed[0])
-    tail = plain_text(text[-WINDOW:])
+        return parse_box(boxed[0])
+    tail = normalize_text(text[-WINDOW:])
     return _after_cue(tail) or _last_number(tail)
 
 
@@ -106,22 +106,22 @@ def last_box(text: str) -> tuple[str, int | None] | None:
     return content, None
 
 
-def read_box(content: str) -> Found:
+def parse_box(content: str) -> FoundAnswer:
     """The one plain number in a box's content; a pair, an interval or a formula is none."""
-    plain = plain_text(content).strip()
+    plain = normalize_text(content).strip()
     if _COLLECTION.match(plain):
-        return Found(None, "the box holds several values")
+        return FoundAnswer(None, "the box holds several values")
     match = _search_sides(plain)
     if match is None:
-        return Found(None, "the box holds no plain number")
+        return FoundAnswer(None, "the box holds no plain number")
     if _SEVERAL.match(match.string, match.end()):
-        return Found(None, "the box holds several values")
+        return FoundAnswer(None, "the box holds several values")
     return _found(match, "in a box")
 
 
-def read_line(line: str) -> re.Match[str] | None:
+def parse_line(line: str) -> re.Match[str] | None:
     """The number that a line begins with, after words such as "about" or a left side such as `x =`."""
-    plain = plain_text(line)
+    plain = normalize_text(line)
     for side in _sides(plain):
         match = NUMBER.match(side, _lead_end(side))
         if match and not _OPERATION.match(side, match.end()):
@@ -129,30 +129,30 @@ def read_line(line: str) -> re.Match[str] | None:
     return None
 
 
-def _after_mark(text: str) -> Found | None:
+def _after_mark(text: str) -> FoundAnswer | None:
     """The first marked number; no answer if a mark is left empty; None if marks are but headings."""
     lines = [match[1] for match in islice(_MARKED_LINE.finditer(text), MAX_MARKS)]
     for line in lines:
-        match = read_line(line)
+        match = parse_line(line)
         if match:
             return _found(match, f"after {MARK}")
     if any(not line.strip() for line in lines):
-        return Found(None, f"nothing follows {MARK}")
+        return FoundAnswer(None, f"nothing follows {MARK}")
     return None
 
 
-def _after_cue(tail: str) -> Found | None:
+def _after_cue(tail: str) -> FoundAnswer | None:
     cues = list(CUE.finditer(tail))
     if not cues:
         return None
     line = tail[cues[-1].end() :].lstrip()[:200].split("\n", 1)[0]
-    match = read_line(line)
+    match = parse_line(line)
     return _found(match, 'after "the answer is"') if match else None
 
 
-def _last_number(tail: str) -> Found:
+def _last_number(tail: str) -> FoundAnswer:
     last = deque(NUMBER.finditer(tail), maxlen=1)
-    return _found(last[0], "the last number") if last else Found(None, "it holds no number")
+    return _found(last[0], "the last number") if last else FoundAnswer(None, "it holds no number")
 
 
 def _search_sides(plain: str) -> re.Match[str] | None:
@@ -176,11 +176,11 @@ def _lead_end(side: str) -> int:
     return match.end() if match else 0
 
 
-def _found(match: re.Match[str], where: str) -> Found:
-    number = read_number(match)
+def _found(match: re.Match[str], where: str) -> FoundAnswer:
+    number = parse_number(match)
     if number is None:
-        return Found(None, f"the number {where} is part of a formula, too large, or divided by zero")
-    return Found(number, where)
+        return FoundAnswer(None, f"the number {where} is part of a formula, too large, or divided by zero")
+    return FoundAnswer(number, where)
 
 
 def _short(number: Number) -> str:

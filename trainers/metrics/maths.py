@@ -2,12 +2,12 @@
 
 from fractions import Fraction
 
-from trainers.metrics.final_answer import find_answer, judge
+from trainers.metrics.final_answer import find_answer, judge_answer
 
 
 def exact_match(prediction: str, reference: str) -> bool:
     """Whether both texts end in the same number; a text without a number matches nothing."""
-    return judge(prediction, reference).correct
+    return judge_answer(prediction, reference).correct
 
 
 def final_answer(text: str) -> Fraction | None:

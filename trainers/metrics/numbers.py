@@ -92,14 +92,14 @@ class Number:
     half: str = ""
 
 
-def plain_text(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Text with currency signs gone and LaTeX, minus signs, digits and separators in one spelling."""
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
     return _FRACTION.sub(_spelt_fraction, text).translate(_CHARACTERS)
 
 
-def read_number(match: re.Match[str]) -> Number | None:
+def parse_number(match: re.Match[str]) -> Number | None:
     """The value of a match of NUMBER; None if it is too large, divided by zero or part of a formula."""
     text = match.group()
     if len(text) > MAX_LENGTH or _is_part_of_formula(match):
@@ -116,7 +116,7 @@ def read_number(match: re.Match[str]) -> Number | None:
     )
 
 
-def same_number(
+def is_same_number(
     answer: Number, reference: Number, absolute: Fraction = Fraction(0), relative: Fraction = Fraction(0)
 ) -> bool:
     """Whether they differ by at most `absolute`, or by at most `relative` times the reference.

@@ -31,7 +31,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
-from trainers.configs.references import base_of
+from trainers.configs.references import get_base_model
 from trainers.configs.training import Attention, Precision
 from trainers.modeling import families
 from trainers.modeling.quantization import disable_avx512_repacking
@@ -78,13 +78,13 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
 
     Raises ModelNotFound, or TemplateMissing without a chat template.
     """
-    source = base_of(reference)
+    source = get_base_model(reference)
     if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
         source = reference.adapter
     with _named_failure(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if not tokenizer.chat_template:
-        _complete(tokenizer, source, base_of(reference))
+        _complete(tokenizer, source, get_base_model(reference))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -157,7 +157,7 @@ def load_model(
     Raises ModelNotFound or AdapterUnreadable.
     """
     if not isinstance(reference, AdaptedModel):
-        return load_base(base_of(reference), dtype, **options)
+        return load_base(get_base_model(reference), dtype, **options)
     _check_adapter(Path(reference.adapter))
     model = load_base(reference.base, dtype, **options)
     with warnings.catch_warnings():

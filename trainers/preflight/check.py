@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainers.configs.references import base_of
+from trainers.configs.references import get_base_model
 from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
@@ -85,13 +85,13 @@ def check_stage(
 
 def model_config(config: TrainingConfig) -> PreTrainedConfig:
     """The base's config; raises what `load_tokenizer` would have raised before."""
-    return AutoConfig.from_pretrained(base_of(config.base), trust_remote_code=False)
+    return AutoConfig.from_pretrained(get_base_model(config.base), trust_remote_code=False)
 
 
 def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end generation: the tokenizer's, and those of the model's generation config."""
     try:
-        ends = GenerationConfig.from_pretrained(base_of(config.base)).eos_token_id
+        ends = GenerationConfig.from_pretrained(get_base_model(config.base)).eos_token_id
     except OSError:  # The file is optional.
         ends = None
     listed = ends if isinstance(ends, list) else [ends]

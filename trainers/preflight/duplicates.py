@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from trainers.data.filters.near_duplicates import NearIndex, pieces
-from trainers.data.filters.overlap import OverlapReport, find_overlap, numbers_in
+from trainers.data.filters.near_duplicates import NearDuplicateIndex, shingles
+from trainers.data.filters.overlap import OverlapReport, find_numbers, find_overlap
 from trainers.data.fingerprint import prompt_text, row_text
 from trainers.data.formats import Row, detect_format
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, FindingPlace, new_finding
@@ -28,7 +28,7 @@ def check_near_duplicates(dataset: Path) -> Iterator[Finding]:
     Equal rows have a finding of their own. Rows that differ in a number, and the two directions of one
     translation, say different things.
     """
-    index = NearIndex(NEAR_SIMILARITY, NEAR_ROWS)
+    index = NearDuplicateIndex(NEAR_SIMILARITY, NEAR_ROWS)
     said: dict[int, tuple[str, str]] = {}
     places: list[FindingPlace] = []
     rows = 0
@@ -94,9 +94,9 @@ def _texts(row: Row) -> tuple[str, str]:
 
 def _say_the_same(left: tuple[str, str], right: tuple[str, str]) -> bool:
     """Whether two rows are worded otherwise, but ask nearly the same and hold the same numbers."""
-    if left == right or numbers_in(left[1]) != numbers_in(right[1]):
+    if left == right or find_numbers(left[1]) != find_numbers(right[1]):
         return False
-    ours, theirs = pieces(left[0]), pieces(right[0])
+    ours, theirs = shingles(left[0]), shingles(right[0])
     return len(ours & theirs) >= NEAR_SIMILARITY * len(ours | theirs)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainers.configs.references import base_of
+from trainers.configs.references import get_base_model
 from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import (
     Attention,
@@ -43,7 +43,7 @@ def estimate_memory(config: TrainingConfig, hosts: list[HostMemory], longest_tok
 
 def model_shape(config: TrainingConfig) -> ModelShape:
     """Sizes of the base, from its config alone: no weight is read, and none is made."""
-    described = AutoConfig.from_pretrained(base_of(config.base), trust_remote_code=False)
+    described = AutoConfig.from_pretrained(get_base_model(config.base), trust_remote_code=False)
     text = described.get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)

@@ -11,7 +11,7 @@ from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import pick_device
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 from trainers.rendering.render import PromptCompletion
-from trainers.rewards.score import references_without_answer, score
+from trainers.rewards.score import find_references_without_answer, score_completion
 
 SAMPLED_PROMPTS = 16
 SAMPLED_TOKENS = 256
@@ -21,7 +21,7 @@ BEST = {"length": 0.0, "correctness": 1.0, "format": 1.0, "steps": 1.0, "chrf": 
 
 def check_references(pairs: Sequence[PromptCompletion]) -> Iterator[Finding]:
     """References that hold no number, by which no answer could be judged."""
-    missing = references_without_answer([pair.answer for pair in pairs])
+    missing = find_references_without_answer([pair.answer for pair in pairs])
     if missing:
         yield new_finding(
             FindingCode.reference_without_answer,
@@ -50,7 +50,9 @@ def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> It
     kinds = {reward_name(reward): reward.kind for reward in config.rewards}
     values: dict[str, list[list[float]]] = {}
     for pair, group in zip(sample, groups, strict=True):
-        scored = [score(config.rewards, text, pair.answer, tokens=len(text.split())) for text in group]
+        scored = [
+            score_completion(config.rewards, text, pair.answer, tokens=len(text.split())) for text in group
+        ]
         for name in scored[0].parts:
             values.setdefault(name, []).append([result.parts[name] for result in scored])
     constant = [name for name, judged in values.items() if not any(pstdev(group) for group in judged)]

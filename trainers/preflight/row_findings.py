@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainers.data.faults import FaultCode
 from trainers.data.fingerprint import fingerprint
-from trainers.data.validate import Report, validate_file
+from trainers.data.validate import ValidationReport, validate_file
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, FindingPlace, new_finding
 from trainers.rendering.render import PromptCompletion
 
@@ -173,7 +173,7 @@ class Answers:
                 self._repeated[key] = first, answer
 
 
-def _out_of_order(report: Report) -> Iterator[Finding]:
+def _out_of_order(report: ValidationReport) -> Iterator[Finding]:
     places = _places(report, OUT_OF_ORDER)
     if places:
         is_fault = any(fault.code in OUT_OF_ORDER for fault in report.faults)
@@ -188,7 +188,7 @@ def _out_of_order(report: Report) -> Iterator[Finding]:
         )
 
 
-def _places(report: Report, codes: Iterable[FaultCode]) -> list[FindingPlace]:
+def _places(report: ValidationReport, codes: Iterable[FaultCode]) -> list[FindingPlace]:
     wanted = set(codes)
     return [(fault.line, fault.message) for fault in report.faults + report.warnings if fault.code in wanted]
 

@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import BaseModel, Field
 from transformers import set_seed
 
-from trainers.configs.recipes import OwnAnswersRecipe
+from trainers.configs.recipes import OnPolicyPairsRecipe
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats import Row
 from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import ModelReference, pick_device
 from trainers.rendering.render import PromptCompletion, read_prompt_completions
-from trainers.rewards.score import score
+from trainers.rewards.score import score_completion
 from trainers.runtime.errors import DatasetInvalid
 from trainers.runtime.events import EventWriter
 
@@ -30,7 +30,7 @@ class OnPolicyPairsReport(BaseModel):
 
 
 def generate_on_policy_pairs(
-    recipe: OwnAnswersRecipe, base: ModelReference, dataset: Path, report: EventWriter
+    recipe: OnPolicyPairsRecipe, base: ModelReference, dataset: Path, report: EventWriter
 ) -> tuple[Iterator[tuple[int, Row]], OnPolicyPairsReport]:
     """Rows of `prompt`, `chosen` and `rejected` with their lines, and a report that grows as they are read.
 
@@ -42,7 +42,7 @@ def generate_on_policy_pairs(
 
 
 def _rows(
-    recipe: OwnAnswersRecipe,
+    recipe: OnPolicyPairsRecipe,
     base: ModelReference,
     dataset: Path,
     report: EventWriter,
@@ -75,10 +75,10 @@ def _rows(
         report.progress(done.prompts, len(prompts))
 
 
-def _worth(recipe: OwnAnswersRecipe, answer: str, pair: PromptCompletion) -> float:
+def _worth(recipe: OnPolicyPairsRecipe, answer: str, pair: PromptCompletion) -> float:
     try:
         # Lengths in tokens are counted roughly here: the text is all that is left of an answer.
-        return score(recipe.rewards, answer, pair.answer, tokens=len(answer.split())).total
+        return score_completion(recipe.rewards, answer, pair.answer, tokens=len(answer.split())).total
     except ValueError as error:
         raise DatasetInvalid(
             f"The answers to row {pair.row} cannot be judged: {error}",
@@ -86,7 +86,7 @@ def _worth(recipe: OwnAnswersRecipe, answer: str, pair: PromptCompletion) -> flo
         ) from error
 
 
-def _draw(recipe: OwnAnswersRecipe, pair: PromptCompletion, worths: dict[str, float]) -> list[Row]:
+def _draw(recipe: OnPolicyPairsRecipe, pair: PromptCompletion, worths: dict[str, float]) -> list[Row]:
     """At most as many pairs as asked for, each with another rejected answer."""
     best = max(worths.values())
     chosen = [answer for answer, worth in worths.items() if worth == best and answer.strip()]

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from trainers.configs.base import StageDataset
-from trainers.data.conversation import asked, preference_messages, prompt_completions, tools
+from trainers.data.conversation import (
+    extract_prompt_and_answer,
+    offered_tools,
+    preference_messages,
+    prompt_completions,
+)
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.formats import RowFormat, detect_format
 from trainers.runtime.errors import ConfigInvalid, DatasetFileNotFound, DatasetInvalid
@@ -83,7 +88,7 @@ def read_prompts(dataset: str | StageDataset, rows: int | None = None) -> Iterat
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), rows):
         try:
-            yield PromptCompletion(number, *asked(row), tools(row))
+            yield PromptCompletion(number, *extract_prompt_and_answer(row), offered_tools(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetInvalid(
                 f"Row {number} of {path} holds nothing to answer: {error}",
@@ -168,7 +173,7 @@ def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) ->
             "Use `messages`, or `prompt` and `completion`, or `question` and `answer`.",
         )
     try:
-        offered = tools(row)
+        offered = offered_tools(row)
         return [
             PromptCompletion(number, prompt, done, offered)
             for prompt, done in prompt_completions(row, row_format)
@@ -188,7 +193,7 @@ def _preference(number: int, row: dict[str, Any], dataset: Path) -> tuple[Prompt
         )
     try:
         prompt, chosen, rejected = preference_messages(row)
-        offered = tools(row)
+        offered = offered_tools(row)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetInvalid(
             f"Row {number} of {dataset} cannot be used as preference pair: {error}",

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trainers.configs.sources import AlignedSource, HubSource, JsonlSource, Source, TmxSource, TsvSource
-from trainers.data.files.aligned import TranslationPair, pairs_of_rows, read_aligned, read_tsv
+from trainers.data.files.aligned import TranslationPair, parse_pairs, read_aligned, read_tsv
 from trainers.data.files.tmx import read_tmx
-from trainers.data.filters.drops import Drops
+from trainers.data.filters.drops import DropRecorder
 from trainers.data.formats import Row
 from trainers.rendering.render import read_rows
 from trainers.runtime.errors import DatasetFileNotFound
 
 
-def sentence_pairs(source: Source, drops: Drops) -> Iterable[TranslationPair]:
+def read_sentence_pairs(source: Source, drops: DropRecorder) -> Iterable[TranslationPair]:
     """Korean-English pairs; raises DatasetNotFound, and ValueError naming the line that cannot be read."""
     for path in source.paths:
         if not Path(path).exists():
@@ -25,11 +25,11 @@ def sentence_pairs(source: Source, drops: Drops) -> Iterable[TranslationPair]:
         case TmxSource():
             return read_tmx(Path(source.path), drops)
         case JsonlSource() | HubSource():
-            rows = (row for _, row in source_rows(source))
-            return pairs_of_rows(rows, korean=source.korean_field, english=source.english_field)
+            rows = (row for _, row in read_source_rows(source))
+            return parse_pairs(rows, korean=source.korean_field, english=source.english_field)
 
 
-def source_rows(source: Source) -> Iterator[tuple[int, Row]]:
+def read_source_rows(source: Source) -> Iterator[tuple[int, Row]]:
     """Rows with their numbers from 1; raises DatasetNotFound or DatasetInvalid."""
     if isinstance(source, HubSource):
         return _hub_rows(source)

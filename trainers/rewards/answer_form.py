@@ -4,7 +4,7 @@ import re
 from itertools import islice
 
 from trainers.configs.rewards import AnswerForm
-from trainers.metrics.final_answer import BOX, CUE, MARK, last_box, read_box, read_line
+from trainers.metrics.final_answer import BOX, CUE, MARK, last_box, parse_box, parse_line
 
 _UNIT = re.compile(r"[^0-9\n]{0,24}\s*")
 _CLOSING = re.compile(r"[\s.。*$)\]\\]{0,20}")
@@ -12,7 +12,7 @@ _MAX_LINE = 200
 _MAX_TEXT = 65_536
 
 
-def form_fault(text: str, form: AnswerForm) -> str:
+def find_form_fault(text: str, form: AnswerForm) -> str:
     """What is wrong with the form of a text's final answer, as a sentence; empty if nothing is."""
     if form is AnswerForm.hashes:
         return _hashes_fault(text)
@@ -37,7 +37,7 @@ def _boxed_fault(text: str) -> str:
     content, end = box
     if end is None:
         return "The box is not closed."
-    if read_box(content).number is None:
+    if parse_box(content).number is None:
         return "The box holds no plain number."
     return "" if _CLOSING.fullmatch(text, end) else "More text follows the box."
 
@@ -52,7 +52,7 @@ def _sentence_fault(text: str) -> str:
 
 def _end_fault(line: str, after: str) -> str:
     line = line.rstrip()
-    match = read_line(line[:_MAX_LINE])
+    match = parse_line(line[:_MAX_LINE])
     if match is None:
         return f"No plain number follows {after}."
     if len(line) > _MAX_LINE or not _UNIT.fullmatch(match.string, match.end()):

@@ -27,7 +27,7 @@ _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "negative": 3}
 Side = list[str]
 
 
-def equations_that_hold(text: str) -> tuple[int, int]:
+def count_true_equations(text: str) -> tuple[int, int]:
     """How many distinct equations of a text hold, and how many there are.
 
     Only the first 16,384 characters and 200 equations count. A side that is no arithmetic is no equation.
@@ -44,7 +44,7 @@ def equations_that_hold(text: str) -> tuple[int, int]:
     return sum(seen.values()), len(seen)
 
 
-def arithmetic(side: Side) -> Fraction | None:
+def evaluate_expression(side: Side) -> Fraction | None:
     """The value of a list of numbers, signs and parentheses, by two stacks; None if it has none."""
     values: list[Fraction] = []
     signs: list[str] = []
@@ -95,7 +95,7 @@ def _chains(text: str) -> Iterator[list[Side]]:
 def _holds(left: Side, right: Side) -> bool | None:
     if max(len(left), len(right)) > MAX_TOKENS or any(len(item) > _MAX_DIGITS for item in left + right):
         return None
-    value, claimed = arithmetic(left), arithmetic(right)
+    value, claimed = evaluate_expression(left), evaluate_expression(right)
     if value is None or claimed is None:
         return None
     return value == claimed or abs(value - claimed) < _last_digit(right if len(right) <= 2 else left)

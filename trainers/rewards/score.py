@@ -16,9 +16,9 @@ from trainers.configs.rewards import (
     StepsReward,
     reward_name,
 )
-from trainers.metrics.final_answer import find_answer, judge
-from trainers.rewards.answer_form import form_fault
-from trainers.rewards.equations import equations_that_hold
+from trainers.metrics.final_answer import find_answer, judge_answer
+from trainers.rewards.answer_form import find_form_fault
+from trainers.rewards.equations import count_true_equations
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RewardResult:
     why: dict[str, str]
 
 
-class Part(NamedTuple):
+class RewardPart(NamedTuple):
     """One reward's value before its weight, the reason as a sentence, and the answers that it found."""
 
     value: float
@@ -45,11 +45,11 @@ class Part(NamedTuple):
     reference: str | None = None
 
 
-def score(
+def score_completion(
     rewards: Sequence[Reward], completion: str, reference: str | None = None, tokens: int | None = None
 ) -> RewardResult:
     """Judge one completion; raises ValueError if a reward needs a reference or a token count not given."""
-    parts = {reward_name(reward): reward_part(reward, completion, reference, tokens) for reward in rewards}
+    parts = {reward_name(reward): score_reward(reward, completion, reference, tokens) for reward in rewards}
     weights = {reward_name(reward): reward.weight for reward in rewards}
     return RewardResult(
         total=sum(weights[name] * part.value for name, part in parts.items()),
@@ -69,7 +69,7 @@ def score_batch(
     """Judge completions against the references at the same places; raises ValueError on unequal lengths."""
     counts = tokens or [None] * len(completions)
     rows = zip(completions, references, counts, strict=True)
-    return [score(rewards, completion, reference, count) for completion, reference, count in rows]
+    return [score_completion(rewards, completion, reference, count) for completion, reference, count in rows]
 
 
 def mean_parts(results: Sequence[RewardResult]) -> dict[str, float]:
@@ -79,19 +79,19 @@ def mean_parts(results: Sequence[RewardResult]) -> dict[str, float]:
     return means | {"total": sum(result.total for result in results) / len(results)}
 
 
-def references_without_answer(references: Sequence[str]) -> list[int]:
+def find_references_without_answer(references: Sequence[str]) -> list[int]:
     """Positions of references that correctness can never be met for, because they hold no plain number."""
     return [i for i, reference in enumerate(references) if find_answer(reference).number is None]
 
 
-def reward_part(reward: Reward, completion: str, reference: str | None, tokens: int | None) -> Part:
+def score_reward(reward: Reward, completion: str, reference: str | None, tokens: int | None) -> RewardPart:
     """One reward's own value; raises ValueError if it needs a reference or a token count not given."""
     match reward:
         case CorrectnessReward():
             return _correctness(reward, completion, _given(reference, reward))
         case FormatReward():
-            fault = form_fault(completion, reward.form)
-            return Part(0.0 if fault else 1.0, fault or "The final answer is in the asked form.")
+            fault = find_form_fault(completion, reward.form)
+            return RewardPart(0.0 if fault else 1.0, fault or "The final answer is in the asked form.")
         case LengthReward():
             return _length(reward, completion, tokens)
         case StepsReward():
@@ -106,36 +106,36 @@ def _given(reference: str | None, reward: Reward) -> str:
     return reference
 
 
-def _correctness(reward: CorrectnessReward, completion: str, reference: str) -> Part:
+def _correctness(reward: CorrectnessReward, completion: str, reference: str) -> RewardPart:
     absolute = Fraction(str(reward.absolute_tolerance))
     relative = Fraction(str(reward.relative_tolerance))
-    found = judge(completion, reference, absolute, relative)
+    found = judge_answer(completion, reference, absolute, relative)
     answer = None if found.answer is None else found.answer.text
     expected = None if found.reference is None else found.reference.text
-    return Part(float(found.correct), found.why, answer, expected)
+    return RewardPart(float(found.correct), found.why, answer, expected)
 
 
-def _length(reward: LengthReward, completion: str, tokens: int | None) -> Part:
+def _length(reward: LengthReward, completion: str, tokens: int | None) -> RewardPart:
     length = len(completion) if reward.unit is LengthUnit.characters else tokens
     if length is None:
         raise ValueError(
             f"The reward {reward_name(reward)!r} counts tokens; give their counts, or count characters."
         )
     over = max(0, length - reward.limit)
-    return Part(-min(1.0, over / reward.span), f"{length} {reward.unit}, {over} over the limit.")
+    return RewardPart(-min(1.0, over / reward.span), f"{length} {reward.unit}, {over} over the limit.")
 
 
-def _steps(completion: str) -> Part:
-    held, count = equations_that_hold(completion)
-    return Part(held / count if count else 0.0, f"{held} of {count} equations hold.")
+def _steps(completion: str) -> RewardPart:
+    held, count = count_true_equations(completion)
+    return RewardPart(held / count if count else 0.0, f"{held} of {count} equations hold.")
 
 
-def _translation(reward: ChrfReward | BleuReward, completion: str, reference: str) -> Part:
+def _translation(reward: ChrfReward | BleuReward, completion: str, reference: str) -> RewardPart:
     # sacrebleu takes a fifth of a second to import, which evaluation and the maths rewards need not pay.
-    from trainers.rewards.translation import bleu, chrf
+    from trainers.metrics.sentence_scores import sentence_bleu, sentence_chrf
 
     if isinstance(reward, ChrfReward):
-        value = chrf(completion, reference, reward.word_order)
-        return Part(value, f"{'chrF++' if reward.word_order else 'chrF'} {100 * value:.1f}.")
-    value = bleu(completion, reference, reward.language)
-    return Part(value, f"BLEU {100 * value:.1f}.")
+        value = sentence_chrf(completion, reference, reward.word_order)
+        return RewardPart(value, f"{'chrF++' if reward.word_order else 'chrF'} {100 * value:.1f}.")
+    value = sentence_bleu(completion, reference, reward.language)
+    return RewardPart(value, f"BLEU {100 * value:.1f}.")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainers.configs.rewards import Reward, reward_name
-from trainers.rewards.score import RewardResult, reward_part, score_batch
+from trainers.rewards.score import RewardResult, score_batch, score_reward
 
 Completion = str | list[dict[str, Any]]
 RewardFunction = Callable[..., list[float]]
@@ -50,7 +50,7 @@ def _function(reward: Reward) -> RewardFunction:
         texts = [completion_text(completion) for completion in completions]
         references, tokens = _references(columns, len(texts)), _token_counts(columns, len(texts))
         rows = zip(texts, references, tokens, strict=True)
-        return [reward_part(reward, text, reference, count).value for text, reference, count in rows]
+        return [score_reward(reward, text, reference, count).value for text, reference, count in rows]
 
     # TRL logs a function's rewards under this name.
     function.__name__ = reward_name(reward)

@@ -8,7 +8,7 @@ import transformers
 import trl
 
 from trainers.configs.base import Queue
-from trainers.configs.resume_guarantee import Resuming, because, resuming
+from trainers.configs.resume_guarantee import ResumeGuarantee, get_resume_guarantee, make_guarantee
 from trainers.configs.training import TrainingConfig
 from trainers.modeling.load import pick_attention, pick_device
 from trainers.runtime import run_dir as files
@@ -21,15 +21,15 @@ def save_environment(config: TrainingConfig, checkpoint: Path) -> None:
     files.write_json(checkpoint / SURROUNDINGS, _surroundings(config))
 
 
-def expected_resume_guarantee(config: TrainingConfig) -> Resuming:
+def expected_resume_guarantee(config: TrainingConfig) -> ResumeGuarantee:
     """How the run would go on after a stop, on this host."""
     queue = Queue.cuda if pick_device(config.queue).type == "cuda" else Queue.cpu
-    found = resuming(config.stage, queue, config.model_dump(mode="json"))
+    found = get_resume_guarantee(config.stage, queue, config.model_dump(mode="json"))
     assert found is not None, "training stages have checkpoints"
     return found
 
 
-def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> Resuming:
+def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> ResumeGuarantee:
     """How the run goes on from this checkpoint, which another kind of host may have written."""
     then, now = files.read_json(checkpoint / SURROUNDINGS) or {}, _surroundings(config)
     changed = [
@@ -38,7 +38,7 @@ def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> Resumin
         for name, value in now.items()
         if then.get(name) != value
     ]
-    return because(expected_resume_guarantee(config).reasons + changed)
+    return make_guarantee(expected_resume_guarantee(config).reasons + changed)
 
 
 def _surroundings(config: TrainingConfig) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
         "attention": pick_attention(config.attention, device),
         "activation_checkpointing": _wants_checkpointing(config, longest_tokens),
         "fit": estimate_memory(config, [], longest_tokens),
-        "resuming": expected_resume_guarantee(config).model_dump(mode="json"),
+        "resume_guarantee": expected_resume_guarantee(config).model_dump(mode="json"),
     }
 
 

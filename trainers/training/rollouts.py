@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
 from trainers.rendering.render import PromptCompletion, read_prompt_completions, tokenize_prompt
-from trainers.rewards.score import references_without_answer
+from trainers.rewards.score import find_references_without_answer
 from trainers.rewards.trl_functions import RewardFunction, completion_text, reward_functions
 from trainers.runtime.errors import DatasetInvalid
 
@@ -105,7 +105,7 @@ class RolloutRecorder:
 
 
 def _require_answers(pairs: list[PromptCompletion], dataset: str) -> None:
-    missing = references_without_answer([pair.answer for pair in pairs])
+    missing = find_references_without_answer([pair.answer for pair in pairs])
     if missing:
         raise DatasetInvalid(
             f"Row {pairs[missing[0]].row} of {dataset} has no number in its reference answer, "

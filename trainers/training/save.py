@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 
-from trainers.configs.references import base_of
+from trainers.configs.references import get_base_model
 from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.load import template_sha256
@@ -57,7 +57,7 @@ def training_result(
         "model": {
             "path": files.MODEL,
             "kind": "adapter" if isinstance(config.tuning, LoraTuning) else "base",
-            "base": base_of(config.base),
+            "base": get_base_model(config.base),
             "template_sha256": template_sha256(tokenizer),
         },
         "metrics": {
@@ -82,7 +82,7 @@ def _write_model(
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = {"state_dict": _gathered(trainer, model)} if is_sharded else {}
     if isinstance(model, PeftModel):
-        model.peft_config["default"].base_model_name_or_path = base_of(config.base)
+        model.peft_config["default"].base_model_name_or_path = get_base_model(config.base)
 
     def fill(folder: Path) -> None:
         if isinstance(model, PeftModel):

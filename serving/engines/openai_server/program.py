@@ -18,7 +18,7 @@ from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.openai_server.server import SERVER_STATE, make_app
 from serving.http.addresses import is_private
-from trainers.configs.engines import QUANTIZATIONS, EngineKind, EngineOptions
+from trainers.configs.engines import SUPPORTED_QUANTIZATIONS, EngineKind, EngineOptions
 
 DRAIN_SECONDS = 5.0
 DRAIN_POLL_SECONDS = 0.05
@@ -71,7 +71,9 @@ def parser(kind: EngineKind) -> argparse.ArgumentParser:
     )
     options.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"])
     options.add_argument(
-        "--quantization", choices=sorted(QUANTIZATIONS[kind]), help="quantise the weights on loading"
+        "--quantization",
+        choices=sorted(SUPPORTED_QUANTIZATIONS[kind]),
+        help="quantise the weights on loading",
     )
     options.add_argument("--max-adapters", type=int, help="adapters held at once; default: 8")
     options.add_argument("--max-adapter-rank", type=int, help="largest LoRA rank; default: 64")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import OFFLINE, ROOT
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.runtime import run_dir as files
 
 
@@ -61,12 +61,12 @@ def write_rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[dict[
 
 @pytest.fixture(scope="session")
 def training_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
-    return write_rows([dict(row) for row in problems(158, Split.train, seed=1)])
+    return write_rows([dict(row) for row in generate_problems(158, ProblemSplit.train, seed=1)])
 
 
 @pytest.fixture(scope="session")
 def held_out_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
-    return write_rows([dict(row) for row in problems(40, Split.held_out, seed=1)])
+    return write_rows([dict(row) for row in generate_problems(40, ProblemSplit.held_out, seed=1)])
 
 
 @pytest.fixture(scope="session")

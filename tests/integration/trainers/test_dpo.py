@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.integration.trainers.conftest import Programs, assert_same_run, events, killed, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs import DpoConfig, DpoLoss, parse_stage
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.dpo import plan
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.preference_examples import load_preferences
@@ -28,7 +28,7 @@ def preference_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
     return write_rows(
         [
             {"prompt": row["question"], "chosen": row["answer"], "rejected": _one_more(row["answer"])}
-            for row in problems(30, Split.train, seed=2)
+            for row in generate_problems(30, ProblemSplit.train, seed=2)
         ]
     )
 

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.trainers.conftest import Programs
 from trainers.configs.stages.prepare import PrepareConfig
 from trainers.data.files.jsonl import iter_rows
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.data.validate import validate_file
 from trainers.prepare import DROPS, prepare
 from trainers.runtime.errors import DatasetFileNotFound, DatasetInvalid
@@ -135,8 +135,8 @@ def test_a_folder_of_data_files_is_read_as_the_hub_s_would_be(tmp_path: Path) ->
 def test_the_model_s_own_answers_become_pairs_of_right_and_wrong(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
-    dataset = write_rows([dict(row) for row in problems(24, Split.train, seed=3)])
-    recipe = {"kind": "own_answers", "num_generations": 8, "max_new_tokens": 24, "seed": 1}
+    dataset = write_rows([dict(row) for row in generate_problems(24, ProblemSplit.train, seed=3)])
+    recipe = {"kind": "on_policy_pairs", "num_generations": 8, "max_new_tokens": 24, "seed": 1}
     result, parts = made(tmp_path, dataset=dataset, base=str(starter), recipe=recipe)
     told = result["recipe"]
     assert (told["prompts"], told["answers"], told["pairs"]) == (24, 192, len(parts["train"]))
@@ -168,7 +168,7 @@ def test_a_missing_source_is_named(tmp_path: Path) -> None:
         ({}, "either a dataset or a source"),
         ({"dataset": "d", "recipe": {"kind": "translation"}}, "reads sentence pairs"),
         ({"source": {"kind": "tmx", "path": "t"}}, "needs the recipe translation"),
-        ({"dataset": "d", "recipe": {"kind": "own_answers"}}, "needs a base"),
+        ({"dataset": "d", "recipe": {"kind": "on_policy_pairs"}}, "needs a base"),
         ({"dataset": "d", "filters": [{"kind": "tokens"}]}, "needs a base"),
     ],
 )

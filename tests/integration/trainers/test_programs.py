@@ -46,7 +46,7 @@ def test_dry_run_prints_the_resolved_numbers_and_writes_nothing(
         "gradient_accumulation_steps": 4,
         "device": "cpu",
         "precision": "fp32",
-        "resuming": {"exactness": "exact", "reasons": []},
+        "resume_guarantee": {"exactness": "exact", "reasons": []},
     }
     assert expected.items() <= plan.items()
     assert 0 < plan["loss_tokens"] < plan["tokens"]

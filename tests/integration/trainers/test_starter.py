@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, GenerationConfig
 
 from tests.integration.trainers.conftest import Programs
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
 from trainers.runtime import run_dir as files
 
@@ -61,7 +61,7 @@ def test_fine_tuning_lifts_a_whole_starter_above_60_percent(
     train = {
         "stage": "sft",
         "base": str(base),
-        "dataset": write_rows([dict(row) for row in problems(1000, Split.train, seed=1)]),
+        "dataset": write_rows([dict(row) for row in generate_problems(1000, ProblemSplit.train, seed=1)]),
         "max_steps": 120,
         "batch_size": 32,
         "micro_batch_size": 32,
@@ -72,7 +72,7 @@ def test_fine_tuning_lifts_a_whole_starter_above_60_percent(
         "stage": "evaluate",
         "model": {"base": str(base), "adapter": str(tmp_path / "sft" / "model")},
         "baseline": str(base),
-        "dataset": write_rows([dict(row) for row in problems(240, Split.held_out, seed=1)]),
+        "dataset": write_rows([dict(row) for row in generate_problems(240, ProblemSplit.held_out, seed=1)]),
         "max_new_tokens": 40,
     }
     assert programs.run("trainers.evaluate", score, tmp_path / "score")[0] == 0

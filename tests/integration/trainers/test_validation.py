@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import at_checkpoint, run_stage
 from trainers.configs import parse_stage
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.training.validation import best_step, count_validations_without_improvement
 
 Stage = dict[str, Any]
@@ -30,7 +30,7 @@ def stage(short_lora: Stage) -> Stage:
 def validated(stage: Stage, held_out_rows: str, write_rows: Write) -> Stage:
     """So few rows that the validation loss falls and then rises."""
     return stage | {
-        "dataset": write_rows([dict(row) for row in problems(8, Split.train, seed=5)]),
+        "dataset": write_rows([dict(row) for row in generate_problems(8, ProblemSplit.train, seed=5)]),
         "validation_dataset": held_out_rows,
         "validate_every_steps": 2,
         "save_every_steps": 3,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.configs.base import LARGEST_COUNT, DatasetRef, ModelRef, StageConfig
+from trainers.configs.base import MAX_COUNT, DatasetRef, ModelRef, StageConfig
 
 
 class Metric(StrEnum):
@@ -25,10 +25,8 @@ class EvaluateConfig(StageConfig):
     dataset: DatasetRef
     metric: Metric = Metric.maths_exact_match
     max_rows: int | None = Field(
-        None, ge=1, le=LARGEST_COUNT, description="Score only the first rows of the dataset."
+        None, ge=1, le=MAX_COUNT, description="Score only the first rows of the dataset."
     )
-    batch_size: int = Field(32, ge=1, le=LARGEST_COUNT, description="Prompts generated at once.")
-    max_new_tokens: int = Field(
-        256, ge=1, le=LARGEST_COUNT, description="Tokens generated per prompt at most."
-    )
+    batch_size: int = Field(32, ge=1, le=MAX_COUNT, description="Prompts generated at once.")
+    max_new_tokens: int = Field(256, ge=1, le=MAX_COUNT, description="Tokens generated per prompt at most.")
     seed: int = Field(42, ge=0, lt=2**32)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import LARGEST_COUNT
+from trainers.configs.base import MAX_COUNT
 from trainers.configs.rewards import Rewards
 from trainers.configs.training import TrainingConfig
 
@@ -31,7 +31,7 @@ class RewardScale(StrEnum):
     none = "none"
 
 
-class Generation(StrEnum):
+class GenerationBackend(StrEnum):
     """What generates the answers of each step."""
 
     transformers = "transformers"
@@ -52,7 +52,7 @@ class GrpoConfig(TrainingConfig):
     batch_size: int = Field(
         64,
         ge=2,
-        le=LARGEST_COUNT,
+        le=MAX_COUNT,
         description="Answers per optimizer step over all devices; a multiple of num_generations.",
     )
     rewards: Rewards = Field(description="What an answer is worth: the weighted sum of these.")
@@ -60,7 +60,7 @@ class GrpoConfig(TrainingConfig):
         8, ge=2, le=1024, description="Answers to each prompt, which are compared with each other."
     )
     max_completion_length: int = Field(
-        512, ge=1, le=LARGEST_COUNT, description="Tokens of an answer; a longer one is cut off."
+        512, ge=1, le=MAX_COUNT, description="Tokens of an answer; a longer one is cut off."
     )
     temperature: float = Field(1.0, gt=0, le=10, description="Of sampling: higher tries more.")
     loss: GrpoLoss = GrpoLoss.dapo
@@ -74,7 +74,7 @@ class GrpoConfig(TrainingConfig):
     mask_truncated_completions: bool = Field(
         False, description="Leave answers that were cut off out of the loss."
     )
-    generation: Generation = Generation.transformers
+    generation: GenerationBackend = GenerationBackend.transformers
     vllm_memory_share: float = Field(
         0.3, gt=0, lt=1, description="Share of each GPU's memory for vLLM, with `vllm_colocate`."
     )
@@ -96,6 +96,6 @@ class GrpoConfig(TrainingConfig):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of num_generations {self.num_generations}"
             )
-        if (self.generation is Generation.vllm_server) != (self.vllm_server_url is not None):
+        if (self.generation is GenerationBackend.vllm_server) != (self.vllm_server_url is not None):
             raise ValueError("vllm_server_url is for generation vllm_server, which needs it")
         return self

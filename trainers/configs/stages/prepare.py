@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import LARGEST_COUNT, DatasetRef, ModelRef, Part, StageConfig
-from trainers.configs.recipes import Filter, OwnAnswersRecipe, Recipe, SplitSizes, TranslationRecipe
+from trainers.configs.base import MAX_COUNT, DatasetPart, DatasetRef, ModelRef, StageConfig
+from trainers.configs.recipes import Filter, OnPolicyPairsRecipe, Recipe, SplitSizes, TranslationRecipe
 from trainers.configs.sources import Source
-from trainers.data.convert import Shape
+from trainers.data.convert import RowShape
 
 
 class PrepareConfig(StageConfig):
@@ -18,17 +18,17 @@ class PrepareConfig(StageConfig):
 
     stage: Literal["prepare"] = "prepare"
     base: ModelRef | None = Field(
-        None, description="Model whose tokenizer and template render rows, and which `own_answers` asks."
+        None, description="Model whose tokenizer and template render rows, and which `on_policy_pairs` asks."
     )
     dataset: DatasetRef | None = None
     source: Source | None = Field(None, description="What is read instead of a dataset of the registry.")
     recipe: Recipe | None = None
     filters: list[Filter] = Field(default_factory=list, max_length=20, description="In the order given.")
-    convert_to: Shape | None = None
+    convert_to: RowShape | None = None
     split: SplitSizes | None = None
     rows: int = Field(5, ge=1, le=100, description="Rows to render, from the start of the dataset.")
     max_length: int = Field(
-        1024, ge=8, le=LARGEST_COUNT, description="Tokens per row, as the training stage would cut them."
+        1024, ge=8, le=MAX_COUNT, description="Tokens per row, as the training stage would cut them."
     )
 
     @property
@@ -37,12 +37,16 @@ class PrepareConfig(StageConfig):
         return bool(self.source or self.recipe or self.filters or self.convert_to or self.split)
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[DatasetPart]:
         """The datasets that it makes."""
         if not self.makes_datasets:
             return []
-        held_out = {Part.validation: self.split.validation, Part.test: self.split.test} if self.split else {}
-        return [Part.train, *(part for part, size in held_out.items() if size)]
+        held_out = (
+            {DatasetPart.validation: self.split.validation, DatasetPart.test: self.split.test}
+            if self.split
+            else {}
+        )
+        return [DatasetPart.train, *(part for part, size in held_out.items() if size)]
 
     @model_validator(mode="after")
     def _pieces_fit(self) -> Self:
@@ -52,8 +56,8 @@ class PrepareConfig(StageConfig):
             raise ValueError(
                 "nothing is asked for: name a base to show rows, or a recipe, filters or a split"
             )
-        if self.base is None and isinstance(self.recipe, OwnAnswersRecipe):
-            raise ValueError("the recipe own_answers needs a base, whose answers it takes")
+        if self.base is None and isinstance(self.recipe, OnPolicyPairsRecipe):
+            raise ValueError("the recipe on_policy_pairs needs a base, whose answers it takes")
         if self.base is None and any(chosen.kind == "tokens" for chosen in self.filters):
             raise ValueError("the filter tokens needs a base, whose tokenizer counts them")
         self._check_pairs()

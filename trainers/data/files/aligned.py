@@ -55,7 +55,7 @@ def read_tsv(path: Path, *, korean: int | str = 1, english: int | str = 2) -> It
         yield TranslationPair(line, fields[left - 1], fields[right - 1])
 
 
-def pairs_of_rows(
+def parse_pairs(
     rows: Iterable[dict[str, Any]], *, korean: str = "ko", english: str = "en"
 ) -> Iterator[TranslationPair]:
     """Pairs from rows with a field for each language, or with both in a `translation`, as on the hub.

@@ -32,14 +32,14 @@ OTHER_KINDS: Final = {
 }
 
 
-def file_fault(file: BinaryIO) -> Fault | None:
+def find_file_fault(file: BinaryIO) -> Fault | None:
     """The fault that makes every line of a file unreadable, if there is one; leaves the file at its start."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
     return _binary_fault(head) or _encoding_fault(head) or _layout_fault(head.removeprefix(UTF8_MARK))
 
 
-def empty_file() -> Fault:
+def empty_file_fault() -> Fault:
     """The fault of a file without a row."""
     return Fault(
         code=FaultCode.empty_file, message="The file holds no rows: write one JSON object on each line."
@@ -84,7 +84,7 @@ def _encoding_fault(head: bytes) -> Fault | None:
 def _layout_fault(head: bytes) -> Fault | None:
     start = head.lstrip()
     if not start and len(head) < HEAD_BYTES:
-        return empty_file()
+        return empty_file_fault()
     if start.startswith(b"["):
         return Fault(
             code=FaultCode.json_array,

@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any, Final, NoReturn
 
-from trainers.data.faults import Fault, FaultCode, shown, type_name
+from trainers.data.faults import Fault, FaultCode, quote_value, type_name
 from trainers.data.files.file_checks import UTF8_MARK
 from trainers.data.formats import Row
 
@@ -37,7 +37,7 @@ class RowParser:
         if b"\r" in line:
             body = line[:-2] if line.endswith(b"\r\n") else line
             if b"\r" in body:
-                return bare_return()
+                return bare_return_fault()
         if len(body) > MAX_MARKS and sum(map(body.count, (b"{", b"[", b":"))) > MAX_MARKS:
             return _too_complex()
         try:
@@ -148,18 +148,18 @@ def _is_encodable(value: Any) -> bool:
     return True
 
 
-class NotFinite(ValueError):
+class NotFiniteNumber(ValueError):
     """A number which JSON does not know."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise NotFinite(name)
+    raise NotFiniteNumber(name)
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise NotFinite(digits)
+        raise NotFiniteNumber(digits)
     return number
 
 
@@ -168,10 +168,10 @@ def _unreadable(error: ValueError | RecursionError, line: bytes) -> Fault:
     match error:
         case RecursionError():
             return _too_deep()
-        case NotFinite():
+        case NotFiniteNumber():
             return Fault(
                 code=FaultCode.not_finite_number,
-                message=f"JSON has no number {shown(str(error))}: write a finite number, null or a string.",
+                message=f"JSON has no number {quote_value(str(error))}: write a finite number.",
             )
         case UnicodeDecodeError() if not (is_cut_off and error.reason == "unexpected end of data"):
             return Fault(
@@ -194,7 +194,7 @@ def _unreadable(error: ValueError | RecursionError, line: bytes) -> Fault:
 
 def _invalid_json(error: json.JSONDecodeError, line: bytes) -> Fault:
     if b"\0" in line:
-        return nul_byte(line)
+        return nul_byte_fault(line)
     if line.startswith(UTF8_MARK):
         return Fault(
             code=FaultCode.byte_order_mark,
@@ -206,7 +206,7 @@ def _invalid_json(error: json.JSONDecodeError, line: bytes) -> Fault:
     )
 
 
-def nul_byte(line: bytes) -> Fault:
+def nul_byte_fault(line: bytes) -> Fault:
     """The fault of a line with a zero byte."""
     return Fault(
         code=FaultCode.nul_byte,
@@ -214,7 +214,7 @@ def nul_byte(line: bytes) -> Fault:
     )
 
 
-def bare_return() -> Fault:
+def bare_return_fault() -> Fault:
     """The fault of a carriage return which no line feed follows."""
     return Fault(
         code=FaultCode.bare_carriage_return,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from trainers.data.faults import Fault, FaultCode
-from trainers.data.files.file_checks import UTF8_MARK, file_fault
-from trainers.data.files.json_line import RowParser, bare_return, nul_byte
+from trainers.data.files.file_checks import UTF8_MARK, find_file_fault
+from trainers.data.files.json_line import RowParser, bare_return_fault, nul_byte_fault
 from trainers.data.formats import Row
 
 MAX_LINE_BYTES: Final = 16 * 2**20
@@ -20,7 +20,7 @@ READ_BUFFER_BYTES: Final = 2**18
 def iter_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Yields (line number, row) of a file that has been validated; ValueError names the first bad line."""
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
-        if fault := file_fault(file):
+        if fault := find_file_fault(file):
             raise ValueError(f"{path.name}: {fault.message}")
         parser = RowParser()
         for number, line in iter_lines(file):
@@ -41,7 +41,7 @@ def read_rows(path: Path, *, offset: int, limit: int) -> list[tuple[int, Row]]:
     """
     rows: list[tuple[int, Row]] = []
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
-        if limit < 1 or file_fault(file):
+        if limit < 1 or find_file_fault(file):
             return rows
         parser, seen, size_bytes = RowParser(), 0, 0
         for number, line in iter_lines(file):
@@ -121,9 +121,9 @@ def _skip_line(file: BinaryIO) -> None:
 
 def _long_line(head: bytes, max_line_bytes: int) -> Fault:
     if b"\r" in head:
-        return bare_return()
+        return bare_return_fault()
     if b"\0" in head:
-        return nul_byte(head)
+        return nul_byte_fault(head)
     return Fault(
         code=FaultCode.line_too_long,
         message=f"The line is longer than {max_line_bytes:,} bytes: shorten the row, or split it.",

@@ -11,7 +11,7 @@ from typing import Final
 from xml.parsers import expat
 
 from trainers.data.files.aligned import TranslationPair
-from trainers.data.filters.drops import DropReason, Drops
+from trainers.data.filters.drops import DropReason, DropRecorder
 
 CHUNK_BYTES: Final = 2**16
 # Expat holds one tag or text whole; a segment is a sentence.
@@ -22,7 +22,7 @@ MAX_DEPTH: Final = 64
 CODE_ELEMENTS: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
 
 
-def read_tmx(path: Path, drops: Drops) -> Iterator[TranslationPair]:
+def read_tmx(path: Path, drops: DropRecorder) -> Iterator[TranslationPair]:
     """Pairs from every unit that has both languages, with the line on which the unit begins.
 
     A unit without one of them is reported as dropped; one with several variants gives every combination.
@@ -43,7 +43,7 @@ def read_tmx(path: Path, drops: Drops) -> Iterator[TranslationPair]:
 class _Reader:
     """The state between two pieces of the file: the open elements, and the unit that is being read."""
 
-    def __init__(self, name: str, drops: Drops) -> None:
+    def __init__(self, name: str, drops: DropRecorder) -> None:
         self._name, self._drops = name, drops
         self._open: list[str] = []
         self._line, self._language = 0, ""

@@ -41,7 +41,7 @@ class DropReport(BaseModel):
     )
 
 
-class Drops:
+class DropRecorder:
     """Gathers what the filters of one chain drop.
 
     `limit` drops of each reason are kept for the report; `write` is called with every single one.

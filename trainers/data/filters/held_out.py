@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainers.data.files.jsonl import iter_rows
-from trainers.data.filters.drops import DropReason, Drops
-from trainers.data.filters.near_duplicates import NearIndex
+from trainers.data.filters.drops import DropReason, DropRecorder
+from trainers.data.filters.near_duplicates import NearDuplicateIndex
 from trainers.data.filters.row_filters import NumberedRows
 from trainers.data.fingerprint import prompt_text
 from trainers.data.formats import RowFormat, detect_format
 
 
-def without_held_out(
+def drop_held_out(
     rows: NumberedRows,
-    drops: Drops,
+    drops: DropRecorder,
     row_format: RowFormat,
     held_out: Sequence[Path],
     *,
@@ -26,7 +26,9 @@ def without_held_out(
 
     All held-out prompts are held in memory. Raises ValueError for a held-out row of no known format.
     """
-    exact, index = _prompts(held_out, None if threshold == 1 else NearIndex(threshold, max_remembered=10**9))
+    exact, index = _prompts(
+        held_out, None if threshold == 1 else NearDuplicateIndex(threshold, max_remembered=10**9)
+    )
     names = [path.name for path in held_out]
     for line, row in rows:
         text = prompt_text(row, row_format)
@@ -41,7 +43,9 @@ def without_held_out(
             drops.add(line, DropReason.held_out, detail)
 
 
-def _prompts(held_out: Sequence[Path], index: NearIndex | None) -> tuple[dict[str, int], NearIndex | None]:
+def _prompts(
+    held_out: Sequence[Path], index: NearDuplicateIndex | None
+) -> tuple[dict[str, int], NearDuplicateIndex | None]:
     exact: dict[str, int] = {}
     number = 0
     for path in held_out:

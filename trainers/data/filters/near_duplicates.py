@@ -15,7 +15,7 @@ from zlib import crc32
 
 from datasketch import MinHash, MinHashLSH  # It ships no types.
 
-from trainers.data.filters.drops import DropReason, Drops
+from trainers.data.filters.drops import DropReason, DropRecorder
 from trainers.data.filters.row_filters import NumberedRows
 from trainers.data.fingerprint import row_text
 from trainers.data.formats import Row, RowFormat
@@ -28,7 +28,7 @@ MAX_REMEMBERED_TEXTS: Final = 50_000
 WEIGHTS: Final = (0.1, 0.9)
 
 
-class NearIndex:
+class NearDuplicateIndex:
     """Texts by what they are made of; finds those that are alike, by the number they were added with."""
 
     def __init__(self, threshold: float = 0.8, max_remembered: int = MAX_REMEMBERED_TEXTS) -> None:
@@ -57,7 +57,7 @@ class NearIndex:
 
     def _sketch(self, text: str) -> MinHash:
         sketch = self._empty.copy()
-        sketch.update_batch([piece.encode() for piece in pieces(text)])
+        sketch.update_batch([piece.encode() for piece in shingles(text)])
         return sketch
 
     def _similar(self, sketch: MinHash) -> list[tuple[int, float]]:
@@ -74,15 +74,15 @@ class NearIndex:
         return True
 
 
-def pieces(text: str) -> set[str]:
+def shingles(text: str) -> set[str]:
     """All runs of five characters; of a shorter text, the text itself."""
     plain = re.sub(r"\s+", " ", text.casefold()).strip()
     return {plain[start : start + PIECE_CHARACTERS] for start in range(max(1, len(plain) - 4))}
 
 
-def without_near_duplicates(
+def drop_near_duplicates(
     rows: NumberedRows,
-    drops: Drops,
+    drops: DropRecorder,
     row_format: RowFormat,
     *,
     threshold: float = 0.8,
@@ -93,7 +93,7 @@ def without_near_duplicates(
 
     The first `max_remembered` kept rows are compared with; the report says how many came after them.
     """
-    index = NearIndex(threshold, max_remembered)
+    index = NearDuplicateIndex(threshold, max_remembered)
     # A recipe may make several rows of one line, so they are told apart by their own number.
     lines: dict[int, int] = {}
     for number, (line, row) in enumerate(rows):

@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import BaseModel, Field
 
 from trainers.data.files.jsonl import iter_rows
-from trainers.data.filters.near_duplicates import NearIndex
+from trainers.data.filters.near_duplicates import NearDuplicateIndex
 from trainers.data.fingerprint import prompt_text
 from trainers.data.formats import Row, RowFormat, detect_format
 
@@ -57,11 +57,11 @@ def find_overlap(
     The report keeps the first `limit` overlaps. Raises ValueError for a file that `iter_rows` refuses, a row
     of no known format, or a test set of more than 50,000 rows.
     """
-    index, lines_of, train_rows = NearIndex(threshold, MAX_TEST_ROWS), dict[str, set[int]](), 0
+    index, lines_of, train_rows = NearDuplicateIndex(threshold, MAX_TEST_ROWS), dict[str, set[int]](), 0
     numbers_of: dict[int, list[str]] = {}
     for line, text in _texts(test, text_of):
         lines_of.setdefault(text, set()).add(line)
-        numbers_of[line] = numbers_in(text)
+        numbers_of[line] = find_numbers(text)
         if not exact_only and not index.add(line, text):
             raise ValueError(f"{test.name} has more than {MAX_TEST_ROWS:,} rows: split it.")
     exact, met, first, overlaps = set[int](), set[int](), list[Overlap](), 0
@@ -70,7 +70,7 @@ def find_overlap(
         equal = lines_of.get(text, set())
         found = [(number, 1.0) for number in sorted(equal)] if exact_only else index.matches(text)
         if same_numbers:
-            numbers = numbers_in(text)
+            numbers = find_numbers(text)
             found = [match for match in found if numbers_of[match[0]] == numbers]
         exact |= equal
         met.update(number for number, _ in found)
@@ -89,7 +89,7 @@ def find_overlap(
     )
 
 
-def numbers_in(text: str) -> list[str]:
+def find_numbers(text: str) -> list[str]:
     """The numbers of a text in their order: word problems that differ in one ask different things."""
     return re.findall(r"\d+", text)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from trainers.data.files.aligned import TranslationPair
-from trainers.data.filters.drops import DropReason, Drops
+from trainers.data.filters.drops import DropReason, DropRecorder
 
 Pairs = Iterable[TranslationPair]
 
@@ -17,8 +17,8 @@ HANGUL: Final = re.compile(r"[가-힣\u1100-\u11FF\u3130-\u318F\uA960-\uA97F\uD7
 LATIN: Final = re.compile(r"[A-Za-z\u00AA-\u024F\u1E00-\u1EFF]")
 
 
-def by_language(
-    pairs: Pairs, drops: Drops, *, korean_share: float = 0.3, english_share: float = 0.8
+def filter_by_language(
+    pairs: Pairs, drops: DropRecorder, *, korean_share: float = 0.3, english_share: float = 0.8
 ) -> Iterator[TranslationPair]:
     """Keeps pairs with text on both sides, and with so large a share of Hangul and of Latin letters.
 
@@ -39,8 +39,8 @@ def by_language(
             yield pair
 
 
-def by_length_ratio(
-    pairs: Pairs, drops: Drops, *, minimum: float = 0.6, maximum: float = 6.0
+def filter_by_length_ratio(
+    pairs: Pairs, drops: DropRecorder, *, minimum: float = 0.6, maximum: float = 6.0
 ) -> Iterator[TranslationPair]:
     """Keeps pairs with `minimum` to `maximum` English characters for each Korean one.
 
@@ -56,7 +56,7 @@ def by_length_ratio(
             drops.add(pair.line, DropReason.length_ratio, detail)
 
 
-def without_identical_sides(pairs: Pairs, drops: Drops) -> Iterator[TranslationPair]:
+def drop_identical_sides(pairs: Pairs, drops: DropRecorder) -> Iterator[TranslationPair]:
     """Keeps pairs whose sides differ in more than case and white space."""
     for pair in pairs:
         if pair.korean.casefold().split() == pair.english.casefold().split():

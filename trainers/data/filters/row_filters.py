@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from trainers.data.filters.drops import DropReason, Drops
+from trainers.data.filters.drops import DropReason, DropRecorder
 from trainers.data.fingerprint import content_digest, row_text
 from trainers.data.formats import Row, RowFormat
 
@@ -13,9 +13,9 @@ NumberedRows = Iterable[tuple[int, Row]]
 MAX_REMEMBERED_ROWS: Final = 2_000_000
 
 
-def by_characters(
+def filter_by_characters(
     rows: NumberedRows,
-    drops: Drops,
+    drops: DropRecorder,
     row_format: RowFormat,
     *,
     minimum: int = 0,
@@ -25,9 +25,9 @@ def by_characters(
     return _by_length(rows, drops, lambda row: len(row_text(row, row_format)), minimum, maximum, "characters")
 
 
-def by_tokens(
+def filter_by_tokens(
     rows: NumberedRows,
-    drops: Drops,
+    drops: DropRecorder,
     count_tokens: Callable[[Row], int],
     *,
     minimum: int = 0,
@@ -37,8 +37,12 @@ def by_tokens(
     return _by_length(rows, drops, count_tokens, minimum, maximum, "tokens")
 
 
-def without_duplicates(
-    rows: NumberedRows, drops: Drops, row_format: RowFormat, *, max_remembered: int = MAX_REMEMBERED_ROWS
+def drop_duplicates(
+    rows: NumberedRows,
+    drops: DropRecorder,
+    row_format: RowFormat,
+    *,
+    max_remembered: int = MAX_REMEMBERED_ROWS,
 ) -> Iterator[tuple[int, Row]]:
     """Keeps the first of all rows that train a model alike, whatever their other fields.
 
@@ -60,7 +64,7 @@ def without_duplicates(
 
 def _by_length(
     rows: NumberedRows,
-    drops: Drops,
+    drops: DropRecorder,
     measure: Callable[[Row], int],
     minimum: int,
     maximum: int | None,

@@ -25,7 +25,7 @@ LARGEST: Final = 99
 HELD_OUT_SHARE: Final = 4  # One combination in four is held out.
 
 
-class Split(StrEnum):
+class ProblemSplit(StrEnum):
     """Which problems a row may come from."""
 
     train = "train"
@@ -33,7 +33,7 @@ class Split(StrEnum):
 
 
 @dataclass(frozen=True)
-class Shape:
+class ProblemTemplate:
     """A sentence with its numbers' ranges and the operators that combine them from left to right."""
 
     text: str
@@ -42,51 +42,55 @@ class Shape:
 
 
 SMALL: Final = range(2, 12)
-SHAPES: Final = (
-    Shape("{who} has {0} {what} and picks {1} more. How many {what} does {who} have?", "+", (SMALL, SMALL)),
-    Shape(
+TEMPLATES: Final = (
+    ProblemTemplate(
+        "{who} has {0} {what} and picks {1} more. How many {what} does {who} have?", "+", (SMALL, SMALL)
+    ),
+    ProblemTemplate(
         "{who} owns {0} {what}. {friend} brings {1} {what}. How many {what} are there?", "+", (SMALL, SMALL)
     ),
-    Shape(
+    ProblemTemplate(
         "A shelf holds {0} {what} and a bag holds {1} {what}. How many {what} are there?", "+", (SMALL, SMALL)
     ),
-    Shape("{who} had {0} {what} and sold {1}. How many {what} remain?", "-", (range(5, 16), range(2, 10))),
-    Shape(
+    ProblemTemplate(
+        "{who} had {0} {what} and sold {1}. How many {what} remain?", "-", (range(5, 16), range(2, 10))
+    ),
+    ProblemTemplate(
         "{who} had {0} {what} , but {1} of them broke. How many {what} remain?",
         "-",
         (range(5, 16), range(2, 10)),
     ),
-    Shape(
+    ProblemTemplate(
         "{who} has {0} {what} , {friend} only {1}. How many fewer {what} does {friend} have?",
         "-",
         (range(5, 16), range(2, 10)),
     ),
-    Shape(
+    ProblemTemplate(
         "{who} fills {0} bags with {1} {what} each. How many {what} are there?",
         "*",
         (range(2, 8), range(2, 8)),
     ),
-    Shape(
+    ProblemTemplate(
         "{who} makes {0} {what} a day for {1} days. How many {what} are there?",
         "*",
         (range(2, 8), range(2, 8)),
     ),
-    Shape(
+    ProblemTemplate(
         "{who} has {0} {what} , picks {1} more and gives {friend} {2}. How many {what} remain?",
         "+-",
         (range(3, 10), range(2, 7), range(2, 7)),
     ),
-    Shape(
+    ProblemTemplate(
         "{who} had {0} {what} , sold {1} and then made {2}. How many {what} does {who} have?",
         "-+",
         (range(6, 13), range(2, 6), range(2, 7)),
     ),
-    Shape(
+    ProblemTemplate(
         "{who} fills {0} bags with {1} {what} each and has {2} more. How many {what} are there?",
         "*+",
         (range(2, 6), range(2, 6), range(2, 7)),
     ),
-    Shape(
+    ProblemTemplate(
         "{who} fills {0} bags with {1} {what} each and sells {2}. How many {what} remain?",
         "*-",
         (range(2, 6), range(3, 7), range(2, 6)),
@@ -94,7 +98,9 @@ SHAPES: Final = (
 )
 
 
-def problems(count: int, split: Split, seed: int, wrong_share: float = 0.0) -> list[dict[str, str]]:
+def generate_problems(
+    count: int, split: ProblemSplit, seed: int, wrong_share: float = 0.0
+) -> list[dict[str, str]]:
     """Rows of `question` and `answer`, which ends in `#### N`; the same arguments give the same rows.
 
     All combinations of a split are used before one is used again. `wrong_share` of the answers follow a
@@ -112,11 +118,11 @@ def problems(count: int, split: Split, seed: int, wrong_share: float = 0.0) -> l
     return rows
 
 
-def equations() -> list[str]:
+def list_equations() -> list[str]:
     """Every equation that an answer may contain, right or wrong in its problem, each true in itself."""
     lines = {
         line
-        for split in Split
+        for split in ProblemSplit
         for shape, numbers in _combinations(split)
         for operators in (shape.operators, *_wrong_operators(shape, numbers))
         for line in _lines(operators, numbers)
@@ -125,12 +131,13 @@ def equations() -> list[str]:
 
 
 @cache
-def _combinations(split: Split) -> tuple[tuple[Shape, tuple[int, ...]], ...]:
+def _combinations(split: ProblemSplit) -> tuple[tuple[ProblemTemplate, tuple[int, ...]], ...]:
     return tuple(
         (shape, numbers)
-        for shape in SHAPES
+        for shape in TEMPLATES
         for numbers in product(*shape.ranges)
-        if _is_held_out(numbers) == (split is Split.held_out) and _stays_in_range(shape.operators, numbers)
+        if _is_held_out(numbers) == (split is ProblemSplit.held_out)
+        and _stays_in_range(shape.operators, numbers)
     )
 
 
@@ -138,7 +145,7 @@ def _is_held_out(numbers: tuple[int, ...]) -> bool:
     return hashlib.sha256(repr(numbers).encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def _row(shape: Shape, numbers: tuple[int, ...], rng: random.Random, wrong: bool) -> dict[str, str]:
+def _row(shape: ProblemTemplate, numbers: tuple[int, ...], rng: random.Random, wrong: bool) -> dict[str, str]:
     who, friend = rng.sample(NAMES, 2)
     question = shape.text.format(*numbers, who=who, friend=friend, what=rng.choice(THINGS))
     mistakes = _wrong_operators(shape, numbers) if wrong else []
@@ -169,7 +176,7 @@ def _stays_in_range(operators: str, numbers: tuple[int, ...]) -> bool:
     return all(1 <= result <= LARGEST for result in _results(operators, numbers))
 
 
-def _wrong_operators(shape: Shape, numbers: tuple[int, ...]) -> list[str]:
+def _wrong_operators(shape: ProblemTemplate, numbers: tuple[int, ...]) -> list[str]:
     candidates = ("".join(operators) for operators in product("+-*", repeat=len(shape.operators)))
     return [
         operators

@@ -118,7 +118,7 @@ def preference_rows(
             }
 
 
-def problems_of_rows(rows: Iterable[tuple[int, Row]]) -> Iterator[Problem]:
+def parse_problems(rows: Iterable[tuple[int, Row]]) -> Iterator[Problem]:
     """Problems from rows with a field for each author, or with a list `solutions`, of graded solutions.
 
     A graded solution is `{"solution": text, "is_correct": bool}`. Raises ValueError naming the line of a row

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tests.integration.trainers.preflight.test_findings import chat, judged
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 Write = Callable[[list[dict[str, Any]]], str]
 
@@ -24,7 +24,7 @@ ROWS = [
         ("user", "Well?"),
         ("assistant", row["answer"]),
     )
-    for row in problems(20, Split.train, seed=3)
+    for row in generate_problems(20, ProblemSplit.train, seed=3)
 ]
 HEADERS = (
     "{{- bos_token }}{%- for m in messages %}{{- '<|im_start|>' + m.role + '<|im_start|>\n\n'"

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from trainers.configs import parse_stage
 from trainers.configs.stages.preflight import PreflightConfig
-from trainers.data.recipes.arithmetic import Split, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.preflight.__main__ import preflight
 from trainers.preflight.findings import FindingCode
 from trainers.preflight.token_findings import check_tokens
@@ -22,7 +22,7 @@ from trainers.sft import train
 
 Rows = list[dict[str, Any]]
 Write = Callable[[Rows], str]
-CLEAN = [dict(row) for row in problems(40, Split.train, seed=2)]
+CLEAN = [dict(row) for row in generate_problems(40, ProblemSplit.train, seed=2)]
 LONG_ANSWER = "I am sorry, but I cannot help with that. #### 1"
 
 
@@ -66,7 +66,7 @@ def pairs(rows: Rows, rejected: str = "#### 0") -> Rows:
     ids=["question_answer", "prompt_completion", "messages", "turns"],
 )
 def test_nothing_is_found_in_clean_rows(starter: Path, tmp_path: Path, write_rows: Write, rows: Rows) -> None:
-    held_out = write_rows([dict(row) for row in problems(30, Split.held_out, seed=2)])
+    held_out = write_rows([dict(row) for row in generate_problems(30, ProblemSplit.held_out, seed=2)])
     result = judged(starter, tmp_path, write_rows(rows), held_out=[held_out])
     assert (codes(result), result["passed"]) == ([], True)
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainers.configs import Queue, SftConfig, parse_stage
-from trainers.configs.resume_guarantee import resuming
+from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.configs.stage_config import load_stage
 
 SFT = {"stage": "sft", "base": "org/model", "dataset": "rows.jsonl"}
@@ -95,18 +95,18 @@ def test_json_of_a_service_cannot_read_the_environment(
 def test_a_resume_that_cannot_be_exact_says_why(
     stage: str, queue: Queue, config: dict[str, str], reasons: list[str]
 ) -> None:
-    found = resuming(stage, queue, config)
+    found = get_resume_guarantee(stage, queue, config)
     assert found is not None
     assert found.exactness == ("approximate" if reasons else "exact")
     assert all(part in told for part, told in zip(reasons, found.reasons, strict=True))
 
 
 def test_answers_after_a_stop_are_rounded_in_other_batches() -> None:
-    found = resuming("generate", Queue.cpu, {})
+    found = get_resume_guarantee("generate", Queue.cpu, {})
     assert found is not None
     assert found.exactness == "approximate"
     assert "batches" in found.reasons[0]
 
 
 def test_a_stage_without_checkpoints_is_not_resumed() -> None:
-    assert resuming("evaluate", Queue.cpu, {}) is None
+    assert get_resume_guarantee("evaluate", Queue.cpu, {}) is None

@@ -4,11 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from trainers.configs import GrpoConfig, LoraTuning, SftConfig, parse_stage
-from trainers.configs.presets import presets
+from trainers.configs.presets import load_presets
 
 REWARDS = [{"kind": "correctness"}]
-HARDWARE = [name for name, preset in presets().items() if preset.kind == "hardware"]
-FAMILIES = [name for name, preset in presets().items() if preset.kind == "family"]
+HARDWARE = [name for name, preset in load_presets().items() if preset.kind == "hardware"]
+FAMILIES = [name for name, preset in load_presets().items() if preset.kind == "family"]
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
@@ -17,7 +17,7 @@ FAMILIES = [name for name, preset in presets().items() if preset.kind == "family
 def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: str, family: str) -> None:
     rewards = {"rewards": REWARDS} if stage == "grpo" else {}
     config = parse_stage({"stage": stage, "preset": [hardware, family], "dataset": "rows", **rewards})
-    assert config.base == presets()[family].training["base"]
+    assert config.base == load_presets()[family].training["base"]
     assert config.batch_size % config.micro_batch_size == 0
 
 

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from trainers.data.checks import validate_row
-from trainers.data.conversation import as_messages, preference_messages, prompt_completions, tools
+from trainers.data.conversation import offered_tools, preference_messages, prompt_completions, to_messages
 from trainers.data.faults import FaultCode
 from trainers.data.formats import RowFormat
 from trainers.data.statistics import turn_lengths
@@ -267,6 +267,6 @@ def test_every_row_that_passes_can_be_converted_and_measured(seed):
             measured = [
                 ("system" if role == "developer" else role) for role, _ in turn_lengths(row, row_format)
             ]
-            assert measured == [message["role"] for message in as_messages(row, row_format)]
-            assert tools(row) is None or isinstance(tools(row), list)
+            assert measured == [message["role"] for message in to_messages(row, row_format)]
+            assert offered_tools(row) is None or isinstance(offered_tools(row), list)
     assert passed > 5

@@ -2,7 +2,13 @@ import copy
 
 import pytest
 
-from trainers.data.conversation import as_messages, asked, preference_messages, prompt_completions, tools
+from trainers.data.conversation import (
+    extract_prompt_and_answer,
+    offered_tools,
+    preference_messages,
+    prompt_completions,
+    to_messages,
+)
 from trainers.data.formats import RowFormat
 
 
@@ -37,7 +43,7 @@ SINGLE_TURN = [
 @pytest.mark.parametrize(("row_format", "row"), SINGLE_TURN)
 def test_every_format_gives_the_same_prompt_and_completion(row_format, row):
     assert prompt_completions(row, row_format) == [([user("2+2?")], [assistant("4")])]
-    assert as_messages(row, row_format) == [user("2+2?"), assistant("4")]
+    assert to_messages(row, row_format) == [user("2+2?"), assistant("4")]
 
 
 @pytest.mark.parametrize(("row_format", "row"), SINGLE_TURN)
@@ -58,20 +64,20 @@ def test_each_assistant_turn_is_trained_with_all_that_came_before():
 def test_sharegpt_turns_keep_their_order_and_roles():
     spoken = [("system", "s"), ("human", "a"), ("gpt", "b"), ("tool", "t"), ("gpt", "c")]
     row = {"conversations": [{"from": speaker, "value": text} for speaker, text in spoken]}
-    messages = as_messages(row, RowFormat.sharegpt)
+    messages = to_messages(row, RowFormat.sharegpt)
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert [message["content"] for message in messages] == ["s", "a", "b", "t", "c"]
 
 
 def test_alpaca_input_follows_the_instruction():
     row = {"instruction": "Translate.", "input": "안녕", "output": "hello"}
-    assert as_messages(row, RowFormat.alpaca)[0] == user("Translate.\n\n안녕")
+    assert to_messages(row, RowFormat.alpaca)[0] == user("Translate.\n\n안녕")
 
 
 @pytest.mark.parametrize("row_format", [RowFormat.alpaca, RowFormat.question_answer, RowFormat.sharegpt])
 def test_a_system_field_becomes_the_first_turn(row_format):
     row = next(row for candidate, row in SINGLE_TURN if candidate is row_format)
-    assert as_messages(row | {"system": "Be brief."}, row_format)[0] == system("Be brief.")
+    assert to_messages(row | {"system": "Be brief."}, row_format)[0] == system("Be brief.")
 
 
 def test_turns_within_a_prompt_are_not_trained():
@@ -102,7 +108,7 @@ def test_tool_calls_survive_with_their_arguments_as_an_object():
 def test_developer_turns_and_text_parts_become_what_templates_know():
     parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
     turns = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, assistant("4")]
-    assert as_messages({"messages": turns}, RowFormat.messages) == [
+    assert to_messages({"messages": turns}, RowFormat.messages) == [
         system("s"),
         user("2+2?"),
         assistant("4"),
@@ -129,7 +135,7 @@ def test_developer_turns_and_text_parts_become_what_templates_know():
 )
 def test_every_spelling_of_a_preference_gives_prompt_chosen_and_rejected(row):
     assert preference_messages(row) == ([user("q")], [assistant("good")], [assistant("bad")])
-    assert as_messages(row, RowFormat.preference) == [user("q"), assistant("good")]
+    assert to_messages(row, RowFormat.preference) == [user("q"), assistant("good")]
 
 
 def test_equal_conversations_keep_their_last_turn_as_the_answer():
@@ -168,10 +174,10 @@ def test_rows_which_validation_refuses_are_named_errors(row_format, row):
 
 def test_tools_are_found_wherever_a_format_puts_them():
     offered = [{"type": "function", "function": {"name": "add"}}]
-    assert tools({"tools": offered}) == offered
-    assert tools({"tools": '[{"type": "function", "function": {"name": "add"}}]'}) == offered
-    assert tools({"input": {"messages": [], "tools": offered}}) == offered
-    assert tools({"messages": []}) is None
+    assert offered_tools({"tools": offered}) == offered
+    assert offered_tools({"tools": '[{"type": "function", "function": {"name": "add"}}]'}) == offered
+    assert offered_tools({"input": {"messages": [], "tools": offered}}) == offered
+    assert offered_tools({"messages": []}) is None
 
 
 @pytest.mark.parametrize(
@@ -185,24 +191,27 @@ def test_tools_are_found_wherever_a_format_puts_them():
     ],
 )
 def test_a_row_may_ask_without_an_answer(row):
-    assert asked(row) == ([{"role": "user", "content": "2 + 2?"}], [])
+    assert extract_prompt_and_answer(row) == ([{"role": "user", "content": "2 + 2?"}], [])
 
 
 def test_an_input_and_a_system_message_belong_to_what_is_asked():
     row = {"system": "Be brief.", "instruction": "Add:", "input": "2 + 2"}
-    assert asked(row)[0] == [system("Be brief."), user("Add:\n\n2 + 2")]
+    assert extract_prompt_and_answer(row)[0] == [system("Be brief."), user("Add:\n\n2 + 2")]
 
 
 def test_what_a_row_asks_goes_up_to_its_last_answer():
     row = {"prompt": "2 + 2?", "completion": "4", "extra": 1}
-    assert asked(row) == ([{"role": "user", "content": "2 + 2?"}], [{"role": "assistant", "content": "4"}])
+    assert extract_prompt_and_answer(row) == (
+        [{"role": "user", "content": "2 + 2?"}],
+        [{"role": "assistant", "content": "4"}],
+    )
 
 
 def test_of_two_answers_the_chosen_one_counts():
     row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
-    assert asked(row)[1] == [{"role": "assistant", "content": "4"}]
+    assert extract_prompt_and_answer(row)[1] == [{"role": "assistant", "content": "4"}]
 
 
 def test_a_row_that_asks_nothing_is_refused():
     with pytest.raises(ValueError, match="prompt"):
-        asked({"weather": "fine"})
+        extract_prompt_and_answer({"weather": "fine"})

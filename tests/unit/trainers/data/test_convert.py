@@ -4,11 +4,11 @@ from itertools import permutations
 import pytest
 
 from trainers.data.checks import validate_row
-from trainers.data.conversation import prompt_completions, tools
-from trainers.data.convert import Shape, convert, keep_chosen, shape_of
+from trainers.data.conversation import offered_tools, prompt_completions
+from trainers.data.convert import RowShape, convert_row, detect_shape, keep_chosen
 from trainers.data.faults import FaultCode
 from trainers.data.formats import RowFormat
-from trainers.data.llama import from_llama, to_llama
+from trainers.data.llama import format_llama, parse_llama
 
 OFFERED = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
@@ -27,36 +27,36 @@ def system(text):
 
 QUESTION, ANSWER = " 2+2?\n", "It is 4. "
 PLAIN = {
-    Shape.messages: {"messages": [user(QUESTION), assistant(ANSWER)]},
-    Shape.prompt_completion: {"prompt": QUESTION, "completion": ANSWER},
-    Shape.instruction: {"instruction": QUESTION, "response": ANSWER},
-    Shape.alpaca: {"instruction": QUESTION, "input": "", "output": ANSWER},
-    Shape.sharegpt: {
+    RowShape.messages: {"messages": [user(QUESTION), assistant(ANSWER)]},
+    RowShape.prompt_completion: {"prompt": QUESTION, "completion": ANSWER},
+    RowShape.instruction: {"instruction": QUESTION, "response": ANSWER},
+    RowShape.alpaca: {"instruction": QUESTION, "input": "", "output": ANSWER},
+    RowShape.sharegpt: {
         "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
     },
-    Shape.question_answer: {"question": QUESTION, "answer": ANSWER},
-    Shape.llama: {"text": f"<s>[INST] {QUESTION} [/INST] {ANSWER} </s>"},
+    RowShape.question_answer: {"question": QUESTION, "answer": ANSWER},
+    RowShape.llama: {"text": f"<s>[INST] {QUESTION} [/INST] {ANSWER} </s>"},
 }
 SYSTEM = {
-    Shape.messages: {"messages": [system("s"), user("q"), assistant("a")]},
-    Shape.prompt_completion: {"prompt": [system("s"), user("q")], "completion": [assistant("a")]},
-    Shape.instruction: {"system": "s", "instruction": "q", "response": "a"},
-    Shape.alpaca: {"system": "s", "instruction": "q", "input": "", "output": "a"},
-    Shape.sharegpt: {
+    RowShape.messages: {"messages": [system("s"), user("q"), assistant("a")]},
+    RowShape.prompt_completion: {"prompt": [system("s"), user("q")], "completion": [assistant("a")]},
+    RowShape.instruction: {"system": "s", "instruction": "q", "response": "a"},
+    RowShape.alpaca: {"system": "s", "instruction": "q", "input": "", "output": "a"},
+    RowShape.sharegpt: {
         "conversations": [
             {"from": "system", "value": "s"},
             {"from": "human", "value": "q"},
             {"from": "gpt", "value": "a"},
         ]
     },
-    Shape.question_answer: {"system": "s", "question": "q", "answer": "a"},
-    Shape.llama: {"text": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nq [/INST] a </s>"},
+    RowShape.question_answer: {"system": "s", "question": "q", "answer": "a"},
+    RowShape.llama: {"text": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nq [/INST] a </s>"},
 }
 TURNS = [user("a"), assistant("b"), user("c"), assistant("d")]
 LONG = {
-    Shape.messages: {"messages": TURNS},
-    Shape.prompt_completion: {"prompt": TURNS[:1], "completion": TURNS[1:]},
-    Shape.sharegpt: {
+    RowShape.messages: {"messages": TURNS},
+    RowShape.prompt_completion: {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    RowShape.sharegpt: {
         "conversations": [
             {"from": "human", "value": "a"},
             {"from": "gpt", "value": "b"},
@@ -64,32 +64,32 @@ LONG = {
             {"from": "gpt", "value": "d"},
         ]
     },
-    Shape.llama: {"text": "<s>[INST] a [/INST] b </s><s>[INST] c [/INST] d </s>"},
+    RowShape.llama: {"text": "<s>[INST] a [/INST] b </s><s>[INST] c [/INST] d </s>"},
 }
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
 OPENAI_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
 TOOL_TURN = {"role": "tool", "content": "4", "tool_call_id": "c1"}
 CALLING = [user("q"), assistant("", tool_calls=[CALL]), TOOL_TURN, assistant("4")]
 CALLS = {
-    Shape.messages: {"messages": CALLING, "tools": OFFERED},
-    Shape.prompt_completion: {"prompt": CALLING[:1], "completion": CALLING[1:], "tools": OFFERED},
+    RowShape.messages: {"messages": CALLING, "tools": OFFERED},
+    RowShape.prompt_completion: {"prompt": CALLING[:1], "completion": CALLING[1:], "tools": OFFERED},
 }
 CONTEXT = {
-    Shape.messages: {"messages": [user("a"), assistant("b", weight=0), user("c"), assistant("d")]},
-    Shape.prompt_completion: {"prompt": TURNS[:3], "completion": TURNS[3:]},
+    RowShape.messages: {"messages": [user("a"), assistant("b", weight=0), user("c"), assistant("d")]},
+    RowShape.prompt_completion: {"prompt": TURNS[:3], "completion": TURNS[3:]},
 }
 PAIRS = {
-    Shape.trl_preference: {"prompt": [user("q")], "chosen": [assistant("", tool_calls=[CALL])]}
+    RowShape.trl_preference: {"prompt": [user("q")], "chosen": [assistant("", tool_calls=[CALL])]}
     | {"rejected": [assistant("5")], "tools": OFFERED, "parallel_tool_calls": False},
-    Shape.openai_preference: {
+    RowShape.openai_preference: {
         "input": {"messages": [user("q")], "tools": OFFERED, "parallel_tool_calls": False},
         "preferred_output": [assistant("", tool_calls=[OPENAI_CALL])],
         "non_preferred_output": [assistant("5")],
     },
 }
 PLAIN_PAIRS = {
-    Shape.trl_preference: {"prompt": "q", "chosen": "a", "rejected": "b"},
-    Shape.openai_preference: {
+    RowShape.trl_preference: {"prompt": "q", "chosen": "a", "rejected": "b"},
+    RowShape.openai_preference: {
         "input": {"messages": [user("q")]},
         "preferred_output": [assistant("a")],
         "non_preferred_output": [assistant("b")],
@@ -110,18 +110,18 @@ CASES = [(name, *pair) for name, rows in SAME.items() for pair in permutations(r
 @pytest.mark.parametrize(("name", "source", "target"), CASES)
 def test_every_shape_becomes_every_other_that_holds_it_and_comes_back(name, source, target):
     row, expected = SAME[name][source], SAME[name][target]
-    assert convert(row, source, target) == expected
-    assert convert(expected, target, source) == row
-    assert shape_of(row) is source
+    assert convert_row(row, source, target) == expected
+    assert convert_row(expected, target, source) == row
+    assert detect_shape(row) is source
 
 
 @pytest.mark.parametrize(("name", "source", "target"), CASES)
 def test_other_fields_and_offered_tools_come_along_and_the_row_stays_as_it_was(name, source, target):
     row = SAME[name][source] | {"id": 7, "note": None}
     before = json.dumps(row)
-    converted = convert(row, source, target)
+    converted = convert_row(row, source, target)
     assert (converted["id"], converted["note"]) == (7, None)
-    assert tools(converted) == tools(row)
+    assert offered_tools(converted) == offered_tools(row)
     assert json.dumps(row) == before
 
 
@@ -134,7 +134,7 @@ def test_what_is_trained_is_the_same_in_every_shape(name):
 MISSING = [
     (name, next(iter(rows)), target)
     for name, rows in SAME.items()
-    for target in Shape
+    for target in RowShape
     if target not in rows and next(iter(rows)).has_pairs == target.has_pairs
 ]
 
@@ -142,62 +142,69 @@ MISSING = [
 @pytest.mark.parametrize(("name", "source", "target"), MISSING)
 def test_what_a_shape_has_no_place_for_is_refused_by_name(name, source, target):
     with pytest.raises(ValueError, match=rf"`{target}`.*\.$") as caught:
-        convert(SAME[name][source], source, target)
+        convert_row(SAME[name][source], source, target)
     lost = {"several turns": "turns", "tool calls": "tool_calls", "context": "weight"}[name]
     assert lost in str(caught.value)
 
 
 def test_a_rejected_answer_is_neither_dropped_nor_invented():
-    pair = PLAIN_PAIRS[Shape.trl_preference]
+    pair = PLAIN_PAIRS[RowShape.trl_preference]
     with pytest.raises(ValueError, match="without losing its rejected answer"):
-        convert(pair, Shape.trl_preference, Shape.messages)
+        convert_row(pair, RowShape.trl_preference, RowShape.messages)
     with pytest.raises(ValueError, match="needs a rejected one"):
-        convert(PLAIN[Shape.messages], Shape.messages, Shape.trl_preference)
+        convert_row(PLAIN[RowShape.messages], RowShape.messages, RowShape.trl_preference)
     assert keep_chosen(pair | {"id": 1}) == {"prompt": "q", "completion": "a", "id": 1}
 
 
 def test_tools_that_a_text_cannot_offer_are_refused():
     row = {"messages": [user("q"), assistant("a")], "tools": OFFERED}
     with pytest.raises(ValueError, match="`tools`"):
-        convert(row, Shape.messages, Shape.llama)
-    assert convert(row, Shape.messages, Shape.sharegpt)["tools"] == OFFERED
+        convert_row(row, RowShape.messages, RowShape.llama)
+    assert convert_row(row, RowShape.messages, RowShape.sharegpt)["tools"] == OFFERED
 
 
 @pytest.mark.parametrize(
     ("row", "source", "target", "field"),
     [
-        (PLAIN[Shape.messages] | {"system": "s"}, Shape.messages, Shape.question_answer, "system"),
-        (PLAIN[Shape.messages] | {"prompt": "p"}, Shape.messages, Shape.prompt_completion, "prompt"),
+        (PLAIN[RowShape.messages] | {"system": "s"}, RowShape.messages, RowShape.question_answer, "system"),
+        (PLAIN[RowShape.messages] | {"prompt": "p"}, RowShape.messages, RowShape.prompt_completion, "prompt"),
         (
             {"conversations": [{"from": "human", "value": "q", "weight": 1}, {"from": "gpt", "value": "a"}]},
-            Shape.sharegpt,
-            Shape.messages,
+            RowShape.sharegpt,
+            RowShape.messages,
             r"conversations\[0\].weight",
         ),
-        ({"messages": [user("q") | {"name": "Ann"}, assistant("a")]}, Shape.messages, Shape.alpaca, "name"),
+        (
+            {"messages": [user("q") | {"name": "Ann"}, assistant("a")]},
+            RowShape.messages,
+            RowShape.alpaca,
+            "name",
+        ),
     ],
 )
 def test_a_field_that_would_change_its_meaning_is_refused_by_name(row, source, target, field):
     with pytest.raises(ValueError, match=f"`{field}`"):
-        convert(row, source, target)
+        convert_row(row, source, target)
 
 
 def test_other_fields_may_not_make_the_row_look_like_another_format():
     row = {"question": "q", "answer": "a", "chosen": 1, "rejected": 2}
     with pytest.raises(ValueError, match="read as `trl_preference`"):
-        convert(row, Shape.question_answer, Shape.instruction)
+        convert_row(row, RowShape.question_answer, RowShape.instruction)
 
 
 def test_a_row_that_validation_refuses_is_not_converted():
     with pytest.raises(ValueError, match=r"not valid as `messages`.*ends with a user turn"):
-        convert({"messages": [user("a"), assistant("b"), user("c")]}, Shape.messages, Shape.sharegpt)
+        convert_row(
+            {"messages": [user("a"), assistant("b"), user("c")]}, RowShape.messages, RowShape.sharegpt
+        )
     with pytest.raises(ValueError, match="other shape of pairs"):
-        convert(PLAIN_PAIRS[Shape.trl_preference], Shape.openai_preference, Shape.trl_preference)
+        convert_row(PLAIN_PAIRS[RowShape.trl_preference], RowShape.openai_preference, RowShape.trl_preference)
 
 
 def test_the_input_of_alpaca_joins_its_instruction():
     row = {"instruction": "Translate.", "input": "안녕", "output": "Hi"}
-    assert convert(row, Shape.alpaca, Shape.question_answer) == {
+    assert convert_row(row, RowShape.alpaca, RowShape.question_answer) == {
         "question": "Translate.\n\n안녕",
         "answer": "Hi",
     }
@@ -207,7 +214,7 @@ def test_parts_and_developer_turns_take_their_common_spelling():
     parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
     turns = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, assistant("4")]
     expected = {"system": "s", "question": "2+2?", "answer": "4"}
-    assert convert({"messages": turns}, Shape.messages, Shape.question_answer) == expected
+    assert convert_row({"messages": turns}, RowShape.messages, RowShape.question_answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -220,7 +227,7 @@ def test_parts_and_developer_turns_take_their_common_spelling():
     ],
 )
 def test_llama_text_is_read_in_its_common_spellings(text):
-    assert from_llama(text) == [user("q"), assistant("a")]
+    assert parse_llama(text) == [user("q"), assistant("a")]
 
 
 @pytest.mark.parametrize(
@@ -236,17 +243,17 @@ def test_llama_text_is_read_in_its_common_spellings(text):
 )
 def test_llama_text_with_a_mark_out_of_place_is_refused(text):
     with pytest.raises(ValueError, match=r"`text`"):
-        from_llama(text)
+        parse_llama(text)
 
 
 @pytest.mark.parametrize("mark", ["[INST]", "[/INST]", "<<SYS>>", "</s>", "<s>"])
 def test_llama_text_cannot_hold_its_own_marks(mark):
     with pytest.raises(ValueError, match=r"messages\[1\] holds the mark"):
-        to_llama([user("q"), assistant(f"a {mark}")])
+        format_llama([user("q"), assistant(f"a {mark}")])
 
 
 def test_llama_rows_are_validated_like_conversations():
-    assert validate_row(PLAIN[Shape.llama], RowFormat.llama) == []
+    assert validate_row(PLAIN[RowShape.llama], RowFormat.llama) == []
     (fault,) = validate_row({"text": "[INST] q [/INST]"}, RowFormat.llama)
     assert (fault.field, fault.code) == ("text[1].content", FaultCode.empty_text)
     (fault,) = validate_row({"text": "[INST] q"}, RowFormat.llama)

@@ -13,8 +13,8 @@ from trainers.data.recipes.gsm8k import (
     Problem,
     Solution,
     grpo_rows,
+    parse_problems,
     preference_rows,
-    problems_of_rows,
     sft_rows,
     split_solution,
 )
@@ -149,12 +149,12 @@ def test_a_problem_keeps_its_pairs_wherever_it_stands_and_changes_them_with_the_
 )
 def test_a_row_without_graded_solutions_is_named_by_its_line(row):
     with pytest.raises(ValueError, match="Line 3: a solution must be"):
-        list(problems_of_rows([(3, row)]))
+        list(parse_problems([(3, row)]))
 
 
 def test_graded_solutions_may_stand_in_a_list():
     row = {"question": "q", "solutions": [{"solution": "x", "is_correct": True}]}
-    assert list(problems_of_rows([(1, row)])) == [Problem(1, "q", (Solution("x", True),))]
+    assert list(parse_problems([(1, row)])) == [Problem(1, "q", (Solution("x", True),))]
 
 
 @needs_data
@@ -172,7 +172,7 @@ def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration():
 @needs_data
 def test_graded_solutions_of_gsm8k_become_pairs_with_the_right_one_chosen():
     report = PairReport()
-    problems = list(problems_of_rows(iter_rows(GSM8K / "model_solutions.jsonl")))
+    problems = list(parse_problems(iter_rows(GSM8K / "model_solutions.jsonl")))
     rows = list(preference_rows(problems, report, pairs_per_problem=2))
     assert sum(len(problem.solutions) for problem in problems) == 2640
     assert (report.problems, report.pairs) == (660, len(rows))

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from trainers.data.faults import FaultCode
-from trainers.data.files.file_checks import file_fault
+from trainers.data.files.file_checks import find_file_fault
 
 ROW = '{"question": "몇?", "answer": "넷"}\n'
 
@@ -58,7 +58,7 @@ def _sqlite() -> bytes:
 )
 def test_a_file_of_another_kind_is_one_fault_that_says_what_to_do(content, code, advice):
     file = io.BytesIO(content)
-    fault = file_fault(file)
+    fault = find_file_fault(file)
     assert fault is not None
     assert fault.code is code
     assert advice in fault.message
@@ -78,4 +78,4 @@ def test_a_file_of_another_kind_is_one_fault_that_says_what_to_do(content, code,
     ],
 )
 def test_a_file_of_lines_has_no_fault_as_a_whole(content):
-    assert file_fault(io.BytesIO(content)) is None
+    assert find_file_fault(io.BytesIO(content)) is None

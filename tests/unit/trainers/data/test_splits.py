@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from trainers.configs import Part
+from trainers.configs import DatasetPart
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.splits import split_file
 
@@ -16,7 +16,7 @@ def rows(count):
 def texts(folder):
     return {
         part: [row["question"] for _, row in iter_rows(folder / f"{part}.jsonl")]
-        for part in Part
+        for part in DatasetPart
         if (folder / f"{part}.jsonl").exists()
     }
 
@@ -36,8 +36,8 @@ def test_every_row_lands_in_one_part_in_the_order_of_the_file(write, tmp_path):
 
 def test_shares_are_met_nearly_and_counts_exactly(write, tmp_path):
     parts, _ = split(write, tmp_path, rows(4000), validation=0.1, test=0.2)
-    assert abs(len(parts[Part.validation]) - 400) < 60
-    assert abs(len(parts[Part.test]) - 800) < 80
+    assert abs(len(parts[DatasetPart.validation]) - 400) < 60
+    assert abs(len(parts[DatasetPart.test]) - 800) < 80
     counted, _ = split(write, tmp_path, rows(4000), "counted", validation=123, test=45)
     assert {part: len(found) for part, found in counted.items()} == {
         "train": 3832,
@@ -64,15 +64,15 @@ def test_with_shares_a_row_stays_in_its_part_when_others_come(write, tmp_path):
 
 def test_equal_rows_land_together_and_are_counted_once(write, tmp_path):
     parts, report = split(write, tmp_path, rows(50) * 3, validation=0.3, test=30)
-    assert not set(parts[Part.train]) & set(parts[Part.test])
-    assert not set(parts[Part.validation]) & set(parts[Part.test])
+    assert not set(parts[DatasetPart.train]) & set(parts[DatasetPart.test])
+    assert not set(parts[DatasetPart.validation]) & set(parts[DatasetPart.test])
     assert sum(report.distinct_rows.values()) == 50
-    assert report.rows[Part.test] == 3 * report.distinct_rows[Part.test] == 30
+    assert report.rows[DatasetPart.test] == 3 * report.distinct_rows[DatasetPart.test] == 30
 
 
 def test_another_seed_gives_other_parts_and_the_same_seed_the_same(write, tmp_path):
     first, second, third = (
-        split(write, tmp_path, rows(200), str(number), test=0.5, seed=seed)[0][Part.test]
+        split(write, tmp_path, rows(200), str(number), test=0.5, seed=seed)[0][DatasetPart.test]
         for number, seed in enumerate((1, 2, 1))
     )
     assert first == third
@@ -96,5 +96,5 @@ def test_a_size_that_is_neither_share_nor_count_is_refused(write, tmp_path, size
 
 def test_a_training_part_alone_is_a_copy(write, tmp_path):
     parts, report = split(write, tmp_path, rows(3))
-    assert parts == {Part.train: ["q0", "q1", "q2"]}
+    assert parts == {DatasetPart.train: ["q0", "q1", "q2"]}
     assert json.loads(report.model_dump_json())["rows"] == {"train": 3}

@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from trainers.configs import Part
+from trainers.configs import DatasetPart
 from trainers.data.checks import validate_row
-from trainers.data.files.aligned import TranslationPair, pairs_of_rows, read_aligned, read_tsv
+from trainers.data.files.aligned import TranslationPair, parse_pairs, read_aligned, read_tsv
 from trainers.data.files.jsonl import save_rows
 from trainers.data.files.tmx import read_tmx
-from trainers.data.filters.drops import Drops
-from trainers.data.filters.pair_filters import by_language, by_length_ratio, without_identical_sides
-from trainers.data.filters.row_filters import without_duplicates
+from trainers.data.filters.drops import DropRecorder
+from trainers.data.filters.pair_filters import (
+    drop_identical_sides,
+    filter_by_language,
+    filter_by_length_ratio,
+)
+from trainers.data.filters.row_filters import drop_duplicates
 from trainers.data.formats import RowFormat
 from trainers.data.recipes.translation import WORDINGS, Direction, translation_rows
 from trainers.data.splits import split_file
@@ -68,13 +72,13 @@ def test_a_column_that_is_not_there_is_named(tmp_path, columns, problem):
 
 
 def test_rows_of_a_hub_data_set_give_pairs_in_either_spelling():
-    assert list(pairs_of_rows([{"translation": {"ko": "하나", "en": "one"}}, {"ko": "둘", "en": "two"}])) == [
+    assert list(parse_pairs([{"translation": {"ko": "하나", "en": "one"}}, {"ko": "둘", "en": "two"}])) == [
         (1, "하나", "one"),
         (2, "둘", "two"),
     ]
     with pytest.raises(ValueError, match="Row 2 has no text `english`"):
         list(
-            pairs_of_rows(
+            parse_pairs(
                 [{"korean": "둘", "english": "two"}, {"korean": "둘"}], korean="korean", english="english"
             )
         )
@@ -95,7 +99,7 @@ TMX = """<?xml version="1.0" encoding="UTF-8"?>
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_units_of_tmx_give_pairs_without_formatting_codes(tmp_path, encoding):
-    drops = Drops()
+    drops = DropRecorder()
     content = TMX.replace("UTF-8", encoding.upper()).encode(encoding)
     assert list(read_tmx(file(tmp_path, "a.tmx", content), drops)) == [
         (4, "밥 & 국", "Rice and soup"),
@@ -131,7 +135,7 @@ UNIT = "<body><tu><tuv xml:lang='ko'><seg>{}</seg></tuv></tu></body>"
 )
 def test_tmx_that_is_broken_or_made_to_harm_is_refused(tmp_path, content, problem):
     with pytest.raises(ValueError, match=problem):
-        list(read_tmx(file(tmp_path, "a.tmx", content), Drops()))
+        list(read_tmx(file(tmp_path, "a.tmx", content), DropRecorder()))
 
 
 def test_each_pair_gives_a_valid_row_for_each_direction():
@@ -178,11 +182,11 @@ def test_a_number_of_wordings_that_are_not_there_is_refused(wordings):
 
 @pytest.mark.skipif(not NEWS.exists(), reason="the shared data is not beside the repository")
 def test_real_news_become_clean_rows_and_what_is_no_translation_is_named(tmp_path):
-    drops = Drops()
+    drops = DropRecorder()
     pairs = read_aligned(NEWS / "train.ko", NEWS / "train.en")
-    clean = by_length_ratio(by_language(without_identical_sides(pairs, drops), drops), drops)
+    clean = filter_by_length_ratio(filter_by_language(drop_identical_sides(pairs, drops), drops), drops)
     rows = list(translation_rows(clean))
-    kept = without_duplicates(enumerate(rows, start=1), drops, RowFormat.messages)
+    kept = drop_duplicates(enumerate(rows, start=1), drops, RowFormat.messages)
     save_rows(tmp_path / "rows.jsonl", (row for _, row in kept))
     report = validate_file(tmp_path / "rows.jsonl")
     assert (report.fault_count, report.warning_count, report.format) == (0, 0, RowFormat.messages)
@@ -190,4 +194,4 @@ def test_real_news_become_clean_rows_and_what_is_no_translation_is_named(tmp_pat
     reasons = {drop.line: drop.reason for drop in drops.report().first}
     assert len(reasons) == drops.report().dropped > 10
     parts = split_file(tmp_path / "rows.jsonl", tmp_path / "parts", test=200, seed=3)
-    assert parts.rows[Part.test] == 200
+    assert parts.rows[DatasetPart.test] == 200

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from trainers.metrics.final_answer import find_answer, judge
+from trainers.metrics.final_answer import find_answer, judge_answer
 from trainers.metrics.maths import exact_match, final_answer
 
 PLACES = [
@@ -61,22 +61,22 @@ def test_wrong_format_does_not_hide_behind_an_earlier_right_number() -> None:
 
 
 def test_tolerance_is_absolute_or_relative_to_the_reference() -> None:
-    assert not judge("0.333", "1/3").correct
-    assert judge("0.333", "1/3", absolute=Fraction("0.001")).correct
-    assert not judge("0.333", "1/3", absolute=Fraction("0.0003")).correct
-    assert judge("-99", "-100", relative=Fraction("0.01")).correct
-    assert not judge("-98.9", "-100", relative=Fraction("0.01")).correct
-    assert not judge("0.001", "0", relative=Fraction("0.5")).correct
+    assert not judge_answer("0.333", "1/3").correct
+    assert judge_answer("0.333", "1/3", absolute=Fraction("0.001")).correct
+    assert not judge_answer("0.333", "1/3", absolute=Fraction("0.0003")).correct
+    assert judge_answer("-99", "-100", relative=Fraction("0.01")).correct
+    assert not judge_answer("-98.9", "-100", relative=Fraction("0.01")).correct
+    assert not judge_answer("0.001", "0", relative=Fraction("0.5")).correct
 
 
 def test_judgement_says_what_was_compared_and_why() -> None:
-    judgement = judge("The answer is $1,200.", "#### 1300")
+    judgement = judge_answer("The answer is $1,200.", "#### 1300")
     assert (judgement.correct, judgement.why) == (
         False,
         'The answer 1,200 (after "the answer is") is not the reference\'s 1300.',
     )
-    assert judge("none", "#### 3").why == "The completion gives no answer: it holds no number."
-    assert judge("3", "none").why == "The reference cannot be met: it holds no number."
+    assert judge_answer("none", "#### 3").why == "The completion gives no answer: it holds no number."
+    assert judge_answer("3", "none").why == "The reference cannot be met: it holds no number."
 
 
 def test_last_number_is_read_from_the_end_of_a_long_text() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from trainers.configs.rewards import AnswerForm
-from trainers.rewards.answer_form import form_fault
+from trainers.rewards.answer_form import find_form_fault
 
 KEPT = {
     AnswerForm.hashes: ["3 + 4 = 7\n#### 7", "#### 7", "a\n#### -1,000.5 km\n", "a\n#### 50%"],
@@ -43,9 +43,9 @@ BROKEN = {
 
 @pytest.mark.parametrize(("form", "text"), [(form, text) for form in KEPT for text in KEPT[form]])
 def test_asked_form_has_no_fault(form: AnswerForm, text: str) -> None:
-    assert form_fault(text, form) == ""
+    assert find_form_fault(text, form) == ""
 
 
 @pytest.mark.parametrize(("form", "text"), [(form, text) for form in BROKEN for text in BROKEN[form]])
 def test_other_form_is_a_fault_in_a_sentence(form: AnswerForm, text: str) -> None:
-    assert form_fault(text, form).endswith(".")
+    assert find_form_fault(text, form).endswith(".")

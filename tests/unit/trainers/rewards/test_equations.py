@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from trainers.rewards.equations import arithmetic, equations_that_hold
+from trainers.rewards.equations import count_true_equations, evaluate_expression
 
 
 @pytest.mark.parametrize(
@@ -25,20 +25,20 @@ from trainers.rewards.equations import arithmetic, equations_that_hold
     ],
 )
 def test_equations_that_hold_are_counted_once_each(text: str, held: int, count: int) -> None:
-    assert equations_that_hold(text) == (held, count)
+    assert count_true_equations(text) == (held, count)
 
 
 def test_arithmetic_keeps_precedence_and_order_in_random_expressions() -> None:
     dice = random.Random(5)
     for _ in range(500):
         side, value = _expression(dice, depth=3)
-        assert arithmetic(side) == value
+        assert evaluate_expression(side) == value
 
 
 def test_side_that_is_too_long_is_no_equation() -> None:
-    assert equations_that_hold("1" + "+1" * 19 + " = 20") == (1, 1)
-    assert equations_that_hold("1" + "+1" * 20 + " = 21") == (0, 0)
-    assert equations_that_hold("1 + 1 = 2\n" * 10_000 + "1 + 1 = 3") == (1, 1)
+    assert count_true_equations("1" + "+1" * 19 + " = 20") == (1, 1)
+    assert count_true_equations("1" + "+1" * 20 + " = 21") == (0, 0)
+    assert count_true_equations("1 + 1 = 2\n" * 10_000 + "1 + 1 = 3") == (1, 1)
 
 
 def _expression(dice: random.Random, depth: int) -> tuple[list[str], Fraction]:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from trainers.configs.rewards import AnswerForm
-from trainers.metrics.final_answer import judge
-from trainers.rewards.answer_form import form_fault
-from trainers.rewards.equations import equations_that_hold
+from trainers.metrics.final_answer import judge_answer
+from trainers.rewards.answer_form import find_form_fault
+from trainers.rewards.equations import count_true_equations
 
 SIZE = 1_000_000
 SECONDS = 0.5  # Measured: under 30 ms for each. What backtracks takes minutes.
@@ -52,15 +52,15 @@ HOSTILE = {
 
 
 def _judge(text: str) -> object:
-    return judge(text, "#### 8"), judge("8", text)
+    return judge_answer(text, "#### 8"), judge_answer("8", text)
 
 
 def _forms(text: str) -> object:
-    return [form_fault(text, form) for form in AnswerForm]
+    return [find_form_fault(text, form) for form in AnswerForm]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("read", [_judge, _forms, equations_that_hold])
+@pytest.mark.parametrize("read", [_judge, _forms, count_true_equations])
 def test_hostile_text_is_read_within_the_time_bound(name: str, read: Callable[[str], object]) -> None:
     started = time.process_time()
     read(HOSTILE[name])
@@ -69,7 +69,7 @@ def test_hostile_text_is_read_within_the_time_bound(name: str, read: Callable[[s
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_is_never_right(name: str) -> None:
-    assert not judge(HOSTILE[name], "#### 8").correct
+    assert not judge_answer(HOSTILE[name], "#### 8").correct
 
 
 def test_random_pieces_of_syntax_never_raise() -> None:
@@ -78,13 +78,13 @@ def test_random_pieces_of_syntax_never_raise() -> None:
     pieces = [*"0123456789.,:/^%$-+*=()[]{}<> \\exn\n", "answer is ", *words]
     for _ in range(2_000):
         text = "".join(dice.choices(pieces, k=dice.randint(0, 40)))
-        held, count = equations_that_hold(text)
+        held, count = count_true_equations(text)
         assert 0 <= held <= count
-        assert judge(text, text).correct is (judge(text, text).answer is not None)
+        assert judge_answer(text, text).correct is (judge_answer(text, text).answer is not None)
         _forms(text)
 
 
 def test_what_a_model_writes_is_never_run() -> None:
     text = "<<__import__('os').abort()=1>>\n#### __import__('os').abort() or 2"
-    assert not judge(text, "#### 1").correct
-    assert equations_that_hold(text) == (0, 0)
+    assert not judge_answer(text, "#### 1").correct
+    assert count_true_equations(text) == (0, 0)

@@ -8,7 +8,13 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from trainers.configs.rewards import Reward, Rewards
-from trainers.rewards.score import RewardResult, mean_parts, references_without_answer, score, score_batch
+from trainers.rewards.score import (
+    RewardResult,
+    find_references_without_answer,
+    mean_parts,
+    score_batch,
+    score_completion,
+)
 from trainers.rewards.trl_functions import combined_function, completion_text, reward_functions
 
 MATHS = [
@@ -26,14 +32,14 @@ def rewards(*values: dict[str, Any]) -> list[Reward]:
 
 
 def test_total_is_the_weighted_sum_of_named_parts() -> None:
-    result = score(rewards(*MATHS), RIGHT, "#### 7")
+    result = score_completion(rewards(*MATHS), RIGHT, "#### 7")
     assert result.parts == {"correctness": 1, "format": 1, "steps": 1, "length": 0}
     assert (result.total, result.answer, result.reference) == (3.5, "7", "7")
     assert result.why["steps"] == "1 of 1 equations hold."
 
 
 def test_each_part_of_a_wrong_completion_says_why() -> None:
-    result = score(rewards(*MATHS), WRONG, "#### 7")
+    result = score_completion(rewards(*MATHS), WRONG, "#### 7")
     assert result.parts == {"correctness": 0, "format": 0, "steps": 0, "length": pytest.approx(-0.6)}
     assert result.total == pytest.approx(-0.6)
     assert "is not the reference's 7" in result.why["correctness"]
@@ -44,37 +50,50 @@ def test_each_part_of_a_wrong_completion_says_why() -> None:
 def test_length_penalty_falls_in_a_line_and_stops(length: int, value: float) -> None:
     by_tokens = rewards({"kind": "length", "limit": 100, "span": 20})
     by_characters = rewards({"kind": "length", "unit": "characters", "limit": 100, "span": 20})
-    assert score(by_tokens, "", tokens=length).total == score(by_characters, "x" * length).total == value
+    assert (
+        score_completion(by_tokens, "", tokens=length).total
+        == score_completion(by_characters, "x" * length).total
+        == value
+    )
 
 
 def test_batch_equals_single_scores_and_means_are_by_name() -> None:
     results = score_batch(rewards(*MATHS), [RIGHT, WRONG], ["#### 7", "7"])
-    assert results == [score(rewards(*MATHS), RIGHT, "#### 7"), score(rewards(*MATHS), WRONG, "7")]
+    assert results == [
+        score_completion(rewards(*MATHS), RIGHT, "#### 7"),
+        score_completion(rewards(*MATHS), WRONG, "7"),
+    ]
     means = mean_parts(results)
     assert means["correctness"] == 0.5
     assert means["total"] == pytest.approx(1.45)
 
 
 def test_tolerance_of_the_config_decides() -> None:
-    assert score(rewards({"kind": "correctness"}), "0.33", "1/3").total == 0
-    assert score(rewards({"kind": "correctness", "absolute_tolerance": 0.01}), "0.33", "1/3").total == 1
-    assert score(rewards({"kind": "correctness", "relative_tolerance": 0.011}), "0.33", "1/3").total == 1
+    assert score_completion(rewards({"kind": "correctness"}), "0.33", "1/3").total == 0
+    assert (
+        score_completion(rewards({"kind": "correctness", "absolute_tolerance": 0.01}), "0.33", "1/3").total
+        == 1
+    )
+    assert (
+        score_completion(rewards({"kind": "correctness", "relative_tolerance": 0.011}), "0.33", "1/3").total
+        == 1
+    )
 
 
 def test_translation_parts_need_a_reference_and_read_it_as_a_sentence() -> None:
     both = rewards({"kind": "chrf", "word_order": 2}, {"kind": "bleu", "language": "ko", "weight": 0.5})
-    assert score(both, "안녕하세요.", "안녕하세요.").total == pytest.approx(1.5)
+    assert score_completion(both, "안녕하세요.", "안녕하세요.").total == pytest.approx(1.5)
     with pytest.raises(ValueError, match="'chrf' compares with a reference"):
-        score(both, "안녕하세요.")
+        score_completion(both, "안녕하세요.")
 
 
 def test_missing_token_count_is_named() -> None:
     with pytest.raises(ValueError, match="'length' counts tokens"):
-        score(rewards({"kind": "length", "limit": 1, "span": 1}), "text")
+        score_completion(rewards({"kind": "length", "limit": 1, "span": 1}), "text")
 
 
 def test_references_that_nothing_can_meet_are_found_by_position() -> None:
-    assert references_without_answer(["#### 7", "none", r"\boxed{2\sqrt{3}}", "1/2"]) == [1, 2]
+    assert find_references_without_answer(["#### 7", "none", r"\boxed{2\sqrt{3}}", "1/2"]) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +116,7 @@ def test_faulty_list_of_rewards_is_refused_by_its_field(value: list[dict[str, An
 
 def test_two_rewards_of_one_kind_keep_their_own_names() -> None:
     both = rewards({"kind": "format"}, {"kind": "format", "form": "boxed", "name": "boxed"})
-    assert score(both, r"So \boxed{7}").parts == {"format": 0, "boxed": 1}
+    assert score_completion(both, r"So \boxed{7}").parts == {"format": 0, "boxed": 1}
 
 
 def test_functions_for_trl_carry_names_weights_and_plain_values() -> None:

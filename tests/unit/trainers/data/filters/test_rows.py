@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from trainers.data.filters.drops import DropReason, Drops
-from trainers.data.filters.near_duplicates import NearIndex, pieces, without_near_duplicates
-from trainers.data.filters.row_filters import by_characters, by_tokens, without_duplicates
+from trainers.data.filters.drops import DropReason, DropRecorder
+from trainers.data.filters.near_duplicates import NearDuplicateIndex, drop_near_duplicates, shingles
+from trainers.data.filters.row_filters import drop_duplicates, filter_by_characters, filter_by_tokens
 from trainers.data.formats import RowFormat
 
 QA = RowFormat.question_answer
@@ -23,17 +23,17 @@ def dropped(drops):
 
 
 def test_rows_are_kept_by_the_characters_of_all_their_turns():
-    drops = Drops()
-    kept = by_characters(numbered("", "abc", "abcd", "x" * 99), drops, QA, minimum=5, maximum=8)
+    drops = DropRecorder()
+    kept = filter_by_characters(numbered("", "abc", "abcd", "x" * 99), drops, QA, minimum=5, maximum=8)
     assert lines(kept) == [2, 3]
     assert dropped(drops) == [(1, DropReason.too_short), (4, DropReason.too_long)]
     assert drops.report().first[1].detail == "The row has 102 characters, above 8."
 
 
 def test_rows_are_kept_by_tokens_as_the_caller_counts_them():
-    drops = Drops()
+    drops = DropRecorder()
     rows = numbered("one", "one two", "one two three")
-    kept = by_tokens(rows, drops, lambda row: len(row["question"].split()), minimum=2, maximum=2)
+    kept = filter_by_tokens(rows, drops, lambda row: len(row["question"].split()), minimum=2, maximum=2)
     assert lines(kept) == [2]
     assert dropped(drops) == [(1, "too_short"), (3, "too_long")]
 
@@ -45,8 +45,8 @@ def test_duplicates_are_told_by_what_is_trained_not_by_spelling_or_other_fields(
         (3, {"question": "q", "answer": "b"}),
         (4, {"question": "q", "answer": "a", "system": "s"}),
     ]
-    drops = Drops()
-    assert lines(without_duplicates(rows, drops, QA)) == [1, 3, 4]
+    drops = DropRecorder()
+    assert lines(drop_duplicates(rows, drops, QA)) == [1, 3, 4]
     assert [drop.detail for drop in drops.report().first] == ["The row says the same as line 1."]
 
 
@@ -55,20 +55,20 @@ def test_pairs_with_answers_exchanged_are_no_duplicates():
         (1, {"prompt": "q", "chosen": "a", "rejected": "b"}),
         (2, {"prompt": "q", "chosen": "b", "rejected": "a"}),
     ]
-    assert lines(without_duplicates(rows, Drops(), RowFormat.preference)) == [1, 2]
+    assert lines(drop_duplicates(rows, DropRecorder(), RowFormat.preference)) == [1, 2]
 
 
 def test_a_full_memory_is_reported_and_still_finds_what_it_remembers():
-    drops = Drops()
-    kept = without_duplicates(numbered("a", "b", "c", "c", "a"), drops, QA, max_remembered=2)
+    drops = DropRecorder()
+    kept = drop_duplicates(numbered("a", "b", "c", "c", "a"), drops, QA, max_remembered=2)
     assert lines(kept) == [1, 2, 3, 4]
     assert (drops.report().not_remembered, dropped(drops)) == (2, [(5, "duplicate")])
 
 
 def test_filters_chain_and_share_one_report():
-    drops, every = Drops(limit=1, write=lambda drop: every.append(drop.line)), []
-    rows = without_duplicates(numbered(*"aabbcc", "x" * 50, "y" * 50), drops, QA)
-    assert lines(by_characters(rows, drops, QA, maximum=9)) == [1, 3, 5]
+    drops, every = DropRecorder(limit=1, write=lambda drop: every.append(drop.line)), []
+    rows = drop_duplicates(numbered(*"aabbcc", "x" * 50, "y" * 50), drops, QA)
+    assert lines(filter_by_characters(rows, drops, QA, maximum=9)) == [1, 3, 5]
     report = drops.report()
     assert (report.dropped, report.counts) == (5, {"duplicate": 3, "too_long": 2})
     assert [drop.line for drop in report.first] == [2, 7]
@@ -90,38 +90,38 @@ KOREAN = "오래된 등대지기는 첫 배가 들어오기 전에 매일 아침
     ],
 )
 def test_texts_that_differ_in_little_are_near_duplicates(first, second):
-    drops = Drops()
-    assert lines(without_near_duplicates(numbered(first, "Else.", second), drops, QA)) == [1, 2]
+    drops = DropRecorder()
+    assert lines(drop_near_duplicates(numbered(first, "Else.", second), drops, QA)) == [1, 2]
     assert dropped(drops) == [(3, "near_duplicate")]
     assert "line 1" in drops.report().first[0].detail
 
 
 def test_texts_on_different_things_are_kept():
     rows = numbered(SENTENCE, KOREAN, "The harbour was closed.", "q", "r", "")
-    assert lines(without_near_duplicates(rows, Drops(), QA)) == [1, 2, 3, 4, 5, 6]
+    assert lines(drop_near_duplicates(rows, DropRecorder(), QA)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_threshold_parts_texts_by_their_true_similarity():
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghij", k=7)) for _ in range(400)]
     original = " ".join(words)
-    index = NearIndex(0.8)
+    index = NearDuplicateIndex(0.8)
     index.add(1, original)
     for changed in (10, 20, 80, 120):
         other = " ".join([*words[:-changed], *reversed(words[:changed])])
-        common, either = pieces(original) & pieces(other), pieces(original) | pieces(other)
+        common, either = shingles(original) & shingles(other), shingles(original) | shingles(other)
         similarity = len(common) / len(either)
         assert bool(index.matches(other)) == (similarity > 0.8), (changed, similarity)
 
 
 def test_the_memory_for_near_duplicates_is_bounded_and_says_so():
-    drops = Drops()
+    drops = DropRecorder()
     rows = numbered(SENTENCE, KOREAN, KOREAN, SENTENCE)
-    assert lines(without_near_duplicates(rows, drops, QA, max_remembered=1)) == [1, 2, 3]
+    assert lines(drop_near_duplicates(rows, drops, QA, max_remembered=1)) == [1, 2, 3]
     assert drops.report().not_remembered == 2
 
 
 @pytest.mark.parametrize("threshold", [0, 1.1])
 def test_a_threshold_outside_its_range_is_refused(threshold):
     with pytest.raises(ValueError, match="above 0"):
-        NearIndex(threshold)
+        NearDuplicateIndex(threshold)

@@ -2,7 +2,7 @@
 
 import re
 
-from trainers.data.recipes.arithmetic import Split, equations, problems
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
 from trainers.metrics.maths import final_answer
 
 
@@ -11,19 +11,23 @@ def numbers(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def test_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
-    assert problems(50, Split.train, seed=3) == problems(50, Split.train, seed=3)
-    assert problems(50, Split.train, seed=3) != problems(50, Split.train, seed=4)
+    assert generate_problems(50, ProblemSplit.train, seed=3) == generate_problems(
+        50, ProblemSplit.train, seed=3
+    )
+    assert generate_problems(50, ProblemSplit.train, seed=3) != generate_problems(
+        50, ProblemSplit.train, seed=4
+    )
 
 
 def test_held_out_number_combinations_never_occur_in_training() -> None:
-    train = {numbers(row) for row in problems(5000, Split.train, seed=0)}
-    held_out = {numbers(row) for row in problems(1000, Split.held_out, seed=0)}
+    train = {numbers(row) for row in generate_problems(5000, ProblemSplit.train, seed=0)}
+    held_out = {numbers(row) for row in generate_problems(1000, ProblemSplit.held_out, seed=0)}
     assert train.isdisjoint(held_out)
-    assert len({row["question"] for row in problems(240, Split.held_out, seed=0)}) == 240
+    assert len({row["question"] for row in generate_problems(240, ProblemSplit.held_out, seed=0)}) == 240
 
 
 def test_every_equation_holds_and_leads_to_the_answer() -> None:
-    for row in problems(2000, Split.train, seed=0, wrong_share=0.5):
+    for row in generate_problems(2000, ProblemSplit.train, seed=0, wrong_share=0.5):
         steps = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", row["answer"])
         assert all(_result(*step[:3]) == int(step[3]) for step in steps)
         assert final_answer(row["answer"]) == int(steps[-1][3])
@@ -31,17 +35,17 @@ def test_every_equation_holds_and_leads_to_the_answer() -> None:
 
 
 def test_wrong_share_of_the_answers_is_wrong() -> None:
-    right = problems(700, Split.train, seed=0)
-    mixed = problems(700, Split.train, seed=0, wrong_share=0.5)
+    right = generate_problems(700, ProblemSplit.train, seed=0)
+    mixed = generate_problems(700, ProblemSplit.train, seed=0, wrong_share=0.5)
     assert [numbers(row) for row in right] == [numbers(row) for row in mixed]
     wrong = sum(a["answer"] != b["answer"] for a, b in zip(right, mixed, strict=True))
     assert 0.4 < wrong / 700 < 0.6
 
 
 def test_equations_cover_every_answer() -> None:
-    facts = set(equations())
-    for split in Split:
-        for row in problems(500, split, seed=0, wrong_share=0.5):
+    facts = set(list_equations())
+    for split in ProblemSplit:
+        for row in generate_problems(500, split, seed=0, wrong_share=0.5):
             assert set(re.findall(r"\d+ [-+*] \d+ = \d+", row["answer"])) <= facts
 
 

@@ -22,12 +22,12 @@ TOKENIZERS = {
 MAX_CHARACTERS = 10_000
 
 
-def chrf(completion: str, reference: str, word_order: int = 0) -> float:
+def sentence_chrf(completion: str, reference: str, word_order: int = 0) -> float:
     """Sentence chrF / 100; `word_order` 2 makes it chrF++."""
     return float(_chrf(word_order).sentence_score(_cut(completion), [_cut(reference)]).score) / 100
 
 
-def bleu(completion: str, reference: str, language: TargetLanguage) -> float:
+def sentence_bleu(completion: str, reference: str, language: TargetLanguage) -> float:
     """Sentence BLEU / 100 with exponential smoothing, over no more n-gram orders than the sentence has."""
     metric = _bleu(TOKENIZERS[language])
     # An exact match comes out as 100.00000000000004.
