@@ -1,10 +1,11 @@
-"""Write `docs/reference/` from the code: settings, stages, events, error codes and Prometheus metrics.
+"""Write `docs/reference/` from the code: settings, stages, events, error codes, metrics and OpenAPI.
 
 `python -m docs.generate_reference` rewrites the pages; with `--check` it exits with status 1 if one is out of
 date.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlmodel import Session, SQLModel, create_engine
 
 from app.http.metrics import render_metrics
+from app.main import create_app
 from app.settings import Settings
 from app.tables import EventType
-from trainers.configs.stage_config import AnyStage
+from serving.gateway.mounted import openapi
+from trainers.configs import AnyStage, TrainingConfig
+from trainers.configs.base import StageConfig
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.events import ProgramEvent
 
@@ -51,6 +55,8 @@ def pages() -> dict[str, str]:
         "events.md": events_page(),
         "error-codes.md": error_codes_page(),
         "metrics.md": metrics_page(),
+        "openapi.json": to_json(create_app().openapi()),
+        "gateway-openapi.json": to_json({"paths": openapi.paths(), "components": openapi.components()}),
     }
 
 
@@ -68,25 +74,39 @@ def settings_page() -> str:
 
 
 def stages_page() -> str:
-    """Return a table of fields for each stage, followed by the objects and enums that they use."""
-    sections: list[str] = []
+    """Return a table of fields for each stage, then the objects and enums that they use."""
+    configs = {config.model_fields["stage"].default: config for config in get_args(AnyStage)}
+    common = StageConfig.model_json_schema()["properties"]
+    training = TrainingConfig.model_json_schema()["properties"]
+    sections = [
+        "## Every stage",
+        fields_table(StageConfig.model_json_schema(), exclude={}),
+        "## Every training stage",
+        "`sft`, `dpo` and `grpo` have these fields.",
+        fields_table(TrainingConfig.model_json_schema(), exclude=common),
+    ]
     definitions: Schema = {}
-    for config in get_args(AnyStage):
+    for stage, config in configs.items():
         schema = config.model_json_schema()
         definitions |= schema.get("$defs", {})
-        stage = config.model_fields["stage"].default
-        sections += [f"## {stage}", summary(schema), fields_table(schema)]
+        shared = training if issubclass(config, TrainingConfig) else common
+        sections += [
+            f'<a id="{config.__name__.lower()}"></a>\n\n## {stage}',
+            summary(schema),
+            fields_table(schema, exclude=shared),
+        ]
+    own = {config.__name__ for config in configs.values()}
+    nested = {name: schema for name, schema in sorted(definitions.items()) if name not in own}
     sections += ["## Objects", "Values of the fields above."]
-    for name, schema in sorted(definitions.items()):
+    for name, schema in nested.items():
         if "properties" in schema:
-            sections += [f"### {name}", summary(schema), fields_table(schema)]
-    sections += ["## Enums"]
+            sections += [f"### {name}", summary(schema), fields_table(schema, exclude={})]
     rows = [
         (anchor(name), ", ".join(f"`{value}`" for value in schema["enum"]), summary(schema))
-        for name, schema in sorted(definitions.items())
+        for name, schema in nested.items()
         if "enum" in schema
     ]
-    sections += [table(("name", "values", "meaning"), rows)]
+    sections += ["## Enums", table(("name", "values", "meaning"), rows)]
     intro = (
         "Fields of each stage of a job spec. Unknown fields are errors. A config file for a program takes "
         "the same fields, in YAML or JSON."
@@ -94,7 +114,8 @@ def stages_page() -> str:
     return page("Stages", intro, *sections)
 
 
-def fields_table(schema: Schema) -> str:
+def fields_table(schema: Schema, exclude: Schema) -> str:
+    """Return the fields of a JSON Schema object, without those that `exclude` has with the same schema."""
     required = schema.get("required", [])
     rows = [
         (
@@ -104,6 +125,7 @@ def fields_table(schema: Schema) -> str:
             field.get("description", ""),
         )
         for name, field in schema["properties"].items()
+        if name != "stage" and exclude.get(name) != field
     ]
     return table(("field", "type", "default", "meaning"), rows)
 
@@ -128,7 +150,7 @@ def type_of(field: Schema) -> str:
 
 def bounds_of(field: Schema) -> str:
     symbols = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{symbol} {field[key]:g}" for key, symbol in symbols.items() if key in field]
+    bounds = [f"{symbol} {field[key]}" for key, symbol in symbols.items() if key in field]
     return f" ({', '.join(bounds)})" if bounds else ""
 
 
@@ -144,7 +166,8 @@ def events_page() -> str:
     sections: list[str] = []
     for event in get_args(get_args(ProgramEvent)[0]):
         schema = event.model_json_schema()
-        sections += [f"## {event.model_fields['type'].default}", summary(schema), fields_table(schema)]
+        title = event.model_fields["type"].default
+        sections += [f"## {title}", summary(schema), fields_table(schema, exclude={})]
     stored = ", ".join(f"`{kind}`" for kind in EventType)
     intro = (
         "A program appends these events to `events.jsonl` in its run directory, one JSON object per line. "
@@ -179,6 +202,10 @@ def error_codes_page() -> str:
         "`TUNESMITH_MAX_FAULTS` times."
     )
     return page("Error codes", intro, table(("code", "meaning", "retried"), rows))
+
+
+def to_json(document: Schema) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def summary(schema: Schema) -> str:
