@@ -2,12 +2,18 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.datasets import service
-from app.datasets.schemas import UPLOAD_FORM, DatasetRowView, DatasetSummaryView, DatasetView, PreviewCreate
+from app.datasets.schemas import (
+    UPLOAD_FORM,
+    DatasetRowView,
+    DatasetSummaryView,
+    DatasetView,
+    PreviewCreate,
+)
 from app.datasets.upload import dataset_name, receive_upload, upload_folder
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
@@ -20,60 +26,67 @@ from trainers.data.formats import RowFormat
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
+DatasetId = Annotated[str, Path(description="Id of the dataset, `dataset_…`.")]
 SAME_CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
         "model": DatasetView,
-        "description": "The dataset that this content became before, with its first name.",
+        "description": "The dataset that already has this content, under the name of its first upload.",
     }
 }
 
 
 @router.post("", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM)
 async def upload_dataset(request: Request, response: Response) -> DatasetView:
-    """Upload a JSONL file, which is validated row by row."""
+    """Upload a JSONL file and validate every row of it."""
     settings = get_settings()
     with upload_folder(settings.data_dir / "uploads") as folder:
         upload = await receive_upload(request, folder, settings.max_upload_bytes)
         assert upload.path is not None
-        dataset, before = await run_in_threadpool(service.store_file, upload.path, dataset_name(upload))
-    response.status_code = 200 if before else 201
-    return service.view(dataset)
+        dataset, exists = await run_in_threadpool(service.create_dataset, upload.path, dataset_name(upload))
+    response.status_code = 200 if exists else 201
+    return DatasetView.model_validate(dataset)
 
 
 @router.get("")
 def list_datasets(
-    session: ReadSession, paging: Paging, name: str | None = None, format: RowFormat | None = None
+    session: ReadSession,
+    paging: Paging,
+    name: Annotated[str | None, Query(description="Return only datasets with exactly this name.")] = None,
+    format: Annotated[RowFormat | None, Query(description="Return only datasets of this format.")] = None,
 ) -> Page[DatasetSummaryView]:
-    """Datasets from new to old."""
-    items, after = service.page(session, paging, name, format)
-    return Page(items=list(items), next=after)
+    """List datasets, newest first."""
+    datasets, after = service.list_datasets(session, paging, name, format)
+    return Page(items=[DatasetSummaryView.model_validate(dataset) for dataset in datasets], next=after)
 
 
 @router.get("/{dataset_id}")
-def get_dataset(session: ReadSession, dataset_id: str) -> DatasetView:
-    """One dataset with its validation report."""
-    return service.view(service.get(session, dataset_id))
+def get_dataset(session: ReadSession, dataset_id: DatasetId) -> DatasetView:
+    """Return a dataset with its validation report."""
+    return DatasetView.model_validate(service.get_dataset(session, dataset_id))
 
 
 @router.get("/{dataset_id}/rows")
 def list_rows(
-    dataset_id: str,
-    offset: Annotated[int, Query(ge=0, description="Readable rows to pass over.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=100)] = 10,
-) -> list[DatasetRowView]:
-    """Rows as they stand in the file and as conversations."""
-    return service.rows(dataset_id, offset, limit)
+    dataset_id: DatasetId,
+    after: Annotated[int, Query(ge=0, description="Number of readable rows to skip.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=100, description="Rows on the page.")] = 10,
+) -> Page[DatasetRowView]:
+    """List the rows of the file, each as it is stored and as a conversation."""
+    rows, following = service.list_rows(dataset_id, after, limit)
+    return Page(items=rows, next=following)
 
 
 @router.get("/{dataset_id}/content")
-def download_dataset(dataset_id: str) -> StreamingResponse:
-    """The file as it was uploaded."""
-    return StreamingResponse(read_chunks(service.content(dataset_id)), media_type="application/jsonl")
+def download_dataset(dataset_id: DatasetId) -> StreamingResponse:
+    """Download the file as it was uploaded."""
+    content = read_chunks(service.open_content(dataset_id))
+    return StreamingResponse(content, media_type="application/jsonl")
 
 
 @router.post("/{dataset_id}/previews", status_code=202)
-def preview_dataset(
-    session: WriteSession, caller: CallerDependency, dataset_id: str, body: PreviewCreate
+def create_preview(
+    session: WriteSession, caller: CallerDependency, dataset_id: DatasetId, body: PreviewCreate
 ) -> JobView:
-    """Render rows with a model's template and mark the tokens that carry loss: read the run's `result`."""
-    return jobs.show(session, get_settings(), service.preview(session, dataset_id, body, caller.key_id))
+    """Queue a run that renders rows with a model's template; its `result` marks the loss tokens."""
+    job = service.create_preview(session, get_settings(), dataset_id, body, caller.key_id)
+    return jobs.view_job(session, get_settings(), job)

@@ -1,4 +1,4 @@
-"""What the dataset endpoints take and give."""
+"""Request and response schemas of the dataset endpoints."""
 
 from datetime import datetime
 from typing import Any
@@ -22,10 +22,10 @@ UPLOAD_FORM = {
                         "file": {"type": "string", "format": "binary", "description": "A JSONL file."},
                         "name": {
                             "type": "string",
-                            "description": "How jobs may refer to it; of one name they take the newest. "
-                            "By default the file's name.",
-                            # Swagger UI would send any other example as it stands, and so hide the data set
-                            # of that name.
+                            "description": "Name that jobs may use, by default that of the file. Of several "
+                            "datasets with one name, jobs use the newest.",
+                            # Swagger UI sends an example unchanged, and any other name would hide the dataset
+                            # that has it.
                             "example": "",
                         },
                     },
@@ -41,37 +41,39 @@ class DatasetSummaryView(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    name: str
-    sha256: str
-    size_bytes: int
-    format: RowFormat | None
-    row_count: int
-    fault_count: int
-    trainable: bool = Field(description="Whether jobs may use it: it has rows and no fault.")
-    created_at: datetime
+    id: str = Field(description="Id of the dataset, `dataset_…`.")
+    name: str = Field(description="Name that jobs may use instead of the id.")
+    sha256: str = Field(description="Hash of the file.")
+    size_bytes: int = Field(description="Size of the file.")
+    format: RowFormat | None = Field(description="Format of the rows; null if none is recognised.")
+    row_count: int = Field(description="Number of lines that are not blank.")
+    fault_count: int = Field(description="Number of faults that validation found.")
+    trainable: bool = Field(description="Whether jobs can use it: it has rows and no fault.")
+    created_at: datetime = Field(description="When it was uploaded or produced.")
 
 
 class DatasetView(DatasetSummaryView):
     """A dataset with its validation report."""
 
-    report: ValidationReport
+    report: ValidationReport = Field(description="The findings of the validation.")
 
 
 class DatasetRowView(BaseModel):
-    """A row as it stands in the file, and as a conversation."""
+    """A row as it is stored and as a conversation."""
 
-    line: int
-    row: dict[str, Any]
-    messages: list[dict[str, Any]] | None = Field(description="Null for a row that has a fault.")
+    line: int = Field(description="Number of its line in the file, from 1.")
+    row: dict[str, Any] = Field(description="The row as it is stored.")
+    messages: list[dict[str, Any]] | None = Field(
+        description="The row as a conversation; null for a row that has a fault."
+    )
 
 
 class PreviewCreate(Config):
-    """Rows to render with a model's chat template; a worker does it, since it needs the tokenizer."""
+    """Rows to render with a model's chat template. A worker renders them, because that needs a tokenizer."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "starter", "rows": 3}]})
 
-    model: NonEmpty = Field(description="Model whose tokenizer and template are used.")
-    rows: int = Field(5, ge=1, le=100, description="Rows from the start of the file.")
-    max_length: int = Field(1024, ge=8, description="Tokens per row, as the training stage would cut them.")
-    queue: Queue | None = None
+    model: NonEmpty = Field(description="The model whose tokenizer and chat template are used.")
+    rows: int = Field(5, ge=1, le=100, description="Rows to render, from the start of the file.")
+    max_length: int = Field(1024, ge=8, description="Tokens per row after which the row is truncated.")
+    queue: Queue | None = Field(None, description="Hardware to run on; by default that of the service.")

@@ -1,4 +1,4 @@
-"""Datasets: stored once by their content, validated once, never changed."""
+"""Datasets: stored once per content, validated once, never changed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import BinaryIO
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from app.datasets.schemas import DatasetRowView, DatasetSummaryView, DatasetView, PreviewCreate
+from app.datasets.schemas import DatasetRowView, PreviewCreate
 from app.http.errors import NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.models import references
-from app.settings import get_settings
+from app.settings import Settings, get_settings
 from app.storage.artifacts import get_store, hash_file
 from app.storage.database import read_session, transaction
 from app.tables import Dataset, Job
@@ -32,15 +32,15 @@ class DatasetNotFound(NotFound):
     code = ErrorCode.dataset_not_found
 
 
-def store_file(path: Path, name: str) -> tuple[Dataset, bool]:
-    """Keep a file with its validation report; with True if its content was there before.
+def create_dataset(path: Path, name: str) -> tuple[Dataset, bool]:
+    """Store a file with its validation report; return its dataset, and whether that existed before.
 
-    A file with faults is kept too, so that its report can be read. No session is open while the file
+    A file with faults is stored as well, so that its report can be read. No session is open while the file
     is read and copied.
     """
     sha256 = hash_file(path)
-    if (before := _by_content(sha256)) is not None:
-        return before, True
+    if (existing := _find_by_hash(sha256)) is not None:
+        return existing, True
     report = validate_file(path)
     artifact = f"datasets/{sha256}.jsonl"
     get_store().publish_file(path, artifact)
@@ -58,28 +58,27 @@ def store_file(path: Path, name: str) -> tuple[Dataset, bool]:
         with transaction() as session:
             session.add(dataset)
     except IntegrityError:
-        # The same content was uploaded twice at once; the other upload's row stands.
-        winner = _by_content(sha256)
-        assert winner is not None, "only the content's hash can collide"
-        return winner, True
+        # Another upload of the same content was committed first.
+        existing = _find_by_hash(sha256)
+        assert existing is not None, "the hash is the only unique column"
+        return existing, True
     return dataset, False
 
 
-def page(
+def list_datasets(
     session: Session, paging: PageQuery, name: str | None, row_format: RowFormat | None
-) -> tuple[Sequence[DatasetSummaryView], str | None]:
-    """Datasets from new to old."""
+) -> tuple[Sequence[Dataset], str | None]:
+    """Return a page of datasets, newest first, optionally with one name or format."""
     statement = select(Dataset)
     if name is not None:
         statement = statement.where(col(Dataset.name) == name)
     if row_format is not None:
         statement = statement.where(col(Dataset.format) == row_format)
-    rows, after = paginate_newest_first(session, statement, col(Dataset.id), paging)
-    return [DatasetSummaryView.model_validate(row) for row in rows], after
+    return paginate_newest_first(session, statement, col(Dataset.id), paging)
 
 
-def get(session: Session, dataset_id: str) -> Dataset:
-    """One dataset; raises DatasetNotFound."""
+def get_dataset(session: Session, dataset_id: str) -> Dataset:
+    """Return the dataset; raises DatasetNotFound."""
     dataset = session.get(Dataset, dataset_id)
     if dataset is None:
         raise DatasetNotFound(
@@ -88,47 +87,54 @@ def get(session: Session, dataset_id: str) -> Dataset:
     return dataset
 
 
-def view(dataset: Dataset) -> DatasetView:
-    """The dataset with its report."""
-    return DatasetView.model_validate(dataset)
+def list_rows(dataset_id: str, after: int, limit: int) -> tuple[list[DatasetRowView], int | None]:
+    """Return up to `limit` readable rows after the first `after`, and `after` of the next page.
 
-
-def rows(dataset_id: str, offset: int, limit: int) -> list[DatasetRowView]:
-    """Readable rows of the file with their line numbers; raises DatasetNotFound."""
-    dataset = _read(dataset_id)
+    Raises DatasetNotFound.
+    """
+    dataset = _load(dataset_id)
     path = get_store().fetch_file(dataset.artifact, dataset.sha256, get_settings().data_dir / "cache")
-    return [_row(line, row, dataset.format) for line, row in read_rows(path, offset=offset, limit=limit)]
+    rows = read_rows(path, offset=after, limit=limit)
+    following = after + len(rows)
+    has_more = bool(rows) and bool(read_rows(path, offset=following, limit=1))
+    views = [
+        DatasetRowView(line=line, row=row, messages=_conversation(row, dataset.format)) for line, row in rows
+    ]
+    return views, following if has_more else None
 
 
-def content(dataset_id: str) -> BinaryIO:
-    """The file as it was uploaded; raises DatasetNotFound."""
-    return get_store().open(_read(dataset_id).artifact)
+def open_content(dataset_id: str) -> BinaryIO:
+    """Open the file as it was uploaded; raises DatasetNotFound."""
+    return get_store().open(_load(dataset_id).artifact)
 
 
-def preview(session: Session, dataset_id: str, body: PreviewCreate, created_by: str) -> Job:
-    """Queue a short run that renders rows with a model's template; raises what posting a job raises."""
-    dataset = get(session, dataset_id)
-    # The job would tell a fault under a field that was never sent.
+def create_preview(
+    session: Session, settings: Settings, dataset_id: str, body: PreviewCreate, created_by: str
+) -> Job:
+    """Queue a run that renders rows with a model's template; raises the errors of `create_job`."""
+    dataset = get_dataset(session, dataset_id)
+    # The job would report the error under `stages.0.base`, a field that this request does not have.
     references.resolve_model(session, body.model, "model")
     stage = PrepareConfig(
         stage="prepare", base=body.model, dataset=dataset.id, rows=body.rows, max_length=body.max_length
     )
     spec = JobCreate(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
-    job, _ = jobs.post(session, get_settings(), spec, created_by, None)
+    job, _ = jobs.create_job(session, settings, spec, created_by, None)
     return job
 
 
-def _by_content(sha256: str) -> Dataset | None:
+def _find_by_hash(sha256: str) -> Dataset | None:
     with read_session() as session:
         return session.exec(select(Dataset).where(col(Dataset.sha256) == sha256)).one_or_none()
 
 
-def _read(dataset_id: str) -> Dataset:
+def _load(dataset_id: str) -> Dataset:
+    """Return the dataset, with the session closed again: reading a file must not keep one open."""
     with read_session() as session:
-        return get(session, dataset_id)
+        return get_dataset(session, dataset_id)
 
 
-def _row(line: int, row: dict[str, object], row_format: RowFormat | None) -> DatasetRowView:
+def _conversation(row: dict[str, object], row_format: RowFormat | None) -> list[dict[str, object]] | None:
     if row_format is None or not all(fault.code.is_warning for fault in validate_row(row, row_format)):
-        return DatasetRowView(line=line, row=row, messages=None)
-    return DatasetRowView(line=line, row=row, messages=to_messages(row, row_format))
+        return None
+    return to_messages(row, row_format)

@@ -1,4 +1,4 @@
-"""A multipart upload written to disk as it arrives: memory stays constant whatever the file's size."""
+"""Multipart uploads, written to disk as they arrive: memory use does not depend on the size of the file."""
 
 import re
 import tempfile
@@ -17,9 +17,11 @@ from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.runtime.error_codes import ErrorCode
 
+# Allowance for the boundaries, headers and other fields of the form.
 FORM_OVERHEAD_BYTES = 64 << 10
 MAX_FIELD_BYTES = 4 << 10
-LONGEST_NAME = 200
+MAX_NAME_LENGTH = 200
+CURL_HINT = "Send the file as the form field `file`: curl -F file=@…"
 
 
 class NotMultipart(HttpError):
@@ -39,63 +41,62 @@ class DatasetUpload:
 
 
 @contextmanager
-def upload_folder(folder: Path) -> Iterator[Path]:
-    """A folder for one upload, gone at the end, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="upload-") as own:
-        yield Path(own)
+def upload_folder(parent: Path) -> Iterator[Path]:
+    """Create a folder for one upload, and remove it afterwards."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix="upload-") as folder:
+        yield Path(folder)
 
 
 async def receive_upload(request: Request, folder: Path, max_bytes: int) -> DatasetUpload:
     """Read the request's form into `folder`.
 
-    Raises NotMultipart, TooLarge, and Invalid when the form is torn or holds no file.
+    Raises NotMultipart, PayloadTooLarge, and UnprocessableContent if the form is incomplete or has no file.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    if kind != b"multipart/form-data" or b"boundary" not in options:
-        raise NotMultipart(
-            "The body is not multipart/form-data.",
-            hint="Send the file as the form field `file`: curl -F file=@…",
-        )
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if content_type != b"multipart/form-data" or b"boundary" not in options:
+        raise NotMultipart("The body is not multipart/form-data.", hint=CURL_HINT)
     upload = DatasetUpload()
-    parser = _parser(upload, options[b"boundary"], folder)
-    received = 0
+    parser = _make_parser(upload, options[b"boundary"], folder)
+    received_bytes = 0
     async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes + FORM_OVERHEAD_BYTES:
+        received_bytes += len(chunk)
+        if received_bytes > max_bytes + FORM_OVERHEAD_BYTES:
             raise PayloadTooLarge(
                 f"The upload is larger than {max_bytes} bytes.",
-                hint="Split it, or raise TUNESMITH_MAX_UPLOAD_BYTES.",
+                hint="Split the file, or raise TUNESMITH_MAX_UPLOAD_BYTES.",
             )
-        await run_in_threadpool(_write, parser, chunk)
-    await run_in_threadpool(_write, parser, None)
+        await run_in_threadpool(_feed, parser, chunk)
+    await run_in_threadpool(_feed, parser, None)
     if upload.path is None:
         raise UnprocessableContent(
-            "The form holds no file.",
-            hint="Send the file as the form field `file`: curl -F file=@…",
+            "The form contains no file.",
+            hint=CURL_HINT,
             fields=[{"field": "file", "message": "A file is required."}],
         )
     return upload
 
 
 def dataset_name(upload: DatasetUpload) -> str:
-    """The form's `name`, else the file's; raises Invalid for one that no list could show."""
+    """Return the form's `name`, or the stem of the file's; raises UnprocessableContent if it is invalid."""
     name = upload.fields.get("name", "").strip() or Path(upload.filename).stem or "dataset"
-    if len(name) > LONGEST_NAME or not re.match(PRINTABLE_PATTERN, name):
-        message = f"The name must have at most {LONGEST_NAME} characters and no control characters."
+    if len(name) > MAX_NAME_LENGTH or not re.match(PRINTABLE_PATTERN, name):
+        message = (
+            f"The name is invalid: it must have at most {MAX_NAME_LENGTH} characters, none of them a control "
+            "character."
+        )
         raise UnprocessableContent(
             message,
-            hint="Send another as the form field `name`.",
+            hint="Send another name as the form field `name`.",
             fields=[{"field": "name", "message": message}],
         )
     return name
 
 
-def _parser(upload: DatasetUpload, boundary: bytes, folder: Path) -> FormParser:
+def _make_parser(upload: DatasetUpload, boundary: bytes, folder: Path) -> FormParser:
     def on_field(part: Field) -> None:
-        upload.fields[(part.field_name or b"").decode("utf-8", "replace")] = (part.value or b"").decode(
-            "utf-8", "replace"
-        )
+        name = (part.field_name or b"").decode("utf-8", "replace")
+        upload.fields[name] = (part.value or b"").decode("utf-8", "replace")
 
     def on_file(part: File) -> None:
         part.flush_to_disk() if part.in_memory else part.file_object.flush()
@@ -115,8 +116,8 @@ def _parser(upload: DatasetUpload, boundary: bytes, folder: Path) -> FormParser:
     return FormParser("multipart/form-data", on_field, on_file, boundary=boundary, config=config)
 
 
-def _write(parser: FormParser, chunk: bytes | None) -> None:
-    """Feed the parser; None ends the form."""
+def _feed(parser: FormParser, chunk: bytes | None) -> None:
+    """Pass a chunk to the parser; None ends the form."""
     try:
         if chunk is None:
             parser.finalize()
@@ -125,5 +126,5 @@ def _write(parser: FormParser, chunk: bytes | None) -> None:
             parser.write(chunk)
     except FormParserError as error:
         raise UnprocessableContent(
-            f"The form cannot be read: {error}.", hint="Upload the file again."
+            f"The form is not valid multipart/form-data: {error}.", hint="Upload the file again."
         ) from error

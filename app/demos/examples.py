@@ -33,12 +33,12 @@ def create_examples(settings: Settings, stopping: threading.Event) -> None:
     if stopping.is_set():
         return
     for name, path in write_datasets(settings.data_dir / "examples").items():
-        datasets.store_file(path, name=name)
+        datasets.create_dataset(path, name=name)
     with read_session() as session:
-        before, _ = deployments.page(session, PageQuery(limit=1), None, STARTER)
+        before, _ = deployments.list_deployments(session, PageQuery(limit=1), None, STARTER)
     if not before or before[0].status.finished:
         with transaction() as session:
-            deployments.create(session, DeploymentCreate(name=STARTER, model=STARTER))
+            deployments.create_deployment(session, DeploymentCreate(name=STARTER, model=STARTER))
 
 
 def ensure_starter_model(settings: Settings, stopping: threading.Event | None = None) -> Path:

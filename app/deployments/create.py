@@ -1,4 +1,4 @@
-"""Asking for a deployment: which engine it may share, and how it comes by its name."""
+"""Creation of deployments: the engine that one may share, and the takeover of its name."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from trainers.runtime.error_codes import ErrorCode
 
 
 class NameIsAlias(Conflict):
-    """An alias has the name that a deployment is to have."""
+    """The name requested for a deployment belongs to an alias."""
 
     code = ErrorCode.name_is_alias
 
@@ -25,29 +25,29 @@ class NameIsAlias(Conflict):
 def build_deployment(
     session: Session, name: str, reference: str, choice: DeploymentChoice, queue: Queue
 ) -> Deployment:
-    """The row of a deployment; `reference` is a hub id, a folder or an id of the registry."""
-    origin, template = _origin(session, reference)
+    """Build the row of a deployment of a hub id, a folder or a registry id."""
+    base, template = _find_base(session, reference)
     options = choice.options.model_dump(mode="json", exclude_defaults=True)
-    shared = [choice.engine, queue, origin, options, template if choice.engine.one_template else None]
+    engine = [choice.engine, queue, base, options, template if choice.engine.one_template else None]
     settings = get_settings()
     idle_seconds = settings.idle_seconds if choice.idle_seconds is None else choice.idle_seconds
     return Deployment(
         name=name,
-        base=origin,
+        base=base,
         model_id=reference if reference.startswith("model_") else None,
         engine=choice.engine,
         options=options,
         queue=queue,
-        engine_key=hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16],
+        engine_key=hashlib.sha256(json.dumps(engine, sort_keys=True).encode()).hexdigest()[:16],
         idle_seconds=idle_seconds,
         parity_mode=settings.parity if choice.parity is None else choice.parity,
     )
 
 
 def insert_deployment(session: Session, deployment: Deployment) -> Deployment:
-    """Ask for a deployment; what holds its name is stopped when it is ready, or now if both do not fit.
+    """Insert a queued deployment that takes over its name when it is ready; raises NameIsAlias.
 
-    Raises NameIsAlias.
+    A deployment that serves the name now is stopped then, or at once if the hardware has no room for both.
     """
     lock_name(session, deployment.name)
     if session.get(Alias, deployment.name) is not None:
@@ -56,18 +56,18 @@ def insert_deployment(session: Session, deployment: Deployment) -> Deployment:
             hint=f"Choose another name, or delete the alias: DELETE /api/v1/aliases/{deployment.name}.",
         )
     while True:
-        deployment.replaces = _make_way(session, deployment)
+        deployment.replaces = _stop_others(session, deployment)
         try:
             with session.begin_nested():
                 session.add(deployment)
         except IntegrityError:
-            # Another request of this name was first and is committed now: it is looked at anew.
+            # Another request for this name was committed meanwhile: check again.
             continue
         return deployment
 
 
-def _origin(session: Session, reference: str) -> tuple[str, str | None]:
-    """The whole weights below a model, and the hash of the template that the model was trained with."""
+def _find_base(session: Session, reference: str) -> tuple[str, str | None]:
+    """Return the full weights under a model, and the hash of the template that the model was trained with."""
     template = None
     while reference.startswith("model_"):
         model = session.get_one(Model, reference)
@@ -78,17 +78,20 @@ def _origin(session: Session, reference: str) -> tuple[str, str | None]:
     return reference, template
 
 
-def _make_way(session: Session, deployment: Deployment) -> str | None:
-    """Stop what the new one cannot stand beside; answers the holder that serves on until then."""
+def _stop_others(session: Session, deployment: Deployment) -> str | None:
+    """Stop deployments of the same name, except the owner if it can serve until the new one is ready.
+
+    Returns the id of that owner.
+    """
     live = select(Deployment).where(
         col(Deployment.name) == deployment.name, col(Deployment.status).in_(lifecycle.LIVE)
     )
-    serves_on = None
+    owner_id = None
     for other in session.scalars(live.execution_options(populate_existing=True)).all():
-        # Two engines find no room on one GPU, but a second model may find room in one engine.
+        # One GPU has no room for two engines, but one engine may have room for a second model.
         fits = deployment.queue is not Queue.cuda or deployment.engine_key == other.engine_key
         if other.replaces is None and other.ready_at is not None and fits:
-            serves_on = other.id
+            owner_id = other.id
         else:
             lifecycle.stop(session, other.id)
-    return serves_on
+    return owner_id

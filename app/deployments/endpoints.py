@@ -1,6 +1,8 @@
 """Deployments over HTTP."""
 
-from fastapi import APIRouter, Depends
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
 
 from app.deployments import service
 from app.deployments.schemas import DeploymentCreate, DeploymentView
@@ -12,35 +14,48 @@ from app.tables import DeploymentStatus
 router = APIRouter(prefix="/deployments", tags=["deployments"])
 gateways = APIRouter(prefix="/deployments", tags=["deployments"], dependencies=[Depends(require_inference)])
 
+DeploymentId = Annotated[str, Path(description="Id of the deployment, `deployment_…`.")]
+
 
 @router.post("", status_code=201)
 def create_deployment(session: WriteSession, body: DeploymentCreate) -> DeploymentView:
-    """Keep a model ready under a name; a deployment of that name serves on until the new one is ready."""
-    return service.create(session, body)
+    """Keep a model ready under a name; a deployment with that name serves until the new one is ready."""
+    return service.view_deployment(session, service.create_deployment(session, body))
 
 
 @router.get("")
 def list_deployments(
-    session: ReadSession, paging: Paging, status: DeploymentStatus | None = None, name: str | None = None
+    session: ReadSession,
+    paging: Paging,
+    status: Annotated[
+        DeploymentStatus | None, Query(description="Return only deployments in this state.")
+    ] = None,
+    name: Annotated[str | None, Query(description="Return only deployments with exactly this name.")] = None,
 ) -> Page[DeploymentView]:
-    """Deployments from new to old."""
-    items, after = service.page(session, paging, status, name)
-    return Page(items=list(items), next=after)
+    """List deployments, newest first."""
+    deployments, after = service.list_deployments(session, paging, status, name)
+    return Page(items=[service.view_deployment(session, row) for row in deployments], next=after)
 
 
 @router.get("/{deployment_id}")
-def get_deployment(session: ReadSession, deployment_id: str) -> DeploymentView:
-    """One deployment."""
-    return service.get(session, deployment_id)
+def get_deployment(session: ReadSession, deployment_id: DeploymentId) -> DeploymentView:
+    """Return a deployment."""
+    return service.view_deployment(session, service.get_deployment(session, deployment_id))
 
 
 @router.post("/{deployment_id}/stop")
-def stop_deployment(session: WriteSession, deployment_id: str, force: bool = False) -> DeploymentView:
-    """Stop it, once, however often it is asked; one that an alias leads to is stopped by `force` only."""
-    return service.stop(session, deployment_id, force)
+def stop_deployment(
+    session: WriteSession,
+    deployment_id: DeploymentId,
+    force: Annotated[
+        bool, Query(description="Stop it although an alias routes requests to its name.")
+    ] = False,
+) -> DeploymentView:
+    """Stop a deployment; stopping it again changes nothing."""
+    return service.view_deployment(session, service.stop_deployment(session, deployment_id, force))
 
 
 @gateways.post("/{deployment_id}/wake")
-def wake_deployment(session: WriteSession, deployment_id: str) -> DeploymentView:
-    """Ask for an engine for a sleeping deployment, as a request to it does; needs the scope `inference`."""
-    return service.wake(session, deployment_id)
+def wake_deployment(session: WriteSession, deployment_id: DeploymentId) -> DeploymentView:
+    """Start the engine of a sleeping deployment, as a request to it does; needs the scope `inference`."""
+    return service.view_deployment(session, service.wake_deployment(session, deployment_id))

@@ -1,13 +1,13 @@
-"""The life of a deployment: the only writer of its status.
+"""The life cycle of a deployment: the only writer of its status.
 
     queued → starting → ready → stopping → stopped
-    starting | ready → starting    (the engine died and is started again)
+    starting | ready → starting    (the engine stopped and is restarted)
     starting | ready → queued      (the worker left or lost its lease)
-    starting → failed              (the engine does not start, or does not serve what was trained)
-    ready → asleep → queued        (idle, or room was needed; a request wakes it)
+    starting → failed              (the engine does not start, or does not match the trained model)
+    ready → asleep → queued        (idle, or another deployment needed the room; a request wakes it)
 
-As with runs, each change is one guarded UPDATE, and a worker's writes carry the attempt that holds it.
-A name has one holder, which serves it, and at most one that is to take the name over when it is ready.
+As with runs, each change is one guarded UPDATE, and a worker's writes carry the attempt that holds the
+lease. A name has one owner, which serves it, and at most one successor, which takes it over when ready.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ LIVE = (
     DeploymentStatus.asleep,
 )
 HELD = (DeploymentStatus.starting, DeploymentStatus.ready, DeploymentStatus.stopping)
-# So long others leave a deployment to the worker that has its base in memory.
+# The worker that has a deployment's base in memory may claim it this long before the others.
 PRECEDENCE_SECONDS = 5.0
 
 
 class DeploymentState(NamedTuple):
-    """What its worker has to know of a deployment that it holds; times are the database's."""
+    """The state of a deployment that its worker polls; times are those of the database's clock."""
 
     id: str
     status: DeploymentStatus
@@ -45,7 +45,7 @@ class DeploymentState(NamedTuple):
 
 
 def list_claimable(session: Session, worker_id: str, queues: Sequence[Queue]) -> Sequence[Deployment]:
-    """Deployments that a worker of these queues may claim now, from old to new."""
+    """Return the deployments that a worker of these queues may claim now, oldest first."""
     return session.scalars(
         select(Deployment)
         .where(*_claimable(worker_id), col(Deployment.queue).in_(queues))
@@ -54,7 +54,7 @@ def list_claimable(session: Session, worker_id: str, queues: Sequence[Queue]) ->
 
 
 def claim(session: Session, deployment_id: str, worker_id: str, lease_seconds: float) -> Deployment | None:
-    """Take a deployment that waits; None when another was faster or goes first."""
+    """Claim a queued deployment; return None if another worker has claimed it or has precedence."""
     return _update(
         session,
         deployment_id,
@@ -68,7 +68,7 @@ def claim(session: Session, deployment_id: str, worker_id: str, lease_seconds: f
 
 
 def load_states(session: Session, deployment_ids: Sequence[str]) -> list[DeploymentState]:
-    """How deployments stand by the database."""
+    """Return the current states of deployments."""
     columns = (
         col(Deployment.id),
         col(Deployment.status),
@@ -81,8 +81,10 @@ def load_states(session: Session, deployment_ids: Sequence[str]) -> list[Deploym
 
 
 def renew(session: Session, deployment_id: str, attempt: int, lease_seconds: float) -> None:
-    """Lengthen the lease; raises StaleAttempt when the attempt no longer holds the deployment."""
-    renewed = _update(session, deployment_id, _held_by(attempt), lease_expires_at=database_now(lease_seconds))
+    """Extend the lease; raises StaleAttempt if the attempt no longer holds the deployment."""
+    renewed = _update(
+        session, deployment_id, _lease_guards(attempt), lease_expires_at=database_now(lease_seconds)
+    )
     if renewed is None:
         raise StaleAttempt(f"attempt {attempt} no longer holds {deployment_id}")
 
@@ -95,8 +97,8 @@ def mark_ready(
     upstream_model: str,
     parity: dict[str, Any] | None = None,
 ) -> bool:
-    """Open the deployment to requests and give it its name; False when it was told to stop meanwhile."""
-    moved = _moved(
+    """Open the deployment to requests and give it its name; return False if it must stop instead."""
+    moved = _move_held(
         session,
         deployment_id,
         attempt,
@@ -114,8 +116,8 @@ def mark_ready(
 
 
 def mark_restarting(session: Session, deployment_id: str, attempt: int, error: dict[str, Any]) -> bool:
-    """Close the deployment to requests while its engine is started again."""
-    return _moved(
+    """Close the deployment to requests while its engine restarts; return False if it must stop instead."""
+    return _move_held(
         session,
         deployment_id,
         attempt,
@@ -128,13 +130,13 @@ def mark_restarting(session: Session, deployment_id: str, attempt: int, error: d
 
 
 def sleep(session: Session, deployment_id: str, attempt: int) -> bool:
-    """Keep the deployment without an engine; False when it was told to stop meanwhile."""
-    values = {"status": DeploymentStatus.asleep, **_unheld()}
-    return _moved(session, deployment_id, attempt, (DeploymentStatus.ready,), **values)
+    """Keep the deployment without an engine; return False if it must stop instead."""
+    values = {"status": DeploymentStatus.asleep, **_no_engine()}
+    return _move_held(session, deployment_id, attempt, (DeploymentStatus.ready,), **values)
 
 
 def wake(session: Session, deployment_id: str) -> Deployment | None:
-    """Ask for an engine for a sleeping deployment; None when it does not sleep."""
+    """Queue a sleeping deployment; return None if it is not asleep."""
     asleep = [col(Deployment.status) == DeploymentStatus.asleep]
     return _update(
         session,
@@ -153,36 +155,39 @@ def end(
     error: dict[str, Any] | None,
     parity: dict[str, Any] | None = None,
 ) -> bool:
-    """The engine is gone for good: stopped on request, or failed with an error."""
-    status = DeploymentStatus.failed if error else DeploymentStatus.stopped
-    found = {"parity": parity} if parity is not None else {}
-    return _moved(session, deployment_id, attempt, HELD, status=status, error=error, **found, **_released())
+    """End the deployment: failed with an error, or stopped on request without one."""
+    values = _stopped() | {"error": error}
+    if error is not None:
+        values["status"] = DeploymentStatus.failed
+    if parity is not None:
+        values["parity"] = parity
+    return _move_held(session, deployment_id, attempt, HELD, **values)
 
 
 def release(session: Session, deployment_id: str, attempt: int) -> bool:
-    """The worker leaves: another may take the deployment."""
+    """Queue the deployment again, because its worker is stopping."""
     sources = (DeploymentStatus.starting, DeploymentStatus.ready)
-    return _moved(session, deployment_id, attempt, sources, status=DeploymentStatus.queued, **_waiting())
+    return _move_held(session, deployment_id, attempt, sources, **_queued())
 
 
 def stop(session: Session, deployment_id: str) -> Deployment | None:
-    """Ask for the end: at once if no worker has it, else when its worker has stopped the engine."""
+    """Stop a deployment at once if no worker holds it; otherwise its worker stops the engine first."""
     unheld = [col(Deployment.status).in_((DeploymentStatus.queued, DeploymentStatus.asleep))]
     held = [col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready))]
-    return _update(session, deployment_id, unheld, status=DeploymentStatus.stopped, **_released()) or _update(
+    return _update(session, deployment_id, unheld, **_stopped()) or _update(
         session, deployment_id, held, status=DeploymentStatus.stopping
     )
 
 
 def release_expired(session: Session) -> int:
-    """Take deployments away from workers that have not renewed in time; answers how many."""
-    lapsed = col(Deployment.lease_expires_at) < database_now()
+    """Release deployments whose workers have not renewed their leases in time; return the count."""
+    expired = col(Deployment.lease_expires_at) < database_now()
     stopping = col(Deployment.status) == DeploymentStatus.stopping
     statements = (
-        update(Deployment).where(lapsed, stopping).values(status=DeploymentStatus.stopped, **_released()),
+        update(Deployment).where(expired, stopping).values(**_stopped()),
         update(Deployment)
-        .where(lapsed, col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready)))
-        .values(status=DeploymentStatus.queued, **_waiting()),
+        .where(expired, col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready)))
+        .values(**_queued()),
     )
     options = {"synchronize_session": False}
     return sum(
@@ -192,7 +197,7 @@ def release_expired(session: Session) -> int:
 
 
 def _take_name(session: Session, deployment_id: str) -> None:
-    """Stop the deployment of the same name, if there is one, and be its only holder."""
+    """Make a successor the owner of its name, and stop the former owner."""
     name = select(col(Deployment.name)).where(col(Deployment.id) == deployment_id).scalar_subquery()
     others = select(col(Deployment.id)).where(
         col(Deployment.name) == name,
@@ -200,17 +205,17 @@ def _take_name(session: Session, deployment_id: str) -> None:
         col(Deployment.id) != deployment_id,
         col(Deployment.replaces).is_(None),
     )
-    following = col(Deployment.replaces).is_not(None)
-    if session.scalar(select(col(Deployment.id)).where(col(Deployment.id) == deployment_id, following)):
+    is_successor = col(Deployment.replaces).is_not(None)
+    if session.scalar(select(col(Deployment.id)).where(col(Deployment.id) == deployment_id, is_successor)):
         for other in session.scalars(others).all():
             stop(session, other)
         _update(session, deployment_id, [], replaces=None)
 
 
 def _claimable(worker_id: str) -> list[ColumnElement[bool]]:
-    """True of a deployment that waits and is not for now another worker's to take."""
+    """Return the conditions that a deployment is queued, and that no other worker has precedence."""
     hosted = aliased(Deployment)
-    elsewhere = exists().where(
+    has_engine_elsewhere = exists().where(
         col(hosted.engine_key) == col(Deployment.engine_key),
         col(hosted.engine_key) != "",
         col(hosted.worker_id) != worker_id,
@@ -219,35 +224,38 @@ def _claimable(worker_id: str) -> list[ColumnElement[bool]]:
     )
     since = func.coalesce(col(Deployment.queued_at), col(Deployment.created_at))
     overdue = since < database_now(-PRECEDENCE_SECONDS)
-    return [col(Deployment.status) == DeploymentStatus.queued, or_(~elsewhere, overdue)]
+    return [col(Deployment.status) == DeploymentStatus.queued, or_(~has_engine_elsewhere, overdue)]
 
 
-def _unheld() -> dict[str, Any]:
+def _no_engine() -> dict[str, Any]:
     return {"worker_id": None, "lease_expires_at": None, "address": None, "upstream_model": None}
 
 
-def _waiting() -> dict[str, Any]:
-    return {**_unheld(), "queued_at": database_now()}
+def _queued() -> dict[str, Any]:
+    return {**_no_engine(), "status": DeploymentStatus.queued, "queued_at": database_now()}
 
 
-def _released() -> dict[str, Any]:
-    return {**_unheld(), "stopped_at": database_now()}
+def _stopped() -> dict[str, Any]:
+    return {**_no_engine(), "status": DeploymentStatus.stopped, "stopped_at": database_now()}
 
 
-def _moved(
+def _move_held(
     session: Session, deployment_id: str, attempt: int, sources: Sequence[DeploymentStatus], **values: Any
 ) -> bool:
-    """Whether the attempt could move the deployment; raises StaleAttempt when it does not hold it at all."""
-    guards = [*_held_by(attempt), col(Deployment.status).in_(sources)]
+    """Update a deployment that the attempt holds; return False if its status is not one of `sources`.
+
+    Raises StaleAttempt if the attempt does not hold the deployment.
+    """
+    guards = [*_lease_guards(attempt), col(Deployment.status).in_(sources)]
     if _update(session, deployment_id, guards, **values) is not None:
         return True
-    held = select(col(Deployment.id)).where(col(Deployment.id) == deployment_id, *_held_by(attempt))
+    held = select(col(Deployment.id)).where(col(Deployment.id) == deployment_id, *_lease_guards(attempt))
     if session.scalar(held) is None:
         raise StaleAttempt(f"attempt {attempt} no longer holds {deployment_id}")
     return False
 
 
-def _held_by(attempt: int) -> list[ColumnElement[bool]]:
+def _lease_guards(attempt: int) -> list[ColumnElement[bool]]:
     return [
         col(Deployment.attempt) == attempt,
         col(Deployment.status).in_(HELD),

@@ -1,17 +1,18 @@
-"""What the API says of deployments."""
+"""Request and response schemas of the deployment endpoints."""
 
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.tables import DeploymentStatus
+from app.runs.schemas import ErrorView
+from app.tables import Deployment, DeploymentStatus
 from trainers.configs import DeploymentChoice, EngineKind, EngineOptions, ParityMode, Queue
 from trainers.configs.base import NonEmpty, StageName
 
 
 class DeploymentCreate(DeploymentChoice):
-    """A model to keep ready; a deployment of the same name serves on until this one is ready."""
+    """A model to keep ready; a deployment with the same name serves until this one is ready."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -22,35 +23,46 @@ class DeploymentCreate(DeploymentChoice):
         },
     )
 
-    name: StageName = Field(description="Name by which clients ask for the model.")
-    model: NonEmpty = Field(description="A hub id, a folder under an allowed root, or an id of the registry.")
-    queue: Queue | None = Field(None, description="Hardware to run on; the service's default if not given.")
+    name: StageName = Field(description="Name that clients send as `model`.")
+    model: NonEmpty = Field(description="A hub id, a folder under an allowed root, or a registry id.")
+    queue: Queue | None = Field(None, description="Hardware to run on; by default that of the service.")
 
 
 class DeploymentView(BaseModel):
-    """A deployment as it stands."""
+    """A deployment and its current state."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    name: str
-    status: DeploymentStatus
-    base: str
-    model_id: str | None
-    engine: EngineKind
-    options: EngineOptions
-    queue: Queue
-    worker_id: str | None
-    address: str | None = Field(description="Where gateways reach the engine; null until it is ready.")
-    upstream_model: str | None = Field(description="Name by which the engine knows the model.")
-    replaces: str | None = Field(description="The deployment that serves this name until this one is ready.")
-    idle_seconds: float = Field(description="Unused for so long, it goes to sleep; 0 is never.")
-    parity_mode: ParityMode
-    parity: dict[str, Any] | None = Field(description="How the served model compared with the trained one.")
-    restart_count: int
-    error: dict[str, Any] | None
-    waiting_for: str | None = None
-    created_at: datetime
-    ready_at: datetime | None
-    last_used_at: datetime | None = Field(description="Last request, a few seconds late.")
-    stopped_at: datetime | None
+    id: str = Field(description="Id of the deployment, `deployment_…`.")
+    name: str = Field(description="Name that clients send as `model`.")
+    status: DeploymentStatus = Field(description="State of the deployment.")
+    base: str = Field(description="Hub id, folder or registry id of the full weights that the engine loads.")
+    model_id: str | None = Field(description="Id of the registry model that it serves.")
+    engine: EngineKind = Field(description="Program that generates the text.")
+    options: EngineOptions = Field(description="Options of the engine.")
+    queue: Queue = Field(description="Hardware that it runs on.")
+    worker_id: str | None = Field(description="Id of the worker that runs the engine now.")
+    address: str | None = Field(description="Base URL of the engine for gateways; null until it is ready.")
+    upstream_model: str | None = Field(description="Name of the model on the engine.")
+    replaces: str | None = Field(
+        description="Id of the deployment that serves this name until this one is ready."
+    )
+    idle_seconds: float = Field(
+        description="Seconds without a request after which the engine is stopped; 0 is never."
+    )
+    parity_mode: ParityMode = Field(
+        description="What happens if the served model differs from the trained one."
+    )
+    parity: dict[str, Any] | None = Field(description="Comparison of the served model with the trained one.")
+    restart_count: int = Field(description="Times that the engine stopped unexpectedly and was restarted.")
+    error: ErrorView | None = Field(description="Why it failed, or why its engine was last restarted.")
+    waiting_for: str | None = Field(None, description="What a queued deployment waits for.")
+    created_at: datetime = Field(description="When it was requested.")
+    ready_at: datetime | None = Field(description="When it last became ready.")
+    last_used_at: datetime | None = Field(description="Time of its last request, a few seconds late.")
+    stopped_at: datetime | None = Field(description="When it stopped or failed.")
+
+
+def deployment_view(deployment: Deployment, waiting_for: str | None) -> DeploymentView:
+    """Build the view of a deployment."""
+    return DeploymentView.model_validate(deployment).model_copy(update={"waiting_for": waiting_for})

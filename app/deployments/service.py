@@ -1,13 +1,13 @@
-"""Deployments: asked for, listed and stopped; the worker that takes one keeps its engine alive."""
+"""Deployments: created, listed and stopped here; a worker runs their engines."""
 
 from collections.abc import Sequence
 
 from sqlmodel import Session, col, select
 
-from app.aliases import targets as aliases
+from app.aliases.targets import list_alias_names
 from app.deployments import lifecycle
 from app.deployments.create import build_deployment, insert_deployment
-from app.deployments.schemas import DeploymentCreate, DeploymentView
+from app.deployments.schemas import DeploymentCreate, DeploymentView, deployment_view
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.models import references
@@ -24,77 +24,67 @@ class DeploymentNotFound(NotFound):
 
 
 class AliasLeadsHere(Conflict):
-    """An alias sends requests to the deployment that is to stop."""
+    """An alias routes requests to the deployment that the request would stop."""
 
     code = ErrorCode.alias_leads_here
 
 
-def create(session: Session, body: DeploymentCreate) -> DeploymentView:
-    """Ask for a deployment; raises Invalid when the model cannot be used, NameIsAlias for an alias's name."""
+def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
+    """Insert a queued deployment; raises NameIsAlias, and UnprocessableContent for an unusable model."""
     reference = references.resolve_model(session, body.model, "model")
     queue = body.queue or get_settings().default_queue
-    return show(
-        session, insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
-    )
+    return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
 
 
-def page(
+def list_deployments(
     session: Session, paging: PageQuery, status: DeploymentStatus | None, name: str | None
-) -> tuple[Sequence[DeploymentView], str | None]:
-    """Deployments from new to old."""
+) -> tuple[Sequence[Deployment], str | None]:
+    """Return a page of deployments, newest first, optionally with one status or name."""
     statement = select(Deployment)
     if status is not None:
         statement = statement.where(col(Deployment.status) == status)
     if name is not None:
         statement = statement.where(col(Deployment.name) == name)
-    rows, after = paginate_newest_first(session, statement, col(Deployment.id), paging)
-    return [show(session, row) for row in rows], after
+    return paginate_newest_first(session, statement, col(Deployment.id), paging)
 
 
-def get(session: Session, deployment_id: str) -> DeploymentView:
-    """One deployment; raises DeploymentNotFound."""
-    return show(session, _find(session, deployment_id))
-
-
-def stop(session: Session, deployment_id: str, force: bool) -> DeploymentView:
-    """Ask its worker to stop it; stopping twice is the same as once.
-
-    Raises AliasLeadsHere unless forced: whoever asks the alias would get the other targets, or 503.
-    """
-    deployment = _find(session, deployment_id)
-    leading = aliases.list_alias_names(session, deployment.name) if deployment.replaces is None else []
-    if leading and not force and deployment.status in lifecycle.LIVE:
-        raise AliasLeadsHere(
-            f"The alias {leading[0]!r} leads to {deployment.name!r} ({deployment.id}), so it is not stopped.",
-            hint=f"Move the alias first: PUT /api/v1/aliases/{leading[0]}; or stop it with ?force=true.",
-        )
-    lifecycle.stop(session, deployment_id)
-    session.expire_all()
-    return show(session, _find(session, deployment_id))
-
-
-def wake(session: Session, deployment_id: str) -> DeploymentView:
-    """Ask for an engine if it sleeps; in any other status nothing changes."""
-    _find(session, deployment_id)
-    lifecycle.wake(session, deployment_id)
-    session.expire_all()
-    return show(session, _find(session, deployment_id))
-
-
-def show(session: Session, deployment: Deployment) -> DeploymentView:
-    """The deployment, and what it waits for if it does."""
-    shown = DeploymentView.model_validate(deployment)
-    if deployment.status is DeploymentStatus.queued:
-        shown.waiting_for = workers.explain_missing_deployment_worker(session, deployment.queue) or (
-            f"A worker of queue {deployment.queue} has yet to take it; each of its devices may be in use."
-        )
-    return shown
-
-
-def _find(session: Session, deployment_id: str) -> Deployment:
-    deployment = session.get(Deployment, deployment_id)
+def get_deployment(session: Session, deployment_id: str) -> Deployment:
+    """Return the deployment as the database has it now; raises DeploymentNotFound."""
+    deployment = session.get(Deployment, deployment_id, populate_existing=True)
     if deployment is None:
         raise DeploymentNotFound(
             f"There is no deployment {deployment_id}.", hint="List them with GET /api/v1/deployments."
         )
     return deployment
+
+
+def stop_deployment(session: Session, deployment_id: str, force: bool) -> Deployment:
+    """Stop a deployment, which changes nothing if it is stopped already.
+
+    Raises AliasLeadsHere without `force`: requests to the alias would go to its other targets, or get 503.
+    """
+    deployment = get_deployment(session, deployment_id)
+    aliases = list_alias_names(session, deployment.name) if deployment.replaces is None else []
+    if aliases and not force and deployment.status in lifecycle.LIVE:
+        raise AliasLeadsHere(
+            f"The alias {aliases[0]!r} routes to {deployment.name!r}, so {deployment.id} was not stopped.",
+            hint=f"Change the alias first: PUT /api/v1/aliases/{aliases[0]}; or stop it with ?force=true.",
+        )
+    lifecycle.stop(session, deployment_id)
+    return get_deployment(session, deployment_id)
+
+
+def wake_deployment(session: Session, deployment_id: str) -> Deployment:
+    """Queue a sleeping deployment; in any other status nothing changes. Raises DeploymentNotFound."""
+    lifecycle.wake(session, deployment_id)
+    return get_deployment(session, deployment_id)
+
+
+def view_deployment(session: Session, deployment: Deployment) -> DeploymentView:
+    """Build the view of a deployment, with what it waits for if it is queued."""
+    if deployment.status is not DeploymentStatus.queued:
+        return deployment_view(deployment, None)
+    waiting_for = workers.explain_missing_deployment_worker(session, deployment.queue) or (
+        f"No worker of queue {deployment.queue} has claimed it yet; all their devices may be in use."
+    )
+    return deployment_view(deployment, waiting_for)

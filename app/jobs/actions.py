@@ -11,7 +11,7 @@ from typing import Any
 from sqlmodel import Session
 
 from app.http.errors import Conflict
-from app.jobs.service import current_run, get, list_runs
+from app.jobs.service import current_run, get_job, list_runs
 from app.runs import lifecycle
 from app.tables import Job, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
@@ -63,7 +63,7 @@ def cancel(session: Session, job_id: str) -> Job:
     if moved is not None and moved.status is RunStatus.cancelling:
         # The program may yet succeed before it hears of this; what follows must not start then.
         _end_following(session, runs, moved)
-    return get(session, job_id)
+    return get_job(session, job_id)
 
 
 def pause(session: Session, job_id: str) -> Job:
@@ -77,7 +77,7 @@ def pause(session: Session, job_id: str) -> Job:
         # As above: if the program ends before it hears of this, the job still pauses after it.
         for run in runs[moved.position + 1 : moved.position + 2]:
             lifecycle.move(session, run.id, RunStatus.paused)
-    return get(session, job_id)
+    return get_job(session, job_id)
 
 
 def resume(session: Session, job_id: str) -> Job:
@@ -85,7 +85,7 @@ def resume(session: Session, job_id: str) -> Job:
     runs, moved = _move_current(session, job_id, RESUME)
     for run in runs[moved.position + 1 :] if moved is not None else ():
         lifecycle.move(session, run.id, RunStatus.queued, sources=[RunStatus.paused])
-    return get(session, job_id)
+    return get_job(session, job_id)
 
 
 def retry(session: Session, job_id: str) -> Job:
@@ -94,14 +94,14 @@ def retry(session: Session, job_id: str) -> Job:
     for run in runs[moved.position + 1 :] if moved is not None else ():
         if run.error is not None and run.error["code"] == ErrorCode.earlier_stage_ended:
             lifecycle.move(session, run.id, RunStatus.queued, sources=[RunStatus.cancelled], values=AFRESH)
-    return get(session, job_id)
+    return get_job(session, job_id)
 
 
 def _move_current(
     session: Session, job_id: str, action: Action, values: dict[str, Any] | None = None
 ) -> tuple[Sequence[Run], Run | None]:
     """Move the job's current run; the answer holds the job's runs, and None when nothing was left to do."""
-    get(session, job_id)
+    get_job(session, job_id)
     for _ in range(DECISIONS):
         runs = list_runs(session, job_id)
         run = current_run(runs)

@@ -45,11 +45,11 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job: stages that run one after another, each on the hardware that it names."""
-    job, replayed = service.post(session, get_settings(), spec, caller.key_id, idempotency_key)
+    job, replayed = service.create_job(session, get_settings(), spec, caller.key_id, idempotency_key)
     if replayed:
         response.status_code = 200
         response.headers["Idempotent-Replay"] = "true"
-    return service.show(session, get_settings(), job)
+    return service.view_job(session, get_settings(), job)
 
 
 @router.post("/dry-run")
@@ -82,28 +82,28 @@ def list_jobs(
 @router.get("/{job_id}")
 def get_job(job_id: str, session: ReadSession) -> JobView:
     """A job with its runs, their progress, and what they wait for."""
-    return service.show(session, get_settings(), service.get(session, job_id))
+    return service.view_job(session, get_settings(), service.get_job(session, job_id))
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, session: WriteSession) -> JobView:
     """End a job; cancelling it again changes nothing."""
-    return service.show(session, get_settings(), actions.cancel(session, job_id))
+    return service.view_job(session, get_settings(), actions.cancel(session, job_id))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(job_id: str, session: WriteSession) -> JobView:
     """Stop a job after a checkpoint, so that it can be resumed."""
-    return service.show(session, get_settings(), actions.pause(session, job_id))
+    return service.view_job(session, get_settings(), actions.pause(session, job_id))
 
 
 @router.post("/{job_id}/resume")
 def resume_job(job_id: str, session: WriteSession) -> JobView:
     """Queue a paused job again; it goes on from its last checkpoint."""
-    return service.show(session, get_settings(), actions.resume(session, job_id))
+    return service.view_job(session, get_settings(), actions.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry")
 def retry_job(job_id: str, session: WriteSession) -> JobView:
     """Queue a failed or cancelled job again from the stage that ended it."""
-    return service.show(session, get_settings(), actions.retry(session, job_id))
+    return service.view_job(session, get_settings(), actions.retry(session, job_id))

@@ -60,8 +60,8 @@ def post(
         queue=spec.queue,
         stages=[parse_stage(stage) for stage in draft.stages],
     )
-    job, _ = service.post(session, settings, judged, created_by, None)
-    return PreflightView(job=service.show(session, settings, job), left_out=draft.left_out)
+    job, _ = service.create_job(session, settings, judged, created_by, None)
+    return PreflightView(job=service.view_job(session, settings, job), left_out=draft.left_out)
 
 
 def _add(draft: _Draft, stage: ResolvedStage, living: Sequence[Worker], options: PreflightOptions) -> None:

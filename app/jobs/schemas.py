@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.runs.schemas import RunErrorView, RunView
+from app.runs.schemas import ErrorView, RunView
 from app.tables import RunStatus
 from trainers.configs import Queue, Stage, StageKind
 from trainers.configs.base import PRINTABLE_PATTERN
@@ -88,9 +88,7 @@ class JobView(BaseModel):
     labels: dict[str, str]
     priority: int
     status: RunStatus = Field(description="Status of the first run that has not succeeded.")
-    error: RunErrorView | None = Field(
-        description="Why the job stands where it does, if something went wrong."
-    )
+    error: ErrorView | None = Field(description="Why the job stands where it does, if something went wrong.")
     created_at: datetime
     created_by: str | None = Field(description="Id of the API key that posted the job.")
     spec: dict[str, Any] = Field(description="The request as it was posted.")

@@ -34,7 +34,7 @@ class IdempotencyKeyReused(Conflict):
     code = ErrorCode.idempotency_key_reused
 
 
-def post(
+def create_job(
     session: Session, settings: Settings, spec: JobCreate, created_by: str, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """Queue a job and answer it with False, or with True the job that this key has queued before.
@@ -74,7 +74,7 @@ def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
 
 
-def get(session: Session, job_id: str) -> Job:
+def get_job(session: Session, job_id: str) -> Job:
     """The job of this id; raises JobNotFound."""
     job = session.get(Job, job_id)
     if job is None:
@@ -93,7 +93,7 @@ def current_run(runs: Sequence[Run]) -> Run:
     return next((run for run in runs if run.status is not RunStatus.succeeded), runs[-1])
 
 
-def show(session: Session, settings: Settings, job: Job) -> JobView:
+def view_job(session: Session, settings: Settings, job: Job) -> JobView:
     """A job with its runs and what they wait for."""
     runs = list_runs(session, job.id)
     waits = workers.explain_waiting(session, settings, runs)

@@ -1,4 +1,4 @@
-"""What a person may write for a model, and what it means on this service."""
+"""Resolution of the model names in requests: registry ids, folders under an allowed root, and hub ids."""
 
 import re
 from collections.abc import Sequence
@@ -14,54 +14,54 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def resolve_model(session: Session, reference: str, field: str) -> str:
-    """The registry id, the folder or the hub id that is meant; raises Invalid naming the field.
+    """Return the registry id, absolute folder or hub id; raises UnprocessableContent naming the field.
 
-    A path must lie under an allowed root once `..` and links are followed. A bare name means a folder
-    of that name under a root before it means a hub id.
+    A path must be under an allowed root once `..` and links are resolved. A folder under a root has
+    precedence over a hub id of the same name.
     """
     roots = get_settings().model_roots
     if reference.startswith("model_"):
-        return _registered(session, reference, field)
+        return _registry_id(session, reference, field)
     if reference.startswith((".", "/")):
-        return _allowed(Path(reference), field, roots)
-    if (folder := _folder(reference, roots)) is not None:
+        return _allowed_path(Path(reference), field, roots)
+    if (folder := _find_folder(reference, roots)) is not None:
         return folder
     if _HUB_ID.fullmatch(reference):
         return reference
     raise _invalid(
         field,
-        f"{reference!r} is no folder under {_listed(roots)}, no hub id such as 'org/name', and no registry "
-        "id 'model_…'.",
-        "Put the model's folder there, or name its own place in TUNESMITH_MODEL_ROOTS.",
+        f"{reference!r} is not a folder under {_join(roots)}, a hub id such as 'org/name', or a registry id "
+        "'model_…'.",
+        "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS.",
     )
 
 
-def _registered(session: Session, reference: str, field: str) -> str:
+def _registry_id(session: Session, reference: str, field: str) -> str:
     if session.get(Model, reference) is None:
         message = f"The registry has no model {reference!r}."
-        raise _invalid(field, message, "GET /api/v1/models lists its models.")
+        raise _invalid(field, message, "List its models with GET /api/v1/models.")
     return reference
 
 
-def _allowed(path: Path, field: str, roots: Sequence[Path]) -> str:
-    followed = _follow(path)
-    if followed is None or not _under_a_root(followed, roots):
-        message = f"{path} does not lie in a folder from which models may be read: {_listed(roots)}."
-        raise _invalid(field, message, "Whoever runs the service can allow more in TUNESMITH_MODEL_ROOTS.")
-    return str(followed)
+def _allowed_path(path: Path, field: str, roots: Sequence[Path]) -> str:
+    resolved = _resolve_path(path)
+    if resolved is None or not _is_under_root(resolved, roots):
+        message = f"{path} is not under a folder that models may be read from: {_join(roots)}."
+        raise _invalid(field, message, "The operator can allow more folders in TUNESMITH_MODEL_ROOTS.")
+    return str(resolved)
 
 
-def _folder(reference: str, roots: Sequence[Path]) -> str | None:
-    """The folder of that name under a root, if there is one."""
+def _find_folder(reference: str, roots: Sequence[Path]) -> str | None:
+    """Return the folder of that name under a root, or None."""
     for root in roots:
-        followed = _follow(root / reference)
-        if followed is not None and _under_a_root(followed, roots) and followed.is_dir():
-            return str(followed)
+        resolved = _resolve_path(root / reference)
+        if resolved is not None and _is_under_root(resolved, roots) and resolved.is_dir():
+            return str(resolved)
     return None
 
 
-def _follow(path: Path) -> Path | None:
-    """The path without `..` and links; None for one that no file system holds, or a loop of links."""
+def _resolve_path(path: Path) -> Path | None:
+    """Resolve `..` and links; return None for a path that no file system accepts, or a loop of links."""
     try:
         path.is_dir()
         return path.resolve()
@@ -69,11 +69,11 @@ def _follow(path: Path) -> Path | None:
         return None
 
 
-def _under_a_root(path: Path, roots: Sequence[Path]) -> bool:
+def _is_under_root(path: Path, roots: Sequence[Path]) -> bool:
     return any(path.is_relative_to(root) and path != root for root in roots)
 
 
-def _listed(roots: Sequence[Path]) -> str:
+def _join(roots: Sequence[Path]) -> str:
     return ", ".join(map(str, roots))
 
 

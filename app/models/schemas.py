@@ -1,10 +1,10 @@
-"""What the model endpoints give."""
+"""Response schemas of the model endpoints."""
 
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.tables import ModelKind, RunStatus
+from app.tables import Dataset, Model, ModelKind, Run, RunStatus
 
 
 class ModelView(BaseModel):
@@ -12,28 +12,28 @@ class ModelView(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    name: str
-    kind: ModelKind
-    base: str = Field(description="Hub id or folder that training began from.")
-    parent_id: str | None
-    dataset_id: str | None
-    run_id: str | None
-    sha256: str = Field(description="Hash of the manifest, which holds the hash of every file.")
-    size_bytes: int
-    template_sha256: str | None = Field(description="Hash of the chat template.")
-    created_at: datetime
+    id: str = Field(description="Id of the model, `model_…`.")
+    name: str = Field(description="Name of the stage that produced it.")
+    kind: ModelKind = Field(description="Full weights (`base`), or an adapter on a base.")
+    base: str = Field(description="Hub id or folder that training started from.")
+    parent_id: str | None = Field(description="Id of the registry model that training started from.")
+    dataset_id: str | None = Field(description="Id of the dataset that it was trained on.")
+    run_id: str | None = Field(description="Id of the run that produced it.")
+    sha256: str = Field(description="Hash of its manifest, which contains the hash of every file.")
+    size_bytes: int = Field(description="Size of all its files.")
+    template_sha256: str | None = Field(description="Hash of its chat template.")
+    created_at: datetime = Field(description="When it was published.")
 
 
 class LineageRunView(BaseModel):
-    """The run that made a model."""
+    """The run that produced a model."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    job_id: str
-    name: str
-    status: RunStatus
+    id: str = Field(description="Id of the run.")
+    job_id: str = Field(description="Id of its job.")
+    name: str = Field(description="Name of the stage.")
+    status: RunStatus = Field(description="State of the run.")
 
 
 class LineageDatasetView(BaseModel):
@@ -41,15 +41,27 @@ class LineageDatasetView(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    name: str
-    sha256: str
-    row_count: int
+    id: str = Field(description="Id of the dataset.")
+    name: str = Field(description="Name of the dataset.")
+    sha256: str = Field(description="Hash of the file.")
+    row_count: int = Field(description="Number of its rows.")
 
 
 class ModelLineageView(ModelView):
-    """A model and where it came from."""
+    """A model and its origin."""
 
-    run: LineageRunView | None
-    dataset: LineageDatasetView | None
-    parent: ModelView | None = Field(description="The registry model that training began from.")
+    run: LineageRunView | None = Field(description="The run that produced it.")
+    dataset: LineageDatasetView | None = Field(description="The dataset that it was trained on.")
+    parent: ModelView | None = Field(description="The registry model that training started from.")
+
+
+def lineage_view(
+    model: Model, run: Run | None, dataset: Dataset | None, parent: Model | None
+) -> ModelLineageView:
+    """Build the view of a model with its lineage."""
+    return ModelLineageView(
+        **ModelView.model_validate(model).model_dump(),
+        run=LineageRunView.model_validate(run) if run else None,
+        dataset=LineageDatasetView.model_validate(dataset) if dataset else None,
+        parent=ModelView.model_validate(parent) if parent else None,
+    )

@@ -1,1 +1,1 @@
-"""Presets: settings of training stages that a job may name."""
+"""Presets: named settings of training stages."""

@@ -1,8 +1,11 @@
 """Presets over HTTP."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from app.http.errors import NotFound
+from app.http.paging import Page
 from trainers.configs.presets import Preset, load_presets
 from trainers.runtime.error_codes import ErrorCode
 
@@ -16,14 +19,14 @@ class PresetNotFound(NotFound):
 
 
 @router.get("")
-def list_presets() -> list[Preset]:
-    """Settings that suit a kind of hardware or a family of models; a stage names them in `preset`."""
-    return list(load_presets().values())
+def list_presets() -> Page[Preset]:
+    """List the presets: settings for a kind of hardware or a model family, named by a stage's `preset`."""
+    return Page(items=list(load_presets().values()), next=None)
 
 
 @router.get("/{name}")
-def get_preset(name: str) -> Preset:
-    """One preset with the fields that it gives to each kind of training stage."""
+def get_preset(name: Annotated[str, Path(description="Name of the preset.")]) -> Preset:
+    """Return a preset with the fields that it sets for each kind of training stage."""
     preset = load_presets().get(name)
     if preset is None:
         raise PresetNotFound(f"There is no preset {name!r}.", hint="List them with GET /api/v1/presets.")

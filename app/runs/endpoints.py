@@ -15,84 +15,95 @@ from app.runs.schemas import (
     RunView,
     log_view,
     metrics_view,
+    run_view,
 )
 from app.runs.stream import poll_events, stream_events
 from app.settings import get_settings
+from app.storage.artifacts import read_chunks
 from app.storage.database import ReadSession
 from app.tables import EventType
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
-Responses = dict[int | str, dict[str, Any]]
-EVENT_STREAM: Responses = {
+RunId = Annotated[str, Path(description="Id of the run, `run_…`.")]
+FileName = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="Name of the file: `log.txt`, `events.jsonl`, or one that the run's `result` names.",
+    ),
+]
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "`id` is an event's `seq`, `event` its type, `data` its JSON. `event: end` ends it.",
+        "description": "Server-sent events: `id` is an event's `seq`, `event` its type and `data` the event "
+        "as JSON. The last one is `event: end`.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
-FILE: Responses = {
+TEXT_FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 
 
 @router.get("/{run_id}")
-def get_run(run_id: str, session: ReadSession) -> RunView:
-    """One stage being carried out: status, progress, error and result."""
-    return service.show(session, get_settings(), run_id)
+def get_run(run_id: RunId, session: ReadSession) -> RunView:
+    """Return a run: its status, progress, error and result."""
+    run = service.get_run(session, run_id)
+    return run_view(run, service.explain_waiting(session, get_settings(), run))
 
 
 @router.get("/{run_id}/events")
 def list_events(
-    run_id: str,
+    run_id: RunId,
     session: ReadSession,
     paging: EventPaging,
-    type: Annotated[list[EventType] | None, Query(description="Only these types.")] = None,
+    type: Annotated[list[EventType] | None, Query(description="Return only events of these types.")] = None,
 ) -> Page[EventView]:
-    """All facts about a run, from the first on."""
-    found, following = service.events(session, run_id, paging, type)
-    return Page(items=[EventView.model_validate(event) for event in found], next=following)
+    """List the events of a run, oldest first."""
+    events, after = service.list_events(session, run_id, paging, type)
+    return Page(items=[EventView.model_validate(event) for event in events], next=after)
 
 
 @router.get("/{run_id}/metrics")
-def list_metrics(run_id: str, session: ReadSession, paging: EventPaging) -> Page[MetricsView]:
-    """What the program measured, from the first step on."""
-    found, following = service.events(session, run_id, paging, [EventType.metrics])
-    return Page(items=[metrics_view(event) for event in found], next=following)
+def list_metrics(run_id: RunId, session: ReadSession, paging: EventPaging) -> Page[MetricsView]:
+    """List the metrics that the program logged, oldest first."""
+    events, after = service.list_events(session, run_id, paging, [EventType.metrics])
+    return Page(items=[metrics_view(event) for event in events], next=after)
 
 
 @router.get("/{run_id}/logs")
-def list_logs(run_id: str, session: ReadSession, paging: EventPaging) -> Page[LogView]:
-    """What the program wrote, from the first line on; the whole log is the file `log.txt`."""
-    found, following = service.events(session, run_id, paging, [EventType.log])
-    return Page(items=[log_view(event) for event in found], next=following)
+def list_logs(run_id: RunId, session: ReadSession, paging: EventPaging) -> Page[LogView]:
+    """List the log lines of the program, oldest first; the file `log.txt` contains the whole log."""
+    events, after = service.list_events(session, run_id, paging, [EventType.log])
+    return Page(items=[log_view(event) for event in events], next=after)
 
 
-@router.get("/{run_id}/files/{name}", responses=FILE, response_class=StreamingResponse)
-def download_file(
-    run_id: str, name: Annotated[str, Path(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")], session: ReadSession
-) -> StreamingResponse:
-    """A file that the program left: `log.txt`, `events.jsonl`, or one that its result names."""
-    content = service.file_content(service.file_artifact(session, run_id, name))
+@router.get("/{run_id}/files/{name}", responses=TEXT_FILE, response_class=StreamingResponse)
+def download_file(run_id: RunId, name: FileName, session: ReadSession) -> StreamingResponse:
+    """Download a file of the run's last attempt: `log.txt`, `events.jsonl`, or one named in its result."""
+    content = read_chunks(service.open_file(session, run_id, name))
     headers = {"Content-Disposition": f'attachment; filename="{run_id}-{name}"'}
     return StreamingResponse(content, media_type="text/plain; charset=utf-8", headers=headers)
 
 
 @router.get("/{run_id}/checkpoints")
-def list_checkpoints(run_id: str, session: ReadSession, paging: Paging) -> Page[CheckpointView]:
-    """States from which the run can go on, from new to old."""
-    found, following = service.checkpoints(session, run_id, paging)
-    return Page(items=[CheckpointView.model_validate(checkpoint) for checkpoint in found], next=following)
+def list_checkpoints(run_id: RunId, session: ReadSession, paging: Paging) -> Page[CheckpointView]:
+    """List the checkpoints from which the run can resume, newest first."""
+    checkpoints, after = service.list_checkpoints(session, run_id, paging)
+    return Page(items=[CheckpointView.model_validate(checkpoint) for checkpoint in checkpoints], next=after)
 
 
 @router.get("/{run_id}/stream", responses=EVENT_STREAM, response_class=StreamingResponse)
 def stream_run(
-    run_id: str,
+    run_id: RunId,
     request: Request,
-    after: Annotated[int, Query(ge=0, lt=2**31, description="`seq` of the last event that is known.")] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
+    after: Annotated[int, Query(ge=0, lt=2**31, description="Start after the event with this `seq`.")] = 0,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, lt=2**31, description="As `after`; sent by a client that reconnects.")
+    ] = None,
 ) -> StreamingResponse:
-    """Events of a run as they happen; a client that reconnects with `Last-Event-ID` misses none."""
-    known = after if last_event_id is None else last_event_id
-    events = stream_events(run_id, known, poll_events(run_id, known), request.app.state.stopping)
+    """Stream the events of a run; a client that reconnects with `Last-Event-ID` misses none."""
+    last_seq = after if last_event_id is None else last_event_id
+    events = stream_events(run_id, last_seq, poll_events(run_id, last_seq), request.app.state.stopping)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)

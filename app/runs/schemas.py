@@ -1,4 +1,4 @@
-"""What the run endpoints give."""
+"""Response schemas of the run endpoints."""
 
 from datetime import datetime
 from typing import Any
@@ -11,89 +11,91 @@ from trainers.configs.resume_guarantee import ResumeGuarantee, get_resume_guaran
 from trainers.runtime.error_codes import ErrorCode
 
 
-class RunErrorView(BaseModel):
-    """Why a run failed or was ended."""
+class ErrorView(BaseModel):
+    """Why a run or a deployment failed or was ended."""
 
-    code: ErrorCode
-    message: str
-    hint: str | None = None
+    code: ErrorCode = Field(description="A code of the published list, for programs to branch on.")
+    message: str = Field(description="What went wrong.")
+    hint: str | None = Field(None, description="What to do about it.")
 
 
 class TrackingLinkView(BaseModel):
-    """The run as a tracking service has it; this API keeps all metrics in any case."""
+    """The run in a tracking service. This API has all metrics in any case."""
 
-    service: TrackingService
-    run_id: str = Field(description="The run's id in that service; in TensorBoard, its folder.")
-    url: str | None = Field(description="Where to open it; `file:` is a folder of the worker's host.")
+    service: TrackingService = Field(description="The tracking service.")
+    run_id: str = Field(description="Id of the run in that service; for TensorBoard, its folder.")
+    url: str | None = Field(description="Where to open it; `file:` is a folder on the worker's host.")
     step: int | None = Field(description="The last step whose metrics have arrived there.")
 
 
 class RunView(BaseModel):
-    """One stage being carried out."""
+    """The execution of one stage."""
 
-    id: str
-    job_id: str
-    position: int
-    name: str
-    stage: StageKind
-    queue: Queue
-    priority: int
-    status: RunStatus
+    id: str = Field(description="Id of the run, `run_…`.")
+    job_id: str = Field(description="Id of its job.")
+    position: int = Field(description="Position of the stage in the job, from 0.")
+    name: str = Field(description="Name of the stage, unique in the job.")
+    stage: StageKind = Field(description="Kind of the stage.")
+    queue: Queue = Field(description="Hardware that it runs on.")
+    priority: int = Field(description="Priority of the job; a higher one starts first.")
+    status: RunStatus = Field(description="State of the run.")
     waiting_for: str | None = Field(
-        description="What a queued run waits for; null when it is about to start."
+        description="What a queued run waits for; null if it is about to start or is not queued."
     )
-    error: RunErrorView | None
-    attempt: int
-    failure_count: int = Field(description="Times that the machine failed it since its last checkpoint.")
-    step: int
-    total_steps: int | None
-    progress: float = Field(description="From 0 to 1.")
-    eta_seconds: float | None = Field(description="Estimate of the time left.")
-    worker_id: str | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    config: dict[str, Any]
-    result: dict[str, Any] | None
-    model_id: str | None = Field(description="The registry model that the run made.")
+    error: ErrorView | None = Field(description="Why it failed or was ended.")
+    attempt: int = Field(description="Number of times that a worker has started it.")
+    failure_count: int = Field(description="Failures of workers and their hosts since its last checkpoint.")
+    step: int = Field(description="Steps that are done: optimizer steps, or rows of an evaluation.")
+    total_steps: int | None = Field(description="Steps of the whole run; null until the program reports it.")
+    progress: float = Field(description="Share of the steps that are done, from 0 to 1.")
+    eta_seconds: float | None = Field(description="Estimated time until the last step; null if unknown.")
+    worker_id: str | None = Field(description="Id of the worker that executes it now.")
+    created_at: datetime = Field(description="When the job was submitted.")
+    started_at: datetime | None = Field(description="When the first attempt started.")
+    finished_at: datetime | None = Field(description="When it succeeded, failed or was cancelled.")
+    config: dict[str, Any] = Field(description="The stage with every default resolved.")
+    result: dict[str, Any] | None = Field(
+        description="The output of the program; its fields depend on the stage."
+    )
+    model_id: str | None = Field(description="Id of the registry model that the run produced.")
     resume_guarantee: ResumeGuarantee | None = Field(
-        description="How it goes on after a stop, and why if not exactly; an event `resumed` tells how it "
-        "did. Null for a stage that begins again."
+        description="Whether it resumes exactly after a stop, and if not, why; an event `resumed` reports "
+        "how it did. Null for a stage that starts again from the beginning."
     )
-    log_published: bool = Field(description="Whether the whole log can be downloaded.")
-    tracking: list[TrackingLinkView] = Field(description="The same run in MLflow, W&B and TensorBoard.")
+    log_published: bool = Field(description="Whether the file `log.txt` can be downloaded.")
+    tracking: list[TrackingLinkView] = Field(description="The run in MLflow, W&B and TensorBoard.")
 
 
 class EventView(BaseModel):
-    """A fact about a run."""
+    """An event of a run."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    seq: int
-    attempt: int
-    type: EventType
-    step: int | None
-    data: dict[str, Any]
-    created_at: datetime
+    seq: int = Field(description="Number of the event within the run, from 1.")
+    attempt: int = Field(description="The attempt that it belongs to; 0 before the first.")
+    type: EventType = Field(description="Kind of the event, which decides the fields of `data`.")
+    step: int | None = Field(description="The step that it belongs to.")
+    data: dict[str, Any] = Field(description="Content of the event.")
+    created_at: datetime = Field(description="When the service stored it.")
 
 
 class MetricsView(BaseModel):
-    """Numbers of one step."""
+    """The metrics of one step."""
 
-    seq: int
-    attempt: int
-    step: int | None
-    values: dict[str, float | None] = Field(description="A value that was not finite is null.")
-    created_at: datetime
+    seq: int = Field(description="Number of the event within the run.")
+    attempt: int = Field(description="The attempt that logged them.")
+    step: int | None = Field(description="The step that they belong to.")
+    values: dict[str, float | None] = Field(description="Values by name; null for one that was not finite.")
+    created_at: datetime = Field(description="When the service stored them.")
 
 
 class LogView(BaseModel):
-    """Lines that the program wrote within about a second."""
+    """The log lines of about one second."""
 
-    seq: int
-    attempt: int
-    lines: list[str]
-    created_at: datetime
+    seq: int = Field(description="Number of the event within the run.")
+    attempt: int = Field(description="The attempt that wrote them.")
+    lines: list[str] = Field(description="Lines of the program's output.")
+    created_at: datetime = Field(description="When the service stored them.")
 
 
 class CheckpointView(BaseModel):
@@ -101,20 +103,18 @@ class CheckpointView(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    attempt: int
-    step: int
-    sha256: str
-    size_bytes: int
-    created_at: datetime
+    id: str = Field(description="Id of the checkpoint, `checkpoint_…`.")
+    attempt: int = Field(description="The attempt that saved it.")
+    step: int = Field(description="The step after which it was saved.")
+    sha256: str = Field(description="Hash of its manifest, which contains the hash of every file.")
+    size_bytes: int = Field(description="Size of all its files.")
+    created_at: datetime = Field(description="When it was published.")
 
 
 def run_view(run: Run, waiting_for: str | None) -> RunView:
-    """A run as the API shows it."""
+    """Build the view of a run; `waiting_for` explains why a queued run has not started."""
     return RunView(
-        **run.model_dump(
-            exclude={"lease_expires_at", "claimable_at", "notified_at", "event_seq", "seconds_per_step"}
-        ),
+        **run.model_dump(include=RunView.model_fields.keys() & Run.model_fields.keys()),
         waiting_for=waiting_for,
         progress=progress(run),
         eta_seconds=_eta_seconds(run),
@@ -124,17 +124,17 @@ def run_view(run: Run, waiting_for: str | None) -> RunView:
 
 
 def metrics_view(event: Event) -> MetricsView:
-    """A metrics event as the API shows it."""
+    """Build the view of a metrics event."""
     return MetricsView(**event.model_dump(exclude={"type", "data"}), values=event.data)
 
 
 def log_view(event: Event) -> LogView:
-    """A log event as the API shows it."""
+    """Build the view of a log event."""
     return LogView(**event.model_dump(exclude={"type", "data", "step"}), lines=event.data["lines"])
 
 
 def progress(run: Run) -> float:
-    """Share of the steps that are done."""
+    """Return the share of the steps that are done, from 0 to 1."""
     if run.status is RunStatus.succeeded:
         return 1.0
     return min(1.0, run.step / run.total_steps) if run.total_steps else 0.0

@@ -1,6 +1,6 @@
-"""Reading runs: their events, metrics, logs and checkpoints."""
+"""Reading runs: their events, checkpoints and files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -9,9 +9,8 @@ from sqlmodel import Session, col
 
 from app.http.errors import NotFound
 from app.http.paging import EventPageQuery, PageQuery, paginate_by_seq, paginate_newest_first
-from app.runs.schemas import RunView, run_view
 from app.settings import Settings
-from app.storage.artifacts import get_store, read_chunks
+from app.storage.artifacts import get_store
 from app.tables import Checkpoint, Event, EventType, Run
 from app.workers import service as workers
 from trainers.runtime.error_codes import ErrorCode
@@ -24,66 +23,60 @@ class RunNotFound(NotFound):
 
 
 class FileNotPublished(NotFound):
-    """What a program wrote becomes an artifact when its attempt ends."""
+    """The run has no such file; files are published when an attempt ends."""
 
     code = ErrorCode.file_not_published
 
 
-def get(session: Session, run_id: str) -> Run:
-    """The run of this id; raises RunNotFound."""
+def get_run(session: Session, run_id: str) -> Run:
+    """Return the run; raises RunNotFound."""
     run = session.get(Run, run_id)
     if run is None:
-        raise RunNotFound(
-            f"There is no run {run_id}.", hint="A job's runs are listed by GET /api/v1/jobs/{id}."
-        )
+        raise RunNotFound(f"There is no run {run_id}.", hint="GET /api/v1/jobs/{id} lists the runs of a job.")
     return run
 
 
-def show(session: Session, settings: Settings, run_id: str) -> RunView:
-    """A run and what it waits for."""
-    run = get(session, run_id)
-    of_job = session.scalars(
-        select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
-    ).all()
-    return run_view(run, workers.explain_waiting(session, settings, of_job).get(run_id))
+def explain_waiting(session: Session, settings: Settings, run: Run) -> str | None:
+    """Return what a queued run waits for, or None."""
+    runs_of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
+    return workers.explain_waiting(session, settings, session.scalars(runs_of_job).all()).get(run.id)
 
 
-def events(
+def list_events(
     session: Session, run_id: str, paging: EventPageQuery, types: Sequence[EventType] | None
 ) -> tuple[Sequence[Event], int | None]:
-    """Events of a run in order, of some types or of all."""
-    get(session, run_id)
+    """Return a page of a run's events, oldest first, optionally of some types only."""
+    get_run(session, run_id)
     statement = select(Event).where(col(Event.run_id) == run_id)
     if types:
         statement = statement.where(col(Event.type).in_(types))
     return paginate_by_seq(session, statement, col(Event.seq), paging)
 
 
-def checkpoints(session: Session, run_id: str, paging: PageQuery) -> tuple[Sequence[Checkpoint], str | None]:
-    """Published checkpoints of a run from new to old."""
-    get(session, run_id)
+def list_checkpoints(
+    session: Session, run_id: str, paging: PageQuery
+) -> tuple[Sequence[Checkpoint], str | None]:
+    """Return a page of a run's published checkpoints, newest first."""
+    get_run(session, run_id)
     statement = select(Checkpoint).where(col(Checkpoint.run_id) == run_id)
     return paginate_newest_first(session, statement, col(Checkpoint.id), paging)
 
 
-def file_artifact(session: Session, run_id: str, name: str) -> str:
-    """Key of a file that the last attempt's program left; raises FileNotPublished."""
-    log = get(session, run_id).log_artifact
-    key = str(PurePosixPath(log).with_name(name)) if log else None
-    if key is None:
+def open_file(session: Session, run_id: str, name: str) -> BinaryIO:
+    """Open a published file of the run's last attempt; raises FileNotPublished.
+
+    The file is opened before the response starts, so that an error still becomes an error response.
+    """
+    log_artifact = get_run(session, run_id).log_artifact
+    if log_artifact is None:
         raise FileNotPublished(
-            f"{run_id} has no file {name} yet: files are published when an attempt ends.",
-            hint=f"Its log lines so far are at GET /api/v1/runs/{run_id}/logs.",
+            f"{run_id} has not published the file {name}: files are published when an attempt ends.",
+            hint=f"GET /api/v1/runs/{run_id}/logs lists its log lines so far.",
         )
+    key = str(PurePosixPath(log_artifact).with_name(name))
     if not get_store().exists(key):
         raise FileNotPublished(
-            f"{run_id} left no file {name}.",
-            hint="There are `log.txt`, `events.jsonl`, and what the run's `result` names.",
+            f"{run_id} has no file {name}.",
+            hint="Its files are `log.txt`, `events.jsonl`, and those that its `result` names.",
         )
-    return key
-
-
-def file_content(key: str) -> Iterator[bytes]:
-    """The published file in pieces; it is opened at once, so that a fault can still be answered."""
-    file: BinaryIO = get_store().open(key)
-    return read_chunks(file)
+    return get_store().open(key)

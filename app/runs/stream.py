@@ -1,4 +1,4 @@
-"""A run's events as server-sent events; `id` is the event's number, by which a client goes on."""
+"""The events of a run as server-sent events; `id` is the event's number, from which a client resumes."""
 
 import asyncio
 import json
@@ -16,14 +16,15 @@ from app.runs.schemas import EventView
 from app.storage.database import read_session
 from app.tables import Event, RunStatus
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
+# Proxies close a connection that is silent for a minute or less.
 HEARTBEAT_SECONDS = 15.0
-EVENTS_AT_ONCE = 500
+MAX_EVENTS_PER_POLL = 500
 
 
 @dataclass(frozen=True)
 class EventBatch:
-    """What a look at the database found."""
+    """The result of one poll of the database."""
 
     events: Sequence[Event]
     status: RunStatus
@@ -31,35 +32,34 @@ class EventBatch:
 
 
 def poll_events(run_id: str, after: int) -> EventBatch:
-    """The run's next events; the session is closed before the stream waits. Raises RunNotFound."""
+    """Return the next events of the run, with the session closed again; raises RunNotFound."""
     with read_session() as session:
-        run = service.get(session, run_id)
-        following = select(Event).where(col(Event.run_id) == run_id, col(Event.seq) > after)
-        events = session.scalars(following.order_by(col(Event.seq)).limit(EVENTS_AT_ONCE)).all()
+        run = service.get_run(session, run_id)
+        statement = select(Event).where(col(Event.run_id) == run_id, col(Event.seq) > after)
+        events = session.scalars(statement.order_by(col(Event.seq)).limit(MAX_EVENTS_PER_POLL)).all()
         return EventBatch(events, run.status, run.event_seq)
 
 
 async def stream_events(
-    run_id: str, after: int, news: EventBatch, stopping: threading.Event
+    run_id: str, after: int, batch: EventBatch, stopping: threading.Event
 ) -> AsyncIterator[bytes]:
-    """Send what `look` found and what follows, until the run is finished or the service stops."""
-    quiet_since = time.monotonic()
+    """Yield the events of the first poll and all later ones, until the run ends or the service stops."""
+    last_sent = time.monotonic()
     while not stopping.is_set():
-        for event in news.events:
+        for event in batch.events:
             after = event.seq
             yield _frame(event)
-        if news.status.finished and after >= news.last_seq:
-            yield f"event: end\ndata: {json.dumps({'status': news.status})}\n\n".encode()
+        if batch.status.finished and after >= batch.last_seq:
+            yield f"event: end\ndata: {json.dumps({'status': batch.status})}\n\n".encode()
             return
-        if news.events:
-            quiet_since = time.monotonic()
-        elif time.monotonic() - quiet_since >= HEARTBEAT_SECONDS:
-            # A proxy cuts a connection that says nothing for long.
-            quiet_since = time.monotonic()
-            yield b": still here\n\n"
-        if len(news.events) < EVENTS_AT_ONCE:
-            await asyncio.sleep(LOOK_SECONDS)
-        news = await run_in_threadpool(poll_events, run_id, after)
+        if batch.events:
+            last_sent = time.monotonic()
+        elif time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
+            last_sent = time.monotonic()
+            yield b": heartbeat\n\n"
+        if len(batch.events) < MAX_EVENTS_PER_POLL:
+            await asyncio.sleep(POLL_SECONDS)
+        batch = await run_in_threadpool(poll_events, run_id, after)
 
 
 def _frame(event: Event) -> bytes:

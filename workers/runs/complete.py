@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
-from app.datasets.service import store_file
+from app.datasets.service import create_dataset
 from app.runs import lifecycle
 from app.runs.lifecycle import StaleAttempt
 from app.settings import Settings
@@ -200,7 +200,7 @@ def _publish_datasets(run: Run, launch: Launch, result: dict[str, Any]) -> dict[
     made = []
     for described in result.get("datasets", []):
         name = f"{run.name}-{described['part']}"
-        dataset, _ = store_file(launch.run_dir / described["path"], name)
+        dataset, _ = create_dataset(launch.run_dir / described["path"], name)
         made.append(described | {"id": dataset.id, "name": dataset.name})
     return result | {"datasets": made}
 

@@ -80,7 +80,7 @@ from app.storage.database import get_engine
 migrate.upgrade_database(get_engine())
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
-dataset, _ = service.store_file(Path({str(long)!r}), "long")
+dataset, _ = service.create_dataset(Path({str(long)!r}), "long")
 print(dataset.report["faults"][0]["line"], (peak() - before) // 1024)
 """
     environment = {**os.environ, "TUNESMITH_DATA_DIR": str(tmp_path / "data"), "TUNESMITH_DATABASE_URL": ""}
@@ -121,7 +121,9 @@ def peak_mebibytes(pid: int) -> int:
 
 def test_rows_are_shown_as_they_stand_and_as_conversations(client: TestClient) -> None:
     dataset = upload(client, GOOD + b'{"question": 5, "answer": "x"}\n').json()
-    rows = client.get(f"/api/v1/datasets/{dataset['id']}/rows", params={"offset": 4, "limit": 5}).json()
+    rows = client.get(f"/api/v1/datasets/{dataset['id']}/rows", params={"after": 4, "limit": 5}).json()[
+        "items"
+    ]
     assert [row["line"] for row in rows] == [5, 6]
     assert [turn["role"] for turn in rows[0]["messages"]] == ["user", "assistant"]
     assert rows[1]["messages"] is None
