@@ -19,7 +19,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.tables import EventType
 from serving.gateway.mounted import openapi
-from trainers.configs import AnyStage, TrainingConfig
+from trainers.configs import StageKind, TrainingConfig
 from trainers.configs.base import StageConfig
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.events import ProgramEvent
@@ -75,14 +75,14 @@ def settings_page() -> str:
 
 def stages_page() -> str:
     """Return a table of fields for each stage, then the objects and enums that they use."""
-    configs = {config.model_fields["stage"].default: config for config in get_args(AnyStage)}
+    configs = {kind.value: kind.stage.config for kind in StageKind}
     common = StageConfig.model_json_schema()["properties"]
     training = TrainingConfig.model_json_schema()["properties"]
     sections = [
         "## Every stage",
         fields_table(StageConfig.model_json_schema(), exclude={}),
         "## Every training stage",
-        "`sft`, `dpo` and `grpo` have these fields.",
+        f"{', '.join(f'`{kind}`' for kind in StageKind if kind.trains)} have these fields.",
         fields_table(TrainingConfig.model_json_schema(), exclude=common),
     ]
     definitions: Schema = {}

@@ -67,7 +67,7 @@ def post(
 def _add(draft: _Draft, stage: ResolvedStage, living: Sequence[Worker], options: PreflightOptions) -> None:
     """Put a stage into the draft, or say why it is left out."""
     values = stage.stored_config
-    if stage.kind.makes_a_model:
+    if stage.kind.produces_model:
         began_with = values.get("base") or values["model"]
         draft.bases[stage.name] = (
             draft.bases[began_with["stage"]] if isinstance(began_with, dict) else began_with

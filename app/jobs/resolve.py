@@ -132,7 +132,7 @@ def _model(session: Session, reference: FieldReference, path: str, earlier: Sequ
     if "stage" not in value:
         raise _fault(field, "Name a model of the registry ('model_…') instead of a base and an adapter.")
     named = _earlier(value["stage"], field, earlier)
-    if not named.kind.makes_a_model:
+    if not named.kind.produces_model:
         raise _fault(field, f"Stage {named.name!r} is of kind {named.kind}, which makes no model; sft does.")
     return value
 
@@ -178,7 +178,7 @@ def _reader(reference: FieldReference, stage: AnyStage) -> StageKind | None:
 
 def _require_shape(dataset: Dataset, stage: StageKind, path: str) -> None:
     """DPO alone reads pairs; what has the other shape would fail only once it has hardware."""
-    if dataset.format is None or dataset.format.has_pairs == (stage is StageKind.dpo):
+    if dataset.format is None or dataset.format.has_pairs == stage.stage.reads_pairs:
         return
     if dataset.format.has_pairs:
         raise _fault(

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.runs.schemas import ErrorView, RunView
 from app.tables import RunStatus
-from trainers.configs import Queue, Stage, StageKind
+from trainers.configs import AnyStage, Queue, StageKind
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.configs.resume_guarantee import ResumeGuarantee
 
@@ -54,7 +54,7 @@ class JobCreate(BaseModel):
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
     priority: int = Field(0, ge=-100, le=100, description="Higher starts first; equal ones start by age.")
     queue: Queue | None = Field(None, description="Hardware for the stages that name none.")
-    stages: list[Stage] = Field(min_length=1, max_length=20)
+    stages: list[AnyStage] = Field(min_length=1, max_length=20)
 
 
 class JobSummaryView(BaseModel):

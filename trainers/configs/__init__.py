@@ -11,7 +11,8 @@ from trainers.configs.base import (
     StageOutput,
 )
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions, EngineQuantization
-from trainers.configs.stage_config import AnyStage, Stage, StageKind, parse_stage
+from trainers.configs.stage_config import AnyStage, parse_stage
+from trainers.configs.stage_table import Product, Stage, StageKind
 from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, ParityMode
 from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig, Metric
@@ -65,6 +66,7 @@ __all__ = [
     "Precision",
     "PreflightConfig",
     "PrepareConfig",
+    "Product",
     "Quantization",
     "Queue",
     "RewardScale",

@@ -84,6 +84,7 @@ DatasetRef = Annotated[
 class StageConfig(Config):
     """Fields that every stage has."""
 
+    stage: str = Field(description="Kind of the stage.")
     name: StageName | None = Field(
         None, description="How later stages refer to this one. Defaults to the kind of stage."
     )

@@ -19,7 +19,7 @@ System = Annotated[NonEmpty | None, Field(description="System turn before each q
 class TranslationRecipe(Config):
     """Chat rows from sentence pairs, in both directions and several wordings of the request."""
 
-    kind: Literal["translation"] = "translation"
+    kind: Literal["translation"] = Field("translation", description="Kind of the recipe.")
     directions: list[Direction] = Field([Direction.ko_en, Direction.en_ko], min_length=1, max_length=2)
     wordings: int = Field(6, ge=1, le=6, description="How many wordings of the request are used.")
     check_language: bool = Field(True, description="Drop pairs whose sides are not Korean and English.")
@@ -30,7 +30,7 @@ class TranslationRecipe(Config):
 class MathsSftRecipe(Config):
     """Chat rows of question, reasoning and `#### N`, from GSM8K and its kin."""
 
-    kind: Literal["maths_sft"] = "maths_sft"
+    kind: Literal["maths_sft"] = Field("maths_sft", description="Kind of the recipe.")
     annotations: Annotations = Field(Annotations.stripped, description="What becomes of `<<48/2=24>>`.")
     system: System = None
 
@@ -38,14 +38,14 @@ class MathsSftRecipe(Config):
 class MathsPromptsRecipe(Config):
     """Questions with the bare final answer, for GRPO."""
 
-    kind: Literal["maths_prompts"] = "maths_prompts"
+    kind: Literal["maths_prompts"] = Field("maths_prompts", description="Kind of the recipe.")
     system: System = None
 
 
 class MathsPairsRecipe(Config):
     """Preference pairs from several solutions whose correctness is known."""
 
-    kind: Literal["maths_pairs"] = "maths_pairs"
+    kind: Literal["maths_pairs"] = Field("maths_pairs", description="Kind of the recipe.")
     pairs_per_problem: int = Field(2, ge=1, le=1000)
     annotations: Annotations = Field(Annotations.stripped, description="What becomes of `<<48/2=24>>`.")
     system: System = None
@@ -55,7 +55,7 @@ class MathsPairsRecipe(Config):
 class OnPolicyPairsRecipe(Config):
     """Preference pairs from the model's own answers, a better one against a worse one by the rewards."""
 
-    kind: Literal["on_policy_pairs"] = "on_policy_pairs"
+    kind: Literal["on_policy_pairs"] = Field("on_policy_pairs", description="Kind of the recipe.")
     rewards: Rewards = Field([CorrectnessReward()], description="What an answer is worth.")
     num_generations: int = Field(8, ge=2, le=1024, description="Answers sampled to each prompt.")
     pairs_per_prompt: int = Field(2, ge=1, le=1000)
@@ -90,20 +90,20 @@ class LengthFilter(Config):
 class DuplicatesFilter(Config):
     """Keep the first of all rows that say the same."""
 
-    kind: Literal["duplicates"] = "duplicates"
+    kind: Literal["duplicates"] = Field("duplicates", description="Kind of the filter.")
 
 
 class NearDuplicatesFilter(Config):
     """Keep the first of all rows whose texts are alike; word problems need a threshold near 1."""
 
-    kind: Literal["near_duplicates"] = "near_duplicates"
+    kind: Literal["near_duplicates"] = Field("near_duplicates", description="Kind of the filter.")
     threshold: Similarity = 0.8
 
 
 class HeldOutFilter(Config):
     """Drop rows that ask what a row of other datasets asks, such as those of the test set."""
 
-    kind: Literal["held_out"] = "held_out"
+    kind: Literal["held_out"] = Field("held_out", description="Kind of the filter.")
     not_in: list[DatasetRef] = Field(min_length=1, max_length=20)
     threshold: Similarity = 1.0
 

@@ -1,4 +1,4 @@
-"""Whether a run that was stopped goes on exactly as it would have gone, and if not, why."""
+"""Whether a resumed run ends with the same weights as an uninterrupted one, and if not, why."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -7,57 +7,54 @@ from typing import Any
 from pydantic import Field
 
 from trainers.configs.base import Config, Queue
+from trainers.configs.stage_table import StageKind
 from trainers.configs.stages.grpo import GenerationBackend
 
-# Stages without checkpoints begin again from the start.
-RESUMABLE = {"sft", "dpo", "grpo", "generate"}
-
-OF_DEVICES = {
+DEVICE_REASONS = {
     Queue.cuda: (
-        "Some CUDA kernels add in no fixed order, so the last digits of a step differ from one time to the "
-        "next, whether the run was stopped or not."
+        "Some CUDA kernels add in no fixed order, so the last bits of a step differ between two executions, "
+        "whether or not the run was resumed."
     ),
-    Queue.mlx: "That Apple's GPUs repeat a step to the last digit has not been measured.",
+    Queue.mlx: "Whether Apple's GPUs repeat a step bit for bit has not been measured.",
 }
-OF_VLLM = (
-    "vLLM samples the answers from a random state of its own, which no checkpoint can hold: after a stop the "
-    "model sees other answers to the same prompts."
+VLLM_REASON = (
+    "vLLM samples completions from its own random state, which a checkpoint cannot contain: after a resume "
+    "the model is trained on other completions of the same prompts."
 )
-
-OF_BATCHES = (
-    "Answers that are there stay, but the rows after them meet other rows in the engine's batches, where "
-    "sums are rounded otherwise."
+BATCHING_REASON = (
+    "Completed rows are kept, but the remaining rows share the engine's batches with other rows than before, "
+    "and sums over another batch are rounded differently."
 )
 
 
 class Exactness(StrEnum):
-    """How alike are a run that was stopped and one that was not."""
+    """How close a resumed run is to an uninterrupted one."""
 
     exact = "exact"
     approximate = "approximate"
 
 
 class ResumeGuarantee(Config):
-    """How a run goes on after a stop."""
+    """How a run continues after a stop."""
 
     exactness: Exactness = Field(
-        description="`exact` is with the same batches, losses and weights, on a host of the same kind."
+        description="`exact` means the same batches, losses and weights as without a stop, on an equal host."
     )
-    reasons: list[str] = Field(description="Why it is only approximate.")
+    reasons: list[str] = Field(description="Why the guarantee is only `approximate`; empty if `exact`.")
 
 
 def get_resume_guarantee(stage: str, queue: Queue, config: Mapping[str, Any]) -> ResumeGuarantee | None:
-    """How a run of this config goes on; None for a stage that begins again instead."""
-    if stage not in RESUMABLE:
+    """Return how a run of this config continues after a stop, or None if it starts from the beginning."""
+    if not StageKind(stage).stage.resumes:
         return None
-    if stage == "generate":
-        return make_guarantee([OF_BATCHES])
-    reasons = [OF_DEVICES[queue]] if queue in OF_DEVICES else []
+    if stage == StageKind.generate:
+        return make_guarantee([BATCHING_REASON])
+    reasons = [DEVICE_REASONS[queue]] if queue in DEVICE_REASONS else []
     if config.get("generation", GenerationBackend.transformers) != GenerationBackend.transformers:
-        reasons.append(OF_VLLM)
+        reasons.append(VLLM_REASON)
     return make_guarantee(reasons)
 
 
 def make_guarantee(reasons: list[str]) -> ResumeGuarantee:
-    """Approximate for these reasons, or exact if there are none."""
+    """Return an approximate guarantee with these reasons, or an exact one if there are none."""
     return ResumeGuarantee(exactness=Exactness.approximate if reasons else Exactness.exact, reasons=reasons)

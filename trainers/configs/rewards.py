@@ -49,7 +49,7 @@ class RewardConfig(Config):
 class CorrectnessReward(RewardConfig):
     """1 if the final answer is the reference's number, else 0."""
 
-    kind: Literal["correctness"] = "correctness"
+    kind: Literal["correctness"] = Field("correctness", description="Kind of the reward.")
     absolute_tolerance: float = Field(
         0.0, ge=0, le=1e6, allow_inf_nan=False, description="Difference that still counts as equal."
     )
@@ -61,7 +61,7 @@ class CorrectnessReward(RewardConfig):
 class FormatReward(RewardConfig):
     """1 if the final answer is written once, in the asked form, with nothing after it, else 0."""
 
-    kind: Literal["format"] = "format"
+    kind: Literal["format"] = Field("format", description="Kind of the reward.")
     form: AnswerForm = Field(
         AnswerForm.hashes,
         description=(
@@ -73,7 +73,7 @@ class FormatReward(RewardConfig):
 class LengthReward(RewardConfig):
     """0 up to a limit, then falling in a straight line to -1 (soft overlong punishment, arXiv:2503.14476)."""
 
-    kind: Literal["length"] = "length"
+    kind: Literal["length"] = Field("length", description="Kind of the reward.")
     unit: LengthUnit = LengthUnit.tokens
     limit: int = Field(ge=1, le=10_000_000, description="Characters or tokens without a penalty.")
     span: int = Field(
@@ -84,20 +84,20 @@ class LengthReward(RewardConfig):
 class StepsReward(RewardConfig):
     """The share of a solution's own equations that hold; 0 if it has none."""
 
-    kind: Literal["steps"] = "steps"
+    kind: Literal["steps"] = Field("steps", description="Kind of the reward.")
 
 
 class ChrfReward(RewardConfig):
     """Sentence chrF against the reference, from 0 to 1 (Popović, 2015, W15-3049)."""
 
-    kind: Literal["chrf"] = "chrf"
+    kind: Literal["chrf"] = Field("chrf", description="Kind of the reward.")
     word_order: Literal[0, 2] = Field(0, description="0 for chrF, 2 for chrF++, which also counts words.")
 
 
 class BleuReward(RewardConfig):
     """Sentence BLEU against the reference with exponential smoothing, from 0 to 1."""
 
-    kind: Literal["bleu"] = "bleu"
+    kind: Literal["bleu"] = Field("bleu", description="Kind of the reward.")
     language: TargetLanguage = Field(
         TargetLanguage.en,
         description=(

@@ -17,7 +17,7 @@ Column = Annotated[
 class AlignedSource(Config):
     """Two files whose lines belong together."""
 
-    kind: Literal["aligned"] = "aligned"
+    kind: Literal["aligned"] = Field("aligned", description="Kind of the source.")
     korean: SourcePath
     english: SourcePath
 
@@ -29,7 +29,7 @@ class AlignedSource(Config):
 class TsvSource(Config):
     """Sentence pairs in two columns of tab-separated values."""
 
-    kind: Literal["tsv"] = "tsv"
+    kind: Literal["tsv"] = Field("tsv", description="Kind of the source.")
     path: SourcePath
     korean_column: Column = 1
     english_column: Column = 2
@@ -42,7 +42,7 @@ class TsvSource(Config):
 class TmxSource(Config):
     """Sentence pairs of a translation memory."""
 
-    kind: Literal["tmx"] = "tmx"
+    kind: Literal["tmx"] = Field("tmx", description="Kind of the source.")
     path: SourcePath
 
     @property
@@ -53,7 +53,7 @@ class TmxSource(Config):
 class JsonlSource(Config):
     """Rows of JSON; for translation, with a field for each language."""
 
-    kind: Literal["jsonl"] = "jsonl"
+    kind: Literal["jsonl"] = Field("jsonl", description="Kind of the source.")
     path: SourcePath
     korean_field: NonEmpty = "ko"
     english_field: NonEmpty = "en"
@@ -66,7 +66,7 @@ class JsonlSource(Config):
 class HubSource(Config):
     """A data set of the hub, streamed; by hand also a folder of data files."""
 
-    kind: Literal["hub"] = "hub"
+    kind: Literal["hub"] = Field("hub", description="Kind of the source.")
     name: NonEmpty = Field(description="Id of the data set, such as `openai/gsm8k`.")
     subset: NonEmpty | None = Field(None, description="Its configuration, such as `main`.")
     split: NonEmpty = "train"

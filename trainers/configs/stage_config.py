@@ -2,57 +2,21 @@
 
 import os
 import re
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import Field, GetPydanticSchema, TypeAdapter
 
-from trainers.configs.stages.deploy import DeployConfig
-from trainers.configs.stages.dpo import DpoConfig
-from trainers.configs.stages.evaluate import EvaluateConfig
-from trainers.configs.stages.generate import GenerateConfig
-from trainers.configs.stages.grpo import GrpoConfig
-from trainers.configs.stages.merge import MergeConfig
-from trainers.configs.stages.preflight import PreflightConfig
-from trainers.configs.stages.prepare import PrepareConfig
-from trainers.configs.stages.sft import SftConfig
+from trainers.configs.base import StageConfig
+from trainers.configs.stage_table import StageKind
 
+_CONFIGS = tuple(kind.stage.config for kind in StageKind)
+_UNION: Any = Annotated[Union[_CONFIGS], Field(discriminator="stage")]  # noqa: UP007
+# The config of any stage: the union of the configs in the table of stages, discriminated by `stage`.
+AnyStage = Annotated[StageConfig, GetPydanticSchema(lambda _, handler: handler(_UNION))]
 
-class StageKind(StrEnum):
-    """The kinds of work that a job is made of."""
-
-    prepare = "prepare"
-    preflight = "preflight"
-    sft = "sft"
-    dpo = "dpo"
-    grpo = "grpo"
-    merge = "merge"
-    evaluate = "evaluate"
-    generate = "generate"
-    deploy = "deploy"
-
-    @property
-    def makes_a_model(self) -> bool:
-        """Whether a later stage may take this one's output as a model."""
-        return self in {StageKind.sft, StageKind.dpo, StageKind.grpo, StageKind.merge}
-
-
-AnyStage = (
-    PrepareConfig
-    | PreflightConfig
-    | SftConfig
-    | DpoConfig
-    | GrpoConfig
-    | MergeConfig
-    | EvaluateConfig
-    | GenerateConfig
-    | DeployConfig
-)
-Stage = Annotated[AnyStage, Field(discriminator="stage")]
-
-_stage: TypeAdapter[AnyStage] = TypeAdapter(Stage)
+_stage: TypeAdapter[AnyStage] = TypeAdapter(AnyStage)
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 

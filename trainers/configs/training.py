@@ -100,7 +100,6 @@ class TrainingConfig(StageConfig):
 
     default_learning_rates: ClassVar[dict[str, float]]
 
-    stage: str
     preset: str | list[str] | None = Field(
         None, description="Names of presets, whose fields hold wherever this stage names no others."
     )

@@ -17,7 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from trainers.configs.base import StageConfig
-from trainers.configs.stage_config import StageKind, load_stage
+from trainers.configs.stage_config import load_stage
+from trainers.configs.stage_table import StageKind
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, has_disk_full_cause
 from trainers.runtime.events import EventWriter

@@ -172,7 +172,7 @@ def _stored(attempt: RunAttempt, publish: Callable[[], T]) -> T:
 
 
 def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | None:
-    if not run.stage.makes_a_model:
+    if not run.stage.produces_model:
         return None
     made = results.ProducedModel.model_validate(result["model"])
     assert launch.base is not None

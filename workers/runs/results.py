@@ -53,7 +53,7 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     if result is None:
         return None
     try:
-        folders = [ProducedModel.model_validate(result.get("model")).path] if run.stage.makes_a_model else []
+        folders = [ProducedModel.model_validate(result.get("model")).path] if run.stage.produces_model else []
         paths = [_MadeDataset.model_validate(made).path for made in result.get("datasets", [])]
     except (ValidationError, TypeError) as error:
         logger.warning("the result is none: %s", error, extra={"run_id": run.id})

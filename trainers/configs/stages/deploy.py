@@ -43,7 +43,7 @@ class DeploymentChoice(EngineChoice):
 class DeployConfig(StageConfig, DeploymentChoice):
     """Serve a model under a name on the OpenAI-compatible endpoint."""
 
-    stage: Literal["deploy"] = "deploy"
+    stage: Literal["deploy"] = Field("deploy", description="Kind of the stage.")
     model: ModelRef
     deployment: StageName = Field(description="Name by which clients ask for the model.")
     ready_timeout_seconds: float = Field(600, gt=0, le=7200, description="How long its start may take.")

@@ -46,7 +46,7 @@ class DpoConfig(ValidatedTrainingConfig):
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-5, "full": 1e-6}
 
-    stage: Literal["dpo"] = "dpo"
+    stage: Literal["dpo"] = Field("dpo", description="Kind of the stage.")
     max_length: MaxLength = 1024
     losses: dict[DpoLoss, Weight] = Field(
         default_factory=lambda: {DpoLoss.sigmoid: 1.0},

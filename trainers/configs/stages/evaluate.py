@@ -17,7 +17,7 @@ class Metric(StrEnum):
 class EvaluateConfig(StageConfig):
     """Greedy generation on every held-out row, by the model and, if named, by a baseline."""
 
-    stage: Literal["evaluate"] = "evaluate"
+    stage: Literal["evaluate"] = Field("evaluate", description="Kind of the stage.")
     model: ModelRef
     baseline: ModelRef | None = Field(
         None, description="A second model to compare with, such as the untuned base."

@@ -11,7 +11,7 @@ from trainers.configs.engines import EngineChoice
 class GenerateConfig(StageConfig, EngineChoice):
     """Answer the last turn of every row by an engine; `predictions.jsonl` keeps the order of the rows."""
 
-    stage: Literal["generate"] = "generate"
+    stage: Literal["generate"] = Field("generate", description="Kind of the stage.")
     model: ModelRef
     dataset: DatasetRef
     max_rows: int | None = Field(None, ge=1, le=MAX_COUNT, description="Answer the first rows only.")

@@ -48,7 +48,7 @@ class GrpoConfig(TrainingConfig):
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-5, "full": 1e-6}
 
-    stage: Literal["grpo"] = "grpo"
+    stage: Literal["grpo"] = Field("grpo", description="Kind of the stage.")
     batch_size: int = Field(
         64,
         ge=2,

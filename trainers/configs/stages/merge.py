@@ -24,6 +24,6 @@ class MergeConfig(StageConfig):
     package: convert the folder with the script of llama.cpp.
     """
 
-    stage: Literal["merge"] = "merge"
+    stage: Literal["merge"] = Field("merge", description="Kind of the stage.")
     model: ModelRef = Field(description="The model with an adapter, such as `{stage: sft}`.")
     dtype: MergeDtype = MergeDtype.auto

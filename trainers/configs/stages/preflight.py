@@ -22,7 +22,7 @@ class HostMemory(Config):
 class PreflightConfig(StageConfig):
     """Judge a training stage's data, settings and memory, and train a few steps of it if asked."""
 
-    stage: Literal["preflight"] = "preflight"
+    stage: Literal["preflight"] = Field("preflight", description="Kind of the stage.")
     target: Annotated[SftConfig | DpoConfig | GrpoConfig, Field(discriminator="stage")]
     hosts: list[HostMemory] = Field(
         default_factory=list,

@@ -16,7 +16,7 @@ class PrepareConfig(StageConfig):
     Without any of `source`, `recipe`, `filters`, `convert_to` and `split` it only shows rows.
     """
 
-    stage: Literal["prepare"] = "prepare"
+    stage: Literal["prepare"] = Field("prepare", description="Kind of the stage.")
     base: ModelRef | None = Field(
         None, description="Model whose tokenizer and template render rows, and which `on_policy_pairs` asks."
     )

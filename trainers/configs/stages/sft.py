@@ -16,7 +16,7 @@ class SftConfig(ValidatedTrainingConfig):
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 2e-4, "full": 2e-5}
 
-    stage: Literal["sft"] = "sft"
+    stage: Literal["sft"] = Field("sft", description="Kind of the stage.")
     max_length: MaxLength = 1024
     packing: bool = Field(
         False,

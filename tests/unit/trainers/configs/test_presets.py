@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainers.configs import GrpoConfig, LoraTuning, SftConfig, parse_stage
+from trainers.configs import GrpoConfig, LoraTuning, SftConfig, StageKind, parse_stage
 from trainers.configs.presets import load_presets
 
 REWARDS = [{"kind": "correctness"}]
@@ -11,7 +11,7 @@ HARDWARE = [name for name, preset in load_presets().items() if preset.kind == "h
 FAMILIES = [name for name, preset in load_presets().items() if preset.kind == "family"]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("stage", [kind for kind in StageKind if kind.trains])
 @pytest.mark.parametrize("hardware", HARDWARE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: str, family: str) -> None:
@@ -50,5 +50,5 @@ def test_a_stored_config_means_the_same_when_it_is_read_again() -> None:
 
 
 def test_a_misspelt_preset_is_told_with_the_nearest_name() -> None:
-    with pytest.raises(ValidationError, match="no preset is called 'gpu-24g'; did you mean 'gpu-24gb'"):
+    with pytest.raises(ValidationError, match="there is no preset 'gpu-24g'; did you mean 'gpu-24gb'"):
         parse_stage({"stage": "sft", "preset": "gpu-24g", "base": "b", "dataset": "d"})

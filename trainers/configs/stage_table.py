@@ -1,0 +1,81 @@
+"""The table of stages, from which the rest of the code derives everything that depends on a stage's kind."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from trainers.configs.base import StageConfig
+from trainers.configs.stages.deploy import DeployConfig
+from trainers.configs.stages.dpo import DpoConfig
+from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.generate import GenerateConfig
+from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.merge import MergeConfig
+from trainers.configs.stages.preflight import PreflightConfig
+from trainers.configs.stages.prepare import PrepareConfig
+from trainers.configs.stages.sft import SftConfig
+from trainers.configs.training import TrainingConfig
+
+
+class Product(StrEnum):
+    """Output of a stage that later stages of the job can use."""
+
+    model = "model"
+    datasets = "datasets"
+
+
+_INFERENCE = ("torch", "transformers", "peft")
+_TRAINING = (*_INFERENCE, "trl", "datasets")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table of stages."""
+
+    config: type[StageConfig]
+    # Module that a worker starts as `python -m`; None if the worker itself runs the stage.
+    program: str | None
+    # Distributions without which the program cannot start.
+    packages: tuple[str, ...]
+    product: Product | None = None
+    # Whether a later attempt continues from what an earlier one has saved, or starts from the beginning.
+    resumes: bool = False
+    # Whether its rows are preference pairs.
+    reads_pairs: bool = False
+
+
+class StageKind(StrEnum):
+    """Kind of work that a stage does."""
+
+    # To add a stage, add a line.
+    prepare = Stage(PrepareConfig, "trainers.prepare", ("transformers",), Product.datasets)
+    preflight = Stage(PreflightConfig, "trainers.preflight", _TRAINING)
+    sft = Stage(SftConfig, "trainers.sft", _TRAINING, Product.model, resumes=True)
+    dpo = Stage(DpoConfig, "trainers.dpo", _TRAINING, Product.model, resumes=True, reads_pairs=True)
+    grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True)
+    merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model)
+    evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE)
+    generate = Stage(GenerateConfig, "serving.generate", _INFERENCE, resumes=True)
+    deploy = Stage(DeployConfig, None, _INFERENCE)
+
+    stage: Stage
+
+    @property
+    def trains(self) -> bool:
+        """Whether the stage changes the weights of a model on a dataset."""
+        return issubclass(self.stage.config, TrainingConfig)
+
+    @property
+    def produces_model(self) -> bool:
+        """Whether a later stage can use this stage's output as a model."""
+        return self.stage.product is Product.model
+
+    def __new__(cls, stage: Stage | str) -> Self:
+        """Make the member for a line of the table; its value is the default of `stage` in the config."""
+        # The type of `StageKind("sft")`, which looks a member up, is this method's, but it does not run then.
+        assert isinstance(stage, Stage)
+        name = stage.config.model_fields["stage"].default
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.stage = stage
+        return member
