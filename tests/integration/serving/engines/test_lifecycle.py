@@ -102,11 +102,11 @@ def test_a_failing_generation_loop_ends_the_process(tiny: Path) -> None:
     program = f"""
 import time
 from serving.engines.decoding.loop import GenerationLoop
-from serving.engines.hf.model import load_base
+from serving.engines.hf.model import load_runner
 from trainers.configs.engines import EngineOptions
 from serving.engines.decoding.sequence import Ask, Row
 from serving.engines.decoding.sampling import Sampling
-loop = GenerationLoop(lambda: load_base({str(tiny / "base")!r}, "base", EngineOptions()), 4)
+loop = GenerationLoop(lambda: load_runner({str(tiny / "base")!r}, "base", EngineOptions()), 4)
 loop.thread.start()
 while not loop.healthy:
     time.sleep(0.1)

@@ -21,7 +21,7 @@ from serving.engines.decoding.served import ServedModel
 from tests.integration.serving.conftest import BASE_SAYS, Server
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
-load_base = pytest.importorskip("serving.engines.mlx.model").load_base
+load_runner = pytest.importorskip("serving.engines.mlx.model").load_runner
 # PEFT asks transformers in a way that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -78,7 +78,7 @@ def adapter(folder: Path, base: Path, **options: Any) -> Any:
 
 
 def opened(folder: Path, **options: Any) -> ModelRunner:
-    base: ModelRunner = load_base(str(folder), "base", EngineOptions(**options))
+    base: ModelRunner = load_runner(str(folder), "base", EngineOptions(**options))
     return base
 
 

@@ -35,7 +35,7 @@ def _sqlite() -> bytes:
         (b"", FaultCode.empty_file, "one JSON object"),
         (b"\xef\xbb\xbf", FaultCode.empty_file, "one JSON object"),
         (b"\n \n", FaultCode.empty_file, "one JSON object"),
-        (gzip.compress(ROW.encode()), FaultCode.compressed_file, "gunzip"),
+        (gzip.compress(ROW.encode(), mtime=0), FaultCode.compressed_file, "gunzip"),
         (bz2.compress(ROW.encode()), FaultCode.compressed_file, "bunzip2"),
         (lzma.compress(ROW.encode()), FaultCode.compressed_file, "unxz"),
         (b"\x28\xb5\x2f\xfd....", FaultCode.compressed_file, "unzstd"),
