@@ -1,4 +1,4 @@
-"""Logs as JSON lines, each with the request or the run that it belongs to, and never with a secret."""
+"""Logs as JSON lines, each with its request or run id, and without secrets."""
 
 import json
 import logging
@@ -11,8 +11,13 @@ from typing import Any
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 run_id: ContextVar[str | None] = ContextVar("run_id", default=None)
 
-# What a record always has; anything beyond came in through `extra` and is written as a field.
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+# Attributes of every record; any other comes from `extra` and is written as a field.
+_STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "color_message",
+}
 
 _SECRETS = [
     (re.compile(r"\bts_[A-Za-z0-9_-]{16,}"), "ts_***"),
@@ -23,26 +28,26 @@ _SECRETS = [
 
 
 def configure_logging(level: str) -> None:
-    """Send the process's logs to standard error as JSON lines."""
+    """Write the process's logs to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Each request has one line of ours; Alembic tells of its dialect at every start, and
-    # the form parser of each file and callback.
+    # `app.requests` logs each request once. Alembic logs its dialect at every start, and the form parser
+    # every callback of every file.
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.WARNING)
 
 
 def redact(text: str) -> str:
-    """The text without API keys, tokens and passwords in URLs."""
+    """Replace API keys, tokens and passwords in URLs by `***`."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, ids, and the fields given as `extra`."""
+    """A formatter of one JSON object per line: time, level, logger, message, ids and `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
@@ -53,7 +58,7 @@ class JsonFormatter(logging.Formatter):
             "request_id": request_id.get(),
             "run_id": run_id.get(),
         }
-        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD_ATTRIBUTES}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         present = {name: value for name, value in fields.items() if value is not None}

@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         5, gt=0, description="How often expired leases and silent queues are looked for."
     )
-    ring_again_seconds: float = Field(
+    renotify_seconds: float = Field(
         15, gt=0, description="How long a run may stay queued before its bell is rung again."
     )
     max_faults: int = Field(

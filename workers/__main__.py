@@ -101,7 +101,7 @@ def _serve(host: WorkerContext, settings: Settings) -> bool:
     """Work until the end; False when Celery gave up by itself, which whoever started it must see."""
     celery = get_celery()
     tasks.register_task(celery, host)
-    sweeper = Sweeper(settings, also=lambda: recovery.release_disk_waits(host))
+    sweeper = Sweeper(settings, after_sweep=lambda: recovery.release_disk_waits(host))
     pool = threading.Thread(target=DeploymentManager(host).run, name="deployments")
     host.leases.start()
     sweeper.start()

@@ -1,7 +1,7 @@
-"""The Celery app and its one message: a bell that says "there is work in this queue".
+"""The Celery app and its one message, the notification that a queue has work.
 
-A bell names no run. Which run to take is read from SQL by whoever hears it, so a bell that is lost,
-late or rung twice costs latency and never work.
+A notification names no run. The worker that receives it reads from SQL which run to take, so a notification
+that is lost, late or sent twice costs latency but no work.
 """
 
 import logging
@@ -23,14 +23,14 @@ from trainers.configs import Queue
 
 logger = logging.getLogger(__name__)
 
-NOTIFY_TASK = "tunesmith.bell"
-_BELLS = "bells"
+NOTIFY_TASK = "tunesmith.notify"
+_PENDING = "pending_notifications"
 
 
-class _OneAtATime(filesystem.Channel.QoS):
-    """Hands out a message only when the worker has nothing in hand.
+class _NoPrefetch(filesystem.Channel.QoS):
+    """A QoS that delivers a message only to a worker without a reserved task.
 
-    Celery's own `worker_disable_prefetch` does the same for Redis alone.
+    Celery's own `worker_disable_prefetch` works on Redis only.
     """
 
     def can_consume(self) -> bool:
@@ -40,32 +40,32 @@ class _OneAtATime(filesystem.Channel.QoS):
 
 
 class _Channel(filesystem.Channel):
-    QoS = _OneAtATime
+    QoS = _NoPrefetch
 
     @property
     def data_folder_in(self) -> str:
-        """Where messages lie, made anew if it is gone: without it a worker would end."""
+        """Return the folder of messages, created again if it was removed: a worker ends without it."""
         folder: str = self.transport_options["data_folder_in"]
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
         return folder
 
     def _put(self, queue: str, payload: dict[str, Any], **kwargs: Any) -> None:
-        """Write the message aside, then rename it: a reader must never find half of one."""
-        handle, written = tempfile.mkstemp(dir=self.data_folder_in, suffix=".part")
+        """Write the message to a temporary file, then rename it: a reader never sees a partial message."""
+        handle, temporary = tempfile.mkstemp(dir=self.data_folder_in, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(str_to_bytes(dumps(payload)))
-        name = os.path.basename(written).removesuffix(".part")  # noqa: PTH119
-        os.replace(written, os.path.join(self.data_folder_in, f"{name}.{queue}.msg"))  # noqa: PTH105, PTH118
+        name = os.path.basename(temporary).removesuffix(".part")  # noqa: PTH119
+        os.replace(temporary, os.path.join(self.data_folder_in, f"{name}.{queue}.msg"))  # noqa: PTH105, PTH118
 
 
 class FilesystemTransport(filesystem.Transport):
-    """Celery's filesystem transport with whole messages and without prefetching."""
+    """Celery's filesystem transport with atomic messages and without prefetching."""
 
     Channel = _Channel
 
 
 def create_celery(settings: Settings) -> Celery:
-    """The Celery app for these settings."""
+    """Create the Celery app for these settings."""
     celery = Celery("tunesmith")
     celery.conf.update(
         broker_url=settings.broker_url.get_secret_value(),
@@ -103,29 +103,29 @@ def create_celery(settings: Settings) -> Celery:
 
 @lru_cache
 def get_celery() -> Celery:
-    """The process's Celery app."""
+    """Return the process's Celery app."""
     return create_celery(get_settings())
 
 
 def notify(queue: Queue) -> None:
-    """Ring a queue's bell once. A broker out of reach is logged: the sweeper rings again."""
+    """Notify a queue once. An unreachable broker is logged only: the sweeper notifies again."""
     try:
         get_celery().send_task(NOTIFY_TASK, args=[queue.value], queue=queue.value)
     except (OperationalError, OSError) as error:
-        logger.warning("could not ring the bell of queue %s; the sweeper will: %s", queue, error)
+        logger.warning("cannot notify queue %s; the sweeper will notify it again: %s", queue, error)
 
 
 def notify_after_commit(session: Session, queue: Queue) -> None:
-    """Ring once the session's transaction is committed; a bell before that would find no work."""
-    session.info.setdefault(_BELLS, []).append(queue)
+    """Notify the queue once the transaction is committed: before that, a worker would find no work."""
+    session.info.setdefault(_PENDING, []).append(queue)
 
 
 @event.listens_for(Session, "after_commit")
-def _ring_bells(session: Session) -> None:
-    for queue in session.info.pop(_BELLS, []):
+def _send_pending(session: Session) -> None:
+    for queue in session.info.pop(_PENDING, []):
         notify(queue)
 
 
 @event.listens_for(Session, "after_rollback")
-def _forget_bells(session: Session) -> None:
-    session.info.pop(_BELLS, None)
+def _discard_pending(session: Session) -> None:
+    session.info.pop(_PENDING, None)

@@ -1,7 +1,7 @@
-"""The sweeper: takes runs back from workers that fell silent, and rings for those that nobody has heard.
+"""The sweeper, which releases expired leases and notifies queues again whose runs still wait.
 
-It runs in every API process and every worker. None of them leads: what it does is guarded, so that of
-several only one does it.
+It runs in every API process and every worker, without a leader: each action is a guarded UPDATE, so only
+one of several sweepers carries it out.
 """
 
 import logging
@@ -28,39 +28,42 @@ logger = logging.getLogger(__name__)
 
 
 def sweep_once(settings: Settings) -> None:
-    """Release what is leased but not renewed, then ring idle workers for runs that were not heard of."""
+    """Release runs and deployments with an expired lease, then notify idle workers of waiting runs."""
     with transaction() as session:
         for run in lifecycle.release_expired(session, settings.max_faults):
             logger.warning("released run %s, now %s", run.id, run.status, extra={"run_id": run.id})
         deployments.release_expired(session)
     with transaction() as session:
         for queue in list_idle_queues(session, settings):
-            if _mark_unheard(session, queue, settings.ring_again_seconds):
+            if _claim_notification(session, queue, settings.renotify_seconds):
                 notify_after_commit(session, queue)
 
 
 def list_idle_queues(session: Session, settings: Settings) -> list[Queue]:
-    """Queues that a living worker without a run serves: a bell of another would wait unheard."""
+    """Return the queues of live workers that hold no run.
+
+    Any other queue has nobody to receive a notification, which would stay in the broker.
+    """
     busy = set(session.scalars(select(col(Run.worker_id)).where(col(Run.status).in_(HELD))))
     idle = [worker for worker in workers.list_alive_workers(session, settings) if worker.id not in busy]
     return [queue for queue in Queue if any(queue in worker.queues for worker in idle)]
 
 
 class Sweeper:
-    """A thread that sweeps until it is stopped, and does what else its process has to look after."""
+    """A thread that sweeps until it is stopped, and calls a function of its process after each sweep."""
 
-    def __init__(self, settings: Settings, also: Callable[[], None] | None = None) -> None:
+    def __init__(self, settings: Settings, after_sweep: Callable[[], None] | None = None) -> None:
         self._settings = settings
-        self._also = also
+        self._after_sweep = after_sweep
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def start(self) -> None:
-        """Begin sweeping."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the sweep that is under way."""
+        """Stop the thread after the current sweep."""
         self._stopping.set()
         self._thread.join()
 
@@ -68,21 +71,21 @@ class Sweeper:
         while not self._stopping.wait(self._settings.sweep_seconds * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
             try:
                 sweep_once(self._settings)
-                if self._also is not None:
-                    self._also()
+                if self._after_sweep is not None:
+                    self._after_sweep()
             except DBAPIError as error:
-                logger.warning("the database cannot be written, sweeping again later: %s", error.orig)
+                logger.warning("cannot write to the database; the next sweep tries again: %s", error.orig)
 
 
-def _mark_unheard(session: Session, queue: Queue, ring_again_seconds: float) -> bool:
-    """Whether the queue's next run has waited unheard for so long; it is marked, so that one sweeper rings.
+def _claim_notification(session: Session, queue: Queue, renotify_seconds: float) -> bool:
+    """Mark the queue's next run as notified if it has waited long enough; return whether it was marked.
 
-    Only the next run is looked at: a bell for each run that waits would fill the broker with bells that
-    nobody needs, since a worker that hears one goes on until nothing is left.
+    The mark lets one sweeper only send the notification. Only the next run counts: one notification is
+    enough, since the worker that receives it takes runs until none is left.
     """
     next_run = lifecycle.select_claimable([queue]).limit(1).scalar_subquery()
-    unheard = func.coalesce(Run.notified_at, Run.created_at) < database_now(-ring_again_seconds)
-    statement = update(Run).where(col(Run.id) == next_run, col(Run.status) == RunStatus.queued, unheard)
+    waited = func.coalesce(Run.notified_at, Run.created_at) < database_now(-renotify_seconds)
+    statement = update(Run).where(col(Run.id) == next_run, col(Run.status) == RunStatus.queued, waited)
     marked = session.scalars(
         statement.values(notified_at=database_now())
         .returning(col(Run.id))

@@ -1,7 +1,7 @@
-"""The artifact store: files and folders published once, under a key, and never changed.
+"""The artifact store: immutable files and folders, each published once under a key.
 
-Order of publication: files, then the manifest with their hashes, then (on a local disk) the rename
-that makes the folder appear, then the row. Readers follow rows only, so they never see half of one.
+Order of publication: files, then the manifest with their hashes, then (on a local disk) the rename to
+the final name, then the row. Readers start from rows, so they never see a partial artifact.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class PublishedArtifact:
-    """Where an artifact lies and what it is made of."""
+    """The key, hash and size of a published artifact."""
 
     key: str
     sha256: str
@@ -34,11 +34,11 @@ class PublishedArtifact:
 
 
 class ArtifactCorrupt(Exception):
-    """A file of an artifact is missing or is not what its manifest says."""
+    """A file of an artifact is missing or differs from its manifest."""
 
 
 class ArtifactStore:
-    """Artifacts in any file system that fsspec knows."""
+    """Artifacts in any file system that fsspec supports."""
 
     def __init__(self, url: str) -> None:
         self.fs, root = fsspec.url_to_fs(url)
@@ -46,17 +46,21 @@ class ArtifactStore:
         self.local = "file" in self.fs.protocol
 
     def publish_folder(self, folder: Path, key: str) -> PublishedArtifact:
-        """Publish a folder's files and a manifest of their hashes; the hash answered is the manifest's."""
-        files = [_describe(path, folder) for path in sorted(folder.rglob("*")) if _content(path, folder)]
+        """Publish a folder's files with a manifest of their hashes; return the manifest's hash."""
+        files = [
+            _manifest_entry(path, folder)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder) != Path(MANIFEST)
+        ]
         manifest = json.dumps({"files": files}, sort_keys=True).encode()
         destination = self._path(key)
-        aside = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        with self._no_leftovers(aside):
+        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
+        with self._cleanup_on_failure(staging):
             for file in files:
-                self._put(folder / file["path"], f"{aside}/{file['path']}")
-            self._write(manifest, f"{aside}/{MANIFEST}")
+                self._put(folder / file["path"], f"{staging}/{file['path']}")
+            self._write(manifest, f"{staging}/{MANIFEST}")
             if self.local:
-                _rename_folder(Path(aside), Path(destination))
+                _rename_folder(Path(staging), Path(destination))
         return PublishedArtifact(
             key, hashlib.sha256(manifest).hexdigest(), sum(file["size_bytes"] for file in files)
         )
@@ -64,64 +68,71 @@ class ArtifactStore:
     def publish_file(self, path: Path, key: str) -> None:
         """Publish one file."""
         destination = self._path(key)
-        aside = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        with self._no_leftovers(aside):
-            self._put(path, aside)
+        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
+        with self._cleanup_on_failure(staging):
+            self._put(path, staging)
             if self.local:
-                Path(aside).replace(destination)
-                _sync_folder(Path(destination).parent)
+                Path(staging).replace(destination)
+                _fsync_folder(Path(destination).parent)
 
     def fetch_folder(self, key: str, sha256: str, cache: Path) -> Path:
-        """The folder on this host, checked against its manifest; kept in the cache for the next time.
+        """Return the folder on this host, from the cache or verified against its manifest.
 
-        Raises ArtifactCorrupt when a hash differs, FileNotFoundError when it is not there.
+        Raises:
+            ArtifactCorrupt: A hash differs.
+            FileNotFoundError: Nothing is published under the key.
         """
         if self.local:
             return Path(self._path(key))
         destination = cache / sha256
         if not destination.exists():
-            aside = destination.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
+            staging = destination.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
             manifest = self.fs.cat_file(f"{self._path(key)}/{MANIFEST}")
             if hashlib.sha256(manifest).hexdigest() != sha256:
-                raise ArtifactCorrupt(f"the manifest of {key} is not the one that was published")
+                raise ArtifactCorrupt(f"The manifest of {key} has another SHA-256 than the published one.")
             for file in json.loads(manifest)["files"]:
-                self._get(f"{self._path(key)}/{file['path']}", aside / file["path"], file["sha256"])
-            _rename_folder(aside, destination)
+                self._get(f"{self._path(key)}/{file['path']}", staging / file["path"], file["sha256"])
+            _rename_folder(staging, destination)
         return destination
 
     def fetch_file(self, key: str, sha256: str, cache: Path) -> Path:
-        """The file on this host, checked against its hash; kept in the cache for the next time."""
+        """Return the file on this host, from the cache or verified against its hash.
+
+        Raises:
+            ArtifactCorrupt: The hash differs.
+            FileNotFoundError: Nothing is published under the key.
+        """
         if self.local:
             return Path(self._path(key))
         destination = cache / sha256
         if not destination.exists():
-            aside = destination.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
-            self._get(self._path(key), aside, sha256)
-            aside.replace(destination)
+            staging = destination.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
+            self._get(self._path(key), staging, sha256)
+            staging.replace(destination)
         return destination
 
     def open(self, key: str) -> BinaryIO:
-        """A published file, to be read."""
+        """Open a published file for reading."""
         return cast(BinaryIO, self.fs.open(self._path(key), "rb"))
 
     def exists(self, key: str) -> bool:
-        """Whether something is published under the key."""
+        """Return whether something is published under the key."""
         return bool(self.fs.exists(self._path(key)))
 
     def delete(self, key: str) -> None:
-        """Remove what is published under the key, if it is there."""
+        """Delete the artifact under the key, if it exists."""
         path = self._path(key)
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
     @contextmanager
-    def _no_leftovers(self, aside: str) -> Iterator[None]:
-        """Half of a publication would keep a full disk full."""
+    def _cleanup_on_failure(self, staging: str) -> Iterator[None]:
+        """Remove a partial publication, which would keep a full disk full."""
         try:
             yield
         except OSError:
-            if self.local and self.fs.exists(aside):
-                self.fs.rm(aside, recursive=True)
+            if self.local and self.fs.exists(staging):
+                self.fs.rm(staging, recursive=True)
             raise
 
     def _path(self, key: str) -> str:
@@ -136,7 +147,7 @@ class ArtifactStore:
         Path(destination).parent.mkdir(parents=True, exist_ok=True)
         with source.open("rb") as read, Path(destination).open("wb") as write:
             shutil.copyfileobj(read, write, CHUNK_BYTES)
-            _sync(write)
+            _fsync_file(write)
 
     def _write(self, content: bytes, destination: str) -> None:
         if not self.local:
@@ -144,7 +155,7 @@ class ArtifactStore:
             return
         with Path(destination).open("wb") as write:
             write.write(content)
-            _sync(write)
+            _fsync_file(write)
 
     def _get(self, source: str, destination: Path, sha256: str) -> None:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -154,26 +165,29 @@ class ArtifactStore:
                 digest.update(chunk)
                 write.write(chunk)
         if digest.hexdigest() != sha256:
-            raise ArtifactCorrupt(f"{source} is not what was published: its hash differs")
+            raise ArtifactCorrupt(f"{source} has another SHA-256 than the published file.")
 
 
 @lru_cache
 def get_store() -> ArtifactStore:
-    """The process's artifact store."""
+    """Return the process's artifact store."""
     return ArtifactStore(get_settings().artifacts_url)
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _content(path: Path, folder: Path) -> bool:
-    return path.is_file() and path.relative_to(folder) != Path(MANIFEST)
+def read_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a file's content in chunks of `CHUNK_BYTES`, then close the file."""
+    with file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
 
 
-def _describe(path: Path, folder: Path) -> dict[str, Any]:
+def _manifest_entry(path: Path, folder: Path) -> dict[str, Any]:
     return {
         "path": path.relative_to(folder).as_posix(),
         "size_bytes": path.stat().st_size,
@@ -181,12 +195,12 @@ def _describe(path: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _sync(file: Any) -> None:
+def _fsync_file(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -194,21 +208,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _rename_folder(aside: Path, destination: Path) -> None:
-    """Let a finished folder appear under its name; if another was there first, its content is the same."""
-    for folder in [path for path in aside.rglob("*") if path.is_dir()]:
-        _sync_folder(folder)
+def _rename_folder(staging: Path, destination: Path) -> None:
+    """Move a complete folder to its final name.
+
+    A folder that another process published first has the same content.
+    """
+    for folder in [path for path in staging.rglob("*") if path.is_dir()]:
+        _fsync_folder(folder)
     try:
-        aside.rename(destination)
+        staging.rename(destination)
     except OSError:
         if not destination.is_dir():
             raise
-        shutil.rmtree(aside)
-    _sync_folder(destination.parent)
-
-
-def read_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """A file's content in pieces, closing it at the end."""
-    with file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+        shutil.rmtree(staging)
+    _fsync_folder(destination.parent)

@@ -1,4 +1,4 @@
-"""Sessions, the database's clock, and what SQLite needs to behave under several writers."""
+"""Sessions, the database's clock, and the SQLite settings that several writers need."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,24 +23,25 @@ POSTGRESQL_OPTIONS = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
-    # A process that was stopped in a transaction must not hold its rows from whoever takes over.
+    # A process that is suspended in a transaction must not keep its rows locked for the process that
+    # takes over.
     "options": "-c idle_in_transaction_session_timeout=15s",
 }
 
 
 @lru_cache
 def get_engine() -> Engine:
-    """The process's connection pool."""
+    """Return the process's connection pool."""
     settings = get_settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     return create_database_engine(settings.database_url.get_secret_value())
 
 
 def create_database_engine(url: str) -> Engine:
-    """An engine for SQLite or PostgreSQL with the behaviour that the service relies on."""
+    """Create an engine for SQLite or PostgreSQL with the behaviour that the service relies on."""
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-    # A server that vanished without a word is noticed in seconds: leases wait for the answer.
+    # A server that disappears without closing its connections is noticed in seconds: leases depend on it.
     options = POSTGRESQL_OPTIONS if url.startswith("postgresql") else {}
     engine = create_engine(url, pool_pre_ping=True, connect_args=options)
     if engine.dialect.name == "sqlite":
@@ -51,47 +52,47 @@ def create_database_engine(url: str) -> Engine:
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    """A session that commits when the block ends and rolls back when it raises."""
+    """Yield a session that commits when the block ends and rolls back when it raises."""
     with Session(get_engine(), expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextmanager
 def read_session() -> Iterator[Session]:
-    """A session that only reads: on SQLite it takes no write lock."""
+    """Yield a read-only session, which takes no write lock on SQLite."""
     with Session(get_engine().execution_options(read_only=True), expire_on_commit=False) as session:
         yield session
 
 
 def lock_name(session: Session, name: str) -> None:
-    """Let one transaction at a time decide who has a name that two tables share.
+    """Lock a name that two tables share until the transaction ends.
 
-    On SQLite every writing transaction is alone anyway.
+    SQLite needs no lock: it runs one writing transaction at a time.
     """
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name})
 
 
 def get_write_session() -> Iterator[Session]:
-    """One transaction per request, committed before the response leaves."""
+    """Yield one transaction per request, committed before the response is sent."""
     with transaction() as session:
         yield session
 
 
 def get_read_session() -> Iterator[Session]:
-    """A reading session per request."""
+    """Yield one read-only session per request."""
     with read_session() as session:
         yield session
 
 
-# With FastAPI's default scope the commit would run after the response has left,
-# and a commit that fails would still have told the client 201.
+# With FastAPI's default scope the commit would run after the response is sent, and a client would
+# get 201 for a commit that then fails.
 WriteSession = Annotated[Session, Depends(get_write_session, scope="function")]
 ReadSession = Annotated[Session, Depends(get_read_session, scope="function")]
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """Aware UTC datetimes, also on SQLite, which stores none with a zone."""
+    """Aware UTC datetimes, also on SQLite, which stores no time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -110,9 +111,9 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 class database_now(FunctionElement[datetime]):  # noqa: N801 — reads as SQL's now()
-    """The database's clock, plus seconds: hosts may disagree on the time, the database does not.
+    """The database's clock plus an offset in seconds, since the clocks of hosts may differ.
 
-    On PostgreSQL it is `clock_timestamp()`, not `now()`, which stands still within a transaction.
+    On PostgreSQL it is `clock_timestamp()`, not `now()`, which is constant within a transaction.
     """
 
     type = UTCDateTime()
@@ -130,7 +131,7 @@ def _postgresql_now(element: database_now, compiler: SQLCompiler, **_: Any) -> s
 
 @compiles(database_now, "sqlite")
 def _sqlite_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
-    # Three zeros make the six digits that SQLAlchemy writes, so that texts compare as times do.
+    # The three zeros complete the six digits that SQLAlchemy writes, so that text compares like time.
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', '{element.plus_seconds:+.3f} seconds') || '000')"
 
 
@@ -147,7 +148,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A deferred transaction that turns from reading to writing fails at once when another wrote
-    # meanwhile, whatever the busy timeout says; an immediate one waits for its turn.
+    # A deferred transaction that turns from reading to writing fails at once when another transaction
+    # wrote in between, and ignores the busy timeout; an immediate one waits.
     read_only = connection.get_execution_options().get("read_only", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""Bring the database to the newest schema."""
+"""Migrations of the database to the newest schema."""
 
 import fcntl
 from collections.abc import Iterator
@@ -14,26 +14,26 @@ from sqlalchemy import Connection, Engine, text
 import migrations
 from app.settings import get_settings
 
-# Any fixed number will do: it names the lock that migrating processes take in turn.
-POSTGRESQL_LOCK = 7_481_100
+# Any fixed number: it names the advisory lock that migrating processes take in turn.
+POSTGRESQL_LOCK_ID = 7_481_100
 
 
 def upgrade_database(engine: Engine) -> None:
-    """Run the migrations that this database lacks; processes that start together take turns."""
-    with _one_at_a_time(engine), engine.connect() as connection:
+    """Run the missing migrations; processes that start together take turns."""
+    with _migration_lock(engine), engine.connect() as connection:
         command.upgrade(alembic_config(connection), "head")
         connection.commit()
 
 
 def get_revisions(engine: Engine) -> tuple[str | None, str | None]:
-    """The database's revision and the newest one."""
+    """Return the database's revision and the newest one."""
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         return current, ScriptDirectory.from_config(alembic_config(connection)).get_current_head()
 
 
 def alembic_config(connection: Connection) -> Config:
-    """Alembic's configuration for a connection."""
+    """Return Alembic's configuration for a connection."""
     alembic = Config()
     alembic.set_main_option("script_location", str(Path(migrations.__file__).parent))
     alembic.attributes["connection"] = connection
@@ -41,14 +41,14 @@ def alembic_config(connection: Connection) -> Config:
 
 
 @contextmanager
-def _one_at_a_time(engine: Engine) -> Iterator[None]:
+def _migration_lock(engine: Engine) -> Iterator[None]:
     if engine.dialect.name == "sqlite":
         with (get_settings().data_dir / "migrate.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         return
-    # Not in a transaction, which the server would end for being idle while the migrations run.
+    # Not in a transaction: the server would end it for being idle while the migrations run.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
+        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": POSTGRESQL_LOCK_ID})
         yield
-        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": POSTGRESQL_LOCK})
+        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": POSTGRESQL_LOCK_ID})

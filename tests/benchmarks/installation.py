@@ -15,7 +15,7 @@ from tests.e2e.platform import Platform
 from tests.services import _postgres_binaries, _unprivileged_user, free_port
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
-TIMINGS = ("lease_seconds", "heartbeat_seconds", "sweep_seconds", "ring_again_seconds", "stop_grace_seconds")
+TIMINGS = ("lease_seconds", "heartbeat_seconds", "sweep_seconds", "renotify_seconds", "stop_grace_seconds")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ QUICK = {
     "TUNESMITH_LEASE_SECONDS": "4",
     "TUNESMITH_HEARTBEAT_SECONDS": "0.5",
     "TUNESMITH_SWEEP_SECONDS": "0.5",
-    "TUNESMITH_RING_AGAIN_SECONDS": "2",
+    "TUNESMITH_RENOTIFY_SECONDS": "2",
     "TUNESMITH_STOP_GRACE_SECONDS": "4",
     # Each comparison loads the model once more; its own tests ask for it.
     "TUNESMITH_PARITY": "off",

@@ -337,7 +337,7 @@ def waiting_deployment() -> Deployment | None:
 def test_sweeper_rings_only_while_a_worker_is_idle(
     host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host.settings.ring_again_seconds = 0.1
+    host.settings.renotify_seconds = 0.1
     messages = host.settings.data_dir / "queue" / "messages"
     bells.get_celery()
     submit(FOREVER)
