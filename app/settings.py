@@ -1,4 +1,4 @@
-"""Everything that the environment decides, read once from `TUNESMITH_*` variables and `.env`."""
+"""The settings of a process, read once from `TUNESMITH_*` variables and `.env`."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -11,20 +11,20 @@ from serving.http.addresses import is_private
 from trainers.configs import EngineKind, ParityMode, Queue
 
 
-def _web_address(url: str) -> str:
-    """The API shows these addresses to everyone who may read."""
+def _check_web_address(url: str) -> str:
+    """Reject credentials: the API shows these addresses to every key with the scope `read`."""
     if url and not url.startswith(("http://", "https://")):
-        raise ValueError("an address begins with http:// or https://")
+        raise ValueError("the address must begin with http:// or https://")
     if "@" in url:
         raise ValueError(
-            "an address holds no credentials: give workers MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            "the address must not contain credentials: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, on the workers"
         )
     return url.rstrip("/")
 
 
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
-WebAddress = Annotated[str, AfterValidator(_web_address)]
+WebAddress = Annotated[str, AfterValidator(_check_web_address)]
 
 
 class Settings(BaseSettings):
@@ -32,7 +32,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TUNESMITH_", env_file=".env", extra="ignore")
 
-    data_dir: Path = Field(Path("data"), description="Where the embedded database, queue and artifacts live.")
+    data_dir: Path = Field(
+        Path("data"), description="Folder of the embedded database, the queue and the artifacts."
+    )
     database_url: SecretStr = Field(
         SecretStr(""), description="SQLAlchemy URL; empty means SQLite in the data directory."
     )
@@ -45,115 +47,127 @@ class Settings(BaseSettings):
     )
     model_roots: list[Path] = Field(
         default_factory=list,
-        description="Folders under which models may be read, as a JSON list; `models` in the data directory.",
+        description="Folders from which models may be read, as a JSON list; empty means `models` in the data "
+        "directory.",
     )
     dataset_roots: list[Path] = Field(
         default_factory=list,
-        description="Folders under which `prepare` may read files, as a JSON list; `sources` in the data "
-        "directory.",
+        description="Folders from which `prepare` may read files, as a JSON list; empty means `sources` in "
+        "the data directory.",
     )
 
     host: str = Field(
-        "127.0.0.1", description="Address that the API binds to; other than loopback needs an API key."
+        "127.0.0.1",
+        description="Address that the API binds to; any other than loopback requires an API key.",
     )
-    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
-    log_level: LogLevel = Field("INFO", description="Python's name of the least level to log.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 chooses a free one.")
+    log_level: LogLevel = Field("INFO", description="Minimum level to log, by Python's names.")
 
-    default_queue: Queue = Field(Queue.cpu, description="Queue of stages whose spec names none.")
-    max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Largest dataset file accepted.")
+    default_queue: Queue = Field(Queue.cpu, description="Queue of stages that name none in the job spec.")
+    max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Maximum size of an uploaded dataset file.")
 
-    lease_seconds: float = Field(30, gt=0, description="How long a worker holds a run without renewing.")
-    heartbeat_seconds: float = Field(10, gt=0, description="How often a worker renews its leases.")
+    lease_seconds: float = Field(
+        30, gt=0, description="Seconds after which a lease that is not renewed expires."
+    )
+    heartbeat_seconds: float = Field(
+        10, gt=0, description="Seconds between two renewals of a worker's leases."
+    )
     sweep_seconds: float = Field(
-        5, gt=0, description="How often expired leases and silent queues are looked for."
+        5, gt=0, description="Seconds between two sweeps, which release expired leases and notify queues."
     )
     renotify_seconds: float = Field(
-        15, gt=0, description="How long a run may stay queued before its bell is rung again."
+        15, gt=0, description="Seconds that a run waits in the queue before its queue is notified again."
     )
-    max_faults: int = Field(
+    max_failures: int = Field(
         3,
         ge=0,
-        description="Infrastructure faults since the last checkpoint after which a run is failed.",
+        description="Maximum number of infrastructure failures since the last checkpoint; one more fails "
+        "the run.",
     )
     stop_grace_seconds: float = Field(
-        5, gt=0, description="From asking a cancelled program to stop to killing it."
+        5, gt=0, description="Seconds between the request to stop a cancelled program and killing it."
     )
     pause_grace_seconds: float = Field(
-        120, gt=0, description="From asking a program to save and stop to killing it."
+        120,
+        gt=0,
+        description="Seconds between the request to save a checkpoint and stop, and killing the program.",
     )
 
     engine_host: str = Field(
         "127.0.0.1",
-        description="Address on which a worker's engines listen and by which the gateway reaches them.",
+        description="Address on which a worker's engines listen, and at which the gateway reaches them.",
     )
-    engine_programs: dict[EngineKind, list[str]] = Field(
+    engine_commands: dict[EngineKind, list[str]] = Field(
         default_factory=dict,
         description='Commands that start engines on this host, as JSON: `{"vllm": ["/opt/vllm/bin/vllm", '
         '"serve"]}`.',
     )
     parity: ParityMode = Field(
         ParityMode.on,
-        description="What is done when an engine does not answer as the trained model does: `on` fails the "
-        "deployment, `warn` serves it, `off` compares nothing.",
+        description="Comparison of an engine with the trained model: if they differ, `on` fails the "
+        "deployment and `warn` serves it with a warning; `off` skips the comparison.",
     )
     idle_seconds: float = Field(
-        0, ge=0, description="A deployment that is unused for so long goes to sleep; 0 is never."
+        0,
+        ge=0,
+        description="Seconds without a request after which a deployment is put to sleep; 0 means never.",
     )
-    wake_seconds: float = Field(
-        60, gt=0, description="How long a request to a sleeping deployment waits for it before it gets 503."
+    wake_timeout_seconds: float = Field(
+        60, gt=0, description="Seconds that a request waits for a sleeping deployment before it gets 503."
     )
     drain_seconds: float = Field(
-        30, ge=0, description="How long an engine that is to stop may go on with answers under way."
+        30, ge=0, description="Seconds that a stopping engine has to complete the responses in progress."
     )
     probe_seconds: float = Field(
-        30, gt=0, description="How often an engine has to prove by one token that it is well."
+        30, gt=0, description="Seconds between two health checks of an engine, which generate one token."
     )
     trainer_python: str = Field(
-        "", description="Python that has the trainer packages; empty means the worker's own."
+        "",
+        description="Python interpreter with the trainer packages; empty means the worker's own.",
     )
 
     mlflow_uri: WebAddress = Field(
-        "", description="Address of the MLflow server to which workers send runs; empty sends none."
+        "", description="Address of the MLflow server to which workers export runs; empty exports none."
     )
-    mlflow_url: WebAddress = Field(
-        "", description="Address at which people open that server; empty means the same."
+    mlflow_public_url: WebAddress = Field(
+        "", description="Address of that server for a browser; empty means the same address."
     )
-    mlflow_experiment: str = Field(
-        "tunesmith", min_length=1, description="MLflow experiment that holds the runs."
-    )
+    mlflow_experiment: str = Field("tunesmith", min_length=1, description="MLflow experiment of the runs.")
     wandb_project: str = Field(
         "",
         pattern=r"^([^/]+/)?[^/]*$",
-        description="W&B project, or `entity/project`, to which workers send runs; empty sends none.",
+        description="W&B project, or `entity/project`, to which workers export runs; empty exports none.",
     )
     wandb_mode: Literal["online", "offline"] = Field(
         "online",
-        description="`offline` keeps W&B runs under `wandb` in the worker's data directory for `wandb sync`.",
+        description="`offline` stores W&B runs in `wandb` in the worker's data directory, for `wandb sync`.",
     )
     tensorboard_dir: str = Field(
         "", description="Folder to which workers write TensorBoard files; empty writes none."
     )
-    tracking_wait_seconds: float = Field(
-        10, gt=0, description="How long the end of a run waits for a tracking service to take what is left."
+    tracking_flush_seconds: float = Field(
+        10,
+        gt=0,
+        description="Seconds that the end of a run waits for a tracking service to receive the rest.",
     )
 
     @field_validator("engine_host")
     @classmethod
-    def _private(cls, value: str) -> str:
-        """Engines ask nobody for a key: whoever reaches one may use it and load adapters into it."""
+    def _check_private(cls, value: str) -> str:
+        """Reject public addresses: engines check no key, so any client could load adapters."""
         if not is_private(value):
             raise ValueError(
-                f"{value} is an address for everyone or of the public network; engines listen on loopback "
-                "or a private address only, since they ask for no key"
+                f"{value} is a public or wildcard address; engines check no key, so they must listen on "
+                "loopback or a private address"
             )
         return value
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
-        """Fill what depends on the data directory, which becomes absolute: children run elsewhere."""
+    def _fill_defaults(self) -> Self:
+        """Fill the defaults that depend on the data directory, and make paths absolute."""
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError(
-                "lease_seconds must be at least twice heartbeat_seconds, or one late beat loses a run"
+                "lease_seconds must be at least twice heartbeat_seconds, or one late heartbeat loses a run"
             )
         self.data_dir = self.data_dir.expanduser().resolve()
         if not self.database_url.get_secret_value():
@@ -174,5 +188,5 @@ class Settings(BaseSettings):
 
 @lru_cache
 def get_settings() -> Settings:
-    """The process's settings."""
+    """Return the process's settings."""
     return Settings()

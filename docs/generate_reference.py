@@ -199,7 +199,7 @@ def error_codes_page() -> str:
         "Every error has a `code`, a `message` and, where there is something to do, a `hint`. Runs and "
         "deployments show it as `error`; the API returns it in the body of the response; the gateway and the "
         "engines use OpenAI's shape. A run that fails with a retried code is queued again, up to "
-        "`TUNESMITH_MAX_FAULTS` times."
+        "`TUNESMITH_MAX_FAILURES` times."
     )
     return page("Error codes", intro, table(("code", "meaning", "retried"), rows))
 

@@ -98,7 +98,7 @@ class SqlRoutingTable(CachedRoutes):
             logger.warning("cannot note which deployments are in use: %s", error.orig)
 
     async def _wake(self, target: Target) -> Target:
-        seconds = get_settings().wake_seconds
+        seconds = get_settings().wake_timeout_seconds
         deadline = time.monotonic() + seconds
         try:
             while (woken := await run_in_threadpool(_woken, target)) is None:

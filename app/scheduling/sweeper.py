@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def sweep_once(settings: Settings) -> None:
     """Release runs and deployments with an expired lease, then notify idle workers of waiting runs."""
     with transaction() as session:
-        for run in lifecycle.release_expired(session, settings.max_faults):
+        for run in lifecycle.release_expired(session, settings.max_failures):
             logger.warning("released run %s, now %s", run.id, run.status, extra={"run_id": run.id})
         deployments.release_expired(session)
     with transaction() as session:

@@ -47,7 +47,7 @@ def test_an_engine_that_ignores_the_adapter_is_kept_out_of_service(
     embedded: Platform, adapters: dict[str, Path]
 ) -> None:
     program = {"hf": [sys.executable, "-m", "tests.e2e.adapterless_engine"]}
-    embedded.start_worker(TUNESMITH_ENGINE_PROGRAMS=json.dumps(program))
+    embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=json.dumps(program))
     job = embedded.finish(embedded.submit(deploy("tuned", embedded.register("tuned", adapters["a"]))))
     assert (job["status"], job["runs"][0]["error"]["code"]) == ("failed", "parity_failed"), job
     (deployment,) = embedded.get("/deployments", name="tuned")["items"]

@@ -71,7 +71,7 @@ def test_a_worker_with_the_base_in_memory_goes_first_and_another_inherits_all(
 def test_an_engine_that_lies_about_its_health_is_started_again(embedded: Platform) -> None:
     program = [sys.executable, "-m", "tests.e2e.lying_engine", str(embedded.folder / "lying")]
     programs = json.dumps({"hf": program})
-    embedded.start_worker(TUNESMITH_ENGINE_PROGRAMS=programs, TUNESMITH_PROBE_SECONDS="0.5")
+    embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=programs, TUNESMITH_PROBE_SECONDS="0.5")
     deployment = embedded.deploy("liar")
     (embedded.folder / "lying").touch()
     embedded.await_field(deployment, "restart_count", 1)

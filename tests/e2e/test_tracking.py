@@ -15,7 +15,7 @@ def test_a_job_s_runs_are_found_where_the_api_says(embedded: Platform, mlflow: M
         TUNESMITH_WANDB_PROJECT="tuning",
         TUNESMITH_WANDB_MODE="offline",
         TUNESMITH_TENSORBOARD_DIR=str(boards),
-        TUNESMITH_TRACKING_WAIT_SECONDS="60",
+        TUNESMITH_TRACKING_FLUSH_SECONDS="60",
     )
     scored = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 4}
     job = embedded.finish(embedded.submit(sft(), scored, labels={"team": "maths"}))

@@ -1,4 +1,4 @@
-"""The real vLLM behind the whole service: `TUNESMITH_ENGINE_PROGRAMS` names it, or it is on PATH."""
+"""The real vLLM behind the whole service: `TUNESMITH_ENGINE_COMMANDS` names it, or it is on PATH."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from openai import OpenAI
 from serving.parity.compare import TOLERANCES
 from tests.e2e.platform import ROOT, Platform, ask, family_of, sft, until
 
-PROGRAM = json.loads(os.environ.get("TUNESMITH_ENGINE_PROGRAMS", "{}")).get("vllm", ["vllm", "serve"])
+PROGRAM = json.loads(os.environ.get("TUNESMITH_ENGINE_COMMANDS", "{}")).get("vllm", ["vllm", "serve"])
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,7 +46,7 @@ def deployed(embedded: Platform, wide: Path, **options: Any) -> Any:
 def test_job_ends_in_a_chat_with_the_tuned_model_on_vllm_which_is_proved_to_be_it(
     embedded: Platform, wide: Path, options: dict[str, str], precision: str
 ) -> None:
-    worker = embedded.start_worker(TUNESMITH_ENGINE_PROGRAMS=json.dumps({"vllm": PROGRAM}))
+    worker = embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=json.dumps({"vllm": PROGRAM}))
     job = deployed(embedded, wide, **options)
     assert job["status"] == "succeeded", job
     deployment = embedded.get(f"/deployments/{job['runs'][1]['result']['deployment_id']}")
@@ -68,7 +68,7 @@ def test_job_ends_in_a_chat_with_the_tuned_model_on_vllm_which_is_proved_to_be_i
 def test_an_adapter_whose_alpha_vllm_misreads_is_kept_out_of_service(embedded: Platform, wide: Path) -> None:
     misreading = ["env", f"PYTHONPATH={ROOT / 'tests/e2e/vllm_middleware'}", *PROGRAM]
     misreading += ["--middleware", "misread_alpha.MisreadAlpha"]
-    embedded.start_worker(TUNESMITH_ENGINE_PROGRAMS=json.dumps({"vllm": misreading}))
+    embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=json.dumps({"vllm": misreading}))
     job = deployed(embedded, wide, dtype="float32")
     assert (job["status"], job["runs"][1]["error"]["code"]) == ("failed", "parity_failed"), job
     (deployment,) = embedded.get("/deployments", name="tuned")["items"]

@@ -47,7 +47,7 @@ class EngineProcess:
 
     def __init__(self, worker: WorkerContext, first: Deployment, gpus: list[int]) -> None:
         self.worker = worker
-        self.engine = find_engine(first.engine, worker.settings.engine_programs.get(first.engine, []))
+        self.engine = find_engine(first.engine, worker.settings.engine_commands.get(first.engine, []))
         self.options = EngineOptions.model_validate(first.options)
         self.base_name = f"base-{engine_key(first)}"
         self.folder = worker.settings.data_dir / "engines" / f"{engine_key(first)}-{secrets.token_hex(3)}"

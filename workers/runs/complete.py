@@ -63,7 +63,7 @@ def end_attempt(attempt: RunAttempt, error: dict[str, Any] | None) -> Run:
     What SQL wants of the run decides what it becomes, read with the write: it may have changed since
     the worker last looked.
     """
-    run, max_faults = attempt.run, attempt.settings.max_faults
+    run, max_faults = attempt.run, attempt.settings.max_failures
 
     def write(session: Session) -> Run | None:
         current = session.get_one(Run, run.id)

@@ -87,7 +87,7 @@ def _give_up(host: WorkerContext, run: Run, error: Exception) -> None:
     with transaction() as session:
         current = session.get_one(Run, run.id)
         lifecycle.give_up(
-            session, current, told, lifecycle.lease_guards(run.attempt), host.settings.max_faults
+            session, current, told, lifecycle.lease_guards(run.attempt), host.settings.max_failures
         )
 
 

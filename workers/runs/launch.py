@@ -79,7 +79,7 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
         _clear_earlier(run_dir, run.attempt)
         values, models, dataset_id = _resolve(run, settings)
         if run.stage is StageKind.generate:
-            values["engine_program"] = settings.engine_programs.get(values["engine"], [])
+            values["engine_program"] = settings.engine_commands.get(values["engine"], [])
         config = parse_stage(values)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         _lay_checkpoint(run, run_dir, settings)

@@ -78,7 +78,7 @@ class AttemptTracking:
         ending = Ending.model_validate(ended.model_dump(include={"status", "step", "error", "result"}))
         with contextlib.suppress(OSError):
             for sender in self._senders:
-                sender.attempt_ended(ending, 2 * self._settings.tracking_wait_seconds)
+                sender.attempt_ended(ending, 2 * self._settings.tracking_flush_seconds)
         news = self._wait(lambda sender: sender.is_stuck, threading.Event())
         facts = [*news.facts, *(fact for sender in self._senders for fact in sender.end())]
         try:
@@ -117,7 +117,7 @@ class AttemptTracking:
 
     def _wait(self, suffices: Callable[[Sender], bool], lost: threading.Event) -> RunDirChanges:
         """Look until it suffices for each sender that still runs, or the time is up."""
-        deadline = time.monotonic() + self._settings.tracking_wait_seconds
+        deadline = time.monotonic() + self._settings.tracking_flush_seconds
         news = self.look()
         while not all(suffices(sender) or sender.has_ended for sender in self._senders):
             if lost.wait(LOOK_SECONDS) or time.monotonic() > deadline:

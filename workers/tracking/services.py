@@ -34,7 +34,7 @@ def list_targets(settings: Settings) -> list[TrackingTarget]:
     """The services that are on."""
     found: list[TrackingTarget] = []
     if settings.mlflow_uri:
-        url = settings.mlflow_url or settings.mlflow_uri
+        url = settings.mlflow_public_url or settings.mlflow_uri
         found.append(MlflowTarget(uri=settings.mlflow_uri, url=url, experiment=settings.mlflow_experiment))
     if settings.wandb_project:
         *entity, project = settings.wandb_project.split("/")

@@ -106,7 +106,7 @@ def test_a_sleeper_is_woken_once_and_stopped_at_once(settings: Settings) -> None
 def test_a_request_to_a_sleeper_wakes_it_and_is_told_when_to_come_again(
     client: TestClient, settings: Settings
 ) -> None:
-    settings.wake_seconds = 0.1
+    settings.wake_timeout_seconds = 0.1
     sleeper = have(status=DeploymentStatus.asleep, address=None)
     body = {"model": "one", "messages": [{"role": "user", "content": "hello"}]}
     answer = client.post("/v1/chat/completions", json=body)

@@ -1,4 +1,4 @@
-"""The real vLLM on tiny models: `TUNESMITH_ENGINE_PROGRAMS` names it, or it is on PATH."""
+"""The real vLLM on tiny models: `TUNESMITH_ENGINE_COMMANDS` names it, or it is on PATH."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from openai import OpenAI
 from serving.engines import find_engine
 from tests.integration.serving.conftest import Server, gateway_over, serving, wait_for
 
-PROGRAM = json.loads(os.environ.get("TUNESMITH_ENGINE_PROGRAMS", "{}")).get("vllm", ["vllm", "serve"])
+PROGRAM = json.loads(os.environ.get("TUNESMITH_ENGINE_COMMANDS", "{}")).get("vllm", ["vllm", "serve"])
 ENGINE = find_engine("vllm")
 START_SECONDS = 600.0
 NEEDS_VLLM = pytest.mark.skipif(shutil.which(PROGRAM[0]) is None, reason="vLLM is not installed")

@@ -74,7 +74,7 @@ def steps(run_id: str) -> list[int]:
     ],
 )
 def test_result_that_cannot_be_used_is_no_result(host: WorkerContext, submit: Submit, result: str) -> None:
-    host.settings.max_faults = 0
+    host.settings.max_failures = 0
     run_id = submit(f"succeed()\nwrite('result.json', {result!r})")
     assert execute_next(host)
     run = row(run_id)
@@ -145,7 +145,7 @@ def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(
 @on_sqlite
 def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: WorkerContext, submit: Submit) -> None:
     run_id = submit(
-        "checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", failure_count=host.settings.max_faults
+        "checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", failure_count=host.settings.max_failures
     )
     assert execute_next(host)
     run = row(run_id)

@@ -58,10 +58,10 @@ succeed(metrics={"score": 0.25, "note": "text"})
 @pytest.fixture
 def tracked(host: WorkerContext, mlflow: MlflowServer) -> WorkerContext:
     """A worker that sends to all three services."""
-    host.settings.mlflow_uri = host.settings.mlflow_url = mlflow.url
+    host.settings.mlflow_uri = host.settings.mlflow_public_url = mlflow.url
     host.settings.wandb_project, host.settings.wandb_mode = "tuning", "offline"
     host.settings.tensorboard_dir = str(host.settings.data_dir / "boards")
-    host.settings.tracking_wait_seconds = SECONDS
+    host.settings.tracking_flush_seconds = SECONDS
     return host
 
 
@@ -180,7 +180,7 @@ def test_a_service_that_never_answers_costs_a_run_a_bounded_wait_and_a_warning(
     before = family()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host.settings.mlflow_uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        host.settings.tracking_wait_seconds = 2
+        host.settings.tracking_flush_seconds = 2
         run_id = submit(TELLS + "tell(1, 2)\nsucceed()")
         began = time.monotonic()
         assert execute_next(host)
