@@ -1,4 +1,4 @@
-"""What every stage's config has in common: strict parsing, references, hardware queues."""
+"""Base classes, references and queues that the configs of all stages share."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -6,10 +6,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-# Step and token counts meet 32-bit columns and counters on their way; no run comes near this.
+# Step and token counts pass through 32-bit columns and counters; no run comes near this.
 MAX_COUNT = 10_000_000
 
-# No control characters: a database may refuse NUL, and a terminal obeys escape sequences.
+# Without control characters: a database may reject NUL, and a terminal executes escape sequences.
 PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
 NonEmpty = Annotated[
     str, StringConstraints(min_length=1, max_length=1024, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
@@ -17,7 +17,7 @@ NonEmpty = Annotated[
 
 
 class Queue(StrEnum):
-    """The kind of hardware that a stage needs; each worker serves one or more of them."""
+    """Kind of hardware that a stage needs; a worker serves one or more queues."""
 
     cpu = "cpu"
     mlx = "mlx"
@@ -25,20 +25,20 @@ class Queue(StrEnum):
 
 
 class Config(BaseModel):
-    """A config that refuses unknown fields, so that a misspelt option is an error and not a default."""
+    """Base class of configs. Unknown fields are errors, so that a misspelt option never becomes a default."""
 
-    # A config travels as JSON, which has no infinity.
+    # A config is passed on as JSON, which cannot represent infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StageOutput(Config):
-    """The output of an earlier stage of the same job, by that stage's name."""
+    """The model that an earlier stage of the same job produces."""
 
     stage: StageName = Field(description="Name of an earlier stage of this job.")
 
 
 class AdaptedModel(Config):
-    """A base model with a PEFT adapter on it: what a model reference becomes on the worker."""
+    """A base model with a PEFT adapter, as folders on the worker that runs the stage."""
 
     base: NonEmpty = Field(description="Folder or hub id of the base model.")
     adapter: NonEmpty = Field(description="Folder of the PEFT adapter.")
@@ -49,14 +49,14 @@ ModelRef = Annotated[
     Field(
         description=(
             "A model: a hub id (`Qwen/Qwen2.5-0.5B-Instruct`), a folder under an allowed root, "
-            "an id of the registry (`model_…`), or `{stage: <name>}` for an earlier stage's output."
+            "an id of the registry (`model_…`), or `{stage: <name>}` for the output of an earlier stage."
         )
     ),
 ]
 
 
 class DatasetPart(StrEnum):
-    """The parts of a dataset, by what they are for."""
+    """Part of a dataset by its purpose."""
 
     train = "train"
     validation = "validation"
@@ -64,30 +64,32 @@ class DatasetPart(StrEnum):
 
 
 class StageDataset(Config):
-    """A dataset that an earlier `prepare` stage of the same job makes, by that stage's name."""
+    """A dataset that an earlier `prepare` stage of the same job produces."""
 
     stage: StageName = Field(description="Name of an earlier `prepare` stage of this job.")
-    part: DatasetPart = DatasetPart.train
+    part: DatasetPart = Field(DatasetPart.train, description="Part of that stage's output.")
 
 
 DatasetRef = Annotated[
     NonEmpty | StageDataset,
     Field(
         description=(
-            "A dataset: its id (`dataset_…`), its name, or `{stage: <name>, part: train}` for what an "
-            "earlier stage makes; by hand, the path of a JSONL file."
+            "A dataset: its id (`dataset_…`), its name, or `{stage: <name>, part: train}` for the output of "
+            "an earlier `prepare` stage. For a program that is started by hand, the path of a JSONL file."
         )
     ),
 ]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="Seed of the random choices.")]
 
 
 class StageConfig(Config):
-    """Fields that every stage has."""
+    """Fields of every stage."""
 
     stage: str = Field(description="Kind of the stage.")
     name: StageName | None = Field(
-        None, description="How later stages refer to this one. Defaults to the kind of stage."
+        None, description="Name by which later stages refer to this one. Defaults to the kind of the stage."
     )
     queue: Queue | None = Field(
-        None, description="Hardware to run on. Defaults to the job's queue, then to the service's default."
+        None,
+        description="Kind of hardware to run on. Defaults to the job's queue, then to the service's default.",
     )

@@ -1,4 +1,4 @@
-"""Engines as a person may ask for them: which program generates text, and its options, an allow-list."""
+"""Engines and their options, as an allow-list: names that differ between engines are translated."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -10,7 +10,7 @@ from trainers.configs.base import Config
 
 
 class EngineKind(StrEnum):
-    """The program that generates text."""
+    """Program that generates text."""
 
     vllm = "vllm"
     sglang = "sglang"
@@ -19,13 +19,15 @@ class EngineKind(StrEnum):
 
     @property
     def one_template(self) -> bool:
-        """Whether every name of one engine is rendered with one chat template, so that models which were
-        trained with different ones cannot share it."""
+        """Whether one chat template renders the requests for all models of an engine.
+
+        Models that were trained with different templates cannot share such an engine.
+        """
         return self in {EngineKind.vllm, EngineKind.sglang}
 
 
 class EngineQuantization(StrEnum):
-    """How the base's weights are kept in fewer bits."""
+    """Format with fewer bits for the weights of the base model."""
 
     int4 = "int4"
     int8 = "int8"
@@ -35,7 +37,7 @@ class EngineQuantization(StrEnum):
 
 
 class ToolCallParser(StrEnum):
-    """Family of models whose way of writing the calls of tools is read; engines have names of their own."""
+    """Family of models whose syntax of tool calls is parsed; engines have their own names for these."""
 
     qwen = "qwen"
     qwen3_coder = "qwen3_coder"
@@ -45,23 +47,15 @@ class ToolCallParser(StrEnum):
     phi4_mini = "phi4_mini"
 
 
+_GPU_QUANTIZATIONS = set(EngineQuantization) - {EngineQuantization.int4}
+_LOCAL_QUANTIZATIONS = {EngineQuantization.int4, EngineQuantization.int8}
 SUPPORTED_QUANTIZATIONS = {
-    EngineKind.vllm: {
-        EngineQuantization.fp8,
-        EngineQuantization.awq,
-        EngineQuantization.gptq,
-        EngineQuantization.int8,
-    },
-    EngineKind.sglang: {
-        EngineQuantization.fp8,
-        EngineQuantization.awq,
-        EngineQuantization.gptq,
-        EngineQuantization.int8,
-    },
-    EngineKind.hf: {EngineQuantization.int4, EngineQuantization.int8},
-    EngineKind.mlx: {EngineQuantization.int4, EngineQuantization.int8},
+    EngineKind.vllm: _GPU_QUANTIZATIONS,
+    EngineKind.sglang: _GPU_QUANTIZATIONS,
+    EngineKind.hf: _LOCAL_QUANTIZATIONS,
+    EngineKind.mlx: _LOCAL_QUANTIZATIONS,
 }
-# hf and mlx read no calls in what a model writes: they refuse requests with tools.
+# hf and mlx do not parse tool calls: they reject requests with tools.
 SUPPORTED_TOOL_CALL_PARSERS = {
     EngineKind.vllm: set(ToolCallParser),
     EngineKind.sglang: set(ToolCallParser) - {ToolCallParser.phi4_mini},
@@ -69,64 +63,81 @@ SUPPORTED_TOOL_CALL_PARSERS = {
 
 
 class EngineOptions(Config):
-    """What may be set of an engine; what an engine knows by another name is translated for it."""
+    """Options of an engine."""
 
     max_model_len: int | None = Field(
-        None, ge=16, description="Tokens of prompt and answer together; by default what the model knows."
+        None, ge=16, description="Maximum tokens of prompt and completion together. Defaults to the model's."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of weights and activations; `auto` is the format of the model."
+    )
     quantization: EngineQuantization | None = Field(
-        None, description="int4 and int8 quantise on loading; awq and gptq say how the weights are stored."
+        None,
+        description="`int4` and `int8` quantise on loading; `awq` and `gptq` name the format of the stored "
+        "weights.",
     )
-    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model.")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Number of GPUs that share one copy of the model."
+    )
     memory_share: float = Field(
-        0.9, gt=0, le=1, description="Share of a GPU's memory that vllm and sglang may take."
+        0.9, gt=0, le=1, description="Share of a GPU's memory that vllm and sglang may use."
     )
     cpu_cache_gib: int = Field(
-        2, ge=1, le=1024, description="KV cache of vllm on a CPU in GiB, where memory_share is not heeded."
+        2, ge=1, le=1024, description="KV cache of vllm on a CPU, in GiB; memory_share has no effect there."
     )
-    prefix_caching: bool = Field(True, description="Keep the KV cache of prompts that begin alike.")
-    max_batch_size: int | None = Field(None, ge=1, le=4096, description="Answers decoded together.")
-    max_adapters: int = Field(8, ge=1, le=256, description="Adapters that the engine holds at once.")
-    max_adapter_rank: int = Field(64, ge=1, le=512, description="Largest LoRA rank that may be loaded.")
+    prefix_caching: bool = Field(True, description="Reuse the KV cache of common prefixes of prompts.")
+    max_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Maximum number of completions decoded at once."
+    )
+    max_adapters: int = Field(
+        8, ge=1, le=256, description="Maximum number of adapters that the engine has loaded at once."
+    )
+    max_adapter_rank: int = Field(64, ge=1, le=512, description="Maximum LoRA rank of an adapter.")
     tool_call_parser: ToolCallParser | None = Field(
-        None, description="Family whose tool calls vllm and sglang read; vllm refuses tools without it."
+        None,
+        description="Family whose tool calls vllm and sglang parse; vllm rejects requests with tools without "
+        "it.",
     )
     compact_json: bool = Field(
         True,
-        description="Allow vllm and sglang no white space between the parts of JSON that a request asks for, "
-        "since a small model may go on with it until it is cut off.",
+        description="Forbid white space between the parts of structured JSON output on vllm and sglang; a "
+        "small "
+        "model may otherwise generate white space up to the limit.",
     )
     sleep_mode: bool = Field(
-        False, description="Let vllm free its GPU while idle; opens its development paths on loopback."
+        False,
+        description="Let vllm free its GPU memory while idle; enables its development endpoints on loopback.",
     )
 
 
 class EngineChoice(Config):
     """An engine and its options, for configs that start one."""
 
-    engine: EngineKind = EngineKind.hf
-    options: EngineOptions = EngineOptions()
+    engine: EngineKind = Field(EngineKind.hf, description="Engine to start.")
+    options: EngineOptions = Field(EngineOptions(), description="Options of the engine.")
 
     @model_validator(mode="after")
-    def _options_fit(self) -> Self:
-        self._must_be_known("quantization", self.options.quantization, SUPPORTED_QUANTIZATIONS[self.engine])
-        if self.options.tool_call_parser is not None and self.engine not in SUPPORTED_TOOL_CALL_PARSERS:
-            raise ValueError(f"options.tool_call_parser is for vllm and sglang; {self.engine} refuses tools")
-        self._must_be_known(
-            "tool_call_parser",
-            self.options.tool_call_parser,
-            SUPPORTED_TOOL_CALL_PARSERS.get(self.engine, set()),
-        )
-        if self.options.tensor_parallel > 1 and self.engine in (EngineKind.hf, EngineKind.mlx):
+    def _check_options(self) -> Self:
+        options, engine = self.options, self.engine
+        _check_supported("quantization", options.quantization, SUPPORTED_QUANTIZATIONS[engine], engine)
+        parsers = SUPPORTED_TOOL_CALL_PARSERS.get(engine)
+        if options.tool_call_parser is not None and parsers is None:
             raise ValueError(
-                f"options.tensor_parallel is for vllm and sglang; {self.engine} serves from one device"
+                f"options.tool_call_parser is for vllm and sglang; {engine} rejects requests with tools"
             )
-        if self.options.sleep_mode and self.engine is not EngineKind.vllm:
-            raise ValueError(f"options.sleep_mode is for vllm; {self.engine} has none")
+        _check_supported("tool_call_parser", options.tool_call_parser, parsers or (), engine)
+        if options.tensor_parallel > 1 and engine in (EngineKind.hf, EngineKind.mlx):
+            raise ValueError(
+                f"options.tensor_parallel is for vllm and sglang; {engine} runs on a single device"
+            )
+        if options.sleep_mode and engine is not EngineKind.vllm:
+            raise ValueError(f"options.sleep_mode is for vllm; {engine} does not support it")
         return self
 
-    def _must_be_known(self, option: str, value: StrEnum | None, known: Collection[StrEnum]) -> None:
-        if value is not None and value not in known:
-            names = ", ".join(sorted(known))
-            raise ValueError(f"options.{option} '{value}' is unknown to {self.engine}; choose of: {names}")
+
+def _check_supported(
+    option: str, value: StrEnum | None, supported: Collection[StrEnum], engine: EngineKind
+) -> None:
+    if value is not None and value not in supported:
+        names = ", ".join(sorted(supported))
+        raise ValueError(f"options.{option} '{value}' is not supported by {engine}; choose one of {names}")

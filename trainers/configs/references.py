@@ -1,4 +1,4 @@
-"""Where a stage's values name models, datasets and files, however deep they stand."""
+"""References to models, datasets and files in the values of a stage, at any depth."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from trainers.runtime.errors import ConfigInvalid
 
 
 class ReferenceKind(StrEnum):
-    """What a reference stands for."""
+    """Kind of object that a reference names."""
 
     model = "model"
     dataset = "dataset"
 
 
-# A field of one of these names means the same in every config.
+# A field with one of these names means the same in every config.
 REFERENCE_FIELDS = {
     "base": ReferenceKind.model,
     "model": ReferenceKind.model,
@@ -30,7 +30,7 @@ REFERENCE_FIELDS = {
 
 @dataclass(frozen=True)
 class FieldReference:
-    """A reference in its place, so that it can be replaced there; `path` is as a person would write it."""
+    """A reference together with its position, so that it can be replaced; `path` is dotted, as in errors."""
 
     kind: ReferenceKind
     path: str
@@ -39,31 +39,31 @@ class FieldReference:
 
     @property
     def value(self) -> Any:
-        """What is written there: a name, or `{stage: …}` as a mapping."""
+        """The reference itself: a name, or `{stage: …}` as a mapping."""
         return self.holder[self.key]
 
     def replace(self, value: Any) -> None:
-        """Write something else in its place."""
+        """Replace the reference in the values that contain it."""
         self.holder[self.key] = value
 
 
 def get_base_model(reference: ModelRef) -> str:
-    """Folder or hub id of the base model; raises ConfigInvalid for a reference that is not resolved yet."""
+    """Return the folder or hub id of the base model; raises ConfigInvalid for the output of a stage."""
     if isinstance(reference, StageOutput):
         raise ConfigInvalid(
             f"The model refers to the stage {reference.stage!r}, which only a job can resolve.",
-            "By hand, name the folder of that stage's model.",
+            "Without a job, name the folder of that stage's model.",
         )
     return reference.base if isinstance(reference, AdaptedModel) else reference
 
 
 def find_references(values: dict[str, Any], path: str = "") -> Iterator[FieldReference]:
-    """The references in a stage's values as plain JSON; those left out (null) are skipped."""
+    """Yield the references in a stage's values, which are plain JSON; null fields are skipped."""
     for key, value in list(values.items()):
         here = f"{path}.{key}" if path else key
         kind = REFERENCE_FIELDS.get(key)
         if kind is not None and value is not None:
-            yield from _named(kind, here, values, key)
+            yield from _field_references(kind, here, values, key)
         elif isinstance(value, dict):
             yield from find_references(value, here)
         elif isinstance(value, list):
@@ -72,7 +72,7 @@ def find_references(values: dict[str, Any], path: str = "") -> Iterator[FieldRef
                     yield from find_references(item, f"{here}.{position}")
 
 
-def _named(kind: ReferenceKind, path: str, holder: Any, key: str) -> Iterator[FieldReference]:
+def _field_references(kind: ReferenceKind, path: str, holder: Any, key: str) -> Iterator[FieldReference]:
     if not isinstance(holder[key], list):
         yield FieldReference(kind, path, holder, key)
         return

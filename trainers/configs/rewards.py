@@ -1,4 +1,4 @@
-"""Configs of the rewards by which GRPO and preflight judge completions, told apart by `kind`."""
+"""Configs of rewards, which score completions in GRPO, in preflight and for preference pairs."""
 
 from collections import Counter
 from enum import StrEnum
@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from trainers.configs.base import Config, StageName
+from trainers.configs.base import MAX_COUNT, Config, StageName
 
 
 class AnswerForm(StrEnum):
-    """How a final answer is to be written."""
+    """Form in which a final answer must be written."""
 
     hashes = "hashes"
     boxed = "boxed"
@@ -18,7 +18,7 @@ class AnswerForm(StrEnum):
 
 
 class LengthUnit(StrEnum):
-    """What a completion's length is counted in."""
+    """Unit in which the length of a completion is counted."""
 
     characters = "characters"
     tokens = "tokens"
@@ -35,33 +35,31 @@ class TargetLanguage(StrEnum):
 
 
 class RewardConfig(Config):
-    """Fields that every reward has."""
+    """Fields of every reward."""
 
-    kind: str
+    kind: str = Field(description="Kind of reward.")
     name: StageName | None = Field(
-        None, description="Name in logs and results; by default its kind. Names differ within one list."
+        None, description="Name in logs and results, unique in the list. Defaults to the kind of reward."
     )
-    weight: float = Field(
-        1.0, gt=0, le=100, allow_inf_nan=False, description="Factor of its value in the total."
-    )
+    weight: float = Field(1.0, gt=0, le=100, description="Factor of the value in the total.")
 
 
 class CorrectnessReward(RewardConfig):
-    """1 if the final answer is the reference's number, else 0."""
+    """1 if the final answer equals the number in the reference, else 0."""
 
-    kind: Literal["correctness"] = Field("correctness", description="Kind of the reward.")
+    kind: Literal["correctness"] = Field("correctness", description="Kind of reward.")
     absolute_tolerance: float = Field(
-        0.0, ge=0, le=1e6, allow_inf_nan=False, description="Difference that still counts as equal."
+        0.0, ge=0, le=1e6, description="Largest difference that counts as equal."
     )
     relative_tolerance: float = Field(
-        0.0, ge=0, lt=1, description="Difference that still counts as equal, as a share of the reference."
+        0.0, ge=0, lt=1, description="Largest difference that counts as equal, as a share of the reference."
     )
 
 
 class FormatReward(RewardConfig):
-    """1 if the final answer is written once, in the asked form, with nothing after it, else 0."""
+    """1 if the final answer occurs once, in the required form, with nothing after it, else 0."""
 
-    kind: Literal["format"] = Field("format", description="Kind of the reward.")
+    kind: Literal["format"] = Field("format", description="Kind of reward.")
     form: AnswerForm = Field(
         AnswerForm.hashes,
         description=(
@@ -71,38 +69,37 @@ class FormatReward(RewardConfig):
 
 
 class LengthReward(RewardConfig):
-    """0 up to a limit, then falling in a straight line to -1 (soft overlong punishment, arXiv:2503.14476)."""
+    """0 up to a limit, then a linear decrease to -1 (soft overlong punishment, arXiv:2503.14476)."""
 
-    kind: Literal["length"] = Field("length", description="Kind of the reward.")
-    unit: LengthUnit = LengthUnit.tokens
-    limit: int = Field(ge=1, le=10_000_000, description="Characters or tokens without a penalty.")
-    span: int = Field(
-        ge=1, le=10_000_000, description="Characters or tokens beyond the limit at which the value is -1."
-    )
+    kind: Literal["length"] = Field("length", description="Kind of reward.")
+    unit: LengthUnit = Field(LengthUnit.tokens, description="Unit of `limit` and `span`.")
+    limit: int = Field(ge=1, le=MAX_COUNT, description="Length up to which there is no penalty.")
+    span: int = Field(ge=1, le=MAX_COUNT, description="Length beyond the limit at which the value is -1.")
 
 
 class StepsReward(RewardConfig):
-    """The share of a solution's own equations that hold; 0 if it has none."""
+    """The share of the equations in a solution that are true; 0 if it contains none."""
 
-    kind: Literal["steps"] = Field("steps", description="Kind of the reward.")
+    kind: Literal["steps"] = Field("steps", description="Kind of reward.")
 
 
 class ChrfReward(RewardConfig):
     """Sentence chrF against the reference, from 0 to 1 (Popović, 2015, W15-3049)."""
 
-    kind: Literal["chrf"] = Field("chrf", description="Kind of the reward.")
+    kind: Literal["chrf"] = Field("chrf", description="Kind of reward.")
     word_order: Literal[0, 2] = Field(0, description="0 for chrF, 2 for chrF++, which also counts words.")
 
 
 class BleuReward(RewardConfig):
     """Sentence BLEU against the reference with exponential smoothing, from 0 to 1."""
 
-    kind: Literal["bleu"] = Field("bleu", description="Kind of the reward.")
+    kind: Literal["bleu"] = Field("bleu", description="Kind of reward.")
     language: TargetLanguage = Field(
         TargetLanguage.en,
         description=(
-            "Language of the completions. `ko` and `ja` are split into characters and `zh` into Chinese "
-            "characters, all others by the `13a` rules; character BLEU is no published figure's equal."
+            "Language of the completions. `ko` and `ja` are split into characters, `zh` into Chinese "
+            "characters, all others by the `13a` rules. BLEU over characters does not compare with published "
+            "scores."
         ),
     )
 
@@ -114,15 +111,15 @@ Reward = Annotated[
 
 
 def reward_name(reward: RewardConfig) -> str:
-    """The name of a reward in logs and results."""
+    """Return the name of a reward in logs and results."""
     return reward.name or reward.kind
 
 
-def _named_apart(rewards: list[Reward]) -> list[Reward]:
-    twice = [name for name, count in Counter(map(reward_name, rewards)).items() if count > 1]
-    if twice:
-        raise ValueError(f"two rewards are called {twice[0]!r}; give one of them another name")
+def _check_names(rewards: list[Reward]) -> list[Reward]:
+    repeated = [name for name, count in Counter(map(reward_name, rewards)).items() if count > 1]
+    if repeated:
+        raise ValueError(f"several rewards have the name {repeated[0]!r}; set a different `name` on each")
     return rewards
 
 
-Rewards = Annotated[list[Reward], Field(min_length=1, max_length=16), AfterValidator(_named_apart)]
+Rewards = Annotated[list[Reward], Field(min_length=1, max_length=16), AfterValidator(_check_names)]

@@ -1,4 +1,4 @@
-"""Where the `prepare` stage reads rows or sentence pairs from, other than a dataset of the registry."""
+"""Sources of rows and sentence pairs for the `prepare` stage, other than datasets of the registry."""
 
 from typing import Annotated, Literal
 
@@ -7,76 +7,85 @@ from pydantic import Field
 from trainers.configs.base import Config, NonEmpty
 
 SourcePath = Annotated[
-    NonEmpty, Field(description="Path on the worker, under one of the roots that it may read.")
+    NonEmpty,
+    Field(description="Path on the worker, under one of the folders in its TUNESMITH_DATASET_ROOTS."),
 ]
 Column = Annotated[
-    int | str, Field(description="Number of the column from 1, or its name in the first line.")
+    int | str, Field(description="Number of the column, from 1, or its name in the first line.")
 ]
+KoreanField = Annotated[NonEmpty, Field(description="Field with the Korean sentence.")]
+EnglishField = Annotated[NonEmpty, Field(description="Field with the English sentence.")]
 
 
 class AlignedSource(Config):
-    """Two files whose lines belong together."""
+    """Sentence pairs in two files: line n of one is the translation of line n of the other."""
 
-    kind: Literal["aligned"] = Field("aligned", description="Kind of the source.")
+    kind: Literal["aligned"] = Field("aligned", description="Kind of source.")
     korean: SourcePath
     english: SourcePath
 
     @property
     def paths(self) -> list[str]:
+        """Paths of the files."""
         return [self.korean, self.english]
 
 
 class TsvSource(Config):
     """Sentence pairs in two columns of tab-separated values."""
 
-    kind: Literal["tsv"] = Field("tsv", description="Kind of the source.")
+    kind: Literal["tsv"] = Field("tsv", description="Kind of source.")
     path: SourcePath
     korean_column: Column = 1
     english_column: Column = 2
 
     @property
     def paths(self) -> list[str]:
+        """Path of the file."""
         return [self.path]
 
 
 class TmxSource(Config):
-    """Sentence pairs of a translation memory."""
+    """Sentence pairs of a translation memory (TMX)."""
 
-    kind: Literal["tmx"] = Field("tmx", description="Kind of the source.")
+    kind: Literal["tmx"] = Field("tmx", description="Kind of source.")
     path: SourcePath
 
     @property
     def paths(self) -> list[str]:
+        """Path of the file."""
         return [self.path]
 
 
 class JsonlSource(Config):
-    """Rows of JSON; for translation, with a field for each language."""
+    """Rows of a JSONL file; for the recipe `translation`, with a field for each language."""
 
-    kind: Literal["jsonl"] = Field("jsonl", description="Kind of the source.")
+    kind: Literal["jsonl"] = Field("jsonl", description="Kind of source.")
     path: SourcePath
-    korean_field: NonEmpty = "ko"
-    english_field: NonEmpty = "en"
+    korean_field: KoreanField = "ko"
+    english_field: EnglishField = "en"
 
     @property
     def paths(self) -> list[str]:
+        """Path of the file."""
         return [self.path]
 
 
 class HubSource(Config):
-    """A data set of the hub, streamed; by hand also a folder of data files."""
+    """A data set of the Hugging Face hub, streamed; without a job also a folder of data files."""
 
-    kind: Literal["hub"] = Field("hub", description="Kind of the source.")
+    kind: Literal["hub"] = Field("hub", description="Kind of source.")
     name: NonEmpty = Field(description="Id of the data set, such as `openai/gsm8k`.")
-    subset: NonEmpty | None = Field(None, description="Its configuration, such as `main`.")
-    split: NonEmpty = "train"
-    revision: NonEmpty | None = Field(None, description="Commit or tag, so that the rows stay the same.")
-    korean_field: NonEmpty = "ko"
-    english_field: NonEmpty = "en"
+    subset: NonEmpty | None = Field(None, description="Configuration of the data set, such as `main`.")
+    split: NonEmpty = Field("train", description="Split of the data set.")
+    revision: NonEmpty | None = Field(
+        None, description="Commit or tag. Set it, or the rows may change between two runs."
+    )
+    korean_field: KoreanField = "ko"
+    english_field: EnglishField = "en"
 
     @property
     def paths(self) -> list[str]:
-        """The name, where it is none that a hub could have."""
+        """The name, if it is a path rather than an id on the hub."""
         return [self.name] if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 else []
 
 

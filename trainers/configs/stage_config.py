@@ -1,4 +1,4 @@
-"""The union of all stage configs, told apart by `stage`, and how to read one from a file."""
+"""The union of all stage configs, and how to read one from a file."""
 
 import os
 import re
@@ -21,43 +21,43 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^
 
 
 def parse_stage(values: dict[str, Any]) -> AnyStage:
-    """Validate one stage's values; raises `pydantic.ValidationError` naming each wrong field."""
+    """Validate the values of one stage; raises `pydantic.ValidationError`, which names each invalid field."""
     return _stage.validate_python(values)
 
 
 def load_stage(path: Path) -> AnyStage:
-    """Read a stage from YAML, with `${NAME}` and `${NAME:-default}` expanded, or from JSON as it stands.
+    """Read a stage from YAML, with `${NAME}` and `${NAME:-default}` expanded, or from JSON without expansion.
 
-    A person writes YAML. JSON comes from a service, whose users must not read the worker's environment.
+    People write YAML. JSON comes from the service, whose users must not read the worker's environment.
     Raises OSError, `yaml.YAMLError` or ValueError, which names the field.
     """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(
-            f"{path} holds no config: expected a mapping of fields, found {type(values).__name__}"
+            f"{path} is not a config: expected a mapping of fields, found {type(values).__name__}"
         )
     return parse_stage(values if path.suffix == ".json" else _expand(values))
 
 
 def _expand(value: Any) -> Any:
-    """Expand variables in values after parsing, so that their content cannot change the file's shape."""
+    """Expand variables after parsing, so that their content cannot change the structure of the file."""
     if isinstance(value, dict):
         return {key: _expand(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item) for item in value]
     if not isinstance(value, str):
         return value
-    text = _VARIABLE.sub(_variable, value)
-    # A variable that is the whole value may be a number or null, but never a mapping or a list.
+    text = _VARIABLE.sub(_get_variable, value)
+    # A variable that is the whole value may become a number or null, but never a mapping or a list.
     scalar = yaml.safe_load(text) if _VARIABLE.fullmatch(value) else text
     return text if isinstance(scalar, dict | list) else scalar
 
 
-def _variable(match: re.Match[str]) -> str:
+def _get_variable(match: re.Match[str]) -> str:
     value = os.environ.get(match["name"], match["default"])
     if value is None:
         name = match["name"]
         raise ValueError(
-            f"the config uses ${{{name}}}, which is not set; set it or write ${{{name}:-default}}"
+            f"the config uses ${{{name}}}, which is not set; set it, or write ${{{name}:-default}}"
         )
     return value

@@ -1,11 +1,11 @@
-"""What the configs of all training stages have in common: model, data, optimizer, batch, saving."""
+"""Fields of all training stages: model, data, optimizer, batch, checkpoints."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, Config, DatasetRef, ModelRef, StageConfig
+from trainers.configs.base import MAX_COUNT, Config, DatasetRef, ModelRef, Seed, StageConfig
 from trainers.configs.presets import apply_presets
 
 
@@ -18,7 +18,7 @@ class Precision(StrEnum):
 
 
 class LearningRateSchedule(StrEnum):
-    """How the learning rate moves after warm-up."""
+    """Change of the learning rate after warm-up."""
 
     linear = "linear"
     cosine = "cosine"
@@ -26,13 +26,13 @@ class LearningRateSchedule(StrEnum):
 
 
 class Quantization(StrEnum):
-    """How the frozen base is kept in memory while an adapter is trained on it."""
+    """Format of the frozen base in memory while an adapter is trained on it."""
 
     nf4 = "nf4"
 
 
 class Attention(StrEnum):
-    """Which implementation computes attention; `auto` is the fastest that is right and installed."""
+    """Implementation of attention; `auto` is the fastest that is correct for the model and installed."""
 
     auto = "auto"
     eager = "eager"
@@ -45,121 +45,137 @@ class Parallelism(StrEnum):
     """How several GPUs share one run."""
 
     auto = "auto"
-    ddp = "ddp"  # A whole model on each.
-    fsdp2 = "fsdp2"  # Weights, gradients and optimizer state are sharded, by torch.
-    zero2 = "zero2"  # Gradients and optimizer state are sharded, by DeepSpeed.
-    zero3 = "zero3"  # Weights too, by DeepSpeed.
+    ddp = "ddp"  # Each has a full copy of the model.
+    fsdp2 = "fsdp2"  # Torch shards weights, gradients and optimizer state.
+    zero2 = "zero2"  # DeepSpeed shards gradients and optimizer state.
+    zero3 = "zero3"  # DeepSpeed shards weights, gradients and optimizer state.
 
 
 class PreflightMode(StrEnum):
-    """What a training stage does with what it finds before it starts."""
+    """Effect of the findings of the checks before training."""
 
-    check = "check"  # Errors end the run, warnings become events.
-    warn = "warn"  # All become events.
-    off = "off"  # Nothing is looked for.
+    check = "check"  # Errors fail the run, warnings become events.
+    warn = "warn"  # Errors and warnings become events.
+    off = "off"  # The checks are skipped.
 
 
 class LoraTuning(Config):
-    """Train low-rank adapters and leave the base frozen (Hu et al., 2021, arXiv:2106.09685)."""
+    """Train low-rank adapters on a frozen base (Hu et al., 2021, arXiv:2106.09685)."""
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora"] = Field("lora", description="Method of tuning.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the update matrices.")
     alpha: float = Field(32, gt=0, description="Scale of the update, applied as alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability on the adapter's input.")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Names of the layers to adapt, or every linear layer but the head."
+        "all-linear", description="Names of the layers to adapt, or every linear layer except the head."
     )
     dora: bool = Field(
-        False, description="Learn the size of each update apart from its direction (arXiv:2402.09353)."
+        False,
+        description="Learn the magnitude of each update separately from its direction (arXiv:2402.09353).",
     )
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead (arXiv:2312.03732).")
+    rslora: bool = Field(False, description="Scale the update by alpha / sqrt(rank) (arXiv:2312.03732).")
     quantization: Quantization | None = Field(
-        None, description="`nf4` keeps the frozen base in 4 bits (QLoRA, arXiv:2305.14314)."
+        None,
+        description="`nf4` stores the frozen base in 4 bits (QLoRA, arXiv:2305.14314); null stores it as "
+        "it is.",
     )
     double_quantization: bool = Field(
-        True, description="With `nf4`: quantise the scales too, which saves 0.4 bits a weight."
+        True, description="With `nf4`, quantise the scales too, which saves 0.4 bits per weight."
     )
 
 
 class FullTuning(Config):
     """Train all weights."""
 
-    method: Literal["full"] = "full"
+    method: Literal["full"] = Field("full", description="Method of tuning.")
 
 
 Tuning = Annotated[LoraTuning | FullTuning, Field(discriminator="method")]
 
 MaxLength = Annotated[
     int,
-    Field(ge=8, le=MAX_COUNT, description="Tokens per row; longer rows are truncated at the end."),
+    Field(ge=8, le=MAX_COUNT, description="Maximum tokens of a row; longer rows are truncated at the end."),
 ]
 
 
 class TrainingConfig(StageConfig):
-    """Fields that every training stage has."""
+    """Fields of every training stage."""
 
     default_learning_rates: ClassVar[dict[str, float]]
 
     preset: str | list[str] | None = Field(
-        None, description="Names of presets, whose fields hold wherever this stage names no others."
+        None,
+        description="Names of presets, whose fields are the defaults of this stage; the last has precedence.",
     )
     base: ModelRef
     dataset: DatasetRef
     held_out: list[DatasetRef] = Field(
         default_factory=list,
         max_length=20,
-        description="Datasets whose rows must not be trained on; in a job, those of its evaluate stages too.",
+        description="Datasets whose rows must not be trained on. A job adds those of its `evaluate` stages.",
     )
     preflight: PreflightMode = Field(
-        PreflightMode.check, description="What is done with faults that are found before training starts."
+        PreflightMode.check, description="Effect of errors and warnings that the checks before training find."
     )
-    tuning: Tuning = Field(default_factory=LoraTuning)
+    tuning: Tuning = Field(default_factory=LoraTuning, description="LoRA, or full fine-tuning.")
 
-    epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the dataset, unless max_steps is set.")
+    epochs: float = Field(1.0, gt=0, le=1000, description="Passes over the dataset; max_steps overrides it.")
     max_steps: int | None = Field(None, ge=1, le=MAX_COUNT, description="Optimizer steps; overrides epochs.")
     batch_size: int = Field(16, ge=1, le=MAX_COUNT, description="Rows per optimizer step over all devices.")
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Rows per device and forward pass; divides batch_size, and is at most 8 by default.",
+        description="Rows per device and forward pass, a divisor of batch_size. Defaults to the largest up "
+        "to 8.",
     )
     learning_rate: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Peak learning rate; the default follows the kind of tuning, ten times higher for LoRA.",
+        description="Peak learning rate. The default is ten times higher for LoRA than for full fine-tuning.",
     )
-    schedule: LearningRateSchedule = LearningRateSchedule.linear
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps spent on warm-up.")
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    schedule: LearningRateSchedule = Field(
+        LearningRateSchedule.linear, description="Curve of the learning rate after warm-up."
+    )
+    warmup_ratio: float = Field(
+        0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises to its peak."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
     precision: Precision = Field(
-        Precision.auto, description="`auto` is bf16 where the device has it, else fp32."
+        Precision.auto,
+        description="Number format of the passes; `auto` is bf16 if the device supports it, else fp32.",
     )
     attention: Attention = Field(
         Attention.auto,
         description=(
-            "`auto` is the fastest that is right and installed. Where it keeps rows apart (flash attention, "
-            "or `auto` on a CPU), `sft` lays them end to end; else it pads them."
+            "Implementation of attention; `auto` is the fastest that is correct for the model and installed. "
+            "With flash attention, or `auto` on a CPU, `sft` batches rows without padding."
         ),
     )
     activation_checkpointing: bool | None = Field(
         None,
-        description="Compute activations again in the backward pass; by default only where memory needs it.",
+        description="Recompute activations in the backward pass. By default only if memory requires it.",
     )
-    devices: int = Field(1, ge=1, le=1024, description="GPUs to train on, all of one host.")
+    devices: int = Field(1, ge=1, le=1024, description="Number of GPUs to train on, all in one host.")
     parallelism: Parallelism = Field(
-        Parallelism.auto, description="How several devices share the work; `auto` is ddp."
+        Parallelism.auto, description="How several GPUs share the run; `auto` is ddp."
     )
-    seed: int = Field(42, ge=0, lt=2**32)
+    seed: Seed = 42
 
-    log_every_steps: int = Field(10, ge=1, le=MAX_COUNT, description="Steps between two metric events.")
-    save_every_steps: int = Field(100, ge=1, le=MAX_COUNT, description="Steps between two checkpoints.")
-    keep_checkpoints: int = Field(2, ge=1, le=1000, description="Checkpoints kept on the worker's disk.")
+    log_every_steps: int = Field(
+        10, ge=1, le=MAX_COUNT, description="Optimizer steps between two metric events."
+    )
+    save_every_steps: int = Field(
+        100, ge=1, le=MAX_COUNT, description="Optimizer steps between two checkpoints."
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, le=1000, description="Number of checkpoints to keep on the worker's disk."
+    )
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of the dataset that an optimizer step takes."""
+        """Number of rows of the dataset per optimizer step."""
         return self.batch_size
 
     @model_validator(mode="before")
@@ -177,7 +193,7 @@ class TrainingConfig(StageConfig):
                 if isinstance(tuning, dict)
                 else getattr(tuning, "method", "lora")
             )
-            # Any JSON may stand here: what is no name of a method is told by its own field.
+            # The value may be any JSON: the validation of `tuning` reports an invalid method.
             values["learning_rate"] = (
                 cls.default_learning_rates.get(method) if isinstance(method, str) else None
             )
@@ -190,16 +206,12 @@ class TrainingConfig(StageConfig):
         return values
 
     @model_validator(mode="after")
-    def _head_is_not_adapted(self) -> Self:
-        # TRL multiplies by the head's own weights, for the loss over a few tokens at once.
+    def _check_fields(self) -> Self:
+        # TRL computes the loss in chunks with the head's own weights, past any adapter.
         if isinstance(self.tuning, LoraTuning) and "lm_head" in self.tuning.target_modules:
             raise ValueError(
-                "tuning.target_modules may not hold lm_head: its adapter would not be trained here"
+                "tuning.target_modules contains lm_head, whose adapter would not train; remove it"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
         assert self.micro_batch_size is not None
         if self.batch_size % self.micro_batch_size:
             raise ValueError(

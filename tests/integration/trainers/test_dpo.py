@@ -175,9 +175,9 @@ def test_preferences_are_the_tokens_of_the_whole_conversations(starter: Path, pr
     ("values", "why"),
     [
         ({"losses": {"exo_pair": 1}}, "exo_pair needs a label_smoothing above 0"),
-        ({"label_smoothing": 0.1}, "acts on none of the losses sigmoid"),
+        ({"label_smoothing": 0.1}, "has no effect on the losses sigmoid"),
         ({"losses": {}}, "at least 1"),
-        ({"tuning": {"method": "lora", "target_modules": ["lm_head"]}}, "may not hold lm_head"),
+        ({"tuning": {"method": "lora", "target_modules": ["lm_head"]}}, "contains lm_head"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(values: dict[str, Any], why: str) -> None:

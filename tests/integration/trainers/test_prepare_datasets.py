@@ -164,8 +164,8 @@ def test_a_missing_source_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dataset": "d"}, "nothing is asked for"),
-        ({}, "either a dataset or a source"),
+        ({"dataset": "d"}, "nothing to do"),
+        ({}, "either dataset or source"),
         ({"dataset": "d", "recipe": {"kind": "translation"}}, "reads sentence pairs"),
         ({"source": {"kind": "tmx", "path": "t"}}, "needs the recipe translation"),
         ({"dataset": "d", "recipe": {"kind": "on_policy_pairs"}}, "needs a base"),

@@ -8,35 +8,36 @@ from pydantic import BeforeValidator, Field
 from trainers.configs.base import ModelRef, StageConfig, StageName
 from trainers.configs.engines import EngineChoice
 
-# YAML reads the bare words as truth values.
-_SPELLED = {True: "on", False: "off"}
+# YAML parses these bare words as booleans.
+_YAML_WORDS = {True: "on", False: "off"}
 
 
-def _as_word(value: Any) -> Any:
-    return _SPELLED[value] if isinstance(value, bool) else value
+def _restore_word(value: Any) -> Any:
+    return _YAML_WORDS[value] if isinstance(value, bool) else value
 
 
 class ParityMode(StrEnum):
-    """What is done when the engine does not answer as the trained model does."""
+    """Effect of a difference between the served model and the trained one."""
 
     on = "on"  # The deployment fails.
-    warn = "warn"  # It is served, and what was found stands with it.
-    off = "off"  # Nothing is compared.
+    warn = "warn"  # The deployment opens, and its row contains the report.
+    off = "off"  # The models are not compared.
 
 
 class DeploymentChoice(EngineChoice):
-    """An engine for a model that is kept ready, and how long and on what proof it is."""
+    """An engine for a deployment, with its parity check and idle time."""
 
-    parity: Annotated[ParityMode | None, BeforeValidator(_as_word)] = Field(
+    parity: Annotated[ParityMode | None, BeforeValidator(_restore_word)] = Field(
         None,
-        description="Whether the served model is compared with the trained one before it is ready; null is "
-        "the service's default, which is on.",
+        description="Whether the served model is compared with the trained one before it is ready. Null is "
+        "the "
+        "service's default, `on`.",
     )
     idle_seconds: float | None = Field(
         None,
         ge=0,
-        description="It goes to sleep when unused for so long, and the next request wakes it; 0 is never, "
-        "null the service's default.",
+        description="Seconds without a request after which the engine is stopped; the next request starts it "
+        "again. 0 is never, null the service's default.",
     )
 
 
@@ -45,5 +46,7 @@ class DeployConfig(StageConfig, DeploymentChoice):
 
     stage: Literal["deploy"] = Field("deploy", description="Kind of the stage.")
     model: ModelRef
-    deployment: StageName = Field(description="Name by which clients ask for the model.")
-    ready_timeout_seconds: float = Field(600, gt=0, le=7200, description="How long its start may take.")
+    deployment: StageName = Field(description="Name of the model in requests to the endpoint.")
+    ready_timeout_seconds: float = Field(
+        600, gt=0, le=7200, description="Seconds within which the deployment must be ready."
+    )

@@ -1,4 +1,4 @@
-"""Config of the `dpo` stage: learn from pairs of a better and a worse answer."""
+"""Config of the `dpo` stage: train on pairs of a preferred and a rejected completion."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
@@ -10,10 +10,10 @@ from trainers.configs.validation import ValidatedTrainingConfig
 
 
 class DpoLoss(StrEnum):
-    """What is minimised; all but `sft` compare with the reference, which is the model as it was before."""
+    """Loss function. All but `sft` compare with the reference, which is the model before this stage."""
 
     sigmoid = "sigmoid"  # DPO, arXiv:2305.18290
-    sigmoid_norm = "sigmoid_norm"  # The same on means over tokens, so that length does not count.
+    sigmoid_norm = "sigmoid_norm"  # The same on means over tokens, so that length has no effect.
     hinge = "hinge"  # SLiC, arXiv:2305.10425
     ipo = "ipo"  # arXiv:2310.12036; beta is its tau.
     exo_pair = "exo_pair"  # arXiv:2402.00856
@@ -22,15 +22,15 @@ class DpoLoss(StrEnum):
     bco_pair = "bco_pair"  # arXiv:2404.04656
     sppo_hard = "sppo_hard"  # arXiv:2405.00675
     aot = "aot"  # arXiv:2406.05882
-    aot_unpaired = "aot_unpaired"  # The same for answers that do not belong together.
-    apo_zero = "apo_zero"  # For chosen answers better than the model's own, arXiv:2408.06266
-    apo_down = "apo_down"  # For chosen answers worse than the model's own.
+    aot_unpaired = "aot_unpaired"  # The same for completions of different prompts.
+    apo_zero = "apo_zero"  # For chosen completions better than the model's own, arXiv:2408.06266
+    apo_down = "apo_down"  # For chosen completions worse than the model's own.
     discopop = "discopop"  # arXiv:2406.08414
-    sft = "sft"  # Cross entropy of the chosen answer: keeps its probability from falling.
+    sft = "sft"  # Cross entropy of the chosen completion: prevents its probability from falling.
 
     @property
     def smooths(self) -> bool:
-        """Whether label smoothing acts on this loss."""
+        """Whether label smoothing has an effect on this loss."""
         return self in {DpoLoss.robust, DpoLoss.exo_pair, DpoLoss.aot, DpoLoss.aot_unpaired}
 
 
@@ -38,10 +38,10 @@ Weight = Annotated[float, Field(gt=0, le=100)]
 
 
 class DpoConfig(ValidatedTrainingConfig):
-    """Direct preference optimisation; the reference is the model that the stage starts from, adapter and all.
+    """Direct preference optimisation. The reference is the stage's base model, including its adapter.
 
-    The default learning rate is TRL's 1e-6 for all weights and ten times that for LoRA, which is where its
-    best rate lies across sizes and losses (Schulman and others, "LoRA Without Regret", 2025).
+    The default learning rate is TRL's 1e-6 for full fine-tuning and ten times that for LoRA, which is best
+    across sizes and losses (Schulman and others, "LoRA Without Regret", 2025).
     """
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-5, "full": 1e-6}
@@ -51,32 +51,33 @@ class DpoConfig(ValidatedTrainingConfig):
     losses: dict[DpoLoss, Weight] = Field(
         default_factory=lambda: {DpoLoss.sigmoid: 1.0},
         min_length=1,
-        description="Each loss with its weight in the sum, such as `{sigmoid: 1, sft: 0.5}`.",
+        description="Weight of each loss in the sum, such as `{sigmoid: 1, sft: 0.5}`.",
     )
     beta: float = Field(
         0.1,
         gt=0,
         le=1000,
-        description="How strongly the model is held to the reference; usually 0.01 to 0.5.",
+        description="Strength of the pull towards the reference; usually 0.01 to 0.5.",
     )
     label_smoothing: float = Field(
         0.0,
         ge=0,
         lt=0.5,
-        description="Share of pairs held to be labelled wrongly; for robust, exo_pair, aot, aot_unpaired.",
+        description="Assumed share of pairs with a wrong label; for robust, exo_pair, aot and aot_unpaired.",
     )
     precompute_reference: bool = Field(
         False,
-        description="Compute the reference's log-probabilities once, before training: saves memory and time.",
+        description="Compute the reference's log-probabilities once before training, which saves memory and "
+        "time.",
     )
 
     @model_validator(mode="after")
-    def _losses_fit(self) -> Self:
+    def _check_losses(self) -> Self:
         if DpoLoss.exo_pair in self.losses and self.label_smoothing == 0:
-            raise ValueError("the loss exo_pair needs a label_smoothing above 0; its paper takes 0.001")
+            raise ValueError("the loss exo_pair needs a label_smoothing above 0; its paper uses 0.001")
         if self.label_smoothing and not any(loss.smooths for loss in self.losses):
             raise ValueError(
-                f"label_smoothing {self.label_smoothing} acts on none of the losses "
+                f"label_smoothing {self.label_smoothing} has no effect on the losses "
                 f"{', '.join(self.losses)}; it is for robust, exo_pair, aot and aot_unpaired"
             )
         return self

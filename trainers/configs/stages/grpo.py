@@ -1,4 +1,4 @@
-"""Config of the `grpo` stage: reinforcement learning from rewards on the model's own answers."""
+"""Config of the `grpo` stage: reinforcement learning from rewards on the model's own completions."""
 
 from enum import StrEnum
 from typing import ClassVar, Literal, Self
@@ -11,11 +11,11 @@ from trainers.configs.training import TrainingConfig
 
 
 class GrpoLoss(StrEnum):
-    """How the tokens' losses are weighted and combined."""
+    """How the losses of tokens are weighted and combined."""
 
-    grpo = "grpo"  # Mean over each answer, then over answers: favours short right ones, arXiv:2402.03300
+    grpo = "grpo"  # Mean over each completion, then over completions: favours short ones, arXiv:2402.03300
     dapo = "dapo"  # Mean over all tokens of the batch, arXiv:2503.14476
-    dr_grpo = "dr_grpo"  # Sum over a constant, arXiv:2503.20783
+    dr_grpo = "dr_grpo"  # Sum divided by a constant, arXiv:2503.20783
     bnpo = "bnpo"  # Mean over the tokens of a micro-batch.
     cispo = "cispo"  # arXiv:2506.13585
     sapo = "sapo"  # arXiv:2511.20347
@@ -24,7 +24,7 @@ class GrpoLoss(StrEnum):
 
 
 class RewardScale(StrEnum):
-    """What the differences from a group's mean are divided by."""
+    """Standard deviation that rewards are divided by, after the mean of their group is subtracted."""
 
     group = "group"
     batch = "batch"
@@ -32,7 +32,7 @@ class RewardScale(StrEnum):
 
 
 class GenerationBackend(StrEnum):
-    """What generates the answers of each step."""
+    """Program that generates the completions of each step."""
 
     transformers = "transformers"
     vllm_colocate = "vllm_colocate"  # vLLM on the training GPUs, which it shares with the model.
@@ -40,10 +40,10 @@ class GenerationBackend(StrEnum):
 
 
 class GrpoConfig(TrainingConfig):
-    """Group relative policy optimisation: several answers to each prompt, judged against each other.
+    """Group relative policy optimisation: several completions of each prompt, compared with each other.
 
-    Each step generates anew. The default learning rate is TRL's 1e-6 for all weights and
-    ten times that for LoRA, as for DPO.
+    Each step generates new completions. The default learning rate is TRL's 1e-6 for full fine-tuning and ten
+    times that for LoRA, as for DPO.
     """
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-5, "full": 1e-6}
@@ -53,49 +53,57 @@ class GrpoConfig(TrainingConfig):
         64,
         ge=2,
         le=MAX_COUNT,
-        description="Answers per optimizer step over all devices; a multiple of num_generations.",
+        description="Completions per optimizer step over all devices; a multiple of num_generations.",
     )
-    rewards: Rewards = Field(description="What an answer is worth: the weighted sum of these.")
+    rewards: Rewards = Field(description="Rewards whose weighted sum scores a completion.")
     num_generations: int = Field(
-        8, ge=2, le=1024, description="Answers to each prompt, which are compared with each other."
+        8, ge=2, le=1024, description="Completions of each prompt, which are compared with each other."
     )
     max_completion_length: int = Field(
-        512, ge=1, le=MAX_COUNT, description="Tokens of an answer; a longer one is cut off."
+        512, ge=1, le=MAX_COUNT, description="Maximum tokens of a completion; longer ones are truncated."
     )
-    temperature: float = Field(1.0, gt=0, le=10, description="Of sampling: higher tries more.")
-    loss: GrpoLoss = GrpoLoss.dapo
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="Sampling temperature; higher values give more varied completions."
+    )
+    loss: GrpoLoss = Field(GrpoLoss.dapo, description="How the losses of tokens are combined.")
     beta: float = Field(
         0.0,
         ge=0,
         le=100,
-        description="Weight of the KL divergence from the model as it was; above 0 it costs a forward pass.",
+        description="Weight of the KL divergence from the base model; above 0 it costs another forward pass.",
     )
-    scale_rewards: RewardScale = RewardScale.group
+    scale_rewards: RewardScale = Field(
+        RewardScale.group, description="Rows whose standard deviation scales the rewards."
+    )
     mask_truncated_completions: bool = Field(
-        False, description="Leave answers that were cut off out of the loss."
+        False, description="Exclude truncated completions from the loss."
     )
-    generation: GenerationBackend = GenerationBackend.transformers
+    generation: GenerationBackend = Field(
+        GenerationBackend.transformers, description="Backend that samples completions."
+    )
     vllm_memory_share: float = Field(
         0.3, gt=0, lt=1, description="Share of each GPU's memory for vLLM, with `vllm_colocate`."
     )
     vllm_server_url: str | None = Field(
-        None, max_length=1024, pattern=r"^https?://", description="Address of the server, with `vllm_server`."
+        None, max_length=1024, pattern=r"^https?://", description="URL of the server, with `vllm_server`."
     )
     samples_per_log: int = Field(
-        4, ge=0, le=1000, description="Answers kept in samples.jsonl with each metric event."
+        4, ge=0, le=1000, description="Completions written to samples.jsonl with each metric event."
     )
 
     @property
     def rows_per_step(self) -> int:
-        """Prompts, each of which is answered `num_generations` times."""
+        """Number of prompts per optimizer step; each has `num_generations` completions."""
         return self.batch_size // self.num_generations
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> Self:
+    def _check_groups(self) -> Self:
         if self.batch_size % self.num_generations:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of num_generations {self.num_generations}"
             )
-        if (self.generation is GenerationBackend.vllm_server) != (self.vllm_server_url is not None):
-            raise ValueError("vllm_server_url is for generation vllm_server, which needs it")
+        if self.generation is GenerationBackend.vllm_server and self.vllm_server_url is None:
+            raise ValueError("generation vllm_server needs a vllm_server_url")
+        if self.generation is not GenerationBackend.vllm_server and self.vllm_server_url is not None:
+            raise ValueError(f"vllm_server_url is for generation vllm_server, not for {self.generation}")
         return self

@@ -1,4 +1,4 @@
-"""Config of the `merge` stage: an adapter becomes part of its base's weights."""
+"""Config of the `merge` stage: merge an adapter into the weights of its base."""
 
 from enum import StrEnum
 from typing import Literal
@@ -9,7 +9,7 @@ from trainers.configs.base import ModelRef, StageConfig
 
 
 class MergeDtype(StrEnum):
-    """Number format of the merged weights; `auto` keeps that of the base."""
+    """Number format of the merged weights; `auto` is the format of the base."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -18,12 +18,11 @@ class MergeDtype(StrEnum):
 
 
 class MergeConfig(StageConfig):
-    """Merge an adapter into its base, check that the answers stay the same, and write whole weights.
+    """Merge an adapter into its base, verify that the outputs stay the same, and write the full weights.
 
-    Weights are written as safetensors. For GGUF there is no well-kept converter that could be installed as a
-    package: convert the folder with the script of llama.cpp.
+    The weights are safetensors. To get GGUF, convert the folder with the script of llama.cpp.
     """
 
     stage: Literal["merge"] = Field("merge", description="Kind of the stage.")
     model: ModelRef = Field(description="The model with an adapter, such as `{stage: sft}`.")
-    dtype: MergeDtype = MergeDtype.auto
+    dtype: MergeDtype = Field(MergeDtype.auto, description="Number format of the merged weights.")

@@ -9,9 +9,9 @@ from trainers.configs.validation import ValidatedTrainingConfig
 
 
 class SftConfig(ValidatedTrainingConfig):
-    """Supervised fine-tuning on a dataset's completions; prompts carry no loss.
+    """Supervised fine-tuning on the completions of a dataset; prompts carry no loss.
 
-    The default learning rate is 2e-4 for LoRA and 2e-5 for all weights.
+    The default learning rate is 2e-4 for LoRA and 2e-5 for full fine-tuning.
     """
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 2e-4, "full": 2e-5}
@@ -21,10 +21,15 @@ class SftConfig(ValidatedTrainingConfig):
     packing: bool = Field(
         False,
         description=(
-            "Fill sequences of max_length with several rows, which do not see each other; batch_size then "
-            "counts sequences. Pays where the rows of a micro-batch are too short to fill the GPU."
+            "Fill sequences of max_length tokens with several rows, which cannot attend to each other; "
+            "batch_size then counts sequences. Useful if the rows of a micro-batch are too short to fill the "
+            "GPU."
         ),
     )
     neftune_alpha: float | None = Field(
-        None, gt=0, le=100, description="Noise on embeddings in training (arXiv:2310.05914); usually 5."
+        None,
+        gt=0,
+        le=100,
+        description="Scale of the noise on embeddings during training (arXiv:2310.05914), usually 5; null is "
+        "none.",
     )

@@ -119,9 +119,15 @@ def test_development_paths_are_opened_on_loopback_only() -> None:
     ("arguments", "told"),
     [
         (["--max-model-len", "3"], "--max-model-len: Input should be greater than or equal to 16"),
-        (["--engine", "vllm", "--quantization", "int4"], "'int4' is unknown to vllm; choose of: awq, fp8"),
-        (["--engine", "mlx", "--tool-call-parser", "qwen"], "is for vllm and sglang; mlx refuses tools"),
-        (["--engine", "sglang", "--tool-call-parser", "phi4_mini"], "'phi4_mini' is unknown to sglang"),
+        (
+            ["--engine", "vllm", "--quantization", "int4"],
+            "'int4' is not supported by vllm; choose one of awq, fp8",
+        ),
+        (
+            ["--engine", "mlx", "--tool-call-parser", "qwen"],
+            "is for vllm and sglang; mlx rejects requests with tools",
+        ),
+        (["--engine", "sglang", "--tool-call-parser", "phi4_mini"], "'phi4_mini' is not supported by sglang"),
         (["--engine", "vllm", "--program", "/no/vllm"], "/no/vllm cannot be started"),
     ],
 )

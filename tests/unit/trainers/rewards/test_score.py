@@ -105,7 +105,7 @@ def test_references_that_nothing_can_meet_are_found_by_position() -> None:
         ([{"kind": "correctness", "weight": float("inf")}], "weight"),
         ([{"kind": "correctness", "absolute_tolerance": -1}], "absolute_tolerance"),
         ([{"kind": "length", "limit": 5}], "span"),
-        ([{"kind": "format"}, {"kind": "format", "form": "boxed"}], "two rewards are called 'format'"),
+        ([{"kind": "format"}, {"kind": "format", "form": "boxed"}], "several rewards have the name 'format'"),
         ([{"kind": "steps", "colour": 1}], "colour"),
     ],
 )
