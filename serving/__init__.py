@@ -1,1 +1,1 @@
-"""OpenAI-compatible generation: engines that produce text and the gateway in front of them."""
+"""OpenAI-compatible text generation: engines, and the gateway in front of them."""

@@ -1,13 +1,12 @@
-"""Serve a model without database or queue: over HTTP, in the terminal, or for a file of rows.
+"""Serve a model without a database or queue: over HTTP, in the terminal, or for a file of rows.
 
     python -m serving --engine hf --model PATH_OR_ID --adapter ko-en=PATH --port 8001
     python -m serving --engine hf --model PATH_OR_ID --interactive --system-prompt "Answer briefly."
     python -m serving --engine hf --model PATH_OR_ID --input rows.jsonl --output predictions.jsonl
 
-Options that `--help` does not list go to the engine as they are.
+Options that `--help` does not list are passed to the engine's own program.
 """
 
-import argparse
 import os
 import shlex
 import sys
@@ -15,160 +14,202 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
-from serving.engines import ENGINES, EngineConfig, EngineKind, find_engine
-from serving.engines.cli_options import add_engine_options, read_engine_options
+import typer
+
+from serving.engines import EngineConfig, EngineKind, find_engine
+from serving.engines.cli_options import (
+    Adapters,
+    Host,
+    Model,
+    ServedName,
+    make_typer,
+    parse_adapters,
+    read_engine_options,
+    with_engine_options,
+)
 from serving.engines.engine import Engine
-from trainers.runtime.errors import ProgramError
+from trainers.configs.engines import EngineOptions
+from trainers.runtime.errors import TunesmithError
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
-
-def main(arguments: list[str]) -> None:
-    """Do what the options ask for; by default, serve over HTTP."""
-    options, rest = parser().parse_known_args(arguments)
-    adapters = dict(parse_adapter(value) for value in options.adapter)
-    if options.input or options.output:
-        answer_rows(options, adapters, rest)
-    elif options.interactive:
-        talk(options, adapters, rest)
-    else:
-        become_engine(options, adapters, rest)
+program = make_typer()
 
 
-def become_engine(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
-    """Replace this process by the engine, so that signals and the exit status are the engine's own."""
-    with told_failures():
-        engine, serve = planned(options, adapters, options.host, options.port)
-        command = [*engine.command(serve), *rest]
+@dataclass(frozen=True)
+class ServingOptions:
+    """The options of the command line that describe the engine and its completions."""
+
+    engine: EngineKind
+    engine_program: list[str]
+    model: str
+    adapters: dict[str, str]
+    served_name: str
+    engine_options: EngineOptions
+    engine_arguments: list[str]
+    system_prompt: str | None
+    sampling: dict[str, Any]
+
+    def make_engine(self, host: str, port: int) -> tuple[Engine, EngineConfig]:
+        """Return the engine and its config. Raises ValueError for a public host."""
+        engine = find_engine(self.engine, self.engine_program)
+        return engine, EngineConfig(
+            self.model, self.served_name, host, port, self.adapters, self.engine_options
+        )
+
+
+@program.command(help=__doc__, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@with_engine_options()
+def main(
+    *,
+    context: typer.Context,
+    engine: Annotated[EngineKind, typer.Option(help="The program that generates text.")] = EngineKind.hf,
+    engine_program: Annotated[
+        str, typer.Option("--program", help="Command that starts the engine, if it is not on PATH.")
+    ] = "",
+    model: Model,
+    adapter: Adapters = None,
+    served_name: ServedName = None,
+    host: Host = LOOPBACK,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8001,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Chat with the model in the terminal.")
+    ] = False,
+    input: Annotated[
+        Path | None, typer.Option(help="JSONL file with prompts, in any format of a dataset.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSONL file for the completions; an existing one is continued.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="System message of the chat, or of every row.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of a completion.")] = None,
+    options: dict[str, Any],
+) -> None:
+    """Serve, chat, or complete a file of rows, as the options say."""
+    sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+    with exit_with_message():
+        serving = ServingOptions(
+            engine=engine,
+            engine_program=shlex.split(engine_program),
+            model=model,
+            adapters=parse_adapters(adapter),
+            served_name=served_name or model,
+            engine_options=read_engine_options(engine, options),
+            engine_arguments=context.args,
+            system_prompt=system_prompt,
+            sampling={name: value for name, value in sampling.items() if value is not None},
+        )
+        if input or output:
+            complete_rows(serving, input, output)
+        elif interactive:
+            chat(serving)
+        else:
+            become_engine(serving, host, port)
+
+
+def become_engine(serving: ServingOptions, host: str, port: int) -> NoReturn:
+    """Replace this process by the engine's, so that signals and the exit status are the engine's own."""
+    engine, config = serving.make_engine(host, port)
+    command = [*engine.command(config), *serving.engine_arguments]
     sys.stdout.flush()
     try:
-        os.execvpe(command[0], command, os.environ | engine.environment(serve))  # noqa: S606
+        os.execvpe(command[0], command, os.environ | engine.environment(config))  # noqa: S606
     except OSError as error:
-        sys.exit(f"{command[0]} cannot be started ({error.strerror}); name its program with --program.")
+        raise ValueError(
+            f"{command[0]} cannot be started: {error.strerror}. Name the engine's program with --program."
+        ) from error
 
 
-def talk(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
-    """Start the engine and talk to its last adapter, or to the base without any."""
+def chat(serving: ServingOptions) -> None:
+    """Start the engine, and chat with its last adapter, or with the base if there is none."""
     from serving.chat_cli import ChatSession
     from serving.engines.child_engine import free_port, latest_model_name, run_engine
 
-    chosen = {"temperature": options.temperature, "top_p": options.top_p, "max_tokens": options.max_tokens}
-    settings = {key: value for key, value in chosen.items() if value is not None}
-    with tempfile.TemporaryDirectory() as folder, told_failures():
-        print(f"Starting {options.engine} …", file=sys.stderr)
-        engine, serve = planned(options, adapters, HOST, free_port(HOST))
-        with run_engine(engine, serve, Path(folder) / "engine.log", own_session=True, more=rest) as address:
-            ChatSession(address, latest_model_name(engine, serve), options.system_prompt, settings).run()
+    print(f"Starting {serving.engine} …", file=sys.stderr)
+    engine, config = serving.make_engine(LOOPBACK, free_port(LOOPBACK))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        run_engine(
+            engine,
+            config,
+            Path(folder) / "engine.log",
+            own_session=True,
+            extra_arguments=serving.engine_arguments,
+        ) as address,
+    ):
+        name = latest_model_name(engine, config)
+        ChatSession(address, name, serving.system_prompt, dict(serving.sampling)).run()
 
 
-def answer_rows(options: argparse.Namespace, adapters: dict[str, str], rest: list[str]) -> None:
-    """Answer the rows of a file by an engine that is started for it, as the stage `generate` does."""
-    from serving.batch.generate import answer_rows as answer
+def complete_rows(serving: ServingOptions, input: Path | None, output: Path | None) -> None:
+    """Complete the rows of a file, as the stage `generate` does."""
+    from serving.batch.generate import answer_rows
     from trainers.configs.stages.generate import GenerateConfig
 
-    if rest or not (options.input and options.output):
-        sys.exit("A batch needs --input and --output, and takes no options of the engine's own: " + str(rest))
-    adapter = next(reversed(adapters.values()), None)
-    model: Any = {"base": options.model, "adapter": adapter} if adapter else options.model
-    asked = {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "max_new_tokens": options.max_tokens,
-        "system_prompt": options.system_prompt,
-    }
-    with told_failures(), Bar() as bar:
-        config = GenerateConfig(
-            model=model,
-            dataset=str(options.input),
-            engine=options.engine,
-            engine_program=shlex.split(options.program),
-            options=read_engine_options(options.engine, options),
-            **{name: value for name, value in asked.items() if value is not None},
+    if input is None or output is None:
+        missing = "--input" if input is None else "--output"
+        raise ValueError(f"{missing} is missing; a batch needs both --input and --output.")
+    if serving.engine_arguments:
+        raise ValueError(
+            f"A batch does not accept the option {serving.engine_arguments[0]}; see --help for its options."
         )
-        answer(config, options.output, options.output.with_suffix(".engine.log"), bar.show)
-
-
-def planned(
-    options: argparse.Namespace, adapters: dict[str, str], host: str, port: int
-) -> tuple[Engine, EngineConfig]:
-    """The engine and what it is to serve; raises ValueError for options that it does not know."""
-    engine = find_engine(options.engine, shlex.split(options.program))
-    name = options.served_name or options.model
-    return engine, EngineConfig(
-        options.model, name, host, port, adapters, read_engine_options(engine.kind, options)
+    adapter = next(reversed(serving.adapters.values()), None)
+    model: Any = {"base": serving.model, "adapter": adapter} if adapter else serving.model
+    sampling = dict(serving.sampling)
+    if "max_tokens" in sampling:
+        sampling["max_new_tokens"] = sampling.pop("max_tokens")
+    if serving.system_prompt is not None:
+        sampling["system_prompt"] = serving.system_prompt
+    config = GenerateConfig(
+        model=model,
+        dataset=str(input),
+        engine=serving.engine,
+        engine_program=serving.engine_program,
+        options=serving.engine_options,
+        **sampling,
     )
+    with ProgressBar() as bar:
+        answer_rows(config, output, output.with_suffix(".engine.log"), bar.show)
 
 
-class Bar:
-    """One line on the terminal that tells how far a batch is and how long it will take."""
+class ProgressBar:
+    """A line on the terminal with the number of completed rows and the remaining time."""
 
     def __enter__(self) -> Self:
-        self.begun: tuple[float, int] | None = None
+        self.start: tuple[float, int] | None = None
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(self, *error: object) -> None:
         print(file=sys.stderr)
 
     def show(self, done: int, total: int) -> None:
-        """Draw the line again."""
+        """Redraw the line."""
         now = time.monotonic()
-        self.begun = self.begun or (now, done)
-        since, kept = self.begun
-        left = f", {(now - since) / (done - kept) * (total - done):.0f} s left" if done > kept else ""
-        print(f"\r{done} of {total} rows answered{left}   ", end="", file=sys.stderr, flush=True)
+        self.start = self.start or (now, done)
+        started_at, done_before = self.start
+        new = done - done_before
+        left = f", {(now - started_at) / new * (total - done):.0f} s left" if new else ""
+        print(f"\r{done} of {total} rows completed{left}   ", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def told_failures() -> Iterator[None]:
-    """End the program with the sentence of a failure that a person can act on."""
+def exit_with_message() -> Iterator[None]:
+    """Exit with status 1 and the message of an error that a person can act on."""
     try:
         yield
-    except (ProgramError, ValueError) as error:
-        sys.exit(f"{error} {getattr(error, 'hint', '')}".strip())
+    except (TunesmithError, ValueError) as error:
+        sys.exit(f"{error} {getattr(error, 'hint', None) or ''}".strip())
     except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from here.")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options shared by all engines."""
-    options = argparse.ArgumentParser(
-        prog="python -m serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    options.add_argument("--engine", choices=list(ENGINES), default=EngineKind.hf)
-    options.add_argument(
-        "--program", default="", help="command that starts the engine, where it is not on PATH"
-    )
-    options.add_argument("--model", required=True, help="folder or hub id of the base model")
-    options.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH")
-    options.add_argument("--served-name", help="name of the base model in requests; default: --model")
-    options.add_argument("--host", default=HOST)
-    options.add_argument("--port", type=int, default=8001)
-    options.add_argument("--interactive", action="store_true", help="talk to the model in the terminal")
-    options.add_argument("--input", type=Path, help="JSONL whose rows are answered, in any dataset's format")
-    options.add_argument(
-        "--output", type=Path, help="JSONL that receives the answers; begun ones are continued"
-    )
-    options.add_argument("--system-prompt", help="system message of the conversation or of every row")
-    options.add_argument("--temperature", type=float)
-    options.add_argument("--top-p", type=float)
-    options.add_argument("--max-tokens", type=int, help="tokens of one answer at most")
-    add_engine_options(options)
-    return options
-
-
-def parse_adapter(value: str) -> tuple[str, str]:
-    """Split NAME=PATH, or end the program with a sentence."""
-    name, separator, path = value.partition("=")
-    if not (name and separator and path):
-        sys.exit(f"--adapter {value!r} is not NAME=PATH.")
-    return name, path
+        sys.exit("Stopped; the same command resumes here.")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    program(prog_name="python -m serving")

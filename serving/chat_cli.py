@@ -1,32 +1,32 @@
-"""A conversation with a model in the terminal: streamed answers, a history, commands that begin with `/`."""
+"""A chat with a model in the terminal: streamed completions, a history, and commands that begin with `/`."""
 
 import json
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ANSWER_SECONDS = 600.0
+import openai
+
+RESPONSE_TIMEOUT_SECONDS = 600.0
 SETTINGS = {"temperature": float, "top_p": float, "max_tokens": int, "seed": int}
 HELP = """\
-/help                 this list
-/system TEXT          another system message, and a new conversation; without TEXT none
-/set NAME VALUE       temperature, top_p, max_tokens or seed; without VALUE the engine's own
-/show                 the settings and the conversation so far
-/undo                 take the last question and answer back
-/retry                answer the last question again
-/clear                a new conversation
+/help                 show this list
+/system TEXT          start a new conversation with another system message; without TEXT, with none
+/set NAME VALUE       set temperature, top_p, max_tokens or seed; without VALUE, use the engine's default
+/show                 show the settings and the conversation
+/undo                 remove the last question and its completion
+/retry                ask the last question again
+/clear                start a new conversation
 /save FILE            append the conversation to FILE as a row of `messages`
-/model NAME           talk to another served name; without NAME list them
-/quit                 end; so does Ctrl-D. Ctrl-C ends an answer."""
+/model NAME           continue with another served model; without NAME, list them
+/quit                 exit, like Ctrl-D. Ctrl-C stops a completion."""
 
 
 @dataclass
 class ChatSession:
-    """The state of a conversation."""
+    """A conversation with a model, and the settings of its completions."""
 
     address: str
     model: str
@@ -34,25 +34,36 @@ class ChatSession:
     settings: dict[str, Any] = field(default_factory=dict)
     turns: list[dict[str, str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # Proxies of the environment are ignored: the engine listens on loopback.
+        self.client = openai.OpenAI(
+            base_url=f"{self.address}/v1",
+            api_key="none",
+            max_retries=0,
+            timeout=RESPONSE_TIMEOUT_SECONDS,
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+        )
+
     @property
     def messages(self) -> list[dict[str, str]]:
-        """What the model is sent."""
+        """The messages that are sent to the model."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, *self.turns]
 
     def run(self) -> None:
-        """Read lines and answer them until the end of input or `/quit`."""
+        """Read lines and respond to them until the end of input or `/quit`."""
         print(f"{self.model} is ready. /help lists the commands.")
-        while (line := _read_line()) is not None and line != "/quit":
-            try:
-                self.take(line)
-            except ValueError as wrong:
-                print(wrong)
-            except OSError as fault:
-                print(f"The engine gave no answer: {fault}")
+        with self.client:
+            while (line := _read_line()) is not None and line != "/quit":
+                try:
+                    self.handle(line)
+                except ValueError as error:
+                    print(error)
+                except openai.APIConnectionError as error:
+                    print(f"The engine did not respond: {error.__cause__ or error}")
 
-    def take(self, line: str) -> None:
-        """A command, or something to be answered; raises ValueError with a sentence for a wrong command."""
+    def handle(self, line: str) -> None:
+        """Execute a command or complete a question. Raises ValueError for a wrong command or request."""
         if not line:
             return
         if not line.startswith("/"):
@@ -60,40 +71,42 @@ class ChatSession:
             return
         name, _, rest = line[1:].partition(" ")
         if name not in COMMANDS:
-            raise ValueError(f"There is no command /{name}; /help lists them.")
-        getattr(self, f"_{name}")(rest.strip())
+            raise ValueError(f"Unknown command /{name}; /help lists the commands.")
+        try:
+            getattr(self, f"_{name}")(rest.strip())
+        except openai.APIStatusError as error:
+            raise ValueError(_error_message(error)) from error
 
     def _ask(self, question: str) -> None:
         self.turns.append({"role": "user", "content": question})
-        answer = ""
+        completion = ""
         try:
-            for piece in self._stream():
-                answer += piece
-                sys.stdout.write(piece)
+            for text in self._stream():
+                completion += text
+                sys.stdout.write(text)
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            answer = answer or "…"
+            completion = completion or "…"
         finally:
             print()
-            if answer:
-                self.turns.append({"role": "assistant", "content": answer})
+            if completion:
+                self.turns.append({"role": "assistant", "content": completion})
             else:
                 self.turns.pop()
 
     def _stream(self) -> Iterator[str]:
-        """The pieces of an answer as they come; raises ValueError with the engine's own words."""
-        body = {"model": self.model, "messages": self.messages, "stream": True, **self.settings}
-        request = urllib.request.Request(  # noqa: S310 — the engine that we have started
-            f"{self.address}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
+        """Yield the text of a completion as it arrives. Raises ValueError with the engine's error message."""
+        messages: Any = self.messages
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
-                yield from filter(None, map(_piece, answer))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise ValueError(json.loads(error.read())["error"]["message"]) from error
+            with self.client.chat.completions.create(
+                model=self.model, messages=messages, stream=True, **self.settings
+            ) as chunks:
+                for chunk in chunks:
+                    yield "".join(choice.delta.content or "" for choice in chunk.choices)
+        except openai.APIConnectionError:
+            raise
+        except openai.APIError as error:
+            raise ValueError(_error_message(error)) from error
 
     def _help(self, rest: str) -> None:
         print(HELP)
@@ -105,14 +118,14 @@ class ChatSession:
     def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
         if name not in SETTINGS:
-            raise ValueError(f"There is no setting {name!r}; choose one of: {', '.join(SETTINGS)}.")
+            raise ValueError(f"Unknown setting {name!r}; choose one of: {', '.join(SETTINGS)}.")
         self.settings.pop(name, None)
         if value:
             try:
                 self.settings[name] = SETTINGS[name](value)
             except ValueError:
-                raise ValueError(f"{value!r} is no {SETTINGS[name].__name__}.") from None
-        print(f"{name} is {self.settings.get(name, 'the engine’s own')}.")
+                raise ValueError(f"{name} is {value!r}, but must be a {SETTINGS[name].__name__}.") from None
+        print(f"{name} is {self.settings.get(name, 'the engine’s default')}.")
 
     def _show(self, rest: str) -> None:
         print(json.dumps({"model": self.model, **self.settings}, ensure_ascii=False))
@@ -121,12 +134,12 @@ class ChatSession:
 
     def _undo(self, rest: str) -> None:
         if not self.turns:
-            raise ValueError("There is nothing to take back.")
+            raise ValueError("The conversation is empty.")
         self.turns = self.turns[:-2]
 
     def _retry(self, rest: str) -> None:
         if not self.turns:
-            raise ValueError("There is nothing to answer again.")
+            raise ValueError("The conversation is empty.")
         question = self.turns[-2]["content"]
         self.turns = self.turns[:-2]
         self._ask(question)
@@ -136,26 +149,27 @@ class ChatSession:
         print("A new conversation begins.")
 
     def _save(self, path: str) -> None:
-        if not path or not self.turns:
-            raise ValueError("Name a file, once there is a conversation: /save talk.jsonl")
+        if not path:
+            raise ValueError("Name a file: /save chat.jsonl")
+        if not self.turns:
+            raise ValueError("The conversation is empty.")
         with Path(path).expanduser().open("a", encoding="utf-8") as file:
             file.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
         print(f"Added to {path}.")
 
     def _model(self, name: str) -> None:
-        with urllib.request.urlopen(f"{self.address}/v1/models", timeout=ANSWER_SECONDS) as answer:  # noqa: S310
-            served = [model["id"] for model in json.loads(answer.read())["data"]]
+        served = [model.id for model in self.client.models.list()]
         if name not in served:
-            raise ValueError(f"Served are: {', '.join(served)}.")
+            raise ValueError(f"Served models: {', '.join(served)}.")
         self.model = name
-        print(f"{name} answers from now on.")
+        print(f"The model is now {name}.")
 
 
 COMMANDS = {line.split()[0][1:] for line in HELP.splitlines()} - {"quit"}
 
 
 def _read_line() -> str | None:
-    """What the person typed; None at the end of input."""
+    """Read a line; return None at the end of input, and an empty line after Ctrl-C."""
     try:
         return input("> ").strip()
     except EOFError:
@@ -165,12 +179,6 @@ def _read_line() -> str | None:
         return ""
 
 
-def _piece(line: bytes) -> str:
-    """The text in one line of a stream; raises ValueError for an error event."""
-    data = line.removeprefix(b"data: ").strip()
-    if not data.startswith(b"{"):
-        return ""
-    event = json.loads(data)
-    if "error" in event:
-        raise ValueError(event["error"]["message"])
-    return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+def _error_message(error: openai.APIError) -> str:
+    """Return the engine's message, without the status and body that the SDK adds."""
+    return str(error.body["message"]) if isinstance(error.body, dict) else error.message

@@ -1,4 +1,4 @@
-"""The programs that generate text, each behind a small class that starts it and speaks to it."""
+"""The programs that generate text, each with a small class that starts and calls it."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ __all__ = ["ENGINES", "Engine", "EngineConfig", "EngineKind", "EngineRequestFail
 
 
 def find_engine(kind: str, program: Sequence[str] = ()) -> Engine:
-    """The engine of this kind; raises ValueError for one that is not known."""
+    """Return the engine of a kind. Raises ValueError for an unknown kind."""
     if kind not in ENGINES:
-        raise ValueError(f"Engine {kind!r} is not known; choose one of: {', '.join(ENGINES)}.")
+        raise ValueError(f"The engine {kind!r} is unknown; choose one of: {', '.join(ENGINES)}.")
     return ENGINES[EngineKind(kind)](program)

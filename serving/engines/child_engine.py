@@ -1,4 +1,4 @@
-"""An engine that runs for as long as one program needs it, as its child."""
+"""An engine that runs as the child of a program, until the program no longer needs it."""
 
 import os
 import signal
@@ -12,20 +12,32 @@ from pathlib import Path
 from serving.engines.engine import START_TIMEOUT_SECONDS, Engine, EngineConfig, EngineRequestFailed
 from trainers.runtime.errors import EngineFailed
 
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 LOG_TAIL_BYTES = 4000
 
 
 @contextmanager
 def run_engine(
-    engine: Engine, serve: EngineConfig, log: Path, *, own_session: bool = False, more: Sequence[str] = ()
+    engine: Engine,
+    config: EngineConfig,
+    log: Path,
+    *,
+    own_session: bool = False,
+    extra_arguments: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The address of an engine that answers; it is stopped at the end. Raises EngineFailed.
+    """Start an engine, yield its address when it generates tokens, and stop it at the end.
 
-    Its words go to `log`. In a session of its own it does not hear the terminal's Ctrl-C. `more` are the
-    engine's own arguments.
+    Args:
+        engine: The engine to start.
+        config: The model and address.
+        log: File to which the engine's output is appended.
+        own_session: Start it in a session of its own, which does not receive the terminal's Ctrl-C.
+        extra_arguments: Arguments of the engine's own program.
+
+    Raises:
+        EngineFailed: The engine did not start.
     """
-    command = [*engine.command(serve), *more]
+    command = [*engine.command(config), *extra_arguments]
     try:
         with log.open("ab") as output:
             child = subprocess.Popen(
@@ -33,17 +45,17 @@ def run_engine(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | engine.environment(serve),
+                env=os.environ | engine.environment(config),
                 start_new_session=own_session,
             )
     except OSError as error:
         raise EngineFailed(
             f"The engine {engine.kind} cannot be started: {command[0]}: {error.strerror}.",
-            "Install it, or name its program where it lies.",
+            "Install it, or pass the path of its program.",
         ) from error
-    address = f"http://{serve.host}:{serve.port}"
+    address = f"http://{config.host}:{config.port}"
     try:
-        _wait(engine, serve, address, child, log)
+        _wait_until_ready(engine, config, address, child, log)
         yield address
     finally:
         child.send_signal(signal.SIGTERM)
@@ -55,46 +67,46 @@ def run_engine(
 
 
 def free_port(host: str) -> int:
-    """A port of this host that nobody listens on now."""
+    """Return a port of this host that is not in use now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     return port
 
 
-def latest_model_name(engine: Engine, serve: EngineConfig) -> str:
-    """The name by which requests ask for the last adapter, or for the base if there is none."""
-    adapter = next(reversed(serve.adapters), None)
-    return engine.request_name(serve.served_name, adapter) if adapter else serve.served_name
+def latest_model_name(engine: Engine, config: EngineConfig) -> str:
+    """Return the request name of the last adapter, or of the base if there is none."""
+    adapter = next(reversed(config.adapters), None)
+    return engine.request_name(config.served_name, adapter) if adapter else config.served_name
 
 
 def log_tail(log: Path, lines: int = 5) -> str:
-    """The end of what a program has printed."""
+    """Return the last lines of a program's log."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
         printed = file.read().decode("utf-8", "replace").strip().splitlines()
-    return "\n".join(printed[-lines:]) or "it printed nothing"
+    return "\n".join(printed[-lines:]) or "its log is empty"
 
 
-def _wait(
-    engine: Engine, serve: EngineConfig, address: str, child: "subprocess.Popen[bytes]", log: Path
+def _wait_until_ready(
+    engine: Engine, config: EngineConfig, address: str, child: "subprocess.Popen[bytes]", log: Path
 ) -> None:
+    hint = f"The whole log is in {log}."
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while not engine.is_up(address):
+    while not engine.is_healthy(address):
         if (status := child.poll()) is not None:
             raise EngineFailed(
-                f"The engine {engine.kind} ended with status {status} before it was ready: {log_tail(log)}",
-                f"Its whole log is {log}.",
+                f"The engine {engine.kind} exited with status {status} before it was ready: {log_tail(log)}",
+                hint,
             )
         if time.monotonic() > deadline:
             raise EngineFailed(
-                f"The engine {engine.kind} was not ready after {START_TIMEOUT_SECONDS:.0f} s.",
-                f"Its whole log is {log}.",
+                f"The engine {engine.kind} was not ready after {START_TIMEOUT_SECONDS:.0f} s.", hint
             )
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     try:
-        engine.probe(address, latest_model_name(engine, serve))
-    except EngineRequestFailed as refused:
+        engine.probe(address, latest_model_name(engine, config))
+    except EngineRequestFailed as error:
         raise EngineFailed(
-            f"The engine {engine.kind} is up but does not generate: {refused}", f"Its whole log is {log}."
-        ) from refused
+            f"The engine {engine.kind} is healthy but generates no tokens: {error}", hint
+        ) from error

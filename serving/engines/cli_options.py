@@ -1,32 +1,84 @@
-"""The options of engines as flags of a command line."""
+"""The options that the command lines of engines share, and the options of engines as flags."""
 
-import argparse
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions
 
-
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of EngineOptions: `max_model_len` is `--max-model-len`."""
-    group = parser.add_argument_group("options of the engine")
-    for name, field in EngineOptions.model_fields.items():
-        action = argparse.BooleanOptionalAction if field.annotation is bool else "store"
-        help_text = f"{field.description or ''} Default: {field.default}.".strip()
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            action=action,
-            default=argparse.SUPPRESS,
-            help=help_text.replace("%", "%%"),
-        )
+Model = Annotated[str, typer.Option(help="Folder or hub id of the base model; safetensors only.")]
+Adapters = Annotated[
+    list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="LoRA adapter; repeatable.")
+]
+ServedName = Annotated[str | None, typer.Option(help="Name of the base model in requests. Default: --model.")]
+Host = Annotated[str, typer.Option(help="Loopback or private address to listen on.")]
 
 
-def read_engine_options(engine: EngineKind, given: argparse.Namespace) -> EngineOptions:
-    """The options that were given, checked for this engine; raises ValueError that names the flag."""
-    values = {name: value for name, value in vars(given).items() if name in EngineOptions.model_fields}
+def make_typer() -> typer.Typer:
+    """Create a command line with plain help and error messages."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def with_engine_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add flags for fields of EngineOptions, by default all: `max_model_len` becomes `--max-model-len`.
+
+    The decorated command gets the flags that were given as the argument `options`, a dict. Their values are
+    validated by `read_engine_options`, as those of a job's spec are.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        flags = names or tuple(EngineOptions.model_fields)
+
+        def run(**arguments: Any) -> None:
+            options = {name: arguments.pop(name) for name in flags}
+            given = {name: value for name, value in options.items() if value is not None}
+            command(**arguments, options=given)
+
+        own = [
+            parameter
+            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+            if name != "options"
+        ]
+        parameters = [*own, *map(_flag, flags)]
+        run.__doc__ = command.__doc__
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def read_engine_options(engine: EngineKind, options: dict[str, Any]) -> EngineOptions:
+    """Validate the flags for this engine. Raises ValueError that names the flag."""
     try:
-        return EngineChoice.model_validate({"engine": engine, "options": values}).options
+        return EngineChoice.model_validate({"engine": engine, "options": options}).options
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        flag = f"--{str(fault['loc'][1]).replace('_', '-')}: " if len(fault["loc"]) > 1 else ""
-        raise ValueError(f"{flag}{fault['msg'].removeprefix('Value error, ')}.") from error
+        first = error.errors(include_url=False)[0]
+        flag = f"--{str(first['loc'][1]).replace('_', '-')}: " if len(first["loc"]) > 1 else ""
+        raise ValueError(f"{flag}{first['msg'].removeprefix('Value error, ')}.") from error
+
+
+def parse_adapters(values: list[str] | None) -> dict[str, str]:
+    """Parse NAME=PATH pairs. Raises ValueError for another form, or a name that occurs twice."""
+    adapters: dict[str, str] = {}
+    for value in values or []:
+        name, _, path = value.partition("=")
+        if not (name and path):
+            raise ValueError(f"--adapter {value!r} does not have the form NAME=PATH.")
+        if name in adapters:
+            raise ValueError(f"The adapter name {name!r} occurs twice; every served name must be unique.")
+        adapters[name] = path
+    return adapters
+
+
+def _flag(name: str) -> inspect.Parameter:
+    field = EngineOptions.model_fields[name]
+    kind: Any = bool if field.annotation is bool else str
+    help_text = f"{field.description or ''} Default: {field.default}.".strip()
+    flag = typer.Option(help=help_text, show_default=False, metavar=None if kind is bool else "VALUE")
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+    )

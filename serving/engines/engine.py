@@ -1,28 +1,33 @@
-"""What all engines have in common: how one is started, and how it is spoken to once it runs."""
+"""The interface of an engine: how to start it, and how to call it once it runs."""
 
-import json
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
+
+import httpx2
 
 from serving.http.addresses import is_private
 from trainers.configs.engines import EngineKind, EngineOptions
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
 
 HEALTH_TIMEOUT_SECONDS = 2.0
-# Large weights may come over a network.
+# Large weights may be read over a network.
 START_TIMEOUT_SECONDS = 1800.0
-# A model may be compiled or warmed up by its first request.
+# The first request may compile or warm up a model.
 PROBE_TIMEOUT_SECONDS = 60.0
 LOAD_TIMEOUT_SECONDS = 120.0
-# The engine may be busy with other requests while one prompt is scored.
+# Scoring one prompt may wait for other requests.
 SCORE_TIMEOUT_SECONDS = 300.0
+MAX_ERROR_CHARACTERS = 1000
 
 
-class EngineRequestFailed(Exception):
-    """The engine answered with an error, or not at all; the message says which, `status` is None if not."""
+class EngineRequestFailed(TunesmithError):
+    """An error response of an engine, or no response: then `status` is None."""
+
+    code = ErrorCode.engine_failed
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -31,11 +36,17 @@ class EngineRequestFailed(Exception):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine is to serve, and where.
+    """The model that an engine serves, and the address that it listens on.
 
-    `model` is a folder or hub id of whole weights, `served_name` its name in requests, `adapters` maps
-    further names to folders of LoRA adapters. An engine that has one chat template for all names takes that
-    of its adapters, or of `template_from`, the folder of an adapter that comes later.
+    Attributes:
+        model: Folder or hub id of whole weights.
+        served_name: Name of the model in requests.
+        host: Loopback or private address.
+        port: Port to listen on.
+        adapters: Folders of LoRA adapters by their names in requests.
+        options: Options that all engines share.
+        template_from: Folder of an adapter that will be loaded later. An engine with one chat template for
+            all names takes the template of its adapters, or of this one.
     """
 
     model: str
@@ -47,75 +58,75 @@ class EngineConfig:
     template_from: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an address that everyone may reach: an engine asks nobody for a key."""
+        """Raise ValueError for a public address, since engines do not authenticate requests."""
         if not is_private(self.host):
             raise ValueError(
-                f"An engine asks for no key, and {self.host} is open to everyone: give a loopback or private "
-                "address, and put `python -m serving.gateway` before it."
+                f"The host {self.host} is a public address, and an engine does not check API keys. Use a "
+                "loopback or private address, and start `python -m serving.gateway` in front of the engine."
             )
 
 
 class Engine(ABC):
-    """One kind of engine; `program` is the command that starts it on this host, without its arguments."""
+    """One kind of engine; `program` is the command that starts it on this host, without arguments."""
 
     kind: ClassVar[EngineKind]
     default_program: ClassVar[Sequence[str]]
     load_path: ClassVar[str] = "/v1/load_lora_adapter"
     unload_path: ClassVar[str] = "/v1/unload_lora_adapter"
     stop_seconds: ClassVar[float] = 10.0
-    """How long it may take to end after SIGTERM."""
-    auto_halves: ClassVar[bool] = False
-    """Whether `dtype: auto` serves weights in 16 bits that are stored in float32."""
+    """Time that the engine needs to exit after SIGTERM."""
+    auto_dtype_is_16_bit: ClassVar[bool] = False
+    """Whether `dtype: auto` converts float32 weights to 16 bits."""
 
     def __init__(self, program: Sequence[str] = ()) -> None:
         self.program = list(program or self.default_program)
 
     @abstractmethod
-    def command(self, serve: EngineConfig) -> list[str]:
-        """The command that starts it; it ends by itself after SIGTERM."""
+    def command(self, config: EngineConfig) -> list[str]:
+        """Return the command that starts the engine; its process exits after SIGTERM."""
 
-    def environment(self, serve: EngineConfig) -> dict[str, str]:
-        """Variables that it needs beside those of its host."""
+    def environment(self, config: EngineConfig) -> dict[str, str]:
+        """Return the environment variables that the engine needs in addition to the host's."""
         return {}
 
     def request_name(self, base: str, adapter: str) -> str:
-        """The name by which requests ask for an adapter on the base that is served as `base`."""
+        """Return the name that requests must use for an adapter on the base served as `base`."""
         return adapter
 
-    def is_up(self, address: str) -> bool:
-        """Whether it says that it is well, which `probe` alone can prove."""
+    def is_healthy(self, address: str) -> bool:
+        """Return whether the health endpoint responds with 200; only `probe` proves that tokens come."""
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=HEALTH_TIMEOUT_SECONDS) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+            response = _client().get(f"{address}/health", timeout=HEALTH_TIMEOUT_SECONDS)
+        except httpx2.TransportError:
             return False
+        return response.status_code == 200
 
-    def models(self, address: str) -> list[str]:
-        """The names it answers to; raises EngineRefused."""
-        listed = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)
-        return [model["id"] for model in listed["data"]]
+    def list_models(self, address: str) -> list[str]:
+        """Return the served names. Raises EngineRequestFailed."""
+        response = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)
+        return [model["id"] for model in response["data"]]
 
     def probe(self, address: str, name: str) -> None:
-        """Have one token generated under a served name; raises EngineRefused when none comes."""
+        """Generate one token with a served model. Raises EngineRequestFailed when that fails."""
         body = {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0}
-        answer = send_request(f"{address}/v1/completions", body, PROBE_TIMEOUT_SECONDS)
-        if not answer.get("choices"):
-            raise EngineRequestFailed(f"The engine answered a prompt to {name!r} without a choice.")
+        response = send_request(f"{address}/v1/completions", body, PROBE_TIMEOUT_SECONDS)
+        if not response.get("choices"):
+            raise EngineRequestFailed(f"The engine returned a completion of {name!r} without choices.")
 
-    def running(self, address: str) -> int | None:
-        """Answers under way; None where the engine does not tell, or does not answer."""
+    def count_requests(self, address: str) -> int | None:
+        """Return the number of running and waiting requests, or None if the engine does not report it."""
         return None
 
     def load_adapter(self, address: str, name: str, path: str) -> None:
-        """Put an adapter beside the base while it runs; raises EngineRefused, also for a name in use."""
+        """Load an adapter while the engine runs. Raises EngineRequestFailed, also for a name in use."""
         send_request(address + self.load_path, {"lora_name": name, "lora_path": path}, LOAD_TIMEOUT_SECONDS)
 
     def unload_adapter(self, address: str, name: str) -> None:
-        """Take an adapter out, which lets answers under way end; raises EngineRefused for an unknown name."""
+        """Unload an adapter after its running requests. Raises EngineRequestFailed for an unknown name."""
         send_request(address + self.unload_path, {"lora_name": name}, LOAD_TIMEOUT_SECONDS)
 
     def render(self, address: str, name: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The token ids that a chat becomes, up to where the answer begins; raises EngineRefused."""
+        """Return the prompt's token ids of a chat. Raises EngineRequestFailed."""
         body = {"model": name, "messages": list(messages), "add_generation_prompt": True}
         tokens: list[int] = send_request(f"{address}/tokenize", body, PROBE_TIMEOUT_SECONDS)["tokens"]
         return tokens
@@ -123,48 +134,67 @@ class Engine(ABC):
     def chat(
         self, address: str, name: str, messages: Sequence[Mapping[str, Any]], max_tokens: int
     ) -> tuple[str, int]:
-        """The greedy answer to a chat, and how many tokens its prompt has; raises EngineRefused."""
+        """Return the greedy completion of a chat and its prompt's token count. Raises EngineRequestFailed."""
         body = {"model": name, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
-        answer = send_request(f"{address}/v1/chat/completions", body, PROBE_TIMEOUT_SECONDS)
-        return answer["choices"][0]["message"]["content"] or "", answer["usage"]["prompt_tokens"]
+        response = send_request(f"{address}/v1/chat/completions", body, PROBE_TIMEOUT_SECONDS)
+        return response["choices"][0]["message"]["content"] or "", response["usage"]["prompt_tokens"]
 
     def score(self, address: str, name: str, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability of each token given those before it; one fewer than tokens, as the first has none.
+        """Return the log-probability of each token but the first, given the tokens before it.
 
-        Raises EngineRefused.
+        Raises:
+            EngineRequestFailed: The engine failed, or scored another number of tokens.
         """
         body = {"model": name, "prompt": list(token_ids), "max_tokens": 0, "echo": True, "logprobs": 0}
-        answer = send_request(f"{address}/v1/completions", body, SCORE_TIMEOUT_SECONDS)
-        scores: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
+        response = send_request(f"{address}/v1/completions", body, SCORE_TIMEOUT_SECONDS)
+        scores: list[float] = response["choices"][0]["logprobs"]["token_logprobs"][1:]
         if len(scores) != len(token_ids) - 1:
-            raise EngineRequestFailed(f"{name!r} scored {len(scores) + 1} tokens of {len(token_ids)}.")
+            raise EngineRequestFailed(
+                f"The engine scored {len(scores) + 1} of the {len(token_ids)} tokens that {name!r} was sent."
+            )
         return scores
 
 
-def send_request(url: str, body: Any, seconds: float) -> Any:
-    """The JSON (or text) of an answer; raises EngineRefused with the engine's own words."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+def send_request(url: str, body: Any, timeout_seconds: float) -> Any:
+    """POST a JSON body, or GET without one, and return the response's JSON, or its text.
+
+    Raises:
+        EngineRequestFailed: The engine did not respond, or with an error, whose message is included.
+    """
+    method = "GET" if body is None else "POST"
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310 — our own address
-            return _decoded(answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            raise EngineRequestFailed(
-                f"{url} answered {error.code}: {_told(error.read())}", error.code
-            ) from error
-    except (urllib.error.URLError, OSError) as error:
-        raise EngineRequestFailed(f"{url} did not answer: {error}") from error
+        response = _client().request(method, url, json=body, timeout=timeout_seconds)
+    except (httpx2.TransportError, httpx2.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        raise EngineRequestFailed(f"{method} {url} got no response: {reason}.") from error
+    content = _decode(response)
+    if response.is_success:
+        return content
+    raise EngineRequestFailed(
+        f"{method} {url} failed with status {response.status_code}: {_error_message(content)}",
+        response.status_code,
+    )
 
 
-def _told(body: bytes) -> str:
-    answer = _decoded(body)
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:1000]
+@cache
+def _client() -> httpx2.Client:
+    """Return a client that opens a connection for each request, so that engines may restart in between.
+
+    It is shared, because creating one loads TLS certificates. Proxies of the environment are ignored: engines
+    listen on loopback or private addresses.
+    """
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx2.Client(limits=limits, trust_env=False)
 
 
-def _decoded(body: bytes) -> Any:
+def _decode(response: httpx2.Response) -> Any:
     try:
-        return json.loads(body)
+        return response.json()
     except ValueError:
-        return body.decode("utf-8", "replace")
+        return response.text
+
+
+def _error_message(content: Any) -> str:
+    """Return the message of an error response: engines send OpenAI's error object, others, or text."""
+    error = content.get("error", content) if isinstance(content, dict) else content
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:MAX_ERROR_CHARACTERS]

@@ -1,4 +1,4 @@
-"""The engine `sglang`, in an environment of its own; written from its source, not run by this project yet."""
+"""The engine `sglang`, in an environment of its own; written from its source, not run by us yet."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,59 +25,59 @@ TOOL_CALL_PARSERS = {
 
 
 class SglangEngine(Engine):
-    """SGLang's own server.
+    """SGLang's server.
 
-    It answers a name that it does not know as the base, with 200, and an adapter only as `base:adapter`.
+    It serves an unknown model name with the base and status 200, and an adapter only as `base:adapter`.
     """
 
     kind = EngineKind.sglang
     default_program = ("sglang", "serve")
     load_path = "/load_lora_adapter"
     unload_path = "/unload_lora_adapter"
-    auto_halves = True
+    auto_dtype_is_16_bit = True
     stop_seconds = 30.0
 
-    def command(self, serve: EngineConfig) -> list[str]:
-        """Raises ValueError for adapters of different templates."""
+    def command(self, config: EngineConfig) -> list[str]:
+        """Return the command; raise TokenizersDiffer for adapters with different templates."""
         return [
             *self.program,
-            *("--model-path", serve.model, "--served-model-name", serve.served_name),
-            *("--host", serve.host, "--port", str(serve.port)),
-            # As for vLLM: the sampling defaults of generation_config.json are not what was trained.
+            *("--model-path", config.model, "--served-model-name", config.served_name),
+            *("--host", config.host, "--port", str(config.port)),
+            # As for vLLM: the model was trained without the sampling defaults of generation_config.json.
             *("--sampling-defaults", "openai"),
-            *_flags(serve.options),
-            *_adapters(serve),
+            *_option_flags(config.options),
+            *_adapter_flags(config),
         ]
 
-    def environment(self, serve: EngineConfig) -> dict[str, str]:
-        """No hub for a local folder."""
-        return {"HF_HUB_OFFLINE": "1"} if Path(serve.model).is_dir() else {}
+    def environment(self, config: EngineConfig) -> dict[str, str]:
+        """Disable the hub for a local folder."""
+        return {"HF_HUB_OFFLINE": "1"} if Path(config.model).is_dir() else {}
 
     def request_name(self, base: str, adapter: str) -> str:
-        """An adapter's own name alone would be answered by the base."""
+        """Return `base:adapter`: the base would serve the adapter's name alone."""
         return f"{base}:{adapter}"
 
-    def models(self, address: str) -> list[str]:
-        """The names as requests must say them."""
-        listed = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)["data"]
+    def list_models(self, address: str) -> list[str]:
+        """Return the names that requests must use."""
+        models = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)["data"]
         return [
             self.request_name(model["parent"], model["id"]) if model.get("parent") else model["id"]
-            for model in listed
+            for model in models
         ]
 
     def probe(self, address: str, name: str) -> None:
-        """As for others, once the name is listed: what it does not list, the base would answer."""
-        self._check(address, name)
+        """Check that the name is listed, since the base serves all others; then generate a token."""
+        self._check_is_listed(address, name)
         super().probe(address, name)
 
     def render(self, address: str, name: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """As for others, once the name is listed."""
-        self._check(address, name)
+        """Check that the name is listed, then render the chat."""
+        self._check_is_listed(address, name)
         return super().render(address, name, messages)
 
     def score(self, address: str, name: str, token_ids: Sequence[int]) -> list[float]:
-        """By SGLang's own endpoint, which takes the adapter's name apart from the base's."""
-        self._check(address, name)
+        """Score with SGLang's native endpoint, where the adapter's name is a field of its own."""
+        self._check_is_listed(address, name)
         body = {
             "input_ids": list(token_ids),
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
@@ -85,19 +85,19 @@ class SglangEngine(Engine):
             "logprob_start_len": 0,
             "lora_path": name.partition(":")[2] or None,
         }
-        answer = send_request(f"{address}/generate", body, SCORE_TIMEOUT_SECONDS)
-        scored = answer["meta_info"]["input_token_logprobs"][1:]
+        response = send_request(f"{address}/generate", body, SCORE_TIMEOUT_SECONDS)
+        scored = response["meta_info"]["input_token_logprobs"][1:]
         if [token_id for _, token_id, *_ in scored] != list(token_ids[1:]):
-            raise EngineRequestFailed(f"{name!r} scored other tokens than it was given.")
+            raise EngineRequestFailed(f"The engine scored other tokens of {name!r} than those it was sent.")
         return [score for score, *_ in scored]
 
-    def _check(self, address: str, name: str) -> None:
-        known = self.models(address)
-        if name not in known:
-            raise EngineRequestFailed(f"{name!r} is not loaded; this engine has: {', '.join(known)}.")
+    def _check_is_listed(self, address: str, name: str) -> None:
+        served = self.list_models(address)
+        if name not in served:
+            raise EngineRequestFailed(f"{name!r} is not loaded; this engine serves: {', '.join(served)}.")
 
 
-def _flags(options: EngineOptions) -> list[str]:
+def _option_flags(options: EngineOptions) -> list[str]:
     flags = ["--dtype", options.dtype, "--tp-size", str(options.tensor_parallel)]
     flags += ["--mem-fraction-static", str(options.memory_share)]
     if not options.prefix_caching:
@@ -117,14 +117,14 @@ def _flags(options: EngineOptions) -> list[str]:
     return flags
 
 
-def _adapters(serve: EngineConfig) -> list[str]:
-    """LoRA is always on; rank and modules are given, or adapters that come later may not fit."""
-    options = serve.options
+def _adapter_flags(config: EngineConfig) -> list[str]:
+    # LoRA is always enabled. Without rank and modules, adapters that are loaded later may not fit.
+    options = config.options
     flags = ["--enable-lora", "--lora-target-modules", "all"]
     flags += ["--max-loras-per-batch", str(options.max_adapters)]
     flags += ["--max-loaded-loras", str(options.max_adapters)]
     flags += ["--max-lora-rank", str(options.max_adapter_rank)]
-    if serve.adapters:
-        flags += ["--lora-paths", *(f"{name}={path}" for name, path in serve.adapters.items())]
-    tokenizer = shared_tokenizer(serve)
+    if config.adapters:
+        flags += ["--lora-paths", *(f"{name}={path}" for name, path in config.adapters.items())]
+    tokenizer = shared_tokenizer(config)
     return [*flags, "--tokenizer-path", tokenizer] if tokenizer else flags

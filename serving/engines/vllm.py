@@ -1,4 +1,4 @@
-"""The engine `vllm`: the real program, in an environment of its own."""
+"""The engine `vllm`: vLLM's own server, in an environment of its own."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from serving.engines.tokenizers import shared_tokenizer
 from serving.http.addresses import is_loopback
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
-# awq and gptq are missing: vLLM reads them in the weights' own config and picks the fastest kernel by itself.
+# awq and gptq are missing: vLLM reads them from the weights' config and picks the fastest kernel itself.
 QUANTIZATIONS = {
     EngineQuantization.int8: "int8_per_channel_weight_only",
     EngineQuantization.fp8: "fp8",
 }
-# `hermes` is what vLLM's own name for Qwen's JSON calls stands for.
+# Qwen's JSON calls have the Hermes format.
 TOOL_CALL_PARSERS = {
     ToolCallParser.qwen: "hermes",
     ToolCallParser.qwen3_coder: "qwen3_coder",
@@ -29,77 +29,78 @@ TOOL_CALL_PARSERS = {
     ToolCallParser.gemma4: "gemma4",
     ToolCallParser.phi4_mini: "phi4_mini_json",
 }
-# vLLM refuses to do without white space unless the backend is named.
+# vLLM rejects `disable_any_whitespace` unless the backend is named.
 COMPACT_JSON = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
 DRAIN_SECONDS = 5
-# A server that is busy with answers is slow to tell of them, and must not be taken for an idle one.
+# A busy server responds slowly, and must not be mistaken for an idle one.
 METRICS_SECONDS = 10.0
 # One line for each engine core.
-RUNNING = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
+REQUEST_COUNT = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
 class VllmEngine(Engine):
-    """vLLM's own server; written against 0.32."""
+    """vLLM's server; written against version 0.32."""
 
     kind = EngineKind.vllm
     default_program = ("vllm", "serve")
-    auto_halves = True
-    # It drains, then ends its engine core and workers one after the other.
+    auto_dtype_is_16_bit = True
+    # It drains, then stops its engine core and workers one after the other.
     stop_seconds = 30.0
 
-    def command(self, serve: EngineConfig) -> list[str]:
-        """Raises ValueError for adapters of different templates, and for sleep mode on an open address."""
-        if serve.options.sleep_mode and not is_loopback(serve.host):
+    def command(self, config: EngineConfig) -> list[str]:
+        """Return the command; raise ValueError for different templates, or sleep mode off loopback."""
+        if config.options.sleep_mode and not is_loopback(config.host):
             raise ValueError(
-                f"sleep_mode opens vLLM's development paths, so {serve.host} must be a loopback address."
+                "sleep_mode enables vLLM's development endpoints, which can run code. The host is "
+                f"{config.host}; use a loopback address."
             )
         return [
             *self.program,
-            *("--model", serve.model, "--served-model-name", serve.served_name),
-            *("--host", serve.host, "--port", str(serve.port)),
-            # The sampling defaults of generation_config.json (a repetition penalty, say) would change even
-            # greedy answers; its end tokens are read all the same.
+            *("--model", config.model, "--served-model-name", config.served_name),
+            *("--host", config.host, "--port", str(config.port)),
+            # The sampling defaults of generation_config.json (such as a repetition penalty) would change even
+            # greedy completions. The end tokens of that file are read in any case.
             *("--generation-config", "vllm"),
             *("--shutdown-timeout", str(DRAIN_SECONDS)),
-            *_flags(serve.options),
-            *_adapters(serve),
+            *_option_flags(config.options),
+            *_adapter_flags(config),
         ]
 
-    def environment(self, serve: EngineConfig) -> dict[str, str]:
-        """Adapters at run time, no telemetry, its processes on loopback, and no hub for a local folder."""
+    def environment(self, config: EngineConfig) -> dict[str, str]:
+        """Allow adapters at run time; disable telemetry, and the hub for a local folder."""
         variables = {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DO_NOT_TRACK": "1",
             "VLLM_HOST_IP": "127.0.0.1",
-            # Read on CPUs only, where vLLM would take its share of all of the host's memory.
-            "VLLM_CPU_KVCACHE_SPACE": str(serve.options.cpu_cache_gib),
+            # Read on CPUs only, where vLLM would otherwise take a share of the host's whole memory.
+            "VLLM_CPU_KVCACHE_SPACE": str(config.options.cpu_cache_gib),
         }
-        if serve.options.sleep_mode:
+        if config.options.sleep_mode:
             variables["VLLM_SERVER_DEV_MODE"] = "1"
-        if Path(serve.model).is_dir():
+        if Path(config.model).is_dir():
             variables["HF_HUB_OFFLINE"] = "1"
         return variables
 
-    def running(self, address: str) -> int | None:
-        """Answers being generated or waiting to be, as its metrics tell."""
+    def count_requests(self, address: str) -> int | None:
+        """Return the number of running and waiting requests in its Prometheus metrics."""
         try:
-            told = send_request(f"{address}/metrics", None, METRICS_SECONDS)
+            metrics = send_request(f"{address}/metrics", None, METRICS_SECONDS)
         except EngineRequestFailed:
             return None
-        counts = RUNNING.findall(told) if isinstance(told, str) else []
+        counts = REQUEST_COUNT.findall(metrics) if isinstance(metrics, str) else []
         return sum(int(float(count)) for count in counts) if counts else None
 
     def sleep(self, address: str) -> None:
-        """Move the weights to the host's memory and drop the KV cache; raises EngineRefused."""
+        """Move the weights to the host's memory and drop the KV cache. Raises EngineRequestFailed."""
         send_request(f"{address}/sleep?level=1", {}, LOAD_TIMEOUT_SECONDS)
 
     def wake_up(self, address: str) -> None:
-        """Undo `sleep`; raises EngineRefused."""
+        """Undo `sleep`. Raises EngineRequestFailed."""
         send_request(f"{address}/wake_up", {}, LOAD_TIMEOUT_SECONDS)
 
 
-def _flags(options: EngineOptions) -> list[str]:
+def _option_flags(options: EngineOptions) -> list[str]:
     flags = ["--dtype", options.dtype, "--tensor-parallel-size", str(options.tensor_parallel)]
     flags += ["--gpu-memory-utilization", str(options.memory_share)]
     flags += ["--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching"]
@@ -117,17 +118,17 @@ def _flags(options: EngineOptions) -> list[str]:
     return [*flags, "--enable-sleep-mode"] if options.sleep_mode else flags
 
 
-def _adapters(serve: EngineConfig) -> list[str]:
-    """LoRA is always on, since adapters may come later."""
-    options = serve.options
+def _adapter_flags(config: EngineConfig) -> list[str]:
+    # LoRA is always enabled, since adapters may be loaded later.
+    options = config.options
     flags = ["--enable-lora", "--max-loras", str(options.max_adapters)]
-    flags += ["--max-cpu-loras", str(options.max_adapters), "--max-lora-rank", str(_rank(options))]
-    if serve.adapters:
-        flags += ["--lora-modules", *(f"{name}={path}" for name, path in serve.adapters.items())]
-    tokenizer = shared_tokenizer(serve)
+    flags += ["--max-cpu-loras", str(options.max_adapters), "--max-lora-rank", str(_supported_rank(options))]
+    if config.adapters:
+        flags += ["--lora-modules", *(f"{name}={path}" for name, path in config.adapters.items())]
+    tokenizer = shared_tokenizer(config)
     return [*flags, "--tokenizer", tokenizer] if tokenizer else flags
 
 
-def _rank(options: EngineOptions) -> int:
-    """vLLM knows some ranks only: the next that holds the asked one."""
+def _supported_rank(options: EngineOptions) -> int:
+    """Round a rank up to one that vLLM supports."""
     return next(rank for rank in (1, 8, 16, 32, 64, 128, 256, 320, 512) if rank >= options.max_adapter_rank)

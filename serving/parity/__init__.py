@@ -1,1 +1,1 @@
-"""Proof that what an engine serves is what was trained."""
+"""Comparison of a served model with the model as it was trained."""

@@ -3,21 +3,24 @@
     python -m serving.parity --engine hf --address http://127.0.0.1:8001 --name ko-en \
         --base PATH_OR_ID --adapter PATH --report parity.json
 
-The same chats go through transformers (with PEFT and the template of training) and through the engine:
-rendered token ids must be equal, log-probabilities within the tolerance of the precision, greedy answers
-equal or parted at a tie. Exit status: 0 if they agree, 1 if they differ, 2 if it could not be told.
+The same chats are processed by transformers (with PEFT and the training's template) and by the engine:
+rendered token ids must be equal, log-probabilities within the tolerance of the precision, and greedy
+completions equal or diverging at a tie.
+
+Exit status: 0 if they agree, 1 if they differ, 2 if they could not be compared.
 """
 
-import argparse
 import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from transformers import AutoConfig
 
-from serving.engines import ENGINES, Engine, EngineRequestFailed, find_engine
+from serving.engines import Engine, EngineKind, EngineRequestFailed, find_engine
+from serving.engines.cli_options import make_typer
 from serving.parity.compare import TOLERANCES, Difference, ParityReport, compare
 from serving.parity.prompts import comparison_chats
 from serving.parity.reference import ReferenceModel
@@ -26,80 +29,93 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ProgramError
 
 AGREES, DIFFERS, UNKNOWN = 0, 1, 2
-ANSWER_TOKENS = 24
+MAX_NEW_TOKENS = 24
 DATASET_ROWS = 4
 
 logger = logging.getLogger("tunesmith.parity")
+program = make_typer()
 
 
-def main(arguments: list[str]) -> int:
-    """Write the report, print it, and answer the exit status."""
-    options = parser().parse_args(arguments)
+def check_precision(value: str | None) -> str | None:
+    """Raise BadParameter for a precision without a tolerance."""
+    if value is not None and value not in TOLERANCES:
+        raise typer.BadParameter(f"{value!r} is unknown; choose one of: {', '.join(TOLERANCES)}.")
+    return value
+
+
+@program.command(help=__doc__)
+def main(
+    *,
+    engine: Annotated[EngineKind, typer.Option(help="Kind of the engine.")],
+    address: Annotated[str, typer.Option(help="Root URL of the engine, without /v1.")],
+    name: Annotated[str, typer.Option(help="Name of the model in requests to the engine.")],
+    base: Annotated[str, typer.Option(help="Folder or hub id of the trained model's whole weights.")],
+    adapter: Annotated[str | None, typer.Option(help="Folder of the trained adapter.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision of the engine. Default: its own choice.", callback=check_precision),
+    ] = None,
+    template_sha256: Annotated[
+        str | None, typer.Option(help="Hash of the chat template that training recorded.")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="JSONL file whose first prompts are compared.")] = None,
+    report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+) -> None:
+    """Compare, write and print the report, and exit with the status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        report = run_comparison(options)
-    except (EngineRequestFailed, ProgramError) as fault:
-        logger.error("It cannot be told whether the served model is the trained one: %s", fault)
-        return UNKNOWN
-    if options.report is not None:
-        files.write_json(options.report, report)
-    sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
-    return AGREES if report["passed"] else DIFFERS
+        result = run_comparison(
+            find_engine(engine), address, name, base, adapter, precision, template_sha256, dataset
+        )
+    except (EngineRequestFailed, ProgramError) as error:
+        logger.error("The served model could not be compared with the trained one: %s", error)
+        raise typer.Exit(UNKNOWN) from error
+    if report is not None:
+        files.write_json(report, result)
+    sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+    raise typer.Exit(AGREES if result["passed"] else DIFFERS)
 
 
-def run_comparison(options: argparse.Namespace) -> dict[str, Any]:
-    """The report of a comparison; raises EngineRefused or ProgramError where none can be made."""
-    engine = find_engine(options.engine)
-    precision = options.precision or default_precision(engine, options.base)
-    reference = AdaptedModel(base=options.base, adapter=options.adapter) if options.adapter else options.base
-    trained = ReferenceModel(reference)
-    about = {"engine": options.engine, "precision": precision, "checked_at": files.utc_now()}
-    if options.template_sha256 not in (None, trained.template_sha256):
-        return about | ParityReport(difference=_other_template(options.template_sha256, trained)).json
-    asked = comparison_chats(options.dataset, DATASET_ROWS)
-    expected = [one for chat in asked if (one := trained.expect(chat, ANSWER_TOKENS)) is not None]
-    logger.info("%d chats are compared at the tolerance of %s.", len(expected), precision)
-    tolerance = TOLERANCES[precision]
-    return about | compare(trained, expected, engine, options.address, options.name, tolerance).json
+def run_comparison(
+    engine: Engine,
+    address: str,
+    name: str,
+    base: str,
+    adapter: str | None = None,
+    precision: str | None = None,
+    template_sha256: str | None = None,
+    dataset: Path | None = None,
+) -> dict[str, Any]:
+    """Return the report of a comparison.
+
+    Raises:
+        EngineRequestFailed: The engine did not respond.
+        ProgramError: The trained model or the dataset cannot be loaded.
+    """
+    precision = precision or default_precision(engine, base)
+    reference = ReferenceModel(AdaptedModel(base=base, adapter=adapter) if adapter else base)
+    head = {"engine": engine.kind, "precision": precision, "checked_at": files.utc_now()}
+    if template_sha256 not in (None, reference.template_sha256):
+        difference = Difference(
+            "rendering",
+            f"The chat template saved with the weights has the hash {reference.template_sha256}, but "
+            f"training recorded {template_sha256}: the files have changed since.",
+            0,
+        )
+        return head | ParityReport(difference=difference).json
+    chats = comparison_chats(dataset, DATASET_ROWS)
+    outputs = [output for chat in chats if (output := reference.run(chat, MAX_NEW_TOKENS)) is not None]
+    logger.info("Comparing %d chats with the tolerance of %s.", len(outputs), precision)
+    return head | compare(reference, outputs, engine, address, name, TOLERANCES[precision]).json
 
 
 def default_precision(engine: Engine, base: str) -> str:
-    """The number format in which an engine serves a model unless told otherwise: mostly that of its files."""
+    """Return the precision in which an engine serves a model by default, usually that of its files."""
     dtype = str(AutoConfig.from_pretrained(base).dtype).removeprefix("torch.")
     stored = dtype if dtype in TOLERANCES else "float32"
-    # Some GPUs get float16 instead, which is the finer of the two.
-    return "bfloat16" if stored == "float32" and engine.auto_halves else stored
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    options = argparse.ArgumentParser(
-        prog="python -m serving.parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument("--engine", choices=list(ENGINES), required=True)
-    options.add_argument("--address", required=True, help="root of the engine, without /v1")
-    options.add_argument("--name", required=True, help="the model's name at the engine")
-    options.add_argument(
-        "--base", required=True, help="folder or hub id of the trained model's whole weights"
-    )
-    options.add_argument("--adapter", help="folder of the trained adapter")
-    options.add_argument("--precision", choices=list(TOLERANCES), help="default: the engine's own choice")
-    options.add_argument("--template-sha256", help="hash of the template that training has recorded")
-    options.add_argument("--dataset", type=Path, help="JSONL whose first prompts are asked too")
-    options.add_argument("--report", type=Path, help="file that receives the report as JSON")
-    return options
-
-
-def _other_template(recorded: str, trained: ReferenceModel) -> Difference:
-    return Difference(
-        "rendering",
-        f"The chat template beside the weights has the hash {trained.template_sha256}, but the model was "
-        f"trained with {recorded}: the files have been changed since.",
-        0,
-    )
+    # Some GPUs use float16 instead, whose tolerance is smaller.
+    return "bfloat16" if stored == "float32" and engine.auto_dtype_is_16_bit else stored
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    program(prog_name="python -m serving.parity")

@@ -1,4 +1,4 @@
-"""Whether an engine's answers are those of the trained model, and if not, where they part and why."""
+"""Comparison of an engine's prompts, scores and completions with those of the trained model."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,22 +8,22 @@ from typing import Any
 from serving.engines.engine import Engine, EngineRequestFailed
 from serving.parity.reference import ReferenceModel, ReferenceOutput
 
-# An adapter whose effect is within this, in nats a token, cannot be told from its absence.
-LEAST_EFFECT = 0.01
-# How far the adapter's measured strength may lie from 1.
+# An adapter whose mean effect is below this, in nats per token, cannot be distinguished from its absence.
+MIN_MEASURABLE_EFFECT = 0.01
+# Maximum distance of the adapter's measured strength from 1.
 SCALE_TOLERANCE = 0.2
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far log-probabilities may lie apart, in nats: on the average of all tokens, and at one token."""
+    """The maximum difference of log-probabilities in nats: the mean over all tokens, and of one token."""
 
     mean: float
-    one: float
+    max: float
 
 
-# Against transformers in fp32 on a CPU. Rounding of 16-bit numbers moves single tokens by tenths; weights in
-# few bits are another model, whose distance is bounded but not small.
+# Against transformers in fp32 on a CPU. Rounding to 16 bits changes single tokens by tenths of a nat;
+# quantized weights are another model, whose difference is bounded but not small.
 TOLERANCES = {
     "float32": Tolerance(0.002, 0.05),
     "float16": Tolerance(0.02, 0.3),
@@ -38,7 +38,10 @@ TOLERANCES = {
 
 @dataclass
 class Difference:
-    """Where the served model first differs from the trained one, and what that means."""
+    """The first difference between the served and the trained model, and its likely cause.
+
+    `kind` is `rendering`, `logprobs` or `completion`; `chat` and `position` are counted from 0.
+    """
 
     kind: str
     message: str
@@ -50,20 +53,25 @@ class Difference:
 
 @dataclass
 class ParityReport:
-    """What was compared, and what came of it; differences are in nats."""
+    """The result of a comparison; differences are in nats.
+
+    `adapter_effect` is the mean absolute effect of the adapter per token, and `adapter_scale` its strength in
+    the engine relative to training. `tied_completions` differ from the trained model's at a token that it
+    rates almost the same.
+    """
 
     passed: bool = False
     chats: int = 0
     tokens: int = 0
     mean_difference: float = 0.0
-    largest_difference: float = 0.0
+    max_difference: float = 0.0
     tolerance: Tolerance = field(default_factory=lambda: TOLERANCES["float32"])
     adapter_effect: float | None = None
     adapter_scale: float | None = None
-    equal_answers: int = 0
-    explained_answers: int = 0
+    equal_completions: int = 0
+    tied_completions: int = 0
     difference: Difference | None = None
-    witness: dict[str, Any] | None = None
+    spot_check: dict[str, Any] | None = None
 
     @property
     def json(self) -> dict[str, Any]:
@@ -72,203 +80,211 @@ class ParityReport:
 
 
 def compare(
-    trained: ReferenceModel,
-    expected: Sequence[ReferenceOutput],
+    reference: ReferenceModel,
+    outputs: Sequence[ReferenceOutput],
     engine: Engine,
     address: str,
     name: str,
     tolerance: Tolerance,
 ) -> ParityReport:
-    """Render, score and answer every chat by the engine; raises EngineRefused where it gives no answer."""
-    report = ParityReport(chats=len(expected), tolerance=tolerance)
-    report.difference = _rendering(trained, expected, engine, address, name)
-    if report.difference is None:
-        report.difference = _scores(trained, expected, engine, address, name, report)
-    if report.difference is None:
-        report.difference = _answers(trained, expected, engine, address, name, report)
+    """Render, score and complete every chat with the engine. Raises EngineRequestFailed."""
+    report = ParityReport(chats=len(outputs), tolerance=tolerance)
+    report.difference = (
+        _compare_prompts(reference, outputs, engine, address, name)
+        or _compare_scores(reference, outputs, engine, address, name, report)
+        or _compare_completions(reference, outputs, engine, address, name, report)
+    )
     report.passed = report.difference is None
     if report.passed:
-        report.witness = _witness(expected)
+        # The chat on which the adapter has the largest effect.
+        output = max(outputs, key=_adapter_effect)
+        report.spot_check = {
+            "messages": output.chat,
+            "prompt_ids": output.prompt_ids,
+            "ids": output.ids,
+            "logprobs": [round(value, 5) for value in output.logprobs],
+        }
     return report
 
 
-def _witness(expected: Sequence[ReferenceOutput]) -> dict[str, Any]:
-    """The chat on which the adapter does most, with what `witness.holds` compares."""
-    one = max(expected, key=_effect)
-    told = {"chat": one.chat, "prompt_ids": one.prompt_ids, "ids": one.ids}
-    return told | {"logprobs": [round(value, 5) for value in one.logprobs]}
-
-
-def _effect(one: ReferenceOutput) -> float:
-    if one.base_logprobs is None:
+def _adapter_effect(output: ReferenceOutput) -> float:
+    if output.base_logprobs is None:
         return 0.0
-    return mean(abs(a - b) for a, b in zip(one.logprobs, one.base_logprobs, strict=True))
+    return mean(abs(a - b) for a, b in zip(output.logprobs, output.base_logprobs, strict=True))
 
 
-def _rendering(
-    trained: ReferenceModel, expected: Sequence[ReferenceOutput], engine: Engine, address: str, name: str
+def _compare_prompts(
+    reference: ReferenceModel, outputs: Sequence[ReferenceOutput], engine: Engine, address: str, name: str
 ) -> Difference | None:
-    """The token ids that each chat becomes must be equal."""
-    for number, one in enumerate(expected):
+    """Compare the token ids of each rendered chat, which must be equal."""
+    for chat, output in enumerate(outputs):
         try:
-            found = engine.render(address, name, one.chat)
-        except EngineRequestFailed as refused:
-            if refused.status is None:
+            found = engine.render(address, name, output.chat)
+        except EngineRequestFailed as error:
+            if error.status is None:
                 raise
-            return Difference(
-                "rendering", f"The engine cannot render a chat that was trained: {refused}", number
-            )
-        if found != one.prompt_ids:
-            return _differing_tokens(trained, number, one.prompt_ids, found)
+            message = f"The engine cannot render a chat that the model was trained to complete: {error}"
+            return Difference("rendering", message, chat)
+        if found != output.prompt_ids:
+            return _prompt_difference(reference, chat, output.prompt_ids, found)
     return None
 
 
-def _differing_tokens(
-    trained: ReferenceModel, number: int, wanted: list[int], found: list[int]
+def _prompt_difference(
+    reference: ReferenceModel, chat: int, expected: list[int], found: list[int]
 ) -> Difference:
-    place = first_difference(wanted, found)
-    bos = trained.tokenizer.bos_token_id
-    if bos is not None and found == [bos, *wanted]:
-        why = "the beginning-of-sequence token stands twice or is added where training had none"
-    elif bos is not None and [bos, *found] == wanted:
-        why = "the beginning-of-sequence token is missing"
+    position = first_difference(expected, found)
+    bos = reference.tokenizer.bos_token_id
+    if bos is not None and found == [bos, *expected]:
+        cause = "the beginning-of-sequence token occurs twice, or is added although training had none"
+    elif bos is not None and [bos, *found] == expected:
+        cause = "the beginning-of-sequence token is missing"
     else:
-        why = "the engine's chat template or tokenizer is not the one of training"
+        cause = "the engine's chat template or tokenizer is not the one used in training"
     return Difference(
         "rendering",
-        f"The rendered chat differs from token {place} on: {why}.",
-        number,
-        place,
-        _token(trained, wanted, place),
-        _token(trained, found, place),
+        f"The rendered chats differ from token {position} onwards: {cause}.",
+        chat,
+        position,
+        _token(reference, expected, position),
+        _token(reference, found, position),
     )
 
 
-def _scores(
-    trained: ReferenceModel,
-    expected: Sequence[ReferenceOutput],
+def _compare_scores(
+    reference: ReferenceModel,
+    outputs: Sequence[ReferenceOutput],
     engine: Engine,
     address: str,
     name: str,
     report: ParityReport,
 ) -> Difference | None:
-    """The log-probability of every token of chats and answers must be the trained model's."""
-    scored = [engine.score(address, name, one.ids) for one in expected]
-    apart = [
-        [abs(found - wanted) for found, wanted in zip(values, one.logprobs, strict=True)]
-        for values, one in zip(scored, expected, strict=True)
+    """Compare the log-probability of every token of chats and completions, within the tolerance."""
+    scores = [engine.score(address, name, output.ids) for output in outputs]
+    differences = [
+        [abs(found - expected) for found, expected in zip(values, output.logprobs, strict=True)]
+        for values, output in zip(scores, outputs, strict=True)
     ]
-    every = [value for values in apart for value in values]
-    report.tokens, report.mean_difference, report.largest_difference = len(every), mean(every), max(every)
-    _measure_adapter(expected, scored, report)
-    scale = report.adapter_scale
-    is_off = scale is not None and abs(scale - 1) > SCALE_TOLERANCE
+    all_differences = [value for values in differences for value in values]
+    report.tokens = len(all_differences)
+    report.mean_difference, report.max_difference = mean(all_differences), max(all_differences)
+    _measure_adapter(outputs, scores, report)
     tolerance = report.tolerance
-    if not is_off and report.mean_difference <= tolerance.mean and report.largest_difference <= tolerance.one:
+    scale_differs = report.adapter_scale is not None and abs(report.adapter_scale - 1) > SCALE_TOLERANCE
+    within_tolerance = report.mean_difference <= tolerance.mean and report.max_difference <= tolerance.max
+    if within_tolerance and not scale_differs:
         return None
-    chat = max(range(len(apart)), key=lambda number: max(apart[number]))
-    limit = min(tolerance.one, max(apart[chat]))
-    place = next(i for i, value in enumerate(apart[chat]) if value >= limit)
-    one = expected[chat]
+    chat = max(range(len(differences)), key=lambda number: max(differences[number]))
+    limit = min(tolerance.max, max(differences[chat]))
+    index = next(i for i, value in enumerate(differences[chat]) if value >= limit)
+    output = outputs[chat]
+    # The first token has no score, so the score at `index` is that of the token after it.
+    token = _token(reference, output.ids, index + 1)
     return Difference(
         "logprobs",
-        _why_scores_differ(report),
+        _score_difference_message(report),
         chat,
-        place + 1,
-        _token(trained, one.ids, place + 1) | {"logprob": one.logprobs[place]},
-        _token(trained, one.ids, place + 1) | {"logprob": scored[chat][place]},
+        index + 1,
+        token | {"logprob": output.logprobs[index]},
+        token | {"logprob": scores[chat][index]},
     )
 
 
 def _measure_adapter(
-    expected: Sequence[ReferenceOutput], scored: Sequence[Sequence[float]], report: ParityReport
+    outputs: Sequence[ReferenceOutput], scores: Sequence[Sequence[float]], report: ParityReport
 ) -> None:
-    """How strong the adapter acts in the engine, by least squares: 1 as trained, 0 if it is not there."""
-    trained_effect: list[float] = []
-    served_effect: list[float] = []
-    for one, values in zip(expected, scored, strict=True):
-        if one.base_logprobs is None:
+    """Fit the adapter's strength in the engine by least squares: 1 as trained, 0 if it is ignored."""
+    trained: list[float] = []
+    served: list[float] = []
+    for output, values in zip(outputs, scores, strict=True):
+        if output.base_logprobs is None:
             return
-        trained_effect += [a - b for a, b in zip(one.logprobs, one.base_logprobs, strict=True)]
-        served_effect += [a - b for a, b in zip(values, one.base_logprobs, strict=True)]
-    report.adapter_effect = mean(map(abs, trained_effect))
-    if report.adapter_effect > max(LEAST_EFFECT, report.tolerance.mean):
-        square = sum(value * value for value in trained_effect)
-        products = zip(trained_effect, served_effect, strict=True)
-        report.adapter_scale = sum(ours * theirs for ours, theirs in products) / square
+        trained += [a - b for a, b in zip(output.logprobs, output.base_logprobs, strict=True)]
+        served += [a - b for a, b in zip(values, output.base_logprobs, strict=True)]
+    report.adapter_effect = mean(map(abs, trained))
+    if report.adapter_effect > max(MIN_MEASURABLE_EFFECT, report.tolerance.mean):
+        product = sum(a * b for a, b in zip(trained, served, strict=True))
+        report.adapter_scale = product / sum(value * value for value in trained)
 
 
-def _why_scores_differ(report: ParityReport) -> str:
-    told = (
-        f"Log-probabilities differ by {report.mean_difference:.4f} nats on average and up to "
-        f"{report.largest_difference:.4f}; {report.tolerance.mean} and {report.tolerance.one} are allowed."
+def _score_difference_message(report: ParityReport) -> str:
+    message = (
+        f"Log-probabilities differ by {report.mean_difference:.4f} nats on average and by up to "
+        f"{report.max_difference:.4f}; the tolerance is {report.tolerance.mean} and {report.tolerance.max}."
     )
     scale = report.adapter_scale
     if scale is None or abs(scale - 1) <= SCALE_TOLERANCE:
-        return f"{told} The served weights, or a setting such as rope_theta, are not those of training."
-    if abs(scale) < SCALE_TOLERANCE:
-        return f"{told} The engine answers as the base does: the adapter is ignored."
-    return f"{told} The adapter acts at {scale:.2f} times its trained strength: its alpha or rank is misread."
+        cause = "The served weights, or a setting such as rope_theta, are not those of training."
+    elif abs(scale) < SCALE_TOLERANCE:
+        cause = "The engine responds as the base does: the adapter is ignored."
+    else:
+        cause = (
+            f"The adapter has {scale:.2f} times its trained strength: the engine misreads its alpha or rank."
+        )
+    return f"{message} {cause}"
 
 
-def _answers(
-    trained: ReferenceModel,
-    expected: Sequence[ReferenceOutput],
+def _compare_completions(
+    reference: ReferenceModel,
+    outputs: Sequence[ReferenceOutput],
     engine: Engine,
     address: str,
     name: str,
     report: ParityReport,
 ) -> Difference | None:
-    """Greedy answers through the chat endpoint must be equal, or part at a tie."""
-    for number, one in enumerate(expected):
-        found, prompt_tokens = engine.chat(address, name, one.chat, one.max_new_tokens)
-        if prompt_tokens != len(one.prompt_ids):
+    """Compare greedy completions of the chat endpoint, which must be equal, or diverge at a tie."""
+    for chat, output in enumerate(outputs):
+        found, prompt_tokens = engine.chat(address, name, output.chat, output.max_new_tokens)
+        if prompt_tokens != len(output.prompt_ids):
             return Difference(
                 "rendering",
-                f"The chat endpoint counts {prompt_tokens} tokens of prompt where the engine itself renders "
-                f"{len(one.prompt_ids)}.",
-                number,
+                f"The chat endpoint counts {prompt_tokens} prompt tokens, but the engine renders the chat to "
+                f"{len(output.prompt_ids)}.",
+                chat,
             )
-        if found == one.answer:
-            report.equal_answers += 1
-        elif (difference := _parting(trained, one, found, number, report.tolerance)) is None:
-            report.explained_answers += 1
+        if found == output.completion:
+            report.equal_completions += 1
+        elif (difference := _completion_difference(reference, output, found, chat, report.tolerance)) is None:
+            report.tied_completions += 1
         else:
             return difference
     return None
 
 
-def _parting(
-    trained: ReferenceModel, one: ReferenceOutput, found: str, number: int, tolerance: Tolerance
+def _completion_difference(
+    reference: ReferenceModel, output: ReferenceOutput, found: str, chat: int, tolerance: Tolerance
 ) -> Difference | None:
-    """The first token at which the answers part; None if the trained model holds both for as likely."""
-    ids = trained.tokenizer(found, add_special_tokens=False)["input_ids"]
-    place = first_difference(one.answer_ids, ids)
-    if place < min(len(ids), len(one.answer_ids)) and one.answer_ids[place] not in trained.ends:
-        row_V = one.answer_AV[place]  # noqa: N806
-        gap = float(row_V[one.answer_ids[place]] - row_V[ids[place]])
-        if gap <= 2 * tolerance.one:
+    """Return the first differing token, or None if the trained model rates both tokens almost the same."""
+    found_ids = reference.tokenizer(found, add_special_tokens=False)["input_ids"]
+    expected_ids = output.completion_ids
+    position = first_difference(expected_ids, found_ids)
+    both_continue = position < min(len(found_ids), len(expected_ids))
+    if both_continue and expected_ids[position] not in reference.end_ids:
+        logprobs_V = output.completion_AV[position]  # noqa: N806
+        gap = float(logprobs_V[expected_ids[position]] - logprobs_V[found_ids[position]])
+        if gap <= 2 * tolerance.max:
             return None
-        told = f"the trained model prefers its own by {gap:.3f} nats"
+        cause = f"the trained model prefers its own token by {gap:.3f} nats"
     else:
-        told = "one ends where the other goes on, so the engine may not know the token that ends a turn"
+        cause = "one ends where the other continues, so the engine may not know the token that ends a turn"
     return Difference(
-        "answer",
-        f"Greedy answers part at token {place}: {told}. Expected {one.answer!r}, found {found!r}.",
-        number,
-        place,
-        _token(trained, one.answer_ids, place),
-        _token(trained, ids, place),
+        "completion",
+        f"Greedy completions diverge at token {position}: {cause}. Expected {output.completion!r}, "
+        f"found {found!r}.",
+        chat,
+        position,
+        _token(reference, expected_ids, position),
+        _token(reference, found_ids, position),
     )
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int:
-    """The first place where two sequences differ; the length of the shorter if it begins the longer."""
+    """Return the first index where two sequences differ, or the length of the shorter if it is a prefix."""
     pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _token(trained: ReferenceModel, ids: Sequence[int], place: int) -> dict[str, Any]:
-    return (
-        {"id": ids[place], "text": trained.text(ids[place])} if place < len(ids) else {"id": None, "text": ""}
-    )
+def _token(reference: ReferenceModel, ids: Sequence[int], position: int) -> dict[str, Any]:
+    if position >= len(ids):
+        return {"id": None, "text": ""}
+    return {"id": ids[position], "text": reference.token_text(ids[position])}

@@ -8,8 +8,8 @@ from trainers.rendering.render import read_prompts
 
 Chat = list[dict[str, Any]]
 
-# Between them they meet what templates get wrong: a system turn, an earlier answer, white space at the edges,
-# characters of several bytes.
+# These cover what templates often get wrong: a system message, an earlier turn, white space at the edges,
+# characters with several bytes.
 STANDARD_CHATS: Sequence[Chat] = (
     [{"role": "user", "content": "Hello! What can you do?"}],
     [
@@ -25,11 +25,14 @@ STANDARD_CHATS: Sequence[Chat] = (
 )
 
 
-def comparison_chats(dataset: Path | None, rows: int) -> list[Chat]:
-    """Those that are always asked, and the prompts of the first rows of a dataset, such as the training one.
+def comparison_chats(dataset: Path | None, n_rows: int) -> list[Chat]:
+    """Return the standard chats, and the prompts of the first rows of a dataset.
 
-    Raises DatasetNotFound or DatasetInvalid.
+    Raises:
+        DatasetFileNotFound: The dataset does not exist.
+        DatasetInvalid: A row of it cannot be used.
     """
     if dataset is None:
         return list(STANDARD_CHATS)
-    return [*STANDARD_CHATS, *(pair.prompt for pair in read_prompts(str(dataset), rows) if not pair.tools)]
+    prompts = read_prompts(str(dataset), n_rows)
+    return [*STANDARD_CHATS, *(row.prompt for row in prompts if not row.tools)]

@@ -1,4 +1,7 @@
-"""The model as it was trained: transformers and PEFT, with the chat template that lies beside its weights."""
+"""The model as it was trained: transformers and PEFT, with the chat template saved with its weights.
+
+Tensor suffixes: T tokens of prompt and completion, A tokens of the completion, V vocabulary.
+"""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,30 +18,36 @@ from trainers.modeling.load import ModelReference, load_model, load_tokenizer, t
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """What the trained model makes of one chat.
+    """The trained model's prompt, completion and scores of one chat.
 
-    `prompt_ids` (P tokens) is the rendered chat and `answer_ids` (A tokens) the greedy answer, with the token
-    that ends it, unless it is as long as it may be. `logprobs` holds P + A - 1 values: of each token but the
-    first, given those before it. `base_logprobs` are the same without the adapter, where there is one.
-    `answer_AV` are log-probabilities of the whole vocabulary at each token of the answer.
+    Attributes:
+        chat: The messages.
+        prompt_ids: The rendered chat.
+        completion_ids: The greedy completion, including its end token unless it has the maximum length.
+        completion: Its text.
+        max_new_tokens: The maximum length.
+        logprobs: The log-probability of each token but the first, given those before it (T - 1 values).
+        base_logprobs: The same without the adapter; None for whole weights.
+        completion_AV: Log-probabilities of the whole vocabulary at each token of the completion.
     """
 
     chat: Chat
     prompt_ids: list[int]
-    answer_ids: list[int]
-    answer: str
+    completion_ids: list[int]
+    completion: str
     max_new_tokens: int
     logprobs: list[float]
     base_logprobs: list[float] | None
-    answer_AV: torch.Tensor  # noqa: N815
+    completion_AV: torch.Tensor  # noqa: N815
 
     @property
     def ids(self) -> list[int]:
-        return self.prompt_ids + self.answer_ids
+        """Token ids of prompt and completion."""
+        return self.prompt_ids + self.completion_ids
 
 
 class ReferenceModel:
-    """The loaded model in fp32 on the CPU, where its arithmetic depends on no kernel."""
+    """The loaded model in fp32 on the CPU, where results do not depend on a kernel."""
 
     def __init__(self, reference: ModelReference) -> None:
         self.tokenizer: Any = load_tokenizer(reference)
@@ -50,36 +59,36 @@ class ReferenceModel:
         return template_sha256(self.tokenizer)
 
     @property
-    def ends(self) -> set[int]:
+    def end_ids(self) -> set[int]:
         """Tokens that end a turn."""
-        own = self.model.generation_config.eos_token_id
-        listed = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id]
-        return {end for end in listed if end is not None}
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return {end for end in (*ids, self.tokenizer.eos_token_id) if end is not None}
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def expect(self, chat: Chat, max_new_tokens: int) -> ReferenceOutput | None:
-        """The chat rendered, answered and scored; None when the template refuses it."""
+    def run(self, chat: Chat, max_new_tokens: int) -> ReferenceOutput | None:
+        """Render, complete and score a chat; return None if the template rejects it."""
         try:
             prompt_ids = self._render(chat)
         except (TemplateError, TypeError, ValueError):
             return None
-        answer_ids = self._answer(prompt_ids, max_new_tokens)
-        ids, first = prompt_ids + answer_ids, len(prompt_ids) - 1
+        completion_ids = self._complete(prompt_ids, max_new_tokens)
+        ids, first = prompt_ids + completion_ids, len(prompt_ids) - 1
         logprobs_TV = self._logprobs(ids)  # noqa: N806
         base_TV = self._logprobs(ids, adapted=False) if isinstance(self.model, PeftModel) else None  # noqa: N806
         return ReferenceOutput(
             chat=chat,
             prompt_ids=prompt_ids,
-            answer_ids=answer_ids,
-            answer=self.tokenizer.decode(answer_ids, skip_special_tokens=True),
+            completion_ids=completion_ids,
+            completion=self.tokenizer.decode(completion_ids, skip_special_tokens=True),
             max_new_tokens=max_new_tokens,
-            logprobs=_of(ids, logprobs_TV),
-            base_logprobs=None if base_TV is None else _of(ids, base_TV),
-            answer_AV=logprobs_TV[first:],
+            logprobs=_token_logprobs(ids, logprobs_TV),
+            base_logprobs=None if base_TV is None else _token_logprobs(ids, base_TV),
+            completion_AV=logprobs_TV[first:],
         )
 
-    def text(self, token: int) -> str:
-        """A token as a person can read it."""
+    def token_text(self, token: int) -> str:
+        """Return the token's readable form in the vocabulary."""
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def _render(self, chat: Chat) -> list[int]:
@@ -88,25 +97,25 @@ class ReferenceModel:
         )
         return list(encoded["input_ids"])
 
-    def _answer(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
-        own, ends = self.model.generation_config, sorted(self.ends)
+    def _complete(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+        own_config, end_ids = self.model.generation_config, sorted(self.end_ids)
         greedy = GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[0]
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=end_ids[0]
         )
-        # What a call's config leaves open, transformers fills in from the model's own: penalties, for one.
+        # transformers fills what a call's config leaves open, such as penalties, from the model's own config.
         self.model.generation_config = GenerationConfig.from_dict(greedy.to_dict())
         ids_1T = torch.tensor([prompt_ids])  # noqa: N806
-        out_1T = self.model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T))  # noqa: N806
-        self.model.generation_config = own
-        return list(out_1T[0, len(prompt_ids) :].tolist())
+        output_1T = self.model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T))  # noqa: N806
+        self.model.generation_config = own_config
+        return list(output_1T[0, len(prompt_ids) :].tolist())
 
     def _logprobs(self, ids: list[int], *, adapted: bool = True) -> torch.Tensor:
-        """Shape (T - 1, V): what each token but the first was predicted from, in fp32."""
+        """Return log-probabilities (T - 1, V) in fp32 at each token but the first."""
         with nullcontext() if adapted else self.model.disable_adapter():
             logits_TV = self.model(input_ids=torch.tensor([ids])).logits[0, :-1]  # noqa: N806
         return torch.log_softmax(logits_TV.float(), dim=-1)
 
 
-def _of(ids: list[int], logprobs_TV: torch.Tensor) -> list[float]:  # noqa: N803
-    following_T1 = torch.tensor(ids[1:])[:, None]  # noqa: N806
-    return list(logprobs_TV.gather(1, following_T1)[:, 0].tolist())
+def _token_logprobs(ids: list[int], logprobs_TV: torch.Tensor) -> list[float]:  # noqa: N803
+    next_T1 = torch.tensor(ids[1:])[:, None]  # noqa: N806
+    return list(logprobs_TV.gather(1, next_T1)[:, 0].tolist())

@@ -28,7 +28,7 @@ def test_what_is_served_is_what_was_trained_and_the_proof_can_be_read(shared: Pl
     proof = deployment["parity"]
     assert (deployment["status"], proof["passed"], proof["message"]) == ("ready", True, "They agree.")
     assert abs(proof["adapter_scale"] - 1) < 0.01
-    assert proof["equal_answers"] == proof["chats"] > 4
+    assert proof["equal_completions"] == proof["chats"] > 4
 
 
 def test_merged_weights_are_held_against_the_adapter_that_they_were_merged_from(

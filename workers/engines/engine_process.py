@@ -125,7 +125,7 @@ class EngineProcess:
     def is_busy(self) -> bool:
         """Whether the engine reports requests in progress."""
         start = self.current_start
-        return start is not None and bool(self.engine.running(start.address))
+        return start is not None and bool(self.engine.count_requests(start.address))
 
     def _run(self, model: ResolvedModel) -> None:
         n_failures = 0
@@ -199,7 +199,7 @@ class EngineProcess:
     def _drain(self, process: GuardedProcess, address: str) -> None:
         """Wait until the current requests have finished, then ask the program to stop."""
         deadline = time.monotonic() + self.worker.settings.drain_seconds
-        while self.engine.running(address) and time.monotonic() < deadline:
+        while self.engine.count_requests(address) and time.monotonic() < deadline:
             if process.wait(POLL_SECONDS / 2) is not None:
                 return
         process.stop()

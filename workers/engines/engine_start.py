@@ -78,7 +78,7 @@ def wait_until_ready(
     while (exit_status := process.wait(POLL_SECONDS)) is None:
         if is_cancelled():
             return False
-        if engine.is_up(address):
+        if engine.is_healthy(address):
             return True
         if time.monotonic() > deadline:
             raise EngineProcessFailed(f"The engine was not ready after {START_TIMEOUT_SECONDS:.0f} s.")

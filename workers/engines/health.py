@@ -29,7 +29,7 @@ class EngineHealth:
         now = time.monotonic()
         if now >= self._next_check_at:
             self._next_check_at = now + HEALTH_CHECK_SECONDS
-            if self._engine.is_up(self._address):
+            if self._engine.is_healthy(self._address):
                 self._healthy_at = now
         if now - self._healthy_at > UNHEALTHY_SECONDS:
             return f"The engine has failed its health check for {UNHEALTHY_SECONDS:.0f} s."

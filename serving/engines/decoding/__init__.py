@@ -1,1 +1,1 @@
-"""The generation loop of our own engines, whatever library runs the model."""
+"""Continuous batching for our own engines, independent of the library that runs the model."""

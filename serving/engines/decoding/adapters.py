@@ -1,4 +1,4 @@
-"""PEFT's LoRA adapters, tried on an empty copy of the model before the live one is touched."""
+"""Checks of PEFT's LoRA adapters, on a copy of the model without memory, before the live model is changed."""
 
 import dataclasses
 import json
@@ -13,16 +13,18 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# The other ways to start decompose the base weights and change them, which would change every other adapter.
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-# PEFT writes its own version beside the fields of its config.
+# All other initialisations decompose and change the base weights, and with them every other adapter.
+HARMLESS_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
+# PEFT writes its own version next to the fields of its config.
 NOT_A_FIELD = {"peft_version"}
 NEUTRAL: tuple[Any, ...] = (None, False, {}, [], "")
-LOADER_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError)
+LOADER_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError)
+
+WeightShapes = dict[str, tuple[int, ...]]
 
 
 class AdapterNotLoadable(ValueError):
-    """The folder does not hold an adapter that fits this base."""
+    """A folder without an adapter that fits the base."""
 
     def __init__(self, path: str, reason: object) -> None:
         super().__init__(f"The adapter in {path} cannot be loaded: {reason}")
@@ -30,81 +32,90 @@ class AdapterNotLoadable(ValueError):
 
 @contextmanager
 def wrap_loader_errors(path: str) -> Iterator[None]:
-    """Whatever a loader raises, as AdapterNotLoadable."""
+    """Raise every error of a loader as AdapterNotLoadable."""
     try:
         yield
     except AdapterNotLoadable:
         raise
-    except LOADER_FAULTS as fault:
-        raise AdapterNotLoadable(path, fault) from fault
+    except LOADER_ERRORS as error:
+        raise AdapterNotLoadable(path, error) from error
 
 
-def check_adapter(path: str, model_config: Any, most_rank: int) -> Any:
-    """The adapter's config, once names and shapes of its weights are those that the base wants."""
+def check_adapter(path: str, model_config: Any, max_rank: int) -> Any:
+    """Return the adapter's config if the names and shapes of its weights fit the base.
+
+    Raises:
+        AdapterNotLoadable: They do not fit, or the config has something that cannot be served.
+    """
     with wrap_loader_errors(path):
         config = read_config(path)
-        refuse_large_rank(config, most_rank)
-        found = weight_shapes(path)
-        wanted = wanted_shapes(model_config, config)
-    for difference, names in {
-        "weights are missing": wanted.keys() - found.keys(),
-        "there are weights that its config does not name (a resized vocabulary must be merged)": found.keys()
-        - wanted.keys(),
+        check_rank(config, max_rank)
+        found = read_weight_shapes(path)
+        expected = expected_weight_shapes(model_config, config)
+    problems = {
+        "weights are missing": expected.keys() - found.keys(),
+        "its config does not name all of its weights (merge an adapter with a resized vocabulary)": (
+            found.keys() - expected.keys()
+        ),
         "shapes differ from the base's": {
-            key for key in wanted.keys() & found.keys() if wanted[key] != found[key]
+            key for key in expected.keys() & found.keys() if expected[key] != found[key]
         },
-    }.items():
+    }
+    for problem, names in problems.items():
         if names:
-            raise AdapterNotLoadable(path, f"{difference}: {min(names)} ({len(names)} in all).")
+            others = f", and {len(names) - 1} more" if len(names) > 1 else ""
+            raise AdapterNotLoadable(path, f"{problem}: {min(names)}{others}.")
     return config
 
 
 def read_config(path: str) -> Any:
-    """The LoRA config, refused where it would change the base for others, run code or be half understood."""
+    """Read an adapter's LoRA config.
+
+    Raises:
+        ValueError: The config would change the base for other adapters, or has an unknown setting.
+    """
     with (Path(path) / "adapter_config.json").open() as file:
-        written = json.load(file)
-    if not isinstance(written, dict):
+        raw = json.load(file)
+    if not isinstance(raw, dict):
         raise ValueError("its adapter_config.json is not a JSON object.")
-    if "peft_type" not in written and "fine_tune_type" in written:
+    if "peft_type" not in raw and "fine_tune_type" in raw:
         raise ValueError("it is in mlx-lm's own format; convert it to PEFT's first.")
-    if written.get("peft_type") != "LORA":
-        raise ValueError(
-            f"its peft_type is {written.get('peft_type')}, and only LORA adapters can be served."
-        )
+    if raw.get("peft_type") != "LORA":
+        raise ValueError(f"its peft_type is {raw.get('peft_type')}, but only LORA adapters can be served.")
     known = {field.name for field in dataclasses.fields(LoraConfig)} | NOT_A_FIELD
-    strange = sorted(key for key in written.keys() - known if written[key] not in NEUTRAL)
-    if strange:
-        raise ValueError(f"its config has {strange[0]!r}, which this version of PEFT does not know.")
+    unknown = sorted(key for key in raw.keys() - known if raw[key] not in NEUTRAL)
+    if unknown:
+        raise ValueError(f"its config has {unknown[0]!r}, which this version of PEFT does not know.")
     config = PeftConfig.from_pretrained(path)
     assert isinstance(config, LoraConfig)
-    refuse_changes_of_the_base(config)
+    check_base_is_unchanged(config)
     config.inference_mode = True
     return config
 
 
-def refuse_changes_of_the_base(config: Any) -> None:
-    """Raise ValueError for an adapter that could not be taken away again."""
+def check_base_is_unchanged(config: Any) -> None:
+    """Raise ValueError for an adapter that changes the base, and so could not be unloaded."""
     if config.bias != "none":
         raise ValueError(
             f"its config has bias {config.bias!r}, which changes the base; train with bias 'none'."
         )
-    if config.init_lora_weights not in PLAIN_STARTS:
+    if config.init_lora_weights not in HARMLESS_INITIALISATIONS:
         raise ValueError(
-            f"init_lora_weights {config.init_lora_weights!r} changes the base; convert it to plain LoRA."
+            f"its init_lora_weights {config.init_lora_weights!r} changes the base; convert it to plain LoRA."
         )
     if config.layer_replication:
-        raise ValueError("layer_replication changes the base; merge the adapter into it.")
+        raise ValueError("its layer_replication changes the base; merge the adapter into it.")
 
 
-def refuse_large_rank(config: Any, most: int) -> None:
-    """Raise ValueError for a rank beyond the engine's limit."""
+def check_rank(config: Any, max_rank: int) -> None:
+    """Raise ValueError for a rank above the engine's limit."""
     rank = max([config.r, *config.rank_pattern.values()])
-    if rank > most:
-        raise ValueError(f"its rank is {rank}, and the engine's max_adapter_rank is {most}.")
+    if rank > max_rank:
+        raise ValueError(f"its rank is {rank}, but the engine's max_adapter_rank is {max_rank}.")
 
 
-def weight_shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the adapter's file, from its header."""
+def read_weight_shapes(path: str) -> WeightShapes:
+    """Read the names and shapes in the header of the adapter's file."""
     file = Path(path) / ADAPTER_WEIGHTS
     if not file.is_file():
         raise ValueError(f"{ADAPTER_WEIGHTS} is missing; only safetensors weights are read.")
@@ -112,10 +123,10 @@ def weight_shapes(path: str) -> dict[str, tuple[int, ...]]:
         return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
 
 
-def wanted_shapes(model_config: Any, config: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that the config asks for, from a copy of the model that holds no memory."""
+def expected_weight_shapes(model_config: Any, config: Any) -> WeightShapes:
+    """Compute the names and shapes that a config needs, from a model on the meta device (no memory)."""
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
         trial = PeftModel(empty, config, "trial")
-    wanted = get_peft_model_state_dict(trial, adapter_name="trial", save_embedding_layers=False)
-    return {key: tuple(value.shape) for key, value in wanted.items()}
+    expected = get_peft_model_state_dict(trial, adapter_name="trial", save_embedding_layers=False)
+    return {key: tuple(value.shape) for key, value in expected.items()}

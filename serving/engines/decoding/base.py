@@ -1,4 +1,4 @@
-"""A loaded base model with its adapters, as the generation loop knows it, whichever library runs it."""
+"""The interface between the generation loop and the library that runs a model and its adapters."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -13,106 +13,129 @@ from trainers.configs.engines import EngineOptions
 
 
 class ModelNotLoadable(ValueError):
-    """The model cannot be served by this engine; the message says why."""
+    """A model that this engine cannot serve; the message contains the reason."""
 
 
 @dataclass
 class DecodeBatch(ABC):
-    """Rows of one adapter that decode together.
+    """Sequences of one adapter that are decoded together.
 
-    The newest token of each row is not in the cache yet: the next step feeds it.
+    The last token of each sequence is not in the KV cache yet: the next step feeds it.
     """
 
-    rows: list[SequenceState]
+    sequences: list[SequenceState]
 
     @abstractmethod
-    def join(self, other: Self) -> Self:
-        """One block of the rows of both."""
+    def merge(self, other: Self) -> Self:
+        """Return one batch with the sequences of both."""
 
     @abstractmethod
-    def drop_ended(self) -> Self | None:
-        """The block without ended rows; None if no row is left."""
+    def drop_finished(self) -> Self | None:
+        """Return the batch without finished sequences, or None if no sequence is left."""
 
 
 @dataclass
 class ModelRunner(ABC):
-    """The base model and all names being served; only the generation thread touches the weights."""
+    """The loaded base model, its adapters, and all served names.
+
+    Only the generation thread touches the weights. Tensor suffixes and shapes: b sequences, t tokens,
+    v vocabulary.
+    """
 
     served: ServedModel
     config: Any
     max_model_len: int
     vocabulary_size: int
     options: EngineOptions
-    names: dict[str, ServedModel] = field(default_factory=dict)
+    models: dict[str, ServedModel] = field(default_factory=dict)
+    """Every served model, adapters included, by its name in requests."""
     attached: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.names[self.served.name] = self.served
+        self.models[self.served.name] = self.served
         self._numbers = count(1)
 
     @abstractmethod
-    def prefill(self, rows: list[SequenceState], every_position: bool) -> tuple[Any, Any]:
-        """Read the prompts; the block, and torch's logits after each (b, v) or everywhere (b, t, v)."""
+    def prefill(self, sequences: list[SequenceState], every_position: bool) -> tuple[Any, Any]:
+        """Read the prompts of sequences with one adapter.
+
+        Returns:
+            The batch, and torch's logits after each prompt (b, v), or at every position (b, t, v).
+        """
 
     @abstractmethod
-    def step(self, block: Any) -> Any:
-        """Feed the newest token of each row; torch's logits of the next (b, v)."""
+    def step(self, batch: Any) -> Any:
+        """Feed the last token of each sequence, and return torch's logits of the next token (b, v)."""
 
     @abstractmethod
     def attach(self, adapter: str, path: str, config: Any) -> None:
-        """Put an adapter's weights, which have been checked, beside the base."""
+        """Load the weights of an adapter that has been checked."""
 
     @abstractmethod
     def detach(self, adapter: str) -> None:
-        """Free an adapter's weights."""
+        """Free the weights of an adapter."""
 
     def load_adapter(self, name: str, path: str) -> ServedModel:
-        """Put an adapter beside the others; raises AdapterNotLoadable and then leaves the model as it was."""
+        """Load an adapter and its tokenizer.
+
+        Raises:
+            AdapterNotLoadable: The adapter does not fit; the model is unchanged.
+        """
         if len(self.attached) >= self.options.max_adapters:
             raise AdapterNotLoadable(
-                path, f"the engine holds {len(self.attached)} adapters, its max_adapters; unload one first."
+                path,
+                f"the engine already has {len(self.attached)} of max_adapters={self.options.max_adapters}. "
+                "Unload an adapter first.",
             )
         config = check_adapter(path, self.config, self.options.max_adapter_rank)
         with wrap_loader_errors(path):
             tokenizer = load_adapter_tokenizer(self.served, path, self.vocabulary_size)
-        # A module's key may not hold a dot, which served names may; a fresh number never meets a stale one.
+        # A module's key may not contain a dot, but served names may. A number that is never reused cannot
+        # collide with weights that are still being freed.
         adapter = f"adapter_{next(self._numbers)}"
         self.attach(adapter, path, config)
         self.attached.add(adapter)
-        ends = self.served.eos_ids | ({tokenizer.eos_token_id} - {None})
-        return ServedModel(name, path, adapter, tokenizer, ends)
+        eos_ids = self.served.eos_ids | ({tokenizer.eos_token_id} - {None})
+        return ServedModel(name, path, adapter, tokenizer, eos_ids)
 
     def unload_adapter(self, served: ServedModel) -> None:
-        """Free an adapter's weights; no row may use it any more."""
+        """Free an adapter's weights; no sequence may use it any more."""
         assert served.adapter is not None
         self.detach(served.adapter)
         self.attached.discard(served.adapter)
 
 
 def check_model_path(path: str) -> None:
-    """Raise ModelNotLoadable for what is plainly no whole model, before a loader complains in its own way."""
+    """Raise ModelNotLoadable for an adapter or a missing folder, whose loader errors are hard to read."""
     if (Path(path) / "adapter_config.json").exists():
         raise ModelNotLoadable(
-            f"{path} is an adapter: pass its base as --model and it as --adapter name={path}."
+            f"{path} is an adapter. Pass its base as --model, and the adapter as --adapter NAME={path}."
         )
     if Path(path).is_absolute() and not Path(path).is_dir():
-        # The hub would be asked for it, and complain of its spelling.
+        # The loader would take the path for a hub id and complain about its spelling.
         raise ModelNotLoadable(f"The model folder {path} does not exist.")
 
 
 def check_vocabulary_size(path: str, tokenizer: Any, vocabulary_size: int) -> None:
-    """Raise ModelNotLoadable where a token would have no embedding."""
+    """Raise ModelNotLoadable if the tokenizer has tokens without an embedding."""
     if len(tokenizer) > vocabulary_size:
         raise ModelNotLoadable(
-            f"The tokenizer of {path} has more tokens than the model; they do not belong together."
+            f"The tokenizer of {path} has {len(tokenizer)} tokens, but the model's vocabulary has "
+            f"{vocabulary_size}. Use the tokenizer that belongs to the model."
         )
 
 
-def context_length(path: str, config: Any, asked: int | None) -> int:
-    """Tokens of prompt and answer together: what was asked for, bounded by what the model knows."""
-    known = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if known is None and asked is None:
-        raise ModelNotLoadable(f"{path} does not say how long its context is; pass --max-model-len.")
-    if known is not None and asked is not None and asked > known:
-        raise ModelNotLoadable(f"--max-model-len {asked} is more than the {known} positions of {path}.")
-    return int(asked or known or 0)
+def context_length(path: str, config: Any, max_model_len: int | None) -> int:
+    """Return the tokens of prompt and completion together: `max_model_len`, or all that the model supports.
+
+    Raises:
+        ModelNotLoadable: `max_model_len` is too large, or missing where the model has no limit of its own.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None and max_model_len is None:
+        raise ModelNotLoadable(f"The config of {path} has no context length; pass --max-model-len.")
+    if positions is not None and max_model_len is not None and max_model_len > positions:
+        raise ModelNotLoadable(
+            f"--max-model-len {max_model_len} is more than the {positions} positions of {path}."
+        )
+    return int(max_model_len or positions or 0)

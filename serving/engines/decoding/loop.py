@@ -1,7 +1,9 @@
-"""The generation thread: takes answers in between steps, decodes them together, and dies loudly.
+"""The generation thread: continuous batching of sequences, between whose steps others join and leave.
 
-Each turn: obey orders, admit waiting rows up to the batch size, prefill them, then one decoding step for
-every block. Rows with the same adapter share a block; blocks take turns.
+Each iteration executes commands, admits waiting sequences up to the batch size, prefills them, and then
+makes one decoding step for each batch. Sequences with the same adapter share a batch; batches take turns.
+
+Tensor suffixes: b sequences, t tokens, v vocabulary.
 """
 
 import os
@@ -24,177 +26,177 @@ from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel
 
 IDLE_WAIT_SECONDS = 1.0
-# One step that takes this long is a hung device, and /health must stop answering 200.
+# A step that takes this long means a hung device: /health must then stop returning 200.
 STALLED_AFTER_SECONDS = 300.0
-# Prompts read in one turn, padding included: bounds the pause of those that are decoding.
+# Prompt tokens, padding included, that one iteration reads: this bounds the pause of decoding sequences.
 PREFILL_TOKENS = 4096
 LOADING_FAILED = 3
 LOOP_FAILED = 4
 
-Order = tuple[Callable[[ModelRunner], Any], Future[Any], ServedModel | None]
+# A function to call, the future of its result, and the model that no sequence may use meanwhile.
+Command = tuple[Callable[[ModelRunner], Any], Future[Any], ServedModel | None]
 
 
 class GenerationLoop:
-    """The thread that owns the model; everything else talks to it through `submit` and `order`."""
+    """The thread that owns the model; others use it through `submit` and `execute`."""
 
     def __init__(self, load: Callable[[], ModelRunner], max_batch_size: int) -> None:
         self.load = load
         self.max_batch_size = max_batch_size
-        self.base: ModelRunner | None = None
-        self.inbox: SimpleQueue[SequenceState | Order | None] = SimpleQueue()
+        self.runner: ModelRunner | None = None
+        self.inbox: SimpleQueue[SequenceState | Command | None] = SimpleQueue()
         self.waiting: deque[SequenceState] = deque()
-        self.orders: list[Order] = []
-        self.blocks: dict[str | None, DecodeBatch] = {}
+        self.commands: list[Command] = []
+        self.batches: dict[str | None, DecodeBatch] = {}
         self.stopping = False
-        self.beat = time.monotonic()
+        self.last_iteration_at = time.monotonic()
         self.thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
-    def submit(self, row: SequenceState) -> None:
-        """Queue an answer; its pieces arrive through the row's `emit`, called in the generation thread."""
-        self.inbox.put(row)
+    def submit(self, sequence: SequenceState) -> None:
+        """Queue a sequence; its chunks are passed to its `emit` in the generation thread."""
+        self.inbox.put(sequence)
 
-    def order(self, act: Callable[[ModelRunner], Any], unused: ServedModel | None = None) -> Future[Any]:
-        """Run `act` on the model between two steps, once no row uses `unused`."""
-        done: Future[Any] = Future()
-        self.inbox.put((act, done, unused))
-        return done
+    def execute(self, command: Callable[[ModelRunner], Any], after: ServedModel | None = None) -> Future[Any]:
+        """Run `command` on the model between two steps, once no sequence uses the model `after`."""
+        result: Future[Any] = Future()
+        self.inbox.put((command, result, after))
+        return result
 
     def stop(self) -> None:
-        """Leave the loop after the present step."""
+        """End the loop after the current step."""
         self.stopping = True
         self.inbox.put(None)
 
     @property
     def healthy(self) -> bool:
-        fresh = time.monotonic() - self.beat < STALLED_AFTER_SECONDS
-        return self.base is not None and self.thread.is_alive() and fresh
+        """Whether the model is loaded and the thread is neither dead nor stalled."""
+        stalled = time.monotonic() - self.last_iteration_at >= STALLED_AFTER_SECONDS
+        return self.runner is not None and self.thread.is_alive() and not stalled
 
     @property
-    def running(self) -> int:
-        return sum(len(block.rows) for block in list(self.blocks.values()))
+    def running_count(self) -> int:
+        """The number of sequences that are being decoded."""
+        return sum(len(batch.sequences) for batch in list(self.batches.values()))
 
     @property
-    def pending(self) -> int:
-        """Rows that wait for a place in the batch."""
+    def waiting_count(self) -> int:
+        """The number of sequences that wait for a place in a batch."""
         return len(self.waiting) + self.inbox.qsize()
 
     def _run(self) -> None:
-        # Only the end of the whole process tells its watcher that a restart is needed; a dead thread behind a
-        # live HTTP server would not.
+        # A failure ends the whole process: a supervisor would not notice a dead thread behind a live server.
         try:
-            self.base = self.load()
-        except Exception as fault:
-            print(f"The model cannot be loaded: {one_line(fault)}", file=sys.stderr, flush=True)  # noqa: T201
+            self.runner = self.load()
+        except Exception as error:
+            # Loaders' messages have many lines.
+            message = " ".join(str(error).split()) or type(error).__name__
+            print(f"The model cannot be loaded: {message}", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(LOADING_FAILED)
         try:
             with torch.inference_mode():
                 while not self.stopping:
-                    self._turn(self.base)
+                    self._iterate(self.runner)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(LOOP_FAILED)
 
-    def _turn(self, base: ModelRunner) -> None:
-        self.beat = time.monotonic()
+    def _iterate(self, runner: ModelRunner) -> None:
+        self.last_iteration_at = time.monotonic()
         self._read_inbox()
-        self._forget_ended()
-        self._obey(base)
-        self._admit(base)
-        for adapter in list(self.blocks):
-            block = self.blocks[adapter]
-            take_tokens(block.rows, base.step(block))
-            self._put_back(adapter, block)
+        self._drop_finished()
+        self._execute_commands(runner)
+        self._admit(runner)
+        for adapter in list(self.batches):
+            batch = self.batches[adapter]
+            append_tokens(batch.sequences, runner.step(batch))
+            self._replace(adapter, batch)
 
     def _read_inbox(self) -> None:
-        idle = not (self.blocks or self.waiting)
+        idle = not (self.batches or self.waiting)
         try:
             item = self.inbox.get(timeout=IDLE_WAIT_SECONDS) if idle else self.inbox.get_nowait()
             while True:
                 if isinstance(item, SequenceState):
                     self.waiting.append(item)
                 elif item is not None:
-                    self.orders.append(item)
+                    self.commands.append(item)
                 item = self.inbox.get_nowait()
         except Empty:
             return
 
-    def _forget_ended(self) -> None:
-        self.waiting = deque(row for row in self.waiting if not row.ended)
-        for adapter in list(self.blocks):
-            self._put_back(adapter, self.blocks[adapter])
+    def _drop_finished(self) -> None:
+        self.waiting = deque(sequence for sequence in self.waiting if not sequence.finished)
+        for adapter in list(self.batches):
+            self._replace(adapter, self.batches[adapter])
 
-    def _obey(self, base: ModelRunner) -> None:
-        used = {row.ask.served for row in [*self.waiting, *(r for b in self.blocks.values() for r in b.rows)]}
-        due = [order for order in self.orders if order[2] not in used]
-        self.orders = [order for order in self.orders if order[2] in used]
-        for act, done, _ in due:
+    def _execute_commands(self, runner: ModelRunner) -> None:
+        running = [sequence for batch in self.batches.values() for sequence in batch.sequences]
+        used = {sequence.params.served for sequence in (*self.waiting, *running)}
+        due = [command for command in self.commands if command[2] not in used]
+        self.commands = [command for command in self.commands if command[2] in used]
+        for command, result, _ in due:
             try:
-                done.set_result(act(base))
-            except AdapterNotLoadable as fault:
-                done.set_exception(fault)
+                result.set_result(command(runner))
+            except AdapterNotLoadable as error:
+                result.set_exception(error)
 
-    def _admit(self, base: ModelRunner) -> None:
-        for rows in self._admitted():
-            scored = rows[0].ask.prompt_logprobs
-            block, logits = base.prefill(rows, every_position=scored)
-            for row, logits_tv in zip(rows, logits, strict=True):
-                row.begin(scores(row, logits_tv) if scored else None)
-            take_tokens(rows, logits[:, -1] if scored else logits)
-            adapter = rows[0].ask.served.adapter
-            fresh = block.drop_ended()
-            if fresh is not None:
-                present = self.blocks.get(adapter)
-                self.blocks[adapter] = present.join(fresh) if present else fresh
+    def _admit(self, runner: ModelRunner) -> None:
+        for sequences in self._take_waiting():
+            scored = sequences[0].params.prompt_logprobs
+            batch, logits = runner.prefill(sequences, every_position=scored)
+            # logits: (b, t, v) for a scored prompt, else (b, v).
+            for sequence, logits_tv in zip(sequences, logits, strict=True):
+                sequence.begin(score_prompt(sequence, logits_tv) if scored else None)
+            append_tokens(sequences, logits[:, -1] if scored else logits)
+            adapter = sequences[0].params.served.adapter
+            unfinished = batch.drop_finished()
+            if unfinished is not None:
+                current = self.batches.get(adapter)
+                self.batches[adapter] = current.merge(unfinished) if current else unfinished
 
-    def _admitted(self) -> list[list[SequenceState]]:
-        """Waiting rows that may start now, in groups that are read together."""
+    def _take_waiting(self) -> list[list[SequenceState]]:
+        """Take the sequences that can start now, in groups whose prompts are read together."""
         groups: list[list[SequenceState]] = []
-        room, longest, count = self.max_batch_size - self.running, 0, 0
-        while self.waiting and count < room:
-            longest = max(longest, len(self.waiting[0].ask.prompt_ids))
+        free, longest, count = self.max_batch_size - self.running_count, 0, 0
+        while self.waiting and count < free:
+            longest = max(longest, len(self.waiting[0].params.prompt_ids))
             count += 1
             if count > 1 and longest * count > PREFILL_TOKENS:
                 break
-            place(self.waiting.popleft(), groups)
+            add_to_group(self.waiting.popleft(), groups)
         return groups
 
-    def _put_back(self, adapter: str | None, block: DecodeBatch) -> None:
-        left = block.drop_ended()
-        if left is None:
-            del self.blocks[adapter]
+    def _replace(self, adapter: str | None, batch: DecodeBatch) -> None:
+        unfinished = batch.drop_finished()
+        if unfinished is None:
+            del self.batches[adapter]
         else:
-            self.blocks[adapter] = left
+            self.batches[adapter] = unfinished
 
 
-def place(row: SequenceState, groups: list[list[SequenceState]]) -> None:
-    """Put a row with those of its adapter; the logits of a scored prompt are large, so it is read alone."""
+def add_to_group(sequence: SequenceState, groups: list[list[SequenceState]]) -> None:
+    """Add a sequence to the group of its adapter; a scored prompt is read alone, as its logits are large."""
     for group in groups:
-        first = group[0].ask
-        if first.served.adapter == row.ask.served.adapter and not (
-            first.prompt_logprobs or row.ask.prompt_logprobs
+        first = group[0].params
+        if first.served.adapter == sequence.params.served.adapter and not (
+            first.prompt_logprobs or sequence.params.prompt_logprobs
         ):
-            group.append(row)
+            group.append(sequence)
             return
-    groups.append([row])
+    groups.append([sequence])
 
 
-def take_tokens(rows: list[SequenceState], logits_bv: Any) -> None:
-    """Choose and hand out the next token of each row that has not ended."""
-    likeliest = logits_bv.argmax(dim=-1).tolist()
-    for row, best, logits_v in zip(rows, likeliest, logits_bv, strict=True):
-        if row.ended:
+def append_tokens(sequences: list[SequenceState], logits_bv: Any) -> None:
+    """Select and append the next token of each sequence that is not finished."""
+    most_likely_b = logits_bv.argmax(dim=-1).tolist()
+    for sequence, most_likely, logits_v in zip(sequences, most_likely_b, logits_bv, strict=True):
+        if sequence.finished:
             continue
-        token, wanted = row.pick(best, logits_v), row.ask.sampling.logprobs
-        row.accept(token, None if wanted is None else token_logprob(logits_v, token, wanted))
+        token, n_top = sequence.select_token(most_likely, logits_v), sequence.params.sampling.logprobs
+        sequence.append(token, None if n_top is None else token_logprob(logits_v, token, n_top))
 
 
-def scores(row: SequenceState, logits_tv: Any) -> Any:
-    """Log probabilities of the row's prompt."""
-    return prompt_logprobs(logits_tv, row.ask.prompt_ids, row.ask.sampling.logprobs or 0)
-
-
-def one_line(fault: Exception) -> str:
-    """The first sentence of a loader's long message, with its kind where the message is empty."""
-    text = " ".join(str(fault).split())
-    return text or type(fault).__name__
+def score_prompt(sequence: SequenceState, logits_tv: Any) -> Any:
+    """Compute the log-probabilities of the sequence's prompt."""
+    return prompt_logprobs(logits_tv, sequence.params.prompt_ids, sequence.params.sampling.logprobs or 0)

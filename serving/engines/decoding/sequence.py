@@ -1,4 +1,4 @@
-"""One answer in the making: which tokens it has, what of it may be shown, and why it ended."""
+"""The state of one completion: its tokens, the text that can be emitted, and its finish reason."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from serving.engines.decoding.text import Detokenizer, StopMatcher
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended, in OpenAI's words."""
+    """The reason why a completion ended, as in OpenAI's API."""
 
     stop = "stop"
     length = "length"
@@ -25,22 +25,22 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class OutputChunk:
-    """What an answer has gained since the last piece; `finish` is set in the last one.
+    """The text and tokens that a completion gained since the last chunk.
 
-    `end_logprob` scores the token that ended the answer, which is not shown.
+    `finish_reason` is set in the last chunk; `end_logprob` scores the end token, which has no text.
     """
 
     text: str
     logprobs: list[TokenLogprob]
     completion_tokens: int
-    finish: FinishReason | None
+    finish_reason: FinishReason | None
     prompt_logprobs: list[TokenLogprob] | None = None
     end_logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True)
 class SequenceParams:
-    """What one answer needs to know of its request."""
+    """The prompt and parameters of one completion."""
 
     served: ServedModel
     prompt_ids: list[int]
@@ -53,107 +53,118 @@ class SequenceParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: bool = False
-    streaming: bool = False
+    stream: bool = False
 
     @property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end the answer and are not shown."""
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end the completion and have no text."""
         return self.stop_token_ids | (frozenset() if self.ignore_eos else self.served.eos_ids)
 
 
 @dataclass(eq=False)
 class SequenceState:
-    """An answer on its way; the generation thread owns it, and only `cancelled` is set from outside."""
+    """A completion in progress; the generation thread owns it, and only `cancelled` is set from outside.
 
-    ask: SequenceParams
+    `emit` is called in the generation thread with each chunk.
+    """
+
+    params: SequenceParams
     emit: Callable[[OutputChunk], None]
     cancelled: bool = False
-    finish: FinishReason | None = None
+    finish_reason: FinishReason | None = None
     output_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.generator: Any = make_generator(self.ask.seed)
-        self.ends = self.ask.ends
+        self.generator: Any = make_generator(self.params.seed)
+        self.end_ids = self.params.end_ids
         self.detokenizer = Detokenizer(
-            self.ask.served.tokenizer, self.ask.prompt_ids, self.ask.skip_special_tokens
+            self.params.served.tokenizer, self.params.prompt_ids, self.params.skip_special_tokens
         )
-        self.stops = StopMatcher(self.ask.stops)
+        self.stop_matcher = StopMatcher(self.params.stops)
         self.prompt_logprobs: list[TokenLogprob] | None = None
         self.decoded_characters = 0
-        self.shown_characters = 0
-        self.unsent_text = ""
-        # Each entry waits with the place where its text begins, to leave with that text or be cut with it.
-        self.waiting_logprobs: list[tuple[int, TokenLogprob]] = []
+        self.visible_characters = 0
+        self.pending_text = ""
+        # Each entry keeps the position where its text begins, to be sent or cut together with that text.
+        self.pending_logprobs: list[tuple[int, TokenLogprob]] = []
 
     @property
-    def ended(self) -> bool:
-        return self.finish is not None or self.cancelled
+    def finished(self) -> bool:
+        return self.finish_reason is not None or self.cancelled
 
     @property
-    def newest(self) -> int:
+    def last_token(self) -> int:
         return self.output_ids[-1]
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.ask.prompt_ids) + len(self.output_ids)
+        """The number of tokens of prompt and completion."""
+        return len(self.params.prompt_ids) + len(self.output_ids)
 
     def begin(self, prompt_logprobs: list[TokenLogprob] | None) -> None:
-        """Note the prompt's scores; an answer of no tokens ends here."""
+        """Store the prompt's scores; a completion with `max_tokens=0` ends here."""
         self.prompt_logprobs = prompt_logprobs
-        if self.ask.max_tokens == 0:
-            self._end(FinishReason.length)
+        if self.params.max_tokens == 0:
+            self._finish(FinishReason.length)
 
-    def pick(self, likeliest: int, logits_v: Any) -> int:
-        """The next token; a draw depends on the row's own logits and generator only."""
-        sampling = self.ask.sampling
-        banned = self.ends if len(self.output_ids) < self.ask.min_tokens else frozenset()
-        if banned or sampling.adjusts:
-            logits_v = adjust_logits(logits_v, sampling, self.ask.prompt_ids, self.output_ids, banned)
-            likeliest = int(logits_v.argmax())
-        return likeliest if sampling.greedy else sample_token(logits_v, sampling, self.generator)
+    def select_token(self, most_likely: int, logits_v: Any) -> int:
+        """Select the next token from the logits (v); sampling depends on this sequence alone."""
+        sampling = self.params.sampling
+        banned = self.end_ids if len(self.output_ids) < self.params.min_tokens else frozenset()
+        if banned or sampling.adjusts_logits:
+            logits_v = adjust_logits(logits_v, sampling, self.params.prompt_ids, self.output_ids, banned)
+            most_likely = int(logits_v.argmax())
+        return most_likely if sampling.greedy else sample_token(logits_v, sampling, self.generator)
 
-    def accept(self, token: int, logprob: TokenLogprob | None) -> None:
-        """Take the next token, show what it completes, and end if it was the last."""
+    def append(self, token: int, logprob: TokenLogprob | None) -> None:
+        """Append a token, emit the text that it completes, and finish if it is the last."""
         self.output_ids.append(token)
-        if token in self.ends:
-            self._end(FinishReason.stop, logprob)
+        if token in self.end_ids:
+            self._finish(FinishReason.stop, logprob)
             return
         if logprob is not None:
-            self.waiting_logprobs.append((self.decoded_characters, logprob))
-        self._show(self.detokenizer.push(token))
-        if self.stops.hit:
-            self._end(FinishReason.stop)
-        elif len(self.output_ids) >= self.ask.max_tokens:
-            self._end(FinishReason.length)
-        elif self.ask.streaming and self.unsent_text:
-            self._send(None)
+            self.pending_logprobs.append((self.decoded_characters, logprob))
+        self._add_text(self.detokenizer.push(token))
+        if self.stop_matcher.matched:
+            self._finish(FinishReason.stop)
+        elif len(self.output_ids) >= self.params.max_tokens:
+            self._finish(FinishReason.length)
+        elif self.params.stream and self.pending_text:
+            self._emit(None)
 
-    def _show(self, text: str) -> None:
+    def _add_text(self, text: str) -> None:
         self.decoded_characters += len(text)
-        early = len(self.output_ids) <= self.ask.min_tokens
-        visible = text if early else self.stops.push(text)
-        self.shown_characters += len(visible)
-        self.unsent_text += visible
+        # Stop strings do not count before min_tokens.
+        early = len(self.output_ids) <= self.params.min_tokens
+        visible = text if early else self.stop_matcher.push(text)
+        self.visible_characters += len(visible)
+        self.pending_text += visible
 
-    def _end(self, finish: FinishReason, end_logprob: TokenLogprob | None = None) -> None:
-        if not self.stops.hit:
-            self._show(self.detokenizer.flush())
-        if self.stops.hit:
-            finish, end_logprob = FinishReason.stop, None
-            self.waiting_logprobs = [
-                entry for entry in self.waiting_logprobs if entry[0] < self.shown_characters
+    def _finish(self, reason: FinishReason, end_logprob: TokenLogprob | None = None) -> None:
+        if not self.stop_matcher.matched:
+            self._add_text(self.detokenizer.flush())
+        if self.stop_matcher.matched:
+            reason, end_logprob = FinishReason.stop, None
+            self.pending_logprobs = [
+                entry for entry in self.pending_logprobs if entry[0] < self.visible_characters
             ]
         else:
-            rest = self.stops.flush()
-            self.shown_characters += len(rest)
-            self.unsent_text += rest
-        self.finish = finish
-        self._send(finish, end_logprob)
+            withheld = self.stop_matcher.flush()
+            self.visible_characters += len(withheld)
+            self.pending_text += withheld
+        self.finish_reason = reason
+        self._emit(reason, end_logprob)
 
-    def _send(self, finish: FinishReason | None, end_logprob: TokenLogprob | None = None) -> None:
-        ready = [e for at, e in self.waiting_logprobs if finish is not None or at < self.shown_characters]
-        self.waiting_logprobs = self.waiting_logprobs[len(ready) :]
-        counted = len(self.output_ids)
-        self.emit(OutputChunk(self.unsent_text, ready, counted, finish, self.prompt_logprobs, end_logprob))
-        self.unsent_text, self.prompt_logprobs = "", None
+    def _emit(self, reason: FinishReason | None, end_logprob: TokenLogprob | None = None) -> None:
+        ready = [
+            logprob
+            for position, logprob in self.pending_logprobs
+            if reason is not None or position < self.visible_characters
+        ]
+        self.pending_logprobs = self.pending_logprobs[len(ready) :]
+        self.emit(
+            OutputChunk(
+                self.pending_text, ready, len(self.output_ids), reason, self.prompt_logprobs, end_logprob
+            )
+        )
+        self.pending_text, self.prompt_logprobs = "", None

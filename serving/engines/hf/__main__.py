@@ -1,8 +1,8 @@
-"""Serve one base model and its LoRA adapters with transformers.
+"""Serve a base model and its LoRA adapters with transformers.
 
     python -m serving.engines.hf --model PATH_OR_ID --adapter ko-en=PATH --host 127.0.0.1 --port 8001
 
-Exit status: 0 after SIGTERM or SIGINT, 1 if the address cannot be had, 3 if the model cannot be loaded, 4 if
+Exit status: 0 after SIGTERM or SIGINT, 1 if the address is in use, 3 if the model cannot be loaded, 4 if
 generation failed.
 """
 

@@ -1,4 +1,4 @@
-"""The engine `hf` as others start it: transformers, on whatever device there is."""
+"""The class that starts the engine `hf`; it imports no ML package."""
 
 import sys
 
@@ -7,7 +7,7 @@ from trainers.configs.engines import EngineKind
 
 
 class HfEngine(BuiltinEngine):
-    """transformers and PEFT: the fallback that runs everywhere."""
+    """transformers and PEFT under our own server; it runs on every device."""
 
     kind = EngineKind.hf
     default_program = (sys.executable, "-m", "serving.engines.hf")

@@ -1,4 +1,4 @@
-"""A base model of transformers, with PEFT's adapters on it, whole or in 4 or 8 bits."""
+"""The model runner of transformers and PEFT, with whole weights or in 4 or 8 bits."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,42 +27,42 @@ DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, 
 
 @dataclass
 class HfModelRunner(ModelRunner):
-    """The network, and PEFT's view of it once an adapter has been loaded."""
+    """The network, and PEFT's wrapper of it once an adapter has been loaded."""
 
     network: Any = None
     device: Any = None
     peft: Any = None
     selected: str | None = None
 
-    def prefill(self, rows: list[SequenceState], every_position: bool) -> tuple[HfBatch, Any]:
+    def prefill(self, sequences: list[SequenceState], every_position: bool) -> tuple[HfBatch, Any]:
         """Read all prompts in one padded batch."""
-        self._select(rows[0].ask.served.adapter)
-        return prefill(self.network, self.device, rows, every_position)
+        self._select(sequences[0].params.served.adapter)
+        return prefill(self.network, self.device, sequences, every_position)
 
-    def step(self, block: HfBatch) -> Any:
-        """One decoding step of the block with its adapter."""
-        self._select(block.rows[0].ask.served.adapter)
-        return forward(self.network, block, *block.newest(), keep=1).logits[:, -1]
+    def step(self, batch: HfBatch) -> Any:
+        """Make one decoding step of the batch with its adapter; return the logits (b, v)."""
+        self._select(batch.sequences[0].params.served.adapter)
+        return forward(self.network, batch, *batch.next_inputs(), logits_to_keep=1).logits[:, -1]
 
     def attach(self, adapter: str, path: str, config: Any) -> None:
-        """Have PEFT load the weights."""
+        """Load the weights with PEFT."""
         if self.peft is None:
             self.peft = PeftModel(self.network, config, adapter)
             self.peft.requires_grad_(False)
         self.peft.load_adapter(path, adapter, torch_device=str(self.device))
         self.network.eval()
-        # Loading moves the active adapter, so the next forward pass must select again.
+        # Loading changes the active adapter, so the next forward pass must select again.
         self.selected = adapter
         self._select(None)
 
     def detach(self, adapter: str) -> None:
-        """Have PEFT delete the weights."""
+        """Delete the weights with PEFT."""
         self._select(None)
         self.peft.delete_adapter(adapter)
         self.selected = adapter
 
     def _select(self, adapter: str | None) -> None:
-        """Make the next forward pass use this adapter, or none."""
+        """Use this adapter, or none, in the next forward pass."""
         if adapter == self.selected:
             return
         if adapter is None:
@@ -76,20 +76,20 @@ class HfModelRunner(ModelRunner):
 def load_runner(path: str, name: str, options: EngineOptions) -> HfModelRunner:
     """Load safetensors weights and the tokenizer onto the best device.
 
-    Raises ModelNotLoadable, or the loader's own error.
+    Raises:
+        ModelNotLoadable: The engine cannot serve the model. Other errors are the loader's own.
     """
     check_model_path(path)
     disable_progress_bar()
     device = best_device()
     network = load_network(path, options, device)
-    refuse_unbatchable(path, network)
+    check_layers(path, network)
     tokenizer = load_tokenizer(path)
     vocabulary_size = network.get_input_embeddings().weight.shape[0]
     check_vocabulary_size(path, tokenizer, vocabulary_size)
+    eos_ids = eos_token_ids(network.generation_config.eos_token_id, tokenizer)
     return HfModelRunner(
-        ServedModel(
-            name, path, None, tokenizer, eos_token_ids(network.generation_config.eos_token_id, tokenizer)
-        ),
+        ServedModel(name, path, None, tokenizer, eos_ids),
         network.config,
         context_length(path, network.config, options.max_model_len),
         vocabulary_size,
@@ -100,26 +100,29 @@ def load_runner(path: str, name: str, options: EngineOptions) -> HfModelRunner:
 
 
 def load_network(path: str, options: EngineOptions, device: Any) -> Any:
-    """The network on its device, in fewer bits where the options say so."""
-    quantized = quantization_config(options, device)
-    # Quantised weights cannot be moved afterwards: each is packed on the device that it is loaded to.
-    placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
+    """Load the network onto its device, quantized if the options say so."""
+    quantization = quantization_config(options, device)
+    # Quantized weights cannot be moved afterwards: they are packed on the device that they are loaded to.
+    placement: dict[str, Any] = {}
+    if quantization is not None:
+        placement = {"quantization_config": quantization, "device_map": {"": device}}
     network = AutoModelForCausalLM.from_pretrained(
-        path, dtype=DTYPES[options.dtype], use_safetensors=True, trust_remote_code=False, **placed
+        path, dtype=DTYPES[options.dtype], use_safetensors=True, trust_remote_code=False, **placement
     )
-    if quantized is None:
+    if quantization is None:
         network = network.to(device)
     disable_avx512_repacking(network)
     return network.eval().requires_grad_(False)
 
 
 def quantization_config(options: EngineOptions, device: Any) -> BitsAndBytesConfig | None:
-    """How bitsandbytes is to quantise on loading; raises ModelNotLoadable where it cannot."""
+    """Return bitsandbytes' config for quantizing on load. Raises ModelNotLoadable where it cannot."""
     if options.quantization is None:
         return None
     if find_spec("bitsandbytes") is None:
         raise ModelNotLoadable(
-            f"--quantization {options.quantization} needs bitsandbytes; install it beside transformers."
+            f"--quantization {options.quantization} needs bitsandbytes, which is not installed; install the "
+            "extra `cuda`."
         )
     if device.type == "mps":
         raise ModelNotLoadable(
@@ -127,23 +130,24 @@ def quantization_config(options: EngineOptions, device: Any) -> BitsAndBytesConf
         )
     if options.quantization is EngineQuantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    asked = DTYPES[options.dtype]
-    # fp32 on the CPU keeps answers the same as the trainer's; a GPU would lose its speed by it.
-    computed = asked if asked != "auto" else torch.float32 if device.type == "cpu" else torch.bfloat16
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
+    dtype = DTYPES[options.dtype]
+    if dtype == "auto":
+        # On the CPU, fp32 gives the same completions as the trainer; on a GPU it would be slow.
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def refuse_unbatchable(path: str, network: Any) -> None:
-    """Left padding would leak into a recurrent state, and would move the chunks of chunked attention."""
+def check_layers(path: str, network: Any) -> None:
+    """Raise ModelNotLoadable for layers that left padding breaks: recurrent or chunked attention."""
     kinds = set(getattr(network.config.get_text_config(), "layer_types", None) or [])
-    others = kinds - {"full_attention", "sliding_attention"}
-    if others or network._is_stateful:
-        found = ", ".join(sorted(others)) or "recurrent"
-        raise ModelNotLoadable(f"{path} has {found} layers, which the hf engine cannot batch; use vllm.")
+    unsupported = kinds - {"full_attention", "sliding_attention"}
+    if unsupported or network._is_stateful:
+        found = ", ".join(sorted(unsupported)) or "recurrent"
+        raise ModelNotLoadable(f"{path} has {found} layers, which the engine hf cannot batch; use vllm.")
 
 
 def best_device() -> Any:
-    """CUDA, then Apple's GPU, then the CPU."""
+    """Return CUDA, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,8 +1,8 @@
-"""What mlx-lm is told of a model, so that it computes what transformers would.
+"""Config values for mlx-lm, so that it computes the same as transformers.
 
-mlx-lm reads config.json with defaults of its own, which differ: without a top-level `rope_theta`, where
-transformers 5 no longer writes it, a Qwen2 is rotated by 1e6; without `tie_word_embeddings` a Llama is tied.
-Both answer wrongly without a word. So it gets every value as transformers understands it.
+mlx-lm reads config.json with defaults of its own that differ: without a top-level `rope_theta`, which
+transformers 5 no longer writes, it uses 1e6 for Qwen2; without `tie_word_embeddings` it ties Llama. Both give
+wrong completions without a warning. So mlx-lm gets every value as transformers understands it.
 """
 
 import inspect
@@ -13,85 +13,108 @@ from mlx_lm.utils import _get_classes
 
 from serving.engines.decoding.base import ModelNotLoadable
 
-# What mlx-lm decides by the presence of a key, or reads from the file itself.
-LEFT_TO_THE_FILE = {"quantization_config", "quantization", "text_config", "vision_config", "model_type"}
+# Keys whose presence alone means something to mlx-lm, or that it reads from the file itself.
+FILE_ONLY_KEYS = {"quantization_config", "quantization", "text_config", "vision_config", "model_type"}
 Json = dict[str, Any]
 
 
-def complete_config(path: str, written: Json, config: Any) -> Json:
-    """Values for mlx-lm beside and instead of those `written` in config.json; raises ModelNotLoadable."""
+def complete_config(path: str, file_config: Json, config: Any) -> Json:
+    """Return the values that replace or complete those of config.json for mlx-lm.
+
+    Args:
+        path: The model, for messages.
+        file_config: The contents of config.json.
+        config: The config as transformers reads it.
+
+    Raises:
+        ModelNotLoadable: mlx-lm lacks the architecture, or a value that it needs.
+    """
     text = config.get_text_config()
-    values = {key: value for key, value in text.to_dict().items() if key not in LEFT_TO_THE_FILE}
+    values = {key: value for key, value in text.to_dict().items() if key not in FILE_ONLY_KEYS}
     if text is config:
-        known = arguments_of(path, written)
-        return {key: value for key, value in (values | rope(path, values, known)).items() if key in known}
-    # An architecture of several parts reads the language model's values from a part of its own.
-    own = {**written.get("text_config", {}), **values}
-    return {"text_config": own | rope(path, own, None), "tie_word_embeddings": config.tie_word_embeddings}
+        supported = supported_keys(path, file_config)
+        values |= rope_values(path, values, supported)
+        return {key: value for key, value in values.items() if key in supported}
+    # An architecture with several parts reads the language model's values from a part of its own.
+    text_values = {**file_config.get("text_config", {}), **values}
+    return {
+        "text_config": text_values | rope_values(path, text_values, None),
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
 
 
-def arguments_of(path: str, written: Json) -> set[str]:
-    """What mlx-lm's class of this architecture can be told; raises ModelNotLoadable where it has none."""
+def supported_keys(path: str, file_config: Json) -> set[str]:
+    """Return the config keys of mlx-lm's class. Raises ModelNotLoadable for an unknown architecture."""
     try:
-        return set(inspect.signature(_get_classes(written)[1]).parameters)
-    except ValueError as fault:
-        raise ModelNotLoadable(f"{path} is a {written['model_type']}, which mlx-lm does not have.") from fault
+        return set(inspect.signature(_get_classes(file_config)[1]).parameters)
+    except ValueError as error:
+        raise ModelNotLoadable(
+            f"{path} is a {file_config['model_type']}, which mlx-lm does not have."
+        ) from error
 
 
-def rope(path: str, values: Json, known: set[str] | None) -> Json:
-    """Positions in the words that mlx-lm knows: `rope_theta` and `rope_scaling` on the top level."""
+def rope_values(path: str, values: Json, supported: set[str] | None) -> Json:
+    """Return the rotary embedding's values under mlx-lm's keys, `rope_theta` and `rope_scaling`."""
     parameters: Json = values.get("rope_parameters") or {}
     if not parameters:
         return {}
-    if known is not None and not known & {"rope_theta", "rope_parameters"}:
-        raise ModelNotLoadable(f"mlx-lm does not read rope_theta for {path}; its answers would be wrong.")
+    if supported is not None and not supported & {"rope_theta", "rope_parameters"}:
+        raise ModelNotLoadable(f"mlx-lm does not read rope_theta for {path}; its completions would be wrong.")
     if all(isinstance(part, Mapping) for part in parameters.values()):
-        return rope_by_layer(path, values, parameters, known)
-    return one_rope(parameters)
+        return rope_values_by_layer(path, values, parameters, supported)
+    return uniform_rope_values(parameters)
 
 
-def one_rope(parameters: Json) -> Json:
-    """The same positions in every layer."""
-    told = {"rope_theta": parameters["rope_theta"], "rope_scaling": None, "rope_parameters": parameters}
+def uniform_rope_values(parameters: Json) -> Json:
+    """Return the values of one rotary embedding for all layers."""
+    values = {"rope_theta": parameters["rope_theta"], "rope_scaling": None, "rope_parameters": parameters}
     if "partial_rotary_factor" in parameters:
-        told["partial_rotary_factor"] = parameters["partial_rotary_factor"]
+        values["partial_rotary_factor"] = parameters["partial_rotary_factor"]
     kind = parameters.get("rope_type", "default")
     if kind != "default":
-        told["rope_scaling"] = {**parameters, "type": kind, "rope_type": kind}
+        values["rope_scaling"] = {**parameters, "type": kind, "rope_type": kind}
     if kind == "longrope":
-        # mlx-lm takes the long factors for every prompt, transformers only for those beyond the original
-        # context; `longest_exact_context` keeps answers within it.
-        told["rope_scaling"]["long_factor"] = parameters["short_factor"]
-        told["original_max_position_embeddings"] = parameters["original_max_position_embeddings"]
-    return told
+        # mlx-lm uses the long factors for every prompt, transformers only for those beyond the original
+        # context. `exact_context_length` limits the context accordingly.
+        values["rope_scaling"]["long_factor"] = parameters["short_factor"]
+        values["original_max_position_embeddings"] = parameters["original_max_position_embeddings"]
+    return values
 
 
-def rope_by_layer(path: str, values: Json, parameters: Json, known: set[str] | None) -> Json:
-    """Positions of Gemma 3: one base for layers with a window and one for the others."""
-    if known is not None and "rope_parameters" in known:
+def rope_values_by_layer(path: str, values: Json, parameters: Json, supported: set[str] | None) -> Json:
+    """Return the values of Gemma 3: one base for layers with a sliding window, and one for the others."""
+    if supported is not None and "rope_parameters" in supported:
         return {}
-    kinds = values["layer_types"]
-    every = [*kinds, "full_attention"].index("full_attention") + 1
-    whole = [(place + 1) % every == 0 for place in range(len(kinds))]
-    regular = any(whole) and whole == [kind == "full_attention" for kind in kinds]
-    local = parameters.get("sliding_attention", {})
-    if (known is not None and "rope_local_base_freq" not in known) or not regular:
-        raise ModelNotLoadable(f"{path} has positions by kind of layer, which mlx-lm does not read for it.")
-    if local.get("rope_type", "default") != "default":
-        raise ModelNotLoadable(f"{path} scales the positions of its sliding layers, which mlx-lm cannot.")
-    told = one_rope(parameters["full_attention"])
-    return {**told, "rope_local_base_freq": local["rope_theta"], "sliding_window_pattern": every}
+    layer_types = values["layer_types"]
+    period = [*layer_types, "full_attention"].index("full_attention") + 1
+    is_full = [(index + 1) % period == 0 for index in range(len(layer_types))]
+    regular = any(is_full) and is_full == [kind == "full_attention" for kind in layer_types]
+    sliding = parameters.get("sliding_attention", {})
+    if (supported is not None and "rope_local_base_freq" not in supported) or not regular:
+        raise ModelNotLoadable(
+            f"{path} has a rotary embedding for each kind of layer, which mlx-lm does not read for it."
+        )
+    if sliding.get("rope_type", "default") != "default":
+        raise ModelNotLoadable(
+            f"{path} scales the rotary embedding of its sliding layers, which mlx-lm does not support."
+        )
+    full_values = uniform_rope_values(parameters["full_attention"])
+    return {
+        **full_values,
+        "rope_local_base_freq": sliding["rope_theta"],
+        "sliding_window_pattern": period,
+    }
 
 
-def exact_context_length(config: Any, slides: bool) -> int | None:
-    """Tokens within which mlx-lm computes what transformers does; None for the whole context."""
+def exact_context_length(config: Any, has_sliding_cache: bool) -> int | None:
+    """Return the tokens for which mlx-lm computes the same as transformers, or None for all."""
     text = config.get_text_config()
     parameters = text.to_dict().get("rope_parameters") or {}
-    bounds = []
+    limits = []
     if parameters.get("rope_type") == "longrope":
-        bounds.append(parameters["original_max_position_embeddings"])
+        limits.append(parameters["original_max_position_embeddings"])
     window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
-    if window and not slides and (kinds is None or "sliding_attention" in kinds):
-        bounds.append(window)
-    return min(bounds, default=None)
+    layer_types = getattr(text, "layer_types", None)
+    if window and not has_sliding_cache and (layer_types is None or "sliding_attention" in layer_types):
+        limits.append(window)
+    return min(limits, default=None)

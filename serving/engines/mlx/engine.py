@@ -1,4 +1,4 @@
-"""The engine `mlx` as others start it: Apple's GPU, and on Linux the CPU."""
+"""The class that starts the engine `mlx`; it imports no ML package."""
 
 import sys
 
@@ -7,7 +7,7 @@ from trainers.configs.engines import EngineKind
 
 
 class MlxEngine(BuiltinEngine):
-    """mlx-lm's models under our own server, with PEFT's adapters as they are."""
+    """mlx-lm's models and PEFT's adapters under our own server, on Apple's GPU or Linux CPUs."""
 
     kind = EngineKind.mlx
     default_program = (sys.executable, "-m", "serving.engines.mlx")

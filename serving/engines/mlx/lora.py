@@ -1,4 +1,4 @@
-"""PEFT's LoRA and DoRA adapters on mlx's linear layers, several beside each other and one at a time."""
+"""PEFT's LoRA and DoRA adapters on MLX's linear layers: several are loaded, one is used at a time."""
 
 import re
 from dataclasses import dataclass, fields
@@ -12,8 +12,8 @@ from peft.utils.other import get_pattern_key
 
 from serving.engines.decoding.adapters import ADAPTER_WEIGHTS, AdapterNotLoadable
 
-# What is honoured here, or does not matter once an adapter is trained; all else must be as PEFT's defaults.
-UNDERSTOOD = {
+# Settings that are applied here, or that do not matter after training; all others must be PEFT's defaults.
+SUPPORTED_SETTINGS = {
     *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -25,122 +25,136 @@ KEY = re.compile(
 
 
 @dataclass
-class Selection:
-    """Which adapter the next forward pass uses; all adapted layers of a model look here."""
+class AdapterSelection:
+    """The adapter that the next forward pass uses; all adapted layers of a model share it."""
 
     adapter: str | None = None
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """What one adapter adds to one layer: a (in, r), b (r, out); DoRA's share (out) of the whole."""
+class LoraUpdate:
+    """The update of one layer by one adapter: a (in, r), b (r, out).
+
+    `magnitude_scale` (out) is DoRA's magnitude divided by the norm of the updated weight.
+    """
 
     a: Any
     b: Any
     scale: float
-    share: Any = None
+    magnitude_scale: Any = None
 
 
 class AdaptedLinear(nn.Module):  # type: ignore[misc]
-    """A linear layer, quantised or not, to which the selected adapter is added."""
+    """A linear layer, quantized or not, with the update of the selected adapter."""
 
-    def __init__(self, linear: nn.Module, selection: Selection) -> None:
+    def __init__(self, linear: nn.Module, selection: AdapterSelection) -> None:
         super().__init__()
         self.linear = linear
         # A leading underscore keeps these out of the layer's parameters.
         self._selection = selection
-        self._added: dict[str | None, LowRank] = {}
+        self._updates: dict[str | None, LoraUpdate] = {}
 
     def __call__(self, x: Any) -> Any:
-        whole = self.linear(x)
-        added = self._added.get(self._selection.adapter)
-        if added is None:
-            return whole
-        update = added.scale * ((x @ added.a) @ added.b)
-        if added.share is not None:
+        """Map x (..., in) to (..., out)."""
+        base_output = self.linear(x)
+        lora = self._updates.get(self._selection.adapter)
+        if lora is None:
+            return base_output
+        update = lora.scale * ((x @ lora.a) @ lora.b)
+        if lora.magnitude_scale is not None:
+            # DoRA scales the whole weight, without the bias: y = m/|W + sBA| (W + sBA) x + bias.
             bias = self.linear.bias if "bias" in self.linear else 0
-            update = (added.share - 1) * (whole - bias) + added.share * update
-        return whole + update.astype(whole.dtype)
+            update = (lora.magnitude_scale - 1) * (base_output - bias) + lora.magnitude_scale * update
+        return base_output + update.astype(base_output.dtype)
 
 
-def attach(network: nn.Module, selection: Selection, adapter: str, path: str, config: Any) -> None:
-    """Add an adapter to the layers that it names; raises AdapterNotLoadable before any is changed."""
-    refuse_not_understood(path, config)
+def attach(network: nn.Module, selection: AdapterSelection, adapter: str, path: str, config: Any) -> None:
+    """Add an adapter to its layers. Raises AdapterNotLoadable before any layer is changed."""
+    check_settings(path, config)
     layers = dict(network.named_modules())
-    added = {
-        name: low_rank(linear_of(path, layers, name), parts, scale_of(name, config))
+    updates = {
+        name: make_update(find_linear(path, layers, name), parts, scale_of(name, config))
         for name, parts in read_parts(path).items()
     }
-    mx.eval([[part.a, part.b, *([] if part.share is None else [part.share])] for part in added.values()])
-    for name, part in added.items():
+    mx.eval(
+        [
+            [update.a, update.b, *([] if update.magnitude_scale is None else [update.magnitude_scale])]
+            for update in updates.values()
+        ]
+    )
+    for name, update in updates.items():
         layer = layers[name]
         if not isinstance(layer, AdaptedLinear):
             layer = AdaptedLinear(layer, selection)
             parent, _, own_name = name.rpartition(".")
             setattr(layers[parent], own_name, layer)
-        layer._added[adapter] = part
+        layer._updates[adapter] = update
 
 
 def detach(network: nn.Module, adapter: str) -> None:
     """Free an adapter's weights."""
     for layer in network.modules():
         if isinstance(layer, AdaptedLinear):
-            layer._added.pop(adapter, None)
+            layer._updates.pop(adapter, None)
     mx.clear_cache()
 
 
-def refuse_not_understood(path: str, config: Any) -> None:
-    """Whatever could change the answer and is not honoured is refused, never ignored."""
-    plain = LoraConfig()
+def check_settings(path: str, config: Any) -> None:
+    """Raise AdapterNotLoadable for a setting that could change completions but is not supported here."""
+    default = LoraConfig()
     for field in fields(LoraConfig):
         value = getattr(config, field.name)
-        if field.name not in UNDERSTOOD and value and value != getattr(plain, field.name):
+        if field.name not in SUPPORTED_SETTINGS and value and value != getattr(default, field.name):
             raise AdapterNotLoadable(
-                path, f"the engine mlx does not understand {field.name} {value!r}; merge it, or use hf."
+                path,
+                f"the engine mlx does not support its {field.name} {value!r}; merge the adapter, or use hf.",
             )
 
 
 def read_parts(path: str) -> dict[str, dict[str, Any]]:
-    """The adapter's weights by module, then by part."""
+    """Read the adapter's weights by module and part: lora_A (r, in), lora_B (out, r), magnitude (out)."""
     parts: dict[str, dict[str, Any]] = {}
     weights: Any = mx.load(str(Path(path) / ADAPTER_WEIGHTS))
     for key, weight in weights.items():
         match = KEY.fullmatch(key)
         if match is None:
-            raise AdapterNotLoadable(path, f"the engine mlx does not understand its weight {key}; use hf.")
+            raise AdapterNotLoadable(path, f"the engine mlx does not support its weight {key}; use hf.")
         parts.setdefault(match["module"], {})[match["part"]] = weight
     return parts
 
 
-def linear_of(path: str, layers: dict[str, nn.Module], name: str) -> nn.Module:
-    """The linear layer that a module of transformers is in mlx-lm's model."""
+def find_linear(path: str, layers: dict[str, nn.Module], name: str) -> nn.Module:
+    """Return the linear layer of mlx-lm's model that has the name of a module in transformers."""
     layer = layers.get(name)
     if isinstance(layer, AdaptedLinear):
         layer = layer.linear
     if not isinstance(layer, nn.Linear | nn.QuantizedLinear):
-        kind = "has none" if layer is None else f"has a {type(layer).__name__}"
-        raise AdapterNotLoadable(path, f"it adapts {name}, where mlx-lm's model {kind}; merge it, or use hf.")
+        found = "no such layer" if layer is None else f"a {type(layer).__name__}"
+        raise AdapterNotLoadable(
+            path,
+            f"it adapts {name}, but mlx-lm's model has {found} there; merge the adapter, or use hf.",
+        )
     return layer
 
 
 def scale_of(name: str, config: Any) -> float:
-    """By how much the update counts: alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    """Return the factor of a module's update: alpha / r, or alpha / sqrt(r) with rsLoRA."""
     rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
     return float(alpha / (rank**0.5 if config.use_rslora else rank))
 
 
-def low_rank(linear: nn.Module, parts: dict[str, Any], scale: float) -> LowRank:
-    """The update of a layer; DoRA's magnitudes are held against the norm of the updated weights (out, in)."""
+def make_update(linear: nn.Module, parts: dict[str, Any], scale: float) -> LoraUpdate:
+    """Create a layer's update from PEFT's weights, which are transposed in MLX."""
     a, b = parts["lora_A"].T, parts["lora_B"].T
     if "lora_magnitude_vector" not in parts:
-        return LowRank(a, b, scale)
-    updated = whole_weight(linear).astype(mx.float32) + scale * (a @ b).T
-    return LowRank(a, b, scale, parts["lora_magnitude_vector"] / mx.linalg.norm(updated, axis=1))
+        return LoraUpdate(a, b, scale)
+    updated = dense_weight(linear).astype(mx.float32) + scale * (a @ b).T
+    return LoraUpdate(a, b, scale, parts["lora_magnitude_vector"] / mx.linalg.norm(updated, axis=1))
 
 
-def whole_weight(linear: nn.Module) -> Any:
-    """The layer's weight (out, in), unpacked if it is quantised."""
+def dense_weight(linear: nn.Module) -> Any:
+    """Return the layer's weight (out, in), dequantized if necessary."""
     if not isinstance(linear, nn.QuantizedLinear):
         return linear.weight
     return mx.dequantize(

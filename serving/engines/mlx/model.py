@@ -1,4 +1,4 @@
-"""A base model of mlx-lm, with PEFT's adapters on it, as it was saved or in 4 or 8 bits."""
+"""The model runner of mlx-lm with PEFT's adapters, with whole weights or in 4 or 8 bits."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,60 +26,61 @@ from serving.engines.mlx.kv_cache import MlxBatch, prefill, step
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
 FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
-# Shapes change with every step, so freed memory is seldom fit for the next; mlx-lm lets go of it as often.
+# Shapes change with every step, so freed memory seldom fits the next one; mlx-lm clears its cache as often.
 STEPS_BETWEEN_CLEARINGS = 256
 BITS = {EngineQuantization.int4: 4, EngineQuantization.int8: 8}
 
 
 @dataclass
 class MlxModelRunner(ModelRunner):
-    """The network, and which adapter its layers add."""
+    """The network, and the adapter that its layers add."""
 
     network: Any = None
-    selection: lora.Selection = field(default_factory=lora.Selection)
+    selection: lora.AdapterSelection = field(default_factory=lora.AdapterSelection)
     steps: int = 0
 
-    def prefill(self, rows: list[SequenceState], every_position: bool) -> tuple[MlxBatch, Any]:
+    def prefill(self, sequences: list[SequenceState], every_position: bool) -> tuple[MlxBatch, Any]:
         """Read the prompts one by one."""
-        self.selection.adapter = rows[0].ask.served.adapter
-        return prefill(self.network, rows, every_position)
+        self.selection.adapter = sequences[0].params.served.adapter
+        return prefill(self.network, sequences, every_position)
 
-    def step(self, block: MlxBatch) -> Any:
-        """One decoding step of the block with its adapter."""
-        self.selection.adapter = block.rows[0].ask.served.adapter
+    def step(self, batch: MlxBatch) -> Any:
+        """Make one decoding step of the batch with its adapter; return the logits (b, v)."""
+        self.selection.adapter = batch.sequences[0].params.served.adapter
         self.steps += 1
         if self.steps % STEPS_BETWEEN_CLEARINGS == 0:
             mx.clear_cache()
-        return step(self.network, block)
+        return step(self.network, batch)
 
     def attach(self, adapter: str, path: str, config: Any) -> None:
-        """Convert PEFT's weights to mlx's layout."""
+        """Convert PEFT's weights to MLX's layout."""
         lora.attach(self.network, self.selection, adapter, path, config)
 
     def detach(self, adapter: str) -> None:
-        """Let go of the weights."""
+        """Free the weights."""
         lora.detach(self.network, adapter)
 
 
 def load_runner(path: str, name: str, options: EngineOptions) -> MlxModelRunner:
-    """Load safetensors weights, of transformers or of mlx-lm, and the tokenizer.
+    """Load safetensors weights of transformers or mlx-lm, and the tokenizer.
 
-    Raises ModelNotLoadable, or the loader's own error.
+    Raises:
+        ModelNotLoadable: The engine cannot serve the model. Other errors are the loader's own.
     """
     check_model_path(path)
     if mx.default_device() == mx.Device(mx.cpu):
-        # On the CPU the first answers would wait for a compiler, and the later ones gain nothing.
+        # On the CPU, compiling delays the first completions and gains nothing later.
         mx.disable_compile()
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=FILES))
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    network, ends = load_network(path, folder, config, options)
+    network, config_eos_ids = load_network(path, folder, config, options)
     tokenizer = load_tokenizer(path)
     vocabulary_size = config.get_text_config().vocab_size
     check_vocabulary_size(path, tokenizer, vocabulary_size)
     return MlxModelRunner(
-        ServedModel(name, path, None, tokenizer, eos_token_ids(ends, tokenizer)),
+        ServedModel(name, path, None, tokenizer, eos_token_ids(config_eos_ids, tokenizer)),
         config,
-        exact_context(path, config, network, options.max_model_len),
+        supported_context_length(path, config, network, options.max_model_len),
         vocabulary_size,
         options,
         network=network,
@@ -87,35 +88,43 @@ def load_runner(path: str, name: str, options: EngineOptions) -> MlxModelRunner:
 
 
 def load_network(path: str, folder: Path, config: Any, options: EngineOptions) -> tuple[Any, Any]:
-    """The network, and the tokens that end an answer by the model's files."""
-    written = load_config(folder)
-    network, loaded = load_model(folder, lazy=True, model_config=complete_config(path, written, config))
-    refuse_unbatchable(path, network)
+    """Load the network, and return it with the end tokens in the model's files."""
+    file_config = load_config(folder)
+    network, model_config = load_model(
+        folder, lazy=True, model_config=complete_config(path, file_config, config)
+    )
+    check_caches(path, network)
     if options.dtype != "auto":
         network.set_dtype(getattr(mx, options.dtype))
     if options.quantization is not None:
         if any(isinstance(layer, nn.QuantizedLinear) for layer in network.modules()):
-            raise ModelNotLoadable(f"{path} is quantised already; leave out --quantization.")
-        network, _ = quantize_model(network, loaded, group_size=None, bits=BITS[options.quantization])
+            raise ModelNotLoadable(f"{path} is quantized already; leave out --quantization.")
+        network, _ = quantize_model(network, model_config, group_size=None, bits=BITS[options.quantization])
     mx.eval(network.parameters())
-    return network, loaded.get("eos_token_id")
+    return network, model_config.get("eos_token_id")
 
 
-def refuse_unbatchable(path: str, network: Any) -> None:
-    """Every layer's cache must be one that rows can join and leave."""
+def check_caches(path: str, network: Any) -> None:
+    """Raise ModelNotLoadable for a layer whose cache sequences cannot join and leave."""
     for cache in make_prompt_cache(network):
         if not callable(getattr(type(cache), "merge", None)):
-            raise ModelNotLoadable(f"{path} keeps a {type(cache).__name__}, which mlx-lm cannot batch.")
+            raise ModelNotLoadable(
+                f"{path} has layers with a {type(cache).__name__}, which mlx-lm cannot batch; use vllm."
+            )
 
 
-def exact_context(path: str, config: Any, network: Any, asked: int | None) -> int:
-    """Tokens of prompt and answer together, within which mlx-lm computes what transformers does."""
-    slides = not all(isinstance(cache, KVCache) for cache in make_prompt_cache(network))
-    bound = exact_context_length(config, slides)
-    if bound is not None and asked is not None and asked > bound:
+def supported_context_length(path: str, config: Any, network: Any, max_model_len: int | None) -> int:
+    """Return the tokens of prompt and completion for which mlx-lm computes the same as transformers.
+
+    Raises:
+        ModelNotLoadable: `max_model_len` is more than that.
+    """
+    has_sliding_cache = not all(isinstance(cache, KVCache) for cache in make_prompt_cache(network))
+    exact = exact_context_length(config, has_sliding_cache)
+    if exact is not None and max_model_len is not None and max_model_len > exact:
         raise ModelNotLoadable(
-            f"--max-model-len {asked} is more than the {bound} tokens within which mlx-lm computes {path} "
-            f"rightly; use another engine for longer prompts."
+            f"--max-model-len {max_model_len} is more than the {exact} tokens for which mlx-lm computes "
+            f"{path} correctly; use another engine for longer prompts."
         )
-    longest = context_length(path, config, asked)
-    return longest if bound is None else min(longest, bound)
+    supported = context_length(path, config, max_model_len)
+    return supported if exact is None else min(supported, exact)

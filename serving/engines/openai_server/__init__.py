@@ -1,1 +1,1 @@
-"""The OpenAI-compatible HTTP side of our own engines, `hf` and `mlx`."""
+"""The OpenAI-compatible HTTP server of our own engines, `hf` and `mlx`."""

@@ -1,10 +1,9 @@
-"""Requests become rows of the generation loop, and their pieces become plain answers or streams."""
+"""Generation requests: they become sequences, whose chunks become plain responses or streams."""
 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from aiohttp import web
 
@@ -31,8 +30,8 @@ from serving.engines.openai_server.schemas import (
 )
 from serving.http.errors import ContextLengthExceeded, EngineUnavailable, ModelNotServed
 
-MOST_PENDING_ROWS = 1024
-SAMPLING_OPTIONS = (
+MAX_WAITING_SEQUENCES = 1024
+SAMPLING_PARAMETERS = (
     "temperature",
     "top_p",
     "min_p",
@@ -40,190 +39,200 @@ SAMPLING_OPTIONS = (
     "frequency_penalty",
     "repetition_penalty",
 )
-# Set on a request once the status of its stream has left.
+# Set on a request once the status of its stream has been sent.
 STREAMING = "streaming"
 
-Pieces = asyncio.Queue[tuple[int, OutputChunk]]
+# Chunks of all sequences of a request, each with the index of its sequence.
+ChunkQueue = asyncio.Queue[tuple[int, OutputChunk]]
 
 
 async def create_chat_completion(
-    http: web.Request, loop: GenerationLoop, base: ModelRunner
+    http: web.Request, loop: GenerationLoop, runner: ModelRunner
 ) -> web.StreamResponse:
-    """POST /v1/chat/completions; raises ApiError before the answer has begun."""
+    """Respond to POST /v1/chat/completions. Raises ApiError before the response has begun."""
     request = parse_request(ChatRequest, await http.read())
-    served = find_served_model(base, request.model)
-    prompt = await asyncio.to_thread(render_chat, served, request.messages, request)
-    asks = make_sequence_params(base, served, request, [prompt], request.alternatives)
-    shape, envelope = ChatFormat(served.tokenizer), ResponseEnvelope("chatcmpl", request.model)
-    told = ChoicesWriter(shape, envelope, TokenUsage(len(prompt)), len(asks), request.include_usage)
-    return await send_response(http, loop, base, asks, told)
-
-
-async def create_completion(http: web.Request, loop: GenerationLoop, base: ModelRunner) -> web.StreamResponse:
-    """POST /v1/completions; raises ApiError before the answer has begun."""
-    request = parse_request(CompletionRequest, await http.read())
-    served = find_served_model(base, request.model)
-    special = request.add_special_tokens is not False
-    prompts = await asyncio.to_thread(encode_prompts, served, request.prompts, special, base.vocabulary_size)
-    echo, scored = bool(request.echo), request.logprobs is not None
-    asks = make_sequence_params(base, served, request, prompts, request.logprobs, scored=echo and scored)
-    shape = CompletionFormat(served.tokenizer, prompts, echo, scored, choices_each=request.n or 1)
-    usage = TokenUsage(sum(len(prompt) for prompt in prompts))
-    told = ChoicesWriter(
-        shape, ResponseEnvelope("cmpl", request.model), usage, len(asks), request.include_usage
+    served = find_served_model(runner, request.model)
+    prompt_ids = await asyncio.to_thread(render_chat, served, request.messages, request)
+    sequences = make_sequence_params(runner, served, request, [prompt_ids], request.n_logprobs)
+    writer = ChoicesWriter(
+        ChatFormat(served.tokenizer),
+        ResponseEnvelope("chatcmpl", request.model),
+        TokenUsage(len(prompt_ids)),
+        len(sequences),
+        request.include_usage,
     )
-    return await send_response(http, loop, base, asks, told)
+    return await send_response(http, loop, runner, sequences, writer)
 
 
-def find_served_model(base: ModelRunner, name: str) -> ServedModel:
-    """What a model name stands for; raises ModelNotFound."""
-    if name not in base.names:
-        raise ModelNotServed(name, base.names)
-    return base.names[name]
+async def create_completion(
+    http: web.Request, loop: GenerationLoop, runner: ModelRunner
+) -> web.StreamResponse:
+    """Respond to POST /v1/completions. Raises ApiError before the response has begun."""
+    request = parse_request(CompletionRequest, await http.read())
+    served = find_served_model(runner, request.model)
+    special = request.add_special_tokens is not False
+    prompts = await asyncio.to_thread(
+        encode_prompts, served, request.prompts, special, runner.vocabulary_size
+    )
+    echo, scored = bool(request.echo), request.logprobs is not None
+    sequences = make_sequence_params(
+        runner, served, request, prompts, request.logprobs, score_prompts=echo and scored
+    )
+    writer = ChoicesWriter(
+        CompletionFormat(served.tokenizer, prompts, echo, scored, choices_per_prompt=request.n or 1),
+        ResponseEnvelope("cmpl", request.model),
+        TokenUsage(sum(len(ids) for ids in prompts)),
+        len(sequences),
+        request.include_usage,
+    )
+    return await send_response(http, loop, runner, sequences, writer)
+
+
+def find_served_model(runner: ModelRunner, name: str) -> ServedModel:
+    """Return the model with this name in requests. Raises ModelNotServed."""
+    if name not in runner.models:
+        raise ModelNotServed(name, runner.models)
+    return runner.models[name]
 
 
 def make_sequence_params(
-    base: ModelRunner,
+    runner: ModelRunner,
     served: ServedModel,
     request: GenerationRequest,
     prompts: list[list[int]],
-    alternatives: int | None,
-    scored: bool = False,
+    n_logprobs: int | None,
+    score_prompts: bool = False,
 ) -> list[SequenceParams]:
-    """One answer to generate for each prompt and choice; raises ContextLengthExceeded."""
-    sampling = sampling_of(request, base.vocabulary_size, alternatives)
+    """Return the parameters of each choice of each prompt.
+
+    Raises:
+        ContextLengthExceeded: A prompt and its completion do not fit the context.
+        InvalidRequest: A parameter contains token ids that the model does not have.
+    """
+    sampling = sampling_params(request, runner.vocabulary_size, n_logprobs)
     seed = random.getrandbits(63) if request.seed is None else request.seed
-    wishes: dict[str, Any] = {
-        "stop_token_ids": frozenset(request.stop_token_ids or ()),
-        "min_tokens": request.min_tokens or 0,
-        "ignore_eos": bool(request.ignore_eos),
-        "skip_special_tokens": request.skip_special_tokens is not False,
-        "prompt_logprobs": scored,
-        "streaming": bool(request.stream),
-    }
     return [
-        # Choices of one prompt differ by their seed; equal prompts of one request draw alike.
         SequenceParams(
             served,
-            prompt,
+            prompt_ids,
             sampling,
-            room(base, request, prompt),
-            choice_seed(seed, choice),
-            request.stops,
-            **wishes,
+            max_tokens=completion_limit(runner, request, prompt_ids),
+            # Choices of one prompt differ by their seed; equal prompts of one request sample alike. torch
+            # accepts seeds below 2**63.
+            seed=(seed + choice) % 2**63,
+            stops=request.stops,
+            stop_token_ids=frozenset(request.stop_token_ids or ()),
+            min_tokens=request.min_tokens or 0,
+            ignore_eos=bool(request.ignore_eos),
+            skip_special_tokens=request.skip_special_tokens is not False,
+            prompt_logprobs=score_prompts,
+            stream=bool(request.stream),
         )
-        for prompt in prompts
+        for prompt_ids in prompts
         for choice in range(request.n or 1)
     ]
 
 
-def sampling_of(request: GenerationRequest, vocabulary_size: int, alternatives: int | None) -> SamplingParams:
-    """How tokens are to be chosen; raises InvalidRequest for token ids that the model does not have."""
+def sampling_params(
+    request: GenerationRequest, vocabulary_size: int, n_logprobs: int | None
+) -> SamplingParams:
+    """Return the sampling parameters. Raises InvalidRequest for token ids that the model does not have."""
     biases = {int(token): bias for token, bias in (request.logit_bias or {}).items()}
     for param, ids in {"logit_bias": list(biases), "stop_token_ids": request.stop_token_ids}.items():
         if ids:
             check_token_ids(ids, vocabulary_size, param)
-    given = {name: value for name in SAMPLING_OPTIONS if (value := getattr(request, name)) is not None}
-    return SamplingParams(**given, top_k=max(request.top_k or 0, 0), logit_bias=biases, logprobs=alternatives)
+    given = {name: value for name in SAMPLING_PARAMETERS if (value := getattr(request, name)) is not None}
+    return SamplingParams(**given, top_k=max(request.top_k or 0, 0), logit_bias=biases, logprobs=n_logprobs)
 
 
-def room(base: ModelRunner, request: GenerationRequest, prompt: list[int]) -> int:
-    """Tokens that the answer may have; raises ContextLengthExceeded."""
-    most = request.most_tokens
-    left = base.max_model_len - len(prompt)
-    if left < (1 if most is None else most):
-        answer_tokens = "an answer" if most is None else f"{most} tokens of answer"
+def completion_limit(runner: ModelRunner, request: GenerationRequest, prompt_ids: list[int]) -> int:
+    """Return the maximum number of completion tokens. Raises ContextLengthExceeded."""
+    wanted = request.max_new_tokens
+    left = runner.max_model_len - len(prompt_ids)
+    if left < (1 if wanted is None else wanted):
+        completion = "a completion" if wanted is None else f"{wanted} tokens of completion"
         raise ContextLengthExceeded(
-            f"The context holds {base.max_model_len} tokens, and the prompt has {len(prompt)}, which leaves "
-            f"no room for {answer_tokens}; shorten the prompt or ask for fewer tokens.",
+            f"The context has {runner.max_model_len} tokens and the prompt {len(prompt_ids)}, which leaves "
+            f"no room for {completion}; shorten the prompt or ask for fewer tokens.",
             request.length_param if left > 0 else request.prompt_param,
         )
-    return left if most is None else most
-
-
-def choice_seed(seed: int, choice: int) -> int:
-    """A seed within the range that torch takes."""
-    return (seed + choice) % 2**63
+    return left if wanted is None else wanted
 
 
 async def send_response(
     http: web.Request,
     loop: GenerationLoop,
-    base: ModelRunner,
-    asks: list[SequenceParams],
-    told: ResponseWriter,
+    runner: ModelRunner,
+    sequences: list[SequenceParams],
+    writer: ResponseWriter,
 ) -> web.StreamResponse:
-    """Generate, and answer in one object or as a stream."""
-    async with generating(loop, base, asks) as pieces:
-        if asks[0].streaming:
-            return await stream(http, told, pieces, len(asks))
-        whole = told.whole(await collect(pieces, len(asks)))
-        return web.Response(body=encode_json(whole), content_type="application/json")
+    """Generate, and respond with one object or a stream."""
+    async with generate(loop, runner, sequences) as chunks:
+        if sequences[0].stream:
+            return await send_stream(http, writer, chunks, len(sequences))
+        by_sequence: list[list[OutputChunk]] = [[] for _ in sequences]
+        async for index, chunk in until_finished(chunks, len(sequences)):
+            by_sequence[index].append(chunk)
+        return web.Response(body=encode_json(writer.whole(by_sequence)), content_type="application/json")
 
 
 @asynccontextmanager
-async def generating(
-    loop: GenerationLoop, base: ModelRunner, asks: list[SequenceParams]
-) -> AsyncIterator[Pieces]:
-    """Queue one row for each ask; rows that are not done when the block is left are given up."""
-    served = asks[0].served
-    # The adapter may have gone while the prompt was being read. Nothing is awaited between this check and the
-    # submission, so an unloading that comes later finds the rows and waits for them.
-    if base.names.get(served.name) is not served:
-        raise ModelNotServed(served.name, base.names)
-    if loop.pending + len(asks) > MOST_PENDING_ROWS:
-        raise EngineUnavailable(f"{loop.pending} answers are waiting already; try again later.")
-    pieces: Pieces = asyncio.Queue()
-    rows = [SequenceState(ask, emitter(pieces, index)) for index, ask in enumerate(asks)]
-    for row in rows:
-        loop.submit(row)
+async def generate(
+    loop: GenerationLoop, runner: ModelRunner, sequences: list[SequenceParams]
+) -> AsyncIterator[ChunkQueue]:
+    """Submit the sequences and yield the queue of their chunks; unfinished ones are cancelled on exit."""
+    served = sequences[0].served
+    # The adapter may have been unloaded while the prompt was rendered. Nothing is awaited between this check
+    # and the submission, so a later unload finds the sequences and waits for them.
+    if runner.models.get(served.name) is not served:
+        raise ModelNotServed(served.name, runner.models)
+    if loop.waiting_count + len(sequences) > MAX_WAITING_SEQUENCES:
+        raise EngineUnavailable(
+            f"{loop.waiting_count} completions are waiting already; the limit is {MAX_WAITING_SEQUENCES}. "
+            "Try again later."
+        )
+    chunks: ChunkQueue = asyncio.Queue()
+    states = [SequenceState(params, make_emitter(chunks, index)) for index, params in enumerate(sequences)]
+    for state in states:
+        loop.submit(state)
     try:
-        yield pieces
+        yield chunks
     finally:
-        for row in rows:
-            row.cancelled = True
+        for state in states:
+            state.cancelled = True
 
 
-def emitter(pieces: Pieces, index: int) -> Callable[[OutputChunk], None]:
-    """A function by which the generation thread hands over a piece of one choice."""
-    events = asyncio.get_running_loop()
+def make_emitter(chunks: ChunkQueue, index: int) -> Callable[[OutputChunk], None]:
+    """Return a function that the generation thread calls with each chunk of a sequence."""
+    event_loop = asyncio.get_running_loop()
 
-    def emit(piece: OutputChunk) -> None:
-        events.call_soon_threadsafe(pieces.put_nowait, (index, piece))
+    def emit(chunk: OutputChunk) -> None:
+        event_loop.call_soon_threadsafe(chunks.put_nowait, (index, chunk))
 
     return emit
 
 
-async def collect(pieces: Pieces, count: int) -> list[list[OutputChunk]]:
-    """All pieces of each ask."""
-    gathered: list[list[OutputChunk]] = [[] for _ in range(count)]
-    async for index, piece in until_finished(pieces, count):
-        gathered[index].append(piece)
-    return gathered
-
-
-async def stream(http: web.Request, told: ResponseWriter, pieces: Pieces, count: int) -> web.StreamResponse:
-    """Server-sent events as the pieces come."""
+async def send_stream(
+    http: web.Request, writer: ResponseWriter, chunks: ChunkQueue, count: int
+) -> web.StreamResponse:
+    """Send server-sent events as chunks arrive; the events of one chunk are sent in one write."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     http[STREAMING] = True
     await response.prepare(http)
-    async for events in parts(told, pieces, count):
-        if events:
+    # An empty write would end a chunked response.
+    if opening := writer.opening():
+        await response.write(opening)
+    async for index, chunk in until_finished(chunks, count):
+        if events := writer.events(index, chunk):
             await response.write(events)
+    if closing := writer.closing():
+        await response.write(closing)
     return response
 
 
-async def parts(told: ResponseWriter, pieces: Pieces, count: int) -> AsyncIterator[bytes]:
-    """What is to be written, from the stream's opening to its closing."""
-    yield told.opening()
-    async for index, piece in until_finished(pieces, count):
-        yield told.more(index, piece)
-    yield told.closing()
-
-
-async def until_finished(pieces: Pieces, count: int) -> AsyncIterator[tuple[int, OutputChunk]]:
-    """Pieces as they come, until every ask has had its last."""
+async def until_finished(chunks: ChunkQueue, count: int) -> AsyncIterator[tuple[int, OutputChunk]]:
+    """Yield chunks until each of `count` sequences has sent its last one."""
     while count:
-        index, piece = await pieces.get()
-        count -= piece.finish is not None
-        yield index, piece
+        index, chunk = await chunks.get()
+        count -= chunk.finish_reason is not None
+        yield index, chunk

@@ -1,4 +1,4 @@
-"""The engines that are programs of this project, as others start them."""
+"""The base class of the engines whose server is a program of this project."""
 
 from serving.engines.engine import (
     HEALTH_TIMEOUT_SECONDS,
@@ -19,21 +19,21 @@ ARGUMENTS = (
 
 
 class BuiltinEngine(Engine):
-    """One of our own servers; both take the same arguments."""
+    """One of our own servers, which all take the same arguments."""
 
-    def command(self, serve: EngineConfig) -> list[str]:
-        """What of the options it knows; what is not set is left to the program."""
-        command = [*self.program, "--model", serve.model, "--served-name", serve.served_name]
-        for name, path in serve.adapters.items():
+    def command(self, config: EngineConfig) -> list[str]:
+        """Return the command, without the options that are unset or that our servers lack."""
+        command = [*self.program, "--model", config.model, "--served-name", config.served_name]
+        for name, path in config.adapters.items():
             command += ["--adapter", f"{name}={path}"]
         for option in ARGUMENTS:
-            value = getattr(serve.options, option)
+            value = getattr(config.options, option)
             if value is not None:
                 command += [f"--{option.replace('_', '-')}", str(value)]
-        return [*command, "--host", serve.host, "--port", str(serve.port)]
+        return [*command, "--host", config.host, "--port", str(config.port)]
 
-    def running(self, address: str) -> int | None:
-        """Answers being generated or waiting to be, as its health page tells."""
+    def count_requests(self, address: str) -> int | None:
+        """Return the number of running and waiting sequences that the health endpoint reports."""
         try:
             health = send_request(f"{address}/health", None, HEALTH_TIMEOUT_SECONDS)
         except EngineRequestFailed:

@@ -1,4 +1,4 @@
-"""What POST /v1/responses may ask for: a conversation that the client carries, and text in answer."""
+"""The body of POST /v1/responses: a conversation that the client stores, with text as the response."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -12,18 +12,18 @@ from serving.engines.openai_server.schemas import (
 )
 from serving.http.errors import InvalidRequest
 
-NOTHING_KEPT = "no answers are kept here, so send the whole conversation in 'input'"
+NOT_STORED = "responses are not stored here, so send the whole conversation in 'input'"
 
 
 class InputPart(BaseModel):
-    """A part of a message that comes in or came out; only text can be read."""
+    """A part of an input or output message; only text is supported."""
 
     type: Literal["input_text", "output_text"]
     text: str
 
 
 class InputMessage(BaseModel):
-    """A message in either form, or one of an earlier answer; its id and status say nothing to the model."""
+    """A message of the client, or one of an earlier response, whose id and status are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -32,14 +32,14 @@ class InputMessage(BaseModel):
     content: str | list[InputPart]
 
     def for_chat(self) -> ChatMessage:
-        """The same message in a chat's form."""
+        """Return the message in the format of a chat."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         return ChatMessage(role=self.role, content=text)
 
 
 class TextFormat(BaseModel):
-    """The form of the answer's text; only plain text is generated."""
+    """The format of the response's text; only plain text is supported."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,18 +47,19 @@ class TextFormat(BaseModel):
 
     @field_validator("type", mode="before")
     @classmethod
-    def refuse_forms(cls, value: Any) -> Any:
+    def reject_other_formats(cls, value: Any) -> Any:
+        """Reject JSON formats with a hint."""
         if value != "text":
             raise InvalidRequest(
-                f"'text.format' may only be 'text' on this engine, not {value!r}; "
-                "leave it out, or have the model served by vllm.",
+                f"'text.format' is {value!r}, but this engine supports only 'text'; "
+                "leave it out, or serve the model with vllm.",
                 "text",
             )
         return value
 
 
 class TextOptions(BaseModel):
-    """How the answer's text is to be; these are OpenAI's defaults."""
+    """Options of the response's text, with OpenAI's defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,12 +72,12 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
 
     prompt_param = "input"
     length_param = "max_output_tokens"
-    instead: ClassVar[dict[str, str]] = {
-        "previous_response_id": NOTHING_KEPT,
-        "conversation": NOTHING_KEPT,
-        "background": "no answers are kept here to be fetched later, so wait for it or ask for a stream",
-        "prompt": "no prompts are kept here, so write it out in 'instructions' and 'input'",
-        "tools": "it calls no tools, so leave it out",
+    hints: ClassVar[dict[str, str]] = {
+        "previous_response_id": NOT_STORED,
+        "conversation": NOT_STORED,
+        "background": "responses are not stored here, so wait for the response or request a stream",
+        "prompt": "prompts are not stored here, so write the prompt in 'instructions' and 'input'",
+        "tools": "it does not call tools, so leave it out",
     }
 
     input: str | Annotated[list[InputMessage], Field(min_length=1)]
@@ -92,34 +93,44 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
 
     @field_validator("input", mode="before")
     @classmethod
-    def leave_thoughts_out(cls, value: Any) -> Any:
-        """What another engine thought came back with its answer, and is no part of the conversation."""
+    def drop_reasoning(cls, value: Any) -> Any:
+        """Drop the reasoning items of another engine's response; they are not part of the conversation."""
         if not isinstance(value, list):
             return value
         return [item for item in value if not (isinstance(item, dict) and item.get("type") == "reasoning")]
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
+        """The maximum number of tokens; None for as many as fit."""
         return self.max_output_tokens
 
     @property
-    def alternatives(self) -> int | None:
-        """Likeliest tokens to report beside each token; None for no log probabilities at all."""
+    def n_logprobs(self) -> int | None:
+        """The number of most likely tokens to report with each token; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.include else None
 
     @property
     def messages(self) -> list[ChatMessage]:
-        """The conversation as a chat has it, with the instructions before it."""
-        said = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        told = [] if self.instructions is None else [InputMessage(role="system", content=self.instructions)]
-        return [message.for_chat() for message in (*told, *said)]
+        """The conversation as a chat that begins with the instructions."""
+        conversation = (
+            [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        )
+        instructions = (
+            [] if self.instructions is None else [InputMessage(role="system", content=self.instructions)]
+        )
+        return [message.for_chat() for message in (*instructions, *conversation)]
 
     @model_validator(mode="after")
     def check_response(self) -> Self:
+        """Reject parameters of other endpoints, and combinations that make no sense."""
         if self.max_tokens is not None:
-            raise InvalidRequest("'max_tokens' is called 'max_output_tokens' here.", "max_tokens")
+            raise InvalidRequest(
+                "The parameter 'max_tokens' is called 'max_output_tokens' here.", "max_tokens"
+            )
         if self.n is not None and self.n > 1:
-            raise InvalidRequest("A response has one answer; leave 'n' out and ask again for another.", "n")
+            raise InvalidRequest(
+                f"'n' is {self.n}, but a response has one output; send one request for each.", "n"
+            )
         if self.top_logprobs and not self.include:
             raise InvalidRequest(
                 "'top_logprobs' needs 'include': [\"message.output_text.logprobs\"].", "top_logprobs"

@@ -1,4 +1,4 @@
-"""How answers are told: whole or as a stream, and in OpenAI's shapes for chats and for completions."""
+"""OpenAI's response objects for chats and completions, plain or as a stream of events."""
 
 import json
 import time
@@ -15,56 +15,60 @@ Json = dict[str, Any]
 
 @dataclass
 class TokenUsage:
-    """Tokens of a whole request."""
+    """The token counts of a whole request."""
 
     prompt_tokens: int
     completion_tokens: int = 0
 
     def json(self) -> Json:
-        total = self.prompt_tokens + self.completion_tokens
+        """Return OpenAI's usage object."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "total_tokens": total,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
 
 
 class ResponseWriter(Protocol):
-    """How one request's answer is told, whole or as a stream; the bytes of a call leave in one write."""
+    """The response to one request, as one object or as the events of a stream."""
 
-    def whole(self, gathered: list[list[OutputChunk]]) -> Json:
-        """The plain answer, from the pieces of each ask."""
+    def whole(self, chunks: list[list[OutputChunk]]) -> Json:
+        """Return the plain response, given all chunks of each sequence."""
 
     def opening(self) -> bytes:
-        """What a stream begins with."""
+        """Return the first events of a stream."""
 
-    def more(self, index: int, piece: OutputChunk) -> bytes:
-        """What a stream says of a further piece; nothing where it has nothing to say."""
+    def events(self, index: int, chunk: OutputChunk) -> bytes:
+        """Return the events of a chunk of one sequence; may be empty."""
 
     def closing(self) -> bytes:
-        """What a stream ends with, once every ask has had its last piece."""
+        """Return the last events of a stream, after the last chunk of every sequence."""
 
 
 class ChoiceFormat(Protocol):
-    """How an endpoint words the choices of an answer."""
+    """The format of the choices of one endpoint."""
 
     @property
-    def plain(self) -> str: ...
+    def object_type(self) -> str:
+        """The `object` of a plain response."""
+
     @property
-    def chunk(self) -> str: ...
+    def chunk_type(self) -> str:
+        """The `object` of a stream's chunk."""
+
     def opening(self, index: int) -> Json | None:
-        """A stream's first chunk for a choice, if it has one."""
+        """Return the choice of a stream's first chunk, if the format has one."""
 
-    def delta(self, index: int, piece: OutputChunk) -> Json:
-        """A choice of a stream's chunk."""
+    def delta(self, index: int, chunk: OutputChunk) -> Json:
+        """Return a choice of a stream's chunk."""
 
-    def choice(self, index: int, pieces: list[OutputChunk]) -> Json:
-        """A choice of a plain answer."""
+    def choice(self, index: int, chunks: list[OutputChunk]) -> Json:
+        """Return a choice of a plain response."""
 
 
 @dataclass
 class ResponseEnvelope:
-    """The fields around the choices, the same in every chunk of a stream."""
+    """The fields around the choices, which are the same in every chunk of a stream."""
 
     prefix: str
     model: str
@@ -73,71 +77,78 @@ class ResponseEnvelope:
     def __post_init__(self) -> None:
         self.id = f"{self.prefix}-{uuid4().hex}"
 
-    def wrap(self, kind: str, choices: list[Json], **further: Any) -> Json:
-        """The whole object."""
-        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return {**head, "choices": choices, **further}
+    def wrap(self, object_type: str, choices: list[Json], **fields: Any) -> Json:
+        """Return the whole object."""
+        head = {"id": self.id, "object": object_type, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **fields}
 
 
 @dataclass
 class ChoicesWriter:
-    """The answers of chats and completions: one choice for each ask."""
+    """The responses of chats and completions, with one choice for each sequence."""
 
-    shape: ChoiceFormat
+    format: ChoiceFormat
     envelope: ResponseEnvelope
     usage: TokenUsage
     count: int
     include_usage: bool
 
-    def whole(self, gathered: list[list[OutputChunk]]) -> Json:
-        self.usage.completion_tokens = sum(pieces[-1].completion_tokens for pieces in gathered)
-        choices = [self.shape.choice(index, pieces) for index, pieces in enumerate(gathered)]
-        return self.envelope.wrap(self.shape.plain, choices, usage=self.usage.json())
+    def whole(self, chunks: list[list[OutputChunk]]) -> Json:
+        """Return the plain response."""
+        self.usage.completion_tokens = sum(choice[-1].completion_tokens for choice in chunks)
+        choices = [self.format.choice(index, choice) for index, choice in enumerate(chunks)]
+        return self.envelope.wrap(self.format.object_type, choices, usage=self.usage.json())
 
     def opening(self) -> bytes:
-        openings = [self.shape.opening(index) for index in range(self.count)]
-        return b"".join(self._chunk([opening]) for opening in openings if opening is not None)
+        """Return the first chunk of each choice, if the format has one."""
+        openings = [self.format.opening(index) for index in range(self.count)]
+        return b"".join(self._event([opening]) for opening in openings if opening is not None)
 
-    def more(self, index: int, piece: OutputChunk) -> bytes:
-        self.usage.completion_tokens += piece.completion_tokens if piece.finish else 0
-        return self._chunk([self.shape.delta(index, piece)])
+    def events(self, index: int, chunk: OutputChunk) -> bytes:
+        """Return the event of a chunk."""
+        self.usage.completion_tokens += chunk.completion_tokens if chunk.finish_reason else 0
+        return self._event([self.format.delta(index, chunk)])
 
     def closing(self) -> bytes:
-        usage = self._chunk([], self.usage.json()) if self.include_usage else b""
+        """Return the usage, if asked for, and the end marker."""
+        usage = self._event([], self.usage.json()) if self.include_usage else b""
         return usage + b"data: [DONE]\n\n"
 
-    def _chunk(self, choices: list[Json], usage: Json | None = None) -> bytes:
-        told = {"usage": usage} if self.include_usage else {}
-        return sse_event(self.envelope.wrap(self.shape.chunk, choices, **told))
+    def _event(self, choices: list[Json], usage: Json | None = None) -> bytes:
+        # With include_usage every chunk has the field, which is null in all but the last.
+        fields = {"usage": usage} if self.include_usage else {}
+        return sse_event(self.envelope.wrap(self.format.chunk_type, choices, **fields))
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """POST /v1/chat/completions."""
+    """Choices of /v1/chat/completions."""
 
     tokenizer: Any
-    plain: str = "chat.completion"
-    chunk: str = "chat.completion.chunk"
+    object_type: str = "chat.completion"
+    chunk_type: str = "chat.completion.chunk"
 
     def opening(self, index: int) -> Json | None:
+        """Return a choice with the role, as OpenAI sends first."""
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
 
-    def delta(self, index: int, piece: OutputChunk) -> Json:
-        content = {"content": piece.text} if piece.text else {}
+    def delta(self, index: int, chunk: OutputChunk) -> Json:
+        """Return a choice of a stream's chunk."""
         return {
             "index": index,
-            "delta": content,
-            "logprobs": self._logprobs(piece.logprobs),
-            "finish_reason": piece.finish,
+            "delta": {"content": chunk.text} if chunk.text else {},
+            "logprobs": self._logprobs(chunk.logprobs),
+            "finish_reason": chunk.finish_reason,
         }
 
-    def choice(self, index: int, pieces: list[OutputChunk]) -> Json:
-        text = "".join(piece.text for piece in pieces)
+    def choice(self, index: int, chunks: list[OutputChunk]) -> Json:
+        """Return a choice of a plain response."""
+        text = "".join(chunk.text for chunk in chunks)
         return {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._logprobs([entry for piece in pieces for entry in piece.logprobs]),
-            "finish_reason": pieces[-1].finish,
+            "logprobs": self._logprobs([entry for chunk in chunks for entry in chunk.logprobs]),
+            "finish_reason": chunks[-1].finish_reason,
         }
 
     def _logprobs(self, entries: list[TokenLogprob]) -> Json | None:
@@ -146,77 +157,77 @@ class ChatFormat:
 
 @dataclass
 class CompletionFormat:
-    """POST /v1/completions; with `echo`, each choice starts with its prompt."""
+    """Choices of /v1/completions; with `echo`, each choice begins with its prompt."""
 
     tokenizer: Any
     prompts: list[list[int]]
     echo: bool
     scored: bool
-    choices_each: int
-    plain: str = "text_completion"
-    chunk: str = "text_completion"
-    # Where the next token of each choice begins; OpenAI counts the echoed prompt.
+    choices_per_prompt: int
+    object_type: str = "text_completion"
+    chunk_type: str = "text_completion"
+    # The position of the next token of each choice in its text; OpenAI counts the echoed prompt.
     offsets: dict[int, int] = field(default_factory=dict)
 
     def opening(self, index: int) -> Json | None:
+        """Return None: this format has no first chunk."""
         return None
 
-    def delta(self, index: int, piece: OutputChunk) -> Json:
-        # Only the first piece of an answer carries the prompt's scores, and only it may carry the prompt.
+    def delta(self, index: int, chunk: OutputChunk) -> Json:
+        """Return a choice of a stream's chunk."""
+        # Only the first chunk of a sequence has the prompt's scores, and only it may echo the prompt.
         first = index not in self.offsets
-        echoed = self._prompt_text(index) if self.echo and first else ""
+        echoed = decode(self.tokenizer, self._prompt_ids(index)) if self.echo and first else ""
         self.offsets.setdefault(index, 0)
         return {
             "index": index,
-            "text": echoed + piece.text,
-            "logprobs": self._logprobs(index, piece, first) if self.scored else None,
-            "finish_reason": piece.finish,
+            "text": echoed + chunk.text,
+            "logprobs": self._logprobs(index, chunk, first) if self.scored else None,
+            "finish_reason": chunk.finish_reason,
         }
 
-    def choice(self, index: int, pieces: list[OutputChunk]) -> Json:
+    def choice(self, index: int, chunks: list[OutputChunk]) -> Json:
+        """Return a choice of a plain response."""
         whole = OutputChunk(
-            "".join(piece.text for piece in pieces),
-            [entry for piece in pieces for entry in piece.logprobs],
-            pieces[-1].completion_tokens,
-            pieces[-1].finish,
-            pieces[0].prompt_logprobs,
-            pieces[-1].end_logprob,
+            "".join(chunk.text for chunk in chunks),
+            [entry for chunk in chunks for entry in chunk.logprobs],
+            chunks[-1].completion_tokens,
+            chunks[-1].finish_reason,
+            chunks[0].prompt_logprobs,
+            chunks[-1].end_logprob,
         )
         return self.delta(index, whole)
 
     def _prompt_ids(self, index: int) -> list[int]:
-        return self.prompts[index // self.choices_each]
+        return self.prompts[index // self.choices_per_prompt]
 
-    def _prompt_text(self, index: int) -> str:
-        return decode(self.tokenizer, self._prompt_ids(index))
-
-    def _logprobs(self, index: int, piece: OutputChunk, first: bool) -> Json:
-        # A harness asks for one token and drops the last entry: without the token that ends an answer, it
-        # would drop one of the text that it scores. OpenAI's chats leave it out, so ours do as well.
-        generated = [*piece.logprobs, piece.end_logprob] if piece.end_logprob else piece.logprobs
+    def _logprobs(self, index: int, chunk: OutputChunk, first: bool) -> Json:
+        # An evaluation harness asks for one token and drops the last entry: without the end token, it would
+        # drop a token of the text that it scores. OpenAI's chats leave the end token out, and so do ours.
+        generated = [*chunk.logprobs, chunk.end_logprob] if chunk.end_logprob else chunk.logprobs
         entries: list[TokenLogprob | None] = list(generated)
         tokens = [entry.token for entry in generated]
         if self.echo and first:
-            # The first token has nothing before it that could predict it.
-            entries = [None, *(piece.prompt_logprobs or []), *entries]
+            # Nothing precedes the first token, so it has no log-probability.
+            entries = [None, *(chunk.prompt_logprobs or []), *entries]
             tokens = [*self._prompt_ids(index), *tokens]
         return {
-            "tokens": [self._name(token) for token in tokens],
+            "tokens": [self._token_key(token) for token in tokens],
             "token_logprobs": [entry and entry.logprob for entry in entries],
-            "top_logprobs": [entry and self._top(entry) for entry in entries],
+            "top_logprobs": [entry and self._top_logprobs(entry) for entry in entries],
             "text_offset": self._text_offsets(index, tokens),
         }
 
-    def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        # Two tokens may share a text; the likelier keeps it, and the chosen token is always there.
+    def _top_logprobs(self, entry: TokenLogprob) -> dict[str, float]:
+        # Of two tokens with the same text the more likely one is kept; the selected token is always included.
         top: dict[str, float] = {}
         for token, value in [*entry.top, (entry.token, entry.logprob)]:
-            top.setdefault(self._name(token), value)
+            top.setdefault(self._token_key(token), value)
         return top
 
-    def _name(self, token: int) -> str:
-        # All pieces of characters decode to U+FFFD. Under one key a score would seem to be the likeliest
-        # token's, so they are told apart by their bytes, as OpenAI does.
+    def _token_key(self, token: int) -> str:
+        # All incomplete characters decode to U+FFFD. With that as the key, a score could be taken for the
+        # most likely token's, so these tokens are named by their bytes, as in OpenAI's API.
         text = token_text(self.tokenizer, token)
         if REPLACEMENT not in text:
             return text
@@ -226,31 +237,35 @@ class CompletionFormat:
         offsets = []
         for token in tokens:
             offsets.append(self.offsets[index])
-            # A character counts at its first byte; 10xxxxxx continues one.
+            # Count a character at its first byte; 10xxxxxx is a continuation byte of UTF-8.
             raw = token_bytes(self.tokenizer, token)
             self.offsets[index] += sum(byte & 0xC0 != 0x80 for byte in raw)
         return offsets
 
 
 def format_logprobs(tokenizer: Any, entries: list[TokenLogprob]) -> list[Json]:
-    """Log probabilities token by token, each with its bytes and the likeliest beside it."""
+    """Return OpenAI's log-probability objects, with the bytes of each token."""
 
-    def entry(token: int, logprob: float) -> Json:
-        text, raw = token_text(tokenizer, token), token_bytes(tokenizer, token)
-        return {"token": text, "logprob": logprob, "bytes": raw}
+    def format_token(token: int, logprob: float) -> Json:
+        return {
+            "token": token_text(tokenizer, token),
+            "logprob": logprob,
+            "bytes": token_bytes(tokenizer, token),
+        }
 
     return [
-        entry(one.token, one.logprob) | {"top_logprobs": [entry(token, value) for token, value in one.top]}
-        for one in entries
+        format_token(entry.token, entry.logprob)
+        | {"top_logprobs": [format_token(token, value) for token, value in entry.top]}
+        for entry in entries
     ]
 
 
 def encode_json(data: Json) -> bytes:
-    """JSON without escapes, which would double the size of Korean."""
+    """Encode JSON without escapes, which would double the size of Korean text."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def sse_event(data: Json, name: str | None = None) -> bytes:
-    """One server-sent event."""
+    """Encode a server-sent event."""
     head = b"" if name is None else f"event: {name}\n".encode()
     return head + b"data: " + encode_json(data) + b"\n\n"

@@ -1,4 +1,4 @@
-"""The requests that our engines understand; an unknown parameter is refused unless it asks for nothing."""
+"""The request bodies of our engines; an unknown parameter is rejected unless its value has no effect."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from serving.http.errors import InvalidRequest
 
-# They describe the caller, not the answer.
-HARMLESS = {
+# These parameters describe the client, not the completion.
+IGNORED_PARAMETERS = {
     "user",
     "metadata",
     "store",
@@ -17,42 +17,42 @@ HARMLESS = {
     "prompt_cache_retention",
     "parallel_tool_calls",
 }
-# Values with which a parameter asks for nothing.
+# Values that have no effect, whatever the parameter.
 NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, "none", "auto", {"type": "text"}, ["text"])
-# Values with which some parameters alone ask for nothing.
+# Values that have no effect for one parameter.
 NEUTRAL_BY_NAME: dict[str, Any] = {
     "best_of": 1,
     "length_penalty": 1,
     "spaces_between_special_tokens": True,
 }
-MOST_LOGIT_BIASES = 1024
-MOST_CHOICES = 8
-MOST_PROMPTS = 128
+MAX_LOGIT_BIASES = 1024
+MAX_CHOICES = 8
+MAX_PROMPTS = 128
 MAX_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
 
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
-# JSON's keys are texts; OpenAI's SDK sends them so too.
+# JSON's keys are strings, and OpenAI's SDK sends token ids that way.
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries besides the text."""
+    """What a stream contains in addition to the text."""
 
     include_usage: bool = False
 
 
 class GenerationRequest(BaseModel):
-    """What all requests for an answer share."""
+    """The parameters that all requests for a completion share."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     # The parameters that errors name when the context is too small.
     prompt_param: ClassVar[str] = "prompt"
     length_param: ClassVar[str] = "max_tokens"
-    # What to do instead of asking for what the engine does not have.
-    instead: ClassVar[dict[str, str]] = {}
+    # Hints for parameters that our engines do not support.
+    hints: ClassVar[dict[str, str]] = {}
 
     model: str
     stream: bool | None = None
@@ -60,16 +60,20 @@ class GenerationRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(
-        None, ge=-1, description="Vocabulary entries to choose from; 0 and -1 mean all."
+        None, ge=-1, description="The number of most likely tokens to sample from; 0 and -1 mean all."
     )
-    min_p: float | None = Field(None, ge=0, le=1, description="Least chance, as a share of the likeliest's.")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Minimum probability, relative to that of the most likely token."
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Above 1 repeats less.")
-    logit_bias: dict[TokenKey, Bias] | None = Field(None, max_length=MOST_LOGIT_BIASES)
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=10, description="A value above 1 reduces repetition."
+    )
+    logit_bias: dict[TokenKey, Bias] | None = Field(None, max_length=MAX_LOGIT_BIASES)
     max_tokens: int | None = Field(None, ge=0)
     min_tokens: int | None = Field(None, ge=0)
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stop_token_ids: list[int] | None = Field(None, max_length=128)
@@ -78,47 +82,50 @@ class GenerationRequest(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def most_tokens(self) -> int | None:
-        """Tokens that an answer may have; None for as many as fit."""
+    def max_new_tokens(self) -> int | None:
+        """The maximum number of tokens of a completion; None for as many as fit."""
         return self.max_tokens
 
     @property
     def include_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @model_validator(mode="after")
-    def refuse_unknown(self) -> Self:
-        """A parameter that would change the answer must not be ignored."""
+    def reject_unknown(self) -> Self:
+        """Reject a parameter that would change the completion but is not supported."""
         for name, value in (self.model_extra or {}).items():
             neutral = value in NEUTRAL or NEUTRAL_BY_NAME.get(name) == value
-            if name not in HARMLESS and not neutral:
-                advice = self.instead.get(name, "leave it out")
-                raise InvalidRequest(
-                    f"The parameter {name!r} is not supported by this engine; {advice}.", name
-                )
+            if name not in IGNORED_PARAMETERS and not neutral:
+                hint = self.hints.get(name, "leave it out")
+                raise InvalidRequest(f"The parameter {name!r} is not supported by this engine; {hint}.", name)
         return self
 
     @model_validator(mode="after")
     def check_lengths(self) -> Self:
-        if self.min_tokens and self.most_tokens is not None and self.min_tokens > self.most_tokens:
+        """Reject a minimum length above the maximum."""
+        if self.min_tokens and self.max_new_tokens is not None and self.min_tokens > self.max_new_tokens:
             raise InvalidRequest(
-                f"'min_tokens' is more than {self.length_param!r}, which is {self.most_tokens}.", "min_tokens"
+                f"'min_tokens' is {self.min_tokens}, which is more than {self.length_param!r}, "
+                f"{self.max_new_tokens}.",
+                "min_tokens",
             )
         return self
 
 
 class TextPart(BaseModel):
-    """A part of a message; only text can be read."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class ChatMessage(BaseModel):
-    """One message of a chat; further keys, such as `name` or `tool_calls`, reach the template as they are."""
+    """A message of a chat; other keys, such as `name` or `tool_calls`, are passed to the template."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -126,14 +133,14 @@ class ChatMessage(BaseModel):
     content: str | list[TextPart] | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates expect it."""
+        """Return the message in the form that chat templates expect."""
         parts = self.content
         text = "".join(part.text for part in parts) if isinstance(parts, list) else parts
         return {**(self.model_extra or {}), "role": self.role, "content": text or ""}
 
 
 class TemplateOptions(BaseModel):
-    """How the chat template ends a prompt, and what else it is told."""
+    """Options of the chat template: how the prompt ends, and further variables."""
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -151,43 +158,46 @@ class ChatRequest(GenerationRequest, TemplateOptions):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
+        """The maximum number of tokens; OpenAI replaced `max_tokens` by `max_completion_tokens`."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def alternatives(self) -> int | None:
-        """Likeliest tokens to report beside each token; None for no log probabilities at all."""
+    def n_logprobs(self) -> int | None:
+        """The number of most likely tokens to report with each token; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @model_validator(mode="after")
     def check_chat(self) -> Self:
+        """Reject combinations that make no sense in a chat."""
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", "top_logprobs")
         if self.max_tokens == 0:
-            raise InvalidRequest("'max_tokens' must be at least 1 in a chat.", "max_tokens")
+            raise InvalidRequest("'max_tokens' is 0, but must be at least 1 in a chat.", "max_tokens")
         return self
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions; a prompt is text or token ids, alone or in a list."""
+    """POST /v1/completions; the prompt is text or token ids, or a list of either."""
 
     prompt: (
         str
         | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-        | Annotated[list[list[int]], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
     add_special_tokens: bool | None = None
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
+        """The maximum number of tokens, which is 16 by default as in OpenAI's API."""
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One entry for each prompt."""
+        """The prompts as a list, also of one."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -196,13 +206,14 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def check_completion(self) -> Self:
+        """Reject a request that asks for nothing."""
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", "max_tokens")
         return self
 
 
 class TokenizeRequest(TemplateOptions):
-    """POST /tokenize, in vLLM's shape: a text or a chat."""
+    """POST /tokenize of a text or a chat, as in vLLM."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -213,14 +224,15 @@ class TokenizeRequest(TemplateOptions):
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
-    def check_one(self) -> Self:
+    def check_input(self) -> Self:
+        """Reject both inputs, or none."""
         if (self.prompt is None) == (self.messages is None):
-            raise InvalidRequest("Either 'prompt' or 'messages' must be given.", "prompt")
+            raise InvalidRequest("Exactly one of 'prompt' and 'messages' is required.", "prompt")
         return self
 
 
 class DetokenizeRequest(BaseModel):
-    """POST /detokenize, in vLLM's shape."""
+    """POST /detokenize, as in vLLM."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -245,18 +257,18 @@ Request = TypeVar("Request", bound=BaseModel)
 
 
 def parse_request(kind: type[Request], body: bytes) -> Request:
-    """Read a request's body; raises InvalidRequest that names the parameter at fault."""
+    """Parse a request body. Raises InvalidRequest with the name of the invalid parameter."""
     try:
         return kind.model_validate_json(body)
-    except ValidationError as fault:
-        # Of a union every member complains; the one of the right type is the one that was meant.
-        faults = fault.errors(include_url=False)
-        first = next((one for one in faults if not one["type"].endswith("_type")), faults[0])
+    except ValidationError as error:
+        # Every member of a union reports an error; the member of the right type is the one that was meant.
+        details = error.errors(include_url=False)
+        first = next((detail for detail in details if not detail["type"].endswith("_type")), details[0])
         param = str(first["loc"][0]) if first["loc"] else None
-        where = ".".join(str(part) for part in first["loc"] if _is_of_the_body(part))
-        raise InvalidRequest(f"{where or 'The body'}: {first['msg']}.", param) from fault
+        path = ".".join(str(part) for part in first["loc"] if _is_field_or_index(part))
+        raise InvalidRequest(f"{path or 'The body'}: {first['msg']}.", param) from error
 
 
-def _is_of_the_body(part: int | str) -> bool:
-    """Whether a part of an error's path is a field or a position, and not pydantic's name of a type."""
+def _is_field_or_index(part: int | str) -> bool:
+    """Return False for the parts of an error's path that are pydantic's names of types."""
     return isinstance(part, int) or (part.isidentifier() and part != "str")

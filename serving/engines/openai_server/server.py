@@ -1,8 +1,9 @@
-"""The engine's HTTP side: its routes, and what it says of itself."""
+"""The routes of the engine's HTTP server."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
 from aiohttp import web
@@ -10,7 +11,11 @@ from aiohttp import web
 from serving.engines.decoding.adapters import AdapterNotLoadable
 from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
-from serving.engines.openai_server.completions import STREAMING, create_chat_completion, create_completion
+from serving.engines.openai_server.completions import (
+    STREAMING,
+    create_chat_completion,
+    create_completion,
+)
 from serving.engines.openai_server.responses import create_response
 from serving.engines.openai_server.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse_request
 from serving.engines.openai_server.tokens import detokenize_request, tokenize_request
@@ -24,14 +29,14 @@ from serving.http.errors import (
     UnknownUrl,
 )
 
-MOST_BODY_BYTES = 8 * 1024 * 1024
+MAX_BODY_BYTES = 8 * 1024 * 1024
 LOOP: web.AppKey[GenerationLoop] = web.AppKey("loop", GenerationLoop)
 SERVER_STATE: web.AppKey["ServerState"] = web.AppKey("state")
 logger = logging.getLogger("tunesmith.engine")
 
 
 class ServerState:
-    """What the routes share beside the generation loop; used in the event loop only."""
+    """The state of the routes, apart from the generation loop; used in the event loop only."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -40,8 +45,8 @@ class ServerState:
 
 
 def make_app(loop: GenerationLoop) -> web.Application:
-    """The engine's routes over a generation loop that may still be loading."""
-    app = web.Application(middlewares=[openai_errors], client_max_size=MOST_BODY_BYTES)
+    """Create the application for a generation loop, whose model may still be loading."""
+    app = web.Application(middlewares=[handle_errors], client_max_size=MAX_BODY_BYTES)
     app[LOOP], app[SERVER_STATE] = loop, ServerState()
     app.add_routes(
         [
@@ -61,104 +66,117 @@ def make_app(loop: GenerationLoop) -> web.Application:
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 only when the model is loaded and the generation loop is alive."""
+    """Respond with 200 if the model is loaded and the generation loop works, else 503."""
     loop = request.app[LOOP]
     ready = loop.healthy and not request.app[SERVER_STATE].draining
-    counts = {"running": loop.running, "waiting": loop.pending}
+    counts = {"running": loop.running_count, "waiting": loop.waiting_count}
     return web.json_response(
         {"status": "ok" if ready else "unavailable", **counts}, status=200 if ready else 503
     )
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """The base and its adapters, as vLLM lists them."""
-    base = ready_base(request)
+    """List the base and its adapters, as vLLM does."""
+    runner = get_runner(request)
     models = [
-        {"id": served.name, "object": "model", "created": 0, "owned_by": "tunesmith", "root": served.path}
-        | {"parent": base.served.name if served.adapter else None, "max_model_len": base.max_model_len}
-        for served in base.names.values()
+        {
+            "id": served.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "tunesmith",
+            "root": served.path,
+            "parent": runner.served.name if served.adapter else None,
+            "max_model_len": runner.max_model_len,
+        }
+        for served in runner.models.values()
     ]
     return web.json_response({"object": "list", "data": models})
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """Answer a chat."""
-    return await create_chat_completion(request, request.app[LOOP], ready_base(request))
+    """Complete a chat."""
+    return await create_chat_completion(request, request.app[LOOP], get_runner(request))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    """Continue a text, or score it."""
-    return await create_completion(request, request.app[LOOP], ready_base(request))
+    """Complete or score a text."""
+    return await create_completion(request, request.app[LOOP], get_runner(request))
 
 
 async def responses(request: web.Request) -> web.StreamResponse:
-    """Answer a conversation in the form of OpenAI's newer API."""
-    return await create_response(request, request.app[LOOP], ready_base(request))
+    """Complete a conversation in the format of OpenAI's Responses API."""
+    return await create_response(request, request.app[LOOP], get_runner(request))
 
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
-    """Refused: the hidden states of a chat model are not the embeddings that a client expects."""
-    raise UnknownUrl("This engine has no embeddings; serve an embedding model with vllm.")
+    """Reject the request: a chat model's hidden states are not the embeddings that a client expects."""
+    raise UnknownUrl("This engine does not compute embeddings; serve an embedding model with vllm.")
 
 
 async def tokenize(request: web.Request) -> web.Response:
-    """The token ids of a text or a chat."""
-    return web.json_response(await tokenize_request(ready_base(request), await request.read()))
+    """Return the token ids of a text or a chat."""
+    return web.json_response(await tokenize_request(get_runner(request), await request.read()))
 
 
 async def detokenize(request: web.Request) -> web.Response:
-    """The text of token ids."""
-    return web.json_response(await detokenize_request(ready_base(request), await request.read()))
+    """Return the text of token ids."""
+    return web.json_response(await detokenize_request(get_runner(request), await request.read()))
 
 
 async def load_lora_adapter(request: web.Request) -> web.Response:
-    """Put another adapter beside the base; a name that is taken is refused."""
-    base, loading = ready_base(request), request.app[SERVER_STATE].loading
-    asked = parse_request(LoadAdapterRequest, await request.read())
-    name = asked.lora_name
-    if name in base.names or name in loading:
-        raise InvalidRequest(f"The name {name!r} is taken; unload it first or choose another.", "lora_name")
+    """Load an adapter; a name in use is rejected."""
+    runner, loading = get_runner(request), request.app[SERVER_STATE].loading
+    body = parse_request(LoadAdapterRequest, await request.read())
+    name = body.lora_name
+    if name in runner.models or name in loading:
+        raise InvalidRequest(
+            f"The name {name!r} is in use; unload it first or choose another name.", "lora_name"
+        )
     loading.add(name)
     try:
-        order = request.app[LOOP].order(lambda model: model.load_adapter(name, asked.lora_path))
-        base.names[name] = await finished(order)
-    except AdapterNotLoadable as fault:
-        raise InvalidRequest(str(fault), "lora_path") from fault
+        command = request.app[LOOP].execute(lambda model: model.load_adapter(name, body.lora_path))
+        runner.models[name] = await command_result(command)
+    except AdapterNotLoadable as error:
+        raise InvalidRequest(str(error), "lora_path") from error
     finally:
         loading.discard(name)
+    # vLLM's text.
     return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
 
 async def unload_lora_adapter(request: web.Request) -> web.Response:
-    """Take the name away at once, and free the weights when the last answer with them has ended."""
-    base = ready_base(request)
+    """Remove the name immediately, and free the weights after the last completion that uses them."""
+    runner = get_runner(request)
     name = parse_request(UnloadAdapterRequest, await request.read()).lora_name
-    served = base.names.get(name)
+    served = runner.models.get(name)
     if served is None or served.adapter is None:
-        raise ModelNotServed(name, [known.name for known in base.names.values() if known.adapter])
-    del base.names[name]
-    await finished(request.app[LOOP].order(lambda model: model.unload_adapter(served), unused=served))
+        raise ModelNotServed(name, [model.name for model in runner.models.values() if model.adapter])
+    del runner.models[name]
+    command = request.app[LOOP].execute(lambda model: model.unload_adapter(served), after=served)
+    await command_result(command)
     return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
 
-def ready_base(request: web.Request) -> ModelRunner:
-    """The loaded model; raises EngineUnavailable while it loads and once the engine is stopping."""
-    base = request.app[LOOP].base
-    if base is None or request.app[SERVER_STATE].draining:
-        raise EngineUnavailable("The model is still loading." if base is None else "The engine is stopping.")
-    return base
+def get_runner(request: web.Request) -> ModelRunner:
+    """Return the loaded model. Raises EngineUnavailable while it loads, and once the engine is stopping."""
+    runner = request.app[LOOP].runner
+    if runner is None or request.app[SERVER_STATE].draining:
+        raise EngineUnavailable(
+            "The model is still loading." if runner is None else "The engine is stopping."
+        )
+    return runner
 
 
-async def finished(order: Any) -> Any:
-    """The result of an order; it is carried out even if the client leaves meanwhile."""
-    return await asyncio.shield(asyncio.wrap_future(order))
+async def command_result(command: Future[Any]) -> Any:
+    """Await a command's result; the command runs to its end even if the client disconnects."""
+    return await asyncio.shield(asyncio.wrap_future(command))
 
 
 @web.middleware
-async def openai_errors(
+async def handle_errors(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Count open requests, and turn every error into OpenAI's shape."""
+    """Count open requests, and convert every error to OpenAI's format."""
     state = request.app[SERVER_STATE]
     state.open_requests += 1
     try:
@@ -167,28 +185,27 @@ async def openai_errors(
         return error_response(error)
     except web.HTTPRequestEntityTooLarge:
         return error_response(
-            BodyTooLarge(f"The body is larger than {MOST_BODY_BYTES} bytes; send less text.")
+            BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; send less text.")
         )
     except web.HTTPException as error:
-        unknown = UnknownUrl(f"{request.method} {request.path} is not served here.")
+        unknown = UnknownUrl(f"{request.method} {request.path} does not exist.")
         unknown.status = error.status
         return error_response(unknown)
     except ConnectionResetError:
         raise
     except Exception:
         if STREAMING in request:
-            # Its status has left already; only a broken connection can still tell that something failed.
+            # The status has been sent already; only a broken connection can still report the failure.
             raise
         logger.exception("%s %s failed", request.method, request.path)
-        return error_response(InternalError("The engine failed on this request; its log says why."))
+        return error_response(
+            InternalError("The engine failed on this request; its log contains the traceback.")
+        )
     finally:
         state.open_requests -= 1
 
 
 def error_response(error: ApiError) -> web.Response:
-    """An error as a plain answer."""
-    wait = error.retry_after_seconds
-    headers = {} if wait is None else {"Retry-After": str(wait)}
-    return web.Response(
-        status=error.status, body=error.body(), content_type="application/json", headers=headers
-    )
+    """Convert an error to a plain response."""
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    return web.Response(status=error.status, body=error.body(), headers=headers)

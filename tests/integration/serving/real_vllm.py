@@ -28,7 +28,7 @@ def vllm(models: Path, *arguments: str) -> Iterator[Server]:
     command += ["--served-name", "base", "--max-model-len", "512", "--dtype", "float32"]
     command += ["--cpu-cache-gib", "1", "--enforce-eager", *arguments]
     with serving(models / f"{time.monotonic_ns()}.log", "serving", *command) as server:
-        wait_for(lambda: ENGINE.is_up(server.url) or server.process.poll() is not None, START_SECONDS)
+        wait_for(lambda: ENGINE.is_healthy(server.url) or server.process.poll() is not None, START_SECONDS)
         assert server.process.poll() is None, server.log.read_text()
         # The first request waits for kernels to be made.
         wait_for(lambda: server.post("/v1/completions", {"model": "base", "prompt": "1"})[0] == 200, 300)

@@ -34,8 +34,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_conversation_is_streamed_and_kept(tiny: Path, tmp_path: Path) -> None:
-    typed = f"hello\n/set temperature warm\n/nothing\n/save {tmp_path / 'talk.jsonl'}\n/quit\n"
+def test_a_conversation_is_streamed_and_saved(tiny: Path, tmp_path: Path) -> None:
+    typed = f"hello\n/set temperature warm\n/nothing\n/save {tmp_path / 'chat.jsonl'}\n/quit\n"
     done = serve(
         *("--model", tiny / "base", "--adapter", f"alpha={tiny / 'alpha'}", "--interactive"),
         *("--temperature", 0),
@@ -43,30 +43,31 @@ def test_a_conversation_is_streamed_and_kept(tiny: Path, tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert ALPHA_SAYS in done.stdout
-    assert "'warm' is no float." in done.stdout
-    assert "There is no command /nothing; /help lists them." in done.stdout
-    asked, answered = lines(tmp_path / "talk.jsonl")[0]["messages"]
+    assert "temperature is 'warm', but must be a float." in done.stdout
+    assert "Unknown command /nothing; /help lists the commands." in done.stdout
+    asked, answered = lines(tmp_path / "chat.jsonl")[0]["messages"]
     assert (asked["content"], answered["content"]) == ("hello", ALPHA_SAYS)
 
 
 def test_commands_change_the_conversation(engine: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    talk = ChatSession(engine.url, "base", settings={"temperature": 0})
+    session = ChatSession(engine.url, "base", settings={"temperature": 0})
     for line in ("count", "/retry", "hello", "/undo"):
-        talk.take(line)
-    assert [turn["content"] for turn in talk.turns] == ["count", BASE_SAYS]
+        session.handle(line)
+    assert [turn["content"] for turn in session.turns] == ["count", BASE_SAYS]
     for line in ("/clear", "/model alpha", "hello"):
-        talk.take(line)
-    assert talk.turns[1]["content"] == ALPHA_SAYS
-    talk.take("/system Be brief.")
-    assert talk.messages == [{"role": "system", "content": "Be brief."}]
-    talk.take("/set max_tokens 0")
+        session.handle(line)
+    assert session.turns[1]["content"] == ALPHA_SAYS
+    session.handle("/system Be brief.")
+    assert session.messages == [{"role": "system", "content": "Be brief."}]
+    session.handle("/set max_tokens 0")
     with pytest.raises(ValueError, match="max_tokens"):
-        talk.take("hello")
-    assert talk.turns == []
+        session.handle("hello")
+    assert session.turns == []
+    session.client.close()
     assert "A new conversation begins." in capsys.readouterr().out
 
 
-def test_every_row_gets_its_answer_in_order(tiny: Path, tmp_path: Path) -> None:
+def test_every_row_gets_its_completion_in_order(tiny: Path, tmp_path: Path) -> None:
     asked = ["count", "say alpha", "x" * 9000, "hello"]
     output = tmp_path / "answers.jsonl"
     done = serve(
@@ -77,17 +78,17 @@ def test_every_row_gets_its_answer_in_order(tiny: Path, tmp_path: Path) -> None:
     assert [line["prediction"] for line in lines(output)] == [BASE_SAYS, ALPHA_SAYS, None, BASE_SAYS]
     assert [line["row"] for line in lines(output)] == [1, 2, 3, 4]
     assert "context" in lines(output)[2]["error"]
-    assert "4 of 4 rows answered" in done.stderr
+    assert "4 of 4 rows completed" in done.stderr
 
 
-def test_a_batch_goes_on_where_it_was_stopped(tiny: Path, tmp_path: Path) -> None:
+def test_a_stopped_batch_resumes(tiny: Path, tmp_path: Path) -> None:
     source, output = rows(tmp_path / "rows.jsonl", ["count"] * 240), tmp_path / "answers.jsonl"
     arguments = ["--model", tiny / "base", "--input", source, "--output", output, "--max-tokens", 12]
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE) as first:
         wait_for(lambda: output.exists() and output.read_bytes().count(b"\n") > 3, 60)
         first.send_signal(signal.SIGINT)
-        assert b"goes on from here" in first.communicate(timeout=60)[1]
+        assert b"the same command resumes here" in first.communicate(timeout=60)[1]
     kept = output.read_bytes()
     assert 3 < kept.count(b"\n") < 240
     output.write_bytes(kept + b'{"row": torn')
@@ -96,7 +97,7 @@ def test_a_batch_goes_on_where_it_was_stopped(tiny: Path, tmp_path: Path) -> Non
     assert [line["row"] for line in lines(output)] == list(range(1, 241))
 
 
-def test_a_batch_loads_no_ml_package_beside_that_of_its_engine() -> None:
+def test_a_batch_loads_no_ml_package_itself() -> None:
     program = (
         "import sys, serving.batch.generate; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     )
@@ -104,7 +105,7 @@ def test_a_batch_loads_no_ml_package_beside_that_of_its_engine() -> None:
     assert loaded.stdout == "set()\n"
 
 
-def test_an_output_of_other_rows_is_not_continued(tiny: Path, tmp_path: Path) -> None:
+def test_the_output_of_another_batch_is_not_continued(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     kept = {"row": 1, "prompt": [{"role": "user", "content": "another question"}], "prediction": "x"}
     output.write_text(json.dumps(kept) + "\n")
@@ -115,7 +116,7 @@ def test_an_output_of_other_rows_is_not_continued(tiny: Path, tmp_path: Path) ->
     assert lines(output) == [kept]
 
 
-def test_the_newest_adapter_is_asked_by_the_name_that_its_engine_knows() -> None:
+def test_the_latest_adapter_is_requested_by_the_name_that_its_engine_expects() -> None:
     served = EngineConfig("m", "base", "127.0.0.1", 1, {"one": "/1", "two": "/2"})
     assert latest_model_name(find_engine("hf"), served) == "two"
     assert latest_model_name(find_engine("sglang"), served) == "base:two"
@@ -123,34 +124,34 @@ def test_the_newest_adapter_is_asked_by_the_name_that_its_engine_knows() -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--model", "/nowhere", "--interactive"], "does not exist"),
-        (["--model", "/nowhere", "--input", "rows.jsonl"], "needs --input and --output"),
+        (["--model", "/nowhere", "--input", "rows.jsonl"], "needs both --input and --output"),
         (["--model", "m", "--program", "/no/engine", "--interactive"], "/no/engine: No such file"),
         (["--model", "/nowhere", "--input", "/no/rows", "--output", "out"], "/no/rows does not exist"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+def test_what_cannot_be_served_is_reported_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(Path.cwd()))
     monkeypatch.chdir(tmp_path)
     done = serve(*arguments)
     assert done.returncode == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_engine_ends_with_the_program_that_started_it(tiny: Path, tmp_path: Path) -> None:
+def test_the_engine_exits_with_the_program_that_started_it(tiny: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serving", "--model", str(tiny / "base"), "--interactive"]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as talking:
-        assert talking.stdout is not None and talking.stdin is not None
-        assert b"is ready" in talking.stdout.readline()
-        engine = _children(talking.pid)
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdout is not None and session.stdin is not None
+        assert b"is ready" in session.stdout.readline()
+        engine = _children(session.pid)
         assert engine
-        talking.stdin.close()
-        assert talking.wait(30) == 0
+        session.stdin.close()
+        assert session.wait(30) == 0
     time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in engine)
 

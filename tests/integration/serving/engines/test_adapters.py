@@ -1,4 +1,4 @@
-"""Adapters that come and go while the engine runs."""
+"""Adapters that are loaded and unloaded while the engine runs."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def load(engine: Server, name: str, path: Path) -> tuple[int, Any]:
     return engine.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
 
 
-def copied(tiny: Path, folder: Path) -> Path:
+def copy_adapter(tiny: Path, folder: Path) -> Path:
     return Path(shutil.copytree(tiny / "alpha", folder / "adapter"))
 
 
@@ -30,39 +30,39 @@ def test_an_adapter_is_loaded_used_and_unloaded(engine: Server, tiny: Path) -> N
     assert (engine.chat("base"), engine.chat("alpha")[:5]) == (BASE_SAYS, "alpha")
 
 
-def test_a_name_that_is_taken_is_refused(engine: Server, tiny: Path) -> None:
+def test_a_name_in_use_is_rejected(engine: Server, tiny: Path) -> None:
     status, answer = load(engine, "alpha", tiny / "beta")
     assert (status, answer["error"]["param"]) == (400, "lora_name")
     assert engine.chat("alpha").startswith("alpha")
 
 
-def test_unloading_what_is_not_loaded_is_refused(engine: Server) -> None:
+def test_unloading_an_unknown_adapter_is_rejected(engine: Server) -> None:
     assert engine.post("/v1/unload_lora_adapter", {"lora_name": "base"})[0] == 404
 
 
-def test_cut_weights_are_refused(engine: Server, tiny: Path, tmp_path: Path) -> None:
-    folder = copied(tiny, tmp_path)
+def test_truncated_weights_are_rejected(engine: Server, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_adapter(tiny, tmp_path)
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    refused(engine, folder)
+    load_broken(engine, folder)
 
 
-def test_missing_weights_are_refused(engine: Server, tiny: Path, tmp_path: Path) -> None:
-    folder = copied(tiny, tmp_path)
+def test_missing_weights_are_rejected(engine: Server, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_adapter(tiny, tmp_path)
     tensors = load_file(folder / WEIGHTS)
     tensors.pop(min(tensors))
     save_file(tensors, folder / WEIGHTS)
-    assert "missing" in refused(engine, folder)
+    assert "missing" in load_broken(engine, folder)
 
 
-def test_weights_that_would_overwrite_the_base_are_refused(
+def test_weights_that_would_overwrite_the_base_are_rejected(
     engine: Server, tiny: Path, tmp_path: Path
 ) -> None:
-    folder = copied(tiny, tmp_path)
+    folder = copy_adapter(tiny, tmp_path)
     tensors = load_file(folder / WEIGHTS)
     tensors["base_model.model.model.embed_tokens.weight"] = next(iter(tensors.values()))
     save_file(tensors, folder / WEIGHTS)
-    assert "embed_tokens" in refused(engine, folder)
+    assert "embed_tokens" in load_broken(engine, folder)
 
 
 @pytest.mark.parametrize(
@@ -77,32 +77,32 @@ def test_weights_that_would_overwrite_the_base_are_refused(
         ({"twisted_lora": True}, "twisted_lora"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(
+def test_a_config_that_does_not_fit_is_rejected(
     engine: Server, tiny: Path, tmp_path: Path, change: dict[str, Any], word: str
 ) -> None:
-    folder = copied(tiny, tmp_path)
+    folder = copy_adapter(tiny, tmp_path)
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(config | change))
-    assert word in refused(engine, folder)
+    assert word in load_broken(engine, folder)
 
 
 @pytest.mark.parametrize("broken", ["{", "[]"])
-def test_a_config_that_is_not_an_object_is_refused(
+def test_a_config_that_is_not_an_object_is_rejected(
     engine: Server, tiny: Path, tmp_path: Path, broken: str
 ) -> None:
-    folder = copied(tiny, tmp_path)
+    folder = copy_adapter(tiny, tmp_path)
     (folder / CONFIG).write_text(broken)
-    refused(engine, folder)
+    load_broken(engine, folder)
 
 
-def test_pickled_weights_are_refused(engine: Server, tiny: Path, tmp_path: Path) -> None:
-    folder = copied(tiny, tmp_path)
+def test_pickled_weights_are_rejected(engine: Server, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_adapter(tiny, tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    assert "safetensors" in refused(engine, folder)
+    assert "safetensors" in load_broken(engine, folder)
 
 
-def test_an_adapter_with_a_template_is_prompted_with_it(engine: Server, tiny: Path, tmp_path: Path) -> None:
-    folder = copied(tiny, tmp_path)
+def test_an_adapter_uses_its_own_template(engine: Server, tiny: Path, tmp_path: Path) -> None:
+    folder = copy_adapter(tiny, tmp_path)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
     assert load(engine, "templated", folder)[0] == 200
     body = {"model": "templated", "messages": [{"role": "user", "content": "hello"}]}
@@ -112,7 +112,7 @@ def test_an_adapter_with_a_template_is_prompted_with_it(engine: Server, tiny: Pa
     assert engine.post("/v1/unload_lora_adapter", {"lora_name": "templated"})[0] == 200
 
 
-def test_two_adapters_count_different_prompt_tokens_by_their_templates(engine: Server) -> None:
+def test_adapters_with_different_templates_have_different_prompts(engine: Server) -> None:
     def prompt_tokens(model: str) -> int:
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}] * 2, "max_tokens": 1}
         used: int = engine.post("/v1/chat/completions", body)[1]["usage"]["prompt_tokens"]
@@ -121,8 +121,8 @@ def test_two_adapters_count_different_prompt_tokens_by_their_templates(engine: S
     assert prompt_tokens("alpha") == prompt_tokens("base") != prompt_tokens("beta")
 
 
-def refused(engine: Server, folder: Path) -> str:
-    """The message of the refusal; the engine must be unharmed by it."""
+def load_broken(engine: Server, folder: Path) -> str:
+    """Load a broken adapter, check that the engine still works, and return the error message."""
     status, answer = load(engine, "broken", folder)
     assert (status, answer["error"]["param"]) == (400, "lora_path"), answer
     assert engine.get("/health")[0] == 200

@@ -1,4 +1,4 @@
-"""Requests that are decoded together answer as if they were alone, and sooner than one after the other."""
+"""Requests that are decoded together equal single ones, and are faster than one after the other."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +31,8 @@ def all_at_once(client: OpenAI, requests: list[dict[str, Any]]) -> list[tuple[st
         return list(pool.map(lambda options: complete(client, **options), requests))
 
 
-def test_batched_greedy_answers_equal_single_ones(client: OpenAI) -> None:
-    # Prompts and answers of many lengths, so that rows join and leave while others go on.
+def test_batched_greedy_completions_equal_single_ones(client: OpenAI) -> None:
+    # Prompts and completions of many lengths, so that sequences join and leave while others continue.
     requests = [
         {"model": model, "question": question, "temperature": 0, "max_tokens": 10 + 9 * place}
         for place, question in enumerate(QUESTIONS)
@@ -46,28 +46,28 @@ def test_batched_greedy_answers_equal_single_ones(client: OpenAI) -> None:
     assert max(drift) < 1e-3
 
 
-def test_a_seeded_draw_does_not_depend_on_its_company(client: OpenAI) -> None:
-    mine = {"model": "base", "temperature": 1.5, "seed": 7, "max_tokens": 40, "top_p": 0.95}
-    alone = complete(client, **mine)[0]
-    company = [{"model": "base", "temperature": 1.5, "seed": seed, "max_tokens": 60} for seed in range(12)]
-    assert all_at_once(client, [*company, mine])[-1][0] == alone
+def test_a_seeded_completion_does_not_depend_on_its_batch(client: OpenAI) -> None:
+    request = {"model": "base", "temperature": 1.5, "seed": 7, "max_tokens": 40, "top_p": 0.95}
+    alone = complete(client, **request)[0]
+    others = [{"model": "base", "temperature": 1.5, "seed": seed, "max_tokens": 60} for seed in range(12)]
+    assert all_at_once(client, [*others, request])[-1][0] == alone
 
 
-def test_sixteen_requests_together_are_clearly_faster_than_in_turn(client: OpenAI) -> None:
+def test_sixteen_parallel_requests_are_faster_than_sequential_ones(client: OpenAI) -> None:
     request = {"model": "base", "temperature": 0, "max_tokens": 100, "extra_body": {"ignore_eos": True}}
     complete(client, **request)
-    # On a busy machine one of the two may have to wait for others: then both are done again.
-    assert any(ratio > 2 for ratio in (gained(client, request) for _ in range(3)))
+    # On a busy machine one of the two may be delayed: then both are repeated.
+    assert any(ratio > 2 for ratio in (measure_speedup(client, request) for _ in range(3)))
 
 
-def gained(client: OpenAI, request: dict[str, Any]) -> float:
-    """How many times as long sixteen requests take in turn as together."""
-    begun = time.perf_counter()
+def measure_speedup(client: OpenAI, request: dict[str, Any]) -> float:
+    """Return the time of sixteen sequential requests, divided by that of parallel ones."""
+    start = time.perf_counter()
     for _ in range(16):
         complete(client, **request)
-    in_turn = time.perf_counter() - begun
-    begun = time.perf_counter()
+    in_turn = time.perf_counter() - start
+    start = time.perf_counter()
     all_at_once(client, [request] * 16)
-    together = time.perf_counter() - begun
+    together = time.perf_counter() - start
     print(f"16 in turn {in_turn:.2f} s, together {together:.2f} s, ratio {in_turn / together:.1f}")
     return in_turn / together

@@ -1,4 +1,4 @@
-"""What engines in their own environments are started with, and how SGLang is spoken to."""
+"""The commands of engines in environments of their own, and the calls to SGLang."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def flags(kind: str, serve: EngineConfig = SERVE) -> str:
 
 
 def adapter(folder: Path, template: str) -> str:
-    """An adapter's folder with the tokenizer that it was trained with."""
+    """Create an adapter's folder with the tokenizer that it was trained with."""
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     (folder / "chat_template.jinja").write_text(template)
@@ -43,7 +43,7 @@ def test_options_become_the_flags_of_each_engine() -> None:
     assert "--max-running-requests 4" in sglang
 
 
-def test_sampling_defaults_of_the_model_folder_are_left_out() -> None:
+def test_sampling_defaults_of_the_model_folder_are_not_used() -> None:
     assert "--generation-config vllm" in flags("vllm")
     assert "--sampling-defaults openai" in flags("sglang")
 
@@ -55,9 +55,7 @@ def test_sampling_defaults_of_the_model_folder_are_left_out() -> None:
         ("sglang", "--tool-call-parser llama3"),
     ],
 )
-def test_a_family_s_tool_calls_are_read_by_the_parser_that_the_engine_has_for_it(
-    kind: str, flag: str
-) -> None:
+def test_the_tool_call_parser_has_the_engine_s_name_for_it(kind: str, flag: str) -> None:
     options = EngineOptions(tool_call_parser=ToolCallParser.llama3)
     assert flag in flags(kind, replace(SERVE, options=options))
     assert "--tool-call-parser" not in flags(kind)
@@ -67,47 +65,47 @@ def test_a_family_s_tool_calls_are_read_by_the_parser_that_the_engine_has_for_it
     ("kind", "flag"),
     [("vllm", '"disable_any_whitespace": true'), ("sglang", "--constrained-json-disable-any-whitespace")],
 )
-def test_json_is_compact_unless_white_space_is_asked_for(kind: str, flag: str) -> None:
+def test_json_is_compact_by_default(kind: str, flag: str) -> None:
     assert flag in flags(kind)
     assert flag not in flags(kind, replace(SERVE, options=EngineOptions(compact_json=False)))
 
 
-def test_a_rank_that_vllm_does_not_know_is_rounded_up() -> None:
+def test_a_rank_that_vllm_does_not_support_is_rounded_up() -> None:
     assert "--max-lora-rank 128" in flags("vllm", replace(SERVE, options=EngineOptions(max_adapter_rank=65)))
 
 
 @pytest.mark.parametrize(("kind", "flag"), [("vllm", "--tokenizer"), ("sglang", "--tokenizer-path")])
-def test_an_adapter_brings_the_tokenizer_it_was_trained_with(kind: str, flag: str, tmp_path: Path) -> None:
+def test_the_engine_uses_the_tokenizer_of_its_adapters(kind: str, flag: str, tmp_path: Path) -> None:
     adapters = {name: adapter(tmp_path / name, "mine") for name in ("one", "two")}
     assert f"{flag} {adapters['one']}" in flags(kind, replace(SERVE, adapters=adapters))
 
 
-def test_a_tokenizer_that_is_the_base_s_own_is_not_named(tmp_path: Path) -> None:
+def test_the_base_s_own_tokenizer_is_not_passed(tmp_path: Path) -> None:
     base = adapter(tmp_path / "base", "shared")
     serve = EngineConfig(base, "base", "127.0.0.1", 8001, {"one": adapter(tmp_path / "one", "shared")})
     assert "--tokenizer" not in flags("vllm", serve)
 
 
-def test_an_engine_takes_the_template_of_an_adapter_that_comes_later(tmp_path: Path) -> None:
+def test_an_engine_uses_the_template_of_an_adapter_that_is_loaded_later(tmp_path: Path) -> None:
     later = replace(SERVE, template_from=adapter(tmp_path / "later", "own"))
     assert f"--tokenizer {later.template_from}" in flags("vllm", later)
     assert "--lora-modules" not in flags("vllm", later)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
-def test_adapters_of_different_templates_do_not_share_an_engine(kind: str, tmp_path: Path) -> None:
+def test_adapters_with_different_templates_cannot_share_an_engine(kind: str, tmp_path: Path) -> None:
     adapters = {name: adapter(tmp_path / name, name) for name in ("one", "two")}
     with pytest.raises(TokenizersDiffer, match="'one' and 'two'"):
         flags(kind, replace(SERVE, adapters=adapters))
 
 
-def test_the_hub_is_not_asked_for_a_folder(tmp_path: Path) -> None:
+def test_the_hub_is_disabled_for_a_folder(tmp_path: Path) -> None:
     engine = find_engine("vllm")
     assert engine.environment(replace(SERVE, model=str(tmp_path)))["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in engine.environment(SERVE)
 
 
-def test_development_paths_are_opened_on_loopback_only() -> None:
+def test_development_endpoints_are_enabled_on_loopback_only() -> None:
     sleepy = replace(SERVE, options=EngineOptions(sleep_mode=True))
     assert find_engine("vllm").environment(sleepy)["VLLM_SERVER_DEV_MODE"] == "1"
     assert "VLLM_SERVER_DEV_MODE" not in find_engine("vllm").environment(SERVE)
@@ -116,7 +114,7 @@ def test_development_paths_are_opened_on_loopback_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--max-model-len", "3"], "--max-model-len: Input should be greater than or equal to 16"),
         (
@@ -131,12 +129,12 @@ def test_development_paths_are_opened_on_loopback_only() -> None:
         (["--engine", "vllm", "--program", "/no/vllm"], "/no/vllm cannot be started"),
     ],
 )
-def test_a_wrong_command_line_ends_with_one_sentence(arguments: list[str], told: str) -> None:
+def test_a_wrong_command_line_is_reported_in_one_sentence(arguments: list[str], message: str) -> None:
     command = [sys.executable, "-m", "serving", "--model", "org/model", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1
-    assert told in ended.stderr
-    assert "Traceback" not in ended.stderr
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 1
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 @pytest.fixture
@@ -146,25 +144,25 @@ def sglang() -> Iterator[SglangStandIn]:
     server.close()
 
 
-def test_sglang_lists_adapters_by_the_name_that_requests_must_say(sglang: SglangStandIn) -> None:
+def test_sglang_s_adapters_are_listed_by_their_names_in_requests(sglang: SglangStandIn) -> None:
     engine = find_engine("sglang")
     engine.load_adapter(sglang.url, "one", "/adapters/one")
-    assert engine.models(sglang.url) == ["base", "base:one"]
+    assert engine.list_models(sglang.url) == ["base", "base:one"]
     assert engine.request_name("base", "one") == "base:one"
     engine.probe(sglang.url, "base:one")
     assert sglang.served[-1] == "one"
 
 
-def test_sglang_s_answer_for_a_name_that_it_does_not_know_proves_nothing(sglang: SglangStandIn) -> None:
+def test_sglang_s_response_to_an_unknown_name_is_not_trusted(sglang: SglangStandIn) -> None:
     engine = find_engine("sglang")
     for name in ("one", "base:one"):
-        for ask in (engine.probe, lambda url, name: engine.score(url, name, [1, 2])):
-            with pytest.raises(EngineRequestFailed, match="is not loaded; this engine has: base"):
-                ask(sglang.url, name)
+        for call in (engine.probe, lambda url, name: engine.score(url, name, [1, 2])):
+            with pytest.raises(EngineRequestFailed, match="is not loaded; this engine serves: base"):
+                call(sglang.url, name)
     assert sglang.served == []
 
 
-def test_sglang_refuses_a_name_in_use_and_one_that_is_gone(sglang: SglangStandIn) -> None:
+def test_sglang_rejects_a_name_in_use_and_an_unloaded_one(sglang: SglangStandIn) -> None:
     engine = find_engine("sglang")
     engine.load_adapter(sglang.url, "one", "/adapters/one")
     with pytest.raises(EngineRequestFailed, match="already loaded"):

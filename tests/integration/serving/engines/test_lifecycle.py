@@ -1,4 +1,4 @@
-"""How an engine starts, stops and dies."""
+"""How an engine starts, stops and fails."""
 
 import contextlib
 import json
@@ -26,16 +26,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
 
 
-def test_a_model_that_is_not_there_ends_the_engine_with_one_clear_line(tmp_path: Path) -> None:
-    ended = run("--model", str(tmp_path / "nothing"), "--port", str(free_port()))
-    assert ended.returncode == 3
-    lines = [line for line in ended.stderr.splitlines() if "cannot be loaded" in line]
+def test_a_missing_model_stops_the_engine_with_one_line(tmp_path: Path) -> None:
+    finished = run("--model", str(tmp_path / "nothing"), "--port", str(free_port()))
+    assert finished.returncode == 3
+    lines = [line for line in finished.stderr.splitlines() if "cannot be loaded" in line]
     assert len(lines) == 1
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in finished.stderr
 
 
-def test_an_adapter_as_the_model_is_refused_with_advice(tiny: Path) -> None:
-    with pytest.raises(ModelNotLoadable, match="pass its base as --model"):
+def test_an_adapter_as_the_model_is_rejected_with_a_hint(tiny: Path) -> None:
+    with pytest.raises(ModelNotLoadable, match="Pass its base as --model"):
         load_runner(str(tiny / "alpha"), "alpha", EngineOptions())
 
 
@@ -43,9 +43,9 @@ def test_a_port_that_is_taken_ends_the_engine(tiny: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        ended = run("--model", str(tiny / "base"), "--port", str(holder.getsockname()[1]))
-    assert ended.returncode == 1
-    assert "Cannot listen" in ended.stderr
+        finished = run("--model", str(tiny / "base"), "--port", str(holder.getsockname()[1]))
+    assert finished.returncode == 1
+    assert "Cannot listen" in finished.stderr
 
 
 def test_an_engine_without_a_database_answers_503_until_it_is_ready_and_ends_with_0(
@@ -98,34 +98,37 @@ def test_sigterm_does_not_wait_for_ever(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_failing_generation_loop_ends_the_process(tiny: Path) -> None:
-    # A token beyond the embedding makes the forward pass raise; HTTP refuses it, so it is handed over here.
+    # A token beyond the embedding makes the forward pass raise. HTTP rejects it, so it is submitted here.
     program = f"""
 import time
 from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.hf.model import load_runner
 from trainers.configs.engines import EngineOptions
-from serving.engines.decoding.sequence import Ask, Row
-from serving.engines.decoding.sampling import Sampling
+from serving.engines.decoding.sequence import SequenceParams, SequenceState
+from serving.engines.decoding.sampling import SamplingParams
 loop = GenerationLoop(lambda: load_runner({str(tiny / "base")!r}, "base", EngineOptions()), 4)
 loop.thread.start()
 while not loop.healthy:
     time.sleep(0.1)
-loop.submit(Row(Ask(loop.base.served, [999999], Sampling(), 5, seed=0), print))
+params = SequenceParams(loop.runner.served, [999999], SamplingParams(), 5, seed=0)
+loop.submit(SequenceState(params, print))
 time.sleep(30)
 """
-    ended = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
-    assert ended.returncode == 4
-    assert "IndexError" in ended.stderr
+    finished = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert finished.returncode == 4
+    assert "IndexError" in finished.stderr
 
 
-def test_a_client_that_leaves_frees_the_engine(engine: Server) -> None:
+def test_a_disconnected_client_stops_its_generation(engine: Server) -> None:
     with stream(engine) as answer:
         assert answer.recv(1000)
         wait_for(lambda: engine.get("/health")[1]["running"] == 1)
     wait_for(lambda: engine.get("/health")[1]["running"] == 0, 8)
 
 
-def test_the_command_of_an_engine_names_its_adapters() -> None:
+def test_the_command_of_an_engine_contains_its_adapters() -> None:
     command = find_engine("hf").command(EngineConfig("m", "base", "127.0.0.1", 1, {"a": "/x=y"}))
     assert command[:3] == [sys.executable, "-m", "serving.engines.hf"]
     assert "a=/x=y" in command
@@ -136,9 +139,9 @@ def test_the_command_of_an_engine_names_its_adapters() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "8.8.8.8", "::", "0", "0x0", "::ffff:0.0.0.0"])
 def test_an_engine_that_everyone_could_reach_is_refused_with_what_to_do(host: str) -> None:
     command = [sys.executable, "-m", "serving", "--model", "m", "--host", host]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
-    assert ended.returncode == 1
-    assert host in ended.stderr and "python -m serving.gateway" in ended.stderr
+    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
+    assert finished.returncode == 1
+    assert host in finished.stderr and "python -m serving.gateway" in finished.stderr
 
 
 def stream(server: Server, **further: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Fifty adapters that come and go under load are never mixed up, and leave no memory behind."""
+"""Fifty adapters that are loaded and unloaded under load are never mixed up, and leak no memory."""
 
 import contextlib
 import random
@@ -14,53 +14,53 @@ from tests.integration.serving.real_vllm import NEEDS_VLLM, family_of, vllm
 
 ADAPTERS = 50
 REQUESTS = 1000
-HELD = 8
-MOST_GROWTH_BYTES = 48 * 1024 * 1024
+MAX_LOADED = 8
+MAX_GROWTH_BYTES = 48 * 1024 * 1024
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["hf", "mlx", pytest.param("vllm", marks=NEEDS_VLLM)])
-def test_no_answer_is_anothers_and_memory_does_not_grow(
+def test_completions_are_not_mixed_up_and_memory_does_not_grow(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     models = request.getfixturevalue("wide" if kind == "vllm" else "tiny")
     says = {f"adapter-{n}": ("alpha", "beta")[n % 2] for n in range(ADAPTERS)}
     for name, kin in says.items():
         shutil.copytree(models / kin, tmp_path / name)
-    with engine_of(kind, models, tmp_path) as server:
+    with start_engine(kind, models, tmp_path) as server:
         names = random.Random(0).choices(sorted(says), k=REQUESTS)
         quarter = REQUESTS // 4
-        used(server, tmp_path, says, names[:quarter])
+        use_adapters(server, tmp_path, says, names[:quarter])
         before = memory_bytes(server)
-        used(server, tmp_path, says, names[quarter:])
+        use_adapters(server, tmp_path, says, names[quarter:])
         grown = memory_bytes(server) - before
     print(f"{kind}: {REQUESTS} requests, {grown / 2**20:.0f} MiB more after the last {REQUESTS - quarter}")
-    assert grown < MOST_GROWTH_BYTES
+    assert grown < MAX_GROWTH_BYTES
 
 
 @contextlib.contextmanager
-def engine_of(kind: str, models: Path, folder: Path) -> Iterator[Server]:
-    """An engine that holds eight adapters, and none yet."""
+def start_engine(kind: str, models: Path, folder: Path) -> Iterator[Server]:
+    """Start an engine that can load eight adapters."""
     if kind == "vllm":
-        with vllm(models, "--max-adapters", str(HELD)) as server:
+        with vllm(models, "--max-adapters", str(MAX_LOADED)) as server:
             yield server
         return
-    arguments = ["--model", str(models / "base"), "--served-name", "base", "--max-adapters", str(HELD)]
+    arguments = ["--model", str(models / "base"), "--served-name", "base", "--max-adapters", str(MAX_LOADED)]
     with serving(folder / "log", f"serving.engines.{kind}", *arguments) as server:
         yield server.wait_until_ready()
 
 
 def memory_bytes(server: Server) -> int:
-    """What all processes of the engine hold."""
+    """Return the resident memory of all processes of the engine."""
     return sum(member.memory_info().rss for member in family_of(server))
 
 
-def used(server: Server, folder: Path, says: dict[str, str], names: list[str]) -> None:
-    """Load the adapters of eight requests, ask all at once, and unload them again."""
-    with ThreadPoolExecutor(HELD) as pool:
-        for start in range(0, len(names), HELD):
-            together = names[start : start + HELD]
+def use_adapters(server: Server, folder: Path, says: dict[str, str], names: list[str]) -> None:
+    """Load the adapters of eight requests, send all at once, and unload them again."""
+    with ThreadPoolExecutor(MAX_LOADED) as pool:
+        for start in range(0, len(names), MAX_LOADED):
+            together = names[start : start + MAX_LOADED]
             for name in set(together):
                 asked = {"lora_name": name, "lora_path": str(folder / name)}
                 assert server.post("/v1/load_lora_adapter", asked)[0] == 200

@@ -1,4 +1,4 @@
-"""The engine `mlx` gives what transformers and PEFT give, or says why it cannot."""
+"""The engine `mlx` computes the same as transformers and PEFT, or reports why it cannot."""
 
 import json
 import shutil
@@ -22,10 +22,10 @@ from tests.integration.serving.conftest import BASE_SAYS, Server
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
 load_runner = pytest.importorskip("serving.engines.mlx.model").load_runner
-# PEFT asks transformers in a way that is on its way out.
+# PEFT uses a deprecated attribute of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
-# Largest difference of a log-probability in fp32; the values themselves spread over ten.
+# Maximum difference of a log-probability in fp32; the values themselves range over ten nats.
 TOLERANCE = 2e-4
 IDS = torch.randint(3, 280, (24,), generator=torch.Generator().manual_seed(0)).tolist()
 SHAPE: dict[str, Any] = {
@@ -60,15 +60,15 @@ MODELS: dict[str, Any] = {
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "init_lora_weights": False}
 
 
-def written(folder: Path, tiny: Path, name: str) -> Path:
+def save_model(folder: Path, tiny: Path, name: str) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS[name]).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny / "base").save_pretrained(folder)
     return folder
 
 
-def adapter(folder: Path, base: Path, **options: Any) -> Any:
-    """An adapter of random weights, saved; answers PEFT's model."""
+def save_adapter(folder: Path, base: Path, **options: Any) -> Any:
+    """Save an adapter with random weights, and return PEFT's model."""
     torch.manual_seed(1)
     warnings.simplefilter("ignore", UserWarning)
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -77,42 +77,42 @@ def adapter(folder: Path, base: Path, **options: Any) -> Any:
     return tuned
 
 
-def opened(folder: Path, **options: Any) -> ModelRunner:
+def load(folder: Path, **options: Any) -> ModelRunner:
     base: ModelRunner = load_runner(str(folder), "base", EngineOptions(**options))
     return base
 
 
-def engine_says(base: ModelRunner, served: ServedModel | None = None) -> torch.Tensor:
+def engine_logprobs(base: ModelRunner, served: ServedModel | None = None) -> torch.Tensor:
     ask = SequenceParams(served or base.served, IDS, SamplingParams(), 5, seed=0, prompt_logprobs=True)
     _, logits = base.prefill([SequenceState(ask, print)], every_position=True)
     return logits[0].log_softmax(-1)
 
 
-def torch_says(network: Any) -> torch.Tensor:
+def torch_logprobs(network: Any) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = network(input_ids=torch.tensor([IDS])).logits[0]
     return logits.log_softmax(-1)
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def max_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max())
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_base_and_adapter_give_what_transformers_and_peft_give(tiny: Path, tmp_path: Path, name: str) -> None:
-    folder = written(tmp_path / "base", tiny, name)
+def test_base_and_adapter_equal_those_of_transformers_and_peft(tiny: Path, tmp_path: Path, name: str) -> None:
+    folder = save_model(tmp_path / "base", tiny, name)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    base = opened(folder)
-    assert apart(engine_says(base), torch_says(network)) < TOLERANCE
-    tuned = adapter(tmp_path / "lora", folder)
+    base = load(folder)
+    assert max_difference(engine_logprobs(base), torch_logprobs(network)) < TOLERANCE
+    tuned = save_adapter(tmp_path / "lora", folder)
     served = base.load_adapter("tuned", str(tmp_path / "lora"))
-    assert apart(engine_says(base, served), torch_says(tuned)) < TOLERANCE
-    assert apart(engine_says(base), torch_says(tuned)) > 0.1
+    assert max_difference(engine_logprobs(base, served), torch_logprobs(tuned)) < TOLERANCE
+    assert max_difference(engine_logprobs(base), torch_logprobs(tuned)) > 0.1
 
 
 @pytest.mark.parametrize("place", ["top", "inside"])
-def test_rope_theta_is_read_wherever_it_stands(tiny: Path, tmp_path: Path, place: str) -> None:
-    folder = written(tmp_path, tiny, "qwen2")
+def test_rope_theta_is_read_in_either_place(tiny: Path, tmp_path: Path, place: str) -> None:
+    folder = save_model(tmp_path, tiny, "qwen2")
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = json.loads((folder / "config.json").read_text())
     if place == "top":
@@ -121,17 +121,17 @@ def test_rope_theta_is_read_wherever_it_stands(tiny: Path, tmp_path: Path, place
         assert config["rope_parameters"]["rope_theta"] == 10_000.0
     (folder / "config.json").write_text(json.dumps(config))
     before = (folder / "config.json").read_bytes()
-    assert apart(engine_says(opened(folder)), torch_says(network)) < TOLERANCE
+    assert max_difference(engine_logprobs(load(folder)), torch_logprobs(network)) < TOLERANCE
     assert (folder / "config.json").read_bytes() == before
 
 
-def test_a_tie_that_the_file_does_not_tell_is_that_of_transformers(tiny: Path, tmp_path: Path) -> None:
-    folder = written(tmp_path, tiny, "llama")
+def test_tied_embeddings_default_to_those_of_transformers(tiny: Path, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, tiny, "llama")
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = json.loads((folder / "config.json").read_text())
     config.pop("tie_word_embeddings", None)
     (folder / "config.json").write_text(json.dumps(config))
-    assert apart(engine_says(opened(folder)), torch_says(network)) < TOLERANCE
+    assert max_difference(engine_logprobs(load(folder)), torch_logprobs(network)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -144,16 +144,16 @@ def test_a_tie_that_the_file_does_not_tell_is_that_of_transformers(tiny: Path, t
     ],
     ids=str,
 )
-def test_every_kind_of_scale_is_that_of_peft(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    folder = written(tmp_path / "base", tiny, "llama")
-    tuned = adapter(tmp_path / "lora", folder, **options)
-    base = opened(folder)
+def test_every_kind_of_scale_equals_that_of_peft(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    folder = save_model(tmp_path / "base", tiny, "llama")
+    tuned = save_adapter(tmp_path / "lora", folder, **options)
+    base = load(folder)
     served = base.load_adapter("tuned", str(tmp_path / "lora"))
-    assert apart(engine_says(base, served), torch_says(tuned)) < TOLERANCE
+    assert max_difference(engine_logprobs(base, served), torch_logprobs(tuned)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
@@ -161,34 +161,36 @@ def test_every_kind_of_scale_is_that_of_peft(tiny: Path, tmp_path: Path, options
         ({"r": 65}, "max_adapter_rank"),
     ],
 )
-def test_what_would_be_half_honoured_is_refused(
-    tiny: Path, tmp_path: Path, options: dict[str, Any], told: str
+def test_an_adapter_that_is_not_fully_supported_is_rejected(
+    tiny: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    folder = written(tmp_path / "base", tiny, "llama")
-    adapter(tmp_path / "lora", folder, **options)
-    base = opened(folder)
-    before = engine_says(base)
-    with pytest.raises(AdapterNotLoadable, match=told):
+    folder = save_model(tmp_path / "base", tiny, "llama")
+    save_adapter(tmp_path / "lora", folder, **options)
+    base = load(folder)
+    before = engine_logprobs(base)
+    with pytest.raises(AdapterNotLoadable, match=message):
         base.load_adapter("tuned", str(tmp_path / "lora"))
-    assert apart(engine_says(base), before) == 0
+    assert max_difference(engine_logprobs(base), before) == 0
 
 
-def test_a_context_beyond_what_mlx_lm_computes_rightly_is_refused(tiny: Path, tmp_path: Path) -> None:
-    folder = written(tmp_path, tiny, "mistral")
-    assert opened(folder).max_model_len == 32
-    with pytest.raises(ModelNotLoadable, match="32 tokens within which"):
-        opened(folder, max_model_len=64)
+def test_a_context_that_mlx_lm_computes_differently_is_rejected(tiny: Path, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, tiny, "mistral")
+    assert load(folder).max_model_len == 32
+    with pytest.raises(ModelNotLoadable, match="32 tokens for which"):
+        load(folder, max_model_len=64)
 
 
-@pytest.mark.parametrize(("kind", "near"), [("int8", 0.5), ("int4", 5.0)])
-def test_fewer_bits_move_the_answers_a_little_and_take_adapters(tiny: Path, kind: str, near: float) -> None:
-    whole, packed = opened(tiny / "base"), opened(tiny / "base", quantization=EngineQuantization(kind))
-    assert 0 < apart(engine_says(packed), engine_says(whole)) < near
+@pytest.mark.parametrize(("kind", "max_change"), [("int8", 0.5), ("int4", 5.0)])
+def test_quantized_weights_differ_a_little_and_accept_adapters(
+    tiny: Path, kind: str, max_change: float
+) -> None:
+    whole, packed = load(tiny / "base"), load(tiny / "base", quantization=EngineQuantization(kind))
+    assert 0 < max_difference(engine_logprobs(packed), engine_logprobs(whole)) < max_change
     served = packed.load_adapter("alpha", str(tiny / "alpha"))
-    assert apart(engine_says(packed, served), engine_says(packed)) > 1
+    assert max_difference(engine_logprobs(packed, served), engine_logprobs(packed)) > 1
 
 
-def test_adapters_come_and_go_at_run_time(mlx: Server, tiny: Path) -> None:
+def test_adapters_are_loaded_and_unloaded_at_run_time(mlx: Server, tiny: Path) -> None:
     asked = {"lora_name": "third", "lora_path": str(tiny / "beta")}
     assert mlx.post("/v1/load_lora_adapter", asked)[0] == 200
     assert (mlx.chat("base"), mlx.chat("alpha")[:5], mlx.chat("third")[:4]) == (BASE_SAYS, "alpha", "beta")
@@ -205,13 +207,13 @@ def test_adapters_come_and_go_at_run_time(mlx: Server, tiny: Path) -> None:
         ("response_format", {"type": "json_schema", "json_schema": {"name": "paint", "schema": {}}}),
     ],
 )
-def test_what_needs_guided_decoding_is_refused_by_name(mlx: Server, field: str, value: Any) -> None:
+def test_parameters_that_need_guided_decoding_are_rejected(mlx: Server, field: str, value: Any) -> None:
     body = {"model": "base", "messages": [{"role": "user", "content": "hello"}], field: value}
     status, answer = mlx.post("/v1/chat/completions", body)
     assert (status, answer["error"]["param"]) == (400, field)
 
 
-def test_both_engines_score_and_tokenize_alike(mlx: Server, engine: Server) -> None:
+def test_both_engines_score_and_tokenize_equally(mlx: Server, engine: Server) -> None:
     chat = {"model": "alpha", "messages": [{"role": "user", "content": "안녕"}]}
     tokens = mlx.post("/tokenize", chat)[1]["tokens"]
     assert engine.post("/tokenize", chat)[1]["tokens"] == tokens
@@ -224,7 +226,7 @@ def test_both_engines_score_and_tokenize_alike(mlx: Server, engine: Server) -> N
     assert scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
 
 
-def test_requests_of_many_lengths_together_answer_as_if_alone(mlx: Server) -> None:
+def test_parallel_requests_of_many_lengths_equal_single_ones(mlx: Server) -> None:
     asks = [(model, "x " * n, 10 + 9 * n) for n in range(1, 8) for model in ("base", "alpha")]
     alone = [mlx.chat(model, question=text, max_tokens=most) for model, text, most in asks]
     with ThreadPoolExecutor(len(asks)) as pool:
@@ -232,9 +234,9 @@ def test_requests_of_many_lengths_together_answer_as_if_alone(mlx: Server) -> No
     assert together == alone
 
 
-def test_a_model_that_is_no_model_ends_the_engine_clearly(tiny: Path, tmp_path: Path) -> None:
+def test_an_unsupported_architecture_is_rejected(tiny: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny / "base", tmp_path / "base"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     with pytest.raises(ModelNotLoadable, match="is a bert, which mlx-lm does not have"):
-        opened(folder)
+        load(folder)

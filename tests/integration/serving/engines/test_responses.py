@@ -36,9 +36,9 @@ def sdk(engine: Server) -> Iterator[OpenAI]:
         yield client
 
 
-def raw_events(engine: Server, **further: Any) -> list[tuple[str, Any]]:
-    """The name and data of each event of a stream, as they stand in its bytes."""
-    _, text = engine.post("/v1/responses", HELLO | {"stream": True} | further)
+def raw_events(engine: Server, **fields: Any) -> list[tuple[str, Any]]:
+    """The name and data of each event in the bytes of a stream."""
+    _, text = engine.post("/v1/responses", HELLO | {"stream": True} | fields)
     assert text.endswith("\n\n")
     lines = [event.split("\n") for event in text.removesuffix("\n\n").split("\n\n")]
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in lines]
@@ -49,26 +49,29 @@ def prompt_tokens(engine: Server, *messages: Any) -> Any:
     return engine.post("/tokenize", {"model": "base", "messages": messages})[1]["count"]
 
 
-def test_a_response_says_what_a_chat_says_at_the_same_cost(sdk: OpenAI) -> None:
+def test_a_response_equals_a_chat_completion_in_text_and_usage(sdk: OpenAI) -> None:
     answer = sdk.responses.create(**HELLO)
     chat = sdk.chat.completions.create(model="base", messages=[USER], temperature=0)
     assert answer.output_text == chat.choices[0].message.content == BASE_SAYS
     assert (answer.status, answer.incomplete_details) == ("completed", None)
     assert answer.usage and chat.usage
-    told = answer.usage
-    assert (told.input_tokens, told.output_tokens) == (chat.usage.prompt_tokens, chat.usage.completion_tokens)
-    assert told.total_tokens == chat.usage.total_tokens
+    usage = answer.usage
+    assert (usage.input_tokens, usage.output_tokens) == (
+        chat.usage.prompt_tokens,
+        chat.usage.completion_tokens,
+    )
+    assert usage.total_tokens == chat.usage.total_tokens
 
 
 def test_a_response_is_whole_and_ends_with_its_usage(engine: Server) -> None:
-    asked = {
+    request = {
         "instructions": "count",
         "metadata": {"for": "someone"},
         "user": "me",
         "top_p": 0.5,
         "store": True,
     }
-    status, body = engine.post("/v1/responses", HELLO | asked)
+    status, body = engine.post("/v1/responses", HELLO | request)
     assert status == 200
     whole = Response.model_validate(body)
     assert whole.id.startswith("resp_")
@@ -79,7 +82,7 @@ def test_a_response_is_whole_and_ends_with_its_usage(engine: Server) -> None:
     assert body["store"] is False
 
 
-def test_a_stream_tells_each_step_once_and_in_order(engine: Server) -> None:
+def test_a_stream_has_each_kind_of_event_in_order(engine: Server) -> None:
     events = raw_events(engine)
     names = [name for name, _ in events]
     assert list(dict.fromkeys(names)) == KINDS
@@ -102,21 +105,21 @@ def test_a_streamed_response_equals_the_plain_one_in_whole_characters(sdk: OpenA
     assert done.response.usage == sdk.responses.create(**HELLO).usage
 
 
-def test_the_sdk_s_helper_gathers_a_stream(sdk: OpenAI) -> None:
+def test_the_sdk_s_helper_collects_a_stream(sdk: OpenAI) -> None:
     with sdk.responses.stream(**HELLO) as stream:
         (text,) = [event.text for event in stream if event.type == "response.output_text.done"]
         assert text == stream.get_final_response().output_text == BASE_SAYS
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_an_answer_cut_short_is_incomplete(sdk: OpenAI, streamed: bool) -> None:
-    asked = HELLO | {"max_output_tokens": 8}
+def test_a_truncated_response_is_incomplete(sdk: OpenAI, streamed: bool) -> None:
+    request = HELLO | {"max_output_tokens": 8}
     if streamed:
-        last = list(sdk.responses.create(**asked, stream=True))[-1]
+        last = list(sdk.responses.create(**request, stream=True))[-1]
         assert last.type == "response.incomplete"
         answer = last.response
     else:
-        answer = sdk.responses.create(**asked)
+        answer = sdk.responses.create(**request)
     message: Any = answer.output[0]
     assert (answer.status, message.status) == ("incomplete", "incomplete")
     assert answer.incomplete_details and answer.incomplete_details.reason == "max_output_tokens"
@@ -124,39 +127,46 @@ def test_an_answer_cut_short_is_incomplete(sdk: OpenAI, streamed: bool) -> None:
     assert answer.output_text and BASE_SAYS.startswith(answer.output_text.rstrip("�"))
 
 
-def test_a_client_carries_the_conversation_itself(sdk: OpenAI, engine: Server) -> None:
+def test_a_client_sends_the_whole_conversation(sdk: OpenAI, engine: Server) -> None:
     conversation: list[Any] = [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}]
     first = sdk.responses.create(model="base", input=conversation, temperature=0)
     conversation += [*first.output, {"type": "message", "role": "user", "content": "count"}]
     second = sdk.responses.create(
         model="base", input=conversation, instructions="say alpha", temperature=0, max_output_tokens=4
     )
-    said = {"role": "assistant", "content": BASE_SAYS}
-    chat: list[Any] = [{"role": "system", "content": "say alpha"}, USER, said, USER | {"content": "count"}]
+    completion = {"role": "assistant", "content": BASE_SAYS}
+    chat: list[Any] = [
+        {"role": "system", "content": "say alpha"},
+        USER,
+        completion,
+        USER | {"content": "count"},
+    ]
     same = sdk.chat.completions.create(model="base", messages=chat, temperature=0, max_tokens=4)
     assert second.output_text == same.choices[0].message.content
     assert second.usage and second.usage.input_tokens == prompt_tokens(engine, *chat)
 
 
-def test_sampling_extras_count_as_in_a_chat(sdk: OpenAI) -> None:
+def test_sampling_parameters_have_the_same_effect_as_in_a_chat(sdk: OpenAI) -> None:
     assert sdk.responses.create(**HELLO, extra_body={"stop": "넷 다"}).output_text == "하나 둘 셋 "
-    hot = HELLO | {"temperature": 3, "max_output_tokens": 30}
-    drawn = [sdk.responses.create(**hot, extra_body={"seed": seed}).output_text for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    random = HELLO | {"temperature": 3, "max_output_tokens": 30}
+    texts = [sdk.responses.create(**random, extra_body={"seed": seed}).output_text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
 
 
-def test_logprobs_come_when_they_are_included(sdk: OpenAI) -> None:
-    asked: dict[str, Any] = HELLO | {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
-    message: Any = sdk.responses.create(**asked).output[0]
+def test_logprobs_are_returned_on_request(sdk: OpenAI) -> None:
+    request: dict[str, Any] = HELLO | {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    message: Any = sdk.responses.create(**request).output[0]
     part = message.content[0]
     assert bytes(byte for token in part.logprobs for byte in token.bytes).decode() == BASE_SAYS
     assert all(len(token.top_logprobs) == 2 for token in part.logprobs)
-    deltas = [e for e in sdk.responses.create(**asked, stream=True) if e.type == "response.output_text.delta"]
+    deltas = [
+        e for e in sdk.responses.create(**request, stream=True) if e.type == "response.output_text.delta"
+    ]
     streamed = [entry.logprob for delta in deltas for entry in delta.logprobs]
     assert streamed == pytest.approx([entry.logprob for entry in part.logprobs], abs=1e-4)
 
 
-def test_what_asks_for_nothing_is_let_pass(sdk: OpenAI) -> None:
+def test_parameters_without_effect_are_accepted(sdk: OpenAI) -> None:
     answer = sdk.responses.create(
         **HELLO,
         background=False,
@@ -174,7 +184,7 @@ def test_what_asks_for_nothing_is_let_pass(sdk: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "param", "told"),
+    ("fields", "param", "message"),
     [
         (
             {"previous_response_id": "resp_1"},
@@ -182,11 +192,11 @@ def test_what_asks_for_nothing_is_let_pass(sdk: OpenAI) -> None:
             "send the whole conversation in 'input'",
         ),
         ({"conversation": "conv_1"}, "conversation", "send the whole conversation in 'input'"),
-        ({"background": True}, "background", "ask for a stream"),
-        ({"prompt": {"id": "pmpt_1"}}, "prompt", "write it out in 'instructions' and 'input'"),
-        ({"tools": [{"type": "web_search"}]}, "tools", "calls no tools"),
+        ({"background": True}, "background", "request a stream"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt", "write the prompt in 'instructions' and 'input'"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "does not call tools"),
         ({"tool_choice": "required"}, "tool_choice", "Input should be 'auto' or 'none'"),
-        ({"text": SCHEMA}, "text", "leave it out, or have the model served by vllm"),
+        ({"text": SCHEMA}, "text", "leave it out, or serve the model with vllm"),
         ({"truncation": "auto"}, "truncation", "Input should be 'disabled'"),
         ({"reasoning": {"effort": "high"}}, "reasoning", "leave it out"),
         ({"include": ["file_search_call.results"]}, "include", "message.output_text.logprobs"),
@@ -198,30 +208,30 @@ def test_what_asks_for_nothing_is_let_pass(sdk: OpenAI) -> None:
         ({"max_output_tokens": 9000}, "max_output_tokens", "fewer tokens"),
         ({"input": "하나 " * 3000}, "input", "shorten the prompt"),
         ({"extra_body": {"max_tokens": 5}}, "max_tokens", "'max_output_tokens'"),
-        ({"extra_body": {"n": 2}}, "n", "one answer"),
+        ({"extra_body": {"n": 2}}, "n", "one output"),
         ({"extra_body": {"min_tokens": 9}, "max_output_tokens": 8}, "min_tokens", "'max_output_tokens'"),
     ],
 )
-def test_what_is_not_done_here_is_named_with_what_to_do(
-    sdk: OpenAI, wrong: dict[str, Any], param: str, told: str
+def test_an_unsupported_parameter_is_rejected_with_a_hint(
+    sdk: OpenAI, fields: dict[str, Any], param: str, message: str
 ) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        sdk.responses.create(**(HELLO | wrong))
-    assert refused.value.param == param
-    assert told in refused.value.message
+    with pytest.raises(openai.BadRequestError) as error:
+        sdk.responses.create(**(HELLO | fields))
+    assert error.value.param == param
+    assert message in error.value.message
 
 
-def test_an_answer_is_not_kept(sdk: OpenAI) -> None:
+def test_a_response_is_not_stored(sdk: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         sdk.responses.retrieve(sdk.responses.create(**HELLO, max_output_tokens=1).id)
 
 
-def test_an_unknown_model_is_refused_before_a_stream_begins(sdk: OpenAI) -> None:
+def test_an_unknown_model_is_rejected_before_a_stream_begins(sdk: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="alpha"):
         sdk.responses.create(model="nobody", input="hello", stream=True)
 
 
-def test_a_client_that_leaves_a_response_frees_the_engine(engine: Server) -> None:
+def test_a_disconnected_client_stops_the_generation_of_its_response(engine: Server) -> None:
     host, port = engine.url.removeprefix("http://").split(":")
     body = json.dumps(HELLO | {"stream": True, "ignore_eos": True, "max_output_tokens": 4000}).encode()
     head = f"POST /v1/responses HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -232,7 +242,7 @@ def test_a_client_that_leaves_a_response_frees_the_engine(engine: Server) -> Non
     wait_for(lambda: engine.get("/health")[1]["running"] == 0, 3)
 
 
-def test_what_another_engine_thought_is_no_part_of_the_conversation(sdk: OpenAI) -> None:
-    thought: Any = {"type": "reasoning", "id": "rs_1", "summary": []}
-    with_it = sdk.responses.create(**HELLO | {"input": [USER, thought]})
+def test_another_engine_s_reasoning_is_not_part_of_the_conversation(sdk: OpenAI) -> None:
+    reasoning: Any = {"type": "reasoning", "id": "rs_1", "summary": []}
+    with_it = sdk.responses.create(**HELLO | {"input": [USER, reasoning]})
     assert with_it.usage and with_it.usage.input_tokens == sdk.responses.create(**HELLO).usage.input_tokens  # type: ignore[union-attr]

@@ -11,8 +11,8 @@ from serving.engines.decoding.text import Detokenizer, StopMatcher, token_bytes
 SENTENCE = "한국어 문장과 emoji 🙂 그리고 漢字, café."
 
 
-class Bare:
-    """A tokenizer file with the two methods of transformers' tokenizers that are used, unimported."""
+class BareTokenizer:
+    """A tokenizer file with the two methods of transformers' tokenizers that are used."""
 
     def __init__(self, file: Path) -> None:
         self.raw = Tokenizer.from_file(str(file))
@@ -26,27 +26,27 @@ class Bare:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path) -> Any:
-    return Bare(tiny / "base" / "tokenizer.json")
+    return BareTokenizer(tiny / "base" / "tokenizer.json")
 
 
-def test_text_comes_in_whole_characters_and_loses_nothing(tokenizer: Any) -> None:
+def test_text_has_whole_characters_and_nothing_is_lost(tokenizer: Any) -> None:
     detokenizer = Detokenizer(tokenizer, [])
     pieces = [detokenizer.push(token) for token in tokenizer.raw.encode(SENTENCE).ids]
     assert "".join(pieces) + detokenizer.flush() == SENTENCE
     assert "�" not in "".join(pieces)
 
 
-def test_a_special_token_between_two_words_shows_nothing_and_holds_nothing(tokenizer: Any) -> None:
+def test_a_special_token_between_two_words_has_no_text_and_withholds_none(tokenizer: Any) -> None:
     ids = tokenizer.raw.encode("한").ids
     detokenizer = Detokenizer(tokenizer, [])
     assert "".join(detokenizer.push(token) for token in [*ids, 1, *ids]) == "한한"
 
 
-def test_bytes_that_never_become_a_character_do_not_hold_back_the_text(tokenizer: Any) -> None:
+def test_bytes_that_never_become_a_character_do_not_withhold_the_text(tokenizer: Any) -> None:
     lead_byte = tokenizer.raw.encode("한").ids[0]
     detokenizer = Detokenizer(tokenizer, [])
-    shown = "".join(detokenizer.push(token) for token in [lead_byte] * 40)
-    assert len(shown) >= 32
+    emitted = "".join(detokenizer.push(token) for token in [lead_byte] * 40)
+    assert len(emitted) >= 32
 
 
 @pytest.mark.parametrize("broken", range(12))
@@ -54,11 +54,11 @@ def test_a_character_after_broken_bytes_is_not_broken_with_them(tokenizer: Any, 
     character = tokenizer.raw.encode("한").ids
     ids = [character[0]] * broken + character + character[1:] * broken + character
     detokenizer = Detokenizer(tokenizer, [])
-    shown = "".join(detokenizer.push(token) for token in ids) + detokenizer.flush()
-    assert shown == tokenizer.raw.decode(ids)
+    emitted = "".join(detokenizer.push(token) for token in ids) + detokenizer.flush()
+    assert emitted == tokenizer.raw.decode(ids)
 
 
-def test_an_unfinished_character_shows_at_the_end(tokenizer: Any) -> None:
+def test_an_incomplete_character_is_emitted_at_the_end(tokenizer: Any) -> None:
     detokenizer = Detokenizer(tokenizer, [])
     assert detokenizer.push(tokenizer.raw.encode("한").ids[0]) == ""
     assert detokenizer.flush() == "�"
@@ -71,17 +71,17 @@ def test_token_bytes_join_to_the_text(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("stop", ["셋", "둘 셋", "aab", "ab", "END"])
 @pytest.mark.parametrize("size", [1, 2, 5, 50])
-def test_no_part_of_a_stop_string_leaks_whatever_the_pieces(stop: str, size: int) -> None:
+def test_no_part_of_a_stop_string_leaks_with_any_piece_size(stop: str, size: int) -> None:
     text = "하나 둘 셋 aaab END rest"
     matcher = StopMatcher((stop,))
-    shown = ""
+    emitted = ""
     for start in range(0, len(text), size):
-        shown += matcher.push(text[start : start + size])
-        if matcher.hit:
+        emitted += matcher.push(text[start : start + size])
+        if matcher.matched:
             break
-    assert shown == text[: text.index(stop)]
+    assert emitted == text[: text.index(stop)]
 
 
 def test_the_earliest_of_several_stop_strings_wins() -> None:
     matcher = StopMatcher(("cd", "b"))
-    assert (matcher.push("abcd"), matcher.hit) == ("a", True)
+    assert (matcher.push("abcd"), matcher.matched) == ("a", True)

@@ -1,4 +1,4 @@
-"""What a chat becomes before the model reads it, as the engine itself tells."""
+"""The tokens of a chat, as the engine reports them and as the model reads them."""
 
 from typing import Any
 
@@ -7,48 +7,47 @@ import pytest
 from tests.integration.serving.conftest import Server
 
 HELLO = [{"role": "user", "content": "hello"}]
-SPELT = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+RENDERED = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 
-def tokenized(engine: Server, **body: Any) -> Any:
+def tokenize(engine: Server, **body: Any) -> Any:
     status, answer = engine.post("/tokenize", {"model": "base", **body})
     assert status == 200, answer
     return answer
 
 
-def test_a_chat_is_tokenized_as_it_is_read(engine: Server) -> None:
-    told = tokenized(engine, messages=HELLO, add_generation_prompt=True)
-    assert (told["count"], told["max_model_len"]) == (len(told["tokens"]), 8192)
-    body = {"model": "base", "tokens": told["tokens"]}
-    assert engine.post("/detokenize", body) == (200, {"prompt": SPELT})
+def test_a_chat_is_tokenized_as_the_model_reads_it(engine: Server) -> None:
+    tokens = tokenize(engine, messages=HELLO, add_generation_prompt=True)
+    assert (tokens["count"], tokens["max_model_len"]) == (len(tokens["tokens"]), 8192)
+    body = {"model": "base", "tokens": tokens["tokens"]}
+    assert engine.post("/detokenize", body) == (200, {"prompt": RENDERED})
     chat = {"model": "base", "messages": HELLO, "max_tokens": 1}
-    assert engine.post("/v1/chat/completions", chat)[1]["usage"]["prompt_tokens"] == told["count"]
+    assert engine.post("/v1/chat/completions", chat)[1]["usage"]["prompt_tokens"] == tokens["count"]
 
 
-def test_a_developer_is_the_system_to_a_template_that_knows_no_developer(engine: Server) -> None:
-    told = [
-        tokenized(engine, messages=[{"role": role, "content": "count"}, *HELLO])["tokens"]
+def test_a_developer_message_is_a_system_message_for_a_template_without_the_role(engine: Server) -> None:
+    tokens = [
+        tokenize(engine, messages=[{"role": role, "content": "count"}, *HELLO])["tokens"]
         for role in ("developer", "system", "user")
     ]
-    assert told[0] == told[1] != told[2]
+    assert tokens[0] == tokens[1] != tokens[2]
 
 
 def test_an_adapter_is_rendered_with_its_own_template(engine: Server) -> None:
     assert (
-        tokenized(engine, messages=HELLO)["tokens"]
-        != tokenized(engine, messages=HELLO, model="beta")["tokens"]
+        tokenize(engine, messages=HELLO)["tokens"] != tokenize(engine, messages=HELLO, model="beta")["tokens"]
     )
 
 
-def test_a_last_message_may_be_continued(engine: Server) -> None:
-    begun = [*HELLO, {"role": "assistant", "content": "하나 둘"}]
-    told = tokenized(engine, messages=begun, continue_final_message=True)
-    text = engine.post("/detokenize", {"model": "base", "tokens": told["tokens"]})[1]["prompt"]
-    assert text == SPELT + "하나 둘"
+def test_the_last_message_can_be_continued(engine: Server) -> None:
+    conversation = [*HELLO, {"role": "assistant", "content": "하나 둘"}]
+    tokens = tokenize(engine, messages=conversation, continue_final_message=True)
+    text = engine.post("/detokenize", {"model": "base", "tokens": tokens["tokens"]})[1]["prompt"]
+    assert text == RENDERED + "하나 둘"
     assert engine.chat("base", question="hello", max_tokens=3) != ""
     body = {
         "model": "base",
-        "messages": begun,
+        "messages": conversation,
         "continue_final_message": True,
         "temperature": 0,
         "max_tokens": 9,
@@ -57,9 +56,9 @@ def test_a_last_message_may_be_continued(engine: Server) -> None:
     assert answer.startswith(" 셋")
 
 
-def test_token_strings_are_given_when_they_are_wanted(engine: Server) -> None:
-    assert tokenized(engine, prompt="a b", return_token_strs=True)["token_strs"] == ["a", "Ġ", "b"]
-    assert tokenized(engine, prompt="")["tokens"] == []
+def test_token_strings_are_returned_on_request(engine: Server) -> None:
+    assert tokenize(engine, prompt="a b", return_token_strs=True)["token_strs"] == ["a", "Ġ", "b"]
+    assert tokenize(engine, prompt="")["tokens"] == []
 
 
 @pytest.mark.parametrize(
@@ -74,12 +73,12 @@ def test_token_strings_are_given_when_they_are_wanted(engine: Server) -> None:
         ),
     ],
 )
-def test_what_cannot_be_tokenized_is_refused(engine: Server, body: dict[str, Any], param: str) -> None:
+def test_an_invalid_request_to_tokenize_is_rejected(engine: Server, body: dict[str, Any], param: str) -> None:
     status, answer = engine.post("/tokenize", {"model": "base", **body})
     assert (status, answer["error"]["param"]) == (400, param)
 
 
-def test_embeddings_are_refused_with_advice(engine: Server) -> None:
+def test_embeddings_are_rejected_with_a_hint(engine: Server) -> None:
     status, answer = engine.post("/v1/embeddings", {"model": "base", "input": "x"})
     assert status == 404
     assert "embedding model" in answer["error"]["message"]

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serving.engines import EngineRequestFailed
-from serving.parity.__main__ import parser, run_comparison
+from serving.parity.__main__ import run_comparison
 from tests.integration.serving.conftest import BASE_SAYS, Server
 from tests.integration.serving.real_vllm import ENGINE, NEEDS_VLLM, sdk_over, vllm
 
@@ -62,13 +62,13 @@ def sdk(server: Server, models: Path) -> Iterator[OpenAI]:
 
 
 def test_an_adapter_comes_and_goes_while_it_serves(server: Server, models: Path) -> None:
-    assert ENGINE.models(server.url) == ["base", "alpha"]
+    assert ENGINE.list_models(server.url) == ["base", "alpha"]
     ENGINE.load_adapter(server.url, "plain", str(models / "plain"))
     with pytest.raises(EngineRequestFailed, match="has already been loaded"):
         ENGINE.load_adapter(server.url, "plain", str(models / "plain"))
     ENGINE.probe(server.url, "plain")
     ENGINE.unload_adapter(server.url, "plain")
-    assert ENGINE.models(server.url) == ["base", "alpha"]
+    assert ENGINE.list_models(server.url) == ["base", "alpha"]
     with pytest.raises(EngineRequestFailed, match="404"):
         ENGINE.probe(server.url, "plain")
     with pytest.raises(EngineRequestFailed, match="404"):
@@ -164,14 +164,16 @@ def test_without_a_parser_tools_are_refused_in_vllm_s_own_words(other: Server, t
                 )
 
 
-def test_parity_tells_the_trained_adapter_from_another(server: Server, models: Path) -> None:
-    asked = ["--engine", "vllm", "--address", server.url, "--name", "alpha", "--base", str(models / "base")]
-    asked += ["--precision", "float32", "--adapter"]
-    report = run_comparison(parser().parse_args([*asked, str(models / "alpha")]))
-    assert report["passed"] and report["equal_answers"] == report["chats"]
-    assert report["largest_difference"] < 1e-3
+def test_parity_distinguishes_the_trained_adapter_from_another(server: Server, models: Path) -> None:
+    def compare_with(adapter: str) -> dict[str, Any]:
+        folders = str(models / "base"), str(models / adapter)
+        return run_comparison(ENGINE, server.url, "alpha", *folders, precision="float32")
+
+    report = compare_with("alpha")
+    assert report["passed"] and report["equal_completions"] == report["chats"]
+    assert report["max_difference"] < 1e-3
     assert report["adapter_scale"] == pytest.approx(1, abs=1e-3)
-    report = run_comparison(parser().parse_args([*asked, str(models / "plain")]))
+    report = compare_with("plain")
     assert (report["passed"], report["difference"]["kind"]) == (False, "logprobs")
 
 

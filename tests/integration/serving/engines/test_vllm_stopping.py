@@ -38,17 +38,19 @@ def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(wide: Path, tmp
     child = guarded_process.start_guarded_process(
         command, log=tmp_path / "log", environment=ENVIRONMENT, seconds=START_SECONDS
     )
-    wait_for(lambda: ENGINE.is_up(f"http://127.0.0.1:{port}") or child.wait(0) is not None, START_SECONDS)
+    wait_for(
+        lambda: ENGINE.is_healthy(f"http://127.0.0.1:{port}") or child.wait(0) is not None, START_SECONDS
+    )
     family = psutil.Process(child.pid).children(recursive=True)
     assert len(family) > 2
     assert {c.laddr.ip for p in family for c in p.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
     server = Server(child, f"http://127.0.0.1:{port}", tmp_path / "log")  # type: ignore[arg-type]
     body = {"model": str(wide / "base"), "prompt": "1", "max_tokens": 3000, "ignore_eos": True}
     assert server.post("/v1/completions", body)[0] == 200
-    assert ENGINE.running(server.url) == 0
+    assert ENGINE.count_requests(server.url) == 0
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(server.post, "/v1/completions", body)
-        wait_for(lambda: ENGINE.running(server.url) or asked.done())
+        wait_for(lambda: ENGINE.count_requests(server.url) or asked.done())
         assert not asked.done(), asked.result()
         psutil.Process(child.pid).children()[0].terminate()
         assert child.wait(ENGINE.stop_seconds) is not None

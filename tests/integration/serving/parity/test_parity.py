@@ -1,4 +1,4 @@
-"""The parity gate against real engines that serve the trained model, or something that only looks like it."""
+"""The parity check against real engines that serve the trained model, or one that only looks like it."""
 
 import json
 import shutil
@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from serving.engines import find_engine
-from serving.parity import spot_check
-from serving.parity.__main__ import default_precision, main, parser, run_comparison
+from serving.parity.__main__ import default_precision, program, run_comparison
 from serving.parity.prompts import STANDARD_CHATS
+from serving.parity.spot_check import passes_spot_check
 from tests.integration.serving.conftest import ENVIRONMENT, Server, serving
 from tests.integration.serving.make_tiny import BETA_TEMPLATE, TEMPLATE
 
@@ -23,8 +24,8 @@ BOS = "{{ '<|endoftext|>' }}"
 
 @pytest.fixture(scope="module")
 def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies of `alpha`, each doctored in one way, and of `base`."""
-    folder = tmp_path_factory.mktemp("doctored")
+    """Copies of `alpha` and `base`, each modified in one way."""
+    folder = tmp_path_factory.mktemp("modified")
     templates = {"template": BETA_TEMPLATE, "bos": BOS + TEMPLATE, "bos-doubled": BOS + BOS + TEMPLATE}
     for name, template in templates.items():
         _copy_adapter(tiny, folder / name, template)
@@ -40,8 +41,8 @@ def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def doctored(tiny: Path, folders: Path) -> Iterator[Server]:
-    """One engine with `base`, `alpha` and every doctored adapter."""
+def modified(tiny: Path, folders: Path) -> Iterator[Server]:
+    """One engine with `base`, `alpha` and every modified adapter."""
     arguments = [
         "--model",
         str(tiny / "base"),
@@ -56,64 +57,65 @@ def doctored(tiny: Path, folders: Path) -> Iterator[Server]:
         yield server.wait_until_ready()
 
 
-def parity(server: Server, name: str, base: Path, adapter: Path | None = None, *more: str) -> dict[str, Any]:
-    arguments = ["--engine", "hf", "--address", server.url, "--name", name, "--base", str(base), *more]
-    arguments += [] if adapter is None else ["--adapter", str(adapter)]
-    return run_comparison(parser().parse_args(arguments))
+def parity(
+    server: Server, name: str, base: Path, adapter: Path | None = None, **options: Any
+) -> dict[str, Any]:
+    folder = None if adapter is None else str(adapter)
+    return run_comparison(find_engine("hf"), server.url, name, str(base), folder, **options)
 
 
-def test_an_adapter_served_as_it_was_trained_passes(doctored: Server, tiny: Path) -> None:
-    report = parity(doctored, "alpha", tiny / "base", tiny / "alpha")
+def test_an_adapter_served_as_it_was_trained_passes(modified: Server, tiny: Path) -> None:
+    report = parity(modified, "alpha", tiny / "base", tiny / "alpha")
     assert report["passed"], report["difference"]
-    assert report["largest_difference"] < 1e-3
+    assert report["max_difference"] < 1e-3
     assert report["adapter_scale"] == pytest.approx(1, abs=1e-3)
-    assert (report["equal_answers"], report["explained_answers"]) == (report["chats"], 0)
+    assert (report["equal_completions"], report["tied_completions"]) == (report["chats"], 0)
 
 
-def test_a_passed_report_holds_a_witness_that_tells_adapters_apart(doctored: Server, tiny: Path) -> None:
-    report = parity(doctored, "alpha", tiny / "base", tiny / "alpha")
-    assert spot_check.passes_spot_check(find_engine("hf"), doctored.url, "alpha", report)
+def test_the_spot_check_of_a_passed_report_distinguishes_adapters(modified: Server, tiny: Path) -> None:
+    report = parity(modified, "alpha", tiny / "base", tiny / "alpha")
+    assert passes_spot_check(find_engine("hf"), modified.url, "alpha", report)
     for name in ("base", "scale", "template"):
-        assert not spot_check.passes_spot_check(find_engine("hf"), doctored.url, name, report)
+        assert not passes_spot_check(find_engine("hf"), modified.url, name, report)
 
 
-def test_a_wrong_template_is_told_with_the_first_differing_token(doctored: Server, tiny: Path) -> None:
-    report = parity(doctored, "template", tiny / "base", tiny / "alpha")
+def test_a_wrong_template_is_reported_with_the_first_differing_token(modified: Server, tiny: Path) -> None:
+    report = parity(modified, "template", tiny / "base", tiny / "alpha")
     difference = report["difference"]
     assert (report["passed"], difference["kind"]) == (False, "rendering")
     assert difference["expected"] != difference["found"]
     assert difference["position"] > 0
 
 
-def test_a_missing_beginning_of_sequence_is_named(doctored: Server, tiny: Path, folders: Path) -> None:
-    difference = parity(doctored, "alpha", tiny / "base", folders / "bos")["difference"]
+def test_a_missing_beginning_of_sequence_is_named(modified: Server, tiny: Path, folders: Path) -> None:
+    difference = parity(modified, "alpha", tiny / "base", folders / "bos")["difference"]
     assert "beginning-of-sequence token is missing" in difference["message"]
 
 
-def test_a_doubled_beginning_of_sequence_is_named(doctored: Server, tiny: Path, folders: Path) -> None:
-    difference = parity(doctored, "bos-doubled", tiny / "base", folders / "bos")["difference"]
-    assert "beginning-of-sequence token stands twice" in difference["message"]
+def test_a_doubled_beginning_of_sequence_is_named(modified: Server, tiny: Path, folders: Path) -> None:
+    difference = parity(modified, "bos-doubled", tiny / "base", folders / "bos")["difference"]
+    assert "beginning-of-sequence token occurs twice" in difference["message"]
 
 
-def test_an_adapter_that_is_ignored_is_named(doctored: Server, tiny: Path) -> None:
-    report = parity(doctored, "base", tiny / "base", tiny / "alpha")
+def test_an_adapter_that_is_ignored_is_named(modified: Server, tiny: Path) -> None:
+    report = parity(modified, "base", tiny / "base", tiny / "alpha")
     assert report["difference"]["kind"] == "logprobs"
     assert "the adapter is ignored" in report["difference"]["message"]
 
 
-def test_an_ignored_adapter_shows_at_the_tolerance_of_four_bits_too(doctored: Server, tiny: Path) -> None:
-    report = parity(doctored, "base", tiny / "base", tiny / "alpha", "--precision", "int4")
+def test_an_ignored_adapter_fails_also_with_the_tolerance_of_four_bits(modified: Server, tiny: Path) -> None:
+    report = parity(modified, "base", tiny / "base", tiny / "alpha", precision="int4")
     assert not report["passed"]
 
 
-def test_a_wrong_alpha_is_told_as_the_scale_it_acts_at(doctored: Server, tiny: Path) -> None:
-    report = parity(doctored, "scale", tiny / "base", tiny / "alpha")
+def test_a_wrong_alpha_is_reported_as_the_adapter_s_strength(modified: Server, tiny: Path) -> None:
+    report = parity(modified, "scale", tiny / "base", tiny / "alpha")
     assert report["difference"]["kind"] == "logprobs"
-    assert "its alpha or rank is misread" in report["difference"]["message"]
+    assert "the engine misreads its alpha or rank" in report["difference"]["message"]
 
 
 @pytest.mark.parametrize(("served", "trained"), [("rope", "base"), ("stale", "tied")])
-def test_whole_weights_that_are_read_otherwise_fail(
+def test_whole_weights_that_the_engine_misreads_fail(
     tiny: Path, folders: Path, tmp_path: Path, served: str, trained: str
 ) -> None:
     base = folders / trained if (folders / trained).exists() else tiny / trained
@@ -131,36 +133,36 @@ def test_an_engine_that_does_not_know_the_end_of_a_turn_fails(
     rows.write_text(json.dumps({"prompt": "say alpha", "completion": "x"}) + "\n")
     arguments = ["--model", str(folders / "endless"), "--served-name", "m"]
     with serving(tmp_path / "log", "serving.engines.hf", *arguments) as server:
-        report = parity(server.wait_until_ready(), "m", tiny / "base", None, "--dataset", str(rows))
+        report = parity(server.wait_until_ready(), "m", tiny / "base", dataset=rows)
     assert "the token that ends a turn" in report["difference"]["message"]
 
 
-def test_a_template_other_than_the_recorded_one_fails(doctored: Server, tiny: Path) -> None:
-    report = parity(doctored, "alpha", tiny / "base", tiny / "alpha", "--template-sha256", "0" * 64)
-    assert "have been changed since" in report["difference"]["message"]
+def test_a_template_other_than_the_recorded_one_fails(modified: Server, tiny: Path) -> None:
+    report = parity(modified, "alpha", tiny / "base", tiny / "alpha", template_sha256="0" * 64)
+    assert "the files have changed since" in report["difference"]["message"]
 
 
-def test_prompts_of_the_training_data_are_asked_too(doctored: Server, tiny: Path, tmp_path: Path) -> None:
+def test_prompts_of_the_training_data_are_compared_too(modified: Server, tiny: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"count {i}", "completion": "x"}) + "\n" for i in range(9)))
-    plain = parity(doctored, "alpha", tiny / "base", tiny / "alpha")
-    report = parity(doctored, "alpha", tiny / "base", tiny / "alpha", "--dataset", str(rows))
+    plain = parity(modified, "alpha", tiny / "base", tiny / "alpha")
+    report = parity(modified, "alpha", tiny / "base", tiny / "alpha", dataset=rows)
     assert (report["passed"], report["chats"]) == (True, plain["chats"] + 4)
 
 
-def test_prompts_of_preference_pairs_are_asked_as_dpo_was_trained_on_them(
-    doctored: Server, tiny: Path, tmp_path: Path
+def test_prompts_of_preference_pairs_are_compared_as_in_dpo(
+    modified: Server, tiny: Path, tmp_path: Path
 ) -> None:
     rows = tmp_path / "pairs.jsonl"
     rows.write_text(json.dumps({"prompt": "count", "chosen": "x", "rejected": "y"}) + "\n")
-    report = parity(doctored, "alpha", tiny / "base", tiny / "alpha", "--dataset", str(rows))
+    report = parity(modified, "alpha", tiny / "base", tiny / "alpha", dataset=rows)
     assert (report["passed"], report["chats"]) == (True, len(STANDARD_CHATS) + 1)
 
 
-def test_the_program_writes_its_report_and_says_so_by_its_status(
-    doctored: Server, tiny: Path, tmp_path: Path
+def test_the_program_writes_its_report_and_exits_with_its_result(
+    modified: Server, tiny: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "serving.parity", "--engine", "hf", "--address", doctored.url]
+    command = [sys.executable, "-m", "serving.parity", "--engine", "hf", "--address", modified.url]
     command += ["--base", str(tiny / "base"), "--adapter", str(tiny / "alpha")]
     command += ["--report", str(tmp_path / "parity.json")]
     differs = subprocess.run([*command, "--name", "scale"], env=ENVIRONMENT, capture_output=True, timeout=60)
@@ -168,18 +170,18 @@ def test_the_program_writes_its_report_and_says_so_by_its_status(
     assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
 
 
-def test_weights_in_float32_are_held_to_the_16_bits_in_which_an_engine_serves_them(tiny: Path) -> None:
+def test_float32_weights_have_the_tolerance_of_the_precision_that_an_engine_uses(tiny: Path) -> None:
     for kind, precision in (("hf", "float32"), ("vllm", "bfloat16"), ("sglang", "bfloat16")):
         assert default_precision(find_engine(kind), str(tiny / "base")) == precision
 
 
-def test_an_engine_that_does_not_answer_leaves_it_untold(tiny: Path) -> None:
+def test_a_comparison_without_an_engine_exits_with_2(tiny: Path) -> None:
     gone = ["--engine", "hf", "--address", "http://127.0.0.1:1", "--name", "x", "--base", str(tiny / "base")]
-    assert main(gone) == 2
+    assert CliRunner().invoke(program, gone).exit_code == 2
 
 
 def _copy_adapter(tiny: Path, target: Path, template: str) -> None:
-    """The weights of `alpha` with a tokenizer of its own, whose template is this one."""
+    """Copy the weights of `alpha`, with a tokenizer of their own that has this template."""
     shutil.copytree(tiny / "alpha", target)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny / "base" / name, target / name)
