@@ -1,8 +1,9 @@
-"""Learn from preference pairs by TRL's DPOTrainer, with LoRA or of all weights.
+"""Direct preference optimization (DPO) with LoRA or of all weights, by TRL's DPOTrainer.
 
-The reference is the model as it was before the first step. A new adapter is simply switched off for it; an
-adapter that training goes on with is kept as a second, frozen copy; of all weights a second copy is loaded,
-unless the reference's log-probabilities are computed before training. Resuming and stopping are as in sft.
+The reference is the model before the first step. With a new adapter, the reference is the base with the
+adapter switched off; with an adapter that is trained further, a second, frozen copy of it; with full tuning,
+a second copy of the model, unless the reference's log-probabilities are computed before training. Resuming
+and stopping are as in `trainers.sft`.
 
     python -m trainers.dpo --config dpo.yaml --run-dir runs/preferred
 """
@@ -28,7 +29,7 @@ from trainers.preflight.findings import findings_to_json
 from trainers.rendering.preference_examples import PreferenceSet, load_preferences
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
-from trainers.runtime.program import is_main_process, run_program, stop_after_step
+from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import RunDirCallback, wait_for_all
 from trainers.training.loop import run_training_loop
@@ -38,29 +39,29 @@ from trainers.training.save import add_validation_callback, save_model, training
 from trainers.training.validation import IsolatedValidationMixin
 
 PAIRS = "pairs"
-# How far the reference may lie from the untrained model, as a share of an answer's log-probability: the
-# same numbers in other batches differ in their last bits only.
-SAME_SHARE = {Precision.fp32: 1e-4, Precision.bf16: 1e-2}
-# Over this many metric events the chosen answers must have lost this share of their log-probability, and at
-# least one nat, before a warning: single batches vary.
+# How far the reference's log-probability of a completion may be from the untrained model's, as a share of it:
+# the same computation in other batches differs in its last bits only.
+REFERENCE_TOLERANCE = {Precision.fp32: 1e-4, Precision.bf16: 1e-2}
+# Warn if, over this many metric events, the chosen completions lost this share of their log-probability and
+# at least one nat: single batches vary.
 FALL_WINDOW = 3
 FALL_SHARE = 0.05
 FALL_NATS = 1.0
 
 
-def train(config: DpoConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
-    """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
+def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Train, publish `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
     disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"  # TRL's own bar has no other switch.
+    os.environ["TQDM_DISABLE"] = "1"  # The only switch of TRL's own progress bar.
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length)
-    check_before_training(config, tokenizer, preferences, run_dir, report)
-    model = load_policy(config, precision, report)
+    check_before_training(config, tokenizer, preferences, run_dir, events)
+    model = load_policy(config, precision, events)
     with stop_after_step() as stop:
-        trainer = _trainer(config, run_dir, model, tokenizer, preferences, precision)
-        callback = DpoCallback(config, run_dir, report, stop, precision)
+        trainer = _build_trainer(config, run_dir, model, tokenizer, preferences, precision)
+        callback = DpoCallback(config, run_dir, events, stop, precision)
         add_validation_callback(trainer, config, run_dir, tokenizer)
         run_training_loop(trainer, config, callback, run_dir, stop, preferences.summary())
         save_model(trainer, config, run_dir, tokenizer)
@@ -78,40 +79,38 @@ def train(config: DpoConfig, run_dir: Path, report: EventWriter) -> dict[str, An
 
 
 def plan(config: DpoConfig) -> dict[str, Any]:
-    """The resolved numbers of a run, without training."""
+    """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length)
+    steps = total_steps(config, len(preferences.triples), config.batch_size)
     return {
         "stage": "dpo",
         "rows": preferences.rows,
         "pairs": len(preferences.triples),
         "truncated": preferences.truncated,
         "dropped": preferences.dropped,
-        "equal": len(preferences.equal),
+        "identical": len(preferences.identical_rows),
         "tokens": preferences.tokens,
-        **plan_training(
-            config,
-            total_steps(config, len(preferences.triples), config.batch_size),
-            max(preferences.lengths()),
-        ),
+        **plan_training(config, steps, max(preferences.lengths())),
         "findings": findings_to_json(check_stage(config, tokenizer, preferences)),
     }
 
 
 class PairTrainer(StepSamplerMixin, IsolatedValidationMixin, DPOTrainer):
-    """TRL's trainer on pairs that are tokens already, so that DPO sees the very tokens that SFT would."""
+    """TRL's trainer on pairs that are already tokenized, so that DPO trains on the same tokens as SFT."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
 
-class DpoCallback(RunDirCallback):
-    """Also checks that the reference is the untrained model, and watches the chosen answers."""
+class DpoCallback(RunDirCallback[DpoConfig]):
+    """Also checks that the reference is the untrained model, and warns if chosen completions become unlikely."""
 
-    def __init__(self, *args: Any) -> None:
-        *shared, self._precision = args
-        super().__init__(*shared)
-        self._beta = self._config.beta
+    def __init__(
+        self, config: DpoConfig, run_dir: Path, events: EventWriter, stop: StopFlag, precision: Precision
+    ) -> None:
+        super().__init__(config, run_dir, events, stop)
+        self._precision = precision
 
     def on_log(
         self,
@@ -127,27 +126,28 @@ class DpoCallback(RunDirCallback):
             return
         if state.global_step == 1:
             self._check_reference(logs)
-        if _falls(history, self._beta) and not any(
-            _falls(history[:end], self._beta) for end in range(FALL_WINDOW, len(history))
+        beta = self._config.beta
+        if _chosen_falls(history, beta) and not any(
+            _chosen_falls(history[:end], beta) for end in range(FALL_WINDOW, len(history))
         ):
-            self._report.warning(
+            self._events.warning(
                 "chosen_logp_falls",
-                f"By step {state.global_step} the margins rise while the chosen answers become less likely "
-                f"than they were (mean reward {logs['rewards/chosen']:.3f}): the model only unlearns the "
+                f"By step {state.global_step} the margin has grown, but the chosen completions are less likely "
+                f"than before training (mean reward {logs['rewards/chosen']:.3f}): the model only unlearns the "
                 "rejected ones faster. Add the loss sft, raise beta or lower learning_rate.",
             )
 
     def _check_reference(self, logs: dict[str, float]) -> None:
-        """The first step's rewards are from before its update, and so must be zero."""
-        for answer in ("chosen", "rejected"):
-            difference = abs(logs[f"rewards/{answer}"]) / self._beta
-            allowed = SAME_SHARE[self._precision] * abs(logs[f"logps/{answer}"])
+        # The rewards of step 1 are from before its update, so they must be zero.
+        for side in ("chosen", "rejected"):
+            difference = abs(logs[f"rewards/{side}"]) / self._config.beta
+            allowed = REFERENCE_TOLERANCE[self._precision] * abs(logs[f"logps/{side}"])
             assert difference <= allowed + 1e-3, (
-                f"The reference is not the untrained model: {answer} answers differ by {difference} nats."
+                f"The reference is not the untrained model: {side} completions differ by {difference} nats."
             )
 
 
-def _trainer(
+def _build_trainer(
     config: DpoConfig,
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
@@ -167,23 +167,23 @@ def _trainer(
         label_smoothing=config.label_smoothing,
         precompute_ref_log_probs=config.precompute_reference,
     )
-    # Left to itself, TRL loads the reference from the path in the model's config, which need not be the
-    # model: an adapter may have been merged into it.
+    # Without a reference, TRL loads one from the path in the model's config, which need not be this model: an
+    # adapter may have been merged into it.
     needs_copy = isinstance(config.tuning, FullTuning) and not config.precompute_reference
     trainer = PairTrainer(
         model=model,
         ref_model=load_policy(config, precision, EventWriter(None)) if needs_copy else None,
         args=arguments,
-        train_dataset=_dataset(config, run_dir, preferences),
-        eval_dataset=_validation_dataset(config, tokenizer),
+        train_dataset=_build_dataset(config, run_dir, preferences),
+        eval_dataset=_load_validation_dataset(config, tokenizer),
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
-    trainer.step_order = StepSampler(preferences.lengths(), config.batch_size, config.seed)
+    trainer.step_sampler = StepSampler(preferences.lengths(), config.batch_size, config.seed)
     return cast_adapter_to_fp32(trainer)
 
 
-def _validation_dataset(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+def _load_validation_dataset(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
     if config.validation_dataset is None:
         return None
     pairs = load_preferences(
@@ -192,10 +192,11 @@ def _validation_dataset(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -
     return Dataset.from_list(pairs.triples)
 
 
-def _dataset(config: DpoConfig, run_dir: Path, preferences: PreferenceSet) -> Dataset:
-    """The pairs; for precomputing in the run directory, beside which TRL keeps what it has computed.
+def _build_dataset(config: DpoConfig, run_dir: Path, preferences: PreferenceSet) -> Dataset:
+    """Return the pairs; to precompute the reference, from a folder of the run directory.
 
-    For pairs in memory it would use the machine's temporary folder, and compute again after a restart.
+    TRL caches the reference's log-probabilities next to the dataset. For a dataset in memory that is the
+    machine's temporary folder, and a restarted run would compute them again.
     """
     dataset = Dataset.from_list(preferences.triples)
     if not config.precompute_reference:
@@ -206,8 +207,8 @@ def _dataset(config: DpoConfig, run_dir: Path, preferences: PreferenceSet) -> Da
     return load_from_disk(str(run_dir / PAIRS))
 
 
-def _falls(history: list[dict[str, float]], beta: float) -> bool:
-    """Whether margins have risen and the chosen answers lost probability, over the last metric events."""
+def _chosen_falls(history: list[dict[str, float]], beta: float) -> bool:
+    """Return whether, over the last metric events, margins grew while chosen completions became unlikely."""
     window = history[-FALL_WINDOW:]
     if len(window) < FALL_WINDOW:
         return False
@@ -215,9 +216,9 @@ def _falls(history: list[dict[str, float]], beta: float) -> bool:
         sum(entry[name] for entry in window) / FALL_WINDOW
         for name in ("rewards/margins", "rewards/chosen", "logps/chosen")
     )
-    lost = -reward / beta
+    lost = -reward / beta  # In nats, since a reward is beta * (log-probability - reference's).
     return margin > 0 and lost > max(FALL_NATS, FALL_SHARE * (-logp - lost))
 
 
 if __name__ == "__main__":
-    run_program(DpoConfig, train, plan)
+    run_program(DpoConfig, run, plan)

@@ -1,7 +1,7 @@
-"""Generate an answer to every held-out row and score it, by the model and, if named, by a baseline.
+"""Generate a completion for every held-out row and score it, for the model and an optional baseline.
 
-Generation is greedy, so a score can be repeated. Predictions are kept in `predictions.jsonl` as they come:
-the same command on the same run directory goes on after the last batch.
+Decoding is greedy, so that a score can be repeated. Predictions are appended to `predictions.jsonl` batch by
+batch: the same command on the same run directory continues after the last batch.
 
     python -m trainers.evaluate --config evaluate.yaml --run-dir runs/first-score
 """
@@ -27,33 +27,48 @@ PREDICTIONS = "predictions.jsonl"
 ROWS = "rows.jsonl"
 
 Predictions = dict[tuple[str, int], str]
+"""Completions by the model's role, `model` or `baseline`, and the row."""
 
 logger = logging.getLogger("trainers")
 
 
-def evaluate(config: EvaluateConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
-    """Answer and score all rows, write `rows.jsonl` and return the result."""
-    pairs = _pairs(config)
-    contestants = _contestants(config)
-    predictions = _kept_predictions(run_dir / PREDICTIONS)
-    total = len(pairs) * len(contestants)
-    report.progress(len(predictions), total)
-    for by, reference in contestants.items():
+def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Generate and score all rows, write `rows.jsonl` and return the result."""
+    pairs = _load_rows(config)
+    models = _list_models(config)
+    predictions = _read_predictions(run_dir / PREDICTIONS)
+    total = len(pairs) * len(models)
+    events.progress(len(predictions), total)
+    for by, reference in models.items():
         if any((by, pair.row) not in predictions for pair in pairs):
-            _answer(by, reference, config, pairs, predictions, run_dir / PREDICTIONS, report, total)
-    rows = [_scored(pair, list(contestants), predictions) for pair in pairs]
+            _generate(by, reference, config, pairs, predictions, run_dir / PREDICTIONS, events, total)
+    rows = [_score_row(pair, list(models), predictions) for pair in pairs]
     _publish_rows(run_dir / ROWS, rows)
-    return _result(config, rows, report, total)
+    model = _summarize(rows, "model")
+    baseline = None if config.baseline is None else _summarize(rows, "baseline")
+    scores = {"score": model["score"]}
+    if baseline is not None:
+        scores["baseline_score"] = baseline["score"]
+    events.metrics(total, total, scores)
+    return {
+        "stage": "evaluate",
+        "metric": config.metric,
+        "n": len(rows),
+        "model": model,
+        "baseline": baseline,
+        "difference": None if baseline is None else model["score"] - baseline["score"],
+        "rows": ROWS,
+    }
 
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:
-    """The resolved numbers of a run, without generating."""
-    pairs = _pairs(config)
+    """Return the resolved plan of a run, without generating."""
+    pairs = _load_rows(config)
     tokenizer = load_tokenizer(config.model)
     return {
         "stage": "evaluate",
         "rows": len(pairs),
-        "answers": len(pairs) * len(_contestants(config)),
+        "completions": len(pairs) * len(_list_models(config)),
         "longest_prompt_tokens": max(len(tokenize_prompt(pair, tokenizer)) for pair in pairs),
         "max_new_tokens": config.max_new_tokens,
         "batch_size": config.batch_size,
@@ -61,61 +76,61 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _pairs(config: EvaluateConfig) -> list[PromptCompletion]:
-    """The last turn of each row; raises DatasetInvalid for a row whose reference holds no number."""
+def _load_rows(config: EvaluateConfig) -> list[PromptCompletion]:
+    """Return the last turn of each row; raises DatasetInvalid for a reference without a number."""
     pairs = [turns[-1] for turns in read_prompt_completions(config.dataset, config.max_rows)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {config.dataset} has no rows to score.", "Add rows.")
     for pair in pairs:
-        if final_answer(pair.answer) is None:
+        if final_answer(pair.completion_text) is None:
             raise DatasetInvalid(
                 f"Row {pair.row} of {config.dataset} has no number in its reference answer.",
-                "Write the final answer after `####` or in a box, or score with another metric.",
+                "Write the final answer after `####` or in a box, or use another metric.",
             )
     return pairs
 
 
-def _contestants(config: EvaluateConfig) -> dict[str, ModelReference]:
-    contestants: dict[str, ModelReference] = {"model": config.model}
+def _list_models(config: EvaluateConfig) -> dict[str, ModelReference]:
+    models: dict[str, ModelReference] = {"model": config.model}
     if config.baseline is not None:
-        contestants["baseline"] = config.baseline
-    return contestants
+        models["baseline"] = config.baseline
+    return models
 
 
-def _kept_predictions(path: Path) -> Predictions:
+def _read_predictions(path: Path) -> Predictions:
     return {(line["by"], line["row"]): line["prediction"] for line in files.read_lines(path)}
 
 
-def _answer(
+def _generate(
     by: str,
     reference: ModelReference,
     config: EvaluateConfig,
     pairs: list[PromptCompletion],
     predictions: Predictions,
     path: Path,
-    report: EventWriter,
+    events: EventWriter,
     total: int,
 ) -> None:
     generator = TextGenerator(reference, pick_device(config.queue), config.max_new_tokens)
-    # Batches are the same whatever was kept, because padding can change the last bits of a number.
-    for batch in generator.batches(pairs, config.batch_size):
+    # The batches are those of an uninterrupted run, because padding can change the last bits of a logit.
+    for batch in generator.split_into_batches(pairs, config.batch_size):
         if all((by, pair.row) in predictions for pair in batch):
             continue
-        texts = generator.answer(batch)
+        texts = generator.generate(batch)
         new = {(by, pair.row): text for pair, text in zip(batch, texts, strict=True)}
         files.append_lines(
             path, [{"by": by, "row": row, "prediction": text} for (_, row), text in new.items()]
         )
         predictions.update(new)
-        report.progress(len(predictions), total)
-        logger.info("%s: %d of %d answers", by, len(predictions), total)
+        events.progress(len(predictions), total)
+        logger.info("%s: %d of %d completions", by, len(predictions), total)
 
 
-def _scored(pair: PromptCompletion, contestants: list[str], predictions: Predictions) -> dict[str, Any]:
-    row: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.answer}
-    for by in contestants:
+def _score_row(pair: PromptCompletion, models: list[str], predictions: Predictions) -> dict[str, Any]:
+    row: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.completion_text}
+    for by in models:
         prediction = predictions[by, pair.row]
-        row[by] = {"prediction": prediction, "correct": exact_match(prediction, pair.answer)}
+        row[by] = {"prediction": prediction, "correct": exact_match(prediction, pair.completion_text)}
     return row
 
 
@@ -129,30 +144,10 @@ def _publish_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     files.sync_folder(path.parent)
 
 
-def _result(
-    config: EvaluateConfig, rows: list[dict[str, Any]], report: EventWriter, total: int
-) -> dict[str, Any]:
-    model = _score(rows, "model")
-    baseline = None if config.baseline is None else _score(rows, "baseline")
-    values = {"score": model["score"]}
-    if baseline is not None:
-        values["baseline_score"] = baseline["score"]
-    report.metrics(total, total, values)
-    return {
-        "stage": "evaluate",
-        "metric": config.metric,
-        "n": len(rows),
-        "model": model,
-        "baseline": baseline,
-        "difference": None if baseline is None else model["score"] - baseline["score"],
-        "rows": ROWS,
-    }
-
-
-def _score(rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
+def _summarize(rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
     n, correct = len(rows), sum(row[by]["correct"] for row in rows)
     return {"score": correct / n, "correct": correct, "n": n, "interval_95": wilson_interval(correct, n)}
 
 
 if __name__ == "__main__":
-    run_program(EvaluateConfig, evaluate, plan)
+    run_program(EvaluateConfig, run, plan)

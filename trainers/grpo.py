@@ -1,8 +1,9 @@
-"""Reinforcement learning from rewards on the model's own answers, by TRL's GRPOTrainer.
+"""Group relative policy optimization (GRPO) on the model's own completions, by TRL's GRPOTrainer.
 
-Each step samples answers with transformers, judges them by the config's rewards and learns from how they
-differ within a prompt's group. Some answers are kept in `samples.jsonl` with what each reward gave.
-Resuming and stopping are as in sft: random state is part of a checkpoint, so the same answers are sampled.
+Each step samples a group of completions for each prompt, scores them by the config's rewards, and trains on
+the differences within a group. Some completions are written to `samples.jsonl` with their rewards. Resuming
+and stopping are as in `trainers.sft`: a checkpoint contains the random state, so a resumed run samples the
+same completions.
 
     python -m trainers.grpo --config grpo.yaml --run-dir runs/rewarded
 """
@@ -27,7 +28,7 @@ from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DeviceUnavailable
 from trainers.runtime.events import EventWriter
-from trainers.runtime.program import is_main_process, run_program, stop_after_step
+from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments
 from trainers.training.callback import RunDirCallback
 from trainers.training.loop import run_training_loop
@@ -38,19 +39,19 @@ from trainers.training.save import save_model, training_result
 SAMPLES = "samples.jsonl"
 
 
-def train(config: GrpoConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
-    """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
+def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Train, publish `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
-    check_before_training(config, tokenizer, prompts, run_dir, report)
+    check_before_training(config, tokenizer, prompts, run_dir, events)
     rollouts = RolloutRecorder(config.rewards, config.num_generations)
-    model = load_policy(config, precision, report)
+    model = load_policy(config, precision, events)
     with stop_after_step() as stop:
-        trainer = _trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision)
-        passes = len(trainer.train_dataset) / len(prompts)
-        callback = GrpoCallback(config, run_dir, report, stop, rollouts, passes)
+        trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision)
+        epochs = len(trainer.train_dataset) / len(prompts)
+        callback = GrpoCallback(config, run_dir, events, stop, rollouts, epochs)
         run_training_loop(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
         save_model(trainer, config, run_dir, tokenizer)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
@@ -65,29 +66,39 @@ def train(config: GrpoConfig, run_dir: Path, report: EventWriter) -> dict[str, A
 
 
 def plan(config: GrpoConfig) -> dict[str, Any]:
-    """The resolved numbers of a run, without training."""
+    """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
+    steps = total_steps(config, len(prompts), config.rows_per_step)
     return {
         "stage": "grpo",
         "rows": len(prompts),
         "prompts_per_step": config.rows_per_step,
-        **plan_training(
-            config,
-            total_steps(config, len(prompts), config.rows_per_step),
-            _longest(config, prompts, tokenizer),
-        ),
+        **plan_training(config, steps, _longest_sequence(config, prompts, tokenizer)),
         "findings": findings_to_json(check_stage(config, tokenizer, prompts)),
     }
 
 
-class GrpoCallback(RunDirCallback):
-    """Also keeps samples and tells of useless rewards; one epoch here is `passes` over the rows."""
+class GrpoCallback(RunDirCallback[GrpoConfig]):
+    """Also writes samples and warns of useless rewards.
 
-    def __init__(self, *args: Any) -> None:
-        *shared, self._rollouts, self._passes = args
-        super().__init__(*shared)
-        self._told: set[str] = set()
+    The Trainer's dataset contains all epochs, so its `epoch` is a share of the run and is multiplied by
+    `epochs`.
+    """
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        run_dir: Path,
+        events: EventWriter,
+        stop: StopFlag,
+        rollouts: RolloutRecorder,
+        epochs: float,
+    ) -> None:
+        super().__init__(config, run_dir, events, stop)
+        self._rollouts = rollouts
+        self._epochs = epochs
+        self._warned: set[str] = set()
 
     def on_log(
         self,
@@ -99,22 +110,22 @@ class GrpoCallback(RunDirCallback):
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        epoch = round(logs["epoch"] * self._passes, 4)
+        epoch = round(logs["epoch"] * self._epochs, 4)
         super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
         if is_main_process():
             samples = self._rollouts.samples(self._config.samples_per_log)
             files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
-        for name in set(self._rollouts.constant()) - self._told:
-            self._told.add(name)
-            self._report.warning(
+        for name in set(self._rollouts.constant_rewards()) - self._warned:
+            self._warned.add(name)
+            self._events.warning(
                 "reward_constant",
-                f"By step {state.global_step} the reward {name!r} has given all answers to each prompt the "
-                "same value for a while, so it teaches nothing. Choose prompts that the model solves "
-                "sometimes, raise temperature or num_generations, or correct the reward.",
+                f"By step {state.global_step} the reward {name!r} has long been equal for all completions of "
+                "each prompt, so nothing is learned from it. Choose prompts that the model solves sometimes, "
+                "raise temperature or num_generations, or correct the reward.",
             )
 
 
-def _trainer(
+def _build_trainer(
     config: GrpoConfig,
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
@@ -123,25 +134,24 @@ def _trainer(
     rollouts: RolloutRecorder,
     precision: Precision,
 ) -> GRPOTrainer:
-    per_step = config.rows_per_step
-    steps = total_steps(config, len(prompts), per_step)
-    longest = _longest(config, prompts, tokenizer)
+    steps = total_steps(config, len(prompts), config.rows_per_step)
+    longest = _longest_sequence(config, prompts, tokenizer)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=list(rollouts.functions),
-        args=TrlConfig(**_arguments(config, run_dir, precision, steps, longest, rollouts.weights)),
-        train_dataset=build_prompt_dataset(prompts, steps * per_step, config.seed),
+        args=TrlConfig(**_build_arguments(config, run_dir, precision, steps, longest, rollouts.weights)),
+        train_dataset=build_prompt_dataset(prompts, steps * config.rows_per_step, config.seed),
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
     if config.beta and isinstance(config.tuning, FullTuning):
-        # TRL loaded the reference from the path in the model's config, which need not be the model: an
+        # TRL loaded the reference from the path in the model's config, which need not be this model: an
         # adapter may have been merged into it.
         trainer.ref_model.load_state_dict(model.state_dict())
     return cast_adapter_to_fp32(trainer)
 
 
-def _arguments(
+def _build_arguments(
     config: GrpoConfig,
     run_dir: Path,
     precision: Precision,
@@ -151,16 +161,16 @@ def _arguments(
 ) -> dict[str, Any]:
     return (
         training_arguments(config, run_dir, precision, steps, longest_tokens)
-        | _generation(config)
+        | _generation_arguments(config)
         | {
-            # TRL counts prompts and answers itself; the Trainer would not find its input.
+            # TRL counts the tokens of prompts and completions itself; the Trainer would find no `input_ids`.
             "include_num_input_tokens_seen": "no",
             "shuffle_dataset": False,
             "num_generations": config.num_generations,
             "max_completion_length": config.max_completion_length,
             "temperature": config.temperature,
             "loss_type": config.loss.value,
-            # LUSPO's weights are defined for whole answers.
+            # LUSPO defines its importance weights for whole completions.
             "importance_sampling_level": "sequence" if config.loss is GrpoLoss.luspo else "token",
             "beta": config.beta,
             "scale_rewards": config.scale_rewards.value,
@@ -170,14 +180,15 @@ def _arguments(
     )
 
 
-def _generation(config: GrpoConfig) -> dict[str, Any]:
-    """TRL's arguments of what generates; raises DeviceUnavailable where vLLM is not installed."""
-    if config.generation is GenerationBackend.transformers:
+def _generation_arguments(config: GrpoConfig) -> dict[str, Any]:
+    """Return TRL's arguments of generation; raises DeviceUnavailable if vLLM is needed and not installed."""
+    if config.generation is Generation.transformers:
         return {}
     if not is_vllm_available():
         raise DeviceUnavailable(
-            f"generation is {config.generation}, for which this host lacks vLLM.",
-            "Install the vllm that TRL names beside the trainers, or set generation to transformers.",
+            f"generation is {config.generation}, which needs vLLM; it is not installed on this host.",
+            "Install the vllm version that TRL supports in the trainers' environment, or set generation to "
+            "transformers.",
         )
     return {
         "use_vllm": True,
@@ -187,10 +198,12 @@ def _generation(config: GrpoConfig) -> dict[str, Any]:
     }
 
 
-def _longest(config: GrpoConfig, prompts: list[PromptCompletion], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest prompt with the longest answer that is allowed."""
+def _longest_sequence(
+    config: GrpoConfig, prompts: list[PromptCompletion], tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return the tokens of the longest prompt with a completion of the maximum length."""
     return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + config.max_completion_length
 
 
 if __name__ == "__main__":
-    run_program(GrpoConfig, train, plan)
+    run_program(GrpoConfig, run, plan)

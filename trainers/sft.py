@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with LoRA or of all weights, by TRL's SFTTrainer.
+"""Supervised fine-tuning (SFT) with LoRA or of all weights, by TRL's SFTTrainer.
 
 The same command on the same run directory resumes from the last complete checkpoint, with optimizer,
 schedule, random state and data position. SIGTERM saves a checkpoint after the current step and exits 75.
@@ -37,18 +37,18 @@ from trainers.training.validation import IsolatedValidationMixin
 logger = logging.getLogger("trainers")
 
 
-def train(config: SftConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
-    """Train, save `model/` and return the result; raises StopRequested after SIGTERM."""
+def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Train, publish `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
     disable_progress_bars()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base)
     examples = load_examples(config.dataset, tokenizer, config.max_length)
-    check_before_training(config, tokenizer, examples, run_dir, report)
-    model = load_policy(config, precision, report)
+    check_before_training(config, tokenizer, examples, run_dir, events)
+    model = load_policy(config, precision, events)
     with stop_after_step() as stop:
-        trainer = _trainer(config, run_dir, model, tokenizer, examples, precision)
-        callback = RunDirCallback(config, run_dir, report, stop)
+        trainer = _build_trainer(config, run_dir, model, tokenizer, examples, precision)
+        callback = RunDirCallback(config, run_dir, events, stop)
         add_validation_callback(trainer, config, run_dir, tokenizer)
         run_training_loop(trainer, config, callback, run_dir, stop, examples.summary())
         save_model(trainer, config, run_dir, tokenizer)
@@ -57,10 +57,11 @@ def train(config: SftConfig, run_dir: Path, report: EventWriter) -> dict[str, An
 
 
 def plan(config: SftConfig) -> dict[str, Any]:
-    """The resolved numbers of a run, without training."""
+    """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base)
     examples = load_examples(config.dataset, tokenizer, config.max_length)
-    dataset = _dataset(config, examples)
+    dataset = _build_dataset(config, examples)
+    longest = max(map(len, dataset["input_ids"]))
     return {
         "stage": "sft",
         "rows": examples.rows,
@@ -70,25 +71,23 @@ def plan(config: SftConfig) -> dict[str, Any]:
         "tokens": examples.tokens,
         "loss_tokens": examples.loss_tokens,
         "padding_free": uses_padding_free(config, model_config(config)),
-        **plan_training(
-            config, total_steps(config, len(dataset), config.batch_size), max(map(len, dataset["input_ids"]))
-        ),
+        **plan_training(config, total_steps(config, len(dataset), config.batch_size), longest),
         "findings": findings_to_json(check_stage(config, tokenizer, examples)),
     }
 
 
 class RowTrainer(StepSamplerMixin, IsolatedValidationMixin, SFTTrainer):
-    """TRL's trainer on rows that are tokens already, in our own order."""
+    """TRL's trainer on rows that are already tokenized, in our own order."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """TRL's loss, without the head's work on tokens that carry none."""
+        """Return TRL's loss; on a CPU, without projecting tokens that carry no loss."""
         if self.args.device.type != "cpu":
             return super().compute_loss(model, inputs, *arguments, **options)
-        with project_loss_tokens_only(self.accelerator.unwrap_model(model), inputs) as less:
-            return super().compute_loss(model, less, *arguments, **options)
+        with project_loss_tokens_only(self.accelerator.unwrap_model(model), inputs) as reduced:
+            return super().compute_loss(model, reduced, *arguments, **options)
 
 
-def _trainer(
+def _build_trainer(
     config: SftConfig,
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
@@ -96,40 +95,40 @@ def _trainer(
     examples: ExampleSet,
     precision: Precision,
 ) -> SFTTrainer:
-    dataset = _dataset(config, examples)
-    is_flat = enable_padding_free(config, model)
+    dataset = _build_dataset(config, examples)
+    is_padding_free = enable_padding_free(config, model)
     logger.info(
-        "Rows are laid end to end, without padding."
-        if is_flat
-        else "Rows of like length share a forward pass and are padded to its longest."
+        "The rows of a micro-batch are concatenated without padding."
+        if is_padding_free
+        else "The rows of a micro-batch have similar lengths and are padded to the longest."
     )
     trainer = RowTrainer(
         model=model,
-        args=TrlConfig(**_arguments(config, run_dir, precision, dataset, is_flat)),
+        args=TrlConfig(**_build_arguments(config, run_dir, precision, dataset, is_padding_free)),
         train_dataset=dataset,
-        eval_dataset=_validation_dataset(config, tokenizer),
+        eval_dataset=_load_validation_dataset(config, tokenizer),
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
-    trainer.step_order = StepSampler(list(map(len, dataset["input_ids"])), config.batch_size, config.seed)
+    trainer.step_sampler = StepSampler(list(map(len, dataset["input_ids"])), config.batch_size, config.seed)
     return cast_adapter_to_fp32(trainer)
 
 
-def _arguments(
-    config: SftConfig, run_dir: Path, precision: Precision, dataset: Dataset, is_flat: bool
+def _build_arguments(
+    config: SftConfig, run_dir: Path, precision: Precision, dataset: Dataset, is_padding_free: bool
 ) -> dict[str, Any]:
     steps = total_steps(config, len(dataset), config.batch_size)
     longest = max(map(len, dataset["input_ids"]))
     return {
         **training_arguments(config, run_dir, precision, steps, longest),
         **validation_arguments(config),
-        # Rows are cut already, and TRL refuses to leave padding out where it might have to cut.
+        # The rows are already truncated, and TRL refuses padding-free batches that it may have to truncate.
         "max_length": None,
-        "padding_free": is_flat,
-        # Without padding, its token is one that ends turns, where the model has no other to pad with.
-        "include_num_input_tokens_seen": "all" if is_flat else "non_padding",
+        "padding_free": is_padding_free,
+        # Counting "non_padding" would miss the end-of-turn tokens of a model that pads with that token.
+        "include_num_input_tokens_seen": "all" if is_padding_free else "non_padding",
         "completion_only_loss": True,
-        # TRL's loss holds the logits of a few tokens at once, so no other kernel is needed.
+        # TRL's own loss computes the logits of a few tokens at a time, so no fused kernel is needed.
         "loss_type": "nll",
         "packing": config.packing,
         "neftune_noise_alpha": config.neftune_alpha,
@@ -137,25 +136,25 @@ def _arguments(
     }
 
 
-def _dataset(config: SftConfig, examples: ExampleSet) -> Dataset:
-    """The rows, or the sequences into which they are packed by best fit decreasing (arXiv:2404.10830)."""
-    dataset = _rows(examples)
+def _build_dataset(config: SftConfig, examples: ExampleSet) -> Dataset:
+    """Return the rows, or sequences packed by best-fit decreasing (arXiv:2404.10830)."""
+    dataset = _to_dataset(examples)
     return pack_dataset(dataset, config.max_length, strategy="bfd") if config.packing else dataset
 
 
-def _validation_dataset(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+def _load_validation_dataset(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
     if config.validation_dataset is None:
         return None
-    return _rows(
+    return _to_dataset(
         load_examples(config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows)
     )
 
 
-def _rows(examples: ExampleSet) -> Dataset:
+def _to_dataset(examples: ExampleSet) -> Dataset:
     return Dataset.from_list(
         [{"input_ids": example.input_ids, "labels": example.labels} for example in examples.examples]
     )
 
 
 if __name__ == "__main__":
-    run_program(SftConfig, train, plan)
+    run_program(SftConfig, run, plan)

@@ -86,7 +86,7 @@ def _in_order(
 
 
 def _line(config: GenerateConfig, pair: PromptCompletion, address: str, name: str) -> dict[str, Any]:
-    line: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.answer or None}
+    line: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.completion_text or None}
     body = {
         "model": name,
         "messages": pair.prompt,

@@ -1,6 +1,6 @@
-"""Models, adapters and tokenizers from a folder or a hub id, or a named error that says what is wrong.
+"""Models, adapters and tokenizers from a folder or a hub id; a failure names its cause.
 
-Weights are safetensors only, and no code of a model's author is run.
+Weights are safetensors only, and no code of a model's author runs.
 """
 
 import hashlib
@@ -35,13 +35,8 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import Attention, Precision
 from trainers.modeling import families
 from trainers.modeling.quantization import disable_avx512_repacking
-from trainers.runtime.errors import (
-    AdapterUnreadable,
-    BaseModelNotFound,
-    DeviceUnavailable,
-    TemplateMissing,
-    has_disk_full_cause,
-)
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import DeviceUnavailable, ProgramError, has_disk_full_cause
 
 ModelReference = str | StageOutput | AdaptedModel
 
@@ -50,65 +45,43 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 logger = logging.getLogger("trainers")
 
 
+class BaseModelNotFound(ProgramError):
+    code = ErrorCode.model_not_found
+
+
+class AdapterUnreadable(ProgramError):
+    code = ErrorCode.adapter_unreadable
+
+
+class TemplateMissing(ProgramError):
+    code = ErrorCode.template_missing
+
+
 def pick_device(queue: Queue | None) -> torch.device:
-    """The CUDA device of this process if there is one, else the CPU; raises DeviceUnavailable."""
+    """Return the CUDA device of this process if there is one, else the CPU; raises DeviceUnavailable."""
     if queue is Queue.cuda and not torch.cuda.is_available():
         raise DeviceUnavailable(
-            "The stage asks for the queue cuda, but this host has no CUDA device that torch can use.",
-            "Send the stage to a host with a GPU, or set its queue to cpu.",
+            "The stage's queue is cuda, but torch finds no CUDA device on this host.",
+            "Run the stage on a host with a GPU, or set its queue to cpu.",
         )
     return torch.device("cuda" if queue is not Queue.cpu and torch.cuda.is_available() else "cpu")
 
 
 def pick_precision(precision: Precision, device: torch.device) -> Precision:
-    """Resolve `auto`; raises DeviceUnavailable when the device has no bf16."""
+    """Resolve `auto`; raises DeviceUnavailable if the device does not support bf16."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     if precision is Precision.bf16 and not has_bf16:
         raise DeviceUnavailable(
-            f"precision is bf16, which the device {device.type} of this host does not offer.",
-            "Set precision to auto or fp32, or send the stage to a GPU that has bf16.",
+            f"precision is bf16, which the device {device.type} of this host does not support.",
+            "Set precision to auto or fp32, or run the stage on a GPU that supports bf16.",
         )
     if precision is Precision.auto:
         return Precision.bf16 if has_bf16 else Precision.fp32
     return precision
 
 
-def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
-    """The tokenizer, of the adapter's folder if that holds one, with a pad token and a chat template.
-
-    Raises ModelNotFound, or TemplateMissing without a chat template.
-    """
-    source = get_base_model(reference)
-    if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
-        source = reference.adapter
-    with _named_failure(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if not tokenizer.chat_template:
-        _complete(tokenizer, source, get_base_model(reference))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _complete(tokenizer: PreTrainedTokenizerBase, source: str, base: str) -> None:
-    """Take the family's template where there is none, and say so; raises TemplateMissing."""
-    family = families.complete(tokenizer, load_config(base).model_type)
-    if family is None:
-        raise TemplateMissing(
-            f"The tokenizer of {source} has no chat template, so no conversation can be rendered.",
-            "Use the instruct or chat variant of the model, or add chat_template.jinja to its folder.",
-        )
-    logger.info("%s has no chat template; it gets that of the family %s.", source, family.name)
-
-
-def load_config(base: str) -> PreTrainedConfig:
-    """The config of a base model; raises ModelNotFound."""
-    with _named_failure(base):
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
-
-
 def pick_attention(attention: Attention, device: torch.device) -> str:
-    """Resolve `auto`: flash attention where it is installed, else torch's own; raises DeviceUnavailable."""
+    """Resolve `auto`: FlashAttention where it is installed, else torch's; raises DeviceUnavailable."""
     if attention is not Attention.auto:
         installed = {
             Attention.flash_attention_2: is_flash_attn_2_available,
@@ -116,7 +89,7 @@ def pick_attention(attention: Attention, device: torch.device) -> str:
         }
         if attention in installed and (device.type == "cpu" or not installed[attention]()):
             raise DeviceUnavailable(
-                f"attention is {attention}, which this host lacks, or has no kernel for {device.type}.",
+                f"attention is {attention}, which is not installed or has no kernel for {device.type}.",
                 "Set attention to auto or sdpa, or install flash-attn on a GPU host.",
             )
         return attention.value
@@ -125,72 +98,99 @@ def pick_attention(attention: Attention, device: torch.device) -> str:
     return Attention.sdpa.value
 
 
+def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, from the adapter's folder if it contains one, and complete it.
+
+    It always has a pad token and a chat template. Raises BaseModelNotFound, or TemplateMissing if neither the
+    model nor its family has a template.
+    """
+    source = base_of(reference)
+    if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
+        source = reference.adapter
+    with _model_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        family = families.set_chat_template(tokenizer, load_config(base_of(reference)).model_type)
+        if family is None:
+            raise TemplateMissing(
+                f"The tokenizer of {source} has no chat template, so conversations cannot be rendered.",
+                "Use the instruct or chat variant of the model, or add chat_template.jinja to its folder.",
+            )
+        logger.info("%s has no chat template; using that of the family %s.", source, family.name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(base: str) -> PreTrainedConfig:
+    """Load the config of a base model; raises BaseModelNotFound."""
+    with _model_errors(base):
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+
+
 def load_base(
     base: str,
     dtype: torch.dtype,
     attention: str | None = None,
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """The base model on the CPU, or quantised where the GPU is; raises ModelNotFound."""
+    """Load the base model on the CPU, or quantized on this process's device; raises BaseModelNotFound."""
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
-        options |= {"quantization_config": quantization, "device_map": {"": _own_device()}}
-    with _named_failure(base):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
+    with _model_errors(base):
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
-    # A folder may hold weights that are quantised already, so this is not for `quantization` alone.
+    # Without `quantization` too: the files of a folder may already be quantized.
     disable_avx512_repacking(model)
     return model
-
-
-def _own_device() -> str:
-    """Where this process keeps a quantised base: its GPU of the host's, else the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def load_model(
     reference: ModelReference, dtype: torch.dtype, is_trainable: bool = False, **options: Any
 ) -> PreTrainedModel | PeftModel:
-    """The model, with its adapter on it if it has one; `options` are those of `load_base`.
+    """Load the model and its adapter, if it has one; `options` are those of `load_base`.
 
-    Raises ModelNotFound or AdapterUnreadable.
+    Raises BaseModelNotFound or AdapterUnreadable.
     """
     if not isinstance(reference, AdaptedModel):
         return load_base(get_base_model(reference), dtype, **options)
     _check_adapter(Path(reference.adapter))
     model = load_base(reference.base, dtype, **options)
     with warnings.catch_warnings():
-        # PEFT only warns when names do not match, and would go on with an adapter that does nothing.
+        # PEFT only warns if parameter names do not match, and would continue with an adapter without effect.
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         try:
             return PeftModel.from_pretrained(model, reference.adapter, is_trainable=is_trainable)
         except (ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
-            raise _unreadable(reference.adapter, f"it does not fit on {reference.base}: {error}") from error
+            raise _unreadable(reference.adapter, f"it does not fit {reference.base}: {error}") from error
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The hash that tells whether a model is served with the template that it was trained with."""
+    """Return the hash of the chat template, which shows whether a model is served with the one it learned."""
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def forward_dtype(precision: Precision) -> torch.dtype:
-    """The dtype in which weights that are not trained are kept."""
+    """Return the dtype of the weights that are not trained."""
     return torch.bfloat16 if precision is Precision.bf16 else torch.float32
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Trainable and all parameters."""
+    """Return the number of trainable parameters and of all parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
 @contextmanager
-def _named_failure(source: str) -> Iterator[None]:
+def _model_errors(source: str) -> Iterator[None]:
+    """Convert what transformers raises to BaseModelNotFound."""
     _check_source(source)
-    _quiet_libraries()
+    _silence_libraries()
     try:
         yield
     except (OSError, ValueError, KeyError, HFValidationError, SafetensorError) as error:
@@ -198,25 +198,25 @@ def _named_failure(source: str) -> Iterator[None]:
             raise
         raise BaseModelNotFound(
             f"The model {source} cannot be loaded: {str(error).strip().splitlines()[0]}",
-            "Name a folder with config.json, a tokenizer and safetensors weights, or a hub id that this host "
-            "can fetch.",
+            "Use a folder with config.json, a tokenizer and safetensors weights, or a hub id that this host "
+            "can download.",
         ) from error
 
 
-def _quiet_libraries() -> None:
-    """No carriage returns in the log, no word to the hub, no advice to PEFT's authors."""
+def _silence_libraries() -> None:
+    """Disable progress bars, telemetry to the hub, and a warning meant for PEFT's authors."""
     disable_progress_bar()
     constants.HF_HUB_DISABLE_TELEMETRY = True
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def _check_source(source: str) -> None:
-    """Refuse what looks like a path and is none, before transformers asks the network for it."""
+    """Refuse a path that does not exist before transformers takes it for a hub id and asks the network."""
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             raise BaseModelNotFound(
-                f"The folder {source} holds no model: it has no config.json.", "Check the path."
+                f"The folder {source} does not contain a model: it has no config.json.", "Check the path."
             )
         return
     if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or "\\" in source:
@@ -224,7 +224,7 @@ def _check_source(source: str) -> None:
 
 
 def _check_adapter(folder: Path) -> None:
-    """Look at the files first: PEFT's own errors would name neither the file nor the cause."""
+    """Check the adapter's files first, because PEFT's errors name neither the file nor the cause."""
     if not folder.is_dir():
         raise _unreadable(str(folder), "the folder does not exist")
     for name in ("adapter_config.json", ADAPTER_WEIGHTS):
@@ -238,8 +238,8 @@ def _check_adapter(folder: Path) -> None:
         raise _unreadable(str(folder), str(error)) from error
 
 
-def _unreadable(adapter: str, why: str) -> AdapterUnreadable:
+def _unreadable(adapter: str, reason: str) -> AdapterUnreadable:
     return AdapterUnreadable(
-        f"The adapter {adapter} cannot be used: {why}.",
-        "Name a folder that holds adapter_config.json and adapter_model.safetensors of this base.",
+        f"The adapter {adapter} cannot be used: {reason}.",
+        "Use a folder with adapter_config.json and adapter_model.safetensors for this base.",
     )

@@ -108,7 +108,7 @@ def _rows(target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedToken
 
 def _examples(rows: RenderedRows) -> list[Any]:
     if isinstance(rows, ExampleSet):
-        return rows.every
+        return rows.rendered
     return [example for pair in rows.pairs for example in pair] if isinstance(rows, PreferenceSet) else []
 
 
@@ -131,7 +131,7 @@ def _shown(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count: int) -
         ]
     if not isinstance(rows, ExampleSet):
         return [preview_example(render_prompt(pair, tokenizer), 1, tokenizer) for pair in rows[:count]]
-    turns = groupby(rows.every, key=lambda example: example.row)
+    turns = groupby(rows.rendered, key=lambda example: example.row)
     return [
         preview_example(example, turn, tokenizer)
         for _, examples in islice(turns, count)

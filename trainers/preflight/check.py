@@ -125,7 +125,7 @@ def _rendered_findings(
         yield from check_tokens(examples, tokenizer, model, ends, config.max_length)
     elif isinstance(rows, ExampleSet):
         assert isinstance(config, SftConfig)
-        yield from check_tokens(rows.every, tokenizer, model, ends, config.max_length)
+        yield from check_tokens(rows.rendered, tokenizer, model, ends, config.max_length)
     else:
         assert isinstance(config, GrpoConfig)
         prompts = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in rows]
@@ -135,7 +135,7 @@ def _rendered_findings(
 
 
 def _equal_answers(preferences: PreferenceSet) -> Iterator[Finding]:
-    equal = preferences.equal
+    equal = preferences.identical_rows
     if equal:
         yield new_finding(
             FindingCode.chosen_equals_rejected,

@@ -21,14 +21,14 @@ BEST = {"length": 0.0, "correctness": 1.0, "format": 1.0, "steps": 1.0, "chrf": 
 
 def check_references(pairs: Sequence[PromptCompletion]) -> Iterator[Finding]:
     """References that hold no number, by which no answer could be judged."""
-    missing = find_references_without_answer([pair.answer for pair in pairs])
+    missing = references_without_answer([pair.completion_text for pair in pairs])
     if missing:
         yield new_finding(
             FindingCode.reference_without_answer,
             FindingLevel.error,
             f"{len(missing)} of {len(pairs)} references hold no final answer.",
             "Write the final answer as the last line `#### 8`, or drop these rows.",
-            places=[(pairs[n].row, pairs[n].answer) for n in missing],
+            places=[(pairs[n].row, pairs[n].completion_text) for n in missing],
             count=len(missing),
             rows=len(pairs),
         )
@@ -43,16 +43,14 @@ def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> It
         pick_device(config.queue),
         min(config.max_completion_length, SAMPLED_TOKENS),
         temperature=config.temperature,
-        answers=config.num_generations,
+        completions_per_prompt=config.num_generations,
     )
-    texts = generator.answer(sample)
+    texts = generator.generate(sample)
     groups = [texts[n : n + config.num_generations] for n in range(0, len(texts), config.num_generations)]
     kinds = {reward_name(reward): reward.kind for reward in config.rewards}
     values: dict[str, list[list[float]]] = {}
     for pair, group in zip(sample, groups, strict=True):
-        scored = [
-            score_completion(config.rewards, text, pair.answer, tokens=len(text.split())) for text in group
-        ]
+        scored = [score(config.rewards, text, pair.completion_text, tokens=len(text.split())) for text in group]
         for name in scored[0].parts:
             values.setdefault(name, []).append([result.parts[name] for result in scored])
     constant = [name for name, judged in values.items() if not any(pstdev(group) for group in judged)]

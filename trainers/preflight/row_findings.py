@@ -134,7 +134,7 @@ class Answers:
         """Counts the next row."""
         for pair in pairs:
             self._total += 1
-            answer = pair.answer.strip()
+            answer = pair.completion_text.strip()
             if not answer and not any(message.get("tool_calls") for message in pair.completion):
                 self._empty.append((pair.row, pair.prompt[-1]["content"] if pair.prompt else ""))
             if len(answer) >= REPEATED_CHARACTERS:

@@ -1,9 +1,11 @@
-"""Preference pairs from a model's own answers: what it can do already, against what it does too."""
+"""Preference pairs of a model's own completions: the best one of a prompt against worse ones.
+
+Pairs that the model itself produced (on-policy) show it the difference that it can already make.
+"""
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, Field
 from transformers import set_seed
@@ -20,89 +22,89 @@ from trainers.runtime.events import EventWriter
 
 
 class OnPolicyPairsReport(BaseModel):
-    """What the model's answers were worth, and how many pairs came of them."""
+    """Counts of completions and pairs, and the mean reward of the completions."""
 
     prompts: int = 0
-    answers: int = 0
-    mean_reward: float = Field(0.0, description="Over all answers: what the model earns before training.")
+    completions: int = 0
+    mean_reward: float = Field(0.0, description="Over all completions, before training.")
     pairs: int = 0
-    prompts_without_pairs: int = Field(0, description="All answers to them were worth about the same.")
+    prompts_without_pairs: int = Field(
+        0, description="Prompts whose completions differ in reward by less than the margin."
+    )
 
 
 def generate_on_policy_pairs(
-    recipe: OnPolicyPairsRecipe, base: ModelReference, dataset: Path, report: EventWriter
+    recipe: OwnAnswersRecipe, base: ModelReference, dataset: Path, events: EventWriter
 ) -> tuple[Iterator[tuple[int, Row]], OnPolicyPairsReport]:
-    """Rows of `prompt`, `chosen` and `rejected` with their lines, and a report that grows as they are read.
+    """Return rows of `prompt`, `chosen` and `rejected` with their line numbers, and a report.
 
-    Each pair takes one of the prompt's best answers against a different answer that is worth less by the
-    margin. Raises DatasetInvalid for a reference by which answers cannot be judged.
+    The report is complete once the rows are consumed. A pair is one of the prompt's best completions with
+    another whose reward is lower by at least the margin. Raises DatasetInvalid for a reference that the
+    rewards cannot use.
     """
-    done = OnPolicyPairsReport()
-    return _rows(recipe, base, dataset, report, done), done
+    report = OnPolicyPairsReport()
+    return _generate_rows(recipe, base, dataset, events, report), report
 
 
-def _rows(
-    recipe: OnPolicyPairsRecipe,
+def _generate_rows(
+    recipe: OwnAnswersRecipe,
     base: ModelReference,
     dataset: Path,
-    report: EventWriter,
-    done: OnPolicyPairsReport,
+    events: EventWriter,
+    report: OnPolicyPairsReport,
 ) -> Iterator[tuple[int, Row]]:
     set_seed(recipe.seed)
     prompts = [turns[-1] for turns in read_prompt_completions(str(dataset), recipe.max_rows)]
+    n = recipe.num_generations
     generator = TextGenerator(
         base,
         pick_device(None),
         recipe.max_new_tokens,
         temperature=recipe.temperature,
-        answers=recipe.num_generations,
+        completions_per_prompt=n,
     )
     total = 0.0
-    for batch in generator.batches(prompts, recipe.batch_size):
-        texts = generator.answer(batch)
+    for batch in generator.split_into_batches(prompts, recipe.batch_size):
+        texts = generator.generate(batch)
         for position, pair in enumerate(batch):
-            start = position * recipe.num_generations
-            answers = texts[start : start + recipe.num_generations]
-            worths = [_worth(recipe, answer, pair) for answer in answers]
-            total += sum(worths)
-            drawn = _draw(recipe, pair, dict(zip(answers, worths, strict=True)))
-            done.prompts += 1
-            done.answers += len(answers)
-            done.mean_reward = total / done.answers
-            done.pairs += len(drawn)
-            done.prompts_without_pairs += not drawn
-            yield from ((pair.row, row) for row in drawn)
-        report.progress(done.prompts, len(prompts))
+            completions = texts[position * n : (position + 1) * n]
+            rewards = [_score(recipe, completion, pair) for completion in completions]
+            total += sum(rewards)
+            rows = _draw_pairs(recipe, pair, dict(zip(completions, rewards, strict=True)))
+            report.prompts += 1
+            report.completions += len(completions)
+            report.mean_reward = total / report.completions
+            report.pairs += len(rows)
+            report.prompts_without_pairs += not rows
+            yield from ((pair.row, row) for row in rows)
+        events.progress(report.prompts, len(prompts))
 
 
-def _worth(recipe: OnPolicyPairsRecipe, answer: str, pair: PromptCompletion) -> float:
+def _score(recipe: OwnAnswersRecipe, completion: str, pair: PromptCompletion) -> float:
     try:
-        # Lengths in tokens are counted roughly here: the text is all that is left of an answer.
-        return score_completion(recipe.rewards, answer, pair.answer, tokens=len(answer.split())).total
+        # The generator returns text only, so words stand in for tokens where a reward counts them.
+        return score(recipe.rewards, completion, pair.completion_text, tokens=len(completion.split())).total
     except ValueError as error:
         raise DatasetInvalid(
-            f"The answers to row {pair.row} cannot be judged: {error}",
-            "Give each row a reference that the rewards can judge by, or choose other rewards.",
+            f"The completions of row {pair.row} cannot be scored: {error}",
+            "Give each row a reference that the rewards can use, or choose other rewards.",
         ) from error
 
 
-def _draw(recipe: OnPolicyPairsRecipe, pair: PromptCompletion, worths: dict[str, float]) -> list[Row]:
-    """At most as many pairs as asked for, each with another rejected answer."""
-    best = max(worths.values())
-    chosen = [answer for answer, worth in worths.items() if worth == best and answer.strip()]
-    rejected = [
-        answer for answer, worth in worths.items() if worth <= best - recipe.margin and answer.strip()
-    ]
+def _draw_pairs(recipe: OwnAnswersRecipe, pair: PromptCompletion, rewards: dict[str, float]) -> list[Row]:
+    """Return at most `pairs_per_prompt` rows, each with another rejected completion."""
+    best = max(rewards.values())
+    chosen = [text for text, reward in rewards.items() if reward == best and text.strip()]
+    rejected = [text for text, reward in rewards.items() if reward <= best - recipe.margin and text.strip()]
     if not chosen or not rejected:
         return []
-    rng = random.Random(fingerprint(pair.prompt, recipe.seed))  # noqa: S311  # Nothing secret.
+    rng = random.Random(fingerprint(pair.prompt, recipe.seed))  # noqa: S311  # Not for secrets.
     rng.shuffle(rejected)
-    return [_row(pair, rng.choice(chosen), other) for other in rejected[: recipe.pairs_per_prompt]]
-
-
-def _row(pair: PromptCompletion, chosen: str, rejected: str) -> dict[str, Any]:
-    return {
-        "prompt": pair.prompt,
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
+    return [
+        {
+            "prompt": pair.prompt,
+            "chosen": [{"role": "assistant", "content": rng.choice(chosen)}],
+            "rejected": [{"role": "assistant", "content": text}],
+        }
+        for text in rejected[: recipe.pairs_per_prompt]
+    ]

@@ -1,4 +1,4 @@
-"""The token triples of a DPO run, with the counts that tell whether the data fits the model."""
+"""The tokenized pairs of a DPO run, with counts that show how the data fits the model."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +13,14 @@ from trainers.runtime.errors import DatasetInvalid
 
 @dataclass(frozen=True)
 class PreferenceSet:
-    """The pairs of all rows; one with an answer that has nothing left to learn is not trained."""
+    """The chosen and rejected example of each row; a pair with a side without loss tokens is not trained."""
 
     pairs: list[tuple[Example, Example]]
 
     @cached_property
     def triples(self) -> list[dict[str, list[int]]]:
-        """What is trained on: `prompt_ids`, `chosen_ids` and `rejected_ids`, as TRL names them."""
-        return [_triple(*pair) for pair in self.pairs if all(example.loss_tokens for example in pair)]
+        """The trained pairs as `prompt_ids`, `chosen_ids` and `rejected_ids`, TRL's names."""
+        return [_to_triple(*pair) for pair in self.pairs if all(example.loss_tokens for example in pair)]
 
     @property
     def rows(self) -> int:
@@ -35,20 +35,20 @@ class PreferenceSet:
         return self.rows - len(self.triples)
 
     @property
-    def equal(self) -> list[int]:
-        """Rows whose answers are the same tokens and teach nothing."""
+    def identical_rows(self) -> list[int]:
+        """The rows whose chosen and rejected tokens are equal, from which nothing is learned."""
         return [chosen.row for chosen, rejected in self.pairs if chosen.input_ids == rejected.input_ids]
 
     @property
     def tokens(self) -> int:
-        """Tokens of one pass: the prompt counts twice, once before each answer."""
+        """The tokens of one epoch; a prompt counts twice, because it precedes both completions."""
         return sum(
             2 * len(triple["prompt_ids"]) + len(triple["chosen_ids"]) + len(triple["rejected_ids"])
             for triple in self.triples
         )
 
     def lengths(self) -> list[int]:
-        """Tokens of each pair's longer side, to which both sides are padded in a micro-batch."""
+        """Return the tokens of each pair's longer side, to which both sides are padded in a micro-batch."""
         return [
             len(triple["prompt_ids"]) + max(len(triple["chosen_ids"]), len(triple["rejected_ids"]))
             for triple in self.triples
@@ -64,13 +64,14 @@ def load_preferences(
     max_length: int,
     max_rows: int | None = None,
 ) -> PreferenceSet:
-    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid if no pair is left."""
+    """Render the rows; raises DatasetFileNotFound, or DatasetInvalid if no pair can be trained."""
     preferences = render_preferences(dataset, tokenizer, max_length, max_rows)
+    if not preferences.pairs:
+        raise DatasetInvalid(f"The dataset {dataset} is empty.", "Add rows.")
     if not preferences.triples:
         raise DatasetInvalid(
-            f"No row of {dataset} has a pair to learn from: "
-            + (f"every prompt fills max_length {max_length}." if preferences.pairs else "the file is empty."),
-            "Raise max_length, or shorten the prompts." if preferences.pairs else "Add rows.",
+            f"No row of {dataset} has a pair to train on: every prompt fills max_length {max_length}.",
+            "Raise max_length, or shorten the prompts.",
         )
     return preferences
 
@@ -81,17 +82,21 @@ def render_preferences(
     max_length: int,
     max_rows: int | None = None,
 ) -> PreferenceSet:
-    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid for a row that is no pair."""
+    """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
     return PreferenceSet(
         [
-            (render_example(chosen, tokenizer, max_length), render_example(rejected, tokenizer, max_length))
+            (
+                render_example(chosen, tokenizer, max_length),
+                render_example(rejected, tokenizer, max_length),
+            )
             for chosen, rejected in islice(read_preferences(dataset), max_rows)
         ]
     )
 
 
-def _triple(chosen: Example, rejected: Example) -> dict[str, list[int]]:
-    """Both answers start at the same token, the earlier one where a template renders the prompt unalike."""
+def _to_triple(chosen: Example, rejected: Example) -> dict[str, list[int]]:
+    # Both completions must start at the same token. Where a template renders the prompt differently before
+    # each of them, the earlier start is used.
     start = min(example.labels.count(IGNORE_INDEX) for example in (chosen, rejected))
     return {
         "prompt_ids": chosen.input_ids[:start],

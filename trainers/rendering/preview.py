@@ -1,4 +1,4 @@
-"""Rendered rows as people see them: the text of each token, and whether it carries loss."""
+"""Rendered rows for display: the text of each token, and whether it carries loss."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +7,13 @@ from trainers.rendering.render import IGNORE_INDEX, Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONTEXT_TOKENS = 4  # Some decoders drop a leading space or join marks; a few tokens before settle how.
+# Some decoders drop a leading space or join accents: decoding needs a few tokens before the shown one.
+CONTEXT_TOKENS = 4
 
 
 def preview_example(example: Example, turn: int, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """An example as JSON for a page."""
-    texts = token_texts(example.input_ids, tokenizer)
+    """Return an example as JSON for a page."""
+    texts = decode_tokens(example.input_ids, tokenizer)
     return {
         "row": example.row,
         "turn": turn,
@@ -28,19 +29,19 @@ def preview_example(example: Example, turn: int, tokenizer: "PreTrainedTokenizer
 
 
 def highlight_loss(row: dict[str, Any], colour: bool) -> str:
-    """A shown row for the terminal: what carries loss in reverse video, or between ⟦ and ⟧."""
+    """Return a previewed row for the terminal, with loss tokens in reverse video or between ⟦ and ⟧."""
     start, end = ("\x1b[7m", "\x1b[0m") if colour else ("⟦", "⟧")
     text, inside = "", False
     for token in row["tokens"]:
         if token["loss"] is not inside:
             text += start if token["loss"] else end
             inside = token["loss"]
-        text += _printable(token["text"])
+        text += _replace_control_characters(token["text"])
     return text + (end if inside else "")
 
 
-def token_texts(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The text of each token; a character spread over several tokens stands at the last of them."""
+def decode_tokens(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the text of each token; a character of several tokens is the text of the last of them."""
     texts = []
     start = 0
     for end in range(1, len(ids) + 1):
@@ -59,6 +60,6 @@ def _decode(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     return text
 
 
-def _printable(text: str) -> str:
-    """A terminal obeys escape sequences, and rows are anybody's text."""
+def _replace_control_characters(text: str) -> str:
+    """Replace escape sequences: a terminal executes them, and rows come from strangers."""
     return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,7 +1,7 @@
-"""Rows of a dataset as the tokens that a model is trained on: what `prepare` shows is what `sft` trains.
+"""Dataset rows as token ids and labels; every program that renders rows uses these functions.
 
-A completion starts where the tokens of the prompt (with the generation prompt) and of the whole conversation
-part. Everything before carries no loss.
+A completion starts at the first token in which the rendered prompt (with the generation prompt) and the
+rendered conversation differ. The tokens before it carry no loss.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,16 @@ from trainers.runtime.errors import ConfigInvalid, DatasetFileNotFound, DatasetI
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100  # The label that torch's cross entropy leaves out.
+IGNORE_INDEX = -100  # torch's cross entropy ignores tokens with this label.
 
 
 @dataclass(frozen=True)
 class Example:
-    """One assistant turn of a row; `row` is a line number from 1 and `text` what the template rendered."""
+    """One assistant turn of a row, as tokens.
+
+    `row` is a line number from 1, `text` the output of the template, and `length` the number of tokens before
+    truncation. `input_ids` and `labels` have the same length.
+    """
 
     row: int
     text: str
@@ -40,7 +44,6 @@ class Example:
     truncated: bool
     prompt_is_prefix: bool
     length: int
-    """Tokens before it was cut."""
 
     @property
     def loss_tokens(self) -> int:
@@ -49,7 +52,7 @@ class Example:
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """A prompt and the assistant's answer to it."""
+    """The messages of a prompt and of the assistant's turn that follows it."""
 
     row: int
     prompt: list[dict[str, Any]]
@@ -57,63 +60,84 @@ class PromptCompletion:
     tools: list[dict[str, Any]] | None
 
     @property
-    def answer(self) -> str:
+    def completion_text(self) -> str:
         return "".join(message["content"] for message in self.completion)
 
 
 def dataset_path(reference: str | StageDataset) -> Path:
-    """The file of a dataset; raises ConfigInvalid for a reference that is not resolved yet."""
+    """Return the file of a dataset; raises ConfigInvalid for a reference to another stage."""
     if isinstance(reference, StageDataset):
         raise ConfigInvalid(
             f"The dataset refers to the stage {reference.stage!r}, which only a job can resolve.",
-            "By hand, name the file that the stage has made.",
+            "Without a job, use the path of the file that the stage wrote.",
         )
     return Path(reference)
 
 
 def read_prompt_completions(
-    dataset: str | StageDataset, rows: int | None = None
+    dataset: str | StageDataset, max_rows: int | None = None
 ) -> Iterator[list[PromptCompletion]]:
-    """The pairs of each of the first rows; raises DatasetNotFound, or DatasetInvalid naming the row."""
+    """Yield the assistant turns of each row; raises DatasetFileNotFound, or DatasetInvalid with the row."""
     path = dataset_path(dataset)
-    for number, row in islice(read_rows(path), rows):
+    for number, row in islice(read_rows(path), max_rows):
         yield parse_prompt_completions(number, row, path)
 
 
-def read_prompts(dataset: str | StageDataset, rows: int | None = None) -> Iterator[PromptCompletion]:
-    """What each of the first rows asks at its end, in rows of any format and in those without an answer.
+def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> Iterator[PromptCompletion]:
+    """Yield the last prompt of each row, whatever its format; the completion may be missing.
 
-    Raises as `read_pairs` does.
+    Raises DatasetFileNotFound, or DatasetInvalid with the row.
     """
     path = dataset_path(dataset)
-    for number, row in islice(read_rows(path), rows):
+    for number, row in islice(read_rows(path), max_rows):
         try:
             yield PromptCompletion(number, *extract_prompt_and_answer(row), offered_tools(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetInvalid(
-                f"Row {number} of {path} holds nothing to answer: {error}",
-                "Give it `prompt`, `messages`, `question` or another format of a dataset.",
+                f"Row {number} of {path} has no prompt: {error}",
+                "Add `prompt`, `messages`, `question` or the fields of another dataset format.",
             ) from error
 
 
 def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptCompletion, PromptCompletion]]:
-    """The chosen and the rejected pair of each row; raises as `read_pairs` does."""
+    """Yield the chosen and the rejected completion of each row.
+
+    Raises DatasetFileNotFound, or DatasetInvalid with the row.
+    """
     path = dataset_path(dataset)
     for number, row in read_rows(path):
-        yield _preference(number, row, path)
+        if detect_format(row) is not RowFormat.preference:
+            raise DatasetInvalid(
+                f"Row {number} of {path} is not a preference pair; its fields are {_field_names(row)}.",
+                "Use `prompt`, `chosen` and `rejected`, or train on rows with one completion with SFT.",
+            )
+        try:
+            prompt, chosen, rejected = preference_messages(row)
+            offered = tools(row)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetInvalid(
+                f"Row {number} of {path} is not a valid preference pair: {error}",
+                "Validate the dataset to list every fault with its row.",
+            ) from error
+        yield (
+            PromptCompletion(number, prompt, chosen, offered),
+            PromptCompletion(number, prompt, rejected, offered),
+        )
 
 
-def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
-    """Tokens and labels of a pair, cut at `max_length`; raises DatasetInvalid if the template refuses it."""
+def render_example(
+    pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Example:
+    """Return tokens and labels, truncated to `max_length`; raises DatasetInvalid if the template fails."""
     try:
-        prompt_ids = _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+        prompt_ids = tokenize_prompt(pair, tokenizer)
         conversation = [*pair.prompt, *pair.completion]
         text = tokenizer.apply_chat_template(conversation, tools=pair.tools, tokenize=False)
-        ids = _tokens(tokenizer, conversation, pair.tools)
+        ids = _tokenize(tokenizer, conversation, pair.tools)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise DatasetInvalid(
             f"The model's chat template cannot render row {pair.row}: {error}",
-            "Change the row to the roles and turns that the template accepts, or choose another model.",
+            "Change the row to roles and turns that the template accepts, or choose another model.",
         ) from error
     start = common_prefix_length(prompt_ids, ids)
     labels = [IGNORE_INDEX] * start + ids[start:]
@@ -129,12 +153,12 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
 
 
 def tokenize_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The prompt as the model reads it before it answers."""
-    return _tokens(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+    """Return the tokens of the prompt, with the generation prompt."""
+    return _tokenize(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
 
 
 def render_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> Example:
-    """The prompt alone, none of which carries loss."""
+    """Return the prompt as an example without loss."""
     ids = tokenize_prompt(pair, tokenizer)
     return Example(
         row=pair.row,
@@ -148,16 +172,16 @@ def render_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") 
 
 
 def common_prefix_length(left: list[int], right: list[int]) -> int:
-    """How many leading tokens agree."""
+    """Return the number of leading tokens that are equal."""
     return next(
         (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
     )
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file with their lines; raises DatasetNotFound or DatasetInvalid."""
+    """Yield the rows of a file with their line numbers; raises DatasetFileNotFound or DatasetInvalid."""
     if not path.is_file():
-        raise DatasetFileNotFound(f"The dataset {path} does not exist.", "Name the path of a JSONL file.")
+        raise DatasetFileNotFound(f"The dataset {path} does not exist.", "Use the path of a JSONL file.")
     try:
         yield from iter_rows(path)
     except ValueError as error:
@@ -165,46 +189,31 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) -> list[PromptCompletion]:
-    """The pairs of one row, one for each turn that is trained; raises DatasetInvalid."""
+    """Return one item for each trained assistant turn of a row; raises DatasetInvalid."""
     row_format = detect_format(row)
     if row_format is None:
         raise DatasetInvalid(
-            f"Row {number} of {dataset} has no known format; its fields are {', '.join(row) or 'none'}.",
+            f"Row {number} of {dataset} has no known format; its fields are {_field_names(row)}.",
             "Use `messages`, or `prompt` and `completion`, or `question` and `answer`.",
         )
     try:
         offered = offered_tools(row)
         return [
-            PromptCompletion(number, prompt, done, offered)
-            for prompt, done in prompt_completions(row, row_format)
+            PromptCompletion(number, prompt, completion, offered)
+            for prompt, completion in prompt_completions(row, row_format)
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetInvalid(
-            f"Row {number} of {dataset} cannot be used as {row_format} row: {error}",
-            "Validate the dataset, which lists every fault with its row.",
+            f"Row {number} of {dataset} is not a valid {row_format} row: {error}",
+            "Validate the dataset to list every fault with its row.",
         ) from error
 
 
-def _preference(number: int, row: dict[str, Any], dataset: Path) -> tuple[PromptCompletion, PromptCompletion]:
-    if detect_format(row) is not RowFormat.preference:
-        raise DatasetInvalid(
-            f"Row {number} of {dataset} is no preference pair; its fields are {', '.join(row) or 'none'}.",
-            "Use `prompt`, `chosen` and `rejected`, or train on rows with one answer with SFT.",
-        )
-    try:
-        prompt, chosen, rejected = preference_messages(row)
-        offered = offered_tools(row)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetInvalid(
-            f"Row {number} of {dataset} cannot be used as preference pair: {error}",
-            "Validate the dataset, which lists every fault with its row.",
-        ) from error
-    return PromptCompletion(number, prompt, chosen, offered), PromptCompletion(
-        number, prompt, rejected, offered
-    )
+def _field_names(row: dict[str, Any]) -> str:
+    return ", ".join(row) or "none"
 
 
-def _tokens(
+def _tokenize(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[dict[str, Any]],
     offered: list[dict[str, Any]] | None,

@@ -1,4 +1,4 @@
-"""The examples of a training run, with the counts that tell whether the data fits the model."""
+"""The examples of an SFT run, with counts that show how the data fits the model."""
 
 from dataclasses import dataclass
 
@@ -11,25 +11,28 @@ from trainers.runtime.errors import DatasetInvalid
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """The turns of all rows; those whose prompt alone fills the length carry no loss and are not trained."""
+    """The assistant turns of all rows.
 
-    every: list[Example]
+    A turn without loss tokens, because its prompt alone fills the length, is in `rendered` but is not trained.
+    """
+
+    rendered: list[Example]
     rows: int
 
     @property
     def examples(self) -> list[Example]:
-        """What is trained on."""
-        return [example for example in self.every if example.loss_tokens]
+        """The examples that are trained."""
+        return [example for example in self.rendered if example.loss_tokens]
 
     @property
     def truncated(self) -> int:
-        """Rows of which something is cut off."""
-        return len({example.row for example in self.every if example.truncated})
+        """The number of rows with a truncated turn."""
+        return len({example.row for example in self.rendered if example.truncated})
 
     @property
     def dropped(self) -> int:
-        """Rows of which nothing is trained."""
-        return self.rows - len({example.row for example in self.every if example.loss_tokens})
+        """The number of rows without a trained turn."""
+        return self.rows - len({example.row for example in self.rendered if example.loss_tokens})
 
     @property
     def tokens(self) -> int:
@@ -37,7 +40,7 @@ class ExampleSet:
 
     @property
     def loss_tokens(self) -> int:
-        return sum(example.loss_tokens for example in self.every)
+        return sum(example.loss_tokens for example in self.rendered)
 
     def summary(self) -> str:
         return (
@@ -52,13 +55,14 @@ def load_examples(
     max_length: int,
     max_rows: int | None = None,
 ) -> ExampleSet:
-    """Render all rows, or the first; raises DatasetNotFound, or DatasetInvalid if no token carries loss."""
+    """Render the rows; raises DatasetFileNotFound, or DatasetInvalid if no token carries loss."""
     examples = render_examples(dataset, tokenizer, max_length, max_rows)
+    if not examples.rendered:
+        raise DatasetInvalid(f"The dataset {dataset} is empty.", "Add rows.")
     if not examples.examples:
         raise DatasetInvalid(
-            f"No row of {dataset} has a token to learn: "
-            + (f"every prompt fills max_length {max_length}." if examples.every else "the file is empty."),
-            "Raise max_length, or shorten the prompts." if examples.every else "Add rows.",
+            f"No row of {dataset} has a token to train on: every prompt fills max_length {max_length}.",
+            "Raise max_length, or shorten the prompts.",
         )
     return examples
 
@@ -69,7 +73,7 @@ def render_examples(
     max_length: int,
     max_rows: int | None = None,
 ) -> ExampleSet:
-    """Render all rows, or the first, whatever comes of it; raises DatasetNotFound or DatasetInvalid."""
+    """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
     per_row = [
         [render_example(pair, tokenizer, max_length) for pair in pairs]
         for pairs in read_prompt_completions(dataset, max_rows)

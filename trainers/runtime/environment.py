@@ -1,4 +1,7 @@
-"""What the digits of a step depend on beside config and data, noted in each checkpoint."""
+"""What the numerics of a step depend on besides config and data: hardware, threads, library versions.
+
+Each checkpoint contains it, so that a resumed run can say whether it repeats the interrupted one exactly.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,35 +16,35 @@ from trainers.configs.training import TrainingConfig
 from trainers.modeling.load import pick_attention, pick_device
 from trainers.runtime import run_dir as files
 
-SURROUNDINGS = "surroundings.json"
+ENVIRONMENT = "environment.json"
 
 
 def save_environment(config: TrainingConfig, checkpoint: Path) -> None:
-    """Write them into a checkpoint that is about to be published."""
-    files.write_json(checkpoint / SURROUNDINGS, _surroundings(config))
+    """Write the environment into a checkpoint that is about to be published."""
+    files.write_json(checkpoint / ENVIRONMENT, _current_environment(config))
 
 
-def expected_resume_guarantee(config: TrainingConfig) -> ResumeGuarantee:
-    """How the run would go on after a stop, on this host."""
+def expected_resume_guarantee(config: TrainingConfig) -> Resuming:
+    """Return how exactly the run would resume on this host."""
     queue = Queue.cuda if pick_device(config.queue).type == "cuda" else Queue.cpu
-    found = get_resume_guarantee(config.stage, queue, config.model_dump(mode="json"))
-    assert found is not None, "training stages have checkpoints"
-    return found
+    guarantee = resuming(config.stage, queue, config.model_dump(mode="json"))
+    assert guarantee is not None, "training stages have checkpoints"
+    return guarantee
 
 
-def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> ResumeGuarantee:
-    """How the run goes on from this checkpoint, which another kind of host may have written."""
-    then, now = files.read_json(checkpoint / SURROUNDINGS) or {}, _surroundings(config)
-    changed = [
-        f"{name} was {then.get(name, 'not noted')} when the checkpoint was saved and is {value} now: "
-        "sums are rounded otherwise, and random draws may fall elsewhere."
+def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> Resuming:
+    """Return how exactly the run resumes from this checkpoint, which another kind of host may have written."""
+    then, now = files.read_json(checkpoint / ENVIRONMENT) or {}, _current_environment(config)
+    changes = [
+        f"{name} was {then.get(name, 'unknown')} when the checkpoint was saved and is {value} now, which "
+        "changes how sums are rounded and may change random draws."
         for name, value in now.items()
         if then.get(name) != value
     ]
-    return make_guarantee(expected_resume_guarantee(config).reasons + changed)
+    return because(expected_resume_guarantee(config).reasons + changes)
 
 
-def _surroundings(config: TrainingConfig) -> dict[str, Any]:
+def _current_environment(config: TrainingConfig) -> dict[str, Any]:
     device = pick_device(config.queue)
     is_cuda = device.type == "cuda"
     return {

@@ -1,4 +1,7 @@
-"""The root of all errors, the errors of programs, and the conversion of any exception to one of them."""
+"""The root of all errors, the errors of several programs, and the conversion of any exception to one.
+
+An error that a single module raises is defined in that module.
+"""
 
 import errno
 from collections.abc import Iterator
@@ -32,14 +35,6 @@ class ConfigInvalid(ProgramError):
     code = ErrorCode.config_invalid
 
 
-class BaseModelNotFound(ProgramError):
-    code = ErrorCode.model_not_found
-
-
-class AdapterUnreadable(ProgramError):
-    code = ErrorCode.adapter_unreadable
-
-
 class DatasetFileNotFound(ProgramError):
     code = ErrorCode.dataset_not_found
 
@@ -48,20 +43,8 @@ class DatasetInvalid(ProgramError):
     code = ErrorCode.dataset_invalid
 
 
-class TemplateMissing(ProgramError):
-    code = ErrorCode.template_missing
-
-
-class MergeDiffers(ProgramError):
-    code = ErrorCode.merge_differs
-
-
 class EngineFailed(ProgramError):
     code = ErrorCode.engine_failed
-
-
-class PreflightFailed(ProgramError):
-    code = ErrorCode.preflight_failed
 
 
 class DeviceUnavailable(ProgramError):
@@ -76,19 +59,15 @@ class DiskFull(ProgramError):
     code = ErrorCode.disk_full
 
 
-class LossNotFinite(ProgramError):
-    code = ErrorCode.loss_not_finite
-
-
-# torch's archive writer reports a failed write by these words only; a full disk is why it fails.
-DISK_FULL_WORDS = (
+# On a full disk, torch's archive writer and safetensors raise errors without errno: only their text shows it.
+DISK_FULL_PHRASES = (
     "No space left on device",
     "os error 28",
     "PytorchStreamWriter failed",
     "inline_container.cc",
     "iostream error",
 )
-OUT_OF_MEMORY_WORDS = (
+OUT_OF_MEMORY_PHRASES = (
     "CUDA out of memory",
     "DefaultCPUAllocator",
     "not enough memory",
@@ -97,33 +76,35 @@ OUT_OF_MEMORY_WORDS = (
 
 
 def as_program_error(error: BaseException) -> ProgramError:
-    """Name the failure; a full disk or memory is found anywhere in the chain of causes."""
-    causes = list(_chain(error))
-    if any(_is_disk_full(cause) for cause in causes):
+    """Convert any exception to an error with a published code.
+
+    A full disk or exhausted memory is recognized anywhere in the chain of causes: libraries wrap both.
+    """
+    if has_disk_full_cause(error):
         return DiskFull(
-            "The disk is full, so a file could not be written.",
-            "Free space on the disk of the run directory, or keep fewer checkpoints; "
+            "The disk is full: a file could not be written.",
+            "Free space on the disk of the run directory, or lower keep_checkpoints; "
             "the run then resumes from its last complete checkpoint.",
         )
-    if any(_is_out_of_memory(cause) for cause in causes):
+    if any(_is_out_of_memory(cause) for cause in _causes(error)):
         return OutOfMemory(
             f"The device ran out of memory: {_first_line(error)}",
-            "Lower micro_batch_size (batch_size, and so the result, may stay as it is) or max_length.",
+            "Lower micro_batch_size (batch_size, and with it the result, stays the same) or max_length.",
         )
     if isinstance(error, ProgramError):
         return error
     return ProgramError(
         f"{type(error).__name__}: {_first_line(error)}",
-        "This is a fault of the program. The end of log.txt holds the traceback.",
+        "This is a fault of the program. The traceback is at the end of log.txt.",
     )
 
 
 def has_disk_full_cause(error: BaseException) -> bool:
-    """Tell whether a full disk is the error or one of its causes."""
-    return any(_is_disk_full(cause) for cause in _chain(error))
+    """Return whether the error or one of its causes is a full disk."""
+    return any(_is_disk_full(cause) for cause in _causes(error))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -135,15 +116,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return any(word in str(error) for word in DISK_FULL_WORDS)
+    return any(phrase in str(error) for phrase in DISK_FULL_PHRASES)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's class is told by its name, so that this module stays free of torch.
+    # torch's class is recognized by its name, because this module must not import torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | OSError) and any(
-        word in str(error) for word in OUT_OF_MEMORY_WORDS
+        phrase in str(error) for phrase in OUT_OF_MEMORY_PHRASES
     )
 
 

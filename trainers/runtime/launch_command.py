@@ -1,4 +1,4 @@
-"""How a stage's program is started: as one process, or as one for each device that it asks for."""
+"""The command that starts a stage's program: one process, or one for each device of the stage."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ SHUTDOWN_SECONDS = 3600
 FOLDER = Path(__file__).parent.parent / "accelerate"
 
 
-def command(python: str, config: Any, config_path: Path, run_dir: Path) -> list[str]:
-    """The command of a stage's program; several processes find each other through torch's own launcher.
+def build_command(python: str, config: Any, config_path: Path, run_dir: Path) -> list[str]:
+    """Return the command of a stage's program, with torch's launcher where the stage has several devices.
 
-    Unlike `accelerate launch`, torch's launcher starts as many processes as asked for without a GPU too.
+    torch's launcher starts the requested number of processes on a CPU too; `accelerate launch` starts one
+    there and exits with status 0.
     """
     package = "serving" if isinstance(config, GenerateConfig) else "trainers"
     program = [f"{package}.{config.stage}", "--config", str(config_path), "--run-dir", str(run_dir)]
@@ -23,13 +24,14 @@ def command(python: str, config: Any, config_path: Path, run_dir: Path) -> list[
     if devices == 1:
         return [python, "-m", *program]
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)]
-    # By default it kills after 30 s what is still saving a checkpoint; who started it knows how long to wait.
+    # The launcher's default kills, 30 s after SIGTERM, a process that still saves a checkpoint. How long to
+    # wait is the caller's decision.
     launcher += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]
     return [python, "-m", *launcher, "-m", *program]
 
 
 def parallel_arguments(config: TrainingConfig) -> dict[str, Any]:
-    """The Trainer's arguments by which several processes share a run: a file of `trainers/accelerate`."""
+    """Return the Trainer's arguments for several processes, from a file in `trainers/accelerate`."""
     if config.devices == 1:
         return {}
     chosen = Parallelism.ddp if config.parallelism is Parallelism.auto else config.parallelism

@@ -1,4 +1,4 @@
-"""TRL's arguments, and the numbers that a run is planned with."""
+"""The arguments of TRL's trainers, and the plan of a training stage."""
 
 import math
 import os
@@ -22,13 +22,13 @@ from trainers.training.policy import load_policy, new_adapter_config
 def training_arguments(
     config: TrainingConfig, run_dir: Path, precision: Precision, steps: int, longest_tokens: int
 ) -> dict[str, Any]:
-    """The arguments that mean the same to every trainer of TRL."""
+    """Return the arguments that all trainers of TRL share."""
     is_cpu = pick_device(config.queue).type == "cpu"
     return {
         "output_dir": str(run_dir / files.SCRATCH),
         "max_steps": steps,
         "per_device_train_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": _accumulation(config),
+        "gradient_accumulation_steps": _accumulation_steps(config),
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule.value,
         "warmup_steps": math.ceil(config.warmup_ratio * steps),
@@ -38,10 +38,10 @@ def training_arguments(
         "data_seed": config.seed,
         "use_cpu": is_cpu,
         "bf16": precision is Precision.bf16,
-        "activation_checkpointing": _wants_checkpointing(config, longest_tokens),
+        "activation_checkpointing": _uses_checkpointing(config, longest_tokens),
         "dataloader_pin_memory": not is_cpu,
         "logging_steps": config.log_every_steps,
-        # The default replaces losses that are not finite by the mean and would hide them.
+        # The default replaces losses that are not finite by the mean, which would hide them.
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "steps",
@@ -52,7 +52,7 @@ def training_arguments(
 
 
 def validation_arguments(config: ValidatedTrainingConfig) -> dict[str, Any]:
-    """The arguments of validating while training; none without a validation dataset."""
+    """Return the arguments of validation during training; none without a validation dataset."""
     if config.validation_dataset is None:
         return {}
     return {
@@ -63,55 +63,55 @@ def validation_arguments(config: ValidatedTrainingConfig) -> dict[str, Any]:
 
 
 def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> dict[str, Any]:
-    """What `--dry-run` tells of every training stage."""
+    """Return the part of `--dry-run` that all training stages share."""
     device = pick_device(config.queue)
     precision = pick_precision(config.precision, device)
     model = load_policy(config, precision, EventWriter(None))
     adapter = new_adapter_config(config, model)
-    trainable, every = count_parameters(model if adapter is None else get_peft_model(model, adapter))
+    trainable, total = count_parameters(model if adapter is None else get_peft_model(model, adapter))
     return {
         "steps": steps,
         "batch_size": config.batch_size,
         "micro_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": _accumulation(config),
+        "gradient_accumulation_steps": _accumulation_steps(config),
         "learning_rate": config.learning_rate,
         "trainable_parameters": trainable,
-        "parameters": every,
+        "parameters": total,
         "device": device.type,
         "precision": precision,
         "attention": pick_attention(config.attention, device),
-        "activation_checkpointing": _wants_checkpointing(config, longest_tokens),
+        "activation_checkpointing": _uses_checkpointing(config, longest_tokens),
         "fit": estimate_memory(config, [], longest_tokens),
         "resume_guarantee": expected_resume_guarantee(config).model_dump(mode="json"),
     }
 
 
 def total_steps(config: TrainingConfig, rows: int, rows_per_step: int) -> int:
-    """Optimizer steps of a run."""
+    """Return the number of optimizer steps of a run."""
     return config.max_steps or max(1, math.ceil(math.ceil(rows / rows_per_step) * config.epochs))
 
 
-def _accumulation(config: TrainingConfig) -> int:
-    """Micro-batches per device and step; raises ConfigInvalid if the devices cannot share a batch evenly."""
+def _accumulation_steps(config: TrainingConfig) -> int:
+    """Return the micro-batches per device and step; raises ConfigInvalid if batch_size is not divisible."""
     assert config.micro_batch_size is not None
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != config.devices:
         raise ConfigInvalid(
-            f"devices is {config.devices}, but {world_size} processes were started.",
-            "Start it with `python -m torch.distributed.run --nproc_per_node "
+            f"devices is {config.devices}, but the number of processes is {world_size}.",
+            "Start the stage with `python -m torch.distributed.run --nproc_per_node "
             f"{config.devices} -m trainers.{config.stage} …`, or change devices.",
         )
     if config.batch_size % (config.micro_batch_size * world_size):
         raise ConfigInvalid(
             f"batch_size {config.batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "
             f"times {world_size} devices.",
-            "Change batch_size or micro_batch_size so that every device gets the same number of rows.",
+            "Change batch_size or micro_batch_size so that every device has the same number of rows.",
         )
     return config.batch_size // (config.micro_batch_size * world_size)
 
 
-def _wants_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
-    """Whether activations are computed again: a third more work, so only where memory asks for it."""
+def _uses_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:
+    # Recomputing activations costs about a third more time, so only where memory requires it.
     if config.activation_checkpointing is not None:
         return config.activation_checkpointing
     return needs_checkpointing(config, local_host(), longest_tokens)

@@ -1,9 +1,9 @@
-"""What a Trainer does beside training: events, checkpoints, stopping, a check of the loss."""
+"""The Trainer callback of all training stages: events, checkpoints, SIGTERM, and a check of the loss."""
 
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import distributed
@@ -17,39 +17,42 @@ from trainers.runtime.program import StopFlag, is_main_process
 from trainers.training.nan_diagnosis import diagnose_non_finite
 from trainers.training.validation import EVAL_LOSS, pack_best_model
 
+TConfig = TypeVar("TConfig", bound=TrainingConfig)
+
 logger = logging.getLogger("trainers")
 
 
-class RunDirCallback(TrainerCallback):
-    """Carries the Trainer's events into the run directory; it holds what outlives one call."""
+class RunDirCallback(TrainerCallback, Generic[TConfig]):
+    """Writes the Trainer's progress, metrics and checkpoints into the run directory."""
 
-    def __init__(self, config: TrainingConfig, run_dir: Path, report: EventWriter, stop: StopFlag) -> None:
+    def __init__(self, config: TConfig, run_dir: Path, events: EventWriter, stop: StopFlag) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._report = report
+        self._events = events
         self._stop = stop
 
-    def tell_resumed(self, checkpoint: Path, step: int) -> None:
-        """Say from which step the run goes on, and whether exactly."""
-        found = actual_resume_guarantee(self._config, checkpoint)
+    def report_resume(self, checkpoint: Path, step: int) -> None:
+        """Log from which step the run resumes, and whether exactly."""
+        guarantee = actual_resume_guarantee(self._config, checkpoint)
         if is_main_process():
-            logger.info("Resuming after step %d, %s. %s", step, found.exactness, " ".join(found.reasons))
-        self._report.resumed(step, found.exactness, found.reasons)
+            reasons = " ".join(guarantee.reasons)
+            logger.info("Resuming after step %d, %s. %s", step, guarantee.exactness, reasons)
+        self._events.resumed(step, guarantee.exactness, guarantee.reasons)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._report.progress(state.global_step, state.max_steps)
+        self._events.progress(state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if _any_process(self._stop.requested, args.device):
             control.should_save = control.should_training_stop = True
-        # The mean of the losses since the last log is not part of a checkpoint, so it is logged before each.
+        # A checkpoint does not contain the sum of losses since the last log, so log before each checkpoint.
         if control.should_save or control.should_training_stop:
             control.should_log = True
-        self._report.progress(state.global_step, state.max_steps)
+        self._events.progress(state.global_step, state.max_steps)
 
     def on_log(
         self,
@@ -59,16 +62,16 @@ class RunDirCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        # A reward that judged nothing since the last log has no mean.
+        # A reward that scored nothing since the last log has no mean.
         values = {name: float(value) for name, value in (logs or {}).items() if value is not None}
         if EVAL_LOSS in values:
             validation = {name.replace("eval_", "validation_", 1): value for name, value in values.items()}
-            self._report.metrics(state.global_step, state.max_steps, validation)
+            self._events.metrics(state.global_step, state.max_steps, validation)
         # The Trainer's last log sums up the whole run; `result.json` contains that.
         if "loss" not in values:
             return
         values["tokens"] = float(state.num_input_tokens_seen)
-        self._report.metrics(state.global_step, state.max_steps, values)
+        self._events.metrics(state.global_step, state.max_steps, values)
         if is_main_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
         if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
@@ -77,7 +80,7 @@ class RunDirCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Every process writes its own random state into the folder.
+        # Every process writes its own random state into the folder, so wait for all before publishing it.
         wait_for_all()
         if is_main_process():
             written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -89,15 +92,15 @@ class RunDirCallback(TrainerCallback):
 
 
 def wait_for_all() -> None:
-    """Wait until every process of the run is here."""
+    """Wait until every process of the run has called this."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
 def _any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process, so that all stop after the same step."""
+    """Return whether the flag is set in any process, so that all processes stop after the same step."""
     if not distributed.is_initialized():
         return flag
-    shared = torch.tensor([flag], dtype=torch.int32, device=device)
-    distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
-    return bool(shared.item())
+    any_flag = torch.tensor([flag], dtype=torch.int32, device=device)
+    distributed.all_reduce(any_flag, op=distributed.ReduceOp.MAX)
+    return bool(any_flag.item())

@@ -1,8 +1,9 @@
-"""Training from the start, or on from where an earlier attempt has come to."""
+"""The training loop: from the start, or from the last complete checkpoint."""
 
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -21,17 +22,17 @@ logger = logging.getLogger("trainers")
 def run_training_loop(
     trainer: Trainer,
     config: TrainingConfig,
-    callback: RunDirCallback,
+    callback: RunDirCallback[Any],
     run_dir: Path,
     stop: StopFlag,
-    summary: str,
+    data_summary: str,
 ) -> None:
-    """Train from the last complete checkpoint on, or from the start; raises StopRequested after SIGTERM."""
+    """Train to the end, resuming from the last complete checkpoint; raises StopRequested after SIGTERM."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
     if is_main_process():
-        trainable, every = count_parameters(trainer.model)
-        logger.info("%d of %d parameters are trained, on %s.", trainable, every, summary)
+        trainable, total = count_parameters(trainer.model)
+        logger.info("%d of %d parameters are trained, on %s.", trainable, total, data_summary)
         shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
     checkpoint = files.last_complete_checkpoint(run_dir)
     if is_main_process() and checkpoint is not None:
@@ -52,12 +53,14 @@ def run_training_loop(
         raise StopRequested
 
 
-def _resume(trainer: Trainer, config: TrainingConfig, callback: RunDirCallback, checkpoint: Path) -> None:
+def _resume(
+    trainer: Trainer, config: TrainingConfig, callback: RunDirCallback[Any], checkpoint: Path
+) -> None:
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    callback.tell_resumed(checkpoint, state.global_step)
+    callback.report_resume(checkpoint, state.global_step)
     if state.global_step < trainer.args.max_steps and not has_stopped_early(config, state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     else:
-        # Resumed after its last step, the Trainer would take one step too many.
+        # Resumed after its last step, the Trainer would take one step too many: only load the weights.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state

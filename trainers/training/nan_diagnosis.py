@@ -1,4 +1,4 @@
-"""Why a loss is no number any more: what of the run speaks for which cause."""
+"""The most likely cause of a loss or gradient that is not finite, from the state of the run."""
 
 import math
 
@@ -6,70 +6,73 @@ import torch
 from transformers import TrainerState
 
 from trainers.configs.training import Precision, TrainingConfig
-from trainers.runtime.errors import LossNotFinite
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import ProgramError
 
-LOGS_LOOKED_AT = 5
-# A gradient that grows so much between two logs was running away before it overflowed.
-RUNAWAY = 10.0
+MAX_REPORTED_LOGS = 5
+# A gradient norm that grows by this factor was diverging before it overflowed.
+DIVERGENCE_FACTOR = 10.0
+
+
+class LossNotFinite(ProgramError):
+    code = ErrorCode.loss_not_finite
 
 
 def diagnose_non_finite(
     config: TrainingConfig, model: torch.nn.Module, state: TrainerState, values: dict[str, float]
 ) -> LossNotFinite:
-    """The error for a loss or gradient norm that is not finite, with the most likely cause and a remedy."""
+    """Return the error for a loss or gradient norm that is not finite, with its likely cause and a fix."""
     name = next(name for name in ("loss", "grad_norm") if not math.isfinite(values.get(name, 0.0)))
-    cause, hint = _cause(config, model, state)
+    cause, hint = _find_cause(config, model, state)
     return LossNotFinite(
-        f"The {name} is {values[name]} at step {state.global_step}, so the weights are lost from here on. "
-        f"{cause} {_trend(state)}",
-        f"{hint} The last checkpoint is from before.",
+        f"The {name} is {values[name]} at step {state.global_step}, so the weights are unusable from here. "
+        f"{cause} {_describe_history(state)}",
+        f"{hint} The last checkpoint was saved before this step.",
     )
 
 
-def _cause(config: TrainingConfig, model: torch.nn.Module, state: TrainerState) -> tuple[str, str]:
-    frozen = _not_finite(model, trained=False)
+def _find_cause(config: TrainingConfig, model: torch.nn.Module, state: TrainerState) -> tuple[str, str]:
+    frozen = _find_non_finite_frozen_weight(model)
     if frozen is not None:
         return (
-            f"The frozen weight {frozen} holds values that are not finite: the base was broken before.",
-            "Load the base again, or take another one.",
+            f"The frozen weight {frozen} contains values that are not finite: the base is damaged.",
+            "Download the base again, or use another one.",
         )
     norms = [entry["grad_norm"] for entry in _finite_logs(state) if "grad_norm" in entry]
     assert config.learning_rate is not None
-    usual = config.default_learning_rates[config.tuning.method]
-    if config.learning_rate > usual:
-        times = config.learning_rate / usual
+    default = config.default_learning_rates[config.tuning.method]
+    if config.learning_rate > default:
+        factor = config.learning_rate / default
         return (
-            f"learning_rate {config.learning_rate:g} is {times:.3g} times the default of "
+            f"learning_rate {config.learning_rate:g} is {factor:.3g} times the default of "
             f"{config.tuning.method} tuning.",
-            f"Lower learning_rate, to {usual:g} at first, or lengthen the warm-up.",
+            f"Lower learning_rate, to {default:g} at first, or raise warmup_ratio.",
         )
-    if len(norms) > 1 and norms[-1] > RUNAWAY * min(norms):
-        return "The gradients had been growing before.", "Lower learning_rate or max_grad_norm."
+    if len(norms) > 1 and norms[-1] > DIVERGENCE_FACTOR * min(norms):
+        return "The gradient norm had been growing before.", "Lower learning_rate or max_grad_norm."
     if not norms:
         return (
-            "It was so from the first step on, at an ordinary learning rate: weights or rows are broken.",
-            "Run the stage `preflight` on it, and load the base again.",
+            "It was not finite from the first step, at an ordinary learning rate: weights or rows are damaged.",
+            "Run the stage `preflight` on it, and download the base again.",
         )
     if config.precision is not Precision.fp32:
-        return "Nothing led up to it.", "Train in fp32 to see whether the number format is too narrow."
-    return "Nothing led up to it.", "Look at the rows of this step, or lower learning_rate."
+        return "The earlier steps show no cause.", "Train in fp32 to rule out the range of the number format."
+    return "The earlier steps show no cause.", "Check the rows of this step, or lower learning_rate."
 
 
-def _not_finite(model: torch.nn.Module, *, trained: bool) -> str | None:
-    """Name of the first weight with a value that is not finite, among those that are trained or are not."""
+def _find_non_finite_frozen_weight(model: torch.nn.Module) -> str | None:
     for name, weight in model.named_parameters():
-        if weight.requires_grad is trained and weight.is_floating_point() and not weight.isfinite().all():
-            return name
+        if not weight.requires_grad and weight.is_floating_point() and not weight.isfinite().all():
+            return str(name)
     return None
 
 
-def _trend(state: TrainerState) -> str:
-    """The last losses before, for a person to look at."""
-    told = [
-        f"step {entry['step']} loss {entry['loss']:.4g} gradient {entry.get('grad_norm', math.nan):.3g}"
-        for entry in _finite_logs(state)[-LOGS_LOOKED_AT:]
+def _describe_history(state: TrainerState) -> str:
+    steps = [
+        f"step {entry['step']} loss {entry['loss']:.4g} gradient norm {entry.get('grad_norm', math.nan):.3g}"
+        for entry in _finite_logs(state)[-MAX_REPORTED_LOGS:]
     ]
-    return f"Before: {'; '.join(told)}." if told else "No step before it was logged."
+    return f"Before: {'; '.join(steps)}." if steps else "No earlier step was logged."
 
 
 def _finite_logs(state: TrainerState) -> list[dict[str, float]]:

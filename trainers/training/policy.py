@@ -1,4 +1,4 @@
-"""The model to train, and the adapter that is put on it."""
+"""The model to train, and its new adapter."""
 
 from typing import TypeVar
 
@@ -15,11 +15,12 @@ T = TypeVar("T", bound=Trainer)
 
 
 def load_policy(
-    config: TrainingConfig, precision: Precision, report: EventWriter
+    config: TrainingConfig, precision: Precision, events: EventWriter
 ) -> PreTrainedModel | PeftModel:
-    """The model to train, on the CPU; with full tuning an adapter is merged into the weights.
+    """Load the model to train on the CPU; with full tuning, an adapter of the base is merged into it.
 
-    A frozen base is kept in the forward pass's format; fp32 does not round small updates away.
+    A frozen base has the dtype of the forward pass. Trained weights are fp32: bf16 keeps 8 bits of a number,
+    and rounds small updates away.
     """
     is_lora = isinstance(config.tuning, LoraTuning)
     dtype = forward_dtype(precision) if is_lora else torch.float32
@@ -34,20 +35,21 @@ def load_policy(
     if not isinstance(model, PeftModel):
         return model
     if isinstance(config.tuning, FullTuning):
-        # PEFT froze the base when it put the adapter on.
+        # PEFT froze the base when it loaded the adapter.
         return model.merge_and_unload().requires_grad_(True)
     adapter = model.peft_config["default"]
     if (adapter.r, adapter.lora_alpha) != (config.tuning.rank, config.tuning.alpha):
-        report.warning(
+        events.warning(
             "adapter_settings_kept",
-            f"Training goes on with the adapter's rank {adapter.r} and alpha {adapter.lora_alpha}, "
-            f"not with rank {config.tuning.rank} and alpha {config.tuning.alpha} of the config.",
+            f"Training continues with the adapter's rank {adapter.r} and alpha {adapter.lora_alpha}; the "
+            f"config's rank {config.tuning.rank} and alpha {config.tuning.alpha} have no effect. "
+            "Remove them, or start from a base without an adapter.",
         )
     return model
 
 
 def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> LoraConfig | None:
-    """The adapter that is still to be put on the model; None where there is one, or none is asked for."""
+    """Return the config of a new adapter; None with full tuning, or if the model has an adapter."""
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning) or isinstance(model, PeftModel):
         return None
@@ -63,7 +65,7 @@ def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftMode
 
 
 def cast_adapter_to_fp32(trainer: T) -> T:
-    """TRL keeps the adapter of a quantised base in bf16, whose 8 bits lose small updates: make it fp32."""
+    """Cast the adapter to fp32: TRL gives that of a quantized base bf16, which rounds small updates away."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""What a model answered in reinforcement learning, and what each reward gave for it."""
+"""The prompts of reinforcement learning, and a record of completions and their rewards."""
 
 import json
 import random
@@ -8,28 +8,32 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trainers.configs.base import StageDataset
 from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
 from trainers.rendering.render import PromptCompletion, read_prompt_completions, tokenize_prompt
 from trainers.rewards.score import find_references_without_answer
 from trainers.rewards.trl_functions import RewardFunction, completion_text, reward_functions
 from trainers.runtime.errors import DatasetInvalid
 
-# A group that is right or wrong as a whole is common; this many in a row are a fault of the reward.
-CONSTANT_GROUPS = 16
+# One group that is right or wrong as a whole is common; this many in a row mean a useless reward.
+MIN_CONSTANT_GROUPS = 16
 
 
 def load_prompts(
-    dataset: str, rewards: Sequence[Reward], tokenizer: PreTrainedTokenizerBase
+    dataset: str | StageDataset, rewards: Sequence[Reward], tokenizer: PreTrainedTokenizerBase
 ) -> list[PromptCompletion]:
-    """The last turn of each row, whose answer is the reference; raises DatasetNotFound or DatasetInvalid."""
+    """Return the last turn of each row; its completion is the reference.
+
+    Raises DatasetFileNotFound or DatasetInvalid.
+    """
     pairs = [turns[-1] for turns in read_prompt_completions(dataset)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
     for pair in pairs:
         if pair.tools:
             raise DatasetInvalid(
-                f"Row {pair.row} of {dataset} offers tools, which GRPO does not put into its prompts.",
-                "Leave the row out, or train on it with SFT.",
+                f"Row {pair.row} of {dataset} has tools, which GRPO does not render.",
+                "Remove the row, or train on it with SFT.",
             )
     if any(isinstance(reward, CorrectnessReward) for reward in rewards):
         _require_answers(pairs, dataset)
@@ -38,51 +42,51 @@ def load_prompts(
 
 
 def build_prompt_dataset(pairs: list[PromptCompletion], count: int, seed: int) -> Dataset:
-    """`count` prompts: pass after pass over all rows, each in an order of its own.
+    """Return `count` prompts: epoch after epoch over all rows, each in a new random order.
 
-    All passes are laid out at once, because TRL's sampler forgets on resuming how often it has shuffled.
+    The dataset contains all epochs, because TRL's sampler does not restore its shuffling when a run resumes.
     """
-    rng = random.Random(seed)  # noqa: S311  # Nothing secret.
+    rng = random.Random(seed)  # noqa: S311  # Not for secrets.
     order: list[int] = []
     while len(order) < count:
         order += rng.sample(range(len(pairs)), len(pairs))
-    # As text, because a table would give every message the fields of all others.
-    rows = [json.dumps({"prompt": pair.prompt, "reference": pair.answer}) for pair in pairs]
+    # As JSON text: in an Arrow table every message would have the fields of all other messages.
+    rows = [json.dumps({"prompt": pair.prompt, "reference": pair.completion_text}) for pair in pairs]
     dataset = Dataset.from_dict({"row": [rows[i] for i in order[:count]]})
-    return dataset.with_transform(_decoded)
+    return dataset.with_transform(_decode_rows)
 
 
 class RolloutRecorder:
-    """Watches the rewards as they are given; it holds the last batch, and runs of equal values."""
+    """Wraps the reward functions and records the last batch, and how long each reward has been constant."""
 
     def __init__(self, rewards: Sequence[Reward], num_generations: int) -> None:
         functions, self.weights = reward_functions(rewards)
         self.names = [reward_name(reward) for reward in rewards]
         self.functions = [
-            self._watched(name, function) for name, function in zip(self.names, functions, strict=True)
+            self._record_calls(name, function) for name, function in zip(self.names, functions, strict=True)
         ]
         self._num_generations = num_generations
         self._batch: list[dict[str, Any]] = []
         self._constant_groups = dict.fromkeys(self.names, 0)
 
     def samples(self, count: int) -> list[dict[str, Any]]:
-        """The first answers of the last batch, with each reward's value before its weight and the total."""
+        """Return the first completions of the last batch with their unweighted rewards and the total."""
         return [sample | {"total": self._total(sample["rewards"])} for sample in self._batch[:count]]
 
-    def constant(self) -> list[str]:
-        """Rewards that told no two answers to a prompt apart, in any of the last groups."""
-        return [name for name, groups in self._constant_groups.items() if groups >= CONSTANT_GROUPS]
+    def constant_rewards(self) -> list[str]:
+        """Return the rewards that were equal for all completions of a prompt, in each of the last groups."""
+        return [name for name, groups in self._constant_groups.items() if groups >= MIN_CONSTANT_GROUPS]
 
-    def _watched(self, name: str, function: RewardFunction) -> RewardFunction:
+    def _record_calls(self, name: str, function: RewardFunction) -> RewardFunction:
         def reward(completions: list[Any], **columns: Any) -> list[float]:
             values = function(completions, **columns)
-            self._note(name, completions, values, columns)
+            self._record(name, completions, values, columns)
             return values
 
         reward.__name__ = name  # TRL logs a function's rewards under this name.
         return reward
 
-    def _note(self, name: str, completions: list[Any], values: list[float], columns: dict[str, Any]) -> None:
+    def _record(self, name: str, completions: list[Any], values: list[float], columns: dict[str, Any]) -> None:
         if name == self.names[0]:
             rows = zip(columns["prompts"], completions, columns["reference"], strict=True)
             self._batch = [
@@ -104,16 +108,16 @@ class RolloutRecorder:
         return sum(weight * rewards[name] for name, weight in zip(self.names, self.weights, strict=True))
 
 
-def _require_answers(pairs: list[PromptCompletion], dataset: str) -> None:
-    missing = find_references_without_answer([pair.answer for pair in pairs])
+def _require_answers(pairs: list[PromptCompletion], dataset: str | StageDataset) -> None:
+    missing = references_without_answer([pair.completion_text for pair in pairs])
     if missing:
         raise DatasetInvalid(
-            f"Row {pairs[missing[0]].row} of {dataset} has no number in its reference answer, "
-            f"and {len(missing)} of {len(pairs)} rows are like it, so no answer to them can be correct.",
-            "Write the final answer after `####` or in a box, or leave out the reward correctness.",
+            f"{len(missing)} of {len(pairs)} rows of {dataset} have no number in their reference answer, the "
+            f"first in row {pairs[missing[0]].row}, so no completion can be correct.",
+            "Write the final answer after `####` or in a box, or remove the reward correctness.",
         )
 
 
-def _decoded(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+def _decode_rows(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
     rows = [json.loads(row) for row in batch["row"]]
     return {name: [row[name] for row in rows] for name in ("prompt", "reference")}

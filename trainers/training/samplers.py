@@ -1,4 +1,4 @@
-"""In which order rows are trained."""
+"""The order of rows in training."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,21 +7,12 @@ import torch
 from torch.utils.data import Sampler
 
 
-class StepSamplerMixin:
-    """A mixin for trainers whose `step_order` is set once they are made."""
+class StepSampler(Sampler[int]):  # type: ignore[misc]  # torch has no types here.
+    """Rows in a new random order each epoch, sorted by length within each optimizer step.
 
-    step_order: "StepSampler"
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> "StepSampler":
-        return self.step_order
-
-
-class StepSampler(Sampler[int]):
-    """Rows in a new random order each epoch, in which those of one optimizer step stand by length.
-
-    A step's gradient is the mean over all its tokens, however they are divided into micro-batches; rows of
-    like length beside each other only save padding. Since the order depends on the seed, the epoch and the
-    rows per step alone, a run that resumes with another micro-batch meets the same rows in the same step.
+    A step's gradient is the mean over all its tokens, however they are divided into micro-batches, so sorting
+    rows within a step changes nothing but the padding. The order depends on the seed, the epoch and the rows
+    per step only: a run that resumes with another micro-batch size has the same rows in the same step.
     """
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
@@ -29,7 +20,7 @@ class StepSampler(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order; accelerate calls this before each."""
+        """Set the epoch whose order is returned; accelerate calls this before each epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -40,5 +31,14 @@ class StepSampler(Sampler[int]):
         order: list[int] = torch.randperm(len(self._lengths), generator=generator).tolist()
         for start in range(0, len(order), self._rows_per_step):
             step = order[start : start + self._rows_per_step]
-            # The longest first: a step that does not fit in memory fails at once.
+            # Longest first: a step that does not fit into memory fails at once.
             yield from sorted(step, key=lambda row: (-self._lengths[row], row))
+
+
+class StepSamplerMixin:
+    """A Trainer that samples with `step_sampler`, which is set after its construction."""
+
+    step_sampler: StepSampler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        return self.step_sampler

@@ -1,4 +1,4 @@
-"""What training makes: its best model on the way, the published one, and the result."""
+"""The output of training: the best model so far, the published model, and the result."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ logger = logging.getLogger("trainers")
 def add_validation_callback(
     trainer: Trainer, config: ValidatedTrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Keep the best model and stop early, if there is a validation dataset."""
+    """Keep the best model and stop early, if the stage has a validation dataset."""
     if config.validation_dataset is not None:
         trainer.add_callback(
             BestModelCallback(config, run_dir, partial(_write_model, trainer, config, tokenizer))
@@ -36,11 +36,11 @@ def add_validation_callback(
 def save_model(
     trainer: Trainer, config: TrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Publish `model/`: the best model that validation has found, or the one that was trained last."""
+    """Publish `model/`: the model with the lowest validation loss, or the last one without validation."""
     best = best_step(validation_losses(trainer.state))
     if best not in (None, trainer.state.global_step) and (run_dir / BEST_MODEL).is_dir():
         if is_main_process():
-            logger.info("Publishing the model of step %d, whose validation loss is the lowest.", best)
+            logger.info("Publishing the model of step %d, which has the lowest validation loss.", best)
             shutil.rmtree(run_dir / files.MODEL, ignore_errors=True)
             (run_dir / BEST_MODEL).rename(run_dir / files.MODEL)
         wait_for_all()
@@ -51,7 +51,10 @@ def save_model(
 def training_result(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, state: TrainerState, **metrics: float | None
 ) -> dict[str, Any]:
-    """What `result.json` says of a training stage; `metrics` are joined to those that all have."""
+    """Return the content of `result.json`; `metrics` are added to those of all training stages."""
+    losses = validation_losses(state)
+    best = best_step(losses)
+    validation = {} if best is None else {"best_validation_loss": losses[best], "best_step": best}
     return {
         "stage": config.stage,
         "model": {
@@ -65,7 +68,7 @@ def training_result(
             "steps": state.global_step,
             "tokens": state.num_input_tokens_seen,
             "devices": int(os.environ.get("WORLD_SIZE", "1")),
-            **_validated(state),
+            **validation,
             **metrics,
         },
     }
@@ -74,19 +77,20 @@ def training_result(
 def _write_model(
     trainer: Trainer, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, target: Path
 ) -> None:
-    """Publish the model as it is now: the adapter or all weights, with the tokenizer.
+    """Publish the current model with its tokenizer: the adapter, or all weights.
 
-    Every process takes part, since each may hold a shard of the weights.
+    Every process must call this, because each may hold a shard of the weights.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = {"state_dict": _gathered(trainer, model)} if is_sharded else {}
+    state = {"state_dict": _gather_weights(trainer, model)} if is_sharded else {}
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = get_base_model(config.base)
 
     def fill(folder: Path) -> None:
         if isinstance(model, PeftModel):
-            # "auto" asks the hub whether the base's vocabulary has changed. A frozen reference stays behind.
+            # The default, "auto", asks the hub whether the base's vocabulary was resized. Of the adapters only
+            # "default" is trained; a frozen reference is not saved.
             model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"], **state)
             (folder / "README.md").unlink()
         else:
@@ -98,24 +102,17 @@ def _write_model(
     wait_for_all()
 
 
-def _gathered(trainer: Trainer, model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
-    """The whole weights, put together from the shards of all processes; tied ones once, as in a file."""
+def _gather_weights(trainer: Trainer, model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
+    """Return the whole weights, gathered from the shards of all processes, without tied duplicates."""
     tied = set() if isinstance(model, PeftModel) else set(model.all_tied_weights_keys)
-    # DeepSpeed hands what it has gathered to the first process alone, and None to the others.
+    # DeepSpeed returns the gathered weights to the first process only, and None to the others.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     return {name: weight for name, weight in weights.items() if name not in tied}
 
 
 def _mean_loss(state: TrainerState) -> float:
-    """The mean over all steps, of earlier attempts too; the Trainer's own figure knows only this process."""
+    """Return the mean over all steps, including earlier attempts; the Trainer's own counts this process only."""
     logged = [entry for entry in state.log_history if "loss" in entry]
     starts = [0, *(entry["step"] for entry in logged)]
     total = sum(entry["loss"] * (entry["step"] - start) for entry, start in zip(logged, starts, strict=False))
-    return total / state.global_step
-
-
-def _validated(state: TrainerState) -> dict[str, float]:
-    """The lowest validation loss and its step, if there was any validation."""
-    losses = validation_losses(state)
-    best = best_step(losses)
-    return {} if best is None else {"best_validation_loss": losses[best], "best_step": best}
+    return float(total / state.global_step)

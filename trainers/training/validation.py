@@ -1,7 +1,7 @@
-"""Validation while training: the loss on held-out rows, early stopping, and the best model kept.
+"""Validation during training: the loss on held-out rows, early stopping, and the best model.
 
-All that decides is in the Trainer's log history, and the best model travels within each checkpoint, so a run
-that another worker goes on with decides alike.
+All decisions depend on the Trainer's log history, and each checkpoint contains the best model so far, so a
+run that resumes on another host decides as if it had not been interrupted.
 """
 
 import logging
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainers.configs.training import TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
 
 BEST_MODEL = "best"
-# The Trainer takes any folder of adapter weights right in a checkpoint for one more adapter to load.
+# Not directly in the checkpoint: there the Trainer loads any folder of adapter weights as one more adapter.
 PACKED = "validation/best"
 EVAL_LOSS = "eval_loss"
 
@@ -27,19 +28,19 @@ logger = logging.getLogger("trainers")
 
 
 class IsolatedValidationMixin:
-    """A mixin for trainers that go on as if they had not validated."""
+    """A Trainer whose training is the same with and without validation."""
 
     args: Any
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
-        """The Trainer's own: its data loader draws a seed, which would shift all dropout that follows."""
+        """Evaluate with a forked random state: the data loader draws a seed, which would change dropout."""
         device = self.args.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             return super().evaluate(*arguments, **options)  # type: ignore[misc]
 
 
 class BestModelCallback(TrainerCallback):
-    """Saves the model whenever the validation loss is the lowest so far, and stops when it stays higher."""
+    """Saves the model whenever the validation loss is the lowest so far, and stops early."""
 
     def __init__(
         self, config: ValidatedTrainingConfig, run_dir: Path, write_model: Callable[[Path], None]
@@ -56,68 +57,64 @@ class BestModelCallback(TrainerCallback):
     ) -> None:
         if logs is None or EVAL_LOSS not in logs:
             return
-        losses = validation_losses(state)
-        if best_step(losses) == state.global_step and self._config.keep_best:
+        if best_step(validation_losses(state)) == state.global_step and self._config.keep_best:
             self._write_model(self._run_dir / BEST_MODEL)
-        patience = self._config.early_stopping_patience
-        if (
-            patience is not None
-            and count_validations_without_improvement(losses, self._config.early_stopping_min_improvement)
-            >= patience
-        ):
+        if has_stopped_early(self._config, state):
             if is_main_process():
-                logger.info("The validation loss has not fallen %d times in a row: stopping.", patience)
+                patience = self._config.early_stopping_patience
+                logger.info("Stopping early: the last %d validations did not improve the loss.", patience)
             control.should_save = control.should_training_stop = True
 
 
 def validation_losses(state: TrainerState) -> dict[int, float]:
-    """Validation loss by step, of earlier attempts too."""
+    """Return the validation loss by step, including earlier attempts."""
     return {entry["step"]: entry[EVAL_LOSS] for entry in state.log_history if EVAL_LOSS in entry}
 
 
 def best_step(losses: dict[int, float]) -> int | None:
-    """The step with the lowest loss, the first of equal ones."""
+    """Return the step with the lowest loss, the first of equal ones."""
     return min(losses, key=lambda step: (losses[step], step), default=None)
 
 
 def count_validations_without_improvement(losses: dict[int, float], min_improvement: float) -> int:
-    """How many validations in a row, up to the last one, were not lower than the best before by so much."""
-    waited, best = 0, float("inf")
+    """Return how many of the last validations were not better than the best before by `min_improvement`."""
+    count, best = 0, float("inf")
     for loss in losses.values():
         is_better = loss < best - min_improvement
-        waited = 0 if is_better else waited + 1
+        count = 0 if is_better else count + 1
         best = loss if is_better else best
-    return waited
+    return count
 
 
-def has_stopped_early(config: Any, state: TrainerState) -> bool:
-    """Whether training ended because the validation loss no longer fell."""
+def has_stopped_early(config: TrainingConfig, state: TrainerState) -> bool:
+    """Return whether the validation loss has not improved for `early_stopping_patience` validations."""
     if not isinstance(config, ValidatedTrainingConfig) or config.early_stopping_patience is None:
         return False
-    waited = count_validations_without_improvement(
+    count = count_validations_without_improvement(
         validation_losses(state), config.early_stopping_min_improvement
     )
-    return waited >= config.early_stopping_patience
+    return count >= config.early_stopping_patience
 
 
 def pack_best_model(run_dir: Path, checkpoint: Path) -> None:
-    """Put the best model into a checkpoint that is being written, by hard links where there can be any."""
+    """Copy the best model into a checkpoint that is being written, by hard links where possible."""
     if (run_dir / BEST_MODEL).is_dir():
-        shutil.copytree(run_dir / BEST_MODEL, checkpoint / PACKED, copy_function=_link)
+        shutil.copytree(run_dir / BEST_MODEL, checkpoint / PACKED, copy_function=_link_or_copy)
 
 
 def unpack_best_model(run_dir: Path, checkpoint: Path) -> None:
-    """Take the best model out of the checkpoint from which training resumes."""
+    """Replace the best model by that of the checkpoint from which training resumes."""
+    packed = checkpoint / PACKED
     shutil.rmtree(run_dir / BEST_MODEL, ignore_errors=True)
-    if (checkpoint / PACKED).is_dir():
-        files.publish_folder(run_dir / BEST_MODEL, lambda folder: _fill(folder, checkpoint / PACKED))
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(packed, folder, dirs_exist_ok=True)
+
+    if packed.is_dir():
+        files.publish_folder(run_dir / BEST_MODEL, fill)
 
 
-def _fill(folder: Path, source: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-
-
-def _link(source: str, destination: str) -> None:
+def _link_or_copy(source: str, destination: str) -> None:
     try:
         os.link(source, destination)
     except OSError:

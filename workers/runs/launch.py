@@ -88,7 +88,7 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     except (OSError, ArtifactCorrupt, ValidationError) as error:
         raise _refusal(run, error) from error
     python = settings.trainer_python or sys.executable
-    command = launch_command.command(python, config, run_dir / files.CONFIG, run_dir)
+    command = launch_command.build_command(python, config, run_dir / files.CONFIG, run_dir)
     origin = models.get("base") or models.get("model")
     return Launch(
         run_dir, command, program_environment(run.queue, gpus), dataset_id, origin, count_oom_kills()

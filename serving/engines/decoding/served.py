@@ -31,7 +31,7 @@ def load_tokenizer(path: str) -> Any:
     """
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.chat_template is None and (Path(path) / CONFIG).is_file():
-        families.complete(tokenizer, json.loads((Path(path) / CONFIG).read_text())["model_type"])
+        families.set_chat_template(tokenizer, json.loads((Path(path) / CONFIG).read_text())["model_type"])
     if tokenizer.is_fast:
         # The Rust object raises "Already borrowed" when one thread changes truncation while another encodes.
         tokenizer.backend_tokenizer.no_truncation()

@@ -153,12 +153,12 @@ def test_rows_that_are_no_pairs_are_named(
 ) -> None:
     tokenizer = load_tokenizer(str(starter))
     pair = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
-    with pytest.raises(DatasetInvalid, match=r"Row 2 .* no preference pair.* question, answer"):
+    with pytest.raises(DatasetInvalid, match=r"Row 2 .* not a preference pair.* question, answer"):
         load_preferences(write_rows([pair, {"question": "2 + 2?", "answer": "4"}]), tokenizer, 64)
     with pytest.raises(DatasetInvalid, match="every prompt fills max_length 8"):
         load_preferences(write_rows([pair]), tokenizer, 8)
     kept = load_preferences(write_rows([pair, pair | {"rejected": "4"}]), tokenizer, 64)
-    assert (kept.rows, len(kept.triples), kept.equal, kept.truncated) == (2, 2, [2], 0)
+    assert (kept.rows, len(kept.triples), kept.identical_rows, kept.truncated) == (2, 2, [2], 0)
 
 
 def test_preferences_are_the_tokens_of_the_whole_conversations(starter: Path, preference_rows: str) -> None:

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from trainers.modeling import families
 from trainers.modeling.families import ModelFamily, SystemTurn
-from trainers.modeling.load import load_model, load_tokenizer
-from trainers.runtime.errors import TemplateMissing
+from trainers.modeling.load import TemplateMissing, load_model, load_tokenizer
+
 
 CHAT = [
     {"role": "system", "content": "S"},
@@ -49,7 +49,7 @@ def make_base(folder: Path, family: ModelFamily, model_type: str) -> Path:
         tokenizer_object=raw,
         bos_token="<BOS>",
         eos_token="<EOS>",
-        extra_special_tokens=list(family.marks),
+        extra_special_tokens=list(family.special_tokens),
     )
     tokenizer.save_pretrained(folder)
     more: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "vocab_size": 300}
@@ -100,7 +100,7 @@ def test_a_prompt_is_a_prefix_of_the_conversation_that_goes_on(family: ModelFami
 def test_tools_are_refused_rather_than_left_out(family: ModelFamily, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(make_base(tmp_path, family, min(family.model_types))))
     tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
-    with pytest.raises(Exception, match="knows no tools"):
+    with pytest.raises(Exception, match="does not support tools"):
         tokenizer.apply_chat_template(CHAT, tools=[tool], tokenize=False)
 
 
@@ -112,7 +112,7 @@ def test_where_a_system_message_goes_is_told(family: ModelFamily) -> None:
 
 def test_an_architecture_without_the_marks_of_a_family_has_no_template(tmp_path: Path) -> None:
     make_base(tmp_path, families.QWEN, "llama")
-    assert families.detect("llama", set(families.QWEN.marks)) is None
+    assert families.detect_family("llama", set(families.QWEN.special_tokens)) is None
     with pytest.raises(TemplateMissing, match="no chat template"):
         load_tokenizer(str(tmp_path))
 

@@ -18,7 +18,7 @@ from tests.integration.trainers.stages import run_stage
 from trainers.configs import Queue, parse_stage
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
-from trainers.runtime.launch_command import command
+from trainers.runtime.launch_command import build_command
 from workers.hosts.devices import DevicePool, Gpu
 
 SHARDED = {"ddp": 1.0, "zero2": 1.0, "fsdp2": 0.5, "zero3": 0.5}
@@ -45,7 +45,7 @@ def start(values: dict[str, Any], run_dir: Path) -> "subprocess.Popen[str]":
     run_dir.mkdir(parents=True, exist_ok=True)
     config = run_dir / "asked.json"
     config.write_text(json.dumps(values))
-    arguments = command(sys.executable, parse_stage(values), config, run_dir)
+    arguments = build_command(sys.executable, parse_stage(values), config, run_dir)
     program = arguments.index("trainers.sft")
     arguments.insert(program, "tests.integration.trainers.distributed.on_cpu")
     environment = os.environ | OFFLINE | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
