@@ -104,7 +104,7 @@ class PairTrainer(StepSamplerMixin, IsolatedValidationMixin, DPOTrainer):
 
 
 class DpoCallback(RunDirCallback[DpoConfig]):
-    """Also checks that the reference is the untrained model, and warns if chosen completions become unlikely."""
+    """Also checks the reference, and warns if the chosen completions become less likely."""
 
     def __init__(
         self, config: DpoConfig, run_dir: Path, events: EventWriter, stop: StopFlag, precision: Precision
@@ -132,9 +132,9 @@ class DpoCallback(RunDirCallback[DpoConfig]):
         ):
             self._events.warning(
                 "chosen_logp_falls",
-                f"By step {state.global_step} the margin has grown, but the chosen completions are less likely "
-                f"than before training (mean reward {logs['rewards/chosen']:.3f}): the model only unlearns the "
-                "rejected ones faster. Add the loss sft, raise beta or lower learning_rate.",
+                f"By step {state.global_step} the margin has grown, but the chosen completions are less "
+                f"likely than before training (mean reward {logs['rewards/chosen']:.3f}): the model only "
+                "unlearns the rejected ones faster. Add the loss sft, raise beta or lower learning_rate.",
             )
 
     def _check_reference(self, logs: dict[str, float]) -> None:

@@ -182,7 +182,7 @@ def _build_arguments(
 
 def _generation_arguments(config: GrpoConfig) -> dict[str, Any]:
     """Return TRL's arguments of generation; raises DeviceUnavailable if vLLM is needed and not installed."""
-    if config.generation is Generation.transformers:
+    if config.generation is GenerationBackend.transformers:
         return {}
     if not is_vllm_available():
         raise DeviceUnavailable(

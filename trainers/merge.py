@@ -28,8 +28,8 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
 DTYPES = {MergeDtype.fp32: torch.float32, MergeDtype.bf16: torch.bfloat16, MergeDtype.fp16: torch.float16}
-# The largest difference of a logit that rounding explains, as a share of the largest logit: fp32 keeps 24 bits
-# of a number, fp16 11 and bf16 8, and errors add up over the layers.
+# The largest difference of a logit that rounding explains, as a share of the largest logit: fp32 keeps 24
+# bits of a number, fp16 11 and bf16 8, and errors add up over the layers.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PROMPTS = (
     "How many are 2 and 3?",
@@ -129,9 +129,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     return ids_bt
 
 
-def _compute_logits(
-    model: PreTrainedModel | PeftModel, prompts_bt: list[torch.Tensor]
-) -> list[torch.Tensor]:
+def _compute_logits(model: PreTrainedModel | PeftModel, prompts_bt: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return the logits of each prompt, (1, tokens, vocabulary)."""
     with torch.inference_mode():
         return [model(input_ids=ids_bt).logits.float() for ids_bt in prompts_bt]

@@ -1,12 +1,12 @@
-"""Make datasets that are ready to train on, and show what a model's template makes of their first rows.
+"""Make datasets for training, and render their first rows with a model's template.
 
-Rows are read one at a time, rewritten by a recipe, filtered, converted and split; the parts appear under
-`datasets/` in the run directory, and every row that was dropped in `drops.jsonl` with its line and reason.
+Rows are read one at a time, rewritten by a recipe, filtered, converted and split. The parts are written to
+`datasets/` in the run directory, and each dropped row to `drops.jsonl` with its line and reason.
 
     python -m trainers.prepare --config prepare.yaml --run-dir runs/prepared
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,90 +67,95 @@ FOLDER = "datasets"
 DROPS = "drops.jsonl"
 
 
-def prepare(config: PrepareConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
-    """Write the datasets that are asked for, and render the first rows if there is a base."""
+def run(config: PrepareConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Write the datasets, render the first rows if the config names a base, and return the result."""
     result: dict[str, Any] = {"stage": "prepare"}
-    first = config.dataset
     if config.makes_datasets:
-        made = _make_datasets(config, run_dir, report)
-        result |= made
-        first = str(run_dir / made["datasets"][0]["path"])
-        if made["datasets"][0]["format"] == RowFormat.preference:
-            return result
-    if config.base is not None:
-        result |= _rendered(config, str(dataset_path(first)), report)
+        result |= _make_datasets(config, run_dir, events)
+        first = result["datasets"][0]
+        if config.base is not None and first["format"] != RowFormat.preference:
+            result |= _render_first_rows(config, run_dir / first["path"], events)
+    elif config.base is not None:
+        result |= _render_first_rows(config, _dataset_path(config), events)
     return result
 
 
 def plan(config: PrepareConfig) -> dict[str, Any]:
-    """What would be made; nothing is read but the tokenizer."""
+    """Return the parts that would be written, or how many rows would be rendered."""
     if config.base is not None:
-        _tokenizer(config)
-    shown_rows = (
-        {}
-        if config.makes_datasets
-        else {"rows": sum(1 for _ in read_prompt_completions(config.dataset, config.rows))}
-    )
-    return {"stage": "prepare", "parts": config.parts, **shown_rows}
+        _load_tokenizer(config)
+    planned: dict[str, Any] = {"stage": "prepare", "parts": config.parts}
+    if not config.makes_datasets:
+        planned["rows"] = len(list(read_prompt_completions(str(_dataset_path(config)), config.rows)))
+    return planned
 
 
-def _make_datasets(config: PrepareConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
+def _dataset_path(config: PrepareConfig) -> Path:
+    assert config.dataset is not None, "the config names a source or a dataset"
+    return dataset_path(config.dataset)
+
+
+def _make_datasets(config: PrepareConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     folder = run_dir / FOLDER
     folder.mkdir(exist_ok=True)
     (run_dir / DROPS).unlink(missing_ok=True)
     with (run_dir / DROPS).open("w", encoding="utf-8") as lines:
         drops = DropRecorder(write=lambda drop: lines.write(drop.model_dump_json() + "\n"))
         try:
-            rows, told = _recipe_rows(config, drops, report)
-            split = _write(config, folder, _filtered(config, rows, drops))
+            rows, recipe_report = _apply_recipe(config, drops, events)
+            split = _write_parts(config, folder, _filter_rows(config, rows, drops))
         except ValueError as error:
             raise DatasetInvalid(f"The rows cannot be prepared: {error}", "Correct the named row.") from error
     dropped = drops.report()
     if split is None:
         raise DatasetInvalid(
-            f"No row is left: {dropped.dropped} were dropped.",
-            f"The reasons are in {DROPS}; loosen the filters or correct the source.",
+            f"No rows are left: {dropped.dropped} were dropped.",
+            f"The reasons are in {DROPS}. Relax the filters, or correct the source.",
         )
     return {
-        "datasets": [_described(run_dir, part, rows) for part, rows in split.rows.items()],
+        "datasets": [_describe_part(run_dir, part, rows) for part, rows in split.rows.items()],
         "split": split.model_dump(mode="json"),
         "drops": dropped.model_dump(mode="json"),
-        "recipe": told.model_dump(mode="json") if told else None,
+        "recipe": recipe_report.model_dump(mode="json") if recipe_report else None,
     }
 
 
-def _recipe_rows(
-    config: PrepareConfig, drops: DropRecorder, report: EventWriter
+def _apply_recipe(
+    config: PrepareConfig, drops: DropRecorder, events: EventWriter
 ) -> tuple[Iterator[tuple[int, Row]], BaseModel | None]:
-    """Rows with the line that each comes from, and a report of the recipe that grows as they are read."""
+    """Return rows with the line that each comes from, and a report that is complete once they are read."""
     recipe = config.recipe
     if isinstance(recipe, TranslationRecipe):
         assert config.source is not None
-        return _translations(recipe, read_sentence_pairs(config.source, drops), drops), None
+        return _make_translations(recipe, read_sentence_pairs(config.source, drops), drops), None
     if isinstance(recipe, OnPolicyPairsRecipe):
         from trainers.rendering.on_policy_pairs import generate_on_policy_pairs
 
         assert config.base is not None
-        return generate_on_policy_pairs(recipe, config.base, dataset_path(config.dataset), report)
-    rows = read_source_rows(config.source) if config.source else read_rows(dataset_path(config.dataset))
+        return generate_on_policy_pairs(recipe, config.base, _dataset_path(config), events)
+    rows = read_source_rows(config.source) if config.source else read_rows(_dataset_path(config))
     if isinstance(recipe, MathsPairsRecipe):
-        told = gsm8k.PairReport()
-        return _maths_pairs(recipe, rows, told), told
+        report = gsm8k.PairReport()
+        return _make_maths_pairs(recipe, rows, report), report
     if isinstance(recipe, MathsSftRecipe | MathsPromptsRecipe):
-        return _maths_rows(recipe, rows), None
+        return _make_maths_rows(recipe, rows), None
     return rows, None
 
 
-def _maths_rows(recipe: MathsSftRecipe | MathsPromptsRecipe, rows: NumberedRows) -> Iterator[tuple[int, Row]]:
+def _make_maths_rows(
+    recipe: MathsSftRecipe | MathsPromptsRecipe, rows: NumberedRows
+) -> Iterator[tuple[int, Row]]:
     for line, row in rows:
         if isinstance(recipe, MathsPromptsRecipe):
-            made = gsm8k.grpo_rows([(line, row)], system=recipe.system)
+            converted = gsm8k.grpo_rows([(line, row)], system=recipe.system)
         else:
-            made = gsm8k.sft_rows([(line, row)], annotations=recipe.annotations, system=recipe.system)
-        yield line, next(made)
+            converted = gsm8k.sft_rows([(line, row)], annotations=recipe.annotations, system=recipe.system)
+        yield line, next(converted)
 
 
-def _translations(recipe: TranslationRecipe, pairs: Any, drops: DropRecorder) -> Iterator[tuple[int, Row]]:
+def _make_translations(
+    recipe: TranslationRecipe, pairs: Any, drops: DropRecorder
+) -> Iterator[tuple[int, Row]]:
     pairs = drop_identical_sides(pairs, drops)
     if recipe.check_language:
         pairs = filter_by_language(pairs, drops)
@@ -160,22 +165,24 @@ def _translations(recipe: TranslationRecipe, pairs: Any, drops: DropRecorder) ->
     return ((row["line"], row) for row in rows)
 
 
-def _maths_pairs(
-    recipe: MathsPairsRecipe, rows: NumberedRows, told: gsm8k.PairReport
+def _make_maths_pairs(
+    recipe: MathsPairsRecipe, rows: NumberedRows, report: gsm8k.PairReport
 ) -> Iterator[tuple[int, Row]]:
-    made = gsm8k.preference_rows(
+    pairs = gsm8k.preference_rows(
         gsm8k.parse_problems(rows),
-        told,
+        report,
         pairs_per_problem=recipe.pairs_per_problem,
         seed=recipe.seed,
         annotations=recipe.annotations,
         system=recipe.system,
     )
-    return ((row["line"], row) for row in made)
+    return ((row["line"], row) for row in pairs)
 
 
-def _filtered(config: PrepareConfig, rows: Iterator[tuple[int, Row]], drops: DropRecorder) -> Iterator[Row]:
-    """The rows that every filter keeps, in the asked shape."""
+def _filter_rows(
+    config: PrepareConfig, rows: Iterator[tuple[int, Row]], drops: DropRecorder
+) -> Iterator[Row]:
+    """Yield the rows that all filters keep, in the shape `convert_to`."""
     first = next(rows, None)
     if first is None:
         return
@@ -185,12 +192,12 @@ def _filtered(config: PrepareConfig, rows: Iterator[tuple[int, Row]], drops: Dro
         raise ValueError(f"Row {first[0]} has no known format; its fields are {fields}. Choose a recipe.")
     kept: NumberedRows = chain([first], rows)
     for chosen in config.filters:
-        kept = _filter(chosen, kept, drops, row_format, config)
+        kept = _apply_filter(chosen, kept, drops, row_format, config)
     for line, row in kept:
-        yield row if config.convert_to is None else _converted(line, row, config.convert_to)
+        yield row if config.convert_to is None else _convert(line, row, config.convert_to)
 
 
-def _filter(
+def _apply_filter(
     chosen: Filter, rows: NumberedRows, drops: DropRecorder, row_format: RowFormat, config: PrepareConfig
 ) -> NumberedRows:
     match chosen:
@@ -199,8 +206,8 @@ def _filter(
                 rows, drops, row_format, minimum=chosen.minimum, maximum=chosen.maximum
             )
         case LengthFilter():
-            count = _token_counter(config)
-            return filter_by_tokens(rows, drops, count, minimum=chosen.minimum, maximum=chosen.maximum)
+            counter = _token_counter(config)
+            return filter_by_tokens(rows, drops, counter, minimum=chosen.minimum, maximum=chosen.maximum)
         case DuplicatesFilter():
             return drop_duplicates(rows, drops, row_format)
         case NearDuplicatesFilter():
@@ -214,9 +221,9 @@ def _filter(
             return drop_held_out(rows, drops, row_format, held_out, threshold=chosen.threshold)
 
 
-def _token_counter(config: PrepareConfig) -> Any:
-    """Tokens of a row's longest rendered conversation, as training would see it uncut."""
-    tokenizer = _tokenizer(config)
+def _token_counter(config: PrepareConfig) -> Callable[[Row], int]:
+    """Return a function that counts the tokens of a row's longest conversation, without truncation."""
+    tokenizer = _load_tokenizer(config)
 
     def count(row: Row) -> int:
         pairs = parse_prompt_completions(0, row, Path("the source"))
@@ -225,26 +232,26 @@ def _token_counter(config: PrepareConfig) -> Any:
     return count
 
 
-def _tokenizer(config: PrepareConfig) -> "PreTrainedTokenizerBase":
-    # torch and its kin take seconds to import, for which rows alone need not wait.
+def _load_tokenizer(config: PrepareConfig) -> "PreTrainedTokenizerBase":
+    # Importing torch and transformers takes seconds, and a config without a base does not need them.
     from trainers.modeling.load import load_tokenizer
 
     assert config.base is not None
     return load_tokenizer(config.base)
 
 
-def _converted(line: int, row: Row, target: RowShape) -> Row:
+def _convert(line: int, row: Row, target: RowShape) -> Row:
     shape = detect_shape(row)
     try:
         if shape is None:
-            raise ValueError("it has no known format")
+            raise ValueError("its format is unknown")
         return convert_row(row, shape, target)
     except ValueError as error:
-        raise ValueError(f"Row {line} cannot be written as {target}: {error}") from error
+        raise ValueError(f"Row {line} cannot be converted to {target}: {error}") from error
 
 
-def _write(config: PrepareConfig, folder: Path, rows: Iterator[Row]) -> SplitReport | None:
-    """Write the parts; None if there is no row."""
+def _write_parts(config: PrepareConfig, folder: Path, rows: Iterator[Row]) -> SplitReport | None:
+    """Write the parts; return None if there are no rows."""
     whole = folder / f"{DatasetPart.train}.jsonl"
     count = save_rows(whole, rows)
     if not count:
@@ -252,49 +259,49 @@ def _write(config: PrepareConfig, folder: Path, rows: Iterator[Row]) -> SplitRep
     if config.split is None:
         return SplitReport(seed=0, rows={DatasetPart.train: count}, distinct_rows={})
     sizes = config.split
-    every = whole.rename(folder / "every.jsonl")
+    unsplit = whole.rename(folder / "unsplit.jsonl")
     report = split_file(
-        every, folder, validation=sizes.validation, test=sizes.test, seed=sizes.seed, group_of=_group
+        unsplit, folder, validation=sizes.validation, test=sizes.test, seed=sizes.seed, group_of=_split_group
     )
-    every.unlink()
+    unsplit.unlink()
     return report
 
 
-def _group(row: Row) -> Any:
-    """What must not be torn apart by a split: the directions of a translation, the pairs of a prompt."""
+def _split_group(row: Row) -> Any:
+    """Return a key; rows with the same key must be in one part, or one would give away the other."""
     if "pair" in row and "direction" in row:
-        return row["pair"]
+        return row["pair"]  # Both directions of a translation.
     row_format = detect_format(row)
     return prompt_text(row, row_format) if row_format is RowFormat.preference else row
 
 
-def _described(run_dir: Path, part: DatasetPart, rows: int) -> dict[str, Any]:
-    """A part as the result names it; raises DatasetInvalid if our own validation would refuse it."""
+def _describe_part(run_dir: Path, part: DatasetPart, rows: int) -> dict[str, Any]:
+    """Return a part as the result describes it; raises DatasetInvalid if validation finds a fault."""
     path = f"{FOLDER}/{part}.jsonl"
     found = validate_file(run_dir / path, max_faults=1)
     if found.fault_count:
         raise DatasetInvalid(
-            f"Of the {part} part's {rows} rows {found.fault_count} have a fault. {found.faults[0].message}",
-            "Validate the source, which lists every fault with its row, or filter such rows.",
+            f"The part {part} has {rows} rows and {found.fault_count} faults. {found.faults[0].message}",
+            "Validate the source to list every fault with its row, or filter these rows.",
         )
     return {"part": part, "path": path, "rows": rows, "format": found.format}
 
 
-def _rendered(config: PrepareConfig, dataset: str, report: EventWriter) -> dict[str, Any]:
-    """The first rows in tokens; a conversation of several turns gives one entry per assistant turn."""
+def _render_first_rows(config: PrepareConfig, dataset: Path, events: EventWriter) -> dict[str, Any]:
+    """Return the first rows as tokens, with one entry for each assistant turn."""
     from trainers.modeling.load import template_sha256
 
-    tokenizer = _tokenizer(config)
-    turns = list(read_prompt_completions(dataset, config.rows))
+    tokenizer = _load_tokenizer(config)
+    turns = list(read_prompt_completions(str(dataset), config.rows))
     if not turns:
-        raise DatasetInvalid(f"The dataset {dataset} has no rows to show.", "Add rows.")
+        raise DatasetInvalid(f"The dataset {dataset} has no rows to render.", "Add rows.")
     rows = []
     for done, pairs in enumerate(turns, start=1):
         examples = [render_example(pair, tokenizer, config.max_length) for pair in pairs]
         rows += [preview_example(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
-        report.progress(done, len(turns))
+        events.progress(done, len(turns))
     return {"template_sha256": template_sha256(tokenizer), "rows": rows}
 
 
 if __name__ == "__main__":
-    run_program(PrepareConfig, prepare, plan)
+    run_program(PrepareConfig, run, plan)

@@ -1,8 +1,8 @@
-"""Make the starter: a Llama of about 0.14 million parameters that half knows how to solve word problems.
+"""Train the starter model: a Llama of about 0.14 million parameters that half solves word problems.
 
-It needs no hub and no GPU, and leaves room to learn: its corpus holds more wrong answers than right ones, so
-that fine-tuning shows within seconds. The model is loaded again and compared before it is published, because
-a tokenizer may read text differently after saving, without a word.
+It needs no hub and no GPU. Most answers in its corpus are wrong, so that fine-tuning shows an effect within
+seconds. The tokenizer is loaded again and compared before the model is published, because a saved tokenizer
+can silently split text differently.
 
     python -m trainers.starter --out models/starter
 """
@@ -24,7 +24,7 @@ from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, li
 from trainers.runtime.run_dir import publish_folder
 
 END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
-# The generation marks tell which tokens are the assistant's, for losses that are masked by them.
+# The `generation` blocks mark the assistant's tokens, for losses that mask all others.
 TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message['role'] + '\n' }}"
@@ -46,25 +46,28 @@ logger = logging.getLogger("trainers")
 
 
 def build_starter_model(out: Path, steps: int, seed: int) -> None:
-    """Train the tokenizer and the model and publish both as a folder; an existing folder is replaced."""
+    """Train the tokenizer and the model, and publish both as a folder, which is replaced if it exists."""
     disable_progress_bar()
     set_seed(seed)
-    tokenizer = _tokenizer()
-    model = _model(tokenizer)
-    _train(model, _examples(tokenizer, seed), steps, seed)
+    tokenizer = _train_tokenizer()
+    model = _build_model(tokenizer)
+    _train(model, _build_examples(tokenizer, seed), steps, seed)
 
     def fill(folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _assert_reads_alike(tokenizer, folder)
+        _check_tokenizer(tokenizer, folder)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     publish_folder(out, fill)
     logger.info("Published %s with %s parameters.", out, f"{model.num_parameters():,}")
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which each number up to 99 is one token: digit by digit such a small model fails."""
+def _train_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE in which each number up to 99 is one token.
+
+    With one token per digit, a model of this size solves 5 % of the problems instead of 51 %.
+    """
     pieces = r" ?\d{1,2}| ?[A-Za-z]+|[.,?]\n?| ?[-+*=#]+|\s"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -99,7 +102,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def _build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -119,12 +122,12 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def _examples(tokenizer: PreTrainedTokenizerFast, seed: int) -> list[tuple[int, list[int]]]:
-    """Pairs of (first token that carries loss, tokens): problems, and lists of bare equations beside them."""
-    rng = random.Random(seed)  # noqa: S311  # Nothing secret.
+def _build_examples(tokenizer: PreTrainedTokenizerFast, seed: int) -> list[tuple[int, list[int]]]:
+    """Return (first token with loss, tokens) of word problems and of lists of bare equations."""
+    rng = random.Random(seed)  # noqa: S311  # Not for secrets.
     rows = generate_problems(12_000, ProblemSplit.train, seed + 1, WRONG_SHARE)
     prompts = [
-        _rendered(tokenizer, [_turn("user", row["question"])], add_generation_prompt=True) for row in rows
+        _render(tokenizer, [_turn("user", row["question"])], add_generation_prompt=True) for row in rows
     ]
     facts = list_equations()
     lists = [
@@ -144,19 +147,19 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: Any) -> str:
+def _render(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: Any) -> str:
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     return text
 
 
 def _train(model: LlamaForCausalLM, examples: list[tuple[int, list[int]]], steps: int, seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311  # Nothing secret.
+    rng = random.Random(seed)  # noqa: S311  # Not for secrets.
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     for step in range(steps):
-        batch = _batch(rng.choices(examples, k=BATCH_SIZE), model.config.pad_token_id)
+        batch = _pad_batch(rng.choices(examples, k=BATCH_SIZE), model.config.pad_token_id)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(step, steps)
+            group["lr"] = LEARNING_RATE * _schedule(step, steps)
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -166,7 +169,7 @@ def _train(model: LlamaForCausalLM, examples: list[tuple[int, list[int]]], steps
             logger.info("step %d of %d, loss %.3f", step + 1, steps, loss.item())
 
 
-def _batch(examples: list[tuple[int, list[int]]], pad: int) -> dict[str, torch.Tensor]:
+def _pad_batch(examples: list[tuple[int, list[int]]], pad: int) -> dict[str, torch.Tensor]:
     length = max(len(ids) for _, ids in examples)
     ids_bt = torch.full((len(examples), length), pad)
     labels_bt = torch.full_like(ids_bt, -100)
@@ -176,22 +179,22 @@ def _batch(examples: list[tuple[int, list[int]]], pad: int) -> dict[str, torch.T
     return {"input_ids": ids_bt, "attention_mask": (ids_bt != pad).long(), "labels": labels_bt}
 
 
-def _rate(step: int, steps: int) -> float:
-    """Warm-up, then full rate up to 40% of the steps, then linear down to a tenth."""
+def _schedule(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: warm-up, 1 until 40 % of the steps, then linearly to 0.1."""
     warm_up = min(1.0, (step + 1) / min(WARM_UP_STEPS, 1 + steps // 5))
     return warm_up * (1 - 0.9 * max(0.0, (step / steps - 0.4) / 0.6))
 
 
-def _assert_reads_alike(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     reloaded = AutoTokenizer.from_pretrained(folder)
     for row in generate_problems(100, ProblemSplit.held_out, seed=0):
-        text = _rendered(reloaded, [_turn("user", row["question"]), _turn("assistant", row["answer"])])
-        assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"], "The tokenizer reads differently."
+        text = _render(reloaded, [_turn("user", row["question"]), _turn("assistant", row["answer"])])
+        assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"], "It splits text differently."
 
 
 def main() -> None:
-    """Parse the command line and make the starter."""
-    parser = argparse.ArgumentParser(description="Make the tiny starter model.")
+    """Train the starter model as the command line says."""
+    parser = argparse.ArgumentParser(description="Train the starter model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to publish")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)

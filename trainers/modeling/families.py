@@ -78,7 +78,8 @@ def _in_user_turns(
         "{%- if message['role'] == 'user' %}"
         f"{{{{ '{user[0]}' + (system if loop.first else '') + message['content'] + '{user[1]}' }}}}"
         f"{{%- else %}}{{{{ '{opening}' }}}}{{%- generation %}}"
-        f"{{{{ '{assistant[0]}' + message['content'] + '{assistant[1]}' }}}}{{%- endgeneration %}}{{%- endif %}}"
+        f"{{{{ '{assistant[0]}' + message['content'] + '{assistant[1]}' }}}}{{%- endgeneration %}}"
+        "{%- endif %}"
         f"{{{{ '{after}' }}}}{{%- endfor %}}"
         f"{{%- if add_generation_prompt %}}{{{{ '{generation_prompt}' }}}}{{%- endif %}}"
     )

@@ -104,13 +104,13 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     It always has a pad token and a chat template. Raises BaseModelNotFound, or TemplateMissing if neither the
     model nor its family has a template.
     """
-    source = base_of(reference)
+    source = get_base_model(reference)
     if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
         source = reference.adapter
     with _model_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if not tokenizer.chat_template:
-        family = families.set_chat_template(tokenizer, load_config(base_of(reference)).model_type)
+        family = families.set_chat_template(tokenizer, load_config(get_base_model(reference)).model_type)
         if family is None:
             raise TemplateMissing(
                 f"The tokenizer of {source} has no chat template, so conversations cannot be rendered.",

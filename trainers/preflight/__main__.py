@@ -39,7 +39,7 @@ from trainers.training.rollouts import load_prompts
 logger = logging.getLogger("trainers")
 
 
-def preflight(config: PreflightConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
+def run(config: PreflightConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
     """All findings, the marked rows, the memory estimate and the probe's figures."""
     target = config.target
     tokenizer = load_tokenizer(target.base)
@@ -80,7 +80,7 @@ def plan(config: PreflightConfig) -> dict[str, Any]:
 def _unusable(target: SftConfig | DpoConfig | GrpoConfig, error: DatasetInvalid) -> dict[str, Any]:
     """The result where the stage could not even read or render its rows."""
     found = [
-        new_finding(FindingCode.dataset_unusable, FindingLevel.error, error.message, error.hint),
+        new_finding(FindingCode.dataset_unusable, FindingLevel.error, error.message, error.hint or ""),
         *check_file(dataset_path(target.dataset)),
     ]
     _tell(found, [])
@@ -155,4 +155,4 @@ def _tell(found: Sequence[Finding], seen: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    run_program(PreflightConfig, preflight, plan)
+    run_program(PreflightConfig, run, plan)

@@ -28,7 +28,8 @@ from trainers.rendering.render import (
 )
 from trainers.rendering.sft_examples import ExampleSet
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import PreflightFailed
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import ProgramError
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import is_main_process
 
@@ -37,6 +38,10 @@ PREFLIGHT = "preflight.json"
 RenderedRows = ExampleSet | PreferenceSet | Sequence[PromptCompletion]
 
 logger = logging.getLogger("trainers")
+
+
+class PreflightFailed(ProgramError):
+    code = ErrorCode.preflight_failed
 
 
 def check_before_training(

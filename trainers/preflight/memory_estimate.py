@@ -79,7 +79,8 @@ def _adapter_parameters(config: TrainingConfig, linears: dict[str, torch.nn.Line
         if tuning.target_modules == "all-linear" or name.rpartition(".")[2] in tuning.target_modules
     ]
     matrices = sum(tuning.rank * (module.in_features + module.out_features) for module in chosen)
-    return matrices + (sum(module.out_features for module in chosen) if tuning.dora else 0)
+    magnitudes = sum(module.out_features for module in chosen) if tuning.dora else 0
+    return int(matrices + magnitudes)
 
 
 def local_host() -> HostMemory:

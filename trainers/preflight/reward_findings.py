@@ -21,7 +21,7 @@ BEST = {"length": 0.0, "correctness": 1.0, "format": 1.0, "steps": 1.0, "chrf": 
 
 def check_references(pairs: Sequence[PromptCompletion]) -> Iterator[Finding]:
     """References that hold no number, by which no answer could be judged."""
-    missing = references_without_answer([pair.completion_text for pair in pairs])
+    missing = find_references_without_answer([pair.completion_text for pair in pairs])
     if missing:
         yield new_finding(
             FindingCode.reference_without_answer,
@@ -50,7 +50,10 @@ def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> It
     kinds = {reward_name(reward): reward.kind for reward in config.rewards}
     values: dict[str, list[list[float]]] = {}
     for pair, group in zip(sample, groups, strict=True):
-        scored = [score(config.rewards, text, pair.completion_text, tokens=len(text.split())) for text in group]
+        reference = pair.completion_text
+        scored = [
+            score_completion(config.rewards, text, reference, tokens=len(text.split())) for text in group
+        ]
         for name in scored[0].parts:
             values.setdefault(name, []).append([result.parts[name] for result in scored])
     constant = [name for name, judged in values.items() if not any(pstdev(group) for group in judged)]

@@ -34,7 +34,7 @@ class OnPolicyPairsReport(BaseModel):
 
 
 def generate_on_policy_pairs(
-    recipe: OwnAnswersRecipe, base: ModelReference, dataset: Path, events: EventWriter
+    recipe: OnPolicyPairsRecipe, base: ModelReference, dataset: Path, events: EventWriter
 ) -> tuple[Iterator[tuple[int, Row]], OnPolicyPairsReport]:
     """Return rows of `prompt`, `chosen` and `rejected` with their line numbers, and a report.
 
@@ -47,7 +47,7 @@ def generate_on_policy_pairs(
 
 
 def _generate_rows(
-    recipe: OwnAnswersRecipe,
+    recipe: OnPolicyPairsRecipe,
     base: ModelReference,
     dataset: Path,
     events: EventWriter,
@@ -80,10 +80,12 @@ def _generate_rows(
         events.progress(report.prompts, len(prompts))
 
 
-def _score(recipe: OwnAnswersRecipe, completion: str, pair: PromptCompletion) -> float:
+def _score(recipe: OnPolicyPairsRecipe, completion: str, pair: PromptCompletion) -> float:
     try:
         # The generator returns text only, so words stand in for tokens where a reward counts them.
-        return score(recipe.rewards, completion, pair.completion_text, tokens=len(completion.split())).total
+        return score_completion(
+            recipe.rewards, completion, pair.completion_text, tokens=len(completion.split())
+        ).total
     except ValueError as error:
         raise DatasetInvalid(
             f"The completions of row {pair.row} cannot be scored: {error}",
@@ -91,7 +93,7 @@ def _score(recipe: OwnAnswersRecipe, completion: str, pair: PromptCompletion) ->
         ) from error
 
 
-def _draw_pairs(recipe: OwnAnswersRecipe, pair: PromptCompletion, rewards: dict[str, float]) -> list[Row]:
+def _draw_pairs(recipe: OnPolicyPairsRecipe, pair: PromptCompletion, rewards: dict[str, float]) -> list[Row]:
     """Return at most `pairs_per_prompt` rows, each with another rejected completion."""
     best = max(rewards.values())
     chosen = [text for text, reward in rewards.items() if reward == best and text.strip()]

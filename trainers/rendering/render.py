@@ -113,7 +113,7 @@ def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptComple
             )
         try:
             prompt, chosen, rejected = preference_messages(row)
-            offered = tools(row)
+            offered = offered_tools(row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetInvalid(
                 f"Row {number} of {path} is not a valid preference pair: {error}",
@@ -125,9 +125,7 @@ def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptComple
         )
 
 
-def render_example(
-    pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Example:
+def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
     """Return tokens and labels, truncated to `max_length`; raises DatasetInvalid if the template fails."""
     try:
         prompt_ids = tokenize_prompt(pair, tokenizer)

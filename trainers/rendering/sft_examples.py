@@ -13,7 +13,7 @@ from trainers.runtime.errors import DatasetInvalid
 class ExampleSet:
     """The assistant turns of all rows.
 
-    A turn without loss tokens, because its prompt alone fills the length, is in `rendered` but is not trained.
+    A turn whose prompt fills the length has no loss tokens: it is in `rendered`, but is not trained.
     """
 
     rendered: list[Example]

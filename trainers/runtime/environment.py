@@ -24,16 +24,16 @@ def save_environment(config: TrainingConfig, checkpoint: Path) -> None:
     files.write_json(checkpoint / ENVIRONMENT, _current_environment(config))
 
 
-def expected_resume_guarantee(config: TrainingConfig) -> Resuming:
+def expected_resume_guarantee(config: TrainingConfig) -> ResumeGuarantee:
     """Return how exactly the run would resume on this host."""
     queue = Queue.cuda if pick_device(config.queue).type == "cuda" else Queue.cpu
-    guarantee = resuming(config.stage, queue, config.model_dump(mode="json"))
+    guarantee = get_resume_guarantee(config.stage, queue, config.model_dump(mode="json"))
     assert guarantee is not None, "training stages have checkpoints"
     return guarantee
 
 
-def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> Resuming:
-    """Return how exactly the run resumes from this checkpoint, which another kind of host may have written."""
+def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> ResumeGuarantee:
+    """Return how exactly the run resumes from this checkpoint, which another host may have written."""
     then, now = files.read_json(checkpoint / ENVIRONMENT) or {}, _current_environment(config)
     changes = [
         f"{name} was {then.get(name, 'unknown')} when the checkpoint was saved and is {value} now, which "
@@ -41,7 +41,7 @@ def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> Resumin
         for name, value in now.items()
         if then.get(name) != value
     ]
-    return because(expected_resume_guarantee(config).reasons + changes)
+    return make_guarantee(expected_resume_guarantee(config).reasons + changes)
 
 
 def _current_environment(config: TrainingConfig) -> dict[str, Any]:

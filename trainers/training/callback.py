@@ -36,7 +36,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         guarantee = actual_resume_guarantee(self._config, checkpoint)
         if is_main_process():
             reasons = " ".join(guarantee.reasons)
-            logger.info("Resuming after step %d, %s. %s", step, guarantee.exactness, reasons)
+            logger.info("ResumeGuarantee after step %d, %s. %s", step, guarantee.exactness, reasons)
         self._events.resumed(step, guarantee.exactness, guarantee.reasons)
 
     def on_train_begin(

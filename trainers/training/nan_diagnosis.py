@@ -52,7 +52,7 @@ def _find_cause(config: TrainingConfig, model: torch.nn.Module, state: TrainerSt
         return "The gradient norm had been growing before.", "Lower learning_rate or max_grad_norm."
     if not norms:
         return (
-            "It was not finite from the first step, at an ordinary learning rate: weights or rows are damaged.",
+            "No step was finite, at an ordinary learning rate: weights or rows are damaged.",
             "Run the stage `preflight` on it, and download the base again.",
         )
     if config.precision is not Precision.fp32:

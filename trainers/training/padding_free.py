@@ -36,9 +36,7 @@ def uses_padding_free(config: SftConfig, model: PreTrainedConfig) -> bool:
     """
     assert config.micro_batch_size is not None
     is_flash = pick_attention(config.attention, pick_device(config.queue)) in FLASH
-    is_cheap = _attends_row_by_row(config, model) or (
-        is_flash and model.model_type in VERIFIED_ARCHITECTURES
-    )
+    is_cheap = _attends_row_by_row(config, model) or (is_flash and model.model_type in VERIFIED_ARCHITECTURES)
     has_gain = config.micro_batch_size > 1 and config.neftune_alpha is None
     return config.packing or (has_gain and is_cheap)
 
@@ -88,9 +86,7 @@ def attend_row_by_row(
         )[0]
         return padded_bthd, None
     lengths = cu_seq_lens_q.diff().tolist()
-    rows = zip(
-        *(tensor.split(lengths, dim=2) for tensor in (query_bhtd, key_bhtd, value_bhtd)), strict=True
-    )
+    rows = zip(*(tensor.split(lengths, dim=2) for tensor in (query_bhtd, key_bhtd, value_bhtd)), strict=True)
     outputs_bthd = [sdpa_attention_forward(module, *row, None, **options)[0] for row in rows]
     return torch.cat(outputs_bthd, dim=1), None
 

@@ -86,7 +86,9 @@ class RolloutRecorder:
         reward.__name__ = name  # TRL logs a function's rewards under this name.
         return reward
 
-    def _record(self, name: str, completions: list[Any], values: list[float], columns: dict[str, Any]) -> None:
+    def _record(
+        self, name: str, completions: list[Any], values: list[float], columns: dict[str, Any]
+    ) -> None:
         if name == self.names[0]:
             rows = zip(columns["prompts"], completions, columns["reference"], strict=True)
             self._batch = [
@@ -109,7 +111,7 @@ class RolloutRecorder:
 
 
 def _require_answers(pairs: list[PromptCompletion], dataset: str | StageDataset) -> None:
-    missing = references_without_answer([pair.completion_text for pair in pairs])
+    missing = find_references_without_answer([pair.completion_text for pair in pairs])
     if missing:
         raise DatasetInvalid(
             f"{len(missing)} of {len(pairs)} rows of {dataset} have no number in their reference answer, the "

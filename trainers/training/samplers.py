@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Sampler
 
 
-class StepSampler(Sampler[int]):  # type: ignore[misc]  # torch has no types here.
+class StepSampler(Sampler[int]):
     """Rows in a new random order each epoch, sorted by length within each optimizer step.
 
     A step's gradient is the mean over all its tokens, however they are divided into micro-batches, so sorting

@@ -89,8 +89,8 @@ def _write_model(
 
     def fill(folder: Path) -> None:
         if isinstance(model, PeftModel):
-            # The default, "auto", asks the hub whether the base's vocabulary was resized. Of the adapters only
-            # "default" is trained; a frozen reference is not saved.
+            # Embeddings "auto", the default, asks the hub whether the base's vocabulary was resized. Of the
+            # adapters only "default" is trained; a frozen reference is not saved.
             model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"], **state)
             (folder / "README.md").unlink()
         else:
@@ -111,7 +111,7 @@ def _gather_weights(trainer: Trainer, model: PreTrainedModel | PeftModel) -> dic
 
 
 def _mean_loss(state: TrainerState) -> float:
-    """Return the mean over all steps, including earlier attempts; the Trainer's own counts this process only."""
+    """Return the mean over all steps of all attempts; the Trainer's own mean is of this attempt only."""
     logged = [entry for entry in state.log_history if "loss" in entry]
     starts = [0, *(entry["step"] for entry in logged)]
     total = sum(entry["loss"] * (entry["step"] - start) for entry, start in zip(logged, starts, strict=False))

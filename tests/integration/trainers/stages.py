@@ -17,10 +17,10 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopRequested
 
 WORK: dict[str, Any] = {
-    "sft": sft.train,
-    "dpo": dpo.train,
-    "grpo": grpo.train,
-    "evaluate": evaluate.evaluate,
+    "sft": sft.run,
+    "dpo": dpo.run,
+    "grpo": grpo.run,
+    "evaluate": evaluate.run,
 }
 
 

@@ -18,9 +18,9 @@ from trainers import grpo, sft
 from trainers.configs import parse_stage
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.sft_examples import load_examples
-from trainers.runtime.errors import DeviceUnavailable, LossNotFinite
+from trainers.runtime.errors import DeviceUnavailable
 from trainers.runtime.events import EventWriter
-from trainers.training.nan_diagnosis import diagnose_non_finite
+from trainers.training.nan_diagnosis import LossNotFinite, diagnose_non_finite
 from trainers.training.samplers import StepSampler
 
 Write = Callable[[list[dict[str, Any]]], str]
@@ -74,7 +74,7 @@ def test_a_quantised_base_is_kept_in_four_bits(
         kinds.update(type(module).__name__ for module in trainer.model.modules())
         fit(trainer, *more)
 
-    monkeypatch.setattr(sft, "fit", looking)
+    monkeypatch.setattr(sft, "run_training_loop", looking)
     run_stage(stage | {"tuning": stage["tuning"] | {"quantization": "nf4"}}, tmp_path)
     assert "Linear4bit" in kinds
 
@@ -171,7 +171,7 @@ def test_vllm_that_is_not_there_is_named(stage: dict[str, Any], tmp_path: Path) 
         values | {"stage": "grpo", "generation": "vllm_colocate", "rewards": [{"kind": "correctness"}]}
     )
     with pytest.raises(DeviceUnavailable, match="lacks vLLM"):
-        grpo.train(config, tmp_path, EventWriter(None))  # type: ignore[arg-type]
+        grpo.run(config, tmp_path, EventWriter(None))  # type: ignore[arg-type]
 
 
 def test_a_server_for_vllm_needs_its_address() -> None:
@@ -212,5 +212,5 @@ def test_a_base_with_a_broken_weight_is_named(stage: dict[str, Any], tmp_path: P
     name = "model.layers.1.mlp.up_proj.weight"
     weights[name][0, 0] = float("inf")
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LossNotFinite, match=r"up_proj.*holds values that are not finite"):
+    with pytest.raises(LossNotFinite, match=r"up_proj.*contains values that are not finite"):
         run_stage(stage | {"base": str(base)}, tmp_path / "run")

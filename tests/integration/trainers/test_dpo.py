@@ -144,7 +144,7 @@ def test_all_losses_train_together_on_a_new_adapter(
 
 def test_dry_run_tells_the_resolved_numbers(lora: dict[str, Any]) -> None:
     told = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
-    expected = {"stage": "dpo", "rows": 30, "pairs": 30, "equal": 0, "steps": 8, "device": "cpu"}
+    expected = {"stage": "dpo", "rows": 30, "pairs": 30, "identical": 0, "steps": 8, "device": "cpu"}
     assert expected.items() <= told.items()
 
 

@@ -12,7 +12,6 @@ from trainers.modeling import families
 from trainers.modeling.families import ModelFamily, SystemTurn
 from trainers.modeling.load import TemplateMissing, load_model, load_tokenizer
 
-
 CHAT = [
     {"role": "system", "content": "S"},
     {"role": "user", "content": "U"},

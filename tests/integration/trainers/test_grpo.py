@@ -18,7 +18,12 @@ from trainers.modeling.load import load_tokenizer
 from trainers.rendering.render import read_prompt_completions
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
-from trainers.training.rollouts import CONSTANT_GROUPS, RolloutRecorder, build_prompt_dataset, load_prompts
+from trainers.training.rollouts import (
+    MIN_CONSTANT_GROUPS,
+    RolloutRecorder,
+    build_prompt_dataset,
+    load_prompts,
+)
 
 STEPS = 24
 
@@ -131,14 +136,14 @@ def test_every_pass_holds_every_prompt_once_in_another_order(training_rows: str)
 def test_reward_is_constant_only_after_groups_in_a_row(training_rows: str) -> None:
     rollouts = RolloutRecorder([FormatReward()], num_generations=2)
     columns = {"prompts": ["a", "a"], "reference": ["#### 1", "#### 1"]}
-    for _ in range(CONSTANT_GROUPS - 1):
+    for _ in range(MIN_CONSTANT_GROUPS - 1):
         rollouts.functions[0](["#### 1", "#### 1"], **columns)
-    assert rollouts.constant() == []
+    assert rollouts.constant_rewards() == []
     rollouts.functions[0](["#### 1", "no"], **columns)
-    for _ in range(CONSTANT_GROUPS):
-        assert rollouts.constant() == []
+    for _ in range(MIN_CONSTANT_GROUPS):
+        assert rollouts.constant_rewards() == []
         rollouts.functions[0](["no", "no"], **columns)
-    assert rollouts.constant() == ["format"]
+    assert rollouts.constant_rewards() == ["format"]
 
 
 def test_prompts_that_no_answer_can_meet_are_named(
@@ -151,7 +156,7 @@ def test_prompts_that_no_answer_can_meet_are_named(
     assert len(load_prompts(write_rows([good, vague]), [FormatReward()], tokenizer)) == 2
     call = {"type": "function", "function": {"name": "add", "parameters": {}}}
     turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
-    with pytest.raises(DatasetInvalid, match=r"Row 1 .* offers tools"):
+    with pytest.raises(DatasetInvalid, match=r"Row 1 .* has tools"):
         load_prompts(write_rows([{"messages": turns, "tools": [call]}]), [FormatReward()], tokenizer)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from tests.conftest import ROOT
 from trainers.configs.stages.prepare import PrepareConfig
 from trainers.modeling.load import load_tokenizer, template_sha256
-from trainers.prepare import plan, prepare
+from trainers.prepare import plan
+from trainers.prepare import run as prepare
 from trainers.runtime.events import EventWriter
 
 ROWS = [

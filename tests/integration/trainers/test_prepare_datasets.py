@@ -13,7 +13,8 @@ from trainers.configs.stages.prepare import PrepareConfig
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.data.validate import validate_file
-from trainers.prepare import DROPS, prepare
+from trainers.prepare import DROPS
+from trainers.prepare import run as prepare
 from trainers.runtime.errors import DatasetFileNotFound, DatasetInvalid
 from trainers.runtime.events import EventWriter
 
@@ -139,13 +140,13 @@ def test_the_model_s_own_answers_become_pairs_of_right_and_wrong(
     recipe = {"kind": "on_policy_pairs", "num_generations": 8, "max_new_tokens": 24, "seed": 1}
     result, parts = made(tmp_path, dataset=dataset, base=str(starter), recipe=recipe)
     told = result["recipe"]
-    assert (told["prompts"], told["answers"], told["pairs"]) == (24, 192, len(parts["train"]))
+    assert (told["prompts"], told["completions"], told["pairs"]) == (24, 192, len(parts["train"]))
     assert 0 < told["mean_reward"] < 1
     assert all(row["chosen"] != row["rejected"] for row in parts["train"])
 
 
 def test_nothing_left_is_told_with_the_count(tmp_path: Path, write_rows: Write) -> None:
-    with pytest.raises(DatasetInvalid, match="No row is left: 40 were dropped"):
+    with pytest.raises(DatasetInvalid, match="No rows are left: 40 were dropped"):
         made(tmp_path, dataset=write_rows(QUESTIONS), filters=[{"kind": "characters", "minimum": 9000}])
 
 

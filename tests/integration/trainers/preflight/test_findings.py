@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoTokenizer
 from trainers.configs import parse_stage
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
-from trainers.preflight.__main__ import preflight
+from trainers.preflight.__main__ import run as preflight
+from trainers.preflight.check import PreflightFailed
 from trainers.preflight.findings import FindingCode
 from trainers.preflight.token_findings import check_tokens
 from trainers.rendering.render import Example
-from trainers.runtime.errors import PreflightFailed
 from trainers.runtime.events import EventWriter
-from trainers.sft import train
+from trainers.sft import run as train
 
 Rows = list[dict[str, Any]]
 Write = Callable[[Rows], str]
