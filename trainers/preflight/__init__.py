@@ -1,1 +1,1 @@
-"""What would waste a training run, found before it starts."""
+"""Checks before training: faults of data, settings and memory that would waste a run."""

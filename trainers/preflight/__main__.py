@@ -1,9 +1,8 @@
-"""Judge a training stage before it runs: its data, its settings, its memory and, if asked, a few steps of it.
+"""Check a training stage before it runs: its data, its settings, its memory and, optionally, a few steps.
 
-Faults are what it is there to find, so it succeeds with them; `passed` in the result tells whether the stage
-would start.
+The program succeeds whatever it finds; `passed` in the result is true if the stage would start.
 
-    python -m trainers.preflight --config preflight.yaml --run-dir runs/judged
+    python -m trainers.preflight --config preflight.yaml --run-dir runs/checked
 """
 
 import logging
@@ -39,95 +38,97 @@ from trainers.training.rollouts import load_prompts
 logger = logging.getLogger("trainers")
 
 
-def run(config: PreflightConfig, run_dir: Path, report: EventWriter) -> dict[str, Any]:
-    """All findings, the marked rows, the memory estimate and the probe's figures."""
+def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Return all findings, the first rows as tokens, the memory estimate and the results of the probe."""
     target = config.target
     tokenizer = load_tokenizer(target.base)
     try:
-        rows = _rows(target, tokenizer)
+        rows = _load_rows(target, tokenizer)
     except DatasetInvalid as error:
-        return _unusable(target, error)
+        return _unusable_result(target, error)
     found = [*check_stage(target, tokenizer, rows, exact_only=False)]
-    report.progress(1, 3)
+    events.progress(1, 3)
     found += check_near_duplicates(dataset_path(target.dataset))
     if isinstance(target, GrpoConfig) and isinstance(rows, list):
         found += check_rewards(target, rows)
-    report.progress(2, 3)
-    seen = _shown(rows, tokenizer, config.shown_rows)
-    _tell(found, seen)
-    fit = estimate_memory(target, config.hosts, _longest(target, rows, tokenizer))
-    passed = not any(told.level is FindingLevel.error for told in found)
-    probed = run_probe(config, run_dir, fit) if config.probe_steps and passed else None
-    report.progress(3, 3)
+    events.progress(2, 3)
+    preview = _preview_rows(rows, tokenizer, config.shown_rows)
+    _print_findings(found, preview)
+    memory = estimate_memory(target, config.hosts, _longest_sequence(target, rows, tokenizer))
+    passed = not any(one.level is FindingLevel.error for one in found)
+    probed = run_probe(config, run_dir, memory) if config.probe_steps and passed else None
+    events.progress(3, 3)
     return {
         "stage": "preflight",
         "target": target.stage,
         "passed": passed,
         "findings": findings_to_json(found),
-        "rows": seen,
-        "fit": fit,
+        "rows": preview,
+        "memory": memory,
         "probe": probed,
     }
 
 
 def plan(config: PreflightConfig) -> dict[str, Any]:
-    """How many rows would be judged."""
-    rows = _rows(config.target, load_tokenizer(config.target.base))
-    count = len(rows) if isinstance(rows, Sequence) else len(_examples(rows))
+    """Return how many examples would be checked."""
+    rows = _load_rows(config.target, load_tokenizer(config.target.base))
+    count = len(rows) if isinstance(rows, Sequence) else len(_list_examples(rows))
     return {"stage": "preflight", "target": config.target.stage, "examples": count}
 
 
-def _unusable(target: SftConfig | DpoConfig | GrpoConfig, error: DatasetInvalid) -> dict[str, Any]:
-    """The result where the stage could not even read or render its rows."""
+def _unusable_result(target: SftConfig | DpoConfig | GrpoConfig, error: DatasetInvalid) -> dict[str, Any]:
+    """Return the result for a dataset whose rows cannot be read or rendered."""
     found = [
         new_finding(FindingCode.dataset_unusable, FindingLevel.error, error.message, error.hint or ""),
         *check_file(dataset_path(target.dataset)),
     ]
-    _tell(found, [])
+    _print_findings(found, [])
     return {
         "stage": "preflight",
         "target": target.stage,
         "passed": False,
         "findings": findings_to_json(found),
         "rows": [],
-        "fit": None,
+        "memory": None,
         "probe": None,
     }
 
 
-def _rows(target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedTokenizerBase) -> RenderedRows:
+def _load_rows(
+    target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedTokenizerBase
+) -> RenderedRows:
     match target:
         case SftConfig():
             return render_examples(target.dataset, tokenizer, target.max_length)
         case DpoConfig():
             return render_preferences(target.dataset, tokenizer, target.max_length)
         case GrpoConfig():
-            # Without rewards: references that cannot be judged by are a finding here.
+            # Without rewards: a reference without an answer is a finding here, not a failure.
             return load_prompts(str(dataset_path(target.dataset)), [], tokenizer)
 
 
-def _examples(rows: RenderedRows) -> list[Any]:
+def _list_examples(rows: RenderedRows) -> list[Any]:
     if isinstance(rows, ExampleSet):
         return rows.rendered
     return [example for pair in rows.pairs for example in pair] if isinstance(rows, PreferenceSet) else []
 
 
-def _longest(target: Any, rows: RenderedRows, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest sequence that a forward pass will see."""
+def _longest_sequence(target: Any, rows: RenderedRows, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the tokens of the longest sequence of a forward pass."""
     if isinstance(rows, ExampleSet | PreferenceSet):
-        longest = max((len(example.input_ids) for example in _examples(rows)), default=1)
+        longest = max((len(example.input_ids) for example in _list_examples(rows)), default=1)
         return target.max_length if getattr(target, "packing", False) else longest
     prompts: Sequence[PromptCompletion] = rows
     return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + int(target.max_completion_length)
 
 
-def _shown(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
-    """The first rows in tokens, for a page; prompts of GRPO carry no loss before they are answered."""
+def _preview_rows(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
+    """Return the first rows as tokens; GRPO has prompts only, which carry no loss."""
     if isinstance(rows, PreferenceSet):
         return [
-            preview_example(example, 1, tokenizer) | {"answer": answer}
+            preview_example(example, 1, tokenizer) | {"side": side}
             for pair in rows.pairs[:count]
-            for answer, example in zip(("chosen", "rejected"), pair, strict=True)
+            for side, example in zip(("chosen", "rejected"), pair, strict=True)
         ]
     if not isinstance(rows, ExampleSet):
         return [preview_example(render_prompt(pair, tokenizer), 1, tokenizer) for pair in rows[:count]]
@@ -139,19 +140,19 @@ def _shown(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count: int) -
     ]
 
 
-def _tell(found: Sequence[Finding], seen: Sequence[dict[str, Any]]) -> None:
-    """The findings and the marked rows, for a person at the terminal or in the log."""
+def _print_findings(found: Sequence[Finding], preview: Sequence[dict[str, Any]]) -> None:
+    """Print the first rows with their loss tokens highlighted, and log the findings."""
     colour = sys.stdout.isatty()
-    for row in seen:
+    for row in preview:
         sys.stdout.write(f"row {row['row']}: {highlight_loss(row, colour)}\n")
     sys.stdout.flush()
-    for told in found:
-        share = f" ({told.share:.1%})" if told.share is not None else ""
-        logger.info("%s %s%s: %s %s", told.level, told.code, share, told.message, told.hint)
-        for place in told.examples:
-            logger.info("    row %s: %s", place.line, place.text)
+    for one in found:
+        share = f" ({one.share:.1%})" if one.share is not None else ""
+        logger.info("%s %s%s: %s %s", one.level, one.code, share, one.message, one.hint)
+        for example in one.examples:
+            logger.info("    row %s: %s", example.line, example.text)
     if not found:
-        logger.info("Nothing was found.")
+        logger.info("No findings.")
 
 
 if __name__ == "__main__":

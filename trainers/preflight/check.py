@@ -1,4 +1,4 @@
-"""All findings of a training stage: what its program looks at before it starts, and what takes longer."""
+"""The checks of a training stage that its program runs before it trains."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -49,62 +49,62 @@ def check_before_training(
     tokenizer: PreTrainedTokenizerBase,
     rows: RenderedRows,
     run_dir: Path,
-    report: EventWriter,
+    events: EventWriter,
 ) -> None:
-    """Look for what would waste the run, tell it as warnings, and raise PreflightFailed for an error.
+    """Write the findings, report them as warnings, and raise PreflightFailed if one is an error.
 
-    Left to the stage `preflight`, since they cost: near duplicates, held-out rows that are nearly trained on,
-    and rewards on a sample of the model's own answers.
+    The stage `preflight` also runs the slow checks: near duplicates, held-out rows that are almost in the
+    training data, and rewards on sampled completions.
     """
     if config.preflight is PreflightMode.off or not is_main_process():
         return
     found = list(check_stage(config, tokenizer, rows))
     files.write_json(run_dir / PREFLIGHT, {"findings": findings_to_json(found)})
     is_resumed = files.last_complete_checkpoint(run_dir) is not None
-    for told in found if not is_resumed else ():
-        report.warning(told.code, f"{told.message} {told.hint}")
-        logger.warning("%s: %s %s", told.code, told.message, told.hint)
-    errors = [told for told in found if told.level is FindingLevel.error]
+    for one in found if not is_resumed else ():
+        events.warning(one.code, f"{one.message} {one.hint}")
+        logger.warning("%s: %s %s", one.code, one.message, one.hint)
+    errors = [one for one in found if one.level is FindingLevel.error]
     if errors and config.preflight is PreflightMode.check:
         places = "; ".join(f"row {place.line}" for place in errors[0].examples[:3] if place.line)
         raise PreflightFailed(
-            f"{errors[0].code}: {errors[0].message}" + (f" First: {places}." if places else ""),
-            f"{errors[0].hint} To train all the same, set preflight to warn.",
+            f"{errors[0].code}: {errors[0].message}" + (f" The first: {places}." if places else ""),
+            f"{errors[0].hint} To train anyway, set preflight to warn.",
         )
 
 
 def check_stage(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: RenderedRows, *, exact_only: bool = True
 ) -> Iterator[Finding]:
-    """What a program can tell from the rows that it has read and rendered anyway."""
+    """Yield the findings in rows that the program has already read and rendered, and in its settings."""
     dataset = dataset_path(config.dataset)
     yield from check_settings(config, model_config(config))
     yield from check_file(dataset)
     yield from check_texts(
-        _said(config), tokenizer.all_special_tokens, are_answers_learned=_are_answers_read(config)
+        _read_turns(config), tokenizer.all_special_tokens, check_completions=_uses_completions(config)
     )
-    yield from _rendered_findings(config, tokenizer, rows)
+    yield from _check_rendered(config, tokenizer, rows)
     held_out = [dataset_path(reference) for reference in config.held_out]
     yield from check_overlap(dataset, held_out, exact_only=exact_only)
 
 
 def model_config(config: TrainingConfig) -> PreTrainedConfig:
-    """The base's config; raises what `load_tokenizer` would have raised before."""
+    """Return the config of the base, which `load_tokenizer` has already checked."""
     return AutoConfig.from_pretrained(get_base_model(config.base), trust_remote_code=False)
 
 
 def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end generation: the tokenizer's, and those of the model's generation config."""
+    """Return the tokens that end generation: those of the tokenizer and of the generation config."""
     try:
         ends = GenerationConfig.from_pretrained(get_base_model(config.base)).eos_token_id
-    except OSError:  # The file is optional.
+    except OSError:  # generation_config.json is optional.
         ends = None
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(end for end in [*listed, tokenizer.eos_token_id] if end is not None)
 
 
-def _said(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
-    """The turns of each row, or its two answers."""
+def _read_turns(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
+    """Yield the assistant turns of each row, or its chosen and rejected completions."""
     return (
         read_preferences(config.dataset)
         if isinstance(config, DpoConfig)
@@ -112,20 +112,20 @@ def _said(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
     )
 
 
-def _are_answers_read(config: TrainingConfig) -> bool:
-    """Whether a row's answer is learned, or at least compared with: some rewards look at the form alone."""
+def _uses_completions(config: TrainingConfig) -> bool:
+    """Return whether the rows' completions are trained or compared with; some rewards use neither."""
     return not isinstance(config, GrpoConfig) or any(
         isinstance(reward, ChrfReward | BleuReward) for reward in config.rewards
     )
 
 
-def _rendered_findings(
+def _check_rendered(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: RenderedRows
 ) -> Iterator[Finding]:
     model, ends = model_config(config), end_tokens(config, tokenizer)
     if isinstance(rows, PreferenceSet):
         assert isinstance(config, DpoConfig)
-        yield from _equal_answers(rows)
+        yield from _check_identical_pairs(rows)
         examples = [example for pair in rows.pairs for example in pair]
         yield from check_tokens(examples, tokenizer, model, ends, config.max_length)
     elif isinstance(rows, ExampleSet):
@@ -139,16 +139,16 @@ def _rendered_findings(
             yield from check_references(rows)
 
 
-def _equal_answers(preferences: PreferenceSet) -> Iterator[Finding]:
-    equal = preferences.identical_rows
-    if equal:
+def _check_identical_pairs(preferences: PreferenceSet) -> Iterator[Finding]:
+    identical = preferences.identical_rows
+    if identical:
         yield new_finding(
             FindingCode.chosen_equals_rejected,
-            FindingLevel.error if len(equal) == preferences.rows else FindingLevel.warning,
-            f"In {len(equal)} of {preferences.rows} rows the chosen and the rejected answer are the same "
-            "tokens and teach nothing.",
-            "Remove these rows, or raise max_length if they differ at their end.",
-            places=[(line, "both answers are alike") for line in equal],
-            count=len(equal),
+            FindingLevel.error if len(identical) == preferences.rows else FindingLevel.warning,
+            f"In {len(identical)} of {preferences.rows} rows the chosen and the rejected completion have the "
+            "same tokens, so nothing is learned from them.",
+            "Remove these rows, or raise max_length if the completions differ after it.",
+            places=[(line, "the completions are identical") for line in identical],
+            count=len(identical),
             rows=preferences.rows,
         )

@@ -1,4 +1,4 @@
-"""What preflight can find: the published list of codes, and one finding."""
+"""The published list of preflight's codes, and the schema of a finding."""
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -7,64 +7,64 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 MAX_EXAMPLES = 5
-SHOWN_CHARACTERS = 120
+MAX_EXAMPLE_CHARACTERS = 120
 
 FindingPlace = tuple[int | None, str]
-"""A line of the dataset, from 1, and what stands there."""
+"""A line of the dataset, from 1, and its text."""
 
 
 class FindingCode(StrEnum):
-    """Kinds of findings; what each means stands beside it."""
+    """Kinds of findings."""
 
-    # The rows as they are written.
-    dataset_unusable = "dataset_unusable"  # A row that cannot be read, or that the template refuses.
-    rows_invalid = "rows_invalid"  # Faults that the upload of a dataset would refuse.
-    roles_out_of_order = "roles_out_of_order"  # Turns that no chat brings forth.
-    completion_empty = "completion_empty"  # The model would learn to say nothing.
-    completion_repeated = "completion_repeated"  # One long answer fills a large share of the rows.
+    # The rows.
+    dataset_unusable = "dataset_unusable"  # A row cannot be read, or the template cannot render it.
+    rows_invalid = "rows_invalid"  # Faults that make the upload of a dataset fail.
+    roles_out_of_order = "roles_out_of_order"  # User and assistant do not alternate.
+    completion_empty = "completion_empty"  # The model would learn to return nothing.
+    completion_repeated = "completion_repeated"  # One long completion is a large share of the rows.
     chosen_equals_rejected = "chosen_equals_rejected"  # A pair without a preference.
-    special_tokens_in_text = "special_tokens_in_text"  # Text that already went through a chat template.
-    duplicates = "duplicates"  # Rows that say the same.
-    near_duplicates = "near_duplicates"  # Rows that say almost the same.
-    test_rows_in_training = "test_rows_in_training"  # A later score would tell what the model remembers.
-    test_rows_nearly_in_training = "test_rows_nearly_in_training"  # The same, almost.
-    # What tokenizer and template make of them.
-    end_of_turn_not_trained = "end_of_turn_not_trained"  # The model would learn to answer, not to stop.
-    labels_all_masked = "labels_all_masked"  # The row has no token to learn from.
-    rows_truncated = "rows_truncated"  # The end of the answer, and of the turn, is cut off.
-    double_bos = "double_bos"  # A row begins twice; the model has never seen that.
-    template_not_prefix_preserving = "template_not_prefix_preserving"  # Prompts look otherwise in training.
-    # What the model and its settings make of them.
-    vocabulary_mismatch = "vocabulary_mismatch"  # Tokens that the model has no embedding for.
-    length_beyond_model = "length_beyond_model"  # Positions that the model has never seen.
-    learning_rate_unusual = "learning_rate_unusual"  # Far from what such a model bears.
-    reference_without_answer = "reference_without_answer"  # No answer could ever be right.
-    reward_constant = "reward_constant"  # Nothing to tell a better answer by.
+    special_tokens_in_text = "special_tokens_in_text"  # Text that was already rendered by a template.
+    duplicates = "duplicates"  # Rows with the same content.
+    near_duplicates = "near_duplicates"  # Rows with almost the same content.
+    test_rows_in_training = "test_rows_in_training"  # A later score would measure memorization.
+    test_rows_nearly_in_training = "test_rows_nearly_in_training"  # The same, with small changes.
+    # The rendered rows.
+    end_of_turn_not_trained = "end_of_turn_not_trained"  # The model would not learn to stop.
+    labels_all_masked = "labels_all_masked"  # The row has no token that carries loss.
+    rows_truncated = "rows_truncated"  # The completion loses its end, and with it the end of the turn.
+    double_bos = "double_bos"  # Two BOS tokens, a sequence that no model was trained on.
+    template_not_prefix_preserving = "template_not_prefix_preserving"  # Prompts differ in training.
+    # The model and the settings.
+    vocabulary_mismatch = "vocabulary_mismatch"  # Tokens without an embedding.
+    length_beyond_model = "length_beyond_model"  # Positions that the model was not trained on.
+    learning_rate_unusual = "learning_rate_unusual"  # Far from the usual range for the model's size.
+    reference_without_answer = "reference_without_answer"  # No completion can be correct.
+    reward_constant = "reward_constant"  # The reward does not distinguish completions.
 
 
 class FindingLevel(StrEnum):
-    """Whether a run would be wasted, or may be."""
+    """The severity: an error wastes the run, a warning may."""
 
     error = "error"
     warning = "warning"
 
 
-class Sample(BaseModel):
-    """A place where a finding was made."""
+class FindingExample(BaseModel):
+    """A row with the finding."""
 
     line: int | None = Field(None, description="Line of the dataset, from 1.")
     text: str
 
 
 class Finding(BaseModel):
-    """Something that would waste a run, with how often, where, and what to do."""
+    """A fault of a training stage: how often and where it occurs, and the fix."""
 
     code: FindingCode
     level: FindingLevel
     message: str
-    count: int = Field(description="Rows or answers concerned, or 1 for what concerns the run as a whole.")
-    share: float | None = Field(None, description="Of all rows or answers.")
-    examples: list[Sample] = []
+    count: int = Field(description="Affected rows or completions, or 1 if it concerns the run as a whole.")
+    share: float | None = Field(None, description="Share of all rows or completions.")
+    examples: list[FindingExample] = []
     hint: str
 
 
@@ -78,23 +78,23 @@ def new_finding(
     count: int = 1,
     rows: int | None = None,
 ) -> Finding:
-    """A finding of `count` among `rows` rows; the first places are shown."""
+    """Return a finding in `count` of `rows` rows, with the first places as examples."""
     return Finding(
         code=code,
         level=level,
         message=message,
         count=count,
         share=count / rows if rows else None,
-        examples=[Sample(line=line, text=_short(text)) for line, text in places[:MAX_EXAMPLES]],
+        examples=[FindingExample(line=line, text=_shorten(text)) for line, text in places[:MAX_EXAMPLES]],
         hint=hint,
     )
 
 
 def findings_to_json(found: Iterable[Finding]) -> list[dict[str, Any]]:
-    """Findings for a page."""
-    return [told.model_dump(mode="json") for told in found]
+    """Return the findings as JSON."""
+    return [one.model_dump(mode="json") for one in found]
 
 
-def _short(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= SHOWN_CHARACTERS else plain[: SHOWN_CHARACTERS - 1] + "…"
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_EXAMPLE_CHARACTERS else line[: MAX_EXAMPLE_CHARACTERS - 1] + "…"

@@ -1,4 +1,4 @@
-"""Does a training stage fit into the memory of the hosts, and if not, which settings would make it fit."""
+"""Whether a training stage fits into the memory of hosts, and settings with which it fits."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from trainers.preflight.memory_model import (
 
 
 def estimate_memory(config: TrainingConfig, hosts: list[HostMemory], longest_tokens: int) -> dict[str, Any]:
-    """The bytes that a stage needs as it is written, and for each host a plan that fits, or what is missing.
+    """Return the bytes that a stage needs, and for each host a plan that fits or the missing bytes.
 
     A plan keeps the rows per optimizer step. `longest_tokens` is the length of the longest sequence.
     """
@@ -37,34 +37,34 @@ def estimate_memory(config: TrainingConfig, hosts: list[HostMemory], longest_tok
         "parameters": shape.parameters,
         "adapter_parameters": shape.adapter_parameters,
         "longest_tokens": longest_tokens,
-        "hosts": [_on_host(config, shape, host, longest_tokens) for host in hosts],
+        "hosts": [_estimate_for_host(config, shape, host, longest_tokens) for host in hosts],
     }
 
 
 def model_shape(config: TrainingConfig) -> ModelShape:
-    """Sizes of the base, from its config alone: no weight is read, and none is made."""
-    described = AutoConfig.from_pretrained(get_base_model(config.base), trust_remote_code=False)
-    text = described.get_text_config()
+    """Return the sizes of the base from its config, without reading or allocating weights."""
+    model_config = AutoConfig.from_pretrained(get_base_model(config.base), trust_remote_code=False)
+    text = model_config.get_text_config()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
     linears = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
     }
     linear_parameters = sum(module.weight.numel() for module in linears.values())
-    every = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return ModelShape(
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
         query=head_width * text.num_attention_heads,
-        key_value=head_width * keys,
+        key_value=head_width * key_heads,
         vocabulary=text.vocab_size,
         linear_parameters=linear_parameters,
-        other_parameters=every - linear_parameters,
+        other_parameters=total - linear_parameters,
         adapter_parameters=_adapter_parameters(config, linears),
     )
 
@@ -73,18 +73,18 @@ def _adapter_parameters(config: TrainingConfig, linears: dict[str, torch.nn.Line
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning):
         return 0
-    chosen = [
+    adapted = [
         module
         for name, module in linears.items()
         if tuning.target_modules == "all-linear" or name.rpartition(".")[2] in tuning.target_modules
     ]
-    matrices = sum(tuning.rank * (module.in_features + module.out_features) for module in chosen)
-    magnitudes = sum(module.out_features for module in chosen) if tuning.dora else 0
+    matrices = sum(tuning.rank * (module.in_features + module.out_features) for module in adapted)
+    magnitudes = sum(module.out_features for module in adapted) if tuning.dora else 0
     return int(matrices + magnitudes)
 
 
 def local_host() -> HostMemory:
-    """The memory of the host that this runs on, or of its GPUs."""
+    """Return the memory of this host, or of its GPUs."""
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         count = torch.cuda.device_count()
@@ -94,31 +94,36 @@ def local_host() -> HostMemory:
 
 
 def needs_checkpointing(config: TrainingConfig, host: HostMemory, longest_tokens: int) -> bool:
-    """Whether the stage as it is written only fits if activations are computed again."""
+    """Return whether the stage does not fit unless activations are recomputed."""
     shape = model_shape(config)
-    asked = _asked(config, host).changed(checkpointing=False)
-    return _total(config, shape, asked, host, longest_tokens) > USABLE_SHARE * host.memory_bytes
+    requested = _requested_settings(config, host).replace(checkpointing=False)
+    return _total_bytes(config, shape, requested, host, longest_tokens) > USABLE_SHARE * host.memory_bytes
 
 
-def _asked(config: TrainingConfig, host: HostMemory) -> MemorySettings:
+def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySettings:
     assert config.micro_batch_size is not None
-    several = Parallelism.ddp if config.parallelism is Parallelism.auto else config.parallelism
+    parallelism = Parallelism.ddp if config.parallelism is Parallelism.auto else config.parallelism
     return MemorySettings(
         micro_batch_size=config.micro_batch_size,
         checkpointing=bool(config.activation_checkpointing),
         quantized=isinstance(config.tuning, LoraTuning) and config.tuning.quantization is Quantization.nf4,
-        parallelism=several if config.devices > 1 else Parallelism.auto,
+        parallelism=parallelism if config.devices > 1 else Parallelism.auto,
         devices=config.devices,
     )
 
 
-def _on_host(config: TrainingConfig, shape: ModelShape, host: HostMemory, tokens: int) -> dict[str, Any]:
+def _estimate_for_host(
+    config: TrainingConfig, shape: ModelShape, host: HostMemory, tokens: int
+) -> dict[str, Any]:
     usable = int(USABLE_SHARE * host.memory_bytes)
-    asked = _asked(config, host)
-    parts = _parts(config, shape, asked, host, tokens)
-    plans = ((plan, _total(config, shape, plan, host, tokens)) for plan in _plans(config, asked, host))
+    requested = _requested_settings(config, host)
+    parts = _parts_in_bytes(config, shape, requested, host, tokens)
+    plans = (
+        (plan, _total_bytes(config, shape, plan, host, tokens))
+        for plan in _candidate_plans(config, requested, host)
+    )
     plan, needed = next(((plan, needed) for plan, needed in plans if needed <= usable), (None, 0))
-    told = {
+    estimate = {
         "worker": host.worker,
         "device": host.device,
         "memory_bytes": host.memory_bytes,
@@ -128,28 +133,35 @@ def _on_host(config: TrainingConfig, shape: ModelShape, host: HostMemory, tokens
         "fits": sum(parts.values()) <= usable,
     }
     if plan is None:
-        least = min(_total(config, shape, plan, host, tokens) for plan in _plans(config, asked, host))
-        advice = "Use a smaller model or max_length, LoRA instead of all weights, or more devices."
-        return told | {"plan": None, "missing_bytes": least - usable, "advice": advice}
-    return told | {"plan": _told(config, plan), "planned_bytes": needed}
+        least = min(
+            _total_bytes(config, shape, plan, host, tokens)
+            for plan in _candidate_plans(config, requested, host)
+        )
+        advice = "Use a smaller model or max_length, LoRA instead of full tuning, or more devices."
+        return estimate | {"plan": None, "missing_bytes": least - usable, "advice": advice}
+    return estimate | {"plan": _plan_to_fields(config, plan), "planned_bytes": needed}
 
 
-def _plans(config: TrainingConfig, asked: MemorySettings, host: HostMemory) -> Iterator[MemorySettings]:
-    """What might fit, from what was asked for to what costs most time.
+def _candidate_plans(
+    config: TrainingConfig, requested: MemorySettings, host: HostMemory
+) -> Iterator[MemorySettings]:
+    """Yield settings that may fit, from the requested ones to the slowest.
 
-    A micro-batch of half the rows costs little, computing activations again a third of the time; a quantised
-    base costs some quality, and sharding over more devices costs traffic between them.
+    A smaller micro-batch costs little. Recomputing activations costs a third of the time, sharding costs
+    traffic between the devices, and a quantized base costs some quality.
     """
-    smaller = [size for size in range(asked.micro_batch_size, 0, -1) if asked.micro_batch_size % size == 0]
-    can_quantize = isinstance(config.tuning, LoraTuning) and not asked.quantized
-    shards = [asked.parallelism]
-    if asked.devices > 1 and asked.parallelism is Parallelism.ddp:
+    smaller = [
+        size for size in range(requested.micro_batch_size, 0, -1) if requested.micro_batch_size % size == 0
+    ]
+    can_quantize = isinstance(config.tuning, LoraTuning) and not requested.quantized
+    shards = [requested.parallelism]
+    if requested.devices > 1 and requested.parallelism is Parallelism.ddp:
         shards.append(Parallelism.fsdp2)
-    for quantized in (asked.quantized, True) if can_quantize else (asked.quantized,):
+    for quantized in (requested.quantized, True) if can_quantize else (requested.quantized,):
         for parallelism in shards:
-            for checkpointing in (asked.checkpointing, True):
+            for checkpointing in (requested.checkpointing, True):
                 for size in smaller:
-                    yield asked.changed(
+                    yield requested.replace(
                         micro_batch_size=size,
                         checkpointing=checkpointing,
                         quantized=quantized,
@@ -157,7 +169,7 @@ def _plans(config: TrainingConfig, asked: MemorySettings, host: HostMemory) -> I
                     )
 
 
-def _parts(
+def _parts_in_bytes(
     config: TrainingConfig, shape: ModelShape, settings: MemorySettings, host: HostMemory, tokens: int
 ) -> dict[str, int]:
     is_bf16 = config.precision is Precision.bf16 or (
@@ -168,14 +180,14 @@ def _parts(
     return parts | {"program": PROGRAM_BYTES[host.device]}
 
 
-def _total(
+def _total_bytes(
     config: TrainingConfig, shape: ModelShape, settings: MemorySettings, host: HostMemory, tokens: int
 ) -> int:
-    return sum(_parts(config, shape, settings, host, tokens).values())
+    return sum(_parts_in_bytes(config, shape, settings, host, tokens).values())
 
 
-def _told(config: TrainingConfig, plan: MemorySettings) -> dict[str, Any]:
-    """A plan as the fields of a stage that it sets."""
+def _plan_to_fields(config: TrainingConfig, plan: MemorySettings) -> dict[str, Any]:
+    """Return a plan as fields of a stage."""
     return {
         "batch_size": config.batch_size,
         "micro_batch_size": plan.micro_batch_size,

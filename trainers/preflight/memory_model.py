@@ -1,12 +1,13 @@
-"""What a training stage needs of a device's memory, by arithmetic from the shape of its model.
+"""The device memory of a training stage, calculated from the sizes of its model.
 
-The sums follow what torch keeps: weights, gradients and AdamW's two moments for all that is trained, what the
-backward pass needs of each layer (after Korthikanti and others, 2022, arXiv:2205.05198, for layers with
-RMSNorm, grouped keys and a gated MLP), the tiles of logits of TRL's loss, and the KV cache of generation.
-Figures that no formula gives were measured by tests/benchmarks/memory_estimate.py.
+The terms are what torch keeps: weights; gradients and AdamW's two moments of the trained parameters; the
+activations of each layer for the backward pass (after Korthikanti et al., 2022, arXiv:2205.05198, for layers
+with RMSNorm, grouped-query attention and a gated MLP); the tiles of logits of TRL's loss; and the KV cache of
+generation. Constants without a formula were measured by tests/benchmarks/memory_estimate.py.
 """
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from typing import Final
 
 from trainers.configs.stages.dpo import DpoConfig
@@ -16,22 +17,23 @@ from trainers.configs.training import FullTuning, LoraTuning, Parallelism, Train
 FP32_BYTES: Final = 4
 BF16_BYTES: Final = 2
 ADAMW_BYTES: Final = 8  # Two moments in fp32.
-# 4 bits a weight, and a scale of 8 bits for 64 of them once the scales are quantised too, of 32 bits before.
+# 4 bits per weight and one scale per 64 weights: 32 bits, or 8 bits with double quantization (plus a second
+# scale of 32 bits per 256 scales).
 NF4_BYTES: Final = {True: 0.5 + 1 / 64 + 4 / (64 * 256), False: 0.5 + 4 / 64}
-# TRL's loss projects so many tokens onto so many words of the vocabulary at once, with kernels in one buffer
-# of bf16; in fp32 it is taken for the torch operations of a CPU, whose buffers were counted.
+# TRL's loss computes the logits of this many tokens and vocabulary entries at a time. On a GPU a kernel holds
+# one bf16 buffer of that size; the 8 fp32 buffers of torch's operations on a CPU were counted.
 TILE_TOKENS: Final = 4096
-TILE_WORDS: Final = 32768
+TILE_VOCABULARY: Final = 32768
 TILE_BYTES: Final = {True: BF16_BYTES, False: 8 * FP32_BYTES}
-# Of each device's memory: the rest is for fragments, kernels and libraries.
+# The share of a device's memory that is usable; fragmentation, kernels and libraries need the rest.
 USABLE_SHARE: Final = 0.9
-# What a program takes before it has loaded a model.
+# The memory of a program before it loads a model.
 PROGRAM_BYTES: Final = {"cpu": 600 << 20, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder, in elements."""
+    """Sizes of a decoder, in elements; `query` and `key_value` are over all heads."""
 
     layers: int
     hidden: int
@@ -50,7 +52,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What of a stage decides over its memory, and what a plan may change."""
+    """The settings of a stage that determine its memory and that a plan may change."""
 
     micro_batch_size: int
     checkpointing: bool
@@ -58,9 +60,9 @@ class MemorySettings:
     parallelism: Parallelism
     devices: int
 
-    def changed(self, **values: object) -> "MemorySettings":
-        """The same with some values changed."""
-        return replace(self, **values)  # type: ignore[arg-type]
+    def replace(self, **values: object) -> "MemorySettings":
+        """Return a copy with some values replaced."""
+        return dataclasses.replace(self, **values)  # type: ignore[arg-type]
 
 
 def count_memory_parts(
@@ -72,29 +74,29 @@ def count_memory_parts(
     is_bf16: bool,
     eager: bool,
 ) -> dict[str, int]:
-    """Bytes on one device by what they are for, where the longest sequence has so many tokens."""
+    """Return the bytes on one device by purpose; `tokens` is the length of the longest sequence."""
     sequences = settings.micro_batch_size * (2 if isinstance(config, DpoConfig) else 1)
     width = BF16_BYTES if is_bf16 else FP32_BYTES
     parts = {
-        "weights": _weights(config, shape, settings, width),
-        "gradients": _trained(config, shape) * FP32_BYTES // _shards(settings, "gradients"),
-        "optimizer": _trained(config, shape) * ADAMW_BYTES // _shards(settings, "optimizer"),
-        "activations": _activations(config, shape, settings, sequences, tokens, width, eager),
-        "logits": _logits(config, shape, sequences * tokens, is_bf16),
+        "weights": _weight_bytes(config, shape, settings, width),
+        "gradients": _trained_parameters(config, shape) * FP32_BYTES // _shard_count(settings, "gradients"),
+        "optimizer": _trained_parameters(config, shape) * ADAMW_BYTES // _shard_count(settings, "optimizer"),
+        "activations": _activation_bytes(config, shape, settings, sequences, tokens, width, eager),
+        "logits": _logit_bytes(config, shape, sequences * tokens, is_bf16),
     }
     if _needs_reference(config):
-        parts["reference"] = shape.parameters * FP32_BYTES // _shards(settings, "weights")
+        parts["reference"] = shape.parameters * FP32_BYTES // _shard_count(settings, "weights")
     if isinstance(config, GrpoConfig):
-        parts["kv_cache"] = _kv_cache(config, shape, settings, tokens, width)
+        parts["kv_cache"] = _kv_cache_bytes(config, shape, settings, tokens, width)
     return parts
 
 
-def _trained(config: TrainingConfig, shape: ModelShape) -> int:
+def _trained_parameters(config: TrainingConfig, shape: ModelShape) -> int:
     return shape.parameters if isinstance(config.tuning, FullTuning) else shape.adapter_parameters
 
 
-def _shards(settings: MemorySettings, part: str) -> int:
-    """Among how many devices a part is divided."""
+def _shard_count(settings: MemorySettings, part: str) -> int:
+    """Return over how many devices a part is sharded."""
     sharded = {
         Parallelism.fsdp2: ("weights", "gradients", "optimizer"),
         Parallelism.zero2: ("gradients", "optimizer"),
@@ -103,10 +105,10 @@ def _shards(settings: MemorySettings, part: str) -> int:
     return settings.devices if part in sharded.get(settings.parallelism, ()) else 1
 
 
-def _weights(config: TrainingConfig, shape: ModelShape, settings: MemorySettings, width: int) -> int:
-    shards = _shards(settings, "weights")
+def _weight_bytes(config: TrainingConfig, shape: ModelShape, settings: MemorySettings, width: int) -> int:
+    shards = _shard_count(settings, "weights")
     if isinstance(config.tuning, FullTuning):
-        # Autocast keeps a second copy of each weight in bf16 from its first use to the end of the step.
+        # Autocast caches a bf16 copy of each weight from its first use until the end of the step.
         copies = BF16_BYTES if width == BF16_BYTES else 0
         return shape.parameters * FP32_BYTES // shards + shape.parameters * copies
     adapter = shape.adapter_parameters * FP32_BYTES
@@ -116,7 +118,7 @@ def _weights(config: TrainingConfig, shape: ModelShape, settings: MemorySettings
     return shape.parameters * width // shards + adapter
 
 
-def _activations(
+def _activation_bytes(
     config: TrainingConfig,
     shape: ModelShape,
     settings: MemorySettings,
@@ -125,16 +127,16 @@ def _activations(
     width: int,
     eager: bool,
 ) -> int:
-    """What the backward pass needs: of every layer, or its input alone and of one layer everything."""
+    """Return what the backward pass keeps of all layers; with checkpointing, their inputs and one layer."""
     count = sequences * tokens
-    # Both norms keep their input and its normalised form in fp32, and their output; queries and keys are kept
-    # before and after rotation, values and the output of attention once; of the MLP the gate before and
-    # after its activation, the other half, and their product.
+    # Each of the two norms keeps its input and the normalized input in fp32, and its output. Attention keeps
+    # queries and keys before and after rotation, values and outputs once. The MLP keeps the gate before and
+    # after its activation, the up projection, and their product.
     norms = 2 * shape.hidden * (2 * FP32_BYTES + width)
     attention = (3 * shape.query + 3 * shape.key_value + shape.hidden) * width
     layer = count * (norms + attention + 4 * shape.intermediate * width)
     if isinstance(config.tuning, LoraTuning):
-        layer += count * _adapter_activations(config.tuning, shape, width)
+        layer += count * _adapter_activation_bytes(config.tuning, shape, width)
     if eager:
         layer += sequences * tokens * tokens * (shape.query // max(1, shape.key_value)) * width * 2
     inputs = count * shape.hidden * width
@@ -143,19 +145,19 @@ def _activations(
     return shape.layers * (layer + 2 * inputs)
 
 
-def _adapter_activations(tuning: LoraTuning, shape: ModelShape, width: int) -> int:
-    """Bytes a token and layer: the adapter's output beside the base's, and what lies between A and B."""
+def _adapter_activation_bytes(tuning: LoraTuning, shape: ModelShape, width: int) -> int:
+    """Return bytes per token and layer: the adapter's outputs, and the rank-sized outputs of A."""
     outputs = 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate + shape.hidden
-    linears = 7
+    linears = 7  # Four of attention, three of the MLP.
     dropped = linears * shape.hidden * width if tuning.dropout else 0
-    # Measured: the outputs of base and adapter stand beside their sum, and DoRA keeps a scaled one too.
+    # Measured: the adapter's output is kept besides the base's and their sum; DoRA also keeps a scaled one.
     copies = 2 if tuning.dora else 1
     return linears * tuning.rank * FP32_BYTES + dropped + copies * outputs * width
 
 
-def _logits(config: TrainingConfig, shape: ModelShape, tokens: int, is_bf16: bool) -> int:
-    """Of the loss, were every token to carry some."""
-    tile = min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_WORDS) * TILE_BYTES[is_bf16]
+def _logit_bytes(config: TrainingConfig, shape: ModelShape, tokens: int, is_bf16: bool) -> int:
+    """Return the bytes of the loss if every token carries loss."""
+    tile = min(tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_VOCABULARY) * TILE_BYTES[is_bf16]
     head = shape.vocabulary * shape.hidden * FP32_BYTES if isinstance(config.tuning, FullTuning) else 0
     return tile + tokens * shape.hidden * FP32_BYTES + head
 
@@ -168,9 +170,9 @@ def _needs_reference(config: TrainingConfig) -> bool:
     return isinstance(config, GrpoConfig) and config.beta > 0
 
 
-def _kv_cache(
+def _kv_cache_bytes(
     config: GrpoConfig, shape: ModelShape, settings: MemorySettings, tokens: int, width: int
 ) -> int:
-    """Keys and values of all answers that a step generates at once on this device."""
-    answers = config.batch_size // settings.devices
-    return 2 * answers * tokens * shape.layers * shape.key_value * width
+    """Return the bytes of keys and values of all completions that a step generates on this device."""
+    completions = config.batch_size // settings.devices
+    return 2 * completions * tokens * shape.layers * shape.key_value * width

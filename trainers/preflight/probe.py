@@ -1,4 +1,4 @@
-"""A few real steps of a training stage, timed: what the whole run will take, cost and need."""
+"""A few real steps of a training stage, to estimate time, cost and memory of the whole run."""
 
 import json
 import shutil
@@ -21,26 +21,27 @@ SECONDS_PER_HOUR = 3600
 
 
 class ProbeFailed(ProgramError):
-    """The stage's own program could not train the few steps."""
+    """The stage's program failed in the steps of the probe."""
 
 
-def run_probe(config: PreflightConfig, run_dir: Path, fit: dict[str, Any]) -> dict[str, Any]:
-    """Train `probe_steps` steps in a directory of its own, which is removed, and tell what they took.
+def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any]) -> dict[str, Any]:
+    """Train `probe_steps` steps in a temporary run directory, and return their time, memory and cost.
 
-    The first two steps are left out of the time: they load kernels and fill caches. Raises ProbeFailed with
-    the program's own error.
+    Two more steps run before the measured ones, because the first steps load kernels and fill caches. Raises
+    ProbeFailed with the error of the program.
     """
     folder = run_dir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     steps = config.probe_steps + WARM_UP_STEPS
-    total = _planned_steps(config, folder)
-    peak = _train(config, folder, steps)
-    seconds = _seconds_per_step(folder)
-    tokens = _tokens(folder)
+    total = _plan_steps(config, folder)
+    peak = _train_steps(config, folder, steps)
+    metrics = [line for line in files.read_lines(folder / files.EVENTS) if line["type"] == "metrics"]
+    seconds = _median_step_seconds(metrics)
+    tokens = float(metrics[-1]["values"].get("tokens") or 0)
     shutil.rmtree(folder)
     hours = seconds * total / SECONDS_PER_HOUR
-    estimated = fit["hosts"][0]["needed_bytes"]
+    estimated = memory["hosts"][0]["needed_bytes"]
     return {
         "steps": config.probe_steps,
         "seconds_per_step": round(seconds, 4),
@@ -58,35 +59,36 @@ def _command(config: PreflightConfig, path: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", f"trainers.{config.target.stage}", "--config", str(path), *more]
 
 
-def _config(config: PreflightConfig, folder: Path, **changes: Any) -> Path:
+def _write_config(config: PreflightConfig, folder: Path, **changes: Any) -> Path:
     path = folder / "probe.json"
     values = config.target.model_dump(mode="json") | {"preflight": PreflightMode.off, **changes}
     files.write_json(path, values)
     return path
 
 
-def _planned_steps(config: PreflightConfig, folder: Path) -> int:
-    command = _command(config, _config(config, folder), "--dry-run")
+def _plan_steps(config: PreflightConfig, folder: Path) -> int:
+    command = _command(config, _write_config(config, folder), "--dry-run")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     _require_success(done.returncode, done.stderr)
     return int(json.loads(done.stdout.splitlines()[-1])["steps"])
 
 
-def _train(config: PreflightConfig, folder: Path, steps: int) -> int | None:
-    """Peak memory in bytes: of the GPU if the program told it, else of its process."""
-    path = _config(
+def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> int | None:
+    """Train and return the peak memory in bytes: of the GPU if the result has it, else of the process."""
+    has_validation = "validation_dataset" in type(config.target).model_fields
+    path = _write_config(
         config,
         folder,
         max_steps=steps,
         log_every_steps=1,
         save_every_steps=steps + 1,
-        **({"validation_dataset": None, "early_stopping_patience": None} if _validates(config) else {}),
+        **({"validation_dataset": None, "early_stopping_patience": None} if has_validation else {}),
     )
     with (folder / files.LOG).open("w") as log:
         child = subprocess.Popen(_command(config, path, "--run-dir", str(folder)), stdout=log, stderr=log)
         peak = 0
         while child.poll() is None:
-            peak = max(peak, _high_water(child.pid))
+            peak = max(peak, _peak_process_bytes(child.pid))
             try:
                 child.wait(0.2)
             except subprocess.TimeoutExpired:
@@ -98,12 +100,8 @@ def _train(config: PreflightConfig, folder: Path, steps: int) -> int | None:
     return int(on_gpu) if on_gpu else peak or None
 
 
-def _validates(config: PreflightConfig) -> bool:
-    return "validation_dataset" in type(config.target).model_fields
-
-
-def _high_water(pid: int) -> int:
-    """Most memory that a process has held, in bytes; 0 where the system does not tell."""
+def _peak_process_bytes(pid: int) -> int:
+    """Return the peak resident memory of a process, or 0 where the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -114,21 +112,17 @@ def _high_water(pid: int) -> int:
 def _require_success(status: int, log: str) -> None:
     if status == 0:
         return
-    last = next((line for line in reversed(log.splitlines()) if " ERROR " in line), "it left no error")
+    last = next(
+        (line for line in reversed(log.splitlines()) if " ERROR " in line), "the log contains no error"
+    )
     raise ProbeFailed(
-        f"The few steps of the probe failed: {last.partition(' ERROR ')[2] or last}",
-        "Correct what it names; the whole run would have failed alike.",
+        f"The steps of the probe failed: {last.partition(' ERROR ')[2] or last}",
+        "Correct the cause: the whole run would fail in the same way.",
     )
 
 
-def _seconds_per_step(folder: Path) -> float:
-    """The median time between two steps, without those that warm up."""
-    told = [line for line in files.read_lines(folder / files.EVENTS) if line["type"] == "metrics"]
-    times = [datetime.fromisoformat(line["time"]).timestamp() for line in told]
-    between = [later - earlier for earlier, later in pairwise(times)]
-    return max(median(between[WARM_UP_STEPS - 1 :]), 1e-6)
-
-
-def _tokens(folder: Path) -> float:
-    told = [line for line in files.read_lines(folder / files.EVENTS) if line["type"] == "metrics"]
-    return float(told[-1]["values"].get("tokens") or 0)
+def _median_step_seconds(metrics: list[dict[str, Any]]) -> float:
+    """Return the median time between two steps, without those of the warm-up."""
+    times = [datetime.fromisoformat(line["time"]).timestamp() for line in metrics]
+    seconds = [later - earlier for earlier, later in pairwise(times)]
+    return max(median(seconds[WARM_UP_STEPS - 1 :]), 1e-6)

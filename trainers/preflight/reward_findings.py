@@ -1,4 +1,4 @@
-"""Findings in rewards, on a sample of answers by the model that is to be trained."""
+"""Findings in rewards, on completions sampled from the model before training."""
 
 from collections.abc import Iterator, Sequence
 from statistics import pstdev
@@ -13,21 +13,21 @@ from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_
 from trainers.rendering.render import PromptCompletion
 from trainers.rewards.score import find_references_without_answer, score_completion
 
-SAMPLED_PROMPTS = 16
-SAMPLED_TOKENS = 256
-# The highest value of each kind of reward.
-BEST = {"length": 0.0, "correctness": 1.0, "format": 1.0, "steps": 1.0, "chrf": 1.0, "bleu": 1.0}
+MAX_SAMPLED_PROMPTS = 16
+MAX_SAMPLED_TOKENS = 256
+# The maximum of each kind of reward.
+MAX_REWARDS = {"length": 0.0, "correctness": 1.0, "format": 1.0, "steps": 1.0, "chrf": 1.0, "bleu": 1.0}
 
 
 def check_references(pairs: Sequence[PromptCompletion]) -> Iterator[Finding]:
-    """References that hold no number, by which no answer could be judged."""
+    """Yield a finding if references have no final answer, so that no completion can be correct."""
     missing = find_references_without_answer([pair.completion_text for pair in pairs])
     if missing:
         yield new_finding(
             FindingCode.reference_without_answer,
             FindingLevel.error,
-            f"{len(missing)} of {len(pairs)} references hold no final answer.",
-            "Write the final answer as the last line `#### 8`, or drop these rows.",
+            f"{len(missing)} of {len(pairs)} references have no final answer.",
+            "Add the final answer as a last line such as `#### 8`, or drop these rows.",
             places=[(pairs[n].row, pairs[n].completion_text) for n in missing],
             count=len(missing),
             rows=len(pairs),
@@ -35,20 +35,23 @@ def check_references(pairs: Sequence[PromptCompletion]) -> Iterator[Finding]:
 
 
 def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> Iterator[Finding]:
-    """Rewards that give all answers to each prompt the same value, on answers sampled as training would."""
+    """Yield a finding for each reward that is equal for all completions of each prompt.
+
+    The completions are sampled with the temperature and group size of training.
+    """
     set_seed(config.seed)
-    sample = list(prompts[:SAMPLED_PROMPTS])
+    sample = list(prompts[:MAX_SAMPLED_PROMPTS])
     generator = TextGenerator(
         config.base,
         pick_device(config.queue),
-        min(config.max_completion_length, SAMPLED_TOKENS),
+        min(config.max_completion_length, MAX_SAMPLED_TOKENS),
         temperature=config.temperature,
         completions_per_prompt=config.num_generations,
     )
     texts = generator.generate(sample)
     groups = [texts[n : n + config.num_generations] for n in range(0, len(texts), config.num_generations)]
     kinds = {reward_name(reward): reward.kind for reward in config.rewards}
-    values: dict[str, list[list[float]]] = {}
+    values: dict[str, list[list[float]]] = {}  # By reward, for each prompt those of its completions.
     for pair, group in zip(sample, groups, strict=True):
         reference = pair.completion_text
         scored = [
@@ -56,16 +59,20 @@ def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> It
         ]
         for name in scored[0].parts:
             values.setdefault(name, []).append([result.parts[name] for result in scored])
-    constant = [name for name, judged in values.items() if not any(pstdev(group) for group in judged)]
+    constant = [
+        name
+        for name, groups_of_values in values.items()
+        if not any(pstdev(group) for group in groups_of_values)
+    ]
     for name in constant:
         mean = sum(map(sum, values[name])) / len(texts)
-        if mean >= BEST[kinds[name]] and len(constant) < len(values):
-            continue  # Nothing to mend, and another reward still teaches.
+        if mean >= MAX_REWARDS[kinds[name]] and len(constant) < len(values):
+            continue  # All completions have the maximum already, and another reward is not constant.
         yield new_finding(
             FindingCode.reward_constant,
             FindingLevel.error if len(constant) == len(values) else FindingLevel.warning,
-            f"The reward {name!r} gave all of the model's own {config.num_generations} answers to each of "
-            f"{len(sample)} prompts the same value ({mean:.2f} in the mean), so it teaches nothing.",
+            f"The reward {name!r} is equal for all {config.num_generations} completions of each of "
+            f"{len(sample)} prompts (mean {mean:.2f}), so nothing is learned from it.",
             "Choose prompts that the model solves sometimes, train with SFT first, or correct the reward.",
             places=[(pair.row, group[0]) for pair, group in zip(sample, groups, strict=True)],
         )

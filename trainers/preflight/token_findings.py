@@ -1,17 +1,17 @@
-"""Findings in what the model's tokenizer and template make of the rows."""
+"""Findings in the rendered rows: labels, lengths, and tokens that the model does not have."""
 
 from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trainers.preflight.findings import MAX_EXAMPLES, Finding, FindingCode, FindingLevel, new_finding
-from trainers.rendering.render import IGNORE_INDEX, Example
+from trainers.rendering.render import Example
 
-# From this share on, what is cut off is no exception any more.
-MANY = 0.5
-# Templates write a line feed after the end of a turn, some also other marks.
-END_TOKENS = 4
-SHOWN_TOKENS = 20
+# Above this share, truncation is an error instead of a warning.
+MAX_TRUNCATED_SHARE = 0.5
+# Templates render a line feed after the end-of-turn token, some also other tokens.
+END_WINDOW_TOKENS = 4
+EXAMPLE_TOKENS = 20
 
 TokenRow = tuple[int, list[int]]
 """The line of a row, from 1, and its tokens."""
@@ -24,15 +24,15 @@ def check_tokens(
     end_tokens: frozenset[int],
     max_length: int,
 ) -> Iterator[Finding]:
-    """Findings in rendered examples, those without a token to learn among them."""
-    yield from _ends(examples, end_tokens)
+    """Yield the findings in rendered examples, including those without loss tokens."""
+    yield from _check_ends(examples, end_tokens)
     empty = [example for example in examples if not example.loss_tokens]
     yield from _counted(
         examples,
         empty,
         FindingCode.labels_all_masked,
-        "have no token that carries loss and are left out: their prompts fill max_length, or their answers "
-        "are rendered as nothing.",
+        "have no token that carries loss and are not trained: their prompts fill max_length, or the template "
+        "renders their completions as nothing.",
         "Raise max_length, or shorten the prompts.",
         is_error=len(empty) == len(examples),
     )
@@ -40,21 +40,21 @@ def check_tokens(
         examples,
         [example for example in examples if not example.prompt_is_prefix],
         FindingCode.template_not_prefix_preserving,
-        "render the prompt differently once an answer follows, so the model trains on a context that it will "
-        "not see when it answers.",
-        "Use a template that renders both alike.",
+        "render the prompt differently when a completion follows, so the model is trained on prompts that it "
+        "does not receive in use.",
+        "Use a template that renders a prompt the same with and without a completion.",
     )
-    cut = [example for example in examples if example.truncated and example.loss_tokens]
+    truncated = [example for example in examples if example.truncated and example.loss_tokens]
     tokens = sum(example.length for example in examples)
     lost = tokens - sum(len(example.input_ids) for example in examples)
     yield from _counted(
         examples,
-        cut,
+        truncated,
         FindingCode.rows_truncated,
-        f"are longer than max_length {max_length} and lose their end, and with it the mark to stop at; "
+        f"are longer than max_length {max_length} and lose their end, with the end-of-turn token; "
         f"{lost / max(1, tokens):.1%} of all tokens are lost.",
-        "Raise max_length, or drop long rows with `prepare` and its filter `tokens`.",
-        is_error=len(cut) > MANY * len(examples),
+        "Raise max_length, or drop long rows with the filter `tokens` of `prepare`.",
+        is_error=len(truncated) > MAX_TRUNCATED_SHARE * len(examples),
     )
     yield from check_model_limits(
         [(example.row, example.input_ids) for example in examples], tokenizer, config
@@ -62,39 +62,35 @@ def check_tokens(
 
 
 def check_model_limits(
-    rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, answer: int = 0
+    rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, generated: int = 0
 ) -> Iterator[Finding]:
-    """What of token rows does not fit the model: its vocabulary, its positions, a beginning said twice.
+    """Yield findings in tokenized rows: a double BOS, unknown tokens, and too many positions.
 
-    `answer` is how many tokens are generated after each row.
+    `generated` is the number of tokens that are generated after each row.
     """
-    yield from _double_bos(rows, tokenizer)
-    yield from _vocabulary(rows, tokenizer, config.get_text_config().vocab_size)
-    # Models whose positions are relative name no limit.
+    yield from _check_double_bos(rows, tokenizer)
+    yield from _check_vocabulary(rows, tokenizer, config.get_text_config().vocab_size)
+    # Models with relative positions have no limit.
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions:
-        yield from _positions(rows, positions, answer)
+        yield from _check_positions(rows, positions, generated)
 
 
-def _ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iterator[Finding]:
-    learned = [example for example in examples if example.loss_tokens and not example.truncated]
-    endless = [example for example in learned if not end_tokens & set(_last_labels(example))]
+def _check_ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iterator[Finding]:
+    whole = [example for example in examples if example.loss_tokens and not example.truncated]
+    endless = [example for example in whole if end_tokens.isdisjoint(example.labels[-END_WINDOW_TOKENS:])]
     if endless:
         yield new_finding(
             FindingCode.end_of_turn_not_trained,
             FindingLevel.error,
-            f"In {len(endless)} of {len(learned)} answers no end-of-turn token carries loss: the model would "
-            "learn to answer, but not to stop.",
-            "Let the chat template end an assistant's turn with a token of eos_token_id in "
-            "generation_config.json, or name the template's own there.",
+            f"In {len(endless)} of {len(whole)} completions no end-of-turn token carries loss, so the model "
+            "would not learn to stop.",
+            "Change the chat template to end an assistant turn with a token of eos_token_id in "
+            "generation_config.json, or add the template's end-of-turn token there.",
             places=[(example.row, example.text[-60:]) for example in endless],
             count=len(endless),
-            rows=len(learned),
+            rows=len(whole),
         )
-
-
-def _last_labels(example: Example) -> list[int]:
-    return [label for label in example.labels[-END_TOKENS:] if label != IGNORE_INDEX]
 
 
 def _counted(
@@ -118,24 +114,26 @@ def _counted(
         )
 
 
-def _double_bos(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+def _check_double_bos(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
     bos = tokenizer.bos_token_id
     doubled = [(line, ids) for line, ids in rows if bos is not None and ids[:2] == [bos, bos]]
     if doubled:
         yield new_finding(
             FindingCode.double_bos,
             FindingLevel.error,
-            f"{len(doubled)} of {len(rows)} rows begin with the token {tokenizer.bos_token!r} twice.",
-            "Remove it from the rows or from the template; one of them writes it already.",
-            places=[(line, tokenizer.decode(ids[:SHOWN_TOKENS])) for line, ids in doubled[:MAX_EXAMPLES]],
+            f"{len(doubled)} of {len(rows)} rows start with the token {tokenizer.bos_token!r} twice.",
+            "Remove it from the rows or from the template: both contain it.",
+            places=[(line, tokenizer.decode(ids[:EXAMPLE_TOKENS])) for line, ids in doubled[:MAX_EXAMPLES]],
             count=len(doubled),
             rows=len(rows),
         )
 
 
-def _vocabulary(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[Finding]:
+def _check_vocabulary(
+    rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, size: int
+) -> Iterator[Finding]:
     unknown = [(line, max(ids)) for line, ids in rows if ids and max(ids) >= size]
-    # Padding is embedded too, though nothing is made of it.
+    # The padding token needs an embedding too.
     pad = tokenizer.pad_token_id
     if unknown or pad >= size:
         worst = max([pad, *(token for _, token in unknown)])
@@ -144,26 +142,26 @@ def _vocabulary(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, si
             FindingCode.vocabulary_mismatch,
             FindingLevel.error,
             f"The tokenizer uses tokens up to {worst} {what}, but the model has only {size} embeddings.",
-            "Take model and tokenizer from the same place, or resize the embeddings.",
+            "Use the tokenizer of the model, or resize the embeddings.",
             places=[(line, tokenizer.decode([token])) for line, token in unknown[:MAX_EXAMPLES]],
             count=len(unknown) or 1,
             rows=len(rows) if unknown else None,
         )
 
 
-def _positions(rows: Sequence[TokenRow], positions: int, answer: int) -> Iterator[Finding]:
-    too_long = [(line, len(ids)) for line, ids in rows if len(ids) + answer > positions]
+def _check_positions(rows: Sequence[TokenRow], positions: int, generated: int) -> Iterator[Finding]:
+    too_long = [(line, len(ids)) for line, ids in rows if len(ids) + generated > positions]
     if too_long:
-        after = f" with {answer} tokens of an answer" if answer else ""
-        field = "max_completion_length" if answer else "max_length"
-        # An answer may end long before its limit.
-        is_sure = any(length > positions for _, length in too_long)
+        after = f" with a completion of {generated} tokens" if generated else ""
+        field = "max_completion_length" if generated else "max_length"
+        # A completion may end long before its limit, so only the prompt alone is certain.
+        is_certain = any(length > positions for _, length in too_long)
         yield new_finding(
             FindingCode.length_beyond_model,
-            FindingLevel.error if is_sure else FindingLevel.warning,
-            f"{len(too_long)} of {len(rows)} rows{after} are longer than the {positions} tokens that "
-            "the model knows.",
-            f"Lower {field}, drop long rows with `prepare`, or take a model that knows more.",
+            FindingLevel.error if is_certain else FindingLevel.warning,
+            f"{len(too_long)} of {len(rows)} rows{after} are longer than the {positions} positions "
+            "of the model.",
+            f"Lower {field}, drop long rows with `prepare`, or use a model with more positions.",
             places=[(line, f"{length} tokens{after}") for line, length in too_long[:MAX_EXAMPLES]],
             count=len(too_long),
             rows=len(rows),

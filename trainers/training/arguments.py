@@ -81,7 +81,7 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
         "precision": precision,
         "attention": pick_attention(config.attention, device),
         "activation_checkpointing": _uses_checkpointing(config, longest_tokens),
-        "fit": estimate_memory(config, [], longest_tokens),
+        "memory": estimate_memory(config, [], longest_tokens),
         "resume_guarantee": expected_resume_guarantee(config).model_dump(mode="json"),
     }
 

@@ -92,7 +92,7 @@ def test_a_written_model_that_answers_otherwise_is_not_published(
     with_head: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Left tied in the config, the output layer is read from the embeddings and the adapter on it is lost.
-    monkeypatch.setattr("trainers.merge._untie", lambda model: None)
+    monkeypatch.setattr("trainers.merge._untie_output_layer", lambda model: None)
     with pytest.raises(MergeDiffers, match="differ from the adapted model's"):
         merged(with_head, tmp_path / "merged")
     assert not (tmp_path / "merged" / "model").exists()

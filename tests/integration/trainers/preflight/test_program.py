@@ -45,7 +45,7 @@ def test_every_turn_of_a_shown_row_is_numbered_within_its_row(
 
 def test_both_answers_of_a_pair_are_shown(starter: Path, write_rows: Write, tmp_path: Path) -> None:
     first, second, *_ = judged(starter, tmp_path, write_rows(pairs(CLEAN)), stage="dpo")["rows"]
-    assert (first["answer"], second["answer"]) == ("chosen", "rejected")
+    assert (first["side"], second["side"]) == ("chosen", "rejected")
     assert "".join(token["text"] for token in second["tokens"] if token["loss"]) == "#### 0<|im_end|>\n"
 
 
