@@ -170,7 +170,7 @@ def test_vllm_that_is_not_there_is_named(stage: dict[str, Any], tmp_path: Path) 
     config = parse_stage(
         values | {"stage": "grpo", "generation": "vllm_colocate", "rewards": [{"kind": "correctness"}]}
     )
-    with pytest.raises(DeviceUnavailable, match="lacks vLLM"):
+    with pytest.raises(DeviceUnavailable, match="needs vLLM"):
         grpo.run(config, tmp_path, EventWriter(None))  # type: ignore[arg-type]
 
 
@@ -192,7 +192,7 @@ def test_a_learning_rate_far_above_the_default_is_held_responsible(stage: dict[s
     state = TrainerState(global_step=30, log_history=[{"step": 20, "loss": 9.5, "grad_norm": 300.0}])
     told = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"loss": float("nan")})  # type: ignore[arg-type]
     assert "learning_rate 0.5 is 2.5e+04 times the default of full tuning" in told.message
-    assert "step 20 loss 9.5 gradient 300" in told.message
+    assert "step 20 loss 9.5 gradient norm 300" in told.message
     assert "to 2e-05 at first" in told.hint
 
 
@@ -202,7 +202,7 @@ def test_gradients_that_ran_away_are_held_responsible(stage: dict[str, Any]) -> 
     state = TrainerState(global_step=9, log_history=logs)
     told = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"grad_norm": float("inf")})  # type: ignore[arg-type]
     assert "The grad_norm is inf at step 9" in told.message
-    assert "gradients had been growing" in told.message
+    assert "gradient norm had been growing" in told.message
 
 
 def test_a_base_with_a_broken_weight_is_named(stage: dict[str, Any], tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_answers_that_may_outgrow_the_model_are_a_warning(
     values = {"stage": "grpo", "rewards": [{"kind": "chrf"}], "num_generations": 4, "batch_size": 4}
     (found,) = judged(base, tmp_path, write_rows(ROWS), **values, max_completion_length=100)["findings"]
     assert (found["code"], found["level"]) == ("length_beyond_model", "warning")
-    assert found["examples"][0]["text"].endswith("with 100 tokens of an answer")
+    assert found["examples"][0]["text"].endswith("with a completion of 100 tokens")
 
 
 def model(starter: Path, folder: Path, **changes: Any) -> Path:
