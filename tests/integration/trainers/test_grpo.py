@@ -151,7 +151,7 @@ def test_prompts_that_no_answer_can_meet_are_named(
 ) -> None:
     tokenizer = load_tokenizer(str(starter))
     good, vague = {"question": "2 + 2?", "answer": "#### 4"}, {"question": "Why?", "answer": "Because."}
-    with pytest.raises(DatasetInvalid, match="1 of 2 rows .* have no number .* first in row 2"):
+    with pytest.raises(DatasetInvalid, match=r"1 of 2 rows .* have no number .* first in row 2"):
         load_prompts(write_rows([good, vague]), [CorrectnessReward()], tokenizer)
     assert len(load_prompts(write_rows([good, vague]), [FormatReward()], tokenizer)) == 2
     call = {"type": "function", "function": {"name": "add", "parameters": {}}}
