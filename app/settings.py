@@ -145,10 +145,10 @@ class Settings(BaseSettings):
     tensorboard_dir: str = Field(
         "", description="Folder to which workers write TensorBoard files; empty writes none."
     )
-    tracking_flush_seconds: float = Field(
-        10,
+    tracking_retry_seconds: float = Field(
+        86_400,
         gt=0,
-        description="Seconds that the end of a run waits for a tracking service to receive the rest.",
+        description="Seconds after the end of a run during which an unavailable tracking service is retried.",
     )
 
     @field_validator("engine_host")

@@ -104,6 +104,7 @@ def _serve(host: WorkerContext, settings: Settings) -> bool:
     sweeper = Sweeper(settings, after_sweep=lambda: recovery.release_disk_waits(host))
     pool = threading.Thread(target=DeploymentManager(host).run, name="deployments")
     host.leases.start()
+    host.tracker.start()
     sweeper.start()
     pool.start()
     # Celery's own word that it stops: runs and engines are told at once, so that they save and leave.
@@ -126,6 +127,7 @@ def _serve(host: WorkerContext, settings: Settings) -> bool:
     was_told_to_stop = host.stopping.is_set()
     host.stopping.set()
     pool.join()
+    host.tracker.stop()
     sweeper.stop()
     host.leases.stop()
     return was_told_to_stop

@@ -193,11 +193,11 @@ def append_events(
     return run.status
 
 
-def append_late_events(
+def append_attempt_events(
     session: Session, run_id: str, attempt: int, facts: Sequence[NewEvent], values: dict[str, Any]
 ) -> None:
-    """Append what an attempt learned only after its end, unless another attempt has begun since."""
-    guards = [col(Run.attempt) == attempt, col(Run.status).not_in(HELD)]
+    """Append events to an attempt without holding its lease, unless another attempt has begun since."""
+    guards = [col(Run.attempt) == attempt]
     run = _update(session, run_id, guards, values, events=len(facts))
     if run is not None:
         _write(session, run, facts)

@@ -20,12 +20,24 @@ class ErrorView(BaseModel):
 
 
 class TrackingLinkView(BaseModel):
-    """The run in a tracking service. This API has all metrics in any case."""
+    """The run in a tracking service, which receives it in the background; this API has all metrics anyway."""
 
     service: TrackingService = Field(description="The tracking service.")
-    run_id: str = Field(description="Id of the run in that service; for TensorBoard, its folder.")
+    run_id: str | None = Field(
+        description="The run's id in the service, or its folder in TensorBoard; null until it is known there."
+    )
     url: str | None = Field(description="Where to open it; `file:` is a folder on the worker's host.")
-    step: int | None = Field(description="The last step whose metrics have arrived there.")
+    step: int | None = Field(
+        description="The last step whose metrics have arrived. W&B confirms none before the attempt ends."
+    )
+    complete: bool = Field(
+        False,
+        description="Whether all metrics, the result and the status have arrived. It becomes true after the "
+        "run has ended, usually within seconds.",
+    )
+    error: str | None = Field(
+        None, description="Why the service accepts nothing at the moment; sending is retried."
+    )
 
 
 class RunView(BaseModel):

@@ -53,6 +53,12 @@ def source_copy(tmp_path: Path) -> Path:
             "trainers/configs/base.py",
             "import transformers",
         ),
+        (
+            "only the exporter loads the clients of tracking services",
+            "workers/runs/run_events.py",
+            "import mlflow",
+        ),
+        ("the exporter reaches no database", "workers/tracking/protocol.py", "import app.tables"),
     ],
 )
 def test_a_planted_import_breaks_its_contract(

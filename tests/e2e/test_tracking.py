@@ -1,25 +1,40 @@
-"""A job's runs can be followed in MLflow, W&B and TensorBoard, and the API says where."""
+"""Runs in MLflow, W&B and TensorBoard.
+
+Goal: a run is found where `tracking` of GET /runs/{id} points to, and is whole there once `complete` is
+true. Method: one job on a real worker, read back from the services.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
-from tests.e2e.platform import Platform, sft
+from tests.e2e.platform import Platform, sft, until
 from tests.services import MlflowServer
 
 
-def test_a_job_s_runs_are_found_where_the_api_says(embedded: Platform, mlflow: MlflowServer) -> None:
+def wait_until_complete(platform: Platform, run_id: str) -> Any:
+    """Wait until all services have received the whole run, which ends before that; return the run."""
+
+    def is_complete() -> bool:
+        links = platform.get(f"/runs/{run_id}")["tracking"]
+        return len(links) == 3 and all(link["complete"] for link in links)
+
+    until(is_complete, 120, lambda: str(platform.get(f"/runs/{run_id}")["tracking"]))
+    return platform.get(f"/runs/{run_id}")
+
+
+def test_runs_are_found_where_the_api_points_to(embedded: Platform, mlflow: MlflowServer) -> None:
     boards = embedded.folder / "boards"
     embedded.start_worker(
         TUNESMITH_MLFLOW_URI=mlflow.url,
         TUNESMITH_WANDB_PROJECT="tuning",
         TUNESMITH_WANDB_MODE="offline",
         TUNESMITH_TENSORBOARD_DIR=str(boards),
-        TUNESMITH_TRACKING_FLUSH_SECONDS="60",
     )
     scored = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 4}
     job = embedded.finish(embedded.submit(sft(), scored, labels={"team": "maths"}))
-    trained, evaluated = job["runs"]
+    trained, evaluated = [wait_until_complete(embedded, run["id"]) for run in job["runs"]]
     assert job["status"] == "succeeded" and embedded.events(trained["id"], "warning") == []
 
     links = {link["service"]: link for link in trained["tracking"]}

@@ -19,6 +19,7 @@ from app.tables import Worker
 from trainers.configs import Queue, StageKind
 from workers.hosts.devices import DevicePool, find_gpus
 from workers.hosts.lease import Leases
+from workers.tracking.tracker import Tracker
 
 PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
 # Without these a stage's program cannot start here.
@@ -46,10 +47,12 @@ class WorkerContext:
     stages: list[StageKind]
     devices: DevicePool
     leases: Leases = field(init=False)
+    tracker: Tracker = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.leases = Leases(self.settings.heartbeat_seconds, self.announce)
+        self.tracker = Tracker(self.settings)
 
     def announce(self) -> None:
         """Tell that this worker lives, by the database's clock."""

@@ -27,7 +27,6 @@ from workers.runs.checkpoints import CheckpointUploads
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
 from workers.runs.launch import LaunchError, prepare_launch
-from workers.tracking.attempt import AttemptTracking
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ class _Execution:
             return
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
         follower = RunDirFollower(launch.run_dir)
-        self.tracking = AttemptTracking(self.run, self.settings, launch.run_dir)
+        self.host.tracker.begin_attempt(self.run, launch.run_dir)
         child = guarded_process.start_guarded_process(
             launch.command,
             log=launch.run_dir / files.LOG,
@@ -138,14 +137,15 @@ class _Execution:
         )
         try:
             self.lease.bind(child)
-            self.tracking.start(self.lease)
             exit_status = self._watch(child, follower)
-            ended = complete.complete_attempt(self._attempt(), launch, exit_status)
+            complete.complete_attempt(self._attempt(), launch, exit_status)
             self.lease.end()
-            self.tracking.finish(ended)
+            self.host.tracker.end_attempt(self.run, launch.run_dir)
+        except BaseException:
+            self.host.tracker.discard_attempt(self.run)
+            raise
         finally:
             child.kill()
-            self.tracking.kill()
             self.uploads.close()
             shutil.rmtree(launch.run_dir, ignore_errors=True)
             # Another attempt's directory may stand beside it, when workers share a data directory.
@@ -160,12 +160,9 @@ class _Execution:
         while (exit_status := child.wait(LOOK_SECONDS)) is None:
             if self.lease.lost.is_set():
                 raise StaleAttempt(f"attempt {self.run.attempt} of {self.run.id} lost its lease")
-            news = follower.look()
-            news.add(self.tracking.look())
-            self._tell(news)
+            self._tell(follower.look())
             self._heed(child)
         self._tell(follower.look(to_end=True), wait=True)
-        self._tell(self.tracking.drain(self.lease.lost), wait=True)
         while self.untold.facts or self.uploads.pending:
             if self.lease.lost.wait(LOOK_SECONDS):
                 raise StaleAttempt(f"attempt {self.run.attempt} lost {self.run.id} while it waited")

@@ -1,1 +1,1 @@
-"""Tracking: what a run's program tells is sent on to MLflow, W&B and TensorBoard."""
+"""Tracking: export of runs to MLflow, W&B and TensorBoard."""

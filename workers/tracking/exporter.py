@@ -1,129 +1,182 @@
-"""A sender as its worker sees it: a guarded program, what it is told, and what it tells."""
+"""Exporter: sends the attempts in a spool folder to the tracking services, each in a thread of its own.
 
-import logging
-import sys
+It follows the events files that the programs write, so a service that is unavailable delays nothing and
+loses nothing. It can be killed at any time: what it must remember is in the spool or in the service.
+"""
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-from pydantic import TypeAdapter
-
-from app.runs.lifecycle import NewEvent
-from app.tables import EventType, TrackingService
+from app.logs import redact
 from trainers.runtime import run_dir as files
-from workers.hosts import guarded_process
-from workers.hosts.guarded_process import GuardedProcess
-from workers.hosts.lease import Lease
-from workers.runs.run_events import FileTail, parse_lines
-from workers.tracking.protocol import ENDING, LOG, ORDER, PROGRAM_ENDED, TOLD, Ending, Link, Order, Told
-from workers.tracking.services import SETTINGS, environment
+from trainers.runtime.events import MetricsEvent
+from workers.runs.run_events import EVENT, FileTail, parse_lines
+from workers.tracking.protocol import (
+    EARLIER,
+    END,
+    EVENTS,
+    JOB,
+    AttemptEnd,
+    MetricPoint,
+    MlflowTarget,
+    TrackingJob,
+    TrackingService,
+    TrackingTarget,
+    WandbTarget,
+    list_attempts,
+    read_job,
+    read_state,
+)
 
-SERVICE_TITLES = {"mlflow": "MLflow", "wandb": "W&B", "tensorboard": "TensorBoard"}
+LOCK = "exporter.lock"
+POLL_SECONDS = 0.3
+MAX_RETRY_SECONDS = 5.0
+# One failure can be a server that is starting, or two workers that create the same experiment.
+FAILURES_TO_REPORT = 2
+MAX_ERROR_CHARACTERS = 500
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
+P = ParamSpec("P")
 
-_told = TypeAdapter(Told)
+
+def run_exporter(spool: Path) -> None:
+    """Export what is in the spool, until the process is killed."""
+    with (spool / LOCK).open("w") as lock:
+        # The exporter of a worker that crashed may live a moment longer than the worker.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        exports: dict[tuple[str, str], Export] = {}
+        while True:
+            folders = list_attempts(spool)
+            for folder in set(folders) - {export.folder for export in exports.values()}:
+                job = read_job(folder)
+                for target in job.targets if job is not None else []:
+                    key = folder.stem, target.service
+                    exports[key] = Export(folder, target, exports.get(key))
+                    exports[key].start()
+            # A finished export stays until its folder goes: the run's next attempt continues from it.
+            exports = {key: export for key, export in exports.items() if export.folder in folders}
+            time.sleep(POLL_SECONDS)
 
 
-class Sender:
-    """What is known of one sender between one look and the next."""
+class _Superseded(Exception):
+    """The folder is void: another attempt has begun, or the worker has given up."""
 
-    def __init__(self, order: Order, folder: Path) -> None:
-        self.service = TrackingService(order.target.service)
-        self.is_stuck = False
-        self.has_sent_all = False
-        self._order = order
-        self._folder = folder
-        self._title = SERVICE_TITLES[self.service]
-        self._child: GuardedProcess | None = None
-        self._lines = FileTail(folder / TOLD)
-        self._link: Link | None = None
-        self._step = order.tracked.sent_step
 
-    def start(self, lease: Lease) -> None:
-        """Start the program; renewals of the lease let it go on."""
-        self._folder.mkdir(parents=True)
-        (self._folder / ORDER).write_text(self._order.model_dump_json(), encoding="utf-8")
-        self._child = guarded_process.start_guarded_process(
-            [sys.executable, "-m", "workers.tracking", str(self._folder)],
-            log=self._folder / LOG,
-            environment=environment(self._order.target),
-            seconds=lease.seconds_left,
-        )
-        lease.bind(self._child)
+class Export(threading.Thread):
+    """The export of one attempt to one service, after that of the attempt before it."""
 
-    def look(self) -> list[NewEvent]:
-        """Warnings that are new since the last look."""
-        facts = []
-        for told in parse_lines(_told, self._lines.read()):
-            self._heed(told)
-            if told.trouble is not None:
-                facts.append(self._trouble(told.trouble))
-        return facts
+    def __init__(self, folder: Path, target: TrackingTarget, previous: "Export | None") -> None:
+        super().__init__(name=f"{folder.name} {target.service}", daemon=True)
+        self.folder = folder
+        self.sent_step = -1
+        self._target = target
+        self._previous = previous
 
-    @property
-    def link(self) -> dict[str, Any] | None:
-        """Where the run stands in the service, once that is known."""
-        if self._link is None:
-            return None
-        step = self._step if self._step >= 0 else None
-        return {"service": self.service.value, **self._link.model_dump(), "step": step}
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether its program runs no more."""
-        return self._child is None or self._child.wait(0) is not None
-
-    def program_ended(self) -> None:
-        """Tell it that no points will be added."""
-        (self._folder / PROGRAM_ENDED).touch()
-
-    def attempt_ended(self, ending: Ending, seconds: float) -> None:
-        """Tell it the result and the status, after which it ends by itself: no lease lets it live now."""
-        if self._child is not None:
-            self._child.extend(seconds)
-        files.write_json(self._folder / ENDING, ending.model_dump(mode="json"))
-
-    def end(self) -> list[NewEvent]:
-        """Kill what still runs; a warning if not all has arrived."""
-        complete = self._child is not None and self._child.wait(0) == 0
-        self.kill()
-        return [] if complete else [self._incomplete()]
-
-    def kill(self) -> None:
-        """Let nothing more be sent."""
-        if self._child is not None:
-            self._child.kill()
-
-    def _heed(self, told: Told) -> None:
-        self.is_stuck = told.stuck
-        self.has_sent_all = self.has_sent_all or told.sent_all
-        self._link = told.link or self._link
-        self._step = max(self._step, told.step if told.step is not None else -1)
-
-    def _trouble(self, trouble: str) -> NewEvent:
-        message = (
-            f"{self._title} does not take what is sent to it: {trouble} The run goes on, and its metrics "
-            "are kept here. Until it ends, sending is tried again."
-        )
-        hint = (
-            f"See whether {self._title} is up, {SETTINGS[self.service]} is right, and the worker has its key."
-        )
-        return self._warning("tracking_unreachable", message, hint)
-
-    def _incomplete(self) -> NewEvent:
-        run_id = self._order.tracked.run_id
-        arrived = f"its metrics up to step {self._step}" if self._step >= 0 else "none of its metrics"
-        message = f"{self._title} has not taken all of {run_id} in time: {arrived} arrived there."
-        hint = f"All of it is here: GET /api/v1/runs/{run_id}/metrics."
-        logger.warning("%s the sender's log: %s", message, self._last_line(), extra={"run_id": run_id})
-        return self._warning("tracking_incomplete", message, hint)
-
-    def _warning(self, code: str, message: str, hint: str) -> NewEvent:
-        data = {"code": code, "message": message, "hint": hint, "service": self.service.value}
-        return NewEvent(EventType.warning, data)
-
-    def _last_line(self) -> str:
+    def run(self) -> None:
+        if self._previous is not None:
+            self._previous.join()
+            self.sent_step = self._previous.sent_step
+            self._previous = None
         try:
-            return (self._folder / LOG).read_text(errors="replace").rstrip().rpartition("\n")[2]
-        except OSError:
-            return ""
+            with contextlib.suppress(_Superseded, FileNotFoundError):
+                self._export()
+        except Exception:
+            # The disk is full, for example. The worker starts the exporter again, which loses nothing.
+            traceback.print_exc()
+            os._exit(1)
+
+    def _export(self) -> None:
+        job = read_job(self.folder)
+        self._state = read_state(self.folder, self._target.service)
+        if job is None or self._state.complete:
+            return
+        if self._state.step is not None:
+            self.sent_step = max(self.sent_step, self._state.step)
+        service = self._retry(create_service, self._target, job, self.sent_step)
+        run_id, url = self._retry(service.start)
+        self._save_state(run_id=run_id, url=url)
+        try:
+            self._send_file(service, FileTail(self.folder / EARLIER), has_ended=lambda: True)
+            self._send_file(service, FileTail(self.folder / EVENTS), has_ended=(self.folder / END).exists)
+            self._retry(service.finish, AttemptEnd.model_validate_json((self.folder / END).read_bytes()))
+        except (_Superseded, FileNotFoundError):
+            # Let go of the run, so that the next attempt can continue it.
+            service.finish(AttemptEnd(status="queued", step=0, time=datetime.now(UTC)))
+            raise
+        self._save_state(complete=True, step=self.sent_step if self.sent_step >= 0 else None)
+
+    def _send_file(self, service: TrackingService, tail: FileTail, has_ended: Callable[[], bool]) -> None:
+        while True:
+            # In this order: whatever the program wrote before it ended is read after the end is seen.
+            is_last = has_ended()
+            text = tail.read(to_end=is_last)
+            if points := parse_points(text):
+                self._retry(service.log, points)
+                self.sent_step = max(self.sent_step, points[-1].step)
+                if not service.is_buffered:
+                    self._save_state(step=self.sent_step)
+            elif not text and is_last:
+                return
+            elif not text:
+                self._check_folder()
+                time.sleep(POLL_SECONDS)
+
+    def _retry(self, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Call until it succeeds; raises _Superseded when the folder is void."""
+        n_failures = 0
+        while True:
+            self._check_folder()
+            try:
+                result = call(*args, **options)
+            except Exception as error:
+                n_failures += 1
+                if n_failures == FAILURES_TO_REPORT:
+                    traceback.print_exc()
+                    self._save_state(error=redact(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]))
+                time.sleep(min(MAX_RETRY_SECONDS, n_failures))
+            else:
+                if self._state.error is not None:
+                    self._save_state(error=None)
+                return result
+
+    def _save_state(self, **changes: object) -> None:
+        self._state = self._state.model_copy(update=changes)
+        files.write_json(self.folder / f"{self._target.service}.json", self._state.model_dump())
+
+    def _check_folder(self) -> None:
+        if not (self.folder / JOB).exists():
+            raise _Superseded
+
+
+def create_service(target: TrackingTarget, job: TrackingJob, sent_step: int) -> TrackingService:
+    """Return the service of a target; only here are the packages of the services imported."""
+    if isinstance(target, MlflowTarget):
+        from workers.tracking.mlflow import MlflowService
+
+        return MlflowService(target, job)
+    if isinstance(target, WandbTarget):
+        from workers.tracking.wandb import WandbService
+
+        return WandbService(target, job, sent_step)
+    from workers.tracking.tensorboard import TensorboardService
+
+    return TensorboardService(target, job, sent_step)
+
+
+def parse_points(text: str) -> list[MetricPoint]:
+    """Return the metrics in lines of events, without values that were not finite."""
+    events = [event for event in parse_lines(EVENT, text) if isinstance(event, MetricsEvent)]
+    finite = [{name: value for name, value in event.values.items() if value is not None} for event in events]
+    return [
+        MetricPoint(event.step, event.time, values)
+        for event, values in zip(events, finite, strict=True)
+        if values
+    ]

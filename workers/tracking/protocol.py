@@ -1,19 +1,29 @@
-"""What passes between a worker and its senders, as files: the order, what is told of it, and the ending.
+"""The spool: files through which workers and the exporter communicate.
 
-A sender imports neither `app` nor a database: it is to start fast and to hold no credentials but its own.
+One folder per attempt, `<run id>.<attempt>`, which appears complete by a rename:
+
+    job.json         the run, and the services that receive it     written by the worker
+    earlier.jsonl    metrics of earlier attempts that a service may lack     worker
+    events.jsonl     a link to the events of the attempt, later the file     worker
+    end.json         how the attempt ended                                   worker
+    <service>.json   what the service has received                           worker, then the exporter
+
+A folder without `job.json` is void: the exporter stops sending that attempt.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
-ORDER = "order.json"
-TOLD = "told.jsonl"
-PROGRAM_ENDED = "program-ended"
-ENDING = "ending.json"
-LOG = "log.txt"
+from trainers.runtime import run_dir as files
+
+JOB = "job.json"
+EARLIER = "earlier.jsonl"
+EVENTS = "events.jsonl"
+END = "end.json"
 
 
 class MlflowTarget(BaseModel):
@@ -26,7 +36,7 @@ class MlflowTarget(BaseModel):
 
 
 class WandbTarget(BaseModel):
-    """A W&B project; `folder` takes what W&B keeps of runs on disk."""
+    """A W&B project; W&B keeps its local files in `folder`."""
 
     service: Literal["wandb"] = "wandb"
     project: str
@@ -45,99 +55,98 @@ class TensorboardTarget(BaseModel):
 TrackingTarget = Annotated[MlflowTarget | WandbTarget | TensorboardTarget, Field(discriminator="service")]
 
 
-class Tracked(BaseModel):
-    """A run as an attempt at it begins."""
+class TrackingJob(BaseModel):
+    """An attempt at a run, and the services that receive it."""
 
-    run_id: str
-    name: str
-    stage: str
-    job_id: str
-    job_name: str
-    labels: dict[str, str]
-    worker: str
     attempt: int
+    name: str
+    tags: dict[str, str] = Field(description="The run's ids and names, by which it is found in a service.")
+    labels: dict[str, str]
     config: dict[str, Any]
-    first_step: int = Field(description="The first step that this attempt may tell of.")
-    sent_step: int = Field(description="The last step that earlier attempts have sent; -1 for none.")
+    first_step: int = Field(description="The first step that this attempt can execute.")
+    targets: list[TrackingTarget]
 
     @property
-    def tags(self) -> dict[str, str]:
-        """What runs are found by."""
-        return {
-            "run_id": self.run_id,
-            "stage": self.stage,
-            "job_id": self.job_id,
-            "job_name": self.job_name,
-            "worker": self.worker,
-            "attempt": str(self.attempt),
-        }
+    def title(self) -> str:
+        """The run's name in a service."""
+        return f"{self.tags['job_name']}/{self.name}"
 
 
-class Order(BaseModel):
-    """Which run to tell of, and where; `metrics` is the file to follow."""
+class AttemptEnd(BaseModel):
+    """The status with which an attempt ended; a `queued` or `paused` run continues with another attempt."""
 
-    target: TrackingTarget
-    tracked: Tracked
-    metrics: Path
+    status: str
+    step: int
+    time: AwareDatetime
+    error: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
 
 
-class Point(BaseModel):
-    """Numbers of one step."""
+class TrackingState(BaseModel):
+    """What a service has received from a run; an item of the run's column `tracking`."""
+
+    service: str
+    run_id: str | None = None
+    url: str | None = None
+    step: int | None = None
+    complete: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """Named values of one step."""
 
     step: int
     time: datetime
     values: dict[str, float]
 
 
-class Link(BaseModel):
-    """Where a run stands in a service."""
+class TrackingService(Protocol):
+    """One attempt in one tracking service.
 
-    run_id: str
-    url: Annotated[str, Field(pattern="^(https?|file)://")] | None
+    Each method may raise any exception; it is then called again with the same arguments.
+    """
 
+    is_buffered: ClassVar[bool]
+    """Whether points can still be lost with this process after `log` has returned, until `finish`."""
 
-class Ending(BaseModel):
-    """How the attempt ended; the run goes on later if it is `queued` or `paused`."""
+    def start(self) -> tuple[str, str]:
+        """Find or create the run, send its config, and return its id and URL."""
 
-    status: Literal["succeeded", "failed", "cancelled", "paused", "queued"]
-    step: int
-    error: dict[str, Any] | None
-    result: dict[str, Any] | None
+    def log(self, points: list[MetricPoint]) -> None:
+        """Send points in the order in which the program wrote them."""
 
-
-class Told(BaseModel):
-    """A line of a sender; each field says one thing, if it is there."""
-
-    link: Link | None = None
-    step: int | None = Field(None, description="All points up to it have arrived.")
-    trouble: str | None = Field(None, description="What keeps the service from taking them.")
-    stuck: bool = Field(False, description="It does not take what is left after the program's end.")
-    sent_all: bool = Field(False, description="All that the program has told has arrived.")
+    def finish(self, end: AttemptEnd) -> None:
+        """Send the result and the status."""
 
 
-class Service(Protocol):
-    """One tracking service. Each call may raise anything, and is then made again with the same arguments."""
-
-    def start(self) -> Link:
-        """Find the run or make it, and tell of its config."""
-
-    def metrics(self, points: list[Point]) -> None:
-        """Take points whose order is that of the program."""
-
-    def finish(self, ending: Ending) -> None:
-        """Take the result and the status."""
+def list_attempts(spool: Path) -> list[Path]:
+    """Return the folders of all attempts in the spool, void ones included."""
+    return sorted(folder for folder in spool.glob("[!.]*") if folder.is_dir())
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, under dotted names; lists stay as they are."""
+def read_job(folder: Path) -> TrackingJob | None:
+    """Return the job, or None if the folder is void."""
+    job = files.read_json(folder / JOB)
+    return None if job is None else TrackingJob.model_validate(job)
+
+
+def read_state(folder: Path, service: str) -> TrackingState:
+    """Return what a service has received."""
+    return TrackingState.model_validate_json((folder / f"{service}.json").read_bytes())
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested objects as one with dotted names; lists remain values."""
     if not isinstance(value, dict):
         return {prefix: value}
     items = ((f"{prefix}.{name}" if prefix else str(name), inner) for name, inner in value.items())
-    return {name: leaf for path, inner in items for name, leaf in flat(inner, path).items()}
+    return {name: leaf for path, inner in items for name, leaf in flatten(inner, path).items()}
 
 
-def numbers(result: dict[str, Any] | None) -> dict[str, float]:
-    """The numbers of a result, each under its dotted name after `result.`; lists are left out."""
-    leaves = flat(result or {}, "result").items()
-    # A bool is an int to Python.
+def result_metrics(end: AttemptEnd) -> dict[str, float]:
+    """Return the numbers of a result by their dotted names, each with the prefix `result.`."""
+    leaves = flatten(end.result or {}, "result").items()
+    # To Python a bool is an int.
     return {name: float(leaf) for name, leaf in leaves if type(leaf) in (int, float)}

@@ -1,47 +1,58 @@
-"""TensorBoard: event files in a folder for each run, `<job>/<stage>`.
+"""TensorBoard: event files in one folder per run, `<job>/<stage>`.
 
-An attempt that resumes writes the step from which it goes on, and TensorBoard then leaves out what an
-earlier one has written from there on. The writer is TensorBoard's own: tensorboardX would load torch.
+An attempt that resumes, or an exporter that restarts, writes the step from which it continues, and
+TensorBoard hides the later steps of earlier files. The writer is TensorBoard's own, because tensorboardX
+would import torch.
 """
 
 import json
 import time
+from typing import ClassVar
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from workers.tracking.protocol import Ending, Link, Point, TensorboardTarget, Tracked, numbers
+from workers.tracking.protocol import (
+    AttemptEnd,
+    MetricPoint,
+    TensorboardTarget,
+    TrackingJob,
+    result_metrics,
+)
 
 
 class TensorboardService:
-    """One attempt's event file."""
+    """One attempt in an event file."""
 
-    def __init__(self, target: TensorboardTarget, tracked: Tracked) -> None:
-        self._folder = target.folder / tracked.job_id / tracked.name
-        self._tracked = tracked
+    is_buffered: ClassVar[bool] = False
 
-    def start(self) -> Link:
-        tracked = self._tracked
+    def __init__(self, target: TensorboardTarget, job: TrackingJob, sent_step: int) -> None:
+        self._run_id = f"{job.tags['job_id']}/{job.name}"
+        self._folder = target.folder / self._run_id
+        self._job = job
+        # Steps that this attempt executes again replace those that an earlier one has sent.
+        self._first_step = min(sent_step + 1, job.first_step)
+
+    def start(self) -> tuple[str, str]:
         self._writer = EventFileWriter(str(self._folder))
-        if tracked.attempt > 1:
-            # Whoever reads the folder drops what the files before this one tell of this step and later ones.
-            self._add(tracked.first_step, session_log=SessionLog(status=SessionLog.START))
-        told = {**tracked.tags, "labels": tracked.labels, "config": tracked.config}
-        text = json.dumps(told, ensure_ascii=False, indent=1)
-        self._add(tracked.first_step, summary=text_pb("run", f"```json\n{text}\n```"))
+        self._add(self._first_step, session_log=SessionLog(status=SessionLog.START))
+        fields = {**self._job.tags, "labels": self._job.labels, "config": self._job.config}
+        text = json.dumps(fields, ensure_ascii=False, indent=1)
+        self._add(self._first_step, summary=text_pb("run", f"```json\n{text}\n```"))
         self._writer.flush()
-        return Link(run_id=f"{tracked.job_id}/{tracked.name}", url=self._folder.as_uri())
+        return self._run_id, self._folder.as_uri()
 
-    def metrics(self, points: list[Point]) -> None:
+    def log(self, points: list[MetricPoint]) -> None:
         for point in points:
-            self._add_scalars(point.step, point.values, point.time.timestamp())
+            if point.step >= self._first_step:
+                self._add_scalars(point.step, point.values, point.time.timestamp())
         self._writer.flush()
 
-    def finish(self, ending: Ending) -> None:
-        self._add_scalars(ending.step, numbers(ending.result), time.time())
-        self._add(ending.step, summary=text_pb("status", ending.status))
+    def finish(self, end: AttemptEnd) -> None:
+        self._add_scalars(end.step, result_metrics(end), end.time.timestamp())
+        self._add(end.step, summary=text_pb("status", end.status))
         self._writer.close()
 
     def _add_scalars(self, step: int, values: dict[str, float], wall_time: float) -> None:
@@ -49,5 +60,5 @@ class TensorboardService:
         if scalars:
             self._writer.add_event(Event(step=step, wall_time=wall_time, summary=Summary(value=scalars)))
 
-    def _add(self, step: int, **what: Summary | SessionLog) -> None:
-        self._writer.add_event(Event(step=step, wall_time=time.time(), **what))
+    def _add(self, step: int, **fields: Summary | SessionLog) -> None:
+        self._writer.add_event(Event(step=step, wall_time=time.time(), **fields))

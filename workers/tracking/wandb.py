@@ -1,60 +1,72 @@
-"""W&B: our run's id is its id, so that every attempt goes on with the same run.
+"""W&B: our run id is the id of the W&B run, so that every attempt continues the same one.
 
-W&B drops what lies before the step that it has. Offline it cannot know that step, so it is left to ours:
-what earlier attempts have sent is not sent again.
+W&B drops steps before its current one, so it may be sent a step twice. It confirms none: its own process
+buffers them, to upload them or to write them to disk, until the run is finished. An exporter that was killed
+therefore starts again at the first step. Offline, it then leaves another folder with the same run id.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 import wandb
 
-from workers.tracking.protocol import Ending, Link, Point, Tracked, WandbTarget
+from workers.tracking.protocol import AttemptEnd, MetricPoint, TrackingJob, WandbTarget
 
 INIT_TIMEOUT_SECONDS = 30
 EXIT_CODES = {"succeeded": 0, "cancelled": 255}
 
 
 class WandbService:
-    """One attempt's way to W&B, through the process `wandb-core` that W&B starts for itself."""
+    """One attempt in W&B, through the process `wandb-core` that the library starts."""
 
-    def __init__(self, target: WandbTarget, tracked: Tracked) -> None:
+    is_buffered: ClassVar[bool] = True
+
+    def __init__(self, target: WandbTarget, job: TrackingJob, sent_step: int) -> None:
         self._target = target
-        self._tracked = tracked
+        self._job = job
+        self._sent_step = sent_step
+        self._run: wandb.Run | None = None
 
-    def start(self) -> Link:
-        tracked, target = self._tracked, self._target
+    def start(self) -> tuple[str, str]:
+        job, target = self._job, self._target
+        run_id = job.tags["run_id"]
         target.folder.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
+        run = self._run = wandb.init(
             entity=target.entity,
             project=target.project,
             dir=target.folder,
-            id=tracked.run_id,
+            id=run_id,
             resume="allow",
-            name=f"{tracked.job_name}/{tracked.name}",
-            group=tracked.job_id,
-            job_type=tracked.stage,
-            config=tracked.config | {"tunesmith": tracked.tags | {"labels": tracked.labels}},
+            # Runs of several attempts are open in this process at once.
+            reinit="create_new",
+            name=job.title,
+            group=job.tags["job_id"],
+            job_type=job.tags["stage"],
+            config=job.config | {"tunesmith": job.tags | {"labels": job.labels}},
             allow_val_change=True,
             settings=_settings(target),
         )
-        url = self._run.url if target.mode == "online" else Path(self._run.dir).parent.as_uri()
-        return Link(run_id=tracked.run_id, url=url)
+        url = run.url if target.mode == "online" else Path(run.dir).parent.as_uri()
+        assert url is not None
+        return run_id, url
 
-    def metrics(self, points: list[Point]) -> None:
+    def log(self, points: list[MetricPoint]) -> None:
+        assert self._run is not None
         for point in points:
-            if point.step > self._tracked.sent_step and point.step >= self._run.step:
+            if point.step > self._sent_step and point.step >= self._run.step:
                 self._run.log(point.values, step=point.step)
 
-    def finish(self, ending: Ending) -> None:
-        outcome = {"status": ending.status, "error": ending.error, "result": ending.result}
-        self._run.summary.update({name: value for name, value in outcome.items() if value is not None})
-        if ending.status in ("paused", "queued"):
+    def finish(self, end: AttemptEnd) -> None:
+        assert self._run is not None
+        summary = {"status": end.status, "error": end.error, "result": end.result}
+        self._run.summary.update({name: value for name, value in summary.items() if value is not None})
+        if end.status in ("paused", "queued"):
             self._run.mark_preempting()
-        self._run.finish(exit_code=EXIT_CODES.get(ending.status, 1))
+        self._run.finish(exit_code=EXIT_CODES.get(end.status, 1))
 
 
 def _settings(target: WandbTarget) -> wandb.Settings:
-    """This process is not the one that trains: what W&B could see of it says nothing of the run."""
+    """Return settings without what W&B collects about its process, which is not the one that trains."""
     return wandb.Settings(
         mode=target.mode,
         silent=True,

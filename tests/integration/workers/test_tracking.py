@@ -1,4 +1,9 @@
-"""What a program tells arrives in real tracking services, once, and whatever they do, the run goes on."""
+"""Export of runs to real tracking services.
+
+Goal: whatever a program measures arrives once in MLflow, W&B and TensorBoard, after any crash and any outage,
+and no outage delays or fails a run. Method: a real MLflow server, W&B offline and TensorBoard files are read
+back; servers, programs and exporters are killed.
+"""
 
 import json
 import os
@@ -25,14 +30,15 @@ from tests.integration.workers.test_execute import in_thread, move, until
 from tests.services import MlflowServer
 from workers.hosts.worker import WorkerContext
 from workers.runs.execute import execute_next
+from workers.tracking.tracker import Tracker
 
 Submit = Callable[..., str]
 SECONDS = 60
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
-# Tells of steps, as a real program does, and waits for what a test has to see first.
-TELLS = """
-def tell(*steps):
+# Writes metrics as a real program does, and waits for a file that the test creates.
+PROGRAM = """
+def log(*steps):
     for step in steps:
         values = {"loss": 1 / step, "eval/acc": 0.5, "odd": None}
         event = {"type": "metrics", "time": NOW, "step": step, "total_steps": 9, "values": values}
@@ -45,24 +51,32 @@ def wait_for(name):
 """
 KILLED_AT_5 = """
 if attempt == 1:
-    tell(1, 2, 3)
+    log(1, 2, 3)
     checkpoint(3)
-    tell(4, 5)
+    log(4, 5)
     wait_for("go")
     os.kill(os.getpid(), signal.SIGKILL)
-tell(4, 5, 6)
+log(4, 5, 6)
 succeed(metrics={"score": 0.25, "note": "text"})
 """
 
 
 @pytest.fixture
-def tracked(host: WorkerContext, mlflow: MlflowServer) -> WorkerContext:
-    """A worker that sends to all three services."""
+def tracked(host: WorkerContext, mlflow: MlflowServer) -> Iterator[WorkerContext]:
+    """A worker that exports to all three services."""
     host.settings.mlflow_uri = host.settings.mlflow_public_url = mlflow.url
     host.settings.wandb_project, host.settings.wandb_mode = "tuning", "offline"
     host.settings.tensorboard_dir = str(host.settings.data_dir / "boards")
-    host.settings.tracking_flush_seconds = SECONDS
-    return host
+    host.tracker.start()
+    yield host
+    host.tracker.stop()
+
+
+@pytest.fixture
+def tracked_by_mlflow(tracked: WorkerContext) -> WorkerContext:
+    """A worker that exports to MLflow only."""
+    tracked.settings.wandb_project = tracked.settings.tensorboard_dir = ""
+    return tracked
 
 
 def links(run_id: str) -> dict[str, Any]:
@@ -73,6 +87,20 @@ def warnings(run_id: str) -> list[dict[str, Any]]:
     with read_session() as session:
         of_run = select(Event).where(Event.run_id == run_id, Event.type == EventType.warning)
         return [event.data for event in session.exec(of_run)]
+
+
+def is_complete(run_id: str) -> bool:
+    found = row(run_id).tracking
+    return bool(found) and all(link["complete"] for link in found)
+
+
+def create(worker: WorkerContext, name: str) -> None:
+    (worker.settings.data_dir / name).touch()
+
+
+def losses(mlflow: MlflowServer, run_id: str) -> list[int]:
+    """The steps whose loss MLflow has."""
+    return [step for step, _ in mlflow.history(mlflow.run_of(run_id), "loss")]
 
 
 def wandb_records(folder: Path) -> list[Any]:
@@ -102,8 +130,11 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
-def arrived(run_id: str, step: int) -> bool:
-    return all(link["step"] == step for link in row(run_id).tracking) and len(row(run_id).tracking) == 3
+def has_arrived(run_id: str, step: int) -> bool:
+    """Whether the services that confirm steps have received this one, and W&B has begun."""
+    found = links(run_id)
+    confirmed = [found.get(name, {}).get("step") for name in ("mlflow", "tensorboard")]
+    return confirmed == [step, step] and found["wandb"]["url"] is not None
 
 
 def folder_of(link: dict[str, Any]) -> Path:
@@ -116,138 +147,185 @@ def set_max_steps(run_id: str, steps: int) -> None:
         run.config = run.config | {"max_steps": steps}
 
 
-def test_a_resumed_attempt_goes_on_with_the_same_run_and_no_step_stands_twice(
+def test_a_resumed_attempt_continues_the_same_run_and_sends_no_step_twice(
     tracked: WorkerContext, submit: Submit, mlflow: MlflowServer
 ) -> None:
-    run_id = submit(TELLS + KILLED_AT_5)
+    run_id = submit(PROGRAM + KILLED_AT_5)
     set_max_steps(run_id, 8)
     first = in_thread(lambda: execute_next(tracked))
-    until(lambda: arrived(run_id, 5), SECONDS)
+    until(lambda: has_arrived(run_id, 5), SECONDS)
     before = links(run_id)
-    (tracked.settings.data_dir / "go").touch()
+    create(tracked, "go")
     first.join()
     assert mlflow.run_of(run_id)["info"]["status"] == "RUNNING"
     set_max_steps(run_id, 9)
     assert execute_next(tracked)
+    until(lambda: is_complete(run_id), SECONDS)
     assert (row(run_id).status, warnings(run_id)) == (RunStatus.succeeded, [])
     after = links(run_id)
     assert [after[name]["run_id"] for name in before] == [before[name]["run_id"] for name in before]
 
     run = mlflow.run_of(run_id)
     assert after["mlflow"]["url"].endswith(f"/runs/{run['info']['run_id']}")
-    assert [step for step, _ in mlflow.history(run, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert losses(mlflow, run_id) == [1, 2, 3, 4, 5, 6]
     assert mlflow.history(run, "result.metrics.score")[0][1] == 0.25
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-    assert (run["info"]["status"], tags["tunesmith.attempt"], tags["changed.max_steps"]) == (
-        "FINISHED",
-        "2",
-        "9",
-    )
-    steps = [wandb_steps(folder_of(found["wandb"])) for found in (before, after)]
-    assert steps == [[1, 2, 3, 4, 5], [6]]
-    losses = scalars(folder_of(after["tensorboard"]), "loss")
-    assert losses == [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4, 5, 6)]
+    found = run["info"]["status"], tags["tunesmith.attempt"], tags["changed.max_steps"]
+    assert found == ("FINISHED", "2", "9")
+    folders = [folder_of(found["wandb"]) for found in (before, after)]
+    assert [step for folder in folders for step in wandb_steps(folder)] == [1, 2, 3, 4, 5, 6]
+    expected = [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4, 5, 6)]
+    assert scalars(folder_of(after["tensorboard"]), "loss") == expected
 
 
-def test_a_server_that_dies_has_the_rest_when_it_is_back_and_takes_nothing_from_the_run_when_it_is_not(
+def test_a_killed_exporter_is_started_again_and_sends_each_step_once(
     tracked: WorkerContext, submit: Submit, mlflow: MlflowServer
 ) -> None:
-    tracked.settings.wandb_project = tracked.settings.tensorboard_dir = ""
-    steps = "tell(1, 2)\nwait_for('away')\ntell(3, 4)\nwait_for('gone')\ntell(5, 6)\nsucceed()"
-    run_id = submit(TELLS + steps)
+    run_id = submit(PROGRAM + "log(1, 2, 3)\nwait_for('go')\nlog(4, 5)\nsucceed()")
     worker = in_thread(lambda: execute_next(tracked))
+    until(lambda: has_arrived(run_id, 3), SECONDS)
+    (exporter,) = find_exporters()
+    exporter.kill()
+    create(tracked, "go")
+    worker.join()
+    until(lambda: is_complete(run_id), SECONDS)
+    assert losses(mlflow, run_id) == [1, 2, 3, 4, 5]
+    found = links(run_id)
+    assert wandb_steps(folder_of(found["wandb"])) == [1, 2, 3, 4, 5]
+    assert [step for step, _ in scalars(folder_of(found["tensorboard"]), "loss")] == [1, 2, 3, 4, 5]
+
+
+def test_what_a_crashed_worker_has_not_sent_is_sent_after_its_restart(
+    tracked_by_mlflow: WorkerContext, submit: Submit, mlflow: MlflowServer
+) -> None:
+    worker = tracked_by_mlflow
+    run_id = submit(PROGRAM + "log(1)\nwait_for('go')\nlog(2, 3)\nsucceed()")
+    running = in_thread(lambda: execute_next(worker))
+    until(lambda: links(run_id).get("mlflow", {}).get("step") == 1, SECONDS)
+    worker.tracker.stop()
+    create(worker, "go")
+    running.join()
+    assert (row(run_id).status, is_complete(run_id)) == (RunStatus.succeeded, False)
+    worker.tracker = Tracker(worker.settings)
+    worker.tracker.start()
+    until(lambda: is_complete(run_id), SECONDS)
+    assert (losses(mlflow, run_id), mlflow.run_of(run_id)["info"]["status"]) == ([1, 2, 3], "FINISHED")
+
+
+def test_metrics_of_an_attempt_that_a_service_missed_are_sent_by_the_next_attempt(
+    tracked_by_mlflow: WorkerContext, submit: Submit, mlflow: MlflowServer
+) -> None:
+    create(tracked_by_mlflow, "go")
+    mlflow.stop()
+    run_id = submit(PROGRAM + KILLED_AT_5)
+    assert execute_next(tracked_by_mlflow)
+    mlflow.start()
+    assert execute_next(tracked_by_mlflow)
+    until(lambda: is_complete(run_id), SECONDS)
+    assert losses(mlflow, run_id) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_server_that_was_down_receives_the_rest_even_after_the_end_of_the_run(
+    tracked_by_mlflow: WorkerContext, submit: Submit, mlflow: MlflowServer
+) -> None:
+    run_id = submit(PROGRAM + "log(1, 2)\nwait_for('away')\nlog(3, 4)\nsucceed()")
+    worker = in_thread(lambda: execute_next(tracked_by_mlflow))
     until(lambda: links(run_id).get("mlflow", {}).get("step") == 2, SECONDS)
     mlflow.stop()
-    (tracked.settings.data_dir / "away").touch()
-    until(lambda: bool(warnings(run_id)), SECONDS)
-    mlflow.start()
-    until(lambda: links(run_id)["mlflow"]["step"] == 4, SECONDS)
-    history = mlflow.history(mlflow.run_of(run_id), "loss")
-    mlflow.stop()
-    (tracked.settings.data_dir / "gone").touch()
+    create(tracked_by_mlflow, "away")
     worker.join()
-    assert [step for step, _ in history] == [1, 2, 3, 4]
-    assert (row(run_id).status, metric_steps(run_id)) == (RunStatus.succeeded, [1, 2, 3, 4, 5, 6])
-    unreachable, incomplete = warnings(run_id)
+    assert (row(run_id).status, metric_steps(run_id)) == (RunStatus.succeeded, [1, 2, 3, 4])
+    until(lambda: bool(warnings(run_id)), SECONDS)
+    (link,) = row(run_id).tracking
+    assert (link["step"], link["complete"]) == (2, False) and "refused" in link["error"]
+    mlflow.start()
+    until(lambda: is_complete(run_id), SECONDS)
+    assert losses(mlflow, run_id) == [1, 2, 3, 4]
+    (unreachable,) = warnings(run_id)
     assert unreachable["code"] == "tracking_unreachable" and "TUNESMITH_MLFLOW_URI" in unreachable["hint"]
-    assert incomplete["code"] == "tracking_incomplete" and "up to step 4" in incomplete["message"]
+    assert links(run_id)["mlflow"]["error"] is None
 
 
-def test_a_service_that_never_answers_costs_a_run_a_bounded_wait_and_a_warning(
+def test_a_service_that_never_responds_delays_nothing_and_is_given_up_with_a_warning(
     host: WorkerContext, submit: Submit
 ) -> None:
-    # It accepts connections and says nothing, which is worse than to refuse them.
-    before = family()
+    # It accepts connections and never responds, which is worse than to refuse them.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host.settings.mlflow_uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        host.settings.tracking_flush_seconds = 2
-        run_id = submit(TELLS + "tell(1, 2)\nsucceed()")
-        began = time.monotonic()
+        host.settings.tracking_retry_seconds = 2
+        host.tracker.start()
+        run_id = submit(PROGRAM + "log(1, 2)\nsucceed()")
+        started_at = time.monotonic()
         assert execute_next(host)
-    assert row(run_id).status is RunStatus.succeeded
-    assert time.monotonic() - began < 60
-    assert [told["code"] for told in warnings(run_id)] == ["tracking_incomplete"]
+        assert time.monotonic() - started_at < 20
+        assert row(run_id).status is RunStatus.succeeded
+        until(lambda: bool(warnings(run_id)), SECONDS)
+    host.tracker.stop()
+    assert [warning["code"] for warning in warnings(run_id)] == ["tracking_incomplete"]
     assert metric_steps(run_id) == [1, 2]
-    assert family() == before
+    assert (find_exporters(), list((host.settings.data_dir / "tracking").glob("run*"))) == ([], [])
 
 
 @pytest.mark.parametrize(
-    ("asked", "status"),
+    ("requested", "status"),
     [(RunStatus.cancelling, "KILLED"), (None, "FAILED")],
 )
-def test_the_end_of_a_run_is_told_in_the_service_s_own_words(
-    tracked: WorkerContext, submit: Submit, mlflow: MlflowServer, asked: RunStatus | None, status: str
+def test_the_end_of_a_run_is_a_status_of_the_service(
+    tracked_by_mlflow: WorkerContext,
+    submit: Submit,
+    mlflow: MlflowServer,
+    requested: RunStatus | None,
+    status: str,
 ) -> None:
-    tracked.settings.wandb_project = tracked.settings.tensorboard_dir = ""
     error = {"code": "loss_not_finite", "message": "m", "hint": "h"}
     failing = f"wait_for('go')\nwrite('error.json', {json.dumps(error)!r})"
-    run_id = submit(TELLS + "tell(1)\n" + failing)
-    worker = in_thread(lambda: execute_next(tracked))
-    until(lambda: "mlflow" in links(run_id), SECONDS)
-    move(run_id, asked) if asked else (tracked.settings.data_dir / "go").touch()
+    run_id = submit(PROGRAM + "log(1)\n" + failing)
+    worker = in_thread(lambda: execute_next(tracked_by_mlflow))
+    until(lambda: links(run_id).get("mlflow", {}).get("step") == 1, SECONDS)
+    move(run_id, requested) if requested else create(tracked_by_mlflow, "go")
     worker.join()
+    until(lambda: is_complete(run_id), SECONDS)
     run = mlflow.run_of(run_id)
     assert (run["info"]["status"], "end_time" in run["info"]) == (status, True)
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-    assert asked or "loss_not_finite" in tags["error"]
+    assert requested or "loss_not_finite" in tags["error"]
 
 
-def test_senders_see_their_own_keys_only_and_end_with_a_stale_attempt(
+def test_one_exporter_serves_all_runs_with_the_keys_of_the_services_only(
     tracked: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"WANDB_API_KEY": "w", "MLFLOW_TRACKING_TOKEN": "m", "TUNESMITH_BROKER_URL": "b", "HF_TOKEN": "h"}
     for name, value in keys.items():
         monkeypatch.setenv(name, value)
-    before = family()
-    run_id = submit(TELLS + "tell(1)\nwait_for('never')")
-    worker = in_thread(lambda: execute_next(tracked))
-    until(lambda: arrived(run_id, 1), SECONDS)
-    started = family() - before
-    seen = {name: keys.keys() & told.keys() for name, told in senders(started)}
-    assert seen == {"mlflow": {"MLFLOW_TRACKING_TOKEN"}, "wandb": {"WANDB_API_KEY"}, "tensorboard": set()}
-    core = next(process for process in started if "wandb-core" in process.name())
+    run_ids = [submit(PROGRAM + "log(1)\nsucceed()") for _ in range(2)]
+    assert execute_next(tracked) and execute_next(tracked)
+    until(lambda: all(is_complete(run_id) for run_id in run_ids), SECONDS)
+    (exporter,) = find_exporters()
+    assert keys.keys() & exporter.environ().keys() == {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN"}
+    (core,) = [process for process in exporter.children(recursive=True) if "wandb-core" in process.name()]
     assert "TUNESMITH_DATABASE_URL" not in core.environ()
+
+
+def test_a_stale_attempt_sends_nothing_more(
+    tracked_by_mlflow: WorkerContext, submit: Submit, mlflow: MlflowServer
+) -> None:
+    run_id = submit(PROGRAM + "log(1)\nwait_for('go')\nlog(2)\nwait_for('never')")
+    worker = in_thread(lambda: execute_next(tracked_by_mlflow))
+    until(lambda: links(run_id).get("mlflow", {}).get("step") == 1, SECONDS)
     with transaction() as session:
         lifecycle.move(session, run_id, RunStatus.queued)
     worker.join()
-    until(lambda: not any(alive(process) for process in started), SECONDS)
+    assert list((tracked_by_mlflow.settings.data_dir / "tracking").glob("run*")) == []
+    assert (losses(mlflow, run_id), mlflow.run_of(run_id)["info"]["status"]) == ([1], "RUNNING")
 
 
-def family() -> set[psutil.Process]:
-    """The processes that this one has started, down to the last."""
-    return set(psutil.Process().children(recursive=True))
-
-
-def senders(family: set[psutil.Process]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The service and the variables of each sender."""
-    for process in family:
-        command = process.cmdline()
-        if command[1:3] == ["-m", "workers.tracking"]:
-            yield Path(command[3]).name, process.environ()
-
-
-def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def find_exporters() -> list[psutil.Process]:
+    """The exporter processes that this process has started."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.cmdline()[1:3] == ["-m", "workers.tracking"]
+    ]
 
 
 def metric_steps(run_id: str) -> list[int | None]:
