@@ -151,8 +151,10 @@ def chat(serving: ServingOptions) -> None:
 
 def complete_rows(serving: ServingOptions, input: Path | None, output: Path | None) -> None:
     """Complete the rows of a file, as the stage `generate` does."""
-    from serving.batch.generate import answer_rows
+    from serving.engines.child_engine import free_port, latest_model_name, run_engine
     from trainers.configs.stages.generate import GenerateConfig
+    from trainers.evaluation import row_completions
+    from trainers.evaluation.row_completions import EngineEndpoint
 
     if input is None or output is None:
         missing = "--input" if input is None else "--output"
@@ -161,23 +163,27 @@ def complete_rows(serving: ServingOptions, input: Path | None, output: Path | No
         raise ValueError(
             f"A batch does not accept the option {serving.engine_arguments[0]}; see --help for its options."
         )
-    adapter = next(reversed(serving.adapters.values()), None)
-    model: Any = {"base": serving.model, "adapter": adapter} if adapter else serving.model
     sampling = dict(serving.sampling)
     if "max_tokens" in sampling:
         sampling["max_new_tokens"] = sampling.pop("max_tokens")
     if serving.system_prompt is not None:
         sampling["system_prompt"] = serving.system_prompt
-    config = GenerateConfig(
-        model=model,
-        dataset=str(input),
-        engine=serving.engine,
-        engine_program=serving.engine_program,
-        options=serving.engine_options,
-        **sampling,
-    )
+    config = GenerateConfig(model=serving.model, dataset=str(input), engine=serving.engine, **sampling)
+    prompts = row_completions.load_prompts(config)
+    remaining = row_completions.skip_completed(prompts, output)
+    n_kept = len(prompts) - len(remaining)
+    engine, engine_config = serving.make_engine(LOOPBACK, free_port(LOOPBACK))
     with ProgressBar() as bar:
-        answer_rows(config, output, output.with_suffix(".engine.log"), bar.show)
+        bar.show(n_kept, len(prompts))
+        if remaining:
+            with run_engine(engine, engine_config, output.with_suffix(".engine.log")) as url:
+                row_completions.complete_rows(
+                    config,
+                    remaining,
+                    EngineEndpoint(url, latest_model_name(engine, engine_config)),
+                    output,
+                    lambda count: bar.show(n_kept + count, len(prompts)),
+                )
 
 
 class ProgressBar:

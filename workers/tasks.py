@@ -1,4 +1,4 @@
-"""What a worker does when it hears a bell."""
+"""The Celery task with which a worker handles a notification."""
 
 from celery import Celery
 
@@ -7,16 +7,16 @@ from workers.hosts.worker import WorkerContext
 from workers.runs.execute import execute_next
 
 
-def register_task(celery: Celery, host: WorkerContext) -> None:
-    """Let this worker's bells lead to its runs."""
+def register_task(celery: Celery, worker: WorkerContext) -> None:
+    """Register the task for the notifications of this worker's queues."""
 
     @celery.task(name=NOTIFY_TASK)
-    def bell(queue: str) -> bool:
-        """There may be work: which, SQL tells. False when another was faster or nothing is left.
+    def notify(queue: str) -> bool:
+        """Execute runs until none is left; return False if there was none.
 
-        A worker goes on until nothing is left, so that it needs no bell to wait for it while it is busy.
+        The message only says that there may be work. A busy worker therefore needs no further notification.
         """
         found = False
-        while not host.stopping.is_set() and execute_next(host):
+        while not worker.stopping.is_set() and execute_next(worker):
             found = True
         return found

@@ -18,7 +18,13 @@ from trainers.runtime.error_codes import ErrorCode
 
 # A run's status only moves on, so a handful of readings meets one that holds still.
 DECISIONS = 10
-AFRESH: dict[str, Any] = {"failure_count": 0, "error": None, "claimable_at": None, "finished_at": None}
+AFRESH: dict[str, Any] = {
+    "failure_count": 0,
+    "error": None,
+    "claimable_at": None,
+    "needed_disk_bytes": None,
+    "finished_at": None,
+}
 
 
 class JobNotMovable(Conflict):
@@ -68,11 +74,8 @@ def cancel(session: Session, job_id: str) -> Job:
 
 def pause(session: Session, job_id: str) -> Job:
     """Stop a job so that it can go on from its last checkpoint."""
-    runs, moved = _move_current(session, job_id, PAUSE)
-    if moved is None and lifecycle.is_waiting_for_room(current := current_run(runs)):
-        # It would go on by itself once there is room; now a person has to say so.
-        lifecycle.move(session, current.id, RunStatus.queued, sources=[RunStatus.paused])
-        lifecycle.move(session, current.id, RunStatus.paused, values={"error": None})
+    # A run that waits for disk space shows that error; paused, it waits for a person.
+    runs, moved = _move_current(session, job_id, PAUSE, {"error": None})
     if moved is not None and moved.status is RunStatus.pausing:
         # As above: if the program ends before it hears of this, the job still pauses after it.
         for run in runs[moved.position + 1 : moved.position + 2]:

@@ -101,8 +101,10 @@ def _resolve_stage(
     name = stage.name or stage.stage
     if name in {before.name for before in earlier}:
         faults.append(_fault(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
-    if isinstance(stage, GenerateConfig) and stage.engine_program:
-        faults.append(_fault(f"{path}.engine_program", "Leave it out: each worker has its own command."))
+    if isinstance(stage, GenerateConfig):
+        for field in ("engine_url", "engine_model"):
+            if getattr(stage, field) is not None:
+                faults.append(_fault(f"{path}.{field}", "Leave it out: the worker starts the engine."))
     values = stage.model_dump(mode="json") | {"name": name, "queue": queue.value}
     if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
         message = f"{stage.deployment!r} is an alias. Choose another name, and move the alias to it then."

@@ -18,7 +18,6 @@ from app.tables import Job, JobLabel, Run, RunStatus, Worker
 from app.workers import service as workers
 from trainers.configs.references import ReferenceKind, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
-from trainers.configs.training import TrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -132,7 +131,7 @@ def _queue(session: Session, job: Job, stages: Sequence[ResolvedStage]) -> None:
             queue=stage.queue,
             priority=job.priority,
             config=stage.stored_config,
-            device_count=stage.config.devices if isinstance(stage.config, TrainingConfig) else 1,
+            device_count=stage.config.device_count,
         )
         for position, stage in enumerate(stages)
     ]

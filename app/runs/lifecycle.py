@@ -1,23 +1,22 @@
-"""The life of a run: the only writer of its status.
+"""The life cycle of a run: the only writer of its status.
 
     queued → running → succeeded | failed
     running → pausing → paused → queued           (pause, resume)
     running → cancelling → cancelled              (cancel)
-    running → queued                              (lease lost, worker leaving, fault to be retried)
-    running → paused → queued                     (disk full, until there is room)
+    running → queued                              (the attempt is retried: see `end_attempt`)
     failed | cancelled → queued                   (retry)
 
-Every change is one guarded UPDATE that also takes the number of the event telling of it. A writer
-that holds a run under a lease passes its `attempt`: the UPDATE then matches only while that attempt
-is the current one and its lease has not ended by the database's clock, so that a worker which slept
-through its lease cannot write anything.
+Every change is one guarded UPDATE that also takes the number of its event. A writer that holds a run
+under a lease passes `lease_guards(attempt)`: the UPDATE then matches only while that attempt is the
+current one and its lease has not ended by the database's clock. A worker that slept through its lease
+therefore writes nothing.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
@@ -26,52 +25,86 @@ from app.storage.database import database_now
 from app.tables import HELD, Event, EventType, Run, RunStatus
 from trainers.configs import Queue, StageKind
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
 
 TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.queued: frozenset({RunStatus.running, RunStatus.paused, RunStatus.cancelled}),
     RunStatus.running: frozenset(
-        {
-            RunStatus.pausing,
-            RunStatus.paused,
-            RunStatus.cancelling,
-            RunStatus.succeeded,
-            RunStatus.failed,
-            RunStatus.queued,
-        }
+        {RunStatus.pausing, RunStatus.cancelling, RunStatus.succeeded, RunStatus.failed, RunStatus.queued}
     ),
     RunStatus.pausing: frozenset(
         {RunStatus.paused, RunStatus.cancelling, RunStatus.succeeded, RunStatus.failed}
     ),
     RunStatus.paused: frozenset({RunStatus.queued, RunStatus.cancelled}),
-    # A program may end before it hears that it is cancelled: what it ended with stands.
+    # A program may end before its worker has seen the cancellation: its result is kept.
     RunStatus.cancelling: frozenset({RunStatus.cancelled, RunStatus.succeeded, RunStatus.failed}),
     RunStatus.failed: frozenset({RunStatus.queued}),
     RunStatus.cancelled: frozenset({RunStatus.queued}),
     RunStatus.succeeded: frozenset(),
 }
 
+# Each failure since the last checkpoint adds this delay: a host that is restarting needs some time.
+RETRY_DELAY_SECONDS = 10.0
+
+
+class LeaseLost(TunesmithError):
+    code = ErrorCode.lease_lost
+
+
+class EarlierStageEnded(TunesmithError):
+    code = ErrorCode.earlier_stage_ended
+
+
+class StaleAttempt(Exception):
+    """This attempt no longer holds the run: the worker must stop its program and write nothing."""
+
 
 @dataclass(frozen=True)
 class NewEvent:
-    """An event that is yet to get its number."""
+    """An event without its number."""
 
     type: EventType
     data: dict[str, Any]
     step: int | None = None
 
 
-class StaleAttempt(Exception):
-    """The run is no longer held by this attempt: the worker must stop its program and write nothing."""
+@dataclass(frozen=True)
+class FreeResources:
+    """What a worker's host can give to one more run."""
+
+    gpus: int
+    disk_bytes: int
+    """Free space of the disk that contains the worker's data directory."""
+
+
+@dataclass(frozen=True)
+class AttemptOutcome:
+    """The end of an attempt that produced no result: an error, or a program that stopped on request."""
+
+    error: TunesmithError | None = None
+    reason: str | None = None
+    """Why the attempt ended without an error; written to the event."""
+    smaller_config: dict[str, Any] | None = None
+    """After `out_of_memory`: a config that needs less memory, if there is one."""
+    warning: NewEvent | None = None
+    """Written together with `smaller_config`."""
+    needed_disk_bytes: int | None = None
+    """After `disk_full`: the free space without which the next attempt would fail as well."""
+
+    @property
+    def code(self) -> ErrorCode | None:
+        """The error's code."""
+        return self.error.code if self.error is not None else None
 
 
 def create_runs(session: Session, runs: Sequence[Run]) -> None:
-    """Write a job's new runs, each with the event that it is queued, and ring for the first."""
+    """Insert the runs of a new job, each with its event `queued`, and notify the queue of the first."""
     for run in runs:
         run.event_seq = 1
     session.add_all(runs)
     session.flush()
     for run in runs:
-        _write(session, run, [NewEvent(EventType.status, {"status": run.status})])
+        _add_events(session, run, [NewEvent(EventType.status, {"status": run.status})])
     notify_after_commit(session, runs[0].queue)
 
 
@@ -81,10 +114,10 @@ def claim(
     queues: Sequence[Queue],
     stages: Sequence[StageKind],
     lease_seconds: float,
-    free_gpus: int | None = None,
+    free: FreeResources | None = None,
 ) -> Run | None:
-    """Take the first run by priority, then age, that the worker can carry out; None when there is none."""
-    while (run_id := session.scalar(select_claimable(queues, stages, free_gpus).limit(1))) is not None:
+    """Claim the first run, by priority and then age, that the worker can execute; None if there is none."""
+    while (run_id := session.scalar(select_claimable(queues, stages, free).limit(1))) is not None:
         run = move(
             session,
             run_id,
@@ -95,6 +128,7 @@ def claim(
                 "worker_id": worker_id,
                 "lease_expires_at": database_now(lease_seconds),
                 "claimable_at": None,
+                "needed_disk_bytes": None,
                 "notified_at": None,
                 "started_at": func.coalesce(Run.started_at, database_now()),
                 "finished_at": None,
@@ -108,30 +142,36 @@ def claim(
 
 
 def select_claimable(
-    queues: Sequence[Queue], stages: Sequence[StageKind] = tuple(StageKind), free_gpus: int | None = None
+    queues: Sequence[Queue],
+    stages: Sequence[StageKind] = tuple(StageKind),
+    free: FreeResources | None = None,
 ) -> Select[str]:
-    """Ids of the runs that could start now, in the order in which they should.
+    """Select the ids of the runs that could start now, in the order in which they should.
 
-    With `free_gpus`, a run on `cuda` that asks for more is left to a larger host, or until they are free.
+    With `free`, a run that needs more GPUs or disk space is left to another host, or until they are free.
     """
     earlier = aliased(Run)
-    waits = exists().where(
+    waits_for_earlier = exists().where(
         col(earlier.job_id) == col(Run.job_id),
         col(earlier.position) < col(Run.position),
         col(earlier.status) != RunStatus.succeeded,
     )
-    fits = (
-        true() if free_gpus is None else or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free_gpus)
-    )
+    fits: list[ColumnElement[bool]] = []
+    if free is not None:
+        needed_bytes = col(Run.needed_disk_bytes)
+        fits = [
+            or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
+            or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
+        ]
     return (
         select(col(Run.id))
         .where(
-            fits,
+            *fits,
             col(Run.status) == RunStatus.queued,
             col(Run.queue).in_(queues),
             col(Run.stage).in_(stages),
             or_(col(Run.claimable_at).is_(None), col(Run.claimable_at) <= database_now()),
-            ~waits,
+            ~waits_for_earlier,
         )
         .order_by(col(Run.priority).desc(), col(Run.id))
     )
@@ -146,11 +186,12 @@ def move(
     guards: Sequence[ColumnElement[bool]] = (),
     values: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    events: Sequence[NewEvent] = (),
 ) -> Run | None:
-    """Change a run's status and write the event; None when the run is not where that is allowed.
+    """Change a run's status and write the event; None if its current status does not allow the change.
 
-    `sources` narrows the statuses from which to move, `guards` are further conditions (`held_by`),
-    `values` further columns, and `data` goes into the event.
+    `sources` narrows the statuses from which to move, `guards` are further conditions (`lease_guards`),
+    `values` are further columns, `data` is added to the event, and `events` are written before it.
     """
     allowed = [status for status in (sources or RunStatus) if to in TRANSITIONS[status]]
     if not to.held:
@@ -158,16 +199,16 @@ def move(
     if to.finished:
         values = {"finished_at": database_now(), **(values or {})}
     guards = [col(Run.status).in_(allowed), *guards]
-    run = _update(session, run_id, guards, {"status": to, **(values or {})}, events=1)
+    run = _update(session, run_id, guards, {"status": to, **(values or {})}, n_events=len(events) + 1)
     if run is None:
         return None
-    _write(session, run, [NewEvent(EventType.status, {"status": to, **(data or {})})])
-    _pass_on(session, run)
+    _add_events(session, run, [*events, NewEvent(EventType.status, {"status": to, **(data or {})})])
+    _handle_new_status(session, run)
     return run
 
 
 def lease_guards(attempt: int) -> list[ColumnElement[bool]]:
-    """True while this attempt holds the run: it is the current one and its lease has not ended."""
+    """Return the conditions that this attempt holds the run: it is the current one, with a valid lease."""
     return [
         col(Run.attempt) == attempt,
         col(Run.status).in_(HELD),
@@ -179,109 +220,151 @@ def append_events(
     session: Session,
     run_id: str,
     attempt: int,
-    facts: Sequence[NewEvent],
+    events: Sequence[NewEvent],
     values: dict[str, Any] | None = None,
 ) -> RunStatus:
-    """Append facts in the name of the attempt that holds the run and answer its status.
+    """Append events for the attempt that holds the run, update columns, and return the run's status.
 
-    Raises StaleAttempt when that attempt no longer holds it.
+    Raises StaleAttempt if the attempt no longer holds the run.
     """
-    run = _update(session, run_id, lease_guards(attempt), values or {}, events=len(facts))
+    run = _update(session, run_id, lease_guards(attempt), values or {}, n_events=len(events))
     if run is None:
         raise StaleAttempt(f"attempt {attempt} no longer holds {run_id}")
-    _write(session, run, facts)
+    _add_events(session, run, events)
     return run.status
 
 
 def append_attempt_events(
-    session: Session, run_id: str, attempt: int, facts: Sequence[NewEvent], values: dict[str, Any]
+    session: Session, run_id: str, attempt: int, events: Sequence[NewEvent], values: dict[str, Any]
 ) -> None:
-    """Append events to an attempt without holding its lease, unless another attempt has begun since."""
-    guards = [col(Run.attempt) == attempt]
-    run = _update(session, run_id, guards, values, events=len(facts))
+    """Append events to an attempt without holding its lease, unless another attempt has started since."""
+    run = _update(session, run_id, [col(Run.attempt) == attempt], values, n_events=len(events))
     if run is not None:
-        _write(session, run, facts)
+        _add_events(session, run, events)
 
 
 def renew(session: Session, run_id: str, attempt: int, lease_seconds: float) -> RunStatus:
-    """Lengthen the lease of the attempt that holds the run; raises StaleAttempt when it has ended."""
+    """Extend the lease of the attempt that holds the run; raises StaleAttempt if it has ended."""
     return append_events(session, run_id, attempt, [], {"lease_expires_at": database_now(lease_seconds)})
 
 
-def give_up(
+def end_attempt(
     session: Session,
-    run: Run,
-    error: dict[str, Any],
+    run_id: str,
+    end: AttemptOutcome,
     guards: Sequence[ColumnElement[bool]],
-    max_faults: int,
+    max_failures: int,
     values: dict[str, Any] | None = None,
 ) -> Run | None:
-    """End an attempt that the machine failed; None when the guards no longer hold.
+    """Move a run whose attempt ended without a result; None if the guards no longer hold.
 
-    A running run is queued again until it has had `max_faults` faults, then it fails with the error;
-    one that was being cancelled or paused has now stopped, so that is what it becomes.
+    | end of the attempt          | running                      | pausing  | cancelling  |
+    | --------------------------- | ---------------------------- | -------- | ----------- |
+    | stopped on request          | `queued`                     | `paused` | `cancelled` |
+    | infrastructure error        | `queued` up to `max_failures`, | `paused` | `cancelled` |
+    |                             | then `failed`                |          |             |
+    | disk full                   | `queued` until there is room | `paused` | `cancelled` |
+    | out of memory, can use less | `queued` with `smaller_config` | `failed` | `cancelled` |
+    | any other error             | `failed`                     | `failed` | `cancelled` |
+
+    The status in the database counts, not the worker's copy of it: it may have changed since the last
+    poll, and the UPDATE is guarded by it.
     """
-    values = values or {}
-    to = {RunStatus.cancelling: RunStatus.cancelled, RunStatus.pausing: RunStatus.paused}.get(run.status)
-    if to is None and run.failure_count >= max_faults:
-        to = RunStatus.failed
-        values = {**values, "error": error}
-    elif to is None:
-        to = RunStatus.queued
-        delay_seconds = 10.0 * run.failure_count
-        claimable_at = database_now(delay_seconds) if delay_seconds else None
-        values = {**values, "failure_count": run.failure_count + 1, "claimable_at": claimable_at}
+    run = session.get_one(Run, run_id, populate_existing=True)
+    to, changes = _next_status(run, end, max_failures)
+    data: dict[str, Any] = {"error": end.error.as_dict()} if end.error is not None else {}
+    if end.reason is not None and to is RunStatus.queued:
+        data["reason"] = end.reason
     return move(
-        session, run.id, to, sources=[run.status], guards=guards, values=values, data={"error": error}
+        session,
+        run.id,
+        to,
+        sources=[run.status],
+        guards=guards,
+        values={**(values or {}), **changes},
+        data=data,
+        events=[end.warning] if end.warning is not None and "config" in changes else [],
     )
 
 
-def release_expired(session: Session, max_faults: int) -> list[Run]:
-    """Take runs away from workers that have not renewed in time, and answer what they became."""
-    lapsed = col(Run.lease_expires_at) < database_now()
+def release_expired(session: Session, max_failures: int) -> list[Run]:
+    """End the attempts of workers that have not renewed their leases in time, and return their runs."""
+    has_expired = col(Run.lease_expires_at) < database_now()
     released = []
-    for run in session.scalars(select(Run).where(col(Run.status).in_(HELD), lapsed)).all():
-        error = {
-            "code": ErrorCode.lease_lost,
-            "message": f"Worker {run.worker_id} stopped renewing its lease on attempt {run.attempt}.",
-            "hint": "See whether that worker's host is up.",
-        }
-        guards = [col(Run.status) == run.status, col(Run.attempt) == run.attempt, lapsed]
-        released.append(give_up(session, run, error, guards, max_faults))
+    for run in session.scalars(select(Run).where(col(Run.status).in_(HELD), has_expired)).all():
+        error = LeaseLost(
+            f"Worker {run.worker_id} stopped renewing its lease on attempt {run.attempt}.",
+            "Check whether that worker's host is up.",
+        )
+        guards = [col(Run.attempt) == run.attempt, has_expired]
+        released.append(end_attempt(session, run.id, AttemptOutcome(error), guards, max_failures))
     return [run for run in released if run is not None]
 
 
-def is_waiting_for_room(run: Run) -> bool:
-    """Whether a full disk has paused the run; what a person has paused has no error."""
-    return run.status is RunStatus.paused and (run.error or {}).get("code") == ErrorCode.disk_full
+def _next_status(run: Run, end: AttemptOutcome, max_failures: int) -> tuple[RunStatus, dict[str, Any]]:
+    """Return the status that follows, as the table of `end_attempt` has it, and the columns that change."""
+    if run.status is RunStatus.cancelling:
+        return RunStatus.cancelled, {}
+    after_stop = RunStatus.paused if run.status is RunStatus.pausing else RunStatus.queued
+    if end.error is None:
+        return after_stop, {}
+    error = end.error.as_dict()
+    if end.error.code.infrastructure and after_stop is RunStatus.paused:
+        return after_stop, {}
+    if end.error.code.infrastructure and run.failure_count < max_failures:
+        delay = database_now(RETRY_DELAY_SECONDS * run.failure_count) if run.failure_count else None
+        return after_stop, {"failure_count": run.failure_count + 1, "claimable_at": delay}
+    if end.code is ErrorCode.disk_full and after_stop is RunStatus.paused:
+        return after_stop, {"needed_disk_bytes": end.needed_disk_bytes}
+    if end.code is ErrorCode.disk_full:
+        # The error stays visible while the run waits. The delay bounds the retries where the disk of the
+        # artifact store is the full one, whose free space no worker knows.
+        delay = database_now(RETRY_DELAY_SECONDS)
+        return after_stop, {
+            "error": error,
+            "needed_disk_bytes": end.needed_disk_bytes,
+            "claimable_at": delay,
+        }
+    if end.smaller_config is not None and after_stop is RunStatus.queued:
+        return after_stop, {"config": end.smaller_config}
+    return RunStatus.failed, {"error": error}
 
 
 def _update(
-    session: Session, run_id: str, guards: Sequence[ColumnElement[bool]], values: dict[str, Any], events: int
+    session: Session,
+    run_id: str,
+    guards: Sequence[ColumnElement[bool]],
+    values: dict[str, Any],
+    n_events: int,
 ) -> Run | None:
     statement = (
         update(Run)
         .where(col(Run.id) == run_id, *guards)
-        .values(event_seq=col(Run.event_seq) + events, **values)
+        .values(event_seq=col(Run.event_seq) + n_events, **values)
         .returning(Run)
         .execution_options(synchronize_session=False, populate_existing=True)
     )
     return session.scalars(statement).one_or_none()
 
 
-def _write(session: Session, run: Run, facts: Sequence[NewEvent]) -> None:
-    """Add events under the numbers that the UPDATE of the run's row has taken."""
-    first = run.event_seq - len(facts) + 1
+def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
+    """Insert events under the numbers that the UPDATE of the run's row has reserved."""
+    first = run.event_seq - len(events) + 1
     session.add_all(
         Event(
-            run_id=run.id, seq=first + i, attempt=run.attempt, type=fact.type, step=fact.step, data=fact.data
+            run_id=run.id,
+            seq=first + i,
+            attempt=run.attempt,
+            type=event.type,
+            step=event.step,
+            data=event.data,
         )
-        for i, fact in enumerate(facts)
+        for i, event in enumerate(events)
     )
 
 
-def _pass_on(session: Session, run: Run) -> None:
-    """What a run's new status means for its queue and for the job's next run."""
+def _handle_new_status(session: Session, run: Run) -> None:
+    """Notify the queue of a run that can start now, or cancel the job's next run if this one failed."""
     if run.status is RunStatus.queued:
         notify_after_commit(session, run.queue)
     if not run.status.finished:
@@ -294,9 +377,7 @@ def _pass_on(session: Session, run: Run) -> None:
     if run.status is RunStatus.succeeded:
         notify_after_commit(session, following.queue)
         return
-    error = {
-        "code": ErrorCode.earlier_stage_ended,
-        "message": f"The stage before it, {run.name!r}, is {run.status}.",
-        "hint": "Retry the job to run both.",
-    }
+    error = EarlierStageEnded(
+        f"The stage before it, {run.name!r}, is {run.status}.", "Retry the job to run both."
+    ).as_dict()
     move(session, following.id, RunStatus.cancelled, values={"error": error}, data={"error": error})

@@ -7,7 +7,6 @@ one of several sweepers carries it out.
 import logging
 import random
 import threading
-from collections.abc import Callable
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
@@ -50,11 +49,10 @@ def list_idle_queues(session: Session, settings: Settings) -> list[Queue]:
 
 
 class Sweeper:
-    """A thread that sweeps until it is stopped, and calls a function of its process after each sweep."""
+    """A thread that sweeps until it is stopped."""
 
-    def __init__(self, settings: Settings, after_sweep: Callable[[], None] | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._after_sweep = after_sweep
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -71,8 +69,6 @@ class Sweeper:
         while not self._stopping.wait(self._settings.sweep_seconds * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
             try:
                 sweep_once(self._settings)
-                if self._after_sweep is not None:
-                    self._after_sweep()
             except DBAPIError as error:
                 logger.warning("cannot write to the database; the next sweep tries again: %s", error.orig)
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from app.tables.base import Json, enum_type, new_id, time_field
@@ -66,7 +66,7 @@ class Run(SQLModel, table=True):
     queue: Queue = Field(sa_type=enum_type(Queue))
     priority: int = 0
     config: dict[str, Any] = Field(sa_type=Json)
-    device_count: int = Field(default=1, description="GPUs of the host that the run takes on the queue cuda.")
+    device_count: int = Field(default=1, description="Devices that the run reserves on the queue `cuda`.")
 
     status: RunStatus = Field(default=RunStatus.queued, sa_type=enum_type(RunStatus))
     attempt: int = Field(default=0, description="Counts claims; the fencing token of a worker's writes.")
@@ -74,6 +74,11 @@ class Run(SQLModel, table=True):
     worker_id: str | None = Field(default=None, foreign_key="worker.id")
     lease_expires_at: datetime | None = time_field()
     claimable_at: datetime | None = time_field()
+    needed_disk_bytes: int | None = Field(
+        default=None,
+        sa_type=BigInteger,
+        description="Free disk space that a worker must have to claim the run, after a full disk ended it.",
+    )
     notified_at: datetime | None = time_field()
     event_seq: int = Field(default=0, description="Number of the run's last event.")
 

@@ -83,10 +83,18 @@ def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -
         else:
             reasons[run.id] = (
                 explain_missing_worker(run.queue, run.stage, workers)
+                or _explain_disk_wait(run)
                 or _backing_off(session, run)
                 or _in_line(session, run, workers)
             )
     return reasons
+
+
+def _explain_disk_wait(run: Run) -> str | None:
+    if run.needed_disk_bytes is None:
+        return None
+    mebibytes = -(-run.needed_disk_bytes >> 20)
+    return f"Waits for a worker with {mebibytes} MiB of free disk space: the disk was full."
 
 
 def _backing_off(session: Session, run: Run) -> str | None:

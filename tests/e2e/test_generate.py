@@ -1,11 +1,11 @@
-"""A job whose model answers every row of a dataset by an engine of its own."""
+"""A job that generates a completion for every row of a dataset, with an engine of its own."""
 
 import json
 
 from tests.e2e.platform import Platform, sft
 
 
-def test_a_trained_model_answers_a_dataset_in_the_order_of_its_rows(embedded: Platform) -> None:
+def test_a_trained_model_completes_a_dataset_in_the_order_of_its_rows(embedded: Platform) -> None:
     embedded.start_worker()
     asked = {"stage": "generate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 24}
     (_, answered) = embedded.finish(embedded.submit(sft(), asked))["runs"]
@@ -17,8 +17,8 @@ def test_a_trained_model_answers_a_dataset_in_the_order_of_its_rows(embedded: Pl
     assert all(line["prediction"] and line["reference"] for line in lines)
 
 
-def test_a_job_may_not_name_the_program_of_an_engine(embedded: Platform) -> None:
-    stage = {"stage": "generate", "model": "starter", "dataset": "test", "engine_program": ["rm"]}
+def test_a_job_may_not_name_the_url_of_an_engine(embedded: Platform) -> None:
+    stage = {"stage": "generate", "model": "starter", "dataset": "test", "engine_url": "http://127.0.0.1:1"}
     refused = embedded.client.post("/api/v1/jobs", json={"name": "x", "stages": [stage]})
     assert refused.status_code == 422
-    assert "stages.0.engine_program" in refused.text
+    assert "stages.0.engine_url" in refused.text

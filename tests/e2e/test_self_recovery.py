@@ -1,4 +1,4 @@
-"""A run that meets trouble mends itself, and says what it has done."""
+"""Runs that recover by themselves from a full disk and from too little memory."""
 
 import os
 import subprocess
@@ -24,21 +24,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_full_disk_pauses_the_run_until_there_is_room(team: Platform, small_disk: Path) -> None:
+def test_a_run_that_fills_the_disk_waits_until_there_is_room(team: Platform, small_disk: Path) -> None:
     artifacts = f"file://{team.folder / 'artifacts'}"
     team.start_worker(TUNESMITH_DATA_DIR=str(small_disk), TUNESMITH_ARTIFACTS_URL=artifacts)
     full = {**LONG, "tuning": {"method": "full"}, "keep_checkpoints": 50}
     job = team.submit(sft(**full))
-    until(lambda: team.job(job)["status"] == "paused", 120, lambda: f"{team.job(job)}")
+    until(lambda: team.run(job)["error"] is not None, 120, lambda: f"{team.job(job)}")
     run = team.run(job)
-    assert run["error"]["code"] == "disk_full"
+    assert (run["status"], run["error"]["code"]) == ("queued", "disk_full")
+    assert "MiB of free disk space" in run["waiting_for"]
     assert "resumes from its last complete checkpoint" in run["error"]["hint"]
     steps = [saved["step"] for saved in team.get(f"/runs/{run['id']}/checkpoints")["items"]]
     assert steps, "no checkpoint was kept"
     subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk)], check=True)
     assert team.resumed_at(job) > max(steps)
-    told = [event["data"].get("reason") for event in team.events(run["id"], "status")]
-    assert "there is room on the disk again" in told
+    statuses = [event["data"]["status"] for event in team.events(run["id"], "status")]
+    assert "paused" not in statuses
     team.post(f"/jobs/{job}/cancel")
     team.finish(job)
 

@@ -93,3 +93,8 @@ class StageConfig(Config):
         None,
         description="Kind of hardware to run on. Defaults to the job's queue, then to the service's default.",
     )
+
+    @property
+    def device_count(self) -> int:
+        """Devices that a worker reserves for the run, where its queue has separate devices."""
+        return 1

@@ -55,7 +55,7 @@ class StageKind(StrEnum):
     grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True)
     merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model)
     evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE)
-    generate = Stage(GenerateConfig, "serving.generate", _INFERENCE, resumes=True)
+    generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)
 
     stage: Stage

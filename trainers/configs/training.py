@@ -174,6 +174,11 @@ class TrainingConfig(StageConfig):
     )
 
     @property
+    def device_count(self) -> int:
+        """One process is started for each device."""
+        return self.devices
+
+    @property
     def rows_per_step(self) -> int:
         """Number of rows of the dataset per optimizer step."""
         return self.batch_size

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from trainers.configs.stages.generate import GenerateConfig
+from trainers.configs.stage_table import StageKind
 from trainers.configs.training import Parallelism, TrainingConfig
 
 SHUTDOWN_SECONDS = 3600
@@ -18,8 +18,9 @@ def build_command(python: str, config: Any, config_path: Path, run_dir: Path) ->
     torch's launcher starts the requested number of processes on a CPU too; `accelerate launch` starts one
     there and exits with status 0.
     """
-    package = "serving" if isinstance(config, GenerateConfig) else "trainers"
-    program = [f"{package}.{config.stage}", "--config", str(config_path), "--run-dir", str(run_dir)]
+    module = StageKind(config.stage).stage.program
+    assert module is not None, f"the worker itself runs the stage {config.stage}"
+    program = [module, "--config", str(config_path), "--run-dir", str(run_dir)]
     devices = config.devices if isinstance(config, TrainingConfig) else 1
     if devices == 1:
         return [python, "-m", *program]

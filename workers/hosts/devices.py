@@ -1,4 +1,4 @@
-"""The devices of this host, and who holds which."""
+"""The devices of this host, and their reservation."""
 
 import subprocess
 import threading
@@ -20,26 +20,26 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs of this host; none where there is no driver."""
+    """Return the NVIDIA GPUs of this host; empty where there is no driver."""
     try:
-        listed = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = (line.split(", ") for line in listed.splitlines())
+    rows = (line.split(", ") for line in output.splitlines())
     return [Gpu(int(index), name, int(mebibytes) << 20) for index, name, mebibytes in rows]
 
 
 class DevicePool:
-    """Hands out GPUs, one holder each; CPU and unified memory are shared by all."""
+    """Reserves GPUs, each for one run or engine. The CPU and unified memory are shared by all."""
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self._free = sorted(gpu.index for gpu in gpus)
         self._lock = threading.Lock()
 
     def take(self, queue: Queue, count: int = 1) -> list[int] | None:
-        """GPU indices for one run or engine (none are needed off `cuda`); None while fewer are free.
+        """Reserve GPUs and return their indices; None while fewer are free, and empty outside `cuda`.
 
-        All or none: two runs that each held half of what they need would wait for each other for ever.
+        All or none are reserved: two runs that each held half of what they need would wait forever.
         """
         if queue is not Queue.cuda:
             return []
@@ -50,22 +50,18 @@ class DevicePool:
             return taken
 
     def give_back(self, indices: Sequence[int]) -> None:
-        """Let others have the GPUs."""
+        """Free the GPUs."""
         with self._lock:
             self._free = sorted({*self._free, *indices})
 
     @property
     def free_gpus(self) -> int:
-        """How many GPUs nobody holds."""
+        """The number of GPUs that are not reserved."""
         return len(self._free)
-
-    def free(self, queues: Sequence[Queue]) -> list[Queue]:
-        """Those of the queues whose work could start now."""
-        return [queue for queue in queues if queue is not Queue.cuda or self._free]
 
 
 def device_environment(queue: Queue, indices: Sequence[int]) -> dict[str, str]:
-    """Variables that let a program see its own devices only."""
+    """Return the variables that hide all other devices from a program."""
     if queue is Queue.cuda:
         return {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in indices)}
     return {"CUDA_VISIBLE_DEVICES": ""}

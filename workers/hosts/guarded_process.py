@@ -1,10 +1,10 @@
 """Programs that run in a process group of their own and never outlive the worker that started them.
 
-Between worker and program stands a guard: this very file, run as a program. It holds the reading
-end of a pipe. While the worker renews its lease it writes how many seconds the program may go on;
-when they run out, or when the pipe closes because the worker is gone, the guard kills the whole
-group. So a worker that is killed, or stopped past its lease, leaves no program that works on
-what another worker has taken up.
+A guard runs between the worker and the program: this very file, as a program. It holds the reading end of a
+pipe. With each renewal of its lease, the worker writes for how many seconds the program may still run. When
+they have passed, or when the pipe closes because the worker is gone, the guard kills the whole group. A
+worker that is killed, or suspended past its lease, therefore leaves no program that works on a run which
+another worker has claimed since.
 
     python -m workers.hosts.guarded_process SECONDS -- COMMAND ARGUMENT…
 """
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class GuardedProcess:
-    """A guarded program."""
+    """A program with a guard."""
 
     def __init__(self, guard: subprocess.Popen[bytes]) -> None:
         assert guard.stdin is not None
@@ -39,22 +39,22 @@ class GuardedProcess:
         return self._guard.pid
 
     def extend(self, seconds: float) -> None:
-        """Let the program go on for so many seconds from now."""
-        self._tell(f"lease {seconds:.3f}\n")
+        """Let the program run for so many seconds from now."""
+        self._send(f"lease {seconds:.3f}\n")
 
     def stop(self) -> None:
-        """Ask the program to end by itself (SIGTERM to its group)."""
-        self._tell("stop\n")
+        """Ask the program to end by itself: SIGTERM to its process group."""
+        self._send("stop\n")
 
     def kill(self) -> None:
-        """Kill the program's group, and wait until it is gone."""
+        """Kill the program's process group, and wait until it has ended."""
         self._pipe.close()
         self._guard.wait()
 
     def wait(self, seconds: float) -> int | None:
-        """The exit status, or None if the program still runs after so many seconds.
+        """Return the exit status, or None if the program is still running after so many seconds.
 
-        A program ended by signal n answers 128 + n.
+        The exit status of a program that signal n ended is 128 + n.
         """
         try:
             status = self._guard.wait(seconds)
@@ -63,8 +63,8 @@ class GuardedProcess:
         self._pipe.close()
         return status
 
-    def _tell(self, line: str) -> None:
-        # A program that has ended or was killed cannot be told anything; wait() says so.
+    def _send(self, line: str) -> None:
+        # The program may have ended; wait() reports that.
         with contextlib.suppress(BrokenPipeError, ValueError):
             self._pipe.write(line.encode())
 
@@ -72,7 +72,7 @@ class GuardedProcess:
 def start_guarded_process(
     command: Sequence[str], *, log: Path, environment: Mapping[str, str], seconds: float
 ) -> GuardedProcess:
-    """Start a program whose output goes to `log`; it is killed after `seconds` unless extended."""
+    """Start a program whose output is appended to `log`; it is killed after `seconds` unless extended."""
     with log.open("ab") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "workers.hosts.guarded_process", str(seconds), "--", *command],
@@ -87,10 +87,10 @@ def start_guarded_process(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Guard one program until it ends, the lease runs out, or the worker is gone."""
+    """Guard one program until it ends, its time has passed, or the worker is gone."""
     seconds, separator, *command = arguments
     assert separator == "--" and command, __doc__
-    # The program's group is its own, so that the guard outlives it and can report how it ended.
+    # The program has a group of its own, so that the guard survives it and can report its exit status.
     try:
         program = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_die_with_guard
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"cannot start {command[0]}: {error}", file=sys.stderr)
         return EXIT_START_FAILED
     status = _watch(program, time.monotonic() + float(seconds))
-    _signal_group(program.pid, signal.SIGKILL)  # what the program left behind
+    _signal_group(program.pid, signal.SIGKILL)  # Processes that the program has left behind.
     return EXIT_SIGNAL_BASE - status if status < 0 else status
 
 
@@ -110,7 +110,7 @@ def _watch(program: "subprocess.Popen[bytes]", deadline: float) -> int:
         unread = b""
         while (status := program.poll()) is None:
             if time.monotonic() > deadline:
-                print("the lease has run out: killed", file=sys.stderr, flush=True)
+                print("killed: the lease was not renewed in time", file=sys.stderr, flush=True)
                 _signal_group(program.pid, signal.SIGKILL)
                 return program.wait()
             if not selector.select(timeout=0.1):
@@ -135,7 +135,7 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 def _die_with_guard() -> None:
-    """On Linux the kernel kills the program should the guard itself be killed."""
+    """Let the kernel kill the program if the guard itself is killed (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

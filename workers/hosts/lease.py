@@ -1,4 +1,4 @@
-"""Leases: while this worker renews them, nobody else may take what it holds."""
+"""Leases: while this worker renews one, no other worker may take the run or deployment."""
 
 import logging
 import threading
@@ -15,16 +15,16 @@ from workers.hosts.guarded_process import GuardedProcess
 
 logger = logging.getLogger(__name__)
 
-# The program dies when this share of the lease has gone by without a renewal: well before the lease
-# ends by the database's clock, so that no two programs ever work on one run.
-STOP_AT = 0.85
+# Without a renewal, the program is killed after this share of the lease: well before the lease ends by the
+# database's clock, so that two programs never work on one run.
+KILL_AT_SHARE = 0.85
 
 
 class Lease:
-    """One run or deployment held by this worker.
+    """The lease of one run or deployment that this worker holds.
 
-    `since` is this host's monotonic time from before it was asked for: the database's lease can only
-    end later than one counted from there.
+    `since` is this host's monotonic time before the claim was sent. The database's lease can only end later
+    than one counted from there.
     """
 
     def __init__(self, name: str, seconds: float, since: float, renew: Callable[[Session], object]) -> None:
@@ -32,33 +32,33 @@ class Lease:
         self.lost = threading.Event()
         self._seconds = seconds
         self._renew = renew
-        self._children: list[GuardedProcess] = []
+        self._processes: list[GuardedProcess] = []
         self._has_ended = False
-        self._deadline = since + seconds * STOP_AT
+        self._deadline = since + seconds * KILL_AT_SHARE
 
     @property
     def seconds_left(self) -> float:
-        """How long a program may go on without a renewal."""
+        """The time for which a program may run without a renewal."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def bind(self, child: GuardedProcess) -> None:
-        """From now on, renewals let this program go on too."""
-        self._children = [*self._children, child]
-        child.extend(self.seconds_left)
+    def bind(self, process: GuardedProcess) -> None:
+        """Extend the life of this process with each renewal."""
+        self._processes = [*self._processes, process]
+        process.extend(self.seconds_left)
 
-    def unbind(self, child: GuardedProcess) -> None:
-        """The program has ended, or goes on by another lease."""
-        self._children = [bound for bound in self._children if bound is not child]
+    def unbind(self, process: GuardedProcess) -> None:
+        """Stop extending the life of this process: it has ended, or another lease is bound to it."""
+        self._processes = [bound for bound in self._processes if bound is not process]
 
     def end(self) -> None:
-        """What was held is held no more, as it should be: there is nothing to renew."""
+        """Stop renewing: the run has ended, and its lease with it."""
         self._has_ended = True
 
     def renew(self) -> None:
-        """Renew once; a database out of reach leaves the deadline as it is."""
+        """Renew once; while the database is unavailable, the deadline stays as it is."""
         if self._has_ended:
             return
-        asked_at = time.monotonic()
+        requested_at = time.monotonic()
         try:
             with transaction() as session:
                 self._renew(session)
@@ -70,13 +70,13 @@ class Lease:
             if not self.seconds_left:
                 self.lost.set()
         else:
-            self._deadline = asked_at + self._seconds * STOP_AT
-            for child in self._children:
-                child.extend(self.seconds_left)
+            self._deadline = requested_at + self._seconds * KILL_AT_SHARE
+            for process in self._processes:
+                process.extend(self.seconds_left)
 
 
 class Leases:
-    """Renews all that this worker holds, in a thread of its own."""
+    """The thread that renews all leases of this worker."""
 
     def __init__(self, heartbeat_seconds: float, announce: Callable[[], None]) -> None:
         self._heartbeat_seconds = heartbeat_seconds
@@ -84,20 +84,20 @@ class Leases:
         self._held: set[Lease] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the beat."""
+        """Stop the thread and wait for it."""
         self._stopping.set()
         self._thread.join()
 
     @contextmanager
     def hold(self, lease: Lease) -> Iterator[Lease]:
-        """Renew a lease for as long as the block lasts."""
+        """Renew a lease until the block ends."""
         with self._lock:
             self._held.add(lease)
         try:
@@ -106,7 +106,7 @@ class Leases:
             with self._lock:
                 self._held.discard(lease)
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._stopping.wait(self._heartbeat_seconds):
             with self._lock:
                 held = list(self._held)

@@ -1,4 +1,4 @@
-"""This worker: what it is, what it can run, and how it makes itself known."""
+"""This worker: its row in the database, its hardware, and the state that its threads share."""
 
 import importlib.metadata
 import os
@@ -21,25 +21,12 @@ from workers.hosts.devices import DevicePool, find_gpus
 from workers.hosts.lease import Leases
 from workers.tracking.tracker import Tracker
 
-PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
-# Without these a stage's program cannot start here.
-TRAINING = ("torch", "transformers", "trl", "peft", "datasets")
-NEEDS = {
-    StageKind.prepare: ("transformers",),
-    StageKind.preflight: TRAINING,
-    StageKind.sft: TRAINING,
-    StageKind.dpo: TRAINING,
-    StageKind.grpo: TRAINING,
-    StageKind.merge: ("torch", "transformers", "peft"),
-    StageKind.evaluate: ("torch", "transformers", "peft"),
-    StageKind.generate: ("torch", "transformers", "peft"),
-    StageKind.deploy: ("torch", "transformers", "peft"),
-}
+REPORTED_PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
 
 
 @dataclass
 class WorkerContext:
-    """What the threads of one worker share."""
+    """The state that the threads of one worker share."""
 
     worker_id: str
     settings: Settings
@@ -55,38 +42,38 @@ class WorkerContext:
         self.tracker = Tracker(self.settings)
 
     def announce(self) -> None:
-        """Tell that this worker lives, by the database's clock."""
+        """Write that this worker is alive, by the database's clock."""
         _update(self.worker_id, last_seen_at=database_now())
 
     def leave(self) -> None:
-        """Tell that this worker has stopped."""
+        """Write that this worker has stopped."""
         _update(self.worker_id, last_seen_at=database_now(), stopped_at=database_now())
 
 
 def register_worker(settings: Settings, queues: Sequence[Queue], name: str | None) -> WorkerContext:
-    """Make this worker known under an id that is new with each start."""
+    """Insert this worker under an id that is new with each start."""
     gpus = find_gpus()
     stages = [stage for stage in StageKind if settings.trainer_python or supports_stage(stage)]
-    worker = Worker(
+    row = Worker(
         name=name or f"{socket.gethostname()}-{os.getpid()}",
         host=socket.gethostname(),
         pid=os.getpid(),
         queues=list(queues),
         stages=list(stages),
-        hardware=_hardware()
+        hardware=_read_hardware()
         | {"gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in gpus]},
-        versions=_versions(),
+        versions=_read_versions(),
     )
     with transaction() as session:
-        session.add(worker)
-    host = WorkerContext(worker.id, settings, list(queues), stages, DevicePool(gpus))
-    host.announce()
-    return host
+        session.add(row)
+    worker = WorkerContext(row.id, settings, list(queues), stages, DevicePool(gpus))
+    worker.announce()
+    return worker
 
 
 def supports_stage(stage: StageKind) -> bool:
-    """Whether the packages that a stage needs are installed beside this worker."""
-    return all(_version(package) is not None for package in NEEDS[stage])
+    """Tell whether the packages that the stage needs are installed in this worker's environment."""
+    return all(_find_version(package) is not None for package in stage.stage.packages)
 
 
 def _update(worker_id: str, **values: Any) -> None:
@@ -94,7 +81,7 @@ def _update(worker_id: str, **values: Any) -> None:
         session.execute(update(Worker).where(col(Worker.id) == worker_id).values(**values))
 
 
-def _hardware() -> dict[str, Any]:
+def _read_hardware() -> dict[str, Any]:
     return {
         "system": platform.system(),
         "machine": platform.machine(),
@@ -103,13 +90,13 @@ def _hardware() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {package: _version(package) for package in PACKAGES}
+def _read_versions() -> dict[str, str]:
+    found = {package: _find_version(package) for package in REPORTED_PACKAGES}
     installed = {package: version for package, version in found.items() if version}
     return {"python": sys.version.split()[0], **installed}
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""Checkpoints on their way from a run directory to the artifact store, in a thread of their own.
+"""Upload of checkpoints from a run directory to the artifact store, in a thread of its own.
 
-The program prunes its checkpoints without asking. So that a slow store is not left with none at all,
-each is held by hard links until it is stored; of those that wait only the newest is, which bounds the
-disk that they take.
+The program deletes its older checkpoints at any time. So that a slow store does not end up without any,
+each checkpoint is kept by hard links until it is stored. Of those that wait, only the newest is kept, which
+bounds the disk space.
 """
 
 import os
@@ -15,12 +15,12 @@ from app.storage.artifacts import PublishedArtifact, get_store
 from app.tables import Run
 from trainers.runtime import run_dir as files
 
-HELD = ".held"
+LINK_FOLDER = ".held"
 
 
 @dataclass(frozen=True)
 class CheckpointUpload:
-    """A checkpoint that is being stored; the future answers None when the program pruned it too soon."""
+    """A checkpoint that is being stored; `stored` is None if the program deleted its files too early."""
 
     checkpoint: files.CheckpointRecord
     folder: Path
@@ -37,48 +37,48 @@ class CheckpointUploads:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
 
     def add(self, checkpoint: files.CheckpointRecord) -> None:
-        """Store a checkpoint after the one that is being stored now, instead of any that waits."""
+        """Store a checkpoint after the current upload, and drop the ones that are waiting."""
         for upload in [upload for upload in self.pending if upload.stored.cancel()]:
             self.remove(upload)
-        folder = self._hold(checkpoint)
-        stored = self._executor.submit(_store, folder, f"{self._key}{checkpoint.step:08d}")
+        folder = self._link_files(checkpoint)
+        stored = self._executor.submit(_store_checkpoint, folder, f"{self._key}{checkpoint.step:08d}")
         self.pending.append(CheckpointUpload(checkpoint, folder, stored))
 
     def remove(self, upload: CheckpointUpload) -> None:
-        """Forget a checkpoint that SQL knows, or never will."""
+        """Remove a checkpoint that is in SQL, or that will not be stored."""
         self.pending.remove(upload)
-        if self._run_dir / HELD in upload.folder.parents:
+        if self._run_dir / LINK_FOLDER in upload.folder.parents:
             shutil.rmtree(upload.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Begin no further upload and wait for the one under way."""
+        """Wait for the current upload, and start no other."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _hold(self, checkpoint: files.CheckpointRecord) -> Path:
-        """Hard links to the checkpoint's files, or where there can be none, the files themselves."""
+    def _link_files(self, checkpoint: files.CheckpointRecord) -> Path:
+        """Return a folder of hard links, or the checkpoint itself where the file system has none."""
         source = self._run_dir / checkpoint.path
-        held = self._run_dir / HELD / f"step-{checkpoint.step:08d}"
+        links = self._run_dir / LINK_FOLDER / f"step-{checkpoint.step:08d}"
         try:
-            shutil.copytree(source, held, copy_function=os.link)
+            shutil.copytree(source, links, copy_function=os.link)
         except OSError:
-            shutil.rmtree(held, ignore_errors=True)
+            shutil.rmtree(links, ignore_errors=True)
             return source
-        return held
+        return links
 
 
-def _store(folder: Path, key: str) -> PublishedArtifact | None:
+def _store_checkpoint(folder: Path, key: str) -> PublishedArtifact | None:
     try:
         published = get_store().publish_folder(folder, key)
     except FileNotFoundError:
         return None
-    if _is_whole(folder):
+    if _is_complete(folder):
         return published
     get_store().delete(key)
     return None
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether no file was pruned before it could be stored: files only vanish, so asking afterwards tells."""
+def _is_complete(folder: Path) -> bool:
+    """Tell whether all files exist. Files only disappear, so a check after the copy suffices."""
     try:
         manifest = files.read_json(folder / files.MANIFEST) or {}
         return all((folder / file["path"]).is_file() for file in manifest["files"])

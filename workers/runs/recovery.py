@@ -1,49 +1,45 @@
-"""What a worker mends by itself: too little memory for a micro-batch, and a full disk."""
+"""Failures that a worker recovers from: too little memory for a micro-batch, and a full disk."""
 
-import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session, col, select
 
-from app.runs import lifecycle
 from app.runs.lifecycle import NewEvent
-from app.storage.database import read_session, transaction
-from app.tables import Checkpoint, EventType, Run, RunStatus
-from trainers.runtime.error_codes import ErrorCode
-from workers.hosts.worker import WorkerContext
+from app.tables import Checkpoint, EventType, Run
+from trainers.configs import TrainingConfig, parse_stage
 
-# A checkpoint is written beside the one before it, and the model beside both; less than 64 MiB is no room
-# for any of a run's files to grow.
-CHECKPOINTS_OF_ROOM = 3
-LEAST_ROOM_BYTES = 64 << 20
+# A checkpoint is written while the one before it and the model are still on the disk.
+CHECKPOINTS_IN_FREE_SPACE = 3
+MIN_FREE_BYTES = 64 << 20
+DISK_FULL_HINT = "Free some disk space: the run then resumes by itself from its last checkpoint."
 VMSTAT = Path("/proc/vmstat")
 
-logger = logging.getLogger(__name__)
 
+def reduce_memory(config: dict[str, Any]) -> dict[str, Any]:
+    """Return `smaller_config` and `warning` of an AttemptEnd; empty if the config cannot need less memory.
 
-def halve_micro_batch(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The config with about half the rows in a forward pass and as many in a step; None where it has one."""
-    rows = config.get("micro_batch_size")
-    if not rows or rows == 1:
-        return None
-    share = config["batch_size"] // config["devices"]
-    return config | {"micro_batch_size": next(n for n in range(rows // 2, 0, -1) if share % n == 0)}
-
-
-def micro_batch_warning(run: Run, config: dict[str, Any]) -> NewEvent:
-    """The warning that the run goes on with fewer rows at once."""
+    The micro-batch is about halved. The batch size, and therefore each step, stays the same.
+    """
+    stage = parse_stage(config)
+    if not isinstance(stage, TrainingConfig) or stage.micro_batch_size in (None, 1):
+        return {}
+    assert stage.micro_batch_size is not None
+    rows_per_device = stage.batch_size // stage.devices
+    smaller = next(n for n in range(stage.micro_batch_size // 2, 0, -1) if rows_per_device % n == 0)
     message = (
-        f"The device ran out of memory with micro_batch_size {run.config['micro_batch_size']}, so the run "
-        f"goes on from its last checkpoint with {config['micro_batch_size']} and more accumulation; "
-        f"batch_size {config['batch_size']}, and so each step, stays the same."
+        f"The device ran out of memory with micro_batch_size {stage.micro_batch_size}. The run resumes from "
+        f"its last checkpoint with micro_batch_size {smaller} and more gradient accumulation; batch_size "
+        f"{stage.batch_size}, and therefore each step, stays the same."
     )
-    return NewEvent(EventType.warning, {"code": "micro_batch_halved", "message": message})
+    return {
+        "smaller_config": config | {"micro_batch_size": smaller},
+        "warning": NewEvent(EventType.warning, {"code": "micro_batch_halved", "message": message}),
+    }
 
 
 def count_oom_kills() -> int:
-    """Programs that the kernel has killed for memory since it started; 0 where it does not tell."""
+    """Return how many processes the kernel has killed for lack of memory; 0 where it keeps no count."""
     try:
         lines = VMSTAT.read_text().splitlines()
     except OSError:
@@ -51,57 +47,8 @@ def count_oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def oom_kill_error(run: Run) -> dict[str, Any]:
-    """The error of a program that the kernel ended."""
-    return {
-        "code": ErrorCode.out_of_memory,
-        "message": f"The kernel killed the program of {run.id} because the host had no memory left.",
-        "hint": "Lower micro_batch_size (batch_size, and so the result, may stay as it is) or max_length.",
-    }
-
-
-def disk_full_error(message: str) -> dict[str, Any]:
-    """The error of a run that waits for room."""
-    hint = "Free some space: the run then goes on by itself from its last checkpoint."
-    return {"code": ErrorCode.disk_full, "message": message, "hint": hint}
-
-
-def release_disk_waits(host: WorkerContext) -> None:
-    """Queue runs again that a full disk had paused, if this worker's disk has room for them now."""
-    with read_session() as session:
-        waiting = _waiting_for_room(session, host)
-        needed = {run.id: _room_bytes(session, run) for run in waiting}
-    if not needed:
-        return
-    free = shutil.disk_usage(host.settings.data_dir).free
-    for run_id in [run_id for run_id, size in needed.items() if size <= free]:
-        with transaction() as session:
-            reason = {"reason": "there is room on the disk again", "free_bytes": free}
-            moved = lifecycle.move(
-                session,
-                run_id,
-                RunStatus.queued,
-                sources=[RunStatus.paused],
-                values={"error": None},
-                data=reason,
-            )
-        if moved is not None:
-            logger.info("goes on after a full disk", extra={"run_id": run_id})
-
-
-def _waiting_for_room(session: Session, host: WorkerContext) -> list[Run]:
-    """Runs that a full disk has paused, and that this worker could go on with."""
-    paused = select(Run).where(
-        col(Run.status) == RunStatus.paused,
-        col(Run.queue).in_(host.queues),
-        col(Run.stage).in_(host.stages),
-        col(Run.error).is_not(None),
-    )
-    return [run for run in session.exec(paused) if lifecycle.is_waiting_for_room(run)]
-
-
-def _room_bytes(session: Session, run: Run) -> int:
-    """Free bytes from which a run can be expected to write its next files."""
+def estimate_needed_bytes(session: Session, run: Run) -> int:
+    """Return the free bytes of disk with which the run can be expected to write its next files."""
     sizes = select(Checkpoint.size_bytes).where(col(Checkpoint.run_id) == run.id)
-    newest = session.exec(sizes.order_by(col(Checkpoint.step).desc()).limit(1)).first()
-    return max(LEAST_ROOM_BYTES, CHECKPOINTS_OF_ROOM * (newest or 0))
+    latest = session.exec(sizes.order_by(col(Checkpoint.step).desc()).limit(1)).first()
+    return max(MIN_FREE_BYTES, CHECKPOINTS_IN_FREE_SPACE * (latest or 0))

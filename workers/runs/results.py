@@ -1,4 +1,4 @@
-"""What a program left in its run directory: a result, an error or neither. The program is not trusted."""
+"""Results and errors that a program leaves in its run directory. The program is not trusted."""
 
 import logging
 import shutil
@@ -10,95 +10,132 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from app.tables import ModelKind, Run
+from serving.engines.child_engine import log_tail
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
 from workers.hosts import guarded_process
 from workers.runs import recovery
 from workers.runs.launch import Launch
 
 # A program that could not even write its error.json has probably filled the disk.
-DISK_FULL_BELOW_BYTES = 1 << 20
-# A result is a row of SQL; what is larger belongs into a file of its own.
+MIN_DISK_BYTES = 1 << 20
+# A result is stored in a row of SQL; larger output belongs in a file of its own.
 MAX_JSON_BYTES = 8 << 20
+ENGINE_LOG = "engine.log"
 
 logger = logging.getLogger(__name__)
 
 
+class ReportedError(TunesmithError):
+    """An error that a program or a deployment has reported, with any of the published codes."""
+
+    def __init__(self, code: ErrorCode, message: str, hint: str | None) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+class DataDiskFull(TunesmithError):
+    code = ErrorCode.disk_full
+
+
+class KilledForMemory(TunesmithError):
+    code = ErrorCode.out_of_memory
+
+
+class ProgramKilled(TunesmithError):
+    code = ErrorCode.program_killed
+
+
+class ProgramWithoutResult(TunesmithError):
+    code = ErrorCode.program_without_result
+
+
 class ProducedModel(BaseModel):
-    """What a program says of the model that it has made."""
+    """The part of a result that describes the model."""
 
     path: str
     kind: ModelKind
     template_sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")] | None = None
 
 
-class _MadeDataset(BaseModel):
-    """What a program says of a dataset that it has made."""
+class ProducedDataset(BaseModel):
+    """The part of a result that describes one dataset."""
 
     part: str
     path: str
 
 
-class _Error(BaseModel):
-    """What a program says of its failure."""
+class _ErrorFile(BaseModel):
+    """The content of `error.json`."""
 
     code: ErrorCode
     message: str
-    hint: str = ""
+    hint: str | None = None
 
 
 def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
-    """The program's result, if it is one that can be stored and names only what is there."""
-    result = _read(run_dir / files.RESULT)
+    """Return the program's result, if it is valid and its files are inside the run directory."""
+    result = _read_json(run_dir / files.RESULT)
     if result is None:
         return None
     try:
         folders = [ProducedModel.model_validate(result.get("model")).path] if run.stage.produces_model else []
-        paths = [_MadeDataset.model_validate(made).path for made in result.get("datasets", [])]
+        paths = [ProducedDataset.model_validate(dataset).path for dataset in result.get("datasets", [])]
     except (ValidationError, TypeError) as error:
-        logger.warning("the result is none: %s", error, extra={"run_id": run.id})
+        logger.warning("result.json is not valid: %s", error, extra={"run_id": run.id})
         return None
-    inside = all((run_dir / path).resolve().is_relative_to(run_dir.resolve()) for path in folders + paths)
-    there = all((run_dir / path).is_dir() for path in folders) and all(
+    is_inside = all((run_dir / path).resolve().is_relative_to(run_dir.resolve()) for path in folders + paths)
+    exists = all((run_dir / path).is_dir() for path in folders) and all(
         (run_dir / path).is_file() for path in paths
     )
-    return result if inside and there else None
+    return result if is_inside and exists else None
 
 
-def read_error(run_dir: Path) -> dict[str, Any] | None:
-    """The program's own account of its failure, if it left one."""
-    told = _read(run_dir / files.ERROR)
+def read_error(run_dir: Path) -> TunesmithError | None:
+    """Return the error that the program has reported, if there is one."""
+    content = _read_json(run_dir / files.ERROR)
+    if content is None:
+        return None
     try:
-        return _Error.model_validate(told).model_dump() if told is not None else None
+        error = _ErrorFile.model_validate(content)
     except ValidationError:
         return None
+    message = error.message
+    if error.code is ErrorCode.engine_failed and (run_dir / ENGINE_LOG).exists():
+        # The program knows only that the engine stopped responding.
+        message += f"\nThe end of the engine's log:\n{log_tail(run_dir / ENGINE_LOG)}"
+    return ReportedError(error.code, message, error.hint)
 
 
-def infer_error(run: Run, launch: Launch, exit_status: int) -> dict[str, Any]:
-    """The error of a program that left neither a result nor an account of its own."""
-    if shutil.disk_usage(launch.run_dir).free < DISK_FULL_BELOW_BYTES:
-        return recovery.disk_full_error(
-            f"The disk with the worker's data directory is full: the program of {run.id} could not go on."
+def infer_error(run: Run, launch: Launch, exit_status: int) -> TunesmithError:
+    """Return the most likely error of a program that left neither a result nor an error."""
+    if shutil.disk_usage(launch.run_dir).free < MIN_DISK_BYTES:
+        return DataDiskFull(
+            f"The disk of the worker's data directory is full: the program of {run.id} could not continue.",
+            recovery.DISK_FULL_HINT,
         )
-    if (
-        exit_status == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
-        and recovery.count_oom_kills() > launch.kernel_kills
-    ):
-        return recovery.oom_kill_error(run)
+    is_killed = exit_status == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
+    if is_killed and recovery.count_oom_kills() > launch.n_oom_kills:
+        return KilledForMemory(
+            f"The kernel killed the program of {run.id} because the host had no memory left.",
+            "Lower max_length or micro_batch_size; the latter does not change the result, since batch_size "
+            "stays the same.",
+        )
     if exit_status > guarded_process.EXIT_SIGNAL_BASE:
-        message = f"The program was killed by signal {exit_status - guarded_process.EXIT_SIGNAL_BASE}."
-        hint = "A 9 is often the kernel's out-of-memory killer: use a smaller micro_batch_size or max_length."
-        return {"code": ErrorCode.program_killed, "message": message, "hint": hint}
-    message = f"The program ended with status {exit_status} and left neither a result nor an error."
-    return {
-        "code": ErrorCode.program_without_result,
-        "message": message,
-        "hint": "Read the end of the log.",
-    }
+        return ProgramKilled(
+            f"The program was killed by signal {exit_status - guarded_process.EXIT_SIGNAL_BASE}.",
+            "Signal 9 often comes from the kernel's out-of-memory killer: use a smaller micro_batch_size or "
+            "max_length.",
+        )
+    return ProgramWithoutResult(
+        f"The program exited with status {exit_status} and left neither a result nor an error.",
+        "Read the end of the log.",
+    )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A file of JSON that both databases can hold, else None."""
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object that both databases can store, or return None."""
     if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
         return None
     try:
@@ -106,15 +143,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         logger.warning("%s cannot be read: %s", path, error)
         return None
-    return _without_nul(value) if isinstance(value, dict) else None
+    return _replace_nul(value) if isinstance(value, dict) else None
 
 
-def _without_nul(value: Any) -> Any:
-    """PostgreSQL's JSON holds no NUL."""
+def _replace_nul(value: Any) -> Any:
+    """Replace the NUL character, which PostgreSQL's JSON cannot store."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd")
     if isinstance(value, list):
-        return [_without_nul(item) for item in value]
+        return [_replace_nul(item) for item in value]
     if isinstance(value, dict):
-        return {_without_nul(name): _without_nul(item) for name, item in value.items()}
+        return {_replace_nul(name): _replace_nul(item) for name, item in value.items()}
     return value

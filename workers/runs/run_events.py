@@ -1,6 +1,6 @@
-"""Lines that a program appends to the files of its run directory, read as far as they hold.
+"""Lines that a program appends to the files of its run directory.
 
-The program is not trusted: what it writes is validated, and a line that does not hold is left out.
+The program is not trusted: every line is validated, and invalid lines are skipped.
 """
 
 import logging
@@ -23,17 +23,17 @@ CHECKPOINT = TypeAdapter(CheckpointRecord)
 
 
 class FileTail:
-    """Reads what was appended to a file since the last time, whole lines only."""
+    """Reads the whole lines that were appended to a file since the last read."""
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path
         self._offset = path.stat().st_size if from_end and path.exists() else 0
 
     def read(self, *, to_end: bool = False, newest: bool = False) -> str:
-        """New lines; with `to_end` also a last one without its newline.
+        """Return the new lines; with `to_end` also a last line that does not end with a newline.
 
-        Of more than `MAX_READ_BYTES` it answers the first and goes on from there the next time, or with
-        `newest` the last.
+        At most `MAX_READ_BYTES` are read. The rest follows with the next read; with `newest`, the end of the
+        file is read and what comes before it is skipped.
         """
         if not self._path.is_file():
             return ""
@@ -41,27 +41,27 @@ class FileTail:
             self._offset = max(self._offset, self._path.stat().st_size - MAX_READ_BYTES)
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            read = file.read(MAX_READ_BYTES)
-        whole = read.rfind(b"\n") + 1
-        if len(read) == MAX_READ_BYTES:
-            whole = whole or len(read)
+            content = file.read(MAX_READ_BYTES)
+        end = content.rfind(b"\n") + 1
+        if len(content) == MAX_READ_BYTES:
+            end = end or len(content)
         elif to_end:
-            whole = len(read)
-        self._offset += whole
-        # PostgreSQL's JSON holds no NUL.
-        return read[:whole].decode("utf-8", "replace").replace("\0", "\ufffd")
+            end = len(content)
+        self._offset += end
+        # PostgreSQL's JSON cannot store NUL.
+        return content[:end].decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
 def parse_lines(kind: TypeAdapter[T], text: str) -> list[T]:
-    """The lines that hold; a program that was killed leaves the last one torn."""
-    values, refused = [], 0
-    # JSON strings may hold characters at which splitlines() would split.
+    """Return the lines that are valid. A program that was killed leaves its last line incomplete."""
+    values, n_invalid = [], 0
+    # JSON strings may contain characters at which splitlines() would split, such as U+2028.
     for line in text.split("\n"):
         try:
             if line.strip():
                 values.append(kind.validate_json(line))
         except ValidationError:
-            refused += 1
-    if refused:
-        logger.warning("%d lines of a program were left out: they are no events", refused)
+            n_invalid += 1
+    if n_invalid:
+        logger.warning("%d line(s) of a program were skipped: they are not valid", n_invalid)
     return values

@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from app.deployments.create import insert_deployment
 from app.runs import lifecycle
-from app.runs.lifecycle import NewEvent, StaleAttempt
+from app.runs.lifecycle import FreeResources, NewEvent, StaleAttempt
 from app.settings import Settings
 from app.storage.database import get_engine, read_session, transaction
 from app.tables import Deployment, Event, EventType, Run, RunStatus, Worker
@@ -105,7 +105,7 @@ def test_an_earlier_attempt_writes_nothing_while_a_later_holds_the_run(
     make_job(RunStatus.queued)
     stale = claim(make_worker(), lease_seconds=-1)
     with transaction() as session:
-        lifecycle.release_expired(session, max_faults=3)
+        lifecycle.release_expired(session, max_failures=3)
     current = claim(make_worker())
     assert stale is not None and current is not None and current.attempt == stale.attempt + 1
     with transaction() as session, pytest.raises(StaleAttempt):
@@ -116,7 +116,7 @@ def test_a_run_fails_after_its_last_fault_and_ends_what_follows(make_job: Make) 
     lapsed = datetime.now(UTC) - timedelta(hours=1)
     make_job(RunStatus.running, RunStatus.queued, lease_expires_at=lapsed, failure_count=3)
     with transaction() as session:
-        (released,) = lifecycle.release_expired(session, max_faults=3)
+        (released,) = lifecycle.release_expired(session, max_failures=3)
     with read_session() as session:
         runs = session.exec(select(Run).order_by(col(Run.position))).all()
     assert [run.status for run in runs] == [RunStatus.failed, RunStatus.cancelled]
@@ -170,6 +170,8 @@ def test_a_run_for_more_gpus_than_are_free_is_left_to_others(make_job: Make, mak
     claimed = []
     for free in (1, 4, 4, 8):
         with transaction() as session:
-            run = lifecycle.claim(session, worker.id, [Queue.cuda], list(StageKind), LEASE_SECONDS, free)
+            run = lifecycle.claim(
+                session, worker.id, [Queue.cuda], list(StageKind), LEASE_SECONDS, FreeResources(free, 0)
+            )
             claimed.append(run.id if run else None)
     assert claimed == [None, small.id, None, large.id]

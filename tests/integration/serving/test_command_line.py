@@ -98,9 +98,7 @@ def test_a_stopped_batch_resumes(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_loads_no_ml_package_itself() -> None:
-    program = (
-        "import sys, serving.batch.generate; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
-    )
+    program = "import sys, trainers.generate; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout == "set()\n"
 
@@ -112,7 +110,7 @@ def test_the_output_of_another_batch_is_not_continued(tiny: Path, tmp_path: Path
     source = rows(tmp_path / "rows.jsonl", ["count", "hello"])
     done = serve("--model", tiny / "base", "--input", source, "--output", output)
     assert done.returncode == 1
-    assert "holds an answer to row 1 of another batch" in done.stderr
+    assert "the prompt of row 1 is different" in done.stderr
     assert lines(output) == [kept]
 
 

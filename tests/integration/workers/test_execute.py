@@ -246,7 +246,7 @@ def test_what_sql_wants_at_the_end_decides_though_the_worker_has_not_heard_of_it
     assert run is not None
     move(run.id, wanted)
     lease = Lease(run.id, 60, time.monotonic(), lambda _: None)
-    complete.end_attempt(RunAttempt(run, host.settings, lease, stop_asked=True), None)
+    complete.end_attempt(RunAttempt(run, host.settings, lease, stop_requested=True), None)
     assert row(run.id).status is {"cancelling": RunStatus.cancelled, "pausing": RunStatus.paused}[wanted]
 
 
@@ -288,6 +288,7 @@ def deploy_stage(model: str) -> dict[str, object]:
     return {
         "stage": StageKind.deploy,
         "queue": Queue.cuda,
+        "device_count": 0,
         "config": {"stage": "deploy", "model": model, "deployment": "tuned"},
     }
 

@@ -50,3 +50,8 @@ class DeployConfig(StageConfig, DeploymentChoice):
     ready_timeout_seconds: float = Field(
         600, gt=0, le=7200, description="Seconds within which the deployment must be ready."
     )
+
+    @property
+    def device_count(self) -> int:
+        """None: the engine outlives the run and reserves its own devices."""
+        return 0

@@ -24,14 +24,14 @@ def test_lines_that_are_no_events_are_left_out_and_the_rest_is_told(tmp_path: Pa
     ]  # fmt: skip
     lines = [*hostile[:-1], metrics(2, loss=0.5, grad_norm=None), hostile[-1]]
     (tmp_path / "events.jsonl").write_text("\n".join(lines))
-    (fact,) = RunDirFollower(tmp_path).look(to_end=True).facts
-    assert (fact.type, fact.step, fact.data) == (EventType.metrics, 2, {"loss": 0.5, "grad_norm": None})
+    (event,) = RunDirFollower(tmp_path).poll(to_end=True).events
+    assert (event.type, event.step, event.data) == (EventType.metrics, 2, {"loss": 0.5, "grad_norm": None})
 
 
 def test_a_line_separator_within_a_string_does_not_split_an_event(tmp_path: Path) -> None:
     warning = {"type": "warning", "time": NOW, "code": "odd", "message": "one\u2028two"}
     (tmp_path / "events.jsonl").write_text(json.dumps(warning, ensure_ascii=False) + "\n")
-    assert RunDirFollower(tmp_path).look().facts[0].data["message"] == "one\u2028two"
+    assert RunDirFollower(tmp_path).poll().events[0].data["message"] == "one\u2028two"
 
 
 def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -> None:
@@ -40,26 +40,26 @@ def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -
         for exactness in ("nearly", "approximate")
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (fact,) = RunDirFollower(tmp_path).look().facts
+    (event,) = RunDirFollower(tmp_path).poll().events
     expected = {"exactness": "approximate", "reasons": ["so"]}
-    assert (fact.type, fact.step, fact.data) == (EventType.resumed, 7, expected)
+    assert (event.type, event.step, event.data) == (EventType.resumed, 7, expected)
 
 
 def test_more_events_than_one_look_reads_are_all_told_in_the_end(tmp_path: Path) -> None:
     lines = [metrics(step, loss=1.0) for step in range(appended.MAX_READ_BYTES // 80)]
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
     follower = RunDirFollower(tmp_path)
-    told = [fact.step for _ in range(3) for fact in follower.look().facts]
+    told = [event.step for _ in range(3) for event in follower.poll().events]
     assert told == list(range(len(lines)))
 
 
 def test_flooded_log_tells_its_newest_lines_in_one_bounded_event(tmp_path: Path) -> None:
     with (tmp_path / "log.txt").open("w") as log:
         log.writelines(f"{number} {'x' * 5000}\n" for number in range(20_000))
-    (fact,) = RunDirFollower(tmp_path).look().facts
-    assert fact.data["lines"][-1].startswith("19999 x")
-    assert "before these are in the whole log" in fact.data["lines"][0]
-    assert len(json.dumps(fact.data)) < 300_000
+    (event,) = RunDirFollower(tmp_path).poll().events
+    assert event.data["lines"][-1].startswith("19999 x")
+    assert "earlier lines are in the whole log" in event.data["lines"][0]
+    assert len(json.dumps(event.data)) < 300_000
 
 
 def test_checkpoints_outside_the_run_directory_or_told_twice_are_left_out(tmp_path: Path) -> None:
@@ -73,4 +73,4 @@ def test_checkpoints_outside_the_run_directory_or_told_twice_are_left_out(tmp_pa
     ]
     lines = [{"step": step, "path": path, "size_bytes": 1, "time": NOW} for step, path in told]
     (tmp_path / "checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [checkpoint.step for checkpoint in follower.look().checkpoints] == [1]
+    assert [checkpoint.step for checkpoint in follower.poll().checkpoints] == [1]

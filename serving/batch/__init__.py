@@ -1,1 +1,0 @@
-"""Completions for the rows of a file."""

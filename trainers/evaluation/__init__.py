@@ -1,0 +1,1 @@
+"""Completions of the rows of a dataset, for predictions and scores."""
