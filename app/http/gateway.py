@@ -19,11 +19,12 @@ from app.routing_table.schemas import RouteTargetView
 from app.settings import get_settings
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Scope
-from serving.gateway.gateway import ClientIdentity, Gateway
+from serving.gateway.downstream import ClientIdentity
+from serving.gateway.gateway import Gateway
 from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.mounted.openapi import components, paths
 from serving.gateway.rate_limits import AuthorizedClient
-from serving.gateway.routes import CachedRoutes, Route, Target
+from serving.gateway.routes import CachedRoutingTable, Route, Target
 from serving.http.errors import EngineUnavailable, InvalidApiKey, PermissionDenied
 
 WAKE_POLL_SECONDS = 0.3
@@ -67,16 +68,16 @@ async def authorize_client(sender: ClientIdentity) -> AuthorizedClient:
     return AuthorizedClient(caller.key_id, caller.requests_per_minute, caller.concurrent_requests)
 
 
-class SqlRoutingTable(CachedRoutes):
+class SqlRoutingTable(CachedRoutingTable):
     """Routes of deployments and aliases."""
 
-    unreadable = (OperationalError,)
+    load_errors = (OperationalError,)
 
     def __init__(self) -> None:
         super().__init__()
         self._waking: dict[str, asyncio.Task[Target]] = {}
 
-    async def read(self) -> list[Route]:
+    async def load(self) -> list[Route]:
         return await run_in_threadpool(_read_routes)
 
     async def wake(self, target: Target) -> Target:
@@ -89,7 +90,7 @@ class SqlRoutingTable(CachedRoutes):
             self._waking[target.deployment_id] = waking
         return await asyncio.shield(waking)
 
-    async def used(self, deployment_ids: Collection[str]) -> None:
+    async def record_use(self, deployment_ids: Collection[str]) -> None:
         if not deployment_ids:
             return
         try:

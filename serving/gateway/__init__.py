@@ -1,1 +1,1 @@
-"""The OpenAI-compatible front that sends each request to the engine of its model."""
+"""The OpenAI-compatible gateway, which forwards each request to the engine of its model."""

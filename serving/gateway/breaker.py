@@ -1,4 +1,4 @@
-"""Circuit breakers: an engine that fails again and again is left alone for a while."""
+"""Circuit breakers: an engine that fails repeatedly receives no requests for a while."""
 
 import math
 import time
@@ -6,59 +6,60 @@ from dataclasses import dataclass
 
 from serving.gateway.routes import Target
 
-FAULTS_TO_OPEN = 5
+FAILURES_TO_OPEN = 5
 OPEN_SECONDS = 5.0
-MOST_CIRCUITS = 1000
+MAX_CIRCUITS = 1000
 
 
 @dataclass(slots=True)
 class Circuit:
-    """How often a target has failed in a row, and until when it is left alone."""
+    """Consecutive failures of a target, and the time until which it receives no requests."""
 
-    faults: int = 0
+    failures: int = 0
     open_until: float = 0.0
 
 
 class CircuitBreakers:
-    """The circuits of those targets that failed last.
+    """The circuits of the targets whose last request failed.
 
-    Only faults of an engine count: connections that fail, answers of 500 and above that do not say when to
-    come back, and answers that break off; never a refused request or a client that left.
+    Only failures of an engine count: failed connections, responses of 500 and above without Retry-After, and
+    incomplete responses. Rejected requests and clients that disconnect do not count.
     """
 
     def __init__(self) -> None:
         self.circuits: dict[Target, Circuit] = {}
 
-    def avoided(self) -> list[Target]:
-        """The targets that are left alone now."""
+    def open_targets(self) -> list[Target]:
+        """Return the targets whose circuit is open."""
         now = time.monotonic()
         return [target for target, circuit in self.circuits.items() if circuit.open_until > now]
 
-    def asked(self, target: Target) -> None:
-        """Note that a request goes to the target: of an open circuit it is the one that tries it.
+    def record_attempt(self, target: Target) -> None:
+        """Record that a request is sent to the target.
 
-        The others wait until that one has ended well, or for as long again.
+        If the circuit was open, this request tests the engine. It opens the circuit again for all others
+        until it succeeds.
         """
         circuit = self.circuits.get(target)
-        if circuit is not None and circuit.faults >= FAULTS_TO_OPEN:
+        if circuit is not None and circuit.failures >= FAILURES_TO_OPEN:
             circuit.open_until = time.monotonic() + OPEN_SECONDS
 
-    def failed(self, target: Target) -> None:
-        """Count a fault."""
-        if len(self.circuits) >= MOST_CIRCUITS:
-            # Engines that are gone are never asked again, and so never leave by themselves.
+    def record_failure(self, target: Target) -> None:
+        """Count a failure, and open the circuit after `FAILURES_TO_OPEN` in a row."""
+        if len(self.circuits) >= MAX_CIRCUITS:
+            # A removed engine receives no further request that could close its circuit.
             self.circuits.clear()
         circuit = self.circuits.setdefault(target, Circuit())
-        circuit.faults += 1
-        if circuit.faults >= FAULTS_TO_OPEN:
+        circuit.failures += 1
+        if circuit.failures >= FAILURES_TO_OPEN:
             circuit.open_until = time.monotonic() + OPEN_SECONDS
 
-    def succeeded(self, target: Target) -> None:
+    def record_success(self, target: Target) -> None:
         """Close the circuit."""
         self.circuits.pop(target, None)
 
     def retry_after_seconds(self) -> int:
-        """When the first of the targets that are left alone is tried again."""
+        """Return the seconds until the first open circuit accepts a request, at least 1."""
         now = time.monotonic()
-        times = [circuit.open_until - now for circuit in self.circuits.values()]
-        return max(1, math.ceil(min((left for left in times if left > 0), default=0)))
+        remaining = [circuit.open_until - now for circuit in self.circuits.values()]
+        return max(1, math.ceil(min((seconds for seconds in remaining if seconds > 0), default=0)))

@@ -1,6 +1,7 @@
-"""What the gateway counts of its requests, in plain numbers that Prometheus reads when it asks.
+"""Metrics of the gateway's requests: plain numbers that Prometheus reads when it scrapes.
 
-An observation is an addition to a list here: Prometheus's own histograms take a lock for each bucket.
+An observation adds to a list. The histograms of prometheus_client take a lock for each bucket, which costs
+too much per request.
 """
 
 from bisect import bisect_left
@@ -12,19 +13,19 @@ from prometheus_client.registry import Collector
 
 SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
-# Name, meaning and bounds of each histogram, in the order of `ModelCounts.observe`.
+# Name, description and bounds of each histogram, in the order of `ModelMetrics.observe`.
 HISTOGRAMS = (
-    ("tunesmith_gateway_request_seconds", "Seconds of a whole request.", SECONDS),
-    ("tunesmith_gateway_first_byte_seconds", "Seconds until the answer's first token.", SECONDS),
-    ("tunesmith_gateway_prompt_tokens", "Tokens of a prompt, where the engine tells.", TOKENS),
-    ("tunesmith_gateway_completion_tokens", "Tokens of an answer, where the engine tells.", TOKENS),
+    ("tunesmith_gateway_request_seconds", "Duration of a request in seconds.", SECONDS),
+    ("tunesmith_gateway_first_byte_seconds", "Seconds until the first byte of the response.", SECONDS),
+    ("tunesmith_gateway_prompt_tokens", "Prompt tokens of a request, as the engine reports them.", TOKENS),
+    ("tunesmith_gateway_completion_tokens", "Completion tokens, as the engine reports them.", TOKENS),
 )
 
 Json = dict[str, Any]
 
 
-class Distribution:
-    """How many values fell under each bound, and their sum."""
+class Histogram:
+    """Counts of values per bucket, and their sum."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -38,23 +39,23 @@ class Distribution:
         self.total += value
 
     def add(self, counts: list[int], total: float) -> None:
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, counts, strict=True)]
+        self.counts = [own + other for own, other in zip(self.counts, counts, strict=True)]
         self.total += total
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts under the names that Prometheus gives the bounds."""
+        """Return cumulative counts under Prometheus's names of the bounds."""
         names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return [(name, sum(self.counts[: place + 1])) for place, name in enumerate(names)]
 
 
-class ModelCounts:
-    """Requests of one model name, by status, and their histograms."""
+class ModelMetrics:
+    """Requests of one model: counts by status, and histograms."""
 
     __slots__ = ("histograms", "statuses")
 
     def __init__(self) -> None:
         self.statuses: dict[int, int] = {}
-        self.histograms = tuple(Distribution(bounds) for _, _, bounds in HISTOGRAMS)
+        self.histograms = tuple(Histogram(bounds) for _, _, bounds in HISTOGRAMS)
 
     def observe(
         self,
@@ -66,8 +67,8 @@ class ModelCounts:
     ) -> None:
         """Count a request."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
-        whole, first_byte, prompt, completion = self.histograms
-        whole.observe(seconds)
+        duration, first_byte, prompt, completion = self.histograms
+        duration.observe(seconds)
         if first_byte_seconds is not None:
             first_byte.observe(first_byte_seconds)
         if prompt_tokens is not None:
@@ -76,58 +77,58 @@ class ModelCounts:
             completion.observe(completion_tokens)
 
 
-class Counts(Collector):
-    """The counts of this process, and those of the workers beside it."""
+class RequestMetrics(Collector):
+    """The metrics of this process; a scrape adds those of the gateway's other processes."""
 
     def __init__(self) -> None:
-        self.models: dict[str, ModelCounts] = {}
-        self.others: Callable[[], Iterable[Json]] = lambda: ()
+        self.models: dict[str, ModelMetrics] = {}
+        self.read_other_processes: Callable[[], Iterable[Json]] = lambda: ()
 
-    def of(self, model: str) -> ModelCounts:
-        """The counts of a model; its name must be one with a route, since every name becomes a label."""
-        counts = self.models.get(model)
-        if counts is None:
-            counts = self.models[model] = ModelCounts()
-        return counts
+    def for_model(self, model: str) -> ModelMetrics:
+        """Return the metrics of a model; the name must have a route, since each name becomes a label."""
+        metrics = self.models.get(model)
+        if metrics is None:
+            metrics = self.models[model] = ModelMetrics()
+        return metrics
 
-    def as_json(self) -> Json:
-        """These counts for another process."""
+    def to_json(self) -> Json:
+        """Return the metrics of this process for another process."""
         return {
             name: {
-                "statuses": {str(status): count for status, count in counts.statuses.items()},
-                "histograms": [[each.counts, each.total] for each in counts.histograms],
+                "statuses": {str(status): count for status, count in metrics.statuses.items()},
+                "histograms": [[each.counts, each.total] for each in metrics.histograms],
             }
-            for name, counts in self.models.items()
+            for name, metrics in self.models.items()
         }
 
     def add(self, other: Json) -> None:
-        """Add what `as_json` of another process gave."""
-        for name, theirs in other.items():
-            mine = self.of(name)
-            for status, count in theirs["statuses"].items():
-                mine.statuses[int(status)] = mine.statuses.get(int(status), 0) + count
-            for distribution, (counts, total) in zip(mine.histograms, theirs["histograms"], strict=True):
-                distribution.add(counts, total)
+        """Add the result of another process's `to_json`."""
+        for name, added in other.items():
+            metrics = self.for_model(name)
+            for status, count in added["statuses"].items():
+                metrics.statuses[int(status)] = metrics.statuses.get(int(status), 0) + count
+            for histogram, (counts, total) in zip(metrics.histograms, added["histograms"], strict=True):
+                histogram.add(counts, total)
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus is told."""
-        together = Counts()
-        for counts in (self.as_json(), *self.others()):
-            together.add(counts)
+        """Yield the metrics of all processes in Prometheus's form."""
+        combined = RequestMetrics()
+        for metrics in (self.to_json(), *self.read_other_processes()):
+            combined.add(metrics)
         requests = CounterMetricFamily(
             "tunesmith_gateway_requests", "Requests to the gateway.", labels=["model", "status"]
         )
-        for name, model in together.models.items():
+        for name, model in combined.models.items():
             for status, count in model.statuses.items():
                 requests.add_metric([name, str(status)], count)
         yield requests
-        for place, (title, meaning, _) in enumerate(HISTOGRAMS):
-            family = HistogramMetricFamily(title, meaning, labels=["model"])
-            for name, model in together.models.items():
-                distribution = model.histograms[place]
-                family.add_metric([name], distribution.buckets(), distribution.total)
+        for place, (title, description, _) in enumerate(HISTOGRAMS):
+            family = HistogramMetricFamily(title, description, labels=["model"])
+            for name, model in combined.models.items():
+                histogram = model.histograms[place]
+                family.add_metric([name], histogram.buckets(), histogram.total)
             yield family
 
 
-REQUEST_METRICS = Counts()
+REQUEST_METRICS = RequestMetrics()
 REGISTRY.register(REQUEST_METRICS)

@@ -1,23 +1,24 @@
-"""One generation request on its way to the engine and back, driven by what the engine's connection brings."""
+"""The proxy for one generation request, driven by callbacks of the engine's connection."""
 
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from serving.gateway.caller import Downstream, Headers
-from serving.gateway.renaming import names_in_answers, renamed
-from serving.gateway.request_body import RequestBody
-from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext
-from serving.gateway.routes import Route, Target
-from serving.gateway.stream_end import LineBuffer, StreamEnd, stream_end_for
-from serving.gateway.upstream import (
+from serving.gateway.connection_pool import (
+    READ_TIMEOUT_SECONDS,
     UpstreamConnection,
     UpstreamError,
     UpstreamStale,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from serving.gateway.downstream import Downstream, Headers
+from serving.gateway.request_body import RequestBody, model_name_replacements, replace_model_name
+from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext
+from serving.gateway.routes import Route, Target
+from serving.gateway.stream_end import LineBuffer, StreamEnd, stream_end_for
+from serving.gateway.upstreams import Upstreams
 from serving.http.errors import (
     EngineCircuitOpen,
     EngineDisconnected,
@@ -27,273 +28,268 @@ from serving.http.errors import (
     UnknownUrl,
 )
 
-if TYPE_CHECKING:
-    from serving.gateway.gateway import Gateway
-
-PASSED_HEADERS = (b"content-type", b"retry-after")
-UNBUFFERED = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-NOT_FOUND, NOT_KNOWN_HOW = 404, 501
-# The usage of a plain answer stands at its end; of a long one no more is kept for the count.
-USAGE_WITHIN = 4096
-MOST_ANSWER_BYTES = 256 * 1024 * 1024
+FORWARDED_HEADERS = (b"content-type", b"retry-after")
+UNBUFFERED_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+NOT_FOUND, NOT_IMPLEMENTED = 404, 501
+# A response that is not streamed has its usage at its end.
+USAGE_TAIL_BYTES = 4096
+MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 
 logger = logging.getLogger("tunesmith.gateway")
 
 
 class ProxiedRequest:
-    """Passes an answer through as it comes.
+    """Forwards a request to an engine, and the response to the client as it arrives.
 
-    A second attempt is made only if the first broke before its first byte. A plain answer is held until it is
-    complete, so that a break still becomes a proper error; a stream is passed in whole lines, and one that
-    does not reach its end gets an error event instead. One that begins with the engine's error has not begun.
+    A second attempt is made only if the first failed before its first byte. A response that is not streamed
+    is buffered until it is complete, so that a failure can still become an error response. A stream is
+    forwarded in whole lines. If it does not reach its end, the client gets an error event instead. A stream
+    whose first event is an error counts as not started.
     """
 
     upstream: UpstreamConnection | None = None
     task: asyncio.Task[None] | None = None
-    ending: StreamEnd
-    attempts = status = held_bytes = 0
-    ended = streamed = begun = False
-    last = before = b""
+    stream_end: StreamEnd
+    attempts = status = buffered_bytes = 0
+    ended = streamed = started = False
+    last_lines = previous_lines = b""
 
     def __init__(
         self,
-        gateway: "Gateway",
-        exchange: RequestContext,
+        upstreams: Upstreams,
+        context: RequestContext,
         route: Route,
-        plan: RequestBody,
-        further_headers: bytes,
-        client: Downstream,
+        body: RequestBody,
+        extra_headers: bytes,
+        downstream: Downstream,
     ) -> None:
-        self.gateway = gateway
-        self.exchange = exchange
+        self.upstreams = upstreams
+        self.context = context
         self.route = route
-        self.plan = plan
-        self.further_headers = further_headers
-        self.client = client
+        self.body = body
+        self.extra_headers = extra_headers
+        self.downstream = downstream
         self.parts: list[bytes] = []
-        self.drops_usage = plan.ask_for_usage(exchange.path)
-        client.job = self
+        self.remove_usage = body.request_stream_usage(context.path)
+        downstream.in_flight = self
 
     def start(self) -> None:
-        """Send the request to a target of the route, or refuse it if all are left alone."""
-        breakers = self.gateway.breakers
+        """Send the request to a target of the route, or fail if all circuits are open."""
+        breakers = self.upstreams.breakers
         try:
-            self._send_to(self._choose(breakers.avoided() if breakers.circuits else ()))
-        except EngineUnavailable as fault:
-            self._refuse(fault)
+            self._send_to(self._choose(breakers.open_targets() if breakers.circuits else ()))
+        except EngineUnavailable as error:
+            self._fail(error)
 
     def cancel(self) -> None:
-        """The client has left: give the request up, which makes the engine stop."""
+        """Give the request up because the client disconnected, which makes the engine stop."""
         if not self.ended:
-            self.exchange.status = CLIENT_CLOSED_REQUEST
+            self.context.status = CLIENT_CLOSED_REQUEST
             self._end()
 
     def pause(self) -> None:
-        """The client reads more slowly than the engine writes."""
+        """Stop reading from the engine while the client reads too slowly."""
         if self.upstream is not None:
             self.upstream.pause()
 
     def resume(self) -> None:
-        """The client has caught up."""
+        """Read from the engine again."""
         if self.upstream is not None:
             self.upstream.resume()
 
     def _choose(self, avoided: "list[Target] | tuple[()]") -> Target:
         target = self.route.choose(avoided)
         if target is None:
-            raise EngineCircuitOpen(self.route.name, self.gateway.breakers.retry_after_seconds())
+            raise EngineCircuitOpen(self.route.name, self.upstreams.breakers.retry_after_seconds())
         return target
 
     def _send_to(self, target: Target, fresh: bool = False) -> None:
         self.target = target
         if not target.base_url:
-            self._later(self._wake(target))
+            self._run_in_task(self._wake(target))
             return
         self.attempts += 1
-        self.names = names_in_answers(target.upstream_model, self.route.name)
-        self.gateway.asked(target)
-        body = self.plan.body(target.upstream_model)
-        head = self.gateway.head(target.base_url, self.exchange.path) + self.further_headers
-        request = b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
-        self.gateway.pool().request(target.base_url, request, self, fresh)
+        self.replacements = model_name_replacements(target.upstream_model, self.route.name)
+        body = self.body.encode(target.upstream_model)
+        self.upstreams.send(target, self.context.path, self.extra_headers, body, self, fresh)
 
     async def _wake(self, target: Target) -> None:
-        self._send_to(await self.gateway.routes.wake(target))
+        self._send_to(await self.upstreams.routes.wake(target))
 
-    async def _again(self, stale: bool) -> None:
-        """Look the route up and try once more, with another target if this one cannot be reached."""
-        routes = self.gateway.routes
-        if not routes.fresh():
+    async def _retry(self, stale: bool) -> None:
+        """Look the route up and try once more, with another target unless the connection was only stale."""
+        routes = self.upstreams.routes
+        if not routes.is_fresh():
             await routes.refresh()
         route = routes.find(self.route.name)
         if route is None:
-            raise EngineUnavailable(f"The deployment {self.route.name!r} has just been stopped.")
+            raise EngineUnavailable(f"The deployment {self.route.name!r} was stopped during the request.")
         self.route = route
         self.status, self.streamed = 0, False
-        avoided = self.gateway.breakers.avoided()
+        avoided = self.upstreams.breakers.open_targets()
         other = None if stale else route.choose([*avoided, self.target])
         self._send_to(other or self._choose(avoided), fresh=True)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        self.task = asyncio.get_running_loop().create_task(self._guarded(work))
+    def _run_in_task(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._fail(error)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as fault:
-            self._refuse(fault)
+        self.task = asyncio.get_running_loop().create_task(run())
 
-    def _refuse(self, fault: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         self.ended = True
-        self.gateway.refuse(self.exchange, fault, self.client)
+        self.context.fail(error, self.downstream)
 
-    # What the engine's connection calls.
+    # Called by the engine's connection.
 
-    def head(self, status: int, headers: dict[bytes, bytes]) -> None:
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
         self.headers = headers
         self.streamed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if self.streamed:
-            self.lines = LineBuffer()
-            self.ending = stream_end_for(self.exchange.path, self.drops_usage)
+            self.line_buffer = LineBuffer()
+            self.stream_end = stream_end_for(self.context.path, self.remove_usage)
 
-    def data(self, chunk: bytes) -> None:
+    def on_data(self, chunk: bytes) -> None:
         if not self.streamed:
-            self._hold(chunk)
+            self._buffer(chunk)
             return
-        lines = self._whole_lines(chunk)
-        if self.ending.failed and not self.begun:
-            self._let_go()
-            self.lines = LineBuffer()
-            self.fail(UpstreamUnreachable("the stream begins with an error"))
+        lines = self._take_lines(chunk)
+        if self.stream_end.failed and not self.started:
+            self._abort_upstream()
+            self.line_buffer = LineBuffer()
+            self.on_error(UpstreamUnreachable("the stream starts with an error"))
         elif lines:
-            self._pass(lines)
+            self._forward(lines)
 
-    def end(self, chunk: bytes) -> None:
+    def on_end(self, chunk: bytes) -> None:
         self.upstream = None
         if not self.streamed:
-            self._pass_whole(chunk)
+            self._respond(chunk)
             return
-        lines = self._whole_lines(chunk) if chunk else b""
-        if not self.begun and (self.ending.failed or not lines):
-            self.fail(UpstreamUnreachable("the stream ended before it began"))
-        elif self.ending.done:
-            self._finish(lines)
+        lines = self._take_lines(chunk) if chunk else b""
+        if not self.started and (self.stream_end.failed or not lines):
+            self.on_error(UpstreamUnreachable("the stream ended before its first event"))
+        elif self.stream_end.done:
+            self._finish_stream(lines)
         else:
-            self._break(lines)
+            self._break_stream(lines)
 
-    def fail(self, fault: UpstreamError) -> None:
+    def on_error(self, error: UpstreamError) -> None:
         self.upstream = None
-        if self.begun:
-            # Of what has come to its end the client has all; only the connection was not closed in order.
-            self._finish(b"") if self.ending.done else self._break(b"")
+        if self.started:
+            # After [DONE] the client has the whole stream, and a lost connection changes nothing.
+            self._finish_stream(b"") if self.stream_end.done else self._break_stream(b"")
             return
-        if not isinstance(fault, UpstreamStale):
-            self.gateway.breakers.failed(self.target)
-        if isinstance(fault, UpstreamTimeout):
-            self._refuse(EngineTimeout(self.route.name))
-        elif self.parts or (self.streamed and self.lines.rest):
-            self._refuse(EngineDisconnected(self.route.name))
+        if not isinstance(error, UpstreamStale):
+            self.upstreams.breakers.record_failure(self.target)
+        if isinstance(error, UpstreamTimeout):
+            self._fail(EngineTimeout(self.route.name, READ_TIMEOUT_SECONDS))
+        elif self.parts or (self.streamed and self.line_buffer.remainder):
+            self._fail(EngineDisconnected(self.route.name))
         elif self.attempts < 2:
-            self._later(self._again(isinstance(fault, UpstreamStale)))
+            self._run_in_task(self._retry(isinstance(error, UpstreamStale)))
         else:
-            gone = f"The engine of {self.route.name!r} cannot be reached; it may be starting again."
-            self._refuse(EngineUnavailable(f"{gone} Try again soon."))
+            self._fail(
+                EngineUnavailable(
+                    f"The engine of {self.route.name!r} is unreachable; it may be restarting. Try again soon."
+                )
+            )
 
-    def crash(self, fault: Exception) -> None:
-        """What the engine sent met a bug of ours: the client must not wait for ever."""
+    def on_exception(self, error: Exception) -> None:
+        """End the response after a bug in the gateway, so that the client does not wait forever."""
         if self.ended:
             return
-        self._let_go()
-        if self.begun:
-            logger.error("%s broke off", self.exchange.request_id, exc_info=fault)
-            self._break(b"")
+        self._abort_upstream()
+        if self.started:
+            logger.error("%s failed in the middle of its stream", self.context.request_id, exc_info=error)
+            self._break_stream(b"")
         else:
-            self._refuse(fault)
+            self._fail(error)
 
-    def _hold(self, chunk: bytes) -> None:
+    def _buffer(self, chunk: bytes) -> None:
         self.parts.append(chunk)
-        self.held_bytes += len(chunk)
-        if self.held_bytes > MOST_ANSWER_BYTES and self.upstream is not None:
-            self._let_go()
-            self._refuse(ResponseTooLarge(MOST_ANSWER_BYTES))
+        self.buffered_bytes += len(chunk)
+        if self.buffered_bytes > MAX_RESPONSE_BYTES and self.upstream is not None:
+            self._abort_upstream()
+            self._fail(ResponseTooLarge(MAX_RESPONSE_BYTES))
 
-    def _whole_lines(self, chunk: bytes) -> bytes:
-        """What may be passed: half a line before an error event would hide the event from the client."""
-        lines = self.lines.take(chunk)
-        return renamed(self.ending.look(lines), self.names) if lines else lines
+    def _take_lines(self, chunk: bytes) -> bytes:
+        """Return the lines to forward; half a line before an error event would hide the event."""
+        lines = self.line_buffer.take_lines(chunk)
+        return replace_model_name(self.stream_end.inspect(lines), self.replacements) if lines else lines
 
-    def _pass(self, lines: bytes) -> None:
-        # The usage stands in the last event before [DONE].
-        self.before, self.last = self.last, lines
-        if self.begun:
-            self.client.send(lines)
+    def _forward(self, lines: bytes) -> None:
+        # The usage is in the last event before [DONE].
+        self.previous_lines, self.last_lines = self.last_lines, lines
+        if self.started:
+            self.downstream.write(lines)
             return
-        self.begun = True
-        self.exchange.started(self.status)
-        self.client.begin(self.status, self._answer_headers() + UNBUFFERED, lines)
+        self.started = True
+        self.context.start_response(self.status)
+        self.downstream.start(self.status, self._response_headers() + UNBUFFERED_HEADERS, lines)
 
-    def _finish(self, lines: bytes) -> None:
-        if not self.begun:
-            self._pass(lines)
+    def _finish_stream(self, lines: bytes) -> None:
+        if not self.started:
+            self._forward(lines)
             lines = b""
-        self.exchange.end_of_answer = self.ending.usage or self.before + self.last + lines
-        self._note_status()
+        self.context.response_tail = self.stream_end.usage or self.previous_lines + self.last_lines + lines
+        self._record_engine_status()
         self._end()
-        self.client.finish(lines)
+        self.downstream.finish(lines)
 
-    def _break(self, lines: bytes) -> None:
-        if not self.begun:
-            self._pass(lines)
+    def _break_stream(self, lines: bytes) -> None:
+        if not self.started:
+            self._forward(lines)
             lines = b""
-        self.gateway.breakers.failed(self.target)
+        self.upstreams.breakers.record_failure(self.target)
         error = EngineDisconnected(self.route.name)
-        self.exchange.status = error.status
+        self.context.status = error.status
         self._end()
-        self.client.finish(lines + self.ending.broken(error, lines or self.last))
+        self.downstream.finish(lines + self.stream_end.error_event(error, lines or self.last_lines))
 
-    def _pass_whole(self, chunk: bytes) -> None:
+    def _respond(self, chunk: bytes) -> None:
         if self.parts:
             self.parts.append(chunk)
             chunk = b"".join(self.parts)
         if self.status == NOT_FOUND and b'"error"' not in chunk:
-            # So a web framework speaks of a path that it does not have.
-            path = self.exchange.path
-            self._refuse(UnknownUrl(f"The engine of {self.route.name!r} does not serve {path}."))
+            # A 404 without OpenAI's error object comes from the engine's web framework: an unknown path.
+            path = self.context.path
+            self._fail(UnknownUrl(f"The engine of {self.route.name!r} does not serve {path}."))
             return
-        chunk = renamed(chunk, self.names)
-        self.exchange.started(self.status)
-        self.exchange.end_of_answer = chunk[-USAGE_WITHIN:]
-        self._note_status()
+        chunk = replace_model_name(chunk, self.replacements)
+        self.context.start_response(self.status)
+        self.context.response_tail = chunk[-USAGE_TAIL_BYTES:]
+        self._record_engine_status()
         self._end()
-        self.client.whole(self.status, self._answer_headers(), chunk)
+        self.downstream.respond(self.status, self._response_headers(), chunk)
 
-    def _note_status(self) -> None:
-        breakers = self.gateway.breakers
-        told = self.streamed and self.ending.failed
-        # One that does not know how, or is busy and says until when, is well.
-        if told or (
-            self.status >= 500 and self.status != NOT_KNOWN_HOW and b"retry-after" not in self.headers
-        ):
-            breakers.failed(self.target)
+    def _record_engine_status(self) -> None:
+        breakers = self.upstreams.breakers
+        # An engine that does not implement a feature, or asks to retry later, is healthy.
+        healthy = self.status < 500 or self.status == NOT_IMPLEMENTED or b"retry-after" in self.headers
+        if not healthy or (self.streamed and self.stream_end.failed):
+            breakers.record_failure(self.target)
         elif breakers.circuits:
-            breakers.succeeded(self.target)
+            breakers.record_success(self.target)
 
     def _end(self) -> None:
-        """Let go of the engine, count and log; the client may begin its next request from here on."""
+        """Release the engine and close the context; the client may send its next request from here on."""
         self.ended = True
         if self.task is not None:
             self.task.cancel()
-        self._let_go()
-        self.exchange.ended()
+        self._abort_upstream()
+        self.context.close()
 
-    def _let_go(self) -> None:
+    def _abort_upstream(self) -> None:
         if self.upstream is not None:
             self.upstream.abort()
             self.upstream = None
 
-    def _answer_headers(self) -> Headers:
-        """The engine's headers that mean something to the client, and the request's id."""
-        passed = [(name, self.headers[name]) for name in PASSED_HEADERS if name in self.headers]
-        passed.append((b"x-request-id", self.exchange.request_id.encode()))
-        return passed
+    def _response_headers(self) -> Headers:
+        headers = [(name, self.headers[name]) for name in FORWARDED_HEADERS if name in self.headers]
+        headers.append((b"x-request-id", self.context.request_id.encode()))
+        return headers

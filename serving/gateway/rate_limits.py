@@ -1,8 +1,8 @@
-"""How much one API key may ask: requests a minute, and requests at once.
+"""Limits of an API key: requests per minute, and concurrent requests.
 
-The rate is the generic cell rate algorithm (ITU-T I.371): one number for a key, the time at which its
-allowance would be full again. A key that has rested may spend a whole minute's requests at once; each comes
-back after its share of the minute. A request that is refused costs nothing.
+The rate limiter is the generic cell rate algorithm (ITU-T I.371). It keeps one number per key: the time at
+which the key's allowance is full again. An idle key can send a whole minute's requests at once; each of them
+becomes available again after its share of the minute. A rejected request costs nothing.
 """
 
 import math
@@ -17,61 +17,63 @@ from serving.http.errors import ConcurrencyLimitExceeded, RateLimitExceeded
 
 NANOSECONDS = 1_000_000_000
 WINDOW = 60 * NANOSECONDS
-# Keys with a limit that can be busy within one minute.
+# Number of keys with a limit that can be active within one minute.
 SLOTS = 4096
 CELL_BYTES = 8
-# Cells of a place: the key's tag, when its allowance is full again, and what runs in each process.
-FULL_AT, RUNNING = 1, 2
+# Cells of a slot: the key's tag, the time at which its allowance is full, and one count of open requests for
+# each process.
+FULL_AT, OPEN_REQUESTS = 1, 2
 
 
 @dataclass(frozen=True)
 class AuthorizedClient:
-    """Who was let in, and what the key may ask; without keys the id is empty. None is no limit."""
+    """An authorized client and the limits of its key. Without API keys the id is empty; None is unlimited."""
 
     key_id: str = ""
     requests_per_minute: int | None = None
     concurrent_requests: int | None = None
 
     @property
-    def limited(self) -> bool:
+    def has_limits(self) -> bool:
         return self.requests_per_minute is not None or self.concurrent_requests is not None
 
 
 class RateLimits:
-    """What keys have asked of a gateway, in memory that its processes share once they are forked.
+    """Counts per API key, in memory that the gateway's processes share after they are forked.
 
-    Each process counts the requests that run in a column of its own, so that those of a dead one are
-    forgotten with it. There is no lock: two processes that admit a request of one key within the same
-    microsecond may let one too many through.
+    Each process counts its open requests in its own column, so that the counts of a dead process can be
+    cleared. There is no lock: two processes that admit a request of one key within the same microsecond may
+    admit one too many.
     """
 
     def __init__(self, processes: int = 1) -> None:
-        self.width = RUNNING + processes
+        self.width = OPEN_REQUESTS + processes
         self.cells = memoryview(mmap.mmap(-1, SLOTS * self.width * CELL_BYTES)).cast("q")
-        self.column = RUNNING
+        self.column = OPEN_REQUESTS
 
-    def count_as(self, process: int) -> None:
-        """Count in the column of this process, in which an earlier one may have died."""
-        self.column = RUNNING + process
+    def use_column(self, process: int) -> None:
+        """Count in the column of this process, and clear the counts of a process that died there."""
+        self.column = OPEN_REQUESTS + process
         for slot in range(0, len(self.cells), self.width):
             if self.cells[slot + self.column]:
                 self.cells[slot + self.column] = 0
 
-    def enter(self, caller: AuthorizedClient) -> Callable[[], None]:
-        """Admit a request; what is given has to be called when it ends.
+    def acquire(self, client: AuthorizedClient) -> Callable[[], None]:
+        """Admit a request and return the function to call when it ends.
 
-        Raises RateLimitExceeded and TooManyAtOnce.
+        Raises RateLimitExceeded and ConcurrencyLimitExceeded.
         """
-        slot = self._slot(caller.key_id)
-        if caller.concurrent_requests is not None and self._running(slot) >= caller.concurrent_requests:
+        slot = self._slot(client.key_id)
+        limit = client.concurrent_requests
+        if limit is not None and self._open_requests(slot) >= limit:
             raise ConcurrencyLimitExceeded(
-                f"This key may have {caller.concurrent_requests} requests under way at once, and has them; "
-                "wait for one to end."
+                f"This API key has {limit} open {'request' if limit == 1 else 'requests'}, "
+                "its limit. Wait for one to end."
             )
-        if caller.requests_per_minute is not None:
-            self._spend(slot, caller.requests_per_minute)
+        if client.requests_per_minute is not None:
+            self._spend(slot, client.requests_per_minute)
         self.cells[slot + self.column] += 1
-        return partial(self._leave, slot)
+        return partial(self._release, slot)
 
     def _spend(self, slot: int, requests_per_minute: int) -> None:
         now = time.monotonic_ns()
@@ -79,38 +81,38 @@ class RateLimits:
         if full_at > now + WINDOW:
             seconds = math.ceil((full_at - now - WINDOW) / NANOSECONDS)
             raise RateLimitExceeded(
-                f"This key may send {requests_per_minute} requests a minute, and has; "
-                f"try again in {seconds} s.",
+                f"This API key has reached its rate limit (requests per minute: {requests_per_minute}). "
+                f"Try again in {seconds} s.",
                 seconds,
             )
         self.cells[slot + FULL_AT] = full_at
 
-    def _leave(self, slot: int) -> None:
+    def _release(self, slot: int) -> None:
         self.cells[slot + self.column] -= 1
 
-    def _running(self, slot: int) -> int:
-        return sum(self.cells[slot + RUNNING : slot + self.width])
+    def _open_requests(self, slot: int) -> int:
+        return sum(self.cells[slot + OPEN_REQUESTS : slot + self.width])
 
     def _slot(self, key_id: str) -> int:
-        """Where a key is counted: the place that bears its tag, else the first that counts nothing."""
-        mark, now = tag(key_id), time.monotonic_ns()
+        """Return the slot with the key's tag, else the first slot that holds no counts."""
+        tag, now = key_tag(key_id), time.monotonic_ns()
         unused = None
         for step in range(SLOTS):
-            slot = (mark + step) % SLOTS * self.width
-            held = self.cells[slot]
-            if held == mark:
+            slot = (tag + step) % SLOTS * self.width
+            found = self.cells[slot]
+            if found == tag:
                 return slot
-            if unused is None and self.cells[slot + FULL_AT] <= now and not self._running(slot):
+            if unused is None and self.cells[slot + FULL_AT] <= now and not self._open_requests(slot):
                 unused = slot
-            if not held:
+            if not found:
                 break
-        # More keys than places within one minute: some are counted together.
-        slot = mark % SLOTS * self.width if unused is None else unused
-        self.cells[slot] = mark
+        # With more active keys than slots, some keys share a slot.
+        slot = tag % SLOTS * self.width if unused is None else unused
+        self.cells[slot] = tag
         return slot
 
 
 @lru_cache(maxsize=SLOTS)
-def tag(key_id: str) -> int:
-    """A number for a key, the same in every process and never 0."""
+def key_tag(key_id: str) -> int:
+    """Return a number for a key that is the same in every process and never 0."""
     return int.from_bytes(blake2b(key_id.encode(), digest_size=7).digest()) + 1

@@ -1,4 +1,4 @@
-"""One request on its way through the gateway: what is counted and logged of it."""
+"""Request contexts: what is measured and logged of each request."""
 
 import asyncio
 import logging
@@ -7,19 +7,22 @@ import re
 import time
 from collections.abc import Callable
 
+from serving.gateway.downstream import Downstream
 from serving.gateway.metrics import REQUEST_METRICS
+from serving.http.errors import ApiError, InternalError
 
-# A model name comes from the client, and only names with a route may become labels.
+# Model names come from clients, and only names with a route may become metric labels.
 NO_ROUTE = "none"
+# nginx's status for a client that disconnected before its response was complete.
 CLIENT_CLOSED_REQUEST = 499
 SAFE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d+)')
 COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
 USAGE = re.compile(rb'"usage"\s*:\s*\{')
 
-SETTLE_SECONDS = 0.2
-MOST_PENDING = 1000
-FACTS = (
+FLUSH_SECONDS = 0.2
+MAX_PENDING = 1000
+LOG_FIELDS = (
     "request_id",
     "method",
     "path",
@@ -36,77 +39,87 @@ logger = logging.getLogger("tunesmith.gateway")
 
 
 class RequestContext:
-    """`status` ends as 499 if the client left and as 502 if a stream broke."""
+    """One request. `status` becomes 499 if the client disconnected, and 502 if the stream broke."""
 
     __slots__ = (
-        "begun",
         "completion_tokens",
-        "end_of_answer",
         "first_byte_seconds",
         "key_id",
-        "leave",
-        "ledger",
         "method",
         "model",
         "path",
         "prompt_tokens",
+        "recorder",
+        "release_limits",
         "request_id",
+        "response_tail",
         "seconds",
+        "started_at",
         "status",
     )
 
-    def __init__(self, method: str, path: str, given_id: bytes | None, ledger: "RequestRecorder") -> None:
-        self.begun = time.perf_counter()
+    def __init__(self, method: str, path: str, client_id: bytes | None, recorder: "RequestRecorder") -> None:
+        self.started_at = time.perf_counter()
         self.method = method
         self.path = path
-        self.request_id = request_id(given_id)
-        self.ledger = ledger
+        self.request_id = choose_request_id(client_id)
+        self.recorder = recorder
         self.model = NO_ROUTE
         self.key_id = ""
-        self.leave: Callable[[], None] | None = None
+        self.release_limits: Callable[[], None] | None = None
         self.status = CLIENT_CLOSED_REQUEST
         self.first_byte_seconds: float | None = None
-        self.end_of_answer = b""
+        self.response_tail = b""
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
 
-    def started(self, status: int) -> None:
-        """Note that the answer begins."""
+    def start_response(self, status: int) -> None:
+        """Record the status and the time of the first byte."""
         self.status = status
-        self.first_byte_seconds = time.perf_counter() - self.begun
+        self.first_byte_seconds = time.perf_counter() - self.started_at
 
-    def ended(self) -> None:
-        """Have the request counted and logged, and give its place among the key's requests back."""
-        leave, self.leave = self.leave, None
-        if leave is not None:
-            leave()
-        self.seconds = time.perf_counter() - self.begun
-        self.ledger.note(self)
+    def close(self) -> None:
+        """Release the key's concurrency slot, and schedule metrics and log."""
+        release, self.release_limits = self.release_limits, None
+        if release is not None:
+            release()
+        self.seconds = time.perf_counter() - self.started_at
+        self.recorder.add(self)
 
-    def count(self) -> None:
-        """Count the request, with the tokens that the end of the answer tells of."""
-        if self.end_of_answer:
-            self._read_usage(self.end_of_answer)
-        REQUEST_METRICS.of(self.model).observe(
+    def fail(self, error: Exception, downstream: Downstream) -> None:
+        """Respond with an error and close; an exception other than ApiError is a bug, and only logged."""
+        if not isinstance(error, ApiError):
+            logger.error("%s %s failed", self.method, self.path, exc_info=error)
+            error = InternalError("The gateway failed to handle this request. Its log has the details.")
+        self.start_response(error.status)
+        self.close()
+        headers = [*error.headers(), (b"x-request-id", self.request_id.encode())]
+        downstream.respond(error.status, headers, error.body())
+
+    def record_metrics(self) -> None:
+        """Add the request to the metrics, with the token counts from the end of the response."""
+        if self.response_tail:
+            self._parse_usage(self.response_tail)
+        REQUEST_METRICS.for_model(self.model).observe(
             self.status, self.seconds, self.first_byte_seconds, self.prompt_tokens, self.completion_tokens
         )
 
-    def _read_usage(self, end: bytes) -> None:
-        """A quote inside a JSON string is escaped, so no text can be taken for the engine's own count."""
-        place = end.rfind(b'"usage"')
-        if place < 0 or not USAGE.match(end, place):
+    def _parse_usage(self, tail: bytes) -> None:
+        # A quote inside a JSON string is escaped, so generated text cannot be mistaken for the usage object.
+        place = tail.rfind(b'"usage"')
+        if place < 0 or not USAGE.match(tail, place):
             return
-        prompt = PROMPT_TOKENS.search(end, place)
-        completion = COMPLETION_TOKENS.search(end, place)
+        prompt = PROMPT_TOKENS.search(tail, place)
+        completion = COMPLETION_TOKENS.search(tail, place)
         self.prompt_tokens = int(prompt[1]) if prompt else None
         self.completion_tokens = int(completion[1]) if completion else None
 
 
 class RequestRecorder:
-    """Requests that have ended, to be counted and logged together a few times a second.
+    """Collects closed contexts, and measures and logs them together five times a second.
 
-    One by one, between two requests, the same work takes about twice the time: its code and its data have
-    left the processor's caches by then.
+    One by one, between two requests, the same work takes about twice the CPU time: by then its code and data
+    have left the processor's caches.
     """
 
     def __init__(self, log: Callable[[list[RequestContext]], None]) -> None:
@@ -114,37 +127,37 @@ class RequestRecorder:
         self.pending: list[RequestContext] = []
         self.timer: asyncio.TimerHandle | None = None
 
-    def note(self, exchange: RequestContext) -> None:
-        """Take a request that has ended."""
-        self.pending.append(exchange)
+    def add(self, context: RequestContext) -> None:
+        """Add a closed context."""
+        self.pending.append(context)
         if self.timer is None:
-            self.timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.settle)
-        elif len(self.pending) >= MOST_PENDING:
-            self.settle()
+            self.timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+        elif len(self.pending) >= MAX_PENDING:
+            self.flush()
 
-    def settle(self) -> None:
-        """Count and log what is pending."""
+    def flush(self) -> None:
+        """Measure and log the pending contexts."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
         pending, self.pending = self.pending, []
-        for exchange in pending:
-            exchange.count()
+        for context in pending:
+            context.record_metrics()
         if pending:
             self.log(pending)
 
 
-def request_id(given: bytes | None) -> str:
-    """The client's id for the request if it is one that may stand in a log, else a new one."""
-    if given is not None and SAFE_REQUEST_ID.fullmatch(given):
-        return given.decode()
-    # An id has to be unique, not secret, and the kernel's random numbers cost more than the rest of a line.
+def choose_request_id(client_id: bytes | None) -> str:
+    """Return the client's request id if it is safe to log, else a new one."""
+    if client_id is not None and SAFE_REQUEST_ID.fullmatch(client_id):
+        return client_id.decode()
+    # An id must be unique, not secret, and os.urandom costs more than the rest of the access log's line.
     return f"req_{random.getrandbits(96):024x}"
 
 
-def log_lines(exchanges: list[RequestContext]) -> None:
-    """Log requests through the process's own logging."""
-    for exchange in exchanges:
-        facts = {name: getattr(exchange, name) for name in FACTS}
-        told = exchange.method, exchange.path, exchange.model, exchange.status
-        logger.info("%s %s %s %s", *told, extra=facts)
+def log_requests(contexts: list[RequestContext]) -> None:
+    """Log requests through the standard logging module."""
+    for context in contexts:
+        fields = {name: getattr(context, name) for name in LOG_FIELDS}
+        arguments = context.method, context.path, context.model, context.status
+        logger.info("%s %s %s %s", *arguments, extra=fields)

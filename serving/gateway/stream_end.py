@@ -1,4 +1,4 @@
-"""How the streams of each endpoint end, and how one that broke off is ended for the client."""
+"""Detection of how a stream ends, for each endpoint, and the error event for one that ends early."""
 
 import json
 import re
@@ -6,9 +6,9 @@ from typing import Protocol
 
 from serving.http.errors import ApiError
 
-# A JSON string holds no raw newline, so these can only be the events themselves.
+# A JSON string contains no raw newline, so these patterns match events only, never their text.
 DONE = re.compile(rb"(?:^|\n)(data: ?\[DONE\])")
-# The event that tells the tokens of a chat or a completion is the only one without a choice.
+# The event with the usage of a chat or a completion is the only one with an empty list of choices.
 USAGE = re.compile(rb'^data: ?\{[^\n]*"choices": ?\[\][^\n]*\n\n?', re.MULTILINE)
 ERROR = re.compile(rb'(?:^|\n)data: ?\{"error"')
 RESPONSE_ERROR = re.compile(rb'(?:^|\n)(?:event: ?error\r?\n|data: ?\{"error")')
@@ -17,111 +17,112 @@ SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?(\d+)')
 
 
 class LineBuffer:
-    """Cuts what comes after its last newline, and keeps the rest; a line may come in very many reads."""
+    """Splits chunks after their last newline and keeps the remainder; a line may arrive in many reads."""
 
     def __init__(self) -> None:
-        self.rest: list[bytes] = []
+        self.remainder: list[bytes] = []
 
-    def take(self, chunk: bytes) -> bytes:
-        """The lines that are whole now."""
+    def take_lines(self, chunk: bytes) -> bytes:
+        """Add a chunk and return the lines that are complete."""
         end = chunk.rfind(b"\n") + 1
-        if end == len(chunk) and not self.rest:
+        if end == len(chunk) and not self.remainder:
             return chunk
-        rest = chunk[end:]
-        lines = b"".join([*self.rest, chunk[:end]]) if end else b""
+        remainder = chunk[end:]
+        lines = b"".join([*self.remainder, chunk[:end]]) if end else b""
         if end:
-            self.rest.clear()
-        if rest:
-            self.rest.append(rest)
+            self.remainder.clear()
+        if remainder:
+            self.remainder.append(remainder)
         return lines
 
 
 class StreamEnd(Protocol):
-    """Looks at the lines of a stream as they come.
+    """Inspects the lines of a stream as they arrive.
 
-    `done` once the stream has come to its end, `failed` once the engine told of an error. `usage` is the
-    event that told its tokens, if that did not pass.
+    `done` is set once the stream is complete, and `failed` once the engine has sent an error. `usage` is the
+    usage event, if it was removed from the stream.
     """
 
     done: bool
     failed: bool
     usage: bytes
 
-    def look(self, lines: bytes) -> bytes:
-        """Those of the lines that may pass."""
+    def inspect(self, lines: bytes) -> bytes:
+        """Return the lines that the client receives."""
 
-    def broken(self, error: ApiError, last: bytes) -> bytes:
-        """The event that ends a stream which broke off after these lines."""
+    def error_event(self, error: ApiError, last: bytes) -> bytes:
+        """Return the event that ends a stream which broke after the lines `last`."""
 
 
-def stream_end_for(path: str, drops_usage: bool) -> StreamEnd:
-    """How a stream of this path ends; `drops_usage` where only the gateway asked for its tokens."""
-    return LastEventEnd() if path == "/v1/responses" else DoneMarkerEnd(drops_usage)
+def stream_end_for(path: str, remove_usage: bool) -> StreamEnd:
+    """Return the detector for a path; `remove_usage` where only the gateway requested the usage event."""
+    return LastEventEnd() if path == "/v1/responses" else DoneMarkerEnd(remove_usage)
 
 
 class DoneMarkerEnd:
     """Chats and completions end with `data: [DONE]`.
 
-    vLLM sends it after an error too, where a client that looks for it alone takes half an answer for all.
+    vLLM sends the marker after an error, too. A client that looks for the marker only would take half a
+    completion for a complete one, so it is removed there.
     """
 
     done = failed = False
     usage = b""
 
-    def __init__(self, drops_usage: bool) -> None:
-        self.drops_usage = drops_usage
+    def __init__(self, remove_usage: bool) -> None:
+        self.remove_usage = remove_usage
 
-    def look(self, lines: bytes) -> bytes:
-        if self.drops_usage and (b'"choices":[]' in lines or b'"choices": []' in lines):
-            lines = self._drop_usage(lines)
+    def inspect(self, lines: bytes) -> bytes:
+        if self.remove_usage and (b'"choices":[]' in lines or b'"choices": []' in lines):
+            lines = self._remove_usage(lines)
         if b'"error"' in lines and ERROR.search(lines):
             self.failed = True
-        if b"[DONE]" in lines and (mark := DONE.search(lines)):
+        if b"[DONE]" in lines and (marker := DONE.search(lines)):
             if self.failed:
-                return lines[: mark.start(1)]
+                return lines[: marker.start(1)]
             self.done = True
         return lines
 
-    def _drop_usage(self, lines: bytes) -> bytes:
-        told = USAGE.search(lines)
-        if told is None or b'"usage"' not in told[0]:
+    def _remove_usage(self, lines: bytes) -> bytes:
+        event = USAGE.search(lines)
+        if event is None or b'"usage"' not in event[0]:
             return lines
-        self.usage = told[0]
-        return lines[: told.start()] + lines[told.end() :]
+        self.usage = event[0]
+        return lines[: event.start()] + lines[event.end() :]
 
-    def broken(self, error: ApiError, last: bytes) -> bytes:
+    def error_event(self, error: ApiError, last: bytes) -> bytes:
         # The empty line before the event ends one that was cut short.
         return b"" if self.failed else b"\ndata: " + error.body() + b"\n\n"
 
 
 class LastEventEnd:
-    """Responses end with an event that holds all of the answer, its name on the line before its data."""
+    """Responses end with an event that contains the whole response, its name on the line before its data."""
 
-    done = failed = named = False
+    done = failed = name_seen = False
     usage = b""
 
-    def look(self, lines: bytes) -> bytes:
-        if self.named and lines.startswith(b"data:"):
+    def inspect(self, lines: bytes) -> bytes:
+        if self.name_seen and lines.startswith(b"data:"):
             self.done = True
         if end := RESPONSE_DONE.search(lines):
-            self.named = True
+            self.name_seen = True
             self.done = end[2] is not None
             self.failed = end[1] == b"failed"
         elif RESPONSE_ERROR.search(lines):
             self.failed = True
         return lines
 
-    def broken(self, error: ApiError, last: bytes) -> bytes:
+    def error_event(self, error: ApiError, last: bytes) -> bytes:
         if self.failed:
             return b""
         numbers = SEQUENCE_NUMBER.findall(last)
-        told = {
+        event = {
             "type": "error",
             "sequence_number": int(numbers[-1]) + 1 if numbers else 0,
             "code": error.code,
             "message": error.message,
             "param": error.param,
-            # Where OpenAI's SDK looks for what to raise, whatever the endpoint.
+            # OpenAI's SDK raises the `error` object of an event, on every endpoint.
             **json.loads(error.body()),
         }
-        return b"\nevent: error\ndata: " + json.dumps(told, ensure_ascii=False).encode() + b"\n\n"
+        return b"\nevent: error\ndata: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
-NAMES_IN_A_MESSAGE = 20
+MAX_LISTED_NAMES = 20
 
 
 class ApiError(TunesmithError):
@@ -22,12 +22,12 @@ class ApiError(TunesmithError):
         self.param = param
 
     def body(self) -> bytes:
-        """The JSON of a plain answer, which is also the data of an error event in a stream."""
+        """Return the JSON of a response, which is also the data of an error event in a stream."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=False).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers of a plain answer."""
+        """Return the headers of a response."""
         headers = [(b"content-type", b"application/json")]
         if self.retry_after_seconds is not None:
             headers.append((b"retry-after", str(self.retry_after_seconds).encode()))
@@ -35,26 +35,29 @@ class ApiError(TunesmithError):
 
 
 class InvalidRequest(ApiError):
-    """The request cannot be carried out as it stands."""
+    """A parameter of the request is invalid."""
 
     code = ErrorCode.invalid_request
 
 
 class ContextLengthExceeded(ApiError):
-    """Prompt and answer do not fit the model."""
+    """Prompt and completion exceed the model's context length."""
 
     code = ErrorCode.context_length_exceeded
 
 
 class BodyTooLarge(ApiError):
-    """The request's body is larger than the limit."""
+    """The request body is larger than the limit."""
 
     status = 413
     code = ErrorCode.request_too_large
 
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"The request body is larger than {max_bytes} bytes. Send a shorter prompt.")
+
 
 class InvalidApiKey(ApiError):
-    """No key, or one that is not valid."""
+    """The API key is missing or invalid."""
 
     status = 401
     type = "authentication_error"
@@ -65,7 +68,7 @@ class InvalidApiKey(ApiError):
 
 
 class PermissionDenied(ApiError):
-    """The key is valid but may not do this."""
+    """The API key is valid but lacks the permission."""
 
     status = 403
     type = "permission_error"
@@ -73,20 +76,20 @@ class PermissionDenied(ApiError):
 
 
 class MalformedRequest(ApiError):
-    """What came is no HTTP/1.1 request, or one that two servers might read differently."""
+    """The bytes are not an HTTP/1.1 request, or two servers might parse them differently."""
 
     code = ErrorCode.malformed_request
 
 
 class HeadersTooLarge(ApiError):
-    """The request's line and headers are larger than the limit."""
+    """The request line and headers are larger than the limit."""
 
     status = 431
     code = ErrorCode.headers_too_large
 
 
 class RequestTimeout(ApiError):
-    """The request did not come whole in time."""
+    """The request did not arrive in time."""
 
     status = 408
     code = ErrorCode.request_timeout
@@ -100,13 +103,13 @@ class UnknownUrl(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """The path exists but not for this method."""
+    """The path exists, but not for this method."""
 
     status = 405
     code = ErrorCode.method_not_allowed
 
     def __init__(self, path: str, method: str, allowed: str) -> None:
-        super().__init__(f"{path} answers to {allowed}, not to {method}.")
+        super().__init__(f"{path} does not allow the method {method}. Use {allowed}.")
         self.allowed = allowed
 
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -114,19 +117,19 @@ class MethodNotAllowed(ApiError):
 
 
 class ModelNotServed(ApiError):
-    """No model of that name is served."""
+    """No model of this name is served."""
 
     status = 404
     code = ErrorCode.model_not_found
 
     def __init__(self, name: str, served: Iterable[str]) -> None:
         names = sorted(served)
-        listed = ", ".join(names[:NAMES_IN_A_MESSAGE]) + (", …" if len(names) > NAMES_IN_A_MESSAGE else "")
-        super().__init__(f"The model {name!r} does not exist. Served now: {listed or 'none'}.", "model")
+        listed = ", ".join(names[:MAX_LISTED_NAMES]) + (", …" if len(names) > MAX_LISTED_NAMES else "")
+        super().__init__(f"The model {name!r} does not exist. Available: {listed or 'none'}.", "model")
 
 
 class RetryableError(ApiError):
-    """What cannot be done now, but may be done in a while."""
+    """The request failed, and may succeed after `retry_after_seconds`."""
 
     retry_after_seconds: int
 
@@ -137,7 +140,7 @@ class RetryableError(ApiError):
 
 
 class RateLimitExceeded(RetryableError):
-    """The key has sent as many requests as it may for now."""
+    """The API key has used its requests of the minute."""
 
     status = 429
     type = "rate_limit_error"
@@ -146,13 +149,13 @@ class RateLimitExceeded(RetryableError):
 
 
 class ConcurrencyLimitExceeded(RateLimitExceeded):
-    """The key has as many requests under way as it may."""
+    """The API key has as many open requests as it may have."""
 
     code = ErrorCode.concurrency_limit_exceeded
 
 
 class EngineUnavailable(RetryableError):
-    """The engine cannot take the request now, but may a moment later."""
+    """No engine can take the request now."""
 
     status = 503
     type = "server_error"
@@ -161,34 +164,41 @@ class EngineUnavailable(RetryableError):
 
 
 class EngineCircuitOpen(EngineUnavailable):
-    """Every engine of the name has failed too often to be asked just now."""
+    """The circuit breakers of all engines of the model are open."""
 
     def __init__(self, name: str, retry_after_seconds: int) -> None:
-        failed = f"The engine of {name!r} has failed several times in a row and is left alone for now."
-        super().__init__(failed, retry_after_seconds)
+        super().__init__(
+            f"The engine of {name!r} failed several times in a row and receives no requests for now. "
+            f"Try again in {retry_after_seconds} s.",
+            retry_after_seconds,
+        )
 
 
 class EngineDisconnected(ApiError):
-    """The engine broke off in the middle of its answer."""
+    """The engine closed the connection in the middle of its response."""
 
     status = 502
     type = "server_error"
     code = ErrorCode.engine_disconnected
 
     def __init__(self, name: str) -> None:
-        broken = f"The engine of {name!r} broke off in the middle of its answer"
-        super().__init__(f"{broken}; send the request again.")
+        super().__init__(
+            f"The engine of {name!r} closed the connection before its response was complete. "
+            "Send the request again."
+        )
 
 
 class ResponseTooLarge(ApiError):
-    """The engine's answer is more than the gateway holds."""
+    """The engine's response is larger than the gateway buffers."""
 
     status = 502
     type = "server_error"
-    code = ErrorCode.answer_too_large
+    code = ErrorCode.response_too_large
 
-    def __init__(self, most_bytes: int) -> None:
-        super().__init__(f"The answer is over {most_bytes // 2**20} MiB; ask for less, or for a stream.")
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"The response is larger than {max_bytes // 2**20} MiB. Request fewer tokens, or a stream."
+        )
 
 
 class EngineTimeout(ApiError):
@@ -198,12 +208,12 @@ class EngineTimeout(ApiError):
     type = "server_error"
     code = ErrorCode.engine_timeout
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"The engine of {name!r} has sent nothing for too long; try again later.")
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(f"The engine of {name!r} sent nothing for {seconds:.0f} s. Try again later.")
 
 
 class InternalError(ApiError):
-    """A fault of ours."""
+    """A fault of Tunesmith."""
 
     status = 500
     type = "server_error"

@@ -12,15 +12,16 @@ from serving.gateway.__main__ import single_key_authorizer
 from serving.gateway.gateway import Gateway
 from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.request_context import RequestContext
-from serving.gateway.routes import StaticRoutes
+from serving.gateway.routes import StaticRoutingTable
 
 
-def silent(exchanges: list[RequestContext]) -> None:
-    """The service's log is another subject."""
+def discard_log(contexts: list[RequestContext]) -> None:
+    """Log nothing: the service's logging is not measured here."""
 
 
 if __name__ == "__main__":
-    gateway = Gateway(StaticRoutes.from_file(Path(sys.argv[1])), single_key_authorizer("sk-x"), log=silent)
+    routes = StaticRoutingTable.from_file(Path(sys.argv[1]))
+    gateway = Gateway(routes, single_key_authorizer("sk-x"), log=discard_log)
     uvicorn.run(
         AsgiGateway(gateway), port=int(sys.argv[2]), access_log=False, log_level="warning", lifespan="off"
     )

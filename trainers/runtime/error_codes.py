@@ -89,5 +89,5 @@ class ErrorCode(StrEnum):
     concurrency_limit_exceeded = "concurrency_limit_exceeded", "The API key has too many open requests."
     engine_unavailable = "engine_unavailable", "No engine can take the request now."
     engine_disconnected = "engine_disconnected", "The engine closed the connection in mid-response."
-    answer_too_large = "answer_too_large", "The engine's response is larger than the gateway buffers."
+    response_too_large = "response_too_large", "The engine's response is larger than the gateway buffers."
     engine_timeout = "engine_timeout", "The engine sent nothing for too long."

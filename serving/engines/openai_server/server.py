@@ -184,9 +184,7 @@ async def handle_errors(
     except ApiError as error:
         return error_response(error)
     except web.HTTPRequestEntityTooLarge:
-        return error_response(
-            BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; send less text.")
-        )
+        return error_response(BodyTooLarge(MAX_BODY_BYTES))
     except web.HTTPException as error:
         unknown = UnknownUrl(f"{request.method} {request.path} does not exist.")
         unknown.status = error.status

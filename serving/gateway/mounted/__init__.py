@@ -1,1 +1,1 @@
-"""The gateway mounted in another ASGI application."""
+"""The gateway as part of another application: its ASGI interface and its OpenAPI document."""

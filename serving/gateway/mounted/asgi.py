@@ -1,116 +1,124 @@
-"""The gateway as an ASGI application, for a service that mounts it beside its own routes under uvicorn."""
+"""The gateway as an ASGI application, for a service that mounts it under uvicorn."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.gateway.caller import Headers, InFlightRequest
-from serving.gateway.gateway import MAX_BODY_BYTES, Gateway, GatewayRequest, body_too_large, sender
+from serving.gateway.downstream import (
+    MAX_BODY_BYTES,
+    GatewayRequest,
+    Headers,
+    InFlightRequest,
+    client_identity,
+)
+from serving.gateway.gateway import Gateway
+from serving.http.errors import BodyTooLarge
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Chunks that wait for a slow client before the engine is slowed down too.
-MOST_WAITING = 16
+# Messages that wait for a slow client before reading from the engine pauses.
+MAX_WAITING_MESSAGES = 16
 
 
-class ClientLeft(Exception):
-    """Nobody is there to answer."""
+class ClientDisconnected(Exception):
+    """The client disconnected before its request was complete."""
 
 
 class AsgiGateway:
     """A gateway at /v1 of another application.
 
-    A mounted application hears nothing of its parent's end, so the parent calls `aclose`.
+    A mounted application gets no lifespan events, so the parent must call `aclose`.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert scope["type"] == "http", "The gateway has no websockets, and its parent lives for it."
+        assert scope["type"] == "http", "the parent handles lifespan events, and there are no websockets"
         headers = dict(scope["headers"])
         address = scope["client"][0] if scope.get("client") else ""
         path = "/v1" + path_below_v1(scope)
-        client = AsgiClient()
+        downstream = AsgiDownstream()
         task = None
         try:
-            who = sender(headers, address)
-            if self.gateway.known(who) is None:
-                await self.gateway.admit(who)
+            identity = client_identity(headers, address)
+            if self.gateway.cached_client(identity) is None:
+                await self.gateway.authorize(identity)
             body = await read_body(headers, receive)
-        except ClientLeft:
+        except ClientDisconnected:
             return
-        except Exception as fault:
-            self.gateway.refuse(self.gateway.exchange(scope["method"], path, headers), fault, client)
+        except Exception as error:
+            self.gateway.open_context(scope["method"], path, headers).fail(error, downstream)
         else:
-            task = self.gateway.handle(GatewayRequest(scope["method"], path, headers, address, body), client)
-        await client.pass_on(receive, send, task)
+            request = GatewayRequest(scope["method"], path, headers, address, body)
+            task = self.gateway.handle(request, downstream)
+        await downstream.forward(receive, send, task)
 
     async def aclose(self) -> None:
         """Close the connections to the engines."""
         await self.gateway.aclose()
 
 
-class AsgiClient:
-    """Keeps what is said to the client until ASGI's `send`, which has to be awaited, has taken it."""
+class AsgiDownstream:
+    """Queues a response's messages until ASGI's `send`, which must be awaited, has taken them."""
 
     def __init__(self) -> None:
-        self.job: InFlightRequest | None = None
+        self.in_flight: InFlightRequest | None = None
         self.messages: deque[Message] = deque()
-        self.complete = self.left = self.paused = False
+        self.complete = self.disconnected = self.paused = False
         self.waiter: asyncio.Future[None] | None = None
 
-    async def pass_on(self, receive: Receive, send: Send, task: "asyncio.Task[None] | None") -> None:
-        """Send everything as it comes, and give the work up when the client leaves."""
+    async def forward(self, receive: Receive, send: Send, task: "asyncio.Task[None] | None") -> None:
+        """Send the messages as they arrive, and cancel the request if the client disconnects."""
         if self.complete:
             await self._send_waiting(send)
             return
-        gone = asyncio.get_running_loop().create_task(self._watch(receive))
+        watch = asyncio.get_running_loop().create_task(self._watch_disconnect(receive))
         try:
-            while not (self.complete and not self.messages) and not self.left:
+            while not (self.complete and not self.messages) and not self.disconnected:
                 if not self.messages:
                     self.waiter = asyncio.get_running_loop().create_future()
                     await self.waiter
                 await self._send_waiting(send)
         finally:
-            gone.cancel()
+            watch.cancel()
             if task is not None:
                 task.cancel()
-            if self.job is not None:
-                self.job.cancel()
+            if self.in_flight is not None:
+                self.in_flight.cancel()
 
     async def _send_waiting(self, send: Send) -> None:
         while self.messages:
             await send(self.messages.popleft())
-        if self.paused and self.job is not None:
+        if self.paused and self.in_flight is not None:
             self.paused = False
-            self.job.resume()
+            self.in_flight.resume()
 
-    async def _watch(self, receive: Receive) -> None:
+    async def _watch_disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self.left = True
+        self.disconnected = True
         self._wake()
 
-    # What the gateway says.
+    # Called by the gateway.
 
-    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
         self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
         self.finish(body)
 
-    def begin(self, status: int, headers: Headers, chunk: bytes) -> None:
+    def start(self, status: int, headers: Headers, chunk: bytes) -> None:
         self._start(status, headers)
-        self.send(chunk)
+        self.write(chunk)
 
-    def send(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> None:
         self.messages.append({"type": "http.response.body", "body": chunk, "more_body": True})
-        if len(self.messages) > MOST_WAITING and self.job is not None:
+        if len(self.messages) > MAX_WAITING_MESSAGES and self.in_flight is not None:
             self.paused = True
-            self.job.pause()
+            self.in_flight.pause()
         self._wake()
 
     def finish(self, chunk: bytes) -> None:
@@ -127,16 +135,16 @@ class AsgiClient:
 
 
 def path_below_v1(scope: Scope) -> str:
-    """The path without the mount point and without /v1, so that mounted and not look the same."""
+    """Return the path without the mount point and without /v1."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path.removeprefix("/v1") if path.startswith("/v1/") else path
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """The whole body; raises BodyTooLarge and ClientLeft."""
+    """Return the complete body; raises BodyTooLarge and ClientDisconnected."""
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-        raise body_too_large()
+        raise BodyTooLarge(MAX_BODY_BYTES)
     message = await receive()
     body: bytes = message.get("body", b"")
     if message["type"] != "http.disconnect" and not message.get("more_body"):
@@ -147,7 +155,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY_BYTES:
-            raise body_too_large()
+            raise BodyTooLarge(MAX_BODY_BYTES)
     if message["type"] == "http.disconnect":
-        raise ClientLeft
+        raise ClientDisconnected
     return b"".join(parts)

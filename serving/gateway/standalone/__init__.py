@@ -1,1 +1,1 @@
-"""The gateway as a service of its own: its server, its processes, and what it learns from the API."""
+"""The gateway as a program of its own: HTTP server, processes, and clients of the service's API."""

@@ -1,25 +1,30 @@
-"""One client's connection to the gateway that stands alone: requests in, answers out, by callbacks alone."""
+"""A client's connection to the standalone gateway, driven by callbacks only."""
 
 import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from serving.gateway.caller import Headers, InFlightRequest
-from serving.gateway.gateway import ClientIdentity, GatewayRequest, sender
-from serving.gateway.standalone.incoming import RequestParser
+from serving.gateway.downstream import (
+    ClientIdentity,
+    Downstream,
+    GatewayRequest,
+    Headers,
+    InFlightRequest,
+    client_identity,
+)
+from serving.gateway.gateway import Gateway
+from serving.gateway.standalone.request_parser import RequestParser
 from serving.http.errors import RequestTimeout
 
-if TYPE_CHECKING:
-    from serving.gateway.standalone.server import GatewayServer
-
-HEAD_SECONDS = 10.0
-BODY_SECONDS = 60.0
+HEAD_TIMEOUT_SECONDS = 10.0
+BODY_TIMEOUT_SECONDS = 60.0
 KEEP_ALIVE_SECONDS = 75.0
-# How long a client may leave its answer unread, and how long one that was refused may go on sending.
-UNREAD_SECONDS = 60.0
+# How long a client may leave its response unread, and how long a rejected one may continue to send.
+WRITE_TIMEOUT_SECONDS = 60.0
 LINGER_SECONDS = 2.0
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 STATUS_LINES = {
@@ -27,129 +32,139 @@ STATUS_LINES = {
 }
 
 
-class ClientConnection(asyncio.Protocol):
-    """Requests come in one after another; those that come early wait until the answer before them is sent."""
+class ServerState:
+    """State that all connections of a process share.
 
-    def __init__(self, server: "GatewayServer") -> None:
+    `handle` handles a request of any path, and returns a task if the request must wait.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        handle: Callable[[GatewayRequest, Downstream], asyncio.Task[None] | None],
+    ) -> None:
+        self.gateway = gateway
+        self.handle = handle
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        self.date_line = b""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection: requests are handled one at a time, and pipelined ones wait."""
+
+    chunked: bool
+    keep_alive: bool
+
+    def __init__(self, server: ServerState) -> None:
         self.server = server
-        self.job: InFlightRequest | None = None
+        self.in_flight: InFlightRequest | None = None
         self.task: asyncio.Task[None] | None = None
         self.waiting: deque[tuple[GatewayRequest, bool, bool] | Exception] = deque()
-        self.busy = self.heads = self.refused = False
+        self.busy = self.head_only = self.rejected = False
         self.reading_paused = False
-        self.deadline = time.monotonic() + HEAD_SECONDS
+        self.deadline = time.monotonic() + HEAD_TIMEOUT_SECONDS
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.address: str = (transport.get_extra_info("peername") or ("",))[0]
-        self.incoming = RequestParser(self, self.address)
+        self.parser = RequestParser(self, self.address)
         self.server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.refused:
+        if self.rejected:
             return
-        fault = self.incoming.feed(data)
-        if fault is not None:
-            self._refuse(fault)
+        error = self.parser.feed(data)
+        if error is not None:
+            self._reject(error)
 
     def eof_received(self) -> None:
-        """A client that has closed its side has left, for all that can be known; returning closes ours."""
+        """Close the connection: a client that closes its side cannot be distinguished from one that left."""
 
-    def connection_lost(self, fault: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self.server.connections.discard(self)
         self.waiting.clear()
         if self.task is not None:
             self.task.cancel()
-        if self.job is not None:
-            self.job.cancel()
+        if self.in_flight is not None:
+            self.in_flight.cancel()
 
     def pause_writing(self) -> None:
-        self.deadline = time.monotonic() + UNREAD_SECONDS
-        if self.job is not None:
-            self.job.pause()
+        self.deadline = time.monotonic() + WRITE_TIMEOUT_SECONDS
+        if self.in_flight is not None:
+            self.in_flight.pause()
 
     def resume_writing(self) -> None:
         self.deadline = math.inf if self.busy else time.monotonic() + KEEP_ALIVE_SECONDS
-        if self.job is not None:
-            self.job.resume()
+        if self.in_flight is not None:
+            self.in_flight.resume()
 
-    # What is told of requests.
+    # Called by the parser.
 
-    def request_begins(self) -> None:
+    def on_request_start(self) -> None:
         if not self.busy:
-            self.deadline = time.monotonic() + HEAD_SECONDS
+            self.deadline = time.monotonic() + HEAD_TIMEOUT_SECONDS
 
-    def body_follows(self, headers: dict[bytes, bytes], large: bool) -> None:
+    def on_body_start(self, headers: dict[bytes, bytes], large: bool) -> None:
         if self.busy:
             return
-        self.deadline = time.monotonic() + BODY_SECONDS
+        self.deadline = time.monotonic() + BODY_TIMEOUT_SECONDS
         if headers.get(b"expect", b"").lower() == b"100-continue":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if large:
-            self._admit(headers)
+            self._authorize(headers)
 
-    def request_is_here(self, request: GatewayRequest, keep_alive: bool, may_chunk: bool) -> None:
-        if self.refused:
+    def on_request(self, request: GatewayRequest, keep_alive: bool, can_chunk: bool) -> None:
+        if self.rejected:
             return
         if self.busy:
-            self.waiting.append((request, keep_alive, may_chunk))
+            self.waiting.append((request, keep_alive, can_chunk))
             self._pause_reading()
         else:
-            self._start(request, keep_alive, may_chunk)
+            self._start_request(request, keep_alive, can_chunk)
 
-    def _admit(self, headers: dict[bytes, bytes]) -> None:
-        """Read on only when the sender is known: before, nobody may fill our memory."""
-        who = sender(headers, self.address)
-        if self.server.gateway.known(who) is None:
+    def _authorize(self, headers: dict[bytes, bytes]) -> None:
+        """Read a large body only after the client is authorized, so that strangers cannot fill the memory."""
+        identity = client_identity(headers, self.address)
+        if self.server.gateway.cached_client(identity) is None:
             self._pause_reading()
-            self.task = asyncio.get_running_loop().create_task(self._admitted(who, headers))
+            authorizing = self._authorize_and_resume(identity, headers)
+            self.task = asyncio.get_running_loop().create_task(authorizing)
 
-    async def _admitted(self, who: ClientIdentity, headers: dict[bytes, bytes]) -> None:
+    async def _authorize_and_resume(self, identity: ClientIdentity, headers: dict[bytes, bytes]) -> None:
         try:
-            await self.server.gateway.admit(who)
-        except Exception as fault:
-            # If one read has brought the whole request, it has been begun by now and is refused there.
-            if self.incoming.headers is headers:
-                self._refuse(fault)
+            await self.server.gateway.authorize(identity)
+        except Exception as error:
+            # If one read brought the whole request, it was started already and is rejected there.
+            if self.parser.headers is headers:
+                self._reject(error)
         self._resume_reading()
 
-    # From a request to its answer.
+    # Called by the gateway.
 
-    def _start(self, request: GatewayRequest, keep_alive: bool, chunked: bool) -> None:
-        self.busy = True
-        self.deadline = math.inf
-        self.keep_alive = keep_alive and not self.server.draining
-        self.chunked = chunked
-        self.heads = request.method == "HEAD"
-        self.task = self.server.handle(request, self)
-
-    def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answer, and go on with the next request."""
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
         head = self._head(status, headers) + b"content-length: %d\r\n\r\n" % len(body)
-        self.transport.write(head if self.heads else head + body)
-        self._next()
+        self.transport.write(head if self.head_only else head + body)
+        self._next_request()
 
-    def begin(self, status: int, headers: Headers, chunk: bytes) -> None:
-        """Begin an answer whose end is not known."""
+    def start(self, status: int, headers: Headers, chunk: bytes) -> None:
         if self.chunked:
-            end = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(chunk), chunk)
+            rest = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(chunk), chunk)
         else:
             self.keep_alive = False
-            end = b"\r\n" + chunk
-        self.transport.write(self._head(status, headers) + end)
+            rest = b"\r\n" + chunk
+        self.transport.write(self._head(status, headers) + rest)
 
-    def send(self, chunk: bytes) -> None:
-        """One more part of it."""
+    def write(self, chunk: bytes) -> None:
         self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.chunked else chunk)
 
     def finish(self, chunk: bytes) -> None:
-        """The last part, and the next request."""
         if self.chunked:
             chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk) if chunk else b"0\r\n\r\n"
         self.transport.write(chunk)
-        self._next()
+        self._next_request()
 
     def _head(self, status: int, headers: Headers) -> bytes:
         lines = [STATUS_LINES[status], self.server.date_line]
@@ -159,66 +174,77 @@ class ClientConnection(asyncio.Protocol):
             lines.append(b"connection: close\r\n")
         return b"".join(lines)
 
-    def _next(self) -> None:
+    # From one request to the next.
+
+    def _start_request(self, request: GatewayRequest, keep_alive: bool, chunked: bool) -> None:
+        self.busy = True
+        self.deadline = math.inf
+        self.keep_alive = keep_alive and not self.server.draining
+        self.chunked = chunked
+        self.head_only = request.method == "HEAD"
+        self.task = self.server.handle(request, self)
+
+    def _next_request(self) -> None:
         self.busy = False
-        self.job = self.task = None
+        self.in_flight = self.task = None
         if not self.keep_alive:
             self._close()
         elif self.waiting:
             self.busy = True
-            asyncio.get_running_loop().call_soon(self._start_waiting)
+            asyncio.get_running_loop().call_soon(self._start_waiting_request)
         else:
-            self.deadline = time.monotonic() + (HEAD_SECONDS if self.incoming.begun else KEEP_ALIVE_SECONDS)
+            seconds = HEAD_TIMEOUT_SECONDS if self.parser.in_request else KEEP_ALIVE_SECONDS
+            self.deadline = time.monotonic() + seconds
             self._resume_reading()
 
-    def _start_waiting(self) -> None:
+    def _start_waiting_request(self) -> None:
         self.busy = False
         if not self.waiting:
             return
         item = self.waiting.popleft()
         if isinstance(item, Exception):
-            self._refuse(item)
+            self._reject(item)
         else:
-            self._start(*item)
+            self._start_request(*item)
 
-    # Ends.
+    # The end of the connection.
 
-    def look(self, now: float) -> None:
-        """Close what has kept the gateway waiting for too long."""
+    def check_timeout(self, now: float) -> None:
+        """Close the connection if the client has exceeded its deadline."""
         if now < self.deadline:
             return
-        if self.busy or self.refused or not self.incoming.begun:
+        if self.busy or self.rejected or not self.parser.in_request:
             self.transport.abort()
         else:
-            self._refuse(RequestTimeout("The request did not come whole in time."))
+            self._reject(RequestTimeout("The request did not arrive completely in time."))
 
     def drain(self) -> None:
-        """End after the answer that is under way."""
+        """Close the connection after the response in progress."""
         self.keep_alive = False
         if not self.busy:
             self._close()
 
-    def _refuse(self, fault: Exception) -> None:
-        """Answer with an error and hear no more; of an answer under way the client gets the end first."""
+    def _reject(self, error: Exception) -> None:
+        """Respond with an error and stop reading; a response in progress is completed first."""
         if self.busy:
-            self.waiting.append(fault)
+            self.waiting.append(error)
             self._pause_reading()
             return
-        self.keep_alive = self.heads = False
-        self.incoming.begun = True
-        self.server.gateway.refuse(self.server.gateway.exchange("-", "-", {}), fault, self)
+        self.keep_alive = self.head_only = False
+        self.parser.in_request = True
+        self.server.gateway.open_context("-", "-", {}).fail(error, self)
 
     def _close(self) -> None:
-        """Close after what was written has gone out; a client that still sends would lose it to a reset."""
-        self.refused = True
+        """Close after the written data was sent; a client that still sends would lose it to a reset."""
+        self.rejected = True
         if self.transport.is_closing():
             return
-        if self.incoming.begun:
+        if self.parser.in_request:
             self.deadline = time.monotonic() + LINGER_SECONDS
             self.transport.write_eof()
             self._resume_reading()
         else:
-            self.deadline = time.monotonic() + UNREAD_SECONDS
+            self.deadline = time.monotonic() + WRITE_TIMEOUT_SECONDS
             self.transport.close()
 
     def _pause_reading(self) -> None:

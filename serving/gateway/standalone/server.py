@@ -1,7 +1,4 @@
-"""The server of the gateway that stands alone.
-
-It listens, keeps time for its connections and ends in order.
-"""
+"""The server of the standalone gateway: it accepts connections, enforces timeouts and shuts down in order."""
 
 import asyncio
 import signal
@@ -12,69 +9,72 @@ from email.utils import formatdate
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from serving.gateway.caller import Downstream
-from serving.gateway.gateway import JSON, Gateway, GatewayRequest
-from serving.gateway.standalone.connection import ClientConnection
+from serving.gateway.downstream import JSON_HEADERS, Downstream, GatewayRequest
+from serving.gateway.gateway import Gateway
+from serving.gateway.standalone.connection import ClientConnection, ServerState
 from serving.http.errors import UnknownUrl
 
 DRAIN_SECONDS = 10.0
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 BACKLOG = 2048
 
 
 class GatewayServer:
-    """One process's side of the gateway, with /health and /metrics beside it."""
+    """The server of one process, which adds /health and /metrics to the gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.connections: set[ClientConnection] = set()
-        self.draining = False
-        self.date_line = b""
+        self.state = ServerState(gateway, self.handle)
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
-        """Serve until told to stop, then let the answers under way end."""
+        """Serve until `stop` is set, then complete the responses in progress."""
         loop = asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: ClientConnection(self), sock=listener, backlog=BACKLOG)
-        looking = loop.create_task(self._look())
+        state = self.state
+        server = await loop.create_server(lambda: ClientConnection(state), sock=listener, backlog=BACKLOG)
+        checking = loop.create_task(self._check_connections())
         await stop.wait()
-        listening.close()
-        self.draining = True
-        for connection in list(self.connections):
+        server.close()
+        state.draining = True
+        for connection in list(state.connections):
             connection.drain()
         deadline = loop.time() + DRAIN_SECONDS
-        while self.connections and loop.time() < deadline:
+        while state.connections and loop.time() < deadline:
             await asyncio.sleep(0.05)
-        for connection in list(self.connections):
+        for connection in list(state.connections):
             connection.transport.abort()
-        looking.cancel()
+        checking.cancel()
         await self.gateway.aclose()
 
-    def handle(self, request: GatewayRequest, client: Downstream) -> asyncio.Task[None] | None:
-        """Answer a request."""
+    def handle(self, request: GatewayRequest, downstream: Downstream) -> asyncio.Task[None] | None:
+        """Handle a request of any path."""
         if request.path.startswith("/v1/"):
-            return self.gateway.handle(request, client)
+            return self.gateway.handle(request, downstream)
         if request.path == "/health" and request.method in ("GET", "HEAD"):
-            client.whole(200, JSON, b'{"status": "ok"}')
+            downstream.respond(200, JSON_HEADERS, b'{"status": "ok"}')
         elif request.path == "/metrics" and request.method in ("GET", "HEAD"):
-            self.gateway.ledger.settle()
-            client.whole(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest(REGISTRY))
+            self.gateway.recorder.flush()
+            headers = [(b"content-type", CONTENT_TYPE_LATEST.encode())]
+            downstream.respond(200, headers, generate_latest(REGISTRY))
         else:
-            unknown = self.gateway.exchange(request.method, request.path, request.headers)
-            self.gateway.refuse(unknown, UnknownUrl(f"{request.path} is not served here."), client)
+            context = self.gateway.open_context(request.method, request.path, request.headers)
+            context.fail(UnknownUrl(f"{request.path} does not exist."), downstream)
         return None
 
-    async def _look(self) -> None:
-        """Once a second: time limits, and the date that every answer bears."""
+    async def _check_connections(self) -> None:
+        """Check timeouts once a second, and update the Date header of all responses."""
         while True:
-            self.date_line = f"date: {formatdate(usegmt=True)}\r\n".encode()
+            self.state.date_line = f"date: {formatdate(usegmt=True)}\r\n".encode()
             now = time.monotonic()
-            for connection in list(self.connections):
-                connection.look(now)
-            await asyncio.sleep(LOOK_SECONDS)
+            for connection in list(self.state.connections):
+                connection.check_timeout(now)
+            await asyncio.sleep(CHECK_SECONDS)
 
 
 def bind_socket(host: str, port: int, shared: bool) -> socket.socket:
-    """A bound socket; a shared one lets every worker have its own, among which the kernel spreads clients."""
+    """Return a bound socket.
+
+    If `shared`, each process can bind its own socket to the port, and the kernel distributes the connections.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,7 +85,7 @@ def bind_socket(host: str, port: int, shared: bool) -> socket.socket:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """Return an event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from tests.integration.serving.engine_stand_in import FakeEngine
+from tests.integration.serving.fake_engine import FakeEngine
 from tests.services import free_port
 
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
@@ -187,7 +187,7 @@ def gateway_over(routes: list[dict[str, str]], folder: Path) -> Iterator[Server]
 
 
 @pytest.fixture(scope="module")
-def stand_in() -> Iterator[FakeEngine]:
+def fake_engine() -> Iterator[FakeEngine]:
     """An engine whose timing and faults are chosen by the name of the model; it counts for one file."""
     engine = FakeEngine()
     yield engine

@@ -1,4 +1,4 @@
-"""The gateway that stands alone against clients that speak HTTP badly, slowly or to deceive."""
+"""The standalone gateway's HTTP server and malformed, slow or hostile clients."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.integration.serving.conftest import Server, gateway_over
-from tests.integration.serving.engine_stand_in import FakeEngine
+from tests.integration.serving.fake_engine import FakeEngine
 
 BODY = b'{"model": "slow", "stream": true}'
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
@@ -19,30 +19,30 @@ MODELS = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def front(stand_in: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    routes = [{"name": name, "base_url": stand_in.url} for name in ("slow", "plain", "flood", "endless")]
-    with gateway_over(routes, tmp_path_factory.mktemp("front")) as server:
+def gateway(fake_engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    routes = [{"name": name, "base_url": fake_engine.url} for name in ("slow", "plain", "flood", "endless")]
+    with gateway_over(routes, tmp_path_factory.mktemp("gateway")) as server:
         yield server
 
 
-def connect(front: Server) -> socket.socket:
-    host, port = front.url.removeprefix("http://").split(":")
+def connect(gateway: Server) -> socket.socket:
+    host, port = gateway.url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=60)
 
 
-def talk(front: Server, *parts: bytes, until: bytes = b"", pause_seconds: float = 0.02) -> bytes:
-    """Everything that comes back until the server closes, or until these bytes."""
-    with connect(front) as connection:
+def exchange(gateway: Server, *parts: bytes, until: bytes = b"", pause_seconds: float = 0.02) -> bytes:
+    """Return all bytes that arrive until the server closes, or until these bytes."""
+    with connect(gateway) as connection:
         for part in parts:
             connection.sendall(part)
             time.sleep(pause_seconds)
-        answer = b""
-        while not (until and until in answer):
+        response = b""
+        while not (until and until in response):
             more = connection.recv(65536)
             if not more:
                 break
-            answer += more
-        return answer
+            response += more
+        return response
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def talk(front: Server, *parts: bytes, until: bytes = b"", pause_seconds: float 
         b"\x16\x03\x01 hello\r\n\r\n",
     ],
 )
-def test_what_two_servers_might_read_differently_is_refused(front: Server, request_bytes: bytes) -> None:
-    answer = talk(front, request_bytes)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert answer.count(b"HTTP/1.1 ") == 1
-    assert b"connection: close" in answer
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "malformed_request"
+def test_an_ambiguous_request_is_rejected(gateway: Server, request_bytes: bytes) -> None:
+    response = exchange(gateway, request_bytes)
+    assert response.startswith(b"HTTP/1.1 400 ")
+    assert response.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in response
+    assert json.loads(response.partition(b"\r\n\r\n")[2])["error"]["code"] == "malformed_request"
 
 
 @pytest.mark.parametrize(
@@ -92,79 +92,77 @@ def test_what_two_servers_might_read_differently_is_refused(front: Server, reque
         [b"X-A: " + b"a" * 30_000 + b"\r\nX-B: " + b"b" * 40_000 + b"\r\n"],
     ],
 )
-def test_headers_over_the_limit_are_refused_as_they_come(front: Server, headers: list[bytes]) -> None:
-    answer = talk(front, HEAD, *headers, LENGTH + BODY)
-    assert answer.startswith(b"HTTP/1.1 431 ")
+def test_headers_over_the_limit_are_rejected_while_they_arrive(gateway: Server, headers: list[bytes]) -> None:
+    response = exchange(gateway, HEAD, *headers, LENGTH + BODY)
+    assert response.startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_large_body_after_small_headers_in_one_piece_is_no_header(front: Server) -> None:
+def test_a_large_body_in_one_read_with_its_headers_is_not_counted_as_headers(gateway: Server) -> None:
     body = b'{"model": "plain", "x": "%b"}' % (b"a" * 200_000)
     request = LINE + b"Host: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    assert talk(front, request).startswith(b"HTTP/1.1 200 ")
+    assert exchange(gateway, request).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_chunked_body_over_the_limit_is_refused(front: Server) -> None:
+def test_a_chunked_body_over_the_limit_is_rejected(gateway: Server) -> None:
     chunk = b"100000\r\n" + b"a" * 0x100000 + b"\r\n"
-    answer = talk(front, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 9)
-    assert answer.startswith(b"HTTP/1.1 413 ")
+    response = exchange(gateway, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 9)
+    assert response.startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_request_may_come_byte_by_byte_or_in_chunks(front: Server) -> None:
+def test_a_request_may_arrive_byte_by_byte_or_in_chunks(gateway: Server) -> None:
     chunked = (
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n9\r\n" + BODY[:9] + b"\r\n%x;a=b\r\n" % (len(BODY) - 9)
     )
     chunked += BODY[9:] + b"\r\n0\r\n\r\n"
     for request in (HEAD + LENGTH + BODY, chunked):
         bytewise = (request[place : place + 1] for place in range(len(request)))
-        answer = talk(front, *bytewise, until=b"\r\n0\r\n\r\n", pause_seconds=0.005)
-        assert answer.startswith(b"HTTP/1.1 200 ")
-        assert b"[DONE]" in answer
+        response = exchange(gateway, *bytewise, until=b"\r\n0\r\n\r\n", pause_seconds=0.005)
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert b"[DONE]" in response
 
 
-def test_requests_in_one_piece_are_answered_in_order_on_one_connection(front: Server) -> None:
+def test_pipelined_requests_get_their_responses_in_order(gateway: Server) -> None:
     unknown = b"GET /v1/models/nobody HTTP/1.1\r\nHost: x\r\n\r\n"
     last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    answer = talk(front, HEAD + LENGTH + BODY + MODELS + unknown + last)
-    heads = [part.split(b"\r\n")[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
+    response = exchange(gateway, HEAD + LENGTH + BODY + MODELS + unknown + last)
+    heads = [part.split(b"\r\n")[0] for part in response.split(b"HTTP/1.1 ")[1:]]
     assert heads == [b"200 OK", b"200 OK", b"404 Not Found", b"200 OK"]
-    assert answer.index(b"[DONE]") < answer.index(b'"object": "list"')
+    assert response.index(b"[DONE]") < response.index(b'"object": "list"')
 
 
-def test_a_malformed_request_behind_a_stream_does_not_cut_it(front: Server) -> None:
-    answer = talk(front, HEAD + LENGTH + BODY + b"garbage\r\n\r\n")
-    assert answer.index(b"[DONE]") < answer.index(b"HTTP/1.1 400")
+def test_a_malformed_request_after_a_stream_does_not_cut_the_stream(gateway: Server) -> None:
+    response = exchange(gateway, HEAD + LENGTH + BODY + b"garbage\r\n\r\n")
+    assert response.index(b"[DONE]") < response.index(b"HTTP/1.1 400")
 
 
-def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_the_connection(front: Server) -> None:
-    answer = talk(front, LINE.replace(b"1.1", b"1.0") + LENGTH + BODY)
-    assert b"transfer-encoding" not in answer
-    assert answer.endswith(b"data: [DONE]\n\n")
+def test_a_client_of_http_1_0_gets_a_stream_that_ends_with_the_connection(gateway: Server) -> None:
+    response = exchange(gateway, LINE.replace(b"1.1", b"1.0") + LENGTH + BODY)
+    assert b"transfer-encoding" not in response
+    assert response.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_client_that_waits_for_100_continue_gets_it(front: Server) -> None:
-    answer = talk(front, HEAD + b"Expect: 100-continue\r\n" + LENGTH, BODY, until=b"\r\n0\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+def test_a_client_that_waits_for_100_continue_gets_it(gateway: Server) -> None:
+    response = exchange(gateway, HEAD + b"Expect: 100-continue\r\n" + LENGTH, BODY, until=b"\r\n0\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
 
 
-def test_head_and_options_are_answered(front: Server) -> None:
-    head = talk(front, b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+def test_head_and_options_get_responses(gateway: Server) -> None:
+    head = exchange(gateway, b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert head.endswith(b"\r\n\r\n")
-    options = talk(front, b"OPTIONS /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    options = exchange(gateway, b"OPTIONS /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert options.startswith(b"HTTP/1.1 405 ")
     assert b"allow: GET\r\n" in options
 
 
-def test_half_a_request_is_given_up_after_a_while(front: Server) -> None:
-    begun = time.monotonic()
-    assert talk(front, HEAD + b"X-A:").startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - begun > 9
+def test_an_incomplete_request_times_out(gateway: Server) -> None:
+    started_at = time.monotonic()
+    assert exchange(gateway, HEAD + b"X-A:").startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - started_at > 9
 
 
-def test_an_engines_address_beside_the_listed_paths_is_out_of_reach(
-    front: Server, stand_in: FakeEngine
-) -> None:
-    asked = sum(stand_in.asked.values())
+def test_other_paths_of_an_engine_are_unreachable(gateway: Server, fake_engine: FakeEngine) -> None:
+    before = sum(fake_engine.request_counts.values())
     for path in (
         "/v1/load_lora_adapter",
         "/v1/../sleep",
@@ -172,15 +170,15 @@ def test_an_engines_address_beside_the_listed_paths_is_out_of_reach(
         "/v1/%2e%2e/sleep",
     ):
         line = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % path.encode()
-        assert talk(front, line + LENGTH + BODY).startswith(b"HTTP/1.1 404 ")
-    assert sum(stand_in.asked.values()) == asked
+        assert exchange(gateway, line + LENGTH + BODY).startswith(b"HTTP/1.1 404 ")
+    assert sum(fake_engine.request_counts.values()) == before
 
 
-def test_a_slow_reader_slows_the_engine_down_and_costs_no_memory(front: Server) -> None:
-    process = psutil.Process(front.process.pid)
+def test_a_slow_reader_pauses_the_engine_and_costs_no_memory(gateway: Server) -> None:
+    process = psutil.Process(gateway.process.pid)
     before = process.memory_info().rss
     body = b'{"model": "flood", "stream": true}'
-    with connect(front) as connection:
+    with connect(gateway) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         time.sleep(2)
@@ -193,8 +191,8 @@ def test_a_slow_reader_slows_the_engine_down_and_costs_no_memory(front: Server) 
     assert size > 40_000_000
 
 
-def test_connections_to_the_engine_are_used_again(front: Server, stand_in: FakeEngine) -> None:
-    before = len(stand_in.peers)
+def test_connections_to_the_engine_are_reused(gateway: Server, fake_engine: FakeEngine) -> None:
+    before = len(fake_engine.peers)
     for _ in range(20):
-        assert front.post("/v1/chat/completions", {"model": "plain"})[0] == 200
-    assert len(stand_in.peers) - before <= 1
+        assert gateway.post("/v1/chat/completions", {"model": "plain"})[0] == 200
+    assert len(fake_engine.peers) - before <= 1

@@ -1,4 +1,4 @@
-"""The gateway inside another application, its OpenAPI, and its routes from the service's API."""
+"""The gateway mounted in another application, its OpenAPI document, and routes from the service's API."""
 
 import asyncio
 import json
@@ -15,21 +15,22 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from serving.gateway.gateway import ClientIdentity, Gateway, GatewayRequest
+from serving.gateway.downstream import ClientIdentity, GatewayRequest
+from serving.gateway.gateway import Gateway
 from serving.gateway.mounted import openapi
 from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.rate_limits import AuthorizedClient
-from serving.gateway.routes import Route, StaticRoutes, Target, parse_route
-from serving.gateway.standalone.api_routes import ApiRoutes
+from serving.gateway.routes import Route, StaticRoutingTable, Target, parse_route
+from serving.gateway.standalone.api_routes import ApiRoutingTable
 from serving.http.errors import ConcurrencyLimitExceeded, EngineUnavailable, PermissionDenied
 from tests.integration.serving.conftest import Server, wait_for
-from tests.integration.serving.engine_stand_in import FakeEngine
+from tests.integration.serving.fake_engine import FakeEngine
 from tests.services import free_port
 
-ASKED = b'{"model": "slow", "stream": true}'
+REQUEST = b'{"model": "slow", "stream": true}'
 
 
-def mounted(gateway: Gateway) -> FastAPI:
+def mount(gateway: Gateway) -> FastAPI:
     application = AsgiGateway(gateway)
 
     @asynccontextmanager
@@ -43,11 +44,11 @@ def mounted(gateway: Gateway) -> FastAPI:
     return app
 
 
-def test_a_mounted_gateway_answers_below_v1_beside_other_routes(engine: Server) -> None:
-    routes = StaticRoutes(
+def test_a_mounted_gateway_serves_v1_next_to_other_routes(engine: Server) -> None:
+    routes = StaticRoutingTable(
         [parse_route({"name": "starter", "base_url": engine.url, "upstream_model": "base"})]
     )
-    with TestClient(mounted(Gateway(routes))) as client:
+    with TestClient(mount(Gateway(routes))) as client:
         assert client.get("/v1/files").json() == {"files": []}
         assert client.get("/v1/models").json()["data"][0]["id"] == "starter"
         body = {"model": "starter", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
@@ -56,26 +57,26 @@ def test_a_mounted_gateway_answers_below_v1_beside_other_routes(engine: Server) 
         assert client.get("/v1/nothing").json()["error"]["code"] == "unknown_url"
 
 
-def test_a_refusal_of_the_application_is_openais_error() -> None:
-    async def authorize(sender: ClientIdentity) -> AuthorizedClient:
-        if sender.token() != "right":
+def test_an_authorization_error_has_openais_shape() -> None:
+    async def authorize(identity: ClientIdentity) -> AuthorizedClient:
+        if identity.token() != "right":
             raise PermissionDenied("This key may not generate.")
         return AuthorizedClient()
 
-    with TestClient(mounted(Gateway(StaticRoutes([]), authorize))) as client:
-        refused = client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    with TestClient(mount(Gateway(StaticRoutingTable([]), authorize))) as client:
+        rejected = client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (403, "forbidden")
         assert client.get("/v1/models", headers={"Authorization": "Bearer right"}).status_code == 200
 
 
-class SleepingRoutes(StaticRoutes):
-    """A deployment that wakes up at this address, or never."""
+class SleepingRoutes(StaticRoutingTable):
+    """A sleeping deployment that wakes at this address, or never if it is empty."""
 
     def __init__(self, address: str) -> None:
         asleep = Target("deployment_plain", "", "plain")
         super().__init__([Route("sleeper", (asleep,), datetime(2026, 11, 26, tzinfo=UTC))])
         self.address = address
-        self.told: set[str] = set()
+        self.used: set[str] = set()
 
     async def wake(self, target: Target) -> Target:
         await asyncio.sleep(0.2)
@@ -83,23 +84,23 @@ class SleepingRoutes(StaticRoutes):
             raise EngineUnavailable("The deployment 'sleeper' is still starting.", 30)
         return replace(target, base_url=self.address)
 
-    async def used(self, deployment_ids: Collection[str]) -> None:
-        self.told |= set(deployment_ids)
+    async def record_use(self, deployment_ids: Collection[str]) -> None:
+        self.used |= set(deployment_ids)
 
 
-def test_a_request_waits_for_a_sleeping_deployment_and_its_use_is_told() -> None:
-    stand_in = FakeEngine()
-    routes = SleepingRoutes(stand_in.url)
-    with TestClient(mounted(Gateway(routes))) as client:
+def test_a_request_waits_for_a_sleeping_deployment_and_its_use_is_reported() -> None:
+    fake_engine = FakeEngine()
+    routes = SleepingRoutes(fake_engine.url)
+    with TestClient(mount(Gateway(routes))) as client:
         assert client.post("/v1/chat/completions", json={"model": "sleeper"}).status_code == 200
-    stand_in.close()
-    assert routes.told == {"deployment_plain"}
+    fake_engine.close()
+    assert routes.used == {"deployment_plain"}
 
 
-def test_a_deployment_that_does_not_wake_in_time_is_a_503_that_says_when_to_come_back() -> None:
-    with TestClient(mounted(Gateway(SleepingRoutes("")))) as client:
-        refused = client.post("/v1/chat/completions", json={"model": "sleeper"})
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+def test_a_deployment_that_does_not_wake_in_time_is_a_503_with_retry_after() -> None:
+    with TestClient(mount(Gateway(SleepingRoutes("")))) as client:
+        rejected = client.post("/v1/chat/completions", json={"model": "sleeper"})
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "30")
 
 
 def examples() -> list[tuple[str, Any]]:
@@ -113,13 +114,13 @@ def examples() -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(("path", "body"), examples())
-def test_the_examples_of_the_documentation_work_as_they_stand(gateway: Server, path: str, body: Any) -> None:
+def test_the_documented_examples_work_unchanged(gateway: Server, path: str, body: Any) -> None:
     status, answer = gateway.post(path, body)
     assert status == 200
     assert "choices" in answer or "output" in answer
 
 
-def test_every_reference_of_the_documentation_resolves() -> None:
+def test_every_reference_of_the_openapi_document_resolves() -> None:
     text = json.dumps(openapi.paths()) + json.dumps(openapi.components())
     named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert named == named & set(openapi.components()["schemas"])
@@ -127,7 +128,7 @@ def test_every_reference_of_the_documentation_resolves() -> None:
 
 @pytest.fixture
 def api() -> Iterator[tuple[str, list[Any]]]:
-    """A stand-in for the service: its routes, served for as long as the list holds any."""
+    """A fake of the service's API: it serves these routes, and fails while the list is empty."""
     rows: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -148,7 +149,7 @@ def api() -> Iterator[tuple[str, list[Any]]]:
         server.shutdown()
 
 
-def listed(name: str) -> dict[str, Any]:
+def route_row(name: str) -> dict[str, Any]:
     address = "http://127.0.0.1:9"
     target = {
         "deployment_id": f"deployment_{name}",
@@ -159,11 +160,11 @@ def listed(name: str) -> dict[str, Any]:
     return {"name": name, "targets": [target], "created_at": "2026-11-23T10:00:00+00:00"}
 
 
-def test_routes_follow_the_api_and_outlive_it(api: tuple[str, list[Any]]) -> None:
+def test_routes_follow_the_api_and_stay_when_it_fails(api: tuple[str, list[Any]]) -> None:
     url, rows = api
-    rows += [listed("one"), listed("two")]
-    routes = ApiRoutes(url, "key")
-    with TestClient(mounted(Gateway(routes))) as client:
+    rows += [route_row("one"), route_row("two")]
+    routes = ApiRoutingTable(url, "key")
+    with TestClient(mount(Gateway(routes))) as client:
 
         def names() -> set[str]:
             return {model["id"] for model in client.get("/v1/models").json()["data"]}
@@ -178,59 +179,59 @@ def test_routes_follow_the_api_and_outlive_it(api: tuple[str, list[Any]]) -> Non
     assert routes.routes["one"] == Route("one", (target,), routes.routes["one"].created_at)
 
 
-class FaultyClient:
-    """A client's side with a bug, which the first chunk of a stream meets."""
+class FaultyDownstream:
+    """A downstream with a bug that the first chunk of a stream triggers."""
 
-    job = None
+    in_flight = None
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    def begin(self, status: int, headers: Any, chunk: bytes) -> None:
+    def start(self, status: int, headers: Any, chunk: bytes) -> None:
         raise RuntimeError("a bug")
 
     def finish(self, chunk: bytes) -> None:
         self.ended.set_result(chunk)
 
 
-def test_a_bug_of_ours_ends_the_answer_instead_of_keeping_the_client_waiting() -> None:
-    stand_in = FakeEngine()
+def test_a_bug_in_the_gateway_ends_the_response() -> None:
+    fake_engine = FakeEngine()
 
     async def ask() -> bytes:
-        gateway = Gateway(StaticRoutes([parse_route({"name": "slow", "base_url": stand_in.url})]))
-        client: Any = FaultyClient()
-        await gateway.admit(ClientIdentity(None, b"x", "127.0.0.1"))
+        gateway = Gateway(StaticRoutingTable([parse_route({"name": "slow", "base_url": fake_engine.url})]))
+        client: Any = FaultyDownstream()
+        await gateway.authorize(ClientIdentity(None, b"x", "127.0.0.1"))
         headers = {b"host": b"x"}
-        gateway.handle(GatewayRequest("POST", "/v1/chat/completions", headers, "127.0.0.1", ASKED), client)
+        gateway.handle(GatewayRequest("POST", "/v1/chat/completions", headers, "127.0.0.1", REQUEST), client)
         async with asyncio.timeout(10):
-            told = await client.ended
+            last = await client.ended
         await gateway.aclose()
-        return told
+        return last
 
     assert b"engine_disconnected" in asyncio.run(ask())
-    stand_in.close()
+    fake_engine.close()
 
 
-class StaleRoutes(StaticRoutes):
-    """Routes that have to be looked up again at each request, as those of the service once a second."""
+class StaleRoutes(StaticRoutingTable):
+    """Routes that need a refresh at each request, as those of the service do once a second."""
 
-    def fresh(self) -> bool:
+    def is_fresh(self) -> bool:
         return False
 
 
-def test_a_request_that_is_refused_while_its_engine_is_left_alone_is_counted_once() -> None:
+def test_a_request_rejected_by_an_open_circuit_is_counted_once() -> None:
     logged: list[Any] = []
 
-    async def authorize(sender: ClientIdentity) -> AuthorizedClient:
+    async def authorize(identity: ClientIdentity) -> AuthorizedClient:
         return AuthorizedClient("key_a", concurrent_requests=1)
 
     routes = StaleRoutes([parse_route({"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"})])
     gateway = Gateway(routes, authorize, log=logged.extend)
-    with TestClient(mounted(gateway)) as client:
-        answers = [client.post("/v1/chat/completions", json={"model": "gone"}) for _ in range(8)]
-    assert {answer.status_code for answer in answers} == {503}
-    assert "left alone" in answers[-1].json()["error"]["message"]
-    assert [exchange.status for exchange in logged] == [503] * 8
-    gateway.rate_limits.enter(AuthorizedClient("key_a", concurrent_requests=1))
+    with TestClient(mount(gateway)) as client:
+        responses = [client.post("/v1/chat/completions", json={"model": "gone"}) for _ in range(8)]
+    assert {response.status_code for response in responses} == {503}
+    assert "receives no requests" in responses[-1].json()["error"]["message"]
+    assert [context.status for context in logged] == [503] * 8
+    gateway.rate_limits.acquire(AuthorizedClient("key_a", concurrent_requests=1))
     with pytest.raises(ConcurrencyLimitExceeded):
-        gateway.rate_limits.enter(AuthorizedClient("key_a", concurrent_requests=1))
+        gateway.rate_limits.acquire(AuthorizedClient("key_a", concurrent_requests=1))

@@ -1,4 +1,4 @@
-"""The gateway's further paths: responses, whose streams end in another way, and embeddings."""
+"""The gateway's responses endpoint, whose streams end with an event, and embeddings."""
 
 import json
 import urllib.request
@@ -10,52 +10,52 @@ import pytest
 from openai import OpenAI
 
 from tests.integration.serving.conftest import Server, gateway_over, wait_for
-from tests.integration.serving.engine_stand_in import FakeEngine
+from tests.integration.serving.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="module")
-def front(stand_in: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def gateway(fake_engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     routes = [
-        {"name": name, "base_url": stand_in.url}
-        for name in ("plain", "responds", "responds-half", "pathless")
+        {"name": name, "base_url": fake_engine.url}
+        for name in ("plain", "response", "partial-response", "unknown-path")
     ]
-    with gateway_over(routes, tmp_path_factory.mktemp("front")) as server:
+    with gateway_over(routes, tmp_path_factory.mktemp("gateway")) as server:
         yield server
 
 
-def streamed(front: Server, model: str) -> bytes:
+def read_stream(gateway: Server, model: str) -> bytes:
     body = json.dumps({"model": model, "input": "hello", "stream": True}).encode()
-    with urllib.request.urlopen(f"{front.url}/v1/responses", body, timeout=20) as answer:
-        return answer.read()
+    with urllib.request.urlopen(f"{gateway.url}/v1/responses", body, timeout=20) as response:
+        return response.read()
 
 
-def logged(front: Server, model: str) -> dict[str, Any]:
-    wait_for(lambda: f'"{model}"' in front.log.read_text())
-    return json.loads([line for line in front.log.read_text().splitlines() if f'"{model}"' in line][-1])
+def read_log(gateway: Server, model: str) -> dict[str, Any]:
+    wait_for(lambda: f'"{model}"' in gateway.log.read_text())
+    return json.loads([line for line in gateway.log.read_text().splitlines() if f'"{model}"' in line][-1])
 
 
-def test_a_stream_that_comes_to_its_last_event_is_passed_unchanged_and_counted(front: Server) -> None:
-    answer = streamed(front, "responds")
-    assert answer.count(b"event: ") == 4 and b"event: error" not in answer
-    line = logged(front, "responds")
+def test_a_complete_stream_is_forwarded_unchanged_and_counted(gateway: Server) -> None:
+    stream = read_stream(gateway, "response")
+    assert stream.count(b"event: ") == 4 and b"event: error" not in stream
+    line = read_log(gateway, "response")
     assert (line["status"], line["path"]) == (200, "/v1/responses")
     assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 5)
 
 
-def test_a_stream_without_its_last_event_ends_with_an_error_that_carries_the_next_number(
-    front: Server,
+def test_an_incomplete_stream_ends_with_an_error_that_has_the_next_sequence_number(
+    gateway: Server,
 ) -> None:
-    name, data = streamed(front, "responds-half").decode().strip().split("\n")[-2:]
+    name, data = read_stream(gateway, "partial-response").decode().strip().split("\n")[-2:]
     error = json.loads(data.removeprefix("data: "))
     assert (name, error["type"], error["sequence_number"]) == ("event: error", "error", 8)
-    assert "broke off" in error["message"]
-    assert logged(front, "responds-half")["status"] == 502
+    assert "closed the connection" in error["message"]
+    assert read_log(gateway, "partial-response")["status"] == 502
 
 
-def test_the_sdk_raises_what_broke_a_response(front: Server) -> None:
-    with OpenAI(base_url=f"{front.url}/v1", api_key="x", max_retries=0) as sdk:
-        stream = sdk.responses.create(model="responds-half", input="hello", stream=True)
-        with pytest.raises(openai.APIError, match="broke off"):
+def test_the_sdk_raises_the_error_of_an_incomplete_stream(gateway: Server) -> None:
+    with OpenAI(base_url=f"{gateway.url}/v1", api_key="x", max_retries=0) as sdk:
+        stream = sdk.responses.create(model="partial-response", input="hello", stream=True)
+        with pytest.raises(openai.APIError, match="closed the connection"):
             list(stream)
 
 
@@ -68,32 +68,32 @@ def test_the_sdk_raises_what_broke_a_response(front: Server) -> None:
         ("max_output_tokens", 2_000_000),
     ],
 )
-def test_what_would_need_kept_answers_or_too_much_is_refused_by_name(
-    front: Server, field: str, value: Any
+def test_fields_that_need_stored_responses_or_exceed_limits_are_rejected(
+    gateway: Server, field: str, value: Any
 ) -> None:
-    status, answer = front.post("/v1/responses", {"model": "plain", "input": "hello", field: value})
-    assert (status, answer["error"]["param"]) == (400, field)
+    status, body = gateway.post("/v1/responses", {"model": "plain", "input": "hello", field: value})
+    assert (status, body["error"]["param"]) == (400, field)
 
 
-def test_what_asks_for_nothing_kept_is_passed_on(front: Server, stand_in: FakeEngine) -> None:
-    asked = {"model": "plain", "input": "x", "previous_response_id": None, "background": False}
-    assert front.post("/v1/responses", asked)[0] == 200
-    assert stand_in.seen[-1] == asked
+def test_empty_stateful_fields_are_forwarded(gateway: Server, fake_engine: FakeEngine) -> None:
+    request = {"model": "plain", "input": "x", "previous_response_id": None, "background": False}
+    assert gateway.post("/v1/responses", request)[0] == 200
+    assert fake_engine.bodies[-1] == request
 
 
-def test_a_kept_response_cannot_be_fetched(front: Server) -> None:
-    status, answer = front.get("/v1/responses/resp_1")
-    assert (status, answer["error"]["code"]) == (404, "unknown_url")
+def test_a_stored_response_cannot_be_fetched(gateway: Server) -> None:
+    status, body = gateway.get("/v1/responses/resp_1")
+    assert (status, body["error"]["code"]) == (404, "unknown_url")
 
 
-def test_texts_to_embed_reach_the_engine_up_to_a_number(front: Server, stand_in: FakeEngine) -> None:
-    assert front.post("/v1/embeddings", {"model": "plain", "input": ["a", "b"]})[0] == 200
-    assert stand_in.seen[-1] == {"model": "plain", "input": ["a", "b"]}
-    status, answer = front.post("/v1/embeddings", {"model": "plain", "input": ["a"] * 1025})
-    assert (status, answer["error"]["param"]) == (400, "input")
+def test_embedding_inputs_are_forwarded_up_to_a_limit(gateway: Server, fake_engine: FakeEngine) -> None:
+    assert gateway.post("/v1/embeddings", {"model": "plain", "input": ["a", "b"]})[0] == 200
+    assert fake_engine.bodies[-1] == {"model": "plain", "input": ["a", "b"]}
+    status, body = gateway.post("/v1/embeddings", {"model": "plain", "input": ["a"] * 1025})
+    assert (status, body["error"]["param"]) == (400, "input")
 
 
-def test_an_engine_without_the_path_is_told_in_openais_shape(front: Server) -> None:
-    status, answer = front.post("/v1/embeddings", {"model": "pathless", "input": "a"})
-    assert (status, answer["error"]["code"]) == (404, "unknown_url")
-    assert "'pathless' does not serve /v1/embeddings" in answer["error"]["message"]
+def test_an_unknown_path_of_the_engine_becomes_openais_error(gateway: Server) -> None:
+    status, body = gateway.post("/v1/embeddings", {"model": "unknown-path", "input": "a"})
+    assert (status, body["error"]["code"]) == (404, "unknown_url")
+    assert "'unknown-path' does not serve /v1/embeddings" in body["error"]["message"]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.routes import Route, StaticRoutes, Target
+from serving.gateway.routes import Route, StaticRoutingTable, Target
 
 NEW = Target("deployment_new", "http://127.0.0.1:1", "new", 1)
 OLD = Target("deployment_old", "http://127.0.0.1:2", "old", 9)
 ALIAS = Route("maths-prod", (NEW, OLD), datetime(2026, 11, 26, tzinfo=UTC))
 
 
-def test_an_alias_spreads_its_requests_by_share() -> None:
+def test_an_alias_distributes_its_requests_by_share() -> None:
     chosen = Counter(ALIAS.choose() for _ in range(5000))
     assert 0.07 < chosen[NEW] / 5000 < 0.13
 
@@ -34,7 +34,7 @@ def test_a_routes_file_may_list_targets(tmp_path: Path) -> None:
     targets = [{"base_url": "http://127.0.0.1:1/", "share": 3}, {"base_url": "http://127.0.0.1:2"}]
     file = tmp_path / "routes.json"
     file.write_text(json.dumps([{"name": "prod", "targets": targets}]))
-    route = StaticRoutes.from_file(file).find("prod")
+    route = StaticRoutingTable.from_file(file).find("prod")
     assert route is not None
     assert [(t.base_url, t.upstream_model, t.share) for t in route.targets] == [
         ("http://127.0.0.1:1", "prod", 3.0),
@@ -43,16 +43,18 @@ def test_a_routes_file_may_list_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"name": "x"}, "base_url"),
         ({"name": "x", "base_url": "127.0.0.1:1"}, "not an http URL"),
         ({"name": "x", "targets": []}, "'x' needs a target"),
-        ({"name": "x", "targets": [{"base_url": "http://h", "share": -1}]}, "shares are 0 or more"),
+        ({"name": "x", "targets": [{"base_url": "http://h", "share": -1}]}, "must be 0 or more"),
     ],
 )
-def test_a_route_that_leads_nowhere_is_refused(tmp_path: Path, row: dict[str, Any], told: str) -> None:
+def test_a_route_without_a_usable_target_is_rejected(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
     file = tmp_path / "routes.json"
     file.write_text(json.dumps([row]))
-    with pytest.raises(ValueError, match=told):
-        StaticRoutes.from_file(file)
+    with pytest.raises(ValueError, match=message):
+        StaticRoutingTable.from_file(file)

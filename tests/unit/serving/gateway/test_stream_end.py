@@ -1,4 +1,4 @@
-"""How streams end, looked at line by line."""
+"""Detection of the end of a stream, line by line."""
 
 import pytest
 
@@ -9,7 +9,7 @@ BROKEN = EngineDisconnected("x")
 
 
 @pytest.mark.parametrize(
-    ("reads", "passed", "rest"),
+    ("reads", "lines", "remainder"),
     [
         ([b"a\n"], [b"a\n"], b""),
         ([b"a", b"b\n"], [b"", b"ab\n"], b""),
@@ -17,45 +17,47 @@ BROKEN = EngineDisconnected("x")
         ([b"\n", b"a"], [b"\n", b""], b"a"),
     ],
 )
-def test_lines_pass_whole_however_they_come(reads: list[bytes], passed: list[bytes], rest: bytes) -> None:
-    lines = LineBuffer()
-    assert [lines.take(read) for read in reads] == passed
-    assert b"".join(lines.rest) == rest
+def test_lines_are_complete_however_they_are_read(
+    reads: list[bytes], lines: list[bytes], remainder: bytes
+) -> None:
+    buffer = LineBuffer()
+    assert [buffer.take_lines(read) for read in reads] == lines
+    assert b"".join(buffer.remainder) == remainder
 
 
-def test_a_chat_is_done_at_its_mark_alone() -> None:
-    ending = DoneMarkerEnd(drops_usage=False)
-    ending.look(b'data: {"text": "data: [DONE]"}\n\n')
-    assert not ending.done
-    ending.look(b"data: [DONE]\n\n")
-    assert ending.done
+def test_a_chat_ends_at_its_done_marker_only() -> None:
+    end = DoneMarkerEnd(remove_usage=False)
+    end.inspect(b'data: {"text": "data: [DONE]"}\n\n')
+    assert not end.done
+    end.inspect(b"data: [DONE]\n\n")
+    assert end.done
 
 
-def test_a_mark_after_an_error_of_the_engine_does_not_pass() -> None:
-    ending = DoneMarkerEnd(drops_usage=False)
-    assert ending.look(b'data: {"error": {}}\n\ndata: [DONE]\n\n') == b'data: {"error": {}}\n\n'
-    assert (ending.done, ending.failed, ending.broken(BROKEN, b"")) == (False, True, b"")
+def test_a_done_marker_after_an_error_is_removed() -> None:
+    end = DoneMarkerEnd(remove_usage=False)
+    assert end.inspect(b'data: {"error": {}}\n\ndata: [DONE]\n\n') == b'data: {"error": {}}\n\n'
+    assert (end.done, end.failed, end.error_event(BROKEN, b"")) == (False, True, b"")
 
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
-def test_a_response_is_done_with_its_last_event_and_its_data(kind: str) -> None:
-    ending = LastEventEnd()
-    ending.look(f"event: response.{kind}\n".encode())
-    assert not ending.done
-    ending.look(b'data: {"type": "x"}\n\n')
-    assert (ending.done, ending.failed) == (True, kind == "failed")
+def test_a_response_ends_with_its_last_event_and_the_data(kind: str) -> None:
+    end = LastEventEnd()
+    end.inspect(f"event: response.{kind}\n".encode())
+    assert not end.done
+    end.inspect(b'data: {"type": "x"}\n\n')
+    assert (end.done, end.failed) == (True, kind == "failed")
 
 
-@pytest.mark.parametrize("told", [b'event: error\ndata: {"type": "error"}\n\n', b'data: {"error": {}}\n\n'])
-def test_an_error_that_the_engine_tells_in_a_response_is_not_told_twice(told: bytes) -> None:
-    ending = LastEventEnd()
-    ending.look(told)
-    assert (ending.done, ending.failed, ending.broken(BROKEN, told)) == (False, True, b"")
+@pytest.mark.parametrize("event", [b'event: error\ndata: {"type": "error"}\n\n', b'data: {"error": {}}\n\n'])
+def test_an_error_event_of_the_engine_is_not_repeated(event: bytes) -> None:
+    end = LastEventEnd()
+    end.inspect(event)
+    assert (end.done, end.failed, end.error_event(BROKEN, event)) == (False, True, b"")
 
 
-def test_the_event_that_tells_tokens_is_dropped_alone() -> None:
-    ending = DoneMarkerEnd(drops_usage=True)
+def test_only_the_usage_event_is_removed() -> None:
+    end = DoneMarkerEnd(remove_usage=True)
     chunk = b'data: {"choices":[{"delta":{"content":"\\"choices\\":[]"}}]}\n\n'
     usage = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":3}}\n\n'
-    assert ending.look(chunk + usage + b"data: [DONE]\n\n") == chunk + b"data: [DONE]\n\n"
-    assert (ending.usage, ending.done) == (usage, True)
+    assert end.inspect(chunk + usage + b"data: [DONE]\n\n") == chunk + b"data: [DONE]\n\n"
+    assert (end.usage, end.done) == (usage, True)

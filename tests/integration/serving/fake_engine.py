@@ -1,4 +1,4 @@
-"""An engine whose timing and faults are chosen by the name of the model, in a thread of the test process."""
+"""A fake engine in a thread of the test process. The model's name selects its timing and failures."""
 
 import asyncio
 import json
@@ -14,12 +14,12 @@ ERROR = b'data: {"error": {"message": "EngineCore encountered an issue."}}\n\n'
 
 
 class FakeEngine:
-    """Serves on a free port of 127.0.0.1 until `close`."""
+    """Serves on a free port of 127.0.0.1 until `close`; each method below `respond` is a model."""
 
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
-        self.open: Counter[str] = Counter()
-        self.seen: list[dict[str, Any]] = []
+        self.request_counts: Counter[str] = Counter()
+        self.open_counts: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.peers: set[tuple[str, int]] = set()
         self.loop = asyncio.new_event_loop()
@@ -37,7 +37,7 @@ class FakeEngine:
     async def _start(self) -> int:
         app = web.Application()
         for path in PATHS:
-            app.router.add_post(path, self.answer)
+            app.router.add_post(path, self.respond)
         self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", 0)
@@ -45,19 +45,19 @@ class FakeEngine:
         port: int = self.runner.addresses[0][1]
         return port
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    async def respond(self, request: web.Request) -> web.StreamResponse:
         data = await request.json()
         model = data["model"]
-        self.seen.append(data)
+        self.bodies.append(data)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         assert request.transport is not None
         self.peers.add(request.transport.get_extra_info("peername"))
-        self.asked[model] += 1
-        self.open[model] += 1
+        self.request_counts[model] += 1
+        self.open_counts[model] += 1
         try:
             return await getattr(self, model.replace("-", "_"))(request)
         finally:
-            self.open[model] -= 1
+            self.open_counts[model] -= 1
 
     async def busy(self, request: web.Request) -> web.Response:
         error = {"error": {"message": "full", "type": "server_error", "param": None, "code": "full"}}
@@ -66,38 +66,38 @@ class FakeEngine:
     async def broken(self, request: web.Request) -> web.Response:
         return web.json_response({"error": {"message": "out of memory"}}, status=500)
 
-    async def pathless(self, request: web.Request) -> web.Response:
-        """Has no such path, in the words of its web framework, as vLLM for embeddings of a chat model."""
+    async def unknown_path(self, request: web.Request) -> web.Response:
+        """Return the web framework's 404, as vLLM does for embeddings of a chat model."""
         return web.json_response({"detail": "Not Found"}, status=404)
 
     async def flaky(self, request: web.Request) -> web.Response:
-        """Hangs up on every odd request."""
-        if self.asked["flaky"] % 2:
-            hang_up(request)
+        """Abort every odd request."""
+        if self.request_counts["flaky"] % 2:
+            abort(request)
         return web.json_response({"fine": True})
 
     async def dead(self, request: web.Request) -> web.Response:
-        """Hangs up on every request."""
-        hang_up(request)
+        """Abort every request."""
+        abort(request)
         return web.Response()
 
     async def plain(self, request: web.Request) -> web.Response:
         usage = {"prompt_tokens": 3, "completion_tokens": 5}
         return web.json_response({"text": '"usage": {"prompt_tokens": 9}', "usage": usage})
 
-    async def counts(self, request: web.Request) -> web.StreamResponse:
-        """Tells the tokens of its stream if it is asked to."""
-        asked = (await request.json()).get("stream_options") or {}
+    async def usage(self, request: web.Request) -> web.StreamResponse:
+        """Report the token counts of the stream if the request asks for them."""
+        options = (await request.json()).get("stream_options") or {}
         response = await self._stream(request)
         await response.write(EVENT)
-        if asked.get("include_usage"):
-            usage = {"prompt_tokens": 3, "completion_tokens": 5}
-            await response.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())
+        if options.get("include_usage"):
+            tokens = {"prompt_tokens": 3, "completion_tokens": 5}
+            await response.write(f"data: {json.dumps({'choices': [], 'usage': tokens})}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
 
     async def flood(self, request: web.Request) -> web.StreamResponse:
-        """Forty megabytes as fast as they are taken."""
+        """Send forty megabytes as fast as the client reads."""
         response = await self._stream(request)
         for _ in range(40):
             await response.write(b'data: "' + b"a" * 1_000_000 + b'"\n\n')
@@ -115,29 +115,29 @@ class FakeEngine:
             await asyncio.sleep(0.05)
 
     async def cut(self, request: web.Request) -> web.StreamResponse:
-        """Breaks off in the middle of an event."""
+        """Abort in the middle of an event."""
         response = await self._stream(request)
         await response.write(EVENT + EVENT[:20])
         await asyncio.sleep(0.1)
-        hang_up(request)
+        abort(request)
         return response
 
-    async def undone(self, request: web.Request) -> web.StreamResponse:
-        """Ends properly but without [DONE]; the text itself names it."""
+    async def no_done(self, request: web.Request) -> web.StreamResponse:
+        """End without [DONE], which the text contains."""
         response = await self._stream(request)
         await response.write(EVENT.replace(b"word", b"data: [DONE]"))
         return response
 
-    async def rude(self, request: web.Request) -> web.StreamResponse:
-        """Says all there is to say, [DONE] included, and hangs up without ending its answer."""
+    async def abort_after_done(self, request: web.Request) -> web.StreamResponse:
+        """Send everything, including [DONE], and abort instead of ending the response."""
         response = await self._stream(request)
         await response.write(EVENT + b"data: [DONE]\n\n")
         await asyncio.sleep(0.1)
-        hang_up(request)
+        abort(request)
         return response
 
-    async def told(self, request: web.Request) -> web.StreamResponse:
-        """Tells of an error in mid-stream and then that all is done, as vLLM does."""
+    async def error_mid_stream(self, request: web.Request) -> web.StreamResponse:
+        """Send an error in the middle of the stream and then [DONE], as vLLM does."""
         response = await self._stream(request)
         for event in (EVENT, ERROR):
             await response.write(event)
@@ -145,14 +145,14 @@ class FakeEngine:
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    async def told_first(self, request: web.Request) -> web.StreamResponse:
-        """Tells of an error where the first piece of an answer should come."""
+    async def error_first(self, request: web.Request) -> web.StreamResponse:
+        """Send an error as the first event."""
         response = await self._stream(request)
         await response.write(ERROR + b"data: [DONE]\n\n")
         return response
 
     async def slow(self, request: web.Request) -> web.StreamResponse:
-        """Ten events, split at odd places, over half a second."""
+        """Send ten events over half a second, each split in two writes."""
         response = await self._stream(request)
         for _ in range(10):
             await response.write(EVENT[:33])
@@ -161,8 +161,8 @@ class FakeEngine:
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    async def responds(self, request: web.Request) -> web.StreamResponse:
-        """A response of two pieces, whose last event comes in two reads."""
+    async def response(self, request: web.Request) -> web.StreamResponse:
+        """Send a response with two text events and a last event in two writes."""
         response = await self._stream(request)
         for number, text in enumerate(("one ", "event: response.completed")):
             await response.write(response_event("response.output_text.delta", number, delta=text))
@@ -174,8 +174,8 @@ class FakeEngine:
         await response.write(data)
         return response
 
-    async def responds_half(self, request: web.Request) -> web.StreamResponse:
-        """A response that ends properly for HTTP, but not with its last event."""
+    async def partial_response(self, request: web.Request) -> web.StreamResponse:
+        """Send a response that is complete for HTTP but lacks its last event."""
         response = await self._stream(request)
         await response.write(
             response_event("response.output_text.delta", 7, delta="event: response.completed")
@@ -187,7 +187,7 @@ class FakeEngine:
         await response.prepare(request)
         await response.write(b'{"half":')
         await asyncio.sleep(0.1)
-        hang_up(request)
+        abort(request)
         return response
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
@@ -197,12 +197,12 @@ class FakeEngine:
 
 
 def response_event(kind: str, number: int, **data: Any) -> bytes:
-    """An event of the Responses API."""
+    """Return an event of the Responses API."""
     body = json.dumps({"type": kind, "sequence_number": number, **data})
     return f"event: {kind}\ndata: {body}\n\n".encode()
 
 
-def hang_up(request: web.Request) -> None:
-    """Close the connection at once, whatever has been said."""
+def abort(request: web.Request) -> None:
+    """Close the connection at once."""
     assert request.transport is not None
     request.transport.abort()

@@ -1,0 +1,77 @@
+"""The engines behind the gateway: routes, circuit breakers, connections and reports of use."""
+
+import asyncio
+import logging
+from urllib.parse import urlsplit
+
+from serving.gateway.breaker import CircuitBreakers
+from serving.gateway.connection_pool import ConnectionPool, ResponseHandler
+from serving.gateway.routes import RoutingTable, Target
+
+REPORT_USE_SECONDS = 3.0
+
+logger = logging.getLogger("tunesmith.gateway")
+
+
+class Upstreams:
+    """The engines of a routing table."""
+
+    def __init__(self, routes: RoutingTable) -> None:
+        self.routes = routes
+        self.breakers = CircuitBreakers()
+        self._request_heads: dict[tuple[str, str], bytes] = {}
+        self._pool: ConnectionPool | None = None
+        self._used: set[str] = set()
+        self._report_task: asyncio.Task[None] | None = None
+
+    async def aclose(self) -> None:
+        """Report the last use and close the connections."""
+        if self._report_task is not None:
+            self._report_task.cancel()
+            await self._report_use()
+        if self._pool is not None:
+            await self._pool.aclose()
+            self._pool = None
+
+    def send(
+        self,
+        target: Target,
+        path: str,
+        extra_headers: bytes,
+        body: bytes,
+        handler: ResponseHandler,
+        fresh: bool = False,
+    ) -> None:
+        """Send a request to a target; the handler gets the response."""
+        if self.breakers.circuits:
+            self.breakers.record_attempt(target)
+        self._used.add(target.deployment_id)
+        if self._report_task is None:
+            self._report_task = asyncio.get_running_loop().create_task(self._report_use_later())
+        head = self._request_heads.get((target.base_url, path))
+        if head is None:
+            head = self._request_heads[target.base_url, path] = build_request_head(target.base_url, path)
+        if self._pool is None:
+            self._pool = ConnectionPool()
+        request = b"%b%bcontent-length: %d\r\n\r\n%b" % (head, extra_headers, len(body), body)
+        self._pool.request(target.base_url, request, handler, fresh)
+
+    async def _report_use_later(self) -> None:
+        # After a delay, with all deployments used by then, so that the last request is reported, too.
+        await asyncio.sleep(REPORT_USE_SECONDS)
+        self._report_task = None
+        await self._report_use()
+
+    async def _report_use(self) -> None:
+        used, self._used = self._used, set()
+        try:
+            await self.routes.record_use(used)
+        except Exception:
+            logger.exception("cannot record the use of deployments")
+
+
+def build_request_head(base_url: str, path: str) -> bytes:
+    """Return the request line and the headers that all requests to this path share."""
+    address = urlsplit(base_url)
+    line = f"POST {address.path}{path} HTTP/1.1\r\nhost: {address.netloc}\r\n"
+    return f"{line}content-type: application/json\r\n".encode()
