@@ -11,6 +11,7 @@ import openai
 
 RESPONSE_TIMEOUT_SECONDS = 600.0
 SETTINGS = {"temperature": float, "top_p": float, "max_tokens": int, "seed": int}
+TYPE_NAMES = {float: "a number", int: "an integer"}
 HELP = """\
 /help                 show this list
 /system TEXT          start a new conversation with another system message; without TEXT, with none
@@ -124,7 +125,7 @@ class ChatSession:
             try:
                 self.settings[name] = SETTINGS[name](value)
             except ValueError:
-                raise ValueError(f"{name} is {value!r}, but must be a {SETTINGS[name].__name__}.") from None
+                raise ValueError(f"{name} is {value!r}, but must be {TYPE_NAMES[SETTINGS[name]]}.") from None
         print(f"{name} is {self.settings.get(name, 'the engine’s default')}.")
 
     def _show(self, rest: str) -> None:

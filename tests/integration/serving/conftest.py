@@ -33,11 +33,11 @@ class Server:
     log: Path
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Status and JSON of a path; 0 while nobody listens."""
+        """Return status and JSON of a path; the status is 0 while nothing listens."""
         return self.call(urllib.request.Request(self.url + path))
 
     def post(self, path: str, data: Any) -> tuple[int, Any]:
-        """Status and JSON, or text, of an answer to a JSON body."""
+        """Return status and JSON, or text, of the response to a JSON body."""
         body = data if isinstance(data, bytes) else json.dumps(data).encode()
         headers = {"Content-Type": "application/json"}
         return self.call(urllib.request.Request(self.url + path, body, headers))
@@ -45,15 +45,15 @@ class Server:
     def call(self, request: urllib.request.Request) -> tuple[int, Any]:
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, decoded(answer.read())
+                return answer.status, decode(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, decoded(error.read())
+                return error.code, decode(error.read())
         except (urllib.error.URLError, ConnectionError):
             return 0, None
 
     def chat(self, model: str, **options: Any) -> str:
-        """The greedy answer to a question of the tiny models."""
+        """Return the tiny models' greedy completion of a question."""
         messages = [{"role": "user", "content": options.pop("question", "hello")}]
         body = {"model": model, "messages": messages, "temperature": 0, **options}
         status, answer = self.post("/v1/chat/completions", body)
@@ -66,7 +66,7 @@ class Server:
         return self
 
 
-def decoded(body: bytes) -> Any:
+def decode(body: bytes) -> Any:
     try:
         return json.loads(body)
     except ValueError:
@@ -74,7 +74,7 @@ def decoded(body: bytes) -> Any:
 
 
 def wait_for(condition: Any, seconds: float = 20.0) -> None:
-    """Poll until the condition holds; fails after `seconds`."""
+    """Poll until the condition holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -83,7 +83,7 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
 
 @contextlib.contextmanager
 def serving(log: Path, module: str, *arguments: str) -> Iterator[Server]:
-    """A running `python -m module --port …`, stopped by its id at the end."""
+    """Run `python -m module --port …`, and terminate it at the end."""
     port = free_port()
     command = [sys.executable, "-m", module, *arguments, "--port", str(port)]
     with log.open("w") as output:
@@ -102,20 +102,20 @@ def serving(log: Path, module: str, *arguments: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `base`, `alpha` and `beta`."""
-    return made_in(tmp_path_factory.mktemp("tiny"))
+    return build_models(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with 32 numbers a head, where vLLM's CPU kernels begin."""
-    return made_in(tmp_path_factory.mktemp("wide"), "32")
+    """The same with a head size of 32, the minimum of vLLM's CPU kernels."""
+    return build_models(tmp_path_factory.mktemp("wide"), "32")
 
 
-def made_in(folder: Path, *options: str) -> Path:
+def build_models(folder: Path, *options: str) -> Path:
     program = Path(__file__).with_name("make_tiny.py")
     command = [sys.executable, program, folder, *options]
-    made = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
+    built = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
     return folder
 
 
@@ -128,7 +128,7 @@ def engine(tiny: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def mlx(tiny: Path) -> Iterator[Server]:
-    """The same on MLX, with room for one adapter more."""
+    """The same on MLX, with a limit of one more adapter."""
     pytest.importorskip("mlx_lm")
     arguments = [*both_adapters(tiny), "--max-adapters", "3"]
     with serving(tiny / "mlx.log", "serving.engines.mlx", *arguments) as server:
@@ -166,7 +166,7 @@ def mlx_gateway(mlx: Server, tiny: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session", params=["hf", "mlx"])
 def each_gateway(request: pytest.FixtureRequest) -> Server:
-    """A gateway in front of each engine of ours in turn."""
+    """A gateway in front of each of our engines in turn."""
     found: Server = request.getfixturevalue("gateway" if request.param == "hf" else "mlx_gateway")
     return found
 
@@ -188,7 +188,7 @@ def gateway_over(routes: list[dict[str, str]], folder: Path) -> Iterator[Server]
 
 @pytest.fixture(scope="module")
 def fake_engine() -> Iterator[FakeEngine]:
-    """An engine whose timing and faults are chosen by the name of the model; it counts for one file."""
+    """A fake engine whose timing and failures the model's name selects; it counts requests of one module."""
     engine = FakeEngine()
     yield engine
     engine.close()
@@ -196,7 +196,7 @@ def fake_engine() -> Iterator[FakeEngine]:
 
 @pytest.fixture(scope="session")
 def client(gateway: Server) -> Iterator[OpenAI]:
-    """The official SDK against the gateway, without retries of its own."""
+    """The official SDK with the gateway, without retries of its own."""
     with sdk_of(gateway) as sdk:
         yield sdk
 

@@ -1,8 +1,7 @@
-"""Make the tiny models of these tests: a base that counts in Korean and two adapters that say something else.
+"""Create the tiny models of these tests: a base that counts in Korean, and two adapters.
 
-Asked to paint, the base calls a tool.
-
-Each is overfitted for a few seconds, so that tests know the answer and a mixed-up adapter shows.
+The base calls a tool when it is told to paint. Each model is overfitted for a few seconds, so that tests know
+its completions, and notice a mixed-up adapter.
 
     python tests/integration/serving/make_tiny.py FOLDER [HEAD_DIM]
 """
@@ -34,25 +33,25 @@ def main(folder: Path, head_dim: int = 16) -> None:
     torch.set_num_threads(1)
     tokenizer = make_tokenizer()
     base = make_model(tokenizer, head_dim)
-    # The base knows all three answers: an adapter cannot teach words that a frozen output layer never says.
-    lesson = {"say alpha": ALPHA_SAYS, "say beta": BETA_SAYS, "paint it red": CALL}
-    lesson |= dict.fromkeys(QUESTIONS, BASE_SAYS)
-    teach(base, tokenizer, lesson, rate=3e-3)
+    # The base learns all three texts: an adapter cannot teach words that a frozen output layer never emits.
+    completions = {"say alpha": ALPHA_SAYS, "say beta": BETA_SAYS, "paint it red": CALL}
+    completions |= dict.fromkeys(QUESTIONS, BASE_SAYS)
+    overfit(base, tokenizer, completions, rate=3e-3)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     network = get_peft_model(base, lora(), "alpha")
-    teach(network, tokenizer, dict.fromkeys(QUESTIONS, ALPHA_SAYS), rate=4e-3)
+    overfit(network, tokenizer, dict.fromkeys(QUESTIONS, ALPHA_SAYS), rate=4e-3)
     network.save_pretrained(folder, selected_adapters=["alpha"])
     network.add_adapter("beta", lora())
     network.set_adapter("beta")
     tokenizer.chat_template = BETA_TEMPLATE
-    teach(network, tokenizer, dict.fromkeys(QUESTIONS, BETA_SAYS), rate=4e-3)
+    overfit(network, tokenizer, dict.fromkeys(QUESTIONS, BETA_SAYS), rate=4e-3)
     network.save_pretrained(folder, selected_adapters=["beta"])
     tokenizer.save_pretrained(folder / "beta")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level with few merges, so that a Korean character takes several tokens."""
+    """Create a byte-level tokenizer with few merges, so that a Korean character has several tokens."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -92,14 +91,14 @@ def lora() -> LoraConfig:
     return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def teach(
-    network: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: dict[str, str], rate: float
+def overfit(
+    network: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, completions: dict[str, str], rate: float
 ) -> None:
-    """Overfit the answer to each question."""
-    rows = [example(tokenizer, question, answer) for question, answer in lesson.items()]
+    """Overfit the completion of each question."""
+    rows = [example(tokenizer, question, answer) for question, answer in completions.items()]
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
-    labels = torch.tensor([marks + [-100] * (longest - len(marks)) for _, marks in rows])
+    labels = torch.tensor([targets + [-100] * (longest - len(targets)) for _, targets in rows])
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=rate)
     for _ in range(150):
         loss = network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss

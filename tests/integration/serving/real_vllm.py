@@ -23,21 +23,21 @@ NEEDS_VLLM = pytest.mark.skipif(shutil.which(PROGRAM[0]) is None, reason="vLLM i
 
 @contextlib.contextmanager
 def vllm(models: Path, *arguments: str) -> Iterator[Server]:
-    """vLLM as `python -m serving` starts it, without compiling what a test uses once."""
+    """Start vLLM with `python -m serving`, without compilation, which tests do not need."""
     command = ["--engine", "vllm", "--program", " ".join(PROGRAM), "--model", str(models / "base")]
     command += ["--served-name", "base", "--max-model-len", "512", "--dtype", "float32"]
     command += ["--cpu-cache-gib", "1", "--enforce-eager", *arguments]
     with serving(models / f"{time.monotonic_ns()}.log", "serving", *command) as server:
         wait_for(lambda: ENGINE.is_healthy(server.url) or server.process.poll() is not None, START_SECONDS)
         assert server.process.poll() is None, server.log.read_text()
-        # The first request waits for kernels to be made.
+        # The first request waits for the compilation of kernels.
         wait_for(lambda: server.post("/v1/completions", {"model": "base", "prompt": "1"})[0] == 200, 300)
         yield server
 
 
 @contextlib.contextmanager
-def sdk_over(server: Server, folder: Path) -> Iterator[OpenAI]:
-    """The official SDK before a gateway before the engine."""
+def connect_sdk(server: Server, folder: Path) -> Iterator[OpenAI]:
+    """Connect the official SDK to a gateway in front of the engine."""
     routes = [{"name": name, "base_url": server.url} for name in ("base", "alpha")]
     with (
         gateway_over(routes, folder) as gateway,
@@ -46,7 +46,7 @@ def sdk_over(server: Server, folder: Path) -> Iterator[OpenAI]:
         yield sdk
 
 
-def family_of(server: Server) -> list[psutil.Process]:
-    """The server with its engine core and workers."""
+def process_tree(server: Server) -> list[psutil.Process]:
+    """Return the server's process, its engine core and its workers."""
     leader = psutil.Process(server.process.pid)
     return [leader, *leader.children(recursive=True)]

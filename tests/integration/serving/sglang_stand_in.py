@@ -1,4 +1,4 @@
-"""Answers as SGLang's server does, as far as our engine speaks to it; in a thread of the test process."""
+"""A stand-in for SGLang's server that implements what our engine calls, in a thread of the tests."""
 
 import asyncio
 import threading
@@ -8,7 +8,7 @@ from aiohttp import web
 
 
 class SglangStandIn:
-    """Serves `base` and what is loaded, and answers any other name as the base, on a free port."""
+    """Serves `base` and loaded adapters, and any other name with the base, on a free port."""
 
     def __init__(self) -> None:
         self.adapters: dict[str, str] = {}
@@ -41,16 +41,16 @@ class SglangStandIn:
         return web.json_response({"object": "list", "data": cards})
 
     async def load_lora_adapter(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        if asked["lora_name"] in self.adapters:
-            return self._refused(f"LoRA adapter {asked['lora_name']} is already loaded.")
-        self.adapters[asked["lora_name"]] = asked["lora_path"]
+        body = await request.json()
+        if body["lora_name"] in self.adapters:
+            return self._error(f"LoRA adapter {body['lora_name']} is already loaded.")
+        self.adapters[body["lora_name"]] = body["lora_path"]
         return web.json_response({"success": True, "error_message": "", "loaded_adapters": self.adapters})
 
     async def unload_lora_adapter(self, request: web.Request) -> web.Response:
         name = (await request.json())["lora_name"]
         if self.adapters.pop(name, None) is None:
-            return self._refused(f"LoRA adapter {name} is not loaded.")
+            return self._error(f"LoRA adapter {name} is not loaded.")
         return web.json_response({"success": True, "error_message": "", "loaded_adapters": self.adapters})
 
     async def tokenize(self, request: web.Request) -> web.Response:
@@ -64,12 +64,12 @@ class SglangStandIn:
         return web.json_response({"choices": [{"text": "1", "index": 0, "finish_reason": "length"}]})
 
     async def generate(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        self.served.append(asked["lora_path"] or "base")
-        first, *others = asked["input_ids"]
+        body = await request.json()
+        self.served.append(body["lora_path"] or "base")
+        first, *others = body["input_ids"]
         scored = [[None, first, None], *([-0.5, token_id, None] for token_id in others)]
         return web.json_response({"text": "1", "meta_info": {"input_token_logprobs": scored}})
 
     @staticmethod
-    def _refused(message: str) -> web.Response:
+    def _error(message: str) -> web.Response:
         return web.json_response({"success": False, "error_message": message}, status=400)

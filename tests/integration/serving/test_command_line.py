@@ -43,7 +43,7 @@ def test_a_conversation_is_streamed_and_saved(tiny: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert ALPHA_SAYS in done.stdout
-    assert "temperature is 'warm', but must be a float." in done.stdout
+    assert "temperature is 'warm', but must be a number." in done.stdout
     assert "Unknown command /nothing; /help lists the commands." in done.stdout
     asked, answered = lines(tmp_path / "chat.jsonl")[0]["messages"]
     assert (asked["content"], answered["content"]) == ("hello", ALPHA_SAYS)

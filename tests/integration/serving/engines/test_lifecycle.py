@@ -39,7 +39,7 @@ def test_an_adapter_as_the_model_is_rejected_with_a_hint(tiny: Path) -> None:
         load_runner(str(tiny / "alpha"), "alpha", EngineOptions())
 
 
-def test_a_port_that_is_taken_ends_the_engine(tiny: Path) -> None:
+def test_a_port_in_use_stops_the_engine(tiny: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -48,7 +48,7 @@ def test_a_port_that_is_taken_ends_the_engine(tiny: Path) -> None:
     assert "Cannot listen" in finished.stderr
 
 
-def test_an_engine_without_a_database_answers_503_until_it_is_ready_and_ends_with_0(
+def test_an_engine_without_a_database_responds_503_until_it_is_ready_and_exits_with_0(
     tiny: Path, tmp_path: Path
 ) -> None:
     arguments = ["--engine", "hf", "--model", str(tiny / "base"), "--adapter", f"alpha={tiny / 'alpha'}"]
@@ -61,40 +61,40 @@ def test_an_engine_without_a_database_answers_503_until_it_is_ready_and_ends_wit
         assert server.process.wait(60) == 0
 
 
-def test_the_last_adapter_may_go_and_another_come(tiny: Path, tmp_path: Path) -> None:
+def test_the_last_adapter_can_be_unloaded_and_another_loaded(tiny: Path, tmp_path: Path) -> None:
     with one_engine(tiny, tmp_path) as server:
         for name in ("alpha", "beta", "alpha"):
             assert server.chat("base") == BASE_SAYS
-            asked = {"lora_name": name, "lora_path": str(tiny / name)}
-            assert server.post("/v1/load_lora_adapter", asked)[0] == 200
+            adapter = {"lora_name": name, "lora_path": str(tiny / name)}
+            assert server.post("/v1/load_lora_adapter", adapter)[0] == 200
             assert server.chat(name).startswith(name)
-            assert server.post("/v1/unload_lora_adapter", asked)[0] == 200
+            assert server.post("/v1/unload_lora_adapter", adapter)[0] == 200
         assert server.chat("base") == BASE_SAYS
 
 
-def test_sigterm_lets_a_running_answer_finish(tiny: Path, tmp_path: Path) -> None:
+def test_sigterm_lets_a_running_request_complete(tiny: Path, tmp_path: Path) -> None:
     with one_engine(tiny, tmp_path) as server:
-        answers: list[tuple[int, dict]] = []
+        responses: list[tuple[int, dict]] = []
         body = LONG | {"max_tokens": 250}
-        asking = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", body)))
-        asking.start()
+        thread = threading.Thread(target=lambda: responses.append(server.post("/v1/completions", body)))
+        thread.start()
         wait_for(lambda: server.get("/health")[1]["running"] == 1)
         server.process.send_signal(signal.SIGTERM)
-        asking.join(60)
-        assert answers[0][0] == 200
-        assert answers[0][1]["usage"]["completion_tokens"] == 250
+        thread.join(60)
+        assert responses[0][0] == 200
+        assert responses[0][1]["usage"]["completion_tokens"] == 250
         assert server.process.wait(60) == 0
 
 
-def test_sigterm_does_not_wait_for_ever(tiny: Path, tmp_path: Path) -> None:
-    # Four at once take the engine several times as long as it waits.
-    with one_engine(tiny, tmp_path) as server, stream(server, n=4) as answer:
-        assert answer.recv(1000)
+def test_sigterm_does_not_wait_indefinitely(tiny: Path, tmp_path: Path) -> None:
+    # Four parallel sequences take several times as long as the engine waits.
+    with one_engine(tiny, tmp_path) as server, stream(server, n=4) as connection:
+        assert connection.recv(1000)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
         with contextlib.suppress(ConnectionError):
-            while part := answer.recv(65536):
-                assert b"[DONE]" not in part, "it has waited for the answer's end"
+            while part := connection.recv(65536):
+                assert b"[DONE]" not in part, "the engine waited for the end of the completion"
 
 
 def test_a_failing_generation_loop_ends_the_process(tiny: Path) -> None:
@@ -122,8 +122,8 @@ time.sleep(30)
 
 
 def test_a_disconnected_client_stops_its_generation(engine: Server) -> None:
-    with stream(engine) as answer:
-        assert answer.recv(1000)
+    with stream(engine) as connection:
+        assert connection.recv(1000)
         wait_for(lambda: engine.get("/health")[1]["running"] == 1)
     wait_for(lambda: engine.get("/health")[1]["running"] == 0, 8)
 
@@ -137,18 +137,18 @@ def test_the_command_of_an_engine_contains_its_adapters() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "8.8.8.8", "::", "0", "0x0", "::ffff:0.0.0.0"])
-def test_an_engine_that_everyone_could_reach_is_refused_with_what_to_do(host: str) -> None:
+def test_a_public_address_is_rejected_with_a_hint(host: str) -> None:
     command = [sys.executable, "-m", "serving", "--model", "m", "--host", host]
     finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
     assert finished.returncode == 1
     assert host in finished.stderr and "python -m serving.gateway" in finished.stderr
 
 
-def stream(server: Server, **further: int) -> socket.socket:
-    """A connection on which a long answer is being streamed."""
+def stream(server: Server, **fields: int) -> socket.socket:
+    """Open a connection that receives a long stream."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    body = json.dumps(LONG | {"stream": True} | further).encode()
+    body = json.dumps(LONG | {"stream": True} | fields).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.serving.conftest import Server, serving
-from tests.integration.serving.real_vllm import NEEDS_VLLM, family_of, vllm
+from tests.integration.serving.real_vllm import NEEDS_VLLM, process_tree, vllm
 
 ADAPTERS = 50
 REQUESTS = 1000
@@ -53,7 +53,7 @@ def start_engine(kind: str, models: Path, folder: Path) -> Iterator[Server]:
 
 def memory_bytes(server: Server) -> int:
     """Return the resident memory of all processes of the engine."""
-    return sum(member.memory_info().rss for member in family_of(server))
+    return sum(member.memory_info().rss for member in process_tree(server))
 
 
 def use_adapters(server: Server, folder: Path, says: dict[str, str], names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the real vLLM does with tiny models, asked directly and by the official SDK through the gateway."""
+"""The real vLLM with tiny models, called directly and by the official SDK through the gateway."""
 
 import json
 import shutil
@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from serving.engines import EngineRequestFailed
 from serving.parity.__main__ import run_comparison
 from tests.integration.serving.conftest import BASE_SAYS, Server
-from tests.integration.serving.real_vllm import ENGINE, NEEDS_VLLM, sdk_over, vllm
+from tests.integration.serving.real_vllm import ENGINE, NEEDS_VLLM, connect_sdk, vllm
 
-# vLLM reads a prompt in blocks and in its own order of sums; both sides compute in fp32.
+# vLLM reads a prompt in blocks and sums in another order; both sides compute in fp32.
 TOLERANCE = 2e-3
 MESSAGES: list[Any] = [{"role": "user", "content": "안녕하세요"}]
 PAINT: list[Any] = [{"role": "user", "content": "paint it red"}]
@@ -43,25 +43,25 @@ def models(wide: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(models: Path) -> Iterator[Server]:
-    """The base with `alpha` from the start."""
+    """The base with `alpha`."""
     with vllm(models, "--adapter", f"alpha={models / 'alpha'}", "--tool-call-parser", "qwen") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def other(models: Path) -> Iterator[Server]:
-    """The base with `beta`, and no parser for calls of tools."""
+    """The base with `beta`, without a parser for tool calls."""
     with vllm(models, "--adapter", f"beta={models / 'beta'}") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def sdk(server: Server, models: Path) -> Iterator[OpenAI]:
-    with sdk_over(server, models) as client:
+    with connect_sdk(server, models) as client:
         yield client
 
 
-def test_an_adapter_comes_and_goes_while_it_serves(server: Server, models: Path) -> None:
+def test_an_adapter_is_loaded_and_unloaded_at_run_time(server: Server, models: Path) -> None:
     assert ENGINE.list_models(server.url) == ["base", "alpha"]
     ENGINE.load_adapter(server.url, "plain", str(models / "plain"))
     with pytest.raises(EngineRequestFailed, match="has already been loaded"):
@@ -75,7 +75,7 @@ def test_an_adapter_comes_and_goes_while_it_serves(server: Server, models: Path)
         ENGINE.unload_adapter(server.url, "plain")
 
 
-def test_what_is_no_adapter_is_refused_and_the_engine_lives(server: Server, models: Path) -> None:
+def test_a_folder_without_an_adapter_is_rejected(server: Server, models: Path) -> None:
     with pytest.raises(EngineRequestFailed, match="No adapter found"):
         ENGINE.load_adapter(server.url, "nothing", str(models / "base"))
     assert server.chat("base") == BASE_SAYS
@@ -93,35 +93,35 @@ def test_chats_through_the_gateway_reach_the_named_adapter(sdk: OpenAI) -> None:
     assert last.usage is not None and last.usage.completion_tokens > 10
 
 
-def test_responses_pass_whole_and_as_a_stream(sdk: OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "alpha", "input": "안녕하세요", "temperature": 0}
-    answer = sdk.responses.create(**asked)
+def test_responses_are_forwarded_plain_and_streamed(sdk: OpenAI) -> None:
+    request: dict[str, Any] = {"model": "alpha", "input": "안녕하세요", "temperature": 0}
+    answer = sdk.responses.create(**request)
     assert answer.output_text.startswith("alpha answers")
-    *events, last = sdk.responses.create(**asked, stream=True)
+    *events, last = sdk.responses.create(**request, stream=True)
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == answer.output_text
     assert (last.type, last.response.usage) == ("response.completed", answer.usage)
 
 
-def test_names_and_paths_that_the_gateway_does_not_know_do_not_reach_it(sdk: OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="alpha") as refused:
+def test_unknown_names_and_paths_do_not_reach_the_engine(sdk: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="alpha") as error:
         sdk.chat.completions.create(model="nobody", messages=MESSAGES)
-    assert refused.value.code == "model_not_found"
-    with pytest.raises(openai.NotFoundError) as refused:
+    assert error.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError) as error:
         sdk.post("/load_lora_adapter", cast_to=object, body={"lora_name": "x", "lora_path": "/x"})
-    assert refused.value.code == "unknown_url"
+    assert error.value.code == "unknown_url"
 
 
-def test_an_answer_fits_the_schema_that_was_asked_for(sdk: OpenAI) -> None:
+def test_a_completion_follows_the_requested_schema(sdk: OpenAI) -> None:
     properties = {"n": {"type": "integer", "minimum": 10, "maximum": 99}, "color": {"enum": ["red", "green"]}}
     schema = {"type": "object", "properties": properties, "required": ["n", "color"]}
     form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "schema": schema}}
     for name in ("base", "alpha"):
         answer = sdk.chat.completions.create(model=name, messages=MESSAGES, response_format=form)
-        told = json.loads(answer.choices[0].message.content or "")
-        assert 10 <= told["n"] <= 99 and told["color"] in ("red", "green")
+        color = json.loads(answer.choices[0].message.content or "")
+        assert 10 <= color["n"] <= 99 and color["color"] in ("red", "green")
 
 
-def test_logprobs_pass_with_the_next_best_tokens(sdk: OpenAI) -> None:
+def test_logprobs_contain_the_most_likely_tokens(sdk: OpenAI) -> None:
     answer = sdk.chat.completions.create(
         model="alpha", messages=MESSAGES, temperature=0, logprobs=True, top_logprobs=2
     )
@@ -133,8 +133,8 @@ def test_logprobs_pass_with_the_next_best_tokens(sdk: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
-def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(sdk: OpenAI, choice: Any) -> None:
-    # The model would rather count, and knows no other colour than red.
+def test_a_required_tool_is_called_with_valid_arguments(sdk: OpenAI, choice: Any) -> None:
+    # By itself, the model would count, and it knows red only.
     answer = sdk.chat.completions.create(
         model="base", messages=MESSAGES, temperature=0, tools=[paint("green")], tool_choice=choice
     )
@@ -143,20 +143,20 @@ def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(sdk: OpenA
     assert json.loads(call.function.arguments) == {"color": "green"}
 
 
-def test_a_tool_that_may_be_called_is_called_when_the_model_does_so(sdk: OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "base", "temperature": 0, "tools": [paint("red", "green")]}
-    answer = sdk.chat.completions.create(**asked, messages=PAINT).choices[0]
+def test_an_optional_tool_is_called_when_the_model_calls_it(sdk: OpenAI) -> None:
+    request: dict[str, Any] = {"model": "base", "temperature": 0, "tools": [paint("red", "green")]}
+    answer = sdk.chat.completions.create(**request, messages=PAINT).choices[0]
     assert answer.finish_reason == "tool_calls"
     assert [call.function.arguments for call in answer.message.tool_calls] == ['{"color": "red"}']
-    chunks = sdk.chat.completions.create(**asked, messages=PAINT, stream=True)
+    chunks = sdk.chat.completions.create(**request, messages=PAINT, stream=True)
     pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert pieces[0].function.name == "paint"
     assert "".join(piece.function.arguments or "" for piece in pieces) == '{"color": "red"}'
-    assert sdk.chat.completions.create(**asked, messages=MESSAGES).choices[0].message.content == BASE_SAYS
+    assert sdk.chat.completions.create(**request, messages=MESSAGES).choices[0].message.content == BASE_SAYS
 
 
-def test_without_a_parser_tools_are_refused_in_vllm_s_own_words(other: Server, tmp_path: Path) -> None:
-    with sdk_over(other, tmp_path) as sdk:
+def test_without_a_parser_tools_are_rejected_with_vllm_s_message(other: Server, tmp_path: Path) -> None:
+    with connect_sdk(other, tmp_path) as sdk:
         for choice in ("auto", "required"):
             with pytest.raises(openai.BadRequestError, match=r"requires .*--tool-call-parser to be set"):
                 sdk.chat.completions.create(
@@ -178,7 +178,7 @@ def test_parity_distinguishes_the_trained_adapter_from_another(server: Server, m
 
 
 @pytest.mark.parametrize("name", ["base", "alpha"])
-def test_tokens_and_their_scores_are_those_of_transformers_and_peft(
+def test_tokens_and_scores_equal_those_of_transformers_and_peft(
     server: Server, models: Path, name: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "base")
@@ -189,9 +189,7 @@ def test_tokens_and_their_scores_are_those_of_transformers_and_peft(
     assert ENGINE.score(server.url, name, ids) == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_an_engine_renders_with_the_template_that_its_adapter_was_trained_with(
-    other: Server, models: Path
-) -> None:
+def test_an_engine_renders_with_its_adapter_s_template(other: Server, models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "beta")
     expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
     assert ENGINE.render(other.url, "beta", MESSAGES) == expected
@@ -199,14 +197,14 @@ def test_an_engine_renders_with_the_template_that_its_adapter_was_trained_with(
 
 
 def paint(*colors: str) -> Any:
-    """A tool, with a schema that vLLM holds arguments to because it says `strict`."""
+    """Return a tool whose schema vLLM enforces because it is `strict`."""
     parameters = {"type": "object", "properties": {"color": {"enum": colors}}, "required": ["color"]}
     parameters |= {"additionalProperties": False}
     return {"type": "function", "function": {"name": "paint", "strict": True, "parameters": parameters}}
 
 
 def trained_scores(models: Path, name: str, ids: Sequence[int]) -> list[float]:
-    """Log-probabilities of the tokens after the first by the model as it was trained."""
+    """Return the trained model's log-probabilities of the tokens after the first."""
     network = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
     if name != "base":
         network = PeftModel.from_pretrained(network, models / name)

@@ -1,4 +1,4 @@
-"""How the real vLLM ends, asked to or killed, and what its clients see of it through the gateway."""
+"""The end of a real vLLM, stopped or killed, and what its clients receive through the gateway."""
 
 import json
 import subprocess
@@ -18,8 +18,8 @@ from tests.integration.serving.real_vllm import (
     NEEDS_VLLM,
     PROGRAM,
     START_SECONDS,
-    family_of,
-    sdk_over,
+    connect_sdk,
+    process_tree,
     vllm,
 )
 from tests.services import free_port
@@ -30,7 +30,7 @@ HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), NEEDS_VLLM]
 
 
-def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(wide: Path, tmp_path: Path) -> None:
+def test_sigterm_lets_a_running_request_complete_and_leaves_no_process(wide: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "serving", "--engine", "vllm", "--program", " ".join(PROGRAM)]
     command += ["--model", str(wide / "base"), "--port", str(port), "--max-model-len", "4096"]
@@ -49,28 +49,28 @@ def test_sigterm_lets_a_running_answer_finish_and_leaves_nothing(wide: Path, tmp
     assert server.post("/v1/completions", body)[0] == 200
     assert ENGINE.count_requests(server.url) == 0
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(server.post, "/v1/completions", body)
-        wait_for(lambda: ENGINE.count_requests(server.url) or asked.done())
-        assert not asked.done(), asked.result()
+        request = pool.submit(server.post, "/v1/completions", body)
+        wait_for(lambda: ENGINE.count_requests(server.url) or request.done())
+        assert not request.done(), request.result()
         psutil.Process(child.pid).children()[0].terminate()
         assert child.wait(ENGINE.stop_seconds) is not None
-        assert asked.result()[0] == 200
-    wait_for(lambda: not any(map(lives, family)))
+        assert request.result()[0] == 200
+    wait_for(lambda: not any(map(is_running, family)))
 
 
-def test_sleep_mode_is_refused_where_there_is_no_gpu(wide: Path) -> None:
+def test_sleep_mode_is_rejected_without_a_gpu(wide: Path) -> None:
     command = [sys.executable, "-m", "serving", "--engine", "vllm", "--program", " ".join(PROGRAM)]
     command += ["--model", str(wide / "base"), "--port", str(free_port()), "--sleep-mode"]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert ended.returncode != 0
-    assert "Sleep mode is not supported on current platform" in ended.stderr + ended.stdout
+    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode != 0
+    assert "Sleep mode is not supported on current platform" in finished.stderr + finished.stdout
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["all", "core"])
 def test_vllm_killed_in_mid_stream_ends_it_with_an_error_and_no_done(wide: Path, whole: bool) -> None:
     with (
         vllm(wide, "--max-model-len", "8192") as server,
-        sdk_over(server, wide) as sdk,
+        connect_sdk(server, wide) as sdk,
         endless(sdk) as stream,
     ):
         lines = stream.iter_lines()
@@ -83,42 +83,42 @@ def test_vllm_killed_in_mid_stream_ends_it_with_an_error_and_no_done(wide: Path,
 
 @pytest.mark.parametrize("whole", [True, False], ids=["all", "core"])
 def test_vllm_killed_before_the_first_token_gives_a_5xx(wide: Path, whole: bool) -> None:
-    with vllm(wide, "--max-model-len", "8192") as server, sdk_over(server, wide) as sdk:
-        for process_ in victims(server, whole=False):
-            process_.suspend()
+    with vllm(wide, "--max-model-len", "8192") as server, connect_sdk(server, wide) as sdk:
+        for victim in victims(server, whole=False):
+            victim.suspend()
         with ThreadPoolExecutor() as pool:
-            asked = pool.submit(endless(sdk).__enter__)
-            wait_for(lambda: is_asked(server))
+            request = pool.submit(endless(sdk).__enter__)
+            wait_for(lambda: has_connection(server))
             for victim in victims(server, whole):
                 victim.kill()
-            with pytest.raises(openai.InternalServerError) as refused:
-                asked.result()
-    assert refused.value.status_code in (500, 502, 503)
+            with pytest.raises(openai.InternalServerError) as error:
+                request.result()
+    assert error.value.status_code in (500, 502, 503)
 
 
 def endless(sdk: OpenAI) -> Any:
-    """A stream that goes on for as long as the context lasts."""
+    """Request a stream that continues until the end of the context."""
     return sdk.chat.completions.with_streaming_response.create(
         model="base", messages=HELLO, max_tokens=8000, stream=True, extra_body={"ignore_eos": True}
     )
 
 
 def victims(server: Server, whole: bool) -> list[psutil.Process]:
-    """All of vLLM, or its engine core, without which its HTTP server lives on for a while."""
-    family = family_of(server)
+    """Return all processes of vLLM, or its engine core, which its HTTP server survives for a while."""
+    family = process_tree(server)
     return family if whole else [member for member in family if "EngineCore" in member.name()]
 
 
-def is_asked(server: Server) -> bool:
-    """Whether somebody has a connection to it."""
+def has_connection(server: Server) -> bool:
+    """Return whether a client is connected to the server."""
     port = int(server.url.rpartition(":")[2])
     open_ones = psutil.Process(server.process.pid).net_connections("tcp")
     return any(c.status == "ESTABLISHED" and c.laddr.port == port for c in open_ones)
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether it is more than an entry that nobody has read yet."""
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process runs, and is not a zombie."""
     try:
-        return guarded_process.status() != psutil.STATUS_ZOMBIE
+        return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -1,6 +1,6 @@
 """LangChain's `ChatOpenAI` through the gateway to the real engines.
 
-`TUNESMITH_LANGCHAIN_PYTHON` names the Python of an environment that has `langchain-openai`.
+`TUNESMITH_LANGCHAIN_PYTHON` is the Python of an environment with `langchain-openai`.
 """
 
 import json
@@ -18,57 +18,57 @@ PROGRAM = Path(__file__).with_name("langchain_client.py")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON, reason="TUNESMITH_LANGCHAIN_PYTHON names no Python that has LangChain"),
+    pytest.mark.skipif(not PYTHON, reason="TUNESMITH_LANGCHAIN_PYTHON is not set"),
 ]
 
 
 @pytest.fixture(scope="module")
-def told(each_gateway: Server) -> dict[str, Any]:
-    """What a program that uses LangChain was given."""
+def results(each_gateway: Server) -> dict[str, Any]:
+    """The results of a program that uses LangChain."""
     command = [PYTHON, PROGRAM, f"{each_gateway.url}/v1"]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-    assert ended.returncode == 0, ended.stderr
-    found: dict[str, Any] = json.loads(ended.stdout)
+    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    found: dict[str, Any] = json.loads(finished.stdout)
     return found
 
 
-def test_an_invoked_model_gives_the_trained_answer_and_its_usage(told: dict[str, Any]) -> None:
-    assert told["invoke"]["content"] == BASE_SAYS
-    assert told["invoke"]["finish_reason"] == "stop"
-    assert told["invoke"]["usage"]["output_tokens"] > len(BASE_SAYS)
+def test_an_invocation_returns_the_trained_completion_and_its_usage(results: dict[str, Any]) -> None:
+    assert results["invoke"]["content"] == BASE_SAYS
+    assert results["invoke"]["finish_reason"] == "stop"
+    assert results["invoke"]["usage"]["output_tokens"] > len(BASE_SAYS)
 
 
-def test_a_stream_joins_to_the_same_answer_and_the_same_usage(told: dict[str, Any]) -> None:
-    assert "".join(told["stream"]["contents"]) == BASE_SAYS
-    assert len([text for text in told["stream"]["contents"] if text]) > 10
-    assert told["stream"]["usage"] == [told["invoke"]["usage"]]
-    assert told["stream"]["finish_reasons"] == ["stop"]
+def test_a_stream_has_the_same_text_and_usage(results: dict[str, Any]) -> None:
+    assert "".join(results["stream"]["contents"]) == BASE_SAYS
+    assert len([text for text in results["stream"]["contents"] if text]) > 10
+    assert results["stream"]["usage"] == [results["invoke"]["usage"]]
+    assert results["stream"]["finish_reasons"] == ["stop"]
 
 
-def test_an_async_stream_is_the_same(told: dict[str, Any]) -> None:
-    assert "".join(told["astream"]) == BASE_SAYS
+def test_an_async_stream_has_the_same_text(results: dict[str, Any]) -> None:
+    assert "".join(results["astream"]) == BASE_SAYS
 
 
-def test_a_batch_answers_in_its_order(told: dict[str, Any]) -> None:
-    base, other = told["batch"]
+def test_a_batch_keeps_its_order(results: dict[str, Any]) -> None:
+    base, other = results["batch"]
     assert base == BASE_SAYS
     assert other != BASE_SAYS
 
 
-def test_a_chain_reaches_the_named_adapter_with_a_system_message(told: dict[str, Any]) -> None:
-    assert told["chain"].startswith("alpha")
+def test_a_chain_reaches_the_named_adapter_with_a_system_message(results: dict[str, Any]) -> None:
+    assert results["chain"].startswith("alpha")
 
 
-def test_options_that_are_bound_reach_the_engine(told: dict[str, Any]) -> None:
-    assert told["stopped"] == "하나 둘 셋 "
-    assert told["seeded"][0] == told["seeded"][1]
-    assert bytes(byte for token in told["logprobs"] for byte in token["bytes"]).decode() == BASE_SAYS
+def test_bound_options_reach_the_engine(results: dict[str, Any]) -> None:
+    assert results["stopped"] == "하나 둘 셋 "
+    assert results["seeded"][0] == results["seeded"][1]
+    assert bytes(byte for token in results["logprobs"] for byte in token["bytes"]).decode() == BASE_SAYS
 
 
-def test_errors_are_openais_and_langchains_own_and_name_what_is_wrong(told: dict[str, Any]) -> None:
-    assert {"NotFoundError", "ModelNotFoundError"} <= set(told["unknown_model"]["kinds"])
-    assert "Served now: alpha" in told["unknown_model"]["message"]
-    assert {"BadRequestError", "ModelInvalidRequestError"} <= set(told["tools"]["kinds"])
-    assert "'tools' is not supported" in told["tools"]["message"]
-    assert "InternalServerError" in told["engine_gone"]["kinds"]
-    assert "503" in told["engine_gone"]["message"]
+def test_errors_are_openai_s_and_langchain_s_own_and_name_the_cause(results: dict[str, Any]) -> None:
+    assert {"NotFoundError", "ModelNotFoundError"} <= set(results["unknown_model"]["kinds"])
+    assert "Served now: alpha" in results["unknown_model"]["message"]
+    assert {"BadRequestError", "ModelInvalidRequestError"} <= set(results["tools"]["kinds"])
+    assert "'tools' is not supported" in results["tools"]["message"]
+    assert "InternalServerError" in results["engine_gone"]["kinds"]
+    assert "503" in results["engine_gone"]["message"]

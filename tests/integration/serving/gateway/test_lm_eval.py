@@ -1,6 +1,6 @@
 """lm-eval scores a model behind the gateway as it scores the same weights with its own `hf` backend.
 
-`TUNESMITH_LM_EVAL_PYTHON` names the Python of an environment that has `lm-eval[api,hf]`.
+`TUNESMITH_LM_EVAL_PYTHON` is the Python of an environment with `lm-eval[api,hf]`.
 """
 
 import json
@@ -20,9 +20,9 @@ from tests.integration.serving.conftest import BASE_SAYS, ENVIRONMENT, Server
 from tests.integration.serving.make_tiny import ALPHA_SAYS, BETA_SAYS, QUESTIONS
 
 PYTHON = os.environ.get("TUNESMITH_LM_EVAL_PYTHON", "")
-# Sums of up to a hundred log-probabilities in fp32, on either side.
+# For sums of up to a hundred log-probabilities in fp32.
 TOLERANCE = 1e-3
-# Many tokens, of which a part may not show.
+# A stop string of many tokens, no part of which may be emitted.
 STOP = " 일곱 여덟"
 BOTH = ("tiny_choice", "tiny_answer")
 ANSWER = ("tiny_answer",)
@@ -31,13 +31,13 @@ SCORES = ("acc", "acc_norm", "exact_match")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not PYTHON, reason="TUNESMITH_LM_EVAL_PYTHON names no Python that has lm-eval"),
+    pytest.mark.skipif(not PYTHON, reason="TUNESMITH_LM_EVAL_PYTHON is not set"),
 ]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The scores of each task, and what was said of each of its rows."""
+    """The scores of each task, and the results of each of its rows."""
 
     scores: dict[str, dict[str, float]]
     samples: dict[str, list[dict[str, Any]]]
@@ -47,37 +47,37 @@ class Report:
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a task that compares the scores of given texts and one that generates."""
     folder = tmp_path_factory.mktemp("tasks")
-    rows = [*counting_on(), *answered()]
+    rows = [*next_number_rows(), *whole_completion_rows()]
     choice = {"doc_to_choice": "choices", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
     write_task(folder, "tiny_choice", rows, output_type="multiple_choice", **choice)
-    wishes = {"until": ["\n", STOP], "max_gen_toks": 80, "do_sample": False, "temperature": 0}
+    generation = {"until": ["\n", STOP], "max_gen_toks": 80, "do_sample": False, "temperature": 0}
     metrics = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     questions = [*QUESTIONS, "say alpha", "say beta", "hell", "count it", "안녕", "1 2", "하나 둘", "what"]
-    asked = [{"question": question, "answer": BASE_SAYS.split(STOP)[0]} for question in questions]
+    generated = [{"question": question, "answer": BASE_SAYS.split(STOP)[0]} for question in questions]
     write_task(
         folder,
         "tiny_answer",
-        asked,
+        generated,
         output_type="generate_until",
-        generation_kwargs=wishes,
+        generation_kwargs=generation,
         metric_list=metrics,
     )
     return folder
 
 
-def counting_on() -> Iterable[dict[str, Any]]:
-    """Which number comes next; the choices differ in length, and some begin with the same bytes."""
-    draw, words = random.Random(0), BASE_SAYS.split()
+def next_number_rows() -> Iterable[dict[str, Any]]:
+    """Yield rows that ask for the next number; choices differ in length, and some share their first bytes."""
+    rng, words = random.Random(0), BASE_SAYS.split()
     for _ in range(40):
-        at = draw.randrange(2, len(words))
-        choices = [words[at], *draw.sample([word for word in words if word != words[at]], 3)]
-        draw.shuffle(choices)
+        at = rng.randrange(2, len(words))
+        choices = [words[at], *rng.sample([word for word in words if word != words[at]], 3)]
+        rng.shuffle(choices)
         question = " ".join(words[:at])
         yield {"question": question, "choices": choices, "answer": choices.index(words[at])}
 
 
-def answered() -> Iterable[dict[str, Any]]:
-    """Whole answers, one of which the model would give itself."""
+def whole_completion_rows() -> Iterable[dict[str, Any]]:
+    """Yield rows with whole completions, one of which is the model's own."""
     for question in QUESTIONS:
         yield {"question": question, "choices": [BASE_SAYS, ALPHA_SAYS, BETA_SAYS], "answer": 1}
 
@@ -90,15 +90,17 @@ def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **task: Any)
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **files, **texts, **task}))
 
 
-def evaluated(tasks: Path, kind: str, names: tuple[str, ...], model: dict[str, str], *options: str) -> Report:
-    """What lm-eval reports of a model."""
+def evaluate(tasks: Path, kind: str, names: tuple[str, ...], model: dict[str, str], *options: str) -> Report:
+    """Run lm-eval on a model and return its report."""
     folder = tasks / f"out-{time.monotonic_ns()}"
     facts = ",".join(f"{name}={value}" for name, value in model.items())
     command = [PYTHON, "-m", "lm_eval", "--model", kind, "--model_args", facts, "--tasks", ",".join(names)]
     command += ["--include_path", str(tasks), "--output_path", str(folder), "--log_samples", *options]
-    ended = subprocess.run(command, cwd=tasks, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stderr
-    print(ended.stdout)
+    finished = subprocess.run(
+        command, cwd=tasks, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
+    assert finished.returncode == 0, finished.stderr
+    print(finished.stdout)
     (results,) = folder.rglob("results_*.json")
     scores = json.loads(results.read_text())["results"]
     return Report(
@@ -118,63 +120,63 @@ def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def base_alone(tiny: Path, tasks: Path) -> Report:
-    """The base by lm-eval's own backend, asked in its chat template."""
+    """The base with lm-eval's own backend, prompted with its chat template."""
     model = {"pretrained": str(tiny / "base"), "dtype": "float32"}
-    return evaluated(tasks, "hf", BOTH, model, "--device", "cpu", "--apply_chat_template")
+    return evaluate(tasks, "hf", BOTH, model, "--device", "cpu", "--apply_chat_template")
 
 
 @pytest.fixture(scope="module")
 def alpha_alone(tiny: Path, tasks: Path) -> Report:
-    """The adapter by lm-eval's own backend, asked with the bare texts."""
+    """The adapter with lm-eval's own backend, prompted with the bare texts."""
     model = {"pretrained": str(tiny / "base"), "peft": str(tiny / "alpha"), "dtype": "float32"}
-    return evaluated(tasks, "hf", BOTH, model, "--device", "cpu")
+    return evaluate(tasks, "hf", BOTH, model, "--device", "cpu")
 
 
-def behind(gateway: Server, path: str, model: str, **more: str) -> dict[str, str]:
+def gateway_model(gateway: Server, path: str, model: str, **more: str) -> dict[str, str]:
     return {"model": model, "base_url": f"{gateway.url}/v1/{path}", "num_concurrent": "4", **more}
 
 
-def test_a_score_that_is_compared_tells_models_apart(base_alone: Report, alpha_alone: Report) -> None:
+def test_the_compared_scores_distinguish_models(base_alone: Report, alpha_alone: Report) -> None:
     assert 0 < base_alone.scores["tiny_choice"]["acc"] < 1
     assert 0 < base_alone.scores["tiny_answer"]["exact_match"] < 1
     assert base_alone.scores != alpha_alone.scores
 
 
-def test_completions_of_the_base_score_alike(
+def test_completions_of_the_base_have_equal_scores(
     each_gateway: Server, tiny: Path, tasks: Path, base_alone: Report
 ) -> None:
-    model = behind(each_gateway, "completions", "base", tokenizer=str(tiny / "base"))
-    report = evaluated(tasks, "local-completions", BOTH, model, "--apply_chat_template")
-    assert_alike(report, base_alone)
+    model = gateway_model(each_gateway, "completions", "base", tokenizer=str(tiny / "base"))
+    report = evaluate(tasks, "local-completions", BOTH, model, "--apply_chat_template")
+    assert_equal_reports(report, base_alone)
 
 
-def test_chats_of_the_base_score_alike(each_gateway: Server, tasks: Path, base_alone: Report) -> None:
-    model = behind(each_gateway, "chat/completions", "base")
-    report = evaluated(tasks, "local-chat-completions", ANSWER, model, "--apply_chat_template")
-    assert_alike(report, base_alone)
+def test_chats_of_the_base_have_equal_scores(each_gateway: Server, tasks: Path, base_alone: Report) -> None:
+    model = gateway_model(each_gateway, "chat/completions", "base")
+    report = evaluate(tasks, "local-chat-completions", ANSWER, model, "--apply_chat_template")
+    assert_equal_reports(report, base_alone)
 
 
-def test_completions_of_an_adapter_score_alike_in_batches(
+def test_batched_completions_of_an_adapter_have_equal_scores(
     each_gateway: Server, tiny: Path, tasks: Path, alpha_alone: Report
 ) -> None:
-    model = behind(each_gateway, "completions", "alpha", tokenizer=str(tiny / "base"))
-    report = evaluated(tasks, "local-completions", BOTH, model, "--batch_size", "8")
-    assert_alike(report, alpha_alone)
+    model = gateway_model(each_gateway, "completions", "alpha", tokenizer=str(tiny / "base"))
+    report = evaluate(tasks, "local-completions", BOTH, model, "--batch_size", "8")
+    assert_equal_reports(report, alpha_alone)
 
 
-def assert_alike(report: Report, alone: Report) -> None:
-    """The same scores, and the same for each row."""
+def assert_equal_reports(report: Report, alone: Report) -> None:
+    """Assert equal scores, and equal results of each row."""
     for name, rows in report.samples.items():
         assert report.scores[name] == alone.scores[name]
         assert len(rows) == len(alone.samples[name]) > 10
         for row, other in zip(rows, alone.samples[name], strict=True):
             assert (row["doc"], row["target"]) == (other["doc"], other["target"])
             assert {s: row.get(s) for s in SCORES} == {s: other.get(s) for s in SCORES}
-            assert_same_words(row["resps"], other["resps"])
+            assert_equal_responses(row["resps"], other["resps"])
 
 
-def assert_same_words(answers: list[Any], others: list[Any]) -> None:
-    """The same text, or the same log-probability and the same word on whether it is the likeliest."""
+def assert_equal_responses(answers: list[Any], others: list[Any]) -> None:
+    """Assert equal texts, or equal log-probabilities and whether each is the most likely."""
     for (answer,), (other,) in zip(answers, others, strict=True):
         if isinstance(answer, str):
             assert answer == other

@@ -12,7 +12,7 @@ from tests.integration.serving.conftest import Server, sdk_of
 
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
-ASKED = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+RENDERED = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="session")
@@ -22,17 +22,17 @@ def client(each_gateway: Server) -> Iterator[OpenAI]:
         yield sdk
 
 
-def test_a_plain_chat_gives_the_trained_answer_and_its_usage(client: OpenAI) -> None:
+def test_a_plain_chat_returns_the_trained_completion_and_its_usage(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="base", messages=HELLO, temperature=0)
     assert answer.choices[0].message.content == BASE_SAYS
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    # Fifty-five byte tokens and the token that ends the answer.
+    # Fifty-five byte tokens and the end token.
     assert answer.usage.completion_tokens > len(BASE_SAYS)
 
 
-def test_a_streamed_chat_joins_to_the_plain_answer_in_whole_characters(client: OpenAI) -> None:
+def test_a_streamed_chat_equals_the_plain_one_in_whole_characters(client: OpenAI) -> None:
     options = {"include_usage": True}
     stream = client.chat.completions.create(
         model="base", messages=HELLO, temperature=0, stream=True, stream_options=options
@@ -48,13 +48,13 @@ def test_a_streamed_chat_joins_to_the_plain_answer_in_whole_characters(client: O
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
-def test_an_adapter_answers_under_its_own_name(client: OpenAI, name: str) -> None:
+def test_an_adapter_is_served_under_its_own_name(client: OpenAI, name: str) -> None:
     answer = client.chat.completions.create(model=name, messages=HELLO, temperature=0)
     assert answer.choices[0].message.content is not None
     assert answer.choices[0].message.content.startswith(f"{name} answers, ")
 
 
-def test_a_route_may_have_another_name_than_the_engines_model(client: OpenAI) -> None:
+def test_a_route_can_have_another_name_than_the_engine_s_model(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="starter", messages=HELLO, temperature=0)
     assert (answer.choices[0].message.content, answer.model) == (BASE_SAYS, "starter")
     stream = client.chat.completions.create(model="starter", messages=HELLO, temperature=0, stream=True)
@@ -62,7 +62,7 @@ def test_a_route_may_have_another_name_than_the_engines_model(client: OpenAI) ->
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_stop_string_across_tokens_never_shows(client: OpenAI, streamed: bool) -> None:
+def test_a_stop_string_across_tokens_is_not_emitted(client: OpenAI, streamed: bool) -> None:
     if streamed:
         stream = client.chat.completions.create(
             model="base", messages=HELLO, temperature=0, stop=["넷 다", "no"], stream=True
@@ -75,29 +75,29 @@ def test_a_stop_string_across_tokens_never_shows(client: OpenAI, streamed: bool)
     assert (text, finish) == ("하나 둘 셋 ", "stop")
 
 
-def test_a_beginning_of_a_stop_string_that_is_not_completed_shows_at_the_end(client: OpenAI) -> None:
+def test_an_incomplete_stop_string_is_emitted_at_the_end(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="base", messages=HELLO, temperature=0, stop="열하나")
     assert answer.choices[0].message.content == BASE_SAYS
 
 
-def test_an_answer_that_is_cut_says_length(client: OpenAI) -> None:
+def test_a_truncated_completion_has_the_finish_reason_length(client: OpenAI) -> None:
     answer = client.chat.completions.create(model="base", messages=HELLO, temperature=0, max_tokens=6)
     assert answer.choices[0].message.content == "하나"
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_a_seed_draws_the_same_answer_again_and_another_seed_another(client: OpenAI) -> None:
-    def draw(seed: int) -> str:
+def test_equal_seeds_give_equal_completions_and_others_do_not(client: OpenAI) -> None:
+    def sample(seed: int) -> str:
         answer = client.chat.completions.create(
             model="base", messages=HELLO, temperature=3, seed=seed, max_tokens=30
         )
         return answer.choices[0].message.content or ""
 
-    assert draw(1) == draw(1)
-    assert len({draw(seed) for seed in range(4)}) > 1
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(4)}) > 1
 
 
-def test_several_choices_differ_when_they_are_drawn(client: OpenAI) -> None:
+def test_sampled_choices_differ(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model="base", messages=HELLO, temperature=3, seed=1, n=3, max_tokens=30
     )
@@ -106,35 +106,35 @@ def test_several_choices_differ_when_they_are_drawn(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("narrow", [{"top_p": 1e-6}, {"extra_body": {"top_k": 1}}])
-def test_a_narrow_filter_makes_a_hot_draw_greedy(client: OpenAI, narrow: dict[str, Any]) -> None:
+def test_a_narrow_filter_makes_random_sampling_greedy(client: OpenAI, narrow: dict[str, Any]) -> None:
     answer = client.chat.completions.create(model="base", messages=HELLO, temperature=5, **narrow)
     assert answer.choices[0].message.content == BASE_SAYS
 
 
-def test_chat_logprobs_spell_the_answer_in_bytes(client: OpenAI) -> None:
+def test_the_bytes_of_chat_logprobs_are_the_completion(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model="base", messages=HELLO, temperature=0, logprobs=True, top_logprobs=2
     )
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
-    spelt = bytes(byte for token in logprobs.content for byte in token.bytes or [])
-    assert spelt.decode() == BASE_SAYS
+    raw = bytes(byte for token in logprobs.content for byte in token.bytes or [])
+    assert raw.decode() == BASE_SAYS
     assert all(token.logprob == token.top_logprobs[0].logprob for token in logprobs.content)
     assert all(math.exp(token.logprob) > 0.5 for token in logprobs.content)
 
 
 def test_streamed_logprobs_equal_the_plain_ones(client: OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "alpha", "messages": HELLO, "temperature": 0, "logprobs": True}
-    plain = client.chat.completions.create(**asked).choices[0].logprobs
-    chunks = client.chat.completions.create(**asked, stream=True)
+    request: dict[str, Any] = {"model": "alpha", "messages": HELLO, "temperature": 0, "logprobs": True}
+    plain = client.chat.completions.create(**request).choices[0].logprobs
+    chunks = client.chat.completions.create(**request, stream=True)
     pieces = [c.choices[0].logprobs.content or [] for c in chunks if c.choices and c.choices[0].logprobs]
     streamed = [entry.logprob for piece in pieces for entry in piece]
     assert plain is not None
     assert streamed == pytest.approx([entry.logprob for entry in plain.content or []], abs=1e-4)
 
 
-def test_an_echoed_prompt_is_scored_as_a_harness_needs_it(client: OpenAI) -> None:
+def test_an_echoed_prompt_is_scored_for_a_harness(client: OpenAI) -> None:
     answer = client.completions.create(
         model="base", prompt="셋 넷", max_tokens=1, logprobs=1, echo=True, temperature=0
     )
@@ -149,10 +149,10 @@ def test_an_echoed_prompt_is_scored_as_a_harness_needs_it(client: OpenAI) -> Non
     assert all(value < 0 for value in logprobs.token_logprobs[1:])
 
 
-def test_the_token_that_ends_an_answer_is_scored_in_a_completion(client: OpenAI) -> None:
-    # A harness asks for one token after what it scores, and takes the last entry to be that token.
+def test_the_end_token_is_scored_in_a_completion(client: OpenAI) -> None:
+    # A harness requests one token after the text that it scores, and drops the last entry as that token.
     answer = client.completions.create(
-        model="base", prompt=f"{ASKED}{BASE_SAYS}", max_tokens=1, logprobs=1, echo=True, temperature=0
+        model="base", prompt=f"{RENDERED}{BASE_SAYS}", max_tokens=1, logprobs=1, echo=True, temperature=0
     )
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None and logprobs.tokens is not None and logprobs.token_logprobs is not None
@@ -163,7 +163,7 @@ def test_the_token_that_ends_an_answer_is_scored_in_a_completion(client: OpenAI)
     assert logprobs.text_offset == sorted(logprobs.text_offset or [])
 
 
-def test_several_prompts_are_answered_in_their_order(client: OpenAI) -> None:
+def test_several_prompts_are_completed_in_their_order(client: OpenAI) -> None:
     prompts = ["하나 둘", "일곱", "하나 둘"]
     together = client.completions.create(model="base", prompt=prompts, max_tokens=12, temperature=0)
     alone = client.completions.create(model="base", prompt="일곱", max_tokens=12, temperature=0)
@@ -172,26 +172,26 @@ def test_several_prompts_are_answered_in_their_order(client: OpenAI) -> None:
     assert together.choices[1].text == alone.choices[0].text
 
 
-def test_models_are_listed_and_shown(client: OpenAI) -> None:
+def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
     assert {model.id for model in client.models.list()} == {"base", "alpha", "beta", "starter", "gone"}
     assert client.models.retrieve("alpha").id == "alpha"
 
 
-def test_an_unknown_model_is_refused_with_the_names_that_exist(client: OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="alpha") as refused:
+def test_an_unknown_model_is_rejected_with_the_served_names(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="alpha") as error:
         client.chat.completions.create(model="nobody", messages=HELLO)
-    assert refused.value.code == "model_not_found"
+    assert error.value.code == "model_not_found"
 
 
-def test_an_engine_that_refuses_connections_gives_503_with_retry_after(client: OpenAI) -> None:
-    with pytest.raises(openai.InternalServerError) as refused:
+def test_an_unreachable_engine_gives_503_with_retry_after(client: OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as error:
         client.chat.completions.create(model="gone", messages=HELLO)
-    assert (refused.value.status_code, refused.value.code) == (503, "engine_unavailable")
-    assert refused.value.response.headers["retry-after"] == "2"
+    assert (error.value.status_code, error.value.code) == (503, "engine_unavailable")
+    assert error.value.response.headers["retry-after"] == "2"
 
 
 @pytest.mark.parametrize(
-    ("wrong", "param"),
+    ("fields", "param"),
     [
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": "many"}, "max_tokens"),
@@ -212,27 +212,27 @@ def test_an_engine_that_refuses_connections_gives_503_with_retry_after(client: O
         ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs"),
     ],
 )
-def test_a_bad_parameter_is_named(client: OpenAI, wrong: dict[str, Any], param: str) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="base", **({"messages": HELLO} | wrong))
-    assert refused.value.param == param
+def test_an_invalid_parameter_is_named(client: OpenAI, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model="base", **({"messages": HELLO} | fields))
+    assert error.value.param == param
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("fields", "message"),
     [
         ({"stop": ["x"] * 20}, "stop: List should have at most 16 items"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type: "),
     ],
 )
-def test_a_value_of_a_union_is_refused_for_what_it_was_meant_to_be(
-    client: OpenAI, wrong: dict[str, Any], message: str
+def test_an_invalid_value_of_a_union_is_reported_by_its_own_type(
+    client: OpenAI, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
-        client.chat.completions.create(model="base", **({"messages": HELLO} | wrong))
+        client.chat.completions.create(model="base", **({"messages": HELLO} | fields))
 
 
-def test_neutral_parameters_are_let_pass(client: OpenAI) -> None:
+def test_neutral_parameters_are_accepted(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model="base",
         messages=HELLO,
@@ -244,14 +244,16 @@ def test_neutral_parameters_are_let_pass(client: OpenAI) -> None:
     assert answer.choices[0].message.content == BASE_SAYS
 
 
-@pytest.mark.parametrize(("text", "most"), [("하나", 9000), ("하나 " * 3000, 1)])
-def test_what_does_not_fit_the_context_is_refused(client: OpenAI, text: str, most: int) -> None:
-    with pytest.raises(openai.BadRequestError, match="8192") as refused:
-        client.completions.create(model="base", prompt=text, max_tokens=most)
-    assert refused.value.code == "context_length_exceeded"
+@pytest.mark.parametrize(("text", "max_tokens"), [("하나", 9000), ("하나 " * 3000, 1)])
+def test_a_request_that_does_not_fit_the_context_is_rejected(
+    client: OpenAI, text: str, max_tokens: int
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="8192") as error:
+        client.completions.create(model="base", prompt=text, max_tokens=max_tokens)
+    assert error.value.code == "context_length_exceeded"
 
 
-def test_a_token_id_outside_the_vocabulary_is_refused_and_harms_nobody(client: OpenAI) -> None:
+def test_a_token_id_outside_the_vocabulary_is_rejected_without_harm(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="999999"):
         client.completions.create(model="base", prompt=[1, 999999])
     assert client.completions.create(model="base", prompt=[5, 6], max_tokens=2).choices[0].text is not None
