@@ -1,4 +1,4 @@
-"""The script that a person would write with TRL alone, for the same training as that of our `sft` stage.
+"""A script that uses only TRL, for the same training as our `sft` stage.
 
 python -m tests.benchmarks.bare_trl --base models/starter --dataset train.jsonl --out bare --steps 100
 """
@@ -13,13 +13,15 @@ from trl import SFTConfig, SFTTrainer
 
 
 def main() -> None:
-    """Train; TRL prints what it logs."""
+    """Train; TRL prints its logs."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", required=True)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--save-steps", type=int, help="steps between two checkpoints; none without it")
+    parser.add_argument(
+        "--save-steps", type=int, help="steps between two checkpoints; no checkpoints by default"
+    )
     options = parser.parse_args()
     SFTTrainer(
         model=options.base,
@@ -27,7 +29,7 @@ def main() -> None:
             output_dir=options.out,
             max_steps=options.steps,
             per_device_train_batch_size=8,
-            # The rows are written in the order in which our stage meets them.
+            # The dataset is written in the order in which our stage samples its rows.
             train_sampling_strategy="sequential",
             learning_rate=2e-4,
             warmup_steps=0.03,

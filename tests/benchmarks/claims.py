@@ -1,4 +1,4 @@
-"""Claims of queued runs by several processes at once, as workers make them."""
+"""Concurrent claims of queued runs by several processes, as workers make them."""
 
 import multiprocessing
 import time
@@ -10,21 +10,21 @@ from app.tables import Job, Run, Worker
 from tests.benchmarks.load import LoadResult
 from trainers.configs import Queue, StageKind
 
-# No other benchmark fills this queue, so exactly the runs made here are claimed.
+# No other benchmark uses this queue, so exactly these runs are claimed.
 QUEUE = Queue.mlx
 
 _ready: Barrier
 
 
 def claim_all(runs: int, processes: int) -> LoadResult:
-    """Queue so many runs and let so many processes claim them until none is left."""
+    """Queue runs and let several processes claim them until none is left."""
     _queue(runs)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _join, [context.Barrier(processes)]) as pool:
+    with context.Pool(processes, _set_barrier, [context.Barrier(processes)]) as pool:
         claimed = pool.map(_claim_until_empty, range(processes), chunksize=1)
     latencies = [latency for _, latencies, _ in claimed for latency in latencies]
-    assert len(latencies) == runs, "every run is claimed, and once"
-    return LoadResult(latencies, max(end for _, _, end in claimed) - min(begin for begin, _, _ in claimed))
+    assert len(latencies) == runs, "every run must be claimed once"
+    return LoadResult(latencies, max(end for _, _, end in claimed) - min(start for start, _, _ in claimed))
 
 
 def _queue(runs: int) -> None:
@@ -36,27 +36,24 @@ def _queue(runs: int) -> None:
         session.add_all(Run(job_id=job.id, **values) for job in jobs)
 
 
-def _join(ready: Barrier) -> None:
+def _set_barrier(ready: Barrier) -> None:
     global _ready
     _ready = ready
 
 
 def _claim_until_empty(number: int) -> tuple[float, list[float], float]:
-    """When this process began, what each claim took, and when the last one was done.
-
-    `perf_counter` counts from one moment for all processes of a Linux host.
-    """
+    # `perf_counter` has the same origin in all processes of a Linux host.
     worker = Worker(name=f"claims-{number}", host="here", pid=number, queues=[QUEUE], stages=[StageKind.sft])
     with transaction() as session:
         session.add(worker)
     _ready.wait()
     latencies = []
-    began = ended = time.perf_counter()
+    started_at = ended_at = time.perf_counter()
     while _claim(worker.id):
         now = time.perf_counter()
-        latencies.append(now - ended)
-        ended = now
-    return began, latencies, ended
+        latencies.append(now - ended_at)
+        ended_at = now
+    return started_at, latencies, ended_at
 
 
 def _claim(worker_id: str) -> bool:

@@ -1,9 +1,9 @@
-/* An engine that costs next to nothing, so that a benchmark measures the gateway: one thread over epoll.
+/* An engine with negligible cost, so that a benchmark measures the gateway: one thread on epoll.
 
    cc -O2 -o gateway_engine gateway_engine.c && ./gateway_engine 8300
 
-   A request whose body holds `"stream":true` gets CHUNKS events, GAP microseconds apart, each with the time
-   at which it was sent; the text may set both: `GAP=20000;CHUNKS=50;`. Any other gets one short answer. */
+   A request whose body contains `"stream":true` gets CHUNKS events, GAP microseconds apart, each with the time
+   at which it was sent; the text can set both: `GAP=20000;CHUNKS=50;`. Other requests get a short response. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,7 +22,7 @@ enum { EVENTS = 256, ROOM = 1 << 18 };
 typedef struct connection {
     int socket, chunks, sent;
     long long due, gap;
-    size_t held;
+    size_t filled;
     struct connection *next, *previous;
     char bytes[ROOM];
 } connection;
@@ -47,7 +47,7 @@ static void put(connection *to, const char *bytes, size_t size) {
     }
 }
 
-static void begin_stream(connection *one, long long gap, int chunks) {
+static void start_stream(connection *one, long long gap, int chunks) {
     static const char head[] = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
                                "transfer-encoding: chunked\r\n\r\n";
     one->gap = gap; one->chunks = chunks; one->sent = 0; one->due = now();
@@ -82,10 +82,10 @@ static long long number(const char *text, const char *name, long long otherwise)
     return found ? atoll(found + strlen(name)) : otherwise;
 }
 
-/* Answers the first request that is held whole; 0 if there is none. */
-static int answer(connection *one) {
+/* Respond to the first complete request; return 0 if there is none. */
+static int respond(connection *one) {
     if (one->chunks) return 0;
-    one->bytes[one->held] = 0;
+    one->bytes[one->filled] = 0;
     char *end = strstr(one->bytes, "\r\n\r\n");
     if (!end) return 0;
     *end = 0;
@@ -93,33 +93,33 @@ static int answer(connection *one) {
     char *body = end + 4;
     size_t size = body - one->bytes + (length ? atoll(length + 16) : 0);
     *end = '\r';
-    if (one->held < size) return 0;
+    if (one->filled < size) return 0;
     char kept = one->bytes[size];
     one->bytes[size] = 0;
     if (strstr(body, "\"stream\":true") || strstr(body, "\"stream\": true"))
-        begin_stream(one, number(body, "GAP=", 0) * 1000, number(body, "CHUNKS=", 22));
+        start_stream(one, number(body, "GAP=", 0) * 1000, number(body, "CHUNKS=", 22));
     else
         put(one, plain, plain_bytes);
     one->bytes[size] = kept;
-    memmove(one->bytes, one->bytes + size, one->held - size);
-    one->held -= size;
+    memmove(one->bytes, one->bytes + size, one->filled - size);
+    one->filled -= size;
     return 1;
 }
 
-static void leave(connection *one) {
+static void disconnect(connection *one) {
     end_stream(one);
     close(one->socket);
     free(one);
 }
 
-static void take(connection *one) {
-    ssize_t got = recv(one->socket, one->bytes + one->held, ROOM - 1 - one->held, 0);
-    if (got == 0 || (got < 0 && errno != EAGAIN)) { leave(one); return; }
-    if (got > 0) one->held += got;
-    while (answer(one)) {}
+static void receive(connection *one) {
+    ssize_t got = recv(one->socket, one->bytes + one->filled, ROOM - 1 - one->filled, 0);
+    if (got == 0 || (got < 0 && errno != EAGAIN)) { disconnect(one); return; }
+    if (got > 0) one->filled += got;
+    while (respond(one)) {}
 }
 
-static void welcome(int listener, int poll) {
+static void accept_all(int listener, int poll) {
     for (;;) {
         int found = accept4(listener, NULL, NULL, SOCK_NONBLOCK), on = 1;
         if (found < 0) return;
@@ -131,7 +131,7 @@ static void welcome(int listener, int poll) {
     }
 }
 
-static struct timespec *patience(struct timespec *wait) {
+static struct timespec *next_timeout(struct timespec *wait) {
     if (!streaming) return NULL;
     long long due = streaming->due, left;
     for (connection *one = streaming; one; one = one->next) if (one->due < due) due = one->due;
@@ -160,14 +160,14 @@ int main(int count, char **arguments) {
     epoll_ctl(poll, EPOLL_CTL_ADD, listener, &event);
     for (;;) {
         struct timespec wait;
-        int ready = epoll_pwait2(poll, events, EVENTS, patience(&wait), NULL);
+        int ready = epoll_pwait2(poll, events, EVENTS, next_timeout(&wait), NULL);
         for (int i = 0; i < ready; i++)
-            if (events[i].data.ptr) take(events[i].data.ptr); else welcome(listener, poll);
+            if (events[i].data.ptr) receive(events[i].data.ptr); else accept_all(listener, poll);
         for (connection *one = streaming, *next; one; one = next) {
             next = one->next;
             if (one->due <= now()) {
                 put_chunk(one);
-                if (!one->chunks) while (answer(one)) {}
+                if (!one->chunks) while (respond(one)) {}
             }
         }
     }

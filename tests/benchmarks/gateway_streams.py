@@ -1,9 +1,9 @@
-"""Many slow streams at once, from one process: the time to each first token and the delay of each chunk.
+"""Many slow streams from one process: the time to the first token, and the delay of each chunk.
 
     python -m tests.benchmarks.gateway_streams PORT STREAMS SECONDS
 
-Prints the median milliseconds from request to first token, and from the engine's writing of a chunk to its
-arrival, and how many chunks came, as JSON. Both sides read the same clock.
+Prints as JSON the median milliseconds from the request to the first token, and from the engine's write of a
+chunk to its arrival, and the number of chunks. Both sides read the same clock.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ SENT = re.compile(rb'"T(\d{19}) "')
 WARM_UP_SECONDS = 1.5
 
 
-class Streams:
-    """What has been measured, and the request that is sent again and again."""
+class Measurements:
+    """The measurements of all streams, and the request that each of them sends."""
 
     def __init__(self) -> None:
         text = {"role": "user", "content": "GAP=20000;CHUNKS=50;"}
@@ -33,18 +33,18 @@ class Streams:
         self.delays: list[int] = []
 
 
-class Stream(asyncio.Protocol):
-    """One client, whose next stream begins when the one before has ended."""
+class StreamClient(asyncio.Protocol):
+    """A client that starts its next stream when the previous one has ended."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Measurements) -> None:
         self.streams = streams
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        self.ask()
+        self.send_request()
 
-    def ask(self) -> None:
-        self.asked_at: int | None = time.monotonic_ns()
+    def send_request(self) -> None:
+        self.sent_at: int | None = time.monotonic_ns()
         self.tail = b""
         self.transport.write(self.streams.request)  # type: ignore[attr-defined]
 
@@ -54,21 +54,21 @@ class Stream(asyncio.Protocol):
         sent = [int(found) for found in SENT.findall(data)]
         self.tail = b"" if sent or data.endswith(b"\n") else data[-400:]
         if sent and now > self.streams.counted_from:
-            if self.asked_at is not None:
-                self.streams.first_tokens.append(now - self.asked_at)
+            if self.sent_at is not None:
+                self.streams.first_tokens.append(now - self.sent_at)
             self.streams.delays += [now - each for each in sent]
         if sent:
-            self.asked_at = None
+            self.sent_at = None
         if data.endswith(b"0\r\n\r\n"):
-            self.ask()
+            self.send_request()
 
 
 async def main(port: int, count: int, seconds: float) -> None:
-    """Spread the beginnings over a second, since what comes at once waits for itself."""
-    streams = Streams()
+    """Run the streams; their starts are spread over a second, since simultaneous ones delay each other."""
+    streams = Measurements()
     loop = asyncio.get_running_loop()
     for _ in range(count):
-        await loop.create_connection(lambda: Stream(streams), "127.0.0.1", port)
+        await loop.create_connection(lambda: StreamClient(streams), "127.0.0.1", port)
         await asyncio.sleep(1 / count)
     await asyncio.sleep(seconds)
     print(

@@ -1,4 +1,4 @@
-"""What the benchmarks run against: the product with its own timings, on databases that sync their commits."""
+"""A Tunesmith installation with production timings, on databases that sync their commits."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ TIMINGS = ("lease_seconds", "heartbeat_seconds", "sweep_seconds", "renotify_seco
 
 @contextmanager
 def durable_postgres() -> Iterator[str]:
-    """URL of a PostgreSQL cluster that lives for the block; that of the tests does not sync its commits."""
+    """Run a PostgreSQL cluster that syncs its commits, unlike that of the tests, and yield its URL."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-postgres-") as folder:
         user, port = _unprivileged_user(folder), free_port()
         as_user = ["runuser", "-u", user, "--"] if user else []
@@ -39,7 +39,7 @@ def durable_postgres() -> Iterator[str]:
 
 
 def new_database(postgres: str, name: str) -> str:
-    """URL of a new database of the cluster."""
+    """Create a database in the cluster and return its URL."""
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
     return postgres.replace("/postgres", f"/{name}")
@@ -47,9 +47,9 @@ def new_database(postgres: str, name: str) -> str:
 
 @contextmanager
 def installation(folder: Path, database_url: str = "", broker_url: str = "") -> Iterator[Platform]:
-    """A migrated installation with its API and the dataset `train`, which this process shares.
+    """Run an installation with its API and the dataset `train`; this process can use its database.
 
-    Empty URLs mean the embedded defaults.
+    Empty URLs select the embedded defaults.
     """
     timings = {f"TUNESMITH_{name.upper()}": str(Settings.model_fields[name].default) for name in TIMINGS}
     urls = {"TUNESMITH_DATABASE_URL": database_url, "TUNESMITH_BROKER_URL": broker_url}
@@ -66,7 +66,7 @@ def installation(folder: Path, database_url: str = "", broker_url: str = "") -> 
 
 @contextmanager
 def _shared(platform: Platform) -> Iterator[None]:
-    """Let this process, and those that it starts, use the installation's database."""
+    """Make this process and its children use the installation's database."""
     ours = {name: value for name, value in platform.environment.items() if name.startswith("TUNESMITH_")}
     os.environ |= ours
     get_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""Make a model whose steps take as long as those of real training do, with random weights.
+"""Create a model with random weights whose steps take about as long as those of real training.
 
 python -m tests.benchmarks.larger_model models/starter models/larger
 """
@@ -9,25 +9,22 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
-# As in small real models, the head is a quarter of the weights.
+# As in small real models, the output layer has a quarter of the weights.
 VOCABULARY = 4096
 POSITIONS = 1024
 
 
-def main() -> None:
-    """Save it with the tokenizer of another model, or with one like it that is made for a file of rows."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("tokenizer_of")
-    parser.add_argument("out")
-    parser.add_argument(
-        "--rows", type=Path, help="JSONL whose words get tokens of their own, as in real models"
-    )
-    options = parser.parse_args()
+def create_model(tokenizer_from: str, out: str, rows: Path | None = None) -> None:
+    """Save a model with the tokenizer of another one.
+
+    With `rows` (JSONL), a new tokenizer of the same kind is trained on them, so that words get tokens of
+    their own, as in real models.
+    """
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer_of)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
     vocabulary = len(tokenizer)
-    if options.rows:
-        texts = [" ".join(json.loads(line).values()) for line in options.rows.read_text().splitlines()]
+    if rows:
+        texts = [" ".join(json.loads(line).values()) for line in rows.read_text().splitlines()]
         tokenizer = tokenizer.train_new_from_iterator(texts, VOCABULARY, show_progress=False)
         vocabulary = VOCABULARY
     tokenizer.model_max_length = POSITIONS
@@ -44,10 +41,14 @@ def main() -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
+    LlamaForCausalLM(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tokenizer_from")
+    parser.add_argument("out")
+    parser.add_argument("--rows", type=Path, help="JSONL to train the tokenizer on")
+    options = parser.parse_args()
+    create_model(options.tokenizer_from, options.out, options.rows)

@@ -1,4 +1,4 @@
-"""Requests over kept-alive connections, each timed, from one thread or from several."""
+"""Timed requests over kept-alive connections, from one thread or several."""
 
 import http.client
 import json
@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What a number of requests or calls took, in seconds."""
+    """Latencies of requests or calls, and their total duration, in seconds."""
 
     latencies: list[float]
     seconds: float
 
     @property
     def rate(self) -> float:
-        """How many a second."""
+        """Return requests per second."""
         return len(self.latencies) / self.seconds
 
 
 class LoadClient:
-    """One connection; the standard library's client takes less from the server's cores than a richer one."""
+    """One connection. The standard library's client needs less CPU than others, which the server then has."""
 
     def __init__(self, base_url: str) -> None:
         address = urlsplit(base_url)
@@ -32,24 +32,24 @@ class LoadClient:
         self._connection = http.client.HTTPConnection(address.hostname, address.port)
 
     def post(self, path: str, body: Any) -> Any:
-        """The JSON of an answer that must be a 201."""
+        """Return the JSON of a response that must have the status 201."""
         return self._send("POST", path, json.dumps(body), 201)
 
     def get(self, path: str) -> Any:
-        """The JSON of an answer that must be a 200."""
+        """Return the JSON of a response that must have the status 200."""
         return self._send("GET", path, None, 200)
 
     def _send(self, method: str, path: str, body: str | None, expected: int) -> Any:
         headers = {"Content-Type": "application/json"} if body else {}
         self._connection.request(method, path, body, headers)
-        answer = self._connection.getresponse()
-        content = answer.read()
-        assert answer.status == expected, content
+        response = self._connection.getresponse()
+        content = response.read()
+        assert response.status == expected, content
         return json.loads(content)
 
 
 def post_many(base_url: str, path: str, body: Any, count: int, concurrency: int) -> LoadResult:
-    """Post one body `count` times over so many connections, after one post on each that is not counted."""
+    """Post a body `count` times over `concurrency` connections, after one uncounted post on each."""
     clients = [LoadClient(base_url) for _ in range(concurrency)]
     for client in clients:
         client.post(path, body)
@@ -60,17 +60,17 @@ def post_many(base_url: str, path: str, body: Any, count: int, concurrency: int)
             latencies.append(time_call(lambda: client.post(path, body)))
 
     threads = [threading.Thread(target=work, args=(client,)) for client in clients]
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(latencies) == count // concurrency * concurrency, "a thread has failed"
-    return LoadResult(latencies, time.perf_counter() - begun)
+    assert len(latencies) == count // concurrency * concurrency, "a thread failed"
+    return LoadResult(latencies, time.perf_counter() - started_at)
 
 
 def time_call(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    begun = time.perf_counter()
+    """Return the seconds that a call takes."""
+    started_at = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started_at

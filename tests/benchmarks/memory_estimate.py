@@ -1,7 +1,7 @@
-"""How far the memory estimate of preflight lies from what training really takes.
+"""The error of preflight's memory estimate, compared with the memory that training uses.
 
-Models with random weights are trained for two steps in a process of their own, whose own high-water mark is
-read; on a GPU it would be the allocator's peak.
+Models with random weights are trained for two steps in a process of their own, and the peak is its VmHWM. On
+a GPU it would be the allocator's peak.
 
     python -m tests.benchmarks.memory_estimate
 """
@@ -17,14 +17,14 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
-from tests.benchmarks.figures import table
+from tests.benchmarks.report import print_table
 from tests.e2e.platform import ROOT
 from trainers.configs import parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.preflight.memory_estimate import estimate_memory
 
 MIB = 1 << 20
-# Hidden, layers, words beyond those of the tokenizer: 3, 13, 57 and 9 million parameters.
+# Hidden size, layers, minimum vocabulary: 3, 13, 57 and 9 million parameters.
 SIZES = {"3M": (256, 3, 0), "13M": (512, 4, 0), "57M": (768, 8, 0), "9M, 131,072 words": (64, 2, 1 << 17)}
 LORA, FULL = {"method": "lora", "rank": 16}, {"method": "full"}
 CASES: list[tuple[str, dict[str, Any], int, int, bool]] = [
@@ -40,7 +40,7 @@ CASES: list[tuple[str, dict[str, Any], int, int, bool]] = [
 
 
 def main() -> None:
-    """Estimate and measure every case, and print both with the error."""
+    """Estimate and measure every case, and print both values with the error."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
     lines = []
     with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as name:
@@ -53,14 +53,14 @@ def main() -> None:
             stage = _stage(folder, size, tuning, rows, times, checkpointing)
             peak = _peak(stage, folder / f"run-{number}")
             tokens = _longest(folder, stage)
-            told = estimate_memory(parse_stage(stage), [], tokens)["hosts"][0]  # type: ignore[arg-type]
-            estimate = told["needed_bytes"]
+            result = estimate_memory(parse_stage(stage), [], tokens)["hosts"][0]  # type: ignore[arg-type]
+            estimate = result["needed_bytes"]
             kind = tuning["method"] + (", checkpointed" if checkpointing else "")
-            figures = [rows, tokens, estimate // MIB, peak // MIB]
-            lines.append([size, kind, *map(str, figures), f"{estimate / peak - 1:+.0%}"])
-            print(lines[-1], told["parts"], file=sys.stderr)
-    header = ["parameters", "tuning", "rows", "tokens a row", "estimate MiB", "peak MiB", "error"]
-    table("One micro-batch in fp32 on a CPU, libraries included", header, lines)
+            values = [rows, tokens, estimate // MIB, peak // MIB]
+            lines.append([size, kind, *map(str, values), f"{estimate / peak - 1:+.0%}"])
+            print(lines[-1], result["parts"], file=sys.stderr)
+    header = ["parameters", "tuning", "rows", "tokens per row", "estimate MiB", "peak MiB", "error"]
+    print_table("One micro-batch in fp32 on a CPU, libraries included", header, lines)
 
 
 def _make(starter: Path, out: Path, hidden: int, layers: int, words: int) -> None:
@@ -101,7 +101,7 @@ def _stage(
         "activation_checkpointing": checkpointing,
         "save_every_steps": 100_000,
         "preflight": "off",
-        # The estimate is of a micro-batch whose rows are all as long as the longest.
+        # The estimate assumes that all rows of a micro-batch are as long as the longest.
         "attention": "sdpa",
     }
 
@@ -115,10 +115,10 @@ def _longest(folder: Path, stage: dict[str, Any]) -> int:
 
 
 def _peak(stage: dict[str, Any], run_dir: Path) -> int:
-    """Bytes at the high-water mark of the training process."""
+    """Return the peak memory of the training process in bytes."""
     run_dir.mkdir()
-    (run_dir / "asked.json").write_text(json.dumps(stage))
-    arguments = ["--config", str(run_dir / "asked.json"), "--run-dir", str(run_dir)]
+    (run_dir / "stage.json").write_text(json.dumps(stage))
+    arguments = ["--config", str(run_dir / "stage.json"), "--run-dir", str(run_dir)]
     child = subprocess.Popen(
         [sys.executable, "-m", "trainers.sft", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
     )

@@ -1,4 +1,4 @@
-"""A history of jobs with three runs each, written past the API because a million posts would take hours."""
+"""A history of jobs with three runs each, written to the tables, since a million posts would take hours."""
 
 import json
 import sqlite3
@@ -34,7 +34,7 @@ Row = tuple[Any, ...]
 
 
 def write(jobs: int) -> None:
-    """Fill the tables of this process's database, oldest job first, as time would have."""
+    """Fill the tables of this process's database, oldest job first."""
     url = get_settings().database_url.get_secret_value()
     tables: Sequence[tuple[str, Iterator[Row]]] = (
         (JOB, (_job(n) for n in range(jobs))),
@@ -48,22 +48,22 @@ def write(jobs: int) -> None:
 
 
 def job_id(n: int) -> str:
-    """The id of the nth oldest job; as real ids do, it sorts by age."""
+    """Return the id of the nth oldest job; like real ids it sorts by age."""
     return f"job_{n:026d}"
 
 
 def name(n: int) -> str:
-    """The name of a job: two thousand jobs in a million share one, and a hundred share `monthly`."""
+    """Return the name of a job: 2,000 of a million jobs share one, and 100 share `monthly`."""
     return "monthly" if n % 10_000 == 7 else f"nightly-{n % NAMES}"
 
 
 def team(n: int) -> str:
-    """The value of a job's label `team`."""
+    """Return the value of a job's label `team`."""
     return f"t{n % TEAMS}"
 
 
 def status(n: int, jobs: int) -> RunStatus:
-    """What became of a job: the newest wait, few run, 1 in 50 failed, 1 in 200 was cancelled."""
+    """Return the status of a job: the newest are queued, 4 run, 1 in 50 failed, 1 in 200 was cancelled."""
     age = jobs - n
     if age <= QUEUED:
         return RunStatus.queued
@@ -118,5 +118,5 @@ def _write_postgres(url: str, tables: Iterable[tuple[str, Iterator[Row]]]) -> No
             with connection.transaction(), connection.cursor().copy(f"COPY {table} FROM STDIN") as copy:
                 for row in rows:
                     copy.write_row(row)
-        # What PostgreSQL would have done by itself while a million jobs came in.
+        # PostgreSQL would have done this itself while a million jobs arrived.
         connection.execute("VACUUM ANALYZE")

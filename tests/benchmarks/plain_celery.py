@@ -1,7 +1,7 @@
-"""What a team would write instead: a Celery task on Redis, sent by a FastAPI endpoint, all with defaults.
+"""The alternative without Tunesmith: a Celery task on Redis behind a FastAPI endpoint, all with defaults.
 
-Each task notes when it was posted and when it started, as two doubles appended to the file that
-`PLAIN_STARTS` names; `PLAIN_BROKER` is the broker's URL.
+Each task appends the times of its post and its start, as two doubles, to the file `PLAIN_STARTS`.
+`PLAIN_BROKER` is the broker's URL.
 """
 
 import os
@@ -17,26 +17,26 @@ app = Celery("plain", broker=os.environ.get("PLAIN_BROKER"))
 api = FastAPI()
 
 
-class Order(BaseModel):
-    """A post; the client says when it sent it."""
+class TaskRequest(BaseModel):
+    """A request to start a task, with the time at which the client sent it."""
 
     sent_at: float
 
 
 @app.task
 def start(sent_at: float) -> None:
-    """Note the start; so short a write to a file opened for appending is never torn."""
+    """Record the start; a short write to a file opened for appending is atomic."""
     with Path(os.environ["PLAIN_STARTS"]).open("ab", buffering=0) as file:
         file.write(struct.pack("dd", sent_at, time.time()))
 
 
 @api.post("/jobs", status_code=201)
-def post(order: Order) -> dict[str, str]:
+def create_task(request: TaskRequest) -> dict[str, str]:
     """Send the task."""
-    return {"id": start.delay(order.sent_at).id}
+    return {"id": start.delay(request.sent_at).id}
 
 
 def read_starts(path: Path) -> list[tuple[float, float]]:
-    """When each task was posted and when it started, in the order of starts."""
+    """Return when each task was posted and when it started, in the order of the starts."""
     pairs = struct.iter_unpack("dd", path.read_bytes()) if path.exists() else []
     return sorted(((sent, started) for sent, started in pairs), key=lambda pair: pair[1])

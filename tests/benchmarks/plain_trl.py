@@ -1,4 +1,4 @@
-"""SFT by TRL with nothing set but what the task needs: what a person would try first.
+"""SFT with TRL's defaults, as a user would first try it.
 
 python -m tests.benchmarks.plain_trl --base models/larger --dataset rows.jsonl --out plain --steps 25
 """
@@ -13,15 +13,15 @@ from trl import SFTConfig, SFTTrainer
 
 KINDS = {
     "defaults": {},
-    # TRL computes activations again by default.
+    # TRL recomputes activations by default (activation checkpointing).
     "kept": {"activation_checkpointing": False},
-    # TRL refuses to lay rows end to end where it might have to cut them; none is as long as that here.
+    # TRL refuses padding_free with a max_length; no row here exceeds the default of 1024.
     "padding-free": {"activation_checkpointing": False, "padding_free": True, "max_length": None},
 }
 
 
 def main() -> None:
-    """Train with eight rows in a forward pass, TRL's default, and two of them to a step."""
+    """Train with eight rows per forward pass, TRL's default, and two passes per optimizer step."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", required=True)
     parser.add_argument("--dataset", type=Path, required=True)
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--tuning", choices=["lora", "full"], default="full")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.dataset.read_text().splitlines()]
-    # The adapter is that of our stage, so that both do the same work.
+    # The same adapter as our stage, so that both do the same work.
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
         model=options.base,
@@ -39,7 +39,7 @@ def main() -> None:
             output_dir=options.out,
             max_steps=options.steps,
             gradient_accumulation_steps=2,
-            # Counting is not a default, but what is measured by.
+            # Not a default, but the measurement needs the counts.
             include_num_input_tokens_seen="non_padding",
             save_strategy="no",
             use_cpu=True,

@@ -1,7 +1,7 @@
-"""What our `sft` stage costs against a bare TRL script that trains the same model on the same rows.
+"""The overhead of our `sft` stage over a TRL script that trains the same model on the same rows.
 
-Both pad rows and meet them in the same order, so that nothing differs but what stands around the training,
-and their losses agree. The processor's time is compared: the wall tells of others' work too.
+Both pad rows and sample them in the same order, so only the code around the training differs, and their
+losses agree. CPU time is compared, since wall time includes other work on the machine.
 
 python -m tests.benchmarks.sft_overhead
 """
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.figures import p50, table
+from tests.benchmarks.report import p50, print_table
 from tests.e2e.platform import ROOT
 from trainers.configs import Queue
 from trainers.configs.stages.sft import SftConfig
@@ -32,15 +32,15 @@ from workers.runs.launch import program_environment
 
 SAVE_STEPS = 100
 BATCH_SIZE = 8
-# Kernels are loaded and caches are filled in the first.
+# The first steps load kernels and fill caches.
 WARM_UP_STEPS = 10
 HOUR_SECONDS = 3600.0
 OURS, SAVING, BARE = "our stage", "bare TRL, saving", "bare TRL, not saving"
 
 
 @dataclass(frozen=True)
-class Run:
-    """Steps a second of the processor and of the wall, and the losses as they were logged."""
+class TrainingRun:
+    """Steps per CPU second and per wall second, and the logged losses."""
 
     cpu_rate: float
     wall_rate: float
@@ -48,7 +48,7 @@ class Run:
 
 
 def main() -> None:
-    """Train each model in turn by each program, several times over, and print medians."""
+    """Train each model with each program in turn, several times, and print medians."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=410, help="steps of a run with the larger model")
@@ -67,16 +67,16 @@ def _compare(title: str, base: Path, steps: int, rounds: int) -> None:
     dataset, ordered = base.parent / "train.jsonl", base.parent / "ordered.jsonl"
     _write(dataset, rows)
     _write(ordered, _in_our_order(rows, dataset, base, steps))
-    runs: dict[str, list[Run]] = {OURS: [], SAVING: [], BARE: []}
+    runs: dict[str, list[TrainingRun]] = {OURS: [], SAVING: [], BARE: []}
     for _ in range(rounds):
         for name, each in runs.items():
             with tempfile.TemporaryDirectory(dir=base.parent) as out:
                 each.append(_train(name, base, dataset if name == OURS else ordered, Path(out), steps))
-            print(f"{title}, {name}: {each[-1].cpu_rate:.2f} steps a CPU second", file=sys.stderr)
-    furthest = _assert_same_training(runs)
-    table(
-        f"{title}: {steps} steps, medians of {rounds} rounds; logged losses differ by at most {furthest:.0e}",
-        ["program", "steps a CPU second", "ours : this", "of each round", "ours : this by the wall"],
+            print(f"{title}, {name}: {each[-1].cpu_rate:.2f} steps per CPU second", file=sys.stderr)
+    max_difference = _assert_same_training(runs)
+    print_table(
+        f"{title}: {steps} steps, medians of {rounds} rounds; losses differ by at most {max_difference:.0e}",
+        ["program", "steps per CPU second", "ours : this", "per round", "ours : this, wall time"],
         [_row(name, runs) for name in runs],
     )
 
@@ -88,7 +88,7 @@ def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
 def _in_our_order(
     rows: Sequence[dict[str, str]], dataset: Path, base: Path, steps: int
 ) -> Iterator[dict[str, str]]:
-    """The rows as our stage meets them, epoch after epoch, for a script that takes them as they come."""
+    """Yield the rows in the order in which our stage samples them, epoch after epoch."""
     config = _config(base, dataset, steps)
     examples = load_examples(str(dataset), load_tokenizer(str(base)), config.max_length).examples
     order = StepSampler([len(example.input_ids) for example in examples], BATCH_SIZE, config.seed)
@@ -108,8 +108,8 @@ def _config(base: Path, dataset: Path, steps: int) -> SftConfig:
     )
 
 
-def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Run:
-    """As a worker starts a program: under a guard, with its environment and its log in a file."""
+def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> TrainingRun:
+    """Train as a worker starts a program: under a guard, with its environment and a log file."""
     if program == OURS:
         (out / "config.json").write_text(_config(base, dataset, steps).model_dump_json())
         arguments = ["trainers.sft", "--config", str(out / "config.json"), "--run-dir", str(out)]
@@ -117,18 +117,18 @@ def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Ru
         arguments = ["tests.benchmarks.bare_trl", "--base", str(base), "--dataset", str(dataset)]
         arguments += ["--out", str(out), "--steps", str(steps)]
         arguments += ["--save-steps", str(SAVE_STEPS)] if program == SAVING else []
-    command = [sys.executable, "-m", "tests.benchmarks.timed", *arguments]
+    command = [sys.executable, "-m", "tests.benchmarks.step_timer", *arguments]
     log = out / "log.txt"
     child = guarded_process.start_guarded_process(
         command, log=log, environment=program_environment(Queue.cpu, []), seconds=HOUR_SECONDS
     )
     assert child.wait(HOUR_SECONDS) == 0, log.read_text()
     lines = log.read_text().splitlines()
-    told = [[float(figure) for figure in line.split()[1:3]] for line in lines if line.startswith("told ")]
-    (wall, cpu), (wall_end, cpu_end) = told[WARM_UP_STEPS - 1], told[-1]
-    counted = len(told) - WARM_UP_STEPS
+    times = [[float(value) for value in line.split()[1:3]] for line in lines if line.startswith("step ")]
+    (wall, cpu), (wall_end, cpu_end) = times[WARM_UP_STEPS - 1], times[-1]
+    counted = len(times) - WARM_UP_STEPS
     losses = _our_losses(out) if program == OURS else _printed_losses(lines)
-    return Run(counted / (cpu_end - cpu), counted / (wall_end - wall), losses)
+    return TrainingRun(counted / (cpu_end - cpu), counted / (wall_end - wall), losses)
 
 
 def _our_losses(run_dir: Path) -> list[float]:
@@ -140,15 +140,15 @@ def _printed_losses(lines: Sequence[str]) -> list[float]:
     return [float(ast.literal_eval(line)["loss"]) for line in lines if line.startswith("{'loss'")]
 
 
-def _assert_same_training(runs: dict[str, list[Run]]) -> float:
-    """Every logged loss agrees but for the last bits of sums; answers the greatest difference."""
+def _assert_same_training(runs: dict[str, list[TrainingRun]]) -> float:
+    """Assert that logged losses agree except for rounding, and return the largest difference."""
     logged = zip(*(run.losses for each in runs.values() for run in each), strict=True)
-    furthest = max(max(losses) - min(losses) for losses in logged)
-    assert furthest < 1e-3, f"the programs do not do the same work: a loss differs by {furthest}"
-    return furthest
+    max_difference = max(max(losses) - min(losses) for losses in logged)
+    assert max_difference < 1e-3, f"the programs train differently: a loss differs by {max_difference}"
+    return max_difference
 
 
-def _row(name: str, runs: dict[str, list[Run]]) -> list[str]:
+def _row(name: str, runs: dict[str, list[TrainingRun]]) -> list[str]:
     pairs = list(zip(runs[OURS], runs[name], strict=True))
     ratios = sorted(ours.cpu_rate / this.cpu_rate for ours, this in pairs)
     return [

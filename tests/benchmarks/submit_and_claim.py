@@ -1,4 +1,4 @@
-"""How fast jobs are taken in and claimed, beside a plain Celery task behind FastAPI measured in the same run.
+"""The speed of submitting and claiming jobs, compared with a plain Celery task behind FastAPI in one run.
 
 python -m tests.benchmarks.submit_and_claim
 """
@@ -22,17 +22,17 @@ from typing import Any
 from app.storage.database import database_now, transaction
 from app.tables import Job, Run, RunStatus, Worker
 from tests.benchmarks.claims import claim_all
-from tests.benchmarks.figures import milliseconds, p50, p95, table
 from tests.benchmarks.installation import durable_postgres, installation, new_database
 from tests.benchmarks.load import LoadClient, LoadResult, post_many
 from tests.benchmarks.plain_celery import read_starts
+from tests.benchmarks.report import format_milliseconds, p50, p95, print_table
 from tests.e2e.platform import ROOT, Platform, kill, until
 from tests.services import free_port, redis_url
 from trainers.configs import Queue, StageKind
 
 CONCURRENCY = (1, 16)
 PROCESSES = (1, 4)
-# The first is a machine without any server, the second a team's; the others tell what makes the difference.
+# The first is the embedded default, the second a team's; the others show which part makes the difference.
 STORAGE = [
     ("SQLite", "filesystem"),
     ("PostgreSQL", "Redis"),
@@ -43,8 +43,8 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 
 @dataclass
-class Figures:
-    """What was measured of one storage; keys are connections and processes."""
+class StorageResult:
+    """The measurements of one storage; keys are numbers of connections and of processes."""
 
     starts: list[float] = field(default_factory=list)
     handovers: list[float] = field(default_factory=list)
@@ -53,13 +53,13 @@ class Figures:
 
 
 def main() -> None:
-    """Measure everything, then print a table each for posts, claims and starts."""
+    """Measure everything, then print tables for posts, claims and starts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--posts", type=int, default=800, help="posts at each concurrency")
-    parser.add_argument("--runs", type=int, default=2000, help="runs to claim, and tasks to work off")
-    parser.add_argument("--bells", type=int, default=30, help="posts to an idle worker, and to a busy one")
+    parser.add_argument("--runs", type=int, default=2000, help="runs to claim, and tasks to process")
+    parser.add_argument("--starts", type=int, default=30, help="posts to an idle worker, and to a busy one")
     options = parser.parse_args()
-    ours: dict[str, Figures] = {}
+    ours: dict[str, StorageResult] = {}
     with (
         tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as folder,
         durable_postgres() as postgres,
@@ -74,49 +74,49 @@ def main() -> None:
     _print(ours, plain)
 
 
-def _measure(platform: Platform, options: argparse.Namespace) -> Figures:
-    figures = Figures()
-    # The folder is allowed and absent: a run ends as soon as it is claimed, and no program takes the cores.
+def _measure(platform: Platform, options: argparse.Namespace) -> StorageResult:
+    result = StorageResult()
+    # The folder does not exist, so a run ends as soon as it is claimed, and no program uses the cores.
     stage = {"stage": "prepare", "base": str(platform.folder / "models" / "absent"), "dataset": "train"}
     body = {"name": "benchmark", "stages": [stage]}
     worker = platform.start_worker()
-    figures.starts = [_start_latency(platform, body) for _ in _arrivals(options.bells)]
-    figures.handovers = _handovers(platform, body, options.bells)
+    result.starts = [_start_latency(platform, body) for _ in _arrivals(options.starts)]
+    result.handovers = _handovers(platform, body, options.starts)
     worker.terminate()
     worker.wait(30)
     for concurrency in CONCURRENCY:
         posted = post_many(platform.base_url, "/api/v1/jobs", body, options.posts, concurrency)
-        figures.posts[str(concurrency)] = posted
+        result.posts[str(concurrency)] = posted
     with _busy_worker():
-        figures.posts["1, all workers busy"] = post_many(
+        result.posts["1, all workers busy"] = post_many(
             platform.base_url, "/api/v1/jobs", body, options.posts // 4, 1
         )
     for processes in PROCESSES:
-        figures.claims[processes] = claim_all(options.runs, processes)
-    return figures
+        result.claims[processes] = claim_all(options.runs, processes)
+    return result
 
 
 def _arrivals(count: int) -> Iterator[int]:
-    """At moments that share no rhythm with a worker that polls, and long enough apart that it is idle."""
+    """Yield at random intervals, so that they are out of step with polling, and the worker is idle again."""
     for number in range(count):
         time.sleep(random.uniform(1.2, 1.8))
         yield number
 
 
 def _start_latency(platform: Platform, body: Any) -> float:
-    """Seconds from sending the post to the claim, by the one clock of this machine."""
+    """Return the seconds from sending the post to the claim."""
     client = LoadClient(platform.base_url)
     sent_at = time.time()
     job_id = client.post("/api/v1/jobs", body)["id"]
-    until(lambda: platform.job(job_id)["status"] in ENDED, 30, "the worker does not take the run")
+    until(lambda: platform.job(job_id)["status"] in ENDED, 30, "the worker claims the run")
     return datetime.fromisoformat(platform.run(job_id)["started_at"]).timestamp() - sent_at
 
 
 def _handovers(platform: Platform, body: Any, count: int) -> list[float]:
-    """Seconds from the end of one run to the claim of the next, which was queued before."""
+    """Return the seconds from the end of one run to the claim of the next, which is queued already."""
     client = LoadClient(platform.base_url)
     jobs = [client.post("/api/v1/jobs", body)["id"] for _ in range(count)]
-    until(lambda: platform.job(jobs[-1])["status"] in ENDED, 5 * count, "the worker does not take the runs")
+    until(lambda: platform.job(jobs[-1])["status"] in ENDED, 5 * count, "the worker claims the runs")
     runs = sorted((platform.run(job) for job in jobs), key=lambda run: run["started_at"])
     return [
         (
@@ -128,7 +128,7 @@ def _handovers(platform: Platform, body: Any, count: int) -> list[float]:
 
 @contextmanager
 def _busy_worker() -> Iterator[None]:
-    """A living worker with a run in hand: an answer then counts the runs that come first."""
+    """Insert a busy worker: the response to a post then includes the number of runs ahead."""
     worker = Worker(name="busy", host="here", pid=1, queues=[Queue.cpu], stages=list(StageKind))
     job = Job(name="busy")
     with transaction() as session:
@@ -145,37 +145,43 @@ def _busy_worker() -> Iterator[None]:
     yield
 
 
-def _measure_plain(folder: Path, redis: str, options: argparse.Namespace) -> Figures:
-    figures, noted = Figures(), folder / "starts"
-    environment = {**os.environ, "PLAIN_BROKER": redis, "PLAIN_STARTS": str(noted)}
+def _measure_plain(folder: Path, redis: str, options: argparse.Namespace) -> StorageResult:
+    result, starts_file = StorageResult(), folder / "starts"
+    environment = {**os.environ, "PLAIN_BROKER": redis, "PLAIN_STARTS": str(starts_file)}
     with _plain_api(environment) as base_url:
         client = LoadClient(base_url)
         with _plain_worker(environment, 1):
             client.post("/jobs", {"sent_at": time.time()})
-            until(lambda: len(read_starts(noted)) == 1, 60, "the plain worker does not start")
-            for _ in _arrivals(options.bells):
+            until(lambda: len(read_starts(starts_file)) == 1, 60, "the plain worker starts")
+            for _ in _arrivals(options.starts):
                 client.post("/jobs", {"sent_at": time.time()})
-            until(lambda: len(read_starts(noted)) == 1 + options.bells, 30, "tasks do not start")
-        figures.starts = [started - sent for sent, started in read_starts(noted)[1:]]
+            until(lambda: len(read_starts(starts_file)) == 1 + options.starts, 30, "the tasks start")
+        result.starts = [started - sent for sent, started in read_starts(starts_file)[1:]]
         for concurrency in CONCURRENCY:
             posted = post_many(base_url, "/jobs", {"sent_at": 0}, options.posts, concurrency)
-            figures.posts[str(concurrency)] = posted
+            result.posts[str(concurrency)] = posted
         with _plain_worker(environment, 4):
-            until(lambda: len(read_starts(noted)) > options.bells + 2 * options.posts, 300, "tasks are left")
+            until(
+                lambda: len(read_starts(starts_file)) > options.starts + 2 * options.posts,
+                300,
+                "all tasks are processed",
+            )
         for processes in PROCESSES:
-            figures.claims[processes] = _drain(base_url, environment, noted, options.runs, processes)
-    return figures
+            result.claims[processes] = _drain(base_url, environment, starts_file, options.runs, processes)
+    return result
 
 
-def _drain(base_url: str, environment: dict[str, str], noted: Path, tasks: int, processes: int) -> LoadResult:
-    """Work off tasks that were all sent before the worker began; there is no latency of a single one."""
+def _drain(
+    base_url: str, environment: dict[str, str], starts_file: Path, tasks: int, processes: int
+) -> LoadResult:
+    """Process tasks that were all sent before the worker started, so single ones have no latency."""
     client = LoadClient(base_url)
-    noted.unlink()
+    starts_file.unlink()
     for _ in range(tasks):
         client.post("/jobs", {"sent_at": 0})
     with _plain_worker(environment, processes):
-        until(lambda: len(read_starts(noted)) == tasks, 300, "tasks are left")
-    started = [moment for _, moment in read_starts(noted)]
+        until(lambda: len(read_starts(starts_file)) == tasks, 300, "all tasks are processed")
+    started = [moment for _, moment in read_starts(starts_file)]
     return LoadResult([0.0] * (tasks - 1), started[-1] - started[0])
 
 
@@ -184,7 +190,7 @@ def _plain_api(environment: dict[str, str]) -> Iterator[str]:
     port = free_port()
     server = ["-m", "uvicorn", "tests.benchmarks.plain_celery:api", "--port", str(port)]
     with _process([*server, "--no-access-log", "--log-level", "warning"], environment):
-        until(lambda: _is_open(port), 30, "the plain endpoint does not answer")
+        until(lambda: _is_open(port), 30, "the plain endpoint responds")
         yield f"http://127.0.0.1:{port}"
 
 
@@ -212,47 +218,47 @@ def _process(arguments: list[str], environment: dict[str, str]) -> Iterator[None
         kill(process)
 
 
-def _print(ours: dict[str, Figures], plain: Figures) -> None:
+def _print(ours: dict[str, StorageResult], plain: StorageResult) -> None:
     named = {"plain Celery on Redis": plain, **ours}
-    table(
+    print_table(
         "POST /api/v1/jobs",
         ["storage", "connections", "jobs/s", "p50 ms", "p95 ms", "jobs/s : plain Celery"],
         [
-            [name, at, *_rated(load), f"{load.rate / plain.posts[at.split(',')[0]].rate:.2f}"]
-            for name, figures in named.items()
-            for at, load in figures.posts.items()
+            [name, at, *_format_rate(load), f"{load.rate / plain.posts[at.split(',')[0]].rate:.2f}"]
+            for name, result in named.items()
+            for at, load in result.posts.items()
         ],
     )
-    table(
-        "Claims of queued runs; for Celery, tasks worked off",
+    print_table(
+        "Claims of queued runs; for Celery, processed tasks",
         ["storage", "processes", "claims/s", "p50 ms", "p95 ms", "claims/s : plain Celery"],
         [
-            [name, str(at), *_rated(load), f"{load.rate / plain.claims[at].rate:.2f}"]
-            for name, figures in named.items()
-            for at, load in figures.claims.items()
+            [name, str(at), *_format_rate(load), f"{load.rate / plain.claims[at].rate:.2f}"]
+            for name, result in named.items()
+            for at, load in result.claims.items()
         ],
     )
-    table(
-        "From POST until an idle worker has the run, and from the end of one run to the claim of the next",
+    print_table(
+        "From POST to the claim by an idle worker, and from the end of one run to the claim of the next",
         ["storage", "start p50 ms", "p95 ms", "p50 : plain Celery", "next p50 ms", "p95 ms"],
         [
             [
                 name,
-                *_spread(figures.starts),
-                f"{p50(figures.starts) / p50(plain.starts):.1f}",
-                *_spread(figures.handovers),
+                *_format_latencies(result.starts),
+                f"{p50(result.starts) / p50(plain.starts):.1f}",
+                *_format_latencies(result.handovers),
             ]
-            for name, figures in named.items()
+            for name, result in named.items()
         ],
     )
 
 
-def _rated(load: LoadResult) -> list[str]:
-    return [f"{load.rate:.0f}", *_spread(load.latencies if any(load.latencies) else [])]
+def _format_rate(load: LoadResult) -> list[str]:
+    return [f"{load.rate:.0f}", *_format_latencies(load.latencies if any(load.latencies) else [])]
 
 
-def _spread(seconds: list[float]) -> list[str]:
-    return [milliseconds(p50(seconds)), milliseconds(p95(seconds))] if seconds else ["–", "–"]
+def _format_latencies(seconds: list[float]) -> list[str]:
+    return [format_milliseconds(p50(seconds)), format_milliseconds(p95(seconds))] if seconds else ["–", "–"]
 
 
 if __name__ == "__main__":

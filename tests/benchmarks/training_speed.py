@@ -1,8 +1,8 @@
-"""How fast rows of ordinary, short lengths are trained: TRL as it comes against our `sft` stage as it comes.
+"""The training speed of our `sft` stage and of TRL, both with defaults, on rows of ordinary, short lengths.
 
-All train the same model on the same rows, sixteen to an optimizer step, in fp32 and without saving, in turn.
-What counts is the tokens of rows, not of padding, between the first steps and the last: for each second of
-the processor's time, since on a shared machine the wall tells of others' work too.
+All train the same model on the same rows in turn: sixteen rows per optimizer step, fp32, no checkpoints. The
+measure is tokens of rows (not of padding) per CPU second after the first steps, since wall time includes
+other work on the machine.
 
     python -m tests.benchmarks.training_speed
 """
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.figures import p50, table
+from tests.benchmarks.report import p50, print_table
 from tests.e2e.platform import ROOT
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
@@ -36,8 +36,8 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is trained."""
+class TrainingTask:
+    """A model, rows and settings to train with."""
 
     folder: Path
     base: Path
@@ -45,40 +45,42 @@ class Task:
     steps: int
     tuning: str
     tokens: int
-    """Of all rows."""
+    """Number of tokens of all rows."""
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Tokens of rows a second of the processor and of the wall, without the first steps."""
+class TokenRate:
+    """Tokens of rows per CPU second and per wall second, without the first steps."""
 
     cpu: float
     wall: float
 
 
 def main() -> None:
-    """Train by each program in turn, several times over, on each kind of rows, and print the rates."""
+    """Train with each program in turn, several times, on each kind of rows, and print the rates."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tuning", choices=["full", "lora"], default="full")
-    parser.add_argument("--rows", choices=ROWS, nargs="+", default=[name for name in ROWS if _is_there(name)])
+    parser.add_argument(
+        "--rows", choices=ROWS, nargs="+", default=[name for name in ROWS if _is_available(name)]
+    )
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as name:
         _python("-m", "trainers.starter", "--out", f"{name}/starter", "--steps", "1")
         for kind in options.rows:
             task = _prepare(kind, Path(name), options.steps, options.tuning)
-            rates: dict[str, list[Rate]] = {program: [] for program in PROGRAMS}
+            rates: dict[str, list[TokenRate]] = {program: [] for program in PROGRAMS}
             for number in range(options.rounds):
                 for program, run in PROGRAMS.items():
                     rates[program].append(_rate(run, task, task.folder / f"{program}-{number}"))
                     print(f"{kind}, {program}: {rates[program][-1]}", file=sys.stderr)
-            _print(f"{_described(kind, task)}; {options.tuning} tuning, {options.rounds} rounds", rates)
+            _print(f"{_describe(kind, task)}; {options.tuning} tuning, {options.rounds} rounds", rates)
 
 
 def word_problems(count: int) -> list[Row]:
-    """Generated, of one to six sentences: most are short and some are long, as in most collections."""
+    """Return generated problems of one to six sentences: most short, some long, as in most datasets."""
     rng = random.Random(0)
     made = []
     for row in generate_problems(count, ProblemSplit.train, seed=1):
@@ -88,13 +90,13 @@ def word_problems(count: int) -> list[Row]:
 
 
 def gsm8k(count: int) -> list[Row]:
-    """The first of GSM8K's training rows."""
+    """Return the first training rows of GSM8K."""
     lines = (DATA / "gsm8k/train.jsonl").read_text().splitlines()[:count]
     return [json.loads(line) for line in lines]
 
 
 def translation(count: int) -> list[Row]:
-    """The first sentences of a Korean-English news corpus."""
+    """Return the first sentences of a Korean-English news corpus."""
     korean, english = (
         (DATA / f"korean-english/train.{language}").read_text().splitlines()[:count]
         for language in ("ko", "en")
@@ -112,13 +114,13 @@ ROWS: dict[str, Callable[[int], list[Row]]] = {
 }
 
 
-def _is_there(kind: str) -> bool:
-    """The real rows stand beside some checkouts only."""
+def _is_available(kind: str) -> bool:
+    # The real rows are next to some checkouts only.
     return kind == "word problems" or DATA.is_dir()
 
 
-def _prepare(kind: str, folder: Path, steps: int, tuning: str) -> Task:
-    """The rows, and a model whose tokenizer has met them."""
+def _prepare(kind: str, folder: Path, steps: int, tuning: str) -> TrainingTask:
+    """Write the rows, and a model whose tokenizer is trained on them."""
     own = folder / kind.replace(" ", "-")
     own.mkdir()
     dataset, base = own / "rows.jsonl", own / "larger"
@@ -128,29 +130,29 @@ def _prepare(kind: str, folder: Path, steps: int, tuning: str) -> Task:
     _python(*larger, "--rows", str(dataset))
     examples = load_examples(str(dataset), load_tokenizer(str(base)), MAX_LENGTH)
     assert not examples.truncated
-    return Task(own, base, dataset, steps, tuning, examples.tokens)
+    return TrainingTask(own, base, dataset, steps, tuning, examples.tokens)
 
 
-def _described(kind: str, task: Task) -> str:
+def _describe(kind: str, task: TrainingTask) -> str:
     examples = load_examples(str(task.dataset), load_tokenizer(str(task.base)), MAX_LENGTH)
     lengths = [len(example.input_ids) for example in examples.examples]
     share = examples.loss_tokens / examples.tokens
     return (
         f"{kind}: {len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, "
-        f"{statistics.mean(lengths):.0f} in the mean, {share:.0%} of them with loss"
+        f"{statistics.mean(lengths):.0f} on average, {share:.0%} of them with loss"
     )
 
 
-def trl(kind: str, task: Task, out: Path) -> str:
-    """TRL's trainer, as `plain_trl` sets it up."""
-    return _timed(
+def train_with_trl(kind: str, task: TrainingTask, out: Path) -> str:
+    """Train with TRL, as `plain_trl` configures it."""
+    return _run_timed(
         *("tests.benchmarks.plain_trl", "--kind", kind, "--tuning", task.tuning, "--out", str(out)),
         *("--base", str(task.base), "--dataset", str(task.dataset), "--steps", str(task.steps)),
     )
 
 
-def ours(changed: dict[str, Any], task: Task, out: Path) -> str:
-    """Our stage with its defaults but for what is changed."""
+def train_with_stage(changed: dict[str, Any], task: TrainingTask, out: Path) -> str:
+    """Train with our stage, with defaults except for the changed fields."""
     stage = {
         "stage": "sft",
         "base": str(task.base),
@@ -161,40 +163,40 @@ def ours(changed: dict[str, Any], task: Task, out: Path) -> str:
         "save_every_steps": 100_000,
     }
     out.mkdir()
-    (out / "asked.json").write_text(json.dumps(stage | changed))
-    return _timed("trainers.sft", "--config", str(out / "asked.json"), "--run-dir", str(out))
+    (out / "stage.json").write_text(json.dumps(stage | changed))
+    return _run_timed("trainers.sft", "--config", str(out / "stage.json"), "--run-dir", str(out))
 
 
-def packed(task: Task, out: Path) -> str:
-    """Our stage with packing, with as many sequences to a step as hold about as many rows."""
+def train_with_packing(task: TrainingTask, out: Path) -> str:
+    """Train with our stage and packing, with about the same number of rows per step."""
     tokens_per_step = task.tokens / task.steps
     sequences = max(1, round(tokens_per_step / MAX_LENGTH))
-    return ours({"packing": True, "batch_size": sequences, "micro_batch_size": 1}, task, out)
+    return train_with_stage({"packing": True, "batch_size": sequences, "micro_batch_size": 1}, task, out)
 
 
-PROGRAMS: dict[str, Callable[[Task, Path], str]] = {
-    "TRL's defaults": partial(trl, "defaults"),
-    "TRL, activations kept": partial(trl, "kept"),
-    "TRL, activations kept, padding_free": partial(trl, "padding-free"),
-    "our defaults": partial(ours, {}),
-    "ours, rows padded (attention: sdpa)": partial(ours, {"attention": "sdpa"}),
-    "ours, micro_batch_size 4": partial(ours, {"micro_batch_size": 4}),
-    "ours, micro_batch_size 16": partial(ours, {"micro_batch_size": 16}),
-    "ours, packing": packed,
+PROGRAMS: dict[str, Callable[[TrainingTask, Path], str]] = {
+    "TRL's defaults": partial(train_with_trl, "defaults"),
+    "TRL, activations kept": partial(train_with_trl, "kept"),
+    "TRL, activations kept, padding_free": partial(train_with_trl, "padding-free"),
+    "our defaults": partial(train_with_stage, {}),
+    "ours, rows padded (attention: sdpa)": partial(train_with_stage, {"attention": "sdpa"}),
+    "ours, micro_batch_size 4": partial(train_with_stage, {"micro_batch_size": 4}),
+    "ours, micro_batch_size 16": partial(train_with_stage, {"micro_batch_size": 16}),
+    "ours, packing": train_with_packing,
 }
 
 
-def _rate(run: Callable[[Task, Path], str], task: Task, out: Path) -> Rate:
-    lines = [line.split()[1:] for line in run(task, out).splitlines() if line.startswith("told ")]
-    told = [[float(figure) for figure in line] for line in lines]
-    if run is not packed:
-        assert told[-1][2] == task.tokens, "the program did not train on every row once"
-    (wall, cpu, before), (wall_end, cpu_end, after) = told[WARM_UP_STEPS - 1], told[-1]
-    return Rate((after - before) / (cpu_end - cpu), (after - before) / (wall_end - wall))
+def _rate(run: Callable[[TrainingTask, Path], str], task: TrainingTask, out: Path) -> TokenRate:
+    lines = [line.split()[1:] for line in run(task, out).splitlines() if line.startswith("step ")]
+    steps = [[float(value) for value in line] for line in lines]
+    if run is not train_with_packing:
+        assert steps[-1][2] == task.tokens, "the program did not train on every row once"
+    (wall, cpu, before), (wall_end, cpu_end, after) = steps[WARM_UP_STEPS - 1], steps[-1]
+    return TokenRate((after - before) / (cpu_end - cpu), (after - before) / (wall_end - wall))
 
 
-def _timed(*arguments: str) -> str:
-    return _python("-m", "tests.benchmarks.timed", *arguments)
+def _run_timed(*arguments: str) -> str:
+    return _python("-m", "tests.benchmarks.step_timer", *arguments)
 
 
 def _python(*arguments: str) -> str:
@@ -203,7 +205,7 @@ def _python(*arguments: str) -> str:
     return done.stdout
 
 
-def _print(title: str, rates: dict[str, list[Rate]]) -> None:
+def _print(title: str, rates: dict[str, list[TokenRate]]) -> None:
     first = rates[next(iter(PROGRAMS))]
     lines = [
         [
@@ -215,8 +217,8 @@ def _print(title: str, rates: dict[str, list[Rate]]) -> None:
         ]
         for program, each in rates.items()
     ]
-    header = ["program", "tokens a CPU second", "this : TRL's defaults", "of each round", "by the wall"]
-    table(title, header, lines)
+    header = ["program", "tokens per CPU second", "this : TRL's defaults", "per round", "wall time"]
+    print_table(title, header, lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Validation of JSONL against mere reading: plain `json.loads` per line and `datasets.load_dataset("json")`.
+"""The speed of JSONL validation, compared with reading only: `json.loads` per line, and `load_dataset`.
 
-Each program runs in a process of its own on one core, several rounds in turn. Rates are of CPU time, since
-the cores are shared; memory is the peak of the whole process, its imports included.
+Each program runs in a process of its own on one core, several rounds in turn. Rates are per CPU second, since
+the cores are shared; memory is the peak of the whole process, imports included.
 
 python -m tests.benchmarks.validation
 """
@@ -19,7 +19,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.figures import p50, table
+from tests.benchmarks.report import p50, print_table
 from trainers.data.files.jsonl import iter_rows, save_rows
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.data.validate import validate_file
@@ -31,7 +31,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Make a file of each shape, time each program on it, and print medians."""
+    """Write a file of each shape, measure each program on it, and print medians."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -54,7 +54,7 @@ def _compare(shape: str, path: Path, rows: int, rounds: int) -> None:
         for program, measured in found.items():
             measured.append(_run(program, path))
     ours = p50([one["seconds"] for one in found[OURS]])
-    table(
+    print_table(
         f"{shape}: {rows:,} rows of {1e6 * megabytes / rows:.0f} bytes, medians of {rounds} rounds",
         ["program", "MB/s", "rate of validation : this", "peak MiB"],
         [
@@ -83,7 +83,7 @@ def _run(program: str, path: Path) -> dict[str, float]:
 
 
 def _measure(program: str, path: Path) -> dict[str, float]:
-    """Of the work alone: modules are imported before the clock starts."""
+    """Measure the work only: modules are imported before the clock starts."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     read = {OURS: _validate, PLAIN: _load_lines, DATASETS: _load_dataset}[program](path)
@@ -140,7 +140,7 @@ def _question_answer(count: int) -> Iterator[dict[str, Any]]:
 
 
 def _problems(count: int) -> Iterator[dict[str, str]]:
-    """Those of GSM8K where they are at hand, else generated ones, which are shorter."""
+    """Return rows of GSM8K if they are available, else generated ones, which are shorter."""
     path = SHARED / "gsm8k" / "train.jsonl"
     rows = (
         [row for _, row in iter_rows(path)]

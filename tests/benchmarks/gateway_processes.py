@@ -1,4 +1,4 @@
-"""The gateways that the benchmark compares, each on core 0, and the engine behind them on core 1."""
+"""The gateways that the benchmark compares, each on core 0, and the engine on core 1."""
 
 import argparse
 import contextlib
@@ -23,8 +23,8 @@ KEY = "sk-x"
 
 
 @dataclass
-class Contestant:
-    """A gateway that runs, or the engine itself."""
+class GatewayProcess:
+    """A running gateway, or the engine itself."""
 
     name: str
     port: int
@@ -35,7 +35,7 @@ class Contestant:
         return [root, *root.children(recursive=True)]
 
     def cpu_seconds(self) -> float:
-        """Of all its threads, to the nanosecond."""
+        """Return the CPU seconds of all threads; schedstat counts nanoseconds."""
         tasks = [task for each in self.processes() for task in Path(f"/proc/{each.pid}/task").iterdir()]
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
@@ -43,8 +43,8 @@ class Contestant:
         return sum(each.memory_info().rss for each in self.processes()) / 2**20
 
 
-def start_engine(stack: contextlib.ExitStack, folder: Path) -> Contestant:
-    """The engine, compiled from its source."""
+def start_engine(stack: contextlib.ExitStack, folder: Path) -> GatewayProcess:
+    """Compile and start the engine."""
     program = folder / "engine"
     subprocess.run(["cc", "-O2", "-o", program, HERE / "gateway_engine.c"], check=True)
     port = free_port()
@@ -53,23 +53,25 @@ def start_engine(stack: contextlib.ExitStack, folder: Path) -> Contestant:
 
 def start_gateways(
     stack: contextlib.ExitStack, folder: Path, engine: int, options: argparse.Namespace
-) -> list[Contestant]:
-    """Every gateway that is installed."""
+) -> list[GatewayProcess]:
+    """Start every gateway that is installed."""
     commands = {
         "nginx": lambda port: nginx(folder, port, engine) if shutil.which("nginx") else None,
-        "ours alone": lambda port: alone(folder, port, engine),
-        "ours under uvicorn": lambda port: mounted(folder, port),
+        "ours standalone": lambda port: standalone_command(folder, port, engine),
+        "ours, baseline": lambda port: standalone_command(folder, port, engine) if options.baseline else None,
+        "ours under uvicorn": lambda port: mounted_command(folder, port),
         "SGLang's router": lambda port: router(options.router, port, engine) if options.router else None,
         "LiteLLM": lambda port: litellm(options.litellm, folder, port, engine) if options.litellm else None,
     }
     started = []
     for name, command in commands.items():
         port = free_port()
-        words = command(port)
-        if words is None:
-            print(f"{name} is left out: not installed, or not named by an option.")
+        arguments = command(port)
+        if arguments is None:
+            print(f"{name} is skipped: not installed, or its option is missing.")
         else:
-            started.append(start(stack, folder, name, port, GATEWAY_CORE, words))
+            directory = options.baseline if name == "ours, baseline" else ROOT
+            started.append(start(stack, folder, name, port, GATEWAY_CORE, arguments, directory))
     return started
 
 
@@ -88,7 +90,7 @@ def nginx(folder: Path, port: int, engine: int) -> list[str]:
     return ["nginx", "-p", str(folder), "-c", str(config)]
 
 
-def alone(folder: Path, port: int, engine: int) -> list[str]:
+def standalone_command(folder: Path, port: int, engine: int) -> list[str]:
     routes = folder / "routes.json"
     route = {"name": "m", "base_url": f"http://127.0.0.1:{engine}", "upstream_model": "m-upstream"}
     routes.write_text(json.dumps([route]))
@@ -96,7 +98,7 @@ def alone(folder: Path, port: int, engine: int) -> list[str]:
     return [*module, "--client-key-env", "BENCHMARK_KEY", "--port", str(port)]
 
 
-def mounted(folder: Path, port: int) -> list[str]:
+def mounted_command(folder: Path, port: int) -> list[str]:
     module = [sys.executable, "-m", "tests.benchmarks.gateway_mounted"]
     return [*module, str(folder / "routes.json"), str(port)]
 
@@ -128,16 +130,22 @@ def litellm(program: str, folder: Path, port: int, engine: int) -> list[str]:
 
 
 def start(
-    stack: contextlib.ExitStack, folder: Path, name: str, port: int, core: str, command: list[str]
-) -> Contestant:
-    """Start on a fixed core, and stop at the end of the run."""
+    stack: contextlib.ExitStack,
+    folder: Path,
+    name: str,
+    port: int,
+    core: str,
+    command: list[str],
+    directory: Path = ROOT,
+) -> GatewayProcess:
+    """Start a process on a fixed core; the stack stops it."""
     log = stack.enter_context((folder / f"{name}.log").open("wb"))
     environment = os.environ | {"BENCHMARK_KEY": KEY}
     process = subprocess.Popen(
-        ["taskset", "-c", core, *command], stdout=log, stderr=log, env=environment, cwd=ROOT
+        ["taskset", "-c", core, *command], stdout=log, stderr=log, env=environment, cwd=directory
     )
     stack.callback(stop, process)
-    return Contestant(name, port, process)
+    return GatewayProcess(name, port, process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -149,19 +157,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def await_ready(one: Contestant, seconds: float = 180) -> None:
-    """Until a request is answered."""
+def wait_until_ready(one: GatewayProcess, seconds: float = 180) -> None:
+    """Wait until a request succeeds."""
     deadline = time.monotonic() + seconds
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     body = json.dumps(request(stream=False)).encode()
     while True:
-        asked = urllib.request.Request(f"http://127.0.0.1:{one.port}/v1/chat/completions", body, headers)
+        attempt = urllib.request.Request(f"http://127.0.0.1:{one.port}/v1/chat/completions", body, headers)
         try:
-            with urllib.request.urlopen(asked, timeout=20):
+            with urllib.request.urlopen(attempt, timeout=20):
                 return
         except OSError:
             if time.monotonic() > deadline or one.process.poll() is not None:
-                sys.exit(f"{one.name} does not answer.")
+                sys.exit(f"{one.name} does not respond.")
             time.sleep(0.3)
 
 

@@ -1,25 +1,25 @@
-"""What the benchmarks print: tables of medians and ratios, as docs/benchmarks.md shows them."""
+"""Tables of medians and ratios, as docs/benchmarks.md shows them."""
 
 import statistics
 from collections.abc import Sequence
 
 
 def p50(values: Sequence[float]) -> float:
-    """The median."""
+    """Return the median."""
     return statistics.median(values)
 
 
 def p95(values: Sequence[float]) -> float:
-    """The value that 95 % of the values stay below."""
+    """Return the 95th percentile."""
     return statistics.quantiles(values, n=20, method="inclusive")[-1]
 
 
-def milliseconds(seconds: float) -> str:
-    """A duration to three digits or a tenth of a millisecond, whichever says more."""
+def format_milliseconds(seconds: float) -> str:
+    """Return milliseconds with three significant digits, or without decimals from 100 ms on."""
     return f"{seconds * 1000:.3g}" if seconds < 0.1 else f"{seconds * 1000:.0f}"
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table in Markdown."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     print(f"\n{title}\n")
