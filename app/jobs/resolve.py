@@ -15,8 +15,8 @@ from app.settings import Settings
 from app.tables import Alias, Dataset
 from trainers.configs import (
     DeployConfig,
+    EngineClientConfig,
     EvaluateConfig,
-    GenerateConfig,
     PreflightConfig,
     PrepareConfig,
     Queue,
@@ -101,7 +101,7 @@ def _resolve_stage(
     name = stage.name or stage.stage
     if name in {before.name for before in earlier}:
         faults.append(_fault(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
-    if isinstance(stage, GenerateConfig):
+    if isinstance(stage, EngineClientConfig):
         for field in ("engine_url", "engine_model"):
             if getattr(stage, field) is not None:
                 faults.append(_fault(f"{path}.{field}", "Leave it out: the worker starts the engine."))

@@ -258,14 +258,14 @@ def end_attempt(
 ) -> Run | None:
     """Move a run whose attempt ended without a result; None if the guards no longer hold.
 
-    | end of the attempt          | running                      | pausing  | cancelling  |
-    | --------------------------- | ---------------------------- | -------- | ----------- |
-    | stopped on request          | `queued`                     | `paused` | `cancelled` |
-    | infrastructure error        | `queued` up to `max_failures`, | `paused` | `cancelled` |
-    |                             | then `failed`                |          |             |
-    | disk full                   | `queued` until there is room | `paused` | `cancelled` |
-    | out of memory, can use less | `queued` with `smaller_config` | `failed` | `cancelled` |
-    | any other error             | `failed`                     | `failed` | `cancelled` |
+    | end of the attempt          | running                         | pausing  | cancelling  |
+    | --------------------------- | ------------------------------- | -------- | ----------- |
+    | stopped on request          | `queued`                        | `paused` | `cancelled` |
+    | infrastructure error        | `queued`; after `max_failures`, | `paused` | `cancelled` |
+    |                             | `failed`                        |          |             |
+    | disk full                   | `queued` until there is room    | `paused` | `cancelled` |
+    | out of memory, can use less | `queued` with `smaller_config`  | `paused` | `cancelled` |
+    | any other error             | `failed`                        | `failed` | `cancelled` |
 
     The status in the database counts, not the worker's copy of it: it may have changed since the last
     poll, and the UPDATE is guarded by it.
@@ -305,29 +305,25 @@ def _next_status(run: Run, end: AttemptOutcome, max_failures: int) -> tuple[RunS
     """Return the status that follows, as the table of `end_attempt` has it, and the columns that change."""
     if run.status is RunStatus.cancelling:
         return RunStatus.cancelled, {}
-    after_stop = RunStatus.paused if run.status is RunStatus.pausing else RunStatus.queued
-    if end.error is None:
-        return after_stop, {}
-    error = end.error.as_dict()
-    if end.error.code.infrastructure and after_stop is RunStatus.paused:
-        return after_stop, {}
+    is_pausing = run.status is RunStatus.pausing
+    to = RunStatus.paused if is_pausing else RunStatus.queued
+    if end.error is None or (end.error.code.infrastructure and is_pausing):
+        return to, {}
     if end.error.code.infrastructure and run.failure_count < max_failures:
-        delay = database_now(RETRY_DELAY_SECONDS * run.failure_count) if run.failure_count else None
-        return after_stop, {"failure_count": run.failure_count + 1, "claimable_at": delay}
-    if end.code is ErrorCode.disk_full and after_stop is RunStatus.paused:
-        return after_stop, {"needed_disk_bytes": end.needed_disk_bytes}
-    if end.code is ErrorCode.disk_full:
-        # The error stays visible while the run waits. The delay bounds the retries where the disk of the
-        # artifact store is the full one, whose free space no worker knows.
-        delay = database_now(RETRY_DELAY_SECONDS)
-        return after_stop, {
-            "error": error,
-            "needed_disk_bytes": end.needed_disk_bytes,
-            "claimable_at": delay,
-        }
-    if end.smaller_config is not None and after_stop is RunStatus.queued:
-        return after_stop, {"config": end.smaller_config}
-    return RunStatus.failed, {"error": error}
+        delay = RETRY_DELAY_SECONDS * run.failure_count
+        claimable_at = database_now(delay) if delay else None
+        return to, {"failure_count": run.failure_count + 1, "claimable_at": claimable_at}
+    if end.smaller_config is not None:
+        return to, {"config": end.smaller_config}
+    if end.needed_disk_bytes is not None and is_pausing:
+        return to, {"needed_disk_bytes": end.needed_disk_bytes}
+    if end.needed_disk_bytes is not None:
+        # The error is shown while the run waits. The delay bounds the retries where the disk of the artifact
+        # store is the full one: its free space is unknown to workers.
+        claimable_at = database_now(RETRY_DELAY_SECONDS)
+        changes = {"needed_disk_bytes": end.needed_disk_bytes, "claimable_at": claimable_at}
+        return to, {"error": end.error.as_dict(), **changes}
+    return RunStatus.failed, {"error": end.error.as_dict()}
 
 
 def _update(

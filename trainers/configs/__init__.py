@@ -10,7 +10,13 @@ from trainers.configs.base import (
     StageDataset,
     StageOutput,
 )
-from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions, EngineQuantization
+from trainers.configs.engines import (
+    EngineChoice,
+    EngineClientConfig,
+    EngineKind,
+    EngineOptions,
+    EngineQuantization,
+)
 from trainers.configs.stage_config import AnyStage, parse_stage
 from trainers.configs.stage_table import Product, Stage, StageKind
 from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, ParityMode
@@ -45,6 +51,7 @@ __all__ = [
     "DpoConfig",
     "DpoLoss",
     "EngineChoice",
+    "EngineClientConfig",
     "EngineKind",
     "EngineOptions",
     "EngineQuantization",

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import Config
+from trainers.configs.base import Config, ModelRef, NonEmpty, StageConfig
 
 
 class EngineKind(StrEnum):
@@ -133,6 +133,26 @@ class EngineChoice(Config):
         if options.sleep_mode and engine is not EngineKind.vllm:
             raise ValueError(f"options.sleep_mode is for vllm; {engine} does not support it")
         return self
+
+
+class EngineClientConfig(StageConfig, EngineChoice):
+    """Fields of a stage whose program sends requests to an engine, which the worker starts for a job."""
+
+    model: ModelRef
+    engine_url: NonEmpty | None = Field(
+        None,
+        description="URL of a running engine, such as `http://127.0.0.1:8001`. Only by hand: for a job, the "
+        "worker starts the engine.",
+    )
+    engine_model: NonEmpty | None = Field(
+        None,
+        description="Name of the model in requests to `engine_url`; by default `model` as it is written.",
+    )
+
+    @property
+    def device_count(self) -> int:
+        """Devices of the engine."""
+        return self.options.tensor_parallel
 
 
 def _check_supported(

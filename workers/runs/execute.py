@@ -15,7 +15,7 @@ from app.scheduling.sweeper import list_idle_queues
 from app.storage.artifacts import PublishedArtifact, get_store
 from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus
-from trainers.configs import GenerateConfig, StageKind, TrainingConfig, parse_stage
+from trainers.configs import EngineClientConfig, StageKind, TrainingConfig, parse_stage
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import EngineFailed, TunesmithError
@@ -122,7 +122,7 @@ class _RunExecution:
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
         self.worker.tracker.begin_attempt(self.run, launch.run_dir)
         try:
-            if isinstance(launch.config, GenerateConfig):
+            if isinstance(launch.config, EngineClientConfig):
                 self._run_with_engine(launch, launch.config, gpus)
             else:
                 self._run_program(launch)
@@ -138,7 +138,7 @@ class _RunExecution:
             with contextlib.suppress(OSError):
                 launch.run_dir.parent.rmdir()
 
-    def _run_with_engine(self, launch: Launch, config: GenerateConfig, gpus: list[int]) -> None:
+    def _run_with_engine(self, launch: Launch, config: EngineClientConfig, gpus: list[int]) -> None:
         engine = RunEngine(config, launch.run_dir, self.settings)
         try:
             if engine.start(self.run.queue, gpus, self.lease, self._poll_stop):

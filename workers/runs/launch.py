@@ -18,7 +18,7 @@ from app.storage.database import read_session
 from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
 from trainers.configs import (
     AnyStage,
-    GenerateConfig,
+    EngineClientConfig,
     PrepareConfig,
     Queue,
     StageDataset,
@@ -118,8 +118,8 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     except (OSError, ArtifactCorrupt, ValidationError) as error:
         raise _as_launch_error(run, error) from error
     python = settings.trainer_python or sys.executable
-    # The engine of `generate` gets the devices; the program itself sends requests to it.
-    queue = Queue.cpu if isinstance(config, GenerateConfig) else run.queue
+    # The engine gets the devices; the program itself only sends requests.
+    queue = Queue.cpu if isinstance(config, EngineClientConfig) else run.queue
     return Launch(
         run_dir=run_dir,
         config=config,

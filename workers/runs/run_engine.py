@@ -6,7 +6,7 @@ from pathlib import Path
 from app.settings import Settings
 from serving.engines import EngineConfig, EngineRequestFailed, find_engine
 from serving.engines.child_engine import latest_model_name, log_tail
-from trainers.configs import AdaptedModel, GenerateConfig, Queue
+from trainers.configs import AdaptedModel, EngineClientConfig, Queue
 from trainers.configs.references import get_base_model
 from trainers.runtime.errors import EngineFailed
 from workers.engines.engine_start import (
@@ -29,7 +29,7 @@ LOG_HINT = f"Read the engine's whole log: GET /api/v1/runs/RUN/files/{ENGINE_LOG
 class RunEngine:
     """An engine as a guarded process, which ends with the run, its lease, or its worker."""
 
-    def __init__(self, config: GenerateConfig, run_dir: Path, settings: Settings) -> None:
+    def __init__(self, config: EngineClientConfig, run_dir: Path, settings: Settings) -> None:
         adapters = {ADAPTER_NAME: config.model.adapter} if isinstance(config.model, AdaptedModel) else {}
         self.url = find_free_address(HOST)
         port = int(self.url.rpartition(":")[2])

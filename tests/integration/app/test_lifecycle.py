@@ -11,11 +11,13 @@ from sqlmodel import Session, col, select
 
 from app.deployments.create import insert_deployment
 from app.runs import lifecycle
-from app.runs.lifecycle import FreeResources, NewEvent, StaleAttempt
+from app.runs.lifecycle import AttemptOutcome, FreeResources, NewEvent, StaleAttempt
 from app.settings import Settings
 from app.storage.database import get_engine, read_session, transaction
 from app.tables import Deployment, Event, EventType, Run, RunStatus, Worker
 from trainers.configs import EngineKind, Queue, StageKind
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
 
 Make = Callable[..., list[Run]]
 MakeWorker = Callable[..., Worker]
@@ -110,6 +112,41 @@ def test_an_earlier_attempt_writes_nothing_while_a_later_holds_the_run(
     assert stale is not None and current is not None and current.attempt == stale.attempt + 1
     with transaction() as session, pytest.raises(StaleAttempt):
         lifecycle.renew(session, stale.id, stale.attempt, LEASE_SECONDS)
+
+
+class Failure(TunesmithError):
+    """An error with any code."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__("It failed.")
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    ("code", "after_running", "after_pausing"),
+    [
+        (None, RunStatus.queued, RunStatus.paused),
+        (ErrorCode.program_killed, RunStatus.queued, RunStatus.paused),
+        (ErrorCode.disk_full, RunStatus.queued, RunStatus.paused),
+        (ErrorCode.out_of_memory, RunStatus.queued, RunStatus.paused),
+        (ErrorCode.config_invalid, RunStatus.failed, RunStatus.failed),
+    ],
+)
+def test_the_end_of_an_attempt_depends_on_the_error_and_on_what_was_requested(
+    make_job: Make, code: ErrorCode | None, after_running: RunStatus, after_pausing: RunStatus
+) -> None:
+    sources = (RunStatus.running, RunStatus.pausing, RunStatus.cancelling)
+    runs = [make_job(source)[0] for source in sources]
+    error = Failure(code) if code is not None else None
+    smaller = {"micro_batch_size": 1} if code is ErrorCode.out_of_memory else None
+    needed = 1 if code is ErrorCode.disk_full else None
+    with transaction() as session:
+        outcome = AttemptOutcome(error, smaller_config=smaller, needed_disk_bytes=needed)
+        ended = [lifecycle.end_attempt(session, run.id, outcome, (), max_failures=3) for run in runs]
+    statuses = [run.status for run in ended if run is not None]
+    assert statuses == [after_running, after_pausing, RunStatus.cancelled]
+    with read_session() as session:
+        assert [len(events(session, run)) for run in runs] == [1, 1, 1]
 
 
 def test_a_run_fails_after_its_last_fault_and_ends_what_follows(make_job: Make) -> None:

@@ -4,15 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.configs.base import MAX_COUNT, DatasetRef, ModelRef, NonEmpty, StageConfig
-from trainers.configs.engines import EngineChoice
+from trainers.configs.base import MAX_COUNT, DatasetRef, NonEmpty
+from trainers.configs.engines import EngineClientConfig
 
 
-class GenerateConfig(StageConfig, EngineChoice):
+class GenerateConfig(EngineClientConfig):
     """Complete every row with an engine; `predictions.jsonl` keeps the order of the rows."""
 
     stage: Literal["generate"] = Field("generate", description="Kind of the stage.")
-    model: ModelRef
     dataset: DatasetRef
     max_rows: int | None = Field(None, ge=1, le=MAX_COUNT, description="Complete only the first rows.")
     system_prompt: NonEmpty | None = Field(
@@ -25,17 +24,3 @@ class GenerateConfig(StageConfig, EngineChoice):
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Row n is sampled with the seed `seed + n`.")
     concurrency: int = Field(16, ge=1, le=1024, description="Rows that are sent to the engine at once.")
-    engine_url: NonEmpty | None = Field(
-        None,
-        description="URL of a running engine, such as `http://127.0.0.1:8001`. Only by hand: for a job, the "
-        "worker starts the engine.",
-    )
-    engine_model: NonEmpty | None = Field(
-        None,
-        description="Name of the model in requests to `engine_url`; by default `model` as it is written.",
-    )
-
-    @property
-    def device_count(self) -> int:
-        """Devices of the engine."""
-        return self.options.tensor_parallel
