@@ -1,4 +1,4 @@
-"""The life of a run: who may write what, and when."""
+"""The life cycle of a run: which writes are allowed, and when."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def events(session: Session, run: Run) -> list[Event]:
     return list(session.exec(select(Event).where(Event.run_id == run.id).order_by(col(Event.seq))))
 
 
-def test_every_pair_of_statuses_outside_the_table_is_refused(make_job: Make) -> None:
+def test_every_transition_outside_the_table_is_rejected(make_job: Make) -> None:
     refused = [
         pair for pair in product(RunStatus, RunStatus) if pair[1] not in lifecycle.TRANSITIONS[pair[0]]
     ]
@@ -43,7 +43,7 @@ def test_every_pair_of_statuses_outside_the_table_is_refused(make_job: Make) -> 
     assert moved == [None] * len(refused)
 
 
-def test_every_pair_of_statuses_in_the_table_is_a_move_with_an_event(make_job: Make) -> None:
+def test_every_transition_in_the_table_writes_an_event(make_job: Make) -> None:
     allowed = [(source, to) for source in RunStatus for to in lifecycle.TRANSITIONS[source]]
     for source, to in allowed:
         (run,) = make_job(source)
@@ -74,7 +74,9 @@ def test_higher_priority_is_claimed_first_then_age(make_job: Make, make_worker: 
     assert [run.id for run in iter(lambda: claim(worker), None)] == [urgent.id, older.id, younger.id]
 
 
-def test_a_stage_is_claimed_only_after_the_one_before(make_job: Make, make_worker: MakeWorker) -> None:
+def test_a_stage_is_claimed_only_after_the_previous_one_has_succeeded(
+    make_job: Make, make_worker: MakeWorker
+) -> None:
     first, second = make_job(RunStatus.running, RunStatus.queued)
     worker = make_worker()
     assert claim(worker) is None
@@ -149,7 +151,7 @@ def test_the_end_of_an_attempt_depends_on_the_error_and_on_what_was_requested(
         assert [len(events(session, run)) for run in runs] == [1, 1, 1]
 
 
-def test_a_run_fails_after_its_last_fault_and_ends_what_follows(make_job: Make) -> None:
+def test_a_run_fails_after_too_many_failures_and_cancels_the_next_stage(make_job: Make) -> None:
     lapsed = datetime.now(UTC) - timedelta(hours=1)
     make_job(RunStatus.running, RunStatus.queued, lease_expires_at=lapsed, failure_count=3)
     with transaction() as session:

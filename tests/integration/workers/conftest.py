@@ -1,4 +1,4 @@
-"""A worker in this process, whose programs are whatever a test writes."""
+"""A worker in this process, whose programs are written by the tests."""
 
 import secrets
 import sys
@@ -16,7 +16,7 @@ from workers.hosts.worker import WorkerContext, register_worker
 
 __all__ = ["database_url", "postgres", "settings", "sqlite"]
 
-# What every program of these tests begins with: where to write, and how.
+# The beginning of every program: where it writes, and functions that write.
 PROGRAM = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
 run_dir = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
@@ -37,8 +37,8 @@ def checkpoint(step, size=10):
 
 def succeed(**result):
     write("model/weights", "w")
-    made = {{"path": "model", "kind": "adapter", "base": "", "template_sha256": "0" * 64}}
-    write("result.json", json.dumps({{"stage": "sft", "model": made, "metrics": {{}}, **result}}))
+    model = {{"path": "model", "kind": "adapter", "base": "", "template_sha256": "0" * 64}}
+    write("result.json", json.dumps({{"stage": "sft", "model": model, "metrics": {{}}, **result}}))
 
 """
 
@@ -58,7 +58,7 @@ def host(settings: Settings) -> Iterator[WorkerContext]:
 
 @pytest.fixture
 def submit(host: WorkerContext) -> Callable[..., str]:
-    """Queues an SFT run whose program has this body; answers the run's id."""
+    """Queue an SFT run whose program has this body, and return the id of the run."""
     program = Path(host.settings.trainer_python)
     file = host.settings.data_dir / "artifacts" / "rows"
     file.parent.mkdir(exist_ok=True)
@@ -76,8 +76,8 @@ def submit(host: WorkerContext) -> Callable[..., str]:
             session.flush()
             base = str(host.settings.data_dir / "models" / "base")
             config = {"stage": "sft", "base": base, "dataset": dataset.id}
-            made = {"stage": StageKind.sft, "queue": Queue.cpu, "config": config, **values}
-            run = Run(job_id=job.id, position=0, name="run", **made)  # type: ignore[arg-type]
+            fields = {"stage": StageKind.sft, "queue": Queue.cpu, "config": config, **values}
+            run = Run(job_id=job.id, position=0, name="run", **fields)  # type: ignore[arg-type]
             session.add(run)
         return run.id
 
@@ -85,6 +85,6 @@ def submit(host: WorkerContext) -> Callable[..., str]:
 
 
 def row(run_id: str) -> Run:
-    """The run as the database has it now."""
+    """Read the run from the database."""
     with read_session() as session:
         return session.get_one(Run, run_id)

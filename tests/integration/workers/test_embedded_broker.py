@@ -1,4 +1,4 @@
-"""The embedded broker outlives its folder."""
+"""The embedded broker recreates its folder."""
 
 import shutil
 from queue import Empty
@@ -11,7 +11,7 @@ from workers.hosts.worker import WorkerContext
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_bell_rings_and_is_heard_though_the_folder_was_removed(host: WorkerContext) -> None:
+def test_notifications_are_sent_and_received_after_the_folder_was_removed(host: WorkerContext) -> None:
     messages = host.settings.data_dir / "queue" / "messages"
     with get_celery().connection_for_read() as connection:
         shutil.rmtree(messages)

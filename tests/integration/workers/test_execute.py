@@ -1,4 +1,4 @@
-"""One attempt at a run, with real programs that behave badly."""
+"""Execution of one attempt, with real programs that misbehave."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ from workers.runs.execute import execute_next
 
 Submit = Callable[..., str]
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-FOREVER = "print('begun', flush=True)\ntime.sleep(60)\n"
+FOREVER = "print('started', flush=True)\ntime.sleep(60)\n"
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -41,13 +41,13 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)
 
 
-def begun(host: WorkerContext, run_id: str, attempt: int = 1) -> bool:
+def has_started(host: WorkerContext, run_id: str, attempt: int = 1) -> bool:
     log = host.settings.data_dir / "runs" / run_id / f"attempt-{attempt}" / "log.txt"
-    return log.exists() and "begun" in log.read_text()
+    return log.exists() and "started" in log.read_text()
 
 
 def move(run_id: str, to: RunStatus) -> None:
@@ -55,7 +55,7 @@ def move(run_id: str, to: RunStatus) -> None:
         assert lifecycle.move(session, run_id, to) is not None
 
 
-def steps(run_id: str) -> list[int]:
+def checkpoint_steps(run_id: str) -> list[int]:
     with read_session() as session:
         found = select(col(Checkpoint.step)).where(col(Checkpoint.run_id) == run_id)
         return list(session.exec(found.order_by(col(Checkpoint.step))))
@@ -73,7 +73,9 @@ def steps(run_id: str) -> list[int]:
         '{"model": {"path": "model", "kind": "other"}}',
     ],
 )
-def test_result_that_cannot_be_used_is_no_result(host: WorkerContext, submit: Submit, result: str) -> None:
+def test_an_unusable_result_fails_the_run_and_its_log_is_published(
+    host: WorkerContext, submit: Submit, result: str
+) -> None:
     host.settings.max_failures = 0
     run_id = submit(f"succeed()\nwrite('result.json', {result!r})")
     assert execute_next(host)
@@ -85,9 +87,7 @@ def test_result_that_cannot_be_used_is_no_result(host: WorkerContext, submit: Su
     )
 
 
-def test_result_and_events_with_characters_that_postgresql_refuses_are_stored(
-    host: WorkerContext, submit: Submit
-) -> None:
+def test_nul_characters_which_postgresql_rejects_are_replaced(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("print('a\\0b', flush=True)\nsucceed(note='a\\0b')")
     assert execute_next(host)
     run = row(run_id)
@@ -96,20 +96,20 @@ def test_result_and_events_with_characters_that_postgresql_refuses_are_stored(
 
 
 @on_sqlite
-def test_run_that_is_killed_while_it_writes_an_event_is_cancelled_at_once(
+def test_an_incomplete_event_of_a_cancelled_run_does_not_delay_its_end(
     host: WorkerContext, submit: Submit
 ) -> None:
     torn = "signal.signal(15, lambda *_: write('events.jsonl', '{\"type\": \"met', 'a') or os._exit(1))\n"
     run_id = submit(torn + FOREVER)
     worker = in_thread(lambda: execute_next(host))
-    until(lambda: begun(host, run_id))
+    until(lambda: has_started(host, run_id))
     move(run_id, RunStatus.cancelling)
     worker.join()
     assert row(run_id).status is RunStatus.cancelled
 
 
 @on_sqlite
-def test_fault_of_the_worker_is_told_at_once_and_tried_again(host: WorkerContext, submit: Submit) -> None:
+def test_an_exception_of_the_worker_queues_the_run_again_at_once(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("succeed()", config={"stage": "sft", "base": {"stage": "nonesuch"}, "dataset": "none"})
     assert execute_next(host)
     run = row(run_id)
@@ -117,19 +117,17 @@ def test_fault_of_the_worker_is_told_at_once_and_tried_again(host: WorkerContext
 
 
 @on_sqlite
-def test_input_that_this_worker_cannot_use_has_a_named_error(host: WorkerContext, submit: Submit) -> None:
+def test_a_config_of_another_version_fails_the_run_with_a_code(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("succeed()", config={"stage": "sft", "of": "a later version", "base": "hub/model"})
     assert execute_next(host)
     assert (row(run_id).error or {})["code"] == "config_invalid"
 
 
 @on_sqlite
-def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(
-    host: WorkerContext, submit: Submit
-) -> None:
+def test_a_stale_attempt_removes_its_own_directory_only(host: WorkerContext, submit: Submit) -> None:
     run_id = submit(FOREVER)
     first = in_thread(lambda: execute_next(host))
-    until(lambda: begun(host, run_id))
+    until(lambda: has_started(host, run_id))
     with transaction() as session:
         # As the sweeper does once the lease has ended.
         lifecycle.move(session, run_id, RunStatus.queued)
@@ -143,7 +141,7 @@ def test_stale_attempt_leaves_the_directory_of_the_one_that_followed(
 
 
 @on_sqlite
-def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: WorkerContext, submit: Submit) -> None:
+def test_a_checkpoint_resets_the_failure_count(host: WorkerContext, submit: Submit) -> None:
     run_id = submit(
         "checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", failure_count=host.settings.max_failures
     )
@@ -153,7 +151,7 @@ def test_faults_are_forgotten_once_a_checkpoint_is_saved(host: WorkerContext, su
 
 
 class SlowStore(ArtifactStore):
-    """A store that needs longer for a checkpoint than the program for the next."""
+    """A store that takes longer for a checkpoint than the program takes for the next one."""
 
     def publish_folder(self, folder: Path, key: str) -> PublishedArtifact:
         time.sleep(2.5 if key.startswith("checkpoints") else 0)
@@ -172,63 +170,65 @@ succeed()
 
 
 @on_sqlite
-def test_checkpoints_reach_a_store_that_is_slower_than_the_program(
+def test_a_slow_store_receives_the_last_checkpoint(
     host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = SlowStore(host.settings.artifacts_url)
     monkeypatch.setattr("workers.runs.checkpoints.get_store", lambda: slow)
     run_id = submit(PRUNING)
     worker = in_thread(lambda: execute_next(host))
-    until(lambda: steps(run_id) != [])
+    until(lambda: checkpoint_steps(run_id) != [])
     assert row(run_id).status is RunStatus.running
     worker.join()
     assert row(run_id).status is RunStatus.succeeded
-    assert steps(run_id)[-1] == 5
+    assert checkpoint_steps(run_id)[-1] == 5
 
 
 class Outage:
-    """While it lasts no transaction can be begun, as with a database that is restarted."""
+    """An outage of the database: no transaction can begin inside the block."""
 
     def __enter__(self) -> None:
-        event.listen(Session, "after_begin", self._refuse)
+        event.listen(Session, "after_begin", self._raise)
 
     def __exit__(self, *_: object) -> None:
-        event.remove(Session, "after_begin", self._refuse)
+        event.remove(Session, "after_begin", self._raise)
 
     @staticmethod
-    def _refuse(*_: object) -> None:
-        raise OperationalError("BEGIN", {}, Exception("the database is away"))
+    def _raise(*_: object) -> None:
+        raise OperationalError("BEGIN", {}, Exception("the database is unavailable"))
 
 
 @on_sqlite
-def test_end_during_an_outage_loses_no_checkpoint_and_no_event(host: WorkerContext, submit: Submit) -> None:
+def test_a_run_that_ends_during_an_outage_loses_no_checkpoint_and_no_event(
+    host: WorkerContext, submit: Submit
+) -> None:
     host.settings.lease_seconds = 20
     run_id = submit(
-        "print('begun', flush=True)\ntime.sleep(2)\ncheckpoint(7)\nprint('last words', flush=True)\nsucceed()"
+        "print('started', flush=True)\ntime.sleep(2)\ncheckpoint(7)\nprint('last', flush=True)\nsucceed()"
     )
     worker = in_thread(lambda: execute_next(host))
-    until(lambda: begun(host, run_id))
+    until(lambda: has_started(host, run_id))
     with Outage():
         time.sleep(5)
         assert worker.is_alive()
     worker.join()
     assert row(run_id).status is RunStatus.succeeded
-    assert steps(run_id) == [7]
+    assert checkpoint_steps(run_id) == [7]
     with read_session() as session:
         logs = session.exec(select(Event).where(Event.run_id == run_id, Event.type == EventType.log)).all()
-    assert "last words" in [line for log in logs for line in log.data["lines"]]
+    assert "last" in [line for log in logs for line in log.data["lines"]]
 
 
-def test_end_whose_answer_was_lost_keeps_its_model(host: WorkerContext, submit: Submit) -> None:
+def test_a_committed_end_whose_response_was_lost_keeps_its_model(host: WorkerContext, submit: Submit) -> None:
     run_id = submit("succeed()")
 
-    def lose_the_answer(session: Session) -> None:
+    def lose_the_response(session: Session) -> None:
         with read_session() as other:
             if other.get_one(Run, run_id).status is RunStatus.succeeded:
-                event.remove(Session, "after_commit", lose_the_answer)
+                event.remove(Session, "after_commit", lose_the_response)
                 raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
-    event.listen(Session, "after_commit", lose_the_answer)
+    event.listen(Session, "after_commit", lose_the_response)
     assert execute_next(host)
     run = row(run_id)
     assert run.status is RunStatus.succeeded
@@ -236,28 +236,28 @@ def test_end_whose_answer_was_lost_keeps_its_model(host: WorkerContext, submit: 
 
 
 @on_sqlite
-@pytest.mark.parametrize("wanted", [RunStatus.cancelling, RunStatus.pausing])
-def test_what_sql_wants_at_the_end_decides_though_the_worker_has_not_heard_of_it(
-    host: WorkerContext, submit: Submit, wanted: RunStatus
+@pytest.mark.parametrize("requested", [RunStatus.cancelling, RunStatus.pausing])
+def test_the_status_in_the_database_decides_what_a_stopped_run_becomes(
+    host: WorkerContext, submit: Submit, requested: RunStatus
 ) -> None:
     submit("")
     with transaction() as session:
         run = lifecycle.claim(session, host.worker_id, [Queue.cpu], host.stages, 60)
     assert run is not None
-    move(run.id, wanted)
+    move(run.id, requested)
     lease = Lease(run.id, 60, time.monotonic(), lambda _: None)
     complete.end_attempt(RunAttempt(run, host.settings, lease, stop_requested=True), None)
-    assert row(run.id).status is {"cancelling": RunStatus.cancelled, "pausing": RunStatus.paused}[wanted]
+    assert row(run.id).status is {"cancelling": RunStatus.cancelled, "pausing": RunStatus.paused}[requested]
 
 
 class FullStore(ArtifactStore):
-    """A store whose disk fills up in the midst of a publication."""
+    """A store whose disk becomes full during a publication."""
 
     def _write(self, content: bytes, destination: str) -> None:
         raise OSError(28, "No space left on device")
 
 
-def test_full_store_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_publication_leaves_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("w")
     with pytest.raises(OSError, match="No space"):
@@ -266,11 +266,11 @@ def test_full_store_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 @on_sqlite
-def test_model_waits_for_a_store_that_is_away_for_a_moment(
+def test_publishing_a_model_is_retried_while_the_store_is_unavailable(
     host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = get_store()
-    put, failures = artifacts.ArtifactStore.publish_folder, [OSError("away"), OSError("away")]
+    put, failures = artifacts.ArtifactStore.publish_folder, [OSError("unavailable"), OSError("unavailable")]
 
     def publish(folder: Path, key: str) -> PublishedArtifact:
         if failures:
@@ -294,19 +294,19 @@ def deploy_stage(model: str) -> dict[str, object]:
 
 
 @on_sqlite
-def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: WorkerContext, submit: Submit) -> None:
+def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(host: WorkerContext, submit: Submit) -> None:
     host.devices = DevicePool([Gpu(0, "one", 1 << 30)])
     run_id = submit("", **deploy_stage("hub/model"))
     worker = in_thread(lambda: execute_next(host))
     until(lambda: waiting_deployment() is not None)
-    assert host.devices.take(Queue.cuda) == [0], "its engine could not start"
+    assert host.devices.take(Queue.cuda) == [0], "the engine could not start"
     waiting = waiting_deployment()
     with transaction() as session:
         claimed = deployments.claim(session, waiting.id, host.worker_id, 60)
         deployments.mark_ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1", "base")
     worker.join()
     assert row(run_id).status is RunStatus.succeeded
-    # The GPU is in use now: what replaces the deployment must be carried out all the same.
+    # The GPU is in use: a stage that replaces the deployment must run nevertheless.
     submit("", **deploy_stage("hub/other"))
     again = in_thread(lambda: execute_next(host))
     until(lambda: waiting_deployment() is not None)
@@ -315,7 +315,7 @@ def test_deploy_stage_leaves_the_only_gpu_to_its_engine(host: WorkerContext, sub
 
 
 @on_sqlite
-def test_deploy_stage_outlasts_an_outage_of_the_database(host: WorkerContext, submit: Submit) -> None:
+def test_a_deploy_stage_survives_an_outage_of_the_database(host: WorkerContext, submit: Submit) -> None:
     host.settings.lease_seconds = 20
     run_id = submit("", **deploy_stage("hub/model") | {"queue": Queue.cpu})
     worker = in_thread(lambda: execute_next(host))
@@ -335,7 +335,7 @@ def waiting_deployment() -> Deployment | None:
         return session.exec(select(Deployment).where(waits)).one_or_none()
 
 
-def test_sweeper_rings_only_while_a_worker_is_idle(
+def test_the_sweeper_notifies_only_while_a_worker_is_idle(
     host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.settings.renotify_seconds = 0.1

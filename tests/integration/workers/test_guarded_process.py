@@ -33,33 +33,33 @@ def pids(log: Path) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def gone(pid: int) -> bool:
-    """Whether the process has ended; a zombie that nobody has waited for has."""
+def has_ended(pid: int) -> bool:
+    """Tell whether the process has ended; a zombie that has not been waited for has ended too."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
 
-def assert_gone(found: list[int], seconds: float = 20) -> None:
+def assert_ended(found: list[int], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
-    while not all(gone(pid) for pid in found):
-        assert time.monotonic() < deadline, f"still there: {[pid for pid in found if not gone(pid)]}"
+    while not all(has_ended(pid) for pid in found):
+        assert time.monotonic() < deadline, f"still running: {[pid for pid in found if not has_ended(pid)]}"
         time.sleep(0.05)
 
 
-def test_exit_status_and_output_reach_the_worker(tmp_path: Path) -> None:
+def test_the_worker_receives_exit_status_and_output(tmp_path: Path) -> None:
     child = start(tmp_path / "log", "print('hello'); raise SystemExit(7)")
     assert child.wait(60) == 7
     assert (tmp_path / "log").read_text() == "hello\n"
 
 
-def test_status_of_a_killed_program_tells_the_signal(tmp_path: Path) -> None:
+def test_the_exit_status_of_a_killed_program_contains_the_signal(tmp_path: Path) -> None:
     child = start(tmp_path / "log", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     assert child.wait(60) == guarded_process.EXIT_SIGNAL_BASE + signal.SIGSEGV
 
 
-def test_command_that_does_not_exist_is_told_in_the_log(tmp_path: Path) -> None:
+def test_a_command_that_does_not_exist_is_reported_in_the_log(tmp_path: Path) -> None:
     child = guarded_process.start_guarded_process(
         ["/no/such"], log=tmp_path / "log", environment=os.environ, seconds=30
     )
@@ -67,7 +67,7 @@ def test_command_that_does_not_exist_is_told_in_the_log(tmp_path: Path) -> None:
     assert "cannot start /no/such" in (tmp_path / "log").read_text()
 
 
-def test_stop_is_a_request_that_the_program_may_answer(tmp_path: Path) -> None:
+def test_a_program_that_is_asked_to_stop_can_choose_its_exit_status(tmp_path: Path) -> None:
     child = start(
         tmp_path / "log",
         "import signal, sys, time\n"
@@ -80,29 +80,29 @@ def test_stop_is_a_request_that_the_program_may_answer(tmp_path: Path) -> None:
     assert child.wait(60) == 75
 
 
-def test_kill_leaves_no_process_of_the_group(tmp_path: Path) -> None:
+def test_kill_ends_every_process_of_the_group(tmp_path: Path) -> None:
     child = start(tmp_path / "log", STUBBORN)
     found = pids(tmp_path / "log")
     child.stop()
     assert child.wait(0.5) is None
     child.kill()
-    assert_gone([*found, child.pid])
+    assert_ended([*found, child.pid])
 
 
-def test_program_is_killed_when_its_lease_runs_out(tmp_path: Path) -> None:
+def test_a_program_is_killed_when_its_lease_ends(tmp_path: Path) -> None:
     child = start(tmp_path / "log", STUBBORN, seconds=1.5)
     found = pids(tmp_path / "log")
     assert child.wait(60) == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
-    assert_gone(found)
+    assert_ended(found)
 
 
-def test_renewed_lease_lets_the_program_go_on(tmp_path: Path) -> None:
+def test_a_renewed_lease_keeps_the_program_alive(tmp_path: Path) -> None:
     child = start(tmp_path / "log", "import time; time.sleep(3)", seconds=2)
     child.extend(60)
     assert child.wait(60) == 0
 
 
-def test_killed_worker_takes_its_program_along(tmp_path: Path) -> None:
+def test_a_program_dies_with_its_worker(tmp_path: Path) -> None:
     worker = subprocess.Popen(
         [
             sys.executable,
@@ -116,14 +116,14 @@ def test_killed_worker_takes_its_program_along(tmp_path: Path) -> None:
     found = pids(tmp_path / "log")
     worker.kill()
     worker.wait()
-    assert_gone(found)
+    assert_ended(found)
 
 
-def test_killed_guard_takes_its_program_along(tmp_path: Path) -> None:
+def test_a_program_dies_with_its_guard(tmp_path: Path) -> None:
     child = start(tmp_path / "log", STUBBORN)
     program, _ = pids(tmp_path / "log")
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait(60) == -signal.SIGKILL
-    assert_gone([program])
+    assert_ended([program])
     for pid in pids(tmp_path / "log")[1:]:
         os.kill(pid, signal.SIGKILL)

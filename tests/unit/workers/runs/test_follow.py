@@ -1,4 +1,4 @@
-"""What a program writes is believed only as far as it holds."""
+"""Files of a run directory are validated line by line."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,15 @@ def metrics(step: object, **values: object) -> str:
     return json.dumps({"type": "metrics", "time": NOW, "step": step, "total_steps": 9, "values": values})
 
 
-def test_lines_that_are_no_events_are_left_out_and_the_rest_is_told(tmp_path: Path) -> None:
-    hostile = [
+def test_invalid_lines_are_skipped(tmp_path: Path) -> None:
+    invalid = [
         "no JSON", "[]", "{}", '{"type": "metrics"}', "[" * 100_000,
         metrics("one", loss=1), metrics(2**40, loss=1), metrics(-1, loss=1), metrics(1, loss="much"),
         metrics(1, loss=float("inf")), metrics(1, **{"nul\0": 1}),
         metrics(1, **{str(i): i for i in range(999)}),
         '{"type": "metrics", "step": 3, "tot',
     ]  # fmt: skip
-    lines = [*hostile[:-1], metrics(2, loss=0.5, grad_norm=None), hostile[-1]]
+    lines = [*invalid[:-1], metrics(2, loss=0.5, grad_norm=None), invalid[-1]]
     (tmp_path / "events.jsonl").write_text("\n".join(lines))
     (event,) = RunDirFollower(tmp_path).poll(to_end=True).events
     assert (event.type, event.step, event.data) == (EventType.metrics, 2, {"loss": 0.5, "grad_norm": None})
@@ -34,7 +34,7 @@ def test_a_line_separator_within_a_string_does_not_split_an_event(tmp_path: Path
     assert RunDirFollower(tmp_path).poll().events[0].data["message"] == "one\u2028two"
 
 
-def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -> None:
+def test_a_resumed_event_with_an_unknown_exactness_is_skipped(tmp_path: Path) -> None:
     lines = [
         {"type": "resumed", "time": NOW, "step": 7, "exactness": exactness, "reasons": ["so"]}
         for exactness in ("nearly", "approximate")
@@ -45,15 +45,15 @@ def test_how_a_run_was_resumed_is_told_in_words_that_are_known(tmp_path: Path) -
     assert (event.type, event.step, event.data) == (EventType.resumed, 7, expected)
 
 
-def test_more_events_than_one_look_reads_are_all_told_in_the_end(tmp_path: Path) -> None:
+def test_more_events_than_one_poll_reads_follow_with_the_next_polls(tmp_path: Path) -> None:
     lines = [metrics(step, loss=1.0) for step in range(appended.MAX_READ_BYTES // 80)]
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
     follower = RunDirFollower(tmp_path)
-    told = [event.step for _ in range(3) for event in follower.poll().events]
-    assert told == list(range(len(lines)))
+    reported = [event.step for _ in range(3) for event in follower.poll().events]
+    assert reported == list(range(len(lines)))
 
 
-def test_flooded_log_tells_its_newest_lines_in_one_bounded_event(tmp_path: Path) -> None:
+def test_of_many_log_lines_one_event_contains_the_newest(tmp_path: Path) -> None:
     with (tmp_path / "log.txt").open("w") as log:
         log.writelines(f"{number} {'x' * 5000}\n" for number in range(20_000))
     (event,) = RunDirFollower(tmp_path).poll().events
@@ -62,15 +62,15 @@ def test_flooded_log_tells_its_newest_lines_in_one_bounded_event(tmp_path: Path)
     assert len(json.dumps(event.data)) < 300_000
 
 
-def test_checkpoints_outside_the_run_directory_or_told_twice_are_left_out(tmp_path: Path) -> None:
+def test_checkpoints_outside_the_run_directory_and_repeated_ones_are_skipped(tmp_path: Path) -> None:
     follower = RunDirFollower(tmp_path)
-    told = [
+    reported = [
         (1, "checkpoints/a"),
         (2, "/etc"),
         (3, "checkpoints/../../up"),
         (1, "checkpoints/a"),
         (4, "model"),
     ]
-    lines = [{"step": step, "path": path, "size_bytes": 1, "time": NOW} for step, path in told]
+    lines = [{"step": step, "path": path, "size_bytes": 1, "time": NOW} for step, path in reported]
     (tmp_path / "checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [checkpoint.step for checkpoint in follower.poll().checkpoints] == [1]
