@@ -1,4 +1,4 @@
-"""Checks of one row against a format: pure, shared by the validation of files and by programs."""
+"""Checks of one row against a format, for the validation of files and for conversion."""
 
 import json
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from trainers.data.turns import (
 
 
 def validate_row(row: Row, row_format: RowFormat) -> list[Fault]:
-    """Everything that is wrong with a row, without line numbers; empty for a row that can be used.
+    """Return all faults of a row, without line numbers.
 
-    Warnings are among the findings: a row is refused when one of them is not `code.is_warning`.
+    Warnings are included: the row is valid if `code.is_warning` holds for every fault.
     """
     if not has_format(row, row_format):
-        return [_unfit(row, row_format)]
+        return [_format_fault(row, row_format)]
     faults: list[Fault] = []
     _CHECKS[row_format](row, row_format, faults)
     if "tools" in row:
@@ -38,13 +38,13 @@ def validate_row(row: Row, row_format: RowFormat) -> list[Fault]:
     return faults
 
 
-def _unfit(row: Row, row_format: RowFormat) -> Fault:
+def _format_fault(row: Row, row_format: RowFormat) -> Fault:
     other = detect_format(row)
     if other is not None:
         return Fault(
             code=FaultCode.other_format,
-            message=f"The row is written as `{other}`, but the file as `{row_format}`: "
-            f"rewrite the row, or put it into a file of its own.",
+            message=f"The row has the format `{other}`, but the file has the format `{row_format}`: "
+            "rewrite the row, or move it to another file.",
         )
     if row_format is RowFormat.llama:
         return unknown_format_fault(row)
@@ -54,17 +54,17 @@ def _unfit(row: Row, row_format: RowFormat) -> Fault:
         return Fault(
             field=field,
             code=FaultCode.missing_field,
-            message=f"`{field}` is missing, which every row of the format `{row_format}` needs: add it.",
+            message=f"`{field}` is missing: every row of the format `{row_format}` needs it. Add it.",
         )
     return unknown_format_fault(row)
 
 
 def unknown_format_fault(row: Row) -> Fault:
-    """The fault of a row whose fields are those of no format."""
+    """Return the fault of a row whose fields match no format."""
     names = ", ".join(quote_value(name) for name in list(row)[:8]) or "none"
     return Fault(
         code=FaultCode.unknown_format,
-        message=f"The row's fields ({names}) fit no known format: rename them, for example to `messages`, "
+        message=f"The row's fields ({names}) match no known format: rename them, for example to `messages`, "
         "or to `prompt` and `completion`.",
     )
 
@@ -79,7 +79,8 @@ def _check_messages(row: Row, _: RowFormat, faults: list[Fault]) -> None:
             Fault(
                 field="messages",
                 code=FaultCode.nothing_to_train,
-                message="Every assistant turn of `messages` has `weight` 0: give at least one of them 1.",
+                message="All assistant messages in `messages` have `weight` 0: set it to 1 in at least one "
+                "of them.",
             )
         )
 
@@ -108,7 +109,7 @@ def _check_llama(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
 
 def _check_prompt_completion(row: Row, _: RowFormat, faults: list[Fault]) -> None:
     _check_prompt(row["prompt"], "prompt", faults)
-    _check_answer(row["completion"], "completion", ("assistant",), faults)
+    _check_completion(row["completion"], "completion", ("assistant",), faults)
 
 
 def _check_preference(row: Row, _: RowFormat, faults: list[Fault]) -> None:
@@ -120,7 +121,7 @@ def _check_preference(row: Row, _: RowFormat, faults: list[Fault]) -> None:
     elif row.get("prompt") is not None:
         _check_prompt(row["prompt"], "prompt", faults)
     for field in fields:
-        _check_answer(row[field], field, begins, faults)
+        _check_completion(row[field], field, begins, faults)
     if all(fault.code.is_warning for fault in faults):
         _check_pair(row, fields, faults)
 
@@ -137,19 +138,19 @@ def _check_openai_input(value: Any, faults: list[Fault]) -> None:
 def _check_pair(row: Row, fields: tuple[str, str], faults: list[Fault]) -> None:
     chosen, rejected = fields
     try:
-        _, *answers = preference_messages(row)
+        _, *completions = preference_messages(row)
     except ValueError as error:
         faults.append(Fault(field="prompt", code=FaultCode.missing_prompt, message=str(error)))
         return
-    unanswered = [field for field, a in zip(fields, answers, strict=True) if a[0]["role"] != "assistant"]
-    if unanswered:
+    misplaced = [field for field, c in zip(fields, completions, strict=True) if c[0]["role"] != "assistant"]
+    if misplaced:
         message = (
-            f"What follows the prompt in `{unanswered[0]}` must begin with an assistant turn: repeat the "
+            f"`{misplaced[0]}` does not continue the prompt with an assistant message: repeat the prompt "
+            "exactly in both completions, or in neither."
         )
-        message += "prompt word for word in both answers, or in neither."
-        faults.append(Fault(field=unanswered[0], code=FaultCode.message_order, message=message))
+        faults.append(Fault(field=misplaced[0], code=FaultCode.message_order, message=message))
     if row[chosen] == row[rejected]:
-        message = f"`{chosen}` and `{rejected}` are equal, so that the row teaches nothing: remove it."
+        message = f"`{chosen}` and `{rejected}` are equal, so the row has no effect: remove it."
         faults.append(Fault(field=rejected, code=FaultCode.equal_answers, message=message))
 
 
@@ -157,11 +158,14 @@ def _check_prompt(value: Any, field: str, faults: list[Fault]) -> None:
     if isinstance(value, str):
         _check_text(value, field, faults)
     elif check_conversation(value, field, faults, ends=False) and value[-1]["role"] == "assistant":
-        message = f"`{field}` ends with an assistant turn: end it with what the assistant is to answer."
+        message = (
+            f"`{field}` ends with an assistant message: end it with a user message, or move the last "
+            "message to the completion."
+        )
         faults.append(Fault(field=field, code=FaultCode.message_order, message=message))
 
 
-def _check_answer(value: Any, field: str, begins: tuple[str, ...], faults: list[Fault]) -> None:
+def _check_completion(value: Any, field: str, begins: tuple[str, ...], faults: list[Fault]) -> None:
     if isinstance(value, str):
         _check_text(value, field, faults)
     else:
@@ -182,14 +186,17 @@ def _check_optional_text(row: Row, field: str, faults: list[Fault]) -> None:
 
 def _check_tools(tools: Any, field: str, faults: list[Fault]) -> None:
     if isinstance(tools, str):
-        tools = _decoded(tools)
+        tools = _parse_tools(tools)
     if tools is None or (isinstance(tools, list) and all(_is_tool(tool) for tool in tools)):
         return
-    message = f"`{field}` must be a list of `{{type: function, function: {{name, …}}}}`, or the JSON of one."
+    message = (
+        f"`{field}` must be a list of `{{type: function, function: {{name, …}}}}`, or such a list as "
+        "a JSON string."
+    )
     faults.append(Fault(field=field, code=FaultCode.invalid_tools, message=message))
 
 
-def _decoded(text: str) -> Any:
+def _parse_tools(text: str) -> Any:
     try:
         return json.loads(text) if text.strip() else None
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
 """Rows of every format as chat messages, in the form that Hugging Face chat templates render.
 
-Two things are brought into that form: tool arguments, which OpenAI writes as a JSON string, become an
-object (a template would otherwise encode them twice, unlike the engines, which decode them), and text parts
-become one string. `developer` is OpenAI's newer word for `system`, which templates do not know.
+Three things are normalized. Tool arguments, which OpenAI writes as a JSON string, become an object: a
+template would otherwise encode them twice, while engines decode them. Text parts become one string.
+`developer`, OpenAI's newer name of the role `system`, becomes `system`, because templates do not support it.
 """
 
 import json
@@ -22,31 +22,31 @@ from trainers.data.llama import parse_llama
 
 
 def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Message], list[Message]]]:
-    """One (prompt, completion) pair per assistant turn; the prompt of a turn holds all that came before.
+    """Return a (prompt, completion) pair per trained assistant message; the prompt is all messages before it.
 
-    Turns of `messages` rows with `"weight": 0` give no pair, and assistant turns within the `prompt` of a
-    `prompt_completion` row neither. Raises ValueError for preference rows and for rows which validation
-    would refuse.
+    Messages with `"weight": 0` and assistant messages in the `prompt` of a `prompt_completion` row are not
+    trained. Raises ValueError for preference rows and for rows that are invalid.
     """
     if row_format is RowFormat.preference:
         raise ValueError(
-            "Preference rows hold two answers and cannot be used for SFT: "
-            "train on them with DPO, or keep only `prompt` and `chosen` under the names "
-            "`prompt` and `completion`."
+            "A preference row has two completions, so it cannot be used for SFT: train on it with DPO, or "
+            "rename `prompt` and `chosen` to `prompt` and `completion`, and remove `rejected`."
         )
     prompt_length = len(prompt_messages(row)) if row_format is RowFormat.prompt_completion else 1
     messages = weighted_messages(row, row_format)
     clean = [_without_weight(message) for message in messages]
     turns = [i for i in range(prompt_length, len(messages)) if _is_trained(messages[i])]
     if not turns:
-        raise ValueError("The row needs an assistant turn after a user turn: it holds nothing to train on.")
+        raise ValueError(
+            "The row has nothing to train on: it needs an assistant message after a user message."
+        )
     return [(clean[:turn], [clean[turn]]) for turn in turns]
 
 
-def extract_prompt_and_answer(row: Row) -> tuple[list[Message], list[Message]]:
-    """What a row of any format asks at its end, and the answer that it holds: none in a row that only asks.
+def extract_prompt_and_completion(row: Row) -> tuple[list[Message], list[Message]]:
+    """Return the last prompt of a row of any format, and its completion, which is empty in a row of prompts.
 
-    Of a preference row it is the chosen answer. Raises ValueError for a row that asks nothing.
+    For a preference row it is the chosen completion. Raises ValueError for a row without a prompt.
     """
     row_format = detect_format(row)
     if row_format is RowFormat.preference:
@@ -64,27 +64,27 @@ def extract_prompt_and_answer(row: Row) -> tuple[list[Message], list[Message]]:
 
 
 def to_messages(row: Row, row_format: RowFormat) -> list[Message]:
-    """The row as one conversation; a preference row is shown with its chosen answer.
+    """Return the row as one conversation, for a preference row with its chosen completion.
 
-    Raises ValueError for a row which validation would refuse.
+    Raises ValueError for an invalid row.
     """
     return [_without_weight(message) for message in weighted_messages(row, row_format)]
 
 
 def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
-    """Prompt, chosen and rejected of a preference row.
+    """Return prompt, chosen and rejected completion of a preference row.
 
-    Without a `prompt` field, the prompt is what both conversations share; an answer that repeats the prompt
-    is cut to what follows it. Raises ValueError when there is no prompt to be found.
+    Without a field `prompt`, the prompt is the common start of both conversations. A prompt that a completion
+    repeats is removed from it. Raises ValueError if there is no prompt.
     """
     if is_openai_preference(row):
         prompt = _messages(_object(row.get("input"), "input").get("messages"), "input.messages")
         return (
             prompt,
-            _answer(row, "preferred_output"),
-            _answer(row, "non_preferred_output"),
+            _completion(row, "preferred_output"),
+            _completion(row, "non_preferred_output"),
         )
-    chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
+    chosen, rejected = _completion(row, "chosen"), _completion(row, "rejected")
     if row.get("prompt") is None:
         return _split_at_difference(chosen, rejected)
     prompt = prompt_messages(row)
@@ -92,14 +92,14 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
 
 
 def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
-    """As `as_messages`, with the `weight` that says whether a turn is trained, where the row gives one."""
+    """Return the same as `to_messages`, and keep the `weight` of messages that have one."""
     if row_format is RowFormat.messages:
         return _messages(row.get("messages"), "messages")
     if row_format is RowFormat.sharegpt:
         turns = _list(row.get("conversations"), "conversations")
         return [*_system(row), *(_from_sharegpt(turn) for turn in turns)]
     if row_format is RowFormat.prompt_completion:
-        return [*prompt_messages(row), *_answer(row, "completion")]
+        return [*prompt_messages(row), *_completion(row, "completion")]
     if row_format is RowFormat.preference:
         prompt, chosen, _ = preference_messages(row)
         return [*prompt, *chosen]
@@ -109,13 +109,13 @@ def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
 
 
 def prompt_messages(row: Row) -> list[Message]:
-    """The `prompt` of a row, be it a text or messages, as messages."""
+    """Return the `prompt` of a row, a string or a list of messages, as messages."""
     prompt = row.get("prompt")
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
 
 
 def offered_tools(row: Row) -> list[dict[str, Any]] | None:
-    """The functions which the row offers to the model, as a chat template takes them; None without any."""
+    """Return the tools of a row in the form that chat templates expect, or None."""
     offered = row.get("tools")
     if offered is None and isinstance(row.get("input"), dict):
         offered = row["input"].get("tools")
@@ -139,7 +139,9 @@ def _from_flat(row: Row, row_format: RowFormat) -> list[Message]:
 
 def _from_sharegpt(turn: Any) -> Message:
     if not isinstance(turn, dict) or turn.get("from") not in SHAREGPT_ROLES:
-        raise ValueError(f"Every turn of `conversations` needs a `from` out of {', '.join(SHAREGPT_ROLES)}.")
+        raise ValueError(
+            f"Every message in `conversations` needs a `from`, one of {', '.join(SHAREGPT_ROLES)}."
+        )
     return {
         "role": SHAREGPT_ROLES[turn["from"]],
         "content": _text(turn.get("value"), "conversations[].value"),
@@ -150,18 +152,18 @@ def _system(row: Row) -> list[Message]:
     return [{"role": "system", "content": _text(row["system"], "system")}] if row.get("system") else []
 
 
-def _answer(row: Row, field: str) -> list[Message]:
-    answer = row.get(field)
-    if isinstance(answer, str):
-        return [{"role": "assistant", "content": answer}]
-    return _messages(answer, field)
+def _completion(row: Row, field: str) -> list[Message]:
+    completion = row.get(field)
+    if isinstance(completion, str):
+        return [{"role": "assistant", "content": completion}]
+    return _messages(completion, field)
 
 
 def _messages(messages: Any, field: str) -> list[Message]:
-    return [_normalized(message, field) for message in _list(messages, field)]
+    return [_normalize(message, field) for message in _list(messages, field)]
 
 
-def _normalized(message: Any, field: str) -> Message:
+def _normalize(message: Any, field: str) -> Message:
     if not isinstance(message, dict) or "role" not in message:
         raise ValueError(f"Every entry of `{field}` must be an object with a `role`.")
     changed = {"role": message["role"], "content": _content(message.get("content"), field)}
@@ -183,7 +185,7 @@ def _content(content: Any, field: str) -> str:
 
 def _part_text(part: Any, field: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
-        raise ValueError(f"`{field}[].content` may hold parts of type `text` only.")
+        raise ValueError(f"`{field}[].content` can contain only parts of type `text`.")
     return _text(part.get("text"), f"{field}[].content[].text")
 
 
@@ -198,7 +200,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
 
 def _list(value: Any, field: str) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"`{field}` must be a list that is not empty.")
+        raise ValueError(f"`{field}` must be a non-empty list.")
     return value
 
 
@@ -231,20 +233,22 @@ def _split_at_difference(
     while shared < longest and chosen[shared] == rejected[shared]:
         shared += 1
     if shared == 0:
-        raise ValueError("The row needs a `prompt`, or a `chosen` and a `rejected` that begin alike.")
+        raise ValueError(
+            "The row has no prompt: add `prompt`, or begin `chosen` and `rejected` with the same messages."
+        )
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 def _transcript(answer: list[Message]) -> list[Message]:
-    """Anthropic's helpfulness pairs write whole dialogues as text: `\\n\\nHuman: …\\n\\nAssistant: …`."""
+    # Anthropic's helpfulness data has whole dialogues as text: `\n\nHuman: …\n\nAssistant: …`.
     text = "\n\n" + answer[0]["content"].lstrip("\n")
     if len(answer) > 1 or not text.startswith("\n\nHuman:"):
         return answer
     pieces = re.split(r"\n\n(Human|Assistant): ?", text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
-        {"role": roles[speaker], "content": said}
-        for speaker, said in zip(pieces[::2], pieces[1::2], strict=True)
+        {"role": roles[speaker], "content": text}
+        for speaker, text in zip(pieces[::2], pieces[1::2], strict=True)
     ]
 
 

@@ -1,9 +1,9 @@
-"""Rows rewritten from one shape into another, without losing anything in silence.
+"""Conversion of rows from one shape to another, without silent loss.
 
-Turns, system turns, tool calls, offered tools, the choice of what is trained, and all other fields of a row
-come along; a row that holds what the target has no place for is a ValueError that names it. White space of
-texts is kept. Three things are brought into one spelling: text parts become one string, `developer` becomes
-`system`, and the `input` of an Alpaca row joins its instruction, whose border no other shape can hold.
+Messages, tool calls, tools, weights and all other fields of a row are kept, including white space. A row with
+something that the target cannot represent is a ValueError that names it. Three things are normalized: text
+parts become one string, `developer` becomes `system`, and the `input` of an Alpaca row is appended to its
+instruction, because no other shape separates them.
 """
 
 import json
@@ -26,7 +26,7 @@ from trainers.data.llama import format_llama
 
 
 class RowShape(StrEnum):
-    """How a row is to be written; preference pairs have two spellings, every other format one."""
+    """Shape of a row to convert to: preference pairs have two, every other format has one."""
 
     messages = "messages"
     prompt_completion = "prompt_completion"
@@ -40,26 +40,26 @@ class RowShape(StrEnum):
 
     @property
     def has_pairs(self) -> bool:
-        """Whether a row compares two answers."""
+        """Whether a row is a preference pair."""
         return self in (RowShape.trl_preference, RowShape.openai_preference)
 
     @property
     def row_format(self) -> RowFormat:
-        """The format as which validation knows the shape."""
+        """The format that validation uses for the shape."""
         return RowFormat.preference if self.has_pairs else RowFormat(self.value)
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a row says, apart from its spelling: a conversation, or a prompt with a chosen and a rejected."""
+    """Content of a row independent of its shape: a conversation, or a prompt with two completions."""
 
     messages: list[Message]
-    answers: tuple[list[Message], list[Message]] | None
+    pair: tuple[list[Message], list[Message]] | None
     tools: list[dict[str, Any]] | None
-    others: dict[str, Any]
+    other_fields: dict[str, Any]
 
 
-# What a shape gives a meaning to; all other fields of a row are carried along.
+# Fields with a meaning in a shape; all other fields of a row are copied.
 OWN_FIELDS: Final[dict[RowShape, frozenset[str]]] = {
     RowShape.messages: frozenset({"messages", "tools"}),
     RowShape.prompt_completion: frozenset({"prompt", "completion", "tools"}),
@@ -75,7 +75,7 @@ SHAREGPT_NAMES: Final = {"system": "system", "user": "human", "assistant": "gpt"
 
 
 def detect_shape(row: Row) -> RowShape | None:
-    """The shape in which a row is written, told from its fields."""
+    """Return the shape of a row, or None if its fields match none."""
     row_format = detect_format(row)
     if row_format is RowFormat.preference:
         return RowShape.openai_preference if is_openai_preference(row) else RowShape.trl_preference
@@ -83,38 +83,41 @@ def detect_shape(row: Row) -> RowShape | None:
 
 
 def convert_row(row: Row, source: RowShape, target: RowShape) -> Row:
-    """The row in another shape; a row that is in it already is returned as it is.
+    """Return the row in the target shape; a row that already has it is returned unchanged.
 
-    Texts stay plain strings where a shape knows them and nothing but one question and its answer is there.
-    Raises ValueError for a row which validation would refuse, and for one that cannot be written in the
-    target without a loss.
+    A single exchange of texts stays two strings if the target allows it. Raises ValueError for an invalid
+    row, and for one that the target cannot represent without loss.
     """
-    _refuse(row, source, "The row is not valid as")
+    _check_valid(row, source, "The row is not valid as")
     if source is target:
         return row
     content = _read(row, source)
     if source.has_pairs and not target.has_pairs:
-        raise _loss(target, "its rejected answer", "Take the chosen answer alone with `keep_chosen`")
+        raise _loss(target, "its rejected completion", "Keep the chosen completion alone with `keep_chosen`")
     if target.has_pairs and not source.has_pairs:
-        raise ValueError(f"A row of `{source}` has one answer, but `{target}` needs a rejected one as well.")
+        raise ValueError(f"A row of `{source}` has one completion, but `{target}` also needs a rejected one.")
     written = _WRITERS[target](content, target)
-    _refuse_clashes(content.others, written, target)
-    converted = {**written, **content.others}
-    _refuse(converted, target, "The row cannot be written as")
+    _check_name_clashes(content.other_fields, written, target)
+    converted = {**written, **content.other_fields}
+    _check_valid(converted, target, "The row cannot be converted to")
     if (found := detect_shape(converted)) is not target:
-        raise ValueError(f"The row written as `{target}` would be read as `{found}`: drop its other fields.")
+        raise ValueError(
+            f"The row converted to `{target}` would be detected as `{found}`: remove its other fields."
+        )
     return converted
 
 
 def keep_chosen(row: Row) -> Row:
-    """A preference row as a prompt_completion row of its chosen answer, without the rejected one."""
+    """Return a preference row as a prompt_completion row with its chosen completion."""
     shape = detect_shape(row)
     if shape is None or not shape.has_pairs:
-        raise ValueError("Only a row of preference pairs has a chosen answer to keep.")
-    _refuse(row, shape, "The row is not valid as")
+        raise ValueError("The row is not a preference pair, so it has no chosen completion.")
+    _check_valid(row, shape, "The row is not valid as")
     content = _read(row, shape)
-    assert content.answers is not None
-    return _with_tools(_prompt_completion_row(content.messages, content.answers[0]), content) | content.others
+    assert content.pair is not None
+    return (
+        _with_tools(_prompt_completion_row(content.messages, content.pair[0]), content) | content.other_fields
+    )
 
 
 def _read(row: Row, source: RowShape) -> Content:
@@ -123,38 +126,43 @@ def _read(row: Row, source: RowShape) -> Content:
         prompt, chosen, rejected = preference_messages(row)
         if source is RowShape.openai_preference:
             inner = {k: v for k, v in row["input"].items() if k not in ("messages", "tools")}
-            if twice := inner.keys() & others.keys():
-                raise ValueError(f"`{min(twice)}` stands both in the row and in its `input`: remove one.")
+            if repeated := inner.keys() & others.keys():
+                raise ValueError(
+                    f"`{min(repeated)}` is both in the row and in its `input`: remove one of them."
+                )
             others |= inner
-        return Content(_clean(prompt), (_clean(chosen), _clean(rejected)), offered_tools(row), others)
+        return Content(
+            _drop_default_weights(prompt),
+            (_drop_default_weights(chosen), _drop_default_weights(rejected)),
+            offered_tools(row),
+            others,
+        )
     if source is RowShape.sharegpt:
-        _refuse_turn_fields(row)
+        _check_turn_fields(row)
     messages = weighted_messages(row, source.row_format)
     if source is RowShape.prompt_completion:
-        # Answers within a prompt are context, which the other shapes say with a weight.
+        # Assistant messages in a prompt are not trained, which other shapes express by a weight.
         context = len(prompt_messages(row))
         messages = [
             message | {"weight": 0} if index < context and message["role"] == "assistant" else message
             for index, message in enumerate(messages)
         ]
-    return Content(_clean(messages), None, offered_tools(row), others)
+    return Content(_drop_default_weights(messages), None, offered_tools(row), others)
 
 
-def _clean(messages: list[Message]) -> list[Message]:
-    """Without `"weight": 1`, which says what is so anyway."""
+def _drop_default_weights(messages: list[Message]) -> list[Message]:
+    # `"weight": 1` is the default.
     return [
         {name: value for name, value in message.items() if name != "weight" or value == 0}
         for message in messages
     ]
 
 
-def _refuse_turn_fields(row: Row) -> None:
+def _check_turn_fields(row: Row) -> None:
     for index, turn in enumerate(row["conversations"]):
         known = {"from", "value"}
         if extra := sorted(name for name, value in turn.items() if name not in known and value is not None):
-            raise ValueError(
-                f"`conversations[{index}].{extra[0]}` has no place in any other shape: remove it."
-            )
+            raise ValueError(f"No other shape can represent `conversations[{index}].{extra[0]}`: remove it.")
 
 
 def _write_messages(content: Content, _: RowShape) -> Row:
@@ -175,48 +183,48 @@ def _prompt_completion_row(prompt: list[Message], completion: list[Message]) -> 
 
 
 def _write_flat(content: Content, target: RowShape) -> Row:
-    _refuse_more_than_text(content, target)
-    asked, answered = FLAT_FIELDS[target.row_format]
+    _check_text_only(content, target)
+    prompt_field, completion_field = FLAT_FIELDS[target.row_format]
     system, turns = _split_system(content.messages)
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
-        raise _loss(target, f"{len(turns) - 2} of its {len(turns)} turns")
+        raise _loss(target, f"{len(turns) - 2} of its {len(turns)} messages")
     between = {"input": ""} if target is RowShape.alpaca else {}
-    row = {asked: turns[0]["content"], **between, answered: turns[1]["content"]}
+    row = {prompt_field: turns[0]["content"], **between, completion_field: turns[1]["content"]}
     return _with_tools({"system": system} | row if system is not None else row, content)
 
 
 def _write_sharegpt(content: Content, target: RowShape) -> Row:
-    _refuse_more_than_text(content, target)
+    _check_text_only(content, target)
     turns = [{"from": SHAREGPT_NAMES[m["role"]], "value": m["content"]} for m in content.messages]
     return _with_tools({"conversations": turns}, content)
 
 
 def _write_llama(content: Content, target: RowShape) -> Row:
-    _refuse_more_than_text(content, target)
+    _check_text_only(content, target)
     if content.tools:
-        raise _loss(target, "`tools`, which the text of the template does not hold")
+        raise _loss(target, "`tools`, which the template cannot represent")
     try:
         return {"text": format_llama(content.messages)}
     except ValueError as error:
-        raise ValueError(f"The row cannot be written as `{target}`: {error}") from error
+        raise ValueError(f"The row cannot be converted to `{target}`: {error}") from error
 
 
 def _write_trl(content: Content, _: RowShape) -> Row:
-    assert content.answers is not None
-    prompt, (chosen, rejected) = content.messages, content.answers
-    if _is_text(prompt, "user") and all(_is_text(answer, "assistant") for answer in content.answers):
+    assert content.pair is not None
+    prompt, (chosen, rejected) = content.messages, content.pair
+    if _is_text(prompt, "user") and all(_is_text(answer, "assistant") for answer in content.pair):
         texts = (prompt[0]["content"], chosen[0]["content"], rejected[0]["content"])
         return _with_tools(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)), content)
     return _with_tools({"prompt": prompt, "chosen": chosen, "rejected": rejected}, content)
 
 
 def _write_openai(content: Content, _: RowShape) -> Row:
-    assert content.answers is not None
-    chosen, rejected = content.answers
+    assert content.pair is not None
+    chosen, rejected = content.pair
     inner = _with_tools({"messages": _openai_calls(content.messages)}, content)
-    # OpenAI keeps this one beside the messages; other fields of a row are ours alone.
-    if "parallel_tool_calls" in content.others:
-        inner["parallel_tool_calls"] = content.others.pop("parallel_tool_calls")
+    # OpenAI has this field next to the messages; it does not define other fields of a row.
+    if "parallel_tool_calls" in content.other_fields:
+        inner["parallel_tool_calls"] = content.other_fields.pop("parallel_tool_calls")
     return {
         "input": inner,
         "preferred_output": _openai_calls(chosen),
@@ -225,7 +233,7 @@ def _write_openai(content: Content, _: RowShape) -> Row:
 
 
 def _openai_calls(messages: list[Message]) -> list[Message]:
-    """With the arguments of tool calls as JSON in a string, as OpenAI reads them."""
+    # OpenAI expects the arguments of tool calls as a JSON string.
     return [
         {**message, "tool_calls": [_openai_call(call) for call in message["tool_calls"]]}
         if message.get("tool_calls")
@@ -253,27 +261,27 @@ def _split_system(messages: list[Message]) -> tuple[str | None, list[Message]]:
     return None, messages
 
 
-def _refuse_more_than_text(content: Content, target: RowShape) -> None:
+def _check_text_only(content: Content, target: RowShape) -> None:
     for index, message in enumerate(content.messages):
         if extra := sorted(message.keys() - {"role", "content"}):
-            raise _loss(target, f"`{extra[0]}` of turn {index + 1} ({message['role']})")
+            raise _loss(target, f"`{extra[0]}` of message {index + 1} ({message['role']})")
 
 
-def _refuse_clashes(others: dict[str, Any], written: Row, target: RowShape) -> None:
+def _check_name_clashes(others: dict[str, Any], written: Row, target: RowShape) -> None:
     if taken := sorted(others.keys() & (written.keys() | OWN_FIELDS[target])):
-        raise _loss(target, f"its field `{taken[0]}`, whose name means something else there", "Rename it")
+        raise _loss(target, f"its field `{taken[0]}`, whose name has another meaning there", "Rename it")
 
 
-def _refuse(row: Row, shape: RowShape, problem: str) -> None:
+def _check_valid(row: Row, shape: RowShape, problem: str) -> None:
     if shape.has_pairs and is_openai_preference(row) != (shape is RowShape.openai_preference):
-        raise ValueError(f"{problem} `{shape}`: its fields are those of the other shape of pairs.")
+        raise ValueError(f"{problem} `{shape}`: its fields are those of the other shape of preference pairs.")
     for fault in validate_row(row, shape.row_format):
         if not fault.code.is_warning:
             raise ValueError(f"{problem} `{shape}`: {fault.message}")
 
 
-def _loss(target: RowShape, what: str, advice: str = "Choose a shape that holds it") -> ValueError:
-    return ValueError(f"The row cannot be written as `{target}` without losing {what}. {advice}.")
+def _loss(target: RowShape, lost: str, hint: str = "Choose a shape that can represent it") -> ValueError:
+    return ValueError(f"The row cannot be converted to `{target}` without losing {lost}. {hint}.")
 
 
 _WRITERS: Final[dict[RowShape, Callable[[Content, RowShape], Row]]] = {

@@ -1,4 +1,4 @@
-"""What can be wrong with training data: the published list of codes, and one finding."""
+"""Faults of training data: the published list of codes, and a fault with its place."""
 
 from enum import StrEnum
 from typing import Any, Final
@@ -7,16 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class FaultCode(StrEnum):
-    """Kinds of findings, from those that spoil a file to those that spoil one field of one row."""
+    """Kind of fault, from those of a whole file to those of one field of a row."""
 
-    # The file as a whole.
+    # The whole file cannot be read.
     empty_file = "empty_file"
     compressed_file = "compressed_file"
     not_jsonl = "not_jsonl"
     wrong_encoding = "wrong_encoding"
     json_array = "json_array"
     pretty_printed = "pretty_printed"
-    # A line that cannot be read.
+    # A line cannot be read.
     invalid_json = "invalid_json"
     truncated_line = "truncated_line"
     bare_carriage_return = "bare_carriage_return"
@@ -30,7 +30,7 @@ class FaultCode(StrEnum):
     too_complex = "too_complex"
     lone_surrogate = "lone_surrogate"
     not_an_object = "not_an_object"
-    # A row whose fields are wrong.
+    # A row has invalid fields.
     unknown_format = "unknown_format"
     other_format = "other_format"
     missing_field = "missing_field"
@@ -48,7 +48,7 @@ class FaultCode(StrEnum):
     invalid_marks = "invalid_marks"
     nothing_to_train = "nothing_to_train"
     missing_prompt = "missing_prompt"
-    # Warnings: the row is used, but probably not as it was meant.
+    # Warnings: the row is used, but probably not as intended.
     blank_line = "blank_line"
     duplicate_key = "duplicate_key"
     duplicate_row = "duplicate_row"
@@ -57,7 +57,7 @@ class FaultCode(StrEnum):
 
     @property
     def is_warning(self) -> bool:
-        """Whether a row with only this finding is still used."""
+        """Whether a row with only this fault is still used."""
         return self in _WARNINGS
 
 
@@ -73,25 +73,27 @@ _WARNINGS: Final = frozenset(
 
 
 class Fault(BaseModel):
-    """One finding, with the place where it was made."""
+    """A fault and its place in the file."""
 
     model_config = ConfigDict(frozen=True)
 
-    line: int | None = Field(None, description="Line of the file, from 1; null for the file as a whole.")
-    field: str | None = Field(None, description="Path of the field in the row, such as `messages[2].role`.")
-    code: FaultCode
-    message: str = Field(description="What is wrong and what to do, as a sentence.")
+    line: int | None = Field(None, description="Line of the file, from 1; null for the whole file.")
+    field: str | None = Field(
+        None, description="Path of the field in the row, such as `messages[2].role`; null for the whole row."
+    )
+    code: FaultCode = Field(description="Kind of fault.")
+    message: str = Field(description="What is wrong, and what to do.")
 
 
 def quote_value(value: Any) -> str:
-    """A value as an error message names it: short, and printable whatever it holds."""
+    """Return a value for an error message: short, and printable for every content."""
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:40] + "…")
     return type_name(value)
 
 
 def type_name(value: Any) -> str:
-    """JSON's word for the type of a value."""
+    """Return the JSON type of a value, with its article."""
     match value:
         case None:
             return "null"

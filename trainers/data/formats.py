@@ -1,4 +1,4 @@
-"""The shapes in which a row of training data may be written, and how one is recognised."""
+"""Formats of rows of training data, and their detection."""
 
 from enum import StrEnum
 from typing import Any, Final
@@ -10,7 +10,7 @@ Message = dict[str, Any]
 
 
 class RowFormat(StrEnum):
-    """How the rows of a dataset are written; a dataset has one format."""
+    """Format of the rows of a dataset; all rows have the same one."""
 
     messages = "messages"
     prompt_completion = "prompt_completion"
@@ -23,11 +23,11 @@ class RowFormat(StrEnum):
 
     @property
     def has_pairs(self) -> bool:
-        """Whether a row compares two answers, which is what DPO trains on."""
+        """Whether a row is a preference pair, on which DPO trains."""
         return self is RowFormat.preference
 
 
-# Preference comes first: published preference sets often carry `messages` or `completion` beside the pair.
+# Preference is first: published preference data often has `messages` or `completion` next to the pair.
 FIELD_SETS: Final[dict[RowFormat, tuple[frozenset[str], ...]]] = {
     RowFormat.preference: (
         frozenset({"chosen", "rejected"}),
@@ -42,7 +42,7 @@ FIELD_SETS: Final[dict[RowFormat, tuple[frozenset[str], ...]]] = {
     RowFormat.llama: (frozenset({"text"}),),
 }
 
-# The fields of a row that is one question and one answer: what is asked, and what is answered.
+# The fields for prompt and completion in formats with a single exchange.
 FLAT_FIELDS: Final = {
     RowFormat.instruction: ("instruction", "response"),
     RowFormat.alpaca: ("instruction", "output"),
@@ -67,12 +67,12 @@ SHAREGPT_ROLES: Final = {
 
 
 def detect_format(row: Row) -> RowFormat | None:
-    """Names the format whose fields the row has; their types are left to validation."""
+    """Return the format whose fields the row has, or None; validation checks their types."""
     return next((row_format for row_format in FIELD_SETS if has_format(row, row_format)), None)
 
 
 def has_format(row: Row, row_format: RowFormat) -> bool:
-    """Tells whether the row has the fields of this format, even if those of another are there too."""
+    """Return whether the row has the fields of this format, possibly next to those of another."""
     names = row.keys()
     for fields in FIELD_SETS[row_format]:
         if names >= fields:
@@ -81,5 +81,5 @@ def has_format(row: Row, row_format: RowFormat) -> bool:
 
 
 def is_openai_preference(row: Row) -> bool:
-    """Tells OpenAI's preference fields (`input`, `preferred_output`, …) from `chosen` and `rejected`."""
+    """Return whether a preference row has OpenAI's fields (`input`, `preferred_output`, …)."""
     return "preferred_output" in row and "chosen" not in row

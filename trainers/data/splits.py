@@ -1,8 +1,9 @@
-"""Train, validation and test parts of a file, chosen by a seeded hash of each row's content.
+"""Train, validation and test parts of a file, by a seeded hash of each row's content.
 
-The hash alone decides, so a row lands in the same part wherever it stands in the file, and equal rows land
-together. With shares, it also stays in its part when other rows come or go, and the sizes vary a little;
-counts are met exactly but for equal rows, and a row may change its part when others come or go.
+The part of a row depends on its hash, not on its position in the file, so equal rows are in the same part.
+With shares, a row also stays in its part when other rows are added or removed, and sizes are approximate.
+With numbers of rows, sizes are exact except for equal rows, and a row may change its part when others are
+added or removed.
 """
 
 from array import array
@@ -22,13 +23,13 @@ HASHES: Final = 2**64
 
 
 class SplitReport(BaseModel):
-    """How many rows each part got."""
+    """Number of rows in each part."""
 
-    seed: int
+    seed: int = Field(description="Seed of the hash.")
     rows: dict[DatasetPart, int] = Field(
-        description="Rows by part; a part that was not asked for is not there."
+        description="Number of rows by part; parts that were not requested are missing."
     )
-    distinct_rows: dict[DatasetPart, int] = Field(description="Rows by part, equal rows counted once.")
+    distinct_rows: dict[DatasetPart, int] = Field(description="Number of different rows by part.")
 
 
 def split_file(
@@ -40,11 +41,11 @@ def split_file(
     seed: int = 0,
     group_of: Callable[[Row], Any] = lambda row: row,
 ) -> SplitReport:
-    """Writes `train.jsonl`, and `validation.jsonl` and `test.jsonl` where asked for, in the file's order.
+    """Write `train.jsonl` and, if requested, `validation.jsonl` and `test.jsonl`, in the file's order.
 
-    `validation` and `test` are shares of the rows below 1, or whole numbers of rows; the rest is for
-    training. Rows for which `group_of` answers the same stay together. The file is read once for each part
-    and once more; 8 bytes a row are kept. Raises ValueError if a part would be empty.
+    `validation` and `test` are shares of the rows below 1, or whole numbers of rows; the other rows are for
+    training. Rows with equal results of `group_of` are in the same part. Reads the file once per part and
+    once more; uses 8 bytes of memory per row. Raises ValueError if a part would be empty.
     """
     hashes = array("Q", (fingerprint(group_of(row), seed) for _, row in iter_rows(path)))
     asked = {DatasetPart.test: test, DatasetPart.validation: validation}
@@ -60,11 +61,11 @@ def split_file(
 
 
 def _parts(hashes: Sequence[int], asked: dict[DatasetPart, float], name: str) -> dict[DatasetPart, range]:
-    """The range of hashes of each part: held-out parts from the bottom up, training above them."""
+    # Each part is a range of hashes: held-out parts from 0 upwards, training above them.
     ordered, parts, start = sorted(hashes), dict[DatasetPart, range](), 0
     for part, size in asked.items():
         if size < 0 or (size >= 1 and size != int(size)):
-            raise ValueError(f"`{part}` is {size}: give a share below 1 or a whole number of rows.")
+            raise ValueError(f"`{part}` is {size}: set a share from 0 to 1, or a whole number of rows.")
         if size < 1:
             end = start + int(size * HASHES)
         else:
@@ -75,8 +76,9 @@ def _parts(hashes: Sequence[int], asked: dict[DatasetPart, float], name: str) ->
     for part, hashes_of_part in parts.items():
         if not any(map(hashes_of_part.__contains__, hashes)):
             raise ValueError(
-                f"The part `{part}` of the {len(hashes)} rows of {name} would be empty: give the held-out "
-                "parts as numbers of rows that leave some for training."
+                f"The part `{part}` of the {len(hashes)} rows of {name} would be empty: set the held-out "
+                "parts "
+                "to numbers of rows that leave some for training."
             )
     return parts
 

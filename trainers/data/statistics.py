@@ -1,4 +1,4 @@
-"""Figures of the rows of a file, gathered in constant memory."""
+"""Statistics of the rows of a file, collected in constant memory."""
 
 import math
 import random
@@ -12,78 +12,81 @@ from trainers.data.formats import FLAT_FIELDS, Row, RowFormat
 
 SAMPLE_SIZE: Final = 10_000
 BATCH_SIZE: Final = 1_000
-# A million rows take about 110 MB; the hash of a row is 64 bits wide.
+# A million rows use about 110 MB of memory; the hash of a row has 64 bits.
 MAX_REMEMBERED_ROWS: Final = 1_000_000
 
 
 class Distribution(BaseModel):
-    """Figures of one length over all valid rows."""
+    """Distribution of a length over all valid rows."""
 
-    min: int
-    mean: float
-    p50: int = Field(description="Median; from 10,001 rows on that of a random sample of 10,000.")
+    min: int = Field(description="Minimum.")
+    mean: float = Field(description="Mean.")
+    p50: int = Field(description="Median; with more than 10,000 rows, of a random sample of 10,000.")
     p95: int = Field(description="95th percentile, of the same sample.")
-    max: int
+    max: int = Field(description="Maximum.")
 
 
 class Statistics(BaseModel):
-    """Figures of the valid rows; a distribution is null where there is none."""
+    """Statistics of the valid rows; distributions are null if there is none."""
 
-    prompt_characters: Distribution | None = Field(None, description="What is not said by the assistant.")
-    completion_characters: Distribution | None = Field(
-        None, description="What the assistant says; of a preference row, the chosen answer."
+    prompt_characters: Distribution | None = Field(
+        None, description="Characters of a row's messages by other roles than assistant."
     )
-    turns: Distribution | None = Field(None, description="Messages of a row, the system turn included.")
-    roles: dict[str, int] = Field({}, description="Messages by role, over all valid rows.")
+    completion_characters: Distribution | None = Field(
+        None, description="Characters of a row's assistant messages; in a preference row, of the chosen ones."
+    )
+    turns: Distribution | None = Field(None, description="Messages per row, including system messages.")
+    roles: dict[str, int] = Field({}, description="Number of messages by role, over all valid rows.")
     duplicates: int = Field(
         0,
-        description="Rows equal, byte for byte, to an earlier row. The first million different rows are "
-        "remembered; in a longer file this is a lower bound.",
+        description="Number of rows that are equal to an earlier row, byte for byte. Rows are compared "
+        "with the "
+        "first million different rows, so in a longer file this is a lower bound.",
     )
 
 
 class LengthSampler:
-    """Smallest, largest, mean, and a uniform sample of rows (Li's algorithm L, 1994), of several lengths.
+    """Minimum, maximum, mean and a uniform sample (Li's algorithm L, 1994) of several lengths per row.
 
-    Rows are counted a thousand at a time: one by one, they cost as much as their parsing.
+    Rows are processed in batches of a thousand: one by one, they would take as long as their parsing.
     """
 
     def __init__(self, width: int) -> None:
         self._count = 0
-        self._least, self._most, self._totals = [0] * width, [0] * width, [0] * width
+        self._min, self._max, self._totals = [0] * width, [0] * width, [0] * width
         self._pending: list[tuple[int, ...]] = []
         self._sample: list[tuple[int, ...]] = []
-        self._random = random.Random(1).random  # noqa: S311  # The sample guards no secret.
+        self._random = random.Random(1).random  # noqa: S311  # Not for security.
         self._weight = 1.0
         self._next = SAMPLE_SIZE - 1
         self._advance()
 
     def add(self, lengths: tuple[int, ...]) -> None:
-        """Counts the lengths of one more row."""
+        """Add the lengths of a row."""
         self._pending.append(lengths)
         if len(self._pending) >= BATCH_SIZE:
             self._count_pending()
 
     def distribution(self, column: int) -> Distribution | None:
-        """The figures of one of the lengths; None without any row."""
+        """Return the distribution of one of the lengths, or None if there are no rows."""
         self._count_pending()
         if not self._count:
             return None
         ordered, last = sorted(row[column] for row in self._sample), len(self._sample) - 1
         return Distribution(
-            min=self._least[column],
+            min=self._min[column],
             mean=self._totals[column] / self._count,
             p50=ordered[round(last * 0.5)],
             p95=ordered[round(last * 0.95)],
-            max=self._most[column],
+            max=self._max[column],
         )
 
     def _count_pending(self) -> None:
         rows, before = self._pending, self._count
         for column, values in enumerate(zip(*rows, strict=True)):
-            least, most = min(values), max(values)
-            self._least[column] = min(self._least[column], least) if before else least
-            self._most[column] = max(self._most[column], most)
+            least, greatest = min(values), max(values)
+            self._min[column] = min(self._min[column], least) if before else least
+            self._max[column] = max(self._max[column], greatest)
             self._totals[column] += sum(values)
         self._count += len(rows)
         self._sample += rows[: SAMPLE_SIZE - len(self._sample)]
@@ -99,7 +102,7 @@ class LengthSampler:
 
 
 class StatisticsCollector:
-    """The figures of a file, row by row."""
+    """Collector of the statistics of a file, row by row."""
 
     def __init__(self) -> None:
         self.duplicates = 0
@@ -109,8 +112,8 @@ class StatisticsCollector:
         self._first_lines: dict[int, int] = {}
 
     def first_line(self, number: int, line: bytes) -> int | None:
-        """The line on which the same row stood before, if it did."""
-        # Nearly all lines end alike; taking the end off each would copy them all.
+        """Return the number of an earlier line with the same row, or None."""
+        # Nearly all lines have the same ending; stripping it from each would copy them all.
         key = hash(line if _has_usual_end(line) else line.rstrip(b"\r\n") + b"\n")
         first = self._first_lines.get(key)
         if first is not None:
@@ -120,7 +123,7 @@ class StatisticsCollector:
         return first
 
     def add(self, row: Row, row_format: RowFormat) -> None:
-        """Counts one more valid row."""
+        """Add a valid row."""
         prompt, completion, roles = 0, 0, self._roles
         lengths = turn_lengths(row, row_format)
         for role, characters in lengths:
@@ -134,7 +137,7 @@ class StatisticsCollector:
             self._count_roles()
 
     def statistics(self) -> Statistics:
-        """The figures so far."""
+        """Return the statistics of the rows so far."""
         self._count_roles()
         prompt, completion, turns = map(self._measures.distribution, range(3))
         return Statistics(
@@ -155,7 +158,10 @@ def _has_usual_end(line: bytes) -> bool:
 
 
 def turn_lengths(row: Row, row_format: RowFormat) -> list[tuple[str, int]]:
-    """Role and characters of every message of a valid row; the two commonest shapes need no conversion."""
+    """Return role and number of characters of each message of a valid row.
+
+    The two most common formats are read without conversion.
+    """
     if row_format is RowFormat.messages:
         return [
             (message["role"], len(content) if type(content) is str else _length(content))
@@ -163,8 +169,8 @@ def turn_lengths(row: Row, row_format: RowFormat) -> list[tuple[str, int]]:
             for content in (message.get("content"),)
         ]
     if row_format in FLAT_FIELDS and not row.get("system") and not row.get("input"):
-        asked, answered = FLAT_FIELDS[row_format]
-        return [("user", len(row[asked])), ("assistant", len(row[answered]))]
+        prompt_field, completion_field = FLAT_FIELDS[row_format]
+        return [("user", len(row[prompt_field])), ("assistant", len(row[completion_field]))]
     return [(message["role"], len(message["content"])) for message in to_messages(row, row_format)]
 
 

@@ -1,4 +1,4 @@
-"""Checks of a conversation: its messages one by one, then their order."""
+"""Checks of a conversation: each message, then their order."""
 
 import json
 from typing import Any, Final, NamedTuple
@@ -6,12 +6,12 @@ from typing import Any, Final, NamedTuple
 from trainers.data.faults import Fault, FaultCode, quote_value, type_name
 from trainers.data.formats import MESSAGE_ROLES, SHAREGPT_ROLES
 
-# The first fault refuses a row; more than this many are noise, and a wrong row may hold a million.
+# One fault makes a row invalid; more than these do not help, and a bad row may contain a million.
 MAX_ROW_FAULTS: Final = 20
 
 
 class TurnFields(NamedTuple):
-    """How a format spells the role and the text of a turn."""
+    """Names of the fields for role and text in a message of a format, and its roles."""
 
     role: str
     content: str
@@ -22,7 +22,7 @@ OPENAI_TURN: Final = TurnFields("role", "content", MESSAGE_ROLES)
 SHAREGPT_TURN: Final = TurnFields("from", "value", SHAREGPT_ROLES)
 
 
-# Nearly every conversation is a system turn at most, then user and assistant in turn.
+# Nearly every conversation is an optional system message, then user and assistant in alternation.
 _PLAIN_NEXT: Final = {
     "": ("user", "system"),
     "system": ("user",),
@@ -32,9 +32,9 @@ _PLAIN_NEXT: Final = {
 
 
 def is_plain_conversation(messages: Any) -> bool:
-    """True when nothing can be wrong with a conversation, at a third of the cost of `check_conversation`.
+    """Return whether a conversation is surely valid, at a third of the cost of `check_conversation`.
 
-    False says nothing: it is for that function to judge.
+    If the result is False, the conversation may still be valid: call that function.
     """
     if type(messages) is not list:
         return False
@@ -61,16 +61,16 @@ def check_conversation(
     begins: tuple[str, ...] = ("user",),
     ends: bool = True,
 ) -> bool:
-    """Adds what is wrong with a list of messages; True if nothing but warnings was added.
+    """Append the faults of a list of messages; return whether they are warnings only, or none.
 
-    `begins` are the roles that may come first, after a system turn; with `ends`, an assistant turn must be
-    the last.
+    `begins` are the roles that may come first, after an optional system message; with `ends`, the last
+    message must be an assistant's.
     """
     if not isinstance(messages, list):
         faults.append(wrong_type_fault(field, "a list of messages", messages))
         return False
     if not messages:
-        faults.append(_fault(field, FaultCode.empty_conversation, "is empty: write its turns"))
+        faults.append(_fault(field, FaultCode.empty_conversation, "is empty: add messages"))
         return False
     before, roles = len(faults), []
     for index, message in enumerate(messages):
@@ -84,28 +84,28 @@ def check_conversation(
 
 
 def wrong_type_fault(field: str, expected: str, value: Any) -> Fault:
-    """The fault of a field that holds another type than it must."""
-    return _fault(field, FaultCode.wrong_type, f"must be {expected}, but it is {type_name(value)}")
+    """Return the fault of a field whose value has the wrong type."""
+    return _fault(field, FaultCode.wrong_type, f"must be {expected}, but is {type_name(value)}")
 
 
 def empty_text_fault(field: str) -> Fault:
-    """The fault of a text without a character that is not white space."""
-    return _fault(field, FaultCode.empty_text, "is empty: write its text, or remove the row")
+    """Return the fault of a text that is empty or only white space."""
+    return _fault(field, FaultCode.empty_text, "is empty: add text, or remove the row")
 
 
 def _check_message(message: Any, field: str, index: int, turn: TurnFields, faults: list[Fault]) -> str:
     if not isinstance(message, dict):
         faults.append(wrong_type_fault(f"{field}[{index}]", f"an object with `{turn.role}`", message))
         return ""
-    spelled = message.get(turn.role)
-    role = turn.roles.get(spelled) if isinstance(spelled, str) else None
+    name = message.get(turn.role)
+    role = turn.roles.get(name) if isinstance(name, str) else None
     if role is None:
-        known = ", ".join(f"`{name}`" for name in turn.roles)
-        problem = f"must be one of {known}, but it is {quote_value(spelled)}"
+        known = ", ".join(f"`{known}`" for known in turn.roles)
+        problem = f"must be one of {known}, but is {quote_value(name)}"
         faults.append(_fault(f"{field}[{index}].{turn.role}", FaultCode.unknown_role, problem))
         return ""
     content = message.get(turn.content)
-    # A message of two fields with some text has nothing else to check, and nearly all are such.
+    # A message with a role and some text, as nearly all are, needs no further check.
     if not isinstance(content, str) or not content or content.isspace():
         _check_content(message, role, f"{field}[{index}].{turn.content}", content, faults)
     if len(message) > 2 and turn is OPENAI_TURN:
@@ -118,7 +118,7 @@ def _check_content(message: dict[str, Any], role: str, field: str, content: Any,
     calls_tools = role == "assistant" and bool(message.get("tool_calls"))
     if content is None and not calls_tools:
         problem = (
-            "is missing or null, which only an assistant turn with `tool_calls` may have: write its text"
+            "is missing or null, which is valid only in an assistant message with `tool_calls`: add its text"
         )
         faults.append(_fault(field, FaultCode.missing_field, problem))
     elif isinstance(content, str) and not calls_tools and role != "tool":
@@ -132,7 +132,7 @@ def _check_content(message: dict[str, Any], role: str, field: str, content: Any,
 def _check_parts(parts: list[Any], field: str, faults: list[Fault]) -> None:
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            problem = "holds a part which is no text: keep only parts such as `{type: text, text: …}`"
+            problem = "contains a part that is not text: keep only parts of the form `{type: text, text: …}`"
             faults.append(_fault(field, FaultCode.unsupported_content, problem))
             return
     if not any(part["text"].strip() for part in parts):
@@ -144,12 +144,12 @@ def _check_tool_calls(message: dict[str, Any], role: str, field: str, faults: li
     if calls is None:
         return
     if role != "assistant":
-        problem = "stands in a turn of another role: only an assistant turn calls tools"
+        problem = "is set in a message of another role: only an assistant message can call tools. Remove it"
         faults.append(_fault(field, FaultCode.invalid_tool_call, problem))
     elif not isinstance(calls, list) or not all(_is_tool_call(call) for call in calls):
         problem = (
-            "must be a list of calls, each with `function.name` and with `function.arguments`, "
-            "which is an object or the JSON of one"
+            "must be a list of calls, each with `function.name` and `function.arguments`, which is an object "
+            "or an object as a JSON string"
         )
         faults.append(_fault(field, FaultCode.invalid_tool_call, problem))
 
@@ -171,7 +171,13 @@ def _check_weight(message: dict[str, Any], role: str, field: str, faults: list[F
     weight = message.get("weight")
     if weight is None or (role == "assistant" and type(weight) in (int, float) and weight in (0, 1)):
         return
-    faults.append(_fault(field, FaultCode.invalid_weight, "must be 0 or 1, in an assistant turn: correct it"))
+    faults.append(
+        _fault(
+            field,
+            FaultCode.invalid_weight,
+            "must be 0 or 1, and only in an assistant message: correct or remove it",
+        )
+    )
 
 
 def _check_order(
@@ -181,12 +187,14 @@ def _check_order(
     for index, role in enumerate(roles):
         code, problem = FaultCode.message_order, ""
         if role == "system" and index:
-            problem = "is a system turn, which may only come first: move it there"
+            problem = "is a system message after the first message: move it to the start"
         elif role == "tool" and not _may_precede_tool(previous, messages[index - 1], turn):
-            problem = "is a tool's answer without a call before it: add the assistant turn that calls it"
+            problem = (
+                "is a tool result without a tool call before it: add the assistant message with the call"
+            )
         elif role == previous and role != "tool":
             code = FaultCode.repeated_role
-            problem = f"is {role} for the second time in a row, which many templates refuse: join the turns"
+            problem = f"is {role} twice in a row, which many chat templates reject: join the messages"
         if problem:
             faults.append(_fault(f"{field}[{index}].{turn.role}", code, problem))
         previous = role
@@ -205,19 +213,19 @@ def _check_ends(
 ) -> None:
     first = next((role for role in roles if role != "system"), None)
     if first is None:
-        problem = "holds only a system turn: add the turns that follow it"
+        problem = "contains only a system message: add the messages that follow it"
         faults.append(_fault(field, FaultCode.empty_conversation, problem))
     elif first not in begins and first != "tool":
         wanted = " or ".join(begins)
         problem = (
-            f"must begin with {wanted}, after a system turn at most, but begins with {first}: reorder it"
+            f"must begin with {wanted}, after an optional system message, but begins with {first}: reorder it"
         )
         faults.append(_fault(field, FaultCode.message_order, problem))
     elif ends and "assistant" not in roles:
-        problem = "holds no assistant turn: add the answer that the model is to learn"
+        problem = "contains no assistant message: add the completion to train on"
         faults.append(_fault(field, FaultCode.no_assistant_turn, problem))
     elif ends and roles[-1] != "assistant":
-        problem = f"ends with a {roles[-1]} turn: end it with the assistant's answer, or cut it there"
+        problem = f"ends with a {roles[-1]} message: add the assistant's reply, or remove that message"
         faults.append(_fault(field, FaultCode.last_turn_not_assistant, problem))
 
 

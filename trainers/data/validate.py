@@ -1,4 +1,4 @@
-"""Validation of a whole file: every fault with its line, and the figures of the rows that can be used."""
+"""Validation of a file: its faults with their lines, and statistics of its valid rows."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,28 +15,28 @@ from trainers.data.formats import Row, RowFormat, detect_format
 from trainers.data.statistics import Statistics, StatisticsCollector
 
 FORMAT_ROWS: Final = 100
-BLANK_LINE: Final = Fault(
-    code=FaultCode.blank_line, message="The line is blank and is passed over: remove it."
-)
+BLANK_LINE: Final = Fault(code=FaultCode.blank_line, message="The line is blank and is ignored: remove it.")
 
 
 class ValidationReport(BaseModel):
-    """What validation found; the file can be trained on when it has valid rows and no fault."""
+    """Result of validation. A file can be trained on if it has valid rows and no fault."""
 
-    format: RowFormat | None = Field(None, description="That of most of the first 100 readable rows.")
-    row_count: int = Field(0, description="Lines that are not blank.")
-    valid_row_count: int = 0
-    fault_count: int = 0
-    fault_counts: dict[FaultCode, int] = {}
+    format: RowFormat | None = Field(
+        None, description="The most frequent format of the first 100 readable rows."
+    )
+    row_count: int = Field(0, description="Number of lines that are not blank.")
+    valid_row_count: int = Field(0, description="Number of rows without a fault.")
+    fault_count: int = Field(0, description="Number of faults.")
+    fault_counts: dict[FaultCode, int] = Field({}, description="Number of faults by code.")
     faults: list[Fault] = Field([], description="The first faults, in the order of their lines.")
-    warning_count: int = 0
-    warning_counts: dict[FaultCode, int] = {}
+    warning_count: int = Field(0, description="Number of warnings.")
+    warning_counts: dict[FaultCode, int] = Field({}, description="Number of warnings by code.")
     warnings: list[Fault] = Field([], description="The first warnings, in the order of their lines.")
-    statistics: Statistics = Statistics()
+    statistics: Statistics = Field(Statistics(), description="Statistics of the valid rows.")
 
 
 class FaultCounter:
-    """Counts findings by code and keeps the first of them."""
+    """Counts of faults by code, and the first of them."""
 
     def __init__(self, limit: int) -> None:
         self.counts: Counter[FaultCode] = Counter()
@@ -44,21 +44,21 @@ class FaultCounter:
         self._limit = limit
 
     def add(self, fault: Fault, line: int | None) -> None:
-        """Counts a finding on a line."""
+        """Count a fault of a line."""
         self.counts[fault.code] += 1
         if len(self.first) < self._limit:
             self.first.append(fault.model_copy(update={"line": line}))
 
 
 def validate_file(path: Path, *, max_faults: int = 100) -> ValidationReport:
-    """Checks every line of a file against the format of most of its first rows, in constant memory.
+    """Check every line of a file against the most frequent format of its first rows, in constant memory.
 
-    The report keeps the first `max_faults` faults and as many warnings, and counts them all.
+    The report contains the first `max_faults` faults and warnings, and the counts of all.
     """
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
         if fault := find_file_fault(file):
             return ValidationReport(fault_count=1, fault_counts={fault.code: 1}, faults=[fault])
-        row_format = _prevailing_format(file)
+        row_format = _detect_file_format(file)
         file.seek(0)
         check = FileValidator(row_format, max_faults)
         for number, line in iter_lines(file):
@@ -67,7 +67,7 @@ def validate_file(path: Path, *, max_faults: int = 100) -> ValidationReport:
 
 
 class FileValidator:
-    """The validation of one file, line by line."""
+    """Validation of a file, line by line."""
 
     def __init__(self, row_format: RowFormat | None, max_faults: int) -> None:
         self._format = row_format
@@ -77,7 +77,7 @@ class FileValidator:
         self._parser = RowParser()
 
     def add(self, number: int, line: bytes | Fault) -> None:
-        """Checks the next line."""
+        """Check the next line."""
         row = self._parser.parse(line) if isinstance(line, bytes) else line
         if row is None:
             self._warnings.add(BLANK_LINE, number)
@@ -88,10 +88,10 @@ class FileValidator:
         elif self._is_valid(row, number) and self._format is not None:
             self._valid_rows += 1
             self._survey.add(row, self._format)
-            self._warn_of_repetition(number, line)
+            self._warn_of_duplicates(number, line)
 
     def report(self) -> ValidationReport:
-        """What was found so far."""
+        """Return the result for the lines so far."""
         if not self._rows:
             self._faults.add(empty_file_fault(), None)
         return ValidationReport(
@@ -116,7 +116,7 @@ class FileValidator:
             is_valid = is_valid and is_warning
         return is_valid
 
-    def _warn_of_repetition(self, number: int, line: bytes | Fault) -> None:
+    def _warn_of_duplicates(self, number: int, line: bytes | Fault) -> None:
         assert isinstance(line, bytes)
         if (key := self._parser.duplicate_key) is not None:
             self._warnings.add(_duplicate_key(key), number)
@@ -124,32 +124,33 @@ class FileValidator:
             self._warnings.add(_duplicate_row(first), number)
 
 
-def _prevailing_format(file: BinaryIO) -> RowFormat | None:
+def _detect_file_format(file: BinaryIO) -> RowFormat | None:
     found: Counter[RowFormat | None] = Counter()
     parser = RowParser()
     for _, line in iter_lines(file):
         row = parser.parse(line) if isinstance(line, bytes) else None
         if isinstance(row, dict):
             found[detect_format(row)] += 1
-        # A row of 16 MiB can take 250 MB: it must be gone before the next one is parsed.
+        # A row of 16 MiB can use 250 MB of memory: free it before the next one is parsed.
         del row
         if found.total() == FORMAT_ROWS:
             break
     del found[None]
-    # Of equal counts, most_common() names the one met first.
+    # Of equal counts, most_common() returns the first in the file.
     return found.most_common(1)[0][0] if found else None
 
 
 def _duplicate_key(key: str) -> Fault:
     return Fault(
         code=FaultCode.duplicate_key,
-        message=f"The key {quote_value(key)} is there twice in one object, and only its last value is used: "
-        "remove the other.",
+        message=f"An object contains the key {quote_value(key)} twice; only the last value is used. "
+        "Remove one of "
+        "them.",
     )
 
 
 def _duplicate_row(first: int) -> Fault:
     return Fault(
         code=FaultCode.duplicate_row,
-        message=f"The row is the same as that of line {first}: remove it, unless it is to count twice.",
+        message=f"The row is equal to line {first}: remove it, unless it should count twice.",
     )

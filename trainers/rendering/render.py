@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from trainers.configs.base import StageDataset
 from trainers.data.conversation import (
-    extract_prompt_and_answer,
+    extract_prompt_and_completion,
     offered_tools,
     preference_messages,
     prompt_completions,
@@ -91,7 +91,7 @@ def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> It
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), max_rows):
         try:
-            yield PromptCompletion(number, *extract_prompt_and_answer(row), offered_tools(row))
+            yield PromptCompletion(number, *extract_prompt_and_completion(row), offered_tools(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetInvalid(
                 f"Row {number} of {path} has no prompt: {error}",

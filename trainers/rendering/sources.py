@@ -1,4 +1,4 @@
-"""Rows and sentence pairs from wherever a `prepare` stage reads them, one at a time."""
+"""Readers of the sources of a `prepare` stage, one row or sentence pair at a time."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,10 +13,13 @@ from trainers.runtime.errors import DatasetFileNotFound
 
 
 def read_sentence_pairs(source: Source, drops: DropRecorder) -> Iterable[TranslationPair]:
-    """Korean-English pairs; raises DatasetNotFound, and ValueError naming the line that cannot be read."""
+    """Return Korean-English pairs.
+
+    Raises DatasetFileNotFound, and ValueError naming a line that cannot be read.
+    """
     for path in source.paths:
         if not Path(path).exists():
-            raise DatasetFileNotFound(f"The source {path} does not exist.", "Check the path.")
+            raise DatasetFileNotFound(f"The source {path} does not exist on this host.", "Check the path.")
     match source:
         case AlignedSource():
             return read_aligned(Path(source.korean), Path(source.english))
@@ -30,15 +33,15 @@ def read_sentence_pairs(source: Source, drops: DropRecorder) -> Iterable[Transla
 
 
 def read_source_rows(source: Source) -> Iterator[tuple[int, Row]]:
-    """Rows with their numbers from 1; raises DatasetNotFound or DatasetInvalid."""
+    """Return rows with their numbers, from 1; raises DatasetFileNotFound or DatasetInvalid."""
     if isinstance(source, HubSource):
         return _hub_rows(source)
-    assert isinstance(source, JsonlSource), "the config asks for a recipe on other kinds"
+    assert isinstance(source, JsonlSource), "the config requires a recipe for other kinds"
     return read_rows(Path(source.path))
 
 
 def _hub_rows(source: HubSource) -> Iterator[tuple[int, Row]]:
-    # Seconds that no other source has to wait for.
+    # The import takes seconds, which other sources need not spend.
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -49,6 +52,6 @@ def _hub_rows(source: HubSource) -> Iterator[tuple[int, Row]]:
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
         raise DatasetFileNotFound(
             f"The data set {source.name} cannot be read: {str(error).splitlines()[0]}",
-            "Name a data set of the hub that this host can fetch, its subset and its split.",
+            "Check the name, subset and split, and that this host can reach the hub.",
         ) from error
     yield from enumerate(rows, start=1)

@@ -46,7 +46,7 @@ def test_same_content_again_is_the_same_dataset(client: TestClient) -> None:
         (gzip.compress(GOOD, mtime=0), None, "gzip"),
         (GOOD.decode().encode("utf-16"), None, "UTF-16"),
         (GOOD.replace(b"\n", b"\r"), 1, "carriage return"),
-        (GOOD + b'{"question": "cut o', 6, "cut"),
+        (GOOD + b'{"question": "cut o', 6, "truncated"),
         (GOOD + b'{"question": "", "answer": "4"}\n', 6, "empty"),
         (GOOD + b'{"prompt": "a", "completion": "b"}\n', 6, "prompt_completion"),
     ],

@@ -114,7 +114,7 @@ def test_tokens_are_counted_by_the_model_s_own_tokenizer(
     filters = [{"kind": "tokens", "maximum": 60}]
     result, parts = made(tmp_path, dataset=write_rows(rows), base=str(starter), filters=filters)
     assert parts["train"] == [QUESTIONS[0]]
-    assert "tokens, above 60" in result["drops"]["first"][0]["detail"]
+    assert "tokens; the maximum is 60" in result["drops"]["first"][0]["detail"]
     assert result["rows"][0]["loss_token_count"] > 0
 
 
@@ -152,7 +152,7 @@ def test_nothing_left_is_told_with_the_count(tmp_path: Path, write_rows: Write) 
 
 def test_a_row_that_a_recipe_cannot_use_is_named(tmp_path: Path, write_rows: Write) -> None:
     rows = [*QUESTIONS[:2], {"question": "And?", "answer": "no final answer"}]
-    with pytest.raises(DatasetInvalid, match="Line 3: `answer` marks no final answer"):
+    with pytest.raises(DatasetInvalid, match="Line 3: `answer` contains no final answer"):
         made(tmp_path, dataset=write_rows(rows), recipe={"kind": "maths_sft"})
 
 

@@ -1,7 +1,7 @@
 """Korean-English sentence pairs from two aligned files, from TSV, or from rows of a data set.
 
-Lines end at a line feed and nowhere else: Python's own `splitlines` also cuts at characters such as U+2028,
-which stand within sentences, and every pair after one would be wrong.
+Only a line feed ends a line: Python's `splitlines` also splits at characters such as U+2028, which occur
+within sentences, and would misalign every later pair.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from trainers.data.files.jsonl import iter_lines
 
 
 class TranslationPair(NamedTuple):
-    """A sentence in both languages, with the line on which it stands."""
+    """A sentence in both languages, with its line in the file."""
 
     line: int
     korean: str
@@ -22,23 +22,23 @@ class TranslationPair(NamedTuple):
 
 
 def read_aligned(korean: Path, english: Path) -> Iterator[TranslationPair]:
-    """The lines of two files side by side; ValueError when one is longer or a line is not UTF-8."""
+    """Yield the lines of two files as pairs; raises ValueError if one is longer or a line is not UTF-8."""
     for left, right in zip_longest(_texts(korean), _texts(english)):
         if left is None or right is None:
             line = (left or right)[0]
             shorter, longer = (korean, english) if left is None else (english, korean)
             raise ValueError(
                 f"{shorter.name} ends before line {line} of {longer.name}: the files are not aligned. "
-                "Take both from the same release."
+                "Use both files from the same release."
             )
         yield TranslationPair(left[0], left[1], right[1])
 
 
 def read_tsv(path: Path, *, korean: int | str = 1, english: int | str = 2) -> Iterator[TranslationPair]:
-    """Pairs from two columns of a file of tab-separated values, in which quotes are plain characters.
+    """Yield pairs from two columns of tab-separated values; quotes have no special meaning.
 
-    Columns are numbers from 1, or names, which the first line must then hold. Raises ValueError naming the
-    line that has too few columns, or the name that is missing.
+    A column is a number from 1, or a name in the first line. Raises ValueError naming the line with too few
+    columns, or the missing name.
     """
     lines = _texts(path)
     header: list[str] = []
@@ -49,8 +49,9 @@ def read_tsv(path: Path, *, korean: int | str = 1, english: int | str = 2) -> It
         fields = text.split("\t")
         if len(fields) < max(left, right):
             raise ValueError(
-                f"{path.name}, line {line}: {len(fields)} columns are there, but column {max(left, right)} "
-                "is needed. Put one tab between columns, and none within a sentence."
+                f"{path.name}, line {line}: column {max(left, right)} is missing, the line has "
+                f"{len(fields)}. Use "
+                "one tab between columns, and none within a sentence."
             )
         yield TranslationPair(line, fields[left - 1], fields[right - 1])
 
@@ -58,15 +59,15 @@ def read_tsv(path: Path, *, korean: int | str = 1, english: int | str = 2) -> It
 def parse_pairs(
     rows: Iterable[dict[str, Any]], *, korean: str = "ko", english: str = "en"
 ) -> Iterator[TranslationPair]:
-    """Pairs from rows with a field for each language, or with both in a `translation`, as on the hub.
+    """Yield pairs from rows with a field for each language, at the top or in `translation`, as on the hub.
 
-    Raises ValueError naming the row, from 1, and the field that is missing or no string.
+    Raises ValueError naming the row, from 1, and the field that is missing or not a string.
     """
     for number, row in enumerate(rows, start=1):
         texts = row.get("translation", row)
         for field in (korean, english):
             if not isinstance(texts, dict) or not isinstance(texts.get(field), str):
-                raise ValueError(f"Row {number} has no text `{field}`: name the fields of both languages.")
+                raise ValueError(f"Row {number} has no text in `{field}`: set the names of both fields.")
         yield TranslationPair(number, texts[korean], texts[english])
 
 
@@ -79,15 +80,18 @@ def _texts(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip(b"\r\n").decode()
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path.name}, line {number}: byte {error.start + 1} is not UTF-8. Save it in UTF-8."
+                    f"{path.name}, line {number}: byte {error.start + 1} is not UTF-8. Save the file as "
+                    "UTF-8."
                 ) from error
 
 
 def _column(column: int | str, header: list[str], path: Path) -> int:
     if isinstance(column, int):
         if column < 1:
-            raise ValueError(f"Column {column} does not exist: columns are counted from 1.")
+            raise ValueError(f"Column {column} does not exist: columns are numbered from 1.")
         return column
     if column not in header:
-        raise ValueError(f"{path.name} has no column {column!r}, but {', '.join(map(repr, header))}.")
+        raise ValueError(
+            f"{path.name} has no column {column!r}; its columns are {', '.join(map(repr, header))}."
+        )
     return header.index(column) + 1

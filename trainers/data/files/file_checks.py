@@ -1,4 +1,4 @@
-"""Faults of a file as a whole, told from its first bytes."""
+"""Faults of a whole file, detected from its first bytes."""
 
 from typing import BinaryIO, Final
 
@@ -6,7 +6,7 @@ from trainers.data.faults import Fault, FaultCode
 
 UTF8_MARK: Final = b"\xef\xbb\xbf"
 HEAD_BYTES: Final = 2**16
-# One line in another encoding is that line's fault; from three on, with none right, it is the file's.
+# A single line in another encoding is a fault of that line; three, and none in UTF-8, a fault of the file.
 MIN_UNDECODABLE_LINES: Final = 3
 
 COMPRESSED: Final = {
@@ -16,33 +16,33 @@ COMPRESSED: Final = {
     b"BZh": ("bzip2", "bunzip2"),
 }
 OTHER_KINDS: Final = {
-    b"PK\x03\x04": "a zip archive or an Excel workbook; export or unpack it",
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack or export it",
     b"PK\x05\x06": "an empty zip archive; upload the rows themselves",
     b"PAR1": "a Parquet file; export it with pandas' to_json(orient='records', lines=True)",
     b"ARROW1": "an Arrow file; export it with pandas' to_json(orient='records', lines=True)",
     b"ORC": "an ORC file; export it with pandas' to_json(orient='records', lines=True)",
     b"Obj\x01": "an Avro file; export its records as JSON",
-    b"%PDF": "a PDF document; write its text as rows",
+    b"%PDF": "a PDF document; convert its text to rows",
     b"\xd0\xcf\x11\xe0": "an old Office document; export it",
     b"SQLite format 3\x00": "an SQLite database; export the table as rows",
     b"\x89HDF": "an HDF5 file; export it",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with `git lfs pull`",
-    b"<": "an HTML or XML page, often what a download link answers without a login; download the file again",
-    b"\x00\x00": "nothing but zero bytes at its start, as a broken copy leaves it; upload it again",
+    b"<": "an HTML or XML page, often the response to a download without login; download the file again",
+    b"\x00\x00": "zero bytes at its start, which a failed copy leaves; upload it again",
 }
 
 
 def find_file_fault(file: BinaryIO) -> Fault | None:
-    """The fault that makes every line of a file unreadable, if there is one; leaves the file at its start."""
+    """Return the fault that makes every line of a file unreadable, or None; leaves the file at its start."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
     return _binary_fault(head) or _encoding_fault(head) or _layout_fault(head.removeprefix(UTF8_MARK))
 
 
 def empty_file_fault() -> Fault:
-    """The fault of a file without a row."""
+    """Return the fault of a file without rows."""
     return Fault(
-        code=FaultCode.empty_file, message="The file holds no rows: write one JSON object on each line."
+        code=FaultCode.empty_file, message="The file contains no rows: write one JSON object per line."
     )
 
 
@@ -51,13 +51,13 @@ def _binary_fault(head: bytes) -> Fault | None:
         if head.startswith(magic):
             return Fault(
                 code=FaultCode.compressed_file,
-                message=f"The file is compressed with {kind}: decompress it first, with `{command}`.",
+                message=f"The file is compressed with {kind}: decompress it with `{command}` first.",
             )
     if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
         return None
     for magic, kind in OTHER_KINDS.items():
         if head.startswith(magic):
-            return Fault(code=FaultCode.not_jsonl, message=f"The file is not JSONL but {kind}.")
+            return Fault(code=FaultCode.not_jsonl, message=f"The file is not JSONL: it is {kind}.")
     return None
 
 
@@ -66,16 +66,17 @@ def _encoding_fault(head: bytes) -> Fault | None:
         return Fault(
             code=FaultCode.wrong_encoding,
             message=(
-                f"The file is encoded as {encoding}, not as UTF-8: "
-                f"convert it with `iconv -f {encoding} -t UTF-8`."
+                f"The file is encoded as {encoding} instead of UTF-8: convert it with "
+                f"`iconv -f {encoding} -t UTF-8`."
             ),
         )
     if _has_only_undecodable_lines(head):
         return Fault(
             code=FaultCode.wrong_encoding,
             message=(
-                "The file is not encoded as UTF-8: convert it from its own encoding, "
-                "for example with `iconv -f CP949 -t UTF-8` for Korean or `-f WINDOWS-1252` for English text."
+                "The file is not encoded as UTF-8: convert it from its encoding, for example with "
+                "`iconv -f CP949 -t UTF-8` for Korean text or `iconv -f WINDOWS-1252 -t UTF-8` for "
+                "English text."
             ),
         )
     return None
@@ -88,13 +89,14 @@ def _layout_fault(head: bytes) -> Fault | None:
     if start.startswith(b"["):
         return Fault(
             code=FaultCode.json_array,
-            message="The file is one JSON array, not one object per line: convert it with `jq -c '.[]'`.",
+            message="The file is a single JSON array instead of one object per line: convert it with `jq "
+            "-c '.[]'`.",
         )
     first_line, newline, rest = start.partition(b"\n")
     if first_line.strip() == b"{" and newline and not rest.lstrip().startswith(b"{"):
         return Fault(
             code=FaultCode.pretty_printed,
-            message="The file spreads each object over several lines: put each on one, with `jq -c .`.",
+            message="Each object spans several lines: write one object per line, with `jq -c .`.",
         )
     return None
 

@@ -1,4 +1,4 @@
-"""One line of JSON Lines as an object, or as the fault that keeps it from being one."""
+"""Parser of one line of JSON Lines."""
 
 import json
 import math
@@ -9,16 +9,19 @@ from trainers.data.faults import Fault, FaultCode, quote_value, type_name
 from trainers.data.files.file_checks import UTF8_MARK
 from trainers.data.formats import Row
 
-# A nested list takes 2 bytes in the file and 88 in memory, an object of one key 7 and 230.
-# A million of them stay below 250 MB, whatever a line of 16 MiB holds besides.
-MAX_MARKS: Final = 1_000_000
-# Pydantic and the JSON encoder give up somewhere above 200 levels; no shape of training data needs 64.
+# A nested list takes 2 bytes in the file and 88 in memory, an object with one key 7 and 230. A million of
+# them stay below 250 MB, whatever else is in a line of 16 MiB.
+MAX_BRACKETS_AND_COLONS: Final = 1_000_000
+# Pydantic and the JSON encoder fail somewhere above 200 levels; no format of training data needs 64.
 MAX_DEPTH: Final = 64
 SURROGATE: Final = re.compile(rb"\\u[dD]")
 
 
 class RowParser:
-    """Turns lines into objects; it remembers a key that the last object held twice."""
+    """Parser of lines; `duplicate_key` is a repeated key in the last line, which JSON parsers drop silently.
+
+    See `docs/decisions/0016-rows-are-parsed-by-the-scanner-of-json.md` for the reason and the measurement.
+    """
 
     def __init__(self) -> None:
         self.duplicate_key: str | None = None
@@ -29,7 +32,7 @@ class RowParser:
         )
 
     def parse(self, line: bytes) -> Row | Fault | None:
-        """The object on a line, or the fault that keeps it from being one; None for a blank line."""
+        """Return the object on a line or its fault; None for a blank line."""
         self.duplicate_key = None
         if len(line) < 3 and not line.strip():
             return None
@@ -38,18 +41,21 @@ class RowParser:
             body = line[:-2] if line.endswith(b"\r\n") else line
             if b"\r" in body:
                 return bare_return_fault()
-        if len(body) > MAX_MARKS and sum(map(body.count, (b"{", b"[", b":"))) > MAX_MARKS:
+        if (
+            len(body) > MAX_BRACKETS_AND_COLONS
+            and sum(map(body.count, (b"{", b"[", b":"))) > MAX_BRACKETS_AND_COLONS
+        ):
             return _too_complex()
         try:
             value = self._value(body.decode(), body)
         except StopIteration:
             return None
         except (ValueError, RecursionError) as error:
-            return _unreadable(error, line)
-        return _checked(value, body)
+            return _parse_fault(error, line)
+        return _check_value(value, body)
 
     def _value(self, text: str, body: bytes) -> Any:
-        # The scanner alone is faster than decode(), which searches twice for white space, and needs no hook.
+        # The scanner alone is faster than decode(), which also searches for white space, and calls no hook.
         try:
             value, end = self._scan(text, 0)
         except StopIteration:
@@ -72,10 +78,11 @@ class RowParser:
 
 
 def _is_plain(value: Any, body: bytes) -> bool:
-    """Whether a value surely holds no key twice and is not nested too deep; False leaves it open.
+    """Return whether a value surely has no repeated key and little nesting; False means unknown.
 
-    A line has a colon for each key that was written and for each colon within its strings. If that is as many
-    as are counted in the value and its lists' objects, no key was lost, and what lies deeper has no keys.
+    A line contains a colon per key and the colons within its strings. If their number equals the number of
+    keys and colons in the value and in the objects of its lists, no key was lost, and deeper values have no
+    keys.
     """
     if type(value) is not dict or body.count(b"[") > MAX_DEPTH // 2:
         return False
@@ -110,18 +117,20 @@ def _first_repeated(pairs: list[tuple[str, Any]]) -> str | None:
     return None
 
 
-def _checked(value: Any, body: bytes) -> Row | Fault:
+def _check_value(value: Any, body: bytes) -> Row | Fault:
     if not isinstance(value, dict):
         return Fault(
             code=FaultCode.not_an_object,
-            message=f"The line holds {type_name(value)}: write one JSON object, `{{…}}`, on each line.",
+            message=f"The line contains {type_name(value)} instead of an object: write one JSON object, "
+            f"`{{…}}`, per line.",
         )
-    # Half a surrogate pair can only come from an escape; raw ones fail to decode.
+    # Half a surrogate pair can only come from an escape; raw bytes fail to decode.
     if b"\\" in body and SURROGATE.search(body) and not _is_encodable(value):
         return Fault(
             code=FaultCode.lone_surrogate,
-            message="A string holds half of a surrogate pair, which is no character: "
-            "write the whole pair, or remove the `\\ud…` escape.",
+            message="A string contains half of a surrogate pair, which is not a character: write the "
+            "whole pair, "
+            "or remove the `\\ud…` escape.",
         )
     return value
 
@@ -149,7 +158,7 @@ def _is_encodable(value: Any) -> bool:
 
 
 class NotFiniteNumber(ValueError):
-    """A number which JSON does not know."""
+    """A number that JSON cannot represent."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -163,7 +172,7 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _unreadable(error: ValueError | RecursionError, line: bytes) -> Fault:
+def _parse_fault(error: ValueError | RecursionError, line: bytes) -> Fault:
     is_cut_off = not line.endswith(b"\n")
     match error:
         case RecursionError():
@@ -171,24 +180,25 @@ def _unreadable(error: ValueError | RecursionError, line: bytes) -> Fault:
         case NotFiniteNumber():
             return Fault(
                 code=FaultCode.not_finite_number,
-                message=f"JSON has no number {quote_value(str(error))}: write a finite number.",
+                message=f"The number {quote_value(str(error))} is not valid JSON: write a finite number, "
+                "null or a string.",
             )
         case UnicodeDecodeError() if not (is_cut_off and error.reason == "unexpected end of data"):
             return Fault(
                 code=FaultCode.invalid_utf8,
-                message=f"Byte {error.start + 1} of the line is not UTF-8: save the file in UTF-8.",
+                message=f"Byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8.",
             )
         case json.JSONDecodeError() if not is_cut_off or b"\0" in line or line.startswith(UTF8_MARK):
             return _invalid_json(error, line)
         case json.JSONDecodeError() | UnicodeDecodeError():
             return Fault(
                 code=FaultCode.truncated_line,
-                message="The last line ends within its object, so the file was cut off: upload it again.",
+                message="The last line ends within an object, so the file is truncated: upload it again.",
             )
         case _:
             return Fault(
                 code=FaultCode.number_too_long,
-                message="A number has thousands of digits: write it as a string, or shorten it.",
+                message="A number has thousands of digits: shorten it, or write it as a string.",
             )
 
 
@@ -198,41 +208,44 @@ def _invalid_json(error: json.JSONDecodeError, line: bytes) -> Fault:
     if line.startswith(UTF8_MARK):
         return Fault(
             code=FaultCode.byte_order_mark,
-            message="The line begins with a byte order mark, as joined files leave it: remove it.",
+            message="The line begins with a byte order mark, which concatenated files leave: remove it.",
         )
     return Fault(
         code=FaultCode.invalid_json,
-        message=f"The line is not JSON: {error.msg} at column {error.colno}. Write one object on each line.",
+        message=f"The line is not valid JSON: {error.msg} at column {error.colno}. Write one object per "
+        "line.",
     )
 
 
 def nul_byte_fault(line: bytes) -> Fault:
-    """The fault of a line with a zero byte."""
+    """Return the fault of a line with a zero byte."""
     return Fault(
         code=FaultCode.nul_byte,
-        message=f"Byte {line.index(0) + 1} of the line is zero, as broken copies leave it: remove it.",
+        message=f"Byte {line.index(0) + 1} of the line is zero, which a failed copy leaves: remove it.",
     )
 
 
 def bare_return_fault() -> Fault:
-    """The fault of a carriage return which no line feed follows."""
+    """Return the fault of a carriage return without a line feed."""
     return Fault(
         code=FaultCode.bare_carriage_return,
-        message="A carriage return stands alone, as in files with the line endings of old Macs: "
-        "end lines with a line feed, for example with `tr '\\r' '\\n'`.",
+        message="The line contains a carriage return without a line feed, the line ending of old Macs: end "
+        "lines with a line feed, for example with `tr '\\r' '\\n'`.",
     )
 
 
 def _too_complex() -> Fault:
     return Fault(
         code=FaultCode.too_complex,
-        message=f"The row holds more than {MAX_MARKS:,} brackets and colons: split it into several rows.",
+        message=f"The row contains more than {MAX_BRACKETS_AND_COLONS:,} brackets and colons: split it "
+        "into several rows.",
     )
 
 
 def _too_deep() -> Fault:
     return Fault(
         code=FaultCode.too_deep,
-        message=f"The row is nested more than {MAX_DEPTH} levels deep: flatten it, or write the inner part "
-        "as a string.",
+        message=f"The row is nested more than {MAX_DEPTH} levels deep: flatten it, or write the inner "
+        "part as a "
+        "string.",
     )

@@ -1,4 +1,4 @@
-"""JSON Lines, read and written in constant memory, with a fault for every line that is no JSON object."""
+"""Reading and writing of JSON Lines in constant memory, with a fault for each line that is not an object."""
 
 import json
 import os
@@ -18,7 +18,7 @@ READ_BUFFER_BYTES: Final = 2**18
 
 
 def iter_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yields (line number, row) of a file that has been validated; ValueError names the first bad line."""
+    """Yield (line number, row) of a valid file; raises ValueError naming the first invalid line."""
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
         if fault := find_file_fault(file):
             raise ValueError(f"{path.name}: {fault.message}")
@@ -29,15 +29,16 @@ def iter_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 raise ValueError(f"{path.name}, line {number}: {row.message}")
             if row is not None:
                 yield number, row
-            # A row of 16 MiB can take 250 MB: it must be gone before the next one is parsed.
+            # A row of 16 MiB can use 250 MB of memory: free it before the next one is parsed.
             del row
 
 
 def read_rows(path: Path, *, offset: int, limit: int) -> list[tuple[int, Row]]:
-    """Up to `limit` readable rows after the first `offset` of them, each with its line number.
+    """Return up to `limit` readable rows after the first `offset` of them, each with its line number.
 
-    Lines that hold no JSON object are passed over; a file that is not JSONL has no rows. Rows which together
-    exceed `MAX_LINE_BYTES` are left to the next call, whose offset is this one plus the rows it returned.
+    Lines without a JSON object are skipped; a file that is not JSONL has no rows. The rows together have at
+    most `MAX_LINE_BYTES`, unless the first alone exceeds it; the offset of the next call is this one plus the
+    number of rows returned.
     """
     rows: list[tuple[int, Row]] = []
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
@@ -62,9 +63,9 @@ def read_rows(path: Path, *, offset: int, limit: int) -> list[tuple[int, Row]]:
 def iter_lines(
     file: BinaryIO, *, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[int, bytes | Fault]]:
-    """Yields (line number from 1, line with its ending); a longer line is a fault and never held whole.
+    """Yield (line number from 1, line with its ending); a line that is too long is a fault, never read whole.
 
-    A byte order mark at the start of the file is dropped.
+    A byte order mark at the start of the file is skipped.
     """
     readline, limit = file.readline, max_line_bytes + 1
     if file.read(len(UTF8_MARK)) != UTF8_MARK:
@@ -83,33 +84,35 @@ def iter_lines(
 
 
 def save_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Writes rows as they come, one to a line, and returns their number; the file appears once it is whole.
+    """Write rows to a file, one per line, and return their number; the file appears when it is complete.
 
-    Raises ValueError for a row which `iter_rows` would refuse: a number that is not finite, half a surrogate
+    Raises ValueError for a row that `iter_rows` would reject: a number that is not finite, half a surrogate
     pair, a value of a type that JSON lacks, or a line of more than `MAX_LINE_BYTES`.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     written = 0
     try:
-        with unfinished.open("wb") as file:
+        with temporary.open("wb") as file:
             for written, row in enumerate(rows, start=1):
                 file.write(row_line(row, written))
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        temporary.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return written
 
 
 def row_line(row: Row, number: int) -> bytes:
-    """A row as the bytes of its line; ValueError names the row by its number, as `save_rows` does."""
+    """Return the line of a row as bytes; raises ValueError like `save_rows`, naming the row's number."""
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"Row {number} cannot be written as JSON: {error}. Correct or drop it.") from error
+        raise ValueError(f"Row {number} cannot be written as JSON: {error}. Correct or remove it.") from error
     if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"Row {number} takes {len(line):,} bytes, above {MAX_LINE_BYTES:,}: split it.")
+        raise ValueError(
+            f"Row {number} has {len(line):,} bytes; the maximum is {MAX_LINE_BYTES:,}. Split it."
+        )
     return line
 
 

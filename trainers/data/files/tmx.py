@@ -1,7 +1,7 @@
-"""Korean-English pairs from TMX, the XML format of translation memories, read as a stream.
+"""Korean-English sentence pairs from TMX, the XML format of translation memories, read as a stream.
 
-Nothing outside the file is ever read: a document type may be named but is not fetched, and a file that
-declares or uses an entity of its own is refused, so that none can be expanded.
+Nothing outside the file is read: a document type is not fetched. A file that declares or uses its own
+entities is rejected, so that none is expanded.
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from trainers.data.files.aligned import TranslationPair
 from trainers.data.filters.drops import DropReason, DropRecorder
 
 CHUNK_BYTES: Final = 2**16
-# Expat holds one tag or text whole; a segment is a sentence.
-MAX_HELD_BYTES: Final = 2**22
+# Expat buffers a whole tag or text; a segment is a sentence.
+MAX_BUFFERED_BYTES: Final = 2**22
 MAX_SEGMENT_CHARACTERS: Final = 2**18
 MAX_DEPTH: Final = 64
-# What these elements hold is formatting code of the tool that wrote the file, and no text.
+# These elements contain formatting codes of the tool that wrote the file, not text.
 CODE_ELEMENTS: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
 
 
 def read_tmx(path: Path, drops: DropRecorder) -> Iterator[TranslationPair]:
-    """Pairs from every unit that has both languages, with the line on which the unit begins.
+    """Yield the pairs of every unit with both languages, with the line on which the unit begins.
 
-    A unit without one of them is reported as dropped; one with several variants gives every combination.
-    Raises ValueError for a file that is not well-formed XML, is no TMX, or declares entities.
+    A unit without one of them is recorded as dropped; one with several variants gives every combination.
+    Raises ValueError for a file that is not well-formed XML, is not TMX, or declares entities.
     """
     reader, fed_bytes = _Reader(path.name, drops), 0
     with path.open("rb") as file:
@@ -34,14 +34,17 @@ def read_tmx(path: Path, drops: DropRecorder) -> Iterator[TranslationPair]:
             fed_bytes += len(chunk)
             reader.feed(chunk)
             yield from reader.take()
-            if fed_bytes - reader.parsed_bytes > MAX_HELD_BYTES:
-                raise ValueError(f"{path.name} holds a tag of more than {MAX_HELD_BYTES:,} bytes.")
+            if fed_bytes - reader.parsed_bytes > MAX_BUFFERED_BYTES:
+                raise ValueError(
+                    f"{path.name} contains a tag of more than {MAX_BUFFERED_BYTES:,} bytes. Export the "
+                    "file again."
+                )
     reader.feed(b"", is_last=True)
     yield from reader.take()
 
 
 class _Reader:
-    """The state between two pieces of the file: the open elements, and the unit that is being read."""
+    """Parser state between two chunks of the file: the open elements and the current unit."""
 
     def __init__(self, name: str, drops: DropRecorder) -> None:
         self._name, self._drops = name, drops
@@ -78,15 +81,17 @@ class _Reader:
 
     def _start(self, element: str, attributes: dict[str, str]) -> None:
         if not self._open and element != "tmx":
-            raise ValueError(f"{self._name} is no TMX: its first element is `{element[:40]}`.")
+            raise ValueError(
+                f"{self._name} is not TMX: its first element is `{element[:40]}` instead of `tmx`."
+            )
         if len(self._open) >= MAX_DEPTH:
             raise self._error(f"elements are nested more than {MAX_DEPTH} deep")
         self._open.append(element)
         if element == "tu":
             self._line, self._unit = self._parser.CurrentLineNumber, {}
         elif element == "tuv":
-            spelled = attributes.get("xml:lang") or attributes.get("lang") or ""
-            self._language = spelled.replace("_", "-").split("-")[0].lower()
+            language = attributes.get("xml:lang") or attributes.get("lang") or ""
+            self._language = language.replace("_", "-").split("-")[0].lower()
         elif element == "seg":
             self._segment, self._characters = [], 0
 
@@ -101,7 +106,7 @@ class _Reader:
     def _end(self, element: str) -> None:
         self._open.pop()
         if element == "seg" and self._segment is not None:
-            # A segment is one line of text; line breaks in it come from the layout of the file.
+            # A segment is one line of text; its line breaks come from the layout of the file.
             self._unit.setdefault(self._language, []).append(" ".join("".join(self._segment).split()))
             self._segment = None
         elif element == "tu":
@@ -110,8 +115,8 @@ class _Reader:
     def _finish_unit(self) -> None:
         korean, english = self._unit.get("ko", []), self._unit.get("en", [])
         if not korean or not english:
-            there = ", ".join(sorted(self._unit)) or "none"
-            detail = f"The unit needs the languages ko and en, but it has {there}."
+            found = ", ".join(sorted(self._unit)) or "none"
+            detail = f"The unit needs the languages ko and en, but has {found}."
             self._drops.add(self._line, DropReason.empty_side, detail)
         self._pairs += [TranslationPair(self._line, *texts) for texts in product(korean, english)]
 

@@ -1,1 +1,1 @@
-"""Filters of rows and of translation pairs; each passes on what it keeps and reports what it drops."""
+"""Filters of rows and of translation pairs; each yields the rows it keeps and records those it drops."""

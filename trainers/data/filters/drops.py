@@ -1,4 +1,4 @@
-"""What filters dropped, from which lines, and why."""
+"""Record of the rows that filters drop, with line and reason."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 
 class DropReason(StrEnum):
-    """Why a row or a pair was dropped."""
+    """Reason for which a row or pair was dropped."""
 
     too_short = "too_short"
     too_long = "too_long"
@@ -22,29 +22,32 @@ class DropReason(StrEnum):
 
 
 class Drop(BaseModel):
-    """One row that was dropped."""
+    """A dropped row."""
 
     line: int = Field(description="Line of the file, from 1.")
-    reason: DropReason
-    detail: str = Field(description="The figure or the line that decided, as a sentence.")
+    reason: DropReason = Field(description="Reason for which the row was dropped.")
+    detail: str = Field(description="The value or line that decided, as a sentence.")
 
 
 class DropReport(BaseModel):
-    """What a chain of filters dropped."""
+    """Rows that a chain of filters dropped."""
 
-    dropped: int
-    counts: dict[DropReason, int] = Field(description="Rows dropped, by reason.")
-    first: list[Drop] = Field(description="The first drops of each reason, in the order of their lines.")
+    dropped: int = Field(description="Number of rows dropped.")
+    counts: dict[DropReason, int] = Field(description="Number of rows dropped, by reason.")
+    first: list[Drop] = Field(
+        description="The first dropped rows for each reason, in the order of their lines."
+    )
     not_remembered: int = Field(
-        description="Rows that came after a duplicate filter's memory was full, and which later rows were "
-        "not compared with; above 0, some duplicates may be left."
+        description="Rows after a duplicate filter's memory was full, with which later rows were not "
+        "compared; "
+        "above 0, some duplicates may remain."
     )
 
 
 class DropRecorder:
-    """Gathers what the filters of one chain drop.
+    """Recorder of the rows that a chain of filters drops.
 
-    `limit` drops of each reason are kept for the report; `write` is called with every single one.
+    The report contains the first `limit` rows for each reason; `write` is called for every row.
     """
 
     def __init__(self, limit: int = 100, write: Callable[[Drop], object] | None = None) -> None:
@@ -54,7 +57,7 @@ class DropRecorder:
         self._limit, self._write = limit, write
 
     def add(self, line: int, reason: DropReason, detail: str) -> None:
-        """Counts one more dropped row."""
+        """Record a dropped row."""
         self._counts[reason] += 1
         drop = Drop(line=line, reason=reason, detail=detail)
         if self._counts[reason] <= self._limit:
@@ -63,7 +66,7 @@ class DropRecorder:
             self._write(drop)
 
     def report(self) -> DropReport:
-        """What was dropped so far; final once the chain of filters has been read to its end."""
+        """Return the rows dropped so far; complete when the chain of filters has been consumed."""
         return DropReport(
             dropped=self._counts.total(),
             counts=dict(self._counts),

@@ -1,6 +1,6 @@
-"""A filter of rows that ask what a row of a held-out dataset asks, exactly or nearly.
+"""Filter of rows whose prompt occurs in a held-out dataset, exactly or nearly.
 
-datasketch takes scipy along, so only programs import this module.
+datasketch imports scipy, so only programs import this module.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,12 @@ def drop_held_out(
     *,
     threshold: float = 1.0,
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Keeps rows whose prompt is none of the held-out ones; below a threshold of 1, none like them.
+    """Yield the rows whose prompt does not occur in the held-out files.
 
-    All held-out prompts are held in memory. Raises ValueError for a held-out row of no known format.
+    With a threshold below 1, similar prompts are dropped too. All held-out prompts are in memory. Raises
+    ValueError for a held-out row of an unknown format.
     """
-    exact, index = _prompts(
+    exact, index = _read_prompts(
         held_out, None if threshold == 1 else NearDuplicateIndex(threshold, max_remembered=10**9)
     )
     names = [path.name for path in held_out]
@@ -39,11 +40,11 @@ def drop_held_out(
         if found is None:
             yield line, row
         else:
-            detail = f"It asks what a row of the held-out data asks ({', '.join(names)}, row {found})."
+            detail = f"The prompt occurs in the held-out data ({', '.join(names)}, row {found})."
             drops.add(line, DropReason.held_out, detail)
 
 
-def _prompts(
+def _read_prompts(
     held_out: Sequence[Path], index: NearDuplicateIndex | None
 ) -> tuple[dict[str, int], NearDuplicateIndex | None]:
     exact: dict[str, int] = {}
@@ -52,7 +53,7 @@ def _prompts(
         for line, row in iter_rows(path):
             row_format = detect_format(row)
             if row_format is None:
-                raise ValueError(f"{path.name}, line {line}: the row's fields fit no known format.")
+                raise ValueError(f"{path.name}, line {line}: the row's fields match no known format.")
             number += 1
             text = prompt_text(row, row_format)
             exact.setdefault(text, number)

@@ -1,6 +1,6 @@
-"""Rows of a test set that stand in a training set too, exactly or nearly.
+"""Rows of a test set that also occur in a training set, exactly or nearly.
 
-A score on such rows says what the model remembers, not what it can do. Only programs import this module (see
+A score on such rows measures memory, not ability. Only programs import this module (see
 `trainers.data.filters.near_duplicates`).
 """
 
@@ -20,23 +20,25 @@ MAX_TEST_ROWS: Final = 50_000
 
 
 class Overlap(BaseModel):
-    """A test row that is met in the training set."""
+    """A test row that occurs in the training set."""
 
-    test_line: int
-    train_line: int
+    test_line: int = Field(description="Line in the test set, from 1.")
+    train_line: int = Field(description="Line in the training set, from 1.")
     is_exact: bool = Field(description="Whether the texts are equal, character for character.")
-    similarity: float = Field(description="Share of text in common: 1 if equal, else a MinHash estimate.")
+    similarity: float = Field(description="Share of common text: 1 if equal, else a MinHash estimate.")
 
 
 class OverlapReport(BaseModel):
-    """How much of a test set a training set gives away."""
+    """Overlap of a test set and a training set."""
 
-    test_rows: int
-    train_rows: int
-    exact_test_rows: int = Field(description="Test rows met exactly.")
-    near_test_rows: int = Field(description="Test rows met nearly and never exactly.")
+    test_rows: int = Field(description="Number of test rows.")
+    train_rows: int = Field(description="Number of training rows.")
+    exact_test_rows: int = Field(description="Number of test rows that occur exactly in the training set.")
+    near_test_rows: int = Field(
+        description="Number of test rows that occur nearly, but not exactly, in the training set."
+    )
     first: list[Overlap] = Field(description="The first overlaps, in the order of the training lines.")
-    overlaps: int = Field(description="All overlaps: a test row may be met many times.")
+    overlaps: int = Field(description="Number of all overlaps; a test row may occur several times.")
 
 
 def find_overlap(
@@ -49,13 +51,13 @@ def find_overlap(
     same_numbers: bool = False,
     limit: int = 100,
 ) -> OverlapReport:
-    """Compares what is asked in each row; the test set is held in memory, the training set is read once.
+    """Compare the prompts of two files; the test set is in memory, the training set is read once.
 
-    `exact_only` leaves near matches out and reads some hundred times faster. With `same_numbers`, texts that
-    differ in a number are not near: they ask different things.
+    `exact_only` skips near matches and is about a hundred times faster. With `same_numbers`, texts that
+    differ in a number do not match: they are different problems.
 
-    The report keeps the first `limit` overlaps. Raises ValueError for a file that `iter_rows` refuses, a row
-    of no known format, or a test set of more than 50,000 rows.
+    The report contains the first `limit` overlaps. Raises ValueError for a file that `iter_rows` rejects, a
+    row of an unknown format, or a test set of more than 50,000 rows.
     """
     index, lines_of, train_rows = NearDuplicateIndex(threshold, MAX_TEST_ROWS), dict[str, set[int]](), 0
     numbers_of: dict[int, list[str]] = {}
@@ -63,7 +65,7 @@ def find_overlap(
         lines_of.setdefault(text, set()).add(line)
         numbers_of[line] = find_numbers(text)
         if not exact_only and not index.add(line, text):
-            raise ValueError(f"{test.name} has more than {MAX_TEST_ROWS:,} rows: split it.")
+            raise ValueError(f"{test.name} has more than {MAX_TEST_ROWS:,} rows. Split it.")
     exact, met, first, overlaps = set[int](), set[int](), list[Overlap](), 0
     for line, text in _texts(train, text_of):
         train_rows += 1
@@ -90,7 +92,7 @@ def find_overlap(
 
 
 def find_numbers(text: str) -> list[str]:
-    """The numbers of a text in their order: word problems that differ in one ask different things."""
+    """Return the numbers in a text, in order; word problems that differ in one are different problems."""
     return re.findall(r"\d+", text)
 
 
@@ -98,7 +100,9 @@ def _texts(path: Path, text_of: Callable[[Row, RowFormat], str]) -> Iterator[tup
     for line, row in iter_rows(path):
         row_format = detect_format(row)
         if row_format is None:
-            raise ValueError(f"{path.name}, line {line}: the row's fields fit no known format: rename them.")
+            raise ValueError(
+                f"{path.name}, line {line}: the row's fields match no known format: rename them."
+            )
         try:
             yield line, text_of(row, row_format)
         except ValueError as error:

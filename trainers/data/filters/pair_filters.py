@@ -1,7 +1,7 @@
-"""Filters of Korean-English pairs: what web corpora and news archives hold besides translations.
+"""Filters of Korean-English pairs, against noise in web corpora and news archives.
 
-The language is told from its script: the share of Hangul, or of Latin letters, among all letters. That finds
-sentences left untranslated, swapped columns and other alphabets; it does not tell English from French.
+A language is detected by its script: the share of Hangul, or of Latin letters, among all letters. That finds
+untranslated sentences, swapped columns and other alphabets; it does not distinguish English from French.
 """
 
 import re
@@ -20,20 +20,20 @@ LATIN: Final = re.compile(r"[A-Za-z\u00AA-\u024F\u1E00-\u1EFF]")
 def filter_by_language(
     pairs: Pairs, drops: DropRecorder, *, korean_share: float = 0.3, english_share: float = 0.8
 ) -> Iterator[TranslationPair]:
-    """Keeps pairs with text on both sides, and with so large a share of Hangul and of Latin letters.
+    """Yield the pairs with text on both sides and at least these shares of Hangul and of Latin letters.
 
-    The share asked of Korean is low because names stay in Latin letters, which are more for the same sound.
-    A side without any letter, such as a date, is not judged.
+    The minimum for Korean is low because names stay in Latin letters, of which a syllable needs several. A
+    side without letters, such as a date, passes.
     """
     for pair in pairs:
         shares = (_share(HANGUL, pair.korean), _share(LATIN, pair.english))
         if not pair.korean.strip() or not pair.english.strip():
             drops.add(pair.line, DropReason.empty_side, "One side of the pair is empty.")
         elif shares[0] is not None and shares[0] < korean_share:
-            detail = f"Of the Korean side's letters, {shares[0]:.0%} are Hangul, below {korean_share:.0%}."
+            detail = f"{shares[0]:.0%} of the Korean letters are Hangul; the minimum is {korean_share:.0%}."
             drops.add(pair.line, DropReason.wrong_language, detail)
         elif shares[1] is not None and shares[1] < english_share:
-            detail = f"Of the English side's letters, {shares[1]:.0%} are Latin, below {english_share:.0%}."
+            detail = f"{shares[1]:.0%} of the English letters are Latin; the minimum is {english_share:.0%}."
             drops.add(pair.line, DropReason.wrong_language, detail)
         else:
             yield pair
@@ -42,25 +42,25 @@ def filter_by_language(
 def filter_by_length_ratio(
     pairs: Pairs, drops: DropRecorder, *, minimum: float = 0.6, maximum: float = 6.0
 ) -> Iterator[TranslationPair]:
-    """Keeps pairs with `minimum` to `maximum` English characters for each Korean one.
+    """Yield the pairs with `minimum` to `maximum` English characters per Korean one.
 
-    In news the median is 2, and 98 pairs of 100 lie between 0.8 and 5; what lies outside is mostly cut off,
-    misaligned or a label.
+    In news the median is 2, and 98 of 100 pairs are between 0.8 and 5; pairs outside are mostly truncated,
+    misaligned or labels.
     """
     for pair in pairs:
         ratio = len(pair.english) / max(1, len(pair.korean))
         if minimum <= ratio <= maximum:
             yield pair
         else:
-            detail = f"{ratio:.2f} English characters stand for a Korean one: not {minimum} to {maximum}."
+            detail = f"{ratio:.2f} English characters per Korean one; the range is {minimum} to {maximum}."
             drops.add(pair.line, DropReason.length_ratio, detail)
 
 
 def drop_identical_sides(pairs: Pairs, drops: DropRecorder) -> Iterator[TranslationPair]:
-    """Keeps pairs whose sides differ in more than case and white space."""
+    """Yield the pairs whose sides differ in more than case and white space."""
     for pair in pairs:
         if pair.korean.casefold().split() == pair.english.casefold().split():
-            drops.add(pair.line, DropReason.identical_sides, "Both sides are the same text.")
+            drops.add(pair.line, DropReason.identical_sides, "Both sides have the same text.")
         else:
             yield pair
 

@@ -1,4 +1,4 @@
-"""Filters of numbered rows by length and by exact repetition; they chain, and read one row at a time."""
+"""Filters of numbered rows by length and for exact duplicates. They can be chained."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -9,7 +9,7 @@ from trainers.data.formats import Row, RowFormat
 
 NumberedRows = Iterable[tuple[int, Row]]
 
-# A remembered row takes about 150 bytes: a digest of 16, a line number, and their places in a dictionary.
+# A row uses about 150 bytes of memory: a digest of 16, a line number, and an entry in a dictionary.
 MAX_REMEMBERED_ROWS: Final = 2_000_000
 
 
@@ -21,8 +21,10 @@ def filter_by_characters(
     minimum: int = 0,
     maximum: int | None = None,
 ) -> Iterator[tuple[int, Row]]:
-    """Keeps rows of `minimum` to `maximum` characters, both inclusive, over all their turns."""
-    return _by_length(rows, drops, lambda row: len(row_text(row, row_format)), minimum, maximum, "characters")
+    """Yield the rows with `minimum` to `maximum` characters, inclusive, over all their messages."""
+    return _filter_by_length(
+        rows, drops, lambda row: len(row_text(row, row_format)), minimum, maximum, "characters"
+    )
 
 
 def filter_by_tokens(
@@ -33,8 +35,8 @@ def filter_by_tokens(
     minimum: int = 0,
     maximum: int | None = None,
 ) -> Iterator[tuple[int, Row]]:
-    """Keeps rows of `minimum` to `maximum` tokens, both inclusive, as `count_tokens` counts them."""
-    return _by_length(rows, drops, count_tokens, minimum, maximum, "tokens")
+    """Yield the rows with `minimum` to `maximum` tokens, inclusive, as counted by `count_tokens`."""
+    return _filter_by_length(rows, drops, count_tokens, minimum, maximum, "tokens")
 
 
 def drop_duplicates(
@@ -44,16 +46,16 @@ def drop_duplicates(
     *,
     max_remembered: int = MAX_REMEMBERED_ROWS,
 ) -> Iterator[tuple[int, Row]]:
-    """Keeps the first of all rows that train a model alike, whatever their other fields.
+    """Yield the first of several rows with the same effect in training, whatever their other fields.
 
-    The first `max_remembered` different rows are compared with, at about 150 bytes each; the report says how
-    many came after them.
+    Rows are compared with the first `max_remembered` different rows, which use about 150 bytes each; the
+    report counts the rows after them.
     """
     first_lines: dict[bytes, int] = {}
     for line, row in rows:
         digest = content_digest(row, row_format)
         if (first := first_lines.get(digest)) is not None:
-            drops.add(line, DropReason.duplicate, f"The row says the same as line {first}.")
+            drops.add(line, DropReason.duplicate, f"The row has the same content as line {first}.")
             continue
         if len(first_lines) < max_remembered:
             first_lines[digest] = line
@@ -62,7 +64,7 @@ def drop_duplicates(
         yield line, row
 
 
-def _by_length(
+def _filter_by_length(
     rows: NumberedRows,
     drops: DropRecorder,
     measure: Callable[[Row], int],
@@ -73,8 +75,12 @@ def _by_length(
     for line, row in rows:
         length = measure(row)
         if length < minimum:
-            drops.add(line, DropReason.too_short, f"The row has {length:,} {unit}, below {minimum:,}.")
+            drops.add(
+                line, DropReason.too_short, f"The row has {length:,} {unit}; the minimum is {minimum:,}."
+            )
         elif maximum is not None and length > maximum:
-            drops.add(line, DropReason.too_long, f"The row has {length:,} {unit}, above {maximum:,}.")
+            drops.add(
+                line, DropReason.too_long, f"The row has {length:,} {unit}; the maximum is {maximum:,}."
+            )
         else:
             yield line, row

@@ -1,1 +1,1 @@
-"""Recipes that turn source data into training rows."""
+"""Recipes that make training rows from source data."""

@@ -1,7 +1,7 @@
-"""Word problems in GSM8K's form, generated: small enough for a model of 0.1 million parameters to learn.
+"""Generated word problems in the form of GSM8K, easy enough for a model of 0.1 million parameters.
 
-Number combinations are split by a hash, whatever sentence they stand in, so that no combination of a
-held-out problem ever occurs in a training problem.
+Combinations of numbers are split by a hash, independent of the sentence, so that no combination in a held-out
+problem occurs in a training problem.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ THINGS: Final = (
     *("plums", "kites", "marbles", "stones", "cups", "hats"),
     *("keys", "seeds", "pins", "rings", "figs", "nails"),
 )
-LARGEST: Final = 99
-HELD_OUT_SHARE: Final = 4  # One combination in four is held out.
+MAX_NUMBER: Final = 99
+HELD_OUT_PERIOD: Final = 4  # One combination in four is held out.
 
 
 class ProblemSplit(StrEnum):
-    """Which problems a row may come from."""
+    """Part of the problems."""
 
     train = "train"
     held_out = "held_out"
@@ -34,7 +34,7 @@ class ProblemSplit(StrEnum):
 
 @dataclass(frozen=True)
 class ProblemTemplate:
-    """A sentence with its numbers' ranges and the operators that combine them from left to right."""
+    """A sentence, the ranges of its numbers, and the operators that combine them from left to right."""
 
     text: str
     operators: str
@@ -101,30 +101,30 @@ TEMPLATES: Final = (
 def generate_problems(
     count: int, split: ProblemSplit, seed: int, wrong_share: float = 0.0
 ) -> list[dict[str, str]]:
-    """Rows of `question` and `answer`, which ends in `#### N`; the same arguments give the same rows.
+    """Return rows of `question` and `answer`, which ends in `#### N`; equal arguments give equal rows.
 
-    All combinations of a split are used before one is used again. `wrong_share` of the answers follow a
-    wrong operator: a corpus for a base model that knows the form and not yet the way.
+    Every combination of a split is used before one is repeated. A share `wrong_share` of the answers uses a
+    wrong operator: training data for a base model that has learned the form, but not yet the method.
     """
-    rng = random.Random(f"{split}-{seed}")  # noqa: S311  # Nothing secret.
+    rng = random.Random(f"{split}-{seed}")  # noqa: S311  # Not for security.
     combinations = list(_combinations(split))
     rows: list[dict[str, str]] = []
     while len(rows) < count:
         rng.shuffle(combinations)
         rows += [
-            _row(shape, numbers, rng, rng.random() < wrong_share)
-            for shape, numbers in combinations[: count - len(rows)]
+            _row(template, numbers, rng, rng.random() < wrong_share)
+            for template, numbers in combinations[: count - len(rows)]
         ]
     return rows
 
 
 def list_equations() -> list[str]:
-    """Every equation that an answer may contain, right or wrong in its problem, each true in itself."""
+    """Return every equation that can occur in an answer; each is true, even if its answer is wrong."""
     lines = {
         line
         for split in ProblemSplit
-        for shape, numbers in _combinations(split)
-        for operators in (shape.operators, *_wrong_operators(shape, numbers))
+        for template, numbers in _combinations(split)
+        for operators in (template.operators, *_wrong_operators(template, numbers))
         for line in _lines(operators, numbers)
     }
     return sorted(lines)
@@ -133,23 +133,25 @@ def list_equations() -> list[str]:
 @cache
 def _combinations(split: ProblemSplit) -> tuple[tuple[ProblemTemplate, tuple[int, ...]], ...]:
     return tuple(
-        (shape, numbers)
-        for shape in TEMPLATES
-        for numbers in product(*shape.ranges)
+        (template, numbers)
+        for template in TEMPLATES
+        for numbers in product(*template.ranges)
         if _is_held_out(numbers) == (split is ProblemSplit.held_out)
-        and _stays_in_range(shape.operators, numbers)
+        and _stays_in_range(template.operators, numbers)
     )
 
 
 def _is_held_out(numbers: tuple[int, ...]) -> bool:
-    return hashlib.sha256(repr(numbers).encode()).digest()[0] % HELD_OUT_SHARE == 0
+    return hashlib.sha256(repr(numbers).encode()).digest()[0] % HELD_OUT_PERIOD == 0
 
 
-def _row(shape: ProblemTemplate, numbers: tuple[int, ...], rng: random.Random, wrong: bool) -> dict[str, str]:
+def _row(
+    template: ProblemTemplate, numbers: tuple[int, ...], rng: random.Random, wrong: bool
+) -> dict[str, str]:
     who, friend = rng.sample(NAMES, 2)
-    question = shape.text.format(*numbers, who=who, friend=friend, what=rng.choice(THINGS))
-    mistakes = _wrong_operators(shape, numbers) if wrong else []
-    operators = rng.choice(mistakes) if mistakes else shape.operators
+    question = template.text.format(*numbers, who=who, friend=friend, what=rng.choice(THINGS))
+    mistakes = _wrong_operators(template, numbers) if wrong else []
+    operators = rng.choice(mistakes) if mistakes else template.operators
     *_, result = _results(operators, numbers)
     return {
         "question": question,
@@ -173,13 +175,13 @@ def _results(operators: str, numbers: tuple[int, ...]) -> Iterator[int]:
 
 
 def _stays_in_range(operators: str, numbers: tuple[int, ...]) -> bool:
-    return all(1 <= result <= LARGEST for result in _results(operators, numbers))
+    return all(1 <= result <= MAX_NUMBER for result in _results(operators, numbers))
 
 
-def _wrong_operators(shape: ProblemTemplate, numbers: tuple[int, ...]) -> list[str]:
-    candidates = ("".join(operators) for operators in product("+-*", repeat=len(shape.operators)))
+def _wrong_operators(template: ProblemTemplate, numbers: tuple[int, ...]) -> list[str]:
+    candidates = ("".join(operators) for operators in product("+-*", repeat=len(template.operators)))
     return [
         operators
         for operators in candidates
-        if operators != shape.operators and _stays_in_range(operators, numbers)
+        if operators != template.operators and _stays_in_range(operators, numbers)
     ]

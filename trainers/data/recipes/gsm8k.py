@@ -1,8 +1,8 @@
-r"""Rows for maths reasoning from GSM8K and its kin: solutions to imitate, prompts to explore, and pairs.
+r"""Rows for maths reasoning from GSM8K and similar data: solutions, prompts and preference pairs.
 
-A solution is reasoning and a final answer. The answer is told from the last line, be it `#### N` as in GSM8K,
-`A: N` or `The answer is: N`, or from the last `\boxed{N}`, and is always written as `#### N`.
-GSM8K's calculator annotations `<<48/2=24>>` are kept or stripped.
+A solution consists of reasoning and a final answer. The final answer is read from the last line, which is
+`#### N` as in GSM8K, `A: N` or `The answer is: N`, or from the last `\boxed{N}`, and is always written as
+`#### N`. GSM8K's calculator annotations `<<48/2=24>>` are kept or stripped.
 """
 
 import random
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from trainers.data.fingerprint import fingerprint
 from trainers.data.formats import Message, Row
 
-# The spellings of GSM8K, MATH and MetaMathQA; an `answer` beside a `solution` is the bare final answer.
+# Names in GSM8K, MATH and MetaMathQA. An `answer` next to a `solution` is the final answer alone.
 QUESTION_FIELDS: Final = ("question", "problem", "query")
 SOLUTION_FIELDS: Final = ("solution", "response", "answer")
 ANNOTATION: Final = re.compile(r"<<[^<>\n]*>>")
@@ -27,14 +27,14 @@ BOX: Final = r"\boxed{"
 
 
 class Annotations(StrEnum):
-    """What becomes of the calculator annotations in a solution."""
+    """Treatment of calculator annotations in a solution."""
 
     kept = "kept"
     stripped = "stripped"
 
 
 class Solution(NamedTuple):
-    """A worked answer whose correctness is known."""
+    """A graded solution."""
 
     text: str
     is_correct: bool
@@ -42,7 +42,7 @@ class Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with solutions by several authors, and the line on which it stands."""
+    """A question with solutions by several authors, and its line in the file."""
 
     line: int
     question: str
@@ -50,15 +50,17 @@ class Problem:
 
 
 class PairReport(BaseModel):
-    """How many pairs came out of how many problems, and why others gave none; it grows as rows are read."""
+    """Counts of problems and pairs, and why problems gave no pair; updated as rows are read."""
 
-    problems: int = 0
-    pairs: int = 0
-    possible_pairs: int = Field(0, description="Pairs without the bound on those of one problem.")
-    only_correct: int = Field(0, description="Problems without a wrong solution.")
-    only_wrong: int = Field(0, description="Problems without a correct solution.")
-    unsolved: int = Field(0, description="Problems without any solution.")
-    contradictory: int = Field(0, description="Solutions left out since the same text is graded both ways.")
+    problems: int = Field(0, description="Number of problems.")
+    pairs: int = Field(0, description="Number of pairs.")
+    possible_pairs: int = Field(0, description="Number of pairs without the maximum per problem.")
+    only_correct: int = Field(0, description="Number of problems without a wrong solution.")
+    only_wrong: int = Field(0, description="Number of problems without a correct solution.")
+    unsolved: int = Field(0, description="Number of problems without any solution.")
+    contradictory: int = Field(
+        0, description="Number of solutions excluded because the same text is graded both ways."
+    )
 
 
 def sft_rows(
@@ -67,24 +69,24 @@ def sft_rows(
     annotations: Annotations = Annotations.stripped,
     system: str | None = None,
 ) -> Iterator[Row]:
-    """Rows of `messages`: the question, then reasoning and `#### N`; ValueError names a line without."""
+    """Yield rows of `messages`: question, reasoning and `#### N`; raises ValueError naming the line."""
     for line, row in rows:
-        reasoning, final = _solved(line, row)
+        reasoning, final = _read_solution(line, row)
         yield {
             "messages": [
                 *_prompt(_question(line, row), system),
-                {"role": "assistant", "content": _solution(reasoning, final, annotations)},
+                {"role": "assistant", "content": _format_solution(reasoning, final, annotations)},
             ]
         }
 
 
 def grpo_rows(rows: Iterable[tuple[int, Row]], *, system: str | None = None) -> Iterator[Row]:
-    """Rows of `question` and, as `answer`, the bare final answer to judge by; `system` where one is given.
+    """Yield rows of `question` and, as `answer`, the final answer alone; with `system` if it is set.
 
-    The shape is that of question and answer, which validation knows: its prompt is the question.
+    The rows have the format `question_answer`, whose prompt is the question.
     """
     for line, row in rows:
-        _, final = _solved(line, row)
+        _, final = _read_solution(line, row)
         beginning = {"system": system} if system else {}
         yield beginning | {"question": _question(line, row), "answer": final}
 
@@ -98,14 +100,15 @@ def preference_rows(
     annotations: Annotations = Annotations.stripped,
     system: str | None = None,
 ) -> Iterator[Row]:
-    """Rows of `prompt`, `chosen` and `rejected`: a correct and a wrong solution of the same problem.
+    """Yield rows of `prompt`, `chosen` and `rejected`: a correct and a wrong solution of the same problem.
 
-    At most `pairs_per_problem` pairs are drawn, by the seed and the question, so that a problem keeps its
-    pairs wherever it stands. A problem with one kind of solution only gives no pair, and is counted.
+    At most `pairs_per_problem` pairs are drawn, by the seed and the question, so that the pairs of a problem
+    do not depend on its position. A problem without correct or without wrong solutions gives no pair, and is
+    counted.
     """
     for problem in problems:
         report.problems += 1
-        correct, wrong = _graded(problem, annotations, report)
+        correct, wrong = _split_by_grade(problem, annotations, report)
         drawn = _draw(problem.question, correct, wrong, pairs_per_problem, seed)
         report.pairs += len(drawn)
         report.possible_pairs += len(correct) * len(wrong)
@@ -119,14 +122,14 @@ def preference_rows(
 
 
 def parse_problems(rows: Iterable[tuple[int, Row]]) -> Iterator[Problem]:
-    """Problems from rows with a field for each author, or with a list `solutions`, of graded solutions.
+    """Yield problems from rows with graded solutions, in a field for each author or in a list `solutions`.
 
     A graded solution is `{"solution": text, "is_correct": bool}`. Raises ValueError naming the line of a row
-    without any such field.
+    without any.
     """
     for line, row in rows:
         listed = row.get("solutions")
-        graded = listed if isinstance(listed, list) else [v for v in row.values() if _is_meant_as_graded(v)]
+        graded = listed if isinstance(listed, list) else [v for v in row.values() if _has_grade_fields(v)]
         if (listed is None and not graded) or not all(map(_is_graded, graded)):
             raise ValueError(
                 f"Line {line}: a solution must be an object with `solution` and `is_correct`, in a list "
@@ -137,9 +140,9 @@ def parse_problems(rows: Iterable[tuple[int, Row]]) -> Iterator[Problem]:
 
 
 def split_solution(text: str) -> tuple[str, str] | None:
-    """Reasoning and final answer of a solution; None when no final answer is marked."""
+    """Return reasoning and final answer of a solution, or None if no final answer is marked."""
     reasoning, final = text.strip(), ""
-    # MetaMathQA marks twice: `#### N`, then `The answer is: N`.
+    # MetaMathQA has two marks: `#### N`, then `The answer is: N`.
     for _ in range(2):
         if match := FINAL.search(reasoning.rpartition("\n")[2]):
             final = final or match[1].removesuffix(".")
@@ -157,29 +160,33 @@ def _question(line: int, row: Row) -> str:
     for field in QUESTION_FIELDS:
         if isinstance(row.get(field), str) and row[field].strip():
             return str(row[field]).strip()
-    raise ValueError(f"Line {line}: the row needs a question in one of {', '.join(QUESTION_FIELDS)}.")
+    raise ValueError(
+        f"Line {line}: the row needs a question in one of the fields {', '.join(QUESTION_FIELDS)}."
+    )
 
 
-def _solved(line: int, row: Row) -> tuple[str, str]:
+def _read_solution(line: int, row: Row) -> tuple[str, str]:
     fields = [field for field in SOLUTION_FIELDS if isinstance(row.get(field), str)]
     if not fields:
-        raise ValueError(f"Line {line}: the row needs a solution in one of {', '.join(SOLUTION_FIELDS)}.")
+        raise ValueError(
+            f"Line {line}: the row needs a solution in one of the fields {', '.join(SOLUTION_FIELDS)}."
+        )
     split = split_solution(row[fields[0]])
     if split is None and len(fields) > 1:
         split = row[fields[0]].strip(), row[fields[-1]].strip()
     if split is None:
         raise ValueError(
-            f"Line {line}: `{fields[0]}` marks no final answer: end it with a line `#### N`, or write the "
+            f"Line {line}: `{fields[0]}` contains no final answer: end it with a line `#### N`, or write the "
             r"answer as `\boxed{N}`."
         )
     return split
 
 
-def _solution(reasoning: str, final: str, annotations: Annotations) -> str:
-    return f"{_annotated(reasoning, annotations)}\n#### {final}".lstrip("\n")
+def _format_solution(reasoning: str, final: str, annotations: Annotations) -> str:
+    return f"{_treat_annotations(reasoning, annotations)}\n#### {final}".lstrip("\n")
 
 
-def _annotated(reasoning: str, annotations: Annotations) -> str:
+def _treat_annotations(reasoning: str, annotations: Annotations) -> str:
     return ANNOTATION.sub("", reasoning) if annotations is Annotations.stripped else reasoning
 
 
@@ -188,9 +195,11 @@ def _prompt(question: str, system: str | None) -> list[Message]:
     return [{"role": "system", "content": system}, asked] if system else [asked]
 
 
-def _graded(problem: Problem, annotations: Annotations, report: PairReport) -> tuple[list[str], list[str]]:
-    """Correct and wrong solutions, each text once, in the order of the problem."""
-    written = [(_rewritten(s.text, annotations), s.is_correct) for s in problem.solutions if s.text.strip()]
+def _split_by_grade(
+    problem: Problem, annotations: Annotations, report: PairReport
+) -> tuple[list[str], list[str]]:
+    """Return correct and wrong solutions without duplicates, in the order of the problem."""
+    written = [(_rewrite(s.text, annotations), s.is_correct) for s in problem.solutions if s.text.strip()]
     correct = dict.fromkeys(text for text, is_correct in written if is_correct)
     wrong = dict.fromkeys(text for text, is_correct in written if not is_correct)
     both = correct.keys() & wrong.keys()
@@ -203,10 +212,10 @@ def _graded(problem: Problem, annotations: Annotations, report: PairReport) -> t
     return list(correct), list(wrong)
 
 
-def _rewritten(text: str, annotations: Annotations) -> str:
-    """A solution without a marked answer stays as it is: that may be what is wrong with it."""
+def _rewrite(text: str, annotations: Annotations) -> str:
+    # A solution without a marked answer stays unchanged: the missing answer may be its fault.
     split = split_solution(text)
-    return _solution(*split, annotations) if split else _annotated(text.strip(), annotations)
+    return _format_solution(*split, annotations) if split else _treat_annotations(text.strip(), annotations)
 
 
 def _draw(
@@ -217,7 +226,7 @@ def _draw(
     return pairs if len(pairs) <= count else rng.sample(pairs, count)
 
 
-def _is_meant_as_graded(value: Any) -> bool:
+def _has_grade_fields(value: Any) -> bool:
     return isinstance(value, dict) and ("solution" in value or "is_correct" in value)
 
 

@@ -1,4 +1,4 @@
-"""Korean-English translation as chat rows, in both directions and in several wordings of the request."""
+"""Korean-English translation as chat rows, in both directions and with several wordings of the request."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -10,13 +10,13 @@ from trainers.data.formats import Row
 
 
 class Direction(StrEnum):
-    """From which language into which."""
+    """Source and target language."""
 
     ko_en = "ko_en"
     en_ko = "en_ko"
 
 
-# The first wording of a direction is the plainest: evaluation asks with that one alone.
+# The first wording of each direction is the plainest; evaluation uses only that one.
 WORDINGS: Final = {
     Direction.ko_en: (
         "Translate this Korean text into English.\n\n{text}",
@@ -44,14 +44,14 @@ def translation_rows(
     wordings: int = 6,
     seed: int = 0,
 ) -> Iterator[Row]:
-    """A row of `messages` for each pair and direction, with its `direction` and the pair's `line` and hash.
+    """Yield a row of `messages` per pair and direction, with its `direction` and the pair's `line` and hash.
 
-    Each row takes one of the first `wordings` of its direction, chosen by a seeded hash of the pair, so that
-    it keeps its wording wherever it stands. Raises ValueError for a number of wordings which are not there.
+    Each row has one of the first `wordings` of its direction, chosen by a seeded hash of the pair, so that it
+    does not depend on the row's position. Raises ValueError for an invalid number of wordings.
     """
     available = min(len(WORDINGS[direction]) for direction in Direction)
     if not 1 <= wordings <= available:
-        raise ValueError(f"`wordings` is {wordings}: give 1 to {available}.")
+        raise ValueError(f"`wordings` is {wordings}: set it to 1 to {available}.")
     for pair in pairs:
         for direction in directions:
             yield _row(pair, direction, wordings, seed)
@@ -62,13 +62,13 @@ def _row(pair: TranslationPair, direction: Direction, wordings: int, seed: int) 
     source, target = (korean, english) if direction is Direction.ko_en else (english, korean)
     wording = WORDINGS[direction][fingerprint([direction, korean, english], seed) % wordings]
     return {
-        # A sentence may hold braces of its own, which format() would read as fields.
+        # A sentence may contain braces, which format() would interpret as fields.
         "messages": [
             {"role": "user", "content": wording.replace("{text}", source)},
             {"role": "assistant", "content": target},
         ],
         "direction": direction.value,
         "line": pair.line,
-        # By this a split keeps both directions of a pair together.
+        # A split uses this to keep both directions of a pair in the same part.
         "pair": f"{fingerprint([korean, english]):016x}",
     }

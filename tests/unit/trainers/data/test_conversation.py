@@ -3,7 +3,7 @@ import copy
 import pytest
 
 from trainers.data.conversation import (
-    extract_prompt_and_answer,
+    extract_prompt_and_completion,
     offered_tools,
     preference_messages,
     prompt_completions,
@@ -144,12 +144,12 @@ def test_equal_conversations_keep_their_last_turn_as_the_answer():
 
 
 def test_answers_without_any_prompt_are_refused():
-    with pytest.raises(ValueError, match="needs a `prompt`"):
+    with pytest.raises(ValueError, match="has no prompt"):
         preference_messages({"chosen": "The answer is 4.", "rejected": "The answer is 5."})
 
 
 def test_preference_rows_cannot_be_used_for_sft():
-    with pytest.raises(ValueError, match="train on them with DPO"):
+    with pytest.raises(ValueError, match="train on it with DPO"):
         prompt_completions({"prompt": "q", "chosen": "a", "rejected": "b"}, RowFormat.preference)
 
 
@@ -191,17 +191,17 @@ def test_tools_are_found_wherever_a_format_puts_them():
     ],
 )
 def test_a_row_may_ask_without_an_answer(row):
-    assert extract_prompt_and_answer(row) == ([{"role": "user", "content": "2 + 2?"}], [])
+    assert extract_prompt_and_completion(row) == ([{"role": "user", "content": "2 + 2?"}], [])
 
 
 def test_an_input_and_a_system_message_belong_to_what_is_asked():
     row = {"system": "Be brief.", "instruction": "Add:", "input": "2 + 2"}
-    assert extract_prompt_and_answer(row)[0] == [system("Be brief."), user("Add:\n\n2 + 2")]
+    assert extract_prompt_and_completion(row)[0] == [system("Be brief."), user("Add:\n\n2 + 2")]
 
 
 def test_what_a_row_asks_goes_up_to_its_last_answer():
     row = {"prompt": "2 + 2?", "completion": "4", "extra": 1}
-    assert extract_prompt_and_answer(row) == (
+    assert extract_prompt_and_completion(row) == (
         [{"role": "user", "content": "2 + 2?"}],
         [{"role": "assistant", "content": "4"}],
     )
@@ -209,9 +209,9 @@ def test_what_a_row_asks_goes_up_to_its_last_answer():
 
 def test_of_two_answers_the_chosen_one_counts():
     row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
-    assert extract_prompt_and_answer(row)[1] == [{"role": "assistant", "content": "4"}]
+    assert extract_prompt_and_completion(row)[1] == [{"role": "assistant", "content": "4"}]
 
 
 def test_a_row_that_asks_nothing_is_refused():
     with pytest.raises(ValueError, match="prompt"):
-        extract_prompt_and_answer({"weather": "fine"})
+        extract_prompt_and_completion({"weather": "fine"})

@@ -143,13 +143,13 @@ MISSING = [
 def test_what_a_shape_has_no_place_for_is_refused_by_name(name, source, target):
     with pytest.raises(ValueError, match=rf"`{target}`.*\.$") as caught:
         convert_row(SAME[name][source], source, target)
-    lost = {"several turns": "turns", "tool calls": "tool_calls", "context": "weight"}[name]
+    lost = {"several turns": "messages", "tool calls": "tool_calls", "context": "weight"}[name]
     assert lost in str(caught.value)
 
 
 def test_a_rejected_answer_is_neither_dropped_nor_invented():
     pair = PLAIN_PAIRS[RowShape.trl_preference]
-    with pytest.raises(ValueError, match="without losing its rejected answer"):
+    with pytest.raises(ValueError, match="without losing its rejected completion"):
         convert_row(pair, RowShape.trl_preference, RowShape.messages)
     with pytest.raises(ValueError, match="needs a rejected one"):
         convert_row(PLAIN[RowShape.messages], RowShape.messages, RowShape.trl_preference)
@@ -189,16 +189,16 @@ def test_a_field_that_would_change_its_meaning_is_refused_by_name(row, source, t
 
 def test_other_fields_may_not_make_the_row_look_like_another_format():
     row = {"question": "q", "answer": "a", "chosen": 1, "rejected": 2}
-    with pytest.raises(ValueError, match="read as `trl_preference`"):
+    with pytest.raises(ValueError, match="detected as `trl_preference`"):
         convert_row(row, RowShape.question_answer, RowShape.instruction)
 
 
 def test_a_row_that_validation_refuses_is_not_converted():
-    with pytest.raises(ValueError, match=r"not valid as `messages`.*ends with a user turn"):
+    with pytest.raises(ValueError, match=r"not valid as `messages`.*ends with a user message"):
         convert_row(
             {"messages": [user("a"), assistant("b"), user("c")]}, RowShape.messages, RowShape.sharegpt
         )
-    with pytest.raises(ValueError, match="other shape of pairs"):
+    with pytest.raises(ValueError, match="other shape of preference pairs"):
         convert_row(PLAIN_PAIRS[RowShape.trl_preference], RowShape.openai_preference, RowShape.trl_preference)
 
 
@@ -248,7 +248,7 @@ def test_llama_text_with_a_mark_out_of_place_is_refused(text):
 
 @pytest.mark.parametrize("mark", ["[INST]", "[/INST]", "<<SYS>>", "</s>", "<s>"])
 def test_llama_text_cannot_hold_its_own_marks(mark):
-    with pytest.raises(ValueError, match=r"messages\[1\] holds the mark"):
+    with pytest.raises(ValueError, match=r"messages\[1\] contains the template.s marker"):
         format_llama([user("q"), assistant(f"a {mark}")])
 
 

@@ -79,7 +79,7 @@ def test_kin_with_other_field_names_are_read():
 @pytest.mark.parametrize(
     ("row", "missing"),
     [
-        ({"question": "q", "answer": "Eighteen."}, "marks no final answer"),
+        ({"question": "q", "answer": "Eighteen."}, "contains no final answer"),
         ({"question": "q"}, "needs a solution"),
         ({"question": " ", "answer": "#### 1"}, "needs a question"),
     ],

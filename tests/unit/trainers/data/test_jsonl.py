@@ -129,7 +129,7 @@ def test_a_row_as_long_as_a_line_may_be_is_a_page_of_its_own(write):
 def test_programs_read_rows_until_the_first_bad_line_which_is_named(write):
     rows = iter_rows(write({"a": 1}, b"\n", b"broken\n"))
     assert next(rows) == (1, {"a": 1})
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: The line is not JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: The line is not valid JSON"):
         next(rows)
 
 

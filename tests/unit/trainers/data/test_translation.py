@@ -61,9 +61,9 @@ def test_columns_of_tsv_are_taken_by_number_or_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"korean": 3}, "line 1: 2 columns"),
+        ({"korean": 3}, "line 1: column 3 is missing"),
         ({"korean": "Korean"}, "no column 'Korean'"),
-        ({"english": 0}, "counted from 1"),
+        ({"english": 0}, "numbered from 1"),
     ],
 )
 def test_a_column_that_is_not_there_is_named(tmp_path, columns, problem):
@@ -76,7 +76,7 @@ def test_rows_of_a_hub_data_set_give_pairs_in_either_spelling():
         (1, "하나", "one"),
         (2, "둘", "two"),
     ]
-    with pytest.raises(ValueError, match="Row 2 has no text `english`"):
+    with pytest.raises(ValueError, match="Row 2 has no text in `english`"):
         list(
             parse_pairs(
                 [{"korean": "둘", "english": "two"}, {"korean": "둘"}], korean="korean", english="english"
@@ -107,7 +107,7 @@ def test_units_of_tmx_give_pairs_without_formatting_codes(tmp_path, encoding):
         (8, "삼", "three"),
     ]
     (drop,) = drops.report().first
-    assert (drop.line, drop.detail) == (7, "The unit needs the languages ko and en, but it has fr, ko.")
+    assert (drop.line, drop.detail) == (7, "The unit needs the languages ko and en, but has fr, ko.")
 
 
 BOMB = '<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">'
@@ -127,7 +127,7 @@ UNIT = "<body><tu><tuv xml:lang='ko'><seg>{}</seg></tuv></tu></body>"
         (f"<tmx>{UNIT.format('x' * 300_000)}</tmx>", "longer than"),
         (f"<tmx a='{'x' * 2**23}'/>", "tag of more than"),
         ("<tmx>" + "<a>" * 99, "nested more than"),
-        ("<html/>", "is no TMX"),
+        ("<html/>", "is not TMX"),
         ("<tmx><body>", "not well-formed"),
         ("", "not well-formed"),
     ],
@@ -176,7 +176,7 @@ def test_braces_in_a_sentence_stay_as_they_are():
 
 @pytest.mark.parametrize("wordings", [0, 7])
 def test_a_number_of_wordings_that_are_not_there_is_refused(wordings):
-    with pytest.raises(ValueError, match="give 1 to 6"):
+    with pytest.raises(ValueError, match="set it to 1 to 6"):
         list(translation_rows(PAIRS, wordings=wordings))
 
 

@@ -39,7 +39,7 @@ def test_pairs_of_very_different_length_are_dropped():
     pairs.append(TranslationPair(3, "그는 어제 집으로 돌아갔다고 여러 번 말했다.", "said he."))
     assert list(filter_by_length_ratio(pairs, drops)) == [GOOD]
     assert [drop.line for drop in drops.report().first] == [2, 3]
-    assert "not 0.6 to 6.0" in drops.report().first[0].detail
+    assert "the range is 0.6 to 6.0" in drops.report().first[0].detail
 
 
 def test_sides_that_are_the_same_text_are_dropped():

@@ -27,7 +27,7 @@ def test_rows_are_kept_by_the_characters_of_all_their_turns():
     kept = filter_by_characters(numbered("", "abc", "abcd", "x" * 99), drops, QA, minimum=5, maximum=8)
     assert lines(kept) == [2, 3]
     assert dropped(drops) == [(1, DropReason.too_short), (4, DropReason.too_long)]
-    assert drops.report().first[1].detail == "The row has 102 characters, above 8."
+    assert drops.report().first[1].detail == "The row has 102 characters; the maximum is 8."
 
 
 def test_rows_are_kept_by_tokens_as_the_caller_counts_them():
@@ -47,7 +47,7 @@ def test_duplicates_are_told_by_what_is_trained_not_by_spelling_or_other_fields(
     ]
     drops = DropRecorder()
     assert lines(drop_duplicates(rows, drops, QA)) == [1, 3, 4]
-    assert [drop.detail for drop in drops.report().first] == ["The row says the same as line 1."]
+    assert [drop.detail for drop in drops.report().first] == ["The row has the same content as line 1."]
 
 
 def test_pairs_with_answers_exchanged_are_no_duplicates():
