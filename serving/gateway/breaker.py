@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.gateway.routes import Target
@@ -26,12 +27,13 @@ class CircuitBreakers:
     incomplete responses. Rejected requests and clients that disconnect do not count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.circuits: dict[Target, Circuit] = {}
 
     def open_targets(self) -> list[Target]:
         """Return the targets whose circuit is open."""
-        now = time.monotonic()
+        now = self.clock()
         return [target for target, circuit in self.circuits.items() if circuit.open_until > now]
 
     def record_attempt(self, target: Target) -> None:
@@ -42,7 +44,7 @@ class CircuitBreakers:
         """
         circuit = self.circuits.get(target)
         if circuit is not None and circuit.failures >= FAILURES_TO_OPEN:
-            circuit.open_until = time.monotonic() + OPEN_SECONDS
+            circuit.open_until = self.clock() + OPEN_SECONDS
 
     def record_failure(self, target: Target) -> None:
         """Count a failure, and open the circuit after `FAILURES_TO_OPEN` in a row."""
@@ -52,7 +54,7 @@ class CircuitBreakers:
         circuit = self.circuits.setdefault(target, Circuit())
         circuit.failures += 1
         if circuit.failures >= FAILURES_TO_OPEN:
-            circuit.open_until = time.monotonic() + OPEN_SECONDS
+            circuit.open_until = self.clock() + OPEN_SECONDS
 
     def record_success(self, target: Target) -> None:
         """Close the circuit."""
@@ -60,6 +62,6 @@ class CircuitBreakers:
 
     def retry_after_seconds(self) -> int:
         """Return the seconds until the first open circuit accepts a request, at least 1."""
-        now = time.monotonic()
+        now = self.clock()
         remaining = [circuit.open_until - now for circuit in self.circuits.values()]
         return max(1, math.ceil(min((seconds for seconds in remaining if seconds > 0), default=0)))

@@ -1,4 +1,4 @@
-"""Request limits, circuit breakers, metrics, the access log and several processes."""
+"""Circuit breakers, metrics, the access log and several processes of the gateway."""
 
 import json
 import os
@@ -11,13 +11,6 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.gateway.request_body import (
-    RequestLimits,
-    model_name_replacements,
-    parse_request_body,
-    replace_model_name,
-)
-from serving.http.errors import InvalidRequest
 from tests.integration.serving.conftest import serving, wait_for
 from tests.integration.serving.fake_engine import FakeEngine
 from tests.services import free_port
@@ -31,92 +24,13 @@ def run_gateway(routes: list[dict[str, Any]], folder: Path, *arguments: str) -> 
     return serving(folder / "gateway.log", "serving.gateway", "--routes", str(file), *arguments)
 
 
-@pytest.mark.parametrize(
-    ("body", "model", "sent"),
-    [
-        (b' { "a" : [1,  2.50], "model" : "x" } ', "x", b'{"a":[1,  2.50],"model":"up"}'),
-        (b'{"model":"x","model":"y"}', "y", b'{"model":"up"}'),
-        (b'{"mod\\u0065l":"y","m":{"model":"z"}}', "y", b'{"model":"up","m":{"model":"z"}}'),
-        (
-            '{"model":"한","t":"\\ud55c\\"model\\":"}'.encode(),
-            "한",
-            b'{"model":"up","t":"\\ud55c\\"model\\":"}',
-        ),
-        (b'{"big":123456789012345678901234567890,"model":"x"}', "x", None),
-    ],
-)
-def test_only_the_model_name_of_a_body_changes(body: bytes, model: str, sent: bytes | None) -> None:
-    parsed = parse_request_body(body, RequestLimits())
-    assert parsed.model == model
-    assert parsed.encode("up") == sent or sent is None
-    assert json.loads(parsed.encode("up")) == json.loads(body) | {"model": "up"}
-
-
-def test_generated_text_is_not_mistaken_for_the_model_name() -> None:
-    response = json.dumps({"text": '"model":"up", "model": "up"', "model": "up"}, indent=None)
-    for text in (response, response.replace(": ", ":")):
-        replaced = replace_model_name(text.encode(), model_name_replacements("up", 'a "b"'))
-        assert json.loads(replaced) == json.loads(text) | {"model": 'a "b"'}
-    assert model_name_replacements("same", "same") == ()
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"model":"x","t":"\xff"}',
-        b'{"model":"x","t":NaN}',
-        b'{"model":"x"}{}',
-        b'{"model":"x",}',
-        b'{"model":null}',
-        b'{"model":"x","t":' + b"[" * 5000 + b"]" * 5000 + b"}",
-    ],
-)
-def test_json_that_engines_might_parse_differently_is_rejected(body: bytes) -> None:
-    with pytest.raises(InvalidRequest):
-        parse_request_body(body, RequestLimits())
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("n", 129),
-        ("max_tokens", 1e9),
-        ("max_tokens", "9000000000"),
-        ("n", "2"),
-        ("max_completion_tokens", 2_000_000),
-        ("prompt", ["a"] * 1025),
-        ("prompt", [[1]] * 1025),
-        ("adapters", "/etc"),
-        ("draft_model", "/models/x"),
-        ("chat_template", "{{ x }}"),
-        ("chat_template_kwargs", {"chat_template": "{{ x }}"}),
-        ("logits_processors", ["os.system"]),
-        ("lora_path", "/etc"),
-    ],
-)
-def test_a_field_over_its_limit_or_with_access_to_files_is_rejected(field: str, value: Any) -> None:
-    with pytest.raises(InvalidRequest) as rejected:
-        parse_request_body(json.dumps({"model": "x", field: value}).encode(), RequestLimits())
-    assert rejected.value.param == field
-
-
-def test_a_long_prompt_of_token_ids_is_one_prompt() -> None:
-    fields = {"model": "x", "prompt": list(range(5000)), "chat_template_kwargs": {"enable_thinking": False}}
-    assert parse_request_body(json.dumps(fields).encode(), RequestLimits()).model == "x"
-
-
-def test_a_failing_engine_gets_no_requests_until_one_tests_it(
-    fake_engine: FakeEngine, tmp_path: Path
-) -> None:
+def test_a_failing_engine_gets_no_more_requests(fake_engine: FakeEngine, tmp_path: Path) -> None:
     with run_gateway([{"name": "broken", "base_url": fake_engine.url}], tmp_path) as gateway:
         gateway.wait_until_ready()
         responses = [gateway.post(CHAT, {"model": "broken"}) for _ in range(8)]
         assert [status for status, _ in responses] == [500] * 5 + [503] * 3
         assert "receives no requests" in responses[-1][1]["error"]["message"]
         assert fake_engine.request_counts["broken"] == 5
-        time.sleep(5.1)
-        assert [gateway.post(CHAT, {"model": "broken"})[0] for _ in range(2)] == [500, 503]
-        assert fake_engine.request_counts["broken"] == 6
 
 
 def test_rate_limit_errors_of_an_engine_do_not_open_its_circuit(

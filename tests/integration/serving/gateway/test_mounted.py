@@ -69,7 +69,7 @@ def test_an_authorization_error_has_openais_shape() -> None:
         assert client.get("/v1/models", headers={"Authorization": "Bearer right"}).status_code == 200
 
 
-class SleepingRoutes(StaticRoutingTable):
+class SleepingRoutingTable(StaticRoutingTable):
     """A sleeping deployment that wakes at this address, or never if it is empty."""
 
     def __init__(self, address: str) -> None:
@@ -90,7 +90,7 @@ class SleepingRoutes(StaticRoutingTable):
 
 def test_a_request_waits_for_a_sleeping_deployment_and_its_use_is_reported() -> None:
     fake_engine = FakeEngine()
-    routes = SleepingRoutes(fake_engine.url)
+    routes = SleepingRoutingTable(fake_engine.url)
     with TestClient(mount(Gateway(routes))) as client:
         assert client.post("/v1/chat/completions", json={"model": "sleeper"}).status_code == 200
     fake_engine.close()
@@ -98,7 +98,7 @@ def test_a_request_waits_for_a_sleeping_deployment_and_its_use_is_reported() -> 
 
 
 def test_a_deployment_that_does_not_wake_in_time_is_a_503_with_retry_after() -> None:
-    with TestClient(mount(Gateway(SleepingRoutes("")))) as client:
+    with TestClient(mount(Gateway(SleepingRoutingTable("")))) as client:
         rejected = client.post("/v1/chat/completions", json={"model": "sleeper"})
     assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "30")
 
@@ -197,7 +197,7 @@ class FaultyDownstream:
 def test_a_bug_in_the_gateway_ends_the_response() -> None:
     fake_engine = FakeEngine()
 
-    async def ask() -> bytes:
+    async def send_request() -> bytes:
         gateway = Gateway(StaticRoutingTable([parse_route({"name": "slow", "base_url": fake_engine.url})]))
         client: Any = FaultyDownstream()
         await gateway.authorize(ClientIdentity(None, b"x", "127.0.0.1"))
@@ -208,11 +208,11 @@ def test_a_bug_in_the_gateway_ends_the_response() -> None:
         await gateway.aclose()
         return last
 
-    assert b"engine_disconnected" in asyncio.run(ask())
+    assert b"engine_disconnected" in asyncio.run(send_request())
     fake_engine.close()
 
 
-class StaleRoutes(StaticRoutingTable):
+class AlwaysStaleRoutingTable(StaticRoutingTable):
     """Routes that need a refresh at each request, as those of the service do once a second."""
 
     def is_fresh(self) -> bool:
@@ -225,7 +225,9 @@ def test_a_request_rejected_by_an_open_circuit_is_counted_once() -> None:
     async def authorize(identity: ClientIdentity) -> AuthorizedClient:
         return AuthorizedClient("key_a", concurrent_requests=1)
 
-    routes = StaleRoutes([parse_route({"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"})])
+    routes = AlwaysStaleRoutingTable(
+        [parse_route({"name": "gone", "base_url": f"http://127.0.0.1:{free_port()}"})]
+    )
     gateway = Gateway(routes, authorize, log=logged.extend)
     with TestClient(mount(gateway)) as client:
         responses = [client.post("/v1/chat/completions", json={"model": "gone"}) for _ in range(8)]
