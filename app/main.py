@@ -1,4 +1,4 @@
-"""The service over HTTP: the API under /api/v1, the gateway under /v1, and what operators ask for."""
+"""The HTTP application: the API under /api/v1, the gateway under /v1, health and metrics."""
 
 import threading
 from collections.abc import AsyncIterator
@@ -13,8 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from app.aliases import endpoints as aliases
 from app.datasets import endpoints as datasets
 from app.deployments import endpoints as deployments
-from app.http import error_responses, health
+from app.http import health
 from app.http.auth import require_by_method
+from app.http.error_responses import ErrorResponse, install_error_handlers
 from app.http.gateway import GatewayMiddleware, add_gateway_paths, create_gateway
 from app.http.metrics import VERSION
 from app.http.middleware import API_PREFIX, RequestMiddleware
@@ -30,29 +31,29 @@ from app.storage import migrate
 from app.storage.database import get_engine
 from app.workers import endpoints as workers
 
-DESCRIPTION = "Fine-tune, judge and serve language models."
+DESCRIPTION = "Fine-tune, evaluate and serve language models."
 TAGS = [
-    {"name": "datasets", "description": "Immutable files of rows, each with its validation report."},
-    {"name": "jobs", "description": "What a person asks for: stages that run one after another."},
-    {"name": "runs", "description": "One stage being carried out: events, metrics, logs and checkpoints."},
-    {"name": "models", "description": "Weights that can be served, with where they came from."},
-    {"name": "presets", "description": "Settings that suit a kind of hardware or a family of models."},
+    {"name": "datasets", "description": "Immutable files of rows, each with a validation report."},
+    {"name": "jobs", "description": "Ordered lists of stages, such as training, evaluation and deployment."},
+    {"name": "runs", "description": "Executions of one stage: events, metrics, logs and checkpoints."},
+    {"name": "models", "description": "Weights that can be served, with their lineage."},
+    {"name": "presets", "description": "Settings for a kind of hardware or a model family."},
     {"name": "deployments", "description": "Models kept ready on an engine."},
+    {"name": "aliases", "description": "Names that route to deployments and can be changed at any time."},
     {
-        "name": "aliases",
-        "description": "Names that lead to deployments and may be moved.",
+        "name": "routes",
+        "description": "The routing table of gateways: model names and the engines that serve them.",
     },
-    {"name": "routes", "description": "What gateways ask: which engine answers for which name."},
-    {"name": "generation", "description": "The OpenAI-compatible front to the deployments."},
-    {"name": "workers", "description": "Who serves which queue, on what hardware."},
-    {"name": "keys", "description": "API keys, which carry scopes and can be revoked."},
+    {"name": "generation", "description": "The OpenAI-compatible API of the deployments."},
+    {"name": "workers", "description": "Worker processes, with their queues and hardware."},
+    {"name": "keys", "description": "API keys with scopes and limits."},
     {"name": "operations", "description": "Health, readiness and metrics."},
 ]
 
 
 def create_app() -> FastAPI:
-    """The whole service but its worker."""
-    # Swagger UI comes from this service: a machine without the internet has its documentation too.
+    """Create the HTTP application."""
+    # FastAPIOffline serves Swagger UI itself, so the documentation works without an internet connection.
     app = FastAPIOffline(
         title="Tunesmith",
         version=VERSION,
@@ -64,35 +65,36 @@ def create_app() -> FastAPI:
         swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True},
         responses={
             "default": {
-                "model": error_responses.ErrorResponse,
-                "description": "What is wrong and what to do.",
+                "model": ErrorResponse,
+                "description": "An error, with its code and what to do.",
             }
         },
     )
     app.state.stopping = threading.Event()
     app.state.gateway = create_gateway()
-    error_responses.install_error_handlers(app)
-    app.include_router(_api())
+    install_error_handlers(app)
+    app.include_router(_api_router())
     app.include_router(health.router)
-    # The last one added is the first to see a request.
+    # The middleware added last receives a request first.
     app.add_middleware(RequestMiddleware)
     app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _api() -> APIRouter:
+def _api_router() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
-    for nouns in (datasets, jobs, runs, models, presets, deployments, aliases, workers):
-        api.include_router(nouns.router, dependencies=[Depends(require_by_method)])
-    for asked_by_others in (deployments.gateways, routes.router, keys.own, keys.router):
-        api.include_router(asked_by_others)
+    for noun in (datasets, jobs, runs, models, presets, deployments, aliases, workers):
+        api.include_router(noun.router, dependencies=[Depends(require_by_method)])
+    # These routers state the scopes that they require.
+    for router in (deployments.gateways, routes.router, keys.own_key_router, keys.router):
+        api.include_router(router)
     return api
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Migrate the embedded database and sweep; a team's database is migrated by `python -m app migrate`."""
+    """Migrate the embedded database, and run the sweeper; other databases need `python -m app migrate`."""
     settings, engine = get_settings(), get_engine()
     if engine.dialect.name == "sqlite":
         await run_in_threadpool(migrate.upgrade_database, engine)

@@ -23,7 +23,8 @@ def _check_web_address(url: str) -> str:
     return url.rstrip("/")
 
 
-LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
+LogLevelName = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+LogLevel = Annotated[LogLevelName, BeforeValidator(str.upper)]
 WebAddress = Annotated[str, AfterValidator(_check_web_address)]
 
 

@@ -6,59 +6,65 @@ from fastapi import APIRouter, Body, Path
 
 from app.aliases import service
 from app.aliases.schemas import (
-    EXAMPLES,
     ROLLBACK_EXAMPLES,
+    UPDATE_EXAMPLES,
     AliasRollback,
     AliasUpdate,
     AliasVersionView,
     AliasView,
 )
+from app.aliases.targets import list_all_aliases
 from app.http.paging import Page, Paging
 from app.storage.database import ReadSession, WriteSession
 
 router = APIRouter(prefix="/aliases", tags=["aliases"])
 
-Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", examples=["starter-prod"])]
+AliasName = Annotated[
+    str,
+    Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", examples=["starter-prod"], description="Name of the alias."),
+]
 
 
 @router.put("/{name}")
-def move_alias(
-    session: WriteSession, name: Name, body: Annotated[AliasUpdate, Body(openapi_examples=EXAMPLES)]
+def update_alias(
+    session: WriteSession,
+    name: AliasName,
+    body: Annotated[AliasUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
 ) -> AliasView:
-    """Make an alias or move it; every request from then on goes to the new targets."""
-    return service.move(session, name, body)
+    """Create an alias or change its targets; all later requests go to the new targets."""
+    return service.view_alias(session, service.update_alias(session, name, body))
 
 
 @router.get("")
 def list_aliases(session: ReadSession) -> Page[AliasView]:
-    """All aliases by name."""
-    return Page(items=service.listed(session), next=None)
+    """List all aliases by name, on one page."""
+    return Page(items=service.view_aliases(session, list_all_aliases(session)), next=None)
 
 
 @router.get("/{name}")
-def get_alias(session: ReadSession, name: Name) -> AliasView:
-    """One alias, with the deployments that it leads to."""
-    return service.get(session, name)
+def get_alias(session: ReadSession, name: AliasName) -> AliasView:
+    """Return an alias with the deployments of its targets."""
+    return service.view_alias(session, service.get_alias(session, name))
 
 
 @router.get("/{name}/history")
-def list_alias_history(session: ReadSession, name: Name, paging: Paging) -> Page[AliasVersionView]:
-    """Where it led, from new to old; kept when the alias is deleted."""
-    versions, after = service.history(session, name, paging)
+def list_alias_versions(session: ReadSession, name: AliasName, paging: Paging) -> Page[AliasVersionView]:
+    """List the versions of an alias, newest first. They are kept when the alias is deleted."""
+    versions, after = service.list_alias_versions(session, name, paging)
     return Page(items=[AliasVersionView.model_validate(version) for version in versions], next=after)
 
 
 @router.post("/{name}/rollback")
 def roll_back_alias(
     session: WriteSession,
-    name: Name,
+    name: AliasName,
     body: Annotated[AliasRollback, Body(openapi_examples=ROLLBACK_EXAMPLES)],
 ) -> AliasView:
-    """Lead it where it led before; asked again, one move further back."""
-    return service.rollback(session, name, body.version)
+    """Restore the targets of an earlier version; repeated rollbacks go further back."""
+    return service.view_alias(session, service.roll_back_alias(session, name, body.version))
 
 
 @router.delete("/{name}", status_code=204)
-def delete_alias(session: WriteSession, name: Name) -> None:
-    """Remove an alias; its deployments and its history stay."""
-    service.delete(session, name)
+def delete_alias(session: WriteSession, name: AliasName) -> None:
+    """Delete an alias; its deployments and its versions remain."""
+    service.delete_alias(session, name)

@@ -1,4 +1,4 @@
-"""What the alias endpoints take and give."""
+"""Requests and responses of the endpoints of aliases."""
 
 import math
 from datetime import datetime
@@ -10,7 +10,7 @@ from app.tables import DeploymentStatus
 from trainers.configs import Config
 from trainers.configs.base import StageName
 
-EXAMPLES = {
+UPDATE_EXAMPLES = {
     "whole": {"summary": "All requests to one deployment", "value": {"targets": [{"deployment": "starter"}]}},
     "canary": {
         "summary": "A tenth of the requests to a new deployment",
@@ -22,68 +22,76 @@ EXAMPLES = {
         },
     },
 }
-
-
-ROLLBACK_EXAMPLES = {"before": {"summary": "To where it led before", "value": {}}}
+ROLLBACK_EXAMPLES = {"previous": {"summary": "Restore the previous version", "value": {}}}
 
 
 class AliasTarget(Config):
-    """A deployment, by its name, and its part of the requests."""
+    """A deployment and its share of an alias's requests."""
 
     deployment: StageName = Field(description="Name of a deployment that is ready or asleep.")
-    share: float = Field(1.0, gt=0, le=1, description="Part of the requests; all shares sum to 1.")
+    share: float = Field(
+        1.0, gt=0, le=1, description="Share of the requests; the shares of all targets sum to 1."
+    )
 
 
 class AliasUpdate(Config):
-    """Where an alias is to lead."""
+    """The new targets of an alias."""
 
-    targets: list[AliasTarget] = Field(min_length=1, max_length=20)
+    targets: list[AliasTarget] = Field(
+        min_length=1, max_length=20, description="Deployments that serve the alias's requests."
+    )
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_shares(self) -> Self:
         names = [target.deployment for target in self.targets]
-        if len(set(names)) < len(names):
-            raise ValueError("targets name a deployment twice: give it one share")
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"the targets contain the deployment {repeated!r} more than once")
         total = math.fsum(target.share for target in self.targets)
         if not math.isclose(total, 1, abs_tol=1e-6):
-            raise ValueError(f"the shares of targets sum to {total:g}, and must sum to 1")
+            raise ValueError(f"the shares of the targets must sum to 1, not to {total:g}")
         return self
 
 
 class AliasRollback(Config):
-    """How far back an alias is to go."""
+    """The version of an alias that a rollback restores."""
 
     version: int | None = Field(
-        None, ge=1, description="A version of its history; by default the one before that which it has now."
+        None, ge=1, description="A version of the alias; by default the one before the current version."
     )
 
 
 class AliasTargetView(BaseModel):
-    """A target as it stands."""
+    """A target of an alias, with its deployment."""
 
-    deployment: str
-    share: float
-    deployment_id: str | None = Field(description="The deployment that has the name now; null if none has.")
-    status: DeploymentStatus | None
+    deployment: str = Field(description="Name of the deployment.")
+    share: float = Field(description="Share of the requests.")
+    deployment_id: str | None = Field(
+        description="Id of the deployment that has this name now; null if there is none. Such a target gets "
+        "no requests; the other targets share them."
+    )
+    status: DeploymentStatus | None = Field(description="Status of that deployment.")
 
 
 class AliasView(BaseModel):
-    """An alias as it stands. A target without a deployment gets no requests; the others share its part."""
+    """An alias with its current targets."""
 
-    name: str
-    version: int
-    targets: list[AliasTargetView]
-    created_at: datetime
-    updated_at: datetime
+    name: str = Field(description="Name of the alias, which clients send as `model`.")
+    version: int = Field(description="Number of the current version; every change adds one.")
+    targets: list[AliasTargetView] = Field(description="Deployments that serve the alias's requests.")
+    created_at: datetime = Field(description="Time of creation.")
+    updated_at: datetime = Field(description="Time of the last change of the targets.")
 
 
 class AliasVersionView(BaseModel):
-    """One move of an alias."""
+    """The targets of an alias after one change."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    version: int
-    targets: list[AliasTarget]
-    restored_version: int | None = Field(description="The version that a rollback brought back.")
-    created_at: datetime
+    id: str = Field(description="Id of the version.")
+    version: int = Field(description="Number of the version, from 1.")
+    targets: list[AliasTarget] = Field(description="Targets of this version.")
+    restored_version: int | None = Field(
+        description="The version whose targets a rollback restored; null for any other change."
+    )
+    created_at: datetime = Field(description="Time of the change.")

@@ -1,4 +1,4 @@
-"""Where aliases lead."""
+"""Queries from aliases to deployments and back."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,12 +7,12 @@ from sqlmodel import Session, col
 
 from app.tables import Alias, Deployment, DeploymentStatus
 
-ANSWER = (DeploymentStatus.ready, DeploymentStatus.asleep)
-COME_BACK = (DeploymentStatus.queued, DeploymentStatus.starting)
+SERVING = (DeploymentStatus.ready, DeploymentStatus.asleep)
+STARTING_AGAIN = (DeploymentStatus.queued, DeploymentStatus.starting)
 
 
 def list_alias_names(session: Session, deployment: str) -> list[str]:
-    """Names of the aliases that lead to a deployment of this name."""
+    """Return the names of the aliases that route to a deployment of this name."""
     return [
         alias.name
         for alias in list_all_aliases(session)
@@ -21,10 +21,10 @@ def list_alias_names(session: Session, deployment: str) -> list[str]:
 
 
 def find_name_holders(session: Session, names: Iterable[str] | None = None) -> dict[str, Deployment]:
-    """Deployments by the names that they hold: those that answer, and those that did and will again."""
-    come_back = and_(col(Deployment.status).in_(COME_BACK), col(Deployment.ready_at).is_not(None))
+    """Return, by name, the deployments that serve requests or that were ready before and start again."""
+    starts_again = and_(col(Deployment.status).in_(STARTING_AGAIN), col(Deployment.ready_at).is_not(None))
     statement = select(Deployment).where(
-        col(Deployment.replaces).is_(None), or_(col(Deployment.status).in_(ANSWER), come_back)
+        col(Deployment.replaces).is_(None), or_(col(Deployment.status).in_(SERVING), starts_again)
     )
     if names is not None:
         statement = statement.where(col(Deployment.name).in_(list(names)))
@@ -32,5 +32,5 @@ def find_name_holders(session: Session, names: Iterable[str] | None = None) -> d
 
 
 def list_all_aliases(session: Session) -> Sequence[Alias]:
-    """Every alias by name."""
+    """Return all aliases by name."""
     return session.scalars(select(Alias).order_by(col(Alias.name))).all()

@@ -27,7 +27,7 @@ CURL_HINT = "Send the file as the form field `file`: curl -F file=@…"
 class NotMultipart(HttpError):
     """The body is not a form with a file."""
 
-    status_code = 415
+    status = 415
     code = ErrorCode.not_multipart
 
 

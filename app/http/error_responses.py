@@ -1,4 +1,4 @@
-"""The one shape in which every fault of a request is answered, and how faults become it."""
+"""The response body of every error, and the conversion of exceptions to it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
-from app.http.errors import HttpError, Unauthorized
+from app.http.errors import HttpError, MethodNotSupported, NotFound, PayloadTooLarge, UnprocessableContent
 from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.runtime.error_codes import ErrorCode
 
-CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-SEND_JSON = "Send a JSON object in UTF-8 with the header Content-Type: application/json."
-# What pydantic says of these would tell a person of its own workings, and not what to do.
-SENTENCES = {
+SEND_JSON_HINT = "Send a JSON object in UTF-8 with the header Content-Type: application/json."
+# Replacements for pydantic messages that describe its internals instead of what to change.
+VALIDATION_MESSAGES = {
     "extra_forbidden": "There is no such field: correct its name or leave it out.",
     "union_tag_not_found": "Field required.",
     "model_attributes_type": "Input should be a JSON object.",
@@ -28,106 +28,109 @@ SENTENCES = {
 
 
 class FieldError(BaseModel):
-    """One wrong field of a payload."""
+    """An invalid field of a payload."""
 
     field: str = Field(description="Path of the field, such as `stages.0.learning_rate`.")
-    message: str
+    message: str = Field(description="What is wrong with the field.")
 
 
 class ErrorDetail(BaseModel):
     """What is wrong and what to do."""
 
-    code: str
-    message: str
-    hint: str | None = None
+    code: ErrorCode = Field(description="Reason of the failure, for programs to branch on.")
+    message: str = Field(description="What is wrong, as a sentence.")
+    hint: str | None = Field(None, description="What to do about it.")
     fields: list[FieldError] | None = Field(
-        None, description="Each wrong field, when the payload is at fault."
+        None, description="Each invalid field, if the payload is malformed."
     )
 
 
 class ErrorResponse(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every response that is not a success."""
 
-    error: ErrorDetail
+    error: ErrorDetail = Field(description="What is wrong and what to do.")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every fault of a request with the envelope."""
-    app.add_exception_handler(HttpError, _app_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(DataError, _data_error)
+    """Make the app return an `ErrorResponse` for every error of a request."""
+    app.add_exception_handler(HttpError, _handle_http_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(DataError, _handle_data_error)
 
 
-def error_response(
-    status: int,
-    code: str,
-    message: str,
-    hint: str | None = None,
-    fields: Sequence[dict[str, Any]] | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    """A response with the envelope as its body."""
-    error: dict[str, Any] = {"code": code, "message": message, "hint": hint}
-    if fields is not None:
-        error["fields"] = list(fields)
-    return JSONResponse({"error": error}, status, headers)
+def error_response(error: HttpError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the response for an error, with its own headers unless others are given."""
+    return JSONResponse({"error": error.as_dict()}, error.status, headers or error.headers)
 
 
-def _app_error(request: Request, error: Exception) -> JSONResponse:
+def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HttpError)
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
-    return error_response(error.status_code, error.code, error.message, error.hint, error.fields, headers)
+    return error_response(error)
 
 
-def _http_exception(request: Request, error: Exception) -> JSONResponse:
+def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Convert the exceptions of FastAPI and Starlette."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:
-        # FastAPI's answer to bytes that are no text, and to JSON too deep or with numbers too long.
-        return error_response(422, "invalid", "The body cannot be read as JSON.", SEND_JSON)
-    code = CODES.get(error.status_code, "http_error")
-    message, hint = f"{error.detail}.", None
-    if error.status_code in (404, 405):
-        message = f"There is no {request.method} {request.url.path}."
-        hint = "The routes are listed at /docs."
     headers = dict(error.headers) if error.headers else None
-    return error_response(error.status_code, code, message, hint, headers=headers)
+    if error.status_code == 400:
+        # FastAPI raises it for bytes that are not UTF-8, and for JSON with excessive depth or numbers.
+        converted: HttpError = UnprocessableContent("The body cannot be read as JSON.", hint=SEND_JSON_HINT)
+    elif error.status_code in (404, 405):
+        missing = NotFound if error.status_code == 404 else MethodNotSupported
+        converted = missing(
+            f"There is no route {request.method} {request.url.path}.", hint="The routes are listed at /docs."
+        )
+    elif error.status_code == 413:
+        converted = PayloadTooLarge(f"{error.detail}.")
+    else:
+        converted = HttpError(f"{error.detail}.")
+        converted.status, converted.code = error.status_code, ErrorCode.http_error
+    return error_response(converted, headers)
 
 
-def _data_error(request: Request, error: Exception) -> JSONResponse:
-    """PostgreSQL refuses some text that JSON allows, above all the character NUL."""
+def _handle_data_error(request: Request, error: Exception) -> JSONResponse:
+    """Convert PostgreSQL's refusal of text that JSON allows, above all the character NUL."""
     return error_response(
-        422, "invalid", "The request holds a value that the database cannot store, such as the character NUL."
+        UnprocessableContent(
+            "The request contains a value that the database cannot store, such as the character NUL.",
+            hint="Remove control characters from the values.",
+        )
     )
 
 
-def _validation_error(request: Request, error: Exception) -> JSONResponse:
+def _handle_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     fields = list_field_errors(error.errors(), error.body)
-    first = f"{fields[0]['field']}: {fields[0]['message']}" if fields[0]["field"] else fields[0]["message"]
+    name, message = fields[0]["field"], fields[0]["message"]
+    first = f"{name}: {message}" if name else message
     more = f" ({len(fields) - 1} more)" if len(fields) > 1 else ""
-    hint = SEND_JSON if not fields[0]["field"] else None
-    return error_response(422, "invalid", f"The request is malformed. {first}{more}", hint, fields=fields)
+    return error_response(
+        UnprocessableContent(
+            f"The request is malformed. {first}{more}",
+            hint=None if name else SEND_JSON_HINT,
+            fields=fields,
+        )
+    )
 
 
 def list_field_errors(errors: Sequence[Any], body: Any) -> list[dict[str, str]]:
-    """Pydantic's errors as paths into the payload, without the union tags that it mixes into them.
+    """Convert pydantic's errors to paths into the payload, without the union tags that pydantic inserts.
 
-    Of the members of a union only those errors are kept that belong to the member which was most
-    likely meant.
+    Of a union's members, only the errors of the most likely intended one are returned.
     """
     unions: dict[tuple[str, ...], dict[str, list[tuple[str, dict[str, Any]]]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for error in errors:
-        path, union, member = _place(error, body)
+        path, union, member = _locate(error, body)
         unions[union][member].append((".".join(path), error))
-    kept = [found for members in unions.values() for found in _likeliest(members)]
-    return [{"field": path, "message": _sentence(error)} for path, error in kept]
+    kept = [found for members in unions.values() for found in _most_likely_member(members)]
+    return [{"field": path, "message": _field_message(error)} for path, error in kept]
 
 
-def _place(error: Any, body: Any) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """The path of an error in the payload, and where the last union on it stands with its member."""
+def _locate(error: Any, body: Any) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Return an error's path in the payload, the path of the last union on it, and the union's member."""
     source, *parts = error["loc"]
     if source != "body" or error["type"] == "json_invalid":
         return tuple(str(part) for part in parts if error["type"] != "json_invalid"), (), ""
@@ -147,17 +150,19 @@ def _place(error: Any, body: Any) -> tuple[tuple[str, ...], tuple[str, ...], str
     return tuple(path), union, member
 
 
-def _likeliest(members: dict[str, list[tuple[str, dict[str, Any]]]]) -> list[tuple[str, dict[str, Any]]]:
-    """The errors of the union's member with the right type and the fewest faults."""
+def _most_likely_member(
+    members: dict[str, list[tuple[str, dict[str, Any]]]],
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the errors of the union's member that has the right type and the fewest errors."""
     return min(members.values(), key=lambda errors: (errors[0][1]["type"].endswith("_type"), len(errors)))
 
 
-def _sentence(error: dict[str, Any]) -> str:
-    message = SENTENCES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+def _field_message(error: dict[str, Any]) -> str:
+    message = VALIDATION_MESSAGES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "union_tag_invalid":
         message = f"Input should be one of {error['ctx']['expected_tags']}"
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PRINTABLE_PATTERN:
-        message = "It may hold no control characters"
+        message = "It must not contain control characters"
     if error["type"] == "json_invalid":
         message = f"the body is not JSON: {error['ctx']['error']}"
     return message if message.endswith(".") else f"{message}."

@@ -1,16 +1,33 @@
-"""Errors of requests, with their HTTP status."""
+"""Errors of requests, one base class per HTTP status, and the list of all error codes.
 
-from typing import Any
+    TunesmithError
+      HttpError                400
+        Unauthorized           401
+        Forbidden              403
+        NotFound               404
+        MethodNotSupported       405
+        Conflict               409
+        PayloadTooLarge        413
+        UnprocessableContent   422
+        InternalServerError    500
 
+A more specific error is a subclass that is defined next to the function that raises it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from serving.http.errors import ApiError
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
 
 class HttpError(TunesmithError):
-    """A request that cannot be carried out; `fields` names each invalid field."""
+    """A request that the service refuses or cannot carry out."""
 
-    status_code = 400
+    status = 400
     code = ErrorCode.bad_request
+    headers: dict[str, str] | None = None
 
     def __init__(
         self, message: str, *, hint: str | None = None, fields: list[dict[str, Any]] | None = None
@@ -18,44 +35,85 @@ class HttpError(TunesmithError):
         super().__init__(message, hint)
         self.fields = fields
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the error as the API shows it, with `fields` if the payload has invalid fields."""
+        return super().as_dict() | ({} if self.fields is None else {"fields": self.fields})
+
 
 class Unauthorized(HttpError):
-    """No key, or one that is not known."""
+    """A request without an API key, or with an unknown one."""
 
-    status_code = 401
+    status = 401
     code = ErrorCode.unauthorized
+    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 — read only, like the other attributes
 
 
 class Forbidden(HttpError):
-    """A known key without the scope that the request needs."""
+    """A request with an API key that lacks the required scope."""
 
-    status_code = 403
+    status = 403
     code = ErrorCode.forbidden
 
 
 class NotFound(HttpError):
-    """Nothing has this id."""
+    """A request for a route or an object that does not exist."""
 
-    status_code = 404
+    status = 404
     code = ErrorCode.not_found
 
 
-class Conflict(HttpError):
-    """The request is well formed, but what it names is not in a state that allows it."""
+class MethodNotSupported(HttpError):
+    """A request for an existing route with another method."""
 
-    status_code = 409
+    status = 405
+    code = ErrorCode.method_not_allowed
+
+
+class Conflict(HttpError):
+    """A valid request that the state of an object does not allow."""
+
+    status = 409
     code = ErrorCode.conflict
 
 
 class PayloadTooLarge(HttpError):
-    """More bytes than the service accepts."""
+    """A request with a body larger than the service accepts."""
 
-    status_code = 413
+    status = 413
     code = ErrorCode.too_large
 
 
 class UnprocessableContent(HttpError):
-    """A malformed payload; `fields` names each wrong field."""
+    """A request with a malformed payload; `fields` names each invalid field."""
 
-    status_code = 422
+    status = 422
     code = ErrorCode.invalid
+
+
+class InternalServerError(HttpError):
+    """A request that failed because of a bug."""
+
+    status = 500
+    code = ErrorCode.internal_error
+
+
+class ErrorCodeInfo(NamedTuple):
+    """A row of the published list of error codes."""
+
+    code: ErrorCode
+    statuses: list[int]
+    description: str
+
+
+def list_error_codes() -> list[ErrorCodeInfo]:
+    """Return every code with the HTTP statuses of the error classes that have been imported."""
+    statuses: dict[ErrorCode, set[int]] = {code: set() for code in ErrorCode}
+    for error in [*_subclasses(HttpError), *_subclasses(ApiError)]:
+        statuses[error.code].add(error.status)
+    return [ErrorCodeInfo(code, sorted(statuses[code]), code.description) for code in ErrorCode]
+
+
+def _subclasses(error: type[Any]) -> Iterator[type[Any]]:
+    yield error
+    for subclass in error.__subclasses__():
+        yield from _subclasses(subclass)

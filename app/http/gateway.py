@@ -1,4 +1,4 @@
-"""The gateway inside this service: its route table and its keys come from SQL, each at most a second old."""
+"""The gateway as part of the API: its routing table and API keys come from SQL, at most a second old."""
 
 import asyncio
 import logging
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 def create_gateway() -> AsgiGateway:
-    """The gateway over the deployments and aliases of the database."""
+    """Create the gateway for the deployments and aliases of the database."""
     return AsgiGateway(Gateway(SqlRoutingTable(), authorize_client))
 
 
 class GatewayMiddleware:
-    """Sends /v1 to the gateway and everything else on.
+    """A middleware that passes /v1 to the gateway and all other paths to the API.
 
-    Every token of a generation passes through here, so nothing else of the API stands in its way.
+    It is the outermost middleware, so that no other one slows down the tokens of a stream.
     """
 
     def __init__(self, app: ASGIApp, gateway: AsgiGateway) -> None:
@@ -55,21 +55,21 @@ class GatewayMiddleware:
         await self.gateway(scope, receive, send)
 
 
-async def authorize_client(sender: ClientIdentity) -> AuthorizedClient:
-    """Ask for the scope `inference`; raises InvalidApiKey and Forbidden."""
-    host = sender.host.decode("latin-1")
+async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
+    """Require the scope `inference`; raise InvalidApiKey or PermissionDenied."""
+    host = client.host.decode("latin-1")
     try:
-        caller = await run_in_threadpool(auth.authenticate, sender.token(), host, sender.address)
+        caller = await run_in_threadpool(auth.authenticate, client.token(), host, client.address)
         caller.require(Scope.inference)
     except Unauthorized as error:
-        raise InvalidApiKey(_whole(error)) from error
+        raise InvalidApiKey(_message_with_hint(error)) from error
     except HttpError as error:
-        raise PermissionDenied(_whole(error)) from error
+        raise PermissionDenied(_message_with_hint(error)) from error
     return AuthorizedClient(caller.key_id, caller.requests_per_minute, caller.concurrent_requests)
 
 
 class SqlRoutingTable(CachedRoutingTable):
-    """Routes of deployments and aliases."""
+    """The routing table of the deployments and aliases in the database."""
 
     load_errors = (OperationalError,)
 
@@ -81,10 +81,10 @@ class SqlRoutingTable(CachedRoutingTable):
         return await run_in_threadpool(_read_routes)
 
     async def wake(self, target: Target) -> Target:
-        """The target once its deployment is up; raises EngineUnavailable."""
+        """Return the target once its deployment is ready; raise EngineUnavailable if it takes too long."""
         waking = self._waking.get(target.deployment_id)
         if waking is None:
-            # Those who ask together wait together, and the last may leave before it is there.
+            # Concurrent requests share one task, which continues if all of their clients disconnect.
             waking = asyncio.create_task(self._wake(target))
             waking.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._waking[target.deployment_id] = waking
@@ -94,28 +94,28 @@ class SqlRoutingTable(CachedRoutingTable):
         if not deployment_ids:
             return
         try:
-            await run_in_threadpool(_note_use, sorted(deployment_ids))
+            await run_in_threadpool(_record_use, sorted(deployment_ids))
         except OperationalError as error:
-            logger.warning("cannot note which deployments are in use: %s", error.orig)
+            logger.warning("cannot record the use of deployments: %s", error.orig)
 
     async def _wake(self, target: Target) -> Target:
         seconds = get_settings().wake_timeout_seconds
         deadline = time.monotonic() + seconds
         try:
-            while (woken := await run_in_threadpool(_woken, target)) is None:
+            while (ready := await run_in_threadpool(_wake_or_get, target)) is None:
                 if time.monotonic() > deadline:
-                    raise _unavailable(f"The deployment sleeps and was not up within {seconds:g} s.")
+                    raise _unavailable(f"The deployment was asleep, and was not ready within {seconds:g} s.")
                 await asyncio.sleep(WAKE_POLL_SECONDS)
         except OperationalError as error:
-            raise _unavailable("The deployment sleeps, and the database cannot be reached.") from error
+            raise _unavailable("The deployment is asleep, and the database cannot be reached.") from error
         finally:
             del self._waking[target.deployment_id]
         self._fresh_until = 0.0
-        return woken
+        return ready
 
 
 def add_gateway_paths(schema: dict[str, Any]) -> None:
-    """Show the gateway's routes on the same page, under the same `Authorize`."""
+    """Add the gateway's paths to the API's document, with the same authorization."""
     for path, operations in paths().items():
         schema["paths"][path] = {
             verb: operation | {"security": [{"HTTPBearer": []}]} for verb, operation in operations.items()
@@ -127,31 +127,31 @@ def add_gateway_paths(schema: dict[str, Any]) -> None:
 def _read_routes() -> list[Route]:
     with read_session() as session:
         table = routes.list_routes(session)
-    return [Route(row.name, tuple(map(_target, row.targets)), row.created_at) for row in table]
+    return [Route(row.name, tuple(map(_to_target, row.targets)), row.created_at) for row in table]
 
 
-def _target(shown: RouteTargetView) -> Target:
-    return Target(**shown.model_dump())
+def _to_target(view: RouteTargetView) -> Target:
+    return Target(**view.model_dump())
 
 
-def _woken(target: Target) -> Target | None:
-    """The target if its deployment is up, else None once it is asked for; raises EngineUnavailable."""
+def _wake_or_get(target: Target) -> Target | None:
+    """Return the target if its deployment is ready, else wake the deployment and return None."""
     with read_session() as session:
         deployment = session.get(Deployment, target.deployment_id)
     if deployment is None:
-        raise _unavailable("None of the deployments that this alias leads to is there any more; move it.")
+        raise _unavailable("This alias routes to no existing deployment; move it to one that is ready.")
     if deployment.status is DeploymentStatus.ready:
-        return _target(routes.view_target(deployment, target.share))
+        return _to_target(routes.view_target(deployment, target.share))
     if deployment.status not in lifecycle.LIVE:
-        why = f": {deployment.error['message']}" if deployment.error else "."
-        raise _unavailable(f"The deployment {deployment.name!r} is {deployment.status}{why}")
+        reason = f": {deployment.error['message']}" if deployment.error else "."
+        raise _unavailable(f"The deployment {deployment.name!r} is {deployment.status}{reason}")
     if deployment.status is DeploymentStatus.asleep:
         with transaction() as session:
             lifecycle.wake(session, deployment.id)
     return None
 
 
-def _note_use(deployment_ids: list[str]) -> None:
+def _record_use(deployment_ids: list[str]) -> None:
     with transaction() as session:
         routes.record_use(session, deployment_ids)
 
@@ -160,5 +160,5 @@ def _unavailable(message: str) -> EngineUnavailable:
     return EngineUnavailable(message, RETRY_AFTER_SECONDS)
 
 
-def _whole(error: HttpError) -> str:
+def _message_with_hint(error: HttpError) -> str:
     return f"{error.message} {error.hint or ''}".strip()

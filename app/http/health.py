@@ -1,4 +1,4 @@
-"""Whether the process is up, whether it can do its work, and what it has counted."""
+"""Liveness, readiness and metrics."""
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
@@ -16,54 +16,57 @@ router = APIRouter(tags=["operations"])
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """A response of a live process."""
 
-    status: str = "ok"
-    version: str = metrics.VERSION
+    status: str = Field("ok", description="Always `ok`.")
+    version: str = Field(metrics.VERSION, description="Version of the service.")
 
 
 class Readiness(BaseModel):
-    """What the service needs, and whether it has it."""
+    """The state of the servers that the service depends on."""
 
-    ready: bool
-    database: str = Field(description="`ok`, or why not.")
+    ready: bool = Field(description="Whether the database is reachable and migrated.")
+    database: str = Field(description="`ok`, or the reason why not.")
     broker: str = Field(
-        description="`ok`, or why not; without it runs start later, when workers look themselves."
+        description="`ok`, or the reason why not. Without it, runs start later, when workers poll."
     )
 
 
 @router.get("/healthz")
 def healthz() -> Health:
-    """The process is up."""
+    """Return 200 while the process is up."""
     return Health()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
 def readyz() -> JSONResponse:
-    """The database answers and is migrated. A broker out of reach is told, but stops nothing."""
-    database, broker = _database(), _broker()
+    """Return 200 if the database is reachable and migrated, else 503.
+
+    An unreachable broker is reported, but does not make the service unready.
+    """
+    database, broker = _check_database(), _check_broker()
     readiness = Readiness(ready=database == "ok", database=database, broker=broker)
     return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
 
 @router.get("/metrics", dependencies=[Depends(require_by_method)], response_class=Response)
 def exposition(session: ReadSession) -> Response:
-    """Prometheus's text format; needs the scope `read` once a key exists."""
+    """Return the metrics in Prometheus's text format. Requires the scope `read` once a key exists."""
     return Response(metrics.render_metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _database() -> str:
+def _check_database() -> str:
     try:
         current, head = migrate.get_revisions(get_engine())
     except OperationalError:
-        return "cannot be reached"
+        return "unreachable"
     return "ok" if current == head else f"at revision {current}, not {head}: run `python -m app migrate`"
 
 
-def _broker() -> str:
+def _check_broker() -> str:
     try:
         with get_celery().connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
     except BrokerUnreachable:
-        return "cannot be reached"
+        return "unreachable"
     return "ok"

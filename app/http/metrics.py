@@ -1,4 +1,4 @@
-"""What Prometheus may ask: requests as they were counted, runs and jobs as SQL has them at the scrape."""
+"""Prometheus metrics: counters of requests, and gauges that are read from SQL at the scrape."""
 
 import importlib.metadata
 import platform
@@ -14,18 +14,18 @@ VERSION = importlib.metadata.version("tunesmith")
 
 REQUEST_COUNT = Counter("tunesmith_api_requests", "Requests to the API.", ["method", "route", "status"])
 REQUEST_SECONDS = Histogram(
-    "tunesmith_api_request_seconds", "Seconds of a whole request.", ["method", "route"]
+    "tunesmith_api_request_seconds", "Duration of a request in seconds.", ["method", "route"]
 )
-_BUILD = Gauge("tunesmith_build_info", "1, with what runs as labels.", ["version", "python"])
+_BUILD = Gauge("tunesmith_build_info", "Always 1; the labels are the versions.", ["version", "python"])
 _BUILD.labels(VERSION, platform.python_version()).set(1)
 
 
 def render_metrics(session: Session) -> bytes:
-    """Everything in Prometheus's text format."""
-    return generate_latest(REGISTRY) + generate_latest(_from_sql(session))
+    """Return all metrics in Prometheus's text format."""
+    return generate_latest(REGISTRY) + generate_latest(_collect_from_sql(session))
 
 
-def _from_sql(session: Session) -> CollectorRegistry:
+def _collect_from_sql(session: Session) -> CollectorRegistry:
     registry = CollectorRegistry()
     runs = Gauge("tunesmith_runs", "Runs by status and queue.", ["status", "queue"], registry=registry)
     by_status_and_queue = select(Run.status, Run.queue, func.count()).group_by(Run.status, Run.queue)  # type: ignore[call-overload]
@@ -43,15 +43,15 @@ def _from_sql(session: Session) -> CollectorRegistry:
 
 
 def _jobs_by_status(session: Session) -> dict[RunStatus, int]:
-    """A job has the status of its first run that has not succeeded; those without one have succeeded."""
+    """Count jobs by status: that of the first run that has not succeeded, or `succeeded`."""
     earlier = aliased(Run)
-    decided_before = exists().where(
+    follows_unfinished = exists().where(
         col(earlier.job_id) == col(Run.job_id),
         col(earlier.position) < col(Run.position),
         col(earlier.status) != RunStatus.succeeded,
     )
     unfinished = select(col(Run.status), func.count()).where(
-        col(Run.status) != RunStatus.succeeded, ~decided_before
+        col(Run.status) != RunStatus.succeeded, ~follows_unfinished
     )
     counts = dict(session.execute(unfinished.group_by(col(Run.status))).all())
     total = session.scalar(select(func.count()).select_from(Job)) or 0

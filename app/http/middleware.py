@@ -1,4 +1,4 @@
-"""What happens to every request of the API: an id, a line in the log, a count, and an answer to bugs."""
+"""The outermost middleware: request ids, access log, request metrics, and status 500 for bugs."""
 
 import logging
 import re
@@ -9,17 +9,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
-from app.http import error_responses, metrics
+from app.http import metrics
+from app.http.error_responses import error_response
+from app.http.errors import InternalServerError
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-NO_ROUTE = "none"
+UNKNOWN_ROUTE = "none"
 API_PREFIX = "/api/v1"
 
 logger = logging.getLogger("app.requests")
 
 
 class RequestMiddleware:
-    """The outermost edge of the API; faults that nothing else has answered end here as a 500."""
+    """A middleware that logs and counts every request, and responds to unhandled exceptions with 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -30,7 +32,7 @@ class RequestMiddleware:
             return
         request_id = _request_id(scope)
         logs.request_id.set(request_id)
-        begun, status = time.perf_counter(), 0
+        started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -44,40 +46,38 @@ class RequestMiddleware:
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not status:
-                await _internal_error(request_id)(scope, receive, send_with_id)
+                error = InternalServerError(
+                    f"The service failed on this request. Its log has the traceback under {request_id}.",
+                    hint="Send the request again; if it fails again, report the failure with that id.",
+                )
+                await error_response(error)(scope, receive, send_with_id)
         finally:
-            _tell(scope, status, time.perf_counter() - begun)
+            _record(scope, status, time.perf_counter() - started)
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's id for the request if it may stand in a log, else a new one."""
+    """Return the client's request id if it is safe to log, else a new one."""
     given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
     return given if SAFE_REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
-def _internal_error(request_id: str) -> ASGIApp:
-    return error_responses.error_response(
-        500,
-        "internal_error",
-        f"This is a fault of the service, not of your request. Its log tells more under {request_id}.",
-        "Send the request again; if it fails again, report it with that id.",
-    )
-
-
-def _template(scope: Scope) -> str:
-    """The path as the API's page shows it; FastAPI knows an included route without the prefix."""
+def _route_template(scope: Scope) -> str:
+    """Return the route's path as OpenAPI shows it; an included route has it without the prefix."""
     route = scope.get("route")
     if not isinstance(route, Route):
-        return NO_ROUTE
+        return UNKNOWN_ROUTE
     return API_PREFIX + route.path if scope["path"].startswith(f"{API_PREFIX}/") else route.path
 
 
-def _tell(scope: Scope, status: int, seconds: float) -> None:
-    """Count the request by its route's template, since each id in a label would be a series, and log it."""
-    template = _template(scope)
+def _record(scope: Scope, status: int, seconds: float) -> None:
+    """Count and log the request.
+
+    The metrics are labelled with the route's template, since a path with ids would create a series per id.
+    """
+    template = _route_template(scope)
     metrics.REQUEST_COUNT.labels(scope["method"], template, str(status)).inc()
     metrics.REQUEST_SECONDS.labels(scope["method"], template).observe(seconds)
-    facts = {
+    fields = {
         "method": scope["method"],
         "path": scope["path"],
         "route": template,
@@ -85,4 +85,4 @@ def _tell(scope: Scope, status: int, seconds: float) -> None:
         "duration_seconds": round(seconds, 6),
         "client": scope["client"][0] if scope.get("client") else None,
     }
-    logger.info("%s %s %s", scope["method"], scope["path"], status, extra=facts)
+    logger.info("%s %s %s", scope["method"], scope["path"], status, extra=fields)

@@ -1,4 +1,4 @@
-"""Runs the API under uvicorn, with a worker as a child, and ends both in order."""
+"""The API under uvicorn, with a worker as a child process, and their shutdown in order."""
 
 import logging
 import socket
@@ -13,17 +13,17 @@ from starlette.concurrency import run_in_threadpool
 from app.main import create_app
 from app.settings import Settings, get_settings
 
-# What the gateway is generating may end; event streams end at once, since they go on where they were.
+# Time for the gateway's responses in progress. Event streams end at once, since clients can resume them.
 DRAIN_SECONDS = 30
-# Beyond what a program may take to save itself: the worker has to store the checkpoint.
+# In addition to the time that a program has to save a checkpoint: the worker stores it.
 WORKER_STORE_SECONDS = 15
-SEED_STOP_SECONDS = 5
+EXAMPLES_STOP_SECONDS = 5
 
 logger = logging.getLogger(__name__)
 
 
 def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> None:
-    """Serve until SIGTERM or SIGINT, then end the API and after it the worker."""
+    """Serve until SIGTERM or SIGINT, then stop the API, and the worker after it."""
     app = create_app()
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
@@ -40,24 +40,26 @@ def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> No
 
 
 class _Server(uvicorn.Server):
-    """Tells the event streams at once that the service stops, and the person where it is."""
+    """A server that prints its address, and ends event streams as soon as it receives a signal."""
 
     def __init__(self, config: uvicorn.Config, stopping: threading.Event, with_examples: bool) -> None:
         super().__init__(config)
         self._stopping = stopping
         self._with_examples = with_examples
-        self._seeding = threading.Thread(target=_seed, args=(stopping,), name="examples", daemon=True)
+        self._examples_thread = threading.Thread(
+            target=_create_examples, args=(stopping,), name="examples", daemon=True
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._with_examples:
-            self._seeding.start()
+            self._examples_thread.start()
         print(f"Tunesmith is up. Docs: {self._url()}/docs", flush=True)  # noqa: T201
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        if self._seeding.is_alive():
-            await run_in_threadpool(self._seeding.join, SEED_STOP_SECONDS)
+        if self._examples_thread.is_alive():
+            await run_in_threadpool(self._examples_thread.join, EXAMPLES_STOP_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._stopping.set()
@@ -68,29 +70,29 @@ class _Server(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _seed(stopping: threading.Event) -> None:
-    # What makes the examples is needed by nobody who did not ask for them.
+def _create_examples(stopping: threading.Event) -> None:
+    # Imported here, since a service without examples does not need the module.
     from app.demos.examples import create_examples
 
     create_examples(get_settings(), stopping)
 
 
 def _start_worker(settings: Settings) -> "subprocess.Popen[bytes]":
-    """A worker that ends when this process does, since its standard input closes then.
+    """Start a worker that ends with this process, because its standard input closes.
 
-    In a session of its own, Ctrl-C in a terminal reaches this process alone, which ends both in order.
+    The worker has its own session: Ctrl-C in a terminal reaches only this process, which stops both in order.
     """
     command = [sys.executable, "-m", "workers", "--queue", settings.default_queue, "--exit-with-stdin"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    threading.Thread(target=_watch, args=(worker,), name="worker", daemon=True).start()
+    threading.Thread(target=_log_exit, args=(worker,), name="worker", daemon=True).start()
     return worker
 
 
-def _watch(worker: "subprocess.Popen[bytes]") -> None:
+def _log_exit(worker: "subprocess.Popen[bytes]") -> None:
     status = worker.wait()
     if status:
         logger.error(
-            "the worker ended with status %s: start another with python -m workers --queue …", status
+            "the worker ended with exit status %s; start another with python -m workers --queue …", status
         )
 
 
@@ -99,6 +101,6 @@ def _stop_worker(worker: "subprocess.Popen[bytes]", seconds: float) -> None:
     try:
         worker.wait(seconds)
     except subprocess.TimeoutExpired:
-        logger.warning("the worker did not stop in %s s and is killed", seconds)
+        logger.warning("the worker did not stop within %s s and is killed", seconds)
         worker.kill()
         worker.wait()

@@ -1,23 +1,22 @@
-"""API keys over HTTP; every route but the one that tells a caller of itself needs the scope `admin`."""
+"""API keys over HTTP; every endpoint but `GET /keys/self` requires the scope `admin`."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body, Depends, Path
 
 from app.http.auth import CallerDependency, require_admin
 from app.http.paging import Page, Paging
 from app.keys import service
-from app.keys.schemas import CallerView, KeyCreate, KeyLimits, KeySecretView, KeyView
+from app.keys.schemas import CallerView, KeyCreate, KeySecretView, KeyUpdate, KeyView, caller_view
 from app.storage.database import ReadSession, WriteSession
-from app.tables import Scope
 
 router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[Depends(require_admin)])
-own = APIRouter(prefix="/keys", tags=["keys"])
+own_key_router = APIRouter(prefix="/keys", tags=["keys"])
 
-EXAMPLES = {
+CREATE_EXAMPLES = {
     "admin": {"summary": "A key that allows everything", "value": {"name": "me", "scopes": ["admin"]}},
     "limited": {
-        "summary": "A key for a program that asks models",
+        "summary": "A key for a program that calls models",
         "value": {
             "name": "website",
             "scopes": ["inference"],
@@ -26,50 +25,51 @@ EXAMPLES = {
         },
     },
 }
-LIMIT_EXAMPLES = {
-    "slower": {"summary": "Another rate; what is left out stays", "value": {"requests_per_minute": 60}},
-    "unlimited": {"summary": "No limit on the rate any more", "value": {"requests_per_minute": None}},
+UPDATE_EXAMPLES = {
+    "slower": {"summary": "Another rate; omitted fields stay", "value": {"requests_per_minute": 60}},
+    "unlimited": {"summary": "Remove the limit of the rate", "value": {"requests_per_minute": None}},
 }
+
+KeyId = Annotated[str, Path(description="Id of the API key, `key_…`.")]
 
 
 @router.post("", status_code=201)
 def create_key(
-    new: Annotated[KeyCreate, Body(openapi_examples=EXAMPLES)], session: WriteSession
+    session: WriteSession, body: Annotated[KeyCreate, Body(openapi_examples=CREATE_EXAMPLES)]
 ) -> KeySecretView:
-    """Make an API key. Its secret is in this answer and nowhere else."""
-    limits = new.model_dump(include=set(KeyLimits.model_fields))
-    key, secret = service.create_over_http(session, new.name, new.scopes, limits)
+    """Create an API key. Only this response contains its secret."""
+    key, secret = service.create_key_over_http(session, body)
     return KeySecretView(**KeyView.model_validate(key).model_dump(), key=secret)
 
 
 @router.get("")
 def list_keys(session: ReadSession, paging: Paging) -> Page[KeyView]:
-    """Keys from new to old."""
-    keys, following = service.listed(session, paging)
-    return Page(items=[KeyView.model_validate(key) for key in keys], next=following)
+    """List API keys, newest first, including revoked ones."""
+    keys, after = service.list_keys(session, paging)
+    return Page(items=[KeyView.model_validate(key) for key in keys], next=after)
 
 
 @router.delete("/{key_id}")
-def revoke_key(key_id: str, session: WriteSession) -> KeyView:
-    """Revoke a key. The API refuses it at once, `/v1` within a second, a gateway of its own within six."""
-    return KeyView.model_validate(service.revoke(session, key_id))
+def revoke_key(key_id: KeyId, session: WriteSession) -> KeyView:
+    """Revoke an API key.
+
+    The API rejects it at once, `/v1` within a second, and a standalone gateway within six seconds.
+    """
+    return KeyView.model_validate(service.revoke_key(session, key_id))
 
 
 @router.patch("/{key_id}")
-def limit_key(
-    key_id: str, limits: Annotated[KeyLimits, Body(openapi_examples=LIMIT_EXAMPLES)], session: WriteSession
+def update_key(
+    key_id: KeyId, session: WriteSession, body: Annotated[KeyUpdate, Body(openapi_examples=UPDATE_EXAMPLES)]
 ) -> KeyView:
-    """Change a key's limits; `/v1` heeds them within a second, a gateway of its own within six."""
-    key = service.limit(session, key_id, limits.model_dump(exclude_unset=True))
-    return KeyView.model_validate(key)
+    """Change the limits of an API key.
+
+    They take effect in `/v1` within a second, and in a standalone gateway within six seconds.
+    """
+    return KeyView.model_validate(service.update_key(session, key_id, body))
 
 
-@own.get("/self")
-def show_own_key(caller: CallerDependency) -> CallerView:
-    """What the key of this request allows; any key will do."""
-    return CallerView(
-        key_id=caller.key_id,
-        scopes=sorted(map(Scope, caller.scopes)),
-        requests_per_minute=caller.requests_per_minute,
-        concurrent_requests=caller.concurrent_requests,
-    )
+@own_key_router.get("/self")
+def get_own_key(caller: CallerDependency) -> CallerView:
+    """Return the scopes and limits of the API key that the request was sent with. Requires no scope."""
+    return caller_view(caller)

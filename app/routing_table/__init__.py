@@ -1,1 +1,1 @@
-"""Routes: what gateways ask of the service."""
+"""The routing table: the names that clients send as `model`, and the engines behind them."""

@@ -1,4 +1,4 @@
-"""What gateways ask, over HTTP; needs the scope `inference`."""
+"""The routing table over HTTP; requires the scope `inference`, which gateways have."""
 
 from fastapi import APIRouter, Depends
 
@@ -13,11 +13,11 @@ router = APIRouter(prefix="/routes", tags=["routes"], dependencies=[Depends(requ
 
 @router.get("")
 def list_routes(session: ReadSession) -> Page[RouteView]:
-    """Every name that clients may ask for, with the engines that answer for it."""
+    """List all model names with the engines that serve them, on one page."""
     return Page(items=service.list_routes(session), next=None)
 
 
 @router.post("/use", status_code=204)
-def note_use(session: WriteSession, body: RouteUseCreate) -> None:
-    """Tell which deployments were asked lately, so that they stay awake."""
+def record_use(session: WriteSession, body: RouteUseCreate) -> None:
+    """Record the deployments that served requests recently, which keeps them awake."""
     service.record_use(session, body.deployment_ids)

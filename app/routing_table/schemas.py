@@ -1,4 +1,4 @@
-"""What gateways are told, and what they tell."""
+"""Requests and responses of the endpoints of the routing table."""
 
 from datetime import datetime
 
@@ -8,25 +8,27 @@ from trainers.configs import Config
 
 
 class RouteTargetView(BaseModel):
-    """An engine that answers for a name, or a deployment that has to be woken first."""
+    """A deployment that serves a share of a route's requests."""
 
-    deployment_id: str
-    base_url: str = Field(description="Root of the engine, without /v1; empty while it sleeps.")
-    upstream_model: str = Field(description="Name by which the engine knows the model.")
-    share: float = Field(description="Part of the requests, against the sum of all shares.")
+    deployment_id: str = Field(description="Id of the deployment; empty if the alias has no deployment left.")
+    base_url: str = Field(description="Root URL of the engine, without /v1; empty unless it is ready.")
+    upstream_model: str = Field(description="Name of the model on the engine.")
+    share: float = Field(description="Share of the requests, relative to the sum of the route's shares.")
 
 
 class RouteView(BaseModel):
-    """A name that clients may ask for: of a deployment, or of an alias."""
+    """A model name that clients can send: that of a deployment or of an alias."""
 
-    name: str
-    targets: list[RouteTargetView]
-    created_at: datetime
+    name: str = Field(description="Name that clients send as `model`.")
+    targets: list[RouteTargetView] = Field(description="Deployments that share the requests.")
+    created_at: datetime = Field(description="Time of creation of the deployment or the alias.")
 
 
 class RouteUseCreate(Config):
-    """Deployments that were asked lately."""
+    """Deployments that served requests recently."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"deployment_ids": []}]})
 
-    deployment_ids: list[str] = Field(max_length=1000, description="Ids; those that are unknown are ignored.")
+    deployment_ids: list[str] = Field(
+        max_length=1000, description="Ids of the deployments; unknown ids are ignored."
+    )

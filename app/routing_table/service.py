@@ -1,4 +1,4 @@
-"""From deployments and aliases to the names that clients ask for."""
+"""The routing table, derived from deployments and aliases."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,17 @@ from app.tables import Alias, Deployment, DeploymentStatus
 
 
 def list_routes(session: Session) -> list[RouteView]:
-    """Every name, with the targets that share its requests."""
-    there = find_name_holders(session)
+    """Return every model name with the targets that share its requests."""
+    holders = find_name_holders(session)
     deployed = [
-        RouteView(name=name, targets=[view_target(row, 1.0)], created_at=row.created_at)
-        for name, row in there.items()
+        RouteView(name=name, targets=[view_target(deployment, 1.0)], created_at=deployment.created_at)
+        for name, deployment in holders.items()
     ]
-    return [*deployed, *(_aliased(alias, there) for alias in list_all_aliases(session))]
+    return [*deployed, *(_view_alias_route(alias, holders) for alias in list_all_aliases(session))]
 
 
 def view_target(deployment: Deployment, share: float) -> RouteTargetView:
-    """Where a deployment's requests go."""
+    """Return the target of a deployment's requests."""
     is_ready = deployment.status is DeploymentStatus.ready
     return RouteTargetView(
         deployment_id=deployment.id,
@@ -33,20 +33,20 @@ def view_target(deployment: Deployment, share: float) -> RouteTargetView:
 
 
 def record_use(session: Session, deployment_ids: Sequence[str]) -> None:
-    """Keep deployments from falling asleep."""
-    asked = update(Deployment).where(col(Deployment.id).in_(deployment_ids))
-    session.execute(asked.values(last_used_at=database_now()).execution_options(synchronize_session=False))
+    """Set the time of the last request of deployments, which keeps them awake."""
+    used = update(Deployment).where(col(Deployment.id).in_(deployment_ids))
+    session.execute(used.values(last_used_at=database_now()).execution_options(synchronize_session=False))
 
 
-def _aliased(alias: Alias, there: dict[str, Deployment]) -> RouteView:
-    """Targets whose deployment is gone leave their share to the others.
+def _view_alias_route(alias: Alias, holders: dict[str, Deployment]) -> RouteView:
+    """Return the route of an alias; existing deployments share the requests of missing ones.
 
-    An alias without any is listed all the same: that it leads nowhere is told by waking what is not there.
+    An alias without any deployment has a route too: the attempt to wake its target reports the reason.
     """
     targets = [
-        view_target(there[asked["deployment"]], asked["share"])
-        for asked in alias.targets
-        if asked["deployment"] in there
+        view_target(holders[target["deployment"]], target["share"])
+        for target in alias.targets
+        if target["deployment"] in holders
     ]
-    nowhere = RouteTargetView(deployment_id="", base_url="", upstream_model="", share=1.0)
-    return RouteView(name=alias.name, targets=targets or [nowhere], created_at=alias.created_at)
+    missing = RouteTargetView(deployment_id="", base_url="", upstream_model="", share=1.0)
+    return RouteView(name=alias.name, targets=targets or [missing], created_at=alias.created_at)

@@ -1,1 +1,1 @@
-"""The list of workers."""
+"""Worker processes, as they register and report themselves in the database."""

@@ -1,6 +1,8 @@
 """Workers over HTTP."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from app.http.paging import Page, Paging
 from app.settings import get_settings
@@ -12,11 +14,11 @@ router = APIRouter(prefix="/workers", tags=["workers"])
 
 
 @router.get("")
-def list_workers(session: ReadSession, paging: Paging, alive: bool = False) -> Page[WorkerView]:
-    """Workers from new to old, with their hardware and what they hold now."""
-    found, following = service.list_workers(session, get_settings(), paging, alive)
-    items = [
-        WorkerView(**worker.model_dump(), alive=is_alive, runs=held.runs, deployments=held.deployments)
-        for worker, is_alive, held in found
-    ]
-    return Page(items=items, next=following)
+def list_workers(
+    session: ReadSession,
+    paging: Paging,
+    alive: Annotated[bool, Query(description="Return only workers that are alive.")] = False,
+) -> Page[WorkerView]:
+    """List workers, newest first, with their hardware, runs and deployments."""
+    workers, after = service.list_workers(session, get_settings(), paging, only_alive=alive)
+    return Page(items=service.view_workers(session, get_settings(), workers), next=after)

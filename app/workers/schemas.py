@@ -1,4 +1,4 @@
-"""What the worker endpoint gives."""
+"""Responses of the endpoint of workers."""
 
 from datetime import datetime
 from typing import Any
@@ -7,21 +7,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class WorkerView(BaseModel):
-    """One start of a worker on a host."""
+    """A worker process, from its start to its end."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: str
-    name: str
-    alive: bool = Field(description="Whether it was heard of in the last three heartbeats.")
-    host: str
-    pid: int
-    queues: list[str]
+    id: str = Field(description="Id of the worker process; a restarted worker has a new one.")
+    name: str = Field(description="Name of the worker, which restarts keep.")
+    alive: bool = Field(description="Whether one of the last three heartbeats arrived.")
+    host: str = Field(description="Name of the host.")
+    pid: int = Field(description="Process id on the host.")
+    queues: list[str] = Field(description="Queues that it serves.")
     stages: list[str] = Field(description="Kinds of stages that it can run.")
-    hardware: dict[str, Any]
-    versions: dict[str, str]
+    hardware: dict[str, Any] = Field(description="CPUs, memory and devices of the host.")
+    versions: dict[str, str] = Field(description="Versions of Python and of the packages that stages use.")
     runs: list[str] = Field(description="Ids of the runs that it holds now.")
-    deployments: list[str] = Field(description="Ids of the deployments that it keeps ready now.")
-    started_at: datetime
-    last_seen_at: datetime | None
-    stopped_at: datetime | None
+    deployments: list[str] = Field(description="Ids of the deployments that it holds now.")
+    started_at: datetime = Field(description="Time of the start.")
+    last_seen_at: datetime | None = Field(description="Time of the last heartbeat.")
+    stopped_at: datetime | None = Field(description="Time of the end; null if it has not stopped in order.")

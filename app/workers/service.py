@@ -1,4 +1,4 @@
-"""Which workers live, what they hold, and what a queued run waits for."""
+"""Workers: which are alive, what they hold, and what a queued run waits for."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,80 +12,93 @@ from app.runs.lifecycle import select_claimable
 from app.settings import Settings, get_settings
 from app.storage.database import database_now
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
+from app.workers.schemas import WorkerView
 from trainers.configs import Queue, StageKind
 
 MAX_MISSED_HEARTBEATS = 3
-COUNTED_AHEAD = 1000
+MAX_COUNTED_AHEAD = 1000
 
 
 @dataclass(frozen=True)
 class WorkerAssignments:
-    """What a worker has in hand."""
+    """The ids of the runs and deployments that a worker holds."""
 
     runs: list[str]
     deployments: list[str]
 
 
 def is_alive(settings: Settings) -> ColumnElement[bool]:
-    """True of a worker that was heard of lately and has not said goodbye."""
+    """Return the SQL condition that a worker sent a heartbeat recently and has not stopped."""
     recently = database_now(-MAX_MISSED_HEARTBEATS * settings.heartbeat_seconds)
     return and_(col(Worker.stopped_at).is_(None), col(Worker.last_seen_at) > recently)
 
 
 def list_alive_workers(session: Session, settings: Settings) -> Sequence[Worker]:
-    """Workers that could take a run now or when they are free."""
+    """Return the workers that are alive, busy or not, oldest first."""
     return session.scalars(select(Worker).where(is_alive(settings)).order_by(col(Worker.id))).all()
 
 
 def list_workers(
-    session: Session, settings: Settings, paging: PageQuery, only_living: bool
-) -> tuple[list[tuple[Worker, bool, WorkerAssignments]], str | None]:
-    """Workers from new to old, each with whether it lives and what it holds."""
-    statement = select(Worker).where(is_alive(settings)) if only_living else select(Worker)
-    workers, following = paginate_newest_first(session, statement, col(Worker.id), paging)
+    session: Session, settings: Settings, paging: PageQuery, only_alive: bool
+) -> tuple[Sequence[Worker], str | None]:
+    """Return a page of workers, newest first."""
+    statement = select(Worker).where(is_alive(settings)) if only_alive else select(Worker)
+    return paginate_newest_first(session, statement, col(Worker.id), paging)
+
+
+def view_workers(session: Session, settings: Settings, workers: Sequence[Worker]) -> list[WorkerView]:
+    """Return the responses for workers, with the runs and deployments that they hold."""
     ids = [worker.id for worker in workers]
     alive = set(session.scalars(select(col(Worker.id)).where(col(Worker.id).in_(ids), is_alive(settings))))
-    held = _held(session, ids)
-    return [(worker, worker.id in alive, held[worker.id]) for worker in workers], following
+    assignments = _load_assignments(session, ids)
+    return [
+        WorkerView(
+            **worker.model_dump(),
+            alive=worker.id in alive,
+            runs=assignments[worker.id].runs,
+            deployments=assignments[worker.id].deployments,
+        )
+        for worker in workers
+    ]
 
 
 def filter_capable_workers(workers: Sequence[Worker], queue: Queue, stage: StageKind) -> list[Worker]:
-    """Those of the workers that serve the queue and can run the stage."""
+    """Return the workers that serve the queue and can run the stage."""
     return [worker for worker in workers if queue in worker.queues and stage in worker.stages]
 
 
 def explain_missing_worker(queue: Queue, stage: StageKind, workers: Sequence[Worker]) -> str | None:
-    """A sentence when none of the living workers can take such a run."""
+    """Return why none of the workers can take a run of the stage, or None if one can."""
     if filter_capable_workers(workers, queue, stage):
         return None
     start = f"Start one: python -m workers --queue {queue}"
     if any(queue in worker.queues for worker in workers):
-        return f"No living worker of queue {queue} can run the stage {stage}. {start}"
-    return f"No living worker serves queue {queue}. {start}"
+        return f"No live worker of queue {queue} can run the stage {stage}. {start}"
+    return f"No live worker serves queue {queue}. {start}"
 
 
 def explain_missing_deployment_worker(session: Session, queue: Queue) -> str | None:
-    """A sentence when no living worker can keep deployments of the queue."""
+    """Return why no live worker can hold deployments of the queue, or None if one can."""
     return explain_missing_worker(queue, StageKind.deploy, list_alive_workers(session, get_settings()))
 
 
 def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -> dict[str, str | None]:
-    """What each queued run of one job waits for, by the run's id; None when it is about to start."""
+    """Return what each queued run of one job waits for, by the run's id; None if it is about to start."""
     reasons: dict[str, str | None] = {}
     queued = [run for run in runs if run.status is RunStatus.queued]
     workers = list_alive_workers(session, settings) if queued else []
     for run in queued:
-        before = next(
+        earlier = next(
             (r for r in runs if r.position < run.position and r.status is not RunStatus.succeeded), None
         )
-        if before is not None:
-            reasons[run.id] = f"Waits for stage {before.name!r}, which is {before.status}."
+        if earlier is not None:
+            reasons[run.id] = f"Waits for the stage {earlier.name!r}, which is {earlier.status}."
         else:
             reasons[run.id] = (
                 explain_missing_worker(run.queue, run.stage, workers)
                 or _explain_disk_wait(run)
-                or _backing_off(session, run)
-                or _in_line(session, run, workers)
+                or _explain_retry_delay(session, run)
+                or _explain_busy_workers(session, run, workers)
             )
     return reasons
 
@@ -97,49 +110,49 @@ def _explain_disk_wait(run: Run) -> str | None:
     return f"Waits for a worker with {mebibytes} MiB of free disk space: the disk was full."
 
 
-def _backing_off(session: Session, run: Run) -> str | None:
-    """After a fault of the machine a run is left alone for a while."""
-    if (
-        run.claimable_at is None
-        or session.scalar(select(col(Run.claimable_at) > database_now()).where(col(Run.id) == run.id))
-        is not True
-    ):
+def _explain_retry_delay(session: Session, run: Run) -> str | None:
+    if run.claimable_at is None:
+        return None
+    is_delayed = select(col(Run.claimable_at) > database_now()).where(col(Run.id) == run.id)
+    if session.scalar(is_delayed) is not True:
         return None
     earliest = run.claimable_at.isoformat(timespec="seconds")
     count = "1 failure" if run.failure_count == 1 else f"{run.failure_count} failures"
     return f"Retried at {earliest} or later, after {count} of the worker or its host."
 
 
-def _in_line(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:
-    """How many come first, when every worker that could take the run is busy."""
-    takers = [worker.id for worker in filter_capable_workers(workers, run.queue, run.stage)]
-    held = col(Run.worker_id).in_(takers), col(Run.status).in_(HELD)
-    busy = session.scalar(select(func.count(col(Run.worker_id).distinct())).where(*held)) or 0
-    if busy < len(takers):
+def _explain_busy_workers(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:
+    capable = [worker.id for worker in filter_capable_workers(workers, run.queue, run.stage)]
+    held = col(Run.worker_id).in_(capable), col(Run.status).in_(HELD)
+    n_busy = session.scalar(select(func.count(col(Run.worker_id).distinct())).where(*held)) or 0
+    if n_busy < len(capable):
         return None
-    first = or_(
+    is_ahead = or_(
         col(Run.priority) > run.priority, and_(col(Run.priority) == run.priority, col(Run.id) < run.id)
     )
-    ahead = session.scalar(
-        select(func.count()).select_from(
-            select_claimable([run.queue]).where(first).limit(COUNTED_AHEAD).subquery()
-        )
+    ahead = select_claimable([run.queue]).where(is_ahead).limit(MAX_COUNTED_AHEAD).subquery()
+    n_ahead = session.scalar(select(func.count()).select_from(ahead)) or 0
+    more = " or more" if n_ahead == MAX_COUNTED_AHEAD else ""
+    runs = "1 run is" if n_ahead == 1 else f"{n_ahead or 'No'}{more} runs are"
+    busy = (
+        f"the only worker on queue {run.queue} is busy"
+        if n_busy == 1
+        else f"all {n_busy} workers on queue {run.queue} are busy"
     )
-    counted = f"{ahead} or more" if ahead == COUNTED_AHEAD else str(ahead)
-    return f"All {busy} workers of queue {run.queue} are busy, and {counted} runs are before it."
+    return f"{runs} ahead of this one; {busy}."
 
 
-def _held(session: Session, worker_ids: Sequence[str]) -> dict[str, WorkerAssignments]:
-    held: dict[str, WorkerAssignments] = defaultdict(lambda: WorkerAssignments([], []))
+def _load_assignments(session: Session, worker_ids: Sequence[str]) -> dict[str, WorkerAssignments]:
+    assignments: dict[str, WorkerAssignments] = defaultdict(lambda: WorkerAssignments([], []))
     runs = select(col(Run.worker_id), col(Run.id)).where(
         col(Run.worker_id).in_(worker_ids), col(Run.status).in_(HELD)
     )
     for worker_id, run_id in session.execute(runs):
-        held[worker_id].runs.append(run_id)
+        assignments[worker_id].runs.append(run_id)
     statuses = [status for status in DeploymentStatus if status.held]
     deployments = select(col(Deployment.worker_id), col(Deployment.id)).where(
         col(Deployment.worker_id).in_(worker_ids), col(Deployment.status).in_(statuses)
     )
     for worker_id, deployment_id in session.execute(deployments):
-        held[worker_id].deployments.append(deployment_id)
-    return held
+        assignments[worker_id].deployments.append(deployment_id)
+    return assignments

@@ -286,13 +286,13 @@ def test_what_a_queued_run_waits_for_is_told(
         return [run["waiting_for"] for run in client.get(path).json()["runs"]]
 
     first, second = waits()
-    assert first == "No living worker serves queue cpu. Start one: python -m workers --queue cpu"
-    assert second == "Waits for stage 'sft', which is queued."
+    assert first == "No live worker serves queue cpu. Start one: python -m workers --queue cpu"
+    assert second == "Waits for the stage 'sft', which is queued."
     worker = make_worker()
     assert waits()[0] is None
     make_job(RunStatus.running, worker_id=worker.id)
     make_job(RunStatus.queued, priority=5)
-    assert waits()[0] == "All 1 workers of queue cpu are busy, and 1 runs are before it."
+    assert waits()[0] == "1 run is ahead of this one; the only worker on queue cpu is busy."
 
 
 def test_an_unknown_job_is_a_404_that_names_it(client: TestClient) -> None:

@@ -15,6 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.keys import service
+from app.keys.schemas import KeyCreate
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Deployment, DeploymentStatus, Scope
@@ -41,7 +42,7 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
 
 def make_key(*scopes: Scope, **limits: int) -> tuple[str, dict[str, str]]:
     with transaction() as session:
-        key, secret = service.create(session, "test", scopes, limits)
+        key, secret = service.create_key(session, KeyCreate(name="test", scopes=list(scopes), **limits))
     return key.id, {"Authorization": f"Bearer {secret}"}
 
 

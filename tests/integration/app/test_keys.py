@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from app.http.auth import hash_key
 from app.keys import service
+from app.keys.schemas import KeyCreate
 from app.main import create_app
 from app.settings import Settings
 from app.storage.database import read_session, transaction
@@ -23,7 +24,7 @@ REQUESTS = {
 
 def make_key(*scopes: Scope) -> tuple[ApiKey, dict[str, str]]:
     with transaction() as session:
-        key, secret = service.create(session, "test", scopes)
+        key, secret = service.create_key(session, KeyCreate(name="test", scopes=list(scopes)))
     return key, {"Authorization": f"Bearer {secret}"}
 
 

@@ -118,7 +118,7 @@ def test_a_broker_out_of_reach_is_told_but_stops_nothing(
     settings = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
     monkeypatch.setattr("app.http.health.get_celery", lambda: create_celery(settings))
     answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()["broker"]) == (200, "cannot be reached")
+    assert (answer.status_code, answer.json()["broker"]) == (200, "unreachable")
 
 
 def test_metrics_count_runs_jobs_and_requests(client: TestClient, make_job: Callable[..., list[Run]]) -> None:
