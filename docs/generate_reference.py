@@ -14,6 +14,7 @@ from typing import Any, get_args
 from prometheus_client.parser import text_string_to_metric_families
 from sqlmodel import Session, SQLModel, create_engine
 
+from app.http.errors import list_error_codes
 from app.http.metrics import render_metrics
 from app.main import create_app
 from app.settings import Settings
@@ -21,7 +22,6 @@ from app.tables import EventType
 from serving.gateway.mounted import openapi
 from trainers.configs import StageKind, TrainingConfig
 from trainers.configs.base import StageConfig
-from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.events import ProgramEvent
 
 FOLDER = Path(__file__).parent / "reference"
@@ -194,14 +194,22 @@ def metrics_page() -> str:
 
 
 def error_codes_page() -> str:
-    rows = [(f"`{code}`", code.description, "yes" if code.infrastructure else "") for code in ErrorCode]
+    rows = [
+        (
+            f"`{row.code}`",
+            ", ".join(map(str, row.statuses)),
+            row.description,
+            "yes" if row.code.infrastructure else "",
+        )
+        for row in list_error_codes()
+    ]
     intro = (
         "Every error has a `code`, a `message` and, where there is something to do, a `hint`. Runs and "
         "deployments show it as `error`; the API returns it in the body of the response; the gateway and the "
         "engines use OpenAI's shape. A run that fails with a retried code is queued again, up to "
         "`TUNESMITH_MAX_FAILURES` times."
     )
-    return page("Error codes", intro, table(("code", "meaning", "retried"), rows))
+    return page("Error codes", intro, table(("code", "HTTP status", "meaning", "retried"), rows))
 
 
 def to_json(document: Schema) -> str:
