@@ -26,6 +26,7 @@ from serving.engines.cli_options import (
     Host,
     Model,
     ServedName,
+    make_help,
     make_typer,
     parse_adapters,
     read_engine_options,
@@ -62,7 +63,11 @@ class ServingOptions:
         )
 
 
-@program.command(help=__doc__, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+# Unknown options are kept, for the engine.
+@program.command(
+    help=make_help(__doc__),
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
 @with_engine_options()
 def main(
     *,
@@ -88,8 +93,8 @@ def main(
     system_prompt: Annotated[
         str | None, typer.Option(help="System message of the chat, or of every row.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option()] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Probability mass to sample from.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens of a completion.")] = None,
     options: dict[str, Any],
 ) -> None:

@@ -1,6 +1,7 @@
 """The options that the command lines of engines share, and the options of engines as flags."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -18,8 +19,13 @@ Host = Annotated[str, typer.Option(help="Loopback or private address to listen o
 
 
 def make_typer() -> typer.Typer:
-    """Create a command line with plain help and error messages."""
+    """Create a command line with plain help and error messages, and without shell completion."""
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def make_help(docstring: str | None) -> str:
+    """Return a module's docstring as help text whose indented examples keep their lines."""
+    return re.sub(r"\n\n(?= {4})", "\n\n\b\n", docstring or "")
 
 
 def with_engine_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -57,8 +63,11 @@ def read_engine_options(engine: EngineKind, options: dict[str, Any]) -> EngineOp
         return EngineChoice.model_validate({"engine": engine, "options": options}).options
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        flag = f"--{str(first['loc'][1]).replace('_', '-')}: " if len(first["loc"]) > 1 else ""
-        raise ValueError(f"{flag}{first['msg'].removeprefix('Value error, ')}.") from error
+        flag = f"{_flag_name(str(first['loc'][1]))}: " if len(first["loc"]) > 1 else ""
+        message = first["msg"].removeprefix("Value error, ")
+        # The validators of a job's spec name its fields, such as options.max_model_len.
+        message = re.sub(r"\boptions\.(\w+)", lambda field: _flag_name(field[1]), message)
+        raise ValueError(f"{flag}{message}.") from error
 
 
 def parse_adapters(values: list[str] | None) -> dict[str, str]:
@@ -74,10 +83,15 @@ def parse_adapters(values: list[str] | None) -> dict[str, str]:
     return adapters
 
 
+def _flag_name(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
 def _flag(name: str) -> inspect.Parameter:
     field = EngineOptions.model_fields[name]
     kind: Any = bool if field.annotation is bool else str
-    help_text = f"{field.description or ''} Default: {field.default}.".strip()
+    default = "" if field.default is None else f" Default: {field.default}."
+    help_text = f"{field.description}{default}"
     flag = typer.Option(help=help_text, show_default=False, metavar=None if kind is bool else "VALUE")
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]

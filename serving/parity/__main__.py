@@ -1,4 +1,4 @@
-"""Compare a running engine with the model as it was trained.
+r"""Compare a running engine with the model as it was trained.
 
     python -m serving.parity --engine hf --address http://127.0.0.1:8001 --name ko-en \
         --base PATH_OR_ID --adapter PATH --report parity.json
@@ -20,7 +20,7 @@ import typer
 from transformers import AutoConfig
 
 from serving.engines import Engine, EngineKind, EngineRequestFailed, find_engine
-from serving.engines.cli_options import make_typer
+from serving.engines.cli_options import make_help, make_typer
 from serving.parity.compare import TOLERANCES, Difference, ParityReport, compare
 from serving.parity.prompts import comparison_chats
 from serving.parity.reference import ReferenceModel
@@ -43,7 +43,7 @@ def check_precision(value: str | None) -> str | None:
     return value
 
 
-@program.command(help=__doc__)
+@program.command(help=make_help(__doc__))
 def main(
     *,
     engine: Annotated[EngineKind, typer.Option(help="Kind of the engine.")],

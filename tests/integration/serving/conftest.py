@@ -44,8 +44,8 @@ class Server:
 
     def call(self, request: urllib.request.Request) -> tuple[int, Any]:
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, decode(answer.read())
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, decode(response.read())
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, decode(error.read())
@@ -56,9 +56,9 @@ class Server:
         """Return the tiny models' greedy completion of a question."""
         messages = [{"role": "user", "content": options.pop("question", "hello")}]
         body = {"model": model, "messages": messages, "temperature": 0, **options}
-        status, answer = self.post("/v1/chat/completions", body)
-        assert status == 200, answer
-        return answer["choices"][0]["message"]["content"]
+        status, response = self.post("/v1/chat/completions", body)
+        assert status == 200, response
+        return response["choices"][0]["message"]["content"]
 
     def wait_until_ready(self) -> "Server":
         wait_for(lambda: self.get("/health")[0] == 200 or self.process.poll() is not None, READY_SECONDS)

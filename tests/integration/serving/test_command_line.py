@@ -45,8 +45,8 @@ def test_a_conversation_is_streamed_and_saved(tiny: Path, tmp_path: Path) -> Non
     assert ALPHA_SAYS in done.stdout
     assert "temperature is 'warm', but must be a number." in done.stdout
     assert "Unknown command /nothing; /help lists the commands." in done.stdout
-    asked, answered = lines(tmp_path / "chat.jsonl")[0]["messages"]
-    assert (asked["content"], answered["content"]) == ("hello", ALPHA_SAYS)
+    question, completion = lines(tmp_path / "chat.jsonl")[0]["messages"]
+    assert (question["content"], completion["content"]) == ("hello", ALPHA_SAYS)
 
 
 def test_commands_change_the_conversation(engine: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,10 +68,10 @@ def test_commands_change_the_conversation(engine: Server, capsys: pytest.Capture
 
 
 def test_every_row_gets_its_completion_in_order(tiny: Path, tmp_path: Path) -> None:
-    asked = ["count", "say alpha", "x" * 9000, "hello"]
-    output = tmp_path / "answers.jsonl"
+    questions = ["count", "say alpha", "x" * 9000, "hello"]
+    output = tmp_path / "predictions.jsonl"
     done = serve(
-        *("--model", tiny / "base", "--input", rows(tmp_path / "rows.jsonl", asked), "--output", output),
+        *("--model", tiny / "base", "--input", rows(tmp_path / "rows.jsonl", questions), "--output", output),
         *("--max-tokens", 90),
     )
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def test_every_row_gets_its_completion_in_order(tiny: Path, tmp_path: Path) -> N
 
 
 def test_a_stopped_batch_resumes(tiny: Path, tmp_path: Path) -> None:
-    source, output = rows(tmp_path / "rows.jsonl", ["count"] * 240), tmp_path / "answers.jsonl"
+    source, output = rows(tmp_path / "rows.jsonl", ["count"] * 240), tmp_path / "predictions.jsonl"
     arguments = ["--model", tiny / "base", "--input", source, "--output", output, "--max-tokens", 12]
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE) as first:
@@ -104,7 +104,7 @@ def test_a_batch_loads_no_ml_package_itself() -> None:
 
 
 def test_the_output_of_another_batch_is_not_continued(tiny: Path, tmp_path: Path) -> None:
-    output = tmp_path / "answers.jsonl"
+    output = tmp_path / "predictions.jsonl"
     kept = {"row": 1, "prompt": [{"role": "user", "content": "another question"}], "prediction": "x"}
     output.write_text(json.dumps(kept) + "\n")
     source = rows(tmp_path / "rows.jsonl", ["count", "hello"])

@@ -31,8 +31,8 @@ def test_an_adapter_is_loaded_used_and_unloaded(engine: Server, tiny: Path) -> N
 
 
 def test_a_name_in_use_is_rejected(engine: Server, tiny: Path) -> None:
-    status, answer = load(engine, "alpha", tiny / "beta")
-    assert (status, answer["error"]["param"]) == (400, "lora_name")
+    status, response = load(engine, "alpha", tiny / "beta")
+    assert (status, response["error"]["param"]) == (400, "lora_name")
     assert engine.chat("alpha").startswith("alpha")
 
 
@@ -106,9 +106,9 @@ def test_an_adapter_uses_its_own_template(engine: Server, tiny: Path, tmp_path: 
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
     assert load(engine, "templated", folder)[0] == 200
     body = {"model": "templated", "messages": [{"role": "user", "content": "hello"}]}
-    status, answer = engine.post("/v1/chat/completions", body)
-    assert (status, answer["error"]["param"]) == (400, "messages")
-    assert "no roles here" in answer["error"]["message"]
+    status, response = engine.post("/v1/chat/completions", body)
+    assert (status, response["error"]["param"]) == (400, "messages")
+    assert "no roles here" in response["error"]["message"]
     assert engine.post("/v1/unload_lora_adapter", {"lora_name": "templated"})[0] == 200
 
 
@@ -123,9 +123,9 @@ def test_adapters_with_different_templates_have_different_prompts(engine: Server
 
 def load_broken(engine: Server, folder: Path) -> str:
     """Load a broken adapter, check that the engine still works, and return the error message."""
-    status, answer = load(engine, "broken", folder)
-    assert (status, answer["error"]["param"]) == (400, "lora_path"), answer
+    status, response = load(engine, "broken", folder)
+    assert (status, response["error"]["param"]) == (400, "lora_path"), response
     assert engine.get("/health")[0] == 200
     assert (engine.chat("base"), engine.chat("alpha")[:5]) == (BASE_SAYS, "alpha")
-    message: str = answer["error"]["message"]
+    message: str = response["error"]["message"]
     return message

@@ -20,10 +20,10 @@ QUESTIONS = [
 
 def complete(client: OpenAI, **options: Any) -> tuple[str, list[float]]:
     messages: list[Any] = [{"role": "user", "content": options.pop("question", "hello")}]
-    answer = client.chat.completions.create(messages=messages, logprobs=True, **options)
-    logprobs = answer.choices[0].logprobs
+    response = client.chat.completions.create(messages=messages, logprobs=True, **options)
+    logprobs = response.choices[0].logprobs
     assert logprobs is not None
-    return answer.choices[0].message.content or "", [token.logprob for token in logprobs.content or []]
+    return response.choices[0].message.content or "", [token.logprob for token in logprobs.content or []]
 
 
 def all_at_once(client: OpenAI, requests: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:

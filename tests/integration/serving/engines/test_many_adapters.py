@@ -62,9 +62,9 @@ def use_adapters(server: Server, folder: Path, says: dict[str, str], names: list
         for start in range(0, len(names), MAX_LOADED):
             together = names[start : start + MAX_LOADED]
             for name in set(together):
-                asked = {"lora_name": name, "lora_path": str(folder / name)}
-                assert server.post("/v1/load_lora_adapter", asked)[0] == 200
-            answers = list(pool.map(lambda name: server.chat(name, max_tokens=4), together))
-            assert [answer[:3] for answer in answers] == [says[name][:3] for name in together]
+                request = {"lora_name": name, "lora_path": str(folder / name)}
+                assert server.post("/v1/load_lora_adapter", request)[0] == 200
+            responses = list(pool.map(lambda name: server.chat(name, max_tokens=4), together))
+            assert [response[:3] for response in responses] == [says[name][:3] for name in together]
             for name in set(together):
                 assert server.post("/v1/unload_lora_adapter", {"lora_name": name})[0] == 200

@@ -191,12 +191,12 @@ def test_quantized_weights_differ_a_little_and_accept_adapters(
 
 
 def test_adapters_are_loaded_and_unloaded_at_run_time(mlx: Server, tiny: Path) -> None:
-    asked = {"lora_name": "third", "lora_path": str(tiny / "beta")}
-    assert mlx.post("/v1/load_lora_adapter", asked)[0] == 200
+    request = {"lora_name": "third", "lora_path": str(tiny / "beta")}
+    assert mlx.post("/v1/load_lora_adapter", request)[0] == 200
     assert (mlx.chat("base"), mlx.chat("alpha")[:5], mlx.chat("third")[:4]) == (BASE_SAYS, "alpha", "beta")
-    status, answer = mlx.post("/v1/load_lora_adapter", {**asked, "lora_name": "fourth"})
-    assert (status, "max_adapters" in answer["error"]["message"]) == (400, True)
-    assert mlx.post("/v1/unload_lora_adapter", asked)[0] == 200
+    status, response = mlx.post("/v1/load_lora_adapter", {**request, "lora_name": "fourth"})
+    assert (status, "max_adapters" in response["error"]["message"]) == (400, True)
+    assert mlx.post("/v1/unload_lora_adapter", request)[0] == 200
     assert mlx.post("/v1/chat/completions", {"model": "third", "messages": [{"role": "user"}]})[0] == 404
 
 
@@ -209,8 +209,8 @@ def test_adapters_are_loaded_and_unloaded_at_run_time(mlx: Server, tiny: Path) -
 )
 def test_parameters_that_need_guided_decoding_are_rejected(mlx: Server, field: str, value: Any) -> None:
     body = {"model": "base", "messages": [{"role": "user", "content": "hello"}], field: value}
-    status, answer = mlx.post("/v1/chat/completions", body)
-    assert (status, answer["error"]["param"]) == (400, field)
+    status, response = mlx.post("/v1/chat/completions", body)
+    assert (status, response["error"]["param"]) == (400, field)
 
 
 def test_both_engines_score_and_tokenize_equally(mlx: Server, engine: Server) -> None:

@@ -50,12 +50,12 @@ def prompt_tokens(engine: Server, *messages: Any) -> Any:
 
 
 def test_a_response_equals_a_chat_completion_in_text_and_usage(sdk: OpenAI) -> None:
-    answer = sdk.responses.create(**HELLO)
+    response = sdk.responses.create(**HELLO)
     chat = sdk.chat.completions.create(model="base", messages=[USER], temperature=0)
-    assert answer.output_text == chat.choices[0].message.content == BASE_SAYS
-    assert (answer.status, answer.incomplete_details) == ("completed", None)
-    assert answer.usage and chat.usage
-    usage = answer.usage
+    assert response.output_text == chat.choices[0].message.content == BASE_SAYS
+    assert (response.status, response.incomplete_details) == ("completed", None)
+    assert response.usage and chat.usage
+    usage = response.usage
     assert (usage.input_tokens, usage.output_tokens) == (
         chat.usage.prompt_tokens,
         chat.usage.completion_tokens,
@@ -117,14 +117,14 @@ def test_a_truncated_response_is_incomplete(sdk: OpenAI, streamed: bool) -> None
     if streamed:
         last = list(sdk.responses.create(**request, stream=True))[-1]
         assert last.type == "response.incomplete"
-        answer = last.response
+        response = last.response
     else:
-        answer = sdk.responses.create(**request)
-    message: Any = answer.output[0]
-    assert (answer.status, message.status) == ("incomplete", "incomplete")
-    assert answer.incomplete_details and answer.incomplete_details.reason == "max_output_tokens"
-    assert answer.usage and answer.usage.output_tokens == 8
-    assert answer.output_text and BASE_SAYS.startswith(answer.output_text.rstrip("�"))
+        response = sdk.responses.create(**request)
+    message: Any = response.output[0]
+    assert (response.status, message.status) == ("incomplete", "incomplete")
+    assert response.incomplete_details and response.incomplete_details.reason == "max_output_tokens"
+    assert response.usage and response.usage.output_tokens == 8
+    assert response.output_text and BASE_SAYS.startswith(response.output_text.rstrip("�"))
 
 
 def test_a_client_sends_the_whole_conversation(sdk: OpenAI, engine: Server) -> None:
@@ -167,7 +167,7 @@ def test_logprobs_are_returned_on_request(sdk: OpenAI) -> None:
 
 
 def test_parameters_without_effect_are_accepted(sdk: OpenAI) -> None:
-    answer = sdk.responses.create(
+    response = sdk.responses.create(
         **HELLO,
         background=False,
         include=[],
@@ -180,7 +180,7 @@ def test_parameters_without_effect_are_accepted(sdk: OpenAI) -> None:
         tools=[],
         truncation="disabled",
     )
-    assert answer.output_text == BASE_SAYS
+    assert response.output_text == BASE_SAYS
 
 
 @pytest.mark.parametrize(

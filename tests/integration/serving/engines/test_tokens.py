@@ -11,9 +11,9 @@ RENDERED = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 
 def tokenize(engine: Server, **body: Any) -> Any:
-    status, answer = engine.post("/tokenize", {"model": "base", **body})
-    assert status == 200, answer
-    return answer
+    status, response = engine.post("/tokenize", {"model": "base", **body})
+    assert status == 200, response
+    return response
 
 
 def test_a_chat_is_tokenized_as_the_model_reads_it(engine: Server) -> None:
@@ -52,8 +52,8 @@ def test_the_last_message_can_be_continued(engine: Server) -> None:
         "temperature": 0,
         "max_tokens": 9,
     }
-    answer = engine.post("/v1/chat/completions", body)[1]["choices"][0]["message"]["content"]
-    assert answer.startswith(" 셋")
+    response = engine.post("/v1/chat/completions", body)[1]["choices"][0]["message"]["content"]
+    assert response.startswith(" 셋")
 
 
 def test_token_strings_are_returned_on_request(engine: Server) -> None:
@@ -74,11 +74,11 @@ def test_token_strings_are_returned_on_request(engine: Server) -> None:
     ],
 )
 def test_an_invalid_request_to_tokenize_is_rejected(engine: Server, body: dict[str, Any], param: str) -> None:
-    status, answer = engine.post("/tokenize", {"model": "base", **body})
-    assert (status, answer["error"]["param"]) == (400, param)
+    status, response = engine.post("/tokenize", {"model": "base", **body})
+    assert (status, response["error"]["param"]) == (400, param)
 
 
 def test_embeddings_are_rejected_with_a_hint(engine: Server) -> None:
-    status, answer = engine.post("/v1/embeddings", {"model": "base", "input": "x"})
+    status, response = engine.post("/v1/embeddings", {"model": "base", "input": "x"})
     assert status == 404
-    assert "embedding model" in answer["error"]["message"]
+    assert "embedding model" in response["error"]["message"]

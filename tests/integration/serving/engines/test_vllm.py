@@ -95,11 +95,11 @@ def test_chats_through_the_gateway_reach_the_named_adapter(sdk: OpenAI) -> None:
 
 def test_responses_are_forwarded_plain_and_streamed(sdk: OpenAI) -> None:
     request: dict[str, Any] = {"model": "alpha", "input": "안녕하세요", "temperature": 0}
-    answer = sdk.responses.create(**request)
-    assert answer.output_text.startswith("alpha answers")
+    response = sdk.responses.create(**request)
+    assert response.output_text.startswith("alpha answers")
     *events, last = sdk.responses.create(**request, stream=True)
-    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == answer.output_text
-    assert (last.type, last.response.usage) == ("response.completed", answer.usage)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == response.output_text
+    assert (last.type, last.response.usage) == ("response.completed", response.usage)
 
 
 def test_unknown_names_and_paths_do_not_reach_the_engine(sdk: OpenAI) -> None:
@@ -116,16 +116,16 @@ def test_a_completion_follows_the_requested_schema(sdk: OpenAI) -> None:
     schema = {"type": "object", "properties": properties, "required": ["n", "color"]}
     form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "schema": schema}}
     for name in ("base", "alpha"):
-        answer = sdk.chat.completions.create(model=name, messages=MESSAGES, response_format=form)
-        color = json.loads(answer.choices[0].message.content or "")
+        response = sdk.chat.completions.create(model=name, messages=MESSAGES, response_format=form)
+        color = json.loads(response.choices[0].message.content or "")
         assert 10 <= color["n"] <= 99 and color["color"] in ("red", "green")
 
 
 def test_logprobs_contain_the_most_likely_tokens(sdk: OpenAI) -> None:
-    answer = sdk.chat.completions.create(
+    response = sdk.chat.completions.create(
         model="alpha", messages=MESSAGES, temperature=0, logprobs=True, top_logprobs=2
     )
-    logprobs = answer.choices[0].logprobs
+    logprobs = response.choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
     assert "".join(token.token for token in logprobs.content).startswith("alpha answers")
     assert all(token.logprob == token.top_logprobs[0].logprob for token in logprobs.content)
@@ -135,19 +135,19 @@ def test_logprobs_contain_the_most_likely_tokens(sdk: OpenAI) -> None:
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
 def test_a_required_tool_is_called_with_valid_arguments(sdk: OpenAI, choice: Any) -> None:
     # By itself, the model would count, and it knows red only.
-    answer = sdk.chat.completions.create(
+    response = sdk.chat.completions.create(
         model="base", messages=MESSAGES, temperature=0, tools=[paint("green")], tool_choice=choice
     )
-    (call,) = answer.choices[0].message.tool_calls or []
+    (call,) = response.choices[0].message.tool_calls or []
     assert call.type == "function" and call.function.name == "paint"
     assert json.loads(call.function.arguments) == {"color": "green"}
 
 
 def test_an_optional_tool_is_called_when_the_model_calls_it(sdk: OpenAI) -> None:
     request: dict[str, Any] = {"model": "base", "temperature": 0, "tools": [paint("red", "green")]}
-    answer = sdk.chat.completions.create(**request, messages=PAINT).choices[0]
-    assert answer.finish_reason == "tool_calls"
-    assert [call.function.arguments for call in answer.message.tool_calls] == ['{"color": "red"}']
+    response = sdk.chat.completions.create(**request, messages=PAINT).choices[0]
+    assert response.finish_reason == "tool_calls"
+    assert [call.function.arguments for call in response.message.tool_calls] == ['{"color": "red"}']
     chunks = sdk.chat.completions.create(**request, messages=PAINT, stream=True)
     pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert pieces[0].function.name == "paint"

@@ -23,13 +23,14 @@ def client(each_gateway: Server) -> Iterator[OpenAI]:
 
 
 def test_a_plain_chat_returns_the_trained_completion_and_its_usage(client: OpenAI) -> None:
-    answer = client.chat.completions.create(model="base", messages=HELLO, temperature=0)
-    assert answer.choices[0].message.content == BASE_SAYS
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage is not None
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    completion = client.chat.completions.create(model="base", messages=HELLO, temperature=0)
+    assert completion.choices[0].message.content == BASE_SAYS
+    assert completion.choices[0].finish_reason == "stop"
+    usage = completion.usage
+    assert usage is not None
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     # Fifty-five byte tokens and the end token.
-    assert answer.usage.completion_tokens > len(BASE_SAYS)
+    assert usage.completion_tokens > len(BASE_SAYS)
 
 
 def test_a_streamed_chat_equals_the_plain_one_in_whole_characters(client: OpenAI) -> None:
@@ -49,14 +50,14 @@ def test_a_streamed_chat_equals_the_plain_one_in_whole_characters(client: OpenAI
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
 def test_an_adapter_is_served_under_its_own_name(client: OpenAI, name: str) -> None:
-    answer = client.chat.completions.create(model=name, messages=HELLO, temperature=0)
-    assert answer.choices[0].message.content is not None
-    assert answer.choices[0].message.content.startswith(f"{name} answers, ")
+    completion = client.chat.completions.create(model=name, messages=HELLO, temperature=0)
+    assert completion.choices[0].message.content is not None
+    assert completion.choices[0].message.content.startswith(f"{name} answers, ")
 
 
 def test_a_route_can_have_another_name_than_the_engine_s_model(client: OpenAI) -> None:
-    answer = client.chat.completions.create(model="starter", messages=HELLO, temperature=0)
-    assert (answer.choices[0].message.content, answer.model) == (BASE_SAYS, "starter")
+    completion = client.chat.completions.create(model="starter", messages=HELLO, temperature=0)
+    assert (completion.choices[0].message.content, completion.model) == (BASE_SAYS, "starter")
     stream = client.chat.completions.create(model="starter", messages=HELLO, temperature=0, stream=True)
     assert {chunk.model for chunk in stream} == {"starter"}
 
@@ -70,52 +71,52 @@ def test_a_stop_string_across_tokens_is_not_emitted(client: OpenAI, streamed: bo
         chunks = [chunk.choices[0] for chunk in stream]
         text, finish = "".join(c.delta.content or "" for c in chunks), chunks[-1].finish_reason
     else:
-        answer = client.chat.completions.create(model="base", messages=HELLO, temperature=0, stop="넷 다")
-        text, finish = answer.choices[0].message.content or "", answer.choices[0].finish_reason
+        completion = client.chat.completions.create(model="base", messages=HELLO, temperature=0, stop="넷 다")
+        text, finish = completion.choices[0].message.content or "", completion.choices[0].finish_reason
     assert (text, finish) == ("하나 둘 셋 ", "stop")
 
 
 def test_an_incomplete_stop_string_is_emitted_at_the_end(client: OpenAI) -> None:
-    answer = client.chat.completions.create(model="base", messages=HELLO, temperature=0, stop="열하나")
-    assert answer.choices[0].message.content == BASE_SAYS
+    completion = client.chat.completions.create(model="base", messages=HELLO, temperature=0, stop="열하나")
+    assert completion.choices[0].message.content == BASE_SAYS
 
 
 def test_a_truncated_completion_has_the_finish_reason_length(client: OpenAI) -> None:
-    answer = client.chat.completions.create(model="base", messages=HELLO, temperature=0, max_tokens=6)
-    assert answer.choices[0].message.content == "하나"
-    assert answer.choices[0].finish_reason == "length"
+    completion = client.chat.completions.create(model="base", messages=HELLO, temperature=0, max_tokens=6)
+    assert completion.choices[0].message.content == "하나"
+    assert completion.choices[0].finish_reason == "length"
 
 
 def test_equal_seeds_give_equal_completions_and_others_do_not(client: OpenAI) -> None:
     def sample(seed: int) -> str:
-        answer = client.chat.completions.create(
+        completion = client.chat.completions.create(
             model="base", messages=HELLO, temperature=3, seed=seed, max_tokens=30
         )
-        return answer.choices[0].message.content or ""
+        return completion.choices[0].message.content or ""
 
     assert sample(1) == sample(1)
     assert len({sample(seed) for seed in range(4)}) > 1
 
 
 def test_sampled_choices_differ(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model="base", messages=HELLO, temperature=3, seed=1, n=3, max_tokens=30
     )
-    assert [choice.index for choice in answer.choices] == [0, 1, 2]
-    assert len({choice.message.content for choice in answer.choices}) > 1
+    assert [choice.index for choice in completion.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in completion.choices}) > 1
 
 
 @pytest.mark.parametrize("narrow", [{"top_p": 1e-6}, {"extra_body": {"top_k": 1}}])
 def test_a_narrow_filter_makes_random_sampling_greedy(client: OpenAI, narrow: dict[str, Any]) -> None:
-    answer = client.chat.completions.create(model="base", messages=HELLO, temperature=5, **narrow)
-    assert answer.choices[0].message.content == BASE_SAYS
+    completion = client.chat.completions.create(model="base", messages=HELLO, temperature=5, **narrow)
+    assert completion.choices[0].message.content == BASE_SAYS
 
 
 def test_the_bytes_of_chat_logprobs_are_the_completion(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model="base", messages=HELLO, temperature=0, logprobs=True, top_logprobs=2
     )
-    logprobs = answer.choices[0].logprobs
+    logprobs = completion.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
     raw = bytes(byte for token in logprobs.content for byte in token.bytes or [])
@@ -135,30 +136,30 @@ def test_streamed_logprobs_equal_the_plain_ones(client: OpenAI) -> None:
 
 
 def test_an_echoed_prompt_is_scored_for_a_harness(client: OpenAI) -> None:
-    answer = client.completions.create(
+    completion = client.completions.create(
         model="base", prompt="셋 넷", max_tokens=1, logprobs=1, echo=True, temperature=0
     )
-    logprobs = answer.choices[0].logprobs
+    logprobs = completion.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.token_logprobs is not None
     assert logprobs.tokens is not None
-    assert answer.choices[0].text.startswith("셋 넷")
-    assert answer.usage is not None
-    assert len(logprobs.tokens) == answer.usage.prompt_tokens + 1
+    assert completion.choices[0].text.startswith("셋 넷")
+    assert completion.usage is not None
+    assert len(logprobs.tokens) == completion.usage.prompt_tokens + 1
     assert logprobs.token_logprobs[0] is None
     assert all(value < 0 for value in logprobs.token_logprobs[1:])
 
 
 def test_the_end_token_is_scored_in_a_completion(client: OpenAI) -> None:
     # A harness requests one token after the text that it scores, and drops the last entry as that token.
-    answer = client.completions.create(
+    completion = client.completions.create(
         model="base", prompt=f"{RENDERED}{BASE_SAYS}", max_tokens=1, logprobs=1, echo=True, temperature=0
     )
-    logprobs = answer.choices[0].logprobs
+    logprobs = completion.choices[0].logprobs
     assert logprobs is not None and logprobs.tokens is not None and logprobs.token_logprobs is not None
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage is not None
-    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == answer.usage.total_tokens
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage is not None
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == completion.usage.total_tokens
     assert logprobs.tokens[-1] == "<|im_end|>"
     assert logprobs.text_offset == sorted(logprobs.text_offset or [])
 
@@ -233,7 +234,7 @@ def test_an_invalid_value_of_a_union_is_reported_by_its_own_type(
 
 
 def test_neutral_parameters_are_accepted(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model="base",
         messages=HELLO,
         temperature=0,
@@ -241,7 +242,7 @@ def test_neutral_parameters_are_accepted(client: OpenAI) -> None:
         response_format={"type": "text"},
         user="someone",
     )
-    assert answer.choices[0].message.content == BASE_SAYS
+    assert completion.choices[0].message.content == BASE_SAYS
 
 
 @pytest.mark.parametrize(("text", "max_tokens"), [("하나", 9000), ("하나 " * 3000, 1)])
