@@ -5,15 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.chat_cli import ChatSession
-from serving.engines import EngineConfig, find_engine
-from serving.engines.child_engine import latest_model_name
 from tests.integration.serving.conftest import ENVIRONMENT, Server, wait_for
 from tests.integration.serving.make_tiny import ALPHA_SAYS, BASE_SAYS
 
@@ -112,13 +109,6 @@ def test_the_output_of_another_batch_is_not_continued(tiny: Path, tmp_path: Path
     assert done.returncode == 1
     assert "the prompt of row 1 is different" in done.stderr
     assert lines(output) == [kept]
-
-
-def test_the_latest_adapter_is_requested_by_the_name_that_its_engine_expects() -> None:
-    served = EngineConfig("m", "base", "127.0.0.1", 1, {"one": "/1", "two": "/2"})
-    assert latest_model_name(find_engine("hf"), served) == "two"
-    assert latest_model_name(find_engine("sglang"), served) == "base:two"
-    assert latest_model_name(find_engine("sglang"), replace(served, adapters={})) == "base"
 
 
 @pytest.mark.parametrize(

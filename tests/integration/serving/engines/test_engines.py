@@ -1,116 +1,13 @@
-"""The commands of engines in environments of their own, and the calls to SGLang."""
+"""Wrong command lines, and the calls to SGLang."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from serving.engines import EngineConfig, EngineRequestFailed, find_engine
-from serving.engines.tokenizers import TokenizersDiffer
+from serving.engines import EngineRequestFailed, find_engine
 from tests.integration.serving.sglang_stand_in import SglangStandIn
-from trainers.configs.engines import EngineOptions, ToolCallParser
-
-SERVE = EngineConfig("org/model", "base", "127.0.0.1", 8001)
-
-
-def flags(kind: str, serve: EngineConfig = SERVE) -> str:
-    return " ".join(find_engine(kind).command(serve))
-
-
-def adapter(folder: Path, template: str) -> str:
-    """Create an adapter's folder with the tokenizer that it was trained with."""
-    folder.mkdir()
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
-    (folder / "chat_template.jinja").write_text(template)
-    return str(folder)
-
-
-def test_options_become_the_flags_of_each_engine() -> None:
-    options = EngineOptions(max_model_len=512, tensor_parallel=2, prefix_caching=False, max_batch_size=4)
-    vllm = flags("vllm", replace(SERVE, options=options))
-    assert "--max-model-len 512" in vllm
-    assert "--tensor-parallel-size 2" in vllm
-    assert "--no-enable-prefix-caching" in vllm
-    assert "--max-num-seqs 4" in vllm
-    sglang = flags("sglang", replace(SERVE, options=options))
-    assert "--context-length 512" in sglang
-    assert "--tp-size 2" in sglang
-    assert "--disable-radix-cache" in sglang
-    assert "--max-running-requests 4" in sglang
-
-
-def test_sampling_defaults_of_the_model_folder_are_not_used() -> None:
-    assert "--generation-config vllm" in flags("vllm")
-    assert "--sampling-defaults openai" in flags("sglang")
-
-
-@pytest.mark.parametrize(
-    ("kind", "flag"),
-    [
-        ("vllm", "--enable-auto-tool-choice --tool-call-parser llama3_json"),
-        ("sglang", "--tool-call-parser llama3"),
-    ],
-)
-def test_the_tool_call_parser_has_the_engine_s_name_for_it(kind: str, flag: str) -> None:
-    options = EngineOptions(tool_call_parser=ToolCallParser.llama3)
-    assert flag in flags(kind, replace(SERVE, options=options))
-    assert "--tool-call-parser" not in flags(kind)
-
-
-@pytest.mark.parametrize(
-    ("kind", "flag"),
-    [("vllm", '"disable_any_whitespace": true'), ("sglang", "--constrained-json-disable-any-whitespace")],
-)
-def test_json_is_compact_by_default(kind: str, flag: str) -> None:
-    assert flag in flags(kind)
-    assert flag not in flags(kind, replace(SERVE, options=EngineOptions(compact_json=False)))
-
-
-def test_a_rank_that_vllm_does_not_support_is_rounded_up() -> None:
-    assert "--max-lora-rank 128" in flags("vllm", replace(SERVE, options=EngineOptions(max_adapter_rank=65)))
-
-
-@pytest.mark.parametrize(("kind", "flag"), [("vllm", "--tokenizer"), ("sglang", "--tokenizer-path")])
-def test_the_engine_uses_the_tokenizer_of_its_adapters(kind: str, flag: str, tmp_path: Path) -> None:
-    adapters = {name: adapter(tmp_path / name, "mine") for name in ("one", "two")}
-    assert f"{flag} {adapters['one']}" in flags(kind, replace(SERVE, adapters=adapters))
-
-
-def test_the_base_s_own_tokenizer_is_not_passed(tmp_path: Path) -> None:
-    base = adapter(tmp_path / "base", "shared")
-    serve = EngineConfig(base, "base", "127.0.0.1", 8001, {"one": adapter(tmp_path / "one", "shared")})
-    assert "--tokenizer" not in flags("vllm", serve)
-
-
-def test_an_engine_uses_the_template_of_an_adapter_that_is_loaded_later(tmp_path: Path) -> None:
-    later = replace(SERVE, template_from=adapter(tmp_path / "later", "own"))
-    assert f"--tokenizer {later.template_from}" in flags("vllm", later)
-    assert "--lora-modules" not in flags("vllm", later)
-
-
-@pytest.mark.parametrize("kind", ["vllm", "sglang"])
-def test_adapters_with_different_templates_cannot_share_an_engine(kind: str, tmp_path: Path) -> None:
-    adapters = {name: adapter(tmp_path / name, name) for name in ("one", "two")}
-    with pytest.raises(TokenizersDiffer, match="'one' and 'two'"):
-        flags(kind, replace(SERVE, adapters=adapters))
-
-
-def test_the_hub_is_disabled_for_a_folder(tmp_path: Path) -> None:
-    engine = find_engine("vllm")
-    assert engine.environment(replace(SERVE, model=str(tmp_path)))["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in engine.environment(SERVE)
-
-
-def test_development_endpoints_are_enabled_on_loopback_only() -> None:
-    sleepy = replace(SERVE, options=EngineOptions(sleep_mode=True))
-    assert find_engine("vllm").environment(sleepy)["VLLM_SERVER_DEV_MODE"] == "1"
-    assert "VLLM_SERVER_DEV_MODE" not in find_engine("vllm").environment(SERVE)
-    with pytest.raises(ValueError, match="loopback"):
-        flags("vllm", replace(sleepy, host="10.0.0.5"))
 
 
 @pytest.mark.parametrize(

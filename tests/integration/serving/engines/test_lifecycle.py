@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from serving.engines import EngineConfig, find_engine
 from serving.engines.decoding.base import ModelNotLoadable
 from serving.engines.hf.model import load_runner
 from tests.integration.serving.conftest import BASE_SAYS, ENVIRONMENT, Server, one_engine, serving, wait_for
@@ -128,16 +127,8 @@ def test_a_disconnected_client_stops_its_generation(engine: Server) -> None:
     wait_for(lambda: engine.get("/health")[1]["running"] == 0, 8)
 
 
-def test_the_command_of_an_engine_contains_its_adapters() -> None:
-    command = find_engine("hf").command(EngineConfig("m", "base", "127.0.0.1", 1, {"a": "/x=y"}))
-    assert command[:3] == [sys.executable, "-m", "serving.engines.hf"]
-    assert "a=/x=y" in command
-    with pytest.raises(ValueError, match="choose one of: hf"):
-        find_engine("tgi")
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "8.8.8.8", "::", "0", "0x0", "::ffff:0.0.0.0"])
-def test_a_public_address_is_rejected_with_a_hint(host: str) -> None:
+def test_a_public_address_is_rejected_with_a_hint() -> None:
+    host = "0.0.0.0"
     command = [sys.executable, "-m", "serving", "--model", "m", "--host", host]
     finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
     assert finished.returncode == 1

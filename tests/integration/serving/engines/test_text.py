@@ -1,4 +1,4 @@
-"""Characters are never split and stop strings never leak."""
+"""Characters are never split."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from serving.engines.decoding.text import Detokenizer, StopMatcher, token_bytes
+from serving.engines.decoding.text import Detokenizer, token_bytes
 
 SENTENCE = "한국어 문장과 emoji 🙂 그리고 漢字, café."
 
@@ -67,21 +67,3 @@ def test_an_incomplete_character_is_emitted_at_the_end(tokenizer: Any) -> None:
 def test_token_bytes_join_to_the_text(tokenizer: Any) -> None:
     ids = tokenizer.raw.encode(SENTENCE).ids
     assert bytes(byte for token in ids for byte in token_bytes(tokenizer, token)).decode() == SENTENCE
-
-
-@pytest.mark.parametrize("stop", ["셋", "둘 셋", "aab", "ab", "END"])
-@pytest.mark.parametrize("size", [1, 2, 5, 50])
-def test_no_part_of_a_stop_string_leaks_with_any_piece_size(stop: str, size: int) -> None:
-    text = "하나 둘 셋 aaab END rest"
-    matcher = StopMatcher((stop,))
-    emitted = ""
-    for start in range(0, len(text), size):
-        emitted += matcher.push(text[start : start + size])
-        if matcher.matched:
-            break
-    assert emitted == text[: text.index(stop)]
-
-
-def test_the_earliest_of_several_stop_strings_wins() -> None:
-    matcher = StopMatcher(("cd", "b"))
-    assert (matcher.push("abcd"), matcher.matched) == ("a", True)

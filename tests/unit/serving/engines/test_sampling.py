@@ -1,0 +1,32 @@
+"""Each sampling parameter has its effect on hand-made logits."""
+
+import torch
+
+from serving.engines.decoding.sampling import SamplingParams, adjust_logits, make_generator, sample_token
+
+LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
+
+
+def adjust(sampling: SamplingParams, prompt: list[int], output: list[int], *banned: int) -> list[float]:
+    return adjust_logits(LOGITS, sampling, prompt, output, frozenset(banned)).tolist()
+
+
+def test_presence_counts_once_and_frequency_each_time_and_neither_the_prompt() -> None:
+    assert adjust(SamplingParams(presence_penalty=0.5), [1], [0, 0]) == [1.5, 1.0, 0.0, -1.0]
+    assert adjust(SamplingParams(frequency_penalty=0.5), [1], [0, 0]) == [1.0, 1.0, 0.0, -1.0]
+
+
+def test_the_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
+    assert adjust(SamplingParams(repetition_penalty=2.0), [0], [3]) == [1.0, 1.0, 0.0, -2.0]
+
+
+def test_bias_is_added_and_banned_tokens_have_no_probability() -> None:
+    assert adjust(SamplingParams(logit_bias={2: 5.0}), [], [], 0) == [-torch.inf, 1.0, 5.0, -1.0]
+    assert LOGITS.tolist() == [2.0, 1.0, 0.0, -1.0]
+
+
+def test_min_p_keeps_tokens_by_their_probability_relative_to_the_most_likely() -> None:
+    generator = make_generator(0)
+    sampled = {sample_token(LOGITS, SamplingParams(min_p=0.3), generator) for _ in range(200)}
+    assert sampled == {0, 1}
+    assert {sample_token(LOGITS, SamplingParams(), generator) for _ in range(400)} == {0, 1, 2, 3}
