@@ -1,1 +1,1 @@
-"""Pure functions that judge answers and say how sure a score is."""
+"""Scores of completions against references, and intervals of scores."""

@@ -1,11 +1,12 @@
-r"""The final answer of a worked solution, and whether it is the reference's number.
+r"""The final answer of a solution, and its comparison with a reference.
 
-In this order: a number right after `####` (the first such line, because a base model may go on to invent
-another problem), the last `\boxed{}`, the last "the answer is", the last number. A mark with nothing after it
-and a box without one plain number hold no answer, and hide every other number.
+The final answer is the first of these that exists: the number after `####` (in the first such line, because a
+base model may continue with another problem), the last `\boxed{}`, the number after the last "the answer is",
+the last number. A `####` without a number and a box without exactly one plain number mean that there is no
+answer, even if the text contains other numbers.
 
-Hostile text costs no more than long text: marks are found by substring search, and only short stretches of
-text are parsed. So "the answer is" and the last number are looked for in the last 4,000 characters.
+Hostile text takes no longer than long text: marks are found by substring search, and only short parts of the
+text are parsed. "The answer is" and the last number are searched in the last 4,000 characters only.
 """
 
 import re
@@ -27,7 +28,7 @@ CUE = re.compile(
     r"(?i:\banswer[*_]{0,3}[ ]{0,3}(?:is|was|equals|would be|will be|:|=))"
     r"|정답은|정답[ ]?:|답은|(?<!\w)답[ ]?:"
 )
-# Words and signs that may stand between "the answer is" or a mark and the number.
+# Words and signs between "the answer is" or a mark and the number.
 _LEAD = re.compile(
     r"(?:[\s:=≈*_(\[{`]|(?i:\b(?:the|final|answer|is|thus|therefore|so|simply|just|exactly|equal to|"
     r"approximately|about|around|roughly|US|USD|약)(?![A-Za-z])))*+"
@@ -40,44 +41,48 @@ _SHORT_HEAD = re.compile(r"(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))*+")
 
 @dataclass(frozen=True)
 class FoundAnswer:
-    """The number that a text gives as its answer, or None with the reason as a clause."""
+    """The final answer of a text and where it was found; or None and why there is none, as a clause."""
 
     number: Number | None
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether an answer is the reference's, with both as they were found and a sentence of why."""
+    """Whether an answer equals the reference, both numbers, and the reason as a sentence."""
 
     correct: bool
     answer: Number | None
     reference: Number | None
-    why: str
+    reason: str
 
 
 def judge_answer(
     prediction: str, reference: str, absolute: Fraction = Fraction(0), relative: Fraction = Fraction(0)
 ) -> Judgement:
-    """Compare two final answers exactly, or within a tolerance; evaluation and reward both decide by this.
+    """Compare the final answers of two texts, exactly or within a tolerance, for evaluation and rewards.
 
-    A text without an answer is never right.
+    A text without a final answer is never correct.
     """
     answer, expected = find_answer(prediction), find_answer(reference)
     if expected.number is None:
-        why = f"The reference cannot be met: {expected.why}."
-        return Judgement(False, answer.number, None, why)
+        reason = f"The reference has no final answer: {expected.reason}."
+        return Judgement(False, answer.number, None, reason)
     if answer.number is None:
-        return Judgement(False, None, expected.number, f"The completion gives no answer: {answer.why}.")
+        return Judgement(
+            False, None, expected.number, f"The completion has no final answer: {answer.reason}."
+        )
     correct = is_same_number(answer.number, expected.number, absolute, relative)
-    is_or_not = "is" if correct else "is not"
-    why = f"The answer {_short(answer.number)} ({answer.why}) {is_or_not} the reference's "
-    why += f"{_short(expected.number)}."
-    return Judgement(correct, answer.number, expected.number, why)
+    verb = "equals" if correct else "differs from"
+    reason = (
+        f"The answer {_shorten(answer.number)} ({answer.reason}) {verb} the reference "
+        f"{_shorten(expected.number)}."
+    )
+    return Judgement(correct, answer.number, expected.number, reason)
 
 
 def find_answer(text: str) -> FoundAnswer:
-    """The final answer of a text, and where it stood, or why there is none."""
+    """Return the final answer of a text and where it was found, or why there is none."""
     marked = _after_mark(text)
     if marked is not None:
         return marked
@@ -89,9 +94,10 @@ def find_answer(text: str) -> FoundAnswer:
 
 
 def last_box(text: str) -> tuple[str, int | None] | None:
-    r"""The content of the last `\boxed{}` and the position after its brace, which is None if it is left open.
+    r"""Return the content of the last `\boxed{}` and the position after its closing brace.
 
-    Braces may nest. An open box, or one of more than 1,000 characters, has what follows as its content.
+    Braces may be nested. If the box is not closed within 1,000 characters, the content is those characters
+    and the position is None.
     """
     start = text.rfind(BOX)
     if start < 0:
@@ -107,20 +113,20 @@ def last_box(text: str) -> tuple[str, int | None] | None:
 
 
 def parse_box(content: str) -> FoundAnswer:
-    """The one plain number in a box's content; a pair, an interval or a formula is none."""
+    """Return the single plain number in the content of a box; a pair, an interval or a formula is not one."""
     plain = normalize_text(content).strip()
     if _COLLECTION.match(plain):
-        return FoundAnswer(None, "the box holds several values")
+        return FoundAnswer(None, "the box contains several values")
     match = _search_sides(plain)
     if match is None:
-        return FoundAnswer(None, "the box holds no plain number")
+        return FoundAnswer(None, "the box contains no plain number")
     if _SEVERAL.match(match.string, match.end()):
-        return FoundAnswer(None, "the box holds several values")
-    return _found(match, "in a box")
+        return FoundAnswer(None, "the box contains several values")
+    return _make_answer(match, "in a box")
 
 
 def parse_line(line: str) -> re.Match[str] | None:
-    """The number that a line begins with, after words such as "about" or a left side such as `x =`."""
+    """Match the number at the start of a line, after words such as "about" or a left side such as `x =`."""
     plain = normalize_text(line)
     for side in _sides(plain):
         match = NUMBER.match(side, _lead_end(side))
@@ -130,12 +136,12 @@ def parse_line(line: str) -> re.Match[str] | None:
 
 
 def _after_mark(text: str) -> FoundAnswer | None:
-    """The first marked number; no answer if a mark is left empty; None if marks are but headings."""
+    # None if the marks are only Markdown headings.
     lines = [match[1] for match in islice(_MARKED_LINE.finditer(text), MAX_MARKS)]
     for line in lines:
         match = parse_line(line)
         if match:
-            return _found(match, f"after {MARK}")
+            return _make_answer(match, f"after {MARK}")
     if any(not line.strip() for line in lines):
         return FoundAnswer(None, f"nothing follows {MARK}")
     return None
@@ -147,12 +153,12 @@ def _after_cue(tail: str) -> FoundAnswer | None:
         return None
     line = tail[cues[-1].end() :].lstrip()[:200].split("\n", 1)[0]
     match = parse_line(line)
-    return _found(match, 'after "the answer is"') if match else None
+    return _make_answer(match, 'after "the answer is"') if match else None
 
 
 def _last_number(tail: str) -> FoundAnswer:
     last = deque(NUMBER.finditer(tail), maxlen=1)
-    return _found(last[0], "the last number") if last else FoundAnswer(None, "it holds no number")
+    return _make_answer(last[0], "the last number") if last else FoundAnswer(None, "it contains no number")
 
 
 def _search_sides(plain: str) -> re.Match[str] | None:
@@ -164,7 +170,7 @@ def _search_sides(plain: str) -> re.Match[str] | None:
 
 
 def _sides(plain: str) -> list[str]:
-    """The sides of an equation from the last, so that `x = 3 + 4 = 7` is 7; a sentence is one side."""
+    # The sides of an equation from the last one, so that `x = 3 + 4 = 7` is 7; a sentence is a single side.
     head, equals, _ = plain.rpartition("=")
     if not equals or not _SHORT_HEAD.fullmatch(head):
         return [plain]
@@ -176,12 +182,12 @@ def _lead_end(side: str) -> int:
     return match.end() if match else 0
 
 
-def _found(match: re.Match[str], where: str) -> FoundAnswer:
+def _make_answer(match: re.Match[str], where: str) -> FoundAnswer:
     number = parse_number(match)
     if number is None:
         return FoundAnswer(None, f"the number {where} is part of a formula, too large, or divided by zero")
     return FoundAnswer(number, where)
 
 
-def _short(number: Number) -> str:
+def _shorten(number: Number) -> str:
     return number.text if len(number.text) <= 40 else f"{number.text[:40]}…"

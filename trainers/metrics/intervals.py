@@ -1,4 +1,4 @@
-"""How far a share that was counted on a sample may lie from the truth."""
+"""Confidence intervals of a share that is measured on a sample."""
 
 import math
 
@@ -6,9 +6,9 @@ Z_95 = 1.959963984540054  # The standard normal quantile of 0.975.
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """The 95% score interval of a share (Wilson, 1927, Journal of the American Statistical Association 22).
+    """Return the 95% score interval of a share (Wilson, 1927, doi:10.1080/01621459.1927.10502953).
 
-    Unlike the textbook interval it stays within 0 and 1 and keeps its width at shares of 0 and 1.
+    Unlike the normal approximation it stays within 0 and 1, and has a width above 0 for shares of 0 and 1.
     """
     assert 0 <= correct <= n
     if n == 0:

@@ -1,4 +1,4 @@
-"""Whether a worked answer ends in the right number, by the same judgement as the maths reward."""
+"""Exact match of final answers, the same comparison as in the reward `correctness`."""
 
 from fractions import Fraction
 
@@ -6,11 +6,11 @@ from trainers.metrics.final_answer import find_answer, judge_answer
 
 
 def exact_match(prediction: str, reference: str) -> bool:
-    """Whether both texts end in the same number; a text without a number matches nothing."""
+    """Return whether both texts have the same final answer; a text without one never matches."""
     return judge_answer(prediction, reference).correct
 
 
 def final_answer(text: str) -> Fraction | None:
-    """The exact number that the text gives as its answer, in hours if it is a clock's time, or None."""
+    """Return the final answer of a text as an exact number, a time of day in hours, or None."""
     number = find_answer(text).number
     return None if number is None else number.value

@@ -1,8 +1,9 @@
-r"""One number of a text as an exact fraction: plain, mixed, percent, scientific, LaTeX, clock.
+r"""Parser of a number in a text as an exact fraction: plain, mixed, percent, scientific, LaTeX, time of day.
 
-Text comes from models, so nothing is evaluated and every pattern is linear. A number of more than 400
-characters or with an exponent beyond 400 is not read. Decimal commas are read only where nothing else can be
-meant: `1.234,56` and `1.234.567` are grouped by dots, but `1.234` stays a decimal and `1,5` two numbers.
+Text comes from models, so nothing is evaluated, and every pattern takes linear time. A number of more than
+400 characters or with an exponent above 400 is not parsed. A comma is a decimal separator only where the
+number is unambiguous: `1.234,56` and `1.234.567` have dots as group separators, but `1.234` is a decimal and
+`1,5` is two numbers.
 """
 
 import re
@@ -17,7 +18,7 @@ _PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]++)(?:\.[0-9]++)?|(?<![0-9]
 _BY_DOTS = (
     r"[1-9][0-9]{0,2}(?:(?:\.[0-9]{3}){1,8}+,[0-9]{1,2}|(?:\.[0-9]{3}){2,8}+)(?![0-9]|[.,][0-9])"  # 1.234,56
 )
-# A minus after something that it can subtract from is no sign.
+# A minus after an operand is a subtraction, not a sign.
 NUMBER = re.compile(
     rf"""
     (?P<sign>(?<![\w)\].])-)?
@@ -41,7 +42,8 @@ NUMBER = re.compile(
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-# What makes a number beside it a part of something else: a root, π, an unread power or fraction, a variable.
+# Symbols that make an adjacent number part of a formula: a root, π, an unparsed power or fraction, a
+# variable.
 _SYMBOL_BEFORE = re.compile(r"(?:√(?:\[[0-9]\])?[ ]?[{(]?|π[ ]?[/*][ ]?|\^[ ]?[{(]?-?|\}[ ]?\{)$")
 _SYMBOL_AFTER = re.compile(r"[ ]?[)}]?[ ]?(?:[·×*/][ ]?)?(?:√|π)|[ ]?\^|[xyzn](?![A-Za-z])|\}[ ]?\{")
 
@@ -69,7 +71,7 @@ _COMMANDS = (
     (re.compile(r"\\sqrt(?![A-Za-z])"), "√"),
     (re.compile(r"\\pi(?![A-Za-z])"), "π"),
     (re.compile(r"\^[ ]?\{?[ ]?\\circ(?![A-Za-z])[ ]?\}?"), ""),
-    # The power of a unit is no number of its own: `50 cm^2`.
+    # The power of a unit is not a number of its own: `50 cm^2`.
     (re.compile(rf"(?<![A-Za-z])({_LENGTHS})[ ]?\^[ ]?\{{?[23]\}}?"), r"\1"),
     (re.compile("(?<=[0-9])[\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}](?=[0-9]{3}(?![0-9]))"), ","),
 )
@@ -83,7 +85,7 @@ _FRACTION = re.compile(
 
 @dataclass(frozen=True)
 class Number:
-    """An exact value with what its spelling says of it: percent points, or a clock's time in hours."""
+    """An exact value and its notation: in percent, or a time of day in hours, with its half of the day."""
 
     value: Fraction
     text: str
@@ -93,14 +95,14 @@ class Number:
 
 
 def normalize_text(text: str) -> str:
-    """Text with currency signs gone and LaTeX, minus signs, digits and separators in one spelling."""
+    """Return text without currency signs, with one notation of LaTeX, minus signs, digits and separators."""
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
-    return _FRACTION.sub(_spelt_fraction, text).translate(_CHARACTERS)
+    return _FRACTION.sub(_format_fraction, text).translate(_CHARACTERS)
 
 
 def parse_number(match: re.Match[str]) -> Number | None:
-    """The value of a match of NUMBER; None if it is too large, divided by zero or part of a formula."""
+    """Return the value of a match of NUMBER; None if too large, divided by zero or part of a formula."""
     text = match.group()
     if len(text) > MAX_LENGTH or _is_part_of_formula(match):
         return None
@@ -119,19 +121,19 @@ def parse_number(match: re.Match[str]) -> Number | None:
 def is_same_number(
     answer: Number, reference: Number, absolute: Fraction = Fraction(0), relative: Fraction = Fraction(0)
 ) -> bool:
-    """Whether they differ by at most `absolute`, or by at most `relative` times the reference.
+    """Return whether two numbers differ by at most `absolute`, or at most `relative` times the reference.
 
-    Where one of them alone has a percent sign, the reference's form decides. A reference of `50%` is met by
-    `50` and by `0.5`. A bare reference below 1 that is not whole, such as `0.5`, is a share, so `50%` meets
-    it; any other bare reference, such as `50`, has left the sign away, so `50%` meets it too.
+    If only one of them has a percent sign, the notation of the reference decides. `50` and `0.5` both equal a
+    reference of `50%`. A reference below 1 that is not an integer, such as `0.5`, is a share and equals
+    `50%`; any other reference, such as `50`, is in percent without the sign and also equals `50%`.
     """
     if answer.clock != reference.clock or (answer.half and reference.half and answer.half != reference.half):
         return False
     margin = max(absolute, relative * abs(reference.value))
-    return any(abs(value - reference.value) <= margin for value in _readings(answer, reference))
+    return any(abs(value - reference.value) <= margin for value in _possible_values(answer, reference))
 
 
-def _readings(answer: Number, reference: Number) -> list[Fraction]:
+def _possible_values(answer: Number, reference: Number) -> list[Fraction]:
     if answer.percent == reference.percent:
         return [answer.value]
     if reference.percent:
@@ -140,13 +142,15 @@ def _readings(answer: Number, reference: Number) -> list[Fraction]:
     return [answer.value / 100] if is_share else [answer.value]
 
 
-def _spelt_fraction(match: re.Match[str]) -> str:
+def _format_fraction(match: re.Match[str]) -> str:
     if match["vulgar"]:
-        spelt = str(_VULGAR[match["vulgar"]])
+        fraction = str(_VULGAR[match["vulgar"]])
     else:
-        spelt = f"{match['sign'] or ''}{match['top'] or match['digit']}/{match['bottom'] or match['under']}"
+        fraction = (
+            f"{match['sign'] or ''}{match['top'] or match['digit']}/{match['bottom'] or match['under']}"
+        )
     before = match.string[max(0, match.start() - 1) : match.start()]
-    return f" {spelt}" if before.isdigit() else spelt
+    return f" {fraction}" if before.isdigit() else fraction
 
 
 def _is_part_of_formula(match: re.Match[str]) -> bool:
@@ -162,15 +166,14 @@ def _hours(clock: str) -> Fraction:
 
 def _size(match: re.Match[str]) -> Fraction | None:
     first = match["plain"] or match["by_dots"].replace(".", "").replace(",", ".")
-    size = _combined(match, _decimal(first), len(first))
+    size = _apply_suffix(match, _decimal(first), len(first))
     return None if size is None else size * _SCALES.get((match["scale"] or "").lower(), 1)
 
 
-def _combined(match: re.Match[str], first: Fraction, digits: int) -> Fraction | None:
-    """A number with the fraction, power or exponent that follows it."""
+def _apply_suffix(match: re.Match[str], first: Fraction, digits: int) -> Fraction | None:
     if match["bottom"]:
         top, bottom = int(match["top"]), int(match["bottom"])
-        # Only a proper fraction makes a mixed number; `2 7/3` is two numbers.
+        # Only a proper fraction forms a mixed number; `2 7/3` is two numbers.
         return first + Fraction(top, bottom) if top < bottom and first.denominator == 1 else None
     if match["over"]:
         below = _decimal(match["over"])
@@ -178,7 +181,7 @@ def _combined(match: re.Match[str], first: Fraction, digits: int) -> Fraction | 
     if match["power"]:
         return _power(first, int(match["power"]), digits)
     exponent = match["ten"] or match["exponent"]
-    return _shifted(first, exponent) if exponent else first
+    return _scale_by_ten(first, exponent) if exponent else first
 
 
 def _decimal(text: str) -> Fraction:
@@ -191,7 +194,7 @@ def _power(base: Fraction, exponent: int, digits: int) -> Fraction | None:
     return base**exponent
 
 
-def _shifted(size: Fraction, exponent: str) -> Fraction | None:
+def _scale_by_ten(size: Fraction, exponent: str) -> Fraction | None:
     if len(exponent) > len(str(MAX_EXPONENT)) + 1 or abs(int(exponent)) > MAX_EXPONENT:
         return None
     return size * Fraction(10) ** int(exponent)

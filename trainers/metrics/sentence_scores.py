@@ -1,7 +1,7 @@
-"""Sentence chrF and BLEU of sacrebleu as rewards from 0 to 1.
+"""Sentence chrF and BLEU by sacrebleu, scaled to 0 to 1.
 
-Korean is split into characters: words would need the packages of the `ko-mecab` tokenizer, and subwords a
-vocabulary from the network. Rewards of one language compare with each other, not with published figures.
+Korean is split into characters: words would require the packages of the `ko-mecab` tokenizer, and subwords a
+vocabulary from the network. Scores of one language are comparable with each other, not with published scores.
 """
 
 from functools import lru_cache
@@ -18,20 +18,20 @@ TOKENIZERS = {
     TargetLanguage.zh: "zh",
     TargetLanguage.other: "13a",
 }
-# Counting n-grams of a runaway completion would cost seconds; what is left scores near nothing anyway.
+# Counting the n-grams of an endless completion would take seconds, and its score is near 0 in any case.
 MAX_CHARACTERS = 10_000
 
 
 def sentence_chrf(completion: str, reference: str, word_order: int = 0) -> float:
-    """Sentence chrF / 100; `word_order` 2 makes it chrF++."""
-    return float(_chrf(word_order).sentence_score(_cut(completion), [_cut(reference)]).score) / 100
+    """Return sentence chrF / 100; with `word_order` 2, chrF++ / 100."""
+    return float(_chrf(word_order).sentence_score(_truncate(completion), [_truncate(reference)]).score) / 100
 
 
 def sentence_bleu(completion: str, reference: str, language: TargetLanguage) -> float:
-    """Sentence BLEU / 100 with exponential smoothing, over no more n-gram orders than the sentence has."""
+    """Return sentence BLEU / 100 with exponential smoothing, over the n-gram orders that the sentence has."""
     metric = _bleu(TOKENIZERS[language])
-    # An exact match comes out as 100.00000000000004.
-    return min(1.0, float(metric.sentence_score(_cut(completion), [_cut(reference)]).score) / 100)
+    # sacrebleu returns 100.00000000000004 for an exact match.
+    return min(1.0, float(metric.sentence_score(_truncate(completion), [_truncate(reference)]).score) / 100)
 
 
 @lru_cache
@@ -44,5 +44,5 @@ def _bleu(tokenizer: str) -> BLEU:
     return BLEU(tokenize=tokenizer, smooth_method="exp", effective_order=True)
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     return text.strip()[:MAX_CHARACTERS]

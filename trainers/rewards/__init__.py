@@ -1,1 +1,1 @@
-"""What a completion is worth: rewards that judge text without ever running it."""
+"""Rewards of completions; text is parsed, never executed."""

@@ -1,4 +1,4 @@
-r"""Whether a final answer is written once, in the asked form, with at most a unit after it."""
+r"""Check that a final answer occurs once, in the required form, with at most a unit after it."""
 
 import re
 from itertools import islice
@@ -13,7 +13,7 @@ _MAX_TEXT = 65_536
 
 
 def find_form_fault(text: str, form: AnswerForm) -> str:
-    """What is wrong with the form of a text's final answer, as a sentence; empty if nothing is."""
+    """Return what is wrong with the form of the final answer, as a sentence; empty if nothing is."""
     if form is AnswerForm.hashes:
         return _hashes_fault(text)
     return _boxed_fault(text) if form is AnswerForm.boxed else _sentence_fault(text)
@@ -22,10 +22,10 @@ def find_form_fault(text: str, form: AnswerForm) -> str:
 def _hashes_fault(text: str) -> str:
     count = text.count(MARK)
     if count != 1:
-        return f"It holds {MARK} {count} times instead of once."
+        return f"The completion contains {MARK} {count} times instead of once."
     before, _, line = text.rpartition(MARK)
     if before and not before.endswith("\n"):
-        return f"{MARK} does not begin its line."
+        return f"{MARK} is not at the start of a line."
     return _end_fault(line, MARK)
 
 
@@ -33,12 +33,12 @@ def _boxed_fault(text: str) -> str:
     count = text.count(BOX)
     box = last_box(text)
     if count != 1 or box is None:
-        return f"It holds a box {count} times instead of once."
+        return f"The completion contains {count} boxes instead of one."
     content, end = box
     if end is None:
         return "The box is not closed."
     if parse_box(content).number is None:
-        return "The box holds no plain number."
+        return "The box contains no plain number."
     return "" if _CLOSING.fullmatch(text, end) else "More text follows the box."
 
 
@@ -46,7 +46,7 @@ def _sentence_fault(text: str) -> str:
     text = text[-_MAX_TEXT:]
     cues = list(islice(CUE.finditer(text), 2))
     if len(cues) != 1:
-        return f'It says "the answer is" {"more than once" if cues else "nowhere"}.'
+        return f'The completion contains "the answer is" {"more than once" if cues else "nowhere"}.'
     return _end_fault(text[cues[0].end() :], '"the answer is"')
 
 

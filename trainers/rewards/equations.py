@@ -1,7 +1,7 @@
-"""Which of a solution's own equations hold: `a op b = c` in its text and `<<a*b=c>>` of a calculator.
+"""Verification of the equations in a solution: `a op b = c` in the text and annotations `<<a*b=c>>`.
 
-Arithmetic is exact and done here on numbers and signs alone, in one pass, with bounded lengths. A result that
-is written with decimals may be rounded or cut off at its last digit: `10/3=3.33` and `2/3 = 0.66` hold.
+Arithmetic is exact, on numbers and operators alone, in one pass with bounded lengths. A result with decimals
+may be rounded or truncated in its last digit: `10/3=3.33` and `2/3 = 0.66` are true.
 """
 
 import re
@@ -15,59 +15,60 @@ MAX_TOKENS = 40
 
 _TOKEN = re.compile(
     r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]++)(?:\.[0-9]++)?%?|\.[0-9]++%?)"
-    r"|(?P<sign>[-−–+*/×÷·()=]|(?<![A-Za-z])[xX](?![A-Za-z]))"
+    r"|(?P<operator>[-−–+*/×÷·()=]|(?<![A-Za-z])[xX](?![A-Za-z]))"
     r"|(?P<skip>[ $€£¥₩\\])"
 )
 _SPELLINGS = {"−": "-", "–": "-", "×": "*", "·": "*", "x": "*", "X": "*", "÷": "/"}
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _MAX_DIGITS = 40
-_SIGNS = frozenset("+-*/()")
-_BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "negative": 3}
+_OPERATORS = frozenset("+-*/()")
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "negative": 3}
 
 Side = list[str]
 
 
 def count_true_equations(text: str) -> tuple[int, int]:
-    """How many distinct equations of a text hold, and how many there are.
+    """Return the number of different true equations in a text, and the number of all.
 
-    Only the first 16,384 characters and 200 equations count. A side that is no arithmetic is no equation.
+    Only the first 16,384 characters and 200 equations are read. If a side is not arithmetic, it is not an
+    equation.
     """
     seen: dict[tuple[str, str], bool] = {}
     for left, right in _equations(text[:MAX_CHARACTERS]):
         key = "".join(left), "".join(right)
         if key not in seen:
-            holds = _holds(left, right)
-            if holds is not None:
-                seen[key] = holds
+            is_true = _is_true(left, right)
+            if is_true is not None:
+                seen[key] = is_true
         if len(seen) >= MAX_EQUATIONS:
             break
     return sum(seen.values()), len(seen)
 
 
 def evaluate_expression(side: Side) -> Fraction | None:
-    """The value of a list of numbers, signs and parentheses, by two stacks; None if it has none."""
+    """Return the value of a list of numbers, operators and parentheses, by two stacks; None if invalid."""
     values: list[Fraction] = []
-    signs: list[str] = []
+    operators: list[str] = []
     operand_next = True
     for item in side:
         if operand_next and item in ("-", "("):
-            signs.append("negative" if item == "-" else item)
-        elif item == "(" or operand_next == (item in _SIGNS):
+            operators.append("negative" if item == "-" else item)
+        elif item == "(" or operand_next == (item in _OPERATORS):
             return None
-        elif item not in _SIGNS:
+        elif item not in _OPERATORS:
             values.append(_number(item))
             operand_next = False
-        elif not _reduce(values, signs, item):
+        elif not _reduce(values, operators, item):
             return None
         else:
             operand_next = item != ")"
-    if operand_next or not _reduce(values, signs, "") or signs:
+    if operand_next or not _reduce(values, operators, "") or operators:
         return None
     return values[0]
 
 
 def _equations(text: str) -> Iterator[tuple[Side, Side]]:
-    """Pairs of neighbouring sides of each chain `a = b = c`, at least one of which has an operation."""
+    # Adjacent sides of each chain `a = b = c`, at least one of which has an operator.
     calculators = " ; ".join(match.group()[2:-2] for match in _CALCULATOR.finditer(text))
     for sides in _chains(f"{calculators} ; {_CALCULATOR.sub('', text)}"):
         for left, right in pairwise(sides):
@@ -85,24 +86,24 @@ def _chains(text: str) -> Iterator[list[Side]]:
         position = match.end()
         if match["number"]:
             sides[-1].append(match["number"])
-        elif match["sign"] == "=":
+        elif match["operator"] == "=":
             sides.append([])
-        elif match["sign"]:
-            sides[-1].append(_SPELLINGS.get(match["sign"], match["sign"]))
+        elif match["operator"]:
+            sides[-1].append(_SPELLINGS.get(match["operator"], match["operator"]))
     yield sides
 
 
-def _holds(left: Side, right: Side) -> bool | None:
+def _is_true(left: Side, right: Side) -> bool | None:
     if max(len(left), len(right)) > MAX_TOKENS or any(len(item) > _MAX_DIGITS for item in left + right):
         return None
     value, claimed = evaluate_expression(left), evaluate_expression(right)
     if value is None or claimed is None:
         return None
-    return value == claimed or abs(value - claimed) < _last_digit(right if len(right) <= 2 else left)
+    return value == claimed or abs(value - claimed) < _rounding_unit(right if len(right) <= 2 else left)
 
 
-def _last_digit(side: Side) -> Fraction:
-    """What one unit of a number's last decimal is worth; nothing for a whole number or an expression."""
+def _rounding_unit(side: Side) -> Fraction:
+    # The unit of a number's last decimal; 0 for an integer or an expression.
     number = side[-1].rstrip("%")
     if len(side) > 2 or "." not in number:
         return Fraction(0)
@@ -115,26 +116,26 @@ def _number(token: str) -> Fraction:
     return value / 100 if token.endswith("%") else value
 
 
-def _reduce(values: list[Fraction], signs: list[str], incoming: str) -> bool:
-    """Carry out what binds at least as tightly as the incoming sign, then push it; False if it cannot be."""
-    while signs and signs[-1] != "(" and _BINDING[signs[-1]] >= _BINDING.get(incoming, 0):
-        sign, last = signs.pop(), values.pop()
-        if sign == "negative":
+def _reduce(values: list[Fraction], operators: list[str], incoming: str) -> bool:
+    """Apply the operators of at least the incoming precedence, then push it; return False if invalid."""
+    while operators and operators[-1] != "(" and _PRECEDENCE[operators[-1]] >= _PRECEDENCE.get(incoming, 0):
+        operator, last = operators.pop(), values.pop()
+        if operator == "negative":
             values.append(-last)
-        elif sign == "/" and last == 0:
+        elif operator == "/" and last == 0:
             return False
         else:
-            values.append(_carried_out(values.pop(), sign, last))
+            values.append(_apply(values.pop(), operator, last))
     if incoming == ")":
-        return bool(signs) and signs.pop() == "("
+        return bool(operators) and operators.pop() == "("
     if incoming:
-        signs.append(incoming)
+        operators.append(incoming)
     return True
 
 
-def _carried_out(first: Fraction, sign: str, second: Fraction) -> Fraction:
-    if sign == "+":
+def _apply(first: Fraction, operator: str, second: Fraction) -> Fraction:
+    if operator == "+":
         return first + second
-    if sign == "-":
+    if operator == "-":
         return first - second
-    return first * second if sign == "*" else first / second
+    return first * second if operator == "*" else first / second

@@ -1,4 +1,4 @@
-"""The total of several named, weighted rewards for a completion, with every part and why it is so."""
+"""Weighted total of several rewards for a completion, with the value and the reason of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,24 +23,24 @@ from trainers.rewards.equations import count_true_equations
 
 @dataclass(frozen=True)
 class RewardResult:
-    """What a completion is worth: the weighted total, and by name each value before its weight and why.
+    """The weighted total for a completion, and by name each unweighted value and its reason.
 
-    `answer` and `reference` are the final numbers as they are written in the texts, None where there is none
-    or no reward looks for it.
+    `answer` and `reference` are the final answers as written in the texts, or None if there is none or no
+    reward reads them.
     """
 
     total: float
     parts: dict[str, float]
     answer: str | None
     reference: str | None
-    why: dict[str, str]
+    reasons: dict[str, str]
 
 
 class RewardPart(NamedTuple):
-    """One reward's value before its weight, the reason as a sentence, and the answers that it found."""
+    """Unweighted value of one reward, its reason as a sentence, and the final answers it read."""
 
     value: float
-    why: str
+    reason: str
     answer: str | None = None
     reference: str | None = None
 
@@ -48,7 +48,7 @@ class RewardPart(NamedTuple):
 def score_completion(
     rewards: Sequence[Reward], completion: str, reference: str | None = None, tokens: int | None = None
 ) -> RewardResult:
-    """Judge one completion; raises ValueError if a reward needs a reference or a token count not given."""
+    """Score a completion; raises ValueError if a reward needs a reference or token count that is missing."""
     parts = {reward_name(reward): score_reward(reward, completion, reference, tokens) for reward in rewards}
     weights = {reward_name(reward): reward.weight for reward in rewards}
     return RewardResult(
@@ -56,7 +56,7 @@ def score_completion(
         parts={name: part.value for name, part in parts.items()},
         answer=next((part.answer for part in parts.values() if part.answer is not None), None),
         reference=next((part.reference for part in parts.values() if part.reference is not None), None),
-        why={name: part.why for name, part in parts.items()},
+        reasons={name: part.reason for name, part in parts.items()},
     )
 
 
@@ -66,43 +66,43 @@ def score_batch(
     references: Sequence[str | None],
     tokens: Sequence[int | None] | None = None,
 ) -> list[RewardResult]:
-    """Judge completions against the references at the same places; raises ValueError on unequal lengths."""
+    """Score each completion against the reference at its index; raises ValueError on unequal lengths."""
     counts = tokens or [None] * len(completions)
     rows = zip(completions, references, counts, strict=True)
     return [score_completion(rewards, completion, reference, count) for completion, reference, count in rows]
 
 
 def mean_parts(results: Sequence[RewardResult]) -> dict[str, float]:
-    """Means by name, and `total`, over at least one result; for metrics of a step."""
+    """Return the mean by name, and of `total`, over at least one result."""
     names = results[0].parts
     means = {name: sum(result.parts[name] for result in results) / len(results) for name in names}
     return means | {"total": sum(result.total for result in results) / len(results)}
 
 
 def find_references_without_answer(references: Sequence[str]) -> list[int]:
-    """Positions of references that correctness can never be met for, because they hold no plain number."""
+    """Return the indices of references without a final answer, which no completion can equal."""
     return [i for i, reference in enumerate(references) if find_answer(reference).number is None]
 
 
 def score_reward(reward: Reward, completion: str, reference: str | None, tokens: int | None) -> RewardPart:
-    """One reward's own value; raises ValueError if it needs a reference or a token count not given."""
+    """Return the value of one reward; raises ValueError if a reference or token count is missing."""
     match reward:
         case CorrectnessReward():
-            return _correctness(reward, completion, _given(reference, reward))
+            return _correctness(reward, completion, _require_reference(reference, reward))
         case FormatReward():
             fault = find_form_fault(completion, reward.form)
-            return RewardPart(0.0 if fault else 1.0, fault or "The final answer is in the asked form.")
+            return RewardPart(0.0 if fault else 1.0, fault or "The final answer has the required form.")
         case LengthReward():
             return _length(reward, completion, tokens)
         case StepsReward():
             return _steps(completion)
         case ChrfReward() | BleuReward():
-            return _translation(reward, completion, _given(reference, reward))
+            return _translation(reward, completion, _require_reference(reference, reward))
 
 
-def _given(reference: str | None, reward: Reward) -> str:
+def _require_reference(reference: str | None, reward: Reward) -> str:
     if reference is None:
-        raise ValueError(f"The reward {reward_name(reward)!r} compares with a reference; give each row one.")
+        raise ValueError(f"The reward {reward_name(reward)!r} needs a reference: add one to each row.")
     return reference
 
 
@@ -112,26 +112,27 @@ def _correctness(reward: CorrectnessReward, completion: str, reference: str) -> 
     found = judge_answer(completion, reference, absolute, relative)
     answer = None if found.answer is None else found.answer.text
     expected = None if found.reference is None else found.reference.text
-    return RewardPart(float(found.correct), found.why, answer, expected)
+    return RewardPart(float(found.correct), found.reason, answer, expected)
 
 
 def _length(reward: LengthReward, completion: str, tokens: int | None) -> RewardPart:
     length = len(completion) if reward.unit is LengthUnit.characters else tokens
     if length is None:
         raise ValueError(
-            f"The reward {reward_name(reward)!r} counts tokens; give their counts, or count characters."
+            f"The reward {reward_name(reward)!r} needs token counts: pass them, or set its unit to "
+            "characters."
         )
     over = max(0, length - reward.limit)
     return RewardPart(-min(1.0, over / reward.span), f"{length} {reward.unit}, {over} over the limit.")
 
 
 def _steps(completion: str) -> RewardPart:
-    held, count = count_true_equations(completion)
-    return RewardPart(held / count if count else 0.0, f"{held} of {count} equations hold.")
+    true, count = count_true_equations(completion)
+    return RewardPart(true / count if count else 0.0, f"{true} of {count} equations are true.")
 
 
 def _translation(reward: ChrfReward | BleuReward, completion: str, reference: str) -> RewardPart:
-    # sacrebleu takes a fifth of a second to import, which evaluation and the maths rewards need not pay.
+    # sacrebleu takes 0.2 s to import, which evaluation and the maths rewards need not spend.
     from trainers.metrics.sentence_scores import sentence_bleu, sentence_chrf
 
     if isinstance(reward, ChrfReward):

@@ -1,4 +1,4 @@
-"""Rewards as the functions that TRL's GRPO trainer calls: `reward(completions, **columns) -> list[float]`."""
+"""Rewards as functions for TRL's GRPO trainer: `reward(completions, **columns) -> list[float]`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ REFERENCE_COLUMNS = ("reference", "answer")
 
 
 def reward_functions(rewards: Sequence[Reward]) -> tuple[list[RewardFunction], list[float]]:
-    """One function per reward, named as the reward is, for TRL's `reward_funcs`; and its `reward_weights`."""
-    return [_function(reward) for reward in rewards], [reward.weight for reward in rewards]
+    """Return TRL's `reward_funcs`, one function with the name of each reward, and its `reward_weights`."""
+    return [_make_function(reward) for reward in rewards], [reward.weight for reward in rewards]
 
 
 def combined_function(
     rewards: Sequence[Reward], on_results: Callable[[list[str], list[RewardResult]], None] | None = None
 ) -> RewardFunction:
-    """One function that returns weighted totals; `on_results` sees the completions' texts and their results.
+    """Return a function for weighted totals; `on_results` receives the completions' texts and the results.
 
-    The function raises ValueError where the columns hold no reference that a reward needs.
+    The function raises ValueError if the columns lack a reference that a reward needs.
     """
 
     def reward(completions: list[Completion], **columns: Any) -> list[float]:
@@ -36,7 +36,7 @@ def combined_function(
 
 
 def completion_text(completion: Completion) -> str:
-    """The text that a completion ends in: itself, or the content of its last assistant message."""
+    """Return the text of a completion: a string, or the content of its last assistant message."""
     if isinstance(completion, str):
         return completion
     content = next((m.get("content") for m in reversed(completion) if m.get("role") == "assistant"), None)
@@ -45,20 +45,20 @@ def completion_text(completion: Completion) -> str:
     return content or ""
 
 
-def _function(reward: Reward) -> RewardFunction:
+def _make_function(reward: Reward) -> RewardFunction:
     def function(completions: list[Completion], **columns: Any) -> list[float]:
         texts = [completion_text(completion) for completion in completions]
         references, tokens = _references(columns, len(texts)), _token_counts(columns, len(texts))
         rows = zip(texts, references, tokens, strict=True)
         return [score_reward(reward, text, reference, count).value for text, reference, count in rows]
 
-    # TRL logs a function's rewards under this name.
+    # TRL logs the rewards under this name.
     function.__name__ = reward_name(reward)
     return function
 
 
 def _references(columns: dict[str, Any], count: int) -> list[str | None]:
-    """References of the first column there is; a number is written as text, and null stays none."""
+    # The first of the columns that exists; numbers become text.
     values = next((columns[name] for name in REFERENCE_COLUMNS if name in columns), [None] * count)
     return [None if value is None else str(value) for value in values]
 

@@ -71,12 +71,13 @@ def test_tolerance_is_absolute_or_relative_to_the_reference() -> None:
 
 def test_judgement_says_what_was_compared_and_why() -> None:
     judgement = judge_answer("The answer is $1,200.", "#### 1300")
-    assert (judgement.correct, judgement.why) == (
+    assert (judgement.correct, judgement.reason) == (
         False,
         'The answer 1,200 (after "the answer is") is not the reference\'s 1300.',
     )
-    assert judge_answer("none", "#### 3").why == "The completion gives no answer: it holds no number."
-    assert judge_answer("3", "none").why == "The reference cannot be met: it holds no number."
+    assert judge_answer("none", "#### 3").reason == "The completion has no final answer: it contains no "
+    "number."
+    assert judge_answer("3", "none").reason == "The reference has no final answer: it contains no number."
 
 
 def test_last_number_is_read_from_the_end_of_a_long_text() -> None:

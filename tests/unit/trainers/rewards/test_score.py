@@ -35,14 +35,14 @@ def test_total_is_the_weighted_sum_of_named_parts() -> None:
     result = score_completion(rewards(*MATHS), RIGHT, "#### 7")
     assert result.parts == {"correctness": 1, "format": 1, "steps": 1, "length": 0}
     assert (result.total, result.answer, result.reference) == (3.5, "7", "7")
-    assert result.why["steps"] == "1 of 1 equations hold."
+    assert result.reasons["steps"] == "1 of 1 equations are true."
 
 
 def test_each_part_of_a_wrong_completion_says_why() -> None:
     result = score_completion(rewards(*MATHS), WRONG, "#### 7")
     assert result.parts == {"correctness": 0, "format": 0, "steps": 0, "length": pytest.approx(-0.6)}
     assert result.total == pytest.approx(-0.6)
-    assert "is not the reference's 7" in result.why["correctness"]
+    assert "differs from the reference 7" in result.reasons["correctness"]
     assert json.loads(json.dumps(asdict(result)))["answer"] == "8"
 
 
@@ -83,12 +83,12 @@ def test_tolerance_of_the_config_decides() -> None:
 def test_translation_parts_need_a_reference_and_read_it_as_a_sentence() -> None:
     both = rewards({"kind": "chrf", "word_order": 2}, {"kind": "bleu", "language": "ko", "weight": 0.5})
     assert score_completion(both, "안녕하세요.", "안녕하세요.").total == pytest.approx(1.5)
-    with pytest.raises(ValueError, match="'chrf' compares with a reference"):
+    with pytest.raises(ValueError, match="'chrf' needs a reference"):
         score_completion(both, "안녕하세요.")
 
 
 def test_missing_token_count_is_named() -> None:
-    with pytest.raises(ValueError, match="'length' counts tokens"):
+    with pytest.raises(ValueError, match="'length' needs token counts"):
         score_completion(rewards({"kind": "length", "limit": 1, "span": 1}), "text")
 
 
@@ -158,5 +158,5 @@ def test_tokens_are_counted_from_the_ids_that_trl_hands_over() -> None:
 
 def test_missing_reference_column_is_an_error_that_says_so() -> None:
     functions, _ = reward_functions(rewards({"kind": "correctness"}))
-    with pytest.raises(ValueError, match="give each row one"):
+    with pytest.raises(ValueError, match="add one to each row"):
         functions[0](completions=[RIGHT], question=["?"])
