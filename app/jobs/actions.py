@@ -123,10 +123,9 @@ def _move_current(
 
 
 def _end_following(session: Session, runs: Sequence[Run], ended: Run) -> None:
-    error = {
-        "code": ErrorCode.earlier_stage_ended,
-        "message": f"The job was cancelled while the stage before it, {ended.name!r}, was running.",
-        "hint": "Retry the job to run both.",
-    }
+    error = lifecycle.EarlierStageEnded(
+        f"The job was cancelled while the stage before it, {ended.name!r}, was running.",
+        "Retry the job to run both.",
+    ).as_dict()
     for run in runs[ended.position + 1 : ended.position + 2]:
         lifecycle.move(session, run.id, RunStatus.cancelled, values={"error": error}, data={"error": error})

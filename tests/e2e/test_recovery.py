@@ -102,7 +102,7 @@ def test_worker_that_slept_past_its_lease_writes_nothing(platform: Platform) -> 
     last = max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1)
     os.kill(sleeper.pid, signal.SIGCONT)
     log = platform.folder / "sleeper.log"
-    until(lambda: "left to another worker" in log.read_text(), 120, "the sleeper does not notice")
+    until(lambda: "another attempt holds the run" in log.read_text(), 120, "the sleeper does not notice")
     assert platform.run(job)["status"] == "running"
     assert platform.run(job)["attempt"] == 2
     assert max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1) == last

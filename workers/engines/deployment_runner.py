@@ -14,7 +14,7 @@ from app.tables import Deployment, DeploymentStatus, Model
 from serving.engines import EngineRequestFailed
 from trainers.configs import ParityMode
 from trainers.runtime.error_codes import ErrorCode
-from workers.engines.engine_process import EngineProcess, EngineStart, engine_error
+from workers.engines.engine_process import EngineError, EngineProcess, EngineStart
 from workers.engines.engine_start import POLL_SECONDS
 from workers.engines.parity_check import ParityTarget, check_parity
 from workers.hosts.lease import Lease
@@ -33,11 +33,17 @@ class _Leave(Exception):
     """The deployment must leave its engine."""
 
 
+class ParityFailed(EngineError):
+    """The served model differs from the trained one."""
+
+    code = ErrorCode.parity_failed
+
+
 class _DeploymentFailed(Exception):
     """The deployment cannot be served."""
 
-    def __init__(self, error: dict[str, Any], parity: dict[str, Any] | None = None) -> None:
-        super().__init__(error["message"])
+    def __init__(self, error: EngineError, parity: dict[str, Any] | None = None) -> None:
+        super().__init__(error.message)
         self.error = error
         self.parity = parity
 
@@ -114,7 +120,7 @@ class DeploymentRunner:
                         self._poll()
                 self._report_restart()
         except _DeploymentFailed as failed:
-            self._end(failed.error, failed.parity)
+            self._end(failed.error.as_dict(), failed.parity)
         except _Leave:
             self._leave()
 
@@ -123,7 +129,7 @@ class DeploymentRunner:
         try:
             model = fetch_model(None, reference, self.worker.settings)
         except LaunchError as error:
-            raise _DeploymentFailed(engine_error(f"The model cannot be read: {error}")) from error
+            raise _DeploymentFailed(EngineError(f"The model cannot be read: {error}")) from error
         if model.adapter is not None:
             self._name = self._adapter_name()
         return model
@@ -139,7 +145,7 @@ class DeploymentRunner:
         while (start := self.engine_process.current_start) is None:
             if self.engine_process.closing.is_set():
                 raise _DeploymentFailed(
-                    self.engine_process.last_error or engine_error("The engine was stopped.")
+                    self.engine_process.last_error or EngineError("The engine was stopped.")
                 )
             self._poll()
         return start
@@ -155,11 +161,11 @@ class DeploymentRunner:
         except EngineRequestFailed as error:
             if self._is_running(start):
                 message = f"The engine does not serve the model: {error}"
-                raise _DeploymentFailed(engine_error(message)) from error
+                raise _DeploymentFailed(EngineError(message)) from error
             self._load_crashes += 1
             if self._load_crashes >= MAX_LOAD_CRASHES:
                 message = f"The engine crashed {self._load_crashes} times while it loaded the model: {error}"
-                raise _DeploymentFailed(engine_error(message)) from error
+                raise _DeploymentFailed(EngineError(message)) from error
             return False
         finally:
             self.engine_process.load_lock.release()
@@ -195,7 +201,7 @@ class DeploymentRunner:
             lambda: self._poll(0),
         )
         if not report["passed"] and mode is ParityMode.on:
-            raise _DeploymentFailed(engine_error(report["message"], ErrorCode.parity_failed), report)
+            raise _DeploymentFailed(ParityFailed(report["message"]), report)
         return report
 
     def _mark_ready(self, start: EngineStart, parity: dict[str, Any] | None) -> None:
@@ -211,9 +217,9 @@ class DeploymentRunner:
     def _report_restart(self) -> None:
         self.is_ready = False
         self._poll(0)
-        error = self.engine_process.last_error or engine_error("The engine is being restarted.")
+        error = self.engine_process.last_error or EngineError("The engine is being restarted.")
         with transaction() as session:
-            deployments.mark_restarting(session, self.deployment.id, self.deployment.attempt, error)
+            deployments.mark_restarting(session, self.deployment.id, self.deployment.attempt, error.as_dict())
 
     def _poll(self, seconds: float = POLL_SECONDS) -> None:
         """Wait; raises StaleAttempt when the lease is lost, and _Leave when the deployment must leave."""

@@ -6,13 +6,13 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from app.tables import Deployment
 from serving.engines import EngineConfig, find_engine
 from serving.engines.child_engine import log_tail
 from trainers.configs import EngineOptions, Queue
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
 from workers.engines.engine_start import (
     LOG,
     POLL_SECONDS,
@@ -35,6 +35,18 @@ STABLE_SECONDS = 3600.0
 MAX_BACKOFF_SECONDS = 60.0
 
 
+class EngineError(TunesmithError):
+    """Why a deployment's engine cannot serve it."""
+
+    code = ErrorCode.deployment_failed
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            "Read the engine's whole log: it is on the worker's host, in `engines/` of its data directory.",
+        )
+
+
 @dataclass(frozen=True)
 class EngineStart:
     """One start of the program that became ready; compared by identity to detect a restart."""
@@ -53,7 +65,7 @@ class EngineProcess:
         self.folder = worker.settings.data_dir / "engines" / f"{engine_key(first)}-{secrets.token_hex(3)}"
         self.current_start: EngineStart | None = None
         """None while the engine is not ready."""
-        self.last_error: dict[str, Any] | None = None
+        self.last_error: EngineError | None = None
         """Why the engine was last restarted, or why it was given up."""
         self.closing = threading.Event()
         self.stopped = threading.Event()
@@ -137,7 +149,7 @@ class EngineProcess:
                 except EngineProcessFailed as failure:
                     was_stable = time.monotonic() - started_at > STABLE_SECONDS
                     n_failures = 1 if was_stable else n_failures + 1
-                    self.last_error = engine_error(str(failure))
+                    self.last_error = EngineError(str(failure))
                     logger.warning("engine failed", extra={"engine": self.base_name, "error": str(failure)})
                     if not failure.was_ready or n_failures > MAX_RESTARTS:
                         return
@@ -216,9 +228,3 @@ class EngineProcess:
 def engine_key(deployment: Deployment) -> str:
     """Return the key that deployments on one engine share; a deployment without a key shares with none."""
     return deployment.engine_key or deployment.id
-
-
-def engine_error(message: str, code: ErrorCode = ErrorCode.deployment_failed) -> dict[str, Any]:
-    """Return an error for a deployment's `error` field."""
-    hint = "Read the engine's whole log: it is on the worker's host, in `engines/` of its data directory."
-    return {"code": code, "message": message, "hint": hint}

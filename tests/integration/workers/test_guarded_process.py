@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workers.hosts import guarded_process
 
-# A program with a child of its own, which ignores SIGTERM and tells both process ids.
+# A program with a child of its own, which ignores SIGTERM and prints both process ids.
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
