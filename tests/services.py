@@ -30,7 +30,7 @@ def postgres_url() -> Iterator[str]:
         data, port = f"{folder}/data", free_port()
         user = _unprivileged_user(folder)
         as_user = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
-        initdb = [
+        initdb: list[str | Path] = [
             binaries / "initdb",
             "-D",
             data,
@@ -43,14 +43,14 @@ def postgres_url() -> Iterator[str]:
         ]
         subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=folder)
         options = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        command = [*as_user, binaries / "postgres", "-D", data, *options]
+        command: list[str | Path] = [*as_user, binaries / "postgres", "-D", data, *options]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
         try:
             _wait_until_open(port)
             _wait_until_ready([*as_user, binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)])
             yield f"postgresql://tunesmith@127.0.0.1:{port}/postgres"
         finally:
-            stop = [binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
+            stop: list[str | Path] = [binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
             subprocess.run([*as_user, *stop], check=True, capture_output=True, cwd=folder)
             server.wait(START_SECONDS)
 

@@ -119,7 +119,7 @@ class Platform:
         store = ArtifactStore(f"file://{self.folder / 'artifacts'}")
         published = store.publish_folder(adapter, f"models/{model_id}")
         base = str((self.folder / "models" / "starter").resolve())
-        row = {"id": model_id, "name": name, "kind": ModelKind.adapter, "base": base}
+        row: dict[str, Any] = {"id": model_id, "name": name, "kind": ModelKind.adapter, "base": base}
         row |= {"artifact": published.key, "sha256": published.sha256, "size_bytes": published.size_bytes}
         sqlite = f"sqlite:///{self.folder / 'tunesmith.db'}"
         engine = create_database_engine(self.environment.get("TUNESMITH_DATABASE_URL", sqlite))
@@ -245,7 +245,8 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The processes that a worker has started, down to the last."""
-    return psutil.Process(process.pid).children(recursive=True)
+    processes: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+    return processes
 
 
 def sft(**options: Any) -> dict[str, Any]:

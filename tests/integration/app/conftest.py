@@ -80,7 +80,7 @@ def make_dataset(settings: Settings) -> Callable[..., Dataset]:
     """Makes a dataset of 100 good rows."""
 
     def make(name: str, **values: Any) -> Dataset:
-        made = {
+        made: dict[str, Any] = {
             "sha256": secrets.token_hex(32),
             "artifact": "datasets/x",
             "size_bytes": 1,
@@ -127,7 +127,13 @@ def make_worker(settings: Settings) -> Callable[..., Worker]:
     """Makes a worker that lives."""
 
     def make(**values: Any) -> Worker:
-        made = {"name": "here", "host": "h", "pid": 1, "queues": [Queue.cpu], "stages": list(StageKind)}
+        made: dict[str, Any] = {
+            "name": "here",
+            "host": "h",
+            "pid": 1,
+            "queues": [Queue.cpu],
+            "stages": list(StageKind),
+        }
         worker = Worker(**(made | values))
         with transaction() as session:
             session.add(worker)

@@ -58,7 +58,8 @@ class Server:
         body = {"model": model, "messages": messages, "temperature": 0, **options}
         status, response = self.post("/v1/chat/completions", body)
         assert status == 200, response
-        return response["choices"][0]["message"]["content"]
+        content: str = response["choices"][0]["message"]["content"]
+        return content
 
     def wait_until_ready(self) -> "Server":
         wait_for(lambda: self.get("/health")[0] == 200 or self.process.poll() is not None, READY_SECONDS)
@@ -113,7 +114,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_models(folder: Path, *options: str) -> Path:
     program = Path(__file__).with_name("make_tiny.py")
-    command = [sys.executable, program, folder, *options]
+    command: list[str | Path] = [sys.executable, program, folder, *options]
     built = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return folder

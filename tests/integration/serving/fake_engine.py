@@ -55,7 +55,8 @@ class FakeEngine:
         self.request_counts[model] += 1
         self.open_counts[model] += 1
         try:
-            return await getattr(self, model.replace("-", "_"))(request)
+            response: web.StreamResponse = await getattr(self, model.replace("-", "_"))(request)
+            return response
         finally:
             self.open_counts[model] -= 1
 
