@@ -2,5 +2,5 @@
 
 import logging
 
-# On a CPU it advises, whenever it is imported, to install what would fetch kernels from a hub.
+# On a CPU, importing bitsandbytes logs a warning that advises to install a downloader of kernels.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -130,7 +130,7 @@ class DpoCallback(RunDirCallback[DpoConfig]):
         if _chosen_falls(history, beta) and not any(
             _chosen_falls(history[:end], beta) for end in range(FALL_WINDOW, len(history))
         ):
-            self._events.warning(
+            self._events.write_warning(
                 "chosen_logp_falls",
                 f"By step {state.global_step} the margin has grown, but the chosen completions are less "
                 f"likely than before training (mean reward {logs['rewards/chosen']:.3f}): the model only "

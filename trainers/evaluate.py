@@ -38,7 +38,7 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     models = _list_models(config)
     predictions = _read_predictions(run_dir / PREDICTIONS)
     total = len(pairs) * len(models)
-    events.progress(len(predictions), total)
+    events.write_progress(len(predictions), total)
     for by, reference in models.items():
         if any((by, pair.row) not in predictions for pair in pairs):
             _generate(by, reference, config, pairs, predictions, run_dir / PREDICTIONS, events, total)
@@ -49,7 +49,7 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     scores = {"score": model["score"]}
     if baseline is not None:
         scores["baseline_score"] = baseline["score"]
-    events.metrics(total, total, scores)
+    events.write_metrics(total, total, scores)
     return {
         "stage": "evaluate",
         "metric": config.metric,
@@ -122,7 +122,7 @@ def _generate(
             path, [{"by": by, "row": row, "prediction": text} for (_, row), text in new.items()]
         )
         predictions.update(new)
-        events.progress(len(predictions), total)
+        events.write_progress(len(predictions), total)
         logger.info("%s: %d of %d completions", by, len(predictions), total)
 
 

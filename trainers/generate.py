@@ -24,7 +24,7 @@ PREDICTIONS = "predictions.jsonl"
 CHECKPOINT_SECONDS = 60.0
 
 
-def generate(config: GenerateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+def run(config: GenerateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     """Generate the completions that are missing, and return their counts."""
     endpoint = _endpoint(config)
     output = run_dir / PREDICTIONS
@@ -40,7 +40,7 @@ def generate(config: GenerateConfig, run_dir: Path, events: EventWriter) -> dict
     lines = files.read_lines(output)
     n_failed = sum(line["prediction"] is None for line in lines)
     if n_failed:
-        events.warning(
+        events.write_warning(
             "rows_without_answer",
             f"{n_failed} of {len(lines)} rows have no completion: the engine rejected their requests. "
             f"The field `error` in {PREDICTIONS} contains the reason.",
@@ -76,7 +76,7 @@ class _ProgressWriter:
 
     def report(self, n_completed: int) -> None:
         """Write the progress, and a checkpoint if the last one is older than `CHECKPOINT_SECONDS`."""
-        self._events.progress(n_completed, self._n_rows)
+        self._events.write_progress(n_completed, self._n_rows)
         if time.monotonic() - self._saved_at < CHECKPOINT_SECONDS or n_completed == self._n_rows:
             return
         self._saved_at = time.monotonic()
@@ -104,4 +104,4 @@ def _endpoint(config: GenerateConfig) -> EngineEndpoint:
 
 
 if __name__ == "__main__":
-    run_program(GenerateConfig, generate, plan)
+    run_program(GenerateConfig, run, plan)

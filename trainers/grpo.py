@@ -117,7 +117,7 @@ class GrpoCallback(RunDirCallback[GrpoConfig]):
             files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
         for name in set(self._rollouts.constant_rewards()) - self._warned:
             self._warned.add(name)
-            self._events.warning(
+            self._events.write_warning(
                 "reward_constant",
                 f"By step {state.global_step} the reward {name!r} has long been equal for all completions of "
                 "each prompt, so nothing is learned from it. Choose prompts that the model solves sometimes, "

@@ -58,7 +58,7 @@ def run(config: MergeConfig, run_dir: Path, events: EventWriter) -> dict[str, An
     differences = {
         "merged": _check_logits(expected_btv, _compute_logits(merged, prompts_bt), torch.float32, "merged")
     }
-    events.progress(1, 2)
+    events.write_progress(1, 2)
 
     def fill(folder: Path) -> None:
         merged.to(dtype).save_pretrained(folder)
@@ -69,7 +69,7 @@ def run(config: MergeConfig, run_dir: Path, events: EventWriter) -> dict[str, An
         )
 
     files.publish_folder(run_dir / files.MODEL, fill)
-    events.progress(2, 2)
+    events.write_progress(2, 2)
     logger.info("The largest differences of a logit, as a share of the largest logit: %s.", differences)
     return {
         "stage": "merge",

@@ -299,7 +299,7 @@ def _render_first_rows(config: PrepareConfig, dataset: Path, events: EventWriter
     for done, pairs in enumerate(turns, start=1):
         examples = [render_example(pair, tokenizer, config.max_length) for pair in pairs]
         rows += [preview_example(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
-        events.progress(done, len(turns))
+        events.write_progress(done, len(turns))
     return {"template_sha256": template_sha256(tokenizer), "rows": rows}
 
 

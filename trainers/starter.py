@@ -7,20 +7,21 @@ can silently split text differently.
     python -m trainers.starter --out models/starter
 """
 
-import argparse
 import logging
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers import trainers as tokenizer_trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
+from trainers.runtime.program import make_typer
 from trainers.runtime.run_dir import publish_folder
 
 END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
@@ -43,6 +44,7 @@ LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 30
 
 logger = logging.getLogger("trainers")
+program = make_typer()
 
 
 def build_starter_model(out: Path, steps: int, seed: int) -> None:
@@ -189,19 +191,20 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     reloaded = AutoTokenizer.from_pretrained(folder)
     for row in generate_problems(100, ProblemSplit.held_out, seed=0):
         text = _render(reloaded, [_turn("user", row["question"]), _turn("assistant", row["answer"])])
-        assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"], "It splits text differently."
+        assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"], "The saved tokenizer differs."
 
 
-def main() -> None:
-    """Train the starter model as the command line says."""
-    parser = argparse.ArgumentParser(description="Train the starter model.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to publish")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+@program.command(help=__doc__)
+def main(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder to publish.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
+    seed: Annotated[int, typer.Option(help="Seed of the corpus and the weights.")] = 0,
+) -> None:
+    """Train the starter model."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    build_starter_model(arguments.out, arguments.steps, arguments.seed)
+    build_starter_model(out, steps, seed)
 
 
 if __name__ == "__main__":
-    main()
+    program(prog_name="python -m trainers.starter")

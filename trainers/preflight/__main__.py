@@ -47,17 +47,17 @@ def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str
     except DatasetInvalid as error:
         return _unusable_result(target, error)
     found = [*check_stage(target, tokenizer, rows, exact_only=False)]
-    events.progress(1, 3)
+    events.write_progress(1, 3)
     found += check_near_duplicates(dataset_path(target.dataset))
     if isinstance(target, GrpoConfig) and isinstance(rows, list):
         found += check_rewards(target, rows)
-    events.progress(2, 3)
+    events.write_progress(2, 3)
     preview = _preview_rows(rows, tokenizer, config.shown_rows)
     _print_findings(found, preview)
     memory = estimate_memory(target, config.hosts, _longest_sequence(target, rows, tokenizer))
     passed = not any(one.level is FindingLevel.error for one in found)
     probed = run_probe(config, run_dir, memory) if config.probe_steps and passed else None
-    events.progress(3, 3)
+    events.write_progress(3, 3)
     return {
         "stage": "preflight",
         "target": target.stage,

@@ -62,7 +62,7 @@ def check_before_training(
     files.write_json(run_dir / PREFLIGHT, {"findings": findings_to_json(found)})
     is_resumed = files.last_complete_checkpoint(run_dir) is not None
     for one in found if not is_resumed else ():
-        events.warning(one.code, f"{one.message} {one.hint}")
+        events.write_warning(one.code, f"{one.message} {one.hint}")
         logger.warning("%s: %s %s", one.code, one.message, one.hint)
     errors = [one for one in found if one.level is FindingLevel.error]
     if errors and config.preflight is PreflightMode.check:

@@ -27,7 +27,7 @@ def check_tokens(
     """Yield the findings in rendered examples, including those without loss tokens."""
     yield from _check_ends(examples, end_tokens)
     empty = [example for example in examples if not example.loss_tokens]
-    yield from _counted(
+    yield from _report_examples(
         examples,
         empty,
         FindingCode.labels_all_masked,
@@ -36,7 +36,7 @@ def check_tokens(
         "Raise max_length, or shorten the prompts.",
         is_error=len(empty) == len(examples),
     )
-    yield from _counted(
+    yield from _report_examples(
         examples,
         [example for example in examples if not example.prompt_is_prefix],
         FindingCode.template_not_prefix_preserving,
@@ -47,7 +47,7 @@ def check_tokens(
     truncated = [example for example in examples if example.truncated and example.loss_tokens]
     tokens = sum(example.length for example in examples)
     lost = tokens - sum(len(example.input_ids) for example in examples)
-    yield from _counted(
+    yield from _report_examples(
         examples,
         truncated,
         FindingCode.rows_truncated,
@@ -93,7 +93,7 @@ def _check_ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iter
         )
 
 
-def _counted(
+def _report_examples(
     examples: Sequence[Example],
     found: Sequence[Example],
     code: FindingCode,

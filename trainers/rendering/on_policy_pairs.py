@@ -77,7 +77,7 @@ def _generate_rows(
             report.pairs += len(rows)
             report.prompts_without_pairs += not rows
             yield from ((pair.row, row) for row in rows)
-        events.progress(report.prompts, len(prompts))
+        events.write_progress(report.prompts, len(prompts))
 
 
 def _score(recipe: OnPolicyPairsRecipe, completion: str, pair: PromptCompletion) -> float:

@@ -86,23 +86,23 @@ class EventWriter:
         if self._file is not None and has_partial_line:
             self._file.write("\n")
 
-    def metrics(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+    def write_metrics(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         """Write the values of one step; those that are not finite become null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._append(MetricsEvent(time=_now(), step=step, total_steps=total_steps, values=finite))
 
-    def progress(self, step: int, total_steps: int) -> None:
+    def write_progress(self, step: int, total_steps: int) -> None:
         """Write the step, at most once per `progress_seconds` except for the first and the last."""
         now = time.monotonic()
         if now - self._last_progress >= self._progress_seconds or step >= total_steps:
             self._last_progress = now
             self._append(ProgressEvent(time=_now(), step=step, total_steps=total_steps))
 
-    def warning(self, code: str, message: str) -> None:
+    def write_warning(self, code: str, message: str) -> None:
         """Write a warning; the message names the fix."""
         self._append(WarningEvent(time=_now(), code=code, message=message))
 
-    def resumed(self, step: int, exactness: Exactness, reasons: list[str]) -> None:
+    def write_resumed(self, step: int, exactness: Exactness, reasons: list[str]) -> None:
         """Write that the run continues after `step`, and whether it does so exactly."""
         self._append(ResumedEvent(time=_now(), step=step, exactness=exactness, reasons=reasons))
 

@@ -4,7 +4,6 @@ A program has a function `run`, which does the work and returns the result, and 
 returns what `--dry-run` prints; it ends in `run_program(SomeConfig, run, plan)`.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -15,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
+import typer
 import yaml
 from pydantic import ValidationError
 
@@ -31,8 +31,8 @@ EXIT_FAILED = 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, resumes the run.
 
 C = TypeVar("C", bound=StageConfig)
-Run = Callable[[C, Path, EventWriter], dict[str, Any]]
-Plan = Callable[[C], dict[str, Any]]
+RunFunction = Callable[[C, Path, EventWriter], dict[str, Any]]
+PlanFunction = Callable[[C], dict[str, Any]]
 
 logger = logging.getLogger("trainers")
 
@@ -47,33 +47,35 @@ class StopFlag:
     requested = False
 
 
-def run_program(kind: type[C], run: Run[C], plan: Plan[C]) -> NoReturn:
+def run_program(kind: type[C], run: RunFunction[C], plan: PlanFunction[C]) -> NoReturn:
     """Run a program from its command line and exit the process.
 
-    The exit status is 0 with `result.json`, 1 with `error.json`, or 75 after SIGTERM.
+    The exit status is 0 with `result.json`, 1 with `error.json`, 2 for an invalid command line, or 75 after
+    SIGTERM.
     """
-    arguments = _parse_arguments()
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    logger.setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _raise_stop)
-    try:
-        if arguments.dry_run:
-            planned = plan(_load_config(kind, arguments.config))
-            sys.stdout.write(json.dumps(planned, ensure_ascii=False) + "\n")
-        else:
-            _run_in(arguments.run_dir, arguments.config, kind, run)
-    except StopRequested:
-        logger.info("Stopped on request. The same command resumes the run.")
-        _exit(EXIT_STOPPED)
-    except ConfigInvalid as error:
-        # The person's config is wrong, so a traceback of the program would not help.
-        _report_error(arguments, error)
-        _exit(EXIT_FAILED)
-    except Exception as error:
-        traceback.print_exc()
-        _report_error(arguments, as_program_error(error))
-        _exit(EXIT_FAILED)
-    _exit(0)
+
+    def command(
+        config: Annotated[Path, typer.Option(help="Config of the stage, YAML or JSON.")],
+        run_dir: Annotated[Path | None, typer.Option(help="Folder for all output.")] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan as JSON and exit.")] = False,
+    ) -> None:
+        if dry_run:
+            _exit_with(None, lambda: _print_plan(kind, config, plan))
+        if run_dir is None:
+            raise typer.BadParameter("--run-dir is required unless --dry-run is given.")
+        _exit_with(run_dir, lambda: _run_in(run_dir, config, kind, run))
+
+    program = Path(sys.argv[0])
+    path = program.parent if program.stem == "__main__" else program.with_suffix("")
+    command_line = make_typer()
+    command_line.command(help=sys.modules["__main__"].__doc__)(command)
+    command_line(prog_name=f"python -m {path.parent.name}.{path.name}")
+    raise AssertionError("typer exits the process")
+
+
+def make_typer() -> typer.Typer:
+    """Create a command line with plain help and error messages."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @contextmanager
@@ -96,24 +98,33 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _parse_arguments() -> argparse.Namespace:
-    program = Path(sys.argv[0])
-    path = program.parent if program.stem == "__main__" else program.with_suffix("")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {path.parent.name}.{path.name}",
-        description=sys.modules["__main__"].__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, required=True, help="config of the stage, YAML or JSON")
-    parser.add_argument("--run-dir", type=Path, help="folder for all output")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved plan as JSON and exit")
-    arguments = parser.parse_args()
-    if arguments.run_dir is None and not arguments.dry_run:
-        parser.error("--run-dir is required unless --dry-run is given")
-    return arguments
+def _exit_with(run_dir: Path | None, work: Callable[[], None]) -> NoReturn:
+    """Do the work and exit with its status; an error is logged and written to the run directory."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logger.setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _raise_stop)
+    try:
+        work()
+    except StopRequested:
+        logger.info("Stopped on request. The same command resumes the run.")
+        _exit(EXIT_STOPPED)
+    except ConfigInvalid as error:
+        # The person's config is wrong, so a traceback of the program would not help.
+        _report_error(run_dir, error)
+        _exit(EXIT_FAILED)
+    except Exception as error:
+        traceback.print_exc()
+        _report_error(run_dir, as_program_error(error))
+        _exit(EXIT_FAILED)
+    _exit(0)
 
 
-def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: Run[C]) -> None:
+def _print_plan(kind: type[C], config_path: Path, plan: PlanFunction[C]) -> None:
+    planned = plan(_load_config(kind, config_path))
+    sys.stdout.write(json.dumps(planned, ensure_ascii=False) + "\n")
+
+
+def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]) -> None:
     _create_run_dir(run_dir)
     if files.read_result(run_dir) is not None:
         logger.info("%s exists: this run has already succeeded.", run_dir / files.RESULT)
@@ -173,12 +184,12 @@ def _describe_fields(error: ValidationError) -> str:
     return " ".join(sentences)
 
 
-def _report_error(arguments: argparse.Namespace, error: ProgramError) -> None:
+def _report_error(run_dir: Path | None, error: ProgramError) -> None:
     logger.error("%s: %s %s", error.code, error.message, error.hint or "")
-    if arguments.dry_run or not is_main_process():
+    if run_dir is None or not is_main_process():
         return
     try:
-        files.write_error(arguments.run_dir, error.code, error.message, error.hint or "")
+        files.write_error(run_dir, error.code, error.message, error.hint or "")
     except OSError as unwritable:  # On a full disk the log is the only place left.
         logger.error("error.json could not be written: %s", unwritable)
 

@@ -36,13 +36,13 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         guarantee = actual_resume_guarantee(self._config, checkpoint)
         if is_main_process():
             reasons = " ".join(guarantee.reasons)
-            logger.info("ResumeGuarantee after step %d, %s. %s", step, guarantee.exactness, reasons)
-        self._events.resumed(step, guarantee.exactness, guarantee.reasons)
+            logger.info("Resuming after step %d, %s. %s", step, guarantee.exactness, reasons)
+        self._events.write_resumed(step, guarantee.exactness, guarantee.reasons)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._events.progress(state.global_step, state.max_steps)
+        self._events.write_progress(state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,7 +52,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         # A checkpoint does not contain the sum of losses since the last log, so log before each checkpoint.
         if control.should_save or control.should_training_stop:
             control.should_log = True
-        self._events.progress(state.global_step, state.max_steps)
+        self._events.write_progress(state.global_step, state.max_steps)
 
     def on_log(
         self,
@@ -66,12 +66,12 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         values = {name: float(value) for name, value in (logs or {}).items() if value is not None}
         if EVAL_LOSS in values:
             validation = {name.replace("eval_", "validation_", 1): value for name, value in values.items()}
-            self._events.metrics(state.global_step, state.max_steps, validation)
+            self._events.write_metrics(state.global_step, state.max_steps, validation)
         # The Trainer's last log sums up the whole run; `result.json` contains that.
         if "loss" not in values:
             return
         values["tokens"] = float(state.num_input_tokens_seen)
-        self._events.metrics(state.global_step, state.max_steps, values)
+        self._events.write_metrics(state.global_step, state.max_steps, values)
         if is_main_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
         if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):

@@ -39,7 +39,7 @@ def load_policy(
         return model.merge_and_unload().requires_grad_(True)
     adapter = model.peft_config["default"]
     if (adapter.r, adapter.lora_alpha) != (config.tuning.rank, config.tuning.alpha):
-        events.warning(
+        events.write_warning(
             "adapter_settings_kept",
             f"Training continues with the adapter's rank {adapter.r} and alpha {adapter.lora_alpha}; the "
             f"config's rank {config.tuning.rank} and alpha {config.tuning.alpha} have no effect. "
