@@ -1,4 +1,4 @@
-"""A tiny model made by the real program, and real processes to run the programs in."""
+"""Fixtures of the trainers: rows, a tiny adapted model, and programs in real processes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from trainers.runtime import run_dir as files
 
 @dataclass
 class Programs:
-    """Starts programs whose home, temporary and working folders are one folder, to see what they leave."""
+    """Starts programs with one folder as home, temporary and working directory, to find stray files."""
 
     home: Path
 
@@ -71,7 +71,7 @@ def held_out_rows(write_rows: Callable[[list[dict[str, Any]]], str]) -> str:
 
 @pytest.fixture(scope="session")
 def adapted(starter: Path, training_rows: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The starter with an adapter on it that a few steps of SFT have made."""
+    """Return the starter model with an adapter from a few steps of SFT."""
     from tests.integration.trainers.stages import (
         run_stage,  # It loads torch, which most tests of data do without.
     )
@@ -91,8 +91,8 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    told = [event for event in events(run_dir, "metrics") if "loss" in event["values"]]
-    return {event["step"]: event["values"]["loss"] for event in told}
+    with_loss = [event for event in events(run_dir, "metrics") if "loss" in event["values"]]
+    return {event["step"]: event["values"]["loss"] for event in with_loss}
 
 
 def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:
@@ -104,8 +104,10 @@ def assert_same_run(run_dir: Path, uninterrupted: Path, weights: str) -> None:
     assert result["metrics"] | {"seconds": 0} == expected["metrics"] | {"seconds": 0}
 
 
-def killed(programs: Programs, module: str, config: dict[str, Any], run_dir: Path, at_step: int) -> None:
-    """Start a program and end it with SIGKILL once it has logged a step."""
+def kill_at_step(
+    programs: Programs, module: str, config: dict[str, Any], run_dir: Path, at_step: int
+) -> None:
+    """Start a program and kill it once it has logged the step."""
     process = programs.start(module, config, run_dir)
     wait_for(lambda: len(losses(run_dir)) >= at_step, process)
     process.kill()
@@ -114,19 +116,19 @@ def killed(programs: Programs, module: str, config: dict[str, Any], run_dir: Pat
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 200) -> None:
-    """Wait for what the program does; if it does not, it is killed. On a busy host imports take a minute."""
+    """Wait for a condition and kill the program at the deadline; imports take a minute on a busy host."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         if time.monotonic() > deadline:
             process.kill()
-            pytest.fail(f"The program did not get there in time. {process.communicate()[1]}")
+            pytest.fail(f"The condition was not met in time. {process.communicate()[1]}")
         time.sleep(0.01)
 
 
 @pytest.fixture
 def short_sft(starter: Path, training_rows: str) -> dict[str, Any]:
-    """A stage of a few steps, each of which is logged; whoever uses it says how many, and the rest."""
+    """Return a stage that logs each step; the test adds the number of steps."""
     return {
         "stage": "sft",
         "base": str(starter),
@@ -139,6 +141,6 @@ def short_sft(starter: Path, training_rows: str) -> dict[str, Any]:
 
 @pytest.fixture
 def short_lora(short_sft: dict[str, Any]) -> dict[str, Any]:
-    """The same with an adapter, in two micro-batches a step."""
+    """Return the same stage with LoRA and two micro-batches per step."""
     tuning = {"method": "lora", "rank": 4, "alpha": 8}
     return short_sft | {"tuning": tuning, "max_steps": 8, "micro_batch_size": 4}

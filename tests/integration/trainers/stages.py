@@ -1,4 +1,4 @@
-"""Stages run in the tests' own process, with a record of the batches that they train on.
+"""Stages in the process of the test, with a record of their batches.
 
 A program costs seconds of imports: tests start one where its end, its output or its signals matter.
 """
@@ -25,7 +25,7 @@ WORK: dict[str, Any] = {
 
 
 class Recorder:
-    """What reached each forward pass: a hash of every micro-batch, by the optimizer step it was for."""
+    """The inputs of each forward pass, and a hash of every micro-batch by optimizer step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: dict[int, list[str]] = {}
@@ -44,7 +44,7 @@ class Recorder:
 
 
 def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
-    """Run the stage to its end and answer its result; None if a stop was asked for on the way."""
+    """Run the stage and return its result, or None if it was stopped."""
     config = parse_stage(values)
     run_dir.mkdir(parents=True, exist_ok=True)
     with EventWriter(run_dir / files.EVENTS) as report:
@@ -57,7 +57,7 @@ def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
 
 
 def at_checkpoint(uninterrupted: Path, run_dir: Path, step: int) -> None:
-    """A run directory as a crash right after a checkpoint leaves it."""
+    """Create the run directory that a crash directly after a checkpoint leaves."""
     run_dir.mkdir()
     lines = [
         line for line in files.read_lines(uninterrupted / files.CHECKPOINT_LINES) if line["step"] <= step

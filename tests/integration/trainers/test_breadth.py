@@ -1,4 +1,4 @@
-"""Kinds of tuning, batches, validation and everything else that a training stage offers."""
+"""Options of training stages: tuning, batches, attention, and the diagnosis of a loss that is not finite."""
 
 import shutil
 from collections.abc import Callable
@@ -34,9 +34,9 @@ def stage(short_lora: dict[str, Any]) -> dict[str, Any]:
 
 
 def learned(run_dir: Path) -> bool:
-    """Whether the loss of the last steps is lower than that of the first; single batches vary."""
-    told = list(losses(run_dir).values())
-    return sum(told[-4:]) < sum(told[:4])
+    """Return whether the last steps have a lower loss than the first; single batches vary."""
+    values = list(losses(run_dir).values())
+    return sum(values[-4:]) < sum(values[:4])
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_a_quantised_base_is_kept_in_four_bits(
 ) -> None:
 
     kinds: set[str] = set()
-    fit = sft.run_training_loop
+    original = sft.run_training_loop
 
-    def looking(trainer: Any, *more: Any) -> None:
+    def record_modules(trainer: Any, *more: Any) -> None:
         kinds.update(type(module).__name__ for module in trainer.model.modules())
-        fit(trainer, *more)
+        original(trainer, *more)
 
-    monkeypatch.setattr(sft, "run_training_loop", looking)
+    monkeypatch.setattr(sft, "run_training_loop", record_modules)
     run_stage(stage | {"tuning": stage["tuning"] | {"quantization": "nf4"}}, tmp_path)
     assert "Linear4bit" in kinds
 
@@ -82,11 +82,11 @@ def test_a_quantised_base_is_kept_in_four_bits(
 def test_the_rows_of_a_step_are_the_same_whatever_the_micro_batch(
     stage: dict[str, Any], tmp_path: Path
 ) -> None:
-    told = {}
+    by_micro_batch = {}
     for micro in (1, 8):
         run_stage(stage | {"micro_batch_size": micro}, tmp_path / str(micro))
-        told[micro] = losses(tmp_path / str(micro))
-    assert told[1] == pytest.approx(told[8], rel=1e-4)
+        by_micro_batch[micro] = losses(tmp_path / str(micro))
+    assert by_micro_batch[1] == pytest.approx(by_micro_batch[8], rel=1e-4)
 
 
 def test_step_order_covers_every_row_once_and_differs_by_epoch() -> None:
@@ -116,7 +116,7 @@ def test_what_the_model_is_trained_on_is_what_prepare_shows(
 
 
 def _rows(inputs: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The rows of a micro-batch without padding; packed ones are told apart by their positions."""
+    """Return the rows of a micro-batch without padding; positions separate packed rows."""
     if "attention_mask" in inputs:
         keep = inputs["attention_mask"].bool()
         pairs = zip(inputs["input_ids"], inputs["labels"], keep, strict=True)
@@ -160,12 +160,12 @@ def test_checkpointed_activations_give_the_same_losses(stage: dict[str, Any], tm
     assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "kept"), rel=1e-5)
 
 
-def test_attention_that_is_not_there_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_attention_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DeviceUnavailable, match="flash_attention_2"):
         run_stage(stage | {"attention": "flash_attention_2"}, tmp_path)
 
 
-def test_vllm_that_is_not_there_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_vllm_is_named(stage: dict[str, Any], tmp_path: Path) -> None:
     values = {key: stage[key] for key in ("base", "dataset", "tuning")}
     config = parse_stage(
         values | {"stage": "grpo", "generation": "vllm_colocate", "rewards": [{"kind": "correctness"}]}
@@ -187,22 +187,22 @@ def test_a_server_for_vllm_needs_its_address() -> None:
         )
 
 
-def test_a_learning_rate_far_above_the_default_is_held_responsible(stage: dict[str, Any]) -> None:
+def test_a_learning_rate_far_above_the_default_is_diagnosed(stage: dict[str, Any]) -> None:
     config = parse_stage(stage | {"learning_rate": 0.5, "tuning": {"method": "full"}})
     state = TrainerState(global_step=30, log_history=[{"step": 20, "loss": 9.5, "grad_norm": 300.0}])
-    told = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"loss": float("nan")})  # type: ignore[arg-type]
-    assert "learning_rate 0.5 is 2.5e+04 times the default of full tuning" in told.message
-    assert "step 20 loss 9.5 gradient norm 300" in told.message
-    assert "to 2e-05 at first" in told.hint
+    error = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"loss": float("nan")})  # type: ignore[arg-type]
+    assert "learning_rate 0.5 is 2.5e+04 times the default of full tuning" in error.message
+    assert "step 20 loss 9.5 gradient norm 300" in error.message
+    assert "to 2e-05 at first" in error.hint
 
 
-def test_gradients_that_ran_away_are_held_responsible(stage: dict[str, Any]) -> None:
+def test_growing_gradients_are_diagnosed(stage: dict[str, Any]) -> None:
     config = parse_stage(stage | {"learning_rate": 1e-4})
     logs = [{"step": step, "loss": 2.0, "grad_norm": 2.0**step} for step in range(1, 9)]
     state = TrainerState(global_step=9, log_history=logs)
-    told = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"grad_norm": float("inf")})  # type: ignore[arg-type]
-    assert "The grad_norm is inf at step 9" in told.message
-    assert "gradient norm had been growing" in told.message
+    error = diagnose_non_finite(config, torch.nn.Linear(2, 2), state, {"grad_norm": float("inf")})  # type: ignore[arg-type]
+    assert "The grad_norm is inf at step 9" in error.message
+    assert "gradient norm had been growing" in error.message
 
 
 def test_a_base_with_a_broken_weight_is_named(stage: dict[str, Any], tmp_path: Path) -> None:

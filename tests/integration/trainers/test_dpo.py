@@ -1,4 +1,4 @@
-"""Learning from preferences: what is compared with what, and that a killed process goes on."""
+"""Goal: DPO compares with the untrained model, and resumes after a kill. Method: tiny real runs."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tests.integration.trainers.conftest import Programs, assert_same_run, events, killed, losses
+from tests.integration.trainers.conftest import Programs, assert_same_run, events, kill_at_step, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs import DpoConfig, DpoLoss, parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
@@ -62,15 +62,15 @@ def full(lora: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lora_run(lora: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(lora, tmp_path_factory.mktemp("lora") / "run")
+    return run_to_end(lora, tmp_path_factory.mktemp("lora") / "run")
 
 
 @pytest.fixture(scope="module")
 def full_run(full: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(full, tmp_path_factory.mktemp("full") / "run")
+    return run_to_end(full, tmp_path_factory.mktemp("full") / "run")
 
 
-def test_adapter_goes_on_from_the_sft_adapter_and_is_compared_with_it(
+def test_adapter_continues_the_sft_adapter_and_is_compared_with_it(
     lora_run: Path, adapted: dict[str, str]
 ) -> None:
     assert_starts_at_the_reference(lora_run)
@@ -81,7 +81,7 @@ def test_adapter_goes_on_from_the_sft_adapter_and_is_compared_with_it(
     assert sorted(path.name for path in (lora_run / "model").iterdir() if path.is_dir()) == []
 
 
-def test_margins_grow_and_the_result_tells_them(lora_run: Path) -> None:
+def test_margins_grow_and_are_in_the_result(lora_run: Path) -> None:
     result = files.read_result(lora_run)
     assert result is not None
     assert (result["stage"], result["model"]["kind"]) == ("dpo", "adapter")
@@ -93,8 +93,8 @@ def test_margins_grow_and_the_result_tells_them(lora_run: Path) -> None:
 def test_killed_lora_run_repeats_every_loss_across_epochs(
     programs: Programs, lora: dict[str, Any], lora_run: Path, tmp_path: Path
 ) -> None:
-    killed(programs, "trainers.dpo", lora, tmp_path, at_step=24)
-    finished(lora, tmp_path)
+    kill_at_step(programs, "trainers.dpo", lora, tmp_path, at_step=24)
+    run_to_end(lora, tmp_path)
     assert_same_run(tmp_path, lora_run, "adapter_model.safetensors")
 
 
@@ -111,7 +111,7 @@ def test_full_tuning_is_compared_with_the_merged_adapter(full_run: Path, lora_ru
 def test_reference_kept_in_memory_gives_the_losses_of_the_precomputed_one(
     full: dict[str, Any], full_run: Path, tmp_path: Path
 ) -> None:
-    finished(full | {"precompute_reference": False}, tmp_path)
+    run_to_end(full | {"precompute_reference": False}, tmp_path)
     assert_starts_at_the_reference(tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(full_run), abs=1e-3)
 
@@ -119,10 +119,10 @@ def test_reference_kept_in_memory_gives_the_losses_of_the_precomputed_one(
 def test_killed_full_run_repeats_every_loss_with_the_first_reference(
     programs: Programs, full: dict[str, Any], full_run: Path, tmp_path: Path
 ) -> None:
-    killed(programs, "trainers.dpo", full, tmp_path, at_step=24)
+    kill_at_step(programs, "trainers.dpo", full, tmp_path, at_step=24)
     [computed] = (tmp_path / "pairs").glob("cache-*.arrow")
     assert computed.stat().st_size > 0
-    finished(full, tmp_path)
+    run_to_end(full, tmp_path)
     assert_same_run(tmp_path, full_run, "model.safetensors")
 
 
@@ -136,19 +136,19 @@ def test_all_losses_train_together_on_a_new_adapter(
 ) -> None:
     every = {loss.value: 0.5 for loss in DpoLoss}
     config = lora | {"base": str(starter), "losses": every, "label_smoothing": 0.1, "max_steps": 2}
-    finished(config, tmp_path)
+    run_to_end(config, tmp_path)
     assert_starts_at_the_reference(tmp_path)
     weights = load_file(tmp_path / "model" / "adapter_model.safetensors")
     assert all(tensor.abs().max() > 0 for tensor in weights.values())
 
 
-def test_dry_run_tells_the_resolved_numbers(lora: dict[str, Any]) -> None:
-    told = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
+def test_dry_run_returns_the_resolved_plan(lora: dict[str, Any]) -> None:
+    planned = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
     expected = {"stage": "dpo", "rows": 30, "pairs": 30, "identical": 0, "steps": 8, "device": "cpu"}
-    assert expected.items() <= told.items()
+    assert expected.items() <= planned.items()
 
 
-def test_rows_that_are_no_pairs_are_named(
+def test_rows_that_are_not_pairs_are_named(
     starter: Path, write_rows: Callable[[list[dict[str, Any]]], str]
 ) -> None:
     tokenizer = load_tokenizer(str(starter))
@@ -191,7 +191,7 @@ def test_learning_rate_follows_the_kind_of_tuning() -> None:
     assert [rate.learning_rate for rate in rates if isinstance(rate, DpoConfig)] == [1e-5, 1e-6]
 
 
-def finished(config: dict[str, Any], run_dir: Path) -> Path:
+def run_to_end(config: dict[str, Any], run_dir: Path) -> Path:
     assert run_stage(config, run_dir) is not None
     return run_dir
 

@@ -1,4 +1,4 @@
-"""Scores of real models, also when their process is stopped in between."""
+"""Scores of real models, also after the process was stopped."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Families of models on tiny models of their architectures, as base models come: without a chat template."""
+"""Chat templates of model families, on tiny base models of their architectures without a template."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ RENDERED = {
     "gemma": "<BOS><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n"
     "<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n",
 }
-# Gemma 3 with images is large whatever its text part is; that part alone is gemma3_text.
+# Gemma 3 has a large image encoder, however small its text model is; gemma3_text is the text model alone.
 MODEL_TYPES = [
     (family, kind) for family in families.FAMILIES for kind in sorted(family.model_types - {"gemma3"})
 ]
@@ -39,7 +39,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 
 def make_base(folder: Path, family: ModelFamily, model_type: str) -> Path:
-    """A random model of the architecture, with the marks of its family in its vocabulary and no template."""
+    """Return a random model of the architecture, with its family's special tokens and without a template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -104,12 +104,12 @@ def test_tools_are_refused_rather_than_left_out(family: ModelFamily, tmp_path: P
 
 
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
-def test_where_a_system_message_goes_is_told(family: ModelFamily) -> None:
+def test_a_family_names_the_place_of_the_system_message(family: ModelFamily) -> None:
     alone = family.system is SystemTurn.own_turn
     assert ("S\n\nU" not in RENDERED[family.name]) == alone
 
 
-def test_an_architecture_without_the_marks_of_a_family_has_no_template(tmp_path: Path) -> None:
+def test_an_architecture_without_the_special_tokens_of_a_family_has_no_template(tmp_path: Path) -> None:
     make_base(tmp_path, families.QWEN, "llama")
     assert families.detect_family("llama", set(families.QWEN.special_tokens)) is None
     with pytest.raises(TemplateMissing, match="no chat template"):

@@ -1,4 +1,4 @@
-"""Learning from rewards: what moves, what is kept, and that a killed process goes on."""
+"""Goal: GRPO raises the reward, writes samples, and resumes after a kill. Method: tiny real runs."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tests.integration.trainers.conftest import Programs, assert_same_run, events, killed, losses
+from tests.integration.trainers.conftest import Programs, assert_same_run, events, kill_at_step, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs import parse_stage
 from trainers.configs.rewards import CorrectnessReward, FormatReward
@@ -30,7 +30,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def lora(adapted: dict[str, str], training_rows: str) -> dict[str, Any]:
-    # So early in its training the model finds no right answer, but some are more alike to one than others.
+    # The model is too weak for a correct answer, but chrF distinguishes how close its completions are.
     return {
         "stage": "grpo",
         "base": adapted,
@@ -51,7 +51,7 @@ def lora(adapted: dict[str, str], training_rows: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lora_run(lora: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(lora, tmp_path_factory.mktemp("lora") / "run")
+    return run_to_end(lora, tmp_path_factory.mktemp("lora") / "run")
 
 
 def test_adapter_moves_from_the_sft_adapter_which_is_the_reference(
@@ -93,8 +93,8 @@ def test_samples_hold_answers_with_the_value_of_each_reward(lora_run: Path) -> N
 def test_killed_run_samples_the_same_answers_again(
     programs: Programs, lora: dict[str, Any], lora_run: Path, tmp_path: Path
 ) -> None:
-    killed(programs, "trainers.grpo", lora, tmp_path, at_step=14)
-    finished(lora, tmp_path)
+    kill_at_step(programs, "trainers.grpo", lora, tmp_path, at_step=14)
+    run_to_end(lora, tmp_path)
     assert_same_run(tmp_path, lora_run, "adapter_model.safetensors")
     assert by_step(tmp_path) == by_step(lora_run)
 
@@ -107,21 +107,21 @@ def test_full_tuning_moves_away_from_the_merged_adapter_and_warns_of_a_useless_r
         {"kind": "length", "unit": "characters", "limit": 999, "span": 9},
     ]
     more = {"tuning": {"method": "full"}, "rewards": rewards, "learning_rate": 1e-3, "max_steps": 8}
-    finished(lora | more, tmp_path)
+    run_to_end(lora | more, tmp_path)
     divergence = values(tmp_path, "kl")
     assert divergence[0] == pytest.approx(0, abs=1e-6)
     assert divergence[-1] > 1e-4
-    # The same model, and so the same first answers.
+    # The same model samples the same first completions.
     assert values(tmp_path, "rewards/chrf/mean")[0] == values(lora_run, "rewards/chrf/mean")[0]
     [warning] = events(tmp_path, "warning")
     assert (warning["code"], "'length'" in warning["message"]) == ("reward_constant", True)
     assert max(losses(tmp_path)) == 8
 
 
-def test_dry_run_tells_the_resolved_numbers(lora: dict[str, Any]) -> None:
-    told = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
+def test_dry_run_returns_the_resolved_plan(lora: dict[str, Any]) -> None:
+    planned = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
     expected = {"stage": "grpo", "rows": 158, "prompts_per_step": 4, "steps": 40, "batch_size": 16}
-    assert expected.items() <= told.items()
+    assert expected.items() <= planned.items()
 
 
 def test_every_pass_holds_every_prompt_once_in_another_order(training_rows: str) -> None:
@@ -146,7 +146,7 @@ def test_reward_is_constant_only_after_groups_in_a_row(training_rows: str) -> No
     assert rollouts.constant_rewards() == ["format"]
 
 
-def test_prompts_that_no_answer_can_meet_are_named(
+def test_references_without_an_answer_are_named(
     starter: Path, write_rows: Callable[[list[dict[str, Any]]], str]
 ) -> None:
     tokenizer = load_tokenizer(str(starter))
@@ -174,7 +174,7 @@ def test_groups_that_cannot_be_formed_are_refused(values: dict[str, Any], why: s
         parse_stage(config | values)
 
 
-def finished(config: dict[str, Any], run_dir: Path) -> Path:
+def run_to_end(config: dict[str, Any], run_dir: Path) -> Path:
     assert run_stage(config, run_dir) is not None
     return run_dir
 
@@ -184,7 +184,7 @@ def values(run_dir: Path, name: str) -> list[float]:
 
 
 def by_step(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
-    """Samples of each step; the steps after the last checkpoint were taken twice, with equal answers."""
+    """Return the samples by step; steps after the last checkpoint ran twice, with equal completions."""
     samples: dict[int, list[dict[str, Any]]] = {}
     for sample in files.read_lines(run_dir / "samples.jsonl"):
         kept = samples.setdefault(sample["step"], [])

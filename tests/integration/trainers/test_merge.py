@@ -1,4 +1,4 @@
-"""Merged weights answer as the adapter on its base does, or are not published."""
+"""Goal: merged weights give the logits of the adapter on its base, or are not published."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from trainers.modeling.load import load_base, load_model
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 
-# PEFT warns of the very trap that merging is to avoid.
+# PEFT warns of tied weights, the case that merging handles.
 TIED = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 IDS_BT = torch.tensor([[5, 9, 21, 40, 7, 300]])
 
@@ -68,7 +68,7 @@ def test_the_asked_number_format_is_written(adapted: dict[str, str], tmp_path: P
 
 @pytest.fixture
 def with_head(starter: Path, tmp_path: Path) -> dict[str, str]:
-    """An adapter on the output layer, which the base ties to its embeddings; other tools make such."""
+    """Return an adapter on an output layer that is tied to the embeddings, as other tools write them."""
     base = AutoModelForCausalLM.from_pretrained(starter)
     lora = LoraConfig(
         r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", init_lora_weights=False
@@ -88,10 +88,10 @@ def test_a_trained_output_layer_is_not_lost_to_tied_embeddings(
 
 
 @TIED
-def test_a_written_model_that_answers_otherwise_is_not_published(
+def test_a_written_model_with_other_logits_is_not_published(
     with_head: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Left tied in the config, the output layer is read from the embeddings and the adapter on it is lost.
+    # If the config still ties it, the output layer is read from the embeddings and its adapter is lost.
     monkeypatch.setattr("trainers.merge._untie_output_layer", lambda model: None)
     with pytest.raises(MergeDiffers, match="differ from the adapted model's"):
         merged(with_head, tmp_path / "merged")
@@ -103,9 +103,7 @@ def test_a_whole_model_has_nothing_to_merge(starter: Path, tmp_path: Path) -> No
         merged(str(starter), tmp_path)
 
 
-def test_a_base_that_is_stored_in_few_bits_is_refused_by_its_name(
-    adapted: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_quantized_base_is_refused(adapted: dict[str, str], tmp_path: Path) -> None:
     quantized = tmp_path / "quantized"
     in_four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     load_base(adapted["base"], torch.float32, quantization=in_four_bits).save_pretrained(quantized)

@@ -1,4 +1,4 @@
-"""Rows laid end to end: that they learn what padded rows learn, and where they are laid so."""
+"""Goal: padding-free training gives the losses of padded training, and is used where it is cheap."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ ROWS = [{"input_ids": list(range(first, first + length))} for first, length in (
 
 @pytest.fixture
 def stage(short_sft: Stage) -> Stage:
-    """As a person writes it who sets nothing about attention or padding."""
+    """Return a stage without any setting of attention or padding."""
     return short_sft | {"max_steps": 6}
 
 
@@ -51,7 +51,7 @@ def tiny(architecture: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("architecture", sorted(VERIFIED_ARCHITECTURES))
-def test_flat_rows_are_answered_as_each_alone(architecture: str) -> None:
+def test_concatenated_rows_have_the_logits_of_each_alone(architecture: str) -> None:
     model = tiny(architecture)
     apart = [model(torch.tensor([row["input_ids"]])).logits[0] for row in ROWS]
     model.set_attn_implementation(ROW_BY_ROW)
@@ -69,7 +69,7 @@ def test_padded_rows_are_still_answered_as_each_alone() -> None:
 
 
 @pytest.mark.parametrize("tuning", [{"rank": 4, "alpha": 8}, {"method": "full"}], ids=["lora", "full"])
-def test_flat_rows_teach_what_padded_rows_teach(
+def test_padding_free_training_equals_padded_training(
     stage: Stage, tuning: dict[str, Any], held_out_rows: str, tmp_path: Path
 ) -> None:
     stage |= {"tuning": tuning, "validation_dataset": held_out_rows, "validate_every_steps": 3}
@@ -85,7 +85,7 @@ def _without_times(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not name.endswith(("_runtime", "_per_second"))}
 
 
-def test_packed_rows_teach_what_they_teach_under_a_mask(stage: Stage, tmp_path: Path) -> None:
+def test_packed_training_equals_training_under_a_mask(stage: Stage, tmp_path: Path) -> None:
     stage |= {"packing": True, "max_length": 128, "batch_size": 2}
     run_stage(stage, tmp_path / "row-by-row")
     run_stage(stage | {"attention": "sdpa"}, tmp_path / "masked")
@@ -142,7 +142,7 @@ def test_the_head_is_used_only_where_a_token_carries_loss() -> None:
     ],
     ids=str,
 )
-def test_rows_lie_flat_where_attention_keeps_them_apart_cheaply(
+def test_padding_free_is_used_where_attention_separates_rows_cheaply(
     changed: dict[str, Any], architecture: str, window: int | None, expected: bool
 ) -> None:
     config = SftConfig.model_validate({"base": "b", "dataset": "d", "queue": "cpu", **changed})
@@ -151,7 +151,7 @@ def test_rows_lie_flat_where_attention_keeps_them_apart_cheaply(
     assert uses_padding_free(config, model) is expected
 
 
-def test_a_dry_run_tells_whether_rows_are_padded(
+def test_a_dry_run_contains_whether_rows_are_padded(
     stage: Stage, write_rows: Callable[[list[dict[str, Any]]], str]
 ) -> None:
     from trainers.sft import plan

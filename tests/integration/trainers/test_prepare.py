@@ -1,4 +1,4 @@
-"""Rendered rows: what carries loss, and token texts that join to the text."""
+"""Rendered rows: which tokens carry loss, and token texts that join to the whole text."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Datasets that `prepare` makes: from which rows, without which, and in which parts."""
+"""The datasets of `prepare`: recipes, filters, conversion and parts."""
 
 import json
 import sys
@@ -32,8 +32,8 @@ SENTENCES = [
 ]
 
 
-def made(run_dir: Path, **config: Any) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """The result, and the rows of each part; every part passes our own validation."""
+def prepare_parts(run_dir: Path, **config: Any) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Return the result and the rows of each part; every part passes validation."""
     result = prepare(PrepareConfig.model_validate(config), run_dir, EventWriter(None))
     parts = {}
     for described in result["datasets"]:
@@ -55,7 +55,7 @@ def aligned(folder: Path) -> dict[str, str]:
 
 
 def test_aligned_files_become_rows_of_both_directions(tmp_path: Path) -> None:
-    result, parts = made(tmp_path, source=aligned(tmp_path), recipe={"kind": "translation"})
+    result, parts = prepare_parts(tmp_path, source=aligned(tmp_path), recipe={"kind": "translation"})
     assert [row["direction"] for row in parts["train"]] == ["ko_en", "en_ko"] * 3
     assert parts["train"][0]["messages"][1]["content"] == "The weather is fine today"
     assert result["drops"]["counts"] == {"identical_sides": 1, "empty_side": 1}
@@ -68,7 +68,7 @@ def test_both_directions_of_a_pair_stay_on_one_side_of_a_split(tmp_path: Path) -
     (tmp_path / "t.tsv").write_text("".join(f"{ko}\t{en}\n" for ko, en in text), encoding="utf-8")
     source = {"kind": "tsv", "path": str(tmp_path / "t.tsv")}
     recipe = {"kind": "translation", "check_length": False}
-    _, parts = made(tmp_path, source=source, recipe=recipe, split={"test": 10, "validation": 0.2})
+    _, parts = prepare_parts(tmp_path, source=source, recipe=recipe, split={"test": 10, "validation": 0.2})
     lines = {part: {row["line"] for row in rows} for part, rows in parts.items()}
     assert not lines["train"] & lines["test"] and not lines["train"] & lines["validation"]
     assert sum(map(len, parts.values())) == 2 * len(text)
@@ -80,14 +80,14 @@ def test_graded_solutions_become_preference_pairs(tmp_path: Path, write_rows: Wr
         {"solution": "#### 4", "is_correct": False},
     ]
     dataset = write_rows([{"question": "What is 1 + 2?", "solutions": solutions}])
-    result, parts = made(tmp_path, dataset=dataset, recipe={"kind": "maths_pairs"})
+    result, parts = prepare_parts(tmp_path, dataset=dataset, recipe={"kind": "maths_pairs"})
     (row,) = parts["train"]
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("1 + 2\n#### 3", "#### 4")
     assert result["recipe"]["pairs"] == 1
 
 
 def test_maths_prompts_carry_the_bare_final_answer(tmp_path: Path, write_rows: Write) -> None:
-    _, parts = made(
+    _, parts = prepare_parts(
         tmp_path, dataset=write_rows(QUESTIONS), recipe={"kind": "maths_prompts", "system": "Count."}
     )
     assert parts["train"][3] == {"system": "Count.", "question": QUESTIONS[3]["question"], "answer": "5"}
@@ -101,7 +101,7 @@ def test_each_filter_says_what_it_dropped_and_from_which_line(tmp_path: Path, wr
         {"kind": "characters", "maximum": 100},
         {"kind": "held_out", "not_in": [held_out]},
     ]
-    result, parts = made(tmp_path, dataset=write_rows(rows), filters=filters)
+    result, parts = prepare_parts(tmp_path, dataset=write_rows(rows), filters=filters)
     assert parts["train"] == [QUESTIONS[0], QUESTIONS[2]]
     dropped = [(drop["line"], drop["reason"]) for drop in result["drops"]["first"]]
     assert dropped == [(2, "held_out"), (4, "duplicate"), (5, "too_long")]
@@ -112,14 +112,14 @@ def test_tokens_are_counted_by_the_model_s_own_tokenizer(
 ) -> None:
     rows = [QUESTIONS[0], {"question": "many " * 80, "answer": "#### 1"}]
     filters = [{"kind": "tokens", "maximum": 60}]
-    result, parts = made(tmp_path, dataset=write_rows(rows), base=str(starter), filters=filters)
+    result, parts = prepare_parts(tmp_path, dataset=write_rows(rows), base=str(starter), filters=filters)
     assert parts["train"] == [QUESTIONS[0]]
     assert "tokens; the maximum is 60" in result["drops"]["first"][0]["detail"]
     assert result["rows"][0]["loss_token_count"] > 0
 
 
 def test_rows_are_converted_into_the_asked_shape(tmp_path: Path, write_rows: Write) -> None:
-    result, parts = made(tmp_path, dataset=write_rows(QUESTIONS), convert_to="sharegpt")
+    result, parts = prepare_parts(tmp_path, dataset=write_rows(QUESTIONS), convert_to="sharegpt")
     assert parts["train"][0]["conversations"][0] == {"from": "human", "value": QUESTIONS[0]["question"]}
     assert result["datasets"][0]["format"] == "sharegpt"
 
@@ -129,7 +129,7 @@ def test_a_folder_of_data_files_is_read_as_the_hub_s_would_be(tmp_path: Path) ->
     lines = "".join(f"{json.dumps(row)}\n" for row in QUESTIONS)
     (tmp_path / "data" / "train.jsonl").write_text(lines)
     source = {"kind": "hub", "name": str(tmp_path / "data")}
-    _, parts = made(tmp_path, source=source, recipe={"kind": "maths_sft"})
+    _, parts = prepare_parts(tmp_path, source=source, recipe={"kind": "maths_sft"})
     assert len(parts["train"]) == 40
 
 
@@ -138,28 +138,30 @@ def test_the_model_s_own_answers_become_pairs_of_right_and_wrong(
 ) -> None:
     dataset = write_rows([dict(row) for row in generate_problems(24, ProblemSplit.train, seed=3)])
     recipe = {"kind": "on_policy_pairs", "num_generations": 8, "max_new_tokens": 24, "seed": 1}
-    result, parts = made(tmp_path, dataset=dataset, base=str(starter), recipe=recipe)
-    told = result["recipe"]
-    assert (told["prompts"], told["completions"], told["pairs"]) == (24, 192, len(parts["train"]))
-    assert 0 < told["mean_reward"] < 1
+    result, parts = prepare_parts(tmp_path, dataset=dataset, base=str(starter), recipe=recipe)
+    report = result["recipe"]
+    assert (report["prompts"], report["completions"], report["pairs"]) == (24, 192, len(parts["train"]))
+    assert 0 < report["mean_reward"] < 1
     assert all(row["chosen"] != row["rejected"] for row in parts["train"])
 
 
-def test_nothing_left_is_told_with_the_count(tmp_path: Path, write_rows: Write) -> None:
+def test_the_error_for_no_rows_left_counts_the_dropped(tmp_path: Path, write_rows: Write) -> None:
     with pytest.raises(DatasetInvalid, match="No rows are left: 40 were dropped"):
-        made(tmp_path, dataset=write_rows(QUESTIONS), filters=[{"kind": "characters", "minimum": 9000}])
+        prepare_parts(
+            tmp_path, dataset=write_rows(QUESTIONS), filters=[{"kind": "characters", "minimum": 9000}]
+        )
 
 
 def test_a_row_that_a_recipe_cannot_use_is_named(tmp_path: Path, write_rows: Write) -> None:
     rows = [*QUESTIONS[:2], {"question": "And?", "answer": "no final answer"}]
     with pytest.raises(DatasetInvalid, match="Line 3: `answer` contains no final answer"):
-        made(tmp_path, dataset=write_rows(rows), recipe={"kind": "maths_sft"})
+        prepare_parts(tmp_path, dataset=write_rows(rows), recipe={"kind": "maths_sft"})
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     source = {"kind": "tmx", "path": str(tmp_path / "none.tmx")}
     with pytest.raises(DatasetFileNotFound, match=r"none\.tmx does not exist"):
-        made(tmp_path, source=source, recipe={"kind": "translation"})
+        prepare_parts(tmp_path, source=source, recipe={"kind": "translation"})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What programs leave behind when they cannot succeed, and what they say before they start."""
+"""Goal: a program that fails writes an error that names the cause; a dry run writes nothing."""
 
 import json
 import shutil
@@ -90,7 +90,9 @@ def test_config_of_another_stage_is_refused(programs: Programs, tmp_path: Path) 
     assert (status, error is not None and error["code"]) == (1, "config_invalid")
 
 
-def test_wrong_field_is_told_by_its_path_and_without_a_traceback(programs: Programs, tmp_path: Path) -> None:
+def test_an_invalid_field_is_reported_by_its_path_without_a_traceback(
+    programs: Programs, tmp_path: Path
+) -> None:
     config = sft(Path("none"), "none", tuning={"method": "lora", "rank": 0})
     status, _, log = programs.run("trainers.prepare", config, tmp_path)
     error = files.read_error(tmp_path)
@@ -102,7 +104,7 @@ def test_wrong_field_is_told_by_its_path_and_without_a_traceback(programs: Progr
 @pytest.mark.parametrize(
     "source", ["/no/such/model", "./model", "../model", "a/b/c", "no-such-org/no-such-model"]
 )
-def test_model_that_is_nowhere_is_not_found(source: str) -> None:
+def test_a_model_that_does_not_exist_is_not_found(source: str) -> None:
     with pytest.raises(BaseModelNotFound, match=source):
         load_tokenizer(source)
     with pytest.raises(BaseModelNotFound, match=source):
@@ -134,26 +136,26 @@ def test_adapter_is_unreadable_whatever_is_wrong_with_it(starter: Path, tmp_path
     adapter = tmp_path / "adapter"
     reference = AdaptedModel(base=str(starter), adapter=str(adapter))
 
-    def refused(why: str) -> None:
+    def expect_refusal(why: str) -> None:
         with pytest.raises(AdapterUnreadable, match=why):
             load_model(reference, dtype="auto")
 
-    refused("does not exist")
+    expect_refusal("does not exist")
     adapter.mkdir()
-    refused(r"no adapter_config\.json")
+    expect_refusal(r"no adapter_config\.json")
     (adapter / "adapter_config.json").write_text("{")
-    refused(r"no adapter_model\.safetensors")
+    expect_refusal(r"no adapter_model\.safetensors")
     weights = load_file(starter / "model.safetensors")
     save_file({"base_model.model.other": weights["model.norm.weight"]}, adapter / "adapter_model.safetensors")
-    refused(str(adapter))
+    expect_refusal(str(adapter))
     lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"]}
     (adapter / "adapter_config.json").write_text(json.dumps(lora))
-    refused("does not fit .* missing adapter keys")
+    expect_refusal("does not fit .* missing adapter keys")
     (adapter / "adapter_model.safetensors").write_bytes(b"not weights")
-    refused(str(adapter))
+    expect_refusal(str(adapter))
 
 
-def test_hardware_that_is_not_there_is_named() -> None:
+def test_missing_hardware_is_named() -> None:
     with pytest.raises(DeviceUnavailable, match="bf16"):
         pick_precision(Precision.bf16, pick_device(Queue.cpu))
     assert pick_precision(Precision.auto, pick_device(Queue.cpu)) is Precision.fp32
@@ -170,16 +172,18 @@ def test_dataset_faults_name_the_row(
     tokenizer = load_tokenizer(str(starter))
     good = {"question": "2 + 2?", "answer": "#### 4"}
 
-    def refused(dataset: str, error: type[Exception], why: str, max_length: int = 64) -> None:
+    def expect_refusal(dataset: str, error: type[Exception], why: str, max_length: int = 64) -> None:
         with pytest.raises(error, match=why):
             load_examples(dataset, tokenizer, max_length)
 
-    refused(str(tmp_path / "none.jsonl"), DatasetFileNotFound, "does not exist")
-    refused(write_rows([good, {"foo": 1}]), DatasetInvalid, "Row 2 .* fields are foo")
-    refused(
+    expect_refusal(str(tmp_path / "none.jsonl"), DatasetFileNotFound, "does not exist")
+    expect_refusal(write_rows([good, {"foo": 1}]), DatasetInvalid, "Row 2 .* fields are foo")
+    expect_refusal(
         write_rows([good, {"prompt": "a", "chosen": "b", "rejected": "c"}]), DatasetInvalid, "Row 2 .*DPO"
     )
-    refused(write_rows([{"messages": [{"role": "user", "content": "x"}]}]), DatasetInvalid, "Row 1 ")
-    refused(write_rows([good]), DatasetInvalid, "No row .* every prompt fills max_length 8", max_length=8)
+    expect_refusal(write_rows([{"messages": [{"role": "user", "content": "x"}]}]), DatasetInvalid, "Row 1 ")
+    expect_refusal(
+        write_rows([good]), DatasetInvalid, "No row .* every prompt fills max_length 8", max_length=8
+    )
     (tmp_path / "broken.jsonl").write_text(json.dumps(good) + "\n{broken\n")
-    refused(str(tmp_path / "broken.jsonl"), DatasetInvalid, "line 2")
+    expect_refusal(str(tmp_path / "broken.jsonl"), DatasetInvalid, "line 2")

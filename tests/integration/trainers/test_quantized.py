@@ -1,4 +1,4 @@
-"""A base in 4 bits stays what it was, whatever looks at the model between two steps of training.
+"""Goal: evaluation and checkpoints between two steps do not change a base in 4 bits.
 
 Only on a CPU with AVX512-BF16 does bitsandbytes try to change it.
 """
@@ -17,7 +17,7 @@ from tests.integration.trainers.stages import at_checkpoint, run_stage
 from trainers.modeling.load import load_base
 
 pytest.importorskip("bitsandbytes")
-# PEFT and bitsandbytes call what transformers and torch are about to drop.
+# PEFT and bitsandbytes call functions that transformers and torch deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 Stage = dict[str, Any]
 Write = Callable[[list[dict[str, Any]]], str]
@@ -39,7 +39,7 @@ def model(starter: Path, request: pytest.FixtureRequest) -> Any:
     return get_peft_model(four_bits(starter, request.param), adapter)
 
 
-def judged(model: PeftModel) -> torch.Tensor:
+def compute_eval_logits(model: PeftModel) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model.eval()(IDS).logits
     return logits
@@ -58,31 +58,29 @@ def gradients(model: PeftModel) -> list[torch.Tensor]:
 def test_judging_reads_the_weights_that_training_reads(model: PeftModel) -> None:
     with torch.no_grad():
         trained = model.train()(IDS).logits
-    assert torch.equal(judged(model), trained)
+    assert torch.equal(compute_eval_logits(model), trained)
 
 
 def test_judging_leaves_the_gradients_as_they_were(model: PeftModel) -> None:
     before = gradients(model)
-    judged(model)
+    compute_eval_logits(model)
     assert all(map(torch.equal, gradients(model), before))
 
 
 def test_saving_leaves_answers_and_gradients_as_they_were(model: PeftModel) -> None:
-    answers, before = judged(model), gradients(model)
-    judged(model)
+    answers, before = compute_eval_logits(model), gradients(model)
+    compute_eval_logits(model)
     get_peft_model_state_dict(model)
-    assert torch.equal(judged(model), answers)
+    assert torch.equal(compute_eval_logits(model), answers)
     assert all(map(torch.equal, gradients(model), before))
 
 
-def test_a_folder_that_is_quantised_already_answers_alike_after_its_weights_are_asked_for(
-    starter: Path, tmp_path: Path
-) -> None:
+def test_a_quantized_folder_has_the_same_logits_after_state_dict(starter: Path, tmp_path: Path) -> None:
     four_bits(starter, double=False).save_pretrained(tmp_path / "base")
     model: Any = load_base(str(tmp_path / "base"), torch.float32)
-    before = judged(model)
+    before = compute_eval_logits(model)
     model.state_dict()
-    assert torch.equal(judged(model), before)
+    assert torch.equal(compute_eval_logits(model), before)
 
 
 @pytest.fixture

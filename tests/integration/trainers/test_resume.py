@@ -1,4 +1,4 @@
-"""A run stopped at a random moment goes on as if it had never stopped: batches, losses and weights."""
+"""Goal: a stopped run resumes exactly. Method: SIGTERM at random micro-batches; compare the runs."""
 
 import os
 import random
@@ -60,11 +60,11 @@ def _check(stage: dict[str, Any], stops: int, folder: Path, monkeypatch: pytest.
             assert run_stage(stage, stopped) is None
         steps = files.checkpoints(stopped)[-1].step
         assert run_stage(stage, stopped) is not None
-        # What was begun and not finished when the stop came was finished before it was heeded.
+        # A step that had started when SIGTERM arrived was finished before the run stopped.
         assert recorder.batches == expected, f"stop {number}, after step {steps}"
         assert losses(stopped) == losses(folder / "whole")
-        told = [(event["step"], event["exactness"]) for event in events(stopped, "resumed")]
-        assert told == [(steps, "exact")]
+        resumes = [(event["step"], event["exactness"]) for event in events(stopped, "resumed")]
+        assert resumes == [(steps, "exact")]
         assert_same_run(stopped, folder / "whole", WEIGHTS[stage["tuning"]["method"]])
 
 
@@ -117,6 +117,6 @@ def test_another_micro_batch_after_a_stop_meets_the_same_rows_in_each_step(
         assert run_stage(stage, tmp_path / "other") is None
     assert run_stage(stage | {"micro_batch_size": 4}, tmp_path / "other") is not None
     assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
-    [told] = events(tmp_path / "other", "resumed")
-    assert told["exactness"] == "approximate"
-    assert ["micro_batch_size was 2" in reason for reason in told["reasons"]] == [True]
+    [resumed] = events(tmp_path / "other", "resumed")
+    assert resumed["exactness"] == "approximate"
+    assert ["micro_batch_size was 2" in reason for reason in resumed["reasons"]] == [True]

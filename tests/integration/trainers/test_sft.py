@@ -1,4 +1,4 @@
-"""Fine-tuning: what it writes, and that a killed process goes on as if nothing had happened."""
+"""Goal: SFT writes a complete model and resumes exactly after a kill. Method: tiny real runs."""
 
 import json
 import signal
@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.integration.trainers.conftest import Programs, assert_same_run, events, killed, losses, wait_for
+from tests.integration.trainers.conftest import (
+    Programs,
+    assert_same_run,
+    events,
+    kill_at_step,
+    losses,
+    wait_for,
+)
 from tests.integration.trainers.stages import run_stage
 from trainers.runtime import run_dir as files
 
@@ -86,7 +93,7 @@ def test_lora_moves_every_adapter_matrix_and_lowers_the_loss(lora_run: tuple[Pat
     assert sum(curve[step] for step in range(61, 81)) < 0.97 * sum(curve[step] for step in range(1, 21))
 
 
-def test_start_line_tells_parameters_rows_and_loss_tokens(lora_run: tuple[Path, str]) -> None:
+def test_first_log_line_has_parameters_rows_and_loss_tokens(lora_run: tuple[Path, str]) -> None:
     assert "20480 of 169536 parameters are trained, on 158 rows in 158 examples, 0 truncated" in lora_run[1]
 
 
@@ -99,14 +106,14 @@ def test_checkpoints_are_pruned_and_no_scratch_is_left(lora_run: tuple[Path, str
 
 
 def test_no_file_is_written_outside_the_run_directory(lora_run: tuple[Path, str], programs: Programs) -> None:
-    # Importing torch makes an empty folder for compiled kernels, whatever the program does.
+    # Importing torch creates an empty folder for compiled kernels.
     assert [path for path in programs.home.rglob("*") if path.is_file()] == []
 
 
 def test_killed_and_stopped_lora_run_repeats_every_loss(
     programs: Programs, lora: dict[str, Any], lora_run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    killed(programs, "trainers.sft", lora, tmp_path, at_step=23)
+    kill_at_step(programs, "trainers.sft", lora, tmp_path, at_step=23)
     killed_after = files.checkpoints(tmp_path)[-1].step
     second = programs.start("trainers.sft", lora, tmp_path)
     wait_for(lambda: max(losses(tmp_path)) >= 53, second)
@@ -126,7 +133,7 @@ def test_killed_and_stopped_lora_run_repeats_every_loss(
 def test_killed_full_run_repeats_every_loss_across_epochs(
     programs: Programs, full: dict[str, Any], full_run: Path, tmp_path: Path
 ) -> None:
-    killed(programs, "trainers.sft", full, tmp_path, at_step=41)
+    kill_at_step(programs, "trainers.sft", full, tmp_path, at_step=41)
     saved = files.checkpoints(tmp_path)[-1].step
     assert saved >= STEPS // 2
     assert run_stage(full, tmp_path) is not None

@@ -1,4 +1,4 @@
-"""The starter model: complete, read alike after loading, and able to learn in under a minute."""
+"""The starter model: complete, the same after loading, and able to learn in under a minute."""
 
 import json
 import sys

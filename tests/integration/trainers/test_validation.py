@@ -1,4 +1,4 @@
-"""Validation while training: what it decides, and that it changes no step."""
+"""Goal: validation picks the best model, stops early, and does not change training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def stage(short_lora: Stage) -> Stage:
 
 @pytest.fixture
 def validated(stage: Stage, held_out_rows: str, write_rows: Write) -> Stage:
-    """So few rows that the validation loss falls and then rises."""
+    """Return a stage with so few rows that the validation loss falls and then rises."""
     return stage | {
         "dataset": write_rows([dict(row) for row in generate_problems(8, ProblemSplit.train, seed=5)]),
         "validation_dataset": held_out_rows,
@@ -108,5 +108,5 @@ def test_dpo_validates_and_keeps_its_best(stage: Stage, write_rows: Write, tmp_p
 
 
 def _validation_losses(run_dir: Path) -> dict[int, float]:
-    told = [event for event in events(run_dir, "metrics") if "validation_loss" in event["values"]]
-    return {event["step"]: event["values"]["validation_loss"] for event in told}
+    validations = [event for event in events(run_dir, "metrics") if "validation_loss" in event["values"]]
+    return {event["step"]: event["values"]["validation_loss"] for event in validations}

@@ -1,4 +1,4 @@
-"""Runs a program as FSDP2 would run it on GPUs: accelerate alone falls back to DDP where there is none.
+"""Runs a program under FSDP2 on a CPU, where accelerate alone falls back to DDP.
 
 torch's launcher starts it in place of the program:
 `-m tests.integration.trainers.distributed.on_cpu trainers.sft …`.
@@ -20,7 +20,7 @@ REPORT = "processes.json"
 
 
 def shard_on_cpu() -> None:
-    """Let accelerate take the FSDP plugin that it is given on a CPU too."""
+    """Make accelerate use its FSDP plugin on a CPU too."""
     original = AcceleratorState.__init__
 
     def init(self: Any, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
@@ -32,8 +32,8 @@ def shard_on_cpu() -> None:
     AcceleratorState.__init__ = init
 
 
-def tell_how_it_is_sharded(run_dir: Path) -> None:
-    """After training, write what each process held."""
+def report_sharding(run_dir: Path) -> None:
+    """After training, write which parameters each process holds."""
     original = Trainer.train
 
     def train(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -41,7 +41,7 @@ def tell_how_it_is_sharded(run_dir: Path) -> None:
         if not torch.distributed.is_initialized():
             return done
         parameters = list(self.model_wrapped.parameters())
-        told = {
+        report = {
             "world_size": torch.distributed.get_world_size(),
             "kinds": sorted({type(parameter).__name__ for parameter in parameters}),
             "held": sum(
@@ -50,7 +50,7 @@ def tell_how_it_is_sharded(run_dir: Path) -> None:
             ),
             "whole": sum(getattr(p, "ds_numel", p.numel()) for p in parameters),
         }
-        (run_dir / f"{torch.distributed.get_rank()}-{REPORT}").write_text(json.dumps(told))
+        (run_dir / f"{torch.distributed.get_rank()}-{REPORT}").write_text(json.dumps(report))
         return done
 
     Trainer.train = train
@@ -59,5 +59,5 @@ def tell_how_it_is_sharded(run_dir: Path) -> None:
 if __name__ == "__main__":
     module, sys.argv = sys.argv[1], [sys.argv[1], *sys.argv[2:]]
     shard_on_cpu()
-    tell_how_it_is_sharded(Path(sys.argv[sys.argv.index("--run-dir") + 1]))
+    report_sharding(Path(sys.argv[sys.argv.index("--run-dir") + 1]))
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Two processes train what one does: the same losses, really sharded, the same model."""
+"""Goal: two processes train the model of one process, and their weights are really sharded."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def stage(starter: Path, training_rows: str) -> dict[str, Any]:
 
 
 def start(values: dict[str, Any], run_dir: Path) -> "subprocess.Popen[str]":
-    """The command by which a worker starts it, with a look at what each process holds."""
+    """Start the worker's command, with a report of the parameters of each process."""
     run_dir.mkdir(parents=True, exist_ok=True)
     config = run_dir / "asked.json"
     config.write_text(json.dumps(values))
@@ -55,7 +55,7 @@ def start(values: dict[str, Any], run_dir: Path) -> "subprocess.Popen[str]":
 
 
 def run(values: dict[str, Any], run_dir: Path) -> list[dict[str, Any]]:
-    """Run to the end; answers what each process held."""
+    """Run to the end and return the reports of the processes."""
     process = start(values, run_dir)
     out, _ = process.communicate(timeout=280)
     assert files.read_result(run_dir) is not None, out
@@ -74,7 +74,7 @@ def assert_like_one_process(stage: dict[str, Any], tuning: str, parallelism: str
 
 
 def assert_sharded(held: list[dict[str, Any]], parallelism: str) -> None:
-    """Two processes, each with its share of the weights; FSDP2 keeps its own as DTensors."""
+    """Check that each of two processes has its share of the weights; FSDP2 holds DTensors."""
     assert [process["world_size"] for process in held] == [2, 2]
     for process in held:
         assert process["held"] / process["whole"] == pytest.approx(SHARDED[parallelism], abs=0.01)
@@ -132,7 +132,7 @@ def needs_deepspeed(parallelism: str) -> None:
 def test_fewer_processes_than_devices_is_an_error_and_not_a_slow_run(
     stage: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigInvalid, match="devices is 2, but 1 processes were started"):
+    with pytest.raises(ConfigInvalid, match="devices is 2, but the number of processes is 1"):
         run_stage(stage | {"devices": 2}, tmp_path)
 
 

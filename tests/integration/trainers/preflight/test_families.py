@@ -1,4 +1,4 @@
-"""Templates in the shapes that families of models use: silence where they are right, a finding where not."""
+"""Chat templates of model families: no finding where they are correct, one where they are not."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tests.integration.trainers.preflight.test_findings import chat, judged
+from tests.integration.trainers.preflight.test_findings import chat, run_preflight
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 Write = Callable[[list[dict[str, Any]]], str]
@@ -42,14 +42,14 @@ ALTERNATING = (
     "{{- '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim"
     " + '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>model\n' }}{%- endif %}"
 )
-# Thoughts of earlier turns are left out, and the last answer has empty ones.
+# The reasoning of earlier turns is removed, and the last turn has an empty one.
 THINKING = (
     "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
     "{%- if m.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
     "{{- m.content + '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
-# The prompt opens a thought that answers without thoughts do not have.
+# The prompt opens a reasoning block, which completions without reasoning do not have.
 OPENED = THINKING.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\nHm'")
 
 FAMILIES = ["llama", "mistral", "gemma", "qwen"]
@@ -60,13 +60,15 @@ def test_nothing_is_found_under_templates_that_are_right(
     starter: Path, tmp_path: Path, write_rows: Write, template: str
 ) -> None:
     base = model(starter, tmp_path, chat_template=template, bos_token=BOS)
-    assert judged(base, tmp_path, write_rows(ROWS), max_length=256)["findings"] == []
+    assert run_preflight(base, tmp_path, write_rows(ROWS), max_length=256)["findings"] == []
 
 
 def test_a_template_whose_prompt_opens_a_thought_is_found(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
-    (found,) = judged(model(starter, tmp_path, chat_template=OPENED), tmp_path, write_rows(ROWS))["findings"]
+    (found,) = run_preflight(model(starter, tmp_path, chat_template=OPENED), tmp_path, write_rows(ROWS))[
+        "findings"
+    ]
     assert (found["code"], found["count"]) == ("template_not_prefix_preserving", 40)
 
 
@@ -74,9 +76,9 @@ def test_a_turn_may_end_with_any_token_that_ends_generation(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
     base = model(starter, tmp_path, eos_token=BOS)
-    assert judged(base, tmp_path, write_rows(ROWS))["findings"] == []
+    assert run_preflight(base, tmp_path, write_rows(ROWS))["findings"] == []
     (base / "generation_config.json").unlink()
-    (found,) = judged(base, tmp_path, write_rows(ROWS))["findings"]
+    (found,) = run_preflight(base, tmp_path, write_rows(ROWS))["findings"]
     assert (found["code"], found["level"], found["count"]) == ("end_of_turn_not_trained", "error", 40)
     assert found["examples"][0]["line"] == 1
 
@@ -86,7 +88,7 @@ def test_a_template_that_refuses_the_order_of_turns_says_which(
 ) -> None:
     base = model(starter, tmp_path, chat_template=ALTERNATING, bos_token=BOS)
     rows = [*ROWS, chat(("user", "a"), ("user", "b"), ("assistant", "c"))]
-    unusable, order = judged(base, tmp_path, write_rows(rows))["findings"]
+    unusable, order = run_preflight(base, tmp_path, write_rows(rows))["findings"]
     assert "cannot render row 21: Take turns" in unusable["message"]
     assert (order["code"], order["examples"][0]["line"]) == ("roles_out_of_order", 21)
 
@@ -100,7 +102,7 @@ def test_an_end_of_turn_that_also_pads_is_still_trained(starter: Path) -> None:
 
 def test_a_pad_token_without_an_embedding_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     base = model(starter, tmp_path, pad_token="<pad>")
-    (found,) = judged(base, tmp_path, write_rows(ROWS))["findings"]
+    (found,) = run_preflight(base, tmp_path, write_rows(ROWS))["findings"]
     assert (found["code"], found["level"]) == ("vocabulary_mismatch", "error")
     assert "for padding" in found["message"]
 
@@ -112,13 +114,15 @@ def test_answers_that_may_outgrow_the_model_are_a_warning(
     base = model(starter, tmp_path)
     (base / "config.json").write_text(json.dumps(described))
     values = {"stage": "grpo", "rewards": [{"kind": "chrf"}], "num_generations": 4, "batch_size": 4}
-    (found,) = judged(base, tmp_path, write_rows(ROWS), **values, max_completion_length=100)["findings"]
+    (found,) = run_preflight(base, tmp_path, write_rows(ROWS), **values, max_completion_length=100)[
+        "findings"
+    ]
     assert (found["code"], found["level"]) == ("length_beyond_model", "warning")
     assert found["examples"][0]["text"].endswith("with a completion of 100 tokens")
 
 
 def model(starter: Path, folder: Path, **changes: Any) -> Path:
-    """The starter with some of its tokenizer changed."""
+    """Return the starter with another tokenizer setting."""
     base = folder / "base"
     shutil.copytree(starter, base)
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -1,4 +1,4 @@
-"""Each finding on a file that has just that fault, and silence on clean ones."""
+"""Goal: each fault gives exactly its finding, and clean files give none."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ CLEAN = [dict(row) for row in generate_problems(40, ProblemSplit.train, seed=2)]
 LONG_ANSWER = "I am sorry, but I cannot help with that. #### 1"
 
 
-def judged(base: Path, tmp_path: Path, dataset: str, **target: Any) -> dict[str, Any]:
+def run_preflight(base: Path, tmp_path: Path, dataset: str, **target: Any) -> dict[str, Any]:
     values = {"stage": "sft", "base": str(base), "dataset": dataset, "max_length": 256} | target
     if values["stage"] == "grpo":
         del values["max_length"]
@@ -67,16 +67,16 @@ def pairs(rows: Rows, rejected: str = "#### 0") -> Rows:
 )
 def test_nothing_is_found_in_clean_rows(starter: Path, tmp_path: Path, write_rows: Write, rows: Rows) -> None:
     held_out = write_rows([dict(row) for row in generate_problems(30, ProblemSplit.held_out, seed=2)])
-    result = judged(starter, tmp_path, write_rows(rows), held_out=[held_out])
+    result = run_preflight(starter, tmp_path, write_rows(rows), held_out=[held_out])
     assert (codes(result), result["passed"]) == ([], True)
 
 
 def test_nothing_is_found_in_clean_pairs_and_prompts(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
-    assert codes(judged(starter, tmp_path, write_rows(pairs(CLEAN)), stage="dpo")) == []
+    assert codes(run_preflight(starter, tmp_path, write_rows(pairs(CLEAN)), stage="dpo")) == []
     grpo = {"stage": "grpo", "rewards": [{"kind": "chrf"}], "max_completion_length": 24}
-    assert codes(judged(starter, tmp_path, write_rows(CLEAN), **grpo)) == []
+    assert codes(run_preflight(starter, tmp_path, write_rows(CLEAN), **grpo)) == []
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_nothing_is_found_in_clean_pairs_and_prompts(
 def test_a_file_with_one_fault_gives_that_finding_with_its_line(
     starter: Path, tmp_path: Path, write_rows: Write, rows: Rows, code: str, level: str, line: int
 ) -> None:
-    result = judged(starter, tmp_path, write_rows(rows))
+    result = run_preflight(starter, tmp_path, write_rows(rows))
     (found,) = result["findings"]
     assert (found["code"], found["level"], found["examples"][0]["line"]) == (code, level, line)
     assert result["passed"] is (level == "warning")
@@ -125,7 +125,7 @@ def test_a_file_with_one_fault_gives_that_finding_with_its_line(
 
 def test_rows_that_lose_their_end_are_counted(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     rows = [*CLEAN[:9], {"question": "How many?", "answer": "one " * 300}]
-    (found,) = judged(starter, tmp_path, write_rows(rows))["findings"]
+    (found,) = run_preflight(starter, tmp_path, write_rows(rows))["findings"]
     assert (found["code"], found["count"], found["share"]) == ("rows_truncated", 1, 0.1)
     assert "of all tokens are lost" in found["message"]
 
@@ -136,7 +136,7 @@ def test_rows_that_the_template_refuses_are_a_finding_and_no_failure(
     refusing = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{%- endif %}"
     base = _with_template(starter, tmp_path, lambda template: refusing + template)
     rows = [chat(("user", "a"), ("assistant", "b")), chat(("system", "s"), ("user", "a"), ("assistant", "b"))]
-    result = judged(base, tmp_path, write_rows(rows))
+    result = run_preflight(base, tmp_path, write_rows(rows))
     assert (codes(result), result["passed"]) == (["dataset_unusable"], False)
     assert "cannot render row 2: No system turns" in result["findings"][0]["message"]
 
@@ -146,13 +146,13 @@ def test_near_duplicates_are_found(starter: Path, tmp_path: Path, write_rows: Wr
         "A lighthouse keeper walks along the long grey wall each morning and counts the boats that pass by. "
     )
     rows = [{"question": text * 2, "answer": "Many."}, {"question": text * 2 + "Now.", "answer": "Many."}]
-    (found,) = judged(starter, tmp_path, write_rows(rows), max_length=256)["findings"]
+    (found,) = run_preflight(starter, tmp_path, write_rows(rows), max_length=256)["findings"]
     assert (found["code"], found["examples"][0]["line"]) == ("near_duplicates", 2)
 
 
 def test_test_rows_in_the_training_data_are_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     held_out = write_rows([CLEAN[4], {"question": "Unseen?", "answer": "#### 1"}])
-    (found,) = judged(starter, tmp_path, write_rows(CLEAN), held_out=[held_out])["findings"]
+    (found,) = run_preflight(starter, tmp_path, write_rows(CLEAN), held_out=[held_out])["findings"]
     assert (found["code"], found["level"], found["count"]) == ("test_rows_in_training", "error", 1)
     assert found["examples"][0] == {"line": 5, "text": "row 1 of the held-out data"}
 
@@ -161,10 +161,10 @@ def test_test_rows_with_small_changes_are_found(starter: Path, tmp_path: Path, w
     text = "A lighthouse keeper walks along the long grey wall each morning and counts 7 boats. How many left"
     train = write_rows([*CLEAN, {"question": text + "?", "answer": "#### 7"}])
     held_out = write_rows([{"question": text + " ?", "answer": "#### 7"}])
-    (found,) = judged(starter, tmp_path, train, held_out=[held_out])["findings"]
+    (found,) = run_preflight(starter, tmp_path, train, held_out=[held_out])["findings"]
     assert (found["code"], found["level"]) == ("test_rows_nearly_in_training", "warning")
     other = write_rows([{"question": text.replace("7", "8") + "?", "answer": "#### 8"}])
-    assert judged(starter, tmp_path, train, held_out=[other])["findings"] == []
+    assert run_preflight(starter, tmp_path, train, held_out=[other])["findings"] == []
 
 
 @pytest.mark.parametrize(("equal", "level"), [(1, "warning"), (40, "error")])
@@ -174,29 +174,25 @@ def test_pairs_without_a_preference_are_found(
     rows = pairs(CLEAN)
     for row in rows[:equal]:
         row["rejected"] = row["chosen"]
-    result = judged(starter, tmp_path, write_rows(rows), stage="dpo")
+    result = run_preflight(starter, tmp_path, write_rows(rows), stage="dpo")
     (found,) = [found for found in result["findings"] if found["code"] == "chosen_equals_rejected"]
     assert (found["level"], found["count"]) == (level, equal)
 
 
-def test_a_reward_that_tells_no_answers_apart_is_found(
-    starter: Path, tmp_path: Path, write_rows: Write
-) -> None:
+def test_a_constant_reward_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     rewards = [{"kind": "chrf"}, {"kind": "format", "form": "boxed"}]
     grpo = {"stage": "grpo", "rewards": rewards, "max_completion_length": 16, "num_generations": 4}
-    (found,) = judged(starter, tmp_path, write_rows(CLEAN), **grpo)["findings"]
+    (found,) = run_preflight(starter, tmp_path, write_rows(CLEAN), **grpo)["findings"]
     assert (found["code"], found["level"]) == ("reward_constant", "warning")
     assert "'format'" in found["message"]
-    alone = judged(starter, tmp_path, write_rows(CLEAN), **(grpo | {"rewards": rewards[1:]}))
+    alone = run_preflight(starter, tmp_path, write_rows(CLEAN), **(grpo | {"rewards": rewards[1:]}))
     assert [found["level"] for found in alone["findings"]] == ["error"]
 
 
-def test_references_that_nothing_can_be_judged_by_are_found(
-    starter: Path, tmp_path: Path, write_rows: Write
-) -> None:
+def test_references_without_an_answer_are_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     rows = [*CLEAN, {"question": "Why?", "answer": "because"}]
     grpo = {"stage": "grpo", "rewards": [{"kind": "correctness"}], "max_completion_length": 8}
-    result = judged(starter, tmp_path, write_rows(rows), **grpo)
+    result = run_preflight(starter, tmp_path, write_rows(rows), **grpo)
     found = {finding["code"]: finding for finding in result["findings"]}
     assert found["reference_without_answer"]["examples"] == [{"line": 41, "text": "because"}]
 
@@ -205,14 +201,14 @@ def test_references_that_nothing_can_be_judged_by_are_found(
 def test_a_learning_rate_far_from_the_usual_is_found(
     starter: Path, tmp_path: Path, write_rows: Write, rate: float, how: str
 ) -> None:
-    (found,) = judged(starter, tmp_path, write_rows(CLEAN), learning_rate=rate)["findings"]
+    (found,) = run_preflight(starter, tmp_path, write_rows(CLEAN), learning_rate=rate)["findings"]
     assert (found["code"], found["level"]) == ("learning_rate_unusual", "warning")
     assert f"far {how}" in found["message"]
 
 
 def test_a_template_that_never_ends_a_turn_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     base = _with_template(starter, tmp_path, lambda template: template.replace(" + '<|im_end|>'", ""))
-    found = judged(base, tmp_path, write_rows(CLEAN))["findings"]
+    found = run_preflight(base, tmp_path, write_rows(CLEAN))["findings"]
     assert [finding["code"] for finding in found] == ["end_of_turn_not_trained"]
     assert found[0]["count"] == 40
 
@@ -221,24 +217,24 @@ def test_a_template_that_renders_prompts_otherwise_is_found(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
     base = _with_template(starter, tmp_path, lambda template: "{{- messages | length }}" + template)
-    assert codes(judged(base, tmp_path, write_rows(CLEAN))) == ["template_not_prefix_preserving"]
+    assert codes(run_preflight(base, tmp_path, write_rows(CLEAN))) == ["template_not_prefix_preserving"]
 
 
 def test_a_doubled_beginning_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     base = _with_template(
         starter, tmp_path, lambda t: "{{- bos_token + bos_token }}" + t, bos="<|endoftext|>"
     )
-    (found,) = judged(base, tmp_path, write_rows(CLEAN))["findings"]
+    (found,) = run_preflight(base, tmp_path, write_rows(CLEAN))["findings"]
     assert (found["code"], found["count"], found["examples"][1]["line"]) == ("double_bos", 40, 2)
     once = _with_template(starter, tmp_path / "once", lambda t: "{{- bos_token }}" + t, bos="<|endoftext|>")
-    assert codes(judged(once, tmp_path, write_rows(CLEAN))) == []
+    assert codes(run_preflight(once, tmp_path, write_rows(CLEAN))) == []
 
 
 def test_rows_beyond_the_model_s_positions_are_found(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
     rows = [*CLEAN, {"question": "How many?", "answer": "one " * 300 + "#### 1"}]
-    (found,) = judged(starter, tmp_path, write_rows(rows), max_length=2048)["findings"]
+    (found,) = run_preflight(starter, tmp_path, write_rows(rows), max_length=2048)["findings"]
     assert (found["code"], found["level"]) == ("length_beyond_model", "error")
     assert found["examples"][0]["line"] == 41
 
@@ -257,7 +253,7 @@ def test_every_finding_has_its_test() -> None:
     assert [code for code in FindingCode if f'"{code}"' not in text and f".{code}" not in text] == []
 
 
-def test_training_does_not_start_with_an_error_unless_it_is_told_to(
+def test_training_does_not_start_with_an_error_unless_preflight_is_warn(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
     dataset = write_rows(CLEAN)
@@ -273,16 +269,16 @@ def test_training_does_not_start_with_an_error_unless_it_is_told_to(
     assert [line["code"] for line in warnings if line["type"] == "warning"] == ["test_rows_in_training"]
 
 
-def test_rows_are_shown_with_their_loss_tokens_marked(
+def test_previewed_rows_mark_their_loss_tokens(
     starter: Path, tmp_path: Path, write_rows: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = judged(starter, tmp_path, write_rows([{"question": "Two?", "answer": "#### 2"}]))
+    result = run_preflight(starter, tmp_path, write_rows([{"question": "Two?", "answer": "#### 2"}]))
     assert "⟦#### 2<|im_end|>\n⟧" in capsys.readouterr().out
     assert "".join(t["text"] for t in result["rows"][0]["tokens"] if t["loss"]) == "#### 2<|im_end|>\n"
 
 
 def _with_template(starter: Path, folder: Path, change: Callable[[str], str], bos: str | None = None) -> Path:
-    """The starter under another template."""
+    """Return the starter with another chat template."""
     base = folder / "base"
     shutil.copytree(starter, base)
     tokenizer = AutoTokenizer.from_pretrained(base)

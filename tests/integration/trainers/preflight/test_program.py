@@ -1,4 +1,4 @@
-"""The preflight program: what it leaves behind, and the rows that it shows."""
+"""The preflight program: its result, its log and the rows that it previews."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.trainers.conftest import Programs
-from tests.integration.trainers.preflight.test_findings import CLEAN, chat, judged, pairs
+from tests.integration.trainers.preflight.test_findings import CLEAN, chat, pairs, run_preflight
 from trainers.configs import SftConfig
 from trainers.sft import plan
 
@@ -24,7 +24,7 @@ def test_the_program_succeeds_with_the_errors_that_it_finds(
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["target"], result["passed"], len(result["rows"])) == ("sft", False, 1)
     assert [found["code"] for found in result["findings"]] == ["completion_empty"]
-    assert "error completion_empty (2.4%): 1 of 41 answers are empty." in err
+    assert "error completion_empty (2.4%): 1 of 41 completions are empty." in err
     assert "row 41: Two?" in err
 
 
@@ -32,32 +32,32 @@ def test_a_dry_run_of_training_lists_the_findings(starter: Path, write_rows: Wri
     config = {"stage": "sft", "base": str(starter), "dataset": write_rows([*CLEAN, CLEAN[7]])}
     (found,) = plan(SftConfig.model_validate(config | {"max_length": 256}))["findings"]
     assert found["code"] == "duplicates"
-    assert found["examples"] == [{"line": 41, "text": "The row says what line 8 says."}]
+    assert found["examples"] == [{"line": 41, "text": "The row has the content of line 8."}]
 
 
-def test_every_turn_of_a_shown_row_is_numbered_within_its_row(
-    starter: Path, write_rows: Write, tmp_path: Path
-) -> None:
+def test_every_turn_of_a_previewed_row_is_numbered(starter: Path, write_rows: Write, tmp_path: Path) -> None:
     turns = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    seen = judged(starter, tmp_path, write_rows([turns, *CLEAN]))["rows"]
+    seen = run_preflight(starter, tmp_path, write_rows([turns, *CLEAN]))["rows"]
     assert [(row["row"], row["turn"]) for row in seen] == [(1, 1), (1, 2), (2, 1), (3, 1)]
 
 
-def test_both_answers_of_a_pair_are_shown(starter: Path, write_rows: Write, tmp_path: Path) -> None:
-    first, second, *_ = judged(starter, tmp_path, write_rows(pairs(CLEAN)), stage="dpo")["rows"]
+def test_both_completions_of_a_pair_are_previewed(starter: Path, write_rows: Write, tmp_path: Path) -> None:
+    first, second, *_ = run_preflight(starter, tmp_path, write_rows(pairs(CLEAN)), stage="dpo")["rows"]
     assert (first["side"], second["side"]) == ("chosen", "rejected")
     assert "".join(token["text"] for token in second["tokens"] if token["loss"]) == "#### 0<|im_end|>\n"
 
 
-def test_a_prompt_of_grpo_is_shown_without_loss(starter: Path, write_rows: Write, tmp_path: Path) -> None:
+def test_a_prompt_of_grpo_is_previewed_without_loss(starter: Path, write_rows: Write, tmp_path: Path) -> None:
     grpo = {"stage": "grpo", "rewards": [{"kind": "chrf"}], "max_completion_length": 8}
-    first, *_ = judged(starter, tmp_path, write_rows(CLEAN), **grpo)["rows"]
+    first, *_ = run_preflight(starter, tmp_path, write_rows(CLEAN), **grpo)["rows"]
     assert first["text"].endswith("<|im_start|>assistant\n")
     assert first["loss_token_count"] == 0
 
 
-def test_what_is_not_asked_for_is_not_looked_for(starter: Path, write_rows: Write, tmp_path: Path) -> None:
+def test_references_are_not_checked_without_a_reward_that_uses_them(
+    starter: Path, write_rows: Write, tmp_path: Path
+) -> None:
     grpo = {"stage": "grpo", "rewards": [{"kind": "format"}], "max_completion_length": 8}
     rows = [{"prompt": row["question"], "completion": "-"} for row in CLEAN]
-    found = judged(starter, tmp_path, write_rows(rows), **grpo)["findings"]
+    found = run_preflight(starter, tmp_path, write_rows(rows), **grpo)["findings"]
     assert "reference_without_answer" not in [finding["code"] for finding in found]

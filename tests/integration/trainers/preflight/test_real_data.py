@@ -1,4 +1,4 @@
-"""Real data, which no preflight may refuse, and the leak that it must find in them."""
+"""Goal: preflight accepts real data, and finds a leak of test rows in it."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.integration.trainers.preflight.test_findings import judged
+from tests.integration.trainers.preflight.test_findings import run_preflight
 from trainers.data.files.aligned import read_aligned
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.recipes.translation import translation_rows
@@ -25,7 +25,9 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data"
 
 def test_nothing_is_found_in_gsm8k(starter: Path, tmp_path: Path, write_rows: Write) -> None:
     rows = [row for _, row in islice(iter_rows(MATHS / "train.jsonl"), 2000)]
-    result = judged(spacious(starter, tmp_path), tmp_path, write_rows(rows), **held_out(), max_length=4096)
+    result = run_preflight(
+        spacious(starter, tmp_path), tmp_path, write_rows(rows), **held_out(), max_length=4096
+    )
     assert result["findings"] == []
 
 
@@ -35,7 +37,7 @@ def test_a_test_row_of_gsm8k_among_training_rows_is_found(
     rows = [row for _, row in islice(iter_rows(MATHS / "train.jsonl"), 200)]
     leaked = next(row for _, row in islice(iter_rows(MATHS / "test.jsonl"), 30, None))
     base, dataset = spacious(starter, tmp_path), write_rows([*rows, leaked])
-    (found,) = judged(base, tmp_path, dataset, **held_out(), max_length=4096)["findings"]
+    (found,) = run_preflight(base, tmp_path, dataset, **held_out(), max_length=4096)["findings"]
     assert (found["code"], found["count"]) == ("test_rows_in_training", 1)
     assert found["examples"] == [{"line": 201, "text": "row 31 of the held-out data"}]
 
@@ -48,7 +50,7 @@ def test_nothing_is_found_in_translations_in_both_directions(
         pairs = read_aligned(SENTENCES / f"{name}.ko", SENTENCES / f"{name}.en")
         parts.append(write_rows(list(translation_rows(islice(pairs, 400)))))
     base = spacious(starter, tmp_path)
-    result = judged(base, tmp_path, parts[0], held_out=[parts[1]], max_length=4096)
+    result = run_preflight(base, tmp_path, parts[0], held_out=[parts[1]], max_length=4096)
     assert result["findings"] == []
 
 
@@ -57,7 +59,7 @@ def held_out() -> dict[str, Any]:
 
 
 def spacious(starter: Path, folder: Path) -> Path:
-    """The starter with room for real texts, of which it reads every byte as a token."""
+    """Return the starter with more positions, because it reads each byte of a real text as a token."""
     base = folder / "base"
     shutil.copytree(starter, base)
     described = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": 4096}

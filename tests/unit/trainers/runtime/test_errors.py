@@ -1,4 +1,4 @@
-"""Any failure as one of the published codes."""
+"""Goal: every failure of a program has a published code."""
 
 import errno
 
@@ -20,7 +20,7 @@ def test_memory_that_torch_cannot_get_is_out_of_memory() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     error = as_program_error(raised.value)
     assert error.code is ErrorCode.out_of_memory
-    assert "micro_batch_size" in error.hint
+    assert error.hint is not None and "micro_batch_size" in error.hint
 
 
 def test_unknown_failure_is_internal_and_names_its_type() -> None:

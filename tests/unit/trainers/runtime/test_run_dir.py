@@ -1,4 +1,4 @@
-"""The run directory: a reader sees whole things or nothing, whatever moment a writer dies at."""
+"""Goal: readers of a run directory see complete files only, whenever the writer is killed."""
 
 import shutil
 import subprocess
@@ -28,13 +28,13 @@ def test_run_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert files.last_complete_checkpoint(tmp_path) is None
 
 
-def test_checkpoint_with_a_changed_byte_is_passed_over(tmp_path: Path) -> None:
+def test_checkpoint_with_a_changed_byte_is_skipped(tmp_path: Path) -> None:
     older, newest = publish(tmp_path, 5), publish(tmp_path, 10)
     (newest / "model.bin").write_text("weightz")
     assert files.last_complete_checkpoint(tmp_path) == older
 
 
-def test_checkpoint_that_lost_a_file_is_passed_over(tmp_path: Path) -> None:
+def test_checkpoint_that_lost_a_file_is_skipped(tmp_path: Path) -> None:
     older, newest = publish(tmp_path, 5), publish(tmp_path, 10)
     (newest / "model.bin").unlink()
     assert files.last_complete_checkpoint(tmp_path) == older
