@@ -44,23 +44,23 @@ def succeed(**result):
 
 
 @pytest.fixture
-def host(settings: Settings) -> Iterator[WorkerContext]:
+def worker(settings: Settings) -> Iterator[WorkerContext]:
     """A worker with its heartbeat, but without a broker."""
     settings.lease_seconds, settings.heartbeat_seconds = 4, 0.5
     settings.trainer_python = str(settings.data_dir / "program")
     (settings.data_dir / "models" / "base").mkdir(parents=True)
     settings.model_roots = [settings.data_dir / "models"]
-    host = register_worker(settings, [Queue.cpu, Queue.cuda], "here")
-    host.leases.start()
-    yield host
-    host.leases.stop()
+    worker = register_worker(settings, [Queue.cpu, Queue.cuda], "here")
+    worker.leases.start()
+    yield worker
+    worker.leases.stop()
 
 
 @pytest.fixture
-def submit(host: WorkerContext) -> Callable[..., str]:
+def submit(worker: WorkerContext) -> Callable[..., str]:
     """Queue an SFT run whose program has this body, and return the id of the run."""
-    program = Path(host.settings.trainer_python)
-    file = host.settings.data_dir / "artifacts" / "rows"
+    program = Path(worker.settings.trainer_python)
+    file = worker.settings.data_dir / "artifacts" / "rows"
     file.parent.mkdir(exist_ok=True)
     file.touch()
 
@@ -74,7 +74,7 @@ def submit(host: WorkerContext) -> Callable[..., str]:
             )
             session.add_all([job, dataset])
             session.flush()
-            base = str(host.settings.data_dir / "models" / "base")
+            base = str(worker.settings.data_dir / "models" / "base")
             config = {"stage": "sft", "base": base, "dataset": dataset.id}
             fields = {"stage": StageKind.sft, "queue": Queue.cpu, "config": config, **values}
             run = Run(job_id=job.id, position=0, name="run", **fields)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from workers.hosts.worker import WorkerContext
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_notifications_are_sent_and_received_after_the_folder_was_removed(host: WorkerContext) -> None:
-    messages = host.settings.data_dir / "queue" / "messages"
+def test_notifications_are_sent_and_received_after_the_folder_was_removed(worker: WorkerContext) -> None:
+    messages = worker.settings.data_dir / "queue" / "messages"
     with get_celery().connection_for_read() as connection:
         shutil.rmtree(messages)
         with pytest.raises(Empty):

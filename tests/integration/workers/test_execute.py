@@ -45,8 +45,8 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def has_started(host: WorkerContext, run_id: str, attempt: int = 1) -> bool:
-    log = host.settings.data_dir / "runs" / run_id / f"attempt-{attempt}" / "log.txt"
+def has_started(worker: WorkerContext, run_id: str, attempt: int = 1) -> bool:
+    log = worker.settings.data_dir / "runs" / run_id / f"attempt-{attempt}" / "log.txt"
     return log.exists() and "started" in log.read_text()
 
 
@@ -74,11 +74,11 @@ def checkpoint_steps(run_id: str) -> list[int]:
     ],
 )
 def test_an_unusable_result_fails_the_run_and_its_log_is_published(
-    host: WorkerContext, submit: Submit, result: str
+    worker: WorkerContext, submit: Submit, result: str
 ) -> None:
-    host.settings.max_failures = 0
+    worker.settings.max_failures = 0
     run_id = submit(f"succeed()\nwrite('result.json', {result!r})")
-    assert execute_next(host)
+    assert execute_next(worker)
     run = row(run_id)
     assert run.status is RunStatus.failed
     assert run.error is not None and run.error["code"] == "program_without_result"
@@ -87,9 +87,9 @@ def test_an_unusable_result_fails_the_run_and_its_log_is_published(
     )
 
 
-def test_nul_characters_which_postgresql_rejects_are_replaced(host: WorkerContext, submit: Submit) -> None:
+def test_nul_characters_which_postgresql_rejects_are_replaced(worker: WorkerContext, submit: Submit) -> None:
     run_id = submit("print('a\\0b', flush=True)\nsucceed(note='a\\0b')")
-    assert execute_next(host)
+    assert execute_next(worker)
     run = row(run_id)
     assert run.status is RunStatus.succeeded and run.result is not None
     assert run.result["note"] == "a\ufffdb"
@@ -97,42 +97,44 @@ def test_nul_characters_which_postgresql_rejects_are_replaced(host: WorkerContex
 
 @on_sqlite
 def test_an_incomplete_event_of_a_cancelled_run_does_not_delay_its_end(
-    host: WorkerContext, submit: Submit
+    worker: WorkerContext, submit: Submit
 ) -> None:
     torn = "signal.signal(15, lambda *_: write('events.jsonl', '{\"type\": \"met', 'a') or os._exit(1))\n"
     run_id = submit(torn + FOREVER)
-    worker = in_thread(lambda: execute_next(host))
-    until(lambda: has_started(host, run_id))
+    thread = in_thread(lambda: execute_next(worker))
+    until(lambda: has_started(worker, run_id))
     move(run_id, RunStatus.cancelling)
-    worker.join()
+    thread.join()
     assert row(run_id).status is RunStatus.cancelled
 
 
 @on_sqlite
-def test_an_exception_of_the_worker_queues_the_run_again_at_once(host: WorkerContext, submit: Submit) -> None:
+def test_an_exception_of_the_worker_queues_the_run_again_at_once(
+    worker: WorkerContext, submit: Submit
+) -> None:
     run_id = submit("succeed()", config={"stage": "sft", "base": {"stage": "nonesuch"}, "dataset": "none"})
-    assert execute_next(host)
+    assert execute_next(worker)
     run = row(run_id)
     assert (run.status, run.failure_count, run.attempt) == (RunStatus.queued, 1, 1)
 
 
 @on_sqlite
-def test_a_config_of_another_version_fails_the_run_with_a_code(host: WorkerContext, submit: Submit) -> None:
+def test_a_config_of_another_version_fails_the_run_with_a_code(worker: WorkerContext, submit: Submit) -> None:
     run_id = submit("succeed()", config={"stage": "sft", "of": "a later version", "base": "hub/model"})
-    assert execute_next(host)
+    assert execute_next(worker)
     assert (row(run_id).error or {})["code"] == "config_invalid"
 
 
 @on_sqlite
-def test_a_stale_attempt_removes_its_own_directory_only(host: WorkerContext, submit: Submit) -> None:
+def test_a_stale_attempt_removes_its_own_directory_only(worker: WorkerContext, submit: Submit) -> None:
     run_id = submit(FOREVER)
-    first = in_thread(lambda: execute_next(host))
-    until(lambda: has_started(host, run_id))
+    first = in_thread(lambda: execute_next(worker))
+    until(lambda: has_started(worker, run_id))
     with transaction() as session:
         # As the sweeper does once the lease has ended.
         lifecycle.move(session, run_id, RunStatus.queued)
-        lifecycle.claim(session, host.worker_id, [Queue.cpu], list(StageKind), 60)
-    second = host.settings.data_dir / "runs" / run_id / "attempt-2" / "log.txt"
+        lifecycle.claim(session, worker.worker_id, [Queue.cpu], list(StageKind), 60)
+    second = worker.settings.data_dir / "runs" / run_id / "attempt-2" / "log.txt"
     second.parent.mkdir(parents=True)
     second.touch()
     first.join()
@@ -141,11 +143,11 @@ def test_a_stale_attempt_removes_its_own_directory_only(host: WorkerContext, sub
 
 
 @on_sqlite
-def test_a_checkpoint_resets_the_failure_count(host: WorkerContext, submit: Submit) -> None:
+def test_a_checkpoint_resets_the_failure_count(worker: WorkerContext, submit: Submit) -> None:
     run_id = submit(
-        "checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", failure_count=host.settings.max_failures
+        "checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", failure_count=worker.settings.max_failures
     )
-    assert execute_next(host)
+    assert execute_next(worker)
     run = row(run_id)
     assert (run.status, run.failure_count) == (RunStatus.queued, 1)
 
@@ -171,15 +173,15 @@ succeed()
 
 @on_sqlite
 def test_a_slow_store_receives_the_last_checkpoint(
-    host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = SlowStore(host.settings.artifacts_url)
+    slow = SlowStore(worker.settings.artifacts_url)
     monkeypatch.setattr("workers.runs.checkpoints.get_store", lambda: slow)
     run_id = submit(PRUNING)
-    worker = in_thread(lambda: execute_next(host))
+    thread = in_thread(lambda: execute_next(worker))
     until(lambda: checkpoint_steps(run_id) != [])
     assert row(run_id).status is RunStatus.running
-    worker.join()
+    thread.join()
     assert row(run_id).status is RunStatus.succeeded
     assert checkpoint_steps(run_id)[-1] == 5
 
@@ -200,18 +202,18 @@ class Outage:
 
 @on_sqlite
 def test_a_run_that_ends_during_an_outage_loses_no_checkpoint_and_no_event(
-    host: WorkerContext, submit: Submit
+    worker: WorkerContext, submit: Submit
 ) -> None:
-    host.settings.lease_seconds = 20
+    worker.settings.lease_seconds = 20
     run_id = submit(
         "print('started', flush=True)\ntime.sleep(2)\ncheckpoint(7)\nprint('last', flush=True)\nsucceed()"
     )
-    worker = in_thread(lambda: execute_next(host))
-    until(lambda: has_started(host, run_id))
+    thread = in_thread(lambda: execute_next(worker))
+    until(lambda: has_started(worker, run_id))
     with Outage():
         time.sleep(5)
-        assert worker.is_alive()
-    worker.join()
+        assert thread.is_alive()
+    thread.join()
     assert row(run_id).status is RunStatus.succeeded
     assert checkpoint_steps(run_id) == [7]
     with read_session() as session:
@@ -219,7 +221,9 @@ def test_a_run_that_ends_during_an_outage_loses_no_checkpoint_and_no_event(
     assert "last" in [line for log in logs for line in log.data["lines"]]
 
 
-def test_a_committed_end_whose_response_was_lost_keeps_its_model(host: WorkerContext, submit: Submit) -> None:
+def test_a_committed_end_whose_response_was_lost_keeps_its_model(
+    worker: WorkerContext, submit: Submit
+) -> None:
     run_id = submit("succeed()")
 
     def lose_the_response(session: Session) -> None:
@@ -229,7 +233,7 @@ def test_a_committed_end_whose_response_was_lost_keeps_its_model(host: WorkerCon
                 raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
     event.listen(Session, "after_commit", lose_the_response)
-    assert execute_next(host)
+    assert execute_next(worker)
     run = row(run_id)
     assert run.status is RunStatus.succeeded
     assert get_store().exists(f"models/{run.model_id}/weights")
@@ -238,15 +242,15 @@ def test_a_committed_end_whose_response_was_lost_keeps_its_model(host: WorkerCon
 @on_sqlite
 @pytest.mark.parametrize("requested", [RunStatus.cancelling, RunStatus.pausing])
 def test_the_status_in_the_database_decides_what_a_stopped_run_becomes(
-    host: WorkerContext, submit: Submit, requested: RunStatus
+    worker: WorkerContext, submit: Submit, requested: RunStatus
 ) -> None:
     submit("")
     with transaction() as session:
-        run = lifecycle.claim(session, host.worker_id, [Queue.cpu], host.stages, 60)
+        run = lifecycle.claim(session, worker.worker_id, [Queue.cpu], worker.stages, 60)
     assert run is not None
     move(run.id, requested)
     lease = Lease(run.id, 60, time.monotonic(), lambda _: None)
-    complete.end_attempt(RunAttempt(run, host.settings, lease, stop_requested=True), None)
+    complete.end_attempt(RunAttempt(run, worker.settings, lease, stop_requested=True), None)
     assert row(run.id).status is {"cancelling": RunStatus.cancelled, "pausing": RunStatus.paused}[requested]
 
 
@@ -267,7 +271,7 @@ def test_a_failed_publication_leaves_no_partial_file(tmp_path: Path) -> None:
 
 @on_sqlite
 def test_publishing_a_model_is_retried_while_the_store_is_unavailable(
-    host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = get_store()
     put, failures = artifacts.ArtifactStore.publish_folder, [OSError("unavailable"), OSError("unavailable")]
@@ -280,7 +284,7 @@ def test_publishing_a_model_is_retried_while_the_store_is_unavailable(
     monkeypatch.setattr("workers.runs.complete.STORE_RETRY_SECONDS", (0.1, 0.1))
     monkeypatch.setattr(store, "publish_folder", publish)
     run_id = submit("succeed()")
-    assert execute_next(host)
+    assert execute_next(worker)
     assert row(run_id).status is RunStatus.succeeded
 
 
@@ -294,37 +298,37 @@ def deploy_stage(model: str) -> dict[str, object]:
 
 
 @on_sqlite
-def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(host: WorkerContext, submit: Submit) -> None:
-    host.devices = DevicePool([Gpu(0, "one", 1 << 30)])
+def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(worker: WorkerContext, submit: Submit) -> None:
+    worker.devices = DevicePool([Gpu(0, "one", 1 << 30)])
     run_id = submit("", **deploy_stage("hub/model"))
-    worker = in_thread(lambda: execute_next(host))
+    thread = in_thread(lambda: execute_next(worker))
     until(lambda: waiting_deployment() is not None)
-    assert host.devices.take(Queue.cuda) == [0], "the engine could not start"
+    assert worker.devices.take(Queue.cuda) == [0], "the engine could not start"
     waiting = waiting_deployment()
     with transaction() as session:
-        claimed = deployments.claim(session, waiting.id, host.worker_id, 60)
+        claimed = deployments.claim(session, waiting.id, worker.worker_id, 60)
         deployments.mark_ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1", "base")
-    worker.join()
+    thread.join()
     assert row(run_id).status is RunStatus.succeeded
     # The GPU is in use: a stage that replaces the deployment must run nevertheless.
     submit("", **deploy_stage("hub/other"))
-    again = in_thread(lambda: execute_next(host))
+    again = in_thread(lambda: execute_next(worker))
     until(lambda: waiting_deployment() is not None)
-    host.stopping.set()
+    worker.stopping.set()
     again.join()
 
 
 @on_sqlite
-def test_a_deploy_stage_survives_an_outage_of_the_database(host: WorkerContext, submit: Submit) -> None:
-    host.settings.lease_seconds = 20
+def test_a_deploy_stage_survives_an_outage_of_the_database(worker: WorkerContext, submit: Submit) -> None:
+    worker.settings.lease_seconds = 20
     run_id = submit("", **deploy_stage("hub/model") | {"queue": Queue.cpu})
-    worker = in_thread(lambda: execute_next(host))
+    thread = in_thread(lambda: execute_next(worker))
     until(lambda: waiting_deployment() is not None)
     with Outage():
         time.sleep(2)
-    assert worker.is_alive()
+    assert thread.is_alive()
     move(run_id, RunStatus.cancelling)
-    worker.join()
+    thread.join()
     assert row(run_id).status is RunStatus.cancelled
     assert waiting_deployment() is None
 
@@ -336,24 +340,24 @@ def waiting_deployment() -> Deployment | None:
 
 
 def test_the_sweeper_notifies_only_while_a_worker_is_idle(
-    host: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host.settings.renotify_seconds = 0.1
-    messages = host.settings.data_dir / "queue" / "messages"
+    worker.settings.renotify_seconds = 0.1
+    messages = worker.settings.data_dir / "queue" / "messages"
     bells.get_celery()
     submit(FOREVER)
     with transaction() as session:
-        lifecycle.claim(session, host.worker_id, [Queue.cpu], host.stages, 60)
+        lifecycle.claim(session, worker.worker_id, [Queue.cpu], worker.stages, 60)
     submit(FOREVER)
     time.sleep(0.3)
-    sweeper.sweep_once(host.settings)
+    sweeper.sweep_once(worker.settings)
     assert list(messages.iterdir()) == [], "its only worker is busy"
     with transaction() as session:
         lifecycle.release_expired(session, 3)
     busy = next(iter(runs_of(RunStatus.running)))
     move(busy, RunStatus.cancelling)
     move(busy, RunStatus.cancelled)
-    sweeper.sweep_once(host.settings)
+    sweeper.sweep_once(worker.settings)
     assert len(list(messages.iterdir())) == 1
 
 

@@ -18,52 +18,56 @@ from workers.runs.results import DataDiskFull
 NEEDED_BYTES = 1 << 30
 
 
-def claim(host: WorkerContext, disk_bytes: int) -> Run | None:
+def claim(worker: WorkerContext, disk_bytes: int) -> Run | None:
     with transaction() as session:
         for run in session.exec(select(Run)):
             run.claimable_at = None
         free = FreeResources(gpus=0, disk_bytes=disk_bytes)
-        return lifecycle.claim(session, host.worker_id, [Queue.cpu], list(StageKind), 60, free)
+        return lifecycle.claim(session, worker.worker_id, [Queue.cpu], list(StageKind), 60, free)
 
 
-def end_with_full_disk(host: WorkerContext, run: Run) -> None:
+def end_with_full_disk(worker: WorkerContext, run: Run) -> None:
     with transaction() as session:
         end = AttemptOutcome(DataDiskFull("The disk is full."), needed_disk_bytes=NEEDED_BYTES)
         lifecycle.end_attempt(session, run.id, end, lifecycle.lease_guards(run.attempt), 3)
 
 
 @pytest.fixture
-def waiting(host: WorkerContext, submit: Callable[..., str]) -> str:
+def waiting(worker: WorkerContext, submit: Callable[..., str]) -> str:
     """A run that waits for disk space."""
     submit("")
-    run = claim(host, 0)
+    run = claim(worker, 0)
     assert run is not None
-    end_with_full_disk(host, run)
+    end_with_full_disk(worker, run)
     return run.id
 
 
-def test_a_run_that_filled_the_disk_is_claimed_where_there_is_room(host: WorkerContext, waiting: str) -> None:
+def test_a_run_that_filled_the_disk_is_claimed_where_there_is_room(
+    worker: WorkerContext, waiting: str
+) -> None:
     error = row(waiting).error
     assert (row(waiting).status, error and error["code"]) == (RunStatus.queued, "disk_full")
-    assert claim(host, NEEDED_BYTES - 1) is None
-    assert claim(host, NEEDED_BYTES) is not None
+    assert claim(worker, NEEDED_BYTES - 1) is None
+    assert claim(worker, NEEDED_BYTES) is not None
     assert (row(waiting).error, row(waiting).needed_disk_bytes) == (None, None)
 
 
-def test_a_person_s_pause_of_a_run_that_waits_for_disk_space_holds(host: WorkerContext, waiting: str) -> None:
+def test_a_person_s_pause_of_a_run_that_waits_for_disk_space_holds(
+    worker: WorkerContext, waiting: str
+) -> None:
     with transaction() as session:
         actions.pause(session, row(waiting).job_id)
-    assert claim(host, NEEDED_BYTES) is None
+    assert claim(worker, NEEDED_BYTES) is None
     assert (row(waiting).status, row(waiting).error) == (RunStatus.paused, None)
 
 
 def test_a_run_that_fills_the_disk_while_it_is_paused_stays_paused(
-    host: WorkerContext, submit: Callable[..., str]
+    worker: WorkerContext, submit: Callable[..., str]
 ) -> None:
     submit("")
-    run = claim(host, 0)
+    run = claim(worker, 0)
     assert run is not None
     with transaction() as session:
         lifecycle.move(session, run.id, RunStatus.pausing)
-    end_with_full_disk(host, run)
+    end_with_full_disk(worker, run)
     assert row(run.id).status is RunStatus.paused

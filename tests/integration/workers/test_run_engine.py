@@ -46,12 +46,12 @@ write("result.json", json.dumps({"stage": "generate", "config": config}))
 
 
 @pytest.fixture
-def generate(host: WorkerContext, submit: Submit) -> Callable[[str, str], str]:
+def generate(worker: WorkerContext, submit: Submit) -> Callable[[str, str], str]:
     """Queue a `generate` run with this engine and this program, and return its id."""
 
     def queue(engine: str, program: str) -> str:
-        host.settings.engine_commands = {EngineKind.hf: [sys.executable, "-c", engine]}
-        base = str(host.settings.data_dir / "models" / "base")
+        worker.settings.engine_commands = {EngineKind.hf: [sys.executable, "-c", engine]}
+        base = str(worker.settings.data_dir / "models" / "base")
         run_id = submit(program, stage=StageKind.generate)
         with transaction() as session:
             run = session.get_one(Run, run_id)
@@ -76,10 +76,10 @@ def last_error(run_id: str) -> dict[str, str]:
 
 @on_sqlite
 def test_a_program_gets_the_url_of_an_engine_that_is_stopped_after_it(
-    host: WorkerContext, generate: Callable[[str, str], str]
+    worker: WorkerContext, generate: Callable[[str, str], str]
 ) -> None:
     run_id = generate(ENGINE, SUCCEED)
-    assert execute_next(host)
+    assert execute_next(worker)
     run = row(run_id)
     assert run.status is RunStatus.succeeded and run.result is not None
     assert run.result["config"]["engine_url"].startswith("http://127.0.0.1:")
@@ -90,10 +90,10 @@ def test_a_program_gets_the_url_of_an_engine_that_is_stopped_after_it(
 
 @on_sqlite
 def test_an_engine_that_ends_before_it_is_ready_is_a_failure_of_the_machine(
-    host: WorkerContext, generate: Callable[[str, str], str]
+    worker: WorkerContext, generate: Callable[[str, str], str]
 ) -> None:
     run_id = generate("print('no such kernel'); raise SystemExit(3)", SUCCEED)
-    assert execute_next(host)
+    assert execute_next(worker)
     assert (row(run_id).status, row(run_id).failure_count) == (RunStatus.queued, 1)
     assert last_error(run_id)["code"] == "engine_failed"
     assert "no such kernel" in last_error(run_id)["message"]
@@ -102,12 +102,12 @@ def test_an_engine_that_ends_before_it_is_ready_is_a_failure_of_the_machine(
 
 @on_sqlite
 def test_a_failure_that_the_program_reports_includes_the_end_of_the_engine_s_log(
-    host: WorkerContext, generate: Callable[[str, str], str]
+    worker: WorkerContext, generate: Callable[[str, str], str]
 ) -> None:
     error = {"code": "engine_failed", "message": "It did not respond.", "hint": "h"}
     program = f"write('error.json', {json.dumps(error)!r})\nraise SystemExit(1)"
     run_id = generate("print('out of blocks', flush=True)\n" + ENGINE, program)
-    assert execute_next(host)
+    assert execute_next(worker)
     assert row(run_id).status is RunStatus.queued
     assert "out of blocks" in last_error(run_id)["message"]
 
@@ -117,10 +117,10 @@ def test_a_failure_that_the_program_reports_includes_the_end_of_the_engine_s_log
     ("request_", "status"), [("cancelling", RunStatus.cancelled), ("pausing", RunStatus.paused)]
 )
 def test_a_run_that_is_stopped_while_its_engine_starts_leaves_no_engine(
-    host: WorkerContext, generate: Callable[[str, str], str], request_: str, status: RunStatus
+    worker: WorkerContext, generate: Callable[[str, str], str], request_: str, status: RunStatus
 ) -> None:
     run_id = generate("import time; time.sleep(60)", SUCCEED)
-    thread = threading.Thread(target=lambda: execute_next(host))
+    thread = threading.Thread(target=lambda: execute_next(worker))
     thread.start()
     deadline = time.monotonic() + 30
     while not running_engines():
@@ -134,9 +134,9 @@ def test_a_run_that_is_stopped_while_its_engine_starts_leaves_no_engine(
 
 
 @on_sqlite
-def test_a_lost_lease_ends_the_engine(host: WorkerContext, generate: Callable[[str, str], str]) -> None:
+def test_a_lost_lease_ends_the_engine(worker: WorkerContext, generate: Callable[[str, str], str]) -> None:
     run_id = generate(ENGINE, "time.sleep(60)")
-    thread = threading.Thread(target=lambda: execute_next(host))
+    thread = threading.Thread(target=lambda: execute_next(worker))
     thread.start()
     deadline = time.monotonic() + 30
     while not running_engines():

@@ -62,14 +62,14 @@ succeed(metrics={"score": 0.25, "note": "text"})
 
 
 @pytest.fixture
-def tracked(host: WorkerContext, mlflow: MlflowServer) -> Iterator[WorkerContext]:
+def tracked(worker: WorkerContext, mlflow: MlflowServer) -> Iterator[WorkerContext]:
     """A worker that exports to all three services."""
-    host.settings.mlflow_uri = host.settings.mlflow_public_url = mlflow.url
-    host.settings.wandb_project, host.settings.wandb_mode = "tuning", "offline"
-    host.settings.tensorboard_dir = str(host.settings.data_dir / "boards")
-    host.tracker.start()
-    yield host
-    host.tracker.stop()
+    worker.settings.mlflow_uri = worker.settings.mlflow_public_url = mlflow.url
+    worker.settings.wandb_project, worker.settings.wandb_mode = "tuning", "offline"
+    worker.settings.tensorboard_dir = str(worker.settings.data_dir / "boards")
+    worker.tracker.start()
+    yield worker
+    worker.tracker.stop()
 
 
 @pytest.fixture
@@ -182,12 +182,12 @@ def test_a_killed_exporter_is_started_again_and_sends_each_step_once(
     tracked: WorkerContext, submit: Submit, mlflow: MlflowServer
 ) -> None:
     run_id = submit(PROGRAM + "log(1, 2, 3)\nwait_for('go')\nlog(4, 5)\nsucceed()")
-    worker = in_thread(lambda: execute_next(tracked))
+    thread = in_thread(lambda: execute_next(tracked))
     until(lambda: has_arrived(run_id, 3), SECONDS)
     (exporter,) = find_exporters()
     exporter.kill()
     create(tracked, "go")
-    worker.join()
+    thread.join()
     until(lambda: is_complete(run_id), SECONDS)
     assert losses(mlflow, run_id) == [1, 2, 3, 4, 5]
     found = links(run_id)
@@ -229,11 +229,11 @@ def test_a_server_that_was_down_receives_the_rest_even_after_the_end_of_the_run(
     tracked_by_mlflow: WorkerContext, submit: Submit, mlflow: MlflowServer
 ) -> None:
     run_id = submit(PROGRAM + "log(1, 2)\nwait_for('away')\nlog(3, 4)\nsucceed()")
-    worker = in_thread(lambda: execute_next(tracked_by_mlflow))
+    thread = in_thread(lambda: execute_next(tracked_by_mlflow))
     until(lambda: links(run_id).get("mlflow", {}).get("step") == 2, SECONDS)
     mlflow.stop()
     create(tracked_by_mlflow, "away")
-    worker.join()
+    thread.join()
     assert (row(run_id).status, metric_steps(run_id)) == (RunStatus.succeeded, [1, 2, 3, 4])
     until(lambda: bool(warnings(run_id)), SECONDS)
     (link,) = row(run_id).tracking
@@ -247,23 +247,23 @@ def test_a_server_that_was_down_receives_the_rest_even_after_the_end_of_the_run(
 
 
 def test_a_service_that_never_responds_delays_nothing_and_is_given_up_with_a_warning(
-    host: WorkerContext, submit: Submit
+    worker: WorkerContext, submit: Submit
 ) -> None:
     # It accepts connections and never responds, which is worse than to refuse them.
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        host.settings.mlflow_uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        host.settings.tracking_retry_seconds = 2
-        host.tracker.start()
+        worker.settings.mlflow_uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        worker.settings.tracking_retry_seconds = 2
+        worker.tracker.start()
         run_id = submit(PROGRAM + "log(1, 2)\nsucceed()")
         started_at = time.monotonic()
-        assert execute_next(host)
+        assert execute_next(worker)
         assert time.monotonic() - started_at < 20
         assert row(run_id).status is RunStatus.succeeded
         until(lambda: bool(warnings(run_id)), SECONDS)
-    host.tracker.stop()
+    worker.tracker.stop()
     assert [warning["code"] for warning in warnings(run_id)] == ["tracking_incomplete"]
     assert metric_steps(run_id) == [1, 2]
-    assert (find_exporters(), list((host.settings.data_dir / "tracking").glob("run*"))) == ([], [])
+    assert (find_exporters(), list((worker.settings.data_dir / "tracking").glob("run*"))) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -280,10 +280,10 @@ def test_the_end_of_a_run_is_a_status_of_the_service(
     error = {"code": "loss_not_finite", "message": "m", "hint": "h"}
     failing = f"wait_for('go')\nwrite('error.json', {json.dumps(error)!r})"
     run_id = submit(PROGRAM + "log(1)\n" + failing)
-    worker = in_thread(lambda: execute_next(tracked_by_mlflow))
+    thread = in_thread(lambda: execute_next(tracked_by_mlflow))
     until(lambda: links(run_id).get("mlflow", {}).get("step") == 1, SECONDS)
     move(run_id, requested) if requested else create(tracked_by_mlflow, "go")
-    worker.join()
+    thread.join()
     until(lambda: is_complete(run_id), SECONDS)
     run = mlflow.run_of(run_id)
     assert (run["info"]["status"], "end_time" in run["info"]) == (status, True)
@@ -310,11 +310,11 @@ def test_a_stale_attempt_sends_nothing_more(
     tracked_by_mlflow: WorkerContext, submit: Submit, mlflow: MlflowServer
 ) -> None:
     run_id = submit(PROGRAM + "log(1)\nwait_for('go')\nlog(2)\nwait_for('never')")
-    worker = in_thread(lambda: execute_next(tracked_by_mlflow))
+    thread = in_thread(lambda: execute_next(tracked_by_mlflow))
     until(lambda: links(run_id).get("mlflow", {}).get("step") == 1, SECONDS)
     with transaction() as session:
         lifecycle.move(session, run_id, RunStatus.queued)
-    worker.join()
+    thread.join()
     assert list((tracked_by_mlflow.settings.data_dir / "tracking").glob("run*")) == []
     assert (losses(mlflow, run_id), mlflow.run_of(run_id)["info"]["status"]) == ([1], "RUNNING")
 
@@ -335,7 +335,7 @@ def metric_steps(run_id: str) -> list[int | None]:
 
 
 def test_a_worker_without_the_package_of_a_service_refuses_to_start(
-    host: WorkerContext, tmp_path: Path
+    worker: WorkerContext, tmp_path: Path
 ) -> None:
     start = (
         "import sys; sys.modules['wandb'] = None; sys.argv[1:] = ['--queue', 'cpu']\n"
