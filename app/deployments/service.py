@@ -23,10 +23,10 @@ class DeploymentNotFound(NotFound):
     code = ErrorCode.deployment_not_found
 
 
-class AliasLeadsHere(Conflict):
+class DeploymentHasAlias(Conflict):
     """An alias routes requests to the deployment that the request would stop."""
 
-    code = ErrorCode.alias_leads_here
+    code = ErrorCode.deployment_has_alias
 
 
 def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
@@ -61,12 +61,12 @@ def get_deployment(session: Session, deployment_id: str) -> Deployment:
 def stop_deployment(session: Session, deployment_id: str, force: bool) -> Deployment:
     """Stop a deployment, which changes nothing if it is stopped already.
 
-    Raises AliasLeadsHere without `force`: requests to the alias would go to its other targets, or get 503.
+    Raises DeploymentHasAlias without `force`: the alias would route to its other targets, or return 503.
     """
     deployment = get_deployment(session, deployment_id)
     aliases = list_alias_names(session, deployment.name) if deployment.replaces is None else []
     if aliases and not force and deployment.status in lifecycle.LIVE:
-        raise AliasLeadsHere(
+        raise DeploymentHasAlias(
             f"The alias {aliases[0]!r} routes to {deployment.name!r}, so {deployment.id} was not stopped.",
             hint=f"Change the alias first: PUT /api/v1/aliases/{aliases[0]}; or stop it with ?force=true.",
         )

@@ -1,7 +1,7 @@
-"""Cancel, pause, resume and retry: each is a move of the job's current run.
+"""Cancel, pause, resume and retry: each is a transition of the job's current run.
 
-A run may end, start or be claimed between being read and being moved. The move is guarded by the
-status that was read; when it finds another, the job is read again and decided once more.
+A worker may claim or finish the run between our read and our update. The update is guarded by the status that
+was read; if it matches no row, the job is read again and the action starts over.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from typing import Any
 from sqlmodel import Session
 
 from app.http.errors import Conflict
-from app.jobs.service import current_run, get_job, list_runs
+from app.jobs.schemas import current_run
+from app.jobs.service import get_job, list_runs
 from app.runs import lifecycle
 from app.tables import Job, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 
-# A run's status only moves on, so a handful of readings meets one that holds still.
-DECISIONS = 10
-AFRESH: dict[str, Any] = {
+# Between two requests a run changes its status a few times at most.
+MAX_ATTEMPTS = 10
+RETRY_VALUES: dict[str, Any] = {
     "failure_count": 0,
     "error": None,
     "claimable_at": None,
@@ -27,18 +28,18 @@ AFRESH: dict[str, Any] = {
 }
 
 
-class JobNotMovable(Conflict):
-    """The job is not in a status from which this can be done."""
+class JobStatusConflict(Conflict):
+    """The job's status does not allow the action."""
 
     code = ErrorCode.job_status_conflict
 
 
 @dataclass(frozen=True)
 class Action:
-    """What a person may ask of a job: from which status to which, and where there is nothing left to do."""
+    """An action on a job: its transitions, and the statuses in which it has already been done."""
 
     participle: str
-    moves: dict[RunStatus, RunStatus]
+    transitions: dict[RunStatus, RunStatus]
     done: frozenset[RunStatus] = frozenset()
 
 
@@ -64,27 +65,34 @@ RETRY = Action("retried", {RunStatus.failed: RunStatus.queued, RunStatus.cancell
 
 
 def cancel(session: Session, job_id: str) -> Job:
-    """End a job: at once if nothing runs, else when its program has stopped. Doing it twice is the same."""
+    """Cancel a job: at once if no run is active, otherwise when its program has stopped."""
     runs, moved = _move_current(session, job_id, CANCEL)
     if moved is not None and moved.status is RunStatus.cancelling:
-        # The program may yet succeed before it hears of this; what follows must not start then.
-        _end_following(session, runs, moved)
+        # The program may still succeed before it receives the signal; the next stage must not start then.
+        error = lifecycle.EarlierStageEnded(
+            f"The job was cancelled while the stage before this one, {moved.name!r}, was running.",
+            "Retry the job to run both.",
+        ).as_dict()
+        for run in _next_run(runs, moved):
+            lifecycle.move(
+                session, run.id, RunStatus.cancelled, values={"error": error}, data={"error": error}
+            )
     return get_job(session, job_id)
 
 
 def pause(session: Session, job_id: str) -> Job:
-    """Stop a job so that it can go on from its last checkpoint."""
+    """Stop a job so that it can resume from its last checkpoint."""
     # A run that waits for disk space shows that error; paused, it waits for a person.
     runs, moved = _move_current(session, job_id, PAUSE, {"error": None})
     if moved is not None and moved.status is RunStatus.pausing:
-        # As above: if the program ends before it hears of this, the job still pauses after it.
-        for run in runs[moved.position + 1 : moved.position + 2]:
+        # If the program succeeds before it receives the signal, the job pauses before the next stage.
+        for run in _next_run(runs, moved):
             lifecycle.move(session, run.id, RunStatus.paused)
     return get_job(session, job_id)
 
 
 def resume(session: Session, job_id: str) -> Job:
-    """Let a paused job go on."""
+    """Queue a paused job again."""
     runs, moved = _move_current(session, job_id, RESUME)
     for run in runs[moved.position + 1 :] if moved is not None else ():
         lifecycle.move(session, run.id, RunStatus.queued, sources=[RunStatus.paused])
@@ -92,40 +100,44 @@ def resume(session: Session, job_id: str) -> Job:
 
 
 def retry(session: Session, job_id: str) -> Job:
-    """Run what failed or was cancelled again, and the stages after it that had ended for that reason."""
-    runs, moved = _move_current(session, job_id, RETRY, AFRESH)
+    """Queue a failed or cancelled run again, and the later stages that ended for that reason."""
+    runs, moved = _move_current(session, job_id, RETRY, RETRY_VALUES)
     for run in runs[moved.position + 1 :] if moved is not None else ():
         if run.error is not None and run.error["code"] == ErrorCode.earlier_stage_ended:
-            lifecycle.move(session, run.id, RunStatus.queued, sources=[RunStatus.cancelled], values=AFRESH)
+            lifecycle.move(
+                session, run.id, RunStatus.queued, sources=[RunStatus.cancelled], values=RETRY_VALUES
+            )
     return get_job(session, job_id)
 
 
 def _move_current(
     session: Session, job_id: str, action: Action, values: dict[str, Any] | None = None
 ) -> tuple[Sequence[Run], Run | None]:
-    """Move the job's current run; the answer holds the job's runs, and None when nothing was left to do."""
+    """Move the job's current run; return all runs, and the one that moved or None if the action was done.
+
+    Raises JobNotFound and JobStatusConflict.
+    """
     get_job(session, job_id)
-    for _ in range(DECISIONS):
+    for _ in range(MAX_ATTEMPTS):
         runs = list_runs(session, job_id)
         run = current_run(runs)
         status = run.status
         if status in action.done:
             return runs, None
-        target = action.moves.get(status)
+        target = action.transitions.get(status)
         if target is None:
-            allowed = " or ".join(action.moves)
-            raise JobNotMovable(
+            allowed = " or ".join(action.transitions)
+            raise JobStatusConflict(
                 f"Job {job_id} is {status}; only a job that is {allowed} can be {action.participle}."
             )
         if (moved := lifecycle.move(session, run.id, target, sources=[status], values=values)) is not None:
             return runs, moved
-    raise JobNotMovable(f"Job {job_id} changed each time that it was read.", hint="Send the request again.")
+    raise JobStatusConflict(
+        f"Job {job_id} changed its status {MAX_ATTEMPTS} times during the request.",
+        hint="Send the request again.",
+    )
 
 
-def _end_following(session: Session, runs: Sequence[Run], ended: Run) -> None:
-    error = lifecycle.EarlierStageEnded(
-        f"The job was cancelled while the stage before it, {ended.name!r}, was running.",
-        "Retry the job to run both.",
-    ).as_dict()
-    for run in runs[ended.position + 1 : ended.position + 2]:
-        lifecycle.move(session, run.id, RunStatus.cancelled, values={"error": error}, data={"error": error})
+def _next_run(runs: Sequence[Run], run: Run) -> Sequence[Run]:
+    """Return the run after this one as a list, which is empty after the last."""
+    return runs[run.position + 1 : run.position + 2]

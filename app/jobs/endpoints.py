@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
 from app.jobs import actions, listing, preflight, service
+from app.jobs.examples import JOB_EXAMPLES
 from app.jobs.schemas import (
-    EXAMPLES,
     DryRunView,
     JobCreate,
     JobSummaryView,
@@ -22,22 +22,24 @@ from app.tables import RunStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-Spec = Annotated[JobCreate, Body(openapi_examples=EXAMPLES)]
+JobId = Annotated[str, Path(description="Id of the job, `job_…`.")]
+Spec = Annotated[JobCreate, Body(openapi_examples=JOB_EXAMPLES)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         min_length=1,
         max_length=255,
-        description="Sent again with the same body, it answers 200 with the job of the first time.",
+        description="A key of your choice. A second request with the same key and body returns 200 with the "
+        "job of the first, so that a client can safely repeat a request.",
     ),
 ]
 REPLAY: dict[int | str, dict[str, Any]] = {
-    200: {"model": JobView, "description": "The job that this Idempotency-Key has posted before."}
+    200: {"model": JobView, "description": "The job that this Idempotency-Key has already created."}
 }
 
 
 @router.post("", status_code=201, responses=REPLAY)
-def submit_job(
+def create_job(
     spec: Spec,
     session: WriteSession,
     caller: CallerDependency,
@@ -45,8 +47,8 @@ def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job: stages that run one after another, each on the hardware that it names."""
-    job, replayed = service.create_job(session, get_settings(), spec, caller.key_id, idempotency_key)
-    if replayed:
+    job, exists = service.create_job(session, get_settings(), spec, caller.key_id, idempotency_key)
+    if exists:
         response.status_code = 200
         response.headers["Idempotent-Replay"] = "true"
     return service.view_job(session, get_settings(), job)
@@ -54,56 +56,59 @@ def submit_job(
 
 @router.post("/dry-run")
 def dry_run_job(spec: Spec, session: ReadSession) -> DryRunView:
-    """What a job would do and use, with every default resolved; nothing is queued."""
+    """Return the plan for a job, with every default resolved, without queueing it."""
     return service.dry_run(session, get_settings(), spec)
 
 
 @router.post("/preflight", status_code=201)
-def preflight_job(
+def create_preflight(
     spec: Spec, session: WriteSession, caller: CallerDependency, options: Annotated[PreflightOptions, Query()]
 ) -> PreflightView:
-    """Queue short runs that judge the data, the settings and the memory of a job's training stages."""
-    return preflight.post(session, get_settings(), spec, options, caller.key_id)
+    """Queue short runs that check the data, settings and memory of a job's training stages."""
+    job, skipped = preflight.create_preflight(session, get_settings(), spec, options, caller.key_id)
+    return PreflightView(job=service.view_job(session, get_settings(), job), skipped=skipped)
 
 
 @router.get("")
 def list_jobs(
     session: ReadSession,
     paging: Paging,
-    status: RunStatus | None = None,
-    name: Annotated[str | None, Query(description="Exact name.")] = None,
-    label: Annotated[list[str] | None, Query(description="`key:value`; of several all must match.")] = None,
+    status: Annotated[RunStatus | None, Query(description="Return only jobs with this status.")] = None,
+    name: Annotated[str | None, Query(description="Return only jobs with exactly this name.")] = None,
+    label: Annotated[
+        list[str] | None, Query(description="`key:value`; a job must have all labels that are given.")
+    ] = None,
 ) -> Page[JobSummaryView]:
-    """Jobs from new to old."""
-    items, following = listing.list_jobs(session, paging, status, name, label or [])
-    return Page(items=items, next=following)
+    """List jobs, newest first."""
+    jobs, after = listing.list_jobs(session, paging, status, name, label or [])
+    return Page(items=jobs, next=after)
 
 
 @router.get("/{job_id}")
-def get_job(job_id: str, session: ReadSession) -> JobView:
-    """A job with its runs, their progress, and what they wait for."""
+def get_job(job_id: JobId, session: ReadSession) -> JobView:
+    """Return a job with its runs, their progress, and what they wait for."""
     return service.view_job(session, get_settings(), service.get_job(session, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, session: WriteSession) -> JobView:
-    """End a job; cancelling it again changes nothing."""
+def cancel_job(job_id: JobId, session: WriteSession) -> JobView:
+    """Cancel a job; cancelling it again changes nothing."""
     return service.view_job(session, get_settings(), actions.cancel(session, job_id))
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, session: WriteSession) -> JobView:
+def pause_job(job_id: JobId, session: WriteSession) -> JobView:
     """Stop a job after a checkpoint, so that it can be resumed."""
     return service.view_job(session, get_settings(), actions.pause(session, job_id))
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: str, session: WriteSession) -> JobView:
-    """Queue a paused job again; it goes on from its last checkpoint."""
+def resume_job(job_id: JobId, session: WriteSession) -> JobView:
+    """Queue a paused job again; it continues from its last checkpoint."""
     return service.view_job(session, get_settings(), actions.resume(session, job_id))
 
 
 @router.post("/{job_id}/retry")
-def retry_job(job_id: str, session: WriteSession) -> JobView:
-    """Queue a failed or cancelled job again from the stage that ended it."""
+def retry_job(job_id: JobId, session: WriteSession) -> JobView:
+    """Queue a failed or cancelled job again, from the stage that failed or was cancelled."""
     return service.view_job(session, get_settings(), actions.retry(session, job_id))

@@ -1,4 +1,4 @@
-"""From what a person wrote to what each run will do: names, queues, datasets and models made definite."""
+"""Resolution of a job spec: each stage gets a name, a queue, and the ids of its datasets and models."""
 
 import math
 from collections.abc import Sequence
@@ -14,17 +14,20 @@ from app.models import references
 from app.settings import Settings
 from app.tables import Alias, Dataset
 from trainers.configs import (
+    AdaptedModel,
+    DatasetRef,
     DeployConfig,
     EngineClientConfig,
     EvaluateConfig,
     PreflightConfig,
     PrepareConfig,
     Queue,
+    StageDataset,
     StageKind,
 )
-from trainers.configs.references import FieldReference, ReferenceKind, find_references
+from trainers.configs.references import DatasetField, ModelField, find_references, replace_references
 from trainers.configs.stage_config import AnyStage
-from trainers.configs.training import TrainingConfig
+from trainers.configs.training import MAX_HELD_OUT, TrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -36,161 +39,185 @@ class DatasetNotReady(Conflict):
 
 @dataclass(frozen=True)
 class ResolvedStage:
-    """A stage without anything left to decide but what runs before it will make."""
+    """A stage in which only the outputs of earlier stages are still unknown."""
 
     name: str
     kind: StageKind
     queue: Queue
     config: AnyStage
     datasets: dict[str, Dataset]
-    """The datasets that are there already, by the path of the field that names them."""
-
-    @property
-    def stored_config(self) -> dict[str, Any]:
-        """The config as the run's row keeps it and the program reads it."""
-        return self.config.model_dump(mode="json")
+    """The existing datasets that it reads, by the path of the field that names them."""
 
     @property
     def estimated_steps(self) -> int | None:
-        """Optimizer steps of a training stage; None where its dataset is still to be made."""
-        dataset = self.datasets.get("dataset")
+        """Optimizer steps of a training stage; None if an earlier stage produces its dataset."""
         if not isinstance(self.config, TrainingConfig):
             return None
+        dataset = self.datasets.get("dataset")
         if self.config.max_steps or dataset is None:
             return self.config.max_steps
         return math.ceil(dataset.row_count * self.config.epochs / self.config.rows_per_step)
 
 
 def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> list[ResolvedStage]:
-    """Make every stage definite.
+    """Resolve every stage of a job.
 
-    Raises Invalid naming every field that names nothing, and DatasetNotReady for a file with faults.
+    Raises UnprocessableContent, which lists every field that names nothing, and DatasetNotReady.
     """
-    faults: list[UnprocessableContent] = []
+    errors: list[UnprocessableContent] = []
     stages: list[ResolvedStage] = []
     for position, stage in enumerate(spec.stages):
         queue = stage.queue or spec.queue or settings.default_queue
-        held_out = _judged_on(spec, stages) if isinstance(stage, TrainingConfig) else []
-        stages.append(_resolve_stage(session, stage, queue, f"stages.{position}", stages, held_out, faults))
-    if faults:
-        raise _joined(faults)
+        stages.append(_resolve_stage(session, spec, position, queue, stages, errors))
+    if errors:
+        raise _combine(errors)
     for position, resolved in enumerate(stages):
         for field, dataset in resolved.datasets.items():
             _require_ready(dataset, f"stages.{position}.{field}")
     return stages
 
 
-def _judged_on(spec: JobCreate, earlier: Sequence[ResolvedStage]) -> list[Any]:
-    """What the job's models are judged on, as far as it is there when the next stage begins."""
-    names = {stage.name for stage in earlier}
-    asked = [stage.dataset for stage in spec.stages if isinstance(stage, EvaluateConfig)]
-    there = [dataset for dataset in asked if isinstance(dataset, str) or dataset.stage in names]
-    return [dataset if isinstance(dataset, str) else dataset.model_dump(mode="json") for dataset in there]
-
-
 def _resolve_stage(
     session: Session,
-    stage: AnyStage,
+    spec: JobCreate,
+    position: int,
     queue: Queue,
-    path: str,
     earlier: Sequence[ResolvedStage],
-    held_out: Sequence[Any],
-    faults: list[UnprocessableContent],
+    errors: list[UnprocessableContent],
 ) -> ResolvedStage:
-    """The stage made definite; a reference that means nothing stays as it is, and its fault is noted."""
+    """Resolve one stage; a reference that names nothing is left unchanged and added to the errors."""
+    stage, path = spec.stages[position], f"stages.{position}"
     name = stage.name or stage.stage
-    if name in {before.name for before in earlier}:
-        faults.append(_fault(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
+    if name in {other.name for other in earlier}:
+        errors.append(_error(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
     if isinstance(stage, EngineClientConfig):
         for field in ("engine_url", "engine_model"):
             if getattr(stage, field) is not None:
-                faults.append(_fault(f"{path}.{field}", "Leave it out: the worker starts the engine."))
-    values = stage.model_dump(mode="json") | {"name": name, "queue": queue.value}
+                errors.append(_error(f"{path}.{field}", "Omit this field: the worker starts the engine."))
     if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
-        message = f"{stage.deployment!r} is an alias. Choose another name, and move the alias to it then."
-        faults.append(_fault(f"{path}.deployment", message))
-    own = {reference.path for reference in find_references(values)}
-    if held_out:
-        values["held_out"] = values["held_out"] + [ref for ref in held_out if ref not in values["held_out"]]
+        message = f"{stage.deployment!r} is an alias. Choose another name, and point the alias at it later."
+        errors.append(_error(f"{path}.deployment", message))
+    own_paths = {reference.path for reference in find_references(stage)}
+    config = stage.model_copy(update={"name": name, "queue": queue})
+    if isinstance(config, TrainingConfig):
+        held_out = _add_evaluation_datasets(spec, config, earlier)
+        config = config.model_copy(update={"held_out": held_out})
+        if len(held_out) > MAX_HELD_OUT:
+            message = (
+                f"There are {len(held_out)} held-out datasets with those of the evaluate stages; at most "
+                f"{MAX_HELD_OUT} are allowed."
+            )
+            errors.append(_error(f"{path}.held_out", message))
+    replacements: dict[str, str] = {}
     datasets: dict[str, Dataset] = {}
-    for reference in find_references(values):
+    for reference in find_references(config):
         try:
-            if reference.kind is ReferenceKind.model:
-                reference.replace(_model(session, reference, path, earlier))
-            elif (dataset := _dataset(session, reference, stage, path, earlier)) is not None:
-                reference.replace(dataset.id)
+            if isinstance(reference, ModelField):
+                replacements |= _resolve_model(session, reference, path, earlier)
+            elif (dataset := _find_dataset(session, reference, stage, path, earlier)) is not None:
+                replacements[reference.path] = dataset.id
                 datasets[reference.path] = dataset
-        except UnprocessableContent as fault:
-            # A dataset that the job is judged on has its fault told where it is written.
-            if reference.path in own:
-                faults.append(fault)
-    return ResolvedStage(name, StageKind(stage.stage), queue, type(stage).model_validate(values), datasets)
+        except UnprocessableContent as error:
+            # The dataset of an evaluate stage is reported at that stage.
+            if reference.path in own_paths:
+                errors.append(error)
+    config = replace_references(config, replacements)
+    return ResolvedStage(name, StageKind(stage.stage), queue, config, datasets)
 
 
-def _model(session: Session, reference: FieldReference, path: str, earlier: Sequence[ResolvedStage]) -> Any:
+def _add_evaluation_datasets(
+    spec: JobCreate, config: TrainingConfig, earlier: Sequence[ResolvedStage]
+) -> list[DatasetRef]:
+    """Return the held-out datasets of a stage and those of the job's evaluate stages.
+
+    A dataset that a later stage produces does not exist yet and is left out.
+    """
+    names = {stage.name for stage in earlier}
+    evaluated = [stage.dataset for stage in spec.stages if isinstance(stage, EvaluateConfig)]
+    existing = [dataset for dataset in evaluated if isinstance(dataset, str) or dataset.stage in names]
+    return list(config.held_out) + [dataset for dataset in existing if dataset not in config.held_out]
+
+
+def _resolve_model(
+    session: Session, reference: ModelField, path: str, earlier: Sequence[ResolvedStage]
+) -> dict[str, str]:
+    """Return the resolved model by its path; nothing for the output of an earlier stage."""
     value, field = reference.value, f"{path}.{reference.path}"
     if isinstance(value, str):
-        return references.resolve_model(session, value, field)
-    if "stage" not in value:
-        raise _fault(field, "Name a model of the registry ('model_…') instead of a base and an adapter.")
-    named = _earlier(value["stage"], field, earlier)
-    if not named.kind.produces_model:
-        raise _fault(field, f"Stage {named.name!r} is of kind {named.kind}, which makes no model; sft does.")
-    return value
+        return {reference.path: references.resolve_model(session, value, field)}
+    if isinstance(value, AdaptedModel):
+        raise _error(field, "Name a registry model ('model_…') instead of a base and an adapter.")
+    producer = _find_earlier(value.stage, field, earlier)
+    if not producer.kind.produces_model:
+        raise _error(
+            field, f"Stage {producer.name!r} is of kind {producer.kind}, which produces no model; sft does."
+        )
+    return {}
 
 
-def _dataset(
-    session: Session, reference: FieldReference, stage: AnyStage, path: str, earlier: Sequence[ResolvedStage]
+def _find_dataset(
+    session: Session,
+    reference: DatasetField,
+    stage: AnyStage,
+    path: str,
+    earlier: Sequence[ResolvedStage],
 ) -> Dataset | None:
-    """The dataset of this id, else the newest of this name; None for one that an earlier stage will make."""
+    """Return the dataset with this id, or the newest with this name; None if an earlier stage produces it."""
     value, field = reference.value, f"{path}.{reference.path}"
-    trained_by = _reader(reference, stage)
-    if not isinstance(value, str):
-        made = _earlier(value["stage"], field, earlier)
-        if not isinstance(made.config, PrepareConfig):
-            raise _fault(field, f"Stage {made.name!r} is of kind {made.kind}: only prepare makes datasets.")
-        if value["part"] not in made.config.parts:
-            parts = ", ".join(sorted(made.config.parts))
-            message = f"Stage {made.name!r} makes no part {value['part']!r}, but {parts}: see its `split`."
-            raise _fault(field, message)
+    if isinstance(value, StageDataset):
+        _check_part(value, field, earlier)
         return None
     by_name = select(Dataset).where(col(Dataset.name) == value).order_by(col(Dataset.id).desc()).limit(1)
     dataset = session.get(Dataset, value) or session.scalars(by_name).first()
     if dataset is None:
-        raise _fault(field, f"No dataset has the id or the name {value!r}. POST /api/v1/datasets takes one.")
-    if trained_by is not None:
-        _require_shape(dataset, trained_by, field)
+        raise _error(
+            field, f"No dataset has the id or name {value!r}. Upload one with POST /api/v1/datasets."
+        )
+    if (reader := _reading_stage(reference, stage)) is not None:
+        _require_format(dataset, reader, field)
     return dataset
 
 
-def _earlier(name: str, field: str, earlier: Sequence[ResolvedStage]) -> ResolvedStage:
-    named = next((stage for stage in earlier if stage.name == name), None)
-    if named is None:
-        known = ", ".join(stage.name for stage in earlier) or "none"
-        raise _fault(field, f"No earlier stage is called {name!r}. Stages before this one: {known}.")
-    return named
+def _check_part(value: StageDataset, field: str, earlier: Sequence[ResolvedStage]) -> None:
+    producer = _find_earlier(value.stage, field, earlier)
+    if not isinstance(producer.config, PrepareConfig):
+        raise _error(
+            field, f"Stage {producer.name!r} is of kind {producer.kind}, but only prepare produces datasets."
+        )
+    if value.part not in producer.config.parts:
+        parts = ", ".join(sorted(producer.config.parts)) or "none"
+        message = f"Stage {producer.name!r} does not produce the part {value.part!r}. Its parts: {parts}."
+        raise _error(field, message)
 
 
-def _reader(reference: FieldReference, stage: AnyStage) -> StageKind | None:
-    """The kind of stage whose rows the dataset must be; None where any shape will do."""
-    if stage.stage == StageKind.prepare or reference.key not in ("dataset", "validation_dataset"):
+def _find_earlier(name: str, field: str, earlier: Sequence[ResolvedStage]) -> ResolvedStage:
+    found = next((stage for stage in earlier if stage.name == name), None)
+    if found is None:
+        names = ", ".join(stage.name for stage in earlier) or "none"
+        raise _error(field, f"No earlier stage is called {name!r}. Stages before this one: {names}.")
+    return found
+
+
+def _reading_stage(reference: DatasetField, stage: AnyStage) -> StageKind | None:
+    """Return the kind of stage that reads the dataset's rows; None if it accepts any format."""
+    if stage.stage == StageKind.prepare or reference.name not in ("dataset", "validation_dataset"):
         return None
     return StageKind(stage.target.stage if isinstance(stage, PreflightConfig) else stage.stage)
 
 
-def _require_shape(dataset: Dataset, stage: StageKind, path: str) -> None:
-    """DPO alone reads pairs; what has the other shape would fail only once it has hardware."""
+def _require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
+    """Refuse preference pairs for any stage but dpo, and other rows for dpo, before hardware is used."""
     if dataset.format is None or dataset.format.has_pairs == stage.stage.reads_pairs:
         return
     if dataset.format.has_pairs:
-        raise _fault(
+        raise _error(
             path,
-            f"Dataset {dataset.id} holds preference pairs, and {stage} needs rows with one answer: keep only "
-            "`prompt` and `chosen`, under the names `prompt` and `completion`.",
+            f"Dataset {dataset.id} contains preference pairs, but {stage} needs rows with one completion: "
+            "keep only `prompt` and `chosen`, under the names `prompt` and `completion`.",
         )
-    raise _fault(
+    raise _error(
         path,
-        f"Dataset {dataset.id} holds rows of the format {dataset.format}, and dpo needs preference pairs: "
+        f"Dataset {dataset.id} contains rows of the format {dataset.format}, but dpo needs preference pairs: "
         "rows with `prompt`, `chosen` and `rejected`.",
     )
 
@@ -198,24 +225,23 @@ def _require_shape(dataset: Dataset, stage: StageKind, path: str) -> None:
 def _require_ready(dataset: Dataset, path: str) -> None:
     if dataset.trainable:
         return
-    faults = dataset.report.get("faults") or [{"message": "It has no rows."}]
+    faults = dataset.report.get("faults") or [{"message": "The file has no rows."}]
     line, message = faults[0].get("line"), faults[0]["message"]
     first = f"Line {line}: {message}" if line else message
+    count = "1 fault" if dataset.fault_count == 1 else f"{dataset.fault_count} faults"
     raise DatasetNotReady(
-        f"Dataset {dataset.id} has {dataset.fault_count} faults, so nothing runs on it. The first: {first}",
-        hint=f"Correct the file and upload it again. GET /api/v1/datasets/{dataset.id} has the whole report.",
+        f"Dataset {dataset.id} has {count}, so no stage can read it. The first: {first}",
+        hint=f"Correct the file and upload it again. The report is at GET /api/v1/datasets/{dataset.id}.",
         fields=[{"field": path, "message": first}],
     )
 
 
-def _fault(path: str, message: str) -> UnprocessableContent:
+def _error(path: str, message: str) -> UnprocessableContent:
     return UnprocessableContent(f"{path}: {message}", fields=[{"field": path, "message": message}])
 
 
-def _joined(faults: Sequence[UnprocessableContent]) -> UnprocessableContent:
-    """All faults as one, which speaks of the first."""
-    fields = [field for fault in faults for field in fault.fields or ()]
-    hint = next((fault.hint for fault in faults if fault.hint), None)
-    return UnprocessableContent(
-        f"The job cannot run as it is written. {faults[0].message}", hint=hint, fields=fields
-    )
+def _combine(errors: Sequence[UnprocessableContent]) -> UnprocessableContent:
+    """Combine all errors into one, whose message is that of the first."""
+    fields: list[dict[str, Any]] = [field for error in errors for field in error.fields or ()]
+    hint = next((error.hint for error in errors if error.hint), None)
+    return UnprocessableContent(f"The job is invalid. {errors[0].message}", hint=hint, fields=fields)

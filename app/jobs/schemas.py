@@ -1,12 +1,13 @@
-"""What the job endpoints take and give."""
+"""Request and response schemas of the job endpoints."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.runs.schemas import ErrorView, RunView
-from app.tables import RunStatus
+from app.runs.schemas import ErrorView, RunView, progress
+from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Queue, StageKind
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.configs.resume_guarantee import ResumeGuarantee
@@ -17,139 +18,157 @@ JobName = Annotated[
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=PRINTABLE_PATTERN)]
 
-EXAMPLE: dict[str, Any] = {
-    "name": "arithmetic",
-    "labels": {"team": "maths"},
-    "stages": [
-        {
-            "stage": "sft",
-            "base": "starter",
-            "dataset": "arithmetic-train",
-            "tuning": {"method": "lora"},
-            "max_steps": 120,
-            "batch_size": 32,
-            "learning_rate": 0.002,
-        },
-        {
-            "stage": "evaluate",
-            "model": {"stage": "sft"},
-            "baseline": "starter",
-            "dataset": "arithmetic-test",
-            "max_new_tokens": 32,
-        },
-        {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "arithmetic"},
-    ],
-}
-EXAMPLES = {
-    "arithmetic": {"summary": "Tune the starter model, compare it with its base, serve it", "value": EXAMPLE}
-}
-
 
 class JobCreate(BaseModel):
-    """What a person asks for: stages that run one after another."""
+    """A job spec: stages that run one after another."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: JobName
-    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
-    priority: int = Field(0, ge=-100, le=100, description="Higher starts first; equal ones start by age.")
-    queue: Queue | None = Field(None, description="Hardware for the stages that name none.")
-    stages: list[AnyStage] = Field(min_length=1, max_length=20)
-
-
-class JobSummaryView(BaseModel):
-    """A job in a list."""
-
-    id: str
-    name: str
-    labels: dict[str, str]
-    priority: int
-    status: RunStatus = Field(description="Status of the first run that has not succeeded.")
-    created_at: datetime
-    stages: list["StageSummaryView"]
+    name: JobName = Field(description="Name of the job; several jobs may have the same.")
+    labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Labels by which jobs can be listed."
+    )
+    priority: int = Field(
+        0, ge=-100, le=100, description="A higher priority starts first; equal ones start by age."
+    )
+    queue: Queue | None = Field(None, description="Hardware for the stages that do not name any.")
+    stages: list[AnyStage] = Field(
+        min_length=1, max_length=20, description="The stages in order; each needs the ones that it refers to."
+    )
 
 
 class StageSummaryView(BaseModel):
     """A run in a list of jobs."""
 
-    run_id: str
-    name: str
-    stage: StageKind
-    queue: Queue
-    status: RunStatus
-    progress: float = Field(description="From 0 to 1.")
+    run_id: str = Field(description="Id of the run.")
+    name: str = Field(description="Name of the stage, unique in the job.")
+    stage: StageKind = Field(description="Kind of the stage.")
+    queue: Queue = Field(description="Hardware that it runs on.")
+    status: RunStatus = Field(description="State of the run.")
+    progress: float = Field(description="Share of the steps that are done, from 0 to 1.")
+
+
+class JobSummaryView(BaseModel):
+    """A job in a list."""
+
+    id: str = Field(description="Id of the job, `job_…`.")
+    name: str = Field(description="Name of the job.")
+    labels: dict[str, str] = Field(description="Its labels.")
+    priority: int = Field(description="A higher priority starts first.")
+    status: RunStatus = Field(description="Status of the first run that has not succeeded, or `succeeded`.")
+    created_at: datetime = Field(description="When it was submitted.")
+    stages: list[StageSummaryView] = Field(description="Its runs in order.")
 
 
 class JobView(BaseModel):
     """A job with its runs."""
 
-    id: str
-    name: str
-    labels: dict[str, str]
-    priority: int
-    status: RunStatus = Field(description="Status of the first run that has not succeeded.")
-    error: ErrorView | None = Field(description="Why the job stands where it does, if something went wrong.")
-    created_at: datetime
-    created_by: str | None = Field(description="Id of the API key that posted the job.")
-    spec: dict[str, Any] = Field(description="The request as it was posted.")
-    runs: list[RunView]
+    id: str = Field(description="Id of the job, `job_…`.")
+    name: str = Field(description="Name of the job.")
+    labels: dict[str, str] = Field(description="Its labels.")
+    priority: int = Field(description="A higher priority starts first.")
+    status: RunStatus = Field(description="Status of the first run that has not succeeded, or `succeeded`.")
+    error: ErrorView | None = Field(description="Error of that run.")
+    created_at: datetime = Field(description="When it was submitted.")
+    created_by: str | None = Field(description="Id of the API key that submitted it; null without keys.")
+    spec: dict[str, Any] = Field(description="The request as it was submitted.")
+    runs: list[RunView] = Field(description="Its runs in order, one for each stage.")
 
 
 class PlannedDatasetView(BaseModel):
     """The dataset that a stage would read."""
 
-    id: str
-    name: str
-    sha256: str
-    rows: int
+    id: str = Field(description="Id of the dataset.")
+    name: str = Field(description="Name of the dataset.")
+    sha256: str = Field(description="Hash of the file.")
+    rows: int = Field(description="Number of its rows.")
 
 
 class PlannedStageView(BaseModel):
-    """What a stage would do and use."""
+    """The plan for a stage."""
 
-    name: str
-    stage: StageKind
-    queue: Queue
+    name: str = Field(description="Name of the stage, unique in the job.")
+    stage: StageKind = Field(description="Kind of the stage.")
+    queue: Queue = Field(description="Hardware that it would run on.")
     config: dict[str, Any] = Field(description="The stage with every default resolved.")
-    models: dict[str, Any] = Field(description="Each model reference as the worker will read it.")
-    dataset: PlannedDatasetView | None
+    models: dict[str, Any] = Field(description="Its models as the worker will read them, by field.")
+    dataset: PlannedDatasetView | None = Field(
+        description="The dataset that it would read; null if an earlier stage produces it."
+    )
     estimated_steps: int | None = Field(description="Optimizer steps of a training stage.")
     resume_guarantee: ResumeGuarantee | None = Field(
-        description="How it would go on after a stop; null for a stage that begins again."
+        description="Whether it would resume exactly after a stop; null for a stage that starts again."
     )
-    workers: list[str] = Field(description="Names of the living workers that could take it.")
-    waiting_for: str | None = Field(description="Why no living worker could take it.")
+    workers: list[str] = Field(description="Names of the alive workers that can run it.")
+    waiting_for: str | None = Field(description="Why no alive worker can run it.")
 
 
 class DryRunView(BaseModel):
-    """What a job would do, had it been posted."""
+    """The plan for a job that has not been submitted."""
 
-    name: str
-    labels: dict[str, str]
-    priority: int
-    stages: list[PlannedStageView]
+    name: str = Field(description="Name of the job.")
+    labels: dict[str, str] = Field(description="Its labels.")
+    priority: int = Field(description="A higher priority starts first.")
+    stages: list[PlannedStageView] = Field(description="The plan for each stage in order.")
 
 
 class PreflightOptions(BaseModel):
-    """What a preflight does beside looking at the data."""
+    """Options of a preflight in addition to the job spec."""
 
     model_config = ConfigDict(extra="forbid")
 
     probe_steps: int = Field(0, ge=0, le=100, description="Steps of each stage to train and time.")
     price_per_hour: float | None = Field(
-        None, gt=0, le=1e6, description="Price of the host for an hour, for the estimated cost."
+        None, gt=0, le=1e6, description="Price of the host per hour, for the cost estimate."
     )
 
 
 class SkippedStageView(BaseModel):
-    """A stage that cannot be judged before the job runs."""
+    """A stage that cannot be checked before the job runs."""
 
-    stage: str
-    reason: str
+    stage: str = Field(description="Name of the stage.")
+    reason: str = Field(description="Why it cannot be checked.")
 
 
 class PreflightView(BaseModel):
-    """The job that judges another; the result of each of its runs of kind `preflight` holds the findings."""
+    """The preflight of a job; the result of each of its `preflight` runs contains the findings."""
 
-    job: JobView
-    left_out: list[SkippedStageView]
+    job: JobView = Field(description="The job that checks the stages.")
+    skipped: list[SkippedStageView] = Field(description="The stages that it does not check.")
+
+
+def current_run(runs: Sequence[Run]) -> Run:
+    """Return the run that decides the job's status: the first that has not succeeded, or the last."""
+    return next((run for run in runs if run.status is not RunStatus.succeeded), runs[-1])
+
+
+def summary_view(job: Job, runs: Sequence[Run]) -> JobSummaryView:
+    """Build the view of a job in a list."""
+    stages = [
+        StageSummaryView(
+            run_id=run.id,
+            name=run.name,
+            stage=run.stage,
+            queue=run.queue,
+            status=run.status,
+            progress=progress(run),
+        )
+        for run in runs
+    ]
+    return JobSummaryView(
+        **job.model_dump(include={"id", "name", "labels", "priority", "created_at"}),
+        status=current_run(runs).status,
+        stages=stages,
+    )
+
+
+def job_view(job: Job, runs: Sequence[Run], run_views: list[RunView]) -> JobView:
+    """Build the view of a job with its runs."""
+    current = current_run(runs)
+    return JobView(
+        **job.model_dump(include={"id", "name", "labels", "priority", "spec", "created_at"}),
+        created_by=job.created_by or None,
+        status=current.status,
+        error=ErrorView.model_validate(current.error) if current.error else None,
+        runs=run_views,
+    )

@@ -1,4 +1,4 @@
-"""Posting, finding and showing jobs."""
+"""Creating, reading and planning jobs."""
 
 import hashlib
 import json
@@ -10,13 +10,20 @@ from sqlmodel import Session, col
 
 from app.http.errors import Conflict, NotFound
 from app.jobs.resolve import ResolvedStage, resolve_stages
-from app.jobs.schemas import DryRunView, JobCreate, JobView, PlannedDatasetView, PlannedStageView
+from app.jobs.schemas import (
+    DryRunView,
+    JobCreate,
+    JobView,
+    PlannedDatasetView,
+    PlannedStageView,
+    job_view,
+)
 from app.runs import lifecycle
 from app.runs.schemas import run_view
 from app.settings import Settings
-from app.tables import Job, JobLabel, Run, RunStatus, Worker
+from app.tables import Job, JobLabel, Run, Worker
 from app.workers import service as workers
-from trainers.configs.references import ReferenceKind, find_references
+from trainers.configs.references import ModelField, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.runtime.error_codes import ErrorCode
 
@@ -28,7 +35,7 @@ class JobNotFound(NotFound):
 
 
 class IdempotencyKeyReused(Conflict):
-    """The key was sent before with another body."""
+    """The idempotency key was used with another body."""
 
     code = ErrorCode.idempotency_key_reused
 
@@ -36,21 +43,21 @@ class IdempotencyKeyReused(Conflict):
 def create_job(
     session: Session, settings: Settings, spec: JobCreate, created_by: str, idempotency_key: str | None
 ) -> tuple[Job, bool]:
-    """Queue a job and answer it with False, or with True the job that this key has queued before.
+    """Queue a job; return it, and whether an earlier request with this idempotency key had created it.
 
-    Raises what `resolve` raises, and IdempotencyKeyReused.
+    Raises the errors of `resolve_stages`, and IdempotencyKeyReused.
     """
     body = spec.model_dump(mode="json", exclude_unset=True)
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    if (before := _posted_before(session, created_by, idempotency_key, digest)) is not None:
-        return before, True
+    spec_sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
+        return existing, True
     stages = resolve_stages(session, spec, settings)
     job = Job(
         name=spec.name,
         labels=spec.labels,
         priority=spec.priority,
         spec=body,
-        spec_sha256=digest,
+        spec_sha256=spec_sha256,
         created_by=created_by,
         idempotency_key=idempotency_key,
     )
@@ -58,23 +65,24 @@ def create_job(
         with session.begin_nested():
             session.add(job)
     except IntegrityError:
-        # Another request with this key was first and is committed now: it is the one to answer.
-        winner = _posted_before(session, created_by, idempotency_key, digest)
-        assert winner is not None, "only the idempotency key can collide"
-        return winner, True
-    _queue(session, job, stages)
+        # Another request with this key was committed first: its job is the result of both.
+        existing = _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)
+        assert existing is not None, "the idempotency key is the only unique column"
+        return existing, True
+    session.add_all(JobLabel(key=key, value=value, job_id=job.id) for key, value in job.labels.items())
+    lifecycle.create_runs(session, [_new_run(job, position, stage) for position, stage in enumerate(stages)])
     return job, False
 
 
 def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView:
-    """What the job would do, without queueing it; raises what `resolve` raises."""
-    living = workers.list_alive_workers(session, settings)
-    stages = [_planned(stage, living) for stage in resolve_stages(session, spec, settings)]
+    """Return the plan for a job without queueing it; raises the errors of `resolve_stages`."""
+    alive_workers = workers.list_alive_workers(session, settings)
+    stages = [_planned_stage_view(stage, alive_workers) for stage in resolve_stages(session, spec, settings)]
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
 
 
 def get_job(session: Session, job_id: str) -> Job:
-    """The job of this id; raises JobNotFound."""
+    """Return the job; raises JobNotFound."""
     job = session.get(Job, job_id)
     if job is None:
         raise JobNotFound(f"There is no job {job_id}.", hint="List jobs with GET /api/v1/jobs.")
@@ -82,77 +90,65 @@ def get_job(session: Session, job_id: str) -> Job:
 
 
 def list_runs(session: Session, job_id: str) -> Sequence[Run]:
-    """The job's runs in order, as the database has them now."""
+    """Return the job's runs in order, as the database has them now."""
     statement = select(Run).where(col(Run.job_id) == job_id).order_by(col(Run.position))
     return session.scalars(statement.execution_options(populate_existing=True)).all()
 
 
-def current_run(runs: Sequence[Run]) -> Run:
-    """The run that decides the job's status: the first that has not succeeded, else the last."""
-    return next((run for run in runs if run.status is not RunStatus.succeeded), runs[-1])
-
-
 def view_job(session: Session, settings: Settings, job: Job) -> JobView:
-    """A job with its runs and what they wait for."""
+    """Build the view of a job, with its runs and what they wait for."""
     runs = list_runs(session, job.id)
-    waits = workers.explain_waiting(session, settings, runs)
-    current = current_run(runs)
-    return JobView(
-        **job.model_dump(include={"id", "name", "labels", "priority", "spec", "created_at"}),
-        created_by=job.created_by or None,
-        status=current.status,
-        error=current.error,
-        runs=[run_view(run, waits.get(run.id)) for run in runs],
-    )
+    waiting = workers.explain_waiting(session, settings, runs)
+    return job_view(job, runs, [run_view(run, waiting.get(run.id)) for run in runs])
 
 
-def _posted_before(session: Session, created_by: str, idempotency_key: str | None, digest: str) -> Job | None:
+def _find_by_idempotency_key(
+    session: Session, created_by: str, idempotency_key: str | None, spec_sha256: str
+) -> Job | None:
     if idempotency_key is None:
         return None
-    same = col(Job.created_by) == created_by, col(Job.idempotency_key) == idempotency_key
-    job = session.scalars(select(Job).where(*same)).one_or_none()
-    if job is not None and job.spec_sha256 != digest:
+    statement = select(Job).where(
+        col(Job.created_by) == created_by, col(Job.idempotency_key) == idempotency_key
+    )
+    job = session.scalars(statement).one_or_none()
+    if job is not None and job.spec_sha256 != spec_sha256:
         raise IdempotencyKeyReused(
-            f"Idempotency-Key {idempotency_key!r} has already posted {job.id} with another body.",
+            f"Idempotency-Key {idempotency_key!r} has already created {job.id} with another body.",
             hint="Send a new key for a new job.",
         )
     return job
 
 
-def _queue(session: Session, job: Job, stages: Sequence[ResolvedStage]) -> None:
-    """Write the job's labels and runs, and the event that each run is queued."""
-    session.add_all(JobLabel(key=key, value=value, job_id=job.id) for key, value in job.labels.items())
-    runs = [
-        Run(
-            job_id=job.id,
-            position=position,
-            name=stage.name,
-            stage=stage.kind,
-            queue=stage.queue,
-            priority=job.priority,
-            config=stage.stored_config,
-            device_count=stage.config.device_count,
-        )
-        for position, stage in enumerate(stages)
-    ]
-    lifecycle.create_runs(session, runs)
+def _new_run(job: Job, position: int, stage: ResolvedStage) -> Run:
+    return Run(
+        job_id=job.id,
+        position=position,
+        name=stage.name,
+        stage=stage.kind,
+        queue=stage.queue,
+        priority=job.priority,
+        config=stage.config.model_dump(mode="json"),
+        device_count=stage.config.device_count,
+    )
 
 
-def _planned(stage: ResolvedStage, living: Sequence[Worker]) -> PlannedStageView:
-    config, dataset = stage.stored_config, stage.datasets.get("dataset")
-    references = [ref for ref in find_references(config) if ref.kind is ReferenceKind.model]
+def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -> PlannedStageView:
+    models = [ref for ref in find_references(stage.config) if isinstance(ref, ModelField)]
+    dataset = stage.datasets.get("dataset")
     return PlannedStageView(
         name=stage.name,
         stage=stage.kind,
         queue=stage.queue,
-        config=config,
-        models={reference.path: reference.value for reference in references},
+        config=stage.config.model_dump(mode="json"),
+        models={reference.path: reference.value for reference in models},
         dataset=dataset
         and PlannedDatasetView(
             id=dataset.id, name=dataset.name, sha256=dataset.sha256, rows=dataset.row_count
         ),
         estimated_steps=stage.estimated_steps,
-        resume_guarantee=get_resume_guarantee(stage.kind, stage.queue, config),
-        workers=[worker.name for worker in workers.filter_capable_workers(living, stage.queue, stage.kind)],
-        waiting_for=workers.explain_missing_worker(stage.queue, stage.kind, living),
+        resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
+        workers=[
+            worker.name for worker in workers.filter_capable_workers(alive_workers, stage.queue, stage.kind)
+        ],
+        waiting_for=workers.explain_missing_worker(stage.queue, stage.kind, alive_workers),
     )

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.tables import Event, EventType, Run, RunStatus, TrackingService
 from trainers.configs import Queue, StageKind
@@ -130,7 +130,7 @@ def run_view(run: Run, waiting_for: str | None) -> RunView:
         waiting_for=waiting_for,
         progress=progress(run),
         eta_seconds=_eta_seconds(run),
-        resume_guarantee=get_resume_guarantee(run.stage, run.queue, run.config),
+        resume_guarantee=_resume_guarantee(run),
         log_published=run.log_artifact is not None,
     )
 
@@ -150,6 +150,14 @@ def progress(run: Run) -> float:
     if run.status is RunStatus.succeeded:
         return 1.0
     return min(1.0, run.step / run.total_steps) if run.total_steps else 0.0
+
+
+def _resume_guarantee(run: Run) -> ResumeGuarantee | None:
+    try:
+        return get_resume_guarantee(run.stage_config(), run.queue)
+    except ValidationError:
+        # The run is of an older version whose config cannot be used any more; it can still be read.
+        return None
 
 
 def _eta_seconds(run: Run) -> float | None:

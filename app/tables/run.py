@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from app.tables.base import Json, enum_type, new_id, time_field
-from trainers.configs import Queue, StageKind
+from trainers.configs import AnyStage, Queue, StageKind, parse_stage
 
 
 class RunStatus(StrEnum):
@@ -94,3 +94,7 @@ class Run(SQLModel, table=True):
     created_at: datetime = time_field(default_now=True)
     started_at: datetime | None = time_field()
     finished_at: datetime | None = time_field()
+
+    def stage_config(self) -> AnyStage:
+        """Parse the stored config; raises ValidationError if a newer version has changed its fields."""
+        return parse_stage(self.config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from app.jobs.schemas import EXAMPLE
+from app.jobs.examples import ARITHMETIC_JOB
 from app.settings import get_settings
 from app.tables import RunStatus
 from trainers.configs import StageKind, parse_stage
@@ -27,8 +27,8 @@ RUN = (
     "run (id, job_id, position, name, stage, queue, priority, config, "
     "status, attempt, failure_count, event_seq, step, created_at)"
 )
-_SPEC = json.dumps(EXAMPLE)
-_CONFIGS = [parse_stage(stage).model_dump_json() for stage in EXAMPLE["stages"]]
+_SPEC = json.dumps(ARITHMETIC_JOB)
+_CONFIGS = [parse_stage(stage).model_dump_json() for stage in ARITHMETIC_JOB["stages"]]
 
 Row = tuple[Any, ...]
 

@@ -1,80 +1,87 @@
-"""References to models, datasets and files in the values of a stage, at any depth."""
+"""The fields of a stage's config that name models and datasets, at any depth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from trainers.configs.base import AdaptedModel, ModelRef, StageOutput
+from pydantic import BaseModel
+
+from trainers.configs.base import AdaptedModel, DatasetRef, ModelRef, StageOutput
 from trainers.runtime.errors import ConfigInvalid
 
-
-class ReferenceKind(StrEnum):
-    """Kind of object that a reference names."""
-
-    model = "model"
-    dataset = "dataset"
+C = TypeVar("C", bound=BaseModel)
 
 
-# A field with one of these names means the same in every config.
-REFERENCE_FIELDS = {
-    "base": ReferenceKind.model,
-    "model": ReferenceKind.model,
-    "baseline": ReferenceKind.model,
-    "dataset": ReferenceKind.dataset,
-    "validation_dataset": ReferenceKind.dataset,
-    "held_out": ReferenceKind.dataset,
-    "not_in": ReferenceKind.dataset,
-}
+# A field with one of these names has the same meaning in every config.
+MODEL_FIELDS = frozenset({"base", "model", "baseline"})
+DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in"})
 
 
 @dataclass(frozen=True)
-class FieldReference:
-    """A reference together with its position, so that it can be replaced; `path` is dotted, as in errors."""
+class ModelField:
+    """A field that names a model; `path` is dotted, such as `target.base`, and `name` its last part."""
 
-    kind: ReferenceKind
     path: str
-    holder: Any
-    key: str | int
+    name: str
+    value: ModelRef
 
-    @property
-    def value(self) -> Any:
-        """The reference itself: a name, or `{stage: …}` as a mapping."""
-        return self.holder[self.key]
 
-    def replace(self, value: Any) -> None:
-        """Replace the reference in the values that contain it."""
-        self.holder[self.key] = value
+@dataclass(frozen=True)
+class DatasetField:
+    """A field, or an item of a field, that names a dataset: the path of an item is `held_out.0`."""
+
+    path: str
+    name: str
+    value: DatasetRef
 
 
 def get_base_model(reference: ModelRef) -> str:
-    """Return the folder or hub id of the base model; raises ConfigInvalid for the output of a stage."""
+    """Return the folder or hub id of the base model; raise ConfigInvalid if the reference is unresolved."""
     if isinstance(reference, StageOutput):
         raise ConfigInvalid(
             f"The model refers to the stage {reference.stage!r}, which only a job can resolve.",
-            "Without a job, name the folder of that stage's model.",
+            "When you run the program by hand, name the folder of that stage's model.",
         )
     return reference.base if isinstance(reference, AdaptedModel) else reference
 
 
-def find_references(values: dict[str, Any], path: str = "") -> Iterator[FieldReference]:
-    """Yield the references in a stage's values, which are plain JSON; null fields are skipped."""
-    for key, value in list(values.items()):
-        here = f"{path}.{key}" if path else key
-        kind = REFERENCE_FIELDS.get(key)
-        if kind is not None and value is not None:
-            yield from _field_references(kind, here, values, key)
-        elif isinstance(value, dict):
-            yield from find_references(value, here)
+def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField | DatasetField]:
+    """Yield the references of a config in the order of its fields; null ones are skipped."""
+    for name, value in config:
+        path = f"{prefix}{name}"
+        if value is None:
+            continue
+        if name in MODEL_FIELDS:
+            yield ModelField(path, name, value)
+        elif name in DATASET_FIELDS and isinstance(value, list):
+            for position, item in enumerate(value):
+                yield DatasetField(f"{path}.{position}", name, item)
+        elif name in DATASET_FIELDS:
+            yield DatasetField(path, name, value)
+        elif isinstance(value, BaseModel):
+            yield from find_references(value, f"{path}.")
         elif isinstance(value, list):
             for position, item in enumerate(value):
-                if isinstance(item, dict):
-                    yield from find_references(item, f"{here}.{position}")
+                if isinstance(item, BaseModel):
+                    yield from find_references(item, f"{path}.{position}.")
 
 
-def _field_references(kind: ReferenceKind, path: str, holder: Any, key: str) -> Iterator[FieldReference]:
-    if not isinstance(holder[key], list):
-        yield FieldReference(kind, path, holder, key)
-        return
-    for position in range(len(holder[key])):
-        yield FieldReference(kind, f"{path}.{position}", holder[key], position)
+def replace_references(config: C, replacements: Mapping[str, Any], prefix: str = "") -> C:
+    """Return a copy of the config in which each reference whose path is a key has the mapped value.
+
+    The copy is not validated again: a replacement must have a type that the field allows.
+    """
+    if not any(path.startswith(prefix) for path in replacements):
+        return config
+
+    def replace(value: Any, path: str) -> Any:
+        if path in replacements:
+            return replacements[path]
+        if isinstance(value, BaseModel):
+            return replace_references(value, replacements, f"{path}.")
+        if isinstance(value, list):
+            return [replace(item, f"{path}.{position}") for position, item in enumerate(value)]
+        return value
+
+    changed = {field: replace(value, f"{prefix}{field}") for field, value in config}
+    return config.model_copy(update=changed)

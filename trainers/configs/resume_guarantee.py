@@ -1,14 +1,13 @@
 """Whether a resumed run ends with the same weights as an uninterrupted one, and if not, why."""
 
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
 
 from pydantic import Field
 
-from trainers.configs.base import Config, Queue
+from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.stage_table import StageKind
-from trainers.configs.stages.grpo import GenerationBackend
+from trainers.configs.stages.generate import GenerateConfig
+from trainers.configs.stages.grpo import GenerationBackend, GrpoConfig
 
 DEVICE_REASONS = {
     Queue.cuda: (
@@ -43,14 +42,14 @@ class ResumeGuarantee(Config):
     reasons: list[str] = Field(description="Why the guarantee is only `approximate`; empty if `exact`.")
 
 
-def get_resume_guarantee(stage: str, queue: Queue, config: Mapping[str, Any]) -> ResumeGuarantee | None:
+def get_resume_guarantee(config: StageConfig, queue: Queue) -> ResumeGuarantee | None:
     """Return how a run of this config continues after a stop, or None if it starts from the beginning."""
-    if not StageKind(stage).stage.resumes:
+    if not StageKind(config.stage).stage.resumes:
         return None
-    if stage == StageKind.generate:
+    if isinstance(config, GenerateConfig):
         return make_guarantee([BATCHING_REASON])
     reasons = [DEVICE_REASONS[queue]] if queue in DEVICE_REASONS else []
-    if config.get("generation", GenerationBackend.transformers) != GenerationBackend.transformers:
+    if isinstance(config, GrpoConfig) and config.generation is not GenerationBackend.transformers:
         reasons.append(VLLM_REASON)
     return make_guarantee(reasons)
 

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from trainers.configs.base import MAX_COUNT, Config, DatasetRef, ModelRef, Seed, StageConfig
 from trainers.configs.presets import apply_presets
 
+MAX_HELD_OUT = 20
+
 
 class Precision(StrEnum):
     """Number format of the forward and backward pass."""
@@ -111,7 +113,7 @@ class TrainingConfig(StageConfig):
     dataset: DatasetRef
     held_out: list[DatasetRef] = Field(
         default_factory=list,
-        max_length=20,
+        max_length=MAX_HELD_OUT,
         description="Datasets whose rows must not be trained on. A job adds those of its `evaluate` stages.",
     )
     preflight: PreflightMode = Field(

@@ -27,7 +27,7 @@ def save_environment(config: TrainingConfig, checkpoint: Path) -> None:
 def expected_resume_guarantee(config: TrainingConfig) -> ResumeGuarantee:
     """Return how exactly the run would resume on this host."""
     queue = Queue.cuda if pick_device(config.queue).type == "cuda" else Queue.cpu
-    guarantee = get_resume_guarantee(config.stage, queue, config.model_dump(mode="json"))
+    guarantee = get_resume_guarantee(config, queue)
     assert guarantee is not None, "training stages have checkpoints"
     return guarantee
 

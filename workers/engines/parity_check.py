@@ -15,7 +15,7 @@ from app.tables import Dataset, Deployment, Model, Run
 from serving.engines import Engine
 from serving.engines.child_engine import log_tail
 from serving.parity.spot_check import passes_spot_check
-from trainers.configs import EngineOptions, Queue, StageKind
+from trainers.configs import EngineOptions, MergeConfig, Queue
 from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, start_guarded_process
 from workers.hosts.lease import Lease
 from workers.runs.launch import LaunchError, ResolvedModel, fetch_dataset, fetch_model, program_environment
@@ -96,8 +96,8 @@ def _load_reference(deployment: Deployment, model: ResolvedModel, settings: Sett
     path = None
     try:
         path = fetch_dataset(dataset, settings) if dataset is not None else None
-        if run is not None and run.stage is StageKind.merge:
-            model = fetch_model(run.job_id, run.config["model"], settings)
+        if run is not None and isinstance(merge := run.stage_config(), MergeConfig):
+            model = fetch_model(run.job_id, merge.model, settings)
     except (OSError, ArtifactCorrupt, LaunchError) as error:
         logger.warning("%s: an input of its training cannot be compared: %s", deployment.id, error)
     return ParityReference(model, row.template_sha256, path)

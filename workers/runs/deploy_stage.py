@@ -35,10 +35,11 @@ class DeployStageFailed(TunesmithError):
 
 def run_deploy_stage(worker: WorkerContext, run: Run, lease: Lease) -> None:
     """Create the deployment, wait until it is ready, and write its id as the run's result."""
-    config = DeployConfig.model_validate(run.config)
+    config = run.stage_config()
+    assert isinstance(config, DeployConfig)
     attempt = RunAttempt(run, worker.settings, lease, stop_requested=False)
     try:
-        model = fetch_model(run.job_id, run.config["model"], worker.settings)
+        model = fetch_model(run.job_id, config.model, worker.settings)
         with transaction() as session:
             # An attempt that slept through its lease must not replace the deployment of the next one.
             lifecycle.append_events(session, run.id, run.attempt, [])

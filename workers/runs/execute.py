@@ -15,7 +15,7 @@ from app.scheduling.sweeper import list_idle_queues
 from app.storage.artifacts import PublishedArtifact, get_store
 from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus
-from trainers.configs import EngineClientConfig, StageKind, TrainingConfig, parse_stage
+from trainers.configs import EngineClientConfig, StageKind, TrainingConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import EngineFailed, TunesmithError
@@ -286,7 +286,7 @@ class _RunExecution:
 
 def _delete_superseded(session: Session, run: Run) -> list[str]:
     """Delete the rows of all but the newest `keep_checkpoints` checkpoints, and return their artifacts."""
-    config = parse_stage(run.config)
+    config = run.stage_config()
     n_kept = config.keep_checkpoints if isinstance(config, TrainingConfig) else 1
     newest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id)
     newest = newest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc())

@@ -1,6 +1,5 @@
 """Preparation of a claimed run: fetch its inputs, write its config, and build its command."""
 
-import copy
 import errno
 import os
 import shutil
@@ -17,15 +16,16 @@ from app.storage.artifacts import ArtifactCorrupt, ArtifactStore, get_store
 from app.storage.database import read_session
 from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
 from trainers.configs import (
+    AdaptedModel,
     AnyStage,
+    DatasetRef,
     EngineClientConfig,
+    ModelRef,
     PrepareConfig,
     Queue,
-    StageDataset,
     StageOutput,
-    parse_stage,
 )
-from trainers.configs.references import ReferenceKind, find_references
+from trainers.configs.references import ModelField, find_references, replace_references
 from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
@@ -79,9 +79,9 @@ class ResolvedModel:
     model_id: str | None
 
     @property
-    def reference(self) -> str | dict[str, str]:
+    def reference(self) -> ModelRef:
         """The model as a program's config names it."""
-        return {"base": self.base, "adapter": str(self.adapter)} if self.adapter else self.base
+        return AdaptedModel(base=self.base, adapter=str(self.adapter)) if self.adapter else self.base
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         _remove_earlier_attempts(run_dir, run.attempt)
-        values, models, dataset_id = _resolve_references(run, settings)
-        config = parse_stage(values)
+        config, models, dataset_id = _resolve_references(run, settings)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         _restore_checkpoint(run, run_dir, settings)
     except (OSError, ArtifactCorrupt, ValidationError) as error:
@@ -131,10 +130,11 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
     )
 
 
-def fetch_model(job_id: str | None, reference: Any, settings: Settings) -> ResolvedModel:
+def fetch_model(job_id: str | None, reference: ModelRef, settings: Settings) -> ResolvedModel:
     """Resolve a model reference to folders on this host, and fetch what is missing; raises LaunchError."""
-    if isinstance(reference, dict):
-        reference = _find_stage_model(job_id, StageOutput.model_validate(reference).stage)
+    if isinstance(reference, StageOutput):
+        reference = _find_stage_model(job_id, reference.stage)
+    assert isinstance(reference, str), "a job's config names no adapter by its folder"
     if not reference.startswith("model_"):
         return ResolvedModel(_check_model_path(reference, settings), None, reference, None)
     with read_session() as session:
@@ -195,27 +195,27 @@ def _as_launch_error(run: Run, error: Exception) -> LaunchError:
 
 def _resolve_references(
     run: Run, settings: Settings
-) -> tuple[dict[str, Any], dict[str, ResolvedModel], str | None]:
+) -> tuple[AnyStage, dict[str, ResolvedModel], str | None]:
     """Return the config with a path for each reference, its models by field, and its dataset's id."""
-    _check_sources(run, settings)
-    values = copy.deepcopy(run.config)
+    config = run.stage_config()
+    _check_sources(config, settings)
     models: dict[str, ResolvedModel] = {}
+    paths: dict[str, Any] = {}
     dataset_id = None
-    for reference in find_references(values):
-        if reference.kind is ReferenceKind.model:
+    for reference in find_references(config):
+        if isinstance(reference, ModelField):
             model = fetch_model(run.job_id, reference.value, settings)
             models[reference.path] = model
-            reference.replace(model.reference)
+            paths[reference.path] = model.reference
         else:
             dataset = _find_dataset(run.job_id, reference.value)
             dataset_id = dataset.id if reference.path == "dataset" else dataset_id
-            reference.replace(str(fetch_dataset(dataset, settings)))
-    return values, models, dataset_id
+            paths[reference.path] = str(fetch_dataset(dataset, settings))
+    return replace_references(config, paths), models, dataset_id
 
 
-def _check_sources(run: Run, settings: Settings) -> None:
+def _check_sources(stage: AnyStage, settings: Settings) -> None:
     """Check that the files that a job names are under a root that this host allows."""
-    stage = parse_stage(run.config)
     paths = stage.source.paths if isinstance(stage, PrepareConfig) and stage.source else []
     for path in paths:
         resolved = Path(path).expanduser().resolve()
@@ -226,19 +226,18 @@ def _check_sources(run: Run, settings: Settings) -> None:
             )
 
 
-def _find_dataset(job_id: str, reference: Any) -> Dataset:
+def _find_dataset(job_id: str, reference: DatasetRef) -> Dataset:
     """Return the dataset of the registry, or the part that an earlier stage of the job has produced."""
     with read_session() as session:
         if isinstance(reference, str):
             return session.get_one(Dataset, reference)
-        output = StageDataset.model_validate(reference)
-        by_name = select(Run).where(col(Run.job_id) == job_id, col(Run.name) == output.stage)
+        by_name = select(Run).where(col(Run.job_id) == job_id, col(Run.name) == reference.stage)
         result = session.exec(by_name).one().result
-        assert result is not None, f"stage {output.stage} of {job_id} has succeeded"
-        dataset_id = next((d["id"] for d in result["datasets"] if d["part"] == output.part), None)
+        assert result is not None, f"stage {reference.stage} of {job_id} has succeeded"
+        dataset_id = next((d["id"] for d in result["datasets"] if d["part"] == reference.part), None)
         if dataset_id is None:
             raise InputDatasetNotFound(
-                f"Stage {output.stage!r} produced no part {output.part!r}: no row was assigned to it.",
+                f"Stage {reference.stage!r} produced no part {reference.part!r}: no row was assigned to it.",
                 "Request a larger part in its `split`, or add rows.",
             )
         return session.get_one(Dataset, dataset_id)

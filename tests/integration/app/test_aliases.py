@@ -80,7 +80,7 @@ def test_an_alias_leads_only_to_what_answers(client: TestClient) -> None:
 def test_what_an_alias_leads_to_is_stopped_only_by_force(client: TestClient) -> None:
     stopped, kept = have(name="a"), have(name="b")
     put(client, a=0.5, b=0.5)
-    assert code_of(client.post(f"/api/v1/deployments/{stopped}/stop")) == (409, "alias_leads_here")
+    assert code_of(client.post(f"/api/v1/deployments/{stopped}/stop")) == (409, "deployment_has_alias")
     assert client.post(f"/api/v1/deployments/{stopped}/stop?force=true").json()["status"] == "stopping"
     routes = {route["name"]: route for route in client.get("/api/v1/routes").json()["items"]}
     assert [target["deployment_id"] for target in routes["prod"]["targets"]] == [kept]

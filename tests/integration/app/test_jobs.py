@@ -9,10 +9,12 @@ import pytest
 from sqlmodel import select
 from starlette.testclient import TestClient
 
-from app.jobs.schemas import EXAMPLE
+from app.jobs.examples import ARITHMETIC_JOB, JOB_EXAMPLES
+from app.jobs.schemas import JobCreate
 from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
+from trainers.configs import StageKind
 from trainers.data.formats import RowFormat
 
 SFT = {"stage": "sft", "base": "org/base", "dataset": "rows"}
@@ -228,9 +230,21 @@ def test_the_example_works_as_it_stands(
     make_dataset("arithmetic-train")
     make_dataset("arithmetic-test")
     (settings.model_roots[0] / "starter").mkdir(parents=True)
-    job = client.post("/api/v1/jobs", json=EXAMPLE)
+    job = client.post("/api/v1/jobs", json=ARITHMETIC_JOB)
     assert job.status_code == 201, job.text
     assert job.json()["runs"][0]["total_steps"] is None
+
+
+@pytest.mark.parametrize("name", JOB_EXAMPLES)
+def test_every_example_of_the_documentation_is_a_valid_spec(name: str) -> None:
+    spec = JobCreate.model_validate(JOB_EXAMPLES[name]["value"])
+    assert [stage.stage for stage in spec.stages] == [
+        s["stage"] for s in JOB_EXAMPLES[name]["value"]["stages"]
+    ]
+
+
+def test_every_kind_of_stage_has_an_example() -> None:
+    assert set(JOB_EXAMPLES) >= set(StageKind)
 
 
 def test_pages_hold_every_job_once_from_new_to_old(

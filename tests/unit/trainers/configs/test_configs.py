@@ -81,13 +81,16 @@ def test_json_of_a_service_cannot_read_the_environment(
     assert config.base == "${HF_TOKEN}"
 
 
+VLLM_SERVER = {"generation": "vllm_server", "vllm_server_url": "http://127.0.0.1:8000"}
+
+
 @pytest.mark.parametrize(
     ("stage", "queue", "config", "reasons"),
     [
         ("sft", Queue.cpu, {}, []),
         ("dpo", Queue.cuda, {}, ["CUDA kernels"]),
         ("grpo", Queue.cpu, {"generation": "transformers"}, []),
-        ("grpo", Queue.cpu, {"generation": "vllm_server"}, ["vLLM samples"]),
+        ("grpo", Queue.cpu, VLLM_SERVER, ["vLLM samples"]),
         ("grpo", Queue.cuda, {"generation": "vllm_colocate"}, ["CUDA kernels", "vLLM samples"]),
         ("sft", Queue.mlx, {}, ["Apple's GPUs"]),
     ],
@@ -95,18 +98,22 @@ def test_json_of_a_service_cannot_read_the_environment(
 def test_a_resume_that_cannot_be_exact_says_why(
     stage: str, queue: Queue, config: dict[str, str], reasons: list[str]
 ) -> None:
-    found = get_resume_guarantee(stage, queue, config)
+    rewards = {"rewards": [{"kind": "correctness"}]} if stage == "grpo" else {}
+    values = {"stage": stage, "base": "org/base", "dataset": "rows", **rewards, **config}
+    found = get_resume_guarantee(parse_stage(values), queue)
     assert found is not None
     assert found.exactness == ("approximate" if reasons else "exact")
     assert all(part in told for part, told in zip(reasons, found.reasons, strict=True))
 
 
 def test_answers_after_a_stop_are_rounded_in_other_batches() -> None:
-    found = get_resume_guarantee("generate", Queue.cpu, {})
+    config = parse_stage({"stage": "generate", "model": "org/base", "dataset": "rows"})
+    found = get_resume_guarantee(config, Queue.cpu)
     assert found is not None
     assert found.exactness == "approximate"
     assert "batches" in found.reasons[0]
 
 
 def test_a_stage_without_checkpoints_is_not_resumed() -> None:
-    assert get_resume_guarantee("evaluate", Queue.cpu, {}) is None
+    config = parse_stage({"stage": "evaluate", "model": "org/base", "dataset": "rows"})
+    assert get_resume_guarantee(config, Queue.cpu) is None

@@ -1,0 +1,165 @@
+"""Job specs in the documentation of POST /jobs: one that works at once, worked cases, and each stage."""
+
+from typing import Any
+
+ARITHMETIC_JOB: dict[str, Any] = {
+    "name": "arithmetic",
+    "labels": {"team": "maths"},
+    "stages": [
+        {
+            "stage": "sft",
+            "base": "starter",
+            "dataset": "arithmetic-train",
+            "tuning": {"method": "lora"},
+            "max_steps": 120,
+            "batch_size": 32,
+            "learning_rate": 0.002,
+        },
+        {
+            "stage": "evaluate",
+            "model": {"stage": "sft"},
+            "baseline": "starter",
+            "dataset": "arithmetic-test",
+            "max_new_tokens": 32,
+        },
+        {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "arithmetic"},
+    ],
+}
+
+TRANSLATION_JOB: dict[str, Any] = {
+    "name": "korean-english",
+    "labels": {"task": "translation"},
+    "queue": "cuda",
+    "stages": [
+        {
+            "stage": "prepare",
+            "name": "data",
+            "source": {"kind": "aligned", "korean": "/srv/data/train.ko", "english": "/srv/data/train.en"},
+            "filters": [
+                {"kind": "duplicates"},
+                {"kind": "characters", "minimum": 4, "maximum": 600},
+            ],
+            "recipe": {"kind": "translation", "directions": ["ko_en", "en_ko"]},
+            "split": {"validation": 500, "test": 1000},
+        },
+        {
+            "stage": "sft",
+            "base": "Qwen/Qwen2.5-1.5B-Instruct",
+            "dataset": {"stage": "data", "part": "train"},
+            "validation_dataset": {"stage": "data", "part": "validation"},
+            "early_stopping_patience": 3,
+            "epochs": 2,
+            "batch_size": 64,
+            "learning_rate": 0.0002,
+        },
+        {
+            "stage": "generate",
+            "model": {"stage": "sft"},
+            "dataset": {"stage": "data", "part": "test"},
+            "max_new_tokens": 256,
+        },
+        {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "translator", "engine": "vllm"},
+    ],
+}
+
+MATHS_JOB: dict[str, Any] = {
+    "name": "maths",
+    "labels": {"task": "maths"},
+    "queue": "cuda",
+    "stages": [
+        {"stage": "sft", "base": "Qwen/Qwen2.5-1.5B-Instruct", "dataset": "gsm8k-train", "epochs": 2},
+        {
+            "stage": "prepare",
+            "name": "pairs",
+            "base": {"stage": "sft"},
+            "dataset": "gsm8k-train",
+            "recipe": {"kind": "on_policy_pairs", "num_generations": 8, "pairs_per_prompt": 2},
+        },
+        {
+            "stage": "dpo",
+            "base": {"stage": "sft"},
+            "dataset": {"stage": "pairs"},
+            "beta": 0.1,
+            "losses": {"sigmoid": 1, "sft": 4},
+        },
+        {
+            "stage": "grpo",
+            "base": {"stage": "dpo"},
+            "dataset": "gsm8k-train",
+            "rewards": [
+                {"kind": "correctness"},
+                {"kind": "format", "form": "hashes", "weight": 0.2},
+            ],
+            "num_generations": 8,
+            "max_completion_length": 256,
+            "max_steps": 500,
+        },
+        {
+            "stage": "evaluate",
+            "model": {"stage": "grpo"},
+            "baseline": "Qwen/Qwen2.5-1.5B-Instruct",
+            "dataset": "gsm8k-test",
+        },
+        {"stage": "deploy", "model": {"stage": "grpo"}, "deployment": "maths", "engine": "vllm"},
+    ],
+}
+
+STAGES: dict[str, dict[str, Any]] = {
+    "prepare": {
+        "stage": "prepare",
+        "dataset": "arithmetic-train",
+        "filters": [{"kind": "duplicates"}],
+        "split": {"validation": 100},
+    },
+    "sft": {"stage": "sft", "base": "starter", "dataset": "arithmetic-train", "max_steps": 60},
+    "dpo": {"stage": "dpo", "base": "starter", "dataset": "pairs", "beta": 0.1},
+    "grpo": {
+        "stage": "grpo",
+        "base": "starter",
+        "dataset": "arithmetic-train",
+        "rewards": [{"kind": "correctness"}],
+        "max_completion_length": 32,
+        "max_steps": 20,
+    },
+    "merge": {"stage": "merge", "model": "model_06e58m9qk3fz5d4xh0a8wyv2tc"},
+    "evaluate": {"stage": "evaluate", "model": "starter", "dataset": "arithmetic-test", "max_new_tokens": 32},
+    "generate": {"stage": "generate", "model": "starter", "dataset": "arithmetic-test", "max_rows": 50},
+    "deploy": {"stage": "deploy", "model": "starter", "deployment": "starter-copy"},
+    "preflight": {
+        "stage": "preflight",
+        "target": {"stage": "sft", "base": "starter", "dataset": "arithmetic-train"},
+        "probe_steps": 5,
+    },
+}
+SUMMARIES = {
+    "prepare": "Filter and split a dataset",
+    "sft": "Supervised fine-tuning with a LoRA adapter",
+    "dpo": "Direct preference optimisation on preference pairs",
+    "grpo": "Group relative policy optimisation with a reward",
+    "merge": "Merge an adapter into its base",
+    "evaluate": "Score a model on a dataset",
+    "generate": "Complete every row of a dataset",
+    "deploy": "Serve a model under a name",
+    "preflight": "Check a training stage without training",
+}
+
+JOB_EXAMPLES: dict[str, Any] = {
+    "arithmetic": {
+        "summary": "Works at once: tune the starter model, compare it with its base, serve it",
+        "value": ARITHMETIC_JOB,
+    },
+    "translation": {
+        "summary": "Worked case: Korean-English translation, from aligned files to a deployment",
+        "value": TRANSLATION_JOB,
+    },
+    "maths": {
+        "summary": "Worked case: maths by SFT, DPO and GRPO, evaluated and deployed",
+        "value": MATHS_JOB,
+    },
+} | {
+    kind: {
+        "summary": f"Stage {kind}: {SUMMARIES[kind]}",
+        "value": {"name": f"{kind} only", "stages": [stage]},
+    }
+    for kind, stage in STAGES.items()
+}
