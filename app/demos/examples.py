@@ -1,6 +1,6 @@
-"""The examples that a newcomer begins with: a tiny starter model and two generated datasets.
+"""The example model and datasets: a tiny starter model and generated word problems.
 
-The examples of the API's documentation name them, so that each works as it stands.
+The examples of the API's documentation name them, so that they work without changes.
 """
 
 import json
@@ -28,24 +28,27 @@ POLL_SECONDS = 0.2
 
 
 def create_examples(settings: Settings, stopping: threading.Event) -> None:
-    """Have the starter model, its datasets and its deployment, unless they are there already."""
+    """Create the starter model, its datasets and its deployment, unless they exist."""
     ensure_starter_model(settings, stopping)
     if stopping.is_set():
         return
     for name, path in write_datasets(settings.data_dir / "examples").items():
         datasets.create_dataset(path, name=name)
     with read_session() as session:
-        before, _ = deployments.list_deployments(session, PageQuery(limit=1), None, STARTER)
-    if not before or before[0].status.finished:
+        newest, _ = deployments.list_deployments(session, PageQuery(limit=1), None, STARTER)
+    if not newest or newest[0].status.finished:
         with transaction() as session:
             deployments.create_deployment(session, DeploymentCreate(name=STARTER, model=STARTER))
 
 
 def ensure_starter_model(settings: Settings, stopping: threading.Event | None = None) -> Path:
-    """The starter model's folder; it is trained in a minute the first time, or given up when stopping."""
+    """Return the folder of the starter model, which is trained first if it does not exist.
+
+    The training takes a minute; it is abandoned when `stopping` is set.
+    """
     folder = settings.model_roots[0] / STARTER
     if not folder.exists():
-        logger.info("training the starter model, about a minute, once")
+        logger.info("training the starter model, which takes about a minute")
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [settings.trainer_python or sys.executable, "-m", "trainers.starter", "--out", str(folder)]
         _run(command, stopping or threading.Event())
@@ -63,7 +66,7 @@ def _run(command: Sequence[str], stopping: threading.Event) -> None:
 
 
 def write_datasets(folder: Path) -> dict[str, Path]:
-    """Word problems to train on, and held-out ones whose numbers the training rows do not have."""
+    """Write word problems for training, and held-out ones with other number combinations."""
     rows = {
         TRAIN: arithmetic.generate_problems(TRAIN_ROWS, arithmetic.ProblemSplit.train, seed=0),
         TEST: arithmetic.generate_problems(TEST_ROWS, arithmetic.ProblemSplit.held_out, seed=0),
@@ -72,13 +75,13 @@ def write_datasets(folder: Path) -> dict[str, Path]:
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> Path:
-    """A file of JSON lines that can be uploaded."""
+    """Write rows to a JSONL file that can be uploaded."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
 
 
-def held_out_question() -> str:
-    """A problem that no training row holds."""
+def get_held_out_question() -> str:
+    """Return a problem that is not a training row."""
     return arithmetic.generate_problems(1, arithmetic.ProblemSplit.held_out, seed=1)[0]["question"]

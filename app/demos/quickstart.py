@@ -1,4 +1,4 @@
-"""The main job, from nothing to a chat with the tuned model, through the HTTP API alone.
+"""Train, evaluate, deploy and chat with a tiny model, through the HTTP API alone.
 
 python -m app.demos.quickstart
 """
@@ -22,37 +22,37 @@ from app.demos import examples
 from app.settings import Settings, get_settings
 
 DEPLOYMENT = "arithmetic"
-START_SECONDS = 60
+START_TIMEOUT_SECONDS = 60
 
 console = Console(highlight=False)
 
 
 def main() -> int:
-    """Run the demo; the exit status is 0 if the tuned model beats its base."""
+    """Run the demo; return 0 if the tuned model scores higher than its base, else 1."""
     settings = get_settings()
     console.print("[bold]1. A tiny starter model and generated word problems[/]")
     examples.ensure_starter_model(settings)
     with run_service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
-        upload(client, settings)
-        job = submit(client)
+        upload_datasets(client, settings)
+        job = submit_job(client)
         for run in job["runs"]:
             follow_run(client, run)
-        evaluation = report(client, job["id"])
+        evaluation = print_evaluation(client, job["id"])
         chat(base_url)
-    farewell(settings)
+    print_next_steps(settings)
     return 0 if evaluation["model"]["score"] > evaluation["baseline"]["score"] else 1
 
 
 @contextmanager
 def run_service(settings: Settings) -> Iterator[str]:
-    """`python -m app` on a free port, stopped at the end with its worker and engines."""
-    port = free_port()
+    """Run `python -m app` on a free port; stop it with its worker and engines at the end."""
+    port = find_free_port()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (settings.data_dir / "demo.log").open("wb") as log:
         app = subprocess.Popen([sys.executable, "-m", "app", "--port", str(port)], stdout=log, stderr=log)
     base_url = f"http://127.0.0.1:{port}"
     try:
-        await_ready(app, base_url)
+        wait_until_ready(app, base_url)
         console.print(f"[bold]2. The service[/]\n   {base_url}/docs, its log is in {log.name}")
         yield base_url
     finally:
@@ -60,33 +60,33 @@ def run_service(settings: Settings) -> Iterator[str]:
         app.wait()
 
 
-def await_ready(app: "subprocess.Popen[bytes]", base_url: str) -> None:
-    """Wait until the service answers; raises SystemExit when it does not."""
-    deadline = time.monotonic() + START_SECONDS
+def wait_until_ready(app: "subprocess.Popen[bytes]", base_url: str) -> None:
+    """Wait until the service is ready; raise SystemExit if it does not start."""
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline and app.poll() is None:
         try:
             if httpx2.get(f"{base_url}/readyz").status_code == 200:
                 return
         except httpx2.TransportError:
             time.sleep(0.2)
-    raise SystemExit("The service did not start; its log tells why.")
+    raise SystemExit("The service did not start. Its log contains the reason.")
 
 
-def upload(client: httpx2.Client, settings: Settings) -> None:
-    """Upload the datasets and print what validation found."""
+def upload_datasets(client: httpx2.Client, settings: Settings) -> None:
+    """Upload the datasets, and print the results of their validation."""
     console.print("[bold]3. Datasets[/]")
     for name, path in examples.write_datasets(settings.data_dir / "examples").items():
         with path.open("rb") as file:
-            answer = client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)})
-        dataset = check_response(answer)
+            response = client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)})
+        dataset = check_response(response)
         console.print(
             f"   {dataset['name']}: {dataset['row_count']} rows of format {dataset['format']}, "
             f"{dataset['fault_count']} faults"
         )
 
 
-def submit(client: httpx2.Client) -> dict[str, Any]:
-    """Post one job of three stages, the very example of the API's documentation."""
+def submit_job(client: httpx2.Client) -> dict[str, Any]:
+    """Submit a job of three stages: the example of the API's documentation."""
     console.print("[bold]4. One job: sft → evaluate → deploy[/]")
     endpoint = check_response(client.get("/openapi.json"))["paths"]["/api/v1/jobs"]["post"]
     example = endpoint["requestBody"]["content"]["application/json"]["examples"]["arithmetic"]["value"]
@@ -96,7 +96,7 @@ def submit(client: httpx2.Client) -> dict[str, Any]:
 
 
 def follow_run(client: httpx2.Client, run: dict[str, Any]) -> None:
-    """Draw a run's progress from its event stream until it ends; raises SystemExit if it fails."""
+    """Show a run's progress from its event stream until it ends; raise SystemExit if it fails."""
     columns = (
         TextColumn("   {task.description:9}"),
         BarColumn(),
@@ -106,7 +106,7 @@ def follow_run(client: httpx2.Client, run: dict[str, Any]) -> None:
     )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(run["name"], total=None, note="")
-        for kind, event in stream(client, run["id"]):
+        for kind, event in stream_events(client, run["id"]):
             data = event.get("data", {})
             if kind in ("progress", "metrics") and event.get("step") is not None:
                 progress.update(bar, completed=event["step"], total=data.get("total_steps"))
@@ -119,11 +119,11 @@ def follow_run(client: httpx2.Client, run: dict[str, Any]) -> None:
                 progress.update(bar, completed=total, total=total)
 
 
-def stream(client: httpx2.Client, run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The run's server-sent events as pairs of type and content."""
-    with client.stream("GET", f"/api/v1/runs/{run_id}/stream", timeout=None) as answer:
+def stream_events(client: httpx2.Client, run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the types and the data of a run's server-sent events."""
+    with client.stream("GET", f"/api/v1/runs/{run_id}/stream", timeout=None) as response:
         kind = ""
-        for line in answer.iter_lines():
+        for line in response.iter_lines():
             name, _, value = line.partition(": ")
             if name == "event":
                 kind = value
@@ -131,9 +131,9 @@ def stream(client: httpx2.Client, run_id: str) -> Iterator[tuple[str, dict[str, 
                 yield kind, json.loads(value)
 
 
-def report(client: httpx2.Client, job_id: str) -> dict[str, Any]:
-    """Print base against tuned on the held-out rows, with counts and intervals."""
-    console.print("[bold]5. Held-out problems, greedy, exact answers[/]")
+def print_evaluation(client: httpx2.Client, job_id: str) -> dict[str, Any]:
+    """Print the held-out scores of the base and the tuned model, with counts and intervals."""
+    console.print("[bold]5. Accuracy on held-out problems, greedy decoding[/]")
     runs = check_response(client.get(f"/api/v1/jobs/{job_id}"))["runs"]
     result: dict[str, Any] = next(run["result"] for run in runs if run["stage"] == "evaluate")
     for name, score in (("base", result["baseline"]), ("tuned", result["model"])):
@@ -146,25 +146,25 @@ def report(client: httpx2.Client, job_id: str) -> dict[str, Any]:
 
 
 def chat(base_url: str) -> None:
-    """Ask the deployed model with OpenAI's own client, streamed."""
+    """Stream a completion of the deployed model with the openai SDK."""
     console.print("[bold]6. The deployed model on /v1/chat/completions, with the openai SDK[/]")
-    question = examples.held_out_question()
+    question = examples.get_held_out_question()
     console.print(f"   [dim]user:[/] {question}\n   [dim]{DEPLOYMENT}:[/] ", end="")
     with OpenAI(base_url=f"{base_url}/v1", api_key="none-needed-on-loopback") as openai:
-        answer = openai.chat.completions.create(
+        stream = openai.chat.completions.create(
             model=DEPLOYMENT,
             messages=[{"role": "user", "content": question}],
             max_tokens=48,
             temperature=0,
             stream=True,
         )
-        for chunk in answer:
+        for chunk in stream:
             console.print((chunk.choices[0].delta.content or "").replace("\n", " "), end="")
     console.print()
 
 
-def farewell(settings: Settings) -> None:
-    """Say how to do the same by hand."""
+def print_next_steps(settings: Settings) -> None:
+    """Print the commands for the user's own data and model."""
     address = f"http://127.0.0.1:{settings.port}"
     job = {
         "name": "mine",
@@ -175,8 +175,8 @@ def farewell(settings: Settings) -> None:
     }
     question = {"model": "mine", "messages": [{"role": "user", "content": "Hello"}]}
     console.print(
-        f"\n[bold]Everything is stopped. `make run` keeps the service up: {address}/docs[/]\n"
-        "The same with your own data and model, in three commands:\n"
+        f"\n[bold]The service is stopped. `make run` starts it again: {address}/docs[/]\n"
+        "Three commands do the same with your own data and model:\n"
     )
     for command in (
         f"curl -F name=mine -F file=@mine.jsonl {address}/api/v1/datasets",
@@ -186,15 +186,15 @@ def farewell(settings: Settings) -> None:
         console.print(f"  {command}\n", soft_wrap=True, markup=False)
 
 
-def check_response(answer: httpx2.Response) -> Any:
-    """The answer's JSON; raises SystemExit with the service's own words if it refused."""
-    if answer.is_error:
-        raise SystemExit(f"{answer.request.method} {answer.request.url.path}: {answer.text}")
-    return answer.json()
+def check_response(response: httpx2.Response) -> Any:
+    """Return the response's JSON; raise SystemExit with the service's message if it is an error."""
+    if response.is_error:
+        raise SystemExit(f"{response.request.method} {response.request.url.path}: {response.text}")
+    return response.json()
 
 
-def free_port() -> int:
-    """A port that is free now."""
+def find_free_port() -> int:
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
