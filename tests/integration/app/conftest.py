@@ -1,4 +1,4 @@
-"""A database of each kind, built by the migrations, and a client of the whole API over it."""
+"""Fixtures: a migrated database of each kind, and a client of the API on it."""
 
 import secrets
 import shutil
@@ -25,7 +25,7 @@ from trainers.data.formats import RowFormat
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a migrated database; making one for each test would take longer than the tests."""
+    """Yield the URL of a migrated database, which all tests share to save the time of the migrations."""
     with postgres_url() as url:
         _migrate(url)
         yield url
@@ -33,19 +33,19 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database, to be copied."""
+    """Return a migrated database file, which tests copy."""
     folder = tmp_path_factory.mktemp("sqlite")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_DATA_DIR", str(folder))
-        forget()
+        clear_caches()
         _migrate(f"sqlite:///{folder / 'tunesmith.db'}")
-    forget()
+    clear_caches()
     return folder / "tunesmith.db"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a migrated database without rows."""
+    """Yield the URL of a migrated database without rows."""
     if request.param == "sqlite":
         path = tmp_path / "tunesmith.db"
         shutil.copy(request.getfixturevalue("sqlite"), path)
@@ -58,36 +58,36 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """The process's settings, with data of the test's own."""
+    """Yield the process's settings, with a data directory for the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TUNESMITH_DATABASE_URL", database_url)
-    forget()
+    clear_caches()
     yield get_settings()
     database.get_engine().dispose()
-    forget()
+    clear_caches()
 
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
-    """A client on this machine, which a service without keys lets in."""
+    """Yield a client on this machine, which a service without keys accepts."""
     with TestClient(create_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
         yield client
 
 
 @pytest.fixture
 def make_dataset(settings: Settings) -> Callable[..., Dataset]:
-    """Makes a dataset of 100 good rows."""
+    """Return a function that creates a dataset of 100 valid rows."""
 
     def make(name: str, **values: Any) -> Dataset:
-        made: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "sha256": secrets.token_hex(32),
             "artifact": "datasets/x",
             "size_bytes": 1,
             "row_count": 100,
             "format": RowFormat.messages,
         }
-        dataset = Dataset(name=name, **(made | values))
+        dataset = Dataset(name=name, **(defaults | values))
         with transaction() as session:
             session.add(dataset)
         return dataset
@@ -97,7 +97,7 @@ def make_dataset(settings: Settings) -> Callable[..., Dataset]:
 
 @pytest.fixture
 def make_job(settings: Settings) -> Callable[..., list[Run]]:
-    """Makes a job with a run of each status named, and answers its runs."""
+    """Return a function that creates a job with a run of each given status."""
 
     def make(*statuses: RunStatus, **values: Any) -> list[Run]:
         with transaction() as session:
@@ -124,17 +124,17 @@ def make_job(settings: Settings) -> Callable[..., list[Run]]:
 
 @pytest.fixture
 def make_worker(settings: Settings) -> Callable[..., Worker]:
-    """Makes a worker that lives."""
+    """Return a function that creates a live worker."""
 
     def make(**values: Any) -> Worker:
-        made: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "name": "here",
             "host": "h",
             "pid": 1,
             "queues": [Queue.cpu],
             "stages": list(StageKind),
         }
-        worker = Worker(**(made | values))
+        worker = Worker(**(defaults | values))
         with transaction() as session:
             session.add(worker)
             session.flush()
@@ -146,8 +146,8 @@ def make_worker(settings: Settings) -> Callable[..., Worker]:
     return make
 
 
-def forget() -> None:
-    """Let the next call read the environment again."""
+def clear_caches() -> None:
+    """Clear the caches, so that the next call reads the environment again."""
     for cached in (get_settings, database.get_engine, queue.get_celery, artifacts.get_store):
         cached.cache_clear()
 

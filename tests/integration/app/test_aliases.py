@@ -14,38 +14,38 @@ def put(client: TestClient, name: str = "prod", **shares: float) -> Any:
     return client.put(f"/api/v1/aliases/{name}", json={"targets": targets})
 
 
-def leads_to(client: TestClient, name: str = "prod") -> dict[str, float]:
+def get_shares(client: TestClient, name: str = "prod") -> dict[str, float]:
     alias = client.get(f"/api/v1/aliases/{name}").json()
     return {target["deployment"]: target["share"] for target in alias["targets"]}
 
 
-def code_of(answer: Any) -> tuple[int, str]:
-    return answer.status_code, answer.json()["error"]["code"]
+def code_of(response: Any) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
 
 
-def test_an_alias_goes_back_step_by_step_and_keeps_its_history(client: TestClient) -> None:
+def test_repeated_rollbacks_restore_older_versions(client: TestClient) -> None:
     for name in "abc":
         have(name=name)
     put(client, a=1)
     put(client, b=1)
     put(client, b=0.5, c=0.5)
-    for wanted in ({"b": 1}, {"a": 1}):
+    for expected in ({"b": 1}, {"a": 1}):
         client.post("/api/v1/aliases/prod/rollback", json={})
-        assert leads_to(client) == wanted
+        assert get_shares(client) == expected
     client.post("/api/v1/aliases/prod/rollback", json={"version": 3})
-    assert leads_to(client) == {"b": 0.5, "c": 0.5}
+    assert get_shares(client) == {"b": 0.5, "c": 0.5}
     history = client.get("/api/v1/aliases/prod/history").json()["items"]
     assert [(one["version"], one["restored_version"]) for one in history][:3] == [(6, 3), (5, 1), (4, 2)]
 
 
-def test_there_is_nothing_before_the_first_move(client: TestClient) -> None:
+def test_the_first_version_cannot_be_rolled_back(client: TestClient) -> None:
     have(name="a")
     put(client, a=1)
     assert code_of(client.post("/api/v1/aliases/prod/rollback", json={})) == (409, "nothing_to_restore")
     assert code_of(client.post("/api/v1/aliases/none/rollback", json={})) == (404, "alias_not_found")
 
 
-def test_a_deleted_alias_is_gone_and_its_versions_go_on(client: TestClient) -> None:
+def test_a_recreated_alias_continues_its_versions(client: TestClient) -> None:
     have(name="a")
     put(client, a=1)
     assert client.delete("/api/v1/aliases/prod").status_code == 204
@@ -53,7 +53,7 @@ def test_a_deleted_alias_is_gone_and_its_versions_go_on(client: TestClient) -> N
     assert put(client, a=1).json()["version"] == 2
 
 
-def test_a_name_is_of_an_alias_or_of_a_deployment(client: TestClient) -> None:
+def test_an_alias_and_a_deployment_cannot_share_a_name(client: TestClient) -> None:
     have(name="a")
     assert code_of(put(client, "a", a=1)) == (409, "name_is_deployment")
     put(client, a=1)
@@ -64,20 +64,20 @@ def test_a_name_is_of_an_alias_or_of_a_deployment(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("shares", [{"a": 0.5}, {"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 1.0}, {}])
-def test_shares_that_are_not_a_whole_are_refused(client: TestClient, shares: dict[str, float]) -> None:
+def test_shares_that_do_not_sum_to_one_are_rejected(client: TestClient, shares: dict[str, float]) -> None:
     for name in "ab":
         have(name=name)
     assert put(client, **shares).status_code == 422
 
 
-def test_an_alias_leads_only_to_what_answers(client: TestClient) -> None:
+def test_a_target_must_be_ready_or_asleep(client: TestClient) -> None:
     ask(name="soon")
     assert code_of(put(client, soon=1)) == (409, "target_not_ready")
     have(name="sleepy", status=DeploymentStatus.asleep, address=None)
     assert put(client, sleepy=1).json()["targets"][0]["status"] == "asleep"
 
 
-def test_what_an_alias_leads_to_is_stopped_only_by_force(client: TestClient) -> None:
+def test_a_target_of_an_alias_is_stopped_only_by_force(client: TestClient) -> None:
     stopped, kept = have(name="a"), have(name="b")
     put(client, a=0.5, b=0.5)
     assert code_of(client.post(f"/api/v1/deployments/{stopped}/stop")) == (409, "deployment_has_alias")
@@ -86,17 +86,17 @@ def test_what_an_alias_leads_to_is_stopped_only_by_force(client: TestClient) -> 
     assert [target["deployment_id"] for target in routes["prod"]["targets"]] == [kept]
 
 
-def test_an_alias_that_leads_nowhere_says_so(client: TestClient) -> None:
+def test_an_alias_without_deployments_returns_503_with_the_reason(client: TestClient) -> None:
     deployment = have(name="a")
     put(client, a=1)
     client.post(f"/api/v1/deployments/{deployment}/stop?force=true")
     body = {"model": "prod", "messages": [{"role": "user", "content": "hello"}]}
-    answer = client.post("/v1/chat/completions", json=body)
-    assert code_of(answer) == (503, "engine_unavailable")
-    assert "move it" in answer.json()["error"]["message"]
+    response = client.post("/v1/chat/completions", json=body)
+    assert code_of(response) == (503, "engine_unavailable")
+    assert "move it" in response.json()["error"]["message"]
 
 
-def test_a_job_that_would_deploy_under_an_alias_is_refused_before_it_runs(client: TestClient) -> None:
+def test_a_job_cannot_deploy_under_the_name_of_an_alias(client: TestClient) -> None:
     have(name="a")
     put(client, a=1)
     deploy = {"stage": "deploy", "model": "org/base", "deployment": "prod"}

@@ -1,4 +1,4 @@
-"""Limits of keys, in the gateway that the service mounts and in one that stands alone."""
+"""Limits of API keys, in the gateway of the API and in a standalone gateway."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[FakeEngine]:
-    """An engine under whose models' names deployments are ready."""
+    """An engine with two ready deployments, named like its models."""
     fake_engine = FakeEngine()
     with transaction() as session:
         for name in ("plain", "endless"):
@@ -50,9 +50,7 @@ def statuses(client: Any, headers: dict[str, str], times: int) -> list[int]:
     return [client.post(CHAT, json={"model": "plain"}, headers=headers).status_code for _ in range(times)]
 
 
-def test_a_key_over_its_rate_gets_429_that_says_when_to_come_back(
-    client: TestClient, engine: FakeEngine
-) -> None:
+def test_a_key_over_its_rate_gets_429_with_retry_after(client: TestClient, engine: FakeEngine) -> None:
     _, limited = make_key(Scope.inference, requests_per_minute=2)
     _, free = make_key(Scope.inference)
     assert statuses(client, limited, 2) == [200, 200]
@@ -63,7 +61,7 @@ def test_a_key_over_its_rate_gets_429_that_says_when_to_come_back(
     assert client.get("/v1/models", headers=limited).status_code == 200
 
 
-def test_limits_are_changed_while_the_key_is_in_use(client: TestClient, engine: FakeEngine) -> None:
+def test_changed_limits_take_effect_while_the_key_is_in_use(client: TestClient, engine: FakeEngine) -> None:
     key_id, limited = make_key(Scope.inference, requests_per_minute=1, concurrent_requests=4)
     _, admin = make_key(Scope.admin)
     assert statuses(client, limited, 2) == [200, 429]
@@ -76,17 +74,17 @@ def test_limits_are_changed_while_the_key_is_in_use(client: TestClient, engine: 
     assert client.patch("/api/v1/keys/key_none", json={}, headers=admin).status_code == 404
 
 
-def test_a_key_is_told_what_it_may_and_an_open_service_says_so(client: TestClient) -> None:
-    open_to_all = {
+def test_the_endpoint_of_the_own_key_returns_its_scopes_and_limits(client: TestClient) -> None:
+    local_caller = {
         "key_id": "",
         "scopes": ["admin"],
         "requests_per_minute": None,
         "concurrent_requests": None,
     }
-    assert client.get("/api/v1/keys/self").json() == open_to_all
+    assert client.get("/api/v1/keys/self").json() == local_caller
     key_id, headers = make_key(Scope.read, Scope.inference, requests_per_minute=5)
-    told = client.get("/api/v1/keys/self", headers=headers).json()
-    assert told == {
+    own_key = client.get("/api/v1/keys/self", headers=headers).json()
+    assert own_key == {
         "key_id": key_id,
         "scopes": ["inference", "read"],
         "requests_per_minute": 5,
@@ -96,8 +94,8 @@ def test_a_key_is_told_what_it_may_and_an_open_service_says_so(client: TestClien
 
 
 @contextmanager
-def gateway_over(url: str, folder: Path, key: str, *arguments: str) -> Iterator[str]:
-    """A gateway of its own over the service at an address; gives its address."""
+def standalone_gateway(url: str, folder: Path, key: str, *arguments: str) -> Iterator[str]:
+    """Start a standalone gateway for the service at `url`; yield its address."""
     port = free_port()
     command = [sys.executable, "-m", "serving.gateway", "--api", url, "--port", str(port), *arguments]
     environment = os.environ | {"SERVICE_KEY": key}
@@ -118,7 +116,7 @@ def gateway_over(url: str, folder: Path, key: str, *arguments: str) -> Iterator[
         process.wait(20)
 
 
-def test_a_gateway_of_its_own_knows_the_services_keys_and_counts_over_its_processes(
+def test_a_standalone_gateway_checks_keys_and_counts_over_all_processes(
     settings: Settings, engine: FakeEngine, tmp_path: Path
 ) -> None:
     _, admin = make_key(Scope.admin)
@@ -127,13 +125,13 @@ def test_a_gateway_of_its_own_knows_the_services_keys_and_counts_over_its_proces
     key = admin["Authorization"].split()[1]
     with (
         serving(tmp_path, "--no-worker") as (_, service_url),
-        gateway_over(service_url, tmp_path, key, "--workers", "2") as url,
+        standalone_gateway(service_url, tmp_path, key, "--workers", "2") as url,
     ):
         refused = [httpx2.get(f"{url}/v1/models", headers=h).status_code for h in ({}, reader)]
         assert refused == [401, 403]
-        # Each call opens a connection of its own, so both processes get some.
-        answers = [httpx2.post(url + CHAT, json={"model": "plain"}, headers=limited) for _ in range(9)]
-        assert sorted(answer.status_code for answer in answers) == [200] * 6 + [429] * 3
+        # Each call opens a new connection, so both processes get some of them.
+        responses = [httpx2.post(url + CHAT, json={"model": "plain"}, headers=limited) for _ in range(9)]
+        assert sorted(response.status_code for response in responses) == [200] * 6 + [429] * 3
         httpx2.delete(f"{service_url}/api/v1/keys/{key_id}", headers=admin)
         deadline = time.monotonic() + 10
         while httpx2.get(f"{url}/v1/models", headers=limited).status_code != 401:
@@ -141,25 +139,25 @@ def test_a_gateway_of_its_own_knows_the_services_keys_and_counts_over_its_proces
             time.sleep(0.2)
 
 
-def test_a_client_that_leaves_gives_its_place_back(
+def test_a_disconnected_client_no_longer_counts_as_concurrent(
     settings: Settings, engine: FakeEngine, tmp_path: Path
 ) -> None:
     _, limited = make_key(Scope.inference, concurrent_requests=1)
     key = limited["Authorization"].split()[1]
     with (
         serving(tmp_path, "--no-worker") as (_, service_url),
-        gateway_over(service_url, tmp_path, key) as url,
+        standalone_gateway(service_url, tmp_path, key) as url,
     ):
         for address in (service_url, url):
-            a_place_is_given_back(address, key)
+            check_slot_is_released(address, key)
 
 
-def a_place_is_given_back(address: str, key: str) -> None:
+def check_slot_is_released(address: str, key: str) -> None:
     with openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) as sdk:
         stream = sdk.chat.completions.create(model="endless", messages=[], stream=True)
         next(stream)
         with pytest.raises(openai.RateLimitError, match="its limit"):
             sdk.chat.completions.create(model="plain", messages=[])
         stream.close()
-        # The SDK's own waiting between attempts gives the gateway time to notice.
+        # The SDK's delay between attempts gives the gateway time to notice.
         sdk.with_options(max_retries=5).chat.completions.create(model="plain", messages=[])

@@ -1,4 +1,4 @@
-"""API keys: who gets in where."""
+"""Authentication and authorization by API keys."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -29,24 +29,24 @@ def make_key(*scopes: Scope) -> tuple[ApiKey, dict[str, str]]:
 
 
 @pytest.mark.parametrize("scope", list(Scope))
-def test_a_scope_opens_what_it_names_and_admin_opens_all(client: TestClient, scope: Scope) -> None:
+def test_a_scope_allows_its_requests_and_admin_allows_all(client: TestClient, scope: Scope) -> None:
     _, headers = make_key(scope)
-    answers = {
+    responses = {
         needed: client.request(*request, headers=headers).status_code for needed, request in REQUESTS.items()
     }
-    refused = {needed for needed, status in answers.items() if status == 403}
+    refused = {needed for needed, status in responses.items() if status == 403}
     assert refused == (set() if scope is Scope.admin else set(REQUESTS) - {scope})
 
 
 @pytest.mark.parametrize("request_", list(REQUESTS.values()))
-def test_once_a_key_exists_nothing_is_open(client: TestClient, request_: tuple[str, str]) -> None:
+def test_every_request_needs_a_key_once_one_exists(client: TestClient, request_: tuple[str, str]) -> None:
     make_key(Scope.read)
     for headers in ({}, {"Authorization": "Bearer ts_wrong"}, {"Authorization": "Basic x"}):
-        answer = client.request(*request_, headers=headers)
-        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        response = client.request(*request_, headers=headers)
+        assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
 
 
-def test_a_revoked_key_is_refused_at_the_next_request(client: TestClient) -> None:
+def test_a_revoked_key_is_rejected_at_the_next_request(client: TestClient) -> None:
     key, headers = make_key(Scope.read)
     _, admin = make_key(Scope.admin)
     assert client.get("/api/v1/jobs", headers=headers).status_code == 200
@@ -61,52 +61,52 @@ def test_docs_and_health_need_no_key(client: TestClient) -> None:
     assert [client.get(path).status_code for path in paths] == [200, 200, 200, 200, 401]
 
 
-def test_without_keys_a_page_that_rebinds_its_name_is_refused(client: TestClient) -> None:
+def test_dns_rebinding_is_rejected_on_a_service_without_keys(client: TestClient) -> None:
     for host, status in [("localhost:8000", 200), ("[::1]:8000", 200), ("evil.example", 403)]:
         assert client.get("/api/v1/jobs", headers={"Host": host}).status_code == status
         assert client.get("/v1/models", headers={"Host": host}).status_code == status
 
 
-def test_without_keys_the_network_is_refused(settings: Settings) -> None:
-    """The last key of a public service may be revoked while it runs."""
+def test_other_machines_are_rejected_on_a_service_without_keys(settings: Settings) -> None:
+    """The last key of a public service can be revoked while the service runs."""
     with TestClient(create_app(), base_url="http://127.0.0.1", client=("10.0.0.7", 50000)) as remote:
         assert [remote.get(path).status_code for path in ("/api/v1/jobs", "/v1/models")] == [403, 403]
 
 
-def test_without_keys_a_client_that_always_sends_one_is_let_in(client: TestClient) -> None:
+def test_a_key_is_ignored_on_a_service_without_keys(client: TestClient) -> None:
     assert client.get("/v1/models", headers={"Authorization": "Bearer unused"}).status_code == 200
 
 
-def test_the_first_key_made_over_http_must_be_able_to_make_the_next(client: TestClient) -> None:
+def test_the_first_key_created_over_http_must_have_the_scope_admin(client: TestClient) -> None:
     refused = client.post("/api/v1/keys", json={"name": "me", "scopes": ["read", "write"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "first_key_must_be_admin")
-    made = client.post("/api/v1/keys", json={"name": "me", "scopes": ["admin"]}).json()
-    headers = {"Authorization": f"Bearer {made['key']}"}
+    created = client.post("/api/v1/keys", json={"name": "me", "scopes": ["admin"]}).json()
+    headers = {"Authorization": f"Bearer {created['key']}"}
     body = {"name": "you", "scopes": ["read"]}
     assert client.post("/api/v1/keys", json=body, headers=headers).status_code == 201
 
 
-def test_a_secret_is_shown_once_and_kept_only_as_a_hash(client: TestClient) -> None:
-    made = client.post("/api/v1/keys", json={"name": "me", "scopes": ["admin"]}).json()
-    headers = {"Authorization": f"Bearer {made['key']}"}
-    assert made["key"] not in client.get("/api/v1/keys", headers=headers).text
+def test_a_secret_is_returned_once_and_stored_as_a_hash(client: TestClient) -> None:
+    created = client.post("/api/v1/keys", json={"name": "me", "scopes": ["admin"]}).json()
+    headers = {"Authorization": f"Bearer {created['key']}"}
+    assert created["key"] not in client.get("/api/v1/keys", headers=headers).text
     with read_session() as session:
         (stored,) = session.exec(select(ApiKey)).all()
-    assert stored.sha256 == hash_key(made["key"]) and made["key"] not in stored.model_dump_json()
+    assert stored.sha256 == hash_key(created["key"]) and created["key"] not in stored.model_dump_json()
 
 
-def test_the_last_use_is_noted_at_most_once_a_minute(client: TestClient) -> None:
+def test_the_last_use_is_recorded_at_most_once_a_minute(client: TestClient) -> None:
     key, headers = make_key(Scope.read)
 
-    def used_after_a_request() -> datetime | None:
+    def send_and_get_last_use() -> datetime | None:
         client.get("/api/v1/jobs", headers=headers)
         with read_session() as session:
             return session.get_one(ApiKey, key.id).last_used_at
 
-    first = used_after_a_request()
-    assert first is not None and used_after_a_request() == first
+    first = send_and_get_last_use()
+    assert first is not None and send_and_get_last_use() == first
     long_ago = datetime.now(UTC) - timedelta(seconds=61)
     with transaction() as session:
         session.get_one(ApiKey, key.id).last_used_at = long_ago
-    later = used_after_a_request()
+    later = send_and_get_last_use()
     assert later is not None and later > long_ago

@@ -1,4 +1,4 @@
-"""What operators see: envelopes, logs, health, metrics, the sweeper, and what is imported."""
+"""Operations: error responses, logs, health, metrics, the sweeper, and imports."""
 
 import json
 import logging
@@ -29,10 +29,10 @@ LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
-def test_importing_the_service_loads_no_ml_package_and_takes_under_two_seconds() -> None:
+def test_importing_the_service_loads_no_ml_package_in_under_two_seconds() -> None:
     program = (
-        "import sys, time; begun = time.process_time(); import app.main; "
-        f"print(time.process_time() - begun, [name for name in {ML_PACKAGES} if name in sys.modules])"
+        "import sys, time; started = time.process_time(); import app.main; "
+        f"print(time.process_time() - started, [name for name in {ML_PACKAGES} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     seconds, _, loaded = done.stdout.strip().partition(" ")
@@ -50,36 +50,36 @@ def test_importing_the_service_loads_no_ml_package_and_takes_under_two_seconds()
         ("GET", "/api/v1/jobs/job_none", 404, "job_not_found"),
     ],
 )
-def test_every_fault_has_one_shape(
+def test_every_error_has_the_same_shape(
     client: TestClient, method: str, path: str, status: int, code: str
 ) -> None:
-    answer = client.request(method, path)
-    error = error_responses.ErrorResponse.model_validate(answer.json()).error
-    assert (answer.status_code, error.code) == (status, code)
+    response = client.request(method, path)
+    error = error_responses.ErrorResponse.model_validate(response.json()).error
+    assert (response.status_code, error.code) == (status, code)
     assert error.message.endswith(".")
 
 
 @on_sqlite
-def test_a_bug_is_a_500_with_the_request_id_and_its_traceback_in_the_log(
+def test_a_bug_returns_500_with_the_request_id_and_logs_its_traceback(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app()
     app.add_api_route("/bug", lambda: 1 / 0)
     client = TestClient(app, base_url="http://127.0.0.1")
-    answer = client.get("/bug", headers={"x-request-id": "mine"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
-    assert answer.headers["x-request-id"] == "mine" and "mine" in answer.json()["error"]["message"]
+    response = client.get("/bug", headers={"x-request-id": "mine"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert response.headers["x-request-id"] == "mine" and "mine" in response.json()["error"]["message"]
     assert any(record.exc_info and "/bug failed" in record.message for record in caplog.records)
 
 
 @on_sqlite
-def test_a_request_id_that_could_forge_a_log_line_is_replaced(client: TestClient) -> None:
+def test_an_unsafe_request_id_is_replaced(client: TestClient) -> None:
     assert client.get("/healthz", headers={"x-request-id": "good-1"}).headers["x-request-id"] == "good-1"
     assert client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"].startswith("req_")
 
 
 @on_sqlite
-def test_each_request_is_one_line_of_json_with_its_route(
+def test_each_request_is_logged_as_one_json_line_with_its_route(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "app.requests"):
@@ -100,25 +100,25 @@ def test_secrets_do_not_reach_the_log(secret: str) -> None:
 
 
 @on_sqlite
-def test_ready_means_migrated(client: TestClient) -> None:
+def test_the_service_is_ready_when_the_database_is_migrated(client: TestClient) -> None:
     assert client.get("/readyz").json() == {"ready": True, "database": "ok", "broker": "ok"}
     with get_engine().begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'older'"))
-    answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()["ready"]) == (503, False)
-    assert "python -m app migrate" in answer.json()["database"]
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["ready"]) == (503, False)
+    assert "python -m app migrate" in response.json()["database"]
 
 
 @on_sqlite
-def test_a_broker_out_of_reach_is_told_but_stops_nothing(
+def test_an_unreachable_broker_is_reported_but_the_service_is_ready(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     from app.scheduling.queue import create_celery
 
     settings = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
     monkeypatch.setattr("app.http.health.get_celery", lambda: create_celery(settings))
-    answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()["broker"]) == (200, "unreachable")
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["broker"]) == (200, "unreachable")
 
 
 def test_metrics_count_runs_jobs_and_requests(client: TestClient, make_job: Callable[..., list[Run]]) -> None:
@@ -132,11 +132,11 @@ def test_metrics_count_runs_jobs_and_requests(client: TestClient, make_job: Call
     assert 'tunesmith_api_requests_total{method="GET",route="/api/v1/jobs/{job_id}",status="404"}' in text
 
 
-def bells(settings: Settings) -> list[str]:
-    return sorted(bell.name.split(".")[-2] for bell in (settings.data_dir / "queue/messages").iterdir())
+def notified_queues(settings: Settings) -> list[str]:
+    return sorted(path.name.split(".")[-2] for path in (settings.data_dir / "queue/messages").iterdir())
 
 
-def test_the_sweeper_rings_once_for_a_queue_whose_next_run_nobody_heard(
+def test_the_sweeper_notifies_a_queue_with_waiting_runs_once(
     settings: Settings, make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]
 ) -> None:
     make_worker()
@@ -145,20 +145,24 @@ def test_the_sweeper_rings_once_for_a_queue_whose_next_run_nobody_heard(
     make_job(RunStatus.queued, queue=Queue.cuda)
     sweeper.sweep_once(settings)
     sweeper.sweep_once(settings)
-    assert bells(settings) == ["cpu"]
+    assert notified_queues(settings) == ["cpu"]
 
 
-def test_the_sweeper_queues_a_run_whose_lease_has_ended(
+def test_the_sweeper_queues_a_run_with_an_expired_lease(
     settings: Settings, make_job: Callable[..., list[Run]]
 ) -> None:
     (run,) = make_job(RunStatus.running, attempt=1, lease_expires_at=LONG_AGO)
     sweeper.sweep_once(settings)
     with read_session() as session:
         released = session.get_one(Run, run.id)
-    assert (released.status, released.failure_count, bells(settings)) == (RunStatus.queued, 1, ["cpu"])
+    assert (released.status, released.failure_count, notified_queues(settings)) == (
+        RunStatus.queued,
+        1,
+        ["cpu"],
+    )
 
 
-def test_workers_are_listed_with_what_they_hold(
+def test_workers_are_listed_with_their_runs(
     client: TestClient, make_worker: Callable[..., Any], make_job: Callable[..., list[Run]]
 ) -> None:
     here = make_worker(name="here")
@@ -170,7 +174,7 @@ def test_workers_are_listed_with_what_they_hold(
     assert [item["id"] for item in client.get("/api/v1/workers?alive=true").json()["items"]] == [here.id]
 
 
-def test_the_gateway_serves_the_deployments_that_are_ready(client: TestClient) -> None:
+def test_the_gateway_lists_ready_deployments_only(client: TestClient) -> None:
     def names() -> list[str]:
         return [model["id"] for model in client.get("/v1/models").json()["data"]]
 
@@ -192,7 +196,7 @@ def test_the_gateway_serves_the_deployments_that_are_ready(client: TestClient) -
 
 
 @on_sqlite
-def test_every_request_body_carries_an_example_and_every_route_the_envelope(client: TestClient) -> None:
+def test_every_request_body_has_an_example_and_every_route_the_error_response(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     operations = [
         (path, verb, item) for path, verbs in schema["paths"].items() for verb, item in verbs.items()

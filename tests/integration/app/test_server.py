@@ -1,4 +1,4 @@
-"""`python -m app` as a process of its own."""
+"""`python -m app` as a separate process."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> "subprocess.Complete
 
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The service on a free port, and its address as it printed it."""
+    """Start the service on a free port; yield its process and the address that it printed."""
     with (folder / "log").open("w") as log:
         command = [sys.executable, "-m", "app", *arguments]
         server = subprocess.Popen(
@@ -60,7 +60,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[s
             server.stdout.close()
 
 
-def test_another_address_than_loopback_is_refused_until_a_key_exists(tmp_path: Path) -> None:
+def test_a_public_address_is_refused_until_a_key_exists(tmp_path: Path) -> None:
     refused = run(tmp_path, "--host", "0.0.0.0", "--no-worker")
     assert refused.returncode == 1
     assert "python -m app keys create" in refused.stderr and "Traceback" not in refused.stderr
@@ -69,16 +69,16 @@ def test_another_address_than_loopback_is_refused_until_a_key_exists(tmp_path: P
         assert url.startswith("http://0.0.0.0:")
 
 
-def test_keys_are_made_listed_and_revoked_from_the_command_line(tmp_path: Path) -> None:
-    made = run(tmp_path, "keys", "create", "--name", "me", "--scope", "read", "--scope", "write")
-    secret = made.stdout.strip()
+def test_keys_are_created_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:
+    created = run(tmp_path, "keys", "create", "--name", "me", "--scope", "read", "--scope", "write")
+    secret = created.stdout.strip()
     listed = run(tmp_path, "keys", "list").stdout
     assert secret.startswith("ts_") and secret not in listed and "read, write" in listed
     assert run(tmp_path, "keys", "revoke", listed.split()[0]).returncode == 0
     assert "revoked" in run(tmp_path, "keys", "list").stdout
 
 
-def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path) -> None:
+def test_a_signal_ends_the_service_while_a_client_is_connected(tmp_path: Path) -> None:
     with serving(tmp_path, "--no-worker") as (server, url):
         assert json.load(urllib.request.urlopen(f"{url}/readyz"))["ready"] is True
         server.send_signal(signal.SIGTERM)
@@ -96,7 +96,7 @@ def test_a_signal_ends_the_service_although_a_client_is_connected(tmp_path: Path
         ("PORT", "hunter2"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
+def test_an_unusable_setting_is_reported_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
     refused = run(tmp_path, "--no-worker", **{f"TUNESMITH_{name}": value})
     assert refused.returncode == 1 and name in refused.stderr.upper()
     assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
@@ -112,7 +112,7 @@ def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, nam
         ("WANDB_MODE", "hunter2"),
     ],
 )
-def test_no_value_of_a_setting_is_told(
+def test_an_invalid_setting_is_reported_without_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -124,7 +124,7 @@ def test_no_value_of_a_setting_is_told(
     assert name in str(refused.value).upper() and "hunter2" not in str(refused.value)
 
 
-def test_a_database_that_is_not_there_is_told_in_a_sentence(
+def test_an_unreachable_database_is_reported_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNESMITH_DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/none")
@@ -133,13 +133,13 @@ def test_a_database_that_is_not_there_is_told_in_a_sentence(
     assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
 
 
-def test_a_signal_ends_the_making_of_the_examples_too(tmp_path: Path) -> None:
+def test_a_signal_also_ends_the_creation_of_the_examples(tmp_path: Path) -> None:
     with serving(tmp_path, "--no-worker", "--with-examples") as (server, _):
         service = psutil.Process(server.pid)
         deadline = time.monotonic() + 20
-        while not (making := service.children()):
+        while not (children := service.children()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
-        assert not making[0].is_running()
+        assert not children[0].is_running()
