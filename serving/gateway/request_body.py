@@ -171,13 +171,12 @@ def _check_limits(fields: Fields, limits: RequestLimits) -> None:
             raise InvalidRequest(f"{field!r} is {value}, but the limit is {maximum}.", field)
     for field in ("prompt", "input"):
         if field in fields and memoryview(fields[field])[0] == BRACKET:
-            _check_prompt_count(field, _decode_items(fields[field]), limits.max_prompts)
-
-
-def _check_prompt_count(field: str, prompts: list[msgspec.Raw], maximum: int) -> None:
-    # A list of numbers is one prompt, given as token ids, and a list of objects is one conversation.
-    if len(prompts) > maximum and memoryview(prompts[0])[0] in (BRACKET, QUOTE):
-        raise InvalidRequest(f"{field!r} has {len(prompts)} prompts, but the limit is {maximum}.", field)
+            items, maximum = _decode_items(fields[field]), limits.max_prompts
+            # A list of numbers is one prompt, given as token ids, and a list of objects is one conversation.
+            if len(items) > maximum and memoryview(items[0])[0] in (BRACKET, QUOTE):
+                raise InvalidRequest(
+                    f"{field!r} has {len(items)} prompts, but the limit is {maximum}.", field
+                )
 
 
 @lru_cache(maxsize=1024)

@@ -72,7 +72,7 @@ class KeyVerifier:
 
     async def _look_up(self, token: str) -> KeyLookup:
         digest = hashlib.sha256(token.encode()).digest()
-        cached = self._cached(digest)
+        cached = self._get_cached(digest)
         if cached is not None and time.monotonic() - cached.at < CACHE_SECONDS:
             return cached
         lookup = self.lookups.get(digest)
@@ -84,18 +84,18 @@ class KeyVerifier:
             await asyncio.shield(lookup)
         else:
             await asyncio.wait({lookup}, timeout=MAX_WAIT_SECONDS)
-        result = self._cached(digest)
+        result = self._get_cached(digest)
         assert result is not None
         return result
 
-    def _cached(self, digest: bytes) -> KeyLookup | None:
+    def _get_cached(self, digest: bytes) -> KeyLookup | None:
         return self.keys.get(digest) or self.rejections.get(digest)
 
     async def _update(self, digest: bytes, token: str) -> None:
         try:
             found = await self._request(token)
         except LOOKUP_ERRORS as error:
-            cached = self._cached(digest)
+            cached = self._get_cached(digest)
             if cached is None:
                 raise EngineUnavailable(
                     "The API key cannot be checked: the service is unreachable. Try again soon."

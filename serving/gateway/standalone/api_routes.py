@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
 
 import httpx2
 
@@ -30,7 +29,14 @@ class ApiRoutingTable(CachedRoutingTable):
     async def load(self) -> list[Route]:
         response = await self.api.get("/routes")
         response.raise_for_status()
-        return [_parse_listed_route(row) for row in response.json()["items"]]
+        return [
+            Route(
+                row["name"],
+                tuple(Target(**target) for target in row["targets"]),
+                datetime.fromisoformat(row["created_at"]),
+            )
+            for row in response.json()["items"]
+        ]
 
     async def wake(self, target: Target) -> Target:
         """Wake the deployment and poll until an engine serves it; raises EngineUnavailable."""
@@ -66,8 +72,3 @@ class ApiRoutingTable(CachedRoutingTable):
             (await self.api.post("/routes/use", json=body)).raise_for_status()
         except httpx2.HTTPError as error:
             logger.warning("cannot report which deployments are in use: %r", error)
-
-
-def _parse_listed_route(row: dict[str, Any]) -> Route:
-    targets = tuple(Target(**target) for target in row["targets"])
-    return Route(row["name"], targets, datetime.fromisoformat(row["created_at"]))

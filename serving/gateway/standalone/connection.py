@@ -32,7 +32,7 @@ STATUS_LINES = {
 }
 
 
-class ServerState:
+class GatewayServerState:
     """State that all connections of a process share.
 
     `handle` handles a request of any path, and returns a task if the request must wait.
@@ -56,7 +56,7 @@ class ClientConnection(asyncio.Protocol):
     chunked: bool
     keep_alive: bool
 
-    def __init__(self, server: ServerState) -> None:
+    def __init__(self, server: GatewayServerState) -> None:
         self.server = server
         self.in_flight: InFlightRequest | None = None
         self.task: asyncio.Task[None] | None = None

@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from serving.gateway.downstream import JSON_HEADERS, Downstream, GatewayRequest
 from serving.gateway.gateway import Gateway
-from serving.gateway.standalone.connection import ClientConnection, ServerState
+from serving.gateway.standalone.connection import ClientConnection, GatewayServerState
 from serving.http.errors import UnknownUrl
 
 DRAIN_SECONDS = 10.0
@@ -24,7 +24,7 @@ class GatewayServer:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.state = ServerState(gateway, self.handle)
+        self.state = GatewayServerState(gateway, self.handle)
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then complete the responses in progress."""
