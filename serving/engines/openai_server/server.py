@@ -31,11 +31,11 @@ from serving.http.errors import (
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 LOOP: web.AppKey[GenerationLoop] = web.AppKey("loop", GenerationLoop)
-SERVER_STATE: web.AppKey["ServerState"] = web.AppKey("state")
+SERVER_STATE: web.AppKey["EngineServerState"] = web.AppKey("state")
 logger = logging.getLogger("tunesmith.engine")
 
 
-class ServerState:
+class EngineServerState:
     """The state of the routes, apart from the generation loop; used in the event loop only."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class ServerState:
 def make_app(loop: GenerationLoop) -> web.Application:
     """Create the application for a generation loop, whose model may still be loading."""
     app = web.Application(middlewares=[handle_errors], client_max_size=MAX_BODY_BYTES)
-    app[LOOP], app[SERVER_STATE] = loop, ServerState()
+    app[LOOP], app[SERVER_STATE] = loop, EngineServerState()
     app.add_routes(
         [
             web.get("/health", health),
