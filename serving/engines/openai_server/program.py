@@ -57,7 +57,8 @@ def run_server(kind: EngineKind, load_runner: Load, arguments: list[str]) -> Non
         """Serve a model over HTTP, with an API that is compatible with OpenAI's."""
         if not is_private(host):
             raise typer.BadParameter(
-                f"--host {host} is a public address, and an engine does not check API keys."
+                f"--host {host} is a public address, and an engine does not check API keys. Use a "
+                "loopback or private address."
             )
         try:
             engine_options = read_engine_options(kind, options)
