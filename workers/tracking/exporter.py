@@ -53,14 +53,16 @@ def run_exporter(spool: Path) -> None:
         # The exporter of a worker that crashed may live a moment longer than the worker.
         fcntl.flock(lock, fcntl.LOCK_EX)
         exports: dict[tuple[str, str], Export] = {}
+        started: set[Path] = set()
         while True:
             folders = list_attempts(spool)
-            for folder in set(folders) - {export.folder for export in exports.values()}:
+            for folder in [folder for folder in folders if folder not in started]:
                 job = read_job(folder)
                 for target in job.targets if job is not None else []:
                     key = folder.stem, target.service
-                    exports[key] = Export(folder, target, exports.get(key))
+                    exports[key] = Export(folder, target.service, import_service(target), exports.get(key))
                     exports[key].start()
+            started = set(folders)
             # A finished export stays until its folder goes: the run's next attempt continues from it.
             exports = {key: export for key, export in exports.items() if export.folder in folders}
             time.sleep(POLL_SECONDS)
@@ -73,11 +75,18 @@ class _Superseded(Exception):
 class Export(threading.Thread):
     """The export of one attempt to one service, after that of the attempt before it."""
 
-    def __init__(self, folder: Path, target: TrackingTarget, previous: "Export | None") -> None:
-        super().__init__(name=f"{folder.name} {target.service}", daemon=True)
+    def __init__(
+        self,
+        folder: Path,
+        service: str,
+        create: Callable[[TrackingJob, int], TrackingService],
+        previous: "Export | None",
+    ) -> None:
+        super().__init__(name=f"{folder.name} {service}", daemon=True)
         self.folder = folder
         self.sent_step = -1
-        self._target = target
+        self._service = service
+        self._create = create
         self._previous = previous
 
     def run(self) -> None:
@@ -95,12 +104,12 @@ class Export(threading.Thread):
 
     def _export(self) -> None:
         job = read_job(self.folder)
-        self._state = read_state(self.folder, self._target.service)
+        self._state = read_state(self.folder, self._service)
         if job is None or self._state.complete:
             return
         if self._state.step is not None:
             self.sent_step = max(self.sent_step, self._state.step)
-        service = self._retry(create_service, self._target, job, self.sent_step)
+        service = self._retry(self._create, job, self.sent_step)
         run_id, url = self._retry(service.start)
         self._save_state(run_id=run_id, url=url)
         try:
@@ -149,26 +158,29 @@ class Export(threading.Thread):
 
     def _save_state(self, **changes: object) -> None:
         self._state = self._state.model_copy(update=changes)
-        files.write_json(self.folder / f"{self._target.service}.json", self._state.model_dump())
+        files.write_json(self.folder / f"{self._service}.json", self._state.model_dump())
 
     def _check_folder(self) -> None:
         if not (self.folder / JOB).exists():
             raise _Superseded
 
 
-def create_service(target: TrackingTarget, job: TrackingJob, sent_step: int) -> TrackingService:
-    """Return the service of a target; only here are the packages of the services imported."""
+def import_service(target: TrackingTarget) -> Callable[[TrackingJob, int], TrackingService]:
+    """Import the client of a target, and return the constructor of its service.
+
+    Call it in one thread only: packages with circular imports fail when two threads import them at once.
+    """
     if isinstance(target, MlflowTarget):
         from workers.tracking.mlflow import MlflowService
 
-        return MlflowService(target, job)
+        return lambda job, sent_step: MlflowService(target, job)
     if isinstance(target, WandbTarget):
         from workers.tracking.wandb import WandbService
 
-        return WandbService(target, job, sent_step)
+        return lambda job, sent_step: WandbService(target, job, sent_step)
     from workers.tracking.tensorboard import TensorboardService
 
-    return TensorboardService(target, job, sent_step)
+    return lambda job, sent_step: TensorboardService(target, job, sent_step)
 
 
 def parse_points(text: str) -> list[MetricPoint]:

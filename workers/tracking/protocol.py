@@ -122,8 +122,9 @@ class TrackingService(Protocol):
 
 
 def list_attempts(spool: Path) -> list[Path]:
-    """Return the folders of all attempts in the spool, void ones included."""
-    return sorted(folder for folder in spool.glob("[!.]*") if folder.is_dir())
+    """Return the folders of all attempts in the spool, void ones included; later attempts come last."""
+    folders = [folder for folder in spool.glob("[!.]*") if folder.is_dir()]
+    return sorted(folders, key=lambda folder: (folder.stem, int(folder.suffix[1:])))
 
 
 def read_job(folder: Path) -> TrackingJob | None:

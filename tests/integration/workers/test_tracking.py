@@ -94,6 +94,15 @@ def is_complete(run_id: str) -> bool:
     return bool(found) and all(link["complete"] for link in found)
 
 
+def wait_until_complete(worker: WorkerContext, run_id: str) -> None:
+    """Wait until all services have everything; on failure show what they have, and the exporter's log."""
+    deadline = time.monotonic() + SECONDS
+    while not is_complete(run_id):
+        log = worker.settings.data_dir / "tracking" / "exporter.log"
+        assert time.monotonic() < deadline, f"{row(run_id).tracking}\n{log.read_text()}"
+        time.sleep(0.05)
+
+
 def create(worker: WorkerContext, name: str) -> None:
     (worker.settings.data_dir / name).touch()
 
@@ -160,7 +169,7 @@ def test_a_resumed_attempt_continues_the_same_run_and_sends_no_step_twice(
     assert mlflow.run_of(run_id)["info"]["status"] == "RUNNING"
     set_max_steps(run_id, 9)
     assert execute_next(tracked)
-    until(lambda: is_complete(run_id), SECONDS)
+    wait_until_complete(tracked, run_id)
     assert (row(run_id).status, warnings(run_id)) == (RunStatus.succeeded, [])
     after = links(run_id)
     assert [after[name]["run_id"] for name in before] == [before[name]["run_id"] for name in before]
@@ -188,7 +197,7 @@ def test_a_killed_exporter_is_started_again_and_sends_each_step_once(
     exporter.kill()
     create(tracked, "go")
     thread.join()
-    until(lambda: is_complete(run_id), SECONDS)
+    wait_until_complete(tracked, run_id)
     assert losses(mlflow, run_id) == [1, 2, 3, 4, 5]
     found = links(run_id)
     assert wandb_steps(folder_of(found["wandb"])) == [1, 2, 3, 4, 5]
@@ -208,7 +217,7 @@ def test_what_a_crashed_worker_has_not_sent_is_sent_after_its_restart(
     assert (row(run_id).status, is_complete(run_id)) == (RunStatus.succeeded, False)
     worker.tracker = Tracker(worker.settings)
     worker.tracker.start()
-    until(lambda: is_complete(run_id), SECONDS)
+    wait_until_complete(tracked_by_mlflow, run_id)
     assert (losses(mlflow, run_id), mlflow.run_of(run_id)["info"]["status"]) == ([1, 2, 3], "FINISHED")
 
 
@@ -221,7 +230,7 @@ def test_metrics_of_an_attempt_that_a_service_missed_are_sent_by_the_next_attemp
     assert execute_next(tracked_by_mlflow)
     mlflow.start()
     assert execute_next(tracked_by_mlflow)
-    until(lambda: is_complete(run_id), SECONDS)
+    wait_until_complete(tracked_by_mlflow, run_id)
     assert losses(mlflow, run_id) == [1, 2, 3, 4, 5, 6]
 
 
@@ -239,7 +248,7 @@ def test_a_server_that_was_down_receives_the_rest_even_after_the_end_of_the_run(
     (link,) = row(run_id).tracking
     assert (link["step"], link["complete"]) == (2, False) and "refused" in link["error"]
     mlflow.start()
-    until(lambda: is_complete(run_id), SECONDS)
+    wait_until_complete(tracked_by_mlflow, run_id)
     assert losses(mlflow, run_id) == [1, 2, 3, 4]
     (unreachable,) = warnings(run_id)
     assert unreachable["code"] == "tracking_unreachable" and "TUNESMITH_MLFLOW_URI" in unreachable["hint"]
@@ -284,7 +293,7 @@ def test_the_end_of_a_run_is_a_status_of_the_service(
     until(lambda: links(run_id).get("mlflow", {}).get("step") == 1, SECONDS)
     move(run_id, requested) if requested else create(tracked_by_mlflow, "go")
     thread.join()
-    until(lambda: is_complete(run_id), SECONDS)
+    wait_until_complete(tracked_by_mlflow, run_id)
     run = mlflow.run_of(run_id)
     assert (run["info"]["status"], "end_time" in run["info"]) == (status, True)
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
