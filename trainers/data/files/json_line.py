@@ -5,6 +5,8 @@ import math
 import re
 from typing import Any, Final, NoReturn
 
+import msgspec
+
 from trainers.data.faults import Fault, FaultCode, quote_value, type_name
 from trainers.data.files.file_checks import UTF8_MARK
 from trainers.data.formats import Row
@@ -18,15 +20,15 @@ SURROGATE: Final = re.compile(rb"\\u[dD]")
 
 
 class RowParser:
-    """Parser of lines; `duplicate_key` is a repeated key in the last line, which JSON parsers drop silently.
+    """Parser of lines; `duplicate_key` is a repeated key in the last line, which parsers of JSON drop silently.
 
-    See `docs/decisions/0016-rows-are-parsed-by-the-scanner-of-json.md` for the reason and the measurement.
+    msgspec parses nearly every line. The others are parsed again by `json`, whose hook sees repeated keys and
+    whose errors name the position (docs/decisions/NUMBER-rows-are-parsed-by-msgspec.md).
     """
 
     def __init__(self) -> None:
         self.duplicate_key: str | None = None
-        plain = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-        self._scan = plain.scan_once  # type: ignore[attr-defined]  # typeshed leaves it out.
+        self._decode = msgspec.json.Decoder().decode
         self._decoder = json.JSONDecoder(
             parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=self._object
         )
@@ -47,28 +49,25 @@ class RowParser:
         ):
             return _too_complex()
         try:
-            value = self._value(body.decode(), body)
-        except StopIteration:
-            return None
+            value: Row = self._decode(body)
+            if _is_plain(value, body):
+                return value
+            del value  # A row of 16 MiB can use 250 MB of memory: free it before it is parsed again.
+        except (ValueError, RecursionError):
+            pass  # The second parser finds the fault.
+        return self._parse_again(body, line)
+
+    def _parse_again(self, body: bytes, line: bytes) -> Row | Fault | None:
+        try:
+            text = body.decode()
+            if not text.strip():
+                return None
+            value = self._decoder.decode(text)
+            if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+                return _too_deep()
         except (ValueError, RecursionError) as error:
             return _parse_fault(error, line)
         return _check_value(value, body)
-
-    def _value(self, text: str, body: bytes) -> Any:
-        # The scanner alone is faster than decode(), which also searches for white space, and calls no hook.
-        try:
-            value, end = self._scan(text, 0)
-        except StopIteration:
-            if not text.strip():
-                raise
-            return self._decoder.decode(text)
-        if text[end:] in ("", "\n") and _is_plain(value, body):
-            return value
-        del value
-        value = self._decoder.decode(text)
-        if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
-            raise RecursionError
-        return value
 
     def _object(self, pairs: list[tuple[str, Any]]) -> Row:
         row = dict(pairs)

@@ -73,10 +73,10 @@ def test_judgement_says_what_was_compared_and_why() -> None:
     judgement = judge_answer("The answer is $1,200.", "#### 1300")
     assert (judgement.correct, judgement.reason) == (
         False,
-        'The answer 1,200 (after "the answer is") is not the reference\'s 1300.',
+        'The answer 1,200 (after "the answer is") differs from the reference 1300.',
     )
-    assert judge_answer("none", "#### 3").reason == "The completion has no final answer: it contains no "
-    "number."
+    completion_without = judge_answer("none", "#### 3").reason
+    assert completion_without == "The completion has no final answer: it contains no number."
     assert judge_answer("3", "none").reason == "The reference has no final answer: it contains no number."
 
 
