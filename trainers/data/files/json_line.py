@@ -20,10 +20,10 @@ SURROGATE: Final = re.compile(rb"\\u[dD]")
 
 
 class RowParser:
-    """Parser of lines; `duplicate_key` is a repeated key in the last line, which parsers of JSON drop silently.
+    """Parser of lines; `duplicate_key` is a repeated key in the last line, of which JSON keeps one value.
 
     msgspec parses nearly every line. The others are parsed again by `json`, whose hook sees repeated keys and
-    whose errors name the position (docs/decisions/NUMBER-rows-are-parsed-by-msgspec.md).
+    whose errors name the position (docs/decisions/0021-rows-are-parsed-by-msgspec.md).
     """
 
     def __init__(self) -> None:
