@@ -32,42 +32,52 @@ Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, BeforeValidator(_clean_text)]
 
 
-class ProgressEvent(BaseModel):
+class _Event(BaseModel):
+    time: AwareDatetime = Field(description="When the event was written, in UTC.")
+
+
+class ProgressEvent(_Event):
     """How many steps of the program are done."""
 
-    type: Literal["progress"] = "progress"
-    time: AwareDatetime
-    step: Step
-    total_steps: Step
+    type: Literal["progress"] = Field("progress", description="Kind of the event.")
+    step: Step = Field(description="Steps that are done: optimizer steps, or rows of a dataset.")
+    total_steps: Step = Field(description="Steps of the whole run.")
 
 
-class MetricsEvent(BaseModel):
-    """Named values of one step; a value that is not finite is null, because JSON has no NaN."""
+class MetricsEvent(_Event):
+    """Named values of one step."""
 
-    type: Literal["metrics"] = "metrics"
-    time: AwareDatetime
-    step: Step
-    total_steps: Step
-    values: Annotated[dict[Name, FiniteFloat | None], Field(max_length=MAX_METRICS)]
+    type: Literal["metrics"] = Field("metrics", description="Kind of the event.")
+    step: Step = Field(description="Optimizer step after which the values were measured.")
+    total_steps: Step = Field(description="Steps of the whole run.")
+    values: Annotated[dict[Name, FiniteFloat | None], Field(max_length=MAX_METRICS)] = Field(
+        description=(
+            "Values by name; null if not finite, because JSON has no NaN. Training stages write `loss`, "
+            "`grad_norm`, `learning_rate`, `epoch`, `tokens` (in total), `validation_loss`, `rewards/…`, and "
+            "whatever else TRL logs."
+        )
+    )
 
 
-class WarningEvent(BaseModel):
+class WarningEvent(_Event):
     """A setting or a row that works, but perhaps not as intended."""
 
-    type: Literal["warning"] = "warning"
-    time: AwareDatetime
-    code: Name
-    message: Text
+    type: Literal["warning"] = Field("warning", description="Kind of the event.")
+    code: Name = Field(description="Kind of the warning, such as a code of preflight's findings.")
+    message: Text = Field(description="What is unusual, and the fix.")
 
 
-class ResumedEvent(BaseModel):
+class ResumedEvent(_Event):
     """The continuation of a stopped run from a checkpoint, with its guarantee."""
 
-    type: Literal["resumed"] = "resumed"
-    time: AwareDatetime
-    step: Step
-    exactness: Exactness
-    reasons: Annotated[list[Text], Field(max_length=MAX_REASONS)]
+    type: Literal["resumed"] = Field("resumed", description="Kind of the event.")
+    step: Step = Field(description="Step of the checkpoint.")
+    exactness: Exactness = Field(
+        description="`exact` if the run repeats the batches, losses and weights of an uninterrupted one."
+    )
+    reasons: Annotated[list[Text], Field(max_length=MAX_REASONS)] = Field(
+        description="Why the resumption is only `approximate`; empty if `exact`."
+    )
 
 
 ProgramEvent = Annotated[
