@@ -28,7 +28,7 @@ def build_deployment(
     """Build the row of a deployment of a hub id, a folder or a registry id."""
     base, template = _find_base(session, reference)
     options = choice.options.model_dump(mode="json", exclude_defaults=True)
-    engine = [choice.engine, queue, base, options, template if choice.engine.one_template else None]
+    engine = [choice.engine, queue, base, options, template if choice.engine.has_single_template else None]
     settings = get_settings()
     idle_seconds = settings.idle_seconds if choice.idle_seconds is None else choice.idle_seconds
     return Deployment(

@@ -18,7 +18,7 @@ class EngineKind(StrEnum):
     mlx = "mlx"
 
     @property
-    def one_template(self) -> bool:
+    def has_single_template(self) -> bool:
         """Whether one chat template renders the requests for all models of an engine.
 
         Models that were trained with different templates cannot share such an engine.

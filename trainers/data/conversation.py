@@ -57,9 +57,9 @@ def extract_prompt_and_completion(row: Row) -> tuple[list[Message], list[Message
     if row_format is not None:
         return to_messages(row, row_format), []
     for flat in (RowFormat.alpaca, RowFormat.question_answer):
-        question, answer = FLAT_FIELDS[flat]
-        if question in row:
-            return _from_flat({**row, answer: ""}, flat)[:-1], []
+        prompt_field, completion_field = FLAT_FIELDS[flat]
+        if prompt_field in row:
+            return _from_flat({**row, completion_field: ""}, flat)[:-1], []
     return prompt_messages(row), []
 
 
@@ -88,7 +88,7 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
     if row.get("prompt") is None:
         return _split_at_difference(chosen, rejected)
     prompt = prompt_messages(row)
-    return prompt, _after_prompt(chosen, prompt), _after_prompt(rejected, prompt)
+    return prompt, _strip_prompt(chosen, prompt), _strip_prompt(rejected, prompt)
 
 
 def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
@@ -227,7 +227,7 @@ def _is_trained(message: Message) -> bool:
 def _split_at_difference(
     chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    chosen, rejected = _transcript(chosen), _transcript(rejected)
+    chosen, rejected = _parse_transcript(chosen), _parse_transcript(rejected)
     longest = min(len(chosen), len(rejected)) - 1
     shared = 0
     while shared < longest and chosen[shared] == rejected[shared]:
@@ -239,11 +239,11 @@ def _split_at_difference(
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _transcript(answer: list[Message]) -> list[Message]:
+def _parse_transcript(completion: list[Message]) -> list[Message]:
     # Anthropic's helpfulness data has whole dialogues as text: `\n\nHuman: …\n\nAssistant: …`.
-    text = "\n\n" + answer[0]["content"].lstrip("\n")
-    if len(answer) > 1 or not text.startswith("\n\nHuman:"):
-        return answer
+    text = "\n\n" + completion[0]["content"].lstrip("\n")
+    if len(completion) > 1 or not text.startswith("\n\nHuman:"):
+        return completion
     pieces = re.split(r"\n\n(Human|Assistant): ?", text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
@@ -252,6 +252,6 @@ def _transcript(answer: list[Message]) -> list[Message]:
     ]
 
 
-def _after_prompt(answer: list[Message], prompt: list[Message]) -> list[Message]:
-    repeats = len(answer) > len(prompt) and answer[: len(prompt)] == prompt
-    return answer[len(prompt) :] if repeats else answer
+def _strip_prompt(completion: list[Message], prompt: list[Message]) -> list[Message]:
+    repeats_prompt = len(completion) > len(prompt) and completion[: len(prompt)] == prompt
+    return completion[len(prompt) :] if repeats_prompt else completion

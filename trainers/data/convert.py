@@ -212,7 +212,7 @@ def _write_llama(content: Content, target: RowShape) -> Row:
 def _write_trl(content: Content, _: RowShape) -> Row:
     assert content.pair is not None
     prompt, (chosen, rejected) = content.messages, content.pair
-    if _is_text(prompt, "user") and all(_is_text(answer, "assistant") for answer in content.pair):
+    if _is_text(prompt, "user") and all(_is_text(completion, "assistant") for completion in content.pair):
         texts = (prompt[0]["content"], chosen[0]["content"], rejected[0]["content"])
         return _with_tools(dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)), content)
     return _with_tools({"prompt": prompt, "chosen": chosen, "rejected": rejected}, content)

@@ -114,7 +114,8 @@ class StatisticsCollector:
     def first_line(self, number: int, line: bytes) -> int | None:
         """Return the number of an earlier line with the same row, or None."""
         # Nearly all lines have the same ending; stripping it from each would copy them all.
-        key = hash(line if _has_usual_end(line) else line.rstrip(b"\r\n") + b"\n")
+        ends_with_newline = line[-1:] == b"\n" and line[-2:] != b"\r\n"
+        key = hash(line if ends_with_newline else line.rstrip(b"\r\n") + b"\n")
         first = self._first_lines.get(key)
         if first is not None:
             self.duplicates += 1
@@ -151,10 +152,6 @@ class StatisticsCollector:
     def _count_roles(self) -> None:
         self._role_counts.update(self._roles)
         self._roles.clear()
-
-
-def _has_usual_end(line: bytes) -> bool:
-    return line[-1:] == b"\n" and line[-2:] != b"\r\n"
 
 
 def turn_lengths(row: Row, row_format: RowFormat) -> list[tuple[str, int]]:

@@ -30,7 +30,7 @@ class RowParser:
         self.duplicate_key: str | None = None
         self._decode = msgspec.json.Decoder().decode
         self._decoder = json.JSONDecoder(
-            parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=self._object
+            parse_constant=_reject_constant, parse_float=_parse_float, object_pairs_hook=self._object
         )
 
     def parse(self, line: bytes) -> Row | Fault | None:
@@ -72,7 +72,7 @@ class RowParser:
     def _object(self, pairs: list[tuple[str, Any]]) -> Row:
         row = dict(pairs)
         if len(row) != len(pairs):
-            self.duplicate_key = _first_repeated(pairs)
+            self.duplicate_key = _find_repeated_key(pairs)
         return row
 
 
@@ -96,18 +96,15 @@ def _is_plain(value: Any, body: bytes) -> bool:
     colons = body.count(b":") - keys
     if not colons:
         return True
-    return not _has_escaped_colon(body) and colons == sum(map(_colons, (value, *entries)))
+    # `\u003a` is an escaped colon.
+    return b"\\u003" not in body and colons == sum(map(_count_colons, (value, *entries)))
 
 
-def _has_escaped_colon(body: bytes) -> bool:
-    return b"\\" in body and b"\\u003" in body
-
-
-def _colons(entry: Row) -> int:
+def _count_colons(entry: Row) -> int:
     return sum([text.count(":") for text in entry.values() if type(text) is str])
 
 
-def _first_repeated(pairs: list[tuple[str, Any]]) -> str | None:
+def _find_repeated_key(pairs: list[tuple[str, Any]]) -> str | None:
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
@@ -160,14 +157,14 @@ class NotFiniteNumber(ValueError):
     """A number that JSON cannot represent."""
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise NotFiniteNumber(name)
 
 
-def _finite(digits: str) -> float:
-    number = float(digits)
+def _parse_float(text: str) -> float:
+    number = float(text)
     if math.isinf(number):
-        raise NotFiniteNumber(digits)
+        raise NotFiniteNumber(text)
     return number
 
 

@@ -152,7 +152,7 @@ def split_solution(text: str) -> tuple[str, str] | None:
     start = text.rfind(BOX)
     if start < 0:
         return None
-    content = _braced(text[start + len(BOX) :])
+    content = _read_braces(text[start + len(BOX) :])
     return (text.strip(), content.strip()) if content and content.strip() else None
 
 
@@ -238,7 +238,7 @@ def _is_graded(value: Any) -> bool:
     )
 
 
-def _braced(text: str) -> str | None:
+def _read_braces(text: str) -> str | None:
     depth = 1
     for index, character in enumerate(text):
         depth += (character == "{") - (character == "}")
