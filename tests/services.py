@@ -1,4 +1,4 @@
-"""Database, broker and MLflow processes for tests, each private to one session and gone when it ends."""
+"""PostgreSQL, Redis and MLflow for tests: private processes that end with the test session."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ START_SECONDS = 30
 
 @contextmanager
 def postgres_url() -> Iterator[str]:
-    """URL of the maintenance database of a PostgreSQL cluster that lives for the block."""
+    """Start a PostgreSQL cluster for the block; the URL is that of its maintenance database."""
     binaries = _postgres_binaries()
     with tempfile.TemporaryDirectory(prefix="tunesmith-postgres-") as folder:
         data, port = f"{folder}/data", free_port()
@@ -56,7 +56,7 @@ def postgres_url() -> Iterator[str]:
 
 
 class RedisServer:
-    """A Redis server with a password, which may be stopped and started again on its port."""
+    """A Redis server with a password, which a test can stop and start again on its port."""
 
     def __init__(self, folder: str, password: str) -> None:
         binary = shutil.which("redis-server")
@@ -69,19 +69,19 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, empty, and wait until it answers."""
+        """Start the server, empty, and wait until it accepts connections."""
         self._server = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         _wait_until_open(self._port)
 
     def stop(self) -> None:
-        """End it and all that it held."""
+        """Stop the server; its data is lost."""
         self._server.terminate()
         self._server.wait(START_SECONDS)
 
 
 @contextmanager
 def redis(password: str) -> Iterator[RedisServer]:
-    """A Redis server that lives for the block."""
+    """Start a Redis server for the block."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-redis-") as folder:
         server = RedisServer(folder, password)
         try:
@@ -92,13 +92,13 @@ def redis(password: str) -> Iterator[RedisServer]:
 
 @contextmanager
 def redis_url(password: str) -> Iterator[str]:
-    """URL, with its password, of a Redis server that lives for the block."""
+    """Start a Redis server for the block; the URL contains its password."""
     with redis(password) as server:
         yield server.url
 
 
 class MlflowServer:
-    """An MLflow server on SQLite, which may be stopped and started again with what it holds."""
+    """An MLflow server on SQLite, which a test can stop and start again with its data."""
 
     def __init__(self, folder: str) -> None:
         port = free_port()
@@ -110,50 +110,50 @@ class MlflowServer:
         self._server: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, if it does not run, and wait until it answers."""
+        """Start the server, unless it is running, and wait until it responds."""
         if self._server is not None:
             return
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with self._log.open("ab") as log:
-            # In a session of its own, so that its worker process ends with it.
+            # In a new session, so that its worker process can be killed with it.
             self._server = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
         deadline = time.monotonic() + 2 * START_SECONDS
-        while not self._answers():
+        while not self._is_up():
             assert self._server.poll() is None and time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Kill it; what it holds stays."""
+        """Kill the server; its data is kept."""
         if self._server is not None:
             os.killpg(self._server.pid, signal.SIGKILL)
             self._server.wait(START_SECONDS)
         self._server = None
 
     def run_of(self, run_id: str) -> Any:
-        """The one run that it has of ours, as its REST API shows it."""
+        """Return the one MLflow run with our run id as a tag."""
         (experiment,) = self.post("experiments/search", max_results=1, filter="name = 'tunesmith'")[
             "experiments"
         ]
         query = {"filter": f"tags.`tunesmith.run_id` = '{run_id}'"}
-        answer = self.post("runs/search", experiment_ids=[experiment["experiment_id"]], **query)
-        (run,) = answer["runs"]
+        response = self.post("runs/search", experiment_ids=[experiment["experiment_id"]], **query)
+        (run,) = response["runs"]
         return run
 
     def history(self, run: Any, key: str) -> list[tuple[int, float]]:
-        """Steps and values of a metric, by step."""
+        """Return the steps and values of a metric, by step."""
         query = {"run_id": run["info"]["run_id"], "metric_key": key}
-        answer = httpx2.get(f"{self.url}/api/2.0/mlflow/metrics/get-history", params=query)
-        points = answer.raise_for_status().json().get("metrics", [])
+        response = httpx2.get(f"{self.url}/api/2.0/mlflow/metrics/get-history", params=query)
+        points = response.raise_for_status().json().get("metrics", [])
         return sorted((int(point["step"]), point["value"]) for point in points)
 
     def post(self, path: str, **body: Any) -> Any:
-        """The JSON of a POST that must succeed."""
-        answer = httpx2.post(f"{self.url}/api/2.0/mlflow/{path}", json=body)
-        return answer.raise_for_status().json()
+        """Return the JSON of a POST that must succeed."""
+        response = httpx2.post(f"{self.url}/api/2.0/mlflow/{path}", json=body)
+        return response.raise_for_status().json()
 
-    def _answers(self) -> bool:
+    def _is_up(self) -> bool:
         try:
             return httpx2.get(f"{self.url}/health").status_code == 200
         except httpx2.TransportError:
@@ -162,7 +162,7 @@ class MlflowServer:
 
 @contextmanager
 def mlflow() -> Iterator[MlflowServer]:
-    """An MLflow server that lives for the block."""
+    """Start an MLflow server for the block."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-mlflow-") as folder:
         server = MlflowServer(folder)
         try:
@@ -172,12 +172,9 @@ def mlflow() -> Iterator[MlflowServer]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on at the moment.
-
-    It lies below those that the kernel lends to clients, one of which might take it before a server does.
-    """
+    """Return a free port below the ephemeral range, from which the kernel assigns ports to clients."""
     while True:
-        # Not by `random`, which training seeds alike in every process of a test run.
+        # `random` would return the same ports in parallel test processes: training seeds it.
         port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
@@ -194,7 +191,7 @@ def _postgres_binaries() -> Path:
 
 
 def _unprivileged_user(folder: str) -> str:
-    """PostgreSQL refuses to run as root, so root lends the folder to the user that its package made."""
+    """Give the folder to the user `postgres` if this is root, as which PostgreSQL refuses to run."""
     if os.geteuid() != 0:
         return ""
     user = pwd.getpwnam("postgres")
@@ -203,7 +200,7 @@ def _unprivileged_user(folder: str) -> str:
 
 
 def _missing(program: str) -> None:
-    """In CI a missing program is a fault of its set-up; elsewhere the test is skipped."""
+    """Fail in CI, where the program must be installed; skip the test elsewhere."""
     if os.environ.get("CI"):
         pytest.fail(f"{program} is not installed, and CI must not skip what needs it")
     pytest.skip(f"{program} is not installed")
@@ -223,5 +220,5 @@ def _wait_until_ready(command: list[str | Path]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while subprocess.run(command, check=False).returncode != 0:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"PostgreSQL does not answer after {START_SECONDS} s")
+            raise TimeoutError(f"PostgreSQL is not ready after {START_SECONDS} s")
         time.sleep(0.05)

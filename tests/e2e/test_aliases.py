@@ -1,4 +1,7 @@
-"""Names change hands under load, and nobody who asks notices."""
+"""Aliases and names that move between deployments.
+
+Goal: no request fails while a name moves. Method: a client sends requests throughout the move.
+"""
 
 import threading
 from collections import Counter
@@ -19,33 +22,33 @@ def openai(embedded: Platform) -> Iterator[OpenAI]:
 
 
 @contextmanager
-def asking(client: OpenAI, model: str) -> Iterator[list[str]]:
-    """Asks again and again while the block lasts; the list grows until a request fails."""
-    answers: list[str] = []
+def constant_requests(client: OpenAI, model: str) -> Iterator[list[str]]:
+    """Send requests while the block lasts; the list of completions stops growing when one fails."""
+    completions: list[str] = []
     done = threading.Event()
 
-    def go_on() -> None:
+    def send_requests() -> None:
         while not done.is_set():
-            answers.append(ask(client, model))
+            completions.append(ask(client, model))
 
-    thread = threading.Thread(target=go_on)
+    thread = threading.Thread(target=send_requests)
     thread.start()
     try:
-        yield answers
-        count = len(answers)
-        until(lambda: len(answers) > count + 2, 120, "a request has failed")
+        yield completions
+        count = len(completions)
+        until(lambda: len(completions) > count + 2, 120, "a request failed")
     finally:
         done.set()
         thread.join()
 
 
 def move(platform: Platform, **shares: float) -> dict[str, object]:
-    """Lead the alias `prod` to deployments by their shares."""
+    """Point the alias `prod` to deployments, by their shares."""
     targets = [{"deployment": name.replace("_", "-"), "share": share} for name, share in shares.items()]
-    answer = platform.client.put("/api/v1/aliases/prod", json={"targets": targets})
-    assert answer.is_success, answer.text
-    moved: dict[str, object] = answer.json()
-    return moved
+    response = platform.client.put("/api/v1/aliases/prod", json={"targets": targets})
+    assert response.is_success, response.text
+    alias: dict[str, object] = response.json()
+    return alias
 
 
 def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
@@ -56,34 +59,34 @@ def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
     embedded.deploy("next", embedded.register("next", adapters["a"]))
     stable, following = ask(openai, "stable"), ask(openai, "next")
     move(embedded, stable=1)
-    until(lambda: "prod" in {model.id for model in openai.models.list()}, 120, "the alias does not come up")
-    with asking(openai, "prod") as answers:
-        until(lambda: len(answers) > 5, 120, "nobody answers")
+    until(lambda: "prod" in {model.id for model in openai.models.list()}, 120, "the alias has no route")
+    with constant_requests(openai, "prod") as completions:
+        until(lambda: len(completions) > 5, 120, "no request succeeds")
         move(embedded, stable=0.7, next=0.3)
-        until(lambda: following in answers, 120, "the canary gets nothing")
+        until(lambda: following in completions, 120, "the canary gets no request")
         counted = Counter(ask(openai, "prod") for _ in range(300))
         move(embedded, next=1)
-        until(lambda: stable not in answers[-8:], 120, "it does not move")
+        until(lambda: stable not in completions[-8:], 120, "the alias did not move")
         embedded.post("/aliases/prod/rollback", {})
         embedded.post("/aliases/prod/rollback", {})
-        until(lambda: following not in answers[-8:], 120, "it does not go back")
+        until(lambda: following not in completions[-8:], 120, "the rollback had no effect")
     assert set(counted) == {stable, following}
     assert 60 <= counted[following] <= 120, counted
     history = embedded.get("/aliases/prod/history")["items"]
     assert [version["restored_version"] for version in history] == [1, 2, None, None, None]
 
 
-def test_a_new_model_takes_a_name_over_and_an_answer_under_way_ends_whole(
+def test_a_new_model_takes_over_a_name_and_a_stream_in_progress_ends_completely(
     embedded: Platform, openai: OpenAI, adapters: dict[str, Path]
 ) -> None:
     embedded.start_worker()
     old = embedded.deploy("name")
-    with asking(openai, "name") as answers:
+    with constant_requests(openai, "name") as completions:
         new = embedded.ask_for("name", embedded.register("a", adapters["a"]))
         assert embedded.get(f"/deployments/{new}")["replaces"] == old
         embedded.await_status(new, "ready")
         embedded.await_status(old, "stopped")
-    assert len(set(answers)) == 2 and answers[0] != answers[-1]
+    assert len(set(completions)) == 2 and completions[0] != completions[-1]
     options = {"max_tokens": 200, "extra_body": {"ignore_eos": True}}
     stream = openai.chat.completions.create(model="name", messages=QUESTION, stream=True, **options)  # type: ignore[call-overload]
     first = next(stream)

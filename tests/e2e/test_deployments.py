@@ -1,4 +1,8 @@
-"""A deployment answers on the OpenAI-compatible endpoint for as long as it is wanted."""
+"""Deployments behind the OpenAI-compatible endpoint.
+
+Goal: a deployment serves from its start to its stop, whatever happens to its engine. Method: the official
+client against a real API, worker and engine.
+"""
 
 import signal
 import subprocess
@@ -18,7 +22,7 @@ def openai(shared: Platform) -> Iterator[OpenAI]:
         yield client
 
 
-def test_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: OpenAI) -> None:
+def test_a_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: OpenAI) -> None:
     stage = {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "tuned"}
     job = shared.finish(shared.submit(sft(learning_rate=0.01, max_steps=40), stage))
     assert job["status"] == "succeeded", job
@@ -36,28 +40,30 @@ def test_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: OpenA
     assert streamed == ask(openai, "tuned") != ask(openai, "untuned")
 
 
-def test_killed_engine_is_started_again_and_a_stopped_one_stays_away(embedded: Platform) -> None:
+def test_a_killed_engine_is_restarted_and_a_stopped_one_is_not(embedded: Platform) -> None:
     openai = OpenAI(base_url=f"{embedded.base_url}/v1", api_key="none", max_retries=0)
     worker = embedded.start_worker()
     deployment = embedded.deploy("lively")
     before = ask(openai, "lively")
     engine = engines_of(worker)[0]
     engine.send_signal(signal.SIGKILL)
-    until(lambda: embedded.get(f"/deployments/{deployment}")["restart_count"] == 1, 120, "nobody saw it die")
+    embedded.await_field(deployment, "restart_count", 1)
     embedded.await_status(deployment, "ready")
-    until(lambda: bool(openai.models.list().data), 120, "the route does not come back")
+    until(lambda: bool(openai.models.list().data), 120, "the route did not come back")
     assert ask(openai, "lively") == before
-    again = engines_of(worker)[0]
+    restarted = engines_of(worker)[0]
     embedded.post(f"/deployments/{deployment}/stop")
     embedded.await_status(deployment, "stopped")
-    assert not again.is_running()
+    assert not restarted.is_running()
     until(lambda: not openai.models.list().data, 120, "the route is still there")
     with pytest.raises(NotFoundError, match="lively"):
         ask(openai, "lively")
     openai.close()
 
 
-def test_engine_that_cannot_load_its_model_fails_the_deployment_with_its_words(shared: Platform) -> None:
+def test_an_engine_that_cannot_load_its_model_fails_the_deployment_with_its_log(
+    shared: Platform,
+) -> None:
     (shared.folder / "models" / "broken").mkdir()
     (shared.folder / "models" / "broken" / "config.json").write_text("{}")
     deployment = shared.post("/deployments", {"name": "broken", "model": "broken"})["id"]
@@ -68,7 +74,7 @@ def test_engine_that_cannot_load_its_model_fails_the_deployment_with_its_words(s
     assert "Traceback" not in error["message"]
 
 
-def test_gateway_alone_finds_its_routes_through_the_api(shared: Platform) -> None:
+def test_a_standalone_gateway_reads_its_routes_from_the_api(shared: Platform) -> None:
     shared.deploy("remote")
     port = free_port()
     command = ["-m", "serving.gateway", "--api", shared.base_url, "--port", str(port)]
@@ -81,7 +87,7 @@ def test_gateway_alone_finds_its_routes_through_the_api(shared: Platform) -> Non
         assert ask(openai, "remote")
 
 
-def test_engine_mlx_answers_as_the_engine_hf_does(shared: Platform, openai: OpenAI) -> None:
+def test_the_engine_mlx_generates_the_same_text_as_the_engine_hf(shared: Platform, openai: OpenAI) -> None:
     shared.deploy("by-hf", parity="on")
     shared.deploy("by-mlx", engine="mlx", options={"max_model_len": 128}, parity="on")
     assert ask(openai, "by-mlx") == ask(openai, "by-hf") != ""

@@ -1,4 +1,8 @@
-"""A deployment is ready only once its engine is proved to serve what was trained."""
+"""Parity of the served and the trained model.
+
+Goal: a deployment becomes ready only if its engine generates what the trained model generates. Method: real
+engines, one of which ignores adapters.
+"""
 
 import json
 import sys
@@ -11,7 +15,7 @@ from tests.e2e.platform import Platform, sft
 
 @pytest.fixture(scope="module")
 def trained(shared: Platform) -> str:
-    """An adapter of steps enough that it does something that can be told from its absence."""
+    """An adapter that was trained long enough to change the completions."""
     (run,) = shared.finish(shared.submit(sft(learning_rate=2e-3)))["runs"]
     model: str = run["model_id"]
     return model
@@ -21,17 +25,19 @@ def deploy(name: str, model: object) -> dict[str, object]:
     return {"stage": "deploy", "name": f"serve-{name}", "model": model, "deployment": name, "parity": "on"}
 
 
-def test_what_is_served_is_what_was_trained_and_the_proof_can_be_read(shared: Platform, trained: str) -> None:
+def test_the_served_model_equals_the_trained_one_and_the_report_is_public(
+    shared: Platform, trained: str
+) -> None:
     job = shared.finish(shared.submit(deploy("tuned", trained)))
     assert job["status"] == "succeeded", job
     (deployment,) = shared.get("/deployments", name="tuned")["items"]
-    proof = deployment["parity"]
-    assert (deployment["status"], proof["passed"], proof["message"]) == ("ready", True, "They agree.")
-    assert abs(proof["adapter_scale"] - 1) < 0.01
-    assert proof["equal_completions"] == proof["chats"] > 4
+    report = deployment["parity"]
+    assert (deployment["status"], report["passed"], report["message"]) == ("ready", True, "They agree.")
+    assert abs(report["adapter_scale"] - 1) < 0.01
+    assert report["equal_completions"] == report["chats"] > 4
 
 
-def test_merged_weights_are_held_against_the_adapter_that_they_were_merged_from(
+def test_merged_weights_are_compared_with_the_adapter_from_which_they_were_merged(
     shared: Platform, trained: str
 ) -> None:
     merge = {"stage": "merge", "model": trained}
@@ -39,11 +45,11 @@ def test_merged_weights_are_held_against_the_adapter_that_they_were_merged_from(
     assert job["status"] == "succeeded", job
     (deployment,) = shared.get("/deployments", name="merged")["items"]
     assert deployment["parity"]["passed"]
-    # Only an adapter has a strength to measure, and the merged weights have none of their own.
+    # The scale is measured on the adapter: merged weights have none.
     assert abs(deployment["parity"]["adapter_scale"] - 1) < 0.01
 
 
-def test_an_engine_that_ignores_the_adapter_is_kept_out_of_service(
+def test_an_engine_that_ignores_the_adapter_fails_the_deployment(
     embedded: Platform, adapters: dict[str, Path]
 ) -> None:
     program = {"hf": [sys.executable, "-m", "tests.e2e.adapterless_engine"]}

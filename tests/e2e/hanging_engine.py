@@ -1,6 +1,6 @@
-"""A stand-in for an engine that says it is well whatever happens, and gives no token while a file exists.
+"""A fake engine that always passes its health check, and fails every request while a file exists.
 
-python -m tests.e2e.lying_engine FILE … --port PORT
+python -m tests.e2e.hanging_engine FILE … --port PORT
 """
 
 import json
@@ -8,20 +8,20 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-LYING = Path(sys.argv[1])
+FAILURE_FILE = Path(sys.argv[1])
 PORT = int(sys.argv[sys.argv.index("--port") + 1])
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.answer(200, {"status": "ok", "running": 0, "waiting": 0})
+        self.send(200, {"status": "ok", "running": 0, "waiting": 0})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        lying = LYING.exists()
-        self.answer(500 if lying else 200, {} if lying else {"choices": [{"text": "1"}]})
+        fails = FAILURE_FILE.exists()
+        self.send(500 if fails else 200, {} if fails else {"choices": [{"text": "1"}]})
 
-    def answer(self, status: int, body: object) -> None:
+    def send(self, status: int, body: object) -> None:
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
