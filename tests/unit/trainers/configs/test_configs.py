@@ -1,4 +1,4 @@
-"""Configs: defaults that fit together, variables for people, and none for what a service wrote."""
+"""Defaults and validation of stage configs, and the expansion of variables in YAML but not in JSON."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainers.configs import Queue, SftConfig, parse_stage
+from trainers.configs import Queue, SftConfig, StageKind, parse_stage
 from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.configs.stage_config import load_stage
 
@@ -20,7 +20,7 @@ def sft(**values: Any) -> SftConfig:
     return config
 
 
-def test_learning_rate_follows_the_kind_of_tuning() -> None:
+def test_the_default_learning_rate_depends_on_the_method_of_tuning() -> None:
     assert sft().learning_rate == 2e-4
     assert sft(tuning={"method": "full"}).learning_rate == 2e-5
     assert sft(tuning={"method": "full"}, learning_rate=1e-3).learning_rate == 1e-3
@@ -31,18 +31,18 @@ def test_micro_batch_divides_the_batch(batch_size: int, micro: int) -> None:
     assert sft(batch_size=batch_size).micro_batch_size == micro
 
 
-def test_misspelt_field_is_refused_by_its_name() -> None:
+def test_a_misspelt_field_is_an_error_that_names_it() -> None:
     with pytest.raises(ValidationError, match="learning_rat\n"):
         sft(learning_rat=1e-3)
 
 
-def test_micro_batch_that_does_not_divide_is_refused() -> None:
+def test_a_micro_batch_that_does_not_divide_the_batch_is_rejected() -> None:
     with pytest.raises(ValidationError, match="batch_size 16 is not a multiple of micro_batch_size 5"):
         sft(micro_batch_size=5)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_number_that_json_cannot_hold_is_refused(value: float) -> None:
+def test_a_number_that_json_cannot_represent_is_rejected(value: float) -> None:
     with pytest.raises(ValidationError, match="finite"):
         sft(max_grad_norm=value)
 
@@ -63,7 +63,7 @@ def test_yaml_expands_variables_and_keeps_its_shape(tmp_path: Path, monkeypatch:
     assert (config.base, config.dataset, config.learning_rate) == ("{stage: other}", "a/rows.jsonl", 0.003)
 
 
-def test_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
+def test_the_error_of_an_unset_variable_names_it(tmp_path: Path) -> None:
     path = tmp_path / "sft.yaml"
     path.write_text("stage: sft\nbase: ${TUNESMITH_UNSET}\ndataset: rows.jsonl\n")
     with pytest.raises(ValueError, match=r"\$\{TUNESMITH_UNSET\}, which is not set"):
@@ -95,7 +95,7 @@ VLLM_SERVER = {"generation": "vllm_server", "vllm_server_url": "http://127.0.0.1
         ("sft", Queue.mlx, {}, ["Apple's GPUs"]),
     ],
 )
-def test_a_resume_that_cannot_be_exact_says_why(
+def test_an_approximate_resume_guarantee_has_reasons(
     stage: str, queue: Queue, config: dict[str, str], reasons: list[str]
 ) -> None:
     rewards = {"rewards": [{"kind": "correctness"}]} if stage == "grpo" else {}
@@ -103,10 +103,10 @@ def test_a_resume_that_cannot_be_exact_says_why(
     found = get_resume_guarantee(parse_stage(values), queue)
     assert found is not None
     assert found.exactness == ("approximate" if reasons else "exact")
-    assert all(part in told for part, told in zip(reasons, found.reasons, strict=True))
+    assert all(part in reason for part, reason in zip(reasons, found.reasons, strict=True))
 
 
-def test_answers_after_a_stop_are_rounded_in_other_batches() -> None:
+def test_generate_resumes_approximately_because_batches_differ() -> None:
     config = parse_stage({"stage": "generate", "model": "org/base", "dataset": "rows"})
     found = get_resume_guarantee(config, Queue.cpu)
     assert found is not None
@@ -117,3 +117,17 @@ def test_answers_after_a_stop_are_rounded_in_other_batches() -> None:
 def test_a_stage_without_checkpoints_is_not_resumed() -> None:
     config = parse_stage({"stage": "evaluate", "model": "org/base", "dataset": "rows"})
     assert get_resume_guarantee(config, Queue.cpu) is None
+
+
+@pytest.mark.parametrize("kind", list(StageKind))
+def test_every_field_of_a_stage_has_a_description(kind: StageKind) -> None:
+    schema = kind.stage.config.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    for name, model in {kind.value: schema, **definitions}.items():
+        fields = model.get("properties", {}).items()
+        assert [f"{name}.{field}" for field, values in fields if not values.get("description")] == []
+
+
+def test_a_stage_is_registered_under_the_kind_in_its_config() -> None:
+    for kind in StageKind:
+        assert kind.name == kind.value == kind.stage.config.model_fields["stage"].default

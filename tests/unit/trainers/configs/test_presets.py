@@ -1,4 +1,4 @@
-"""Presets fill what a stage leaves open, and nothing else."""
+"""Presets are defaults for the fields that a stage does not set."""
 
 import pytest
 from pydantic import ValidationError
@@ -21,25 +21,25 @@ def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: 
     assert config.batch_size % config.micro_batch_size == 0
 
 
-def test_every_promised_preset_is_there() -> None:
+def test_every_documented_preset_exists() -> None:
     assert {*HARDWARE} == {"cpu-tiny", "mac", "gpu-24gb", "gpu-80gb", "gpus-8x80gb"}
     assert {*FAMILIES} == {"qwen", "llama", "mistral", "phi", "gemma"}
 
 
-def test_what_the_stage_says_counts_more_than_its_preset() -> None:
+def test_a_stage_overrides_its_preset() -> None:
     values = {"stage": "sft", "preset": "gpu-24gb", "base": "b", "dataset": "d", "tuning": {"rank": 4}}
     config = SftConfig.model_validate(values | {"max_length": 512})
     assert isinstance(config.tuning, LoraTuning)
     assert (config.tuning.rank, config.tuning.quantization, config.max_length) == (4, "nf4", 512)
 
 
-def test_another_method_of_tuning_leaves_the_preset_s_behind() -> None:
+def test_another_method_of_tuning_replaces_that_of_the_preset() -> None:
     values = {"stage": "sft", "preset": "gpu-24gb", "base": "b", "dataset": "d", "tuning": {"method": "full"}}
     config = SftConfig.model_validate(values)
     assert (config.tuning.method, config.learning_rate) == ("full", 2e-5)
 
 
-def test_fields_of_one_kind_of_stage_stay_with_it() -> None:
+def test_fields_for_one_kind_of_stage_do_not_apply_to_others() -> None:
     values = {"preset": "gpu-24gb", "base": "b", "dataset": "d", "rewards": REWARDS}
     assert GrpoConfig.model_validate(values).max_completion_length == 512
 
@@ -49,6 +49,6 @@ def test_a_stored_config_means_the_same_when_it_is_read_again() -> None:
     assert SftConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_a_misspelt_preset_is_told_with_the_nearest_name() -> None:
+def test_the_error_of_a_misspelt_preset_suggests_a_similar_name() -> None:
     with pytest.raises(ValidationError, match="there is no preset 'gpu-24g'; did you mean 'gpu-24gb'"):
         parse_stage({"stage": "sft", "preset": "gpu-24g", "base": "b", "dataset": "d"})

@@ -1,4 +1,4 @@
-"""A way to write a file of rows."""
+"""Fixture to write a file of rows."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes rows, or the bytes of whole lines, into a JSONL file."""
+    """Return a function that writes rows, or the bytes of whole lines, to a JSONL file."""
 
     def _write(*rows: dict[str, Any] | bytes) -> Path:
         path = tmp_path / "rows.jsonl"

@@ -177,7 +177,7 @@ def test_a_valid_row_is_met_with_silence(row_format, row):
 
 
 @pytest.mark.parametrize(("row_format", "row", "field", "code"), FAULTY)
-def test_each_fault_is_found_alone_and_named_by_its_field(row_format, row, field, code):
+def test_each_fault_is_found_alone_with_its_field(row_format, row, field, code):
     (fault,) = validate_row(row, row_format)
     assert (fault.field, fault.code, fault.code.is_warning) == (field, code, False)
     assert fault.message.endswith(".")
@@ -203,7 +203,7 @@ def test_a_row_of_another_format_names_both():
     assert "`messages`" in fault.message
 
 
-def test_fields_of_another_format_beside_the_right_ones_are_no_fault():
+def test_fields_of_another_format_next_to_the_right_ones_are_not_a_fault():
     row = {"prompt": "a", "completion": "b", "messages": "notes"}
     assert validate_row(row, RowFormat.prompt_completion) == []
 
@@ -212,7 +212,7 @@ def test_a_row_with_a_million_faults_is_reported_in_twenty():
     assert len(validate_row({"messages": [{}] * 1_000_000}, RowFormat.messages)) == 20
 
 
-def test_what_the_row_holds_is_quoted_in_forty_characters():
+def test_values_are_quoted_in_at_most_forty_characters():
     (fault,) = validate_row({"messages": [turn("x" * 10**6, "a"), ANSWER]}, RowFormat.messages)
     assert len(fault.message) < 300
 

@@ -133,7 +133,7 @@ def test_developer_turns_and_text_parts_become_what_templates_know():
         },
     ],
 )
-def test_every_spelling_of_a_preference_gives_prompt_chosen_and_rejected(row):
+def test_every_shape_of_a_preference_row_gives_prompt_chosen_and_rejected(row):
     assert preference_messages(row) == ([user("q")], [assistant("good")], [assistant("bad")])
     assert to_messages(row, RowFormat.preference) == [user("q"), assistant("good")]
 
@@ -143,7 +143,7 @@ def test_equal_conversations_keep_their_last_turn_as_the_answer():
     assert preference_messages({"chosen": turns, "rejected": turns}) == (turns[:1], turns[1:], turns[1:])
 
 
-def test_answers_without_any_prompt_are_refused():
+def test_a_preference_row_without_a_prompt_is_rejected():
     with pytest.raises(ValueError, match="has no prompt"):
         preference_messages({"chosen": "The answer is 4.", "rejected": "The answer is 5."})
 
@@ -167,7 +167,7 @@ def test_preference_rows_cannot_be_used_for_sft():
         (RowFormat.question_answer, {"question": 1, "answer": "b"}),
     ],
 )
-def test_rows_which_validation_refuses_are_named_errors(row_format, row):
+def test_an_invalid_row_is_an_error_that_names_its_field(row_format, row):
     with pytest.raises(ValueError, match=r"\.$"):
         prompt_completions(row, row_format)
 
@@ -199,7 +199,7 @@ def test_an_input_and_a_system_message_belong_to_what_is_asked():
     assert extract_prompt_and_completion(row)[0] == [system("Be brief."), user("Add:\n\n2 + 2")]
 
 
-def test_what_a_row_asks_goes_up_to_its_last_answer():
+def test_the_prompt_is_everything_before_the_last_completion():
     row = {"prompt": "2 + 2?", "completion": "4", "extra": 1}
     assert extract_prompt_and_completion(row) == (
         [{"role": "user", "content": "2 + 2?"}],
@@ -207,11 +207,11 @@ def test_what_a_row_asks_goes_up_to_its_last_answer():
     )
 
 
-def test_of_two_answers_the_chosen_one_counts():
+def test_the_completion_of_a_preference_row_is_the_chosen_one():
     row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
     assert extract_prompt_and_completion(row)[1] == [{"role": "assistant", "content": "4"}]
 
 
-def test_a_row_that_asks_nothing_is_refused():
+def test_a_row_without_a_prompt_is_rejected():
     with pytest.raises(ValueError, match="prompt"):
         extract_prompt_and_completion({"weather": "fine"})

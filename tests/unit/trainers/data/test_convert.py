@@ -108,7 +108,7 @@ CASES = [(name, *pair) for name, rows in SAME.items() for pair in permutations(r
 
 
 @pytest.mark.parametrize(("name", "source", "target"), CASES)
-def test_every_shape_becomes_every_other_that_holds_it_and_comes_back(name, source, target):
+def test_a_row_converts_to_every_shape_that_can_represent_it_and_back(name, source, target):
     row, expected = SAME[name][source], SAME[name][target]
     assert convert_row(row, source, target) == expected
     assert convert_row(expected, target, source) == row
@@ -140,14 +140,14 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("name", "source", "target"), MISSING)
-def test_what_a_shape_has_no_place_for_is_refused_by_name(name, source, target):
+def test_the_error_names_what_a_shape_cannot_represent(name, source, target):
     with pytest.raises(ValueError, match=rf"`{target}`.*\.$") as caught:
         convert_row(SAME[name][source], source, target)
     lost = {"several turns": "messages", "tool calls": "tool_calls", "context": "weight"}[name]
     assert lost in str(caught.value)
 
 
-def test_a_rejected_answer_is_neither_dropped_nor_invented():
+def test_a_rejected_completion_is_neither_dropped_nor_invented():
     pair = PLAIN_PAIRS[RowShape.trl_preference]
     with pytest.raises(ValueError, match="without losing its rejected completion"):
         convert_row(pair, RowShape.trl_preference, RowShape.messages)
@@ -156,7 +156,7 @@ def test_a_rejected_answer_is_neither_dropped_nor_invented():
     assert keep_chosen(pair | {"id": 1}) == {"prompt": "q", "completion": "a", "id": 1}
 
 
-def test_tools_that_a_text_cannot_offer_are_refused():
+def test_tools_cannot_be_converted_to_text():
     row = {"messages": [user("q"), assistant("a")], "tools": OFFERED}
     with pytest.raises(ValueError, match="`tools`"):
         convert_row(row, RowShape.messages, RowShape.llama)
@@ -182,7 +182,7 @@ def test_tools_that_a_text_cannot_offer_are_refused():
         ),
     ],
 )
-def test_a_field_that_would_change_its_meaning_is_refused_by_name(row, source, target, field):
+def test_the_error_names_a_field_that_would_change_its_meaning(row, source, target, field):
     with pytest.raises(ValueError, match=f"`{field}`"):
         convert_row(row, source, target)
 
@@ -193,7 +193,7 @@ def test_other_fields_may_not_make_the_row_look_like_another_format():
         convert_row(row, RowShape.question_answer, RowShape.instruction)
 
 
-def test_a_row_that_validation_refuses_is_not_converted():
+def test_an_invalid_row_is_not_converted():
     with pytest.raises(ValueError, match=r"not valid as `messages`.*ends with a user message"):
         convert_row(
             {"messages": [user("a"), assistant("b"), user("c")]}, RowShape.messages, RowShape.sharegpt
@@ -210,7 +210,7 @@ def test_the_input_of_alpaca_joins_its_instruction():
     }
 
 
-def test_parts_and_developer_turns_take_their_common_spelling():
+def test_text_parts_and_developer_messages_are_normalized():
     parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
     turns = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, assistant("4")]
     expected = {"system": "s", "question": "2+2?", "answer": "4"}
@@ -226,7 +226,7 @@ def test_parts_and_developer_turns_take_their_common_spelling():
         "<s>[INST] q [/INST] a </s><s>",
     ],
 )
-def test_llama_text_is_read_in_its_common_spellings(text):
+def test_llama_text_is_parsed_in_its_common_variants(text):
     assert parse_llama(text) == [user("q"), assistant("a")]
 
 
@@ -241,13 +241,13 @@ def test_llama_text_is_read_in_its_common_spellings(text):
         "before [INST] q [/INST] a",
     ],
 )
-def test_llama_text_with_a_mark_out_of_place_is_refused(text):
+def test_llama_text_with_a_misplaced_marker_is_rejected(text):
     with pytest.raises(ValueError, match=r"`text`"):
         parse_llama(text)
 
 
 @pytest.mark.parametrize("mark", ["[INST]", "[/INST]", "<<SYS>>", "</s>", "<s>"])
-def test_llama_text_cannot_hold_its_own_marks(mark):
+def test_llama_text_cannot_contain_its_own_markers(mark):
     with pytest.raises(ValueError, match=r"messages\[1\] contains the template.s marker"):
         format_llama([user("q"), assistant(f"a {mark}")])
 

@@ -27,7 +27,7 @@ def test_other_fields_name_no_format(row):
     assert detect_format(row) is None
 
 
-def test_preference_wins_over_the_messages_that_published_sets_carry_beside_it():
+def test_preference_has_precedence_over_messages_in_the_same_row():
     row = {"prompt": "a", "chosen": [], "rejected": [], "messages": []}
     assert detect_format(row) is RowFormat.preference
     assert has_format(row, RowFormat.messages)
@@ -37,5 +37,5 @@ def test_wrong_types_do_not_hide_the_format():
     assert detect_format({"messages": 5}) is RowFormat.messages
 
 
-def test_only_preference_compares_two_answers():
+def test_only_preference_rows_are_pairs():
     assert [row_format for row_format in RowFormat if row_format.has_pairs] == [RowFormat.preference]

@@ -82,14 +82,14 @@ def test_another_seed_gives_other_parts_and_the_same_seed_the_same(write, tmp_pa
 @pytest.mark.parametrize(
     "sizes", [{"test": 0.001}, {"test": 20}, {"validation": 10, "test": 10}, {"test": 0.6, "validation": 0.7}]
 )
-def test_a_part_that_would_be_empty_is_refused_and_nothing_is_written(write, tmp_path, sizes):
+def test_an_empty_part_is_rejected_before_anything_is_written(write, tmp_path, sizes):
     with pytest.raises(ValueError, match="would be empty"):
         split_file(write(*rows(20)), tmp_path / "parts", **sizes)
     assert not (tmp_path / "parts").exists()
 
 
 @pytest.mark.parametrize("size", [-1, 1.5])
-def test_a_size_that_is_neither_share_nor_count_is_refused(write, tmp_path, size):
+def test_a_size_that_is_neither_share_nor_count_is_rejected(write, tmp_path, size):
     with pytest.raises(ValueError, match="`test` is"):
         split_file(write(*rows(20)), tmp_path / "parts", test=size)
 

@@ -84,7 +84,7 @@ def test_a_fault_of_the_whole_file_has_no_line(write, content, code):
     assert (fault.line, fault.code, report.row_count, report.format) == (None, code, 0, None)
 
 
-def test_a_file_cut_off_in_its_last_line_says_so(write):
+def test_a_truncated_file_has_a_fault_in_its_last_line(write):
     report = validate_file(write(*rows(3), b'{"question": "q", "ans'))
     assert [(fault.line, fault.code) for fault in report.faults] == [(4, "truncated_line")]
 
@@ -170,7 +170,7 @@ def _mangled(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [_mangled, lambda seed: random.Random(seed).randbytes(seed * 7)])
-def test_no_bytes_whatever_crash_the_validation(write, make):
+def test_no_bytes_crash_the_validation(write, make):
     for seed in range(400):
         content = make(seed)
         report = validate_file(write(content))
@@ -185,10 +185,10 @@ def test_no_bytes_whatever_crash_the_validation(write, make):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 @pytest.mark.parametrize("make", [lambda: b"[]," * 5_000_000, lambda: b'"\xe4\xb8\xad",' * 2_700_000])
-def test_rows_made_to_fill_memory_stay_below_half_a_gibibyte(write, make):
+def test_hostile_rows_use_less_than_half_a_gibibyte_of_memory(write, make):
     line = b'{"question": "q", "answer": "a", "x": [' + make() + b"0]}\n"
     path = write(line, line, line)
-    # Not getrusage's figure, which a child inherits from the process that started it.
+    # Not from getrusage, whose maximum a child inherits from its parent.
     program = (
         "import re, sys; from pathlib import Path; from trainers.data.validate import validate_file\n"
         "validate_file(Path(sys.argv[1]))\n"
@@ -200,14 +200,14 @@ def test_rows_made_to_fill_memory_stay_below_half_a_gibibyte(write, make):
     assert int(child.stdout) < 512 * 2**10
 
 
-@pytest.mark.skipif(not TRAIN.exists(), reason="the shared data is not beside the repository")
+@pytest.mark.skipif(not TRAIN.exists(), reason="the shared data is not next to the repository")
 def test_gsm8k_is_clean():
     report = validate_file(TRAIN)
     assert (report.format, report.valid_row_count) == (RowFormat.question_answer, 7473)
     assert (report.fault_count, report.warning_count) == (0, 0)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not beside the repository")
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not next to the repository")
 def test_korean_sentences_make_a_clean_file(write):
     folder = SHARED / "korean-english"
     pairs = zip(

@@ -1,4 +1,4 @@
-"""Where a final answer stands, and when it is the reference's."""
+"""Detection of final answers, and their comparison with a reference."""
 
 from fractions import Fraction
 
@@ -51,7 +51,7 @@ def test_answer_is_found_where_a_person_looks_for_it(text: str, answer: int) -> 
         "",
     ],
 )
-def test_box_with_more_than_one_plain_number_holds_no_answer(content: str) -> None:
+def test_a_box_with_more_than_one_plain_number_is_not_an_answer(content: str) -> None:
     assert final_answer(rf"It is 7, so \boxed{{{content}}}") is None
 
 
@@ -69,7 +69,7 @@ def test_tolerance_is_absolute_or_relative_to_the_reference() -> None:
     assert not judge_answer("0.001", "0", relative=Fraction("0.5")).correct
 
 
-def test_judgement_says_what_was_compared_and_why() -> None:
+def test_a_judgement_names_both_numbers_and_the_reason() -> None:
     judgement = judge_answer("The answer is $1,200.", "#### 1300")
     assert (judgement.correct, judgement.reason) == (
         False,

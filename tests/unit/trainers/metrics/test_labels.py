@@ -1,4 +1,4 @@
-"""The judge against the data set's authors, who graded four models' solutions of 660 problems."""
+"""Grades equal those of the data set's authors, for four models' solutions of 660 problems."""
 
 import json
 import os
@@ -13,7 +13,9 @@ SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "share
 SOLUTIONS = SHARED / "gsm8k" / "model_solutions.jsonl"
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
-pytestmark = pytest.mark.skipif(not SOLUTIONS.exists(), reason="the shared data is not beside the repository")
+pytestmark = pytest.mark.skipif(
+    not SOLUTIONS.exists(), reason="the shared data is not next to the repository"
+)
 
 
 def test_judge_agrees_with_every_label() -> None:

@@ -1,4 +1,4 @@
-"""The final number of an answer, and how sure a share of right ones is."""
+"""Exact match of final answers, and the interval of a share."""
 
 from decimal import Decimal
 
@@ -42,7 +42,7 @@ def test_answer_without_a_number_is_none_and_never_right(text: str) -> None:
     assert not exact_match(text, text)
 
 
-def test_numbers_match_by_value_and_not_by_spelling() -> None:
+def test_numbers_are_compared_by_value_and_not_by_notation() -> None:
     assert exact_match("It is 1,000.0", "#### 1000")
     assert not exact_match("#### 1000.1", "#### 1000")
     assert not exact_match("#### 0.30000000000000004", "#### 0.3")

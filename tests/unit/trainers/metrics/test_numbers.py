@@ -1,4 +1,4 @@
-"""Spellings of one number, and which of them are equal."""
+"""Notations of numbers, and their equality."""
 
 import random
 from fractions import Fraction
@@ -62,7 +62,7 @@ FORMULAS = [
 
 
 @pytest.mark.parametrize(("spelling", "value"), SPELLINGS)
-def test_each_spelling_is_its_exact_value(spelling: str, value: str) -> None:
+def test_each_notation_is_parsed_to_its_exact_value(spelling: str, value: str) -> None:
     assert final_answer(spelling) == Fraction(value)
     assert final_answer(f"#### {spelling}") == Fraction(value)
     assert final_answer(rf"so it is \boxed{{{spelling}}}.") == Fraction(value)
@@ -70,7 +70,7 @@ def test_each_spelling_is_its_exact_value(spelling: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_formula_is_no_number_and_equals_nothing(formula: str) -> None:
+def test_a_formula_is_not_a_number_and_equals_nothing(formula: str) -> None:
     assert final_answer(formula) is None
     assert final_answer(rf"\boxed{{{formula}}}") is None
     assert not exact_match(formula, formula)

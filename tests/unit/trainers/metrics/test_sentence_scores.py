@@ -1,4 +1,4 @@
-"""Translation rewards against sacrebleu's own command, and on real sentence pairs."""
+"""Sentence scores equal those of sacrebleu's command, and are plausible on real sentence pairs."""
 
 import random
 import subprocess

@@ -1,4 +1,4 @@
-"""Which equations of a solution hold."""
+"""True and false equations in a solution."""
 
 import random
 from fractions import Fraction
@@ -35,14 +35,14 @@ def test_arithmetic_keeps_precedence_and_order_in_random_expressions() -> None:
         assert evaluate_expression(side) == value
 
 
-def test_side_that_is_too_long_is_no_equation() -> None:
+def test_a_side_that_is_too_long_is_not_an_equation() -> None:
     assert count_true_equations("1" + "+1" * 19 + " = 20") == (1, 1)
     assert count_true_equations("1" + "+1" * 20 + " = 21") == (0, 0)
     assert count_true_equations("1 + 1 = 2\n" * 10_000 + "1 + 1 = 3") == (1, 1)
 
 
 def _expression(dice: random.Random, depth: int) -> tuple[list[str], Fraction]:
-    """A fully bracketed expression and its value, or a sum of products without brackets."""
+    """Return a fully bracketed expression, or a sum of products without brackets, and its value."""
     if depth == 0:
         number = dice.randint(1, 99)
         return [str(number)], Fraction(number)

@@ -1,4 +1,4 @@
-"""Text that was written to break the judge costs it no more than milliseconds."""
+"""Hostile text takes milliseconds to score."""
 
 import random
 import time

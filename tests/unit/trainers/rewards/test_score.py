@@ -1,4 +1,4 @@
-"""Rewards that combine, their configs, and the functions that TRL calls."""
+"""Combined rewards, their configs, and the functions for TRL."""
 
 import json
 from dataclasses import asdict
@@ -38,7 +38,7 @@ def test_total_is_the_weighted_sum_of_named_parts() -> None:
     assert result.reasons["steps"] == "1 of 1 equations are true."
 
 
-def test_each_part_of_a_wrong_completion_says_why() -> None:
+def test_each_part_of_a_wrong_completion_has_a_reason() -> None:
     result = score_completion(rewards(*MATHS), WRONG, "#### 7")
     assert result.parts == {"correctness": 0, "format": 0, "steps": 0, "length": pytest.approx(-0.6)}
     assert result.total == pytest.approx(-0.6)
@@ -87,7 +87,7 @@ def test_translation_parts_need_a_reference_and_read_it_as_a_sentence() -> None:
         score_completion(both, "안녕하세요.")
 
 
-def test_missing_token_count_is_named() -> None:
+def test_the_error_of_a_missing_token_count_names_the_reward() -> None:
     with pytest.raises(ValueError, match="'length' needs token counts"):
         score_completion(rewards({"kind": "length", "limit": 1, "span": 1}), "text")
 
@@ -109,7 +109,9 @@ def test_references_that_nothing_can_meet_are_found_by_position() -> None:
         ([{"kind": "steps", "colour": 1}], "colour"),
     ],
 )
-def test_faulty_list_of_rewards_is_refused_by_its_field(value: list[dict[str, Any]], fault: str) -> None:
+def test_an_invalid_list_of_rewards_is_an_error_that_names_the_field(
+    value: list[dict[str, Any]], fault: str
+) -> None:
     with pytest.raises(ValidationError, match=fault):
         rewards(*value)
 
@@ -142,7 +144,7 @@ def test_completions_may_be_messages_whose_last_assistant_turn_counts() -> None:
     assert completion_text([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
 
 
-def test_results_of_a_combined_function_can_be_watched() -> None:
+def test_a_combined_function_passes_its_results_to_a_callback() -> None:
     seen: list[tuple[str, RewardResult]] = []
     function = combined_function(
         rewards({"kind": "correctness"}), lambda texts, results: seen.extend(zip(texts, results, strict=True))
@@ -156,7 +158,7 @@ def test_tokens_are_counted_from_the_ids_that_trl_hands_over() -> None:
     assert functions[0](completions=["a", "b"], completion_ids=[[1, 2], [1, 2, 3]]) == [0, -0.5]
 
 
-def test_missing_reference_column_is_an_error_that_says_so() -> None:
+def test_a_missing_reference_column_is_an_error() -> None:
     functions, _ = reward_functions(rewards({"kind": "correctness"}))
     with pytest.raises(ValueError, match="add one to each row"):
         functions[0](completions=[RIGHT], question=["?"])

@@ -1,4 +1,4 @@
-"""Generated word problems: repeatable, right, and split without overlap."""
+"""Generated word problems are repeatable, correct, and split without overlap."""
 
 import re
 
@@ -26,7 +26,7 @@ def test_held_out_number_combinations_never_occur_in_training() -> None:
     assert len({row["question"] for row in generate_problems(240, ProblemSplit.held_out, seed=0)}) == 240
 
 
-def test_every_equation_holds_and_leads_to_the_answer() -> None:
+def test_every_equation_is_true_and_leads_to_the_answer() -> None:
     for row in generate_problems(2000, ProblemSplit.train, seed=0, wrong_share=0.5):
         steps = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", row["answer"])
         assert all(_result(*step[:3]) == int(step[3]) for step in steps)

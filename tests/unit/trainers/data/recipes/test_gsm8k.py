@@ -20,10 +20,10 @@ from trainers.data.recipes.gsm8k import (
 )
 from trainers.metrics.maths import exact_match
 
-REPOSITORY = Path(__file__).parents[4]
+REPOSITORY = Path(__file__).parents[5]
 SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 GSM8K = SHARED / "gsm8k"
-needs_data = pytest.mark.skipif(not GSM8K.exists(), reason="the shared data is not beside the repository")
+needs_data = pytest.mark.skipif(not GSM8K.exists(), reason="the shared data is not next to the repository")
 
 ROW = (4, {"question": "How many?", "answer": "Half of 48 is <<48/2=24>>24.\n#### 24"})
 
@@ -62,11 +62,11 @@ def test_prompts_for_exploration_hold_the_bare_answer():
         ("", None),
     ],
 )
-def test_the_final_answer_is_found_in_every_common_spelling(text, split):
+def test_the_final_answer_is_found_in_every_common_notation(text, split):
     assert split_solution(text) == split
 
 
-def test_kin_with_other_field_names_are_read():
+def test_data_sets_with_other_field_names_are_read():
     maths = (1, {"problem": "1/2+0?", "solution": "It stays the same.", "answer": "1/2"})
     meta = (2, {"query": "1+1?", "response": "One more.\n#### 2\nThe answer is: 2"})
     assert list(grpo_rows([maths, meta])) == [
@@ -84,7 +84,7 @@ def test_kin_with_other_field_names_are_read():
         ({"question": " ", "answer": "#### 1"}, "needs a question"),
     ],
 )
-def test_a_row_without_question_or_final_answer_is_named_by_its_line(row, missing):
+def test_the_error_of_a_row_without_question_or_final_answer_names_its_line(row, missing):
     with pytest.raises(ValueError, match=f"Line 9: .*{missing}"):
         list(sft_rows([(9, row)]))
 
@@ -127,7 +127,7 @@ def test_a_text_graded_both_ways_is_used_for_neither():
     assert (report.contradictory, report.only_wrong) == (1, 1)
 
 
-def test_a_problem_keeps_its_pairs_wherever_it_stands_and_changes_them_with_the_seed():
+def test_the_pairs_of_a_problem_depend_on_the_seed_and_not_on_its_position():
     problems = [problem(line, "12345", "6789") for line in range(30)]
     first = {row["line"]: row for row in preference_rows(problems, PairReport(), pairs_per_problem=1)}
     moved = random.Random(1).sample(problems, 10)
@@ -147,7 +147,7 @@ def test_a_problem_keeps_its_pairs_wherever_it_stands_and_changes_them_with_the_
         },
     ],
 )
-def test_a_row_without_graded_solutions_is_named_by_its_line(row):
+def test_the_error_of_a_row_without_graded_solutions_names_its_line(row):
     with pytest.raises(ValueError, match="Line 3: a solution must be"):
         list(parse_problems([(3, row)]))
 

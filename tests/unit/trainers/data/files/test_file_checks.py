@@ -56,7 +56,7 @@ def _sqlite() -> bytes:
         (json.dumps(json.loads(ROW), indent=2).encode(), FaultCode.pretty_printed, "jq -c ."),
     ],
 )
-def test_a_file_of_another_kind_is_one_fault_that_says_what_to_do(content, code, advice):
+def test_a_file_of_another_kind_has_one_fault_with_a_remedy(content, code, advice):
     file = io.BytesIO(content)
     fault = find_file_fault(file)
     assert fault is not None

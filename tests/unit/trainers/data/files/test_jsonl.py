@@ -1,5 +1,6 @@
 import io
 import json
+import random
 import tracemalloc
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_bad_line_has_its_fault_and_the_next_one_is_read(code, line):
         b'{"a": [' + b"[]," * 100 + b"[]]}\n",
     ],
 )
-def test_a_good_line_is_what_json_says_it_is(line):
+def test_a_valid_line_is_parsed_as_by_json(line):
     assert RowParser().parse(line) == json.loads(line)
 
 
@@ -64,11 +65,11 @@ def test_a_blank_line_is_neither_row_nor_fault(line):
 
 
 @pytest.mark.parametrize("line", [b'{"a": "hal', b'{"a": 1', b"{", b'{"a": "\xec\x95'])
-def test_a_line_cut_off_at_the_end_of_the_file_is_told_from_broken_json(line):
+def test_a_truncated_last_line_is_distinguished_from_invalid_json(line):
     assert RowParser().parse(line).code is FaultCode.truncated_line
 
 
-def test_a_key_held_twice_is_remembered_until_the_next_line():
+def test_a_repeated_key_is_stored_until_the_next_line():
     parser = RowParser()
     assert parser.parse(b'{"a": {"b": 1, "b": 2}}') == {"a": {"b": 2}}
     assert parser.duplicate_key == "b"
@@ -76,7 +77,7 @@ def test_a_key_held_twice_is_remembered_until_the_next_line():
     assert parser.duplicate_key is None
 
 
-def test_line_numbers_are_exact_whatever_the_endings():
+def test_line_numbers_are_correct_for_all_line_endings():
     file = io.BytesIO(b"\xef\xbb\xbfone\ntwo\r\n\nfour")
     assert list(iter_lines(file)) == [(1, b"one\n"), (2, b"two\r\n"), (3, b"\n"), (4, b"four")]
 
@@ -89,7 +90,7 @@ def test_only_a_line_over_the_limit_is_a_fault(length):
     assert isinstance(lines[2], Fault) == (length > 10)
 
 
-def test_a_line_of_100_megabytes_is_skipped_without_being_held(tmp_path):
+def test_a_line_of_100_megabytes_is_skipped_without_reading_it_whole(tmp_path):
     path = tmp_path / "long.jsonl"
     with path.open("wb") as file:
         file.writelines([GOOD, b'{"prompt": "', *[b"a" * 2**20] * 100, b'"}\n', GOOD])
@@ -126,7 +127,7 @@ def test_a_row_as_long_as_a_line_may_be_is_a_page_of_its_own(write):
     assert read_rows(path, offset=1, limit=2) == [(2, row)]
 
 
-def test_programs_read_rows_until_the_first_bad_line_which_is_named(write):
+def test_iter_rows_stops_at_the_first_invalid_line_and_names_it(write):
     rows = iter_rows(write({"a": 1}, b"\n", b"broken\n"))
     assert next(rows) == (1, {"a": 1})
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: The line is not valid JSON"):
@@ -149,7 +150,7 @@ def test_saved_rows_are_read_back_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     "row", [{"a": float("nan")}, {"a": "\udc00"}, {"a": {1}}, {"a": "x" * MAX_LINE_BYTES}]
 )
-def test_a_row_that_could_not_be_read_back_is_refused_and_the_old_file_stays(tmp_path, row):
+def test_a_row_that_cannot_be_read_back_is_rejected_and_the_old_file_remains(tmp_path, row):
     path = tmp_path / "rows.jsonl"
     save_rows(path, [{"a": 1}])
     with pytest.raises(ValueError, match="Row 2"):
@@ -169,15 +170,32 @@ def test_a_row_that_could_not_be_read_back_is_refused_and_the_old_file_stays(tmp
         b'{"a": ":\\u003a", "a": "::"}',
     ],
 )
-def test_a_key_held_twice_is_found_wherever_it_stands(line):
+def test_a_repeated_key_is_found_at_any_depth(line):
     parser = RowParser()
     assert parser.parse(line) == json.loads(line)
     assert parser.duplicate_key in ("a", "b", "c")
 
 
-def test_what_looks_like_a_key_in_a_string_is_none():
+def test_text_that_looks_like_a_key_is_not_a_repeated_key():
     parser = RowParser()
     for text in ('": "', ": : :", '\\": 1', "\u003a", "{[:"):
         for row in ({"a": text}, {"a": [{"b": text}, {"b": text, "c": [text]}]}):
             assert parser.parse(json.dumps(row).encode()) == row
             assert parser.duplicate_key is None
+
+
+def test_the_first_parser_never_disagrees_with_json_about_a_mutated_line():
+    rng, parser, valid = random.Random(7), RowParser(), 0
+    lines = [
+        json.dumps({"a": [{"b": 1.5e300, "c": "안:\n"}, {}], "d": -0, "e": None, "f": 10**30}).encode(),
+        b'{"a": "\\ud83d\\ude00", "b": [1, [2, {"c": true}]], "n": 1e-400}',
+    ]
+    for _ in range(20_000):
+        line = bytearray(rng.choice(lines))
+        for _ in range(rng.randint(0, 2)):
+            line[rng.randrange(len(line))] = rng.choice(b'{}[]",:\\0123456789eE.+-u ax\x00\xff\t')
+        row = parser.parse(bytes(line))
+        if isinstance(row, dict):
+            valid += 1
+            assert repr(row) == repr(json.loads(line))
+    assert valid > 2000

@@ -21,7 +21,7 @@ from trainers.data.recipes.translation import WORDINGS, Direction, translation_r
 from trainers.data.splits import split_file
 from trainers.data.validate import validate_file
 
-REPOSITORY = Path(__file__).parents[4]
+REPOSITORY = Path(__file__).parents[5]
 SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 NEWS = SHARED / "korean-english"
 
@@ -46,7 +46,7 @@ def test_files_of_different_length_are_not_aligned(tmp_path):
         list(read_aligned(korean, english))
 
 
-def test_a_line_that_is_not_utf8_is_named(tmp_path):
+def test_the_error_of_a_line_that_is_not_utf8_names_it(tmp_path):
     korean, english = file(tmp_path, "a.ko", "하나\n둘\n".encode("cp949")), file(tmp_path, "a.en", "1\n2\n")
     with pytest.raises(ValueError, match=r"a\.ko, line 1: byte 1 is not UTF-8"):
         list(read_aligned(korean, english))
@@ -66,12 +66,12 @@ def test_columns_of_tsv_are_taken_by_number_or_by_name(tmp_path):
         ({"english": 0}, "numbered from 1"),
     ],
 )
-def test_a_column_that_is_not_there_is_named(tmp_path, columns, problem):
+def test_the_error_of_a_missing_column_names_it(tmp_path, columns, problem):
     with pytest.raises(ValueError, match=problem):
         list(read_tsv(file(tmp_path, "a.tsv", "하나\tone\n"), **columns))
 
 
-def test_rows_of_a_hub_data_set_give_pairs_in_either_spelling():
+def test_rows_of_a_hub_data_set_give_pairs_in_both_layouts():
     assert list(parse_pairs([{"translation": {"ko": "하나", "en": "one"}}, {"ko": "둘", "en": "two"}])) == [
         (1, "하나", "one"),
         (2, "둘", "two"),
@@ -133,7 +133,7 @@ UNIT = "<body><tu><tuv xml:lang='ko'><seg>{}</seg></tuv></tu></body>"
     ],
     ids=range(10),
 )
-def test_tmx_that_is_broken_or_made_to_harm_is_refused(tmp_path, content, problem):
+def test_invalid_or_hostile_tmx_is_rejected(tmp_path, content, problem):
     with pytest.raises(ValueError, match=problem):
         list(read_tmx(file(tmp_path, "a.tmx", content), DropRecorder()))
 
@@ -153,14 +153,14 @@ def test_each_pair_gives_a_valid_row_for_each_direction():
     assert validate_row(first, RowFormat.messages) == []
 
 
-def test_a_row_keeps_its_wording_wherever_it_stands_and_changes_it_with_the_seed():
+def test_the_wording_of_a_row_depends_on_the_seed_and_not_on_its_position():
     asked = {row["line"]: row for row in translation_rows(PAIRS, directions=[Direction.ko_en])}
     moved = random.Random(1).sample(PAIRS, 20)
     assert all(asked[row["line"]] == row for row in translation_rows(moved, directions=[Direction.ko_en]))
     assert list(translation_rows(PAIRS, seed=1)) != list(translation_rows(PAIRS, seed=2))
 
 
-def test_all_wordings_are_used_and_each_holds_the_sentence_once():
+def test_all_wordings_are_used_and_each_contains_the_sentence_once():
     pairs = [TranslationPair(n, f"안녕{n}번", f"hello{n}") for n in range(300)]
     begins = {row["messages"][0]["content"][:12] for row in translation_rows(pairs)}
     assert len(begins) >= 10
@@ -175,13 +175,13 @@ def test_braces_in_a_sentence_stay_as_they_are():
 
 
 @pytest.mark.parametrize("wordings", [0, 7])
-def test_a_number_of_wordings_that_are_not_there_is_refused(wordings):
+def test_an_invalid_number_of_wordings_is_rejected(wordings):
     with pytest.raises(ValueError, match="set it to 1 to 6"):
         list(translation_rows(PAIRS, wordings=wordings))
 
 
-@pytest.mark.skipif(not NEWS.exists(), reason="the shared data is not beside the repository")
-def test_real_news_become_clean_rows_and_what_is_no_translation_is_named(tmp_path):
+@pytest.mark.skipif(not NEWS.exists(), reason="the shared data is not next to the repository")
+def test_real_news_become_clean_rows_and_dropped_pairs_have_reasons(tmp_path):
     drops = DropRecorder()
     pairs = read_aligned(NEWS / "train.ko", NEWS / "train.en")
     clean = filter_by_length_ratio(filter_by_language(drop_identical_sides(pairs, drops), drops), drops)

@@ -38,7 +38,7 @@ def test_rows_are_kept_by_tokens_as_the_caller_counts_them():
     assert dropped(drops) == [(1, "too_short"), (3, "too_long")]
 
 
-def test_duplicates_are_told_by_what_is_trained_not_by_spelling_or_other_fields():
+def test_duplicates_have_the_same_trained_content_whatever_their_other_fields():
     rows = [
         (1, {"question": "q", "answer": "a", "id": 1}),
         (2, {"answer": "a", "question": "q", "id": 2}),
@@ -50,7 +50,7 @@ def test_duplicates_are_told_by_what_is_trained_not_by_spelling_or_other_fields(
     assert [drop.detail for drop in drops.report().first] == ["The row has the same content as line 1."]
 
 
-def test_pairs_with_answers_exchanged_are_no_duplicates():
+def test_pairs_with_exchanged_completions_are_not_duplicates():
     rows = [
         (1, {"prompt": "q", "chosen": "a", "rejected": "b"}),
         (2, {"prompt": "q", "chosen": "b", "rejected": "a"}),
@@ -114,7 +114,7 @@ def test_the_threshold_parts_texts_by_their_true_similarity():
         assert bool(index.matches(other)) == (similarity > 0.8), (changed, similarity)
 
 
-def test_the_memory_for_near_duplicates_is_bounded_and_says_so():
+def test_the_memory_for_near_duplicates_is_bounded_and_reported():
     drops = DropRecorder()
     rows = numbered(SENTENCE, KOREAN, KOREAN, SENTENCE)
     assert lines(drop_near_duplicates(rows, drops, QA, max_remembered=1)) == [1, 2, 3]
@@ -122,6 +122,6 @@ def test_the_memory_for_near_duplicates_is_bounded_and_says_so():
 
 
 @pytest.mark.parametrize("threshold", [0, 1.1])
-def test_a_threshold_outside_its_range_is_refused(threshold):
+def test_a_threshold_outside_its_range_is_rejected(threshold):
     with pytest.raises(ValueError, match="above 0"):
         NearDuplicateIndex(threshold)
