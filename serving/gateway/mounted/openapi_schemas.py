@@ -1,0 +1,223 @@
+"""Schemas of the gateway's requests and responses. Every field is described.
+
+Fields of a request that are not listed are forwarded to the engine; an engine may return further fields.
+"""
+
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def request_schemas() -> Json:
+    """Return the schemas of the request bodies."""
+    messages = array(
+        obj(
+            {
+                "role": text("`system`, `user` or `assistant`."),
+                "content": text("The text of the message."),
+            },
+            ["role", "content"],
+        ),
+        "The conversation, oldest message first.",
+    )
+    model = text("Name of a deployment or an alias.")
+    return {
+        "ChatRequest": obj(
+            {
+                "model": model,
+                "messages": messages,
+                "max_tokens": integer(
+                    "Maximum tokens of a completion; by default the context that is left.", 1
+                ),
+                **sampling(),
+                **choices_fields(),
+                "logprobs": boolean("Return the log-probability of each generated token."),
+                "top_logprobs": integer(
+                    "Number of alternatives per token with their log-probabilities.", 0, 20
+                ),
+            },
+            ["model", "messages"],
+        ),
+        "CompletionRequest": obj(
+            {
+                "model": model,
+                "prompt": {
+                    "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+                    "description": "One text, or several that are completed independently.",
+                },
+                "max_tokens": integer("Maximum tokens of a completion.", 0) | {"default": 16},
+                **sampling(),
+                **choices_fields(),
+                "logprobs": integer("Number of alternatives per token with their log-probabilities.", 0, 20),
+                "echo": boolean("Return the prompt before the completion."),
+            },
+            ["model", "prompt"],
+        ),
+        "ResponseRequest": obj(
+            {
+                "model": model,
+                "input": {
+                    "oneOf": [{"type": "string"}, messages],
+                    "description": "A text, or a conversation. Earlier responses are not stored.",
+                },
+                "instructions": text("A system prompt, placed before the input."),
+                "max_output_tokens": integer("Maximum tokens of the response.", 1),
+                **sampling(),
+            },
+            ["model", "input"],
+        ),
+        "EmbeddingRequest": obj(
+            {
+                "model": model,
+                "input": {
+                    "oneOf": [
+                        {"type": "string"},
+                        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                    ],
+                    "description": "One text, or several.",
+                },
+            },
+            ["model", "input"],
+        )
+        # The starter has no embeddings; this example needs an engine that was started for them.
+        | {"examples": [{"model": "embedder", "input": ["Good morning.", "안녕하세요."]}]},
+    }
+
+
+def response_schemas() -> Json:
+    """Return the schemas of the responses."""
+    model = obj(
+        {
+            "id": text("Name of the deployment or alias."),
+            "object": text("Always `model`."),
+            "created": integer("Unix time at which the route was created."),
+            "owned_by": text("Always `tunesmith`."),
+        }
+    )
+    usage = obj(
+        {
+            "prompt_tokens": integer("Tokens of the prompt."),
+            "completion_tokens": integer("Tokens of all completions."),
+            "total_tokens": integer("Sum of both."),
+        }
+    )
+    error = obj(
+        {
+            "message": text("What is wrong, and what to do."),
+            "type": text("OpenAI's class of the error, such as `invalid_request_error`."),
+            "param": {"type": ["string", "null"], "description": "The field of the request that is wrong."},
+            "code": {"type": ["string", "null"], "description": "One of the published error codes."},
+        }
+    )
+    return {
+        "Model": model,
+        "ModelList": obj(
+            {
+                "object": text("Always `list`."),
+                "data": array({"$ref": "#/components/schemas/Model"}, "The served models."),
+            }
+        ),
+        "ChatResult": completion_result("Each has an `index`, a `message` and a `finish_reason`.", usage),
+        "CompletionResult": completion_result("Each has an `index`, a `text` and a `finish_reason`.", usage),
+        "ResponseResult": obj(
+            {
+                "id": text("Id of the response, which is not stored."),
+                "object": text("Always `response`."),
+                "created_at": integer("Unix time of the response."),
+                "status": text("`completed`, `incomplete` or `failed`."),
+                "model": text("The model name of the request."),
+                "output": array({"type": "object"}, "The generated messages."),
+                "usage": obj(
+                    {
+                        "input_tokens": integer("Tokens of the input."),
+                        "output_tokens": integer("Tokens of the output."),
+                        "total_tokens": integer("Sum of both."),
+                    }
+                ),
+            }
+        ),
+        "EmbeddingResult": obj(
+            {
+                "object": text("Always `list`."),
+                "model": text("The model name of the request."),
+                "data": array({"type": "object"}, "One embedding per text, with its `index`."),
+            }
+        ),
+        "OpenAIError": obj({"error": error}),
+    }
+
+
+def completion_result(choices: str, usage: Json) -> Json:
+    """Return the schema of a chat completion or a text completion."""
+    return obj(
+        {
+            "id": text("Id of the completion."),
+            "object": text("`chat.completion` or `text_completion`."),
+            "created": integer("Unix time of the completion."),
+            "model": text("The model name of the request."),
+            "choices": array({"type": "object"}, choices),
+            "usage": usage,
+        }
+    )
+
+
+def sampling() -> Json:
+    """Return the fields that control sampling."""
+    return {
+        "temperature": {
+            "type": "number",
+            "minimum": 0,
+            "default": 1,
+            "description": "0 is greedy decoding; higher values are more random.",
+        },
+        "top_p": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "default": 1,
+            "description": "Sample from the most probable tokens whose probabilities sum to this value.",
+        },
+        "seed": integer("The same seed and request give the same completion."),
+        "stream": boolean("Respond with server-sent events."),
+    }
+
+
+def choices_fields() -> Json:
+    """Return the fields of endpoints that can generate several completions."""
+    return {
+        "stop": {
+            "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            "description": "Generation ends before any of these texts.",
+        },
+        "n": integer("Number of completions.", 1) | {"default": 1},
+    }
+
+
+def obj(properties: Json, required: list[str] | None = None) -> Json:
+    """Return the schema of an object that allows further properties."""
+    return {"type": "object", "properties": properties, **({"required": required} if required else {})}
+
+
+def array(items: Json, description: str) -> Json:
+    """Return the schema of an array."""
+    return {"type": "array", "items": items, "description": description}
+
+
+def text(description: str) -> Json:
+    """Return the schema of a string."""
+    return {"type": "string", "description": description}
+
+
+def integer(description: str, minimum: int | None = None, maximum: int | None = None) -> Json:
+    """Return the schema of an integer."""
+    bounds = {"minimum": minimum, "maximum": maximum}
+    return {
+        "type": "integer",
+        **{name: bound for name, bound in bounds.items() if bound is not None},
+        "description": description,
+    }
+
+
+def boolean(description: str) -> Json:
+    """Return the schema of a boolean that is false by default."""
+    return {"type": "boolean", "default": False, "description": description}
