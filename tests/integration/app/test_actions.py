@@ -1,4 +1,4 @@
-"""Cancel, pause, resume and retry."""
+"""Cancel, pause, resume and retry move the runs of a job, also while a worker changes them."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ Make = Callable[..., list[Run]]
 
 
 def act(client: TestClient, job_id: str, verb: str) -> tuple[int, list[str]]:
-    """Status of the answer, and the runs' statuses after it."""
+    """Post an action; return the status code and the statuses of the job's runs afterwards."""
     code = client.post(f"/api/v1/jobs/{job_id}/{verb}").status_code
     return code, [run["status"] for run in client.get(f"/api/v1/jobs/{job_id}").json()["runs"]]
 
@@ -37,7 +37,7 @@ def act(client: TestClient, job_id: str, verb: str) -> tuple[int, list[str]]:
         ("running", "retry", 409, "running"),
     ],
 )
-def test_each_action_moves_what_it_may(
+def test_each_action_moves_the_runs_that_it_may(
     client: TestClient, make_job: Make, before: str, verb: str, code: int, after: str
 ) -> None:
     job_id = make_job(*map(RunStatus, before.split()))[0].job_id
@@ -45,14 +45,12 @@ def test_each_action_moves_what_it_may(
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume"])
-def test_an_action_that_is_done_already_changes_nothing(
-    client: TestClient, make_job: Make, verb: str
-) -> None:
+def test_repeating_an_action_changes_nothing(client: TestClient, make_job: Make, verb: str) -> None:
     job_id = make_job(RunStatus.paused if verb == "resume" else RunStatus.running)[0].job_id
     assert act(client, job_id, verb) == act(client, job_id, verb)
 
 
-def test_a_program_that_succeeds_while_it_is_cancelled_starts_no_later_stage(
+def test_a_program_that_succeeds_during_a_cancellation_starts_no_later_stage(
     client: TestClient, make_job: Make
 ) -> None:
     first, _ = make_job(RunStatus.running, RunStatus.queued)
@@ -62,7 +60,7 @@ def test_a_program_that_succeeds_while_it_is_cancelled_starts_no_later_stage(
     assert client.get(f"/api/v1/jobs/{first.job_id}").json()["status"] == "cancelled"
 
 
-def test_retry_queues_what_failed_and_what_it_ended(client: TestClient, make_job: Make) -> None:
+def test_retry_queues_the_failed_run_and_those_that_ended_with_it(client: TestClient, make_job: Make) -> None:
     first, second, _ = make_job(RunStatus.succeeded, RunStatus.running, RunStatus.queued, failure_count=3)
     with transaction() as session:
         lifecycle.move(session, second.id, RunStatus.failed, values={"error": {"code": "x", "message": "m"}})
@@ -71,14 +69,14 @@ def test_retry_queues_what_failed_and_what_it_ended(client: TestClient, make_job
     assert [(run["failure_count"], run["error"], run["finished_at"]) for run in runs] == [(0, None, None)] * 2
 
 
-def test_a_stage_that_a_person_cancelled_before_is_not_woken_by_a_retry_of_another(
+def test_retrying_another_stage_does_not_queue_a_stage_that_a_person_cancelled(
     client: TestClient, make_job: Make
 ) -> None:
     first, _ = make_job(RunStatus.failed, RunStatus.cancelled)
     assert act(client, first.job_id, "retry") == (200, ["queued", "cancelled"])
 
 
-def test_a_run_that_is_claimed_as_it_is_cancelled_is_decided_again(
+def test_a_run_that_is_claimed_during_its_cancellation_is_cancelled_as_running(
     client: TestClient, make_job: Make
 ) -> None:
     (run,) = make_job(RunStatus.queued)
@@ -91,10 +89,10 @@ def test_a_run_that_is_claimed_as_it_is_cancelled_is_decided_again(
         assert cancelling.result() == (200, ["cancelling"])
 
 
-def test_racing_cancels_agree(client: TestClient, make_job: Make) -> None:
+def test_concurrent_cancellations_have_one_effect(client: TestClient, make_job: Make) -> None:
     job_id = make_job(RunStatus.running, RunStatus.queued)[0].job_id
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda _: client.post(f"/api/v1/jobs/{job_id}/cancel").status_code, range(6)))
-    assert answers == [200] * 6
+        codes = list(pool.map(lambda _: client.post(f"/api/v1/jobs/{job_id}/cancel").status_code, range(6)))
+    assert codes == [200] * 6
     events = client.get(f"/api/v1/runs/{client.get(f'/api/v1/jobs/{job_id}').json()['runs'][0]['id']}/events")
     assert [event["data"]["status"] for event in events.json()["items"]] == ["cancelling"]

@@ -1,4 +1,4 @@
-"""Uploads are validated, kept by their content, and never believed."""
+"""Uploads are validated, stored once per content, and never trusted."""
 
 import gzip
 import json
@@ -22,17 +22,17 @@ def upload(client: TestClient, content: bytes, name: str = "rows") -> Any:
     return client.post("/api/v1/datasets", data={"name": name}, files={"file": ("rows.jsonl", content)})
 
 
-def test_good_file_is_stored_with_its_report(client: TestClient) -> None:
-    answer = upload(client, GOOD)
-    assert answer.status_code == 201
-    dataset = answer.json()
+def test_a_valid_file_is_stored_with_its_report(client: TestClient) -> None:
+    response = upload(client, GOOD)
+    assert response.status_code == 201
+    dataset = response.json()
     assert (dataset["format"], dataset["row_count"], dataset["fault_count"]) == ("question_answer", 5, 0)
     assert dataset["trainable"] is True
     assert dataset["report"]["statistics"]["completion_characters"]["max"] == len(ROW["answer"])
     assert client.get(f"/api/v1/datasets/{dataset['id']}/content").content == GOOD
 
 
-def test_same_content_again_is_the_same_dataset(client: TestClient) -> None:
+def test_uploading_the_same_content_returns_the_same_dataset(client: TestClient) -> None:
     first, second = upload(client, GOOD), upload(client, GOOD, name="other")
     assert (first.status_code, second.status_code) == (201, 200)
     assert first.json()["id"] == second.json()["id"]
@@ -52,7 +52,7 @@ def test_same_content_again_is_the_same_dataset(client: TestClient) -> None:
     ],
     ids=["empty", "gzip", "encoding", "bare CR", "truncated", "empty field", "other format"],
 )
-def test_file_with_a_fault_is_kept_with_a_clear_answer_and_not_trained_on(
+def test_a_file_with_a_fault_is_stored_with_a_clear_report_and_refused_for_training(
     client: TestClient, content: bytes, line: int | None, word: str
 ) -> None:
     dataset = upload(client, content).json()
@@ -66,7 +66,7 @@ def test_file_with_a_fault_is_kept_with_a_clear_answer_and_not_trained_on(
     assert refused.json()["error"]["code"] == "dataset_not_ready"
 
 
-def test_line_of_100_mb_is_a_fault_and_not_memory(tmp_path: Path) -> None:
+def test_a_line_of_100_mb_is_reported_without_being_held_in_memory(tmp_path: Path) -> None:
     long = tmp_path / "long.jsonl"
     with long.open("wb") as file:
         file.write(GOOD)
@@ -84,16 +84,16 @@ dataset, _ = service.create_dataset(Path({str(long)!r}), "long")
 print(dataset.report["faults"][0]["line"], (peak() - before) // 1024)
 """
     environment = {**os.environ, "TUNESMITH_DATA_DIR": str(tmp_path / "data"), "TUNESMITH_DATABASE_URL": ""}
-    answer = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    line, mebibytes = answer.stdout.split()
+    line, mebibytes = process.stdout.split()
     assert line == "6"
     assert int(mebibytes) < 80
 
 
-def test_upload_takes_constant_memory(tmp_path: Path) -> None:
-    """The form is written to disk as it arrives: a client sends 200 MB to a real server."""
+def test_an_upload_takes_constant_memory(tmp_path: Path) -> None:
+    """Upload 200 MB to a real server, which writes the form to disk as it arrives."""
     (tmp_path / "no-model").mkdir()
     platform = Platform(tmp_path / "data", tmp_path / "no-model")
     try:
@@ -104,22 +104,22 @@ def test_upload_takes_constant_memory(tmp_path: Path) -> None:
             for n in range(200):
                 file.write(json.dumps({"prompt": f"{n}", "completion": "y" * 1_000_000}).encode() + b"\n")
         with rows.open("rb") as file:
-            answer = platform.client.post(
+            response = platform.client.post(
                 "/api/v1/datasets", files={"file": ("large.jsonl", file)}, timeout=120
             )
-        assert answer.json()["row_count"] == 200
+        assert response.json()["row_count"] == 200
         assert peak_mebibytes(api.pid) - before < 120
     finally:
         platform.stop()
 
 
 def peak_mebibytes(pid: int) -> int:
-    """The process's largest resident memory so far."""
+    """Return the peak of the process's resident memory."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
 
 
-def test_rows_are_shown_as_they_stand_and_as_conversations(client: TestClient) -> None:
+def test_rows_are_listed_as_stored_and_as_conversations(client: TestClient) -> None:
     dataset = upload(client, GOOD + b'{"question": 5, "answer": "x"}\n').json()
     rows = client.get(f"/api/v1/datasets/{dataset['id']}/rows", params={"after": 4, "limit": 5}).json()[
         "items"
@@ -129,44 +129,44 @@ def test_rows_are_shown_as_they_stand_and_as_conversations(client: TestClient) -
     assert rows[1]["messages"] is None
 
 
-def test_rendered_preview_is_a_short_run_of_a_worker(client: TestClient) -> None:
+def test_a_preview_is_a_short_run_of_a_worker(client: TestClient) -> None:
     dataset = upload(client, GOOD).json()
-    answer = client.post(f"/api/v1/datasets/{dataset['id']}/previews", json={"model": "a/b", "rows": 2})
-    assert answer.status_code == 202
-    (run,) = answer.json()["runs"]
+    response = client.post(f"/api/v1/datasets/{dataset['id']}/previews", json={"model": "a/b", "rows": 2})
+    assert response.status_code == 202
+    (run,) = response.json()["runs"]
     assert (run["stage"], run["config"]["dataset"], run["config"]["rows"]) == ("prepare", dataset["id"], 2)
 
 
-def test_form_without_a_file_and_body_without_a_form_are_refused(client: TestClient) -> None:
+def test_a_form_without_a_file_and_a_body_without_a_form_are_refused(client: TestClient) -> None:
     no_file = client.post("/api/v1/datasets", files={"other": ("a", b"b")})
     assert (no_file.status_code, no_file.json()["error"]["fields"][0]["field"]) == (422, "file")
     assert client.post("/api/v1/datasets", json={"a": 1}).status_code == 415
 
 
 @pytest.mark.parametrize("name", ["n" * 201, "a\x1bb"])
-def test_name_that_no_list_could_show_is_refused(client: TestClient, name: str) -> None:
-    answer = client.post("/api/v1/datasets", files={"file": ("rows.jsonl", GOOD)}, data={"name": name})
-    assert (answer.status_code, answer.json()["error"]["fields"][0]["field"]) == (422, "name")
+def test_a_name_that_is_not_printable_or_too_long_is_refused(client: TestClient, name: str) -> None:
+    response = client.post("/api/v1/datasets", files={"file": ("rows.jsonl", GOOD)}, data={"name": name})
+    assert (response.status_code, response.json()["error"]["fields"][0]["field"]) == (422, "name")
     assert client.get("/api/v1/datasets").json()["items"] == []
 
 
-def test_preview_with_an_unknown_model_names_the_field_that_was_sent(client: TestClient) -> None:
-    made = upload(client, GOOD).json()
-    answer = client.post(f"/api/v1/datasets/{made['id']}/previews", json={"model": "nowhere"})
-    assert [fault["field"] for fault in answer.json()["error"]["fields"]] == ["model"]
+def test_a_preview_with_an_unknown_model_names_the_field_of_the_request(client: TestClient) -> None:
+    dataset = upload(client, GOOD).json()
+    response = client.post(f"/api/v1/datasets/{dataset['id']}/previews", json={"model": "nowhere"})
+    assert [fault["field"] for fault in response.json()["error"]["fields"]] == ["model"]
 
 
-def test_upload_over_the_limit_is_refused_and_leaves_nothing(
+def test_an_upload_over_the_limit_is_refused_and_leaves_no_file(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(get_settings(), "max_upload_bytes", 1000)
-    answer = upload(client, b"x" * 200_000)
-    assert answer.status_code == 413
-    assert "TUNESMITH_MAX_UPLOAD_BYTES" in answer.json()["error"]["hint"]
+    response = upload(client, b"x" * 200_000)
+    assert response.status_code == 413
+    assert "TUNESMITH_MAX_UPLOAD_BYTES" in response.json()["error"]["hint"]
     assert list((get_settings().data_dir / "uploads").iterdir()) == []
 
 
-def test_unknown_dataset_is_named(client: TestClient) -> None:
-    answer = client.get("/api/v1/datasets/dataset_none")
-    assert answer.status_code == 404
-    assert "dataset_none" in answer.json()["error"]["message"]
+def test_a_404_names_the_unknown_dataset(client: TestClient) -> None:
+    response = client.get("/api/v1/datasets/dataset_none")
+    assert response.status_code == 404
+    assert "dataset_none" in response.json()["error"]["message"]

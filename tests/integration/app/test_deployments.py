@@ -1,4 +1,4 @@
-"""Deployments: who has a name, who shares an engine, and how sleepers are woken."""
+"""Deployments: ownership of a name, shared engines, and sleeping and waking."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ def asked(name: str = "one", **values: Any) -> Deployment:
 
 
 def have(**values: Any) -> str:
-    """A deployment as a row, in whatever status."""
+    """Insert a deployment, by default a ready one; return its id."""
     made = {"status": DeploymentStatus.ready, "address": "http://127.0.0.1:9", "ready_at": EARLIER, **values}
     with transaction() as session:
         deployment = asked(**made)
@@ -56,7 +56,7 @@ def waiting(worker: Worker) -> list[str]:
         return [found.id for found in lifecycle.list_claimable(session, worker.id, [Queue.cpu])]
 
 
-def test_the_old_serves_until_the_new_is_ready(make_worker: MakeWorker) -> None:
+def test_the_old_deployment_serves_until_the_new_one_is_ready(make_worker: MakeWorker) -> None:
     old = have()
     new = ask()
     assert (row(old).status, row(new).replaces) == (DeploymentStatus.ready, old)
@@ -65,7 +65,7 @@ def test_the_old_serves_until_the_new_is_ready(make_worker: MakeWorker) -> None:
     assert row(new).replaces is None
 
 
-def test_only_the_last_of_several_requests_takes_the_name_over(settings: Settings) -> None:
+def test_only_the_last_of_several_requests_takes_over_the_name(settings: Settings) -> None:
     old = have()
     first, second = ask(), ask()
     assert [row(one).status for one in (old, first, second)] == ["ready", "stopped", "queued"]
@@ -74,14 +74,16 @@ def test_only_the_last_of_several_requests_takes_the_name_over(settings: Setting
     assert row(never_ready).status is DeploymentStatus.stopped
 
 
-def test_on_a_gpu_the_old_leaves_first_unless_both_share_its_engine(settings: Settings) -> None:
+def test_on_a_gpu_the_old_deployment_stops_first_unless_both_share_its_engine(settings: Settings) -> None:
     old = have(queue=Queue.cuda)
     assert row(ask(queue=Queue.cuda)).replaces == old
     ask(queue=Queue.cuda, engine_key="other")
     assert row(old).status is DeploymentStatus.stopping
 
 
-def test_a_worker_that_has_the_base_in_memory_goes_first_for_a_while(make_worker: MakeWorker) -> None:
+def test_a_worker_that_has_the_base_in_memory_has_precedence_for_a_while(
+    make_worker: MakeWorker,
+) -> None:
     host, other = make_worker(), make_worker()
     serve(ask(), host)
     second = ask(name="two")
@@ -92,7 +94,7 @@ def test_a_worker_that_has_the_base_in_memory_goes_first_for_a_while(make_worker
     assert waiting(other) == [second]
 
 
-def test_a_sleeper_is_woken_once_and_stopped_at_once(settings: Settings) -> None:
+def test_a_sleeping_deployment_is_woken_once_and_stopped_at_once(settings: Settings) -> None:
     sleeper = have(status=DeploymentStatus.asleep, address=None)
     with transaction() as session:
         assert lifecycle.wake(session, sleeper) is not None
@@ -103,24 +105,24 @@ def test_a_sleeper_is_woken_once_and_stopped_at_once(settings: Settings) -> None
     assert [row(one).status for one in (sleeper, other)] == ["queued", "stopped"]
 
 
-def test_a_request_to_a_sleeper_wakes_it_and_is_told_when_to_come_again(
+def test_a_request_to_a_sleeping_deployment_wakes_it_and_gets_a_retry_after(
     client: TestClient, settings: Settings
 ) -> None:
     settings.wake_timeout_seconds = 0.1
     sleeper = have(status=DeploymentStatus.asleep, address=None)
     body = {"model": "one", "messages": [{"role": "user", "content": "hello"}]}
-    answer = client.post("/v1/chat/completions", json=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
-    assert int(answer.headers["retry-after"]) > 0
+    response = client.post("/v1/chat/completions", json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert int(response.headers["retry-after"]) > 0
     assert row(sleeper).status is DeploymentStatus.queued
 
 
-def test_a_gateway_reads_wakes_and_notes_use_with_the_scope_inference(client: TestClient) -> None:
+def test_a_gateway_reads_routes_wakes_and_records_use_with_the_scope_inference(client: TestClient) -> None:
     sleeper = have(status=DeploymentStatus.asleep, address=None)
     admin = client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"]}).json()["key"]
-    told = {"Authorization": f"Bearer {admin}"}
+    as_admin = {"Authorization": f"Bearer {admin}"}
     keys = {
-        scope: client.post("/api/v1/keys", json={"name": scope, "scopes": [scope]}, headers=told).json()[
+        scope: client.post("/api/v1/keys", json={"name": scope, "scopes": [scope]}, headers=as_admin).json()[
             "key"
         ]
         for scope in ("inference", "write")
@@ -136,11 +138,11 @@ def test_a_gateway_reads_wakes_and_notes_use_with_the_scope_inference(client: Te
     assert client.get("/api/v1/routes").status_code == 403
 
 
-def test_paths_by_which_engines_are_administered_do_not_pass_the_gateway(client: TestClient) -> None:
+def test_the_gateway_does_not_forward_administrative_paths_of_engines(client: TestClient) -> None:
     have()
     for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/../v1/load_lora_adapter"):
-        answer = client.post(path, json={"model": "one", "lora_name": "x", "lora_path": "/etc"})
-        assert answer.status_code == 404
+        response = client.post(path, json={"model": "one", "lora_name": "x", "lora_path": "/etc"})
+        assert response.status_code == 404
 
 
 def keys_of(session: Session, engine: EngineKind) -> set[str]:
@@ -156,14 +158,14 @@ def keys_of(session: Session, engine: EngineKind) -> set[str]:
     return {build_deployment(session, "one", model.id, choice, Queue.cpu).engine_key for model in models}
 
 
-def test_templates_part_only_those_engines_that_have_one_for_all(settings: Settings) -> None:
+def test_models_with_other_templates_share_an_engine_unless_it_has_one_template(settings: Settings) -> None:
     with transaction() as session:
         assert len(keys_of(session, EngineKind.hf)) == 1
         assert len(keys_of(session, EngineKind.vllm)) == 2
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8", "2606:4700::1111"])
-def test_engines_do_not_listen_for_everyone(host: str) -> None:
+def test_engines_do_not_listen_on_public_addresses(host: str) -> None:
     with pytest.raises(ValidationError, match="private address"):
         Settings(engine_host=host)
 

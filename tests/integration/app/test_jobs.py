@@ -1,4 +1,4 @@
-"""Jobs over HTTP: posting, resolving, listing and showing."""
+"""Jobs over HTTP: creating, resolving, listing and reading."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,17 +31,17 @@ def spec(*stages: dict[str, Any], **values: Any) -> dict[str, Any]:
     return {"name": "job", "stages": list(stages or [SFT])} | values
 
 
-def refused(client: TestClient, body: dict[str, Any]) -> dict[str, str]:
-    """The fields that a 422 names, with their messages."""
-    answer = client.post("/api/v1/jobs", json=body)
-    assert answer.status_code == 422, answer.text
-    return {field["field"]: field["message"] for field in answer.json()["error"]["fields"]}
+def list_errors(client: TestClient, body: dict[str, Any]) -> dict[str, str]:
+    """Post an invalid spec; return the messages of the 422 by field."""
+    response = client.post("/api/v1/jobs", json=body)
+    assert response.status_code == 422, response.text
+    return {field["field"]: field["message"] for field in response.json()["error"]["fields"]}
 
 
-def test_a_posted_job_is_queued_with_its_runs_and_events(client: TestClient, rows: Dataset) -> None:
-    answer = client.post("/api/v1/jobs", json=spec(SFT, EVALUATE, DEPLOY, priority=7, labels={"team": "a"}))
-    assert answer.status_code == 201
-    job = answer.json()
+def test_a_new_job_is_queued_with_its_runs_and_events(client: TestClient, rows: Dataset) -> None:
+    response = client.post("/api/v1/jobs", json=spec(SFT, EVALUATE, DEPLOY, priority=7, labels={"team": "a"}))
+    assert response.status_code == 201
+    job = response.json()
     assert (job["status"], job["priority"], job["labels"]) == ("queued", 7, {"team": "a"})
     assert [run["name"] for run in job["runs"]] == ["sft", "evaluate", "deploy"]
     with read_session() as session:
@@ -50,14 +50,16 @@ def test_a_posted_job_is_queued_with_its_runs_and_events(client: TestClient, row
         ] * 3
 
 
-def test_a_posted_job_rings_the_bell_of_its_first_stage(
+def test_a_new_job_notifies_the_queue_of_its_first_stage(
     client: TestClient, rows: Dataset, settings: Settings
 ) -> None:
     client.post("/api/v1/jobs", json=spec(SFT | {"queue": "cuda"}, EVALUATE))
-    assert [bell.name.split(".")[-2] for bell in (settings.data_dir / "queue/messages").iterdir()] == ["cuda"]
+    assert [message.name.split(".")[-2] for message in (settings.data_dir / "queue/messages").iterdir()] == [
+        "cuda"
+    ]
 
 
-def test_a_stored_stage_has_every_default_resolved(client: TestClient, rows: Dataset) -> None:
+def test_the_config_of_a_run_has_every_default_resolved(client: TestClient, rows: Dataset) -> None:
     config = client.post("/api/v1/jobs", json=spec()).json()["runs"][0]["config"]
     assert config["dataset"] == rows.id
     assert (config["name"], config["queue"], config["learning_rate"], config["micro_batch_size"]) == (
@@ -105,51 +107,51 @@ def test_a_stored_stage_has_every_default_resolved(client: TestClient, rows: Dat
         (spec(SFT | {"base": "x" * 1000}), "stages.0.base"),
     ],
 )
-def test_a_wrong_job_is_refused_naming_the_field(
+def test_an_invalid_job_is_refused_with_the_name_of_the_field(
     client: TestClient, rows: Dataset, body: dict[str, Any], field: str
 ) -> None:
-    assert list(refused(client, body)) == [field]
+    assert list(list_errors(client, body)) == [field]
     assert client.get("/api/v1/jobs").json()["items"] == []
 
 
-def test_every_wrong_field_is_named_at_once(client: TestClient) -> None:
-    assert set(refused(client, spec(SFT | {"base": "nowhere"}))) == {"stages.0.base", "stages.0.dataset"}
+def test_every_invalid_field_is_named_at_once(client: TestClient) -> None:
+    assert set(list_errors(client, spec(SFT | {"base": "nowhere"}))) == {"stages.0.base", "stages.0.dataset"}
 
 
-def test_a_body_that_is_not_json_is_refused_in_a_sentence(client: TestClient) -> None:
-    answer = client.post("/api/v1/jobs", content="{oops", headers={"content-type": "application/json"})
-    assert answer.status_code == 422
-    assert "not JSON" in answer.json()["error"]["message"]
+def test_a_body_that_is_not_json_is_refused_with_a_clear_message(client: TestClient) -> None:
+    response = client.post("/api/v1/jobs", content="{oops", headers={"content-type": "application/json"})
+    assert response.status_code == 422
+    assert "not JSON" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
     "content", [b'{"name": "\xe9"}', b"[" * 100_000, b'{"priority": ' + b"9" * 5000 + b"}"]
 )
-def test_a_body_that_no_parser_reads_is_malformed_like_any_other(client: TestClient, content: bytes) -> None:
-    answer = client.post("/api/v1/jobs", content=content, headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid")
-    assert "application/json" in answer.json()["error"]["hint"]
+def test_a_body_that_no_parser_accepts_is_refused_like_any_other(client: TestClient, content: bytes) -> None:
+    response = client.post("/api/v1/jobs", content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid")
+    assert "application/json" in response.json()["error"]["hint"]
 
 
-def test_a_body_of_another_type_is_told_what_to_send(client: TestClient) -> None:
-    answer = client.post("/api/v1/jobs", content=b"{}", headers={"content-type": "text/plain"})
-    assert answer.status_code == 422 and "application/json" in answer.json()["error"]["hint"]
+def test_a_body_of_another_type_is_refused_with_a_hint(client: TestClient) -> None:
+    response = client.post("/api/v1/jobs", content=b"{}", headers={"content-type": "text/plain"})
+    assert response.status_code == 422 and "application/json" in response.json()["error"]["hint"]
 
 
-def test_a_character_that_the_database_cannot_store_is_no_internal_error(
+def test_a_character_that_the_database_cannot_store_is_not_an_internal_error(
     client: TestClient, rows: Dataset
 ) -> None:
     assert client.post("/api/v1/jobs", json=spec(name="a\0b")).status_code in (201, 422)
 
 
-def test_a_folder_is_found_by_its_name_but_not_through_a_link_out_of_the_roots(
+def test_a_folder_is_found_by_its_name_but_not_through_a_link_that_leaves_the_roots(
     client: TestClient, rows: Dataset, settings: Settings, tmp_path: Path
 ) -> None:
     (settings.model_roots[0] / "starter").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     (settings.model_roots[0] / "link").symlink_to(tmp_path / "outside")
-    made = client.post("/api/v1/jobs", json=spec(SFT | {"base": "starter"}))
-    assert made.json()["runs"][0]["config"]["base"] == str(settings.model_roots[0] / "starter")
+    job = client.post("/api/v1/jobs", json=spec(SFT | {"base": "starter"}))
+    assert job.json()["runs"][0]["config"]["base"] == str(settings.model_roots[0] / "starter")
     assert "TUNESMITH_MODEL_ROOTS" in client.post("/api/v1/jobs", json=spec(SFT | {"base": "link"})).text
 
 
@@ -158,33 +160,33 @@ def test_a_dataset_with_faults_is_refused_with_its_first_fault(
 ) -> None:
     fault = {"line": 3, "field": "prompt", "code": "empty_text", "message": "The prompt is empty."}
     make_dataset("rows", fault_count=2, report={"faults": [fault]})
-    answer = client.post("/api/v1/jobs", json=spec())
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "dataset_not_ready")
-    assert "Line 3: The prompt is empty." in answer.json()["error"]["message"]
+    response = client.post("/api/v1/jobs", json=spec())
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "dataset_not_ready")
+    assert "Line 3: The prompt is empty." in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("stage", [SFT, EVALUATE | {"model": "org/base"}])
-def test_preference_pairs_are_refused_before_hardware_is_taken(
+def test_preference_pairs_are_refused_before_hardware_is_used(
     client: TestClient, make_dataset: Callable[..., Dataset], stage: dict[str, Any]
 ) -> None:
     make_dataset("rows", format=RowFormat.preference)
-    assert "`chosen`" in refused(client, spec(stage))["stages.0.dataset"]
+    assert "`chosen`" in list_errors(client, spec(stage))["stages.0.dataset"]
 
 
 @pytest.mark.parametrize("after", ["zzz", "0", "job_", "job_\0"])
-def test_a_cursor_that_no_page_gave_is_refused(client: TestClient, after: str) -> None:
-    answer = client.get("/api/v1/jobs", params={"after": after})
-    assert (answer.status_code, answer.json()["error"]["fields"][0]["field"]) == (422, "after")
+def test_a_cursor_that_no_page_gave_is_list_errors(client: TestClient, after: str) -> None:
+    response = client.get("/api/v1/jobs", params={"after": after})
+    assert (response.status_code, response.json()["error"]["fields"][0]["field"]) == (422, "after")
 
 
-def test_a_name_means_its_newest_dataset(
+def test_a_name_refers_to_its_newest_dataset(
     client: TestClient, rows: Dataset, make_dataset: Callable[..., Dataset]
 ) -> None:
     newer = make_dataset("rows")
     assert client.post("/api/v1/jobs", json=spec()).json()["runs"][0]["config"]["dataset"] == newer.id
 
 
-def test_an_idempotency_key_posts_one_job(client: TestClient, rows: Dataset) -> None:
+def test_an_idempotency_key_creates_one_job(client: TestClient, rows: Dataset) -> None:
     headers = {"Idempotency-Key": "once"}
     first = client.post("/api/v1/jobs", json=spec(), headers=headers)
     again = client.post("/api/v1/jobs", json=spec(), headers=headers)
@@ -193,20 +195,20 @@ def test_an_idempotency_key_posts_one_job(client: TestClient, rows: Dataset) -> 
     assert again.json()["id"] == first.json()["id"] and again.headers["idempotent-replay"] == "true"
 
 
-def test_racing_posts_with_one_idempotency_key_make_one_job(client: TestClient, rows: Dataset) -> None:
+def test_concurrent_posts_with_one_idempotency_key_create_one_job(client: TestClient, rows: Dataset) -> None:
     def post(_: int) -> tuple[int, str]:
-        answer = client.post("/api/v1/jobs", json=spec(), headers={"Idempotency-Key": "race"})
-        return answer.status_code, answer.json()["id"]
+        response = client.post("/api/v1/jobs", json=spec(), headers={"Idempotency-Key": "race"})
+        return response.status_code, response.json()["id"]
 
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(post, range(6)))
-    assert sorted(status for status, _ in answers) == [200] * 5 + [201]
-    assert len({job_id for _, job_id in answers}) == 1
+        responses = list(pool.map(post, range(6)))
+    assert sorted(status for status, _ in responses) == [200] * 5 + [201]
+    assert len({job_id for _, job_id in responses}) == 1
     with read_session() as session:
         assert len(session.exec(select(Job)).all()) == len(session.exec(select(Run)).all()) == 1
 
 
-def test_a_dry_run_tells_what_would_be_used_and_queues_nothing(
+def test_a_dry_run_returns_the_plan_and_queues_nothing(
     client: TestClient, rows: Dataset, make_worker: Callable[..., Worker]
 ) -> None:
     make_worker(name="mac")
@@ -224,7 +226,7 @@ def test_a_dry_run_tells_what_would_be_used_and_queues_nothing(
     assert client.get("/api/v1/jobs").json()["items"] == []
 
 
-def test_the_example_works_as_it_stands(
+def test_the_first_example_works_unchanged(
     client: TestClient, make_dataset: Callable[..., Dataset], settings: Settings
 ) -> None:
     make_dataset("arithmetic-train")
@@ -247,16 +249,16 @@ def test_every_kind_of_stage_has_an_example() -> None:
     assert set(JOB_EXAMPLES) >= set(StageKind)
 
 
-def test_pages_hold_every_job_once_from_new_to_old(
+def test_pages_contain_every_job_once_newest_first(
     client: TestClient, make_job: Callable[..., list[Run]]
 ) -> None:
-    made = [make_job(RunStatus.queued)[0].job_id for _ in range(7)]
+    created = [make_job(RunStatus.queued)[0].job_id for _ in range(7)]
     listed, after = [], None
     for _ in range(3):
         page = client.get("/api/v1/jobs", params={"limit": 3} | ({"after": after} if after else {})).json()
         listed += [job["id"] for job in page["items"]]
         after = page["next"]
-    assert listed == made[::-1] and after is None
+    assert listed == created[::-1] and after is None
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_a_job_has_the_status_of_its_first_run_that_has_not_succeeded(
         assert [job["status"] for job in items] == ([status] if wanted == status else [])
 
 
-def test_filters_join(client: TestClient, rows: Dataset) -> None:
+def test_filters_are_combined(client: TestClient, rows: Dataset) -> None:
     for name, labels in [("a", {"team": "x", "env": "y"}), ("a", {"team": "x"}), ("b", {"team": "z"})]:
         client.post("/api/v1/jobs", json=spec(name=name, labels=labels))
 
@@ -291,7 +293,7 @@ def test_filters_join(client: TestClient, rows: Dataset) -> None:
     assert client.get("/api/v1/jobs", params={"label": "team"}).status_code == 422
 
 
-def test_what_a_queued_run_waits_for_is_told(
+def test_a_queued_run_shows_what_it_waits_for(
     client: TestClient, rows: Dataset, make_worker: Callable[..., Worker], make_job: Callable[..., list[Run]]
 ) -> None:
     path = f"/api/v1/jobs/{client.post('/api/v1/jobs', json=spec(SFT, EVALUATE)).json()['id']}"
@@ -309,7 +311,7 @@ def test_what_a_queued_run_waits_for_is_told(
     assert waits()[0] == "1 run is ahead of this one; the only worker on queue cpu is busy."
 
 
-def test_an_unknown_job_is_a_404_that_names_it(client: TestClient) -> None:
-    answer = client.get("/api/v1/jobs/job_none")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
-    assert "job_none" in answer.json()["error"]["message"]
+def test_a_404_names_the_unknown_job(client: TestClient) -> None:
+    response = client.get("/api/v1/jobs/job_none")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "job_not_found")
+    assert "job_none" in response.json()["error"]["message"]

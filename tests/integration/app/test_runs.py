@@ -25,7 +25,7 @@ from trainers.configs import Queue, StageKind
 
 @pytest.fixture
 def run(make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]) -> Run:
-    """A run that a worker holds; its first event tells so."""
+    """A run that a worker holds; its first event is the claim."""
     make_job(RunStatus.queued)
     worker = make_worker()
     with transaction() as session:
@@ -35,7 +35,7 @@ def run(make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]) 
 
 
 class Server:
-    """The API under a real server."""
+    """The API on a real server."""
 
     def __init__(self) -> None:
         self.app = create_app()
@@ -51,7 +51,7 @@ class Server:
         self.app.state.stopping.set()
         self.uvicorn.should_exit = True
         self.thread.join(10)
-        assert not self.thread.is_alive(), "something kept the server from stopping"
+        assert not self.thread.is_alive(), "the server did not stop"
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ class Stream:
         self.connection.close()
 
 
-def test_events_are_paged_in_order_and_by_type(client: TestClient, run: Run) -> None:
+def test_events_are_listed_in_order_and_by_type(client: TestClient, run: Run) -> None:
     record(run, *(NewEvent(EventType.metrics, {"loss": 1 / step}, step) for step in range(1, 6)))
     path = f"/api/v1/runs/{run.id}"
     page = client.get(f"{path}/events", params={"limit": 4}).json()
@@ -111,7 +111,7 @@ def test_events_are_paged_in_order_and_by_type(client: TestClient, run: Run) -> 
     assert client.get(f"{path}/metrics").json()["items"][1]["values"] == {"loss": 0.5}
 
 
-def test_log_lines_are_paged_and_the_whole_log_can_be_downloaded_when_it_is_there(
+def test_log_lines_are_listed_and_the_whole_log_can_be_downloaded_once_published(
     client: TestClient, run: Run, tmp_path: Path
 ) -> None:
     path, whole = f"/api/v1/runs/{run.id}/logs", f"/api/v1/runs/{run.id}/files/log.txt"
@@ -124,7 +124,7 @@ def test_log_lines_are_paged_and_the_whole_log_can_be_downloaded_when_it_is_ther
     assert client.get(whole).text == "one\ntwo\nthree\n"
 
 
-def test_checkpoints_are_paged_from_new_to_old(client: TestClient, run: Run) -> None:
+def test_checkpoints_are_listed_newest_first(client: TestClient, run: Run) -> None:
     with transaction() as session:
         for step in (1, 2, 3):
             session.add(
@@ -136,13 +136,13 @@ def test_checkpoints_are_paged_from_new_to_old(client: TestClient, run: Run) -> 
     assert [item["step"] for item in page["items"]] == [3, 2] and page["next"] == page["items"][1]["id"]
 
 
-def test_a_run_tells_how_far_it_is_and_how_long_it_takes_yet(client: TestClient, run: Run) -> None:
+def test_a_run_shows_its_progress_and_remaining_time(client: TestClient, run: Run) -> None:
     record(run, step=25, total_steps=100, seconds_per_step=2.0)
     shown = client.get(f"/api/v1/runs/{run.id}").json()
     assert (shown["progress"], shown["eta_seconds"], shown["waiting_for"]) == (0.25, 150.0, None)
 
 
-def test_a_stream_tells_what_was_and_what_comes_and_ends_with_the_run(server: Server, run: Run) -> None:
+def test_a_stream_contains_past_and_new_events_and_ends_with_the_run(server: Server, run: Run) -> None:
     stream = follow(server, run)
     frames = stream.frames()
     assert next(frames)["event"] == "status"
@@ -154,7 +154,7 @@ def test_a_stream_tells_what_was_and_what_comes_and_ends_with_the_run(server: Se
     stream.leave()
 
 
-def test_a_client_that_reconnects_misses_nothing_and_sees_nothing_twice(server: Server, run: Run) -> None:
+def test_a_client_that_reconnects_receives_each_event_once(server: Server, run: Run) -> None:
     record(run, *(NewEvent(EventType.log, {"lines": [str(number)]}) for number in range(5)))
     before = follow(server, run)
     seen = [int(frame["id"]) for frame, _ in zip(before.frames(), range(3), strict=False)]
@@ -176,6 +176,6 @@ def test_an_open_stream_ends_when_the_service_stops(server: Server, run: Run) ->
     stream.leave()
 
 
-def test_a_stream_of_an_unknown_run_is_a_404_before_it_begins(client: TestClient) -> None:
-    answer = client.get("/api/v1/runs/run_none/stream")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "run_not_found")
+def test_the_stream_of_an_unknown_run_is_a_404(client: TestClient) -> None:
+    response = client.get("/api/v1/runs/run_none/stream")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "run_not_found")
