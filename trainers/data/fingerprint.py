@@ -43,8 +43,7 @@ def row_text(row: Row, row_format: RowFormat) -> str:
 
 
 def prompt_text(row: Row, row_format: RowFormat) -> str:
-    """Return the prompt of a row: all messages before the first trained completion, except system "
-    "messages."""
+    """Return all messages of a row before the first trained completion, except system messages."""
     if row_format.has_pairs:
         prompt = preference_messages(row)[0]
     else:

@@ -1,6 +1,6 @@
-"""Conversations as text in the chat template of Llama 2, the format of data sets such as Guanaco.
+r"""Conversations as text in the chat template of Llama 2, the format of data sets such as Guanaco.
 
-    {"text": "<s>[INST] <<SYS>>\\nBe brief.\\n<</SYS>>\\n\\n2+2? [/INST] 4 </s><s>[INST] 3+3? [/INST] 6 </s>"}
+    {"text": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n2+2? [/INST] 4 </s><s>[INST] 3+3? [/INST] 6 </s>"}
 
 Parsing tolerates differences in white space, a missing `<s>` and a missing last `</s>`. Formatted text is
 parsed back exactly.
