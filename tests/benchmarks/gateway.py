@@ -26,7 +26,7 @@ from tests.benchmarks.gateway_processes import (
     LOAD_CORE,
     ROOT,
     GatewayProcess,
-    request,
+    build_request,
     start_engine,
     start_gateways,
     wait_until_ready,
@@ -98,7 +98,7 @@ def compare_requests(gateways: list[GatewayProcess], folder: Path, rounds: int) 
 def write_script(folder: Path, kind: str) -> Path:
     """Write wrk's script."""
     file = folder / f"{kind}.lua"
-    body = json.dumps(request(kind == "stream"), separators=(",", ":"))
+    body = json.dumps(build_request(kind == "stream"), separators=(",", ":"))
     file.write_text(
         f'wrk.method="POST"\nwrk.headers["Authorization"]="Bearer {KEY}"\n'
         f'wrk.headers["Content-Type"]="application/json"\nwrk.body={json.dumps(body)}\n'

@@ -8,10 +8,10 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import psutil
 
 from tests.integration.serving.conftest import free_port
@@ -160,19 +160,18 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def wait_until_ready(one: GatewayProcess, seconds: float = 180) -> None:
     """Wait until a request succeeds."""
     deadline = time.monotonic() + seconds
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    body = json.dumps(request(stream=False)).encode()
+    url = f"http://127.0.0.1:{one.port}/v1/chat/completions"
+    headers = {"Authorization": f"Bearer {KEY}"}
     while True:
-        attempt = urllib.request.Request(f"http://127.0.0.1:{one.port}/v1/chat/completions", body, headers)
         try:
-            with urllib.request.urlopen(attempt, timeout=20):
-                return
-        except OSError:
+            httpx2.post(url, json=build_request(stream=False), headers=headers, timeout=20).raise_for_status()
+            return
+        except httpx2.HTTPError:
             if time.monotonic() > deadline or one.process.poll() is not None:
                 sys.exit(f"{one.name} does not respond.")
             time.sleep(0.3)
 
 
-def request(stream: bool) -> dict[str, object]:
+def build_request(stream: bool) -> dict[str, object]:
     messages = [{"role": "user", "content": "hello " * 20}]
     return {"model": "m", "messages": messages, "max_tokens": 20} | ({"stream": True} if stream else {})
