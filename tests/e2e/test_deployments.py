@@ -27,7 +27,8 @@ def test_a_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: Ope
     job = shared.finish(shared.submit(sft(learning_rate=0.01, max_steps=40), stage))
     assert job["status"] == "succeeded", job
     assert job["runs"][1]["result"]["deployment"] == "tuned"
-    assert "tuned" in [model.id for model in openai.models.list()]
+    # The gateway loads its routes again after a second.
+    until(lambda: "tuned" in [model.id for model in openai.models.list()], 120, "the model has no route")
     stream = openai.chat.completions.create(
         model="tuned",
         messages=QUESTION,

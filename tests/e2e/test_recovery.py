@@ -111,7 +111,7 @@ def test_worker_that_slept_past_its_lease_writes_nothing(platform: Platform) -> 
 def test_emptied_and_restarted_broker_loses_no_run(team: Platform) -> None:
     job = team.submit(short())
     with Redis.from_url(team.environment["TUNESMITH_BROKER_URL"]) as redis:
-        assert redis.llen("cpu") == 1
+        assert redis.llen("cpu") >= 1
         redis.flushall()
     team.start_worker()
     assert team.finish(job)["status"] == "succeeded"
@@ -132,26 +132,27 @@ def test_run_posted_while_the_broker_is_down_is_carried_out_once_it_is_back(
 
 def test_emptied_folder_of_the_embedded_broker_loses_no_run(embedded: Platform) -> None:
     job = embedded.submit(short())
-    bells = list((embedded.folder / "queue" / "messages").glob("*.msg"))
-    assert len(bells) == 1
-    bells[0].unlink()
+    messages = list((embedded.folder / "queue" / "messages").glob("*.msg"))
+    assert messages
+    for message in messages:  # After two seconds the sweeper sends another.
+        message.unlink()
     embedded.start_worker()
     assert embedded.finish(job)["status"] == "succeeded"
 
 
-# The API as it is, but killed at the moment at which it would ring.
-KILLED_BEFORE_THE_BELL = """
+# The real API, killed at the moment at which it would notify the queue.
+KILLED_BEFORE_NOTIFICATION = """
 import os, runpy, signal, sys
 import app.scheduling.queue
-app.scheduling.queue.ring = lambda queue: os.kill(os.getpid(), signal.SIGKILL)
+app.scheduling.queue.notify = lambda queue: os.kill(os.getpid(), signal.SIGKILL)
 sys.argv[0] = "app"
 runpy.run_module("app", run_name="__main__")
 """
 
 
-def test_api_killed_between_commit_and_bell_loses_no_run(platform: Platform, tmp_path: Path) -> None:
+def test_an_api_killed_before_it_notifies_loses_no_run(platform: Platform, tmp_path: Path) -> None:
     kill(platform.processes[-1])
-    doomed = platform.start_api(command=["-c", KILLED_BEFORE_THE_BELL])
+    doomed = platform.start_api(command=["-c", KILLED_BEFORE_NOTIFICATION])
     with pytest.raises(Exception, match=r"(?i)disconnect|reset|closed"):
         platform.submit(short())
     assert doomed.wait(60) == -signal.SIGKILL

@@ -40,7 +40,9 @@ def test_a_base_and_its_adapters_share_one_engine_and_the_least_recently_used_sl
     assert len({ask(openai, "base"), *completions.values()}) == 3
     ids["c"] = embedded.deploy("c", models["c"], **options)
     assert embedded.get(f"/deployments/{ids['b']}")["status"] == "asleep"
-    assert {model.id for model in openai.models.list()} == {"base", "a", "b", "c"}
+    # The gateway loads its routes again after a second.
+    names = {"base", "a", "b", "c"}
+    until(lambda: {model.id for model in openai.models.list()} == names, 120, "a model has no route")
     assert ask(openai, "b") == completions["b"]
     assert len(engines_of(worker)) == 1
 
