@@ -1,4 +1,4 @@
-"""What tests of all packages share: a tiny model, made by the real program."""
+"""Fixtures for the tests of all packages: a tiny model and an MLflow server."""
 
 import os
 import subprocess
@@ -13,12 +13,12 @@ from tests import services
 ROOT = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-os.environ.update(OFFLINE)  # Before transformers is imported: tests never ask the network.
+os.environ.update(OFFLINE)  # Before transformers is imported, so that no test uses the network.
 
 
 @pytest.fixture(scope="session")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A starter model that has learned for a few seconds only."""
+    """Return a starter model that was trained for a few seconds."""
     out = tmp_path_factory.mktemp("starter") / "starter"
     command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
@@ -33,6 +33,6 @@ def mlflow_server() -> Iterator[services.MlflowServer]:
 
 @pytest.fixture
 def mlflow(mlflow_server: services.MlflowServer) -> services.MlflowServer:
-    """A real MLflow server, which an earlier test may have stopped."""
+    """Return a running MLflow server; an earlier test may have stopped it."""
     mlflow_server.start()
     return mlflow_server

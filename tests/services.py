@@ -202,7 +202,7 @@ def _unprivileged_user(folder: str) -> str:
 def _missing(program: str) -> None:
     """Fail in CI, where the program must be installed; skip the test elsewhere."""
     if os.environ.get("CI"):
-        pytest.fail(f"{program} is not installed, and CI must not skip what needs it")
+        pytest.fail(f"{program} is not installed, and CI must not skip tests that need it")
     pytest.skip(f"{program} is not installed")
 
 

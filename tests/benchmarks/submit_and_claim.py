@@ -26,7 +26,7 @@ from tests.benchmarks.installation import durable_postgres, installation, new_da
 from tests.benchmarks.load import LoadClient, LoadResult, post_many
 from tests.benchmarks.plain_celery import read_starts
 from tests.benchmarks.report import format_milliseconds, p50, p95, print_table
-from tests.e2e.platform import ROOT, Platform, kill, until
+from tests.e2e.platform import ROOT, Platform, kill, wait_until
 from tests.services import free_port, redis_url
 from trainers.configs import Queue, StageKind
 
@@ -108,7 +108,7 @@ def _start_latency(platform: Platform, body: Any) -> float:
     client = LoadClient(platform.base_url)
     sent_at = time.time()
     job_id = client.post("/api/v1/jobs", body)["id"]
-    until(lambda: platform.job(job_id)["status"] in ENDED, 30, "the worker claims the run")
+    wait_until(lambda: platform.job(job_id)["status"] in ENDED, 30, "the worker claims the run")
     return datetime.fromisoformat(platform.run(job_id)["started_at"]).timestamp() - sent_at
 
 
@@ -116,7 +116,7 @@ def _handovers(platform: Platform, body: Any, count: int) -> list[float]:
     """Return the seconds from the end of one run to the claim of the next, which is queued already."""
     client = LoadClient(platform.base_url)
     jobs = [client.post("/api/v1/jobs", body)["id"] for _ in range(count)]
-    until(lambda: platform.job(jobs[-1])["status"] in ENDED, 5 * count, "the worker claims the runs")
+    wait_until(lambda: platform.job(jobs[-1])["status"] in ENDED, 5 * count, "the worker claims the runs")
     runs = sorted((platform.run(job) for job in jobs), key=lambda run: run["started_at"])
     return [
         (
@@ -152,16 +152,16 @@ def _measure_plain(folder: Path, redis: str, options: argparse.Namespace) -> Sto
         client = LoadClient(base_url)
         with _plain_worker(environment, 1):
             client.post("/jobs", {"sent_at": time.time()})
-            until(lambda: len(read_starts(starts_file)) == 1, 60, "the plain worker starts")
+            wait_until(lambda: len(read_starts(starts_file)) == 1, 60, "the plain worker starts")
             for _ in _arrivals(options.starts):
                 client.post("/jobs", {"sent_at": time.time()})
-            until(lambda: len(read_starts(starts_file)) == 1 + options.starts, 30, "the tasks start")
+            wait_until(lambda: len(read_starts(starts_file)) == 1 + options.starts, 30, "the tasks start")
         result.starts = [started - sent for sent, started in read_starts(starts_file)[1:]]
         for concurrency in CONCURRENCY:
             posted = post_many(base_url, "/jobs", {"sent_at": 0}, options.posts, concurrency)
             result.posts[str(concurrency)] = posted
         with _plain_worker(environment, 4):
-            until(
+            wait_until(
                 lambda: len(read_starts(starts_file)) > options.starts + 2 * options.posts,
                 300,
                 "all tasks are processed",
@@ -180,7 +180,7 @@ def _drain(
     for _ in range(tasks):
         client.post("/jobs", {"sent_at": 0})
     with _plain_worker(environment, processes):
-        until(lambda: len(read_starts(starts_file)) == tasks, 300, "all tasks are processed")
+        wait_until(lambda: len(read_starts(starts_file)) == tasks, 300, "all tasks are processed")
     started = [moment for _, moment in read_starts(starts_file)]
     return LoadResult([0.0] * (tasks - 1), started[-1] - started[0])
 
@@ -190,7 +190,7 @@ def _plain_api(environment: dict[str, str]) -> Iterator[str]:
     port = free_port()
     server = ["-m", "uvicorn", "tests.benchmarks.plain_celery:api", "--port", str(port)]
     with _process([*server, "--no-access-log", "--log-level", "warning"], environment):
-        until(lambda: _is_open(port), 30, "the plain endpoint responds")
+        wait_until(lambda: _is_open(port), 30, "the plain endpoint responds")
         yield f"http://127.0.0.1:{port}"
 
 

@@ -1,4 +1,6 @@
-"""The engine `hf` that takes every adapter and uses none, as engines do that do not know an adapter's names.
+"""The engine `hf`, changed to accept every adapter and use none.
+
+Real engines do so with adapters whose weight names they do not know.
 
 python -m tests.e2e.adapterless_engine --model PATH_OR_ID --port PORT
 """

@@ -1,4 +1,4 @@
-"""Installations for the tests with real processes, on both kinds of storage."""
+"""Installations of the product, on both kinds of storage."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests.services import RedisServer, postgres_url, redis
 
 @pytest.fixture(scope="session")
 def adapters(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Adapters of the starter, which answer each otherwise."""
+    """Return adapters of the starter; each gives other completions."""
     folder = tmp_path_factory.mktemp("adapters")
     command = [sys.executable, "-m", "tests.e2e.make_adapters", starter, folder, *"abc"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -25,7 +25,7 @@ def adapters(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server with a migrated database, `template`, to be copied."""
+    """Yield the URL of a server with a migrated database, `template`, which tests copy."""
     with postgres_url() as url:
         _create_database(url, "template")
         environment = os.environ | {
@@ -38,14 +38,14 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def embedded(tmp_path: Path, starter: Path) -> Iterator[Platform]:
-    """SQLite and the filesystem transport, with an API and the datasets `train` and `test`."""
+    """Yield an installation on SQLite and the filesystem transport, with an API and two datasets."""
     with _running(Platform(tmp_path / "data", starter)) as platform:
         yield platform
 
 
 @pytest.fixture(scope="module")
 def shared(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """As `embedded`, with a worker, for all tests of a file that leave room for the others."""
+    """Yield an installation like `embedded` with a worker, shared by the tests of a file."""
     with _running(Platform(tmp_path_factory.mktemp("shared") / "data", starter)) as platform:
         platform.start_worker()
         yield platform
@@ -59,7 +59,7 @@ def broker() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def team(tmp_path: Path, starter: Path, postgres: str, broker: RedisServer) -> Iterator[Platform]:
-    """PostgreSQL and Redis, with an API and the datasets `train` and `test`."""
+    """Yield an installation on PostgreSQL and Redis, with an API and two datasets."""
     database = f"test_{tmp_path.name.replace('-', '_')}"[:60].lower()
     _create_database(postgres, database, "template")
     storage = {
@@ -72,14 +72,14 @@ def team(tmp_path: Path, starter: Path, postgres: str, broker: RedisServer) -> I
 
 @pytest.fixture(params=["embedded", "team"])
 def platform(request: pytest.FixtureRequest) -> Platform:
-    """Both kinds of storage, one after the other."""
+    """Return an installation on each kind of storage in turn."""
     found: Platform = request.getfixturevalue(request.param)
     return found
 
 
 @contextmanager
 def _running(platform: Platform) -> Iterator[Platform]:
-    """The installation with an API and the datasets `train` and `test` while the block lasts."""
+    """Start an API, upload the datasets `train` and `test`, and stop everything at the end."""
     try:
         platform.start_api()
         platform.upload_examples()

@@ -1,4 +1,4 @@
-"""Make random LoRA adapters of a base, each of which answers otherwise than the base and than the others.
+"""Create random LoRA adapters of a base; each gives other completions.
 
 python -m tests.e2e.make_adapters BASE FOLDER NAME NAME…
 """

@@ -1,4 +1,4 @@
-"""The whole product as processes of their own: an API, any number of workers, and an HTTP client."""
+"""The whole product as processes: an API, any number of workers, and an HTTP client."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ QUICK = {
     "TUNESMITH_SWEEP_SECONDS": "0.5",
     "TUNESMITH_RENOTIFY_SECONDS": "2",
     "TUNESMITH_STOP_GRACE_SECONDS": "4",
-    # Each comparison loads the model once more; its own tests ask for it.
+    # Each comparison loads the model once more; only its own tests turn it on.
     "TUNESMITH_PARITY": "off",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -57,12 +57,12 @@ class Platform:
         self.base_url = ""
 
     def start_api(self, *arguments: str, command: list[str] | None = None) -> subprocess.Popen[bytes]:
-        """Start an API without a worker and wait until it answers."""
+        """Start an API without a worker and wait until it is ready."""
         port = free_port()
         api = self.start([*(command or ["-m", "app"]), "--no-worker", "--port", str(port), *arguments], "api")
         self.base_url = f"http://127.0.0.1:{port}"
         self.client.base_url = self.base_url
-        until(lambda: self._answers(api), 120, "the API does not answer")
+        wait_until(lambda: self._is_ready(api), 120, "the API is not ready")
         return api
 
     def start_worker(
@@ -70,11 +70,11 @@ class Platform:
     ) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it is listed."""
         worker = self.start(["-m", "workers", "--queue", queue, "--name", name], name, **settings)
-        until(lambda: self.worker_of(worker.pid) is not None, 120, f"{name} does not join")
+        wait_until(lambda: self.find_worker(worker.pid) is not None, 120, f"{name} does not join")
         return worker
 
     def start(self, arguments: list[str], name: str, **settings: str) -> subprocess.Popen[bytes]:
-        """Start Python with the installation's settings; what it prints goes to a log of its name."""
+        """Start Python with the installation's settings; its output goes to `<name>.log`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -88,24 +88,24 @@ class Platform:
         return process
 
     def stop(self) -> None:
-        """Kill every process with all that it started."""
+        """Kill every process and its descendants."""
         self.client.close()
         for process in self.processes:
             kill(process)
 
     def get(self, path: str, **query: Any) -> Any:
-        """The JSON of a GET that must succeed."""
-        return self._checked(self.client.get(f"/api/v1{path}", params=query))
+        """Return the JSON of a GET that must succeed."""
+        return self._read_json(self.client.get(f"/api/v1{path}", params=query))
 
     def post(self, path: str, body: Any = None) -> Any:
-        """The JSON of a POST that must succeed."""
-        return self._checked(self.client.post(f"/api/v1{path}", json=body))
+        """Return the JSON of a POST that must succeed."""
+        return self._read_json(self.client.post(f"/api/v1{path}", json=body))
 
     def upload(self, name: str, rows: list[dict[str, str]]) -> str:
-        """Upload rows and answer the dataset's id."""
+        """Upload rows and return the dataset's id."""
         content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
         answer = self.client.post("/api/v1/datasets", data={"name": name}, files={"file": (name, content)})
-        dataset: str = self._checked(answer)["id"]
+        dataset: str = self._read_json(answer)["id"]
         return dataset
 
     def upload_examples(self) -> None:
@@ -113,8 +113,8 @@ class Platform:
         self.upload("train", [dict(row) for row in generate_problems(160, ProblemSplit.train, seed=1)])
         self.upload("test", [dict(row) for row in generate_problems(24, ProblemSplit.held_out, seed=1)])
 
-    def register(self, name: str, adapter: Path) -> str:
-        """Put an adapter of the starter into the registry, as a training run would; answers its id."""
+    def register_adapter(self, name: str, adapter: Path) -> str:
+        """Add an adapter of the starter to the registry, as a training run does, and return its id."""
         model_id = new_id("model")
         store = ArtifactStore(f"file://{self.folder / 'artifacts'}")
         published = store.publish_folder(adapter, f"models/{model_id}")
@@ -128,51 +128,53 @@ class Platform:
         engine.dispose()
         return model_id
 
-    def ask_for(self, name: str, model: str = "starter", **options: Any) -> str:
-        """Ask for a deployment and answer its id."""
+    def request_deployment(self, name: str, model: str = "starter", **options: Any) -> str:
+        """Create a deployment and return its id."""
         deployment: str = self.post("/deployments", {"name": name, "model": model, **options})["id"]
         return deployment
 
     def deploy(self, name: str, model: str = "starter", **options: Any) -> str:
-        """Ask for a deployment, wait until it is ready, and answer its id."""
-        deployment = self.ask_for(name, model, **options)
-        self.await_status(deployment, "ready")
+        """Create a deployment, wait until it is ready, and return its id."""
+        deployment = self.request_deployment(name, model, **options)
+        self.wait_for_status(deployment, "ready")
         return deployment
 
-    def await_status(self, deployment: str, status: str, seconds: float = 120) -> None:
+    def wait_for_status(self, deployment: str, status: str, seconds: float = 120) -> None:
         """Wait until a deployment has this status."""
-        self.await_field(deployment, "status", status, seconds)
+        self.wait_for_field(deployment, "status", status, seconds)
 
-    def await_field(self, deployment: str, field: str, value: Any, seconds: float = 120) -> None:
+    def wait_for_field(self, deployment: str, field: str, value: Any, seconds: float = 120) -> None:
         """Wait until a deployment shows this value."""
-        until(
+        wait_until(
             lambda: self.get(f"/deployments/{deployment}")[field] == value,
             seconds,
             lambda: f"{field} is not {value}: {self.get(f'/deployments/{deployment}')}",
         )
 
-    def await_use(self, deployment: str) -> None:
-        """Wait until it is noted that a deployment was asked."""
-        until(
-            lambda: self.get(f"/deployments/{deployment}")["last_used_at"] is not None, 120, "no use is noted"
+    def wait_for_use(self, deployment: str) -> None:
+        """Wait until a request to a deployment has been recorded."""
+        wait_until(
+            lambda: self.get(f"/deployments/{deployment}")["last_used_at"] is not None,
+            120,
+            "no use is recorded",
         )
 
     def submit(self, *stages: dict[str, Any], **fields: Any) -> str:
-        """Post a job and answer its id."""
+        """Submit a job and return its id."""
         job: str = self.post("/jobs", {"name": "test", "stages": list(stages), **fields})["id"]
         return job
 
     def job(self, job_id: str) -> Any:
-        """The job as the API shows it."""
+        """Return the job as the API shows it."""
         return self.get(f"/jobs/{job_id}")
 
     def run(self, job_id: str, position: int = 0) -> Any:
-        """One of the job's runs."""
+        """Return the job's run at this position."""
         return self.job(job_id)["runs"][position]
 
-    def finish(self, job_id: str, seconds: float = 240) -> Any:
-        """Wait until the job has finished and answer it."""
-        until(
+    def wait_until_finished(self, job_id: str, seconds: float = 240) -> Any:
+        """Wait until the job has finished and return it."""
+        wait_until(
             lambda: self.job(job_id)["status"] in ("succeeded", "failed", "cancelled"),
             seconds,
             lambda: f"{self.job(job_id)}",
@@ -180,7 +182,7 @@ class Platform:
         return self.job(job_id)
 
     def events(self, run_id: str, kind: str | None = None) -> list[Any]:
-        """All events of a run, over all pages."""
+        """Return all events of a run, over all pages."""
         found: list[Any] = []
         after: int | None = 0
         while after is not None:
@@ -191,26 +193,26 @@ class Platform:
         return found
 
     def losses(self, run_id: str) -> dict[int, float]:
-        """Loss by step; a step that was done again counts as it was done last."""
+        """Return the loss by step; for a repeated step, the last one."""
         metrics = [event for event in self.events(run_id, "metrics") if "loss" in event["data"]]
         return {event["step"]: event["data"]["loss"] for event in metrics}
 
-    def resumed_at(self, job_id: str) -> int:
-        """The first step that the second attempt at the job's first run tells of; waits for it."""
+    def first_resumed_step(self, job_id: str) -> int:
+        """Wait for the second attempt of the job's first run, and return the first step that it logs."""
         run_id = self.run(job_id)["id"]
 
         def steps() -> list[int]:
             return [event["step"] for event in self.events(run_id, "metrics") if event["attempt"] == 2]
 
-        until(lambda: bool(steps()), 120, "the second attempt does not begin")
+        wait_until(lambda: bool(steps()), 120, "the second attempt does not begin")
         return min(steps())
 
-    def worker_of(self, pid: int) -> Any:
-        """The listed worker with this process id."""
+    def find_worker(self, pid: int) -> Any:
+        """Return the listed worker with this process id, or None."""
         workers = self.get("/workers")["items"]
         return next((worker for worker in workers if worker["pid"] == pid), None)
 
-    def _answers(self, api: subprocess.Popen[bytes]) -> bool:
+    def _is_ready(self, api: subprocess.Popen[bytes]) -> bool:
         assert api.poll() is None, (self.folder / "api.log").read_text()
         try:
             return self.client.get("/readyz").status_code == 200
@@ -218,13 +220,13 @@ class Platform:
             return False
 
     @staticmethod
-    def _checked(answer: httpx2.Response) -> Any:
+    def _read_json(answer: httpx2.Response) -> Any:
         assert answer.is_success, answer.text
         return answer.json()
 
 
-def until(condition: Callable[[], bool], seconds: float, message: str | Callable[[], str]) -> None:
-    """Wait for a condition; fails with the message."""
+def wait_until(condition: Callable[[], bool], seconds: float, message: str | Callable[[], str]) -> None:
+    """Wait for a condition; fail with the message after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, message() if callable(message) else message
@@ -232,7 +234,7 @@ def until(condition: Callable[[], bool], seconds: float, message: str | Callable
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and whatever it started, stopped ones too."""
+    """Kill a process and its descendants, suspended ones too."""
     if process.poll() is None:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for member in family:
@@ -243,14 +245,14 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes that a worker has started, down to the last."""
+def list_children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return all descendants of a worker."""
     processes: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
     return processes
 
 
-def sft(**options: Any) -> dict[str, Any]:
-    """A small SFT stage."""
+def sft_stage(**options: Any) -> dict[str, Any]:
+    """Return a small SFT stage."""
     return {
         "stage": "sft",
         "base": "starter",
@@ -262,19 +264,19 @@ def sft(**options: Any) -> dict[str, Any]:
     }
 
 
-# Long enough that a test can interfere, saving often enough that it can see the effect.
+# Long enough that a test can interfere, with checkpoints that are frequent enough to see the effect.
 LONG = {"max_steps": 100_000, "save_every_steps": 20, "log_every_steps": 5}
 
 
-def short() -> dict[str, Any]:
-    """A run of a second: without a base it needs no torch, whose import would take several."""
+def short_stage() -> dict[str, Any]:
+    """Return a stage that takes a second: without a base it does not import torch."""
     return {"stage": "prepare", "dataset": "train", "split": {"test": 1}}
 
 
-def engines_of(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The engines' own processes, below their guards."""
+def find_engines(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the processes of a worker's engines, without their guards."""
     found = []
-    for process in family_of(worker):
+    for process in list_children(worker):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
             if "serving.engines.hf" in command and "workers.hosts.guarded_process" not in command:
@@ -285,7 +287,7 @@ def engines_of(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
 QUESTION = [{"role": "user", "content": "Kofi has 3 cups and buys 4 more. How many cups does Kofi have?"}]
 
 
-def ask(client: OpenAI, model: str) -> str:
-    """A model's answer to a question."""
+def chat(client: OpenAI, model: str) -> str:
+    """Return a model's completion of a question."""
     answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=8, temperature=0)  # type: ignore[arg-type]
     return answer.choices[0].message.content or ""

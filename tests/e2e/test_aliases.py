@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from tests.e2e.platform import QUESTION, Platform, ask, until
+from tests.e2e.platform import QUESTION, Platform, chat, wait_until
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def constant_requests(client: OpenAI, model: str) -> Iterator[list[str]]:
 
     def send_requests() -> None:
         while not done.is_set():
-            completions.append(ask(client, model))
+            completions.append(chat(client, model))
 
     thread = threading.Thread(target=send_requests)
     thread.start()
     try:
         yield completions
         count = len(completions)
-        until(lambda: len(completions) > count + 2, 120, "a request failed")
+        wait_until(lambda: len(completions) > count + 2, 120, "a request failed")
     finally:
         done.set()
         thread.join()
@@ -56,20 +56,20 @@ def test_an_alias_moves_by_shares_and_back_without_a_failed_request(
 ) -> None:
     embedded.start_worker()
     embedded.deploy("stable")
-    embedded.deploy("next", embedded.register("next", adapters["a"]))
-    stable, following = ask(openai, "stable"), ask(openai, "next")
+    embedded.deploy("next", embedded.register_adapter("next", adapters["a"]))
+    stable, following = chat(openai, "stable"), chat(openai, "next")
     move(embedded, stable=1)
-    until(lambda: "prod" in {model.id for model in openai.models.list()}, 120, "the alias has no route")
+    wait_until(lambda: "prod" in {model.id for model in openai.models.list()}, 120, "the alias has no route")
     with constant_requests(openai, "prod") as completions:
-        until(lambda: len(completions) > 5, 120, "no request succeeds")
+        wait_until(lambda: len(completions) > 5, 120, "no request succeeds")
         move(embedded, stable=0.7, next=0.3)
-        until(lambda: following in completions, 120, "the canary gets no request")
-        counted = Counter(ask(openai, "prod") for _ in range(300))
+        wait_until(lambda: following in completions, 120, "the canary gets no request")
+        counted = Counter(chat(openai, "prod") for _ in range(300))
         move(embedded, next=1)
-        until(lambda: stable not in completions[-8:], 120, "the alias did not move")
+        wait_until(lambda: stable not in completions[-8:], 120, "the alias did not move")
         embedded.post("/aliases/prod/rollback", {})
         embedded.post("/aliases/prod/rollback", {})
-        until(lambda: following not in completions[-8:], 120, "the rollback had no effect")
+        wait_until(lambda: following not in completions[-8:], 120, "the rollback had no effect")
     assert set(counted) == {stable, following}
     assert 60 <= counted[following] <= 120, counted
     history = embedded.get("/aliases/prod/history")["items"]
@@ -82,10 +82,10 @@ def test_a_new_model_takes_over_a_name_and_a_stream_in_progress_ends_completely(
     embedded.start_worker()
     old = embedded.deploy("name")
     with constant_requests(openai, "name") as completions:
-        new = embedded.ask_for("name", embedded.register("a", adapters["a"]))
+        new = embedded.request_deployment("name", embedded.register_adapter("a", adapters["a"]))
         assert embedded.get(f"/deployments/{new}")["replaces"] == old
-        embedded.await_status(new, "ready")
-        embedded.await_status(old, "stopped")
+        embedded.wait_for_status(new, "ready")
+        embedded.wait_for_status(old, "stopped")
     assert len(set(completions)) == 2 and completions[0] != completions[-1]
     options = {"max_tokens": 200, "extra_body": {"ignore_eos": True}}
     stream = openai.chat.completions.create(model="name", messages=QUESTION, stream=True, **options)  # type: ignore[call-overload]
@@ -93,4 +93,4 @@ def test_a_new_model_takes_over_a_name_and_a_stream_in_progress_ends_completely(
     embedded.post(f"/deployments/{new}/stop")
     ends = [chunk.choices[0].finish_reason for chunk in (first, *stream) if chunk.choices]
     assert ends[-1] == "length"
-    embedded.await_status(new, "stopped")
+    embedded.wait_for_status(new, "stopped")

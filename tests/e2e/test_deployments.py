@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from openai import NotFoundError, OpenAI
 
-from tests.e2e.platform import QUESTION, ROOT, Platform, ask, engines_of, sft, until
+from tests.e2e.platform import QUESTION, ROOT, Platform, chat, find_engines, sft_stage, wait_until
 from tests.services import free_port
 
 
@@ -24,11 +24,11 @@ def openai(shared: Platform) -> Iterator[OpenAI]:
 
 def test_a_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: OpenAI) -> None:
     stage = {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "tuned"}
-    job = shared.finish(shared.submit(sft(learning_rate=0.01, max_steps=40), stage))
+    job = shared.wait_until_finished(shared.submit(sft_stage(learning_rate=0.01, max_steps=40), stage))
     assert job["status"] == "succeeded", job
     assert job["runs"][1]["result"]["deployment"] == "tuned"
     # The gateway loads its routes again after a second.
-    until(lambda: "tuned" in [model.id for model in openai.models.list()], 120, "the model has no route")
+    wait_until(lambda: "tuned" in [model.id for model in openai.models.list()], 120, "the model has no route")
     stream = openai.chat.completions.create(
         model="tuned",
         messages=QUESTION,
@@ -38,27 +38,27 @@ def test_a_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: Ope
     )
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     shared.deploy("untuned")
-    assert streamed == ask(openai, "tuned") != ask(openai, "untuned")
+    assert streamed == chat(openai, "tuned") != chat(openai, "untuned")
 
 
 def test_a_killed_engine_is_restarted_and_a_stopped_one_is_not(embedded: Platform) -> None:
     openai = OpenAI(base_url=f"{embedded.base_url}/v1", api_key="none", max_retries=0)
     worker = embedded.start_worker()
     deployment = embedded.deploy("lively")
-    before = ask(openai, "lively")
-    engine = engines_of(worker)[0]
+    before = chat(openai, "lively")
+    engine = find_engines(worker)[0]
     engine.send_signal(signal.SIGKILL)
-    embedded.await_field(deployment, "restart_count", 1)
-    embedded.await_status(deployment, "ready")
-    until(lambda: bool(openai.models.list().data), 120, "the route did not come back")
-    assert ask(openai, "lively") == before
-    restarted = engines_of(worker)[0]
+    embedded.wait_for_field(deployment, "restart_count", 1)
+    embedded.wait_for_status(deployment, "ready")
+    wait_until(lambda: bool(openai.models.list().data), 120, "the route did not come back")
+    assert chat(openai, "lively") == before
+    restarted = find_engines(worker)[0]
     embedded.post(f"/deployments/{deployment}/stop")
-    embedded.await_status(deployment, "stopped")
+    embedded.wait_for_status(deployment, "stopped")
     assert not restarted.is_running()
-    until(lambda: not openai.models.list().data, 120, "the route is still there")
+    wait_until(lambda: not openai.models.list().data, 120, "the route is still there")
     with pytest.raises(NotFoundError, match="lively"):
-        ask(openai, "lively")
+        chat(openai, "lively")
     openai.close()
 
 
@@ -68,7 +68,7 @@ def test_an_engine_that_cannot_load_its_model_fails_the_deployment_with_its_log(
     (shared.folder / "models" / "broken").mkdir()
     (shared.folder / "models" / "broken" / "config.json").write_text("{}")
     deployment = shared.post("/deployments", {"name": "broken", "model": "broken"})["id"]
-    shared.await_status(deployment, "failed")
+    shared.wait_for_status(deployment, "failed")
     error = shared.get(f"/deployments/{deployment}")["error"]
     assert error["code"] == "deployment_failed"
     assert "broken" in error["message"]
@@ -85,10 +85,10 @@ def test_a_standalone_gateway_reads_its_routes_from_the_api(shared: Platform) ->
     shared.processes.append(gateway)
     with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20) as openai:
         assert "remote" in [model.id for model in openai.models.list()]
-        assert ask(openai, "remote")
+        assert chat(openai, "remote")
 
 
 def test_the_engine_mlx_generates_the_same_text_as_the_engine_hf(shared: Platform, openai: OpenAI) -> None:
     shared.deploy("by-hf", parity="on")
     shared.deploy("by-mlx", engine="mlx", options={"max_model_len": 128}, parity="on")
-    assert ask(openai, "by-mlx") == ask(openai, "by-hf") != ""
+    assert chat(openai, "by-mlx") == chat(openai, "by-hf") != ""

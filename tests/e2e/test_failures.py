@@ -1,13 +1,13 @@
-"""What goes wrong has a name, a sentence and a hint; the traceback stays in the log."""
+"""A failure has a code, a message and a hint; the traceback is in the log only."""
 
 from pathlib import Path
 
-from tests.e2e.platform import Platform, sft
+from tests.e2e.platform import Platform, sft_stage
 
 
-def failed(platform: Platform, job: str, position: int = 0) -> dict[str, str]:
-    """The error of a run that failed, which must not show a traceback."""
-    assert platform.finish(job)["status"] == "failed"
+def read_error(platform: Platform, job: str, position: int = 0) -> dict[str, str]:
+    """Return the error of a failed run, which must not contain a traceback."""
+    assert platform.wait_until_finished(job)["status"] == "failed"
     error: dict[str, str] = platform.run(job, position)["error"]
     assert "Traceback" not in error["message"]
     assert error["hint"]
@@ -16,7 +16,8 @@ def failed(platform: Platform, job: str, position: int = 0) -> dict[str, str]:
 
 def test_bad_spec_is_refused_before_anything_is_queued(embedded: Platform) -> None:
     answer = embedded.client.post(
-        "/api/v1/jobs", json={"name": "bad", "stages": [sft(learning_rate=-1), sft(name="two", epoch=3)]}
+        "/api/v1/jobs",
+        json={"name": "bad", "stages": [sft_stage(learning_rate=-1), sft_stage(name="two", epoch=3)]},
     )
     assert answer.status_code == 422
     fields = {fault["field"] for fault in answer.json()["error"]["fields"]}
@@ -27,7 +28,7 @@ def test_bad_spec_is_refused_before_anything_is_queued(embedded: Platform) -> No
 def test_model_folder_that_does_not_exist_is_named(embedded: Platform) -> None:
     embedded.start_worker()
     folder = embedded.folder / "models" / "nowhere"
-    error = failed(embedded, embedded.submit(sft(base=str(folder))))
+    error = read_error(embedded, embedded.submit(sft_stage(base=str(folder))))
     assert error["code"] == "model_not_found"
     assert str(folder) in error["message"]
 
@@ -36,10 +37,10 @@ def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(
     embedded: Platform, adapters: dict[str, Path]
 ) -> None:
     embedded.start_worker()
-    model = embedded.register("cut", adapters["a"])
+    model = embedded.register_adapter("cut", adapters["a"])
     (weights,) = (embedded.folder / "artifacts" / "models" / model).glob("*.safetensors")
     weights.write_bytes(b"not safetensors")
-    again = embedded.submit(sft(base=model))
-    assert failed(embedded, again)["code"] == "adapter_unreadable"
+    again = embedded.submit(sft_stage(base=model))
+    assert read_error(embedded, again)["code"] == "adapter_unreadable"
     log = embedded.client.get(f"/api/v1/runs/{embedded.run(again)['id']}/files/log.txt")
     assert "Traceback" in log.text

@@ -2,13 +2,13 @@
 
 import json
 
-from tests.e2e.platform import Platform, sft
+from tests.e2e.platform import Platform, sft_stage
 
 
 def test_a_trained_model_completes_a_dataset_in_the_order_of_its_rows(embedded: Platform) -> None:
     embedded.start_worker()
     asked = {"stage": "generate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 24}
-    (_, answered) = embedded.finish(embedded.submit(sft(), asked))["runs"]
+    (_, answered) = embedded.wait_until_finished(embedded.submit(sft_stage(), asked))["runs"]
     assert answered["status"] == "succeeded", answered
     assert (answered["result"]["rows"], answered["result"]["failed"]) == (24, 0)
     kept = embedded.client.get(f"/api/v1/runs/{answered['id']}/files/predictions.jsonl")

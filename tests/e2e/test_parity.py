@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.platform import Platform, sft
+from tests.e2e.platform import Platform, sft_stage
 
 
 @pytest.fixture(scope="module")
 def trained(shared: Platform) -> str:
     """An adapter that was trained long enough to change the completions."""
-    (run,) = shared.finish(shared.submit(sft(learning_rate=2e-3)))["runs"]
+    (run,) = shared.wait_until_finished(shared.submit(sft_stage(learning_rate=2e-3)))["runs"]
     model: str = run["model_id"]
     return model
 
@@ -28,7 +28,7 @@ def deploy(name: str, model: object) -> dict[str, object]:
 def test_the_served_model_equals_the_trained_one_and_the_report_is_public(
     shared: Platform, trained: str
 ) -> None:
-    job = shared.finish(shared.submit(deploy("tuned", trained)))
+    job = shared.wait_until_finished(shared.submit(deploy("tuned", trained)))
     assert job["status"] == "succeeded", job
     (deployment,) = shared.get("/deployments", name="tuned")["items"]
     report = deployment["parity"]
@@ -41,7 +41,7 @@ def test_merged_weights_are_compared_with_the_adapter_from_which_they_were_merge
     shared: Platform, trained: str
 ) -> None:
     merge = {"stage": "merge", "model": trained}
-    job = shared.finish(shared.submit(merge, deploy("merged", {"stage": "merge"})))
+    job = shared.wait_until_finished(shared.submit(merge, deploy("merged", {"stage": "merge"})))
     assert job["status"] == "succeeded", job
     (deployment,) = shared.get("/deployments", name="merged")["items"]
     assert deployment["parity"]["passed"]
@@ -54,7 +54,9 @@ def test_an_engine_that_ignores_the_adapter_fails_the_deployment(
 ) -> None:
     program = {"hf": [sys.executable, "-m", "tests.e2e.adapterless_engine"]}
     embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=json.dumps(program))
-    job = embedded.finish(embedded.submit(deploy("tuned", embedded.register("tuned", adapters["a"]))))
+    job = embedded.wait_until_finished(
+        embedded.submit(deploy("tuned", embedded.register_adapter("tuned", adapters["a"])))
+    )
     assert (job["status"], job["runs"][0]["error"]["code"]) == ("failed", "parity_failed"), job
     (deployment,) = embedded.get("/deployments", name="tuned")["items"]
     assert (deployment["status"], deployment["error"]["code"]) == ("failed", "parity_failed")

@@ -1,9 +1,9 @@
-"""Datasets that one stage makes are what later stages of the job read."""
+"""Later stages of a job read the datasets that its prepare stage produces."""
 
-from tests.e2e.platform import Platform, sft, until
+from tests.e2e.platform import Platform, sft_stage, wait_until
 
 
-def test_later_stages_train_and_are_judged_on_the_parts_that_prepare_has_made(platform: Platform) -> None:
+def test_later_stages_train_and_evaluate_on_the_parts_of_prepare(platform: Platform) -> None:
     platform.start_worker()
     split = {
         "stage": "prepare",
@@ -12,14 +12,14 @@ def test_later_stages_train_and_are_judged_on_the_parts_that_prepare_has_made(pl
         "base": "starter",
         "split": {"test": 24},
     }
-    judged = {
+    evaluation = {
         "stage": "evaluate",
         "model": {"stage": "sft"},
         "dataset": {"stage": "parts", "part": "test"},
         "max_new_tokens": 8,
     }
-    job = platform.submit(split, sft(dataset={"stage": "parts"}, max_steps=4), judged)
-    ended = platform.finish(job)
+    job = platform.submit(split, sft_stage(dataset={"stage": "parts"}, max_steps=4), evaluation)
+    ended = platform.wait_until_finished(job)
     assert ended["status"] == "succeeded", ended
     prepared, trained, evaluated = ended["runs"]
     assert (
@@ -27,22 +27,22 @@ def test_later_stages_train_and_are_judged_on_the_parts_that_prepare_has_made(pl
     )
     shown = prepared["result"]["rows"][0]
     assert 0 < shown["loss_token_count"] < shown["token_count"]
-    made = {part["part"]: part for part in prepared["result"]["datasets"]}
-    assert made["train"]["rows"] + made["test"]["rows"] == 160
-    assert platform.get(f"/datasets/{made['test']['id']}")["row_count"] == made["test"]["rows"]
-    assert evaluated["result"]["model"]["n"] == made["test"]["rows"]
+    parts = {part["part"]: part for part in prepared["result"]["datasets"]}
+    assert parts["train"]["rows"] + parts["test"]["rows"] == 160
+    assert platform.get(f"/datasets/{parts['test']['id']}")["row_count"] == parts["test"]["rows"]
+    assert evaluated["result"]["model"]["n"] == parts["test"]["rows"]
     model = platform.get(f"/models/{trained['model_id']}")
     assert (model["kind"], model["run_id"]) == ("adapter", trained["id"])
-    assert model["dataset"]["id"] == made["train"]["id"]
+    assert model["dataset"]["id"] == parts["train"]["id"]
 
 
-def test_preflight_judges_a_job_before_it_is_posted(embedded: Platform) -> None:
+def test_preflight_checks_a_job_before_it_is_submitted(embedded: Platform) -> None:
     embedded.start_worker()
-    until(lambda: bool(embedded.get("/workers")["items"]), 120, "no worker")
-    judged = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "train"}
-    body = {"name": "leaky", "stages": [sft(), judged]}
+    wait_until(lambda: bool(embedded.get("/workers")["items"]), 120, "no worker")
+    evaluation = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "train"}
+    body = {"name": "leaky", "stages": [sft_stage(), evaluation]}
     posted = embedded.post("/jobs/preflight", body)
-    (run,) = embedded.finish(posted["job"]["id"])["runs"]
+    (run,) = embedded.wait_until_finished(posted["job"]["id"])["runs"]
     assert run["status"] == "succeeded", run
     assert run["result"]["passed"] is False
     assert "test_rows_in_training" in [finding["code"] for finding in run["result"]["findings"]]

@@ -13,63 +13,63 @@ import pytest
 from redis import Redis
 
 from tests import services
-from tests.e2e.platform import LONG, Platform, family_of, kill, sft, short, until
+from tests.e2e.platform import LONG, Platform, kill, list_children, sft_stage, short_stage, wait_until
 
 STEPS = 60
 EXACT = {"max_steps": STEPS, "save_every_steps": 10, "tuning": {"method": "lora", "dropout": 0.1}}
-# A worker that gets its signal before Celery listens for any.
+# A worker that receives SIGTERM before Celery installs its handler.
 SIGTERM_AT_JOIN = """
 import os, signal, sys
 from workers import __main__ as program
 
-join = program.join
+register = program.register_worker
 
-def join_and_be_told(*arguments):
-    host = join(*arguments)
+def register_and_terminate(*arguments):
+    worker = register(*arguments)
     os.kill(os.getpid(), signal.SIGTERM)
-    return host
+    return worker
 
-program.join = join_and_be_told
+program.register_worker = register_and_terminate
 sys.exit(program.main())
 """
 
 
-def test_killed_worker_s_run_goes_on_elsewhere_with_the_same_losses(team: Platform) -> None:
-    undisturbed = team.submit(sft(**EXACT))
+def test_the_run_of_a_killed_worker_resumes_on_another_with_the_same_losses(team: Platform) -> None:
+    undisturbed = team.submit(sft_stage(**EXACT))
     first = team.start_worker("first")
-    team.finish(undisturbed)
-    job = team.submit(sft(**EXACT))
+    team.wait_until_finished(undisturbed)
+    job = team.submit(sft_stage(**EXACT))
     run_id = team.run(job)["id"]
     saved = team.folder / "runs" / run_id / "attempt-1" / "checkpoints.jsonl"
-    until(saved.exists, 120, "no checkpoint")
+    wait_until(saved.exists, 120, "no checkpoint")
     # However fast the machine, the run does not end before the kill.
-    program_of(first).suspend()
-    until(lambda: team.get(f"/runs/{run_id}/checkpoints")["items"] != [], 120, "it is not published")
+    find_program(first).suspend()
+    wait_until(lambda: team.get(f"/runs/{run_id}/checkpoints")["items"] != [], 120, "it is not published")
     os.kill(first.pid, signal.SIGKILL)
     assert team.run(job)["status"] == "running"
     team.start_worker("second")
-    assert team.finish(job)["status"] == "succeeded"
+    assert team.wait_until_finished(job)["status"] == "succeeded"
     run = team.run(job)
     assert run["attempt"] == 2
-    assert team.resumed_at(job) > 10, "the second attempt began from the first step"
+    assert team.first_resumed_step(job) > 10, "the second attempt began from the first step"
     (resumed,) = team.events(run["id"], "resumed")
     assert (run["resume_guarantee"], resumed["data"]) == ({"exactness": "exact", "reasons": []},) * 2
     assert team.losses(run["id"]) == team.losses(team.run(undisturbed)["id"])
     assert len(team.losses(run["id"])) == STEPS
 
 
-def program_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
-    """The program of its run, below its guard."""
+def find_program(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    """Return the program of the worker's run, without its guard."""
     (program,) = [
         process
-        for process in family_of(worker)
+        for process in list_children(worker)
         if "trainers.sft" in process.cmdline() and "workers.hosts.guarded_process" not in process.cmdline()
     ]
     return program
 
 
 def freeze(platform: Platform, pid: int) -> None:
-    """Stop a process where it writes nothing: on SQLite one stopped while it writes stops everyone."""
+    """Suspend a process while it is not writing: on SQLite a suspended writer blocks all others."""
     while True:
         os.kill(pid, signal.SIGSTOP)
         if "TUNESMITH_DATABASE_URL" in platform.environment:
@@ -85,59 +85,59 @@ def freeze(platform: Platform, pid: int) -> None:
             database.close()
 
 
-def test_worker_that_slept_past_its_lease_writes_nothing(platform: Platform) -> None:
+def test_a_worker_that_was_suspended_past_its_lease_writes_nothing(platform: Platform) -> None:
     sleeper = platform.start_worker("sleeper")
-    job = platform.submit(sft(**LONG))
+    job = platform.submit(sft_stage(**LONG))
     run_id = platform.run(job)["id"]
-    until(lambda: platform.run(job)["step"] > 0, 120, "training does not begin")
-    programs = family_of(sleeper)
+    wait_until(lambda: platform.run(job)["step"] > 0, 120, "training does not begin")
+    programs = list_children(sleeper)
     freeze(platform, sleeper.pid)
-    until(
+    wait_until(
         lambda: not any(program.is_running() for program in programs[1:]),
         60,
         "its program outlived the lease",
     )
     platform.start_worker("other")
-    until(lambda: platform.run(job)["attempt"] == 2, 120, "nobody took the run up")
+    wait_until(lambda: platform.run(job)["attempt"] == 2, 120, "no worker claimed the run")
     last = max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1)
     os.kill(sleeper.pid, signal.SIGCONT)
     log = platform.folder / "sleeper.log"
-    until(lambda: "another attempt holds the run" in log.read_text(), 120, "the sleeper does not notice")
+    wait_until(lambda: "another attempt holds the run" in log.read_text(), 120, "the sleeper does not notice")
     assert platform.run(job)["status"] == "running"
     assert platform.run(job)["attempt"] == 2
     assert max(event["seq"] for event in platform.events(run_id) if event["attempt"] == 1) == last
 
 
 def test_emptied_and_restarted_broker_loses_no_run(team: Platform) -> None:
-    job = team.submit(short())
+    job = team.submit(short_stage())
     with Redis.from_url(team.environment["TUNESMITH_BROKER_URL"]) as redis:
         assert redis.llen("cpu") >= 1
         redis.flushall()
     team.start_worker()
-    assert team.finish(job)["status"] == "succeeded"
+    assert team.wait_until_finished(job)["status"] == "succeeded"
 
 
-def test_run_posted_while_the_broker_is_down_is_carried_out_once_it_is_back(
+def test_a_run_submitted_while_the_broker_is_down_starts_when_it_is_back(
     team: Platform, broker: services.RedisServer
 ) -> None:
     team.start_worker()
-    team.finish(team.submit(short()))
+    team.wait_until_finished(team.submit(short_stage()))
     broker.stop()
-    job = team.submit(short())
+    job = team.submit(short_stage())
     time.sleep(5)
     assert team.run(job)["status"] == "queued"
     broker.start()
-    assert team.finish(job)["status"] == "succeeded"
+    assert team.wait_until_finished(job)["status"] == "succeeded"
 
 
 def test_emptied_folder_of_the_embedded_broker_loses_no_run(embedded: Platform) -> None:
-    job = embedded.submit(short())
+    job = embedded.submit(short_stage())
     messages = list((embedded.folder / "queue" / "messages").glob("*.msg"))
     assert messages
     for message in messages:  # After two seconds the sweeper sends another.
         message.unlink()
     embedded.start_worker()
-    assert embedded.finish(job)["status"] == "succeeded"
+    assert embedded.wait_until_finished(job)["status"] == "succeeded"
 
 
 # The real API, killed at the moment at which it would notify the queue.
@@ -154,44 +154,44 @@ def test_an_api_killed_before_it_notifies_loses_no_run(platform: Platform, tmp_p
     kill(platform.processes[-1])
     doomed = platform.start_api(command=["-c", KILLED_BEFORE_NOTIFICATION])
     with pytest.raises(Exception, match=r"(?i)disconnect|reset|closed"):
-        platform.submit(short())
+        platform.submit(short_stage())
     assert doomed.wait(60) == -signal.SIGKILL
     platform.start_api()
     job = platform.get("/jobs")["items"][0]["id"]
     assert platform.run(job)["status"] == "queued"
     platform.start_worker()
-    assert platform.finish(job)["status"] == "succeeded"
+    assert platform.wait_until_finished(job)["status"] == "succeeded"
 
 
-def test_worker_that_is_told_to_leave_saves_and_hands_its_run_on(embedded: Platform) -> None:
+def test_a_worker_that_is_stopped_saves_a_checkpoint_and_releases_its_run(embedded: Platform) -> None:
     leaving = embedded.start_worker("leaving")
-    job = embedded.submit(sft(**{**LONG, "save_every_steps": 100_000}))
-    until(lambda: embedded.run(job)["step"] > 0, 120, "training does not begin")
+    job = embedded.submit(sft_stage(**{**LONG, "save_every_steps": 100_000}))
+    wait_until(lambda: embedded.run(job)["step"] > 0, 120, "training does not begin")
     leaving.send_signal(signal.SIGTERM)
     assert leaving.wait(60) == 0
     run = embedded.run(job)
     assert (run["status"], run["failure_count"]) == ("queued", 0)
     (saved,) = embedded.get(f"/runs/{run['id']}/checkpoints")["items"]
     embedded.start_worker("next")
-    assert embedded.resumed_at(job) > saved["step"]
+    assert embedded.first_resumed_step(job) > saved["step"]
 
 
-def test_a_worker_that_is_told_to_leave_as_soon_as_it_has_joined_leaves_in_order(embedded: Platform) -> None:
+def test_a_worker_that_is_stopped_right_after_registration_exits_with_0(embedded: Platform) -> None:
     command = [sys.executable, "-c", SIGTERM_AT_JOIN, "--queue", "cpu"]
     leaving = subprocess.run(command, env=embedded.environment, capture_output=True, text=True, timeout=60)
     assert leaving.returncode == 0, leaving.stderr
     assert [worker["alive"] for worker in embedded.get("/workers")["items"]] == [False]
 
 
-def test_closed_standard_input_ends_a_worker_that_was_asked_to_follow_it(embedded: Platform) -> None:
+def test_a_worker_with_exit_with_stdin_ends_when_its_standard_input_closes(embedded: Platform) -> None:
     command = [sys.executable, "-m", "workers", "--queue", "cpu", "--exit-with-stdin"]
     log = embedded.folder / "worker.log"
     with log.open("wb") as output:
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, env=embedded.environment, stdout=output, stderr=output
         )
-    # It is listed before it listens to signals, and one that came in between would end it at once.
-    until(lambda: " ready." in log.read_text(), 120, "it does not join")
+    # It is listed before it handles signals; a signal in between would kill it.
+    wait_until(lambda: " ready." in log.read_text(), 120, "it does not join")
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(60) == 0

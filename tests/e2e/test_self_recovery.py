@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.platform import LONG, Platform, sft, until
+from tests.e2e.platform import LONG, Platform, sft_stage, wait_until
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MiB."""
+    """Yield a file system of 6 MiB."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     mount = tmp_path / "small"
@@ -24,12 +24,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_run_that_fills_the_disk_waits_until_there_is_room(team: Platform, small_disk: Path) -> None:
+def test_a_run_that_fills_the_disk_waits_for_free_space(team: Platform, small_disk: Path) -> None:
     artifacts = f"file://{team.folder / 'artifacts'}"
     team.start_worker(TUNESMITH_DATA_DIR=str(small_disk), TUNESMITH_ARTIFACTS_URL=artifacts)
     full = {**LONG, "tuning": {"method": "full"}, "keep_checkpoints": 50}
-    job = team.submit(sft(**full))
-    until(lambda: team.run(job)["error"] is not None, 120, lambda: f"{team.job(job)}")
+    job = team.submit(sft_stage(**full))
+    wait_until(lambda: team.run(job)["error"] is not None, 120, lambda: f"{team.job(job)}")
     run = team.run(job)
     assert (run["status"], run["error"]["code"]) == ("queued", "disk_full")
     assert "MiB of free disk space" in run["waiting_for"]
@@ -37,16 +37,16 @@ def test_a_run_that_fills_the_disk_waits_until_there_is_room(team: Platform, sma
     steps = [saved["step"] for saved in team.get(f"/runs/{run['id']}/checkpoints")["items"]]
     assert steps, "no checkpoint was kept"
     subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk)], check=True)
-    assert team.resumed_at(job) > max(steps)
+    assert team.first_resumed_step(job) > max(steps)
     statuses = [event["data"]["status"] for event in team.events(run["id"], "status")]
     assert "paused" not in statuses
     team.post(f"/jobs/{job}/cancel")
-    team.finish(job)
+    team.wait_until_finished(job)
 
 
 @pytest.fixture
 def little_memory(tmp_path: Path) -> str:
-    """A Python whose programs may address 4.2 GiB, of which the libraries reserve half."""
+    """Return a Python whose processes may address 4.2 GiB, half of which the libraries reserve."""
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\nulimit -v 4400000\nexec {sys.executable} "$@"\n')
     script.chmod(0o755)
@@ -62,10 +62,10 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     ]
     embedded.upload("long", rows)
     embedded.start_worker(TUNESMITH_TRAINER_PYTHON=little_memory)
-    # Padded rows with all their positions need what rows laid end to end would not.
+    # Padded rows need memory that padding-free rows would not.
     large = {"batch_size": 512, "micro_batch_size": 512, "max_steps": 2, "log_every_steps": 1}
     large |= {"attention": "sdpa"}
-    job = embedded.finish(embedded.submit(sft(dataset="long", **large)), 280)
+    job = embedded.wait_until_finished(embedded.submit(sft_stage(dataset="long", **large)), 280)
     (run,) = job["runs"]
     assert run["status"] == "succeeded", run
     warnings = [event["data"] for event in embedded.events(run["id"], "warning")]

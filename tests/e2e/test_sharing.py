@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from tests.e2e.platform import Platform, ask, engines_of, until
+from tests.e2e.platform import Platform, chat, find_engines, wait_until
 
 
 @pytest.fixture
@@ -27,51 +27,51 @@ def test_a_base_and_its_adapters_share_one_engine_and_the_least_recently_used_sl
     embedded: Platform, openai: OpenAI, adapters: dict[str, Path]
 ) -> None:
     worker = embedded.start_worker()
-    models = {name: embedded.register(name, folder) for name, folder in adapters.items()}
+    models = {name: embedded.register_adapter(name, folder) for name, folder in adapters.items()}
     options = {"options": {"max_adapters": 2}}
     base = embedded.deploy("base", **options)
     ids = {name: embedded.deploy(name, models[name], **options) for name in ("a", "b")}
     rows = [embedded.get(f"/deployments/{row_id}") for row_id in (base, *ids.values())]
-    assert len({row["address"] for row in rows}) == len(engines_of(worker)) == 1
+    assert len({row["address"] for row in rows}) == len(find_engines(worker)) == 1
     completions = {}
     for name in ("b", "a"):
-        completions[name] = ask(openai, name)
-        embedded.await_use(ids[name])
-    assert len({ask(openai, "base"), *completions.values()}) == 3
+        completions[name] = chat(openai, name)
+        embedded.wait_for_use(ids[name])
+    assert len({chat(openai, "base"), *completions.values()}) == 3
     ids["c"] = embedded.deploy("c", models["c"], **options)
     assert embedded.get(f"/deployments/{ids['b']}")["status"] == "asleep"
     # The gateway loads its routes again after a second.
     names = {"base", "a", "b", "c"}
-    until(lambda: {model.id for model in openai.models.list()} == names, 120, "a model has no route")
-    assert ask(openai, "b") == completions["b"]
-    assert len(engines_of(worker)) == 1
+    wait_until(lambda: {model.id for model in openai.models.list()} == names, 120, "a model has no route")
+    assert chat(openai, "b") == completions["b"]
+    assert len(find_engines(worker)) == 1
 
 
 def test_an_idle_engine_stops_and_a_request_starts_it_again(embedded: Platform, openai: OpenAI) -> None:
     worker = embedded.start_worker()
     deployment = embedded.deploy("rare", idle_seconds=1)
-    embedded.await_status(deployment, "asleep")
-    until(lambda: not engines_of(worker), 120, "the engine did not stop")
-    assert ask(openai, "rare")
-    assert len(engines_of(worker)) == 1
+    embedded.wait_for_status(deployment, "asleep")
+    wait_until(lambda: not find_engines(worker), 120, "the engine did not stop")
+    assert chat(openai, "rare")
+    assert len(find_engines(worker)) == 1
 
 
 def test_the_worker_with_the_base_in_memory_has_precedence_and_another_takes_over_when_it_dies(
     platform: Platform, adapters: dict[str, Path]
 ) -> None:
     first = platform.start_worker("first")
-    ids = [platform.deploy("a", platform.register("a", adapters["a"]))]
+    ids = [platform.deploy("a", platform.register_adapter("a", adapters["a"]))]
     second = platform.start_worker("second")
-    ids.append(platform.deploy("b", platform.register("b", adapters["b"])))
-    assert len(engines_of(first)) == 1 and not engines_of(second)
+    ids.append(platform.deploy("b", platform.register_adapter("b", adapters["b"])))
+    assert len(find_engines(first)) == 1 and not find_engines(second)
     os.kill(first.pid, signal.SIGKILL)
-    successor = platform.worker_of(second.pid)["id"]
+    successor = platform.find_worker(second.pid)["id"]
     for deployment in ids:
-        platform.await_field(deployment, "worker_id", successor)
-        platform.await_status(deployment, "ready")
-    assert len(engines_of(second)) == 1
+        platform.wait_for_field(deployment, "worker_id", successor)
+        platform.wait_for_status(deployment, "ready")
+    assert len(find_engines(second)) == 1
     with OpenAI(base_url=f"{platform.base_url}/v1", api_key="none", max_retries=0) as client:
-        assert ask(client, "a") != ask(client, "b")
+        assert chat(client, "a") != chat(client, "b")
 
 
 def test_an_engine_that_is_healthy_but_generates_nothing_is_restarted(embedded: Platform) -> None:
@@ -80,6 +80,6 @@ def test_an_engine_that_is_healthy_but_generates_nothing_is_restarted(embedded: 
     embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=programs, TUNESMITH_PROBE_SECONDS="0.5")
     deployment = embedded.deploy("hanging")
     (embedded.folder / "failing").touch()
-    embedded.await_field(deployment, "restart_count", 1)
+    embedded.wait_for_field(deployment, "restart_count", 1)
     (embedded.folder / "failing").unlink()
-    embedded.await_status(deployment, "ready")
+    embedded.wait_for_status(deployment, "ready")

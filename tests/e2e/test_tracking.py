@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from tests.e2e.platform import Platform, sft, until
+from tests.e2e.platform import Platform, sft_stage, wait_until
 from tests.services import MlflowServer
 
 
@@ -20,7 +20,7 @@ def wait_until_complete(platform: Platform, run_id: str) -> Any:
         links = platform.get(f"/runs/{run_id}")["tracking"]
         return len(links) == 3 and all(link["complete"] for link in links)
 
-    until(is_complete, 120, lambda: str(platform.get(f"/runs/{run_id}")["tracking"]))
+    wait_until(is_complete, 120, lambda: str(platform.get(f"/runs/{run_id}")["tracking"]))
     return platform.get(f"/runs/{run_id}")
 
 
@@ -33,7 +33,7 @@ def test_runs_are_found_where_the_api_points_to(embedded: Platform, mlflow: Mlfl
         TUNESMITH_TENSORBOARD_DIR=str(boards),
     )
     scored = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 4}
-    job = embedded.finish(embedded.submit(sft(), scored, labels={"team": "maths"}))
+    job = embedded.wait_until_finished(embedded.submit(sft_stage(), scored, labels={"team": "maths"}))
     trained, evaluated = [wait_until_complete(embedded, run["id"]) for run in job["runs"]]
     assert job["status"] == "succeeded" and embedded.events(trained["id"], "warning") == []
 

@@ -1,4 +1,4 @@
-"""The real vLLM behind the whole service: `TUNESMITH_ENGINE_COMMANDS` names it, or it is on PATH."""
+"""The real vLLM behind the whole service: from `TUNESMITH_ENGINE_COMMANDS`, or on PATH."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from openai import OpenAI
 
 from serving.parity.compare import TOLERANCES
-from tests.e2e.platform import ROOT, Platform, ask, family_of, sft, until
+from tests.e2e.platform import ROOT, Platform, chat, list_children, sft_stage, wait_until
 
 PROGRAM = json.loads(os.environ.get("TUNESMITH_ENGINE_COMMANDS", "{}")).get("vllm", ["vllm", "serve"])
 
@@ -26,28 +26,30 @@ pytestmark = [
 
 @pytest.fixture
 def wide(embedded: Platform) -> Path:
-    """A base under the service's models; the starter's heads are too narrow for vLLM's CPU kernels."""
+    """Return a base among the service's models; the starter's heads are too small for vLLM on a CPU."""
     folder = embedded.folder / "models" / "tiny"
-    program = ROOT / "tests" / "serving" / "make_tiny.py"
+    program = ROOT / "tests" / "integration" / "serving" / "make_tiny.py"
     subprocess.run([sys.executable, program, folder, "32"], check=True, capture_output=True)
     return folder / "base"
 
 
-def deployed(embedded: Platform, wide: Path, **options: Any) -> Any:
-    """The job that trains an adapter and deploys it, proved, when it has ended."""
+def run_job(embedded: Platform, wide: Path, **options: Any) -> Any:
+    """Run a job that trains an adapter and deploys it with the parity check, and return it."""
     stage = {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "tuned", "engine": "vllm"}
     options |= {"max_model_len": 512, "cpu_cache_gib": 1}
     stage |= {"options": options, "ready_timeout_seconds": 1200, "parity": "on"}
-    return embedded.finish(embedded.submit(sft(base=str(wide), learning_rate=0.01), stage), 1500)
+    return embedded.wait_until_finished(
+        embedded.submit(sft_stage(base=str(wide), learning_rate=0.01), stage), 1500
+    )
 
 
-# Where no dtype is asked for, vLLM serves these weights in bfloat16.
+# Without a dtype, vLLM serves these weights in bfloat16.
 @pytest.mark.parametrize(("options", "precision"), [({"dtype": "float32"}, "float32"), ({}, "bfloat16")])
-def test_job_ends_in_a_chat_with_the_tuned_model_on_vllm_which_is_proved_to_be_it(
+def test_a_job_deploys_its_model_on_vllm_and_passes_the_parity_check(
     embedded: Platform, wide: Path, options: dict[str, str], precision: str
 ) -> None:
     worker = embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=json.dumps({"vllm": PROGRAM}))
-    job = deployed(embedded, wide, **options)
+    job = run_job(embedded, wide, **options)
     assert job["status"] == "succeeded", job
     deployment = embedded.get(f"/deployments/{job['runs'][1]['result']['deployment_id']}")
     proof, tolerance = deployment["parity"], TOLERANCES[precision]
@@ -58,18 +60,18 @@ def test_job_ends_in_a_chat_with_the_tuned_model_on_vllm_which_is_proved_to_be_i
     print({name: proof[name] for name in ("adapter_effect", "adapter_scale", "equal_completions", "chats")})
     with OpenAI(base_url=f"{embedded.base_url}/v1", api_key="none", max_retries=0, timeout=300) as client:
         assert "tuned" in [model.id for model in client.models.list()]
-        assert ask(client, "tuned")
-    engines = [member for member in family_of(worker) if "VLLM" in "".join(member.cmdline())]
+        assert chat(client, "tuned")
+    engines = [member for member in list_children(worker) if "VLLM" in "".join(member.cmdline())]
     assert engines
     embedded.post(f"/deployments/{deployment['id']}/stop")
-    until(lambda: not any(map(psutil.Process.is_running, engines)), 120, "vLLM's processes stay")
+    wait_until(lambda: not any(map(psutil.Process.is_running, engines)), 120, "vLLM's processes stay")
 
 
-def test_an_adapter_whose_alpha_vllm_misreads_is_kept_out_of_service(embedded: Platform, wide: Path) -> None:
+def test_an_adapter_whose_alpha_vllm_misreads_fails_the_parity_check(embedded: Platform, wide: Path) -> None:
     misreading = ["env", f"PYTHONPATH={ROOT / 'tests/e2e/vllm_middleware'}", *PROGRAM]
     misreading += ["--middleware", "misread_alpha.MisreadAlpha"]
     embedded.start_worker(TUNESMITH_ENGINE_COMMANDS=json.dumps({"vllm": misreading}))
-    job = deployed(embedded, wide, dtype="float32")
+    job = run_job(embedded, wide, dtype="float32")
     assert (job["status"], job["runs"][1]["error"]["code"]) == ("failed", "parity_failed"), job
     (deployment,) = embedded.get("/deployments", name="tuned")["items"]
     proof = deployment["parity"]

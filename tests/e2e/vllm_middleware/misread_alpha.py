@@ -1,4 +1,4 @@
-"""Middleware of vLLM that hands it every adapter with a quarter of its alpha: what a misread config would do.
+"""Middleware of vLLM that loads every adapter with a quarter of its alpha, as if it misread the config.
 
 vllm serve … --middleware misread_alpha.MisreadAlpha
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class MisreadAlpha:
-    """Rewrites the requests that load an adapter, as ASGI passes them."""
+    """ASGI middleware that rewrites the requests that load an adapter."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -23,7 +23,7 @@ class MisreadAlpha:
         message = await receive()
         asked = json.loads(message["body"])
         with tempfile.TemporaryDirectory() as folder:
-            asked["lora_path"] = weakened(Path(asked["lora_path"]), Path(folder) / "adapter")
+            asked["lora_path"] = copy_with_smaller_alpha(Path(asked["lora_path"]), Path(folder) / "adapter")
             body = json.dumps(asked).encode()
 
             async def changed() -> Any:
@@ -34,8 +34,8 @@ class MisreadAlpha:
             await self.app({**scope, "headers": headers}, changed, send)
 
 
-def weakened(adapter: Path, copy: Path) -> str:
-    """A copy of the adapter with a quarter of its alpha."""
+def copy_with_smaller_alpha(adapter: Path, copy: Path) -> str:
+    """Copy the adapter with a quarter of its alpha, and return the copy's path."""
     shutil.copytree(adapter, copy)
     config = json.loads((copy / "adapter_config.json").read_text())
     config["lora_alpha"] /= 4
