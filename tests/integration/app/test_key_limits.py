@@ -33,9 +33,9 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
     fake_engine = FakeEngine()
     with transaction() as session:
         for name in ("plain", "endless"):
-            made = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key"}
-            made |= {"status": DeploymentStatus.ready, "address": fake_engine.url}
-            session.add(Deployment(name=name, **made))
+            values = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key"}
+            values |= {"status": DeploymentStatus.ready, "address": fake_engine.url}
+            session.add(Deployment(name=name, **values))
     yield fake_engine
     fake_engine.close()
 
