@@ -19,7 +19,7 @@ from app.tables import ApiKey, Scope
 from serving.http.addresses import is_local_request
 
 LAST_USED_INTERVAL_SECONDS = 60
-CREATE_KEY_HINT = "Create one with `python -m app keys create --name me --scope admin`."
+CREATE_KEY_HINT = "Create an API key with `python -m app keys create --name me --scope admin`."
 
 bearer = HTTPBearer(auto_error=False, description="An API key, `ts_…`. Not required while no key exists.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
@@ -95,7 +95,7 @@ def authenticate(token: str | None, host: str, client: str) -> Caller:
         raise Unauthorized(message, hint="Send `Authorization: Bearer ts_…`. " + CREATE_KEY_HINT)
     if not is_local_request(host, client):
         raise Forbidden(
-            f"No API key exists yet, so the service accepts requests from this machine only, with a loopback "
+            "No API key exists yet, so the service accepts requests from this machine only, with a loopback "
             f"host name; this request names {host!r}.",
             hint=CREATE_KEY_HINT,
         )
