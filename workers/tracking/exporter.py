@@ -149,7 +149,8 @@ class Export(threading.Thread):
                 n_failures += 1
                 if n_failures == FAILURES_TO_REPORT:
                     traceback.print_exc()
-                    self._save_state(error=redact(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]))
+                    message = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
+                    self._save_state(error=redact(message).rstrip("."))
                 time.sleep(min(MAX_RETRY_SECONDS, n_failures))
             else:
                 if self._state.error is not None:

@@ -2,11 +2,11 @@
 
 One folder per attempt, `<run id>.<attempt>`, which appears complete by a rename:
 
-    job.json         the run, and the services that receive it     written by the worker
-    earlier.jsonl    metrics of earlier attempts that a service may lack     worker
-    events.jsonl     a link to the events of the attempt, later the file     worker
-    end.json         how the attempt ended                                   worker
-    <service>.json   what the service has received                           worker, then the exporter
+    job.json         worker      the run, and the services that receive it
+    earlier.jsonl    worker      metrics of earlier attempts that a service may lack
+    events.jsonl     worker      a link to the events of the attempt; the file itself after its end
+    end.json         worker      how the attempt ended
+    <service>.json   exporter    what the service has received, at first from earlier attempts
 
 A folder without `job.json` is void: the exporter stops sending that attempt.
 """

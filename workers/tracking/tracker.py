@@ -253,7 +253,7 @@ def _merge_links(run: Run, states: Sequence[TrackingState]) -> list[dict[str, An
 def _unreachable_warning(state: TrackingState) -> NewEvent:
     title = SERVICE_TITLES[state.service]
     message = (
-        f"{title} does not accept this run's metrics: {state.error} The run continues, its metrics are kept "
+        f"{title} does not accept this run's metrics: {state.error}. The run continues, its metrics are kept "
         "here, and sending is retried."
     )
     hint = (
