@@ -26,14 +26,13 @@ from serving.engines.cli_options import (
     Host,
     Model,
     ServedName,
-    make_help,
-    make_typer,
     parse_adapters,
     read_engine_options,
     with_engine_options,
 )
 from serving.engines.engine import Engine
 from trainers.configs.engines import EngineOptions
+from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import TunesmithError
 
 LOOPBACK = "127.0.0.1"

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
-from trainers.runtime.program import make_typer
+from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.run_dir import publish_folder
 
 END_OF_TURN, START_OF_TURN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
@@ -194,7 +194,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"], "The saved tokenizer differs."
 
 
-@program.command(help=__doc__)
+@program.command(help=make_help(__doc__))
 def main(
     *,
     out: Annotated[Path, typer.Option(help="Folder to publish.")],

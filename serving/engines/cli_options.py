@@ -18,16 +18,6 @@ ServedName = Annotated[str | None, typer.Option(help="Name of the base model in 
 Host = Annotated[str, typer.Option(help="Loopback or private address to listen on.")]
 
 
-def make_typer() -> typer.Typer:
-    """Create a command line with plain help and error messages, and without shell completion."""
-    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-def make_help(docstring: str | None) -> str:
-    """Return a module's docstring as help text whose indented examples keep their lines."""
-    return re.sub(r"\n\n(?= {4})", "\n\n\b\n", docstring or "")
-
-
 def with_engine_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add flags for fields of EngineOptions, by default all: `max_model_len` becomes `--max-model-len`.
 

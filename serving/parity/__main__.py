@@ -20,12 +20,12 @@ import typer
 from transformers import AutoConfig
 
 from serving.engines import Engine, EngineKind, EngineRequestFailed, find_engine
-from serving.engines.cli_options import make_help, make_typer
 from serving.parity.compare import TOLERANCES, Difference, ParityReport, compare
 from serving.parity.prompts import comparison_chats
 from serving.parity.reference import ReferenceModel
 from trainers.configs.base import AdaptedModel
 from trainers.runtime import run_dir as files
+from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import ProgramError
 
 AGREES, DIFFERS, UNKNOWN = 0, 1, 2

@@ -24,6 +24,7 @@ from trainers.configs.base import StageConfig
 from trainers.configs.stage_config import load_stage
 from trainers.configs.stage_table import StageKind
 from trainers.runtime import run_dir as files
+from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, has_disk_full_cause
 from trainers.runtime.events import EventWriter
 
@@ -68,14 +69,9 @@ def run_program(kind: type[C], run: RunFunction[C], plan: PlanFunction[C]) -> No
     program = Path(sys.argv[0])
     path = program.parent if program.stem == "__main__" else program.with_suffix("")
     command_line = make_typer()
-    command_line.command(help=sys.modules["__main__"].__doc__)(command)
+    command_line.command(help=make_help(sys.modules["__main__"].__doc__))(command)
     command_line(prog_name=f"python -m {path.parent.name}.{path.name}")
     raise AssertionError("typer exits the process")
-
-
-def make_typer() -> typer.Typer:
-    """Create a command line with plain help and error messages."""
-    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from serving.engines.cli_options import (
     Host,
     Model,
     ServedName,
-    make_typer,
     parse_adapters,
     read_engine_options,
     with_engine_options,
@@ -29,6 +28,7 @@ from serving.engines.openai_server.engine import ARGUMENTS
 from serving.engines.openai_server.server import SERVER_STATE, make_app
 from serving.http.addresses import is_private
 from trainers.configs.engines import EngineKind, EngineOptions
+from trainers.runtime.command_line import make_typer
 
 DRAIN_SECONDS = 5.0
 DRAIN_POLL_SECONDS = 0.05

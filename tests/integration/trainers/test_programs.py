@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def test_full_disk_is_named(programs: Programs, starter: Path, training_rows: st
     error = files.read_error(tmp_path)
     assert error is not None
     assert error["code"] == "disk_full"
+
+
+def test_a_command_without_a_run_directory_is_invalid(programs: Programs) -> None:
+    process = programs.popen([sys.executable, "-m", "trainers.prepare", "--config", "prepare.yaml"])
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "--run-dir is required unless --dry-run is given" in err
 
 
 def test_config_of_another_stage_is_refused(programs: Programs, tmp_path: Path) -> None:

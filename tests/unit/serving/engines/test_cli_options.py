@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from serving.engines.cli_options import make_typer, parse_adapters, read_engine_options, with_engine_options
+from serving.engines.cli_options import parse_adapters, read_engine_options, with_engine_options
 from trainers.configs.engines import EngineKind
+from trainers.runtime.command_line import make_typer
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
