@@ -31,6 +31,7 @@ Schema = dict[str, Any]
 
 
 def main() -> int:
+    """Write the pages that changed, or with --check compare them; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     check = parser.parse_args().check
@@ -61,6 +62,7 @@ def pages() -> dict[str, str]:
 
 
 def settings_page() -> str:
+    """Return a table of all settings."""
     rows = []
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
@@ -149,12 +151,14 @@ def type_of(field: Schema) -> str:
 
 
 def bounds_of(field: Schema) -> str:
+    """Return the bounds of a number, such as ` (≥ 1, ≤ 100)`."""
     symbols = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{symbol} {field[key]}" for key, symbol in symbols.items() if key in field]
     return f" ({', '.join(bounds)})" if bounds else ""
 
 
 def default_of(field: Schema) -> str:
+    """Return the default of a field, or an empty string."""
     default = field.get("default")
     if default is None:
         return ""
@@ -194,6 +198,7 @@ def metrics_page() -> str:
 
 
 def error_codes_page() -> str:
+    """Return a table of all error codes."""
     rows = [
         (
             f"`{row.code}`",
@@ -213,23 +218,28 @@ def error_codes_page() -> str:
 
 
 def to_json(document: Schema) -> str:
+    """Return a document as JSON with sorted keys."""
     return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def summary(schema: Schema) -> str:
+    """Return the first paragraph of a schema's description."""
     return " ".join(schema.get("description", "").split("\n\n")[0].split())
 
 
 def anchor(name: str) -> str:
+    """Return a name with an anchor, so that types can link to it."""
     return f'<a id="{name.lower()}"></a>`{name}`'
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
     lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def page(title: str, *sections: str) -> str:
+    """Return a page: its title, the notice that it is generated, and its sections."""
     return "\n\n".join([f"# {title}", NOTICE, *(section for section in sections if section)]) + "\n"
 
 

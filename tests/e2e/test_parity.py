@@ -15,7 +15,7 @@ from tests.e2e.platform import Platform, sft_stage
 
 @pytest.fixture(scope="module")
 def trained(shared: Platform) -> str:
-    """An adapter that was trained long enough to change the completions."""
+    """Return an adapter that was trained long enough to change the completions."""
     (run,) = shared.wait_until_finished(shared.submit(sft_stage(learning_rate=2e-3)))["runs"]
     model: str = run["model_id"]
     return model

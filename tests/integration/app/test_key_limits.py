@@ -29,7 +29,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[FakeEngine]:
-    """An engine with two ready deployments, named like its models."""
+    """Yield an engine with two ready deployments, named like its models."""
     fake_engine = FakeEngine()
     with transaction() as session:
         for name in ("plain", "endless"):

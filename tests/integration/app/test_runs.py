@@ -25,7 +25,7 @@ from trainers.configs import Queue, StageKind
 
 @pytest.fixture
 def run(make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]) -> Run:
-    """A run that a worker holds; its first event is the claim."""
+    """Return a run that a worker holds; its first event is the claim."""
     make_job(RunStatus.queued)
     worker = make_worker()
     with transaction() as session:

@@ -102,13 +102,13 @@ def serving(log: Path, module: str, *arguments: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `base`, `alpha` and `beta`."""
+    """Return a folder with `base`, `alpha` and `beta`."""
     return build_models(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a head size of 32, the minimum of vLLM's CPU kernels."""
+    """Return the same with a head size of 32, the minimum of vLLM's CPU kernels."""
     return build_models(tmp_path_factory.mktemp("wide"), "32")
 
 
@@ -122,14 +122,14 @@ def build_models(folder: Path, *options: str) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(tiny: Path) -> Iterator[Server]:
-    """An engine with the base and both adapters, in fp32 as the models were saved."""
+    """Yield an engine with the base and both adapters, in fp32 as the models were saved."""
     with serving(tiny / "engine.log", "serving.engines.hf", *both_adapters(tiny)) as server:
         yield server.wait_until_ready()
 
 
 @pytest.fixture(scope="session")
 def mlx(tiny: Path) -> Iterator[Server]:
-    """The same on MLX, with a limit of one more adapter."""
+    """Yield the same on MLX, with a limit of one more adapter."""
     pytest.importorskip("mlx_lm")
     arguments = [*both_adapters(tiny), "--max-adapters", "3"]
     with serving(tiny / "mlx.log", "serving.engines.mlx", *arguments) as server:
@@ -145,7 +145,7 @@ def both_adapters(tiny: Path) -> list[str]:
 
 @contextlib.contextmanager
 def one_engine(tiny: Path, folder: Path, kind: str = "hf") -> Iterator[Server]:
-    """An engine for one test, which may kill it."""
+    """Yield an engine for one test, which may kill it."""
     arguments = ["--model", str(tiny / "base"), "--served-name", "base"]
     with serving(folder / "engine.log", f"serving.engines.{kind}", *arguments) as server:
         yield server.wait_until_ready()
@@ -153,21 +153,21 @@ def one_engine(tiny: Path, folder: Path, kind: str = "hf") -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def gateway(engine: Server, tiny: Path) -> Iterator[Server]:
-    """A gateway in front of the engine; `starter` is the base under another name."""
+    """Yield a gateway in front of the engine; `starter` is the base under another name."""
     with gateway_over(routes_to(engine), tiny) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def mlx_gateway(mlx: Server, tiny: Path) -> Iterator[Server]:
-    """The same in front of MLX."""
+    """Yield the same in front of MLX."""
     with gateway_over(routes_to(mlx), tiny) as server:
         yield server
 
 
 @pytest.fixture(scope="session", params=["hf", "mlx"])
 def each_gateway(request: pytest.FixtureRequest) -> Server:
-    """A gateway in front of each of our engines in turn."""
+    """Return a gateway in front of each of our engines in turn."""
     found: Server = request.getfixturevalue("gateway" if request.param == "hf" else "mlx_gateway")
     return found
 
@@ -180,7 +180,7 @@ def routes_to(engine: Server) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def gateway_over(routes: list[dict[str, str]], folder: Path) -> Iterator[Server]:
-    """A gateway over these routes."""
+    """Yield a gateway over these routes."""
     file = folder / f"routes-{time.monotonic_ns()}.json"
     file.write_text(json.dumps(routes))
     with serving(file.with_suffix(".log"), "serving.gateway", "--routes", str(file)) as server:
@@ -189,7 +189,7 @@ def gateway_over(routes: list[dict[str, str]], folder: Path) -> Iterator[Server]
 
 @pytest.fixture(scope="module")
 def fake_engine() -> Iterator[FakeEngine]:
-    """A fake engine whose timing and failures the model's name selects; it counts requests of one module."""
+    """Yield a fake engine, shared by one module; the model name selects its timing and failures."""
     engine = FakeEngine()
     yield engine
     engine.close()
@@ -197,7 +197,7 @@ def fake_engine() -> Iterator[FakeEngine]:
 
 @pytest.fixture(scope="session")
 def client(gateway: Server) -> Iterator[OpenAI]:
-    """The official SDK with the gateway, without retries of its own."""
+    """Yield the official SDK with the gateway, without retries of its own."""
     with sdk_of(gateway) as sdk:
         yield sdk
 

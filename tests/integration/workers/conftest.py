@@ -45,7 +45,7 @@ def succeed(**result):
 
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerContext]:
-    """A worker with its heartbeat, but without a broker."""
+    """Yield a worker with its heartbeat, but without a broker."""
     settings.lease_seconds, settings.heartbeat_seconds = 4, 0.5
     settings.trainer_python = str(settings.data_dir / "program")
     (settings.data_dir / "models" / "base").mkdir(parents=True)

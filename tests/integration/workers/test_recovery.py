@@ -34,7 +34,7 @@ def end_with_full_disk(worker: WorkerContext, run: Run) -> None:
 
 @pytest.fixture
 def waiting(worker: WorkerContext, submit: Callable[..., str]) -> str:
-    """A run that waits for disk space."""
+    """Return a run that waits for disk space."""
     submit("")
     run = claim(worker, 0)
     assert run is not None

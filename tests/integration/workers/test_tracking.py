@@ -63,7 +63,7 @@ succeed(metrics={"score": 0.25, "note": "text"})
 
 @pytest.fixture
 def tracked(worker: WorkerContext, mlflow: MlflowServer) -> Iterator[WorkerContext]:
-    """A worker that exports to all three services."""
+    """Yield a worker that exports to all three services."""
     worker.settings.mlflow_uri = worker.settings.mlflow_public_url = mlflow.url
     worker.settings.wandb_project, worker.settings.wandb_mode = "tuning", "offline"
     worker.settings.tensorboard_dir = str(worker.settings.data_dir / "boards")
@@ -74,7 +74,7 @@ def tracked(worker: WorkerContext, mlflow: MlflowServer) -> Iterator[WorkerConte
 
 @pytest.fixture
 def tracked_by_mlflow(tracked: WorkerContext) -> WorkerContext:
-    """A worker that exports to MLflow only."""
+    """Return a worker that exports to MLflow only."""
     tracked.settings.wandb_project = tracked.settings.tensorboard_dir = ""
     return tracked
 
@@ -108,12 +108,12 @@ def create(worker: WorkerContext, name: str) -> None:
 
 
 def losses(mlflow: MlflowServer, run_id: str) -> list[int]:
-    """The steps whose loss MLflow has."""
+    """Return the steps whose loss MLflow has."""
     return [step for step, _ in mlflow.history(mlflow.run_of(run_id), "loss")]
 
 
 def wandb_records(folder: Path) -> list[Any]:
-    """The records of a W&B run on disk: a LevelDB log of protobuf messages."""
+    """Return the records of a W&B run on disk: a LevelDB log of protobuf messages."""
     (file,) = folder.glob("*.wandb")
     log, at, messages, message = file.read_bytes(), 7, [], b""
     while at + 7 <= len(log):
@@ -329,7 +329,7 @@ def test_a_stale_attempt_sends_nothing_more(
 
 
 def find_exporters() -> list[psutil.Process]:
-    """The exporter processes that this process has started."""
+    """Return the exporter processes that this process has started."""
     return [
         process
         for process in psutil.Process().children(recursive=True)

@@ -37,7 +37,7 @@ def sdk(engine: Server) -> Iterator[OpenAI]:
 
 
 def raw_events(engine: Server, **fields: Any) -> list[tuple[str, Any]]:
-    """The name and data of each event in the bytes of a stream."""
+    """Return the name and data of each event in the bytes of a stream."""
     _, text = engine.post("/v1/responses", HELLO | {"stream": True} | fields)
     assert text.endswith("\n\n")
     lines = [event.split("\n") for event in text.removesuffix("\n\n").split("\n\n")]

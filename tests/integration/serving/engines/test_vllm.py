@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def models(wide: Path) -> Path:
-    """`base`, `alpha`, `beta` with a template of its own, and `plain`, which is `beta` without it."""
+    """Return `base`, `alpha`, `beta` with a template of its own, and `plain`, which is `beta` without it."""
     (wide / "plain").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(wide / "beta" / name, wide / "plain" / name)
@@ -43,14 +43,14 @@ def models(wide: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(models: Path) -> Iterator[Server]:
-    """The base with `alpha`."""
+    """Yield the base with `alpha`."""
     with vllm(models, "--adapter", f"alpha={models / 'alpha'}", "--tool-call-parser", "qwen") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def other(models: Path) -> Iterator[Server]:
-    """The base with `beta`, without a parser for tool calls."""
+    """Yield the base with `beta`, without a parser for tool calls."""
     with vllm(models, "--adapter", f"beta={models / 'beta'}") as server:
         yield server
 

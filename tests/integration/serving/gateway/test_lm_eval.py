@@ -45,7 +45,7 @@ class Report:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a task that compares the scores of given texts and one that generates."""
+    """Return a folder with a task that compares the scores of given texts and one that generates."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = [*next_number_rows(), *whole_completion_rows()]
     choice = {"doc_to_choice": "choices", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
@@ -120,14 +120,14 @@ def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def base_alone(tiny: Path, tasks: Path) -> Report:
-    """The base with lm-eval's own backend, prompted with its chat template."""
+    """Return the base with lm-eval's own backend, prompted with its chat template."""
     model = {"pretrained": str(tiny / "base"), "dtype": "float32"}
     return evaluate(tasks, "hf", BOTH, model, "--device", "cpu", "--apply_chat_template")
 
 
 @pytest.fixture(scope="module")
 def alpha_alone(tiny: Path, tasks: Path) -> Report:
-    """The adapter with lm-eval's own backend, prompted with the bare texts."""
+    """Return the adapter with lm-eval's own backend, prompted with the bare texts."""
     model = {"pretrained": str(tiny / "base"), "peft": str(tiny / "alpha"), "dtype": "float32"}
     return evaluate(tasks, "hf", BOTH, model, "--device", "cpu")
 

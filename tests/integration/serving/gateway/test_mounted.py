@@ -128,7 +128,7 @@ def test_every_reference_of_the_openapi_document_resolves() -> None:
 
 @pytest.fixture
 def api() -> Iterator[tuple[str, list[Any]]]:
-    """A fake of the service's API: it serves these routes, and fails while the list is empty."""
+    """Yield a fake of the service's API: it serves these routes, and fails while the list is empty."""
     rows: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -17,7 +17,7 @@ RENDERED = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 @pytest.fixture(scope="session")
 def client(each_gateway: Server) -> Iterator[OpenAI]:
-    """The official SDK in front of each engine in turn."""
+    """Yield the official SDK in front of each engine in turn."""
     with sdk_of(each_gateway) as sdk:
         yield sdk
 

@@ -24,7 +24,7 @@ BOS = "{{ '<|endoftext|>' }}"
 
 @pytest.fixture(scope="module")
 def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies of `alpha` and `base`, each modified in one way."""
+    """Return copies of `alpha` and `base`, each modified in one way."""
     folder = tmp_path_factory.mktemp("modified")
     templates = {"template": BETA_TEMPLATE, "bos": BOS + TEMPLATE, "bos-doubled": BOS + BOS + TEMPLATE}
     for name, template in templates.items():
