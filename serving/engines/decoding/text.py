@@ -32,7 +32,7 @@ class Detokenizer:
         if text:
             self._advance()
         else:
-            # A token without text, such as a special token, is no context for the tokens after it.
+            # A token without text, such as a special token, gives no context to the tokens after it.
             self.window.pop()
         return text
 

@@ -1,6 +1,7 @@
 """Create the tiny models of these tests: a base that counts in Korean, and two adapters.
 
-The base calls a tool when it is told to paint. Each model is overfitted for a few seconds, so that tests know
+The base calls a tool when a message asks it to paint.
+Each model is overfitted for a few seconds, so that tests know
 its completions, and notice a mixed-up adapter.
 
     python tests/integration/serving/make_tiny.py FOLDER [HEAD_DIM]
