@@ -19,6 +19,7 @@ from app.http.error_responses import ErrorResponse, install_error_handlers
 from app.http.gateway import GatewayMiddleware, add_gateway_paths, create_gateway
 from app.http.metrics import VERSION
 from app.http.middleware import API_PREFIX, RequestMiddleware
+from app.http.response_examples import add_response_examples
 from app.jobs import endpoints as jobs
 from app.keys import endpoints as keys
 from app.models import endpoints as models
@@ -117,5 +118,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         add_gateway_paths(schema)
+        add_response_examples(schema)
         app.openapi_schema = schema
     return app.openapi_schema

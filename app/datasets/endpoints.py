@@ -34,6 +34,10 @@ SAME_CONTENT: dict[int | str, dict[str, Any]] = {
     }
 }
 
+JSONL_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}
+}
+
 
 @router.post("", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM)
 async def upload_dataset(request: Request, response: Response) -> DatasetView:
@@ -76,7 +80,7 @@ def list_rows(
     return Page(items=rows, next=following)
 
 
-@router.get("/{dataset_id}/content")
+@router.get("/{dataset_id}/content", responses=JSONL_FILE, response_class=StreamingResponse)
 def download_dataset(dataset_id: DatasetId) -> StreamingResponse:
     """Download the file as it was uploaded."""
     content = read_chunks(service.open_content(dataset_id))

@@ -48,7 +48,7 @@ class ErrorDetail(BaseModel):
 class ErrorResponse(BaseModel):
     """The body of every response that is not a success."""
 
-    error: ErrorDetail = Field(description="What is wrong and what to do.")
+    error: ErrorDetail = Field(description="The error of the request.")
 
 
 def install_error_handlers(app: FastAPI) -> None:

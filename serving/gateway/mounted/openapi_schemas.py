@@ -100,7 +100,7 @@ def response_schemas() -> Json:
             "completion_tokens": integer("Tokens of all completions."),
             "total_tokens": integer("Sum of both."),
         }
-    )
+    ) | {"description": "Tokens of the request."}
     error = obj(
         {
             "message": text("What is wrong, and what to do."),
@@ -108,7 +108,7 @@ def response_schemas() -> Json:
             "param": {"type": ["string", "null"], "description": "The field of the request that is wrong."},
             "code": {"type": ["string", "null"], "description": "One of the published error codes."},
         }
-    )
+    ) | {"description": "The error of the request."}
     return {
         "Model": model,
         "ModelList": obj(
@@ -133,7 +133,8 @@ def response_schemas() -> Json:
                         "output_tokens": integer("Tokens of the output."),
                         "total_tokens": integer("Sum of both."),
                     }
-                ),
+                )
+                | {"description": "Tokens of the request."},
             }
         ),
         "EmbeddingResult": obj(
