@@ -1,9 +1,8 @@
 """A worker: serves queues on this host until it is stopped.
 
-python -m workers --queue cpu --queue cuda --name mac-studio
+python -m workers --queue cpu --queue mlx --name mac-studio
 """
 
-import argparse
 import logging
 import os
 import signal
@@ -12,7 +11,9 @@ import threading
 import time
 import warnings
 from types import FrameType
+from typing import Annotated
 
+import typer
 from celery import signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.platforms import SecurityWarning
@@ -24,6 +25,7 @@ from app.settings import Settings, get_settings
 from app.storage import migrate
 from app.storage.database import get_engine
 from trainers.configs import Queue
+from trainers.runtime.command_line import make_help, make_typer
 from workers import tasks
 from workers.engines.deployment_manager import DeploymentManager
 from workers.hosts.worker import WorkerContext, register_worker
@@ -32,45 +34,41 @@ from workers.tracking.services import explain_missing_packages
 EARLY_SIGNAL_POLL_SECONDS = 0.05
 
 logger = logging.getLogger("workers")
+program = make_typer()
 
 
-def main() -> int:
-    """Run one worker; return 0 after it was asked to stop, and 1 if Celery ended by itself."""
-    arguments = _parse_arguments()
+@program.command(help=make_help(__doc__))
+def main(
+    *,
+    queue: Annotated[list[Queue], typer.Option(help="Queue to serve; can be repeated.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name in the list of workers. Default: host name and process id."),
+    ] = None,
+    exit_with_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--exit-with-stdin",
+            help="Stop when standard input closes, for a worker that another process starts.",
+        ),
+    ] = False,
+) -> None:
+    """Run one worker; exit with 0 after it was asked to stop, and with 1 if Celery ended by itself."""
     settings = get_settings()
     logs.configure_logging(settings.log_level)
     if (missing := explain_missing_packages(settings)) is not None:
         raise SystemExit(missing)
     _check_schema()
     _defer_early_signals()
-    worker = register_worker(settings, arguments.queue, arguments.name)
+    worker = register_worker(settings, queue, name)
     logger.info(
         "joined", extra={"worker_id": worker.worker_id, "queues": worker.queues, "stages": worker.stages}
     )
-    if arguments.exit_with_stdin:
+    if exit_with_stdin:
         threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
     was_asked_to_stop = _serve(worker, settings)
     worker.leave()
-    return 0 if was_asked_to_stop else 1
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m workers", description="Serve queues on this host.")
-    parser.add_argument(
-        "--queue",
-        type=Queue,
-        action="append",
-        required=True,
-        choices=list(Queue),
-        help="queue to serve; repeat the option for several",
-    )
-    parser.add_argument("--name", help="name in the list of workers; default: host name and process id")
-    parser.add_argument(
-        "--exit-with-stdin",
-        action="store_true",
-        help="stop when standard input closes, for a worker that another process starts",
-    )
-    return parser.parse_args()
+    raise typer.Exit(0 if was_asked_to_stop else 1)
 
 
 def _check_schema() -> None:
@@ -145,4 +143,4 @@ def _exit_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(prog_name="python -m workers")

@@ -348,7 +348,7 @@ def test_a_worker_without_the_package_of_a_service_refuses_to_start(
 ) -> None:
     start = (
         "import sys; sys.modules['wandb'] = None; sys.argv[1:] = ['--queue', 'cpu']\n"
-        "from workers.__main__ import main\nsys.exit(main())"
+        "from workers.__main__ import program\nprogram()"
     )
     variables = os.environ | {"TUNESMITH_WANDB_PROJECT": "tuning", "TUNESMITH_DATA_DIR": str(tmp_path)}
     refused = subprocess.run(
