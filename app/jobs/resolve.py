@@ -135,7 +135,7 @@ def _add_evaluation_datasets(
     names = {stage.name for stage in earlier}
     evaluated = [stage.dataset for stage in spec.stages if isinstance(stage, EvaluateConfig)]
     existing = [dataset for dataset in evaluated if isinstance(dataset, str) or dataset.stage in names]
-    return list(config.held_out) + [dataset for dataset in existing if dataset not in config.held_out]
+    return list(dict.fromkeys([*config.held_out, *existing]))
 
 
 def _resolve_model(

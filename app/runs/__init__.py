@@ -1,1 +1,1 @@
-"""Runs: stages being carried out."""
+"""Runs: the execution of stages."""

@@ -34,7 +34,7 @@ def run(make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]) 
     return claimed
 
 
-class Server:
+class ApiServer:
     """The API on a real server."""
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Server:
 
 
 @pytest.fixture
-def server(settings: Settings) -> Iterator[Server]:
-    server = Server()
+def server(settings: Settings) -> Iterator[ApiServer]:
+    server = ApiServer()
     yield server
     server.stop()
 
@@ -71,7 +71,7 @@ def finish(run: Run) -> None:
         lifecycle.move(session, run.id, RunStatus.succeeded)
 
 
-def follow(server: Server, run: Run, last_event_id: int | None = None) -> "Stream":
+def follow(server: ApiServer, run: Run, last_event_id: int | None = None) -> "Stream":
     connection = http.client.HTTPConnection(server.address, timeout=10)
     headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
     connection.request("GET", f"/api/v1/runs/{run.id}/stream", headers=headers)
@@ -142,7 +142,7 @@ def test_a_run_shows_its_progress_and_remaining_time(client: TestClient, run: Ru
     assert (shown["progress"], shown["eta_seconds"], shown["waiting_for"]) == (0.25, 150.0, None)
 
 
-def test_a_stream_contains_past_and_new_events_and_ends_with_the_run(server: Server, run: Run) -> None:
+def test_a_stream_contains_past_and_new_events_and_ends_with_the_run(server: ApiServer, run: Run) -> None:
     stream = follow(server, run)
     frames = stream.frames()
     assert next(frames)["event"] == "status"
@@ -154,7 +154,7 @@ def test_a_stream_contains_past_and_new_events_and_ends_with_the_run(server: Ser
     stream.leave()
 
 
-def test_a_client_that_reconnects_receives_each_event_once(server: Server, run: Run) -> None:
+def test_a_client_that_reconnects_receives_each_event_once(server: ApiServer, run: Run) -> None:
     record(run, *(NewEvent(EventType.log, {"lines": [str(number)]}) for number in range(5)))
     before = follow(server, run)
     seen = [int(frame["id"]) for frame, _ in zip(before.frames(), range(3), strict=False)]
@@ -167,7 +167,7 @@ def test_a_client_that_reconnects_receives_each_event_once(server: Server, run: 
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_an_open_stream_ends_when_the_service_stops(server: Server, run: Run) -> None:
+def test_an_open_stream_ends_when_the_service_stops(server: ApiServer, run: Run) -> None:
     stream = follow(server, run)
     frames = stream.frames()
     assert next(frames)["event"] == "status"
