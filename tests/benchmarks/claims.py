@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from multiprocessing.synchronize import Barrier
+from typing import Any
 
 from app.runs import lifecycle
 from app.storage.database import transaction
@@ -29,7 +30,13 @@ def claim_all(runs: int, processes: int) -> LoadResult:
 
 def _queue(runs: int) -> None:
     jobs = [Job(name="claims") for _ in range(runs)]
-    values = {"position": 0, "name": "sft", "stage": StageKind.sft, "queue": QUEUE, "config": {}}
+    values: dict[str, Any] = {
+        "position": 0,
+        "name": "sft",
+        "stage": StageKind.sft,
+        "queue": QUEUE,
+        "config": {},
+    }
     with transaction() as session:
         session.add_all(jobs)
         session.flush()

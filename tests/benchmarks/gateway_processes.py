@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import psutil
 
-from tests.integration.serving.conftest import free_port
+from tests.services import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -40,7 +41,7 @@ class GatewayProcess:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def mebibytes(self) -> float:
-        return sum(each.memory_info().rss for each in self.processes()) / 2**20
+        return float(sum(each.memory_info().rss for each in self.processes())) / 2**20
 
 
 def start_engine(stack: contextlib.ExitStack, folder: Path) -> GatewayProcess:
@@ -55,7 +56,7 @@ def start_gateways(
     stack: contextlib.ExitStack, folder: Path, engine: int, options: argparse.Namespace
 ) -> list[GatewayProcess]:
     """Start every gateway that is installed."""
-    commands = {
+    commands: dict[str, Callable[[int], list[str] | None]] = {
         "nginx": lambda port: nginx(folder, port, engine) if shutil.which("nginx") else None,
         "ours standalone": lambda port: standalone_command(folder, port, engine),
         "ours, baseline": lambda port: standalone_command(folder, port, engine) if options.baseline else None,

@@ -107,7 +107,7 @@ def generate_continuously(path: Path) -> Callable[[], None]:
     sizes = ContinuousBatchingConfig(page_size=32, num_blocks=512, max_batch_tokens=512)
 
     def work() -> None:
-        lengths = []
+        lengths: list[int] = []
         with model.continuous_batching_context_manager(
             generation_config=greedy(200), continuous_batching_config=sizes, persistent_manager=True
         ) as manager:

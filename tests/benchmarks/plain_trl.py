@@ -6,12 +6,13 @@ python -m tests.benchmarks.plain_trl --base models/larger --dataset rows.jsonl -
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "defaults": {},
     # TRL recomputes activations by default (activation checkpointing).
     "kept": {"activation_checkpointing": False},

@@ -143,7 +143,7 @@ def _printed_losses(lines: Sequence[str]) -> list[float]:
 def _assert_same_training(runs: dict[str, list[TrainingRun]]) -> float:
     """Assert that logged losses agree except for rounding, and return the largest difference."""
     logged = zip(*(run.losses for each in runs.values() for run in each), strict=True)
-    max_difference = max(max(losses) - min(losses) for losses in logged)
+    max_difference: float = max(max(losses) - min(losses) for losses in logged)
     assert max_difference < 1e-3, f"the programs train differently: a loss differs by {max_difference}"
     return max_difference
 

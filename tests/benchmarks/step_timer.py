@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
 
-class StepTimer(TrainerCallback):
+class StepTimer(TrainerCallback):  # type: ignore[misc]
     """Prints wall seconds, CPU seconds and the tokens seen after each step."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

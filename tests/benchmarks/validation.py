@@ -79,7 +79,8 @@ def _run(program: str, path: Path) -> dict[str, float]:
         check=False,
     )
     assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout.splitlines()[-1])
+    values: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
+    return values
 
 
 def _measure(program: str, path: Path) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import psutil
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 from sqlmodel import Session
 
 from app.storage.artifacts import ArtifactStore
@@ -284,10 +285,12 @@ def find_engines(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return found
 
 
-QUESTION = [{"role": "user", "content": "Kofi has 3 cups and buys 4 more. How many cups does Kofi have?"}]
+QUESTION: list[ChatCompletionMessageParam] = [
+    {"role": "user", "content": "Kofi has 3 cups and buys 4 more. How many cups does Kofi have?"}
+]
 
 
 def chat(client: OpenAI, model: str) -> str:
     """Return a model's completion of a question."""
-    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=8, temperature=0)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=8, temperature=0)
     return answer.choices[0].message.content or ""

@@ -34,7 +34,7 @@ def test_a_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: Ope
         messages=QUESTION,
         max_tokens=8,
         temperature=0,
-        stream=True,  # type: ignore[arg-type]
+        stream=True,
     )
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     shared.deploy("untuned")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     embedded.upload("long", rows)
     embedded.start_worker(TUNESMITH_TRAINER_PYTHON=little_memory)
     # Padded rows need memory that padding-free rows would not.
-    large = {"batch_size": 512, "micro_batch_size": 512, "max_steps": 2, "log_every_steps": 1}
+    large: dict[str, Any] = {"batch_size": 512, "micro_batch_size": 512, "max_steps": 2, "log_every_steps": 1}
     large |= {"attention": "sdpa"}
     job = embedded.wait_until_finished(embedded.submit(sft_stage(dataset="long", **large)), 280)
     (run,) = job["runs"]

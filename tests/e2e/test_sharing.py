@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -28,7 +29,7 @@ def test_a_base_and_its_adapters_share_one_engine_and_the_least_recently_used_sl
 ) -> None:
     worker = embedded.start_worker()
     models = {name: embedded.register_adapter(name, folder) for name, folder in adapters.items()}
-    options = {"options": {"max_adapters": 2}}
+    options: dict[str, Any] = {"options": {"max_adapters": 2}}
     base = embedded.deploy("base", **options)
     ids = {name: embedded.deploy(name, models[name], **options) for name in ("a", "b")}
     rows = [embedded.get(f"/deployments/{row_id}") for row_id in (base, *ids.values())]

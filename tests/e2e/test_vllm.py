@@ -35,9 +35,9 @@ def wide(embedded: Platform) -> Path:
 
 def run_job(embedded: Platform, wide: Path, **options: Any) -> Any:
     """Run a job that trains an adapter and deploys it with the parity check, and return it."""
-    stage = {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "tuned", "engine": "vllm"}
+    stage: dict[str, Any] = {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "tuned"}
     options |= {"max_model_len": 512, "cpu_cache_gib": 1}
-    stage |= {"options": options, "ready_timeout_seconds": 1200, "parity": "on"}
+    stage |= {"engine": "vllm", "options": options, "ready_timeout_seconds": 1200, "parity": "on"}
     return embedded.wait_until_finished(
         embedded.submit(sft_stage(base=str(wide), learning_rate=0.01), stage), 1500
     )

@@ -64,7 +64,7 @@ def test_an_alias_and_a_deployment_cannot_share_a_name(client: TestClient) -> No
 
 
 @pytest.mark.parametrize("shares", [{"a": 0.5}, {"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 1.0}, {}])
-def test_shares_that_do_not_sum_to_one_are_rejected(client: TestClient, shares: dict[str, float]) -> None:
+def test_shares_that_do_not_sum_to_one_are_rejected(client: TestClient, shares: dict[str, Any]) -> None:
     for name in "ab":
         have(name=name)
     assert put(client, **shares).status_code == 422

@@ -33,7 +33,12 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
     fake_engine = FakeEngine()
     with transaction() as session:
         for name in ("plain", "endless"):
-            values = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key"}
+            values: dict[str, Any] = {
+                "base": "hub/base",
+                "engine": EngineKind.hf,
+                "queue": Queue.cpu,
+                "engine_key": "key",
+            }
             values |= {"status": DeploymentStatus.ready, "address": fake_engine.url}
             session.add(Deployment(name=name, **values))
     yield fake_engine

@@ -209,8 +209,8 @@ def test_a_run_for_more_gpus_than_are_free_is_left_to_others(make_job: Make, mak
     claimed = []
     for free in (1, 4, 4, 8):
         with transaction() as session:
-            run = lifecycle.claim(
+            result = lifecycle.claim(
                 session, worker.id, [Queue.cuda], list(StageKind), LEASE_SECONDS, FreeResources(free, 0)
             )
-            claimed.append(run.id if run else None)
+            claimed.append(result.id if result else None)
     assert claimed == [None, small.id, None, large.id]

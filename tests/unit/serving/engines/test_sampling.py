@@ -8,7 +8,8 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
 
 def adjust(sampling: SamplingParams, prompt: list[int], output: list[int], *banned: int) -> list[float]:
-    return adjust_logits(LOGITS, sampling, prompt, output, frozenset(banned)).tolist()
+    logits: list[float] = adjust_logits(LOGITS, sampling, prompt, output, frozenset(banned)).tolist()
+    return logits
 
 
 def test_presence_counts_once_and_frequency_each_time_and_neither_the_prompt() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainers.configs import GrpoConfig, LoraTuning, SftConfig, StageKind, parse_stage
+from trainers.configs import GrpoConfig, LoraTuning, SftConfig, StageKind, TrainingConfig, parse_stage
 from trainers.configs.presets import load_presets
 
 REWARDS = [{"kind": "correctness"}]
@@ -17,7 +17,9 @@ FAMILIES = [name for name, preset in load_presets().items() if preset.kind == "f
 def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: str, family: str) -> None:
     rewards = {"rewards": REWARDS} if stage == "grpo" else {}
     config = parse_stage({"stage": stage, "preset": [hardware, family], "dataset": "rows", **rewards})
+    assert isinstance(config, TrainingConfig)
     assert config.base == load_presets()[family].training["base"]
+    assert config.micro_batch_size is not None
     assert config.batch_size % config.micro_batch_size == 0
 
 

@@ -1,27 +1,28 @@
 import copy
 import random
+from typing import Any
 
 import pytest
 
 from trainers.data.checks import validate_row
 from trainers.data.conversation import offered_tools, preference_messages, prompt_completions, to_messages
 from trainers.data.faults import FaultCode
-from trainers.data.formats import RowFormat
+from trainers.data.formats import Message, Row, RowFormat
 from trainers.data.statistics import turn_lengths
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
 
 
-def turn(role, content, **more):
+def turn(role: Any, content: Any, **more: Any) -> Message:
     return {"role": role, "content": content, **more}
 
 
-def talk(*roles):
+def talk(*roles: str) -> list[Message]:
     return [turn(role, "text") for role in roles]
 
 
-VALID = [
+VALID: list[tuple[RowFormat, Row]] = [
     (RowFormat.llama, {"text": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\na [/INST] b </s>"}),
     (RowFormat.messages, {"messages": talk("user", "assistant")}),
     (RowFormat.messages, {"messages": talk("system", "user", "assistant", "user", "assistant")}),
@@ -172,12 +173,14 @@ FAULTY = [
 
 
 @pytest.mark.parametrize(("row_format", "row"), VALID)
-def test_a_valid_row_is_met_with_silence(row_format, row):
+def test_a_valid_row_is_met_with_silence(row_format: RowFormat, row: Row) -> None:
     assert validate_row(row, row_format) == []
 
 
 @pytest.mark.parametrize(("row_format", "row", "field", "code"), FAULTY)
-def test_each_fault_is_found_alone_with_its_field(row_format, row, field, code):
+def test_each_fault_is_found_alone_with_its_field(
+    row_format: RowFormat, row: Row, field: str | None, code: str
+) -> None:
     (fault,) = validate_row(row, row_format)
     assert (fault.field, fault.code, fault.code.is_warning) == (field, code, False)
     assert fault.message.endswith(".")
@@ -192,39 +195,39 @@ def test_each_fault_is_found_alone_with_its_field(row_format, row, field, code):
         (M, {"messages": talk("user", "assistant", "assistant")}, "repeated_role"),
     ],
 )
-def test_what_is_usable_but_odd_is_a_warning(row_format, row, code):
+def test_what_is_usable_but_odd_is_a_warning(row_format: RowFormat, row: Row, code: str) -> None:
     (warning,) = validate_row(row, row_format)
     assert (warning.code, warning.code.is_warning) == (code, True)
 
 
-def test_a_row_of_another_format_names_both():
+def test_a_row_of_another_format_names_both() -> None:
     (fault,) = validate_row({"question": "a", "answer": "b"}, RowFormat.messages)
     assert "`question_answer`" in fault.message
     assert "`messages`" in fault.message
 
 
-def test_fields_of_another_format_next_to_the_right_ones_are_not_a_fault():
+def test_fields_of_another_format_next_to_the_right_ones_are_not_a_fault() -> None:
     row = {"prompt": "a", "completion": "b", "messages": "notes"}
     assert validate_row(row, RowFormat.prompt_completion) == []
 
 
-def test_a_row_with_a_million_faults_is_reported_in_twenty():
+def test_a_row_with_a_million_faults_is_reported_in_twenty() -> None:
     assert len(validate_row({"messages": [{}] * 1_000_000}, RowFormat.messages)) == 20
 
 
-def test_values_are_quoted_in_at_most_forty_characters():
+def test_values_are_quoted_in_at_most_forty_characters() -> None:
     (fault,) = validate_row({"messages": [turn("x" * 10**6, "a"), ANSWER]}, RowFormat.messages)
     assert len(fault.message) < 300
 
 
-def test_every_code_of_a_row_is_tested_here():
+def test_every_code_of_a_row_is_tested_here() -> None:
     tested = {code for *_, code in FAULTY} | {"equal_answers", "repeated_role"}
     codes = list(FaultCode)
     of_rows = codes[codes.index(FaultCode.unknown_format) : codes.index(FaultCode.blank_line)]
     assert tested >= set(of_rows)
 
 
-ODD_VALUES = [
+ODD_VALUES: list[Any] = [
     None,
     "",
     " ",
@@ -245,22 +248,23 @@ ODD_VALUES = [
 ODD_VALUES += ["user", "assistant", "system", "tool", USER, ANSWER, [USER, ANSWER], [CALL], [TOOL]]
 
 
-def _spoilt(row, rng):
+def _mutate(row: Row, rng: random.Random) -> Row:
     row = copy.deepcopy(row)
     for _ in range(rng.randrange(1, 3)):
-        parent, keys = None, row
-        while isinstance(keys, dict | list) and keys and (parent is None or rng.random() < 0.7):
-            parent = keys
+        parent: Any = None
+        value: Any = row
+        while isinstance(value, dict | list) and value and (parent is None or rng.random() < 0.7):
+            parent = value
             key = rng.choice(list(parent)) if isinstance(parent, dict) else rng.randrange(len(parent))
-            keys = parent[key]
+            value = parent[key]
         parent[key] = copy.deepcopy(rng.choice(ODD_VALUES))
     return row
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_row_that_passes_can_be_converted_and_measured(seed):
+def test_every_row_that_passes_can_be_converted_and_measured(seed: int) -> None:
     rng, passed = random.Random(seed), 0
-    for row_format, row in [(row_format, _spoilt(row, rng)) for row_format, row in VALID * 20]:
+    for row_format, row in [(row_format, _mutate(row, rng)) for row_format, row in VALID * 20]:
         if all(fault.code.is_warning for fault in validate_row(row, row_format)):
             passed += 1
             assert preference_messages(row) if row_format.has_pairs else prompt_completions(row, row_format)

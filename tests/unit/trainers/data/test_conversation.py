@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 
@@ -9,22 +10,22 @@ from trainers.data.conversation import (
     prompt_completions,
     to_messages,
 )
-from trainers.data.formats import RowFormat
+from trainers.data.formats import Message, Row, RowFormat
 
 
-def user(text):
+def user(text: Any) -> Message:
     return {"role": "user", "content": text}
 
 
-def assistant(text):
+def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def system(text):
+def system(text: str) -> Message:
     return {"role": "system", "content": text}
 
 
-SINGLE_TURN = [
+SINGLE_TURN: list[tuple[RowFormat, Row]] = [
     (RowFormat.messages, {"messages": [user("2+2?"), assistant("4")]}),
     (RowFormat.prompt_completion, {"prompt": "2+2?", "completion": "4"}),
     (RowFormat.prompt_completion, {"prompt": [user("2+2?")], "completion": [assistant("4")]}),
@@ -41,19 +42,19 @@ SINGLE_TURN = [
 
 
 @pytest.mark.parametrize(("row_format", "row"), SINGLE_TURN)
-def test_every_format_gives_the_same_prompt_and_completion(row_format, row):
+def test_every_format_gives_the_same_prompt_and_completion(row_format: RowFormat, row: Row) -> None:
     assert prompt_completions(row, row_format) == [([user("2+2?")], [assistant("4")])]
     assert to_messages(row, row_format) == [user("2+2?"), assistant("4")]
 
 
 @pytest.mark.parametrize(("row_format", "row"), SINGLE_TURN)
-def test_the_row_itself_is_left_as_it_was(row_format, row):
+def test_the_row_itself_is_left_as_it_was(row_format: RowFormat, row: Row) -> None:
     before = copy.deepcopy(row)
     prompt_completions(row, row_format)
     assert row == before
 
 
-def test_each_assistant_turn_is_trained_with_all_that_came_before():
+def test_each_assistant_turn_is_trained_with_all_that_came_before() -> None:
     turns = [system("s"), user("a"), assistant("b"), user("c"), assistant("d")]
     assert prompt_completions({"messages": turns}, RowFormat.messages) == [
         (turns[:2], turns[2:3]),
@@ -61,7 +62,7 @@ def test_each_assistant_turn_is_trained_with_all_that_came_before():
     ]
 
 
-def test_sharegpt_turns_keep_their_order_and_roles():
+def test_sharegpt_turns_keep_their_order_and_roles() -> None:
     spoken = [("system", "s"), ("human", "a"), ("gpt", "b"), ("tool", "t"), ("gpt", "c")]
     row = {"conversations": [{"from": speaker, "value": text} for speaker, text in spoken]}
     messages = to_messages(row, RowFormat.sharegpt)
@@ -69,29 +70,29 @@ def test_sharegpt_turns_keep_their_order_and_roles():
     assert [message["content"] for message in messages] == ["s", "a", "b", "t", "c"]
 
 
-def test_alpaca_input_follows_the_instruction():
+def test_alpaca_input_follows_the_instruction() -> None:
     row = {"instruction": "Translate.", "input": "안녕", "output": "hello"}
     assert to_messages(row, RowFormat.alpaca)[0] == user("Translate.\n\n안녕")
 
 
 @pytest.mark.parametrize("row_format", [RowFormat.alpaca, RowFormat.question_answer, RowFormat.sharegpt])
-def test_a_system_field_becomes_the_first_turn(row_format):
+def test_a_system_field_becomes_the_first_turn(row_format: RowFormat) -> None:
     row = next(row for candidate, row in SINGLE_TURN if candidate is row_format)
     assert to_messages(row | {"system": "Be brief."}, row_format)[0] == system("Be brief.")
 
 
-def test_turns_within_a_prompt_are_not_trained():
+def test_turns_within_a_prompt_are_not_trained() -> None:
     row = {"prompt": [user("a"), assistant("b"), user("c")], "completion": "d"}
     assert prompt_completions(row, RowFormat.prompt_completion) == [(row["prompt"], [assistant("d")])]
 
 
-def test_turns_of_weight_zero_are_context_only():
+def test_turns_of_weight_zero_are_context_only() -> None:
     turns = [user("a"), assistant("b") | {"weight": 0}, user("c"), assistant("d") | {"weight": 1}]
     pairs = prompt_completions({"messages": turns}, RowFormat.messages)
     assert pairs == [([user("a"), assistant("b"), user("c")], [assistant("d")])]
 
 
-def test_tool_calls_survive_with_their_arguments_as_an_object():
+def test_tool_calls_survive_with_their_arguments_as_an_object() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
     turns = [
         user("2+2?"),
@@ -105,7 +106,7 @@ def test_tool_calls_survive_with_their_arguments_as_an_object():
     assert second[0][2] == turns[2]
 
 
-def test_developer_turns_and_text_parts_become_what_templates_know():
+def test_developer_turns_and_text_parts_become_what_templates_know() -> None:
     parts = [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]
     turns = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, assistant("4")]
     assert to_messages({"messages": turns}, RowFormat.messages) == [
@@ -133,22 +134,22 @@ def test_developer_turns_and_text_parts_become_what_templates_know():
         },
     ],
 )
-def test_every_shape_of_a_preference_row_gives_prompt_chosen_and_rejected(row):
+def test_every_shape_of_a_preference_row_gives_prompt_chosen_and_rejected(row: Row) -> None:
     assert preference_messages(row) == ([user("q")], [assistant("good")], [assistant("bad")])
     assert to_messages(row, RowFormat.preference) == [user("q"), assistant("good")]
 
 
-def test_equal_conversations_keep_their_last_turn_as_the_answer():
+def test_equal_conversations_keep_their_last_turn_as_the_answer() -> None:
     turns = [user("q"), assistant("same")]
     assert preference_messages({"chosen": turns, "rejected": turns}) == (turns[:1], turns[1:], turns[1:])
 
 
-def test_a_preference_row_without_a_prompt_is_rejected():
+def test_a_preference_row_without_a_prompt_is_rejected() -> None:
     with pytest.raises(ValueError, match="has no prompt"):
         preference_messages({"chosen": "The answer is 4.", "rejected": "The answer is 5."})
 
 
-def test_preference_rows_cannot_be_used_for_sft():
+def test_preference_rows_cannot_be_used_for_sft() -> None:
     with pytest.raises(ValueError, match="train on it with DPO"):
         prompt_completions({"prompt": "q", "chosen": "a", "rejected": "b"}, RowFormat.preference)
 
@@ -167,12 +168,12 @@ def test_preference_rows_cannot_be_used_for_sft():
         (RowFormat.question_answer, {"question": 1, "answer": "b"}),
     ],
 )
-def test_an_invalid_row_is_an_error_that_names_its_field(row_format, row):
+def test_an_invalid_row_is_an_error_that_names_its_field(row_format: RowFormat, row: Row) -> None:
     with pytest.raises(ValueError, match=r"\.$"):
         prompt_completions(row, row_format)
 
 
-def test_tools_are_found_wherever_a_format_puts_them():
+def test_tools_are_found_wherever_a_format_puts_them() -> None:
     offered = [{"type": "function", "function": {"name": "add"}}]
     assert offered_tools({"tools": offered}) == offered
     assert offered_tools({"tools": '[{"type": "function", "function": {"name": "add"}}]'}) == offered
@@ -190,16 +191,16 @@ def test_tools_are_found_wherever_a_format_puts_them():
         {"conversations": [{"from": "human", "value": "2 + 2?"}]},
     ],
 )
-def test_a_row_may_ask_without_an_answer(row):
+def test_a_row_may_ask_without_an_answer(row: Row) -> None:
     assert extract_prompt_and_completion(row) == ([{"role": "user", "content": "2 + 2?"}], [])
 
 
-def test_an_input_and_a_system_message_belong_to_what_is_asked():
+def test_an_input_and_a_system_message_belong_to_what_is_asked() -> None:
     row = {"system": "Be brief.", "instruction": "Add:", "input": "2 + 2"}
     assert extract_prompt_and_completion(row)[0] == [system("Be brief."), user("Add:\n\n2 + 2")]
 
 
-def test_the_prompt_is_everything_before_the_last_completion():
+def test_the_prompt_is_everything_before_the_last_completion() -> None:
     row = {"prompt": "2 + 2?", "completion": "4", "extra": 1}
     assert extract_prompt_and_completion(row) == (
         [{"role": "user", "content": "2 + 2?"}],
@@ -207,11 +208,11 @@ def test_the_prompt_is_everything_before_the_last_completion():
     )
 
 
-def test_the_completion_of_a_preference_row_is_the_chosen_one():
+def test_the_completion_of_a_preference_row_is_the_chosen_one() -> None:
     row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
     assert extract_prompt_and_completion(row)[1] == [{"role": "assistant", "content": "4"}]
 
 
-def test_a_row_without_a_prompt_is_rejected():
+def test_a_row_without_a_prompt_is_rejected() -> None:
     with pytest.raises(ValueError, match="prompt"):
         extract_prompt_and_completion({"weather": "fine"})

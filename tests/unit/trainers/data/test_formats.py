@@ -1,6 +1,6 @@
 import pytest
 
-from trainers.data.formats import RowFormat, detect_format, has_format
+from trainers.data.formats import Row, RowFormat, detect_format, has_format
 
 ROWS = [
     ({"messages": []}, RowFormat.messages),
@@ -18,24 +18,24 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("row", "expected"), ROWS)
-def test_fields_name_the_format(row, expected):
+def test_fields_name_the_format(row: Row, expected: RowFormat) -> None:
     assert detect_format(row) is expected
 
 
 @pytest.mark.parametrize("row", [{}, {"text": "a"}, {"prompt": "a"}, {"instruction": "a", "answer": "b"}])
-def test_other_fields_name_no_format(row):
+def test_other_fields_name_no_format(row: Row) -> None:
     assert detect_format(row) is None
 
 
-def test_preference_has_precedence_over_messages_in_the_same_row():
+def test_preference_has_precedence_over_messages_in_the_same_row() -> None:
     row = {"prompt": "a", "chosen": [], "rejected": [], "messages": []}
     assert detect_format(row) is RowFormat.preference
     assert has_format(row, RowFormat.messages)
 
 
-def test_wrong_types_do_not_hide_the_format():
+def test_wrong_types_do_not_hide_the_format() -> None:
     assert detect_format({"messages": 5}) is RowFormat.messages
 
 
-def test_only_preference_rows_are_pairs():
+def test_only_preference_rows_are_pairs() -> None:
     assert [row_format for row_format in RowFormat if row_format.has_pairs] == [RowFormat.preference]

@@ -3,19 +3,20 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from trainers.data.faults import FaultCode
-from trainers.data.formats import RowFormat
+from trainers.data.formats import Row, RowFormat
 from trainers.data.validate import validate_file
 
 REPOSITORY = Path(__file__).parents[4]
 SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 TRAIN = SHARED / "gsm8k" / "train.jsonl"
 
-CLEAN = {
+CLEAN: dict[RowFormat, list[Row]] = {
     RowFormat.messages: [
         {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]}
         for n in range(5)
@@ -33,12 +34,14 @@ CLEAN = {
 }
 
 
-def rows(count):
+def rows(count: int) -> list[Row]:
     return [{"question": f"q{n}", "answer": "a"} for n in range(count)]
 
 
 @pytest.mark.parametrize("row_format", list(RowFormat))
-def test_a_clean_file_of_each_format_is_met_with_silence(write, row_format):
+def test_a_clean_file_of_each_format_is_met_with_silence(
+    write: Callable[..., Path], row_format: RowFormat
+) -> None:
     report = validate_file(write(*CLEAN[row_format]))
     assert (report.format, report.row_count, report.valid_row_count) == (row_format, 5, 5)
     assert (report.fault_count, report.faults, report.warning_count, report.warnings) == (0, [], 0, [])
@@ -67,7 +70,9 @@ def test_a_clean_file_of_each_format_is_met_with_silence(write, row_format):
     ],
     ids=lambda value: str(value) if isinstance(value, FaultCode) else "",
 )
-def test_one_bad_line_is_one_fault_with_its_number(write, line, code):
+def test_one_bad_line_is_one_fault_with_its_number(
+    write: Callable[..., Path], line: bytes, code: FaultCode
+) -> None:
     report = validate_file(write(*rows(4), b"\n", line, {"question": "last", "answer": "a"}))
     (fault,) = report.faults
     assert (fault.line, fault.code, report.fault_counts) == (6, code, {code: 1})
@@ -78,28 +83,28 @@ def test_one_bad_line_is_one_fault_with_its_number(write, line, code):
     ("content", "code"),
     [(b"", "empty_file"), (b"\n" * 100_000, "empty_file"), (b"[\n{}\n]\n", "json_array")],
 )
-def test_a_fault_of_the_whole_file_has_no_line(write, content, code):
+def test_a_fault_of_the_whole_file_has_no_line(write: Callable[..., Path], content: bytes, code: str) -> None:
     report = validate_file(write(content))
     (fault,) = report.faults
     assert (fault.line, fault.code, report.row_count, report.format) == (None, code, 0, None)
 
 
-def test_a_truncated_file_has_a_fault_in_its_last_line(write):
+def test_a_truncated_file_has_a_fault_in_its_last_line(write: Callable[..., Path]) -> None:
     report = validate_file(write(*rows(3), b'{"question": "q", "ans'))
     assert [(fault.line, fault.code) for fault in report.faults] == [(4, "truncated_line")]
 
 
-def test_a_last_line_without_its_newline_is_a_row(write):
+def test_a_last_line_without_its_newline_is_a_row(write: Callable[..., Path]) -> None:
     assert validate_file(write(*rows(3), b'{"question": "q", "answer": "a"}')).valid_row_count == 4
 
 
-def test_a_byte_order_mark_and_windows_line_endings_are_accepted(write):
+def test_a_byte_order_mark_and_windows_line_endings_are_accepted(write: Callable[..., Path]) -> None:
     lines = [json.dumps(row).encode() + b"\r\n" for row in rows(3)]
     report = validate_file(write(b"\xef\xbb\xbf" + lines[0], *lines[1:]))
     assert (report.valid_row_count, report.fault_count, report.warning_count) == (3, 0, 0)
 
 
-def test_the_format_of_most_first_rows_decides_and_the_first_wins_a_tie(write):
+def test_the_format_of_most_first_rows_decides_and_the_first_wins_a_tie(write: Callable[..., Path]) -> None:
     other = {"prompt": "q", "completion": "a"}
     assert validate_file(write(other, *rows(2))).format is RowFormat.question_answer
     tied = validate_file(write({"text": "?"}, other, *rows(1)))
@@ -107,12 +112,12 @@ def test_the_format_of_most_first_rows_decides_and_the_first_wins_a_tie(write):
     assert tied.fault_counts == {"unknown_format": 1, "other_format": 1}
 
 
-def test_rows_of_no_known_format_are_each_a_fault(write):
+def test_rows_of_no_known_format_are_each_a_fault(write: Callable[..., Path]) -> None:
     report = validate_file(write({"text": "a"}, {"text": "b"}))
     assert (report.format, report.fault_counts) == (None, {"unknown_format": 2})
 
 
-def test_warnings_leave_a_row_valid(write):
+def test_warnings_leave_a_row_valid(write: Callable[..., Path]) -> None:
     row, twice = rows(1)[0], b'{"question": "x", "question": "y", "answer": "a"}\n'
     report = validate_file(write(row, twice, b"\n", row))
     assert (report.valid_row_count, report.fault_count, report.statistics.duplicates) == (3, 0, 1)
@@ -121,36 +126,41 @@ def test_warnings_leave_a_row_valid(write):
     assert "line 1" in report.warnings[2].message
 
 
-def test_all_faults_are_counted_though_only_the_first_are_kept(write):
+def test_all_faults_are_counted_though_only_the_first_are_kept(write: Callable[..., Path]) -> None:
     report = validate_file(write(*rows(1), *[b"x\n"] * 50), max_faults=3)
     assert [fault.line for fault in report.faults] == [2, 3, 4]
     assert (report.fault_count, report.fault_counts) == (50, {"invalid_json": 50})
 
 
-def test_statistics_describe_the_valid_rows_only(write):
+def test_statistics_describe_the_valid_rows_only(write: Callable[..., Path]) -> None:
     lengths = range(1, 102)
     valid = [{"question": "q" * n, "answer": f"{n:03}"} for n in lengths]
     statistics = validate_file(write(*valid, {"question": "q" * 9999, "answer": ""})).statistics
-    assert statistics.prompt_characters.model_dump() == {
+    prompt, completion = statistics.prompt_characters, statistics.completion_characters
+    assert prompt is not None
+    assert prompt.model_dump() == {
         "min": 1,
         "mean": 51,
         "p50": 51,
         "p95": 96,
         "max": 101,
     }
-    assert (statistics.completion_characters.min, statistics.completion_characters.max) == (3, 3)
+    assert completion is not None
+    assert (completion.min, completion.max) == (3, 3)
+    assert statistics.turns is not None
     assert (statistics.turns.max, statistics.roles) == (2, {"user": 101, "assistant": 101})
 
 
-def test_percentiles_of_a_long_file_come_from_a_sample_near_the_truth(write):
+def test_percentiles_of_a_long_file_come_from_a_sample_near_the_truth(write: Callable[..., Path]) -> None:
     content = b"".join(b'{"question": "%s", "answer": "a"}\n' % (b"q" * (n // 30 + 1)) for n in range(30_000))
     prompt = validate_file(write(content)).statistics.prompt_characters
+    assert prompt is not None
     assert (prompt.min, prompt.mean, prompt.max) == (1, 500.5, 1000)
     assert abs(prompt.p50 - 500) < 25
     assert abs(prompt.p95 - 950) < 15
 
 
-def test_a_report_survives_json(write):
+def test_a_report_survives_json(write: Callable[..., Path]) -> None:
     report = validate_file(write(*rows(2), b"broken\n", b"\n"))
     assert type(report).model_validate_json(report.model_dump_json()) == report
 
@@ -170,7 +180,7 @@ def _mangled(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [_mangled, lambda seed: random.Random(seed).randbytes(seed * 7)])
-def test_no_bytes_crash_the_validation(write, make):
+def test_no_bytes_crash_the_validation(write: Callable[..., Path], make: Callable[[int], bytes]) -> None:
     for seed in range(400):
         content = make(seed)
         report = validate_file(write(content))
@@ -185,7 +195,9 @@ def test_no_bytes_crash_the_validation(write, make):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 @pytest.mark.parametrize("make", [lambda: b"[]," * 5_000_000, lambda: b'"\xe4\xb8\xad",' * 2_700_000])
-def test_hostile_rows_use_less_than_half_a_gibibyte_of_memory(write, make):
+def test_hostile_rows_use_less_than_half_a_gibibyte_of_memory(
+    write: Callable[..., Path], make: Callable[[], bytes]
+) -> None:
     line = b'{"question": "q", "answer": "a", "x": [' + make() + b"0]}\n"
     path = write(line, line, line)
     # Not from getrusage, whose maximum a child inherits from its parent.
@@ -201,14 +213,14 @@ def test_hostile_rows_use_less_than_half_a_gibibyte_of_memory(write, make):
 
 
 @pytest.mark.skipif(not TRAIN.exists(), reason="the shared data is not next to the repository")
-def test_gsm8k_is_clean():
+def test_gsm8k_is_clean() -> None:
     report = validate_file(TRAIN)
     assert (report.format, report.valid_row_count) == (RowFormat.question_answer, 7473)
     assert (report.fault_count, report.warning_count) == (0, 0)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not next to the repository")
-def test_korean_sentences_make_a_clean_file(write):
+def test_korean_sentences_make_a_clean_file(write: Callable[..., Path]) -> None:
     folder = SHARED / "korean-english"
     pairs = zip(
         *((folder / f"train.{language}").read_text("utf-8").splitlines() for language in ("ko", "en")),

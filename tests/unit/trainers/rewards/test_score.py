@@ -17,7 +17,7 @@ from trainers.rewards.score import (
 )
 from trainers.rewards.trl_functions import combined_function, completion_text, reward_functions
 
-MATHS = [
+MATHS: list[dict[str, Any]] = [
     {"kind": "correctness", "weight": 2},
     {"kind": "format", "weight": 0.5},
     {"kind": "steps"},

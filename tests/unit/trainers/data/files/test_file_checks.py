@@ -56,7 +56,9 @@ def _sqlite() -> bytes:
         (json.dumps(json.loads(ROW), indent=2).encode(), FaultCode.pretty_printed, "jq -c ."),
     ],
 )
-def test_a_file_of_another_kind_has_one_fault_with_a_remedy(content, code, advice):
+def test_a_file_of_another_kind_has_one_fault_with_a_remedy(
+    content: bytes, code: FaultCode, advice: str
+) -> None:
     file = io.BytesIO(content)
     fault = find_file_fault(file)
     assert fault is not None
@@ -77,5 +79,5 @@ def test_a_file_of_another_kind_has_one_fault_with_a_remedy(content, code, advic
         b"{\n{}\n",
     ],
 )
-def test_a_file_of_lines_has_no_fault_as_a_whole(content):
+def test_a_file_of_lines_has_no_fault_as_a_whole(content: bytes) -> None:
     assert find_file_fault(io.BytesIO(content)) is None

@@ -1,28 +1,29 @@
 import random
+from collections.abc import Iterable
 
 import pytest
 
 from trainers.data.filters.drops import DropReason, DropRecorder
 from trainers.data.filters.near_duplicates import NearDuplicateIndex, drop_near_duplicates, shingles
 from trainers.data.filters.row_filters import drop_duplicates, filter_by_characters, filter_by_tokens
-from trainers.data.formats import RowFormat
+from trainers.data.formats import Row, RowFormat
 
 QA = RowFormat.question_answer
 
 
-def numbered(*questions):
+def numbered(*questions: str) -> list[tuple[int, Row]]:
     return [(line, {"question": text, "answer": "ab"}) for line, text in enumerate(questions, start=1)]
 
 
-def lines(rows):
+def lines(rows: Iterable[tuple[int, Row]]) -> list[int]:
     return [line for line, _ in rows]
 
 
-def dropped(drops):
+def dropped(drops: DropRecorder) -> list[tuple[int, str]]:
     return [(drop.line, drop.reason) for drop in drops.report().first]
 
 
-def test_rows_are_kept_by_the_characters_of_all_their_turns():
+def test_rows_are_kept_by_the_characters_of_all_their_turns() -> None:
     drops = DropRecorder()
     kept = filter_by_characters(numbered("", "abc", "abcd", "x" * 99), drops, QA, minimum=5, maximum=8)
     assert lines(kept) == [2, 3]
@@ -30,7 +31,7 @@ def test_rows_are_kept_by_the_characters_of_all_their_turns():
     assert drops.report().first[1].detail == "The row has 102 characters; the maximum is 8."
 
 
-def test_rows_are_kept_by_tokens_as_the_caller_counts_them():
+def test_rows_are_kept_by_tokens_as_the_caller_counts_them() -> None:
     drops = DropRecorder()
     rows = numbered("one", "one two", "one two three")
     kept = filter_by_tokens(rows, drops, lambda row: len(row["question"].split()), minimum=2, maximum=2)
@@ -38,8 +39,8 @@ def test_rows_are_kept_by_tokens_as_the_caller_counts_them():
     assert dropped(drops) == [(1, "too_short"), (3, "too_long")]
 
 
-def test_duplicates_have_the_same_trained_content_whatever_their_other_fields():
-    rows = [
+def test_duplicates_have_the_same_trained_content_whatever_their_other_fields() -> None:
+    rows: list[tuple[int, Row]] = [
         (1, {"question": "q", "answer": "a", "id": 1}),
         (2, {"answer": "a", "question": "q", "id": 2}),
         (3, {"question": "q", "answer": "b"}),
@@ -50,7 +51,7 @@ def test_duplicates_have_the_same_trained_content_whatever_their_other_fields():
     assert [drop.detail for drop in drops.report().first] == ["The row has the same content as line 1."]
 
 
-def test_pairs_with_exchanged_completions_are_not_duplicates():
+def test_pairs_with_exchanged_completions_are_not_duplicates() -> None:
     rows = [
         (1, {"prompt": "q", "chosen": "a", "rejected": "b"}),
         (2, {"prompt": "q", "chosen": "b", "rejected": "a"}),
@@ -58,15 +59,16 @@ def test_pairs_with_exchanged_completions_are_not_duplicates():
     assert lines(drop_duplicates(rows, DropRecorder(), RowFormat.preference)) == [1, 2]
 
 
-def test_a_full_memory_is_reported_and_still_finds_what_it_remembers():
+def test_a_full_memory_is_reported_and_still_finds_what_it_remembers() -> None:
     drops = DropRecorder()
     kept = drop_duplicates(numbered("a", "b", "c", "c", "a"), drops, QA, max_remembered=2)
     assert lines(kept) == [1, 2, 3, 4]
     assert (drops.report().not_remembered, dropped(drops)) == (2, [(5, "duplicate")])
 
 
-def test_filters_chain_and_share_one_report():
-    drops, every = DropRecorder(limit=1, write=lambda drop: every.append(drop.line)), []
+def test_filters_chain_and_share_one_report() -> None:
+    every: list[int] = []
+    drops = DropRecorder(limit=1, write=lambda drop: every.append(drop.line))
     rows = drop_duplicates(numbered(*"aabbcc", "x" * 50, "y" * 50), drops, QA)
     assert lines(filter_by_characters(rows, drops, QA, maximum=9)) == [1, 3, 5]
     report = drops.report()
@@ -89,19 +91,19 @@ KOREAN = "오래된 등대지기는 첫 배가 들어오기 전에 매일 아침
         (KOREAN, KOREAN.replace("합니다", "한다")),
     ],
 )
-def test_texts_that_differ_in_little_are_near_duplicates(first, second):
+def test_texts_that_differ_in_little_are_near_duplicates(first: str, second: str) -> None:
     drops = DropRecorder()
     assert lines(drop_near_duplicates(numbered(first, "Else.", second), drops, QA)) == [1, 2]
     assert dropped(drops) == [(3, "near_duplicate")]
     assert "line 1" in drops.report().first[0].detail
 
 
-def test_texts_on_different_things_are_kept():
+def test_texts_on_different_things_are_kept() -> None:
     rows = numbered(SENTENCE, KOREAN, "The harbour was closed.", "q", "r", "")
     assert lines(drop_near_duplicates(rows, DropRecorder(), QA)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_threshold_parts_texts_by_their_true_similarity():
+def test_the_threshold_parts_texts_by_their_true_similarity() -> None:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghij", k=7)) for _ in range(400)]
     original = " ".join(words)
@@ -114,7 +116,7 @@ def test_the_threshold_parts_texts_by_their_true_similarity():
         assert bool(index.matches(other)) == (similarity > 0.8), (changed, similarity)
 
 
-def test_the_memory_for_near_duplicates_is_bounded_and_reported():
+def test_the_memory_for_near_duplicates_is_bounded_and_reported() -> None:
     drops = DropRecorder()
     rows = numbered(SENTENCE, KOREAN, KOREAN, SENTENCE)
     assert lines(drop_near_duplicates(rows, drops, QA, max_remembered=1)) == [1, 2, 3]
@@ -122,6 +124,6 @@ def test_the_memory_for_near_duplicates_is_bounded_and_reported():
 
 
 @pytest.mark.parametrize("threshold", [0, 1.1])
-def test_a_threshold_outside_its_range_is_rejected(threshold):
+def test_a_threshold_outside_its_range_is_rejected(threshold: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         NearDuplicateIndex(threshold)

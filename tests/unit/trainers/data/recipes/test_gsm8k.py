@@ -1,12 +1,13 @@
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from trainers.data.checks import validate_row
 from trainers.data.files.jsonl import iter_rows
-from trainers.data.formats import RowFormat
+from trainers.data.formats import Row, RowFormat
 from trainers.data.recipes.gsm8k import (
     Annotations,
     PairReport,
@@ -28,12 +29,12 @@ needs_data = pytest.mark.skipif(not GSM8K.exists(), reason="the shared data is n
 ROW = (4, {"question": "How many?", "answer": "Half of 48 is <<48/2=24>>24.\n#### 24"})
 
 
-def problem(line, correct, wrong):
+def problem(line: int, correct: Iterable[str], wrong: Iterable[str]) -> Problem:
     solutions = [Solution(f"So {text}.\nA: {text}", True) for text in correct]
     return Problem(line, f"Question {line}?", (*solutions, *(Solution(text, False) for text in wrong)))
 
 
-def test_a_solution_is_reasoning_and_a_final_answer():
+def test_a_solution_is_reasoning_and_a_final_answer() -> None:
     (row,) = sft_rows([ROW])
     assert [message["content"] for message in row["messages"]] == ["How many?", "Half of 48 is 24.\n#### 24"]
     (kept,) = sft_rows([ROW], annotations=Annotations.kept, system="Reason.")
@@ -41,7 +42,7 @@ def test_a_solution_is_reasoning_and_a_final_answer():
     assert kept["messages"][2]["content"] == ROW[1]["answer"]
 
 
-def test_prompts_for_exploration_hold_the_bare_answer():
+def test_prompts_for_exploration_hold_the_bare_answer() -> None:
     (row,) = grpo_rows([ROW], system="Reason.")
     assert row == {"system": "Reason.", "question": "How many?", "answer": "24"}
     assert validate_row(row, RowFormat.question_answer) == []
@@ -62,11 +63,11 @@ def test_prompts_for_exploration_hold_the_bare_answer():
         ("", None),
     ],
 )
-def test_the_final_answer_is_found_in_every_common_notation(text, split):
+def test_the_final_answer_is_found_in_every_common_notation(text: str, split: tuple[str, str] | None) -> None:
     assert split_solution(text) == split
 
 
-def test_data_sets_with_other_field_names_are_read():
+def test_data_sets_with_other_field_names_are_read() -> None:
     maths = (1, {"problem": "1/2+0?", "solution": "It stays the same.", "answer": "1/2"})
     meta = (2, {"query": "1+1?", "response": "One more.\n#### 2\nThe answer is: 2"})
     assert list(grpo_rows([maths, meta])) == [
@@ -84,12 +85,12 @@ def test_data_sets_with_other_field_names_are_read():
         ({"question": " ", "answer": "#### 1"}, "needs a question"),
     ],
 )
-def test_the_error_of_a_row_without_question_or_final_answer_names_its_line(row, missing):
+def test_the_error_of_a_row_without_question_or_final_answer_names_its_line(row: Row, missing: str) -> None:
     with pytest.raises(ValueError, match=f"Line 9: .*{missing}"):
         list(sft_rows([(9, row)]))
 
 
-def test_pairs_are_a_correct_and_a_wrong_solution_of_one_problem():
+def test_pairs_are_a_correct_and_a_wrong_solution_of_one_problem() -> None:
     report = PairReport()
     (row,) = preference_rows([problem(7, ["18"], ["<<1+1=2>>2, cut off"])], report, system="s")
     assert row["prompt"][1] == {"role": "user", "content": "Question 7?"}
@@ -99,7 +100,7 @@ def test_pairs_are_a_correct_and_a_wrong_solution_of_one_problem():
     assert validate_row(row, RowFormat.preference) == []
 
 
-def test_problems_with_one_kind_of_solution_are_dropped_and_counted():
+def test_problems_with_one_kind_of_solution_are_dropped_and_counted() -> None:
     problems = [
         problem(1, "12", "34"),
         problem(2, "1", ""),
@@ -120,14 +121,14 @@ def test_problems_with_one_kind_of_solution_are_dropped_and_counted():
     }
 
 
-def test_a_text_graded_both_ways_is_used_for_neither():
+def test_a_text_graded_both_ways_is_used_for_neither() -> None:
     solutions = (Solution("x\n#### 1", True), Solution("x\nA: 1", False), Solution("y\nA: 2", False))
     report = PairReport()
     assert list(preference_rows([Problem(1, "q", solutions)], report)) == []
     assert (report.contradictory, report.only_wrong) == (1, 1)
 
 
-def test_the_pairs_of_a_problem_depend_on_the_seed_and_not_on_its_position():
+def test_the_pairs_of_a_problem_depend_on_the_seed_and_not_on_its_position() -> None:
     problems = [problem(line, "12345", "6789") for line in range(30)]
     first = {row["line"]: row for row in preference_rows(problems, PairReport(), pairs_per_problem=1)}
     moved = random.Random(1).sample(problems, 10)
@@ -147,18 +148,18 @@ def test_the_pairs_of_a_problem_depend_on_the_seed_and_not_on_its_position():
         },
     ],
 )
-def test_the_error_of_a_row_without_graded_solutions_names_its_line(row):
+def test_the_error_of_a_row_without_graded_solutions_names_its_line(row: Row) -> None:
     with pytest.raises(ValueError, match="Line 3: a solution must be"):
         list(parse_problems([(3, row)]))
 
 
-def test_graded_solutions_may_stand_in_a_list():
+def test_graded_solutions_may_stand_in_a_list() -> None:
     row = {"question": "q", "solutions": [{"solution": "x", "is_correct": True}]}
     assert list(parse_problems([(1, row)])) == [Problem(1, "q", (Solution("x", True),))]
 
 
 @needs_data
-def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration():
+def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration() -> None:
     solved, asked = [list(make(iter_rows(GSM8K / "train.jsonl"))) for make in (sft_rows, grpo_rows)]
     assert len(solved) == len(asked) == 7473
     for row, prompt in zip(solved, asked, strict=True):
@@ -170,7 +171,7 @@ def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration():
 
 
 @needs_data
-def test_graded_solutions_of_gsm8k_become_pairs_with_the_right_one_chosen():
+def test_graded_solutions_of_gsm8k_become_pairs_with_the_right_one_chosen() -> None:
     report = PairReport()
     problems = list(parse_problems(iter_rows(GSM8K / "model_solutions.jsonl")))
     rows = list(preference_rows(problems, report, pairs_per_problem=2))

@@ -1,6 +1,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,31 +29,31 @@ NEWS = SHARED / "korean-english"
 PAIRS = [TranslationPair(n, f"안녕 {n}", f"Hello {n}") for n in range(1, 41)]
 
 
-def file(tmp_path, name, content):
+def file(tmp_path: Path, name: str, content: str | bytes) -> Path:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
 
-def test_lines_of_two_files_stand_side_by_side(tmp_path):
+def test_lines_of_two_files_stand_side_by_side(tmp_path: Path) -> None:
     korean = file(tmp_path, "ko", "\ufeff하나\r\n둘\u2028셋\n")
     english = file(tmp_path, "en", "one\ntwo\x0bthree\n")
     assert list(read_aligned(korean, english)) == [(1, "하나", "one"), (2, "둘\u2028셋", "two\x0bthree")]
 
 
-def test_files_of_different_length_are_not_aligned(tmp_path):
+def test_files_of_different_length_are_not_aligned(tmp_path: Path) -> None:
     korean, english = file(tmp_path, "a.ko", "하나\n"), file(tmp_path, "a.en", "one\ntwo\n")
     with pytest.raises(ValueError, match=r"a\.ko ends before line 2 of a\.en"):
         list(read_aligned(korean, english))
 
 
-def test_the_error_of_a_line_that_is_not_utf8_names_it(tmp_path):
+def test_the_error_of_a_line_that_is_not_utf8_names_it(tmp_path: Path) -> None:
     korean, english = file(tmp_path, "a.ko", "하나\n둘\n".encode("cp949")), file(tmp_path, "a.en", "1\n2\n")
     with pytest.raises(ValueError, match=r"a\.ko, line 1: byte 1 is not UTF-8"):
         list(read_aligned(korean, english))
 
 
-def test_columns_of_tsv_are_taken_by_number_or_by_name(tmp_path):
+def test_columns_of_tsv_are_taken_by_number_or_by_name(tmp_path: Path) -> None:
     path = file(tmp_path, "a.tsv", 'id\tEnglish\tKorean\n7\t"one\t하나\n')
     assert list(read_tsv(path, korean="Korean", english="English")) == [(2, "하나", '"one')]
     assert list(read_tsv(path, korean=3, english=2))[1] == (2, "하나", '"one')
@@ -66,12 +67,14 @@ def test_columns_of_tsv_are_taken_by_number_or_by_name(tmp_path):
         ({"english": 0}, "numbered from 1"),
     ],
 )
-def test_the_error_of_a_missing_column_names_it(tmp_path, columns, problem):
+def test_the_error_of_a_missing_column_names_it(
+    tmp_path: Path, columns: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(ValueError, match=problem):
         list(read_tsv(file(tmp_path, "a.tsv", "하나\tone\n"), **columns))
 
 
-def test_rows_of_a_hub_data_set_give_pairs_in_both_layouts():
+def test_rows_of_a_hub_data_set_give_pairs_in_both_layouts() -> None:
     assert list(parse_pairs([{"translation": {"ko": "하나", "en": "one"}}, {"ko": "둘", "en": "two"}])) == [
         (1, "하나", "one"),
         (2, "둘", "two"),
@@ -98,7 +101,7 @@ TMX = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_units_of_tmx_give_pairs_without_formatting_codes(tmp_path, encoding):
+def test_units_of_tmx_give_pairs_without_formatting_codes(tmp_path: Path, encoding: str) -> None:
     drops = DropRecorder()
     content = TMX.replace("UTF-8", encoding.upper()).encode(encoding)
     assert list(read_tmx(file(tmp_path, "a.tmx", content), drops)) == [
@@ -133,12 +136,12 @@ UNIT = "<body><tu><tuv xml:lang='ko'><seg>{}</seg></tuv></tu></body>"
     ],
     ids=range(10),
 )
-def test_invalid_or_hostile_tmx_is_rejected(tmp_path, content, problem):
+def test_invalid_or_hostile_tmx_is_rejected(tmp_path: Path, content: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         list(read_tmx(file(tmp_path, "a.tmx", content), DropRecorder()))
 
 
-def test_each_pair_gives_a_valid_row_for_each_direction():
+def test_each_pair_gives_a_valid_row_for_each_direction() -> None:
     first, second = list(translation_rows(PAIRS[:1], wordings=1))
     assert first == {
         "messages": [
@@ -153,21 +156,21 @@ def test_each_pair_gives_a_valid_row_for_each_direction():
     assert validate_row(first, RowFormat.messages) == []
 
 
-def test_the_wording_of_a_row_depends_on_the_seed_and_not_on_its_position():
+def test_the_wording_of_a_row_depends_on_the_seed_and_not_on_its_position() -> None:
     asked = {row["line"]: row for row in translation_rows(PAIRS, directions=[Direction.ko_en])}
     moved = random.Random(1).sample(PAIRS, 20)
     assert all(asked[row["line"]] == row for row in translation_rows(moved, directions=[Direction.ko_en]))
     assert list(translation_rows(PAIRS, seed=1)) != list(translation_rows(PAIRS, seed=2))
 
 
-def test_all_wordings_are_used_and_each_contains_the_sentence_once():
+def test_all_wordings_are_used_and_each_contains_the_sentence_once() -> None:
     pairs = [TranslationPair(n, f"안녕{n}번", f"hello{n}") for n in range(300)]
     begins = {row["messages"][0]["content"][:12] for row in translation_rows(pairs)}
     assert len(begins) >= 10
     assert all(wording.count("{text}") == 1 for wordings in WORDINGS.values() for wording in wordings)
 
 
-def test_braces_in_a_sentence_stay_as_they_are():
+def test_braces_in_a_sentence_stay_as_they_are() -> None:
     (row,) = translation_rows(
         [TranslationPair(1, "{0} {text}", "{x}")], directions=[Direction.ko_en], wordings=1
     )
@@ -175,13 +178,13 @@ def test_braces_in_a_sentence_stay_as_they_are():
 
 
 @pytest.mark.parametrize("wordings", [0, 7])
-def test_an_invalid_number_of_wordings_is_rejected(wordings):
+def test_an_invalid_number_of_wordings_is_rejected(wordings: int) -> None:
     with pytest.raises(ValueError, match="set it to 1 to 6"):
         list(translation_rows(PAIRS, wordings=wordings))
 
 
 @pytest.mark.skipif(not NEWS.exists(), reason="the shared data is not next to the repository")
-def test_real_news_become_clean_rows_and_dropped_pairs_have_reasons(tmp_path):
+def test_real_news_become_clean_rows_and_dropped_pairs_have_reasons(tmp_path: Path) -> None:
     drops = DropRecorder()
     pairs = read_aligned(NEWS / "train.ko", NEWS / "train.en")
     clean = filter_by_length_ratio(filter_by_language(drop_identical_sides(pairs, drops), drops), drops)
