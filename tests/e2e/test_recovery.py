@@ -19,18 +19,18 @@ STEPS = 60
 EXACT = {"max_steps": STEPS, "save_every_steps": 10, "tuning": {"method": "lora", "dropout": 0.1}}
 # A worker that receives SIGTERM before Celery installs its handler.
 SIGTERM_AT_JOIN = """
-import os, signal, sys
-from workers import __main__ as program
+import os, signal
+from workers import __main__ as worker_program
 
-register = program.register_worker
+register = worker_program.register_worker
 
 def register_and_terminate(*arguments):
     worker = register(*arguments)
     os.kill(os.getpid(), signal.SIGTERM)
     return worker
 
-program.register_worker = register_and_terminate
-sys.exit(program.main())
+worker_program.register_worker = register_and_terminate
+worker_program.program()
 """
 
 
