@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
@@ -79,8 +79,8 @@ def test_keys_are_created_listed_and_revoked_on_the_command_line(tmp_path: Path)
 
 
 def test_a_signal_ends_the_service_while_a_client_is_connected(tmp_path: Path) -> None:
-    with serving(tmp_path, "--no-worker") as (server, url):
-        assert json.load(urllib.request.urlopen(f"{url}/readyz"))["ready"] is True
+    with serving(tmp_path, "--no-worker") as (server, url), httpx2.Client(base_url=url) as client:
+        assert client.get("/readyz").json()["ready"] is True
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]

@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from openai import OpenAI
 
@@ -34,23 +33,20 @@ class Server:
 
     def get(self, path: str) -> tuple[int, Any]:
         """Return status and JSON of a path; the status is 0 while nothing listens."""
-        return self.call(urllib.request.Request(self.url + path))
+        return self.call("GET", path)
 
     def post(self, path: str, data: Any) -> tuple[int, Any]:
         """Return status and JSON, or text, of the response to a JSON body."""
         body = data if isinstance(data, bytes) else json.dumps(data).encode()
-        headers = {"Content-Type": "application/json"}
-        return self.call(urllib.request.Request(self.url + path, body, headers))
+        return self.call("POST", path, content=body, headers={"Content-Type": "application/json"})
 
-    def call(self, request: urllib.request.Request) -> tuple[int, Any]:
+    def call(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+        """Return status and JSON, or text, of the response on a connection of its own."""
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                return response.status, decode(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, decode(error.read())
-        except (urllib.error.URLError, ConnectionError):
+            response = httpx2.request(method, self.url + path, timeout=30, **options)
+        except (httpx2.NetworkError, httpx2.RemoteProtocolError):
             return 0, None
+        return response.status_code, decode(response.content)
 
     def chat(self, model: str, **options: Any) -> str:
         """Return the tiny models' greedy completion of a question."""

@@ -7,11 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -42,9 +42,8 @@ def gateway(fake_engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -
 
 def post_raw(gateway: Server, body: dict[str, Any]) -> tuple[int, bytes]:
     """Return the status and bytes of a response."""
-    request = urllib.request.Request(gateway.url + CHAT, json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=20) as response:
-        return response.status, response.read()
+    response = httpx2.post(gateway.url + CHAT, json=body, timeout=20)
+    return response.status_code, response.content
 
 
 def disconnect(gateway: Server, model: str, after_bytes: int) -> None:
@@ -107,12 +106,13 @@ def test_a_stream_that_starts_with_an_error_is_retried_once(gateway: Server, fak
 
 
 def test_a_stream_is_forwarded_as_it_arrives_and_unchanged(gateway: Server) -> None:
-    request = urllib.request.Request(gateway.url + CHAT, b'{"model": "slow", "stream": true}')
+    body = {"model": "slow", "stream": True}
     started_at = time.monotonic()
-    with urllib.request.urlopen(request, timeout=20) as response:
-        first = response.readline()
+    with httpx2.stream("POST", gateway.url + CHAT, json=body, timeout=20) as response:
+        chunks = response.iter_raw()
+        first = next(chunks)
         first_after = time.monotonic() - started_at
-        rest = response.read()
+        rest = b"".join(chunks)
     assert first_after < 0.5 * (time.monotonic() - started_at)
     assert (first + rest).count(b'"word "') == 10
     assert rest.endswith(b"data: [DONE]\n\n")
@@ -166,15 +166,13 @@ def test_the_engine_gets_its_own_name_and_neither_the_key_nor_an_unsafe_id(
     gateway: Server, fake_engine: FakeEngine
 ) -> None:
     headers = {"Authorization": "Bearer secret", "X-Request-Id": "a b"}
-    request = urllib.request.Request(
-        gateway.url + CHAT, b'{"model": "other-name", "seed": 3, "x": "\\ud55c"}', headers
-    )
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        given = answer.headers["x-request-id"]
+    body = b'{"model": "other-name", "seed": 3, "x": "\\ud55c"}'
+    response = httpx2.post(gateway.url + CHAT, content=body, headers=headers, timeout=20)
+    request_id = response.headers["x-request-id"]
     assert fake_engine.bodies[-1] == {"model": "slow", "seed": 3, "x": "한"}
     assert "authorization" not in fake_engine.headers[-1]
-    assert fake_engine.headers[-1]["x-request-id"] == given
-    assert given.startswith("req_")
+    assert fake_engine.headers[-1]["x-request-id"] == request_id
+    assert request_id.startswith("req_")
 
 
 @pytest.mark.parametrize(
@@ -219,9 +217,7 @@ def test_a_configured_key_is_required(tmp_path: Path, monkeypatch: pytest.Monkey
         server.wait_until_ready()
         for key, wanted in (("wrong", 401), ("right", 200)):
             headers = {"Authorization": f"Bearer {key}"}
-            assert (
-                server.call(urllib.request.Request(f"{server.url}/v1/models", headers=headers))[0] == wanted
-            )
+            assert server.call("GET", "/v1/models", headers=headers)[0] == wanted
 
 
 def test_a_public_address_without_a_key_is_rejected(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 
@@ -119,9 +119,10 @@ def test_a_response_in_progress_is_completed_before_the_gateway_stops(
 ) -> None:
     with run_gateway([{"name": "slow", "base_url": fake_engine.url}], tmp_path) as gateway:
         gateway.wait_until_ready()
-        request = urllib.request.Request(gateway.url + CHAT, b'{"model": "slow", "stream": true}')
-        with urllib.request.urlopen(request, timeout=20) as response:
-            response.readline()
+        body = {"model": "slow", "stream": True}
+        with httpx2.stream("POST", gateway.url + CHAT, json=body, timeout=20) as response:
+            chunks = response.iter_raw()
+            next(chunks)
             gateway.process.terminate()
-            assert response.read().endswith(b"data: [DONE]\n\n")
+            assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
         assert gateway.process.wait(60) == 0

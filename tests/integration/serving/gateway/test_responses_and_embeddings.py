@@ -1,10 +1,10 @@
 """The gateway's responses endpoint, whose streams end with an event, and embeddings."""
 
 import json
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -24,9 +24,8 @@ def gateway(fake_engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def read_stream(gateway: Server, model: str) -> bytes:
-    body = json.dumps({"model": model, "input": "hello", "stream": True}).encode()
-    with urllib.request.urlopen(f"{gateway.url}/v1/responses", body, timeout=20) as response:
-        return response.read()
+    body = {"model": model, "input": "hello", "stream": True}
+    return httpx2.post(f"{gateway.url}/v1/responses", json=body, timeout=20).content
 
 
 def read_log(gateway: Server, model: str) -> dict[str, Any]:
