@@ -63,7 +63,13 @@ def create_app() -> FastAPI:
         lifespan=_lifespan,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
-        swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True},
+        swagger_ui_parameters={
+            "tryItOutEnabled": True,
+            "persistAuthorization": True,
+            # The list of all schemas is longer than the rest of the page; it is collapsed.
+            "defaultModelsExpandDepth": 0,
+            "filter": True,
+        },
         responses={
             "default": {
                 "model": ErrorResponse,
@@ -119,5 +125,19 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         add_gateway_paths(schema)
         add_response_examples(schema)
+        for operation in (each for item in schema["paths"].values() for each in item.values()):
+            for parameter in operation.get("parameters", []):
+                _remove_null(parameter["schema"])
+        # FastAPI removes null from examples.
+        limits = schema["paths"][f"{API_PREFIX}/keys/{{key_id}}"]["patch"]["requestBody"]
+        limits["content"]["application/json"]["examples"] = keys.UPDATE_EXAMPLES
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _remove_null(schema: dict[str, Any]) -> None:
+    """Remove null from an optional parameter: in a URL or a header it can be absent, but not null."""
+    variants = [variant for variant in schema.get("anyOf", []) if variant.get("type") != "null"]
+    if len(variants) == 1:
+        del schema["anyOf"]
+        schema |= variants[0]

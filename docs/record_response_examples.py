@@ -15,7 +15,7 @@ import httpx2
 
 from app.demos import examples
 from app.demos.quickstart import check_response, run_service
-from app.http.response_examples import PATH
+from app.http.response_examples import ERRORS, PATH
 from app.settings import Settings
 
 JOB = {
@@ -70,7 +70,7 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     def put(path: str, body: Any) -> Any:
         return _shorten(check_response(client.put(f"/api/v1{path}", json=body)))
 
-    recorded = {}
+    recorded: dict[str, Any] = {}
     for name, path in examples.write_datasets(settings.data_dir / "rows").items():
         with path.open("rb") as file:
             response = client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)})
@@ -115,8 +115,14 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded["get_preset"] = recorded["list_presets"]["items"][0]
     for name in ("healthz", "readyz"):
         recorded[name] = check_response(client.get(f"/{name}"))
+    errors = {
+        "not_found": client.get(f"/api/v1/jobs/{job_id[:-1]}0"),
+        "conflict": client.put("/api/v1/aliases/solver", json={"targets": [{"deployment": "other"}]}),
+        "malformed": client.post("/api/v1/jobs", json={"name": "mine", "stages": [{"stage": "sft"}]}),
+    }
     # From here on, requests need the key.
     secret = check_response(client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"]}))["key"]
+    errors["unauthorized"] = client.get("/api/v1/jobs")
     client.headers["Authorization"] = f"Bearer {secret}"
     created = post("/keys", {"name": "app", "scopes": ["inference"], "requests_per_minute": 60})
     recorded["create_key"] = created | {"key": "ts_…"}
@@ -124,6 +130,10 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     limits = check_response(client.patch(f"/api/v1{path}", json={"concurrent_requests": 8}))
     recorded |= {"get_own_key": get("/keys/self"), "list_keys": get("/keys"), "update_key": limits}
     recorded["revoke_key"] = check_response(client.delete(f"/api/v1{path}"))
+    recorded[ERRORS] = {
+        name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}
+        for name, error in sorted(errors.items(), key=lambda item: item[1].status_code)
+    }
     return recorded
 
 

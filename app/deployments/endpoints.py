@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Body, Depends, Path, Query
 
 from app.deployments import service
-from app.deployments.schemas import DeploymentCreate, DeploymentView
+from app.deployments.schemas import CREATE_EXAMPLES, DeploymentCreate, DeploymentView
 from app.http.auth import require_inference
 from app.http.paging import Page, Paging
 from app.storage.database import ReadSession, WriteSession
@@ -18,7 +18,9 @@ DeploymentId = Annotated[str, Path(description="Id of the deployment, `deploymen
 
 
 @router.post("", status_code=201)
-def create_deployment(session: WriteSession, body: DeploymentCreate) -> DeploymentView:
+def create_deployment(
+    session: WriteSession, body: Annotated[DeploymentCreate, Body(openapi_examples=CREATE_EXAMPLES)]
+) -> DeploymentView:
     """Keep a model ready under a name; a deployment with that name serves until the new one is ready."""
     return service.view_deployment(session, service.create_deployment(session, body))
 

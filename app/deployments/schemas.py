@@ -10,18 +10,25 @@ from app.tables import Deployment, DeploymentStatus
 from trainers.configs import DeploymentChoice, EngineKind, EngineOptions, ParityMode, Queue
 from trainers.configs.base import NonEmpty, StageName
 
+CREATE_EXAMPLES = {
+    "plain": {
+        "summary": "A model with all defaults",
+        "value": {"name": "starter-next", "model": "starter"},
+    },
+    "idle": {
+        "summary": "Stop the engine after ten minutes without a request; four adapters share it",
+        "value": {
+            "name": "starter",
+            "model": "starter",
+            "idle_seconds": 600,
+            "options": {"max_adapters": 4},
+        },
+    },
+}
+
 
 class DeploymentCreate(DeploymentChoice):
     """A model to keep ready; a deployment with the same name serves until this one is ready."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"name": "starter", "model": "starter"},
-                {"name": "starter", "model": "starter", "idle_seconds": 600, "options": {"max_adapters": 4}},
-            ]
-        },
-    )
 
     name: StageName = Field(description="Name that clients send as `model`.")
     model: NonEmpty = Field(description="A hub id, a folder under an allowed root, or a registry id.")

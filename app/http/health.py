@@ -38,7 +38,19 @@ def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness}})
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses={
+        503: {
+            "model": Readiness,
+            "description": "The database is unreachable, or needs a migration.",
+            "content": {
+                "application/json": {"example": {"ready": False, "database": "unreachable", "broker": "ok"}}
+            },
+        }
+    },
+)
 def readyz() -> JSONResponse:
     """Return 200 if the database is reachable and migrated, else 503.
 

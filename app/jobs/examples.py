@@ -67,12 +67,27 @@ MATHS_JOB: dict[str, Any] = {
     "labels": {"task": "maths"},
     "queue": "cuda",
     "stages": [
-        {"stage": "sft", "base": "Qwen/Qwen2.5-1.5B-Instruct", "dataset": "gsm8k-train", "epochs": 2},
+        {
+            "stage": "prepare",
+            "name": "problems",
+            "source": {"kind": "hub", "name": "openai/gsm8k", "subset": "main"},
+        },
+        {
+            "stage": "prepare",
+            "name": "held-out",
+            "source": {"kind": "hub", "name": "openai/gsm8k", "subset": "main", "split": "test"},
+        },
+        {
+            "stage": "sft",
+            "base": "Qwen/Qwen2.5-1.5B-Instruct",
+            "dataset": {"stage": "problems"},
+            "epochs": 2,
+        },
         {
             "stage": "prepare",
             "name": "pairs",
             "base": {"stage": "sft"},
-            "dataset": "gsm8k-train",
+            "dataset": {"stage": "problems"},
             "recipe": {"kind": "on_policy_pairs", "num_generations": 8, "pairs_per_prompt": 2},
         },
         {
@@ -85,7 +100,7 @@ MATHS_JOB: dict[str, Any] = {
         {
             "stage": "grpo",
             "base": {"stage": "dpo"},
-            "dataset": "gsm8k-train",
+            "dataset": {"stage": "problems"},
             "rewards": [
                 {"kind": "correctness"},
                 {"kind": "format", "form": "hashes", "weight": 0.2},
@@ -98,38 +113,62 @@ MATHS_JOB: dict[str, Any] = {
             "stage": "evaluate",
             "model": {"stage": "grpo"},
             "baseline": "Qwen/Qwen2.5-1.5B-Instruct",
-            "dataset": "gsm8k-test",
+            "dataset": {"stage": "held-out"},
         },
         {"stage": "deploy", "model": {"stage": "grpo"}, "deployment": "maths", "engine": "vllm"},
     ],
 }
 
-STAGES: dict[str, dict[str, Any]] = {
-    "prepare": {
-        "stage": "prepare",
-        "dataset": "arithmetic-train",
-        "filters": [{"kind": "duplicates"}],
-        "split": {"validation": 100},
-    },
-    "sft": {"stage": "sft", "base": "starter", "dataset": "arithmetic-train", "max_steps": 60},
-    "dpo": {"stage": "dpo", "base": "starter", "dataset": "pairs", "beta": 0.1},
-    "grpo": {
-        "stage": "grpo",
-        "base": "starter",
-        "dataset": "arithmetic-train",
-        "rewards": [{"kind": "correctness"}],
-        "max_completion_length": 32,
-        "max_steps": 20,
-    },
-    "merge": {"stage": "merge", "model": "model_06e58m9qk3fz5d4xh0a8wyv2tc"},
-    "evaluate": {"stage": "evaluate", "model": "starter", "dataset": "arithmetic-test", "max_new_tokens": 32},
-    "generate": {"stage": "generate", "model": "starter", "dataset": "arithmetic-test", "max_rows": 50},
-    "deploy": {"stage": "deploy", "model": "starter", "deployment": "starter-copy"},
-    "preflight": {
-        "stage": "preflight",
-        "target": {"stage": "sft", "base": "starter", "dataset": "arithmetic-train"},
-        "probe_steps": 5,
-    },
+_SHORT_SFT: dict[str, Any] = {
+    "stage": "sft",
+    "base": "starter",
+    "dataset": "arithmetic-train",
+    "max_steps": 60,
+}
+# The stages of a job for each kind of stage; some read the result of a stage before them.
+STAGES: dict[str, list[dict[str, Any]]] = {
+    "prepare": [
+        {
+            "stage": "prepare",
+            "dataset": "arithmetic-train",
+            "filters": [{"kind": "duplicates"}],
+            "split": {"validation": 100},
+        }
+    ],
+    "sft": [_SHORT_SFT],
+    "dpo": [
+        {
+            "stage": "prepare",
+            "name": "pairs",
+            "base": "starter",
+            "dataset": "arithmetic-train",
+            "recipe": {"kind": "on_policy_pairs", "max_rows": 100, "max_new_tokens": 24},
+        },
+        {"stage": "dpo", "base": "starter", "dataset": {"stage": "pairs"}, "beta": 0.1, "max_steps": 20},
+    ],
+    "grpo": [
+        {
+            "stage": "grpo",
+            "base": "starter",
+            "dataset": "arithmetic-train",
+            "rewards": [{"kind": "correctness"}],
+            "max_completion_length": 32,
+            "max_steps": 20,
+        }
+    ],
+    "merge": [_SHORT_SFT, {"stage": "merge", "model": {"stage": "sft"}}],
+    "evaluate": [
+        {"stage": "evaluate", "model": "starter", "dataset": "arithmetic-test", "max_new_tokens": 32}
+    ],
+    "generate": [{"stage": "generate", "model": "starter", "dataset": "arithmetic-test", "max_rows": 50}],
+    "deploy": [{"stage": "deploy", "model": "starter", "deployment": "starter-next"}],
+    "preflight": [
+        {
+            "stage": "preflight",
+            "target": {"stage": "sft", "base": "starter", "dataset": "arithmetic-train"},
+            "probe_steps": 5,
+        }
+    ],
 }
 SUMMARIES = {
     "prepare": "Filter and split a dataset",
@@ -159,7 +198,7 @@ JOB_EXAMPLES: dict[str, Any] = {
 } | {
     kind: {
         "summary": f"Stage {kind}: {SUMMARIES[kind]}",
-        "value": {"name": f"{kind} only", "stages": [stage]},
+        "value": {"name": f"{kind} example", "stages": stages},
     }
-    for kind, stage in STAGES.items()
+    for kind, stages in STAGES.items()
 }

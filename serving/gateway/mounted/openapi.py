@@ -91,9 +91,7 @@ def operation(summary: str, name: str, schema: str, example: Json, errors: list[
         }
     }
     for status in errors:
-        error: Json = {"schema": {"$ref": reference("OpenAIError")}}
-        if status in examples.ERRORS:
-            error["example"] = examples.ERRORS[status]
+        error = {"schema": {"$ref": reference("OpenAIError")}, "example": examples.ERRORS[status]}
         responses[status] = {"description": ERRORS[status], "content": {"application/json": error}}
     return {"tags": ["generation"], "summary": summary, "operationId": name, "responses": responses}
 

@@ -235,6 +235,23 @@ EMBEDDINGS: Json = {
     "usage": {"prompt_tokens": 9, "total_tokens": 9},
 }
 ERRORS: Json = {
+    "401": {
+        "error": {
+            "message": "The request has no API key. Send `Authorization: Bearer ts_…`. Create an API key "
+            "with `python -m app keys create --name me --scope admin`.",
+            "type": "authentication_error",
+            "param": None,
+            "code": "invalid_api_key",
+        }
+    },
+    "413": {
+        "error": {
+            "message": "The request body is larger than 8388608 bytes. Send a shorter prompt.",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "request_too_large",
+        }
+    },
     "400": {
         "error": {
             "message": "'n' is 1000, but the limit is 128.",
@@ -249,6 +266,22 @@ ERRORS: Json = {
             "type": "invalid_request_error",
             "param": "model",
             "code": "model_not_found",
+        }
+    },
+    "429": {
+        "error": {
+            "message": "This API key has reached its rate limit (requests per minute: 60). Try again in 1 s.",
+            "type": "rate_limit_error",
+            "param": None,
+            "code": "rate_limit_exceeded",
+        }
+    },
+    "503": {
+        "error": {
+            "message": "The engine of 'starter' is unreachable; it may be restarting. Try again soon.",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_unavailable",
         }
     },
 }
