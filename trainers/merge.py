@@ -85,7 +85,7 @@ def run(config: MergeConfig, run_dir: Path, events: EventWriter) -> dict[str, An
 
 
 def plan(config: MergeConfig) -> dict[str, Any]:
-    """Return what would be merged."""
+    """Return the base, the adapter and the dtype of the merge."""
     reference = _require_adapter(config)
     load_tokenizer(reference)
     return {"stage": "merge", "base": reference.base, "adapter": reference.adapter, "dtype": config.dtype}

@@ -14,7 +14,7 @@ def register_task(celery: Celery, worker: WorkerContext) -> None:
     def notify(queue: str) -> bool:
         """Execute runs until none is left; return False if there was none.
 
-        The message only says that there may be work. A busy worker therefore needs no further notification.
+        The message only means that there may be work. A busy worker therefore needs no further notification.
         """
         found = False
         while not worker.stopping.is_set() and execute_next(worker):

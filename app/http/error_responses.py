@@ -35,7 +35,7 @@ class FieldError(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong and what to do."""
+    """A code, a message and a hint."""
 
     code: ErrorCode = Field(description="Reason of the failure, for programs to branch on.")
     message: str = Field(description="What is wrong, as a sentence.")

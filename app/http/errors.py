@@ -5,7 +5,7 @@
         Unauthorized           401
         Forbidden              403
         NotFound               404
-        MethodNotSupported       405
+        MethodNotSupported     405
         Conflict               409
         PayloadTooLarge        413
         UnprocessableContent   422

@@ -26,8 +26,11 @@ CREATE_EXAMPLES = {
     },
 }
 UPDATE_EXAMPLES = {
-    "slower": {"summary": "Another rate; omitted fields stay", "value": {"requests_per_minute": 60}},
-    "unlimited": {"summary": "Remove the limit of the rate", "value": {"requests_per_minute": None}},
+    "slower": {
+        "summary": "Change the rate; omitted fields stay unchanged",
+        "value": {"requests_per_minute": 60},
+    },
+    "unlimited": {"summary": "Remove the rate limit", "value": {"requests_per_minute": None}},
 }
 
 KeyId = Annotated[str, Path(description="Id of the API key, `key_…`.")]

@@ -14,7 +14,7 @@ therefore writes nothing.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
 from sqlalchemy.orm import aliased
@@ -56,7 +56,7 @@ class EarlierStageEnded(TunesmithError):
 
 
 class StaleAttempt(Exception):
-    """This attempt no longer holds the run: the worker must stop its program and write nothing."""
+    """An attempt that no longer holds the run: the worker must stop its program and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,15 @@ class NewEvent:
     data: dict[str, Any]
     step: int | None = None
 
+    @classmethod
+    def warning(cls, code: str, message: str, **fields: Any) -> Self:
+        """Create a warning whose data also contains `fields`."""
+        return cls(EventType.warning, {"code": code, "message": message, **fields})
+
 
 @dataclass(frozen=True)
 class FreeResources:
-    """What a worker's host can give to one more run."""
+    """Devices and disk space of a worker's host that are free for one more run."""
 
     gpus: int
     disk_bytes: int

@@ -12,7 +12,7 @@ from trainers.runtime.error_codes import ErrorCode
 
 
 class ErrorView(BaseModel):
-    """Why a run or a deployment failed or was ended."""
+    """The reason why a run or a deployment failed or was ended."""
 
     code: ErrorCode = Field(description="A code of the published list, for programs to branch on.")
     message: str = Field(description="What went wrong.")

@@ -9,7 +9,7 @@ from app.tables.base import Json, new_id, time_field
 
 
 class Scope(StrEnum):
-    """What a key allows: each scope is granted separately, and `admin` includes all of them."""
+    """A permission of a key: each is granted separately, and `admin` includes all of them."""
 
     read = "read"
     write = "write"

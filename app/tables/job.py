@@ -1,4 +1,4 @@
-"""Jobs: what a person asked for. Their status is derived from their runs and is not stored."""
+"""Jobs: ordered stages, as submitted. Their status is derived from their runs and is not stored."""
 
 from datetime import datetime
 from typing import Any

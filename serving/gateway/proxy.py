@@ -82,7 +82,7 @@ class ProxiedRequest:
             self._fail(error)
 
     def cancel(self) -> None:
-        """Give the request up because the client disconnected, which makes the engine stop."""
+        """Abort the request because the client disconnected, which makes the engine stop."""
         if not self.ended:
             self.context.status = CLIENT_CLOSED_REQUEST
             self._end()

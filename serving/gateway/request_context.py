@@ -1,4 +1,4 @@
-"""Request contexts: what is measured and logged of each request."""
+"""Request contexts: the measurements and log fields of each request."""
 
 import asyncio
 import logging

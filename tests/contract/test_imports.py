@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import grimp
@@ -16,6 +17,32 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGES = ("app", "workers", "trainers", "serving")
+VIOLATIONS = [
+    ("workers → app → serving → trainers", "trainers/runtime/run_dir.py", "import serving.http.errors"),
+    (
+        "app imports only the gateway and the HTTP parts of serving",
+        "app/logs.py",
+        "import serving.engines.engine",
+    ),
+    (
+        "app imports only the configs, data and errors of trainers",
+        "app/logs.py",
+        "import trainers.runtime.run_dir",
+    ),
+    ("metrics never imports rewards", "trainers/metrics/intervals.py", "import trainers.rewards.score"),
+    ("app loads no ML package", "app/logs.py", "import torch"),
+    (
+        "configs, data, errors and the gateway load no ML package",
+        "trainers/configs/base.py",
+        "import transformers",
+    ),
+    (
+        "only the exporter loads the clients of tracking services",
+        "workers/tracking/tracker.py",
+        "import mlflow",
+    ),
+    ("the exporter reaches no database", "workers/tracking/protocol.py", "import app.tables"),
+]
 
 
 def run_linter(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -33,29 +60,7 @@ def source_copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("contract", "importer", "statement"),
-    [
-        ("workers → app → serving → trainers", "trainers/runtime/run_dir.py", "import serving.http.errors"),
-        (
-            "app imports only the gateway and the HTTP parts of serving",
-            "app/logs.py",
-            "import serving.engines.engine",
-        ),
-        (
-            "app imports only the configs, data and errors of trainers",
-            "app/logs.py",
-            "import trainers.runtime.run_dir",
-        ),
-        ("metrics never imports rewards", "trainers/metrics/intervals.py", "import trainers.rewards.score"),
-        ("app loads no ML package", "app/logs.py", "import torch"),
-        (
-            "configs, data, errors and the gateway load no ML package",
-            "trainers/configs/base.py",
-            "import transformers",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("contract", "importer", "statement"), VIOLATIONS)
 def test_a_planted_import_breaks_its_contract(
     source_copy: Path, contract: str, importer: str, statement: str
 ) -> None:
@@ -64,6 +69,12 @@ def test_a_planted_import_breaks_its_contract(
     linted = run_linter(source_copy)
     assert linted.returncode == 1, linted.stdout
     assert f"{contract} BROKEN" in linted.stdout
+
+
+def test_every_contract_has_a_planted_import() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = [contract["name"] for contract in settings["tool"]["importlinter"]["contracts"]]
+    assert contracts == [contract for contract, _, _ in VIOLATIONS]
 
 
 def test_no_modules_import_each_other_in_a_cycle() -> None:

@@ -101,8 +101,7 @@ class EngineOptions(Config):
     compact_json: bool = Field(
         True,
         description="Forbid white space between the parts of structured JSON output on vllm and sglang; a "
-        "small "
-        "model may otherwise generate white space up to the limit.",
+        "small model may otherwise generate white space up to the limit.",
     )
     sleep_mode: bool = Field(
         False,

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent.parent / "presets"
 
 
 class PresetKind(StrEnum):
-    """Whether a preset suits hardware or a family of models."""
+    """The kind of thing that a preset suits."""
 
     hardware = "hardware"
     family = "family"

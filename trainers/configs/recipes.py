@@ -24,7 +24,7 @@ class TranslationRecipe(Config):
         [Direction.ko_en, Direction.en_ko],
         min_length=1,
         max_length=2,
-        description="Directions of translation; each gives one row per pair.",
+        description="Directions of translation; each produces one row per pair.",
     )
     wordings: int = Field(6, ge=1, le=6, description="Number of different wordings of the request.")
     check_language: bool = Field(

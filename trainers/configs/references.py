@@ -11,7 +11,6 @@ from trainers.runtime.errors import ConfigInvalid
 
 C = TypeVar("C", bound=BaseModel)
 
-
 # A field with one of these names has the same meaning in every config.
 MODEL_FIELDS = frozenset({"base", "model", "baseline"})
 DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in"})

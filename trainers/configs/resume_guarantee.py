@@ -1,4 +1,4 @@
-"""Whether a resumed run ends with the same weights as an uninterrupted one, and if not, why."""
+"""The guarantee that a resumed run ends with the same weights as an uninterrupted one, and its limits."""
 
 from enum import StrEnum
 
@@ -27,14 +27,14 @@ BATCHING_REASON = (
 
 
 class Exactness(StrEnum):
-    """How close a resumed run is to an uninterrupted one."""
+    """Closeness of a resumed run to an uninterrupted one."""
 
     exact = "exact"
     approximate = "approximate"
 
 
 class ResumeGuarantee(Config):
-    """How a run continues after a stop."""
+    """The exactness of a resumed run, with the reasons why it is only approximate."""
 
     exactness: Exactness = Field(
         description="`exact` means the same batches, losses and weights as without a stop, on an equal host."

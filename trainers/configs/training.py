@@ -44,7 +44,7 @@ class Attention(StrEnum):
 
 
 class Parallelism(StrEnum):
-    """How several GPUs share one run."""
+    """The way in which several GPUs share one run."""
 
     auto = "auto"
     ddp = "ddp"  # Each has a full copy of the model.

@@ -77,8 +77,7 @@ def _parts(hashes: Sequence[int], asked: dict[DatasetPart, float], name: str) ->
         if not any(map(hashes_of_part.__contains__, hashes)):
             raise ValueError(
                 f"The part `{part}` of the {len(hashes)} rows of {name} would be empty: set the held-out "
-                "parts "
-                "to numbers of rows that leave some for training."
+                "parts to numbers of rows that leave some for training."
             )
     return parts
 

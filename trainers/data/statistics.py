@@ -40,8 +40,7 @@ class Statistics(BaseModel):
     duplicates: int = Field(
         0,
         description="Number of rows that are equal to an earlier row, byte for byte. Rows are compared "
-        "with the "
-        "first million different rows, so in a longer file this is a lower bound.",
+        "with the first million different rows, so in a longer file this is a lower bound.",
     )
 
 

@@ -144,8 +144,7 @@ def _duplicate_key(key: str) -> Fault:
     return Fault(
         code=FaultCode.duplicate_key,
         message=f"An object contains the key {quote_value(key)} twice; only the last value is used. "
-        "Remove one of "
-        "them.",
+        "Remove one of them.",
     )
 
 

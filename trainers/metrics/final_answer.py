@@ -49,7 +49,7 @@ class FoundAnswer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether an answer equals the reference, both numbers, and the reason as a sentence."""
+    """The result of comparing an answer with the reference: both numbers, and the reason as a sentence."""
 
     correct: bool
     answer: Number | None

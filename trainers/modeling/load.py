@@ -188,7 +188,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 @contextmanager
 def _model_errors(source: str) -> Iterator[None]:
-    """Convert what transformers raises to BaseModelNotFound."""
+    """Convert the errors of transformers to BaseModelNotFound."""
     _check_source(source)
     _silence_libraries()
     try:

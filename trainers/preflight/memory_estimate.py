@@ -1,4 +1,4 @@
-"""Whether a training stage fits into the memory of hosts, and settings with which it fits."""
+"""Estimates of whether a training stage fits into the memory of hosts, and settings with which it fits."""
 
 import os
 from collections.abc import Iterator

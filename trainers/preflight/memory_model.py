@@ -127,7 +127,7 @@ def _activation_bytes(
     width: int,
     eager: bool,
 ) -> int:
-    """Return what the backward pass keeps of all layers; with checkpointing, their inputs and one layer."""
+    """Return the bytes that the backward pass keeps: all layers; with checkpointing, inputs and one layer."""
     count = sequences * tokens
     # Each of the two norms keeps its input and the normalized input in fp32, and its output. Attention keeps
     # queries and keys before and after rotation, values and outputs once. The MLP keeps the gate before and
@@ -150,7 +150,7 @@ def _adapter_activation_bytes(tuning: LoraTuning, shape: ModelShape, width: int)
     outputs = 2 * shape.query + 2 * shape.key_value + 2 * shape.intermediate + shape.hidden
     linears = 7  # Four of attention, three of the MLP.
     dropped = linears * shape.hidden * width if tuning.dropout else 0
-    # Measured: the adapter's output is kept besides the base's and their sum; DoRA also keeps a scaled one.
+    # Measured: kept are the adapter's output, the base's, and their sum; with DoRA also a scaled output.
     copies = 2 if tuning.dora else 1
     return linears * tuning.rank * FP32_BYTES + dropped + copies * outputs * width
 

@@ -84,7 +84,7 @@ def read_prompt_completions(
 
 
 def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> Iterator[PromptCompletion]:
-    """Yield the last prompt of each row, whatever its format; the completion may be missing.
+    """Yield the last prompt of each row in any format; the completion may be missing.
 
     Raises DatasetFileNotFound, or DatasetInvalid with the row.
     """

@@ -1,1 +1,1 @@
-"""What every program shares: its command line, run directory, events and errors."""
+"""The parts that all programs share: command line, run directory, events and errors."""

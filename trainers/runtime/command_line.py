@@ -1,4 +1,4 @@
-"""What the command lines of all programs share."""
+"""Settings that the command lines of all programs share."""
 
 import re
 

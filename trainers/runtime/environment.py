@@ -1,4 +1,4 @@
-"""What the numerics of a step depend on besides config and data: hardware, threads, library versions.
+"""The environment that determines the numerics of a step: hardware, threads, library versions.
 
 Each checkpoint contains it, so that a resumed run can say whether it repeats the interrupted one exactly.
 """

@@ -37,7 +37,7 @@ class _Event(BaseModel):
 
 
 class ProgressEvent(_Event):
-    """How many steps of the program are done."""
+    """The number of steps that are done."""
 
     type: Literal["progress"] = Field("progress", description="Kind of the event.")
     step: Step = Field(description="Steps that are done: optimizer steps, or rows of a dataset.")

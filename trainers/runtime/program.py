@@ -43,7 +43,7 @@ class StopRequested(BaseException):
 
 
 class StopFlag:
-    """Whether SIGTERM was received, for work that finishes its step before it stops."""
+    """A flag that SIGTERM sets, for work that finishes its step before it stops."""
 
     requested = False
 
@@ -185,7 +185,7 @@ def _report_error(run_dir: Path | None, error: ProgramError) -> None:
     if run_dir is None or not is_main_process():
         return
     try:
-        files.write_error(run_dir, error.code, error.message, error.hint or "")
+        files.write_error(run_dir, error)
     except OSError as unwritable:  # On a full disk the log is the only place left.
         logger.error("error.json could not be written: %s", unwritable)
 

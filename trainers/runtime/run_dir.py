@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainers.runtime.errors import TunesmithError
+
 CONFIG = "config.json"
 LOG = "log.txt"
 EVENTS = "events.jsonl"
@@ -71,9 +73,9 @@ def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     write_json(run_dir / RESULT, result)
 
 
-def write_error(run_dir: Path, code: str, message: str, hint: str) -> None:
-    """Write why the run failed."""
-    write_json(run_dir / ERROR, {"code": code, "message": message, "hint": hint})
+def write_error(run_dir: Path, error: TunesmithError) -> None:
+    """Write the error that ended the run."""
+    write_json(run_dir / ERROR, error.as_dict())
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:

@@ -1,1 +1,1 @@
-"""What training stages share."""
+"""The parts that training stages share."""

@@ -230,7 +230,7 @@ class DeploymentRunner:
             raise _Leave
 
     def _is_running(self, start: EngineStart) -> bool:
-        """Whether the engine survived; its thread needs up to a poll to notice a crash."""
+        """Return whether the engine is still running; its thread needs up to one poll to notice a crash."""
         deadline = time.monotonic() + 4 * POLL_SECONDS
         while self.engine_process.current_start is start and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 5)

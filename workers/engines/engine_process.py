@@ -36,7 +36,7 @@ MAX_BACKOFF_SECONDS = 60.0
 
 
 class EngineError(TunesmithError):
-    """Why a deployment's engine cannot serve it."""
+    """The reason why a deployment's engine cannot serve it."""
 
     code = ErrorCode.deployment_failed
 

@@ -19,7 +19,7 @@ LOG = "log.txt"
 
 
 class EngineProcessFailed(Exception):
-    """The engine did not start, or it stopped working; `was_ready` tells which."""
+    """The engine did not start, or it stopped working; `was_ready` distinguishes the two."""
 
     def __init__(self, message: str, *, was_ready: bool = False) -> None:
         super().__init__(message)

@@ -1,1 +1,1 @@
-"""This host: the worker, its devices, leases and child processes."""
+"""The worker's host: the worker, its devices, leases and child processes."""

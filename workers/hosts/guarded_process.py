@@ -39,7 +39,7 @@ class GuardedProcess:
         return self._guard.pid
 
     def extend(self, seconds: float) -> None:
-        """Let the program run for so many seconds from now."""
+        """Extend the time after which the program is killed to this many seconds from now."""
         self._send(f"lease {seconds:.3f}\n")
 
     def stop(self) -> None:

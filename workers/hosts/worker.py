@@ -1,4 +1,4 @@
-"""This worker: its row in the database, its hardware, and the state that its threads share."""
+"""The context of a worker: its row in the database, its hardware, and the state that its threads share."""
 
 import importlib.metadata
 import os
@@ -72,7 +72,7 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
 
 
 def supports_stage(stage: StageKind) -> bool:
-    """Tell whether the packages that the stage needs are installed in this worker's environment."""
+    """Return whether the packages that the stage needs are installed in this worker's environment."""
     return all(_find_version(package) is not None for package in stage.stage.packages)
 
 

@@ -78,7 +78,7 @@ def _store_checkpoint(folder: Path, key: str) -> PublishedArtifact | None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Tell whether all files exist. Files only disappear, so a check after the copy suffices."""
+    """Return whether all files exist. Files only disappear, so a check after the copy suffices."""
     try:
         manifest = files.read_json(folder / files.MANIFEST) or {}
         return all((folder / file["path"]).is_file() for file in manifest["files"])

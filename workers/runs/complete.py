@@ -138,7 +138,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
 
 
 def _is_committed(model: Model) -> bool:
-    """Tell whether the end was committed after all, and only the database's response was lost."""
+    """Return whether the end was committed after all, and only the database's response was lost."""
     with read_session() as session:
         return session.get(Model, model.id) is not None
 

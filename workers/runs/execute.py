@@ -154,7 +154,7 @@ class _RunExecution:
             engine.kill()
 
     def _poll_stop(self, process: GuardedProcess) -> bool:
-        """Tell whether the run must stop, before its program has started."""
+        """Return whether the run must stop, before its program has started."""
         self._check_lease()
         self._save(RunDirChanges())
         self._handle_stop(process)
@@ -253,8 +253,7 @@ class _RunExecution:
             except OSError as error:
                 # After a crash this costs work, but the run itself can continue.
                 message = f"A checkpoint could not be stored: {error}. The run continues without it."
-                data = {"code": ErrorCode.artifacts_unreachable, "message": message}
-                self.unsaved.events.append(NewEvent(EventType.warning, data))
+                self.unsaved.events.append(NewEvent.warning(ErrorCode.artifacts_unreachable, message))
                 published = None
             if published is not None:
                 self._save_checkpoint(upload.checkpoint, published)

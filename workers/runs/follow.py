@@ -56,7 +56,7 @@ class RunDirFollower:
 
     def _add_event(self, changes: RunDirChanges, event: ProgramEvent) -> None:
         if isinstance(event, WarningEvent):
-            changes.events.append(NewEvent(EventType.warning, {"code": event.code, "message": event.message}))
+            changes.events.append(NewEvent.warning(event.code, event.message))
             return
         if isinstance(event, ResumedEvent):
             data = {"exactness": event.exactness, "reasons": event.reasons}

@@ -131,7 +131,7 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
 
 
 def fetch_model(job_id: str | None, reference: ModelRef, settings: Settings) -> ResolvedModel:
-    """Resolve a model reference to folders on this host, and fetch what is missing; raises LaunchError."""
+    """Resolve a model reference to folders on this host, and fetch missing files; raises LaunchError."""
     if isinstance(reference, StageOutput):
         reference = _find_stage_model(job_id, reference.stage)
     assert isinstance(reference, str), "a job's config names no adapter by its folder"

@@ -6,7 +6,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from app.runs.lifecycle import NewEvent
-from app.tables import Checkpoint, EventType, Run
+from app.tables import Checkpoint, Run
 from trainers.configs import TrainingConfig, parse_stage
 
 # A checkpoint is written while the one before it and the model are still on the disk.
@@ -17,7 +17,7 @@ VMSTAT = Path("/proc/vmstat")
 
 
 def reduce_memory(config: dict[str, Any]) -> dict[str, Any]:
-    """Return `smaller_config` and `warning` of an AttemptEnd; empty if the config cannot need less memory.
+    """Return `smaller_config` and `warning` of an AttemptOutcome; empty if the config cannot be reduced.
 
     The micro-batch is about halved. The batch size, and therefore each step, stays the same.
     """
@@ -34,7 +34,7 @@ def reduce_memory(config: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         "smaller_config": config | {"micro_batch_size": smaller},
-        "warning": NewEvent(EventType.warning, {"code": "micro_batch_halved", "message": message}),
+        "warning": NewEvent.warning("micro_batch_halved", message),
     }
 
 

@@ -103,7 +103,7 @@ def read_error(run_dir: Path) -> TunesmithError | None:
         return None
     message = error.message
     if error.code is ErrorCode.engine_failed and (run_dir / ENGINE_LOG).exists():
-        # The program knows only that the engine stopped responding.
+        # The program only reports that the engine stopped responding.
         message += f"\nThe end of the engine's log:\n{log_tail(run_dir / ENGINE_LOG)}"
     return ReportedError(error.code, message, error.hint)
 

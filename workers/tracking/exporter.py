@@ -48,7 +48,7 @@ P = ParamSpec("P")
 
 
 def run_exporter(spool: Path) -> None:
-    """Export what is in the spool, until the process is killed."""
+    """Export the jobs in the spool, until the process is killed."""
     with (spool / LOCK).open("w") as lock:
         # The exporter of a worker that crashed may live a moment longer than the worker.
         fcntl.flock(lock, fcntl.LOCK_EX)

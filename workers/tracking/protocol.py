@@ -83,7 +83,7 @@ class AttemptEnd(BaseModel):
 
 
 class TrackingState(BaseModel):
-    """What a service has received from a run; an item of the run's column `tracking`."""
+    """The progress of sending a run to a service; an item of the run's column `tracking`."""
 
     service: str
     run_id: str | None = None
@@ -134,7 +134,7 @@ def read_job(folder: Path) -> TrackingJob | None:
 
 
 def read_state(folder: Path, service: str) -> TrackingState:
-    """Return what a service has received."""
+    """Return the state of a service."""
     return TrackingState.model_validate_json((folder / f"{service}.json").read_bytes())
 
 

@@ -259,7 +259,7 @@ def _unreachable_warning(state: TrackingState) -> NewEvent:
     hint = (
         f"Check that {title} is up, that {SETTINGS[state.service]} is right, and that the worker has its key."
     )
-    return _warning("tracking_unreachable", state, message, hint)
+    return NewEvent.warning("tracking_unreachable", message, hint=hint, service=state.service)
 
 
 def _incomplete_warning(run_id: str, state: TrackingState) -> NewEvent:
@@ -267,12 +267,7 @@ def _incomplete_warning(run_id: str, state: TrackingState) -> NewEvent:
     message = f"{SERVICE_TITLES[state.service]} has not received all of {run_id}: {arrived} arrived there."
     hint = f"All metrics are available here: GET /api/v1/runs/{run_id}/metrics."
     logger.warning(message, extra={"run_id": run_id})
-    return _warning("tracking_incomplete", state, message, hint)
-
-
-def _warning(code: str, state: TrackingState, message: str, hint: str) -> NewEvent:
-    data = {"code": code, "message": message, "hint": hint, "service": state.service}
-    return NewEvent(EventType.warning, data)
+    return NewEvent.warning("tracking_incomplete", message, hint=hint, service=state.service)
 
 
 def _remove(folder: Path) -> None:

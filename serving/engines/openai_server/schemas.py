@@ -38,7 +38,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(BaseModel):
-    """What a stream contains in addition to the text."""
+    """Contents of a stream in addition to the text."""
 
     include_usage: bool = False
 

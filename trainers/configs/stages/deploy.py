@@ -30,8 +30,7 @@ class DeploymentChoice(EngineChoice):
     parity: Annotated[ParityMode | None, BeforeValidator(_restore_word)] = Field(
         None,
         description="Whether the served model is compared with the trained one before it is ready. Null is "
-        "the "
-        "service's default, `on`.",
+        "the service's default, `on`.",
     )
     idle_seconds: float | None = Field(
         None,

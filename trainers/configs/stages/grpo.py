@@ -11,7 +11,7 @@ from trainers.configs.training import TrainingConfig
 
 
 class GrpoLoss(StrEnum):
-    """How the losses of tokens are weighted and combined."""
+    """The weighting of the tokens' losses."""
 
     grpo = "grpo"  # Mean over each completion, then over completions: favours short ones, arXiv:2402.03300
     dapo = "dapo"  # Mean over all tokens of the batch, arXiv:2503.14476

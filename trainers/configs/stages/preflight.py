@@ -1,4 +1,4 @@
-"""Config of the `preflight` stage: find what would waste a training run before it starts."""
+"""Config of the `preflight` stage: checks of a training run before it starts."""
 
 from typing import Annotated, Literal
 

@@ -20,8 +20,7 @@ class PrepareConfig(StageConfig):
     base: ModelRef | None = Field(
         None,
         description="Model whose tokenizer and chat template render rows, and which generates completions "
-        "for "
-        "the recipe `on_policy_pairs`.",
+        "for the recipe `on_policy_pairs`.",
     )
     dataset: DatasetRef | None = Field(
         None,

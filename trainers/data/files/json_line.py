@@ -125,8 +125,7 @@ def _check_value(value: Any, body: bytes) -> Row | Fault:
         return Fault(
             code=FaultCode.lone_surrogate,
             message="A string contains half of a surrogate pair, which is not a character: write the "
-            "whole pair, "
-            "or remove the `\\ud…` escape.",
+            "whole pair, or remove the `\\ud…` escape.",
         )
     return value
 
@@ -242,6 +241,5 @@ def _too_deep() -> Fault:
     return Fault(
         code=FaultCode.too_deep,
         message=f"The row is nested more than {MAX_DEPTH} levels deep: flatten it, or write the inner "
-        "part as a "
-        "string.",
+        "part as a string.",
     )

@@ -25,7 +25,7 @@ CODE_ELEMENTS: Final = frozenset({"bpt", "ept", "ph", "it", "ut"})
 def read_tmx(path: Path, drops: DropRecorder) -> Iterator[TranslationPair]:
     """Yield the pairs of every unit with both languages, with the line on which the unit begins.
 
-    A unit without one of them is recorded as dropped; one with several variants gives every combination.
+    A unit without one of them is recorded as dropped; one with several variants yields every combination.
     Raises ValueError for a file that is not well-formed XML, is not TMX, or declares entities.
     """
     reader, fed_bytes = _Reader(path.name, drops), 0

@@ -39,8 +39,7 @@ class DropReport(BaseModel):
     )
     not_remembered: int = Field(
         description="Rows after a duplicate filter's memory was full, with which later rows were not "
-        "compared; "
-        "above 0, some duplicates may remain."
+        "compared; above 0, some duplicates may remain."
     )
 
 

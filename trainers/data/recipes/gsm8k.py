@@ -103,7 +103,7 @@ def preference_rows(
     """Yield rows of `prompt`, `chosen` and `rejected`: a correct and a wrong solution of the same problem.
 
     At most `pairs_per_problem` pairs are drawn, by the seed and the question, so that the pairs of a problem
-    do not depend on its position. A problem without correct or without wrong solutions gives no pair, and is
+    do not depend on its position. A problem without correct or without wrong solutions yields no pair, and is
     counted.
     """
     for problem in problems:

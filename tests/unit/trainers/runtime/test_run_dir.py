@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from trainers.runtime import run_dir as files
+from trainers.runtime.errors import DiskFull
 
 
 def publish(run_dir: Path, step: int, content: str = "weights") -> Path:
@@ -83,7 +84,7 @@ def test_folder_is_published_whole_and_replaces_the_former(tmp_path: Path) -> No
 def test_result_and_error_are_read_back(tmp_path: Path) -> None:
     assert files.read_result(tmp_path) is None
     files.write_result(tmp_path, {"stage": "sft"})
-    files.write_error(tmp_path, "disk_full", "The disk is full.", "Free space.")
+    files.write_error(tmp_path, DiskFull("The disk is full.", "Free space."))
     assert files.read_result(tmp_path) == {"stage": "sft"}
     assert files.read_error(tmp_path) == {
         "code": "disk_full",
