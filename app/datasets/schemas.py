@@ -45,7 +45,7 @@ class DatasetSummaryView(BaseModel):
     name: str = Field(description="Name that jobs may use instead of the id.")
     sha256: str = Field(description="Hash of the file.")
     size_bytes: int = Field(description="Size of the file.")
-    format: RowFormat | None = Field(description="Format of the rows; null if none is recognised.")
+    format: RowFormat | None = Field(description="Format of the rows; null if none is recognized.")
     row_count: int = Field(description="Number of lines that are not blank.")
     fault_count: int = Field(description="Number of faults that validation found.")
     trainable: bool = Field(description="Whether jobs can use it: it has rows and no fault.")

@@ -173,8 +173,8 @@ STAGES: dict[str, list[dict[str, Any]]] = {
 SUMMARIES = {
     "prepare": "Filter and split a dataset",
     "sft": "Supervised fine-tuning with a LoRA adapter",
-    "dpo": "Direct preference optimisation on preference pairs",
-    "grpo": "Group relative policy optimisation with a reward",
+    "dpo": "Direct preference optimization on preference pairs",
+    "grpo": "Group relative policy optimization with a reward",
     "merge": "Merge an adapter into its base",
     "evaluate": "Score a model on a dataset",
     "generate": "Complete every row of a dataset",

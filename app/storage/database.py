@@ -38,7 +38,7 @@ def get_engine() -> Engine:
 
 
 def create_database_engine(url: str) -> Engine:
-    """Create an engine for SQLite or PostgreSQL with the behaviour that the service relies on."""
+    """Create an engine for SQLite or PostgreSQL with the behavior that the service relies on."""
     if url.startswith("postgresql://"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     # A server that disappears without closing its connections is noticed in seconds: leases depend on it.

@@ -25,7 +25,7 @@ class ApiKey(SQLModel, table=True):
     id: str = Field(default_factory=lambda: new_id("key"), primary_key=True)
     name: str
     sha256: str = Field(unique=True)
-    hint: str = Field(description="The first characters of the key, to recognise it.")
+    hint: str = Field(description="The first characters of the key, to recognize it.")
     scopes: list[str] = Field(default_factory=list, sa_type=Json)
     requests_per_minute: int | None = Field(
         default=None, description="Requests to models per minute; None is unlimited."

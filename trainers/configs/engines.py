@@ -73,7 +73,7 @@ class EngineOptions(Config):
     )
     quantization: EngineQuantization | None = Field(
         None,
-        description="`int4` and `int8` quantise on loading; `awq` and `gptq` name the format of the stored "
+        description="`int4` and `int8` quantize on loading; `awq` and `gptq` name the format of the stored "
         "weights.",
     )
     tensor_parallel: int = Field(

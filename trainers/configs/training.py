@@ -82,7 +82,7 @@ class LoraTuning(Config):
         "it is.",
     )
     double_quantization: bool = Field(
-        True, description="With `nf4`, quantise the scales too, which saves 0.4 bits per weight."
+        True, description="With `nf4`, quantize the scales too, which saves 0.4 bits per weight."
     )
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# All other initialisations decompose and change the base weights, and with them every other adapter.
+# All other initializations decompose and change the base weights, and with them every other adapter.
 HARMLESS_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 # PEFT writes its own version next to the fields of its config.
 NOT_A_FIELD = {"peft_version"}

@@ -63,7 +63,7 @@ def test_each_kind_of_lora_learns_and_saves_what_it_learned(
     assert has_magnitudes == bool(tuning.get("dora"))
 
 
-def test_a_quantised_base_is_kept_in_four_bits(
+def test_a_quantized_base_is_kept_in_four_bits(
     stage: dict[str, Any], monkeypatch: Any, tmp_path: Path
 ) -> None:
 

@@ -38,7 +38,7 @@ Weight = Annotated[float, Field(gt=0, le=100)]
 
 
 class DpoConfig(ValidatedTrainingConfig):
-    """Direct preference optimisation. The reference is the stage's base model, including its adapter.
+    """Direct preference optimization. The reference is the stage's base model, including its adapter.
 
     The default learning rate is TRL's 1e-6 for full fine-tuning and ten times that for LoRA, which is best
     across sizes and losses (Schulman and others, "LoRA Without Regret", 2025).

@@ -13,7 +13,7 @@ from trainers.configs.training import TrainingConfig
 class GrpoLoss(StrEnum):
     """The weighting of the tokens' losses."""
 
-    grpo = "grpo"  # Mean over each completion, then over completions: favours short ones, arXiv:2402.03300
+    grpo = "grpo"  # Mean over each completion, then over completions: favors short ones, arXiv:2402.03300
     dapo = "dapo"  # Mean over all tokens of the batch, arXiv:2503.14476
     dr_grpo = "dr_grpo"  # Sum divided by a constant, arXiv:2503.20783
     bnpo = "bnpo"  # Mean over the tokens of a micro-batch.
@@ -40,7 +40,7 @@ class GenerationBackend(StrEnum):
 
 
 class GrpoConfig(TrainingConfig):
-    """Group relative policy optimisation: several completions of each prompt, compared with each other.
+    """Group relative policy optimization: several completions of each prompt, compared with each other.
 
     Each step generates new completions. The default learning rate is TRL's 1e-6 for full fine-tuning and ten
     times that for LoRA, as for DPO.
