@@ -1,4 +1,4 @@
-"""Disk space that a run needs after a full disk, and the devices of runs that need none or an engine's"""
+"""Add the disk space that a run needs after a full disk, and correct devices and configs of runs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -31,8 +31,13 @@ def upgrade() -> None:
         .where(run.c.stage == "generate")
         .values(device_count=sa.func.coalesce(tensor_parallel, 1))
     )
-    # A run that a full disk had stopped was `paused`, which now means the wish of a person alone.
     connection = op.get_bind()
+    # The field that held the command of the worker's engine; configs reject unknown fields.
+    generating = sa.select(run.c.id, run.c.config).where(run.c.stage == "generate")
+    for run_id, config in connection.execute(generating).all():
+        config.pop("engine_program", None)
+        connection.execute(sa.update(run).where(run.c.id == run_id).values(config=config))
+    # A run that a full disk had stopped was `paused`, which now means a person's request only.
     paused = sa.select(run.c.id, run.c.error).where(run.c.status == "paused")
     for run_id, error in connection.execute(paused).all():
         if error and error["code"] == "disk_full":
