@@ -35,6 +35,10 @@ def checkpoint(step, size=10):
     line = {{"step": step, "path": f"checkpoints/step-{{step:08d}}", "size_bytes": size, "time": NOW}}
     write("checkpoints.jsonl", json.dumps(line) + "\\n", "a")
 
+def wait_for(name):
+    while not (run_dir / name).exists():
+        time.sleep(0.02)
+
 def succeed(**result):
     write("model/weights", "w")
     model = {{"path": "model", "kind": "adapter", "base": "", "template_sha256": "0" * 64}}

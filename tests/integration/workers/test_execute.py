@@ -2,8 +2,11 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 import pytest
 from sqlalchemy import event
@@ -12,8 +15,7 @@ from sqlmodel import Session, col, select
 
 from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
-from app.scheduling import queue as bells
-from app.scheduling import sweeper
+from app.scheduling import queue, sweeper
 from app.storage import artifacts
 from app.storage.artifacts import ArtifactStore, PublishedArtifact, get_store
 from app.storage.database import read_session, transaction
@@ -45,8 +47,17 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def has_started(worker: WorkerContext, run_id: str, attempt: int = 1) -> bool:
-    log = worker.settings.data_dir / "runs" / run_id / f"attempt-{attempt}" / "log.txt"
+@pytest.fixture(autouse=True)
+def _poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.runs.execute.POLL_SECONDS", 0.05)
+
+
+def run_dir_of(worker: WorkerContext, run_id: str) -> Path:
+    return worker.settings.data_dir / "runs" / run_id / "attempt-1"
+
+
+def has_started(worker: WorkerContext, run_id: str) -> bool:
+    log = run_dir_of(worker, run_id) / "log.txt"
     return log.exists() and "started" in log.read_text()
 
 
@@ -144,29 +155,32 @@ def test_a_stale_attempt_removes_its_own_directory_only(worker: WorkerContext, s
 
 @on_sqlite
 def test_a_checkpoint_resets_the_failure_count(worker: WorkerContext, submit: Submit) -> None:
-    run_id = submit(
-        "checkpoint(3)\ntime.sleep(2)\nos.kill(os.getpid(), 9)", failure_count=worker.settings.max_failures
-    )
+    run_id = submit("checkpoint(3)\nos.kill(os.getpid(), 9)", failure_count=worker.settings.max_failures)
     assert execute_next(worker)
     run = row(run_id)
     assert (run.status, run.failure_count) == (RunStatus.queued, 1)
 
 
 class SlowStore(ArtifactStore):
-    """A store that takes longer for a checkpoint than the program takes for the next one."""
+    """A store that copies a checkpoint only after the program has deleted it, except for the last one."""
 
     def publish_folder(self, folder: Path, key: str) -> PublishedArtifact:
-        time.sleep(2.5 if key.startswith("checkpoints") else 0)
+        if key.startswith("checkpoints") and not key.endswith(f"{LAST_STEP:08d}"):
+            deleted = folder.parents[1] / "checkpoints" / folder.name
+            until(lambda: not deleted.exists())
         return super().publish_folder(folder, key)
 
 
-PRUNING = """
+LAST_STEP = 5
+# Deletes a checkpoint once the worker holds the next one by links in `.held`.
+PRUNING = f"""
 import shutil
-for step in range(1, 6):
+for step in range(1, {LAST_STEP + 1}):
     checkpoint(step)
+    wait_for(f".held/step-{{step:08d}}")
     if step > 1:
-        shutil.rmtree(run_dir / f"checkpoints/step-{step - 1:08d}")
-    time.sleep(1.2)
+        shutil.rmtree(run_dir / f"checkpoints/step-{{step - 1:08d}}")
+wait_for("finish")
 succeed()
 """
 
@@ -181,22 +195,33 @@ def test_a_slow_store_receives_the_last_checkpoint(
     thread = in_thread(lambda: execute_next(worker))
     until(lambda: checkpoint_steps(run_id) != [])
     assert row(run_id).status is RunStatus.running
+    (run_dir_of(worker, run_id) / "finish").touch()
     thread.join()
     assert row(run_id).status is RunStatus.succeeded
-    assert checkpoint_steps(run_id)[-1] == 5
+    assert checkpoint_steps(run_id)[-1] == LAST_STEP
 
 
 class Outage:
     """An outage of the database: no transaction can begin inside the block."""
 
-    def __enter__(self) -> None:
+    def __init__(self) -> None:
+        self._failures: Counter[int] = Counter()
+
+    def __enter__(self) -> Self:
         event.listen(Session, "after_begin", self._raise)
+        return self
 
     def __exit__(self, *_: object) -> None:
         event.remove(Session, "after_begin", self._raise)
 
-    @staticmethod
-    def _raise(*_: object) -> None:
+    def wait_for_failures(self, thread: threading.Thread, count: int) -> None:
+        """Wait until the thread has failed to begin this many further transactions."""
+        assert thread.ident is not None
+        wanted = self._failures[thread.ident] + count
+        until(lambda: self._failures[thread.ident or 0] >= wanted or not thread.is_alive())
+
+    def _raise(self, *_: object) -> None:
+        self._failures[threading.get_ident()] += 1
         raise OperationalError("BEGIN", {}, Exception("the database is unavailable"))
 
 
@@ -206,12 +231,15 @@ def test_a_run_that_ends_during_an_outage_loses_no_checkpoint_and_no_event(
 ) -> None:
     worker.settings.lease_seconds = 20
     run_id = submit(
-        "print('started', flush=True)\ntime.sleep(2)\ncheckpoint(7)\nprint('last', flush=True)\nsucceed()"
+        "print('started', flush=True)\nwait_for('finish')\n"
+        "checkpoint(7)\nprint('last', flush=True)\nsucceed()"
     )
     thread = in_thread(lambda: execute_next(worker))
     until(lambda: has_started(worker, run_id))
-    with Outage():
-        time.sleep(5)
+    with Outage() as outage:
+        (run_dir_of(worker, run_id) / "finish").touch()
+        until((run_dir_of(worker, run_id) / "result.json").exists)
+        outage.wait_for_failures(thread, 10)
         assert thread.is_alive()
     thread.join()
     assert row(run_id).status is RunStatus.succeeded
@@ -225,15 +253,23 @@ def test_a_committed_end_whose_response_was_lost_keeps_its_model(
     worker: WorkerContext, submit: Submit
 ) -> None:
     run_id = submit("succeed()")
+    executing, is_lost = threading.get_ident(), threading.Event()
 
     def lose_the_response(session: Session) -> None:
+        # The heartbeat commits in a thread of its own.
+        if is_lost.is_set() or threading.get_ident() != executing:
+            return
         with read_session() as other:
             if other.get_one(Run, run_id).status is RunStatus.succeeded:
-                event.remove(Session, "after_commit", lose_the_response)
+                is_lost.set()
                 raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
     event.listen(Session, "after_commit", lose_the_response)
-    assert execute_next(worker)
+    try:
+        assert execute_next(worker)
+    finally:
+        event.remove(Session, "after_commit", lose_the_response)
+    assert is_lost.is_set()
     run = row(run_id)
     assert run.status is RunStatus.succeeded
     assert get_store().exists(f"models/{run.model_id}/weights")
@@ -324,8 +360,8 @@ def test_a_deploy_stage_survives_an_outage_of_the_database(worker: WorkerContext
     run_id = submit("", **deploy_stage("hub/model") | {"queue": Queue.cpu})
     thread = in_thread(lambda: execute_next(worker))
     until(lambda: waiting_deployment() is not None)
-    with Outage():
-        time.sleep(2)
+    with Outage() as outage:
+        outage.wait_for_failures(thread, 2)
     assert thread.is_alive()
     move(run_id, RunStatus.cancelling)
     thread.join()
@@ -342,14 +378,12 @@ def waiting_deployment() -> Deployment | None:
 def test_the_sweeper_notifies_only_while_a_worker_is_idle(
     worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker.settings.renotify_seconds = 0.1
     messages = worker.settings.data_dir / "queue" / "messages"
-    bells.get_celery()
+    queue.get_celery()
     submit(FOREVER)
     with transaction() as session:
         lifecycle.claim(session, worker.worker_id, [Queue.cpu], worker.stages, 60)
-    submit(FOREVER)
-    time.sleep(0.3)
+    submit(FOREVER, notified_at=datetime.now(UTC) - timedelta(hours=1))
     sweeper.sweep_once(worker.settings)
     assert list(messages.iterdir()) == [], "its only worker is busy"
     with transaction() as session:
