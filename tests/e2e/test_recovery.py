@@ -124,7 +124,13 @@ def test_a_run_submitted_while_the_broker_is_down_starts_when_it_is_back(
     team.wait_until_finished(team.submit(short_stage()))
     broker.stop()
     job = team.submit(short_stage())
-    time.sleep(5)
+    # The API fails to notify after the submission, and a sweeper of the API or the worker after that.
+    logs = [team.folder / name for name in ("api.log", "worker.log")]
+    wait_until(
+        lambda: sum(log.read_text().count("cannot notify queue") for log in logs) >= 2,
+        60,
+        "no sweeper tried to notify the queue",
+    )
     assert team.run(job)["status"] == "queued"
     broker.start()
     assert team.wait_until_finished(job)["status"] == "succeeded"

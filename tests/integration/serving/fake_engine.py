@@ -19,6 +19,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.request_counts: Counter[str] = Counter()
         self.open_counts: Counter[str] = Counter()
+        self.n_flood_events = 0
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.peers: set[tuple[str, int]] = set()
@@ -102,6 +103,7 @@ class FakeEngine:
         response = await self._stream(request)
         for _ in range(40):
             await response.write(b'data: "' + b"a" * 1_000_000 + b'"\n\n')
+            self.n_flood_events += 1
         await response.write(b"data: [DONE]\n\n")
         return response
 
