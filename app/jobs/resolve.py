@@ -20,7 +20,7 @@ from trainers.configs import (
     EngineClientConfig,
     EvaluateConfig,
     PreflightConfig,
-    PrepareConfig,
+    Product,
     Queue,
     StageDataset,
     StageKind,
@@ -180,10 +180,11 @@ def _find_dataset(
 
 def _check_part(value: StageDataset, field: str, earlier: Sequence[ResolvedStage]) -> None:
     producer = _find_earlier(value.stage, field, earlier)
-    if not isinstance(producer.config, PrepareConfig):
-        raise _error(
-            field, f"Stage {producer.name!r} is of kind {producer.kind}, but only prepare produces datasets."
+    if producer.kind.stage.product is not Product.datasets:
+        message = (
+            f"Stage {producer.name!r} is of kind {producer.kind}, which produces no datasets; prepare does."
         )
+        raise _error(field, message)
     if value.part not in producer.config.parts:
         parts = ", ".join(sorted(producer.config.parts)) or "none"
         message = f"Stage {producer.name!r} does not produce the part {value.part!r}. Its parts: {parts}."
@@ -200,13 +201,14 @@ def _find_earlier(name: str, field: str, earlier: Sequence[ResolvedStage]) -> Re
 
 def _reading_stage(reference: DatasetField, stage: AnyStage) -> StageKind | None:
     """Return the kind of stage that reads the dataset's rows; None if it accepts any format."""
-    if stage.stage == StageKind.prepare or reference.name not in ("dataset", "validation_dataset"):
+    if reference.name not in ("dataset", "validation_dataset"):
         return None
-    return StageKind(stage.target.stage if isinstance(stage, PreflightConfig) else stage.stage)
+    kind = StageKind(stage.target.stage if isinstance(stage, PreflightConfig) else stage.stage)
+    return None if kind.stage.reads_pairs is None else kind
 
 
 def _require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
-    """Refuse preference pairs for any stage but dpo, and other rows for dpo, before hardware is used."""
+    """Refuse preference pairs, or other rows, for a stage that cannot read them, before hardware is used."""
     if dataset.format is None or dataset.format.has_pairs == stage.stage.reads_pairs:
         return
     if dataset.format.has_pairs:
@@ -217,8 +219,8 @@ def _require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
         )
     raise _error(
         path,
-        f"Dataset {dataset.id} contains rows of the format {dataset.format}, but dpo needs preference pairs: "
-        "rows with `prompt`, `chosen` and `rejected`.",
+        f"Dataset {dataset.id} contains rows of the format {dataset.format}, but {stage} needs preference "
+        "pairs: rows with `prompt`, `chosen` and `rejected`.",
     )
 
 

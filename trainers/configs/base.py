@@ -95,6 +95,11 @@ class StageConfig(Config):
     )
 
     @property
+    def parts(self) -> list[DatasetPart]:
+        """The parts for which the stage makes a dataset."""
+        return []
+
+    @property
     def device_count(self) -> int:
         """Devices that a worker reserves for the run, where its queue has separate devices."""
         return 1

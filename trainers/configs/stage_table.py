@@ -40,15 +40,15 @@ class Stage:
     product: Product | None = None
     # Whether a later attempt continues from what an earlier one has saved, or starts from the beginning.
     resumes: bool = False
-    # Whether its rows are preference pairs.
-    reads_pairs: bool = False
+    # Whether the rows of its `dataset` must be preference pairs, or must not; None accepts any rows.
+    reads_pairs: bool | None = False
 
 
 class StageKind(StrEnum):
     """Kind of work that a stage does."""
 
     # To add a stage, add a line.
-    prepare = Stage(PrepareConfig, "trainers.prepare", ("transformers",), Product.datasets)
+    prepare = Stage(PrepareConfig, "trainers.prepare", ("transformers",), Product.datasets, reads_pairs=None)
     preflight = Stage(PreflightConfig, "trainers.preflight", _TRAINING)
     sft = Stage(SftConfig, "trainers.sft", _TRAINING, Product.model, resumes=True)
     dpo = Stage(DpoConfig, "trainers.dpo", _TRAINING, Product.model, resumes=True, reads_pairs=True)

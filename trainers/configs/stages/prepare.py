@@ -53,7 +53,6 @@ class PrepareConfig(StageConfig):
 
     @property
     def parts(self) -> list[DatasetPart]:
-        """The parts for which the stage makes a dataset."""
         if not self.makes_datasets:
             return []
         split = self.split or SplitSizes()
