@@ -131,7 +131,7 @@ def mark_restarting(session: Session, deployment_id: str, attempt: int, error: d
 
 def sleep(session: Session, deployment_id: str, attempt: int) -> bool:
     """Keep the deployment without an engine; return False if it must stop instead."""
-    values = {"status": DeploymentStatus.asleep, **_no_engine()}
+    values = {"status": DeploymentStatus.asleep, **_no_engine_values()}
     return _move_held(session, deployment_id, attempt, (DeploymentStatus.ready,), **values)
 
 
@@ -156,7 +156,7 @@ def end(
     parity: dict[str, Any] | None = None,
 ) -> bool:
     """End the deployment: failed with an error, or stopped on request without one."""
-    values = _stopped() | {"error": error}
+    values = _stopped_values() | {"error": error}
     if error is not None:
         values["status"] = DeploymentStatus.failed
     if parity is not None:
@@ -167,14 +167,14 @@ def end(
 def release(session: Session, deployment_id: str, attempt: int) -> bool:
     """Queue the deployment again, because its worker is stopping."""
     sources = (DeploymentStatus.starting, DeploymentStatus.ready)
-    return _move_held(session, deployment_id, attempt, sources, **_queued())
+    return _move_held(session, deployment_id, attempt, sources, **_queued_values())
 
 
 def stop(session: Session, deployment_id: str) -> Deployment | None:
     """Stop a deployment at once if no worker holds it; otherwise its worker stops the engine first."""
     unheld = [col(Deployment.status).in_((DeploymentStatus.queued, DeploymentStatus.asleep))]
     held = [col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready))]
-    return _update(session, deployment_id, unheld, **_stopped()) or _update(
+    return _update(session, deployment_id, unheld, **_stopped_values()) or _update(
         session, deployment_id, held, status=DeploymentStatus.stopping
     )
 
@@ -184,10 +184,10 @@ def release_expired(session: Session) -> int:
     expired = col(Deployment.lease_expires_at) < database_now()
     stopping = col(Deployment.status) == DeploymentStatus.stopping
     statements = (
-        update(Deployment).where(expired, stopping).values(**_stopped()),
+        update(Deployment).where(expired, stopping).values(**_stopped_values()),
         update(Deployment)
         .where(expired, col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready)))
-        .values(**_queued()),
+        .values(**_queued_values()),
     )
     options = {"synchronize_session": False}
     return sum(
@@ -227,16 +227,16 @@ def _claimable(worker_id: str) -> list[ColumnElement[bool]]:
     return [col(Deployment.status) == DeploymentStatus.queued, or_(~has_engine_elsewhere, overdue)]
 
 
-def _no_engine() -> dict[str, Any]:
+def _no_engine_values() -> dict[str, Any]:
     return {"worker_id": None, "lease_expires_at": None, "address": None, "upstream_model": None}
 
 
-def _queued() -> dict[str, Any]:
-    return {**_no_engine(), "status": DeploymentStatus.queued, "queued_at": database_now()}
+def _queued_values() -> dict[str, Any]:
+    return {**_no_engine_values(), "status": DeploymentStatus.queued, "queued_at": database_now()}
 
 
-def _stopped() -> dict[str, Any]:
-    return {**_no_engine(), "status": DeploymentStatus.stopped, "stopped_at": database_now()}
+def _stopped_values() -> dict[str, Any]:
+    return {**_no_engine_values(), "status": DeploymentStatus.stopped, "stopped_at": database_now()}
 
 
 def _move_held(

@@ -27,8 +27,8 @@ from workers.tracking.protocol import (
     AttemptEnd,
     MetricPoint,
     MlflowTarget,
+    TrackingClient,
     TrackingJob,
-    TrackingService,
     TrackingTarget,
     WandbTarget,
     list_attempts,
@@ -60,7 +60,7 @@ def run_exporter(spool: Path) -> None:
                 job = read_job(folder)
                 for target in job.targets if job is not None else []:
                     key = folder.stem, target.service
-                    exports[key] = Export(folder, target.service, import_service(target), exports.get(key))
+                    exports[key] = Export(folder, target.service, import_client(target), exports.get(key))
                     exports[key].start()
             started = set(folders)
             # A finished export stays until its folder goes: the run's next attempt continues from it.
@@ -79,7 +79,7 @@ class Export(threading.Thread):
         self,
         folder: Path,
         service: str,
-        create: Callable[[TrackingJob, int], TrackingService],
+        create: Callable[[TrackingJob, int], TrackingClient],
         previous: "Export | None",
     ) -> None:
         super().__init__(name=f"{folder.name} {service}", daemon=True)
@@ -109,28 +109,28 @@ class Export(threading.Thread):
             return
         if self._state.step is not None:
             self.sent_step = max(self.sent_step, self._state.step)
-        service = self._retry(self._create, job, self.sent_step)
-        run_id, url = self._retry(service.start)
+        client = self._retry(self._create, job, self.sent_step)
+        run_id, url = self._retry(client.start)
         self._save_state(run_id=run_id, url=url)
         try:
-            self._send_file(service, FileTail(self.folder / EARLIER), has_ended=lambda: True)
-            self._send_file(service, FileTail(self.folder / EVENTS), has_ended=(self.folder / END).exists)
-            self._retry(service.finish, AttemptEnd.model_validate_json((self.folder / END).read_bytes()))
+            self._send_file(client, FileTail(self.folder / EARLIER), has_ended=lambda: True)
+            self._send_file(client, FileTail(self.folder / EVENTS), has_ended=(self.folder / END).exists)
+            self._retry(client.finish, AttemptEnd.model_validate_json((self.folder / END).read_bytes()))
         except (_Superseded, FileNotFoundError):
             # Let go of the run, so that the next attempt can continue it.
-            service.finish(AttemptEnd(status="queued", step=0, time=datetime.now(UTC)))
+            client.finish(AttemptEnd(status="queued", step=0, time=datetime.now(UTC)))
             raise
         self._save_state(complete=True, step=self.sent_step if self.sent_step >= 0 else None)
 
-    def _send_file(self, service: TrackingService, tail: FileTail, has_ended: Callable[[], bool]) -> None:
+    def _send_file(self, client: TrackingClient, tail: FileTail, has_ended: Callable[[], bool]) -> None:
         while True:
             # In this order: whatever the program wrote before it ended is read after the end is seen.
             is_last = has_ended()
             text = tail.read(to_end=is_last)
             if points := parse_points(text):
-                self._retry(service.log, points)
+                self._retry(client.log, points)
                 self.sent_step = max(self.sent_step, points[-1].step)
-                if not service.is_buffered:
+                if not client.is_buffered:
                     self._save_state(step=self.sent_step)
             elif not text and is_last:
                 return
@@ -166,22 +166,22 @@ class Export(threading.Thread):
             raise _Superseded
 
 
-def import_service(target: TrackingTarget) -> Callable[[TrackingJob, int], TrackingService]:
-    """Import the client of a target, and return the constructor of its service.
+def import_client(target: TrackingTarget) -> Callable[[TrackingJob, int], TrackingClient]:
+    """Import the client of a target, and return its constructor.
 
     Call it in one thread only: packages with circular imports fail when two threads import them at once.
     """
     if isinstance(target, MlflowTarget):
-        from workers.tracking.mlflow import MlflowService
+        from workers.tracking.mlflow import MlflowTrackingClient
 
-        return lambda job, sent_step: MlflowService(target, job)
+        return lambda job, sent_step: MlflowTrackingClient(target, job)
     if isinstance(target, WandbTarget):
-        from workers.tracking.wandb import WandbService
+        from workers.tracking.wandb import WandbTrackingClient
 
-        return lambda job, sent_step: WandbService(target, job, sent_step)
-    from workers.tracking.tensorboard import TensorboardService
+        return lambda job, sent_step: WandbTrackingClient(target, job, sent_step)
+    from workers.tracking.tensorboard import TensorboardTrackingClient
 
-    return lambda job, sent_step: TensorboardService(target, job, sent_step)
+    return lambda job, sent_step: TensorboardTrackingClient(target, job, sent_step)
 
 
 def parse_points(text: str) -> list[MetricPoint]:

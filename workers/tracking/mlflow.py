@@ -29,8 +29,8 @@ MAX_VALUE_CHARACTERS = 6000
 STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "paused": "KILLED"}
 
 
-class MlflowService:
-    """One attempt in MLflow."""
+class MlflowTrackingClient:
+    """A client that sends one attempt to MLflow."""
 
     is_buffered: ClassVar[bool] = False
 

@@ -102,8 +102,8 @@ class MetricPoint:
     values: dict[str, float]
 
 
-class TrackingService(Protocol):
-    """One attempt in one tracking service.
+class TrackingClient(Protocol):
+    """A client of a tracking service that sends one attempt.
 
     Each method may raise any exception; it is then called again with the same arguments.
     """

@@ -23,8 +23,8 @@ from workers.tracking.protocol import (
 )
 
 
-class TensorboardService:
-    """One attempt in an event file."""
+class TensorboardTrackingClient:
+    """A client that writes one attempt to an event file."""
 
     is_buffered: ClassVar[bool] = False
 

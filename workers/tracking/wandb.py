@@ -16,8 +16,8 @@ INIT_TIMEOUT_SECONDS = 30
 EXIT_CODES = {"succeeded": 0, "cancelled": 255}
 
 
-class WandbService:
-    """One attempt in W&B, through the process `wandb-core` that the library starts."""
+class WandbTrackingClient:
+    """A client that sends one attempt to W&B, through the process `wandb-core` that the library starts."""
 
     is_buffered: ClassVar[bool] = True
 
