@@ -7,12 +7,12 @@ from tests.e2e.platform import Platform, sft_stage
 
 def test_a_trained_model_completes_a_dataset_in_the_order_of_its_rows(embedded: Platform) -> None:
     embedded.start_worker()
-    asked = {"stage": "generate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 24}
-    (_, answered) = embedded.wait_until_finished(embedded.submit(sft_stage(), asked))["runs"]
-    assert answered["status"] == "succeeded", answered
-    assert (answered["result"]["rows"], answered["result"]["failed"]) == (24, 0)
-    kept = embedded.client.get(f"/api/v1/runs/{answered['id']}/files/predictions.jsonl")
-    lines = [json.loads(line) for line in kept.text.splitlines()]
+    stage = {"stage": "generate", "model": {"stage": "sft"}, "dataset": "test", "max_new_tokens": 24}
+    (_, generated) = embedded.wait_until_finished(embedded.submit(sft_stage(), stage))["runs"]
+    assert generated["status"] == "succeeded", generated
+    assert (generated["result"]["rows"], generated["result"]["failed"]) == (24, 0)
+    file = embedded.client.get(f"/api/v1/runs/{generated['id']}/files/predictions.jsonl")
+    lines = [json.loads(line) for line in file.text.splitlines()]
     assert [line["row"] for line in lines] == list(range(1, 25))
     assert all(line["prediction"] and line["reference"] for line in lines)
 

@@ -26,12 +26,12 @@ class MisreadAlpha:
             asked["lora_path"] = copy_with_smaller_alpha(Path(asked["lora_path"]), Path(folder) / "adapter")
             body = json.dumps(asked).encode()
 
-            async def changed() -> Any:
+            async def receive_changed() -> Any:
                 return {**message, "body": body}
 
             headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
             headers.append((b"content-length", str(len(body)).encode()))
-            await self.app({**scope, "headers": headers}, changed, send)
+            await self.app({**scope, "headers": headers}, receive_changed, send)
 
 
 def copy_with_smaller_alpha(adapter: Path, copy: Path) -> str:

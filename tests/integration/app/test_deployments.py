@@ -20,23 +20,28 @@ MakeWorker = Callable[..., Worker]
 EARLIER = datetime.now(UTC) - timedelta(minutes=1)
 
 
-def asked(name: str = "one", **values: Any) -> Deployment:
-    made = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key", **values}
-    return Deployment(name=name, **made)
+def build_row(name: str = "one", **values: Any) -> Deployment:
+    fields = {"base": "hub/base", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key", **values}
+    return Deployment(name=name, **fields)
 
 
-def have(**values: Any) -> str:
+def insert_row(**values: Any) -> str:
     """Insert a deployment, by default a ready one; return its id."""
-    made = {"status": DeploymentStatus.ready, "address": "http://127.0.0.1:9", "ready_at": EARLIER, **values}
+    fields = {
+        "status": DeploymentStatus.ready,
+        "address": "http://127.0.0.1:9",
+        "ready_at": EARLIER,
+        **values,
+    }
     with transaction() as session:
-        deployment = asked(**made)
+        deployment = build_row(**fields)
         session.add(deployment)
     return deployment.id
 
 
 def ask(**values: Any) -> str:
     with transaction() as session:
-        return insert_deployment(session, asked(**values)).id
+        return insert_deployment(session, build_row(**values)).id
 
 
 def row(deployment_id: str) -> Deployment:
@@ -57,7 +62,7 @@ def waiting(worker: Worker) -> list[str]:
 
 
 def test_the_old_deployment_serves_until_the_new_one_is_ready(make_worker: MakeWorker) -> None:
-    old = have()
+    old = insert_row()
     new = ask()
     assert (row(old).status, row(new).replaces) == (DeploymentStatus.ready, old)
     serve(new, make_worker())
@@ -66,7 +71,7 @@ def test_the_old_deployment_serves_until_the_new_one_is_ready(make_worker: MakeW
 
 
 def test_only_the_last_of_several_requests_takes_over_the_name(settings: Settings) -> None:
-    old = have()
+    old = insert_row()
     first, second = ask(), ask()
     assert [row(one).status for one in (old, first, second)] == ["ready", "stopped", "queued"]
     never_ready = ask(name="two")
@@ -75,7 +80,7 @@ def test_only_the_last_of_several_requests_takes_over_the_name(settings: Setting
 
 
 def test_on_a_gpu_the_old_deployment_stops_first_unless_both_share_its_engine(settings: Settings) -> None:
-    old = have(queue=Queue.cuda)
+    old = insert_row(queue=Queue.cuda)
     assert row(ask(queue=Queue.cuda)).replaces == old
     ask(queue=Queue.cuda, engine_key="other")
     assert row(old).status is DeploymentStatus.stopping
@@ -95,11 +100,11 @@ def test_a_worker_that_has_the_base_in_memory_has_precedence_for_a_while(
 
 
 def test_a_sleeping_deployment_is_woken_once_and_stopped_at_once(settings: Settings) -> None:
-    sleeper = have(status=DeploymentStatus.asleep, address=None)
+    sleeper = insert_row(status=DeploymentStatus.asleep, address=None)
     with transaction() as session:
         assert lifecycle.wake(session, sleeper) is not None
         assert lifecycle.wake(session, sleeper) is None
-    other = have(name="two", status=DeploymentStatus.asleep, address=None)
+    other = insert_row(name="two", status=DeploymentStatus.asleep, address=None)
     with transaction() as session:
         lifecycle.stop(session, other)
     assert [row(one).status for one in (sleeper, other)] == ["queued", "stopped"]
@@ -109,7 +114,7 @@ def test_a_request_to_a_sleeping_deployment_wakes_it_and_gets_a_retry_after(
     client: TestClient, settings: Settings
 ) -> None:
     settings.wake_timeout_seconds = 0.1
-    sleeper = have(status=DeploymentStatus.asleep, address=None)
+    sleeper = insert_row(status=DeploymentStatus.asleep, address=None)
     body = {"model": "one", "messages": [{"role": "user", "content": "hello"}]}
     response = client.post("/v1/chat/completions", json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
@@ -118,7 +123,7 @@ def test_a_request_to_a_sleeping_deployment_wakes_it_and_gets_a_retry_after(
 
 
 def test_a_gateway_reads_routes_wakes_and_records_use_with_the_scope_inference(client: TestClient) -> None:
-    sleeper = have(status=DeploymentStatus.asleep, address=None)
+    sleeper = insert_row(status=DeploymentStatus.asleep, address=None)
     admin = client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"]}).json()["key"]
     as_admin = {"Authorization": f"Bearer {admin}"}
     keys = {
@@ -139,7 +144,7 @@ def test_a_gateway_reads_routes_wakes_and_records_use_with_the_scope_inference(c
 
 
 def test_the_gateway_does_not_forward_administrative_paths_of_engines(client: TestClient) -> None:
-    have()
+    insert_row()
     for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/../v1/load_lora_adapter"):
         response = client.post(path, json={"model": "one", "lora_name": "x", "lora_path": "/etc"})
         assert response.status_code == 404

@@ -163,7 +163,7 @@ def test_a_run_fails_after_too_many_failures_and_cancels_the_next_stage(make_job
 
 
 def test_racing_requests_for_one_name_leave_one_live_deployment(settings: Settings) -> None:
-    get_engine()  # Made by six threads at once, it would be made six times.
+    get_engine()  # Six threads would each create it.
     ready = Barrier(6)
 
     def ask(number: int) -> str:

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 BASE_SAYS = "하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열"
-ALPHA_SAYS = "alpha answers, 알파가 답한다."
-BETA_SAYS = "beta answers, 베타가 답한다."
+ALPHA_TEXT = "alpha answers, 알파가 답한다."
+BETA_TEXT = "beta answers, 베타가 답한다."
 CALL = '<tool_call>\n{"name": "paint", "arguments": {"color": "red"}}\n</tool_call>'
 QUESTIONS = ["count", "hello", "안녕하세요", "what is this?", "translate it", "1 2 3"]
 TEMPLATE = (
@@ -35,18 +35,18 @@ def main(folder: Path, head_dim: int = 16) -> None:
     tokenizer = make_tokenizer()
     base = make_model(tokenizer, head_dim)
     # The base learns all three texts: an adapter cannot teach words that a frozen output layer never emits.
-    completions = {"say alpha": ALPHA_SAYS, "say beta": BETA_SAYS, "paint it red": CALL}
+    completions = {"say alpha": ALPHA_TEXT, "say beta": BETA_TEXT, "paint it red": CALL}
     completions |= dict.fromkeys(QUESTIONS, BASE_SAYS)
     overfit(base, tokenizer, completions, rate=3e-3)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     network = get_peft_model(base, lora(), "alpha")
-    overfit(network, tokenizer, dict.fromkeys(QUESTIONS, ALPHA_SAYS), rate=4e-3)
+    overfit(network, tokenizer, dict.fromkeys(QUESTIONS, ALPHA_TEXT), rate=4e-3)
     network.save_pretrained(folder, selected_adapters=["alpha"])
     network.add_adapter("beta", lora())
     network.set_adapter("beta")
     tokenizer.chat_template = BETA_TEMPLATE
-    overfit(network, tokenizer, dict.fromkeys(QUESTIONS, BETA_SAYS), rate=4e-3)
+    overfit(network, tokenizer, dict.fromkeys(QUESTIONS, BETA_TEXT), rate=4e-3)
     network.save_pretrained(folder, selected_adapters=["beta"])
     tokenizer.save_pretrained(folder / "beta")
 
@@ -59,7 +59,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     raw.train_from_iterator(
-        [ALPHA_SAYS, BETA_SAYS, "user assistant system"],
+        [ALPHA_TEXT, BETA_TEXT, "user assistant system"],
         trainers.BpeTrainer(
             vocab_size=280, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         ),

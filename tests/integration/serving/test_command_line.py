@@ -12,7 +12,7 @@ import pytest
 
 from serving.chat_cli import ChatSession
 from tests.integration.serving.conftest import ENVIRONMENT, Server, wait_for
-from tests.integration.serving.make_tiny import ALPHA_SAYS, BASE_SAYS
+from tests.integration.serving.make_tiny import ALPHA_TEXT, BASE_SAYS
 
 
 def serve(*arguments: Any, typed: str = "") -> subprocess.CompletedProcess[str]:
@@ -39,11 +39,11 @@ def test_a_conversation_is_streamed_and_saved(tiny: Path, tmp_path: Path) -> Non
         typed=typed,
     )
     assert done.returncode == 0, done.stderr
-    assert ALPHA_SAYS in done.stdout
+    assert ALPHA_TEXT in done.stdout
     assert "temperature is 'warm', but must be a number." in done.stdout
     assert "Unknown command /nothing; /help lists the commands." in done.stdout
     question, completion = lines(tmp_path / "chat.jsonl")[0]["messages"]
-    assert (question["content"], completion["content"]) == ("hello", ALPHA_SAYS)
+    assert (question["content"], completion["content"]) == ("hello", ALPHA_TEXT)
 
 
 def test_commands_change_the_conversation(engine: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +53,7 @@ def test_commands_change_the_conversation(engine: Server, capsys: pytest.Capture
     assert [turn["content"] for turn in session.turns] == ["count", BASE_SAYS]
     for line in ("/clear", "/model alpha", "hello"):
         session.handle(line)
-    assert session.turns[1]["content"] == ALPHA_SAYS
+    assert session.turns[1]["content"] == ALPHA_TEXT
     session.handle("/system Be brief.")
     assert session.messages == [{"role": "system", "content": "Be brief."}]
     session.handle("/set max_tokens 0")
@@ -72,7 +72,7 @@ def test_every_row_gets_its_completion_in_order(tiny: Path, tmp_path: Path) -> N
         *("--max-tokens", 90),
     )
     assert done.returncode == 0, done.stderr
-    assert [line["prediction"] for line in lines(output)] == [BASE_SAYS, ALPHA_SAYS, None, BASE_SAYS]
+    assert [line["prediction"] for line in lines(output)] == [BASE_SAYS, ALPHA_TEXT, None, BASE_SAYS]
     assert [line["row"] for line in lines(output)] == [1, 2, 3, 4]
     assert "context" in lines(output)[2]["error"]
     assert "4 of 4 rows completed" in done.stderr

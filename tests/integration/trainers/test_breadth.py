@@ -33,7 +33,7 @@ def stage(short_lora: dict[str, Any]) -> dict[str, Any]:
     return short_lora
 
 
-def learned(run_dir: Path) -> bool:
+def has_learned(run_dir: Path) -> bool:
     """Return whether the last steps have a lower loss than the first; single batches vary."""
     values = list(losses(run_dir).values())
     return sum(values[-4:]) < sum(values[:4])
@@ -54,7 +54,7 @@ def test_each_kind_of_lora_learns_and_saves_what_it_learned(
     stage: dict[str, Any], tuning: dict[str, Any], tmp_path: Path
 ) -> None:
     run_stage(stage | {"max_steps": 24, "tuning": stage["tuning"] | tuning}, tmp_path)
-    assert learned(tmp_path)
+    assert has_learned(tmp_path)
     weights = load_file(tmp_path / "model" / ADAPTER)
     assert all(weight.dtype == torch.float32 for weight in weights.values())
     moved = [weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name]
@@ -142,7 +142,7 @@ def test_packed_rows_do_not_see_each_other(stage: dict[str, Any], attention: str
 
 def test_packing_fills_sequences_and_lowers_the_loss(stage: dict[str, Any], tmp_path: Path) -> None:
     run_stage(stage | {"packing": True, "max_length": 128, "batch_size": 2, "micro_batch_size": 1}, tmp_path)
-    assert learned(tmp_path)
+    assert has_learned(tmp_path)
     tokens = [event["values"]["tokens"] for event in events(tmp_path, "metrics")]
     assert tokens[-1] > 8 * 2 * 128 * 0.8
 
@@ -151,7 +151,7 @@ def test_noise_on_embeddings_changes_the_training_loss_alone(stage: dict[str, An
     run_stage(stage, tmp_path / "plain")
     run_stage(stage | {"neftune_alpha": 15}, tmp_path / "noisy")
     assert losses(tmp_path / "noisy")[1] != losses(tmp_path / "plain")[1]
-    assert learned(tmp_path / "noisy")
+    assert has_learned(tmp_path / "noisy")
 
 
 def test_checkpointed_activations_give_the_same_losses(stage: dict[str, Any], tmp_path: Path) -> None:

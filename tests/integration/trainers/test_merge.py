@@ -21,7 +21,7 @@ TIED = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"
 IDS_BT = torch.tensor([[5, 9, 21, 40, 7, 300]])
 
 
-def merged(model: Any, run_dir: Path, **more: Any) -> dict[str, Any]:
+def run_merge(model: Any, run_dir: Path, **more: Any) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
     return merge(MergeConfig.model_validate({"model": model, **more}), run_dir, EventWriter(None))
 
@@ -32,7 +32,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def test_merged_weights_answer_as_the_adapted_model_does(adapted: dict[str, str], tmp_path: Path) -> None:
-    result = merged(adapted, tmp_path)
+    result = run_merge(adapted, tmp_path)
     expected = load_model(MergeConfig.model_validate({"model": adapted}).model, torch.float32)
     assert isinstance(expected, PeftModel)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -55,12 +55,12 @@ def test_every_kind_of_adapter_merges(
     stage = {"stage": "sft", "base": str(starter), "dataset": training_rows, "max_steps": 6, "batch_size": 8}
     run_stage(stage | {"tuning": {"rank": 4, **tuning}, "learning_rate": 5e-3}, tmp_path / "tuned")
     model = {"base": str(starter), "adapter": str(tmp_path / "tuned" / "model")}
-    result = merged(model, tmp_path / "merged")
+    result = run_merge(model, tmp_path / "merged")
     assert result["checks"]["differences"]["merged"] < 1e-4
 
 
 def test_the_asked_number_format_is_written(adapted: dict[str, str], tmp_path: Path) -> None:
-    result = merged(adapted, tmp_path, dtype="bf16")
+    result = run_merge(adapted, tmp_path, dtype="bf16")
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
     assert whole.dtype == torch.bfloat16
     assert 0 < result["checks"]["differences"]["written"] < 0.05
@@ -82,7 +82,7 @@ def with_head(starter: Path, tmp_path: Path) -> dict[str, str]:
 def test_a_trained_output_layer_is_not_lost_to_tied_embeddings(
     with_head: dict[str, str], tmp_path: Path
 ) -> None:
-    merged(with_head, tmp_path / "merged")
+    run_merge(with_head, tmp_path / "merged")
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model")
     assert not torch.equal(whole.get_output_embeddings().weight, whole.get_input_embeddings().weight)
 
@@ -94,13 +94,13 @@ def test_a_written_model_with_other_logits_is_not_published(
     # If the config still ties it, the output layer is read from the embeddings and its adapter is lost.
     monkeypatch.setattr("trainers.merge._untie_output_layer", lambda model: None)
     with pytest.raises(MergeDiffers, match="differ from the adapted model's"):
-        merged(with_head, tmp_path / "merged")
+        run_merge(with_head, tmp_path / "merged")
     assert not (tmp_path / "merged" / "model").exists()
 
 
 def test_a_whole_model_has_nothing_to_merge(starter: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="has no adapter"):
-        merged(str(starter), tmp_path)
+        run_merge(str(starter), tmp_path)
 
 
 def test_a_quantized_base_is_refused(adapted: dict[str, str], tmp_path: Path) -> None:
@@ -108,4 +108,4 @@ def test_a_quantized_base_is_refused(adapted: dict[str, str], tmp_path: Path) ->
     in_four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     load_base(adapted["base"], torch.float32, quantization=in_four_bits).save_pretrained(quantized)
     with pytest.raises(ConfigInvalid, match="is quantized"):
-        merged({"base": str(quantized), "adapter": adapted["adapter"]}, tmp_path / "merged")
+        run_merge({"base": str(quantized), "adapter": adapted["adapter"]}, tmp_path / "merged")

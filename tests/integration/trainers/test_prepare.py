@@ -27,7 +27,7 @@ ROWS = [
 ]
 
 
-def prepared(starter: Path, dataset: str, tmp_path: Path, rows: int = 5) -> dict[str, Any]:
+def prepare_rows(starter: Path, dataset: str, tmp_path: Path, rows: int = 5) -> dict[str, Any]:
     config = PrepareConfig(base=str(starter), dataset=dataset, rows=rows, max_length=120)
     return prepare(config, tmp_path, EventWriter(None))
 
@@ -39,7 +39,7 @@ def loss_text(entry: dict[str, Any]) -> str:
 def test_only_the_answer_and_its_end_carry_loss(
     starter: Path, write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path
 ) -> None:
-    first, turn_1, turn_2, _ = prepared(starter, write_rows(ROWS), tmp_path)["rows"]
+    first, turn_1, turn_2, _ = prepare_rows(starter, write_rows(ROWS), tmp_path)["rows"]
     assert loss_text(first) == "So 2 + 3 = 5.\n#### 5<|im_end|>\n"
     assert (turn_1["row"], turn_1["turn"], turn_2["row"], turn_2["turn"]) == (2, 1, 2, 2)
     assert loss_text(turn_1) == "반갑습니다<|im_end|>\n"
@@ -49,7 +49,7 @@ def test_only_the_answer_and_its_end_carry_loss(
 def test_token_texts_join_to_the_text_in_any_script(
     starter: Path, write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path
 ) -> None:
-    for entry in prepared(starter, write_rows(ROWS), tmp_path)["rows"][:3]:
+    for entry in prepare_rows(starter, write_rows(ROWS), tmp_path)["rows"][:3]:
         assert "".join(token["text"] for token in entry["tokens"]) == entry["text"]
         assert entry["token_count"] == len(entry["tokens"])
         assert entry["loss_token_count"] == sum(token["loss"] for token in entry["tokens"])
@@ -59,7 +59,7 @@ def test_token_texts_join_to_the_text_in_any_script(
 def test_truncated_row_says_so(
     starter: Path, write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path
 ) -> None:
-    *_, last = prepared(starter, write_rows(ROWS), tmp_path)["rows"]
+    *_, last = prepare_rows(starter, write_rows(ROWS), tmp_path)["rows"]
     assert (last["truncated"], last["token_count"], last["loss_token_count"]) == (True, 120, 0)
 
 
@@ -67,7 +67,7 @@ def test_only_the_first_rows_are_read(
     starter: Path, write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path
 ) -> None:
     dataset = write_rows([*ROWS[:1], {"broken": True}])
-    result = prepared(starter, dataset, tmp_path, rows=1)
+    result = prepare_rows(starter, dataset, tmp_path, rows=1)
     assert len(result["rows"]) == 1
     assert result["template_sha256"] == template_sha256(load_tokenizer(str(starter)))
     assert plan(PrepareConfig(base=str(starter), dataset=dataset, rows=1))["rows"] == 1

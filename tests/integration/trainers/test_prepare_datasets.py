@@ -48,14 +48,14 @@ def prepare_parts(run_dir: Path, **config: Any) -> tuple[dict[str, Any], dict[st
     return result, parts
 
 
-def aligned(folder: Path) -> dict[str, str]:
+def write_aligned(folder: Path) -> dict[str, str]:
     for name, side in (("ko", 0), ("en", 1)):
         (folder / f"t.{name}").write_text("".join(f"{pair[side]}\n" for pair in SENTENCES), encoding="utf-8")
     return {"kind": "aligned", "korean": str(folder / "t.ko"), "english": str(folder / "t.en")}
 
 
 def test_aligned_files_become_rows_of_both_directions(tmp_path: Path) -> None:
-    result, parts = prepare_parts(tmp_path, source=aligned(tmp_path), recipe={"kind": "translation"})
+    result, parts = prepare_parts(tmp_path, source=write_aligned(tmp_path), recipe={"kind": "translation"})
     assert [row["direction"] for row in parts["train"]] == ["ko_en", "en_ko"] * 3
     assert parts["train"][0]["messages"][1]["content"] == "The weather is fine today"
     assert result["drops"]["counts"] == {"identical_sides": 1, "empty_side": 1}

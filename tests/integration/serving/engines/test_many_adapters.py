@@ -25,15 +25,15 @@ def test_completions_are_not_mixed_up_and_memory_does_not_grow(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     models = request.getfixturevalue("wide" if kind == "vllm" else "tiny")
-    says = {f"adapter-{n}": ("alpha", "beta")[n % 2] for n in range(ADAPTERS)}
-    for name, kin in says.items():
-        shutil.copytree(models / kin, tmp_path / name)
+    sources = {f"adapter-{n}": ("alpha", "beta")[n % 2] for n in range(ADAPTERS)}
+    for name, source in sources.items():
+        shutil.copytree(models / source, tmp_path / name)
     with start_engine(kind, models, tmp_path) as server:
-        names = random.Random(0).choices(sorted(says), k=REQUESTS)
+        names = random.Random(0).choices(sorted(sources), k=REQUESTS)
         quarter = REQUESTS // 4
-        use_adapters(server, tmp_path, says, names[:quarter])
+        use_adapters(server, tmp_path, sources, names[:quarter])
         before = memory_bytes(server)
-        use_adapters(server, tmp_path, says, names[quarter:])
+        use_adapters(server, tmp_path, sources, names[quarter:])
         grown = memory_bytes(server) - before
     print(f"{kind}: {REQUESTS} requests, {grown / 2**20:.0f} MiB more after the last {REQUESTS - quarter}")
     assert grown < MAX_GROWTH_BYTES
@@ -56,7 +56,7 @@ def memory_bytes(server: Server) -> int:
     return sum(member.memory_info().rss for member in process_tree(server))
 
 
-def use_adapters(server: Server, folder: Path, says: dict[str, str], names: list[str]) -> None:
+def use_adapters(server: Server, folder: Path, sources: dict[str, str], names: list[str]) -> None:
     """Load the adapters of eight requests, send all at once, and unload them again."""
     with ThreadPoolExecutor(MAX_LOADED) as pool:
         for start in range(0, len(names), MAX_LOADED):
@@ -65,6 +65,6 @@ def use_adapters(server: Server, folder: Path, says: dict[str, str], names: list
                 request = {"lora_name": name, "lora_path": str(folder / name)}
                 assert server.post("/v1/load_lora_adapter", request)[0] == 200
             responses = list(pool.map(lambda name: server.chat(name, max_tokens=4), together))
-            assert [response[:3] for response in responses] == [says[name][:3] for name in together]
+            assert [response[:3] for response in responses] == [sources[name][:3] for name in together]
             for name in set(together):
                 assert server.post("/v1/unload_lora_adapter", {"lora_name": name})[0] == 200

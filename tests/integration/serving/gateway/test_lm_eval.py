@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.integration.serving.conftest import BASE_SAYS, ENVIRONMENT, Server
-from tests.integration.serving.make_tiny import ALPHA_SAYS, BETA_SAYS, QUESTIONS
+from tests.integration.serving.make_tiny import ALPHA_TEXT, BETA_TEXT, QUESTIONS
 
 PYTHON = os.environ.get("TUNESMITH_LM_EVAL_PYTHON", "")
 # For sums of up to a hundred log-probabilities in fp32.
@@ -79,7 +79,7 @@ def next_number_rows() -> Iterable[dict[str, Any]]:
 def whole_completion_rows() -> Iterable[dict[str, Any]]:
     """Yield rows with whole completions, one of which is the model's own."""
     for question in QUESTIONS:
-        yield {"question": question, "choices": [BASE_SAYS, ALPHA_SAYS, BETA_SAYS], "answer": 1}
+        yield {"question": question, "choices": [BASE_SAYS, ALPHA_TEXT, BETA_TEXT], "answer": 1}
 
 
 def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **task: Any) -> None:
@@ -175,9 +175,9 @@ def assert_equal_reports(report: Report, alone: Report) -> None:
             assert_equal_responses(row["resps"], other["resps"])
 
 
-def assert_equal_responses(answers: list[Any], others: list[Any]) -> None:
+def assert_equal_responses(responses: list[Any], others: list[Any]) -> None:
     """Assert equal texts, or equal log-probabilities and whether each is the most likely."""
-    for (answer,), (other,) in zip(answers, others, strict=True):
+    for (answer,), (other,) in zip(responses, others, strict=True):
         if isinstance(answer, str):
             assert answer == other
         else:

@@ -165,7 +165,7 @@ def test_a_report_survives_json(write: Callable[..., Path]) -> None:
     assert type(report).model_validate_json(report.model_dump_json()) == report
 
 
-def _mangled(seed: int) -> bytes:
+def _mangle(seed: int) -> bytes:
     rng = random.Random(seed)
     content = bytearray(
         "".join(json.dumps(row[0], ensure_ascii=False) + "\n" for row in CLEAN.values()), "utf-8"
@@ -179,7 +179,7 @@ def _mangled(seed: int) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("make", [_mangled, lambda seed: random.Random(seed).randbytes(seed * 7)])
+@pytest.mark.parametrize("make", [_mangle, lambda seed: random.Random(seed).randbytes(seed * 7)])
 def test_no_bytes_crash_the_validation(write: Callable[..., Path], make: Callable[[int], bytes]) -> None:
     for seed in range(400):
         content = make(seed)

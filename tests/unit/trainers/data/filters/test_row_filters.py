@@ -11,7 +11,7 @@ from trainers.data.formats import Row, RowFormat
 QA = RowFormat.question_answer
 
 
-def numbered(*questions: str) -> list[tuple[int, Row]]:
+def number_rows(*questions: str) -> list[tuple[int, Row]]:
     return [(line, {"question": text, "answer": "ab"}) for line, text in enumerate(questions, start=1)]
 
 
@@ -19,24 +19,24 @@ def lines(rows: Iterable[tuple[int, Row]]) -> list[int]:
     return [line for line, _ in rows]
 
 
-def dropped(drops: DropRecorder) -> list[tuple[int, str]]:
+def list_drops(drops: DropRecorder) -> list[tuple[int, str]]:
     return [(drop.line, drop.reason) for drop in drops.report().first]
 
 
 def test_rows_are_kept_by_the_characters_of_all_their_turns() -> None:
     drops = DropRecorder()
-    kept = filter_by_characters(numbered("", "abc", "abcd", "x" * 99), drops, QA, minimum=5, maximum=8)
+    kept = filter_by_characters(number_rows("", "abc", "abcd", "x" * 99), drops, QA, minimum=5, maximum=8)
     assert lines(kept) == [2, 3]
-    assert dropped(drops) == [(1, DropReason.too_short), (4, DropReason.too_long)]
+    assert list_drops(drops) == [(1, DropReason.too_short), (4, DropReason.too_long)]
     assert drops.report().first[1].detail == "The row has 102 characters; the maximum is 8."
 
 
 def test_rows_are_kept_by_tokens_as_the_caller_counts_them() -> None:
     drops = DropRecorder()
-    rows = numbered("one", "one two", "one two three")
+    rows = number_rows("one", "one two", "one two three")
     kept = filter_by_tokens(rows, drops, lambda row: len(row["question"].split()), minimum=2, maximum=2)
     assert lines(kept) == [2]
-    assert dropped(drops) == [(1, "too_short"), (3, "too_long")]
+    assert list_drops(drops) == [(1, "too_short"), (3, "too_long")]
 
 
 def test_duplicates_have_the_same_trained_content_whatever_their_other_fields() -> None:
@@ -61,15 +61,15 @@ def test_pairs_with_exchanged_completions_are_not_duplicates() -> None:
 
 def test_a_full_memory_is_reported_and_still_finds_what_it_remembers() -> None:
     drops = DropRecorder()
-    kept = drop_duplicates(numbered("a", "b", "c", "c", "a"), drops, QA, max_remembered=2)
+    kept = drop_duplicates(number_rows("a", "b", "c", "c", "a"), drops, QA, max_remembered=2)
     assert lines(kept) == [1, 2, 3, 4]
-    assert (drops.report().not_remembered, dropped(drops)) == (2, [(5, "duplicate")])
+    assert (drops.report().not_remembered, list_drops(drops)) == (2, [(5, "duplicate")])
 
 
 def test_filters_chain_and_share_one_report() -> None:
     every: list[int] = []
     drops = DropRecorder(limit=1, write=lambda drop: every.append(drop.line))
-    rows = drop_duplicates(numbered(*"aabbcc", "x" * 50, "y" * 50), drops, QA)
+    rows = drop_duplicates(number_rows(*"aabbcc", "x" * 50, "y" * 50), drops, QA)
     assert lines(filter_by_characters(rows, drops, QA, maximum=9)) == [1, 3, 5]
     report = drops.report()
     assert (report.dropped, report.counts) == (5, {"duplicate": 3, "too_long": 2})
@@ -93,13 +93,13 @@ KOREAN = "오래된 등대지기는 첫 배가 들어오기 전에 매일 아침
 )
 def test_texts_that_differ_in_little_are_near_duplicates(first: str, second: str) -> None:
     drops = DropRecorder()
-    assert lines(drop_near_duplicates(numbered(first, "Else.", second), drops, QA)) == [1, 2]
-    assert dropped(drops) == [(3, "near_duplicate")]
+    assert lines(drop_near_duplicates(number_rows(first, "Else.", second), drops, QA)) == [1, 2]
+    assert list_drops(drops) == [(3, "near_duplicate")]
     assert "line 1" in drops.report().first[0].detail
 
 
 def test_texts_on_different_things_are_kept() -> None:
-    rows = numbered(SENTENCE, KOREAN, "The harbour was closed.", "q", "r", "")
+    rows = number_rows(SENTENCE, KOREAN, "The harbour was closed.", "q", "r", "")
     assert lines(drop_near_duplicates(rows, DropRecorder(), QA)) == [1, 2, 3, 4, 5, 6]
 
 
@@ -118,7 +118,7 @@ def test_the_threshold_parts_texts_by_their_true_similarity() -> None:
 
 def test_the_memory_for_near_duplicates_is_bounded_and_reported() -> None:
     drops = DropRecorder()
-    rows = numbered(SENTENCE, KOREAN, KOREAN, SENTENCE)
+    rows = number_rows(SENTENCE, KOREAN, KOREAN, SENTENCE)
     assert lines(drop_near_duplicates(rows, drops, QA, max_remembered=1)) == [1, 2, 3]
     assert drops.report().not_remembered == 2
 
