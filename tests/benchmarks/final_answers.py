@@ -55,7 +55,7 @@ def _ours() -> Callable[[str, str], bool]:
 
 
 def _math_verify() -> Callable[[str, str], bool]:
-    from math_verify import parse, verify  # type: ignore[import-not-found]
+    from math_verify import parse, verify
 
     return lambda text, reference: bool(verify(parse(reference.rpartition("####")[2].strip()), parse(text)))
 

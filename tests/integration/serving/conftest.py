@@ -175,7 +175,7 @@ def routes_to(engine: Server) -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def gateway_over(routes: list[dict[str, str]], folder: Path) -> Iterator[Server]:
+def gateway_over(routes: list[dict[str, Any]], folder: Path) -> Iterator[Server]:
     """Yield a gateway over these routes."""
     file = folder / f"routes-{time.monotonic_ns()}.json"
     file.write_text(json.dumps(routes))

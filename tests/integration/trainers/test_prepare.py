@@ -13,7 +13,7 @@ from trainers.prepare import plan
 from trainers.prepare import run as prepare
 from trainers.runtime.events import EventWriter
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"question": "How many keys?", "answer": "So 2 + 3 = 5.\n#### 5"},
     {
         "messages": [

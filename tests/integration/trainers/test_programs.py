@@ -35,8 +35,8 @@ from trainers.training.nan_diagnosis import LossNotFinite
 
 
 def sft(base: Path | dict[str, str], dataset: str, **values: Any) -> dict[str, Any]:
-    base = str(base) if isinstance(base, Path) else base
-    return {"stage": "sft", "base": base, "dataset": dataset, "max_steps": 2, "batch_size": 4} | values
+    reference = str(base) if isinstance(base, Path) else base
+    return {"stage": "sft", "base": reference, "dataset": dataset, "max_steps": 2, "batch_size": 4} | values
 
 
 def test_dry_run_prints_the_resolved_numbers_and_writes_nothing(

@@ -341,8 +341,10 @@ def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(worker: WorkerContext,
     until(lambda: waiting_deployment() is not None)
     assert worker.devices.take(Queue.cuda) == [0], "the engine could not start"
     waiting = waiting_deployment()
+    assert waiting is not None
     with transaction() as session:
         claimed = deployments.claim(session, waiting.id, worker.worker_id, 60)
+        assert claimed is not None
         deployments.mark_ready(session, claimed.id, claimed.attempt, "http://127.0.0.1:1", "base")
     thread.join()
     assert row(run_id).status is RunStatus.succeeded

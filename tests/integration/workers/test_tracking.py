@@ -183,7 +183,7 @@ def test_a_resumed_attempt_continues_the_same_run_and_sends_no_step_twice(
     assert found == ("FINISHED", "2", "9")
     folders = [folder_of(found["wandb"]) for found in (before, after)]
     assert [step for folder in folders for step in wandb_steps(folder)] == [1, 2, 3, 4, 5, 6]
-    expected = [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4, 5, 6)]
+    expected: list[tuple[int, Any]] = [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4, 5, 6)]
     assert scalars(folder_of(after["tensorboard"]), "loss") == expected
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,8 +53,13 @@ def test_an_engine_without_a_database_responds_503_until_it_is_ready_and_exits_w
 ) -> None:
     arguments = ["--engine", "hf", "--model", str(tiny / "base"), "--adapter", f"alpha={tiny / 'alpha'}"]
     with serving(tmp_path / "log", "serving", *arguments, "--served-name", "base") as server:
-        seen = []
-        wait_for(lambda: seen.append(server.get("/health")[0]) or seen[-1] == 200, 60)
+        seen: list[int] = []
+
+        def is_ready() -> bool:
+            seen.append(server.get("/health")[0])
+            return seen[-1] == 200
+
+        wait_for(is_ready, 60)
         assert set(seen) <= {0, 503, 200}
         assert (server.chat("base"), server.chat("alpha")[:5]) == (BASE_SAYS, "alpha")
         server.process.send_signal(signal.SIGTERM)
@@ -73,7 +79,7 @@ def test_the_last_adapter_can_be_unloaded_and_another_loaded(tiny: Path, tmp_pat
 
 def test_sigterm_lets_a_running_request_complete(tiny: Path, tmp_path: Path) -> None:
     with one_engine(tiny, tmp_path) as server:
-        responses: list[tuple[int, dict]] = []
+        responses: list[tuple[int, Any]] = []
         body = LONG | {"max_tokens": 250}
         thread = threading.Thread(target=lambda: responses.append(server.post("/v1/completions", body)))
         thread.start()
@@ -100,6 +106,7 @@ def test_a_failing_generation_loop_ends_the_process(tiny: Path) -> None:
     # A token beyond the embedding makes the forward pass raise. HTTP rejects it, so it is submitted here.
     program = f"""
 import time
+from typing import Any
 from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.hf.model import load_runner
 from trainers.configs.engines import EngineOptions

@@ -198,8 +198,8 @@ def test_an_engine_renders_with_its_adapter_s_template(other: Server, models: Pa
 
 def paint(*colors: str) -> Any:
     """Return a tool whose schema vLLM enforces because it is `strict`."""
-    parameters = {"type": "object", "properties": {"color": {"enum": colors}}, "required": ["color"]}
-    parameters |= {"additionalProperties": False}
+    parameters: dict[str, Any] = {"type": "object", "required": ["color"], "additionalProperties": False}
+    parameters |= {"properties": {"color": {"enum": colors}}}
     return {"type": "function", "function": {"name": "paint", "strict": True, "parameters": parameters}}
 
 

@@ -119,6 +119,6 @@ def has_connection(server: Server) -> bool:
 def is_running(process: psutil.Process) -> bool:
     """Return whether a process runs, and is not a zombie."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

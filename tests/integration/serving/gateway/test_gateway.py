@@ -180,8 +180,8 @@ def test_the_engine_gets_its_own_name_and_neither_the_key_nor_an_unsafe_id(
     [(b"{", None), (b"[]", None), (b'{"model": 5}', "model"), (b"\xff", None), (b"[" * 100_000, None)],
 )
 def test_an_invalid_body_is_rejected(gateway: Server, body: bytes, param: str | None) -> None:
-    status, body = gateway.post(CHAT, body)
-    assert (status, body["error"]["param"]) == (400, param)
+    status, response = gateway.post(CHAT, body)
+    assert (status, response["error"]["param"]) == (400, param)
 
 
 def test_a_body_over_eight_mebibytes_is_rejected(gateway: Server) -> None:
@@ -227,7 +227,7 @@ def test_a_public_address_without_a_key_is_rejected(tmp_path: Path) -> None:
         "-m",
         "serving.gateway",
         "--routes",
-        tmp_path / "routes.json",
+        str(tmp_path / "routes.json"),
         "--host",
         "0.0.0.0",
     ]

@@ -39,7 +39,7 @@ def run_killed_engine(tiny: Path, folder: Path, kind: str, place: str, *others: 
     if kind == "mlx":
         pytest.importorskip("mlx_lm")
     with one_engine(tiny, folder, kind) as engine:
-        targets = [{"base_url": KillingProxy(engine, place).url}]
+        targets: list[dict[str, Any]] = [{"base_url": KillingProxy(engine, place).url}]
         targets += [{"base_url": url, "share": 1e-12} for url in others]
         with gateway_over([{"name": "base", "targets": targets}], folder) as gateway:
             yield gateway

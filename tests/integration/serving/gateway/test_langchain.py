@@ -25,7 +25,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def results(each_gateway: Server) -> dict[str, Any]:
     """Return the results of a program that uses LangChain."""
-    command = [PYTHON, PROGRAM, f"{each_gateway.url}/v1"]
+    command = [str(PYTHON), str(PROGRAM), f"{each_gateway.url}/v1"]
     finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert finished.returncode == 0, finished.stderr
     found: dict[str, Any] = json.loads(finished.stdout)

@@ -100,7 +100,7 @@ def test_processes_share_metrics_and_a_dead_one_is_restarted(fake_engine: FakeEn
 
 def is_running(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

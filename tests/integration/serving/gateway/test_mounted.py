@@ -205,7 +205,7 @@ def test_a_bug_in_the_gateway_ends_the_response() -> None:
         headers = {b"host": b"x"}
         gateway.handle(GatewayRequest("POST", "/v1/chat/completions", headers, "127.0.0.1", REQUEST), client)
         async with asyncio.timeout(10):
-            last = await client.ended
+            last: bytes = await client.ended
         await gateway.aclose()
         return last
 

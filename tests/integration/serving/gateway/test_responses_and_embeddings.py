@@ -25,12 +25,15 @@ def gateway(fake_engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -
 
 def read_stream(gateway: Server, model: str) -> bytes:
     body = {"model": model, "input": "hello", "stream": True}
-    return httpx2.post(f"{gateway.url}/v1/responses", json=body, timeout=20).content
+    content: bytes = httpx2.post(f"{gateway.url}/v1/responses", json=body, timeout=20).content
+    return content
 
 
 def read_log(gateway: Server, model: str) -> dict[str, Any]:
     wait_for(lambda: f'"{model}"' in gateway.log.read_text())
-    return json.loads([line for line in gateway.log.read_text().splitlines() if f'"{model}"' in line][-1])
+    lines = [line for line in gateway.log.read_text().splitlines() if f'"{model}"' in line]
+    record: dict[str, Any] = json.loads(lines[-1])
+    return record
 
 
 def test_a_complete_stream_is_forwarded_unchanged_and_counted(gateway: Server) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from openai.types.chat import ChatCompletionStreamOptionsParam
 
 from tests.integration.serving.conftest import Server, sdk_of
 
@@ -34,7 +35,7 @@ def test_a_plain_chat_returns_the_trained_completion_and_its_usage(client: OpenA
 
 
 def test_a_streamed_chat_equals_the_plain_one_in_whole_characters(client: OpenAI) -> None:
-    options = {"include_usage": True}
+    options: ChatCompletionStreamOptionsParam = {"include_usage": True}
     stream = client.chat.completions.create(
         model="base", messages=HELLO, temperature=0, stream=True, stream_options=options
     )

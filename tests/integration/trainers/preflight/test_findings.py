@@ -260,7 +260,7 @@ def test_training_does_not_start_with_an_error_unless_preflight_is_warn(
     values = {"stage": "sft", "base": str(starter), "dataset": dataset, "held_out": [dataset], "max_steps": 1}
     with pytest.raises(PreflightFailed, match="test_rows_in_training: 40 of 40 held-out rows") as refused:
         train(parse_stage(values), tmp_path, EventWriter(None))  # type: ignore[arg-type]
-    assert "set preflight to warn" in refused.value.hint
+    assert "set preflight to warn" in str(refused.value.hint)
     kept = json.loads((tmp_path / "preflight.json").read_text())
     assert [found["code"] for found in kept["findings"]] == ["test_rows_in_training"]
     with EventWriter(tmp_path / "events.jsonl") as report:
