@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.tables import DeploymentStatus
-from tests.integration.app.test_deployments import ask, have
+from tests.integration.app.test_deployments import ask, insert_row
 
 
 def put_alias(client: TestClient, name: str = "prod", **shares: float) -> Any:
@@ -25,7 +25,7 @@ def code_of(response: Any) -> tuple[int, str]:
 
 def test_repeated_rollbacks_restore_older_versions(client: TestClient) -> None:
     for name in "abc":
-        have(name=name)
+        insert_row(name=name)
     put_alias(client, a=1)
     put_alias(client, b=1)
     put_alias(client, b=0.5, c=0.5)
@@ -39,14 +39,14 @@ def test_repeated_rollbacks_restore_older_versions(client: TestClient) -> None:
 
 
 def test_the_first_version_cannot_be_rolled_back(client: TestClient) -> None:
-    have(name="a")
+    insert_row(name="a")
     put_alias(client, a=1)
     assert code_of(client.post("/api/v1/aliases/prod/rollback", json={})) == (409, "nothing_to_restore")
     assert code_of(client.post("/api/v1/aliases/none/rollback", json={})) == (404, "alias_not_found")
 
 
 def test_a_recreated_alias_continues_its_versions(client: TestClient) -> None:
-    have(name="a")
+    insert_row(name="a")
     put_alias(client, a=1)
     assert client.delete("/api/v1/aliases/prod").status_code == 204
     assert client.get("/api/v1/aliases").json()["items"] == []
@@ -54,7 +54,7 @@ def test_a_recreated_alias_continues_its_versions(client: TestClient) -> None:
 
 
 def test_an_alias_and_a_deployment_cannot_share_a_name(client: TestClient) -> None:
-    have(name="a")
+    insert_row(name="a")
     assert code_of(put_alias(client, "a", a=1)) == (409, "name_is_deployment")
     put_alias(client, a=1)
     assert code_of(client.post("/api/v1/deployments", json={"name": "prod", "model": "org/x"})) == (
@@ -66,19 +66,19 @@ def test_an_alias_and_a_deployment_cannot_share_a_name(client: TestClient) -> No
 @pytest.mark.parametrize("shares", [{"a": 0.5}, {"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 1.0}, {}])
 def test_shares_that_do_not_sum_to_one_are_rejected(client: TestClient, shares: dict[str, Any]) -> None:
     for name in "ab":
-        have(name=name)
+        insert_row(name=name)
     assert put_alias(client, **shares).status_code == 422
 
 
 def test_a_target_must_be_ready_or_asleep(client: TestClient) -> None:
     ask(name="soon")
     assert code_of(put_alias(client, soon=1)) == (409, "target_not_ready")
-    have(name="sleepy", status=DeploymentStatus.asleep, address=None)
+    insert_row(name="sleepy", status=DeploymentStatus.asleep, address=None)
     assert put_alias(client, sleepy=1).json()["targets"][0]["status"] == "asleep"
 
 
 def test_a_target_of_an_alias_is_stopped_only_by_force(client: TestClient) -> None:
-    stopped, kept = have(name="a"), have(name="b")
+    stopped, kept = insert_row(name="a"), insert_row(name="b")
     put_alias(client, a=0.5, b=0.5)
     assert code_of(client.post(f"/api/v1/deployments/{stopped}/stop")) == (409, "deployment_has_alias")
     assert client.post(f"/api/v1/deployments/{stopped}/stop?force=true").json()["status"] == "stopping"
@@ -87,7 +87,7 @@ def test_a_target_of_an_alias_is_stopped_only_by_force(client: TestClient) -> No
 
 
 def test_an_alias_without_deployments_returns_503_with_the_reason(client: TestClient) -> None:
-    deployment = have(name="a")
+    deployment = insert_row(name="a")
     put_alias(client, a=1)
     client.post(f"/api/v1/deployments/{deployment}/stop?force=true")
     body = {"model": "prod", "messages": [{"role": "user", "content": "hello"}]}
@@ -97,7 +97,7 @@ def test_an_alias_without_deployments_returns_503_with_the_reason(client: TestCl
 
 
 def test_a_job_cannot_deploy_under_the_name_of_an_alias(client: TestClient) -> None:
-    have(name="a")
+    insert_row(name="a")
     put_alias(client, a=1)
     deploy = {"stage": "deploy", "model": "org/base", "deployment": "prod"}
     refused = client.post("/api/v1/jobs", json={"name": "job", "stages": [deploy]})
