@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.tables import DeploymentStatus
-from tests.integration.app.test_deployments import ask, insert_row
+from tests.integration.app.test_deployments import insert_row, request
 
 
 def put_alias(client: TestClient, name: str = "prod", **shares: float) -> Any:
@@ -71,7 +71,7 @@ def test_shares_that_do_not_sum_to_one_are_rejected(client: TestClient, shares: 
 
 
 def test_a_target_must_be_ready_or_asleep(client: TestClient) -> None:
-    ask(name="soon")
+    request(name="soon")
     assert code_of(put_alias(client, soon=1)) == (409, "target_not_ready")
     insert_row(name="sleepy", status=DeploymentStatus.asleep, address=None)
     assert put_alias(client, sleepy=1).json()["targets"][0]["status"] == "asleep"

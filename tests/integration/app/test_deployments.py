@@ -39,7 +39,7 @@ def insert_row(**values: Any) -> str:
     return deployment.id
 
 
-def ask(**values: Any) -> str:
+def request(**values: Any) -> str:
     with transaction() as session:
         return insert_deployment(session, build_row(**values)).id
 
@@ -63,7 +63,7 @@ def waiting(worker: Worker) -> list[str]:
 
 def test_the_old_deployment_serves_until_the_new_one_is_ready(make_worker: MakeWorker) -> None:
     old = insert_row()
-    new = ask()
+    new = request()
     assert (row(old).status, row(new).replaces) == (DeploymentStatus.ready, old)
     serve(new, make_worker())
     assert (row(old).status, row(new).status) == (DeploymentStatus.stopping, DeploymentStatus.ready)
@@ -72,17 +72,17 @@ def test_the_old_deployment_serves_until_the_new_one_is_ready(make_worker: MakeW
 
 def test_only_the_last_of_several_requests_takes_over_the_name(settings: Settings) -> None:
     old = insert_row()
-    first, second = ask(), ask()
+    first, second = request(), request()
     assert [row(one).status for one in (old, first, second)] == ["ready", "stopped", "queued"]
-    never_ready = ask(name="two")
-    assert row(ask(name="two")).replaces is None
+    never_ready = request(name="two")
+    assert row(request(name="two")).replaces is None
     assert row(never_ready).status is DeploymentStatus.stopped
 
 
 def test_on_a_gpu_the_old_deployment_stops_first_unless_both_share_its_engine(settings: Settings) -> None:
     old = insert_row(queue=Queue.cuda)
-    assert row(ask(queue=Queue.cuda)).replaces == old
-    ask(queue=Queue.cuda, engine_key="other")
+    assert row(request(queue=Queue.cuda)).replaces == old
+    request(queue=Queue.cuda, engine_key="other")
     assert row(old).status is DeploymentStatus.stopping
 
 
@@ -90,8 +90,8 @@ def test_a_worker_that_has_the_base_in_memory_has_precedence_for_a_while(
     make_worker: MakeWorker,
 ) -> None:
     host, other = make_worker(), make_worker()
-    serve(ask(), host)
-    second = ask(name="two")
+    serve(request(), host)
+    second = request(name="two")
     assert (waiting(host), waiting(other)) == ([second], [])
     with transaction() as session:
         assert lifecycle.claim(session, second, other.id, 60) is None
