@@ -60,25 +60,6 @@ def score_completion(
     )
 
 
-def score_batch(
-    rewards: Sequence[Reward],
-    completions: Sequence[str],
-    references: Sequence[str | None],
-    tokens: Sequence[int | None] | None = None,
-) -> list[RewardResult]:
-    """Score each completion against the reference at its index; raises ValueError on unequal lengths."""
-    counts = tokens or [None] * len(completions)
-    rows = zip(completions, references, counts, strict=True)
-    return [score_completion(rewards, completion, reference, count) for completion, reference, count in rows]
-
-
-def mean_parts(results: Sequence[RewardResult]) -> dict[str, float]:
-    """Return the mean by name, and of `total`, over at least one result."""
-    names = results[0].parts
-    means = {name: sum(result.parts[name] for result in results) / len(results) for name in names}
-    return means | {"total": sum(result.total for result in results) / len(results)}
-
-
 def find_references_without_answer(references: Sequence[str]) -> list[int]:
     """Return the indices of references without a final answer, which no completion can equal."""
     return [i for i, reference in enumerate(references) if find_answer(reference).number is None]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainers.configs.rewards import Reward, reward_name
-from trainers.rewards.score import RewardResult, score_batch, score_reward
+from trainers.rewards.score import score_reward
 
 Completion = str | list[dict[str, Any]]
 RewardFunction = Callable[..., list[float]]
@@ -14,25 +14,6 @@ REFERENCE_COLUMNS = ("reference", "answer")
 def reward_functions(rewards: Sequence[Reward]) -> tuple[list[RewardFunction], list[float]]:
     """Return TRL's `reward_funcs`, one function with the name of each reward, and its `reward_weights`."""
     return [_make_function(reward) for reward in rewards], [reward.weight for reward in rewards]
-
-
-def combined_function(
-    rewards: Sequence[Reward], on_results: Callable[[list[str], list[RewardResult]], None] | None = None
-) -> RewardFunction:
-    """Return a function for weighted totals; `on_results` receives the completions' texts and the results.
-
-    The function raises ValueError if the columns lack a reference that a reward needs.
-    """
-
-    def reward(completions: list[Completion], **columns: Any) -> list[float]:
-        texts = [completion_text(completion) for completion in completions]
-        references, tokens = _references(columns, len(texts)), _token_counts(columns, len(texts))
-        results = score_batch(rewards, texts, references, tokens)
-        if on_results is not None:
-            on_results(texts, results)
-        return [result.total for result in results]
-
-    return reward
 
 
 def completion_text(completion: Completion) -> str:

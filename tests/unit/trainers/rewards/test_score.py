@@ -9,13 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainers.configs.rewards import Reward, Rewards
 from trainers.rewards.score import (
-    RewardResult,
     find_references_without_answer,
-    mean_parts,
-    score_batch,
     score_completion,
 )
-from trainers.rewards.trl_functions import combined_function, completion_text, reward_functions
+from trainers.rewards.trl_functions import completion_text, reward_functions
 
 MATHS: list[dict[str, Any]] = [
     {"kind": "correctness", "weight": 2},
@@ -55,17 +52,6 @@ def test_length_penalty_falls_in_a_line_and_stops(length: int, value: float) -> 
         == score_completion(by_characters, "x" * length).total
         == value
     )
-
-
-def test_batch_equals_single_scores_and_means_are_by_name() -> None:
-    results = score_batch(rewards(*MATHS), [RIGHT, WRONG], ["#### 7", "7"])
-    assert results == [
-        score_completion(rewards(*MATHS), RIGHT, "#### 7"),
-        score_completion(rewards(*MATHS), WRONG, "7"),
-    ]
-    means = mean_parts(results)
-    assert means["correctness"] == 0.5
-    assert means["total"] == pytest.approx(1.45)
 
 
 def test_tolerance_of_the_config_decides() -> None:
@@ -132,8 +118,6 @@ def test_functions_for_trl_carry_names_weights_and_plain_values() -> None:
     assert [function.__name__ for function in functions] == ["correctness", "format", "steps", "length"]
     assert weights == [2, 0.5, 1, 1]
     assert functions[0](completions=[RIGHT, WRONG], **columns) == [1, 0]
-    totals = combined_function(rewards(*MATHS))(completions=[RIGHT, WRONG], **columns)
-    assert totals == pytest.approx([3.5, -0.6])
 
 
 def test_completions_may_be_messages_whose_last_assistant_turn_counts() -> None:
@@ -142,15 +126,6 @@ def test_completions_may_be_messages_whose_last_assistant_turn_counts() -> None:
     turns = [{"role": "assistant", "content": "#### 1"}, {"role": "tool", "content": "9"}]
     assert completion_text([*turns, {"role": "assistant", "content": RIGHT}]) == RIGHT
     assert completion_text([{"role": "assistant", "content": None, "tool_calls": []}]) == ""
-
-
-def test_a_combined_function_passes_its_results_to_a_callback() -> None:
-    seen: list[tuple[str, RewardResult]] = []
-    function = combined_function(
-        rewards({"kind": "correctness"}), lambda texts, results: seen.extend(zip(texts, results, strict=True))
-    )
-    assert function([RIGHT], reference=["7"], answer=["ignored"]) == [1]
-    assert [(text, result.answer) for text, result in seen] == [(RIGHT, "7")]
 
 
 def test_tokens_are_counted_from_the_ids_that_trl_hands_over() -> None:
