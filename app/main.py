@@ -32,7 +32,11 @@ from app.storage import migrate
 from app.storage.database import get_engine
 from app.workers import endpoints as workers
 
-DESCRIPTION = "Fine-tune, evaluate and serve language models."
+DESCRIPTION = (
+    "Fine-tune, evaluate and serve language models. Begin with [POST /api/v1/jobs](#/jobs/create_job): its "
+    "examples cover the worked cases and each stage. After `python -m app --with-examples`, those with the "
+    "model `starter` work without changes."
+)
 TAGS = [
     {"name": "datasets", "description": "Immutable files of rows, each with a validation report."},
     {"name": "jobs", "description": "Ordered lists of stages, such as training, evaluation and deployment."},
@@ -66,6 +70,8 @@ def create_app() -> FastAPI:
         swagger_ui_parameters={
             "tryItOutEnabled": True,
             "persistAuthorization": True,
+            # Show the description of each field without a click.
+            "defaultModelExpandDepth": 2,
             # The list of all schemas is longer than the rest of the page; it is collapsed.
             "defaultModelsExpandDepth": 0,
             "filter": True,
@@ -126,6 +132,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         add_gateway_paths(schema)
         add_response_examples(schema)
         for operation in (each for item in schema["paths"].values() for each in item.values()):
+            # FastAPI writes each word of a summary with a capital.
+            operation["summary"] = operation["summary"].capitalize()
             for parameter in operation.get("parameters", []):
                 _remove_null(parameter["schema"])
         # FastAPI removes null from examples.

@@ -32,7 +32,7 @@ class Readiness(BaseModel):
     )
 
 
-@router.get("/healthz")
+@router.get("/healthz", summary="Check that the process runs")
 def healthz() -> Health:
     """Return 200 while the process is up."""
     return Health()
@@ -40,6 +40,7 @@ def healthz() -> Health:
 
 @router.get(
     "/readyz",
+    summary="Check that the service can serve requests",
     response_model=Readiness,
     responses={
         503: {
@@ -61,7 +62,9 @@ def readyz() -> JSONResponse:
     return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
 
-@router.get("/metrics", dependencies=[Depends(require_by_method)], response_class=Response)
+@router.get(
+    "/metrics", summary="Read metrics", dependencies=[Depends(require_by_method)], response_class=Response
+)
 def exposition(session: ReadSession) -> Response:
     """Return the metrics in Prometheus's text format. Requires the scope `read` once a key exists."""
     return Response(metrics.render_metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Header, Path, Query, Response
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
 from app.jobs import actions, listing, preflight, service
-from app.jobs.examples import JOB_EXAMPLES
+from app.jobs.examples import JOB_EXAMPLES, PREFLIGHT_EXAMPLES
 from app.jobs.schemas import (
     DryRunView,
     JobCreate,
@@ -62,7 +62,10 @@ def dry_run_job(spec: Spec, session: ReadSession) -> DryRunView:
 
 @router.post("/preflight", status_code=201)
 def create_preflight(
-    spec: Spec, session: WriteSession, caller: CallerDependency, options: Annotated[PreflightOptions, Query()]
+    spec: Annotated[JobCreate, Body(openapi_examples=PREFLIGHT_EXAMPLES)],
+    session: WriteSession,
+    caller: CallerDependency,
+    options: Annotated[PreflightOptions, Query()],
 ) -> PreflightView:
     """Queue short runs that check the data, settings and memory of a job's training stages."""
     job, skipped = preflight.create_preflight(session, get_settings(), spec, options, caller.key_id)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from trainers.configs import StageKind
+
 ARITHMETIC_JOB: dict[str, Any] = {
     "name": "arithmetic",
     "labels": {"team": "maths"},
@@ -201,4 +203,10 @@ JOB_EXAMPLES: dict[str, Any] = {
         "value": {"name": f"{kind} example", "stages": stages},
     }
     for kind, stages in STAGES.items()
+}
+
+PREFLIGHT_EXAMPLES: dict[str, Any] = {
+    name: example
+    for name, example in JOB_EXAMPLES.items()
+    if any(StageKind(stage["stage"]).trains for stage in example["value"]["stages"])
 }

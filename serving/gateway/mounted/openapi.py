@@ -70,9 +70,13 @@ def paths() -> Json:
             )
         },
         "/v1/embeddings": {
-            "post": model_request(
-                "Create embeddings", "createEmbedding", "Embedding", None, examples.EMBEDDINGS
-            )
+            "post": {
+                **model_request(
+                    "Create embeddings", "createEmbedding", "Embedding", None, examples.EMBEDDINGS
+                ),
+                "description": "Only an engine that was started for embeddings serves this path, such as "
+                "`vllm serve MODEL --served-model-name embedder --runner pooling --convert embed`.",
+            }
         },
     }
 
