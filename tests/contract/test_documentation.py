@@ -15,6 +15,7 @@ import pytest
 from app.settings import Settings
 from tests.conftest import ROOT
 from trainers.configs import parse_stage
+from trainers.runtime.error_codes import ErrorCode
 
 PAGES = [
     ROOT / "README.md",
@@ -44,6 +45,19 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"\bTUNESMITH_([A-Z_]+[A-Z])\b", page.read_text(encoding="utf-8")))
     test_only = {"KEY", "LANGCHAIN_PYTHON", "LM_EVAL_PYTHON", "BENCHMARK", "GATEWAYS"}
     assert named - test_only - {name.upper() for name in Settings.model_fields} == set()
+
+
+def test_troubleshooting_has_every_code_of_a_run() -> None:
+    codes = list(ErrorCode)
+    of_runs = codes[: codes.index(ErrorCode.bad_request)]
+    guide = (ROOT / "docs/guides/troubleshooting.md").read_text(encoding="utf-8")
+    assert [code for code in of_runs if f"`{code}`" not in guide] == []
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = (folder / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in folder.glob("0*.md") if f"({page.name})" not in listed] == []
 
 
 def test_the_readme_stays_short() -> None:
