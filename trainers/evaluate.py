@@ -9,10 +9,12 @@ batch: the same command on the same run directory continues after the last batch
 import json
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.evaluate import EvaluateConfig, Metric
 from trainers.metrics.intervals import wilson_interval
 from trainers.metrics.maths import exact_match, final_answer
 from trainers.modeling.generation import TextGenerator
@@ -32,6 +34,31 @@ Predictions = dict[tuple[str, int], str]
 logger = logging.getLogger("trainers")
 
 
+@dataclass(frozen=True)
+class Judge:
+    """The functions of a metric whose value of a row is right or wrong."""
+
+    is_correct: Callable[[str, str], bool]
+    """Whether a completion agrees with the reference."""
+    is_usable: Callable[[str], bool]
+    """Whether a reference can be compared with."""
+    requirement: str
+    """What a usable reference contains, for the error of one that is not."""
+    example: str
+    """The text that makes a reference usable, for the hint of that error."""
+
+
+JUDGES = {
+    # To add a metric, add a line.
+    Metric.maths_exact_match: Judge(
+        exact_match,
+        lambda reference: final_answer(reference) is not None,
+        "final answer",
+        "the answer, such as `#### 7`,",
+    ),
+}
+
+
 def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     """Generate and score all rows, write `rows.jsonl` and return the result."""
     pairs = _load_rows(config)
@@ -42,7 +69,7 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     for by, reference in models.items():
         if any((by, pair.row) not in predictions for pair in pairs):
             _generate(by, reference, config, pairs, predictions, run_dir / PREDICTIONS, events, total)
-    rows = [_score_row(pair, list(models), predictions) for pair in pairs]
+    rows = [_score_row(pair, list(models), predictions, JUDGES[config.metric]) for pair in pairs]
     _publish_rows(run_dir / ROWS, rows)
     model = _summarize(rows, "model")
     baseline = None if config.baseline is None else _summarize(rows, "baseline")
@@ -77,15 +104,17 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _load_rows(config: EvaluateConfig) -> list[PromptCompletion]:
-    """Return the last turn of each row; raises DatasetInvalid for a reference without a number."""
+    """Return the last turn of each row; raises DatasetInvalid for a reference that the metric cannot use."""
     pairs = [turns[-1] for turns in read_prompt_completions(config.dataset, config.max_rows)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {config.dataset} has no rows to score.", "Add rows.")
+    judge = JUDGES[config.metric]
     for pair in pairs:
-        if final_answer(pair.completion_text) is None:
+        if not judge.is_usable(pair.completion_text):
             raise DatasetInvalid(
-                f"Row {pair.row} of {config.dataset} has no number in its reference answer.",
-                "Write the final answer after `####` or in a box, or use another metric.",
+                f"Row {pair.row} of {config.dataset} has no {judge.requirement} in its reference, which the "
+                f"metric {config.metric} needs.",
+                f"Write {judge.example} at the end of the reference, or choose another metric.",
             )
     return pairs
 
@@ -126,11 +155,13 @@ def _generate(
         logger.info("%s: %d of %d completions", by, len(predictions), total)
 
 
-def _score_row(pair: PromptCompletion, models: list[str], predictions: Predictions) -> dict[str, Any]:
+def _score_row(
+    pair: PromptCompletion, models: list[str], predictions: Predictions, judge: Judge
+) -> dict[str, Any]:
     row: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.completion_text}
     for by in models:
         prediction = predictions[by, pair.row]
-        row[by] = {"prediction": prediction, "correct": exact_match(prediction, pair.completion_text)}
+        row[by] = {"prediction": prediction, "correct": judge.is_correct(prediction, pair.completion_text)}
     return row
 
 
