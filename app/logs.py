@@ -35,6 +35,8 @@ def configure_logging(level: str) -> None:
     # `app.requests` logs each request once. Alembic logs its dialect at every start, and the form parser
     # every callback of every file.
     logging.getLogger("uvicorn.access").disabled = True
+    # One line for each health check of an engine would hide everything else.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.WARNING)
 

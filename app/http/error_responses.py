@@ -163,6 +163,10 @@ def _field_message(error: dict[str, Any]) -> str:
         message = f"Input should be one of {error['ctx']['expected_tags']}"
     if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PRINTABLE_PATTERN:
         message = "It must not contain control characters"
+    if error["type"] == "missing" and error["loc"] == ("body",):
+        message = "The request has no body"
+    if error["type"] == "too_short" and error["ctx"]["min_length"] == 1:
+        message = "The list must not be empty"
     if error["type"] == "json_invalid":
-        message = f"the body is not JSON: {error['ctx']['error']}"
+        message = f"The body is not JSON: {error['ctx']['error']}"
     return message if message.endswith(".") else f"{message}."

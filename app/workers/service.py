@@ -133,12 +133,14 @@ def _explain_busy_workers(session: Session, run: Run, workers: Sequence[Worker])
     ahead = select_claimable([run.queue]).where(is_ahead).limit(MAX_COUNTED_AHEAD).subquery()
     n_ahead = session.scalar(select(func.count()).select_from(ahead)) or 0
     more = " or more" if n_ahead == MAX_COUNTED_AHEAD else ""
-    runs = "1 run is" if n_ahead == 1 else f"{n_ahead or 'No'}{more} runs are"
     busy = (
         f"the only worker on queue {run.queue} is busy"
         if n_busy == 1
         else f"all {n_busy} workers on queue {run.queue} are busy"
     )
+    if n_ahead == 0:
+        return f"This run is the next one; {busy}."
+    runs = "1 run is" if n_ahead == 1 else f"{n_ahead}{more} runs are"
     return f"{runs} ahead of this one; {busy}."
 
 

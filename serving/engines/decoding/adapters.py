@@ -37,6 +37,8 @@ def wrap_loader_errors(path: str) -> Iterator[None]:
         yield
     except AdapterNotLoadable:
         raise
+    except FileNotFoundError as error:
+        raise AdapterNotLoadable(path, f"there is no file {error.filename}.") from error
     except LOADER_ERRORS as error:
         raise AdapterNotLoadable(path, error) from error
 

@@ -308,6 +308,7 @@ def test_a_queued_run_shows_what_it_waits_for(
     worker = make_worker()
     assert waits()[0] is None
     make_job(RunStatus.running, worker_id=worker.id)
+    assert waits()[0] == "This run is the next one; the only worker on queue cpu is busy."
     make_job(RunStatus.queued, priority=5)
     assert waits()[0] == "1 run is ahead of this one; the only worker on queue cpu is busy."
 
