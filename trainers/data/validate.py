@@ -85,7 +85,7 @@ class FileValidator:
         self._rows += 1
         if isinstance(row, Fault):
             self._faults.add(row, number)
-        elif self._is_valid(row, number) and self._format is not None:
+        elif self._check_row(row, number) and self._format is not None:
             self._valid_rows += 1
             self._survey.add(row, self._format)
             self._warn_of_duplicates(number, line)
@@ -107,7 +107,8 @@ class FileValidator:
             statistics=self._survey.statistics(),
         )
 
-    def _is_valid(self, row: Row, number: int) -> bool:
+    def _check_row(self, row: Row, number: int) -> bool:
+        """Record the faults and warnings of a row; return whether it has no faults."""
         found = validate_row(row, self._format) if self._format else [unknown_format_fault(row)]
         is_valid = True
         for fault in found:
