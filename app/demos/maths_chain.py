@@ -35,8 +35,10 @@ MIN_GAINS = {"sft": 0.10, "dpo": 0.02, "grpo": 0.10}
 Correctness = dict[str, list[bool]]
 
 console = Console(highlight=False)
+cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+@cli.command()
 def main(
     *,
     seed: Annotated[list[int], typer.Option(help="Seed of a chain; can be repeated.")] = [0, 1, 2],  # noqa: B006
@@ -185,4 +187,4 @@ def _print_gains(chains: list[Correctness]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cli(prog_name="python -m app.demos.maths_chain")

@@ -33,30 +33,36 @@ from serving.gateway.standalone.processes import SHARE_SECONDS, ProcessSuperviso
 from serving.gateway.standalone.server import GatewayServer, bind_socket, stop_on_signals
 from serving.http.addresses import is_loopback
 from serving.http.errors import InvalidApiKey
+from trainers.runtime.command_line import make_help, make_typer
+
+program = make_typer()
 
 
+@program.command(help=make_help(__doc__))
 def main(
     routes: Annotated[
         Path | None,
-        typer.Option(help="JSON list of {name, base_url, upstream_model} or {name, targets}"),
+        typer.Option(help="JSON list of {name, base_url, upstream_model} or {name, targets}."),
     ] = None,
-    api: Annotated[str | None, typer.Option(help="URL of a service whose deployments are served")] = None,
-    api_key_env: Annotated[str, typer.Option(help="environment variable with the API key for --api")] = "",
+    api: Annotated[str | None, typer.Option(help="URL of a service whose deployments are served.")] = None,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the API key for --api.")] = "",
     client_key_env: Annotated[
-        str, typer.Option(help="environment variable with one API key for all clients")
+        str, typer.Option(help="Environment variable with one API key for all clients.")
     ] = "",
-    workers: Annotated[int, typer.Option(min=1, help="number of processes, one for each core to use")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes, one for each core to use.")] = 1,
     max_choices: Annotated[
-        int, typer.Option(min=1, help="maximum of `n` in a request")
+        int, typer.Option(min=1, help="Maximum of `n` in a request.")
     ] = RequestLimits.max_choices,
     max_prompts: Annotated[
-        int, typer.Option(min=1, help="maximum number of prompts in a request")
+        int, typer.Option(min=1, help="Maximum number of prompts in a request.")
     ] = RequestLimits.max_prompts,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="maximum tokens of a completion")
+        int, typer.Option(min=1, help="Maximum tokens of a completion.")
     ] = RequestLimits.max_tokens,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
+    ] = 8000,
 ) -> None:
     """Serve the OpenAI-compatible gateway until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -123,7 +129,7 @@ def load_routing_table(routes: Path | None, api: str | None, api_key_env: str) -
     try:
         return StaticRoutingTable.from_file(routes)
     except (OSError, ValueError) as error:
-        sys.exit(f"--routes: {error}")
+        sys.exit(f"--routes {routes}: {getattr(error, 'strerror', None) or error}")
 
 
 def create_authorizer(api: str | None, client_key_env: str) -> Authorize:
@@ -156,4 +162,4 @@ def single_key_authorizer(expected: str) -> Authorize:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    program(prog_name="python -m serving.gateway")
