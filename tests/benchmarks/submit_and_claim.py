@@ -149,10 +149,11 @@ def _measure_plain(folder: Path, redis: str, options: argparse.Namespace) -> Sto
     result, starts_file = StorageResult(), folder / "starts"
     environment = {**os.environ, "PLAIN_BROKER": redis, "PLAIN_STARTS": str(starts_file)}
     with _plain_api(environment) as base_url:
-        client = LoadClient(base_url)
         with _plain_worker(environment, 1):
-            client.post("/jobs", {"sent_at": time.time()})
+            LoadClient(base_url).post("/jobs", {"sent_at": time.time()})
             wait_until(lambda: len(read_starts(starts_file)) == 1, 60, "the plain worker starts")
+            # uvicorn closes a connection that is idle for 5 s, and the worker may take longer to start.
+            client = LoadClient(base_url)
             for _ in _arrivals(options.starts):
                 client.post("/jobs", {"sent_at": time.time()})
             wait_until(lambda: len(read_starts(starts_file)) == 1 + options.starts, 30, "the tasks start")
