@@ -126,9 +126,11 @@ def _move_current(
             return runs, None
         target = action.transitions.get(status)
         if target is None:
-            allowed = " or ".join(action.transitions)
+            *others, last = action.transitions
+            allowed = f"{', '.join(others)} or {last}" if others else str(last)
             raise JobStatusConflict(
-                f"Job {job_id} is {status}; only a job that is {allowed} can be {action.participle}."
+                f"The status of job {job_id} is {status}; only a job that is {allowed} can be "
+                f"{action.participle}."
             )
         if (moved := lifecycle.move(session, run.id, target, sources=[status], values=values)) is not None:
             return runs, moved

@@ -1,7 +1,7 @@
 """Run the standalone gateway over a routes file, or over the deployments of a service.
 
-    python -m serving.gateway --routes routes.json --port 8000
-    python -m serving.gateway --api http://127.0.0.1:8080 --api-key-env TUNESMITH_KEY --port 8000
+    python -m serving.gateway --routes routes.json --port 8080
+    python -m serving.gateway --api http://127.0.0.1:8000 --api-key-env TUNESMITH_KEY --port 8080
 
 With `--api`, clients need the service's own API keys and have their limits. With a routes file and without
 `--client-key-env` every client is accepted, so the gateway then binds to a loopback address only.
@@ -128,8 +128,10 @@ def load_routing_table(routes: Path | None, api: str | None, api_key_env: str) -
     assert routes is not None
     try:
         return StaticRoutingTable.from_file(routes)
-    except (OSError, ValueError) as error:
-        sys.exit(f"--routes {routes}: {getattr(error, 'strerror', None) or error}")
+    except OSError as error:
+        sys.exit(f"The routes file {routes} cannot be read: {error.strerror}.")
+    except ValueError as error:
+        sys.exit(f"The routes file {routes} is not valid. {error}")
 
 
 def create_authorizer(api: str | None, client_key_env: str) -> Authorize:

@@ -92,7 +92,7 @@ class StaticRoutingTable:
             return cls([parse_route(row) for row in json.loads(path.read_text())])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{path} must be a JSON list of routes, each with name and base_url or targets: {error!r}."
+                f"It must be a JSON list of routes, each with name and base_url or targets: {error!r}."
             ) from error
 
     def is_fresh(self) -> bool:
