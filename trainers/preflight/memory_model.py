@@ -3,7 +3,7 @@
 The terms are what torch keeps: weights; gradients and AdamW's two moments of the trained parameters; the
 activations of each layer for the backward pass (after Korthikanti et al., 2022, arXiv:2205.05198, for layers
 with RMSNorm, grouped-query attention and a gated MLP); the tiles of logits of TRL's loss; and the KV cache of
-generation. Constants without a formula were measured by tests/benchmarks/memory_estimate.py.
+generation. Constants without a formula were measured by tests/benchmarks/trainers/memory_estimate.py.
 """
 
 import dataclasses

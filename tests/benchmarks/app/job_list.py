@@ -1,6 +1,6 @@
 """Latency of the job list with a million jobs of three runs each: first page and last page.
 
-python -m tests.benchmarks.job_list
+python -m tests.benchmarks.app.job_list
 """
 
 import argparse
@@ -17,9 +17,9 @@ from app.http.paging import DEFAULT_LIMIT, PageQuery
 from app.jobs import listing
 from app.storage.database import read_session
 from app.tables import RunStatus
-from tests.benchmarks import million_jobs
-from tests.benchmarks.installation import durable_postgres, installation, new_database
-from tests.benchmarks.load import LoadClient, time_call
+from tests.benchmarks.app import million_jobs
+from tests.benchmarks.app.installation import durable_postgres, installation, new_database
+from tests.benchmarks.app.load import LoadClient, time_call
 from tests.benchmarks.report import format_milliseconds, p50, p95, print_table
 from tests.e2e.platform import Platform
 

@@ -1,6 +1,6 @@
 """Create a model with random weights whose steps take about as long as those of real training.
 
-python -m tests.benchmarks.larger_model models/starter models/larger
+python -m tests.benchmarks.trainers.larger_model models/starter models/larger
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A script that uses only TRL, for the same training as our `sft` stage.
 
-python -m tests.benchmarks.bare_trl --base models/starter --dataset train.jsonl --out bare --steps 100
+python -m tests.benchmarks.trainers.bare_trl --base starter --dataset train.jsonl --out bare --steps 100
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Models with random weights are trained for two steps in a process of their own, and the peak is its VmHWM. On
 a GPU it would be the allocator's peak.
 
-    python -m tests.benchmarks.memory_estimate
+    python -m tests.benchmarks.trainers.memory_estimate
 """
 
 import json

@@ -1,6 +1,6 @@
 """SFT with TRL's defaults, as a user would first try it.
 
-python -m tests.benchmarks.plain_trl --base models/larger --dataset rows.jsonl --out plain --steps 25
+python -m tests.benchmarks.trainers.plain_trl --base models/larger --dataset rows.jsonl --out plain --steps 25
 """
 
 import argparse

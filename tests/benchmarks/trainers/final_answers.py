@@ -2,7 +2,7 @@
 
 math-verify is not a dependency: run this with a Python that has it, once for each program.
 
-python -m tests.benchmarks.final_answers [ours | math-verify]
+python -m tests.benchmarks.trainers.final_answers [ours | math-verify]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 HOSTILE = {
     "a tower of powers": r"\boxed{9^{9^{9^{9}}}}",
     "a large factorial": r"\boxed{99999999!}",

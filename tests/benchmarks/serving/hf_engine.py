@@ -1,6 +1,6 @@
 """Our engines over HTTP, compared with transformers in process, on models with random weights.
 
-python -m tests.benchmarks.hf_engine
+python -m tests.benchmarks.serving.hf_engine
 
 Sixteen requests of 16 to 136 tokens each, sequential and concurrent; torch has one thread everywhere. CPU
 seconds are those of the generating process, so other work on the machine hardly affects them.
@@ -20,8 +20,8 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from tests.benchmarks.larger_model import create_model
 from tests.benchmarks.report import p50, print_table
+from tests.benchmarks.trainers.larger_model import create_model
 from tests.integration.serving.conftest import Server, serving
 from trainers.starter import build_starter_model
 

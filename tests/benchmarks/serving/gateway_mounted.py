@@ -1,6 +1,6 @@
 """The gateway as the service mounts it, under uvicorn.
 
-python -m tests.benchmarks.gateway_mounted ROUTES PORT
+python -m tests.benchmarks.serving.gateway_mounted ROUTES PORT
 """
 
 import sys

@@ -3,7 +3,7 @@
 Both pad rows and sample them in the same order, so only the code around the training differs, and their
 losses agree. CPU time is compared, since wall time includes other work on the machine.
 
-python -m tests.benchmarks.sft_overhead
+python -m tests.benchmarks.trainers.sft_overhead
 """
 
 import argparse
@@ -57,7 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as name:
         folder = Path(name)
         _python(["-m", "trainers.starter", "--out", str(folder / "starter"), "--steps", "1"])
-        _python(["-m", "tests.benchmarks.larger_model", str(folder / "starter"), str(folder / "larger")])
+        _python(
+            ["-m", "tests.benchmarks.trainers.larger_model", str(folder / "starter"), str(folder / "larger")]
+        )
         _compare("Larger model", folder / "larger", options.steps, options.rounds)
         _compare("Starter", folder / "starter", 4 * options.steps, options.rounds)
 
@@ -114,10 +116,10 @@ def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Tr
         (out / "config.json").write_text(_config(base, dataset, steps).model_dump_json())
         arguments = ["trainers.sft", "--config", str(out / "config.json"), "--run-dir", str(out)]
     else:
-        arguments = ["tests.benchmarks.bare_trl", "--base", str(base), "--dataset", str(dataset)]
+        arguments = ["tests.benchmarks.trainers.bare_trl", "--base", str(base), "--dataset", str(dataset)]
         arguments += ["--out", str(out), "--steps", str(steps)]
         arguments += ["--save-steps", str(SAVE_STEPS)] if program == SAVING else []
-    command = [sys.executable, "-m", "tests.benchmarks.step_timer", *arguments]
+    command = [sys.executable, "-m", "tests.benchmarks.trainers.step_timer", *arguments]
     log = out / "log.txt"
     child = guarded_process.start_guarded_process(
         command, log=log, environment=program_environment(Queue.cpu, []), seconds=HOUR_SECONDS

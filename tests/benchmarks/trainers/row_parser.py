@@ -2,7 +2,7 @@
 
 Rates are per CPU second in one process, medians of the rounds.
 
-python -m tests.benchmarks.row_parser
+python -m tests.benchmarks.trainers.row_parser
 """
 
 import argparse

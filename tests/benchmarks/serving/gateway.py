@@ -1,6 +1,6 @@
 """CPU time per request of the gateway, nginx, LiteLLM's proxy and SGLang's router, in one run.
 
-    python -m tests.benchmarks.gateway --litellm /opt/litellm/bin/litellm --router /opt/router/bin/python
+    python -m tests.benchmarks.serving.gateway --litellm …/bin/litellm --router …/bin/python
 
 Every gateway runs on core 0; load (wrk) and an engine written in C run on core 1. Ours is in full operation:
 it checks a key, rewrites the model name, records metrics and writes the access log. nginx does none of these.
@@ -21,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.gateway_processes import (
+from tests.benchmarks.report import p50, print_table
+from tests.benchmarks.serving.gateway_processes import (
     KEY,
     LOAD_CORE,
     ROOT,
@@ -31,7 +32,6 @@ from tests.benchmarks.gateway_processes import (
     start_gateways,
     wait_until_ready,
 )
-from tests.benchmarks.report import p50, print_table
 
 CONCURRENCIES = (1, 16, 64)
 STREAMS = 200
@@ -167,7 +167,7 @@ def set_realtime(one: GatewayProcess, wanted: bool) -> bool:
 
 def measure_streams(one: GatewayProcess) -> tuple[float, float, float]:
     set_realtime(one, True)
-    module = [sys.executable, "-m", "tests.benchmarks.gateway_streams"]
+    module = [sys.executable, "-m", "tests.benchmarks.serving.gateway_streams"]
     command = ["taskset", "-c", LOAD_CORE, *module, str(one.port), str(STREAMS), str(STREAM_SECONDS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
         set_realtime(GatewayProcess("load", 0, process), True)

@@ -3,7 +3,7 @@
 Each program runs in a process of its own on one core, several rounds in turn. Rates are per CPU second, since
 the cores are shared; memory is the peak of the whole process, imports included.
 
-python -m tests.benchmarks.validation
+python -m tests.benchmarks.trainers.validation
 """
 
 import argparse
@@ -24,7 +24,7 @@ from trainers.data.files.jsonl import iter_rows, save_rows
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.data.validate import validate_file
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 OURS, PLAIN, DATASETS = "validation", "json.loads per line", "datasets.load_dataset"
 MIB = 2**20
@@ -71,7 +71,7 @@ def _compare(shape: str, path: Path, rows: int, rounds: int) -> None:
 
 def _run(program: str, path: Path) -> dict[str, float]:
     child = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.validation", "--read", program, str(path)],
+        [sys.executable, "-m", "tests.benchmarks.trainers.validation", "--read", program, str(path)],
         cwd=REPOSITORY,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

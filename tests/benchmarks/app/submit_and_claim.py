@@ -1,6 +1,6 @@
 """The speed of submitting and claiming jobs, compared with a plain Celery task behind FastAPI in one run.
 
-python -m tests.benchmarks.submit_and_claim
+python -m tests.benchmarks.app.submit_and_claim
 """
 
 import argparse
@@ -21,10 +21,10 @@ from typing import Any
 
 from app.storage.database import database_now, transaction
 from app.tables import Job, Run, RunStatus, Worker
-from tests.benchmarks.claims import claim_all
-from tests.benchmarks.installation import durable_postgres, installation, new_database
-from tests.benchmarks.load import LoadClient, LoadResult, post_many
-from tests.benchmarks.plain_celery import read_starts
+from tests.benchmarks.app.claims import claim_all
+from tests.benchmarks.app.installation import durable_postgres, installation, new_database
+from tests.benchmarks.app.load import LoadClient, LoadResult, post_many
+from tests.benchmarks.app.plain_celery import read_starts
 from tests.benchmarks.report import format_milliseconds, p50, p95, print_table
 from tests.e2e.platform import ROOT, Platform, kill, wait_until
 from tests.services import free_port, redis_url
@@ -189,7 +189,7 @@ def _drain(
 @contextmanager
 def _plain_api(environment: dict[str, str]) -> Iterator[str]:
     port = free_port()
-    server = ["-m", "uvicorn", "tests.benchmarks.plain_celery:api", "--port", str(port)]
+    server = ["-m", "uvicorn", "tests.benchmarks.app.plain_celery:api", "--port", str(port)]
     with _process([*server, "--no-access-log", "--log-level", "warning"], environment):
         wait_until(lambda: _is_open(port), 30, "the plain endpoint responds")
         yield f"http://127.0.0.1:{port}"
@@ -202,7 +202,7 @@ def _is_open(port: int) -> bool:
 
 @contextmanager
 def _plain_worker(environment: dict[str, str], processes: int) -> Iterator[None]:
-    worker = ["-m", "celery", "-A", "tests.benchmarks.plain_celery", "worker", "-c", str(processes)]
+    worker = ["-m", "celery", "-A", "tests.benchmarks.app.plain_celery", "worker", "-c", str(processes)]
     with _process(worker, environment):
         yield
 

@@ -8,7 +8,7 @@ from typing import Any
 from app.runs import lifecycle
 from app.storage.database import transaction
 from app.tables import Job, Run, Worker
-from tests.benchmarks.load import LoadResult
+from tests.benchmarks.app.load import LoadResult
 from trainers.configs import Queue, StageKind
 
 # No other benchmark uses this queue, so exactly these runs are claimed.

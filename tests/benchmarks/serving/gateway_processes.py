@@ -18,7 +18,7 @@ import psutil
 from tests.services import free_port
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = HERE.parents[2]
 GATEWAY_CORE, LOAD_CORE = "0", "1"
 KEY = "sk-x"
 
@@ -100,7 +100,7 @@ def standalone_command(folder: Path, port: int, engine: int) -> list[str]:
 
 
 def mounted_command(folder: Path, port: int) -> list[str]:
-    module = [sys.executable, "-m", "tests.benchmarks.gateway_mounted"]
+    module = [sys.executable, "-m", "tests.benchmarks.serving.gateway_mounted"]
     return [*module, str(folder / "routes.json"), str(port)]
 
 

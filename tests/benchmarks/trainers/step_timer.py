@@ -1,6 +1,6 @@
 """Run a training program and print the time and the token count after each step.
 
-python -m tests.benchmarks.step_timer trainers.sft --config sft.yaml --run-dir out
+python -m tests.benchmarks.trainers.step_timer trainers.sft --config sft.yaml --run-dir out
 """
 
 import runpy

@@ -1,6 +1,6 @@
 """Many slow streams from one process: the time to the first token, and the delay of each chunk.
 
-    python -m tests.benchmarks.gateway_streams PORT STREAMS SECONDS
+    python -m tests.benchmarks.serving.gateway_streams PORT STREAMS SECONDS
 
 Prints as JSON the median milliseconds from the request to the first token, and from the engine's write of a
 chunk to its arrival, and the number of chunks. Both sides read the same clock.

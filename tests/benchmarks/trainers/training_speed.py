@@ -4,7 +4,7 @@ All train the same model on the same rows in turn: sixteen rows per optimizer st
 measure is tokens of rows (not of padding) per CPU second after the first steps, since wall time includes
 other work on the machine.
 
-    python -m tests.benchmarks.training_speed
+    python -m tests.benchmarks.trainers.training_speed
 """
 
 import argparse
@@ -126,7 +126,7 @@ def _prepare(kind: str, folder: Path, steps: int, tuning: str) -> TrainingTask:
     dataset, base = own / "rows.jsonl", own / "larger"
     rows = ROWS[kind](steps * ROWS_PER_STEP)
     dataset.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    larger = ("-m", "tests.benchmarks.larger_model", str(folder / "starter"), str(base))
+    larger = ("-m", "tests.benchmarks.trainers.larger_model", str(folder / "starter"), str(base))
     _python(*larger, "--rows", str(dataset))
     examples = load_examples(str(dataset), load_tokenizer(str(base)), MAX_LENGTH)
     assert not examples.truncated
@@ -146,7 +146,7 @@ def _describe(kind: str, task: TrainingTask) -> str:
 def train_with_trl(kind: str, task: TrainingTask, out: Path) -> str:
     """Train with TRL, as `plain_trl` configures it."""
     return _run_timed(
-        *("tests.benchmarks.plain_trl", "--kind", kind, "--tuning", task.tuning, "--out", str(out)),
+        *("tests.benchmarks.trainers.plain_trl", "--kind", kind, "--tuning", task.tuning, "--out", str(out)),
         *("--base", str(task.base), "--dataset", str(task.dataset), "--steps", str(task.steps)),
     )
 
@@ -196,7 +196,7 @@ def _rate(run: Callable[[TrainingTask, Path], str], task: TrainingTask, out: Pat
 
 
 def _run_timed(*arguments: str) -> str:
-    return _python("-m", "tests.benchmarks.step_timer", *arguments)
+    return _python("-m", "tests.benchmarks.trainers.step_timer", *arguments)
 
 
 def _python(*arguments: str) -> str:
