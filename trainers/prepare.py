@@ -107,6 +107,11 @@ def _make_datasets(config: PrepareConfig, run_dir: Path, events: EventWriter) ->
         except ValueError as error:
             raise DatasetInvalid(f"The rows cannot be prepared: {error}", "Correct the named row.") from error
     dropped = drops.report()
+    if split is None and dropped.dropped == 0 and isinstance(config.recipe, OnPolicyPairsRecipe):
+        raise DatasetInvalid(
+            "No pairs were made: no prompt has two completions whose rewards differ by at least the margin.",
+            "Raise num_generations, temperature or max_rows, and max_new_tokens if completions are cut off.",
+        )
     if split is None:
         raise DatasetInvalid(
             f"No rows are left: {dropped.dropped} were dropped.",

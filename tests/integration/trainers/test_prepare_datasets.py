@@ -145,6 +145,13 @@ def test_the_model_s_own_answers_become_pairs_of_right_and_wrong(
     assert all(row["chosen"] != row["rejected"] for row in parts["train"])
 
 
+def test_completions_of_equal_reward_make_no_pairs(starter: Path, tmp_path: Path, write_rows: Write) -> None:
+    dataset = write_rows([dict(row) for row in generate_problems(2, ProblemSplit.train, seed=3)])
+    recipe = {"kind": "on_policy_pairs", "num_generations": 2, "max_new_tokens": 4, "margin": 1000}
+    with pytest.raises(DatasetInvalid, match="No pairs were made"):
+        prepare_parts(tmp_path, dataset=dataset, base=str(starter), recipe=recipe)
+
+
 def test_the_error_for_no_rows_left_counts_the_dropped(tmp_path: Path, write_rows: Write) -> None:
     with pytest.raises(DatasetInvalid, match="No rows are left: 40 were dropped"):
         prepare_parts(
