@@ -1,4 +1,4 @@
-"""Fixtures for the tests of all packages: a tiny model and an MLflow server."""
+"""Fixtures for the tests of all packages: a tiny model, shared data and an MLflow server."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import services
+from tests.shared_data import REAL, SharedData, real_data, write_stand_in
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -23,6 +24,21 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "trainers.starter", "--out", str(out), "--steps", "30"]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> SharedData:
+    return write_stand_in(tmp_path_factory.mktemp("stand-in") / "data")
+
+
+@pytest.fixture(params=["stand-in", "real"])
+def shared_data(request: pytest.FixtureRequest, stand_in: SharedData) -> SharedData:
+    """Return the generated stand-in, or the real data where the folder exists."""
+    if request.param == "stand-in":
+        return stand_in
+    if not REAL.is_dir():
+        pytest.skip("the shared data is not next to the repository")
+    return real_data()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
 import json
-import os
 import random
 import subprocess
 import sys
@@ -8,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared_data import SharedData
 from trainers.data.faults import FaultCode
 from trainers.data.formats import Row, RowFormat
 from trainers.data.validate import validate_file
 
 REPOSITORY = Path(__file__).parents[4]
-SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-TRAIN = SHARED / "gsm8k" / "train.jsonl"
 
 CLEAN: dict[RowFormat, list[Row]] = {
     RowFormat.messages: [
@@ -212,16 +210,14 @@ def test_hostile_rows_use_less_than_half_a_gibibyte_of_memory(
     assert int(child.stdout) < 512 * 2**10
 
 
-@pytest.mark.skipif(not TRAIN.exists(), reason="the shared data is not next to the repository")
-def test_gsm8k_is_clean() -> None:
-    report = validate_file(TRAIN)
-    assert (report.format, report.valid_row_count) == (RowFormat.question_answer, 7473)
+def test_gsm8k_is_clean(shared_data: SharedData) -> None:
+    report = validate_file(shared_data.gsm8k / "train.jsonl")
+    assert (report.format, report.valid_row_count) == (RowFormat.question_answer, shared_data.train_count)
     assert (report.fault_count, report.warning_count) == (0, 0)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not next to the repository")
-def test_korean_sentences_make_a_clean_file(write: Callable[..., Path]) -> None:
-    folder = SHARED / "korean-english"
+def test_korean_sentences_make_a_clean_file(write: Callable[..., Path], shared_data: SharedData) -> None:
+    folder = shared_data.news
     pairs = zip(
         *((folder / f"train.{language}").read_text("utf-8").splitlines() for language in ("ko", "en")),
         strict=True,
@@ -229,4 +225,4 @@ def test_korean_sentences_make_a_clean_file(write: Callable[..., Path]) -> None:
     report = validate_file(write(*({"prompt": korean, "completion": english} for korean, english in pairs)))
     assert report.format is RowFormat.prompt_completion
     assert report.fault_count == 0
-    assert report.valid_row_count == 1000
+    assert report.valid_row_count == shared_data.pair_count

@@ -1,10 +1,9 @@
-import os
 import random
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 
+from tests.shared_data import SharedData
 from trainers.data.checks import validate_row
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.formats import Row, RowFormat
@@ -20,11 +19,6 @@ from trainers.data.recipes.gsm8k import (
     split_solution,
 )
 from trainers.metrics.maths import exact_match
-
-REPOSITORY = Path(__file__).parents[5]
-SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-GSM8K = SHARED / "gsm8k"
-needs_data = pytest.mark.skipif(not GSM8K.exists(), reason="the shared data is not next to the repository")
 
 ROW = (4, {"question": "How many?", "answer": "Half of 48 is <<48/2=24>>24.\n#### 24"})
 
@@ -158,10 +152,11 @@ def test_graded_solutions_may_stand_in_a_list() -> None:
     assert list(parse_problems([(1, row)])) == [Problem(1, "q", (Solution("x", True),))]
 
 
-@needs_data
-def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration() -> None:
-    solved, asked = [list(make(iter_rows(GSM8K / "train.jsonl"))) for make in (sft_rows, grpo_rows)]
-    assert len(solved) == len(asked) == 7473
+def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration(shared_data: SharedData) -> None:
+    solved, asked = [
+        list(make(iter_rows(shared_data.gsm8k / "train.jsonl"))) for make in (sft_rows, grpo_rows)
+    ]
+    assert len(solved) == len(asked) == shared_data.train_count
     for row, prompt in zip(solved, asked, strict=True):
         assert validate_row(row, RowFormat.messages) == []
         solution = row["messages"][1]["content"]
@@ -170,16 +165,17 @@ def test_all_of_gsm8k_becomes_rows_for_imitation_and_exploration() -> None:
         assert exact_match(solution, prompt["answer"])
 
 
-@needs_data
-def test_graded_solutions_of_gsm8k_become_pairs_with_the_right_one_chosen() -> None:
+def test_graded_solutions_of_gsm8k_become_pairs_with_the_right_one_chosen(shared_data: SharedData) -> None:
     report = PairReport()
-    problems = list(parse_problems(iter_rows(GSM8K / "model_solutions.jsonl")))
+    problems = list(parse_problems(iter_rows(shared_data.gsm8k / "model_solutions.jsonl")))
     rows = list(preference_rows(problems, report, pairs_per_problem=2))
-    assert sum(len(problem.solutions) for problem in problems) == 2640
-    assert (report.problems, report.pairs) == (660, len(rows))
-    with_both = 660 - report.only_correct - report.only_wrong - report.unsolved
+    assert sum(len(problem.solutions) for problem in problems) == 4 * shared_data.solved_count
+    assert (report.problems, report.pairs) == (shared_data.solved_count, len(rows))
+    with_both = shared_data.solved_count - report.only_correct - report.only_wrong - report.unsolved
     assert with_both <= len(rows) <= 2 * with_both
-    truth = {number: row["ground_truth"] for number, row in iter_rows(GSM8K / "model_solutions.jsonl")}
+    truth = {
+        number: row["ground_truth"] for number, row in iter_rows(shared_data.gsm8k / "model_solutions.jsonl")
+    }
     for row in rows:
         assert validate_row(row, RowFormat.preference) == []
         assert exact_match(row["chosen"][0]["content"], truth[row["line"]])

@@ -1,10 +1,10 @@
-import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.shared_data import SharedData
 from trainers.configs import DatasetPart
 from trainers.data.checks import validate_row
 from trainers.data.files.aligned import TranslationPair, parse_pairs, read_aligned, read_tsv
@@ -21,10 +21,6 @@ from trainers.data.formats import RowFormat
 from trainers.data.recipes.translation import WORDINGS, Direction, translation_rows
 from trainers.data.splits import split_file
 from trainers.data.validate import validate_file
-
-REPOSITORY = Path(__file__).parents[5]
-SHARED = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-NEWS = SHARED / "korean-english"
 
 PAIRS = [TranslationPair(n, f"안녕 {n}", f"Hello {n}") for n in range(1, 41)]
 
@@ -183,18 +179,19 @@ def test_an_invalid_number_of_wordings_is_rejected(wordings: int) -> None:
         list(translation_rows(PAIRS, wordings=wordings))
 
 
-@pytest.mark.skipif(not NEWS.exists(), reason="the shared data is not next to the repository")
-def test_real_news_become_clean_rows_and_dropped_pairs_have_reasons(tmp_path: Path) -> None:
+def test_news_become_clean_rows_and_dropped_pairs_have_reasons(
+    tmp_path: Path, shared_data: SharedData
+) -> None:
     drops = DropRecorder()
-    pairs = read_aligned(NEWS / "train.ko", NEWS / "train.en")
+    pairs = read_aligned(shared_data.news / "train.ko", shared_data.news / "train.en")
     clean = filter_by_length_ratio(filter_by_language(drop_identical_sides(pairs, drops), drops), drops)
     rows = list(translation_rows(clean))
     kept = drop_duplicates(enumerate(rows, start=1), drops, RowFormat.messages)
     save_rows(tmp_path / "rows.jsonl", (row for _, row in kept))
     report = validate_file(tmp_path / "rows.jsonl")
     assert (report.fault_count, report.warning_count, report.format) == (0, 0, RowFormat.messages)
-    assert report.valid_row_count > 1900
+    assert report.valid_row_count >= shared_data.min_row_count
     reasons = {drop.line: drop.reason for drop in drops.report().first}
-    assert len(reasons) == drops.report().dropped > 10
-    parts = split_file(tmp_path / "rows.jsonl", tmp_path / "parts", test=200, seed=3)
-    assert parts.rows[DatasetPart.test] == 200
+    assert len(reasons) == drops.report().dropped >= shared_data.min_drop_count
+    parts = split_file(tmp_path / "rows.jsonl", tmp_path / "parts", test=shared_data.test_split, seed=3)
+    assert parts.rows[DatasetPart.test] == shared_data.test_split
