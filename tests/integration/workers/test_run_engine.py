@@ -61,9 +61,18 @@ def generate(worker: WorkerContext, submit: Submit) -> Callable[[str, str], str]
     return queue
 
 
-def running_engines() -> list[psutil.Process]:
+def running_engines(worker: WorkerContext) -> list[psutil.Process]:
+    """Return the engines of this test's models; other tests of this process may have engines of their own."""
+    model = str(worker.settings.data_dir / "models" / "base")
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "--port" in child.cmdline()]
+    return [child for child in children if {"--port", model} <= set(read_command(child))]
+
+
+def read_command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
 
 
 def last_error(run_id: str) -> dict[str, str]:
@@ -84,7 +93,7 @@ def test_a_program_gets_the_url_of_an_engine_that_is_stopped_after_it(
     assert run.status is RunStatus.succeeded and run.result is not None
     assert run.result["config"]["engine_url"].startswith("http://127.0.0.1:")
     assert run.result["config"]["engine_model"] == "base"
-    assert running_engines() == []
+    assert running_engines(worker) == []
     assert get_store().exists(f"runs/{run_id}/1/engine.log")
 
 
@@ -123,14 +132,14 @@ def test_a_run_that_is_stopped_while_its_engine_starts_leaves_no_engine(
     thread = threading.Thread(target=lambda: execute_next(worker))
     thread.start()
     deadline = time.monotonic() + 30
-    while not running_engines():
+    while not running_engines(worker):
         assert time.monotonic() < deadline, "the engine did not start"
         time.sleep(0.05)
     with transaction() as session:
         lifecycle.move(session, run_id, RunStatus(request_))
     thread.join()
     assert row(run_id).status is status
-    assert running_engines() == []
+    assert running_engines(worker) == []
 
 
 @on_sqlite
@@ -139,11 +148,11 @@ def test_a_lost_lease_ends_the_engine(worker: WorkerContext, generate: Callable[
     thread = threading.Thread(target=lambda: execute_next(worker))
     thread.start()
     deadline = time.monotonic() + 30
-    while not running_engines():
+    while not running_engines(worker):
         assert time.monotonic() < deadline, "the engine did not start"
         time.sleep(0.05)
     with transaction() as session:
         # As the sweeper does once the lease has ended.
         lifecycle.move(session, run_id, RunStatus.queued)
     thread.join()
-    assert running_engines() == []
+    assert running_engines(worker) == []
