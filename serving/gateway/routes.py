@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from serving.http.errors import EngineUnavailable
 
 REFRESH_SECONDS = 1.0
-# Requests for unknown names refresh the table no more often than this.
+# Requests for unknown names load the table no more often than this.
 MISS_REFRESH_SECONDS = 0.2
+ROUTES_UNAVAILABLE = "The list of deployments is unavailable. Try again soon."
 logger = logging.getLogger("tunesmith.gateway.routes")
 
 
@@ -64,7 +65,10 @@ class RoutingTable(Protocol):
         """Load the routes; raises EngineUnavailable if they were never loaded."""
 
     async def refresh_for_miss(self) -> None:
-        """Load the routes again because a name was not found."""
+        """Load the routes again because a name was not found.
+
+        Raises EngineUnavailable if they cannot be loaded: whether the name exists is then unknown.
+        """
 
     def find(self, name: str) -> Route | None:
         """Return the route of a name, or None."""
@@ -129,6 +133,7 @@ class CachedRoutingTable(StaticRoutingTable, ABC):
     def __init__(self) -> None:
         super().__init__([])
         self._fresh_until = 0.0
+        self._load_started_at = -MISS_REFRESH_SECONDS
         self._loaded = False
         self._lock = asyncio.Lock()
 
@@ -141,21 +146,32 @@ class CachedRoutingTable(StaticRoutingTable, ABC):
 
     async def refresh(self) -> None:
         async with self._lock:
-            if self.is_fresh():
-                return
-            try:
-                self.routes = {route.name: route for route in await self.load()}
-                self._loaded = True
-            except self.load_errors as error:
-                logger.warning("cannot load the routes, the last known ones stay in use: %r", error)
-            if not self._loaded:
-                raise EngineUnavailable("The list of deployments is unavailable. Try again soon.")
-            self._fresh_until = time.monotonic() + REFRESH_SECONDS
+            if not self.is_fresh():
+                await self._try_to_load()
 
     async def refresh_for_miss(self) -> None:
-        if self._fresh_until - time.monotonic() < REFRESH_SECONDS - MISS_REFRESH_SECONDS:
-            self._fresh_until = 0.0
-            await self.refresh()
+        missed_at = time.monotonic()
+        async with self._lock:
+            # Only a load that begins after the miss is certain to find a name that exists by now.
+            if self._load_started_at < missed_at:
+                await asyncio.sleep(self._load_started_at + MISS_REFRESH_SECONDS - time.monotonic())
+                if not await self._try_to_load():
+                    raise EngineUnavailable(ROUTES_UNAVAILABLE)
+
+    async def _try_to_load(self) -> bool:
+        """Load the routes, or keep the last known ones; return whether they were loaded."""
+        self._load_started_at = time.monotonic()
+        loaded = True
+        try:
+            self.routes = {route.name: route for route in await self.load()}
+            self._loaded = True
+        except self.load_errors as error:
+            if not self._loaded:
+                raise EngineUnavailable(ROUTES_UNAVAILABLE) from error
+            logger.warning("cannot load the routes, the last known ones stay in use: %r", error)
+            loaded = False
+        self._fresh_until = time.monotonic() + REFRESH_SECONDS
+        return loaded
 
 
 def parse_route(row: dict[str, Any]) -> Route:

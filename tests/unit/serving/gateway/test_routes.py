@@ -1,5 +1,6 @@
-"""Routes with one target and with several."""
+"""Routes with one target and with several, and tables that load them again."""
 
+import asyncio
 import json
 from collections import Counter
 from datetime import UTC, datetime
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.routes import Route, StaticRoutingTable, Target
+from serving.gateway.routes import MISS_REFRESH_SECONDS, CachedRoutingTable, Route, StaticRoutingTable, Target
+from serving.http.errors import EngineUnavailable
 
 NEW = Target("deployment_new", "http://127.0.0.1:1", "new", 1)
 OLD = Target("deployment_old", "http://127.0.0.1:2", "old", 9)
@@ -58,3 +60,74 @@ def test_a_route_without_a_usable_target_is_rejected(
     file.write_text(json.dumps([row]))
     with pytest.raises(ValueError, match=message):
         StaticRoutingTable.from_file(file)
+
+
+class GrowingRoutingTable(CachedRoutingTable):
+    """A table whose routes a test adds; each load takes a moment, as a query does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.existing: list[Route] = []
+        self.load_count = 0
+        self.reachable = True
+
+    async def load(self) -> list[Route]:
+        self.load_count += 1
+        if not self.reachable:
+            raise OSError("unreachable")
+        routes = list(self.existing)
+        await asyncio.sleep(0.01)
+        return routes
+
+
+async def miss(table: CachedRoutingTable, name: str) -> Route | None:
+    if table.find(name) is None:
+        await table.refresh_for_miss()
+    return table.find(name)
+
+
+def test_a_name_that_exists_when_it_is_asked_for_is_found() -> None:
+    async def run() -> None:
+        table = GrowingRoutingTable()
+        await table.refresh()
+        table.existing.append(ALIAS)
+        assert await miss(table, ALIAS.name) is ALIAS
+
+    asyncio.run(run())
+
+
+def test_a_name_added_during_a_load_is_found_by_the_next_one() -> None:
+    async def run() -> None:
+        table = GrowingRoutingTable()
+        loading = asyncio.create_task(table.refresh())
+        await asyncio.sleep(0)
+        table.existing.append(ALIAS)
+        assert await miss(table, ALIAS.name) is ALIAS
+        await loading
+
+    asyncio.run(run())
+
+
+def test_many_misses_share_few_loads() -> None:
+    async def run() -> float:
+        table = GrowingRoutingTable()
+        started = asyncio.get_running_loop().time()
+        for _ in range(3):
+            await asyncio.gather(*(miss(table, f"unknown-{i}") for i in range(100)))
+        assert table.load_count == 3
+        return asyncio.get_running_loop().time() - started
+
+    assert asyncio.run(run()) > 2 * MISS_REFRESH_SECONDS
+
+
+def test_a_name_is_not_called_unknown_while_the_routes_cannot_be_loaded() -> None:
+    async def run() -> None:
+        table = GrowingRoutingTable()
+        table.existing.append(ALIAS)
+        await table.refresh()
+        table.reachable = False
+        with pytest.raises(EngineUnavailable, match="unavailable"):
+            await table.refresh_for_miss()
+        assert table.find(ALIAS.name) is ALIAS
+
+    asyncio.run(run())
