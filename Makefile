@@ -1,6 +1,6 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit integration e2e slow reference check format clean
+.PHONY: help setup demo run test unit integration security e2e slow reference check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +28,7 @@ run: setup ## Keep the service up with the examples seeded; Swagger UI is at /do
 	@$(BIN)/python -m app --with-examples
 
 test: setup ## Run the test suite and print its coverage
-	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(PARALLEL) $(COVERAGE)
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/security $(PARALLEL) $(COVERAGE)
 	$(BIN)/python -m pytest tests/e2e $(PARALLEL)
 
 unit: setup ## Run the tests that need no server, database or model
@@ -36,6 +36,9 @@ unit: setup ## Run the tests that need no server, database or model
 
 integration: setup ## Run the tests of one package with real databases, processes and models
 	$(BIN)/python -m pytest tests/integration $(PARALLEL)
+
+security: setup ## Run the attacks, and prove that each would be noticed
+	$(BIN)/python -m pytest tests/security $(PARALLEL)
 
 e2e: setup ## Run the tests of the whole product
 	$(BIN)/python -m pytest tests/e2e $(PARALLEL)

@@ -1,0 +1,23 @@
+"""Every test of this folder can fail: without the protection that it proves, it does."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.security.regression import FOLDER
+
+MODULES = sorted(f"tests.security.{path.stem}" for path in FOLDER.glob("test_*.py") if path != Path(__file__))
+
+
+def test_every_module_plants_a_regression() -> None:
+    assert [name for name in MODULES if not importlib.import_module(name).REGRESSIONS] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_planted_regression_is_noticed(module: str) -> None:
+    command = [sys.executable, "-m", "tests.security.regression", module]
+    done = subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"not noticed: {done.stderr[-2000:]}\n{done.stdout[-4000:]}"

@@ -1,0 +1,117 @@
+"""A key allows the requests of its scopes and no others, on every route, until it is revoked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.keys import service
+from app.main import create_app
+from app.storage.database import transaction
+from app.tables import Scope
+from tests.security.regression import Regression, ignore
+
+PUBLIC = {"/healthz", "/readyz"}
+ANY_KEY = {"/api/v1/keys/self"}
+# The other routes of the API need `read` for GET, and `write` for all other methods.
+NEEDED_SCOPES = {
+    "/api/v1/keys": Scope.admin,
+    "/api/v1/routes": Scope.inference,
+    "/api/v1/deployments/{deployment_id}/wake": Scope.inference,
+    "/v1": Scope.inference,
+    "/metrics": Scope.read,
+}
+ROUTES = [
+    (method.upper(), path)
+    for path, operations in create_app().openapi()["paths"].items()
+    for method in operations
+    if path not in PUBLIC
+]
+
+
+def needed_scope(method: str, path: str) -> Scope | None:
+    """Return the scope that a route needs, by a table that does not come from the code."""
+    if path in ANY_KEY:
+        return None
+    for prefix, scope in NEEDED_SCOPES.items():
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return scope
+    return Scope.read if method in ("GET", "HEAD") else Scope.write
+
+
+def send(client: TestClient, method: str, path: str, headers: dict[str, str]) -> int:
+    """Return the status of a request whose ids name nothing and whose body is empty."""
+    filled = path.replace("{", "none_").replace("}", "")
+    body: dict[str, Any] = {"json": {}} if method in ("POST", "PUT", "PATCH") else {}
+    return client.request(method, filled, headers=headers, **body).status_code
+
+
+@pytest.fixture
+def keys(make_key: Callable[..., dict[str, str]]) -> dict[Scope, dict[str, str]]:
+    """Return the header of a key for each scope."""
+    return {scope: make_key(scope) for scope in Scope}
+
+
+def test_each_scope_opens_its_own_routes_only(client: TestClient, keys: dict[Scope, dict[str, str]]) -> None:
+    wrong = []
+    for method, path in ROUTES:
+        needed = needed_scope(method, path)
+        for scope, headers in keys.items():
+            allowed = needed is None or scope in (needed, Scope.admin)
+            if (send(client, method, path, headers) == 403) is allowed:
+                wrong.append(f"{scope} on {method} {path}")
+    assert len(ROUTES) > 40 and wrong == []
+
+
+def test_no_route_works_without_a_key(client: TestClient, keys: dict[Scope, dict[str, str]]) -> None:
+    for headers in ({}, {"Authorization": "Bearer ts_unknown"}):
+        statuses = {f"{method} {path}": send(client, method, path, headers) for method, path in ROUTES}
+        assert {route: status for route, status in statuses.items() if status != 401} == {}
+
+
+def test_two_narrow_scopes_do_not_make_a_wide_one(
+    client: TestClient, make_key: Callable[..., dict[str, str]]
+) -> None:
+    headers = make_key(Scope.read, Scope.write, Scope.inference)
+    assert client.get("/api/v1/keys", headers=headers).status_code == 403
+    created = client.post("/api/v1/keys", json={"name": "x", "scopes": ["admin"]}, headers=headers)
+    assert created.status_code == 403
+
+
+def test_a_revoked_key_opens_nothing(client: TestClient, keys: dict[Scope, dict[str, str]]) -> None:
+    with transaction() as session:
+        for key in service.list_all_keys(session):
+            if key.scopes != [Scope.read]:
+                service.revoke_key(session, key.id)
+    for scope in set(Scope) - {Scope.read}:
+        for method, path in ROUTES:
+            assert send(client, method, path, keys[scope]) == 401, f"{scope} on {method} {path}"
+
+
+REGRESSIONS = [
+    Regression(
+        "scopes are not compared",
+        "app.http.auth:Caller.require",
+        ignore,
+        "test_each_scope_opens_its_own_routes_only",
+    ),
+    Regression(
+        "a key with several scopes is an admin's",
+        "app.http.auth:Caller.require",
+        lambda caller, scope: ignore() if len(caller.scopes) > 1 else None,
+        "test_two_narrow_scopes_do_not_make_a_wide_one",
+    ),
+    Regression(
+        "a service with keys serves local requests without one",
+        "app.http.auth:has_active_key",
+        lambda _: False,
+        "test_no_route_works_without_a_key",
+    ),
+    Regression(
+        "a revocation is not stored",
+        "app.keys.service:database_now",
+        lambda: None,
+        "test_a_revoked_key_opens_nothing",
+    ),
+]
