@@ -13,9 +13,11 @@ from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.models import references
-from app.settings import Settings, get_settings
-from app.storage.artifacts import get_store, hash_file
+from app.settings import Settings
+from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
+from app.storage.manifest import ArtifactCorrupt
+from app.storage.verified_files import hash_file
 from app.tables import Dataset, Job
 from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
@@ -40,6 +42,7 @@ def create_dataset(path: Path, name: str) -> tuple[Dataset, bool]:
     """
     sha256 = hash_file(path)
     if (existing := _find_by_hash(sha256)) is not None:
+        _restore_content(existing, path)
         return existing, True
     report = validate_file(path)
     artifact = f"datasets/{sha256}.jsonl"
@@ -90,10 +93,10 @@ def get_dataset(session: Session, dataset_id: str) -> Dataset:
 def list_rows(dataset_id: str, after: int, limit: int) -> tuple[list[DatasetRowView], int | None]:
     """Return up to `limit` readable rows after the first `after`, and `after` of the next page.
 
-    Raises DatasetNotFound.
+    Raises DatasetNotFound or ArtifactCorrupt.
     """
     dataset = _load(dataset_id)
-    path = get_store().fetch_file(dataset.artifact, dataset.sha256, get_settings().data_dir / "cache")
+    path = get_store().fetch_file(dataset.artifact, dataset.sha256)
     rows = read_rows(path, offset=after, limit=limit)
     following = after + len(rows)
     has_more = bool(rows) and bool(read_rows(path, offset=following, limit=1))
@@ -104,8 +107,9 @@ def list_rows(dataset_id: str, after: int, limit: int) -> tuple[list[DatasetRowV
 
 
 def open_content(dataset_id: str) -> BinaryIO:
-    """Open the file as it was uploaded; raises DatasetNotFound."""
-    return get_store().open(_load(dataset_id).artifact)
+    """Open the file as it was uploaded; raises DatasetNotFound or ArtifactCorrupt."""
+    dataset = _load(dataset_id)
+    return get_store().open(dataset.artifact, dataset.sha256)
 
 
 def create_preview(
@@ -121,6 +125,14 @@ def create_preview(
     spec = JobCreate(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
     job, _ = jobs.create_job(session, settings, spec, created_by, None)
     return job
+
+
+def _restore_content(dataset: Dataset, path: Path) -> None:
+    """Publish the content again if the stored file is missing or damaged."""
+    try:
+        get_store().fetch_file(dataset.artifact, dataset.sha256)
+    except (ArtifactCorrupt, FileNotFoundError):
+        get_store().publish_file(path, dataset.artifact)
 
 
 def _find_by_hash(sha256: str) -> Dataset | None:

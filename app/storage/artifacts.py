@@ -1,16 +1,18 @@
 """The artifact store: immutable files and folders, each published once under a key.
 
 Order of publication: files, then the manifest with their hashes, then (on a local disk) the rename to
-the final name, then the row. Readers start from rows, so they never see a partial artifact.
+the final name, then the row. Readers start from rows, so they never see a partial artifact. A row contains
+the hash of its file or manifest, and every fetch verifies the bytes against it, on a local disk too.
 """
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -19,9 +21,20 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from app.settings import get_settings
+from app.storage.manifest import (
+    MANIFEST,
+    OTHER_HASH,
+    ArtifactCorrupt,
+    VerifyingReader,
+    parse_manifest,
+    verify_file,
+    verify_folder,
+)
+from app.storage.verified_files import VerifiedFiles, hash_file
 
-MANIFEST = ".manifest.json"
 CHUNK_BYTES = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,31 +46,27 @@ class PublishedArtifact:
     size_bytes: int
 
 
-class ArtifactCorrupt(Exception):
-    """A file of an artifact is missing or differs from its manifest."""
-
-
 class ArtifactStore:
-    """Artifacts in any file system that fsspec supports."""
+    """Artifacts in any file system that fsspec supports; `cache` is for copies of remote ones."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, cache: Path, record: Path | None = None) -> None:
         self.fs, root = fsspec.url_to_fs(url)
         self.root = root.rstrip("/")
         self.local = "file" in self.fs.protocol
+        self.cache = cache
+        self._verified = VerifiedFiles(record)
 
     def publish_folder(self, folder: Path, key: str) -> PublishedArtifact:
         """Publish a folder's files with a manifest of their hashes; return the manifest's hash."""
-        files = [
-            _manifest_entry(path, folder)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder) != Path(MANIFEST)
-        ]
-        manifest = json.dumps({"files": files}, sort_keys=True).encode()
         destination = self._path(key)
         staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
         with self._cleanup_on_failure(staging):
-            for file in files:
-                self._put(folder / file["path"], f"{staging}/{file['path']}")
+            files = [
+                self._put_with_entry(path, folder, staging)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.relative_to(folder) != Path(MANIFEST)
+            ]
+            manifest = json.dumps({"files": files}, sort_keys=True).encode()
             self._write(manifest, f"{staging}/{MANIFEST}")
             if self.local:
                 _rename_folder(Path(staging), Path(destination))
@@ -75,45 +84,59 @@ class ArtifactStore:
                 Path(staging).replace(destination)
                 _fsync_folder(Path(destination).parent)
 
-    def fetch_folder(self, key: str, sha256: str, cache: Path) -> Path:
-        """Return the folder on this host, from the cache or verified against its manifest.
+    def fetch_folder(self, key: str, sha256: str) -> Path:
+        """Return the folder on this host, verified against its manifest.
+
+        A remote folder is copied into the cache; a copy that was damaged there is copied again.
 
         Raises:
-            ArtifactCorrupt: A hash differs.
+            ArtifactCorrupt: A file is missing, was added, or has another hash.
             FileNotFoundError: Nothing is published under the key.
         """
         if self.local:
-            return Path(self._path(key))
-        destination = cache / sha256
-        if not destination.exists():
-            staging = destination.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
-            manifest = self.fs.cat_file(f"{self._path(key)}/{MANIFEST}")
-            if hashlib.sha256(manifest).hexdigest() != sha256:
-                raise ArtifactCorrupt(f"The manifest of {key} has another SHA-256 than the published one.")
-            for file in json.loads(manifest)["files"]:
-                self._get(f"{self._path(key)}/{file['path']}", staging / file["path"], file["sha256"])
-            _rename_folder(staging, destination)
-        return destination
+            folder = Path(self._path(key))
+            if not folder.is_dir():
+                raise FileNotFoundError(f"nothing is published under {key}")
+            verify_folder(folder, key, sha256, self._verified)
+            return folder
+        copy = self.cache / sha256
+        if copy.is_dir() and self._is_intact(lambda: verify_folder(copy, key, sha256, self._verified)):
+            return copy
+        _discard(copy)
+        self._copy_folder(key, sha256, copy)
+        return copy
 
-    def fetch_file(self, key: str, sha256: str, cache: Path) -> Path:
-        """Return the file on this host, from the cache or verified against its hash.
+    def fetch_file(self, key: str, sha256: str) -> Path:
+        """Return the file on this host, verified against its hash; as `fetch_folder` otherwise.
 
         Raises:
             ArtifactCorrupt: The hash differs.
             FileNotFoundError: Nothing is published under the key.
         """
         if self.local:
-            return Path(self._path(key))
-        destination = cache / sha256
-        if not destination.exists():
-            staging = destination.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
-            self._get(self._path(key), staging, sha256)
-            staging.replace(destination)
-        return destination
+            file = Path(self._path(key))
+            verify_file(file, key, sha256, self._verified)
+            return file
+        copy = self.cache / sha256
+        if copy.is_file() and self._is_intact(lambda: verify_file(copy, key, sha256, self._verified)):
+            return copy
+        _discard(copy)
+        staging = copy.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
+        with _cleanup_copy(staging):
+            self._get(key, None, staging, sha256)
+            staging.replace(copy)
+        return copy
 
-    def open(self, key: str) -> BinaryIO:
-        """Open a published file for reading."""
-        return cast(BinaryIO, self.fs.open(self._path(key), "rb"))
+    def open(self, key: str, sha256: str | None = None) -> BinaryIO:
+        """Open a published file for reading.
+
+        With a hash, a local file is verified first; a remote one raises ArtifactCorrupt at its end. The files
+        of a run, such as its log, have no recorded hash.
+        """
+        if sha256 is not None and self.local:
+            return self.fetch_file(key, sha256).open("rb")
+        file = cast(BinaryIO, self.fs.open(self._path(key), "rb"))
+        return file if sha256 is None else cast(BinaryIO, VerifyingReader(file, key, sha256))
 
     def exists(self, key: str) -> bool:
         """Return whether something is published under the key."""
@@ -140,14 +163,26 @@ class ArtifactStore:
         assert parts and ".." not in parts and not key.startswith("/"), key
         return f"{self.root}/{key}"
 
-    def _put(self, source: Path, destination: str) -> None:
+    def _put_with_entry(self, path: Path, folder: Path, staging: str) -> dict[str, Any]:
+        """Publish one file of a folder, and return its entry in the manifest."""
+        relative = path.relative_to(folder).as_posix()
+        sha256, size_bytes = self._put(path, f"{staging}/{relative}")
+        return {"path": relative, "size_bytes": size_bytes, "sha256": sha256}
+
+    def _put(self, source: Path, destination: str) -> tuple[str, int]:
+        """Copy a file, and return the hash and size of the bytes that were written."""
         if not self.local:
+            sha256 = hash_file(source)
             self.fs.put_file(str(source), destination)
-            return
+            return sha256, source.stat().st_size
         Path(destination).parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
         with source.open("rb") as read, Path(destination).open("wb") as write:
-            shutil.copyfileobj(read, write, CHUNK_BYTES)
+            while chunk := read.read(CHUNK_BYTES):
+                digest.update(chunk)
+                write.write(chunk)
             _fsync_file(write)
+            return digest.hexdigest(), write.tell()
 
     def _write(self, content: bytes, destination: str) -> None:
         if not self.local:
@@ -157,7 +192,19 @@ class ArtifactStore:
             write.write(content)
             _fsync_file(write)
 
-    def _get(self, source: str, destination: Path, sha256: str) -> None:
+    def _copy_folder(self, key: str, sha256: str, copy: Path) -> None:
+        manifest = self.fs.cat_file(f"{self._path(key)}/{MANIFEST}")
+        staging = copy.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
+        with _cleanup_copy(staging):
+            for file in parse_manifest(manifest, key, sha256):
+                self._get(key, file["path"], staging / file["path"], file["sha256"])
+            staging.mkdir(parents=True, exist_ok=True)
+            (staging / MANIFEST).write_bytes(manifest)
+            _rename_folder(staging, copy)
+
+    def _get(self, key: str, name: str | None, destination: Path, sha256: str) -> None:
+        """Copy a file of the store to this host; raises ArtifactCorrupt."""
+        source = self._path(key) if name is None else f"{self._path(key)}/{name}"
         destination.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with self.fs.open(source, "rb") as read, destination.open("wb") as write:
@@ -165,19 +212,25 @@ class ArtifactStore:
                 digest.update(chunk)
                 write.write(chunk)
         if digest.hexdigest() != sha256:
-            raise ArtifactCorrupt(f"{source} has another SHA-256 than the published file.")
+            raise ArtifactCorrupt(key, f"{name or 'its file'} {OTHER_HASH}")
+
+    def _is_intact(self, verify: Callable[[], None]) -> bool:
+        """Return whether a copy in the cache is as it was published."""
+        try:
+            verify()
+        except (ArtifactCorrupt, FileNotFoundError) as error:
+            logger.warning("the copy in the cache is fetched again: %s", error)
+            return False
+        return True
 
 
 @lru_cache
 def get_store() -> ArtifactStore:
     """Return the process's artifact store."""
-    return ArtifactStore(get_settings().artifacts_url)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    settings = get_settings()
+    return ArtifactStore(
+        settings.artifacts_url, settings.data_dir / "cache", settings.data_dir / "verified-files.log"
+    )
 
 
 def read_chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -187,12 +240,26 @@ def read_chunks(file: BinaryIO) -> Iterator[bytes]:
             yield chunk
 
 
-def _manifest_entry(path: Path, folder: Path) -> dict[str, Any]:
-    return {
-        "path": path.relative_to(folder).as_posix(),
-        "size_bytes": path.stat().st_size,
-        "sha256": hash_file(path),
-    }
+def _discard(copy: Path) -> None:
+    """Remove a copy from the cache; another process that reads it keeps what it has opened."""
+    if copy.is_dir():
+        removed = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}.part")
+        with suppress(FileNotFoundError):
+            copy.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+    else:
+        copy.unlink(missing_ok=True)
+
+
+@contextmanager
+def _cleanup_copy(staging: Path) -> Iterator[None]:
+    """Remove a copy that was not completed."""
+    try:
+        yield
+    finally:
+        if staging.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)
+        staging.unlink(missing_ok=True)
 
 
 def _fsync_file(file: Any) -> None:

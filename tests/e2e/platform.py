@@ -117,7 +117,7 @@ class Platform:
     def register_adapter(self, name: str, adapter: Path) -> str:
         """Add an adapter of the starter to the registry, as a training run does, and return its id."""
         model_id = new_id("model")
-        store = ArtifactStore(f"file://{self.folder / 'artifacts'}")
+        store = ArtifactStore(f"file://{self.folder / 'artifacts'}", self.folder / "cache")
         published = store.publish_folder(adapter, f"models/{model_id}")
         base = str((self.folder / "models" / "starter").resolve())
         row: dict[str, Any] = {"id": model_id, "name": name, "kind": ModelKind.adapter, "base": base}

@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     program_killed = "program_killed", "A signal from outside ended the program.", True
     program_without_result = "program_without_result", "The program ended without a result or an error.", True
     artifacts_unreachable = "artifacts_unreachable", "The artifact store cannot be read or written.", True
+    artifact_corrupt = "artifact_corrupt", "A stored file is missing or differs from its published hash."
     worker_failed = "worker_failed", "The worker raised an exception. Its own log has the traceback.", True
     lease_lost = "lease_lost", "The worker stopped renewing its lease.", True
     deployment_failed = "deployment_failed", "The deployment that the stage created failed."

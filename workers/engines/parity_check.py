@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from app.settings import Settings
-from app.storage.artifacts import ArtifactCorrupt
 from app.storage.database import read_session
+from app.storage.manifest import ArtifactCorrupt
 from app.tables import Dataset, Deployment, Model, Run
 from serving.engines import Engine
 from serving.engines.child_engine import log_tail
@@ -95,7 +95,7 @@ def _load_reference(deployment: Deployment, model: ResolvedModel, settings: Sett
         dataset = session.get(Dataset, row.dataset_id) if row.dataset_id else None
     path = None
     try:
-        path = fetch_dataset(dataset, settings) if dataset is not None else None
+        path = fetch_dataset(dataset) if dataset is not None else None
         if run is not None and isinstance(merge := run.stage_config(), MergeConfig):
             model = fetch_model(run.job_id, merge.model, settings)
     except (OSError, ArtifactCorrupt, LaunchError) as error:

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from sqlmodel import col, select
 
 from app.settings import Settings
-from app.storage.artifacts import ArtifactCorrupt, ArtifactStore, get_store
+from app.storage.artifacts import get_store
 from app.storage.database import read_session
+from app.storage.manifest import MANIFEST, ArtifactCorrupt
 from app.tables import Checkpoint, Dataset, Model, ModelKind, Run
 from trainers.configs import (
     AdaptedModel,
@@ -58,6 +59,10 @@ class InputDatasetNotFound(LaunchError):
 
 class InputUnreadable(LaunchError):
     code = ErrorCode.artifacts_unreachable
+
+
+class InputCorrupt(LaunchError):
+    code = ErrorCode.artifact_corrupt
 
 
 class InputTooLarge(LaunchError):
@@ -113,7 +118,7 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
         _remove_earlier_attempts(run_dir, run.attempt)
         config, models, dataset_id = _resolve_references(run, settings)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
-        _restore_checkpoint(run, run_dir, settings)
+        _restore_checkpoint(run, run_dir)
     except (OSError, ArtifactCorrupt, ValidationError) as error:
         raise _as_launch_error(run, error) from error
     python = settings.trainer_python or sys.executable
@@ -143,19 +148,16 @@ def fetch_model(job_id: str | None, reference: ModelRef, settings: Settings) -> 
         raise InputModelNotFound(
             f"There is no model {reference}.", "List the models with GET /api/v1/models."
         )
-    folder = _fetch_folder(get_store(), model, settings)
+    folder = _fetch_folder(model)
     if model.kind is ModelKind.base:
         return ResolvedModel(str(folder), None, model.id, model.id)
     base = fetch_model(None, model.base, settings)
     return ResolvedModel(base.base, folder, base.origin, model.id)
 
 
-def fetch_dataset(dataset: Dataset, settings: Settings) -> Path:
+def fetch_dataset(dataset: Dataset) -> Path:
     """Return the path of the dataset's file on this host; raises OSError or ArtifactCorrupt."""
-    path = get_store().fetch_file(dataset.artifact, dataset.sha256, settings.data_dir / "cache")
-    if not path.exists():
-        raise FileNotFoundError(path)
-    return path
+    return get_store().fetch_file(dataset.artifact, dataset.sha256)
 
 
 def program_environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
@@ -183,7 +185,9 @@ def _as_launch_error(run: Run, error: Exception) -> LaunchError:
             f"The disk of the worker's data directory is full: the inputs of {run.id} do not fit.",
             DISK_FULL_HINT,
         )
-    if isinstance(error, OSError | ArtifactCorrupt):
+    if isinstance(error, ArtifactCorrupt):
+        return InputCorrupt(f"An input of {run.id} cannot be used. {error.message}", error.hint)
+    if isinstance(error, OSError):
         return InputUnreadable(
             f"An input of {run.id} cannot be read from the artifact store: {error}", STORE_HINT
         )
@@ -210,7 +214,7 @@ def _resolve_references(
         else:
             dataset = _find_dataset(run.job_id, reference.value)
             dataset_id = dataset.id if reference.path == "dataset" else dataset_id
-            paths[reference.path] = str(fetch_dataset(dataset, settings))
+            paths[reference.path] = str(fetch_dataset(dataset))
     return replace_references(config, paths), models, dataset_id
 
 
@@ -269,19 +273,18 @@ def _check_model_path(reference: str, settings: Settings) -> str:
     return str(path)
 
 
-def _fetch_folder(store: ArtifactStore, model: Model, settings: Settings) -> Path:
+def _fetch_folder(model: Model) -> Path:
     try:
-        folder = store.fetch_folder(model.artifact, model.sha256, settings.data_dir / "cache")
-        if not folder.is_dir():
-            raise FileNotFoundError(folder)
-    except (OSError, ArtifactCorrupt) as error:
+        return get_store().fetch_folder(model.artifact, model.sha256)
+    except ArtifactCorrupt as error:
+        raise InputCorrupt(f"The model {model.id} cannot be used. {error.message}", error.hint) from error
+    except OSError as error:
         raise InputUnreadable(
             f"The model {model.id} cannot be read from the artifact store: {error}.", STORE_HINT
         ) from error
-    return folder
 
 
-def _restore_checkpoint(run: Run, run_dir: Path, settings: Settings) -> None:
+def _restore_checkpoint(run: Run, run_dir: Path) -> None:
     """Copy the run's last checkpoint into the run directory, from where the program resumes."""
     latest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id)
     latest = latest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc()).limit(1)
@@ -289,9 +292,9 @@ def _restore_checkpoint(run: Run, run_dir: Path, settings: Settings) -> None:
         checkpoint = session.exec(latest).one_or_none()
     if checkpoint is None:
         return
-    source = get_store().fetch_folder(checkpoint.artifact, checkpoint.sha256, settings.data_dir / "cache")
+    source = get_store().fetch_folder(checkpoint.artifact, checkpoint.sha256)
     path = f"{files.CHECKPOINTS}/step-{checkpoint.step:08d}"
-    shutil.copytree(source, run_dir / path, ignore=shutil.ignore_patterns(".manifest.json"))
+    shutil.copytree(source, run_dir / path, ignore=shutil.ignore_patterns(MANIFEST))
     line = {
         "step": checkpoint.step,
         "path": path,

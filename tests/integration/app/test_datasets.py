@@ -32,6 +32,17 @@ def test_a_valid_file_is_stored_with_its_report(client: TestClient) -> None:
     assert client.get(f"/api/v1/datasets/{dataset['id']}/content").content == GOOD
 
 
+def test_a_changed_file_is_not_read_until_its_content_is_uploaded_again(client: TestClient) -> None:
+    path = f"/api/v1/datasets/{upload(client, GOOD).json()['id']}"
+    (stored,) = (get_settings().data_dir / "artifacts/datasets").iterdir()
+    stored.write_bytes(GOOD.replace(b"It is 4", b"It is 5"))
+    for response in (client.get(f"{path}/rows"), client.get(f"{path}/content")):
+        assert response.status_code == 500 and response.json()["error"]["code"] == "artifact_corrupt"
+        assert stored.name in response.json()["error"]["message"]
+    assert upload(client, GOOD).status_code == 200
+    assert client.get(f"{path}/content").content == GOOD
+
+
 def test_uploading_the_same_content_returns_the_same_dataset(client: TestClient) -> None:
     first, second = upload(client, GOOD), upload(client, GOOD, name="other")
     assert (first.status_code, second.status_code) == (201, 200)

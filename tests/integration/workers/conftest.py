@@ -1,5 +1,6 @@
 """A worker in this process, whose programs are written by the tests."""
 
+import hashlib
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -64,18 +65,18 @@ def worker(settings: Settings) -> Iterator[WorkerContext]:
 def submit(worker: WorkerContext) -> Callable[..., str]:
     """Queue an SFT run whose program has this body, and return the id of the run."""
     program = Path(worker.settings.trainer_python)
-    file = worker.settings.data_dir / "artifacts" / "rows"
-    file.parent.mkdir(exist_ok=True)
-    file.touch()
+    artifacts = worker.settings.data_dir / "artifacts"
+    artifacts.mkdir(exist_ok=True)
 
     def queue(body: str, **values: object) -> str:
         program.write_text(PROGRAM + body)
         program.chmod(0o755)
+        rows = secrets.token_bytes(8)
+        sha256 = hashlib.sha256(rows).hexdigest()
+        (artifacts / sha256).write_bytes(rows)
         with transaction() as session:
             job = Job(name="job")
-            dataset = Dataset(
-                name="rows", sha256=secrets.token_hex(32), artifact="rows", size_bytes=1, row_count=1
-            )
+            dataset = Dataset(name="rows", sha256=sha256, artifact=sha256, size_bytes=8, row_count=1)
             session.add_all([job, dataset])
             session.flush()
             base = str(worker.settings.data_dir / "models" / "base")

@@ -189,7 +189,7 @@ succeed()
 def test_a_slow_store_receives_the_last_checkpoint(
     worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = SlowStore(worker.settings.artifacts_url)
+    slow = SlowStore(worker.settings.artifacts_url, worker.settings.data_dir / "cache")
     monkeypatch.setattr("workers.runs.checkpoints.get_store", lambda: slow)
     run_id = submit(PRUNING)
     thread = in_thread(lambda: execute_next(worker))
@@ -300,8 +300,9 @@ class FullStore(ArtifactStore):
 def test_a_failed_publication_leaves_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("w")
+    store = FullStore(f"file://{tmp_path / 'store'}", tmp_path / "cache")
     with pytest.raises(OSError, match="No space"):
-        FullStore(f"file://{tmp_path / 'store'}").publish_folder(tmp_path / "model", "models/one")
+        store.publish_folder(tmp_path / "model", "models/one")
     assert list((tmp_path / "store").rglob("*.part")) == []
 
 
@@ -322,6 +323,17 @@ def test_publishing_a_model_is_retried_while_the_store_is_unavailable(
     run_id = submit("succeed()")
     assert execute_next(worker)
     assert row(run_id).status is RunStatus.succeeded
+
+
+@on_sqlite
+def test_a_changed_dataset_fails_the_run_at_once(worker: WorkerContext, submit: Submit) -> None:
+    run_id = submit("succeed()")
+    (stored,) = (worker.settings.data_dir / "artifacts").iterdir()
+    stored.write_bytes(b"changed!")
+    assert execute_next(worker)
+    run = row(run_id)
+    assert run.status is RunStatus.failed and run.error is not None and run.failure_count == 0
+    assert run.error["code"] == "artifact_corrupt" and stored.name in run.error["message"]
 
 
 def deploy_stage(model: str) -> dict[str, object]:
