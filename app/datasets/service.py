@@ -13,6 +13,7 @@ from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.models import references
+from app.models.templates import check_template
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
@@ -116,6 +117,7 @@ def create_preview(
     session: Session, settings: Settings, dataset_id: str, body: PreviewCreate, created_by: str
 ) -> Job:
     """Queue a run that renders rows with a model's template; raises the errors of `create_job`."""
+    check_template(body.model, "model")
     dataset = get_dataset(session, dataset_id)
     # The job would report the error under `stages.0.base`, a field that this request does not have.
     references.resolve_model(session, body.model, "model")

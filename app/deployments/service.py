@@ -11,6 +11,7 @@ from app.deployments.schemas import DeploymentCreate, DeploymentView, deployment
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.models import references
+from app.models.templates import check_template
 from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus
 from app.workers import service as workers
@@ -30,7 +31,11 @@ class DeploymentHasAlias(Conflict):
 
 
 def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
-    """Insert a queued deployment; raises NameIsAlias, and UnprocessableContent for an unusable model."""
+    """Insert a queued deployment.
+
+    Raises NameIsAlias, UnprocessableContent for an unusable model, and TemplateUnusable.
+    """
+    check_template(body.model, "model")
     reference = references.resolve_model(session, body.model, "model")
     queue = body.queue or get_settings().default_queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))

@@ -9,6 +9,7 @@ from app.http.errors import UnprocessableContent
 from app.jobs import service
 from app.jobs.resolve import ResolvedStage, resolve_stages
 from app.jobs.schemas import JobCreate, PreflightOptions, SkippedStageView
+from app.models.templates import check_stage_templates
 from app.settings import Settings
 from app.tables import Job, Worker
 from app.workers import service as workers
@@ -51,8 +52,9 @@ def create_preflight(
 
     A stage that continues from an earlier one is checked on the model which that one started from: its
     tokenizer, template and size are the same. Returns the job and the skipped stages. Raises the errors of
-    `resolve_stages`, and NothingToCheck.
+    `resolve_stages`, TemplateUnusable and NothingToCheck.
     """
+    check_stage_templates(spec.stages)
     draft = _Draft()
     alive_workers = workers.list_alive_workers(session, settings)
     for stage in resolve_stages(session, spec, settings):

@@ -18,6 +18,7 @@ from app.jobs.schemas import (
     PlannedStageView,
     job_view,
 )
+from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.schemas import run_view
 from app.settings import Settings
@@ -45,8 +46,9 @@ def create_job(
 ) -> tuple[Job, bool]:
     """Queue a job; return it, and whether an earlier request with this idempotency key had created it.
 
-    Raises the errors of `resolve_stages`, and IdempotencyKeyReused.
+    Raises the errors of `resolve_stages`, TemplateUnusable and IdempotencyKeyReused.
     """
+    check_stage_templates(spec.stages)
     body = spec.model_dump(mode="json", exclude_unset=True)
     spec_sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
@@ -75,7 +77,11 @@ def create_job(
 
 
 def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView:
-    """Return the plan for a job without queueing it; raises the errors of `resolve_stages`."""
+    """Return the plan for a job without queueing it.
+
+    Raises the errors of `resolve_stages`, and TemplateUnusable.
+    """
+    check_stage_templates(spec.stages)
     alive_workers = workers.list_alive_workers(session, settings)
     stages = [_planned_stage_view(stage, alive_workers) for stage in resolve_stages(session, spec, settings)]
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)

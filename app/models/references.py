@@ -36,6 +36,17 @@ def resolve_model(session: Session, reference: str, field: str) -> str:
     )
 
 
+def find_folder(reference: str) -> Path | None:
+    """Return the existing folder under an allowed root that a reference names, or None."""
+    roots = get_settings().model_roots
+    if reference.startswith((".", "/")):
+        resolved = _resolve_path(Path(reference))
+        allowed = resolved is not None and _is_under_root(resolved, roots) and resolved.is_dir()
+        return resolved if allowed else None
+    folder = _find_folder(reference, roots)
+    return None if folder is None else Path(folder)
+
+
 def _registry_id(session: Session, reference: str, field: str) -> str:
     if session.get(Model, reference) is None:
         message = f"The registry has no model {reference!r}."

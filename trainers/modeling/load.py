@@ -35,6 +35,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.training import Attention, Precision
 from trainers.modeling import families
 from trainers.modeling.quantization import disable_avx512_repacking
+from trainers.rendering.template_proof import locate_errors, prove_template
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import DeviceUnavailable, ProgramError, has_disk_full_cause
 
@@ -101,8 +102,8 @@ def pick_attention(attention: Attention, device: torch.device) -> str:
 def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     """Load the tokenizer, from the adapter's folder if it contains one, and complete it.
 
-    It always has a pad token and a chat template. Raises BaseModelNotFound, or TemplateMissing if neither the
-    model nor its family has a template.
+    It always has a pad token and a chat template. Raises BaseModelNotFound, TemplateMissing if neither the
+    model nor its family has a template, or ChatTemplateError for a template that cannot be used.
     """
     source = get_base_model(reference)
     if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
@@ -117,6 +118,10 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
                 "Use the instruct or chat variant of the model, or add chat_template.jinja to its folder.",
             )
         logger.info("%s has no chat template; using that of the family %s.", source, family.name)
+    else:
+        # Rows are rendered in this process, thousands a second, so the template is tried in a child first.
+        with locate_errors(source):
+            prove_template(tokenizer.chat_template, tokenizer.special_tokens_map)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

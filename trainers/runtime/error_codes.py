@@ -28,6 +28,13 @@ class ErrorCode(StrEnum):
     dataset_not_found = "dataset_not_found", "The dataset does not exist."
     dataset_invalid = "dataset_invalid", "A row of the dataset cannot be used by the stage."
     template_missing = "template_missing", "The model has no chat template, and its family has no default."
+    template_too_slow = "template_too_slow", "The chat template renders for longer than the limit of time."
+    template_too_large = (
+        "template_too_large",
+        "The chat template exceeds the limit of memory or of its output.",
+    )
+    template_unsafe = "template_unsafe", "The chat template tries to leave its sandbox."
+    template_invalid = "template_invalid", "The chat template has a syntax error, or rejects every chat."
     device_unavailable = "device_unavailable", "The stage asks for a device that this worker does not have."
     out_of_memory = "out_of_memory", "The device's memory is too small for the smallest micro-batch."
     disk_full = "disk_full", "The disk of the worker's data directory is full."

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -13,7 +14,10 @@ from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Model
 from serving.engines import EngineRequestFailed
 from trainers.configs import ParityMode
+from trainers.rendering.template_proof import prove_folder
+from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
 from workers.engines.engine_process import EngineError, EngineProcess, EngineStart
 from workers.engines.engine_start import POLL_SECONDS
 from workers.engines.parity_check import ParityTarget, check_parity
@@ -42,7 +46,7 @@ class ParityFailed(EngineError):
 class _DeploymentFailed(Exception):
     """The deployment cannot be served."""
 
-    def __init__(self, error: EngineError, parity: dict[str, Any] | None = None) -> None:
+    def __init__(self, error: TunesmithError, parity: dict[str, Any] | None = None) -> None:
         super().__init__(error.message)
         self.error = error
         self.parity = parity
@@ -132,6 +136,9 @@ class DeploymentRunner:
             raise _DeploymentFailed(EngineError(f"The model cannot be read: {error}")) from error
         if model.adapter is not None:
             self._name = self._adapter_name()
+        for folder in (Path(model.base), model.adapter):
+            if folder is not None and folder.is_dir():
+                _prove_templates(folder)
         return model
 
     def _adapter_name(self) -> str:
@@ -279,3 +286,11 @@ class DeploymentRunner:
         with transaction() as session:
             deployments.end(session, self.deployment.id, self.deployment.attempt, error, parity)
         logger.info("deployment ended", extra={"deployment_id": self.deployment.id, "error": error})
+
+
+def _prove_templates(folder: Path) -> None:
+    """Prove the chat templates before an engine renders with them, some engines in their own process."""
+    try:
+        prove_folder(folder)
+    except ChatTemplateError as error:
+        raise _DeploymentFailed(error) from error
