@@ -3,11 +3,12 @@
 python -m app
 python -m app keys create --name me --scope admin
 python -m app migrate
+python -m app verify
 """
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -23,7 +24,9 @@ from app.keys import service as keys
 from app.keys.schemas import KeyCreate, KeyUpdate
 from app.settings import LogLevelName, get_settings
 from app.storage import migrate
+from app.storage.artifacts import get_store
 from app.storage.database import get_engine, read_session, transaction
+from app.storage.verify import VerifyProgress, verify_store
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_loopback
 
@@ -89,6 +92,22 @@ def migrate_command() -> None:
         print(f"The database is at revision {migrate.get_revisions(engine)[0]}.")
     except OperationalError as error:
         _exit_unreachable(error)
+
+
+@cli.command("verify")
+def verify_command() -> None:
+    """Read every stored byte and compare it with its hash; exit with 1 if anything is wrong."""
+    _prepare_database()
+    faults = 0
+    try:
+        for fault in verify_store(get_store(), _make_progress_printer()):
+            faults += 1
+            print(f"{fault.kind}\t{fault.key}\t{fault.message}", flush=True)
+    except OSError as error:
+        sys.exit(f"The artifact store cannot be read: {error}.")
+    if faults:
+        sys.exit(f"{faults} {'artifact is' if faults == 1 else 'artifacts are'} damaged, missing or unknown.")
+    print("Every artifact is as it was published.")
 
 
 @keys_cli.command("create")
@@ -183,6 +202,27 @@ def _connect() -> Engine:
 
 def _exit_unreachable(error: OperationalError) -> NoReturn:
     sys.exit(f"The database cannot be reached: {logs.redact(str(error.orig)).strip()}")
+
+
+def _make_progress_printer() -> Callable[[VerifyProgress], None]:
+    """Return a function that prints progress to a terminal at each call, to a file every tenth."""
+    last = -1
+
+    def report(progress: VerifyProgress) -> None:
+        nonlocal last
+        tenth = 10 * progress.n_bytes // max(progress.total_bytes, 1)
+        line = (
+            f"{progress.n_artifacts} of {progress.total_artifacts} artifacts, "
+            f"{progress.n_bytes / 1e9:.1f} of {progress.total_bytes / 1e9:.1f} GB"
+        )
+        if sys.stderr.isatty():
+            is_last = progress.n_artifacts == progress.total_artifacts
+            print(f"\r{line}  ", end="\n" if is_last else "", file=sys.stderr, flush=True)
+        elif tenth > last:
+            print(line, file=sys.stderr, flush=True)
+        last = tenth
+
+    return report
 
 
 def _has_key() -> bool:

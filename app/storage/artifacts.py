@@ -8,12 +8,11 @@ the hash of its file or manifest, and every fetch verifies the bytes against it,
 import hashlib
 import json
 import logging
-import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from app.settings import get_settings
+from app.storage.local_files import cleanup_copy, discard, fsync_file, fsync_folder, rename_folder
 from app.storage.manifest import (
     MANIFEST,
     OTHER_HASH,
@@ -46,6 +46,14 @@ class PublishedArtifact:
     size_bytes: int
 
 
+@dataclass(frozen=True)
+class StoredEntry:
+    """A file or folder in the store; `changed_at` is None where the store keeps no time for it."""
+
+    key: str
+    changed_at: float | None
+
+
 class ArtifactStore:
     """Artifacts in any file system that fsspec supports; `cache` is for copies of remote ones."""
 
@@ -69,7 +77,7 @@ class ArtifactStore:
             manifest = json.dumps({"files": files}, sort_keys=True).encode()
             self._write(manifest, f"{staging}/{MANIFEST}")
             if self.local:
-                _rename_folder(Path(staging), Path(destination))
+                rename_folder(Path(staging), Path(destination))
         return PublishedArtifact(
             key, hashlib.sha256(manifest).hexdigest(), sum(file["size_bytes"] for file in files)
         )
@@ -82,7 +90,7 @@ class ArtifactStore:
             self._put(path, staging)
             if self.local:
                 Path(staging).replace(destination)
-                _fsync_folder(Path(destination).parent)
+                fsync_folder(Path(destination).parent)
 
     def fetch_folder(self, key: str, sha256: str) -> Path:
         """Return the folder on this host, verified against its manifest.
@@ -102,7 +110,7 @@ class ArtifactStore:
         copy = self.cache / sha256
         if copy.is_dir() and self._is_intact(lambda: verify_folder(copy, key, sha256, self._verified)):
             return copy
-        _discard(copy)
+        discard(copy)
         self._copy_folder(key, sha256, copy)
         return copy
 
@@ -120,9 +128,9 @@ class ArtifactStore:
         copy = self.cache / sha256
         if copy.is_file() and self._is_intact(lambda: verify_file(copy, key, sha256, self._verified)):
             return copy
-        _discard(copy)
+        discard(copy)
         staging = copy.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
-        with _cleanup_copy(staging):
+        with cleanup_copy(staging):
             self._get(key, None, staging, sha256)
             staging.replace(copy)
         return copy
@@ -137,6 +145,38 @@ class ArtifactStore:
             return self.fetch_file(key, sha256).open("rb")
         file = cast(BinaryIO, self.fs.open(self._path(key), "rb"))
         return file if sha256 is None else cast(BinaryIO, VerifyingReader(file, key, sha256))
+
+    def verify_folder(self, key: str, sha256: str) -> None:
+        """Read every byte of a published folder, also of files that were verified before.
+
+        Raises:
+            ArtifactCorrupt: A file is missing, was added, or has another hash.
+            FileNotFoundError: Nothing is published under the key.
+        """
+        if not self.exists(key):
+            raise FileNotFoundError(key)
+        if self.local:
+            verify_folder(Path(self._path(key)), key, sha256, VerifiedFiles(None))
+            return
+        for file in parse_manifest(self.fs.cat_file(f"{self._path(key)}/{MANIFEST}"), key, sha256):
+            self._read(f"{key}/{file['path']}", file["sha256"])
+
+    def verify_file(self, key: str, sha256: str) -> None:
+        """Read every byte of a published file; raises as `verify_folder`."""
+        if self.local:
+            verify_file(Path(self._path(key)), key, sha256, VerifiedFiles(None))
+        else:
+            self._read(key, sha256)
+
+    def list_folder(self, key: str) -> list[StoredEntry]:
+        """Return the files and folders directly under a key; none if it does not exist."""
+        try:
+            found = self.fs.ls(self._path(key), detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        return [
+            StoredEntry(f"{key}/{PurePosixPath(entry['name']).name}", _change_time(entry)) for entry in found
+        ]
 
     def exists(self, key: str) -> bool:
         """Return whether something is published under the key."""
@@ -181,7 +221,7 @@ class ArtifactStore:
             while chunk := read.read(CHUNK_BYTES):
                 digest.update(chunk)
                 write.write(chunk)
-            _fsync_file(write)
+            fsync_file(write)
             return digest.hexdigest(), write.tell()
 
     def _write(self, content: bytes, destination: str) -> None:
@@ -190,17 +230,17 @@ class ArtifactStore:
             return
         with Path(destination).open("wb") as write:
             write.write(content)
-            _fsync_file(write)
+            fsync_file(write)
 
     def _copy_folder(self, key: str, sha256: str, copy: Path) -> None:
         manifest = self.fs.cat_file(f"{self._path(key)}/{MANIFEST}")
         staging = copy.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
-        with _cleanup_copy(staging):
+        with cleanup_copy(staging):
             for file in parse_manifest(manifest, key, sha256):
                 self._get(key, file["path"], staging / file["path"], file["sha256"])
             staging.mkdir(parents=True, exist_ok=True)
             (staging / MANIFEST).write_bytes(manifest)
-            _rename_folder(staging, copy)
+            rename_folder(staging, copy)
 
     def _get(self, key: str, name: str | None, destination: Path, sha256: str) -> None:
         """Copy a file of the store to this host; raises ArtifactCorrupt."""
@@ -213,6 +253,12 @@ class ArtifactStore:
                 write.write(chunk)
         if digest.hexdigest() != sha256:
             raise ArtifactCorrupt(key, f"{name or 'its file'} {OTHER_HASH}")
+
+    def _read(self, key: str, sha256: str) -> None:
+        """Read a remote file to its end; raises ArtifactCorrupt."""
+        with VerifyingReader(self.fs.open(self._path(key), "rb"), key, sha256) as file:
+            while file.read(CHUNK_BYTES):
+                pass
 
     def _is_intact(self, verify: Callable[[], None]) -> bool:
         """Return whether a copy in the cache is as it was published."""
@@ -240,52 +286,7 @@ def read_chunks(file: BinaryIO) -> Iterator[bytes]:
             yield chunk
 
 
-def _discard(copy: Path) -> None:
-    """Remove a copy from the cache; another process that reads it keeps what it has opened."""
-    if copy.is_dir():
-        removed = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}.part")
-        with suppress(FileNotFoundError):
-            copy.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True)
-    else:
-        copy.unlink(missing_ok=True)
-
-
-@contextmanager
-def _cleanup_copy(staging: Path) -> Iterator[None]:
-    """Remove a copy that was not completed."""
-    try:
-        yield
-    finally:
-        if staging.is_dir():
-            shutil.rmtree(staging, ignore_errors=True)
-        staging.unlink(missing_ok=True)
-
-
-def _fsync_file(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _rename_folder(staging: Path, destination: Path) -> None:
-    """Move a complete folder to its final name.
-
-    A folder that another process published first has the same content.
-    """
-    for folder in [path for path in staging.rglob("*") if path.is_dir()]:
-        _fsync_folder(folder)
-    try:
-        staging.rename(destination)
-    except OSError:
-        if not destination.is_dir():
-            raise
-        shutil.rmtree(staging)
-    _fsync_folder(destination.parent)
+def _change_time(entry: dict[str, Any]) -> float | None:
+    """Return the time of a listed entry: a number, a datetime, or nothing for a folder of S3."""
+    found = entry.get("mtime") or entry.get("LastModified") or entry.get("last_modified")
+    return found.timestamp() if isinstance(found, datetime) else found

@@ -1,0 +1,121 @@
+"""Verification of the whole store: every byte that a row names, and artifacts that no row names.
+
+A fetch does not read a file again that has not changed since this host last verified it. This does, and so
+it also finds bits that rotted on the disk.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlmodel import select
+
+from app.storage.artifacts import ArtifactStore
+from app.storage.database import read_session
+from app.storage.manifest import ArtifactCorrupt
+from app.tables import Checkpoint, Dataset, Model, Run
+
+# An artifact is published before its row is committed, and a folder on S3 file by file.
+UNKNOWN_AFTER_SECONDS = 3600.0
+DATASETS, MODELS, CHECKPOINTS, RUNS = "datasets", "models", "checkpoints", "runs"
+
+Report = Callable[["VerifyProgress"], None]
+
+
+class FaultKind(StrEnum):
+    """What is wrong with an artifact."""
+
+    damaged = "damaged"
+    missing = "missing"
+    unknown = "unknown"
+
+
+@dataclass(frozen=True)
+class StoreFault:
+    """An artifact that differs from its row, or has none."""
+
+    kind: FaultKind
+    key: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VerifyProgress:
+    """How much has been verified."""
+
+    n_artifacts: int
+    total_artifacts: int
+    n_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class NamedArtifact:
+    """An artifact that a row names."""
+
+    owner: str
+    key: str
+    sha256: str
+    size_bytes: int
+    is_folder: bool
+
+
+def verify_store(store: ArtifactStore, report: Report) -> Iterator[StoreFault]:
+    """Yield the faults of the whole store; raises OSError if it cannot be read."""
+    # Listed before the rows are read: what is published meanwhile has its row by then.
+    stored = list(_list_stored(store))
+    named = list_named_artifacts()
+    total_bytes, n_bytes = sum(artifact.size_bytes for artifact in named), 0
+    for count, artifact in enumerate(named):
+        report(VerifyProgress(count, len(named), n_bytes, total_bytes))
+        fault = _verify_artifact(store, artifact)
+        # A run deletes its older checkpoints at any time.
+        if fault is not None and artifact in list_named_artifacts():
+            yield fault
+        n_bytes += artifact.size_bytes
+    report(VerifyProgress(len(named), len(named), n_bytes, total_bytes))
+    known = {artifact.key for artifact in named} | {f"{RUNS}/{run_id}" for run_id in _list_run_ids()}
+    for key in stored:
+        if key not in known:
+            yield StoreFault(FaultKind.unknown, key, "No row of the database names it.")
+
+
+def list_named_artifacts() -> list[NamedArtifact]:
+    """Return every artifact whose hash a row contains."""
+    with read_session() as session:
+        datasets = session.exec(select(Dataset.id, Dataset.artifact, Dataset.sha256, Dataset.size_bytes))
+        named = [NamedArtifact(*row, is_folder=False) for row in datasets]
+        for table in (Model, Checkpoint):
+            rows = session.exec(select(table.id, table.artifact, table.sha256, table.size_bytes))
+            named += [NamedArtifact(*row, is_folder=True) for row in rows]
+    return named
+
+
+def _list_run_ids() -> list[str]:
+    with read_session() as session:
+        return list(session.exec(select(Run.id)))
+
+
+def _verify_artifact(store: ArtifactStore, artifact: NamedArtifact) -> StoreFault | None:
+    try:
+        if artifact.is_folder:
+            store.verify_folder(artifact.key, artifact.sha256)
+        else:
+            store.verify_file(artifact.key, artifact.sha256)
+    except ArtifactCorrupt as error:
+        return StoreFault(FaultKind.damaged, artifact.key, f"{artifact.owner}: {error.message}")
+    except FileNotFoundError:
+        message = f"{artifact.owner}: its files are not in the store."
+        return StoreFault(FaultKind.missing, artifact.key, message)
+    return None
+
+
+def _list_stored(store: ArtifactStore) -> Iterator[str]:
+    """Yield the key of each artifact that is old enough to have a row."""
+    newest = time.time() - UNKNOWN_AFTER_SECONDS
+    folders = [DATASETS, MODELS, RUNS, *(entry.key for entry in store.list_folder(CHECKPOINTS))]
+    for folder in folders:
+        for entry in store.list_folder(folder):
+            if entry.changed_at is None or entry.changed_at < newest:
+                yield entry.key
