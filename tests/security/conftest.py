@@ -11,9 +11,9 @@ from app.keys.schemas import KeyCreate
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Scope
-from tests.integration.app.conftest import client, make_dataset, settings, sqlite
+from tests.integration.app.conftest import client, make_dataset, make_job, settings, sqlite
 
-__all__ = ["client", "make_dataset", "settings", "sqlite"]
+__all__ = ["client", "make_dataset", "make_job", "settings", "sqlite"]
 
 Headers = dict[str, str]
 
