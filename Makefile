@@ -1,6 +1,6 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit integration security e2e slow reference check format clean
+.PHONY: help setup demo run test unit integration security e2e slow reference check format lock audit clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,6 +58,20 @@ check: setup ## Lint, check formatting, types and the import arrows
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# uv, because pip writes no hashes; its version does not change the result.
+LOCK := uv pip compile pyproject.toml requirements/build.in -c constraints.txt --generate-hashes --no-annotate --no-header --quiet \
+	--python-version 3.12 --python-platform x86_64-unknown-linux-gnu
+
+lock: setup ## Write the hashed requirements of the images from constraints.txt
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/$(LOCK) --extra api --output-file requirements/api.txt
+	$(BIN)/$(LOCK) --extra api --extra trainer --extra cuda --extra tracking --output-file requirements/worker.txt
+
+audit: setup ## Look the images' packages up in the database of known vulnerabilities (needs the internet)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/api.txt
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/worker.txt
 
 clean: ## Remove .venv and caches; the data directory stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
