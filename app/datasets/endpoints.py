@@ -48,7 +48,7 @@ async def upload_dataset(request: Request, response: Response) -> DatasetView:
         assert upload.path is not None
         dataset, exists = await run_in_threadpool(service.create_dataset, upload.path, dataset_name(upload))
     response.status_code = 200 if exists else 201
-    return DatasetView.model_validate(dataset)
+    return await run_in_threadpool(service.load_view, dataset.id)
 
 
 @router.get("")
@@ -65,8 +65,18 @@ def list_datasets(
 
 @router.get("/{dataset_id}")
 def get_dataset(session: ReadSession, dataset_id: DatasetId) -> DatasetView:
-    """Return a dataset with its validation report."""
-    return DatasetView.model_validate(service.get_dataset(session, dataset_id))
+    """Return a dataset with its validation report, and the models that were trained on it."""
+    return service.view_dataset(session, service.get_dataset(session, dataset_id))
+
+
+@router.delete("/{dataset_id}", status_code=204)
+def delete_dataset(dataset_id: DatasetId, session: WriteSession) -> None:
+    """Delete a dataset that no unfinished job reads; models trained on it and finished jobs keep its id.
+
+    Of several datasets with its name, jobs then use the newest that remains. The file disappears with the
+    next collection. Deleting it again returns 404; uploading the same file restores it under its old id.
+    """
+    service.delete_dataset(session, dataset_id)
 
 
 @router.get("/{dataset_id}/rows")

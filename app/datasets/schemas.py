@@ -56,6 +56,13 @@ class DatasetView(DatasetSummaryView):
     """A dataset with its validation report."""
 
     report: ValidationReport = Field(description="The findings of the validation.")
+    models: list[str] = Field(
+        description="Ids of the newest models trained on it, at most 100; GET /api/v1/models lists all by "
+        "`dataset_id`."
+    )
+    jobs: list[str] = Field(
+        description="Ids of unfinished jobs that use it and prevent its deletion, at most 100."
+    )
 
 
 class DatasetRowView(BaseModel):

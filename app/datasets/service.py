@@ -2,30 +2,33 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from app.datasets.schemas import DatasetRowView, PreviewCreate
-from app.http.errors import NotFound
+from app.datasets.schemas import DatasetRowView, DatasetSummaryView, DatasetView, PreviewCreate
+from app.http.errors import InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import service as jobs
+from app.jobs.inputs import MAX_LISTED, list_unfinished_jobs
 from app.jobs.schemas import JobCreate
 from app.models import references
 from app.models.templates import check_template
 from app.settings import Settings
 from app.storage.artifacts import get_store
-from app.storage.database import read_session, transaction
+from app.storage.database import database_now, read_session, transaction
 from app.storage.manifest import ArtifactCorrupt
 from app.storage.verified_files import hash_file
-from app.tables import Dataset, Job
+from app.tables import Dataset, Job, Model
+from app.tables.base import new_id, utc_now
 from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
 from trainers.data.conversation import to_messages
 from trainers.data.files.jsonl import read_rows
 from trainers.data.formats import RowFormat
-from trainers.data.validate import validate_file
+from trainers.data.validate import ValidationReport, validate_file
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -38,42 +41,43 @@ class DatasetNotFound(NotFound):
 def create_dataset(path: Path, name: str) -> tuple[Dataset, bool]:
     """Store a file with its validation report; return its dataset, and whether that existed before.
 
-    A file with faults is stored as well, so that its report can be read. No session is open while the file
-    is read and copied.
+    A file with faults is stored as well, so that its report can be read. A deleted dataset with the same
+    content is restored under its id. No session is open while the file is read and copied.
     """
     sha256 = hash_file(path)
-    if (existing := _find_by_hash(sha256)) is not None:
+    existing = _find_by_hash(sha256)
+    if existing is not None and existing.deleted_at is None:
         _restore_content(existing, path)
         return existing, True
     report = validate_file(path)
-    artifact = f"datasets/{sha256}.jsonl"
+    # A key is never used twice, or the deletion of an earlier file could remove this one.
+    artifact = f"datasets/{new_id('file')}.jsonl"
     get_store().publish_file(path, artifact)
-    dataset = Dataset(
-        name=name,
-        sha256=sha256,
-        artifact=artifact,
-        size_bytes=path.stat().st_size,
-        format=report.format,
-        row_count=report.row_count,
-        fault_count=report.fault_count,
-        report=report.model_dump(mode="json"),
-    )
-    try:
-        with transaction() as session:
-            session.add(dataset)
-    except IntegrityError:
-        # Another upload of the same content was committed first.
-        existing = _find_by_hash(sha256)
-        assert existing is not None, "the hash is the only unique column"
-        return existing, True
-    return dataset, False
+    content = {
+        "name": name,
+        "artifact": artifact,
+        "size_bytes": path.stat().st_size,
+        "format": report.format,
+        "row_count": report.row_count,
+        "fault_count": report.fault_count,
+        "report": report.model_dump(mode="json"),
+        "created_at": utc_now(),
+    }
+    dataset = _insert(sha256, content) if existing is None else _restore(existing.id, content)
+    if dataset is not None:
+        return dataset, False
+    # Another upload of the same content was committed first.
+    get_store().delete(artifact)
+    existing = _find_by_hash(sha256)
+    assert existing is not None, "the hash is the only unique column"
+    return existing, True
 
 
 def list_datasets(
     session: Session, paging: PageQuery, name: str | None, row_format: RowFormat | None
 ) -> tuple[Sequence[Dataset], str | None]:
     """Return a page of datasets, newest first, optionally with one name or format."""
-    statement = select(Dataset)
+    statement = select(Dataset).where(col(Dataset.deleted_at).is_(None))
     if name is not None:
         statement = statement.where(col(Dataset.name) == name)
     if row_format is not None:
@@ -82,13 +86,48 @@ def list_datasets(
 
 
 def get_dataset(session: Session, dataset_id: str) -> Dataset:
-    """Return the dataset; raises DatasetNotFound."""
+    """Return the dataset; raises DatasetNotFound, also for one that was deleted."""
     dataset = session.get(Dataset, dataset_id)
-    if dataset is None:
-        raise DatasetNotFound(
-            f"There is no dataset {dataset_id}.", hint="List them with GET /api/v1/datasets."
-        )
+    if dataset is None or dataset.deleted_at is not None:
+        missing = f"There is no dataset {dataset_id}."
+        if dataset is not None:
+            missing = f"The dataset {dataset_id} ({dataset.name}) was deleted at {dataset.deleted_at}."
+        raise DatasetNotFound(missing, hint="List the datasets with GET /api/v1/datasets.")
     return dataset
+
+
+def delete_dataset(session: Session, dataset_id: str) -> None:
+    """Mark a dataset as deleted; raises DatasetNotFound, and InUse while an unfinished job uses it.
+
+    The row remains for the lineage of models, without its artifact: the next collection deletes the file.
+    """
+    get_dataset(session, dataset_id)
+    # The UPDATE locks the row before the check, so that a job which names the dataset waits for its result.
+    _mark_deleted(session, dataset_id)
+    if unfinished := list_unfinished_jobs(session, dataset_id):
+        raise InUse(
+            f"The dataset {dataset_id} is used by {len(unfinished)} unfinished "
+            f"{'job' if len(unfinished) == 1 else 'jobs'}, the first of which is {unfinished[0]}.",
+            hint="Wait until they have finished, or cancel them.",
+            used_by=unfinished,
+        )
+
+
+def view_dataset(session: Session, dataset: Dataset) -> DatasetView:
+    """Build the view of a dataset, with the models trained on it and the unfinished jobs that use it."""
+    trained = select(Model.id).where(col(Model.dataset_id) == dataset.id, col(Model.deleted_at).is_(None))
+    return DatasetView(
+        **DatasetSummaryView.model_validate(dataset).model_dump(),
+        report=ValidationReport.model_validate(dataset.report),
+        models=list(session.exec(trained.order_by(col(Model.id).desc()).limit(MAX_LISTED))),
+        jobs=list_unfinished_jobs(session, dataset.id),
+    )
+
+
+def load_view(dataset_id: str) -> DatasetView:
+    """Return the view of a dataset, read in a session of its own."""
+    with read_session() as session:
+        return view_dataset(session, get_dataset(session, dataset_id))
 
 
 def list_rows(dataset_id: str, after: int, limit: int) -> tuple[list[DatasetRowView], int | None]:
@@ -135,6 +174,37 @@ def _restore_content(dataset: Dataset, path: Path) -> None:
         get_store().fetch_file(dataset.artifact, dataset.sha256)
     except (ArtifactCorrupt, FileNotFoundError):
         get_store().publish_file(path, dataset.artifact)
+
+
+def _insert(sha256: str, content: dict[str, Any]) -> Dataset | None:
+    """Insert a dataset; return None if another one has the same content."""
+    dataset = Dataset(sha256=sha256, **content)
+    try:
+        with transaction() as session:
+            session.add(dataset)
+    except IntegrityError:
+        return None
+    return dataset
+
+
+def _restore(dataset_id: str, content: dict[str, Any]) -> Dataset | None:
+    """Give a deleted dataset its content again; return None if another upload has done so."""
+    statement = update(Dataset).where(col(Dataset.id) == dataset_id, col(Dataset.deleted_at).is_not(None))
+    with transaction() as session:
+        return session.scalars(
+            statement.values(deleted_at=None, **content)
+            .returning(Dataset)
+            .execution_options(synchronize_session=False, populate_existing=True)
+        ).one_or_none()
+
+
+def _mark_deleted(session: Session, dataset_id: str) -> None:
+    session.execute(
+        update(Dataset)
+        .where(col(Dataset.id) == dataset_id)
+        .values(deleted_at=database_now(), artifact="", report={})
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _find_by_hash(sha256: str) -> Dataset | None:

@@ -57,6 +57,12 @@ def stop_deployment(
     return service.view_deployment(session, service.stop_deployment(session, deployment_id, force))
 
 
+@router.delete("/{deployment_id}", status_code=204)
+def delete_deployment(session: WriteSession, deployment_id: DeploymentId) -> None:
+    """Delete the record of a deployment that has stopped or failed. Deleting it again returns 404."""
+    service.delete_deployment(session, deployment_id)
+
+
 @gateways.post("/{deployment_id}/wake")
 def wake_deployment(session: WriteSession, deployment_id: DeploymentId) -> DeploymentView:
     """Start the engine of a sleeping deployment, as a request to it does; needs the scope `inference`."""

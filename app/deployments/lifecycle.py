@@ -30,6 +30,7 @@ LIVE = (
     DeploymentStatus.asleep,
 )
 HELD = (DeploymentStatus.starting, DeploymentStatus.ready, DeploymentStatus.stopping)
+UNFINISHED = (*LIVE, DeploymentStatus.stopping)
 # The worker that has a deployment's base in memory may claim it this long before the others.
 PRECEDENCE_SECONDS = 5.0
 

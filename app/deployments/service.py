@@ -79,6 +79,25 @@ def stop_deployment(session: Session, deployment_id: str, force: bool) -> Deploy
     return get_deployment(session, deployment_id)
 
 
+class DeploymentLive(Conflict):
+    """The deployment has not ended."""
+
+    code = ErrorCode.deployment_live
+
+
+def delete_deployment(session: Session, deployment_id: str) -> None:
+    """Delete the row of a deployment that has ended; raises DeploymentNotFound and DeploymentLive."""
+    deployment = get_deployment(session, deployment_id)
+    if not deployment.status.finished:
+        raise DeploymentLive(
+            f"The status of {deployment_id} is {deployment.status}; only a deployment that is stopped or "
+            "failed can be deleted.",
+            hint=f"Stop it first: POST /api/v1/deployments/{deployment_id}/stop.",
+            used_by=list_alias_names(session, deployment.name),
+        )
+    session.delete(deployment)
+
+
 def wake_deployment(session: Session, deployment_id: str) -> Deployment:
     """Queue a sleeping deployment; in any other status nothing changes. Raises DeploymentNotFound."""
     lifecycle.wake(session, deployment_id)

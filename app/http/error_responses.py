@@ -43,6 +43,9 @@ class ErrorDetail(BaseModel):
     fields: list[FieldError] | None = Field(
         None, description="Each invalid field, if the payload is malformed."
     )
+    used_by: list[str] | None = Field(
+        None, description="Ids of the objects that use the one to be deleted, or names of its aliases."
+    )
 
 
 class ErrorResponse(BaseModel):

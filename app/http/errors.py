@@ -70,10 +70,34 @@ class MethodNotSupported(HttpError):
 
 
 class Conflict(HttpError):
-    """A valid request that the state of an object does not allow."""
+    """A valid request that the state of an object does not allow.
+
+    `used_by` contains the ids of the objects that the request would break.
+    """
 
     status = 409
     code = ErrorCode.conflict
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        fields: list[dict[str, Any]] | None = None,
+        used_by: list[str] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, fields=fields)
+        self.used_by = used_by
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the error as the API shows it, with `used_by` if other objects are the reason."""
+        return super().as_dict() | ({} if self.used_by is None else {"used_by": self.used_by})
+
+
+class InUse(Conflict):
+    """A request to delete an object that others use."""
+
+    code = ErrorCode.in_use
 
 
 class PayloadTooLarge(HttpError):

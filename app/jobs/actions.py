@@ -1,4 +1,4 @@
-"""Cancel, pause, resume and retry: each is a transition of the job's current run.
+"""Cancel, pause, resume and retry, each a transition of the job's current run; and deletion.
 
 A worker may claim or finish the run between our read and our update. The update is guarded by the status that
 was read; if it matches no row, the job is read again and the action starts over.
@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlmodel import Session
+import sqlalchemy as sa
+from sqlmodel import Session, col
 
 from app.http.errors import Conflict
+from app.jobs.inputs import find_deleted_inputs
 from app.jobs.schemas import current_run
 from app.jobs.service import get_job, list_runs
 from app.runs import lifecycle
-from app.tables import Job, Run, RunStatus
+from app.tables import Checkpoint, Event, Job, JobLabel, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 
 # Between two requests a run changes its status a few times at most.
@@ -32,6 +34,12 @@ class JobStatusConflict(Conflict):
     """The job's status does not allow the action."""
 
     code = ErrorCode.job_status_conflict
+
+
+class InputDeleted(Conflict):
+    """A dataset or model that the job would read again has been deleted."""
+
+    code = ErrorCode.input_deleted
 
 
 @dataclass(frozen=True)
@@ -100,14 +108,44 @@ def resume(session: Session, job_id: str) -> Job:
 
 
 def retry(session: Session, job_id: str) -> Job:
-    """Queue a failed or cancelled run again, and the later stages that ended for that reason."""
+    """Queue a failed or cancelled run again, and the later stages that ended for that reason.
+
+    Raises InputDeleted if one of them reads a dataset or a model that was deleted since.
+    """
     runs, moved = _move_current(session, job_id, RETRY, RETRY_VALUES)
     for run in runs[moved.position + 1 :] if moved is not None else ():
         if run.error is not None and run.error["code"] == ErrorCode.earlier_stage_ended:
             lifecycle.move(
                 session, run.id, RunStatus.queued, sources=[RunStatus.cancelled], values=RETRY_VALUES
             )
+    if moved is not None and (deleted := find_deleted_inputs(session, runs, moved.position)):
+        raise InputDeleted(
+            f"Job {job_id} cannot be retried: {deleted[0]}, which it reads, was deleted.",
+            hint="Submit a new job with another one. Uploading the same file restores a deleted dataset.",
+        )
     return get_job(session, job_id)
+
+
+def delete(session: Session, job_id: str) -> None:
+    """Delete a finished job with its runs, events and checkpoints in one transaction.
+
+    Their files are not deleted here: no row names them any more, so the next collection removes them.
+    Raises JobNotFound and JobStatusConflict.
+    """
+    # The lock excludes a retry between this check and the deletion.
+    runs = session.scalars(sa.select(Run).where(col(Run.job_id) == job_id).with_for_update()).all()
+    get_job(session, job_id)
+    if any(not run.status.finished for run in runs):
+        raise JobStatusConflict(
+            f"Job {job_id} is not finished; only a job that has succeeded, failed or been cancelled can be "
+            "deleted.",
+            hint=f"Cancel it first: POST /api/v1/jobs/{job_id}/cancel.",
+        )
+    run_ids = [run.id for run in runs]
+    for table, column in ((Event, Event.run_id), (Checkpoint, Checkpoint.run_id), (Run, Run.id)):
+        session.execute(sa.delete(table).where(col(column).in_(run_ids)))
+    session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
+    session.execute(sa.delete(Job).where(col(Job.id) == job_id))
 
 
 def _move_current(
@@ -120,6 +158,10 @@ def _move_current(
     get_job(session, job_id)
     for _ in range(MAX_ATTEMPTS):
         runs = list_runs(session, job_id)
+        if not runs:
+            # It was deleted after the first check.
+            session.expire_all()
+            get_job(session, job_id)
         run = current_run(runs)
         status = run.status
         if status in action.done:

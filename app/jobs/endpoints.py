@@ -93,6 +93,15 @@ def get_job(job_id: JobId, session: ReadSession) -> JobView:
     return service.view_job(session, get_settings(), service.get_job(session, job_id))
 
 
+@router.delete("/{job_id}", status_code=204)
+def delete_job(job_id: JobId, session: WriteSession) -> None:
+    """Delete a finished job with its runs, events, checkpoints and files; the models and datasets remain.
+
+    The records disappear at once, and the files with the next collection. Deleting it again returns 404.
+    """
+    actions.delete(session, job_id)
+
+
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: JobId, session: WriteSession) -> JobView:
     """Cancel a job; cancelling it again changes nothing."""

@@ -167,8 +167,11 @@ def _find_dataset(
     if isinstance(value, StageDataset):
         _check_part(value, field, earlier)
         return None
-    by_name = select(Dataset).where(col(Dataset.name) == value).order_by(col(Dataset.id).desc()).limit(1)
-    dataset = session.get(Dataset, value) or session.scalars(by_name).first()
+    # The lock makes a request that deletes the dataset wait until this job is visible to it.
+    stored = select(Dataset).where(col(Dataset.deleted_at).is_(None)).with_for_update(read=True)
+    by_name = stored.where(col(Dataset.name) == value).order_by(col(Dataset.id).desc()).limit(1)
+    by_id = stored.where(col(Dataset.id) == value)
+    dataset = session.scalars(by_id).first() or session.scalars(by_name).first()
     if dataset is None:
         raise _error(
             field, f"No dataset has the id or name {value!r}. Upload one with POST /api/v1/datasets."

@@ -72,6 +72,9 @@ class JobView(BaseModel):
     created_at: datetime = Field(description="When it was submitted.")
     created_by: str | None = Field(description="Id of the API key that submitted it; null without keys.")
     spec: dict[str, Any] = Field(description="The request as it was submitted.")
+    deleted_inputs: list[str] = Field(
+        description="Ids of datasets and models that its stages read and that have been deleted."
+    )
     runs: list[RunView] = Field(description="Its runs in order, one for each stage.")
 
 
@@ -162,7 +165,7 @@ def summary_view(job: Job, runs: Sequence[Run]) -> JobSummaryView:
     )
 
 
-def job_view(job: Job, runs: Sequence[Run], run_views: list[RunView]) -> JobView:
+def job_view(job: Job, runs: Sequence[Run], run_views: list[RunView], deleted_inputs: list[str]) -> JobView:
     """Build the view of a job with its runs."""
     current = current_run(runs)
     return JobView(
@@ -170,5 +173,6 @@ def job_view(job: Job, runs: Sequence[Run], run_views: list[RunView]) -> JobView
         created_by=job.created_by or None,
         status=current.status,
         error=ErrorView.model_validate(current.error) if current.error else None,
+        deleted_inputs=deleted_inputs,
         runs=run_views,
     )

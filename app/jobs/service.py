@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from app.http.errors import Conflict, NotFound
+from app.jobs.inputs import find_deleted_inputs
 from app.jobs.resolve import ResolvedStage, resolve_stages
 from app.jobs.schemas import (
     DryRunView,
@@ -105,7 +106,8 @@ def view_job(session: Session, settings: Settings, job: Job) -> JobView:
     """Build the view of a job, with its runs and what they wait for."""
     runs = list_runs(session, job.id)
     waiting = workers.explain_waiting(session, settings, runs)
-    return job_view(job, runs, [run_view(run, waiting.get(run.id)) for run in runs])
+    run_views = [run_view(run, waiting.get(run.id)) for run in runs]
+    return job_view(job, runs, run_views, find_deleted_inputs(session, runs))
 
 
 def _find_by_idempotency_key(

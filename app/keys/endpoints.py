@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path
+from fastapi import APIRouter, Body, Depends, Path, Query
 
 from app.http.auth import CallerDependency, require_admin
 from app.http.paging import Page, Paging
@@ -53,12 +53,21 @@ def list_keys(session: ReadSession, paging: Paging) -> Page[KeyView]:
 
 
 @router.delete("/{key_id}")
-def revoke_key(key_id: KeyId, session: WriteSession) -> KeyView:
-    """Revoke an API key.
+def revoke_key(
+    key_id: KeyId,
+    session: WriteSession,
+    purge: Annotated[
+        bool, Query(description="Delete its record as well, so that the list of keys no longer contains it.")
+    ] = False,
+) -> KeyView:
+    """Revoke an API key; revoking it again changes nothing.
 
     The API rejects it at once, `/v1` within a second, and a standalone gateway within six seconds.
     """
-    return KeyView.model_validate(service.revoke_key(session, key_id))
+    key = service.revoke_key(session, key_id)
+    if purge:
+        service.delete_key(session, key)
+    return KeyView.model_validate(key)
 
 
 @router.patch("/{key_id}")

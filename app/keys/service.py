@@ -71,6 +71,12 @@ def revoke_key(session: Session, key_id: str) -> ApiKey:
     return get_key(session, key_id)
 
 
+def delete_key(session: Session, key: ApiKey) -> None:
+    """Delete the row of a revoked key; the jobs that it created keep its id."""
+    assert key.revoked_at is not None, "a key is revoked before its row is deleted"
+    session.delete(key)
+
+
 def update_key(session: Session, key_id: str, body: KeyUpdate) -> ApiKey:
     """Change the limits that the body contains. Raise KeyNotFound if there is no such key."""
     key = get_key(session, key_id)

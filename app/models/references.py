@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from app.http.errors import UnprocessableContent
 from app.settings import get_settings
@@ -48,7 +48,9 @@ def find_folder(reference: str) -> Path | None:
 
 
 def _registry_id(session: Session, reference: str, field: str) -> str:
-    if session.get(Model, reference) is None:
+    # The lock makes a request that deletes the model wait until this use of it is visible.
+    stored = select(Model.id).where(col(Model.id) == reference, col(Model.deleted_at).is_(None))
+    if session.exec(stored.with_for_update(read=True)).first() is None:
         message = f"The registry has no model {reference!r}."
         raise _invalid(field, message, "List its models with GET /api/v1/models.")
     return reference

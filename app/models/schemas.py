@@ -45,23 +45,44 @@ class LineageDatasetView(BaseModel):
     name: str = Field(description="Name of the dataset.")
     sha256: str = Field(description="Hash of the file.")
     row_count: int = Field(description="Number of its rows.")
+    deleted_at: datetime | None = Field(description="When its file was deleted.")
+
+
+class ModelUsersView(BaseModel):
+    """What uses a model and prevents its deletion, at most 100 of each kind."""
+
+    jobs: list[str] = Field(description="Ids of unfinished jobs that use it.")
+    deployments: list[str] = Field(description="Ids of live deployments of it, or of an adapter on it.")
+    models: list[str] = Field(description="Ids of models that were trained from it, or are adapters on it.")
+
+    def list_ids(self) -> list[str]:
+        """Return the ids of all users."""
+        return [*self.jobs, *self.deployments, *self.models]
+
+
+class ParentModelView(ModelView):
+    """The registry model that another one was trained from."""
+
+    deleted_at: datetime | None = Field(description="When its files were deleted.")
 
 
 class ModelLineageView(ModelView):
     """A model and its origin."""
 
-    run: LineageRunView | None = Field(description="The run that produced it.")
+    run: LineageRunView | None = Field(description="The run that produced it; null once its job was deleted.")
     dataset: LineageDatasetView | None = Field(description="The dataset that it was trained on.")
-    parent: ModelView | None = Field(description="The registry model that training started from.")
+    parent: ParentModelView | None = Field(description="The registry model that training started from.")
+    used_by: ModelUsersView = Field(description="What uses it and prevents its deletion.")
 
 
 def lineage_view(
-    model: Model, run: Run | None, dataset: Dataset | None, parent: Model | None
+    model: Model, run: Run | None, dataset: Dataset | None, parent: Model | None, users: ModelUsersView
 ) -> ModelLineageView:
-    """Build the view of a model with its lineage."""
+    """Build the view of a model with its lineage and its users."""
     return ModelLineageView(
         **ModelView.model_validate(model).model_dump(),
         run=LineageRunView.model_validate(run) if run else None,
         dataset=LineageDatasetView.model_validate(dataset) if dataset else None,
-        parent=ModelView.model_validate(parent) if parent else None,
+        parent=ParentModelView.model_validate(parent) if parent else None,
+        used_by=users,
     )

@@ -59,7 +59,11 @@ async def stream_events(
             yield b": heartbeat\n\n"
         if len(batch.events) < MAX_EVENTS_PER_POLL:
             await asyncio.sleep(POLL_SECONDS)
-        batch = await run_in_threadpool(poll_events, run_id, after)
+        try:
+            batch = await run_in_threadpool(poll_events, run_id, after)
+        except service.RunNotFound:
+            # Its job was deleted, which requires that the run had ended.
+            return
 
 
 def _frame(event: Event) -> bytes:

@@ -10,11 +10,13 @@ from app.tables.job import Job
 from app.tables.job_label import JobLabel
 from app.tables.model import Model, ModelKind
 from app.tables.run import FINISHED, HELD, Run, RunStatus, TrackingService
+from app.tables.storage_state import STORAGE_STATE_ID, StorageState
 from app.tables.worker import Worker
 
 __all__ = [
     "FINISHED",
     "HELD",
+    "STORAGE_STATE_ID",
     "Alias",
     "AliasVersion",
     "ApiKey",
@@ -31,6 +33,7 @@ __all__ = [
     "Run",
     "RunStatus",
     "Scope",
+    "StorageState",
     "TrackingService",
     "Worker",
 ]

@@ -21,4 +21,7 @@ class Checkpoint(SQLModel, table=True):
     artifact: str
     sha256: str = Field(description="Hash of the manifest, which contains the hash of every file.")
     size_bytes: int = Field(sa_type=BigInteger)
+    resumable: bool = Field(
+        default=True, description="False once its optimizer and random state have been removed."
+    )
     created_at: datetime = time_field(default_now=True)

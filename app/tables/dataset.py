@@ -25,6 +25,9 @@ class Dataset(SQLModel, table=True):
     fault_count: int = 0
     report: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
     created_at: datetime = time_field(default_now=True)
+    deleted_at: datetime | None = time_field(
+        description="Set when its file was deleted; the row remains for the models trained on it."
+    )
 
     @property
     def trainable(self) -> bool:

@@ -94,6 +94,9 @@ class Run(SQLModel, table=True):
     created_at: datetime = time_field(default_now=True)
     started_at: datetime | None = time_field()
     finished_at: datetime | None = time_field()
+    thinned_at: datetime | None = time_field(
+        description="Time after the run's end when its events were reduced."
+    )
 
     def stage_config(self) -> AnyStage:
         """Parse the stored config; raises ValidationError if a newer version has changed its fields."""

@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlmodel import Session, col
 
+from app.http.errors import Conflict, InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.runs.lifecycle import select_claimable
 from app.settings import Settings, get_settings
@@ -14,6 +15,7 @@ from app.storage.database import database_now
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
 from app.workers.schemas import WorkerView
 from trainers.configs import Queue, StageKind
+from trainers.runtime.error_codes import ErrorCode
 
 MAX_MISSED_HEARTBEATS = 3
 MAX_COUNTED_AHEAD = 1000
@@ -44,6 +46,37 @@ def list_workers(
     """Return a page of workers, newest first."""
     statement = select(Worker).where(is_alive(settings)) if only_alive else select(Worker)
     return paginate_newest_first(session, statement, col(Worker.id), paging)
+
+
+class WorkerNotFound(NotFound):
+    """No worker has this id."""
+
+
+class WorkerAlive(Conflict):
+    """The worker still sends heartbeats."""
+
+    code = ErrorCode.worker_alive
+
+
+def delete_worker(session: Session, settings: Settings, worker_id: str) -> None:
+    """Delete the row of an absent worker; raise WorkerNotFound, WorkerAlive or InUse.
+
+    A worker that was suspended, and continues after its row was deleted, inserts it again.
+    """
+    if session.get(Worker, worker_id, with_for_update=True) is None:
+        raise WorkerNotFound(f"There is no worker {worker_id}.", hint="List them with GET /api/v1/workers.")
+    if session.scalar(select(col(Worker.id)).where(col(Worker.id) == worker_id, is_alive(settings))):
+        raise WorkerAlive(
+            f"The worker {worker_id} is alive.", hint="Stop its process first; its row can be deleted then."
+        )
+    assignments = _load_assignments(session, [worker_id])[worker_id]
+    if held := [*assignments.runs, *assignments.deployments]:
+        raise InUse(
+            f"The worker {worker_id} still holds {held[0]}, whose lease has not been released yet.",
+            hint="Repeat the request after the lease has expired.",
+            used_by=held,
+        )
+    session.execute(delete(Worker).where(col(Worker.id) == worker_id))
 
 
 def view_workers(session: Session, settings: Settings, workers: Sequence[Worker]) -> list[WorkerView]:

@@ -50,7 +50,10 @@ class DeploymentManager:
 
     def _update_runners(self, states: dict[str, deployments.DeploymentState]) -> None:
         for runner in self.runners:
-            state = states[runner.deployment.id]
+            state = states.get(runner.deployment.id)
+            if state is None:
+                # It ended for all others when its lease expired, and its row was deleted: the runner notices.
+                continue
             runner.status = state.status
             used_at = [at for at in (state.last_used_at, state.ready_at) if at is not None]
             runner.unused_seconds = (state.now - max(used_at)).total_seconds() if used_at else 0.0

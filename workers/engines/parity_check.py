@@ -95,7 +95,8 @@ def _load_reference(deployment: Deployment, model: ResolvedModel, settings: Sett
         dataset = session.get(Dataset, row.dataset_id) if row.dataset_id else None
     path = None
     try:
-        path = fetch_dataset(dataset) if dataset is not None else None
+        if dataset is not None and dataset.deleted_at is None:
+            path = fetch_dataset(dataset)
         if run is not None and isinstance(merge := run.stage_config(), MergeConfig):
             model = fetch_model(run.job_id, merge.model, settings)
     except (OSError, ArtifactCorrupt, LaunchError) as error:

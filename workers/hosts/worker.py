@@ -33,6 +33,8 @@ class WorkerContext:
     queues: list[Queue]
     stages: list[StageKind]
     devices: DevicePool
+    registration: dict[str, Any] = field(default_factory=dict)
+    """The columns of this worker's row, to insert it again if it was deleted while the host slept."""
     leases: Leases = field(init=False)
     tracker: Tracker = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -43,7 +45,10 @@ class WorkerContext:
 
     def announce(self) -> None:
         """Write that this worker is alive, by the database's clock."""
-        _update(self.worker_id, last_seen_at=database_now())
+        if not _update(self.worker_id, last_seen_at=database_now()) and self.registration:
+            with transaction() as session:
+                session.add(Worker(**self.registration))
+            _update(self.worker_id, last_seen_at=database_now())
 
     def leave(self) -> None:
         """Write that this worker has stopped."""
@@ -66,7 +71,9 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
     )
     with transaction() as session:
         session.add(row)
-    worker = WorkerContext(row.id, settings, list(queues), stages, DevicePool(gpus))
+    worker = WorkerContext(
+        row.id, settings, list(queues), stages, DevicePool(gpus), registration=row.model_dump()
+    )
     worker.announce()
     return worker
 
@@ -76,9 +83,11 @@ def supports_stage(stage: StageKind) -> bool:
     return all(_find_version(package) is not None for package in stage.stage.packages)
 
 
-def _update(worker_id: str, **values: Any) -> None:
+def _update(worker_id: str, **values: Any) -> bool:
+    """Update the worker's row; return False if there is none."""
+    statement = update(Worker).where(col(Worker.id) == worker_id).values(**values).returning(col(Worker.id))
     with transaction() as session:
-        session.execute(update(Worker).where(col(Worker.id) == worker_id).values(**values))
+        return session.scalar(statement) is not None
 
 
 def _read_hardware() -> dict[str, Any]:

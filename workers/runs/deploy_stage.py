@@ -72,9 +72,14 @@ def _end_when_settled(
     session: Session, worker: WorkerContext, run: Run, deployment_id: str, deadline: float
 ) -> bool:
     """End the run if its deployment is ready or has failed, or if it must stop; return whether it did."""
-    deployment = session.get_one(Deployment, deployment_id)
-    status = session.get_one(Run, run.id).status
     guards = lifecycle.lease_guards(run.attempt)
+    deployment = session.get(Deployment, deployment_id)
+    if deployment is None:
+        end = AttemptOutcome(
+            DeployStageFailed(f"The deployment {deployment_id} ended and was deleted.", "Retry the job.")
+        )
+        return lifecycle.end_attempt(session, run.id, end, guards, worker.settings.max_failures) is not None
+    status = session.get_one(Run, run.id).status
     # A deployment that was ready may be asleep already, if others needed its place.
     if deployment.status in (DeploymentStatus.ready, DeploymentStatus.asleep):
         result = {"stage": "deploy", "deployment_id": deployment.id, "deployment": deployment.name}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from app.settings import Settings
 from app.storage.artifacts import get_store
@@ -144,9 +144,10 @@ def fetch_model(job_id: str | None, reference: ModelRef, settings: Settings) -> 
         return ResolvedModel(_check_model_path(reference, settings), None, reference, None)
     with read_session() as session:
         model = session.get(Model, reference)
-    if model is None:
+    if model is None or model.deleted_at is not None:
         raise InputModelNotFound(
-            f"There is no model {reference}.", "List the models with GET /api/v1/models."
+            f"The model {reference} {'does not exist' if model is None else 'was deleted'}.",
+            "List the models with GET /api/v1/models.",
         )
     folder = _fetch_folder(model)
     if model.kind is ModelKind.base:
@@ -234,7 +235,7 @@ def _find_dataset(job_id: str, reference: DatasetRef) -> Dataset:
     """Return the dataset of the registry, or the part that an earlier stage of the job has produced."""
     with read_session() as session:
         if isinstance(reference, str):
-            return session.get_one(Dataset, reference)
+            return _get_dataset(session, reference)
         by_name = select(Run).where(col(Run.job_id) == job_id, col(Run.name) == reference.stage)
         result = session.exec(by_name).one().result
         assert result is not None, f"stage {reference.stage} of {job_id} has succeeded"
@@ -244,7 +245,17 @@ def _find_dataset(job_id: str, reference: DatasetRef) -> Dataset:
                 f"Stage {reference.stage!r} produced no part {reference.part!r}: no row was assigned to it.",
                 "Request a larger part in its `split`, or add rows.",
             )
-        return session.get_one(Dataset, dataset_id)
+        return _get_dataset(session, dataset_id)
+
+
+def _get_dataset(session: Session, dataset_id: str) -> Dataset:
+    dataset = session.get(Dataset, dataset_id)
+    if dataset is None or dataset.deleted_at is not None:
+        raise InputDatasetNotFound(
+            f"The dataset {dataset_id} {'does not exist' if dataset is None else 'was deleted'}.",
+            "Upload the same file again, which restores a deleted dataset, or submit a job with another one.",
+        )
+    return dataset
 
 
 def _find_stage_model(job_id: str | None, stage: str) -> str:

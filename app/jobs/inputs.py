@@ -1,0 +1,67 @@
+"""The datasets and models that jobs read: which unfinished jobs use one, and which were deleted."""
+
+import json
+import re
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from sqlalchemy import String, cast, or_, select
+from sqlmodel import Session, col
+
+from app.tables import FINISHED, Dataset, Model, Run
+from trainers.configs import StageDataset, StageOutput
+from trainers.configs.references import find_references
+
+INPUT_ID = re.compile(r"\b(?:dataset|model)_[0-9a-hjkmnp-tv-z]{26}\b")
+MAX_LISTED = 100
+
+
+def list_unfinished_jobs(session: Session, input_id: str) -> list[str]:
+    """Return the ids of unfinished jobs of which a stage reads or has produced the dataset or model.
+
+    An id has 26 random characters, so a search in the text of the config finds it and nothing else.
+    """
+    unfinished = select(col(Run.job_id)).where(col(Run.status).not_in(FINISHED))
+    mentions = or_(
+        cast(Run.config, String).contains(input_id, autoescape=True),
+        cast(Run.result, String).contains(input_id, autoescape=True),
+        col(Run.model_id) == input_id,
+    )
+    statement = select(col(Run.job_id)).where(col(Run.job_id).in_(unfinished), mentions)
+    return list(session.scalars(statement.distinct().order_by(col(Run.job_id)).limit(MAX_LISTED)))
+
+
+def find_deleted_inputs(session: Session, runs: Sequence[Run], start: int = 0) -> list[str]:
+    """Return the ids that the runs of a job from position `start` read, and whose data was deleted."""
+    named = {run.name: run for run in runs}
+    ids: set[str] = set()
+    for run in runs[start:]:
+        ids.update(INPUT_ID.findall(json.dumps(run.config)))
+        ids.update(_find_stage_inputs(run, named))
+    existing = set(
+        session.scalars(
+            select(col(Dataset.id)).where(col(Dataset.id).in_(ids), col(Dataset.deleted_at).is_(None))
+        )
+    )
+    existing |= set(
+        session.scalars(select(col(Model.id)).where(col(Model.id).in_(ids), col(Model.deleted_at).is_(None)))
+    )
+    return sorted(ids - existing)
+
+
+def _find_stage_inputs(run: Run, named: dict[str, Run]) -> set[str]:
+    """Return the ids of the outputs of earlier stages that a run reads, as far as they exist."""
+    try:
+        references = find_references(run.stage_config())
+    except ValidationError:
+        # The run is of an older version, whose config is only read.
+        return set()
+    ids: set[str] = set()
+    for value in (reference.value for reference in references):
+        producer = named.get(value.stage) if isinstance(value, StageOutput | StageDataset) else None
+        if isinstance(value, StageDataset) and producer is not None:
+            parts = (producer.result or {}).get("datasets", [])
+            ids.update(dataset["id"] for dataset in parts if dataset["part"] == value.part)
+        elif producer is not None and producer.model_id is not None:
+            ids.add(producer.model_id)
+    return ids
