@@ -1,7 +1,7 @@
 """The HTTP application: the API under /api/v1, the gateway under /v1, health and metrics."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -136,11 +136,34 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             operation["summary"] = operation["summary"].capitalize()
             for parameter in operation.get("parameters", []):
                 _remove_null(parameter["schema"])
+        _require_discriminators(schema)
         # FastAPI removes null from examples.
         limits = schema["paths"][f"{API_PREFIX}/keys/{{key_id}}"]["patch"]["requestBody"]
         limits["content"]["application/json"]["examples"] = keys.UPDATE_EXAMPLES
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _require_discriminators(schema: dict[str, Any]) -> None:
+    """Require the field that selects a variant, such as `stage`; it has a default in each variant alone."""
+    schemas = schema["components"]["schemas"]
+    for union in _find_unions(schema):
+        name = union["propertyName"]
+        for reference in union["mapping"].values():
+            variant = schemas[reference.rpartition("/")[2]]
+            variant["required"] = [name, *(other for other in variant.get("required", []) if other != name)]
+
+
+def _find_unions(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield the discriminator of each union of schemas."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _find_unions(item)
+    elif isinstance(node, dict):
+        if isinstance(union := node.get("discriminator"), dict) and "mapping" in union:
+            yield union
+        for value in node.values():
+            yield from _find_unions(value)
 
 
 def _remove_null(schema: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Response
+from pydantic import Field
 
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
@@ -79,7 +80,8 @@ def list_jobs(
     status: Annotated[RunStatus | None, Query(description="Return only jobs with this status.")] = None,
     name: Annotated[str | None, Query(description="Return only jobs with exactly this name.")] = None,
     label: Annotated[
-        list[str] | None, Query(description="`key:value`; a job must have all labels that are given.")
+        list[Annotated[str, Field(json_schema_extra={"pattern": "^[^:]*:"})]] | None,
+        Query(description="`key:value`; a job must have all labels that are given."),
     ] = None,
 ) -> Page[JobSummaryView]:
     """List jobs, newest first."""
