@@ -74,10 +74,29 @@ class Settings(BaseSettings):
         10, gt=0, description="Seconds between two renewals of a worker's leases."
     )
     sweep_seconds: float = Field(
-        5, gt=0, description="Seconds between two sweeps, which release expired leases and notify queues."
+        5,
+        gt=0,
+        description="Seconds between two sweeps, which release expired leases and notify queues. A worker "
+        "also looks for runs at this interval.",
     )
     renotify_seconds: float = Field(
         15, gt=0, description="Seconds that a run waits in the queue before its queue is notified again."
+    )
+    max_runs_per_queue: int = Field(
+        1,
+        ge=1,
+        description="Maximum number of runs that a worker executes at once on the queue `cpu`, and on `mlx`. "
+        "On `cuda`, each run has GPUs of its own, and their number is the limit.",
+    )
+    max_overtake_seconds: float = Field(
+        600,
+        ge=0,
+        description="Seconds for which runs that need fewer GPUs may start before an older run that waits "
+        "for more GPUs; after that, GPUs that become free are kept for it.",
+    )
+    device_locks_dir: Path = Field(
+        Path("/tmp/tunesmith-gpus"),  # noqa: S108 — all users of the host must use the same folder
+        description="Folder of the lock files with which the workers of a host share its GPUs.",
     )
     max_failures: int = Field(
         3,

@@ -29,6 +29,7 @@ from trainers.runtime.command_line import make_help, make_typer
 from workers import tasks
 from workers.engines.deployment_manager import DeploymentManager
 from workers.hosts.worker import WorkerContext, register_worker
+from workers.runs.dispatcher import RunDispatcher
 from workers.tracking.services import explain_missing_packages
 
 EARLY_SIGNAL_POLL_SECONDS = 0.05
@@ -102,18 +103,20 @@ def _defer_early_signals() -> None:
 def _serve(worker: WorkerContext, settings: Settings) -> bool:
     """Work until the end; return False if Celery ended by itself."""
     celery = get_celery()
-    tasks.register_task(celery, worker)
+    dispatcher = RunDispatcher(worker)
+    tasks.register_task(celery, dispatcher)
     sweeper = Sweeper(settings)
     deployments = threading.Thread(target=DeploymentManager(worker).run, name="deployments")
     worker.leases.start()
     worker.tracker.start()
     sweeper.start()
     deployments.start()
+    dispatcher.start()
     # Celery itself waits for its tasks: runs and engines must stop at once, so that they save and leave.
     signals.worker_shutting_down.connect(lambda **_: worker.stopping.set(), weak=False)
     # Celery warns about running as root because of pickle, which we do not accept.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # One thread executes runs, while the main thread keeps receiving messages.
+    # One thread handles notifications, while the main thread keeps receiving messages.
     CeleryWorker(
         app=celery,
         hostname=f"{worker.worker_id}@{os.uname().nodename}",
@@ -128,6 +131,7 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     ).start()
     was_asked_to_stop = worker.stopping.is_set()
     worker.stopping.set()
+    dispatcher.join()
     deployments.join()
     worker.tracker.stop()
     sweeper.stop()

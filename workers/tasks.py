@@ -3,20 +3,18 @@
 from celery import Celery
 
 from app.scheduling.queue import NOTIFY_TASK
-from workers.hosts.worker import WorkerContext
-from workers.runs.execute import execute_next
+from workers.runs.dispatcher import RunDispatcher
 
 
-def register_task(celery: Celery, worker: WorkerContext) -> None:
+def register_task(celery: Celery, dispatcher: RunDispatcher) -> None:
     """Register the task for the notifications of this worker's queues."""
 
     @celery.task(name=NOTIFY_TASK)
-    def notify(queue: str) -> bool:
-        """Execute runs until none is left; return False if there was none.
+    def notify(queue: str) -> None:
+        """Start runs, and wait until there is room for another one.
 
-        The message only means that there may be work. A busy worker therefore needs no further notification.
+        The message only means that there may be work. While this task waits, the worker receives no further
+        notification, which another worker may have room for.
         """
-        found = False
-        while not worker.stopping.is_set() and execute_next(worker):
-            found = True
-        return found
+        dispatcher.fill()
+        dispatcher.wait_for_room()

@@ -122,7 +122,7 @@ def _list_hosts(alive_workers: Sequence[Worker], queue: Queue, stage: StageKind)
     for worker in workers.filter_capable_workers(alive_workers, queue, stage):
         gpus = worker.hardware.get("gpus", [])
         if queue is Queue.cuda and gpus:
-            memory_bytes = min(gpu["memory_bytes"] for gpu in gpus)
+            memory_bytes = min(gpu["memory_bytes"] or worker.hardware["memory_bytes"] for gpu in gpus)
             hosts.append(
                 HostMemory(worker=worker.name, device="cuda", devices=len(gpus), memory_bytes=memory_bytes)
             )

@@ -143,6 +143,7 @@ def _new_run(job: Job, position: int, stage: ResolvedStage) -> Run:
 def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -> PlannedStageView:
     models = [ref for ref in find_references(stage.config) if isinstance(ref, ModelField)]
     dataset = stage.datasets.get("dataset")
+    needs = stage.queue, stage.kind, stage.config.device_count
     return PlannedStageView(
         name=stage.name,
         stage=stage.kind,
@@ -155,8 +156,6 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         ),
         estimated_steps=stage.estimated_steps,
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
-        workers=[
-            worker.name for worker in workers.filter_capable_workers(alive_workers, stage.queue, stage.kind)
-        ],
-        waiting_for=workers.explain_missing_worker(stage.queue, stage.kind, alive_workers),
+        workers=[worker.name for worker in workers.filter_capable_workers(alive_workers, *needs)],
+        waiting_for=workers.explain_missing_worker(alive_workers, *needs),
     )

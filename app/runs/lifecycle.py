@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
@@ -80,6 +80,10 @@ class FreeResources:
     gpus: int
     disk_bytes: int
     """Free space of the disk that contains the worker's data directory."""
+    max_gpus: int = 0
+    """The GPUs that the worker has when none is in use."""
+    full_queues: frozenset[Queue] = frozenset()
+    """Queues on which only a run that needs no device can start."""
 
 
 @dataclass(frozen=True)
@@ -120,30 +124,39 @@ def claim(
     stages: Sequence[StageKind],
     lease_seconds: float,
     free: FreeResources | None = None,
+    max_overtake_seconds: float | None = None,
 ) -> Run | None:
-    """Claim the first run, by priority and then age, that the worker can execute; None if there is none."""
-    while (run_id := session.scalar(select_claimable(queues, stages, free).limit(1))) is not None:
-        run = move(
-            session,
-            run_id,
-            RunStatus.running,
-            sources=[RunStatus.queued],
-            values={
-                "attempt": col(Run.attempt) + 1,
-                "worker_id": worker_id,
-                "lease_expires_at": database_now(lease_seconds),
-                "claimable_at": None,
-                "needed_disk_bytes": None,
-                "notified_at": None,
-                "started_at": func.coalesce(Run.started_at, database_now()),
-                "finished_at": None,
-                "error": None,
-            },
-            data={"worker_id": worker_id},
-        )
-        if run is not None:
-            return run
-    return None
+    """Claim the first run, by priority and then age, that the worker can execute; None if there is none.
+
+    A run that has waited for GPUs for longer than `max_overtake_seconds` is not overtaken any more by runs
+    that need fewer: the worker keeps the GPUs that become free for it. None is no limit.
+    """
+    claimable = select_claimable(queues, stages, free)
+    if free is not None and max_overtake_seconds is not None and Queue.cuda in queues:
+        starved = _find_starved(session, stages, free, max_overtake_seconds)
+        if starved is not None:
+            needs_no_gpu = or_(col(Run.queue) != Queue.cuda, col(Run.device_count) == 0)
+            claimable = claimable.where(or_(needs_no_gpu, is_ahead_of(*starved)))
+    # Workers that claim at the same time skip each other's rows. SQLite has no such clause and needs none:
+    # it runs one writing transaction at a time.
+    next_run = claimable.limit(1).with_for_update(of=Run, skip_locked=True).scalar_subquery()
+    values = {
+        "status": RunStatus.running,
+        "attempt": col(Run.attempt) + 1,
+        "worker_id": worker_id,
+        "lease_expires_at": database_now(lease_seconds),
+        "claimable_at": None,
+        "needed_disk_bytes": None,
+        "notified_at": None,
+        "started_at": func.coalesce(Run.started_at, database_now()),
+        "finished_at": None,
+        "error": None,
+    }
+    run = _update(session, [col(Run.id) == next_run, col(Run.status) == RunStatus.queued], values, n_events=1)
+    if run is not None:
+        data = {"status": RunStatus.running, "worker_id": worker_id}
+        _add_events(session, run, [NewEvent(EventType.status, data)])
+    return run
 
 
 def select_claimable(
@@ -165,6 +178,7 @@ def select_claimable(
     if free is not None:
         needed_bytes = col(Run.needed_disk_bytes)
         fits = [
+            or_(col(Run.queue).not_in(free.full_queues), col(Run.device_count) == 0),
             or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
             or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
         ]
@@ -180,6 +194,11 @@ def select_claimable(
         )
         .order_by(col(Run.priority).desc(), col(Run.id))
     )
+
+
+def is_ahead_of(priority: int, run_id: str) -> ColumnElement[bool]:
+    """Return the SQL condition that a run is claimed before the run with this priority and id."""
+    return or_(col(Run.priority) > priority, and_(col(Run.priority) == priority, col(Run.id) < run_id))
 
 
 def move(
@@ -203,8 +222,8 @@ def move(
         values = {"lease_expires_at": None, "worker_id": None, **(values or {})}
     if to.finished:
         values = {"finished_at": database_now(), **(values or {})}
-    guards = [col(Run.status).in_(allowed), *guards]
-    run = _update(session, run_id, guards, {"status": to, **(values or {})}, n_events=len(events) + 1)
+    guards = [col(Run.id) == run_id, col(Run.status).in_(allowed), *guards]
+    run = _update(session, guards, {"status": to, **(values or {})}, n_events=len(events) + 1)
     if run is None:
         return None
     _add_events(session, run, [*events, NewEvent(EventType.status, {"status": to, **(data or {})})])
@@ -232,7 +251,8 @@ def append_events(
 
     Raises StaleAttempt if the attempt no longer holds the run.
     """
-    run = _update(session, run_id, lease_guards(attempt), values or {}, n_events=len(events))
+    guards = [col(Run.id) == run_id, *lease_guards(attempt)]
+    run = _update(session, guards, values or {}, n_events=len(events))
     if run is None:
         raise StaleAttempt(f"attempt {attempt} no longer holds {run_id}")
     _add_events(session, run, events)
@@ -243,7 +263,8 @@ def append_attempt_events(
     session: Session, run_id: str, attempt: int, events: Sequence[NewEvent], values: dict[str, Any]
 ) -> None:
     """Append events to an attempt without holding its lease, unless another attempt has started since."""
-    run = _update(session, run_id, [col(Run.attempt) == attempt], values, n_events=len(events))
+    guards = [col(Run.id) == run_id, col(Run.attempt) == attempt]
+    run = _update(session, guards, values, n_events=len(events))
     if run is not None:
         _add_events(session, run, events)
 
@@ -331,16 +352,27 @@ def _next_status(run: Run, end: AttemptOutcome, max_failures: int) -> tuple[RunS
     return RunStatus.failed, {"error": end.error.as_dict()}
 
 
+def _find_starved(
+    session: Session, stages: Sequence[StageKind], free: FreeResources, max_overtake_seconds: float
+) -> tuple[int, str] | None:
+    """Return the priority and id of the first run that has waited too long for more GPUs than are free."""
+    if not 0 < free.gpus < free.max_gpus:
+        return None
+    waiting = select_claimable([Queue.cuda], stages).where(
+        col(Run.device_count) > free.gpus,
+        col(Run.device_count) <= free.max_gpus,
+        col(Run.created_at) < database_now(-max_overtake_seconds),
+    )
+    row = session.execute(waiting.with_only_columns(col(Run.priority), col(Run.id)).limit(1)).first()
+    return row and (row[0], row[1])
+
+
 def _update(
-    session: Session,
-    run_id: str,
-    guards: Sequence[ColumnElement[bool]],
-    values: dict[str, Any],
-    n_events: int,
+    session: Session, guards: Sequence[ColumnElement[bool]], values: dict[str, Any], n_events: int
 ) -> Run | None:
     statement = (
         update(Run)
-        .where(col(Run.id) == run_id, *guards)
+        .where(*guards)
         .values(event_seq=col(Run.event_seq) + n_events, **values)
         .returning(Run)
         .execution_options(synchronize_session=False, populate_existing=True)

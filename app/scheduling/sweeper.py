@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col
 
@@ -17,8 +17,9 @@ from app.runs import lifecycle
 from app.scheduling.queue import notify_after_commit
 from app.settings import Settings
 from app.storage.database import database_now, transaction
-from app.tables import HELD, Run, RunStatus
+from app.tables import Run, RunStatus
 from app.workers import service as workers
+from app.workers.slots import count_free_slots
 from trainers.configs import Queue
 
 JITTER = 0.2
@@ -39,13 +40,12 @@ def sweep_once(settings: Settings) -> None:
 
 
 def list_idle_queues(session: Session, settings: Settings) -> list[Queue]:
-    """Return the queues of live workers that hold no run.
+    """Return the queues on which a live worker has a free slot.
 
     Any other queue has nobody to receive a notification, which would stay in the broker.
     """
-    busy = set(session.scalars(select(col(Run.worker_id)).where(col(Run.status).in_(HELD))))
-    idle = [worker for worker in workers.list_alive_workers(session, settings) if worker.id not in busy]
-    return [queue for queue in Queue if any(queue in worker.queues for worker in idle)]
+    free = count_free_slots(session, workers.list_alive_workers(session, settings)).values()
+    return [queue for queue in Queue if any(slots.get(queue, 0) > 0 for slots in free)]
 
 
 class Sweeper:

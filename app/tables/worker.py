@@ -19,6 +19,11 @@ class Worker(SQLModel, table=True):
     pid: int
     queues: list[str] = Field(default_factory=list, sa_type=Json)
     stages: list[str] = Field(default_factory=list, sa_type=Json)
+    slots: dict[str, int] = Field(
+        default_factory=dict,
+        sa_type=Json,
+        description="By queue, how many runs the worker can hold at once; on `cuda`, how many GPUs.",
+    )
     hardware: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
     versions: dict[str, str] = Field(default_factory=dict, sa_type=Json)
     started_at: datetime = time_field(default_now=True)

@@ -18,6 +18,9 @@ class WorkerView(BaseModel):
     pid: int = Field(description="Process id on the host.")
     queues: list[str] = Field(description="Queues that it serves.")
     stages: list[str] = Field(description="Kinds of stages that it can run.")
+    slots: dict[str, int] = Field(
+        description="By queue, how many runs it can hold at once; on `cuda`, how many GPUs."
+    )
     hardware: dict[str, Any] = Field(description="CPUs, memory and devices of the host.")
     versions: dict[str, str] = Field(description="Versions of Python and of the packages that stages use.")
     runs: list[str] = Field(description="Ids of the runs that it holds now.")

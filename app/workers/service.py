@@ -4,16 +4,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, select
 from sqlmodel import Session, col
 
 from app.http.errors import Conflict, InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
-from app.runs.lifecycle import select_claimable
+from app.runs.lifecycle import is_ahead_of, select_claimable
 from app.settings import Settings, get_settings
 from app.storage.database import database_now
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
 from app.workers.schemas import WorkerView
+from app.workers.slots import count_free_slots, count_gpus
 from trainers.configs import Queue, StageKind
 from trainers.runtime.error_codes import ErrorCode
 
@@ -95,15 +96,28 @@ def view_workers(session: Session, settings: Settings, workers: Sequence[Worker]
     ]
 
 
-def filter_capable_workers(workers: Sequence[Worker], queue: Queue, stage: StageKind) -> list[Worker]:
-    """Return the workers that serve the queue and can run the stage."""
-    return [worker for worker in workers if queue in worker.queues and stage in worker.stages]
+def filter_capable_workers(
+    workers: Sequence[Worker], queue: Queue, stage: StageKind, device_count: int = 0
+) -> list[Worker]:
+    """Return the workers that serve the queue, can run the stage, and have enough GPUs on `cuda`."""
+    n_gpus = device_count if queue is Queue.cuda else 0
+    return [
+        worker
+        for worker in workers
+        if queue in worker.queues and stage in worker.stages and count_gpus(worker) >= n_gpus
+    ]
 
 
-def explain_missing_worker(queue: Queue, stage: StageKind, workers: Sequence[Worker]) -> str | None:
+def explain_missing_worker(
+    workers: Sequence[Worker], queue: Queue, stage: StageKind, device_count: int = 0
+) -> str | None:
     """Return why none of the workers can take a run of the stage, or None if one can."""
-    if filter_capable_workers(workers, queue, stage):
+    if filter_capable_workers(workers, queue, stage, device_count):
         return None
+    if capable := filter_capable_workers(workers, queue, stage):
+        most = max(count_gpus(worker) for worker in capable)
+        needs = "1 GPU" if device_count == 1 else f"{device_count} GPUs"
+        return f"No live worker of queue {queue} has {needs}; the most is {most}."
     start = f"Start one: python -m workers --queue {queue}"
     if any(queue in worker.queues for worker in workers):
         return f"No live worker of queue {queue} can run the stage {stage}. {start}"
@@ -112,7 +126,7 @@ def explain_missing_worker(queue: Queue, stage: StageKind, workers: Sequence[Wor
 
 def explain_missing_deployment_worker(session: Session, queue: Queue) -> str | None:
     """Return why no live worker can hold deployments of the queue, or None if one can."""
-    return explain_missing_worker(queue, StageKind.deploy, list_alive_workers(session, get_settings()))
+    return explain_missing_worker(list_alive_workers(session, get_settings()), queue, StageKind.deploy)
 
 
 def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -> dict[str, str | None]:
@@ -128,7 +142,7 @@ def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -
             reasons[run.id] = f"Waits for the stage {earlier.name!r}, which is {earlier.status}."
         else:
             reasons[run.id] = (
-                explain_missing_worker(run.queue, run.stage, workers)
+                explain_missing_worker(workers, run.queue, run.stage, run.device_count)
                 or _explain_disk_wait(run)
                 or _explain_retry_delay(session, run)
                 or _explain_busy_workers(session, run, workers)
@@ -155,22 +169,23 @@ def _explain_retry_delay(session: Session, run: Run) -> str | None:
 
 
 def _explain_busy_workers(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:
-    capable = [worker.id for worker in filter_capable_workers(workers, run.queue, run.stage)]
-    held = col(Run.worker_id).in_(capable), col(Run.status).in_(HELD)
-    n_busy = session.scalar(select(func.count(col(Run.worker_id).distinct())).where(*held)) or 0
-    if n_busy < len(capable):
+    capable = filter_capable_workers(workers, run.queue, run.stage, run.device_count)
+    n_needed = run.device_count if run.queue is Queue.cuda else min(run.device_count, 1)
+    free = count_free_slots(session, workers)
+    most_free = max(free[worker.id][run.queue] for worker in capable)
+    if n_needed <= most_free:
         return None
-    is_ahead = or_(
-        col(Run.priority) > run.priority, and_(col(Run.priority) == run.priority, col(Run.id) < run.id)
-    )
+    is_ahead = is_ahead_of(run.priority, run.id)
     ahead = select_claimable([run.queue]).where(is_ahead).limit(MAX_COUNTED_AHEAD).subquery()
     n_ahead = session.scalar(select(func.count()).select_from(ahead)) or 0
     more = " or more" if n_ahead == MAX_COUNTED_AHEAD else ""
-    busy = (
-        f"the only worker on queue {run.queue} is busy"
-        if n_busy == 1
-        else f"all {n_busy} workers on queue {run.queue} are busy"
-    )
+    if most_free > 0:
+        needs = f"it needs {n_needed} GPUs"
+        busy = f"{needs}, and no worker on queue {run.queue} has more than {most_free} free"
+    elif len(capable) == 1:
+        busy = f"the only worker on queue {run.queue} is busy"
+    else:
+        busy = f"all {len(capable)} workers on queue {run.queue} are busy"
     if n_ahead == 0:
         return f"This run is the next one; {busy}."
     runs = "1 run is" if n_ahead == 1 else f"{n_ahead}{more} runs are"

@@ -14,8 +14,8 @@ from serving.engines import EngineConfig
 from serving.engines.sglang import SglangEngine
 from serving.engines.vllm import VllmEngine
 from tests.security.regression import Regression, ignore
-from trainers.configs import Queue
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions
+from workers.hosts.devices import NO_DEVICES
 from workers.runs.launch import program_environment
 
 FLAGS = ["--trust-remote-code", "-c", "--load-format=pickle", "$(touch escaped)", "; touch escaped", "a\nb"]
@@ -68,7 +68,7 @@ def test_every_value_on_an_engines_command_line_belongs_to_a_flag_of_ours(value:
 def test_a_program_inherits_the_listed_variables_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in HOSTILE_VARIABLES.items():
         monkeypatch.setenv(name, value)
-    environment = program_environment(Queue.cpu, [])
+    environment = program_environment(NO_DEVICES)
     assert not environment.keys() & HOSTILE_VARIABLES.keys()
     assert "canary" not in str(environment)
 

@@ -106,8 +106,8 @@ class DeploymentManager:
         if engine is not None and engine.acquire():
             return engine
         n_gpus = EngineOptions.model_validate(waiting.options).tensor_parallel
-        gpus = self.worker.devices.take(Queue(waiting.queue), n_gpus)
-        return None if gpus is None else EngineProcess(self.worker, waiting, gpus)
+        devices = self.worker.devices.take(Queue(waiting.queue), n_gpus)
+        return None if devices is None else EngineProcess(self.worker, waiting, devices)
 
     def _runners_on(self, engine: EngineProcess) -> list[DeploymentRunner]:
         return [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from app.tables import Deployment
 from serving.engines import EngineConfig, find_engine
 from serving.engines.child_engine import log_tail
-from trainers.configs import EngineOptions, Queue
+from trainers.configs import EngineOptions
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from workers.engines.engine_start import (
@@ -22,6 +22,7 @@ from workers.engines.engine_start import (
     wait_until_ready,
 )
 from workers.engines.health import EngineHealth
+from workers.hosts.devices import Devices
 from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
@@ -57,7 +58,7 @@ class EngineStart:
 class EngineProcess:
     """An engine that runs from the first deployment that acquires it until the last one releases it."""
 
-    def __init__(self, worker: WorkerContext, first: Deployment, gpus: list[int]) -> None:
+    def __init__(self, worker: WorkerContext, first: Deployment, devices: Devices) -> None:
         self.worker = worker
         self.engine = find_engine(first.engine, worker.settings.engine_commands.get(first.engine, []))
         self.options = EngineOptions.model_validate(first.options)
@@ -71,8 +72,7 @@ class EngineProcess:
         self.stopped = threading.Event()
         self.load_lock = threading.Lock()
         """Held by the deployment that loads its model, so that a crash can be attributed to that model."""
-        self._queue = Queue(first.queue)
-        self._gpus = gpus
+        self._devices = devices
         self._lock = threading.Lock()
         self._n_users = 1
         self._leases: set[Lease] = set()
@@ -188,7 +188,7 @@ class EngineProcess:
         host, _, port = address.removeprefix("http://").rpartition(":")
         template_from = str(model.adapter or "")
         config = EngineConfig(model.base, self.base_name, host, int(port), {}, self.options, template_from)
-        process = start_engine(self.engine, config, self.folder, self._queue, self._gpus, seconds)
+        process = start_engine(self.engine, config, self.folder, self._devices, seconds)
         with self._lock:
             self._adapters.clear()
             self._process = process
@@ -221,7 +221,7 @@ class EngineProcess:
         """Release the devices; the folder of a failed engine is kept for its log."""
         if self.last_error is None:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.worker.devices.give_back(self._gpus)
+        self.worker.release_devices(self._devices)
         self.stopped.set()
 
 

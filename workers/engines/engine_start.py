@@ -3,14 +3,14 @@
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from serving.engines import Engine, EngineConfig
 from serving.engines.child_engine import log_tail
 from serving.engines.engine import START_TIMEOUT_SECONDS
 from serving.http.addresses import is_private
-from trainers.configs import Queue
+from workers.hosts.devices import Devices
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.runs.launch import program_environment
 
@@ -49,7 +49,7 @@ def find_free_address(host: str) -> str:
 
 
 def start_engine(
-    engine: Engine, config: EngineConfig, folder: Path, queue: Queue, gpus: Sequence[int], seconds: float
+    engine: Engine, config: EngineConfig, folder: Path, devices: Devices, seconds: float
 ) -> GuardedProcess:
     """Start the engine in an empty folder that takes its log; it is killed after `seconds` unless extended.
 
@@ -62,8 +62,10 @@ def start_engine(
         raise EngineProcessFailed(f"The engine {engine.kind} cannot be started: {error}") from error
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    environment = program_environment(queue, list(gpus)) | engine.environment(config)
-    return start_guarded_process(command, log=folder / LOG, environment=environment, seconds=seconds)
+    environment = program_environment(devices) | engine.environment(config)
+    return start_guarded_process(
+        command, log=folder / LOG, environment=environment, seconds=seconds, locks=devices.locks
+    )
 
 
 def wait_until_ready(

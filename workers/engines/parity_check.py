@@ -15,7 +15,8 @@ from app.tables import Dataset, Deployment, Model, Run
 from serving.engines import Engine
 from serving.engines.child_engine import log_tail
 from serving.parity.spot_check import passes_spot_check
-from trainers.configs import EngineOptions, MergeConfig, Queue
+from trainers.configs import EngineOptions, MergeConfig
+from workers.hosts.devices import NO_DEVICES
 from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, start_guarded_process
 from workers.hosts.lease import Lease
 from workers.runs.launch import LaunchError, ResolvedModel, fetch_dataset, fetch_model, program_environment
@@ -134,7 +135,7 @@ def _build_command(
 def _run_comparison(command: list[str], log: Path, lease: Lease, poll: Callable[[], None]) -> int:
     """Run the program and return its exit status; it runs on the CPU because the engine owns the devices."""
     process = start_guarded_process(
-        command, log=log, environment=program_environment(Queue.cpu, []), seconds=lease.seconds_left
+        command, log=log, environment=program_environment(NO_DEVICES), seconds=lease.seconds_left
     )
     lease.bind(process)
     try:

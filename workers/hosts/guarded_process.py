@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 EXIT_START_FAILED = 127
 EXIT_SIGNAL_BASE = 128
@@ -70,9 +71,17 @@ class GuardedProcess:
 
 
 def start_guarded_process(
-    command: Sequence[str], *, log: Path, environment: Mapping[str, str], seconds: float
+    command: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str],
+    seconds: float,
+    locks: Sequence[IO[bytes]] = (),
 ) -> GuardedProcess:
-    """Start a program whose output is appended to `log`; it is killed after `seconds` unless extended."""
+    """Start a program whose output is appended to `log`; it is killed after `seconds` unless extended.
+
+    The guard inherits the open files `locks`, and keeps them until the program has ended.
+    """
     with log.open("ab") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "workers.hosts.guarded_process", str(seconds), "--", *command],
@@ -82,6 +91,7 @@ def start_guarded_process(
             stderr=subprocess.STDOUT,
             env=dict(environment),
             start_new_session=True,
+            pass_fds=[lock.fileno() for lock in locks],
         )
     return GuardedProcess(guard)
 

@@ -17,7 +17,8 @@ from app.settings import Settings
 from app.storage.database import database_now, transaction
 from app.tables import Worker
 from trainers.configs import Queue, StageKind
-from workers.hosts.devices import DevicePool, find_gpus
+from workers.hosts.devices import DevicePool, Devices
+from workers.hosts.gpus import Gpu, find_gpus
 from workers.hosts.lease import Leases
 from workers.tracking.tracker import Tracker
 
@@ -38,6 +39,8 @@ class WorkerContext:
     leases: Leases = field(init=False)
     tracker: Tracker = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
+    wake: threading.Event = field(default_factory=threading.Event)
+    """Set when there may be a run to claim, or room for one."""
 
     def __post_init__(self) -> None:
         self.leases = Leases(self.settings.heartbeat_seconds, self.announce)
@@ -50,14 +53,21 @@ class WorkerContext:
                 session.add(Worker(**self.registration))
             _update(self.worker_id, last_seen_at=database_now())
 
+    def release_devices(self, devices: Devices) -> None:
+        """Release devices, and look for a run that waits for them."""
+        self.devices.release(devices)
+        self.wake.set()
+
     def leave(self) -> None:
         """Write that this worker has stopped."""
+        self.devices.close()
         _update(self.worker_id, last_seen_at=database_now(), stopped_at=database_now())
 
 
 def register_worker(settings: Settings, queues: Sequence[Queue], name: str | None) -> WorkerContext:
     """Insert this worker under an id that is new with each start."""
-    gpus = find_gpus()
+    gpus = find_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    devices = _create_pool(settings, gpus if Queue.cuda in queues else [])
     stages = [stage for stage in StageKind if settings.trainer_python or supports_stage(stage)]
     row = Worker(
         name=name or f"{socket.gethostname()}-{os.getpid()}",
@@ -65,15 +75,14 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
         pid=os.getpid(),
         queues=list(queues),
         stages=list(stages),
+        slots=_count_slots(settings, queues, gpus),
         hardware=_read_hardware()
-        | {"gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in gpus]},
+        | {"gpus": [{"name": g.name, "uuid": g.uuid, "memory_bytes": g.memory_bytes} for g in gpus]},
         versions=_read_versions(),
     )
     with transaction() as session:
         session.add(row)
-    worker = WorkerContext(
-        row.id, settings, list(queues), stages, DevicePool(gpus), registration=row.model_dump()
-    )
+    worker = WorkerContext(row.id, settings, list(queues), stages, devices, registration=row.model_dump())
     worker.announce()
     return worker
 
@@ -81,6 +90,20 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
 def supports_stage(stage: StageKind) -> bool:
     """Return whether the packages that the stage needs are installed in this worker's environment."""
     return all(_find_version(package) is not None for package in stage.stage.packages)
+
+
+def _create_pool(settings: Settings, gpus: Sequence[Gpu]) -> DevicePool:
+    try:
+        return DevicePool(gpus, settings.device_locks_dir)
+    except OSError as error:
+        raise SystemExit(
+            f"The folder {settings.device_locks_dir} of the GPUs' lock files cannot be created: {error}. Set "
+            "TUNESMITH_DEVICE_LOCKS_DIR to a folder that all workers of this host can write to."
+        ) from error
+
+
+def _count_slots(settings: Settings, queues: Sequence[Queue], gpus: Sequence[Gpu]) -> dict[str, int]:
+    return {queue: len(gpus) if queue is Queue.cuda else settings.max_runs_per_queue for queue in queues}
 
 
 def _update(worker_id: str, **values: Any) -> bool:

@@ -4,21 +4,22 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
 from app.runs.lifecycle import AttemptOutcome, FreeResources, NewEvent, StaleAttempt
-from app.scheduling.queue import notify_after_commit
-from app.scheduling.sweeper import list_idle_queues
 from app.storage.artifacts import PublishedArtifact, get_store
 from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus
-from trainers.configs import EngineClientConfig, StageKind, TrainingConfig
+from trainers.configs import EngineClientConfig, Queue, StageKind, TrainingConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import EngineFailed, TunesmithError
+from workers.hosts.devices import Devices, count_usable
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
@@ -38,27 +39,65 @@ class WorkerFailed(TunesmithError):
     code = ErrorCode.worker_failed
 
 
+@dataclass(frozen=True)
+class ClaimedRun:
+    """A run that this worker holds, and the devices that it reserved for it."""
+
+    run: Run
+    devices: Devices
+    claimed_at: float
+    """Monotonic time before the claim: the lease can only end later than one counted from here."""
+
+
 def execute_next(worker: WorkerContext) -> bool:
-    """Execute the first run that this worker can take; return False if there is none."""
-    # Read before the claim: the lease can only end later than one counted from here.
-    claimed_at = time.monotonic()
-    with transaction() as session:
-        run = lifecycle.claim(
-            session,
-            worker.worker_id,
-            worker.queues,
-            worker.stages,
-            worker.settings.lease_seconds,
-            FreeResources(worker.devices.free_gpus, shutil.disk_usage(worker.settings.data_dir).free),
-        )
-        if run is not None:
-            _notify_idle_workers(session, worker)
-    if run is None:
-        return False
-    logger.info("claimed", extra={"run_id": run.id, "attempt": run.attempt, "stage": run.stage})
-    gpus = worker.devices.take(run.queue, run.device_count)
+    """Claim and execute the first run that this worker can take; return False if there is none."""
+    claimed = claim_next(worker)
+    if claimed is not None:
+        execute(worker, claimed)
+    return claimed is not None
+
+
+def claim_next(worker: WorkerContext, full_queues: Collection[Queue] = ()) -> ClaimedRun | None:
+    """Claim the first run that this worker can take; None if there is none.
+
+    On `full_queues` only runs that need no device are taken. The free GPUs are reserved before the claim, so
+    that no engine, and no other worker of this host, can take the run's GPUs meanwhile.
+    """
+    devices = worker.devices.take_free()
     try:
-        _execute(worker, run, gpus, claimed_at)
+        free = FreeResources(
+            gpus=count_usable(devices.gpus),
+            max_gpus=worker.devices.max_gpus,
+            disk_bytes=shutil.disk_usage(worker.settings.data_dir).free,
+            full_queues=frozenset(full_queues),
+        )
+        claimed_at = time.monotonic()
+        with transaction() as session:
+            run = lifecycle.claim(
+                session,
+                worker.worker_id,
+                worker.queues,
+                worker.stages,
+                worker.settings.lease_seconds,
+                free,
+                worker.settings.max_overtake_seconds,
+            )
+    except BaseException:
+        worker.devices.release(devices)
+        raise
+    if run is None:
+        worker.devices.release(devices)
+        return None
+    logger.info("claimed", extra={"run_id": run.id, "attempt": run.attempt, "stage": run.stage})
+    n_gpus = run.device_count if run.queue is Queue.cuda else 0
+    return ClaimedRun(run, worker.devices.keep(devices, n_gpus), claimed_at)
+
+
+def execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
+    """Execute a claimed run until its attempt has ended, and release its devices."""
+    run = claimed.run
+    try:
+        _execute(worker, claimed)
     except StaleAttempt as stale:
         logger.warning("another attempt holds the run: %s", stale, extra={"run_id": run.id})
     except Exception as error:
@@ -69,28 +108,19 @@ def execute_next(worker: WorkerContext) -> bool:
             worker, run, AttemptOutcome(WorkerFailed(message, "The worker's own log contains the traceback."))
         )
     finally:
-        worker.devices.give_back(gpus or [])
-    return True
+        worker.release_devices(claimed.devices)
 
 
-def _notify_idle_workers(session: Session, worker: WorkerContext) -> None:
-    """Notify the queues that have both an idle worker and a run: their own notifications may be lost."""
-    for queue in list_idle_queues(session, worker.settings):
-        if session.scalar(lifecycle.select_claimable([queue]).limit(1)) is not None:
-            notify_after_commit(session, queue)
-
-
-def _execute(worker: WorkerContext, run: Run, gpus: list[int] | None, claimed_at: float) -> None:
-    seconds = worker.settings.lease_seconds
-    lease = Lease(run.id, seconds, claimed_at, lambda s: lifecycle.renew(s, run.id, run.attempt, seconds))
+def _execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
+    run, seconds = claimed.run, worker.settings.lease_seconds
+    lease = Lease(
+        run.id, seconds, claimed.claimed_at, lambda s: lifecycle.renew(s, run.id, run.attempt, seconds)
+    )
     with worker.leases.hold(lease):
-        if gpus is None:
-            # An engine reserved the device between the claim and now: the run waits until it is free.
-            _end_in_transaction(worker, run, AttemptOutcome(reason="its device is in use"))
-        elif run.stage is StageKind.deploy:
+        if run.stage is StageKind.deploy:
             deploy_stage.run_deploy_stage(worker, run, lease)
         else:
-            _RunExecution(worker, run, lease).execute(gpus)
+            _RunExecution(worker, run, lease).execute(claimed.devices)
 
 
 def _end_in_transaction(worker: WorkerContext, run: Run, end: AttemptOutcome) -> None:
@@ -112,10 +142,10 @@ class _RunExecution:
         """When a program that was asked to stop is killed."""
         self.unsaved = RunDirChanges()
 
-    def execute(self, gpus: list[int]) -> None:
+    def execute(self, devices: Devices) -> None:
         """Run the attempt from its inputs to its end."""
         try:
-            launch = prepare_launch(self.run, self.settings, gpus)
+            launch = prepare_launch(self.run, self.settings, devices)
         except LaunchError as error:
             complete.end_attempt(self._attempt(), error)
             return
@@ -123,7 +153,7 @@ class _RunExecution:
         self.worker.tracker.begin_attempt(self.run, launch.run_dir)
         try:
             if isinstance(launch.config, EngineClientConfig):
-                self._run_with_engine(launch, launch.config, gpus)
+                self._run_with_engine(launch, launch.config, devices)
             else:
                 self._run_program(launch)
             self.lease.end()
@@ -138,10 +168,10 @@ class _RunExecution:
             with contextlib.suppress(OSError):
                 launch.run_dir.parent.rmdir()
 
-    def _run_with_engine(self, launch: Launch, config: EngineClientConfig, gpus: list[int]) -> None:
+    def _run_with_engine(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
         engine = RunEngine(config, launch.run_dir, self.settings)
         try:
-            if engine.start(self.run.queue, gpus, self.lease, self._poll_stop):
+            if engine.start(devices, self.lease, self._poll_stop):
                 self._run_program(launch.with_engine(engine.url, engine.model), engine)
             else:
                 engine.stop()
@@ -168,6 +198,7 @@ class _RunExecution:
             log=launch.run_dir / files.LOG,
             environment=launch.environment,
             seconds=self.lease.seconds_left,
+            locks=launch.devices.locks,
         )
         try:
             self.lease.bind(program)

@@ -23,7 +23,6 @@ from trainers.configs import (
     EngineClientConfig,
     ModelRef,
     PrepareConfig,
-    Queue,
     StageOutput,
 )
 from trainers.configs.references import ModelField, find_references, replace_references
@@ -31,7 +30,7 @@ from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
-from workers.hosts import devices
+from workers.hosts.devices import NO_DEVICES, Devices
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
 
 # Variables that a program inherits. A worker's own credentials (database, broker) are not among them.
@@ -98,6 +97,7 @@ class Launch:
     """The stage's config, with paths of this host in place of references."""
     command: list[str]
     environment: dict[str, str]
+    devices: Devices
     dataset_id: str | None
     base: ResolvedModel | None
     n_oom_kills: int
@@ -110,7 +110,7 @@ class Launch:
         return replace(self, config=config)
 
 
-def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
+def prepare_launch(run: Run, settings: Settings, devices: Devices) -> Launch:
     """Fetch the run's inputs and write its config; raises LaunchError."""
     run_dir = settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
     try:
@@ -123,12 +123,13 @@ def prepare_launch(run: Run, settings: Settings, gpus: list[int]) -> Launch:
         raise _as_launch_error(run, error) from error
     python = settings.trainer_python or sys.executable
     # The engine gets the devices; the program itself only sends requests.
-    queue = Queue.cpu if isinstance(config, EngineClientConfig) else run.queue
+    devices = NO_DEVICES if isinstance(config, EngineClientConfig) else devices
     return Launch(
         run_dir=run_dir,
         config=config,
         command=launch_command.build_command(python, config, run_dir / files.CONFIG, run_dir),
-        environment=program_environment(queue, gpus),
+        environment=program_environment(devices),
+        devices=devices,
         dataset_id=dataset_id,
         base=models.get("base") or models.get("model"),
         n_oom_kills=count_oom_kills(),
@@ -161,7 +162,7 @@ def fetch_dataset(dataset: Dataset) -> Path:
     return get_store().fetch_file(dataset.artifact, dataset.sha256)
 
 
-def program_environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
+def program_environment(devices: Devices) -> dict[str, str]:
     """Return the environment variables of a program or engine."""
     inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     return {
@@ -170,7 +171,7 @@ def program_environment(queue: Queue, gpus: list[int]) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # With mlflow installed for tracking, TRL would import it in every program, which takes a second.
         "DISABLE_MLFLOW_INTEGRATION": "TRUE",
-        **devices.device_environment(queue, gpus),
+        **devices.environment,
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from app.settings import Settings
 from serving.engines import EngineConfig, EngineRequestFailed, find_engine
 from serving.engines.child_engine import latest_model_name, log_tail
-from trainers.configs import AdaptedModel, EngineClientConfig, Queue
+from trainers.configs import AdaptedModel, EngineClientConfig
 from trainers.configs.references import get_base_model
 from trainers.runtime.errors import EngineFailed
 from workers.engines.engine_start import (
@@ -16,6 +16,7 @@ from workers.engines.engine_start import (
     start_engine,
     wait_until_ready,
 )
+from workers.hosts.devices import Devices
 from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.lease import Lease
 from workers.runs.results import ENGINE_LOG
@@ -43,9 +44,7 @@ class RunEngine:
         self._folder = run_dir / ".engine"
         self._process: GuardedProcess | None = None
 
-    def start(
-        self, queue: Queue, gpus: list[int], lease: Lease, handle_stop: Callable[[GuardedProcess], bool]
-    ) -> bool:
+    def start(self, devices: Devices, lease: Lease, handle_stop: Callable[[GuardedProcess], bool]) -> bool:
         """Start the engine and wait until it generates.
 
         `handle_stop` is polled meanwhile; when it returns True, the engine has been asked to stop and this
@@ -56,7 +55,7 @@ class RunEngine:
         """
         kind = self._engine.kind
         try:
-            process = start_engine(self._engine, self._config, self._folder, queue, gpus, lease.seconds_left)
+            process = start_engine(self._engine, self._config, self._folder, devices, lease.seconds_left)
             self._process = process
             lease.bind(process)
             if not wait_until_ready(

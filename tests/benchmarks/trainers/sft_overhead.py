@@ -20,7 +20,6 @@ from pathlib import Path
 
 from tests.benchmarks.report import p50, print_table
 from tests.e2e.platform import ROOT
-from trainers.configs import Queue
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
@@ -28,6 +27,7 @@ from trainers.modeling.load import load_tokenizer
 from trainers.rendering.sft_examples import load_examples
 from trainers.training.samplers import StepSampler
 from workers.hosts import guarded_process
+from workers.hosts.devices import NO_DEVICES
 from workers.runs.launch import program_environment
 
 SAVE_STEPS = 100
@@ -122,7 +122,7 @@ def _train(program: str, base: Path, dataset: Path, out: Path, steps: int) -> Tr
     command = [sys.executable, "-m", "tests.benchmarks.trainers.step_timer", *arguments]
     log = out / "log.txt"
     child = guarded_process.start_guarded_process(
-        command, log=log, environment=program_environment(Queue.cpu, []), seconds=HOUR_SECONDS
+        command, log=log, environment=program_environment(NO_DEVICES), seconds=HOUR_SECONDS
     )
     assert child.wait(HOUR_SECONDS) == 0, log.read_text()
     lines = log.read_text().splitlines()

@@ -22,7 +22,8 @@ from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
 from tests.integration.workers.conftest import row
 from trainers.configs import Queue, StageKind
-from workers.hosts.devices import DevicePool, Gpu
+from workers.hosts.devices import DevicePool
+from workers.hosts.gpus import Gpu
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.runs import complete
@@ -346,12 +347,15 @@ def deploy_stage(model: str) -> dict[str, object]:
 
 
 @on_sqlite
-def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(worker: WorkerContext, submit: Submit) -> None:
-    worker.devices = DevicePool([Gpu(0, "one", 1 << 30)])
+def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(
+    worker: WorkerContext, submit: Submit, tmp_path: Path
+) -> None:
+    worker.devices = DevicePool([Gpu(0, "GPU-1", "one", 1 << 30)], tmp_path / "locks")
     run_id = submit("", **deploy_stage("hub/model"))
     thread = in_thread(lambda: execute_next(worker))
     until(lambda: waiting_deployment() is not None)
-    assert worker.devices.take(Queue.cuda) == [0], "the engine could not start"
+    engine = worker.devices.take(Queue.cuda)
+    assert engine is not None, "the engine could not start"
     waiting = waiting_deployment()
     assert waiting is not None
     with transaction() as session:
@@ -366,6 +370,7 @@ def test_a_deploy_stage_leaves_the_only_gpu_to_its_engine(worker: WorkerContext,
     until(lambda: waiting_deployment() is not None)
     worker.stopping.set()
     again.join()
+    worker.devices.release(engine)
 
 
 @on_sqlite

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from tests.conftest import OFFLINE, ROOT
 from tests.integration.trainers.conftest import assert_same_run, losses, wait_for
 from tests.integration.trainers.stages import run_stage
-from trainers.configs import Queue, parse_stage
+from trainers.configs import parse_stage
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.launch_command import build_command
-from workers.hosts.devices import DevicePool, Gpu
 
 SHARDED = {"ddp": 1.0, "zero2": 1.0, "fsdp2": 0.5, "zero3": 0.5}
 WEIGHTS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
@@ -134,12 +133,3 @@ def test_fewer_processes_than_devices_is_an_error_and_not_a_slow_run(
 ) -> None:
     with pytest.raises(ConfigInvalid, match="devices is 2, but the number of processes is 1"):
         run_stage(stage | {"devices": 2}, tmp_path)
-
-
-def test_gpus_are_handed_out_all_or_none() -> None:
-    devices = DevicePool([Gpu(index, "H200", 1) for index in range(4)])
-    first = devices.take(Queue.cuda, 3)
-    assert first == [0, 1, 2]
-    assert (devices.take(Queue.cuda, 2), devices.free_gpus) == (None, 1)
-    devices.give_back([0, 1, 2])
-    assert devices.take(Queue.cuda, 4) == [0, 1, 2, 3]

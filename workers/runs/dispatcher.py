@@ -1,0 +1,90 @@
+"""Dispatcher: claims as many runs as this worker has room for, and executes each in a thread of its own."""
+
+import logging
+import random
+import threading
+from collections import Counter
+
+from trainers.configs import Queue
+from workers.hosts.worker import WorkerContext
+from workers.runs.execute import ClaimedRun, claim_next, execute
+
+JITTER = 0.2
+ROOM_POLL_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class RunDispatcher:
+    """The runs that this worker holds.
+
+    It claims when it is woken (by a notification, or when a run or an engine has ended), and by itself every
+    `sweep_seconds`: a lost notification, or a GPU that another worker has released, only costs that time.
+    """
+
+    def __init__(self, worker: WorkerContext) -> None:
+        self._worker = worker
+        self._claiming = threading.Lock()
+        self._threads: dict[threading.Thread, ClaimedRun] = {}
+        self._thread = threading.Thread(target=self._run, name="dispatcher")
+
+    def start(self) -> None:
+        """Start to claim runs."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the dispatcher and all runs have ended; the worker must be stopping."""
+        self._worker.wake.set()
+        self._thread.join()
+
+    def fill(self) -> None:
+        """Claim and start runs until there is none left that this worker has room for."""
+        with self._claiming:
+            while not self._worker.stopping.is_set():
+                claimed = claim_next(self._worker, self._full_queues())
+                if claimed is None:
+                    return
+                self._start(claimed)
+
+    def wait_for_room(self) -> None:
+        """Wait until one of the queues has room for a run, or the worker is stopping."""
+        while not self._has_room() and not self._worker.stopping.wait(ROOM_POLL_SECONDS):
+            pass
+
+    def _run(self) -> None:
+        seconds = self._worker.settings.sweep_seconds
+        while not self._worker.stopping.is_set():
+            self._worker.wake.wait(seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+            self._worker.wake.clear()
+            try:
+                self.fill()
+            except Exception:
+                # The next poll tries again: a worker without this thread would take no run any more.
+                logger.exception("cannot claim runs")
+        for thread in list(self._threads):
+            thread.join()
+
+    def _start(self, claimed: ClaimedRun) -> None:
+        thread = threading.Thread(target=self._execute, args=(claimed,), name=claimed.run.id)
+        self._threads[thread] = claimed
+        thread.start()
+
+    def _execute(self, claimed: ClaimedRun) -> None:
+        try:
+            execute(self._worker, claimed)
+        finally:
+            del self._threads[threading.current_thread()]
+            self._worker.wake.set()
+
+    def _has_room(self) -> bool:
+        queues = set(self._worker.queues) - self._full_queues()
+        return bool(queues - {Queue.cuda}) or (Queue.cuda in queues and not self._worker.devices.all_held)
+
+    def _full_queues(self) -> frozenset[Queue]:
+        """Return the queues other than `cuda` on which this worker holds as many runs as the settings allow.
+
+        A run without a device of its own (`deploy`) is not counted.
+        """
+        held = Counter(c.run.queue for c in list(self._threads.values()) if c.run.device_count)
+        limit = self._worker.settings.max_runs_per_queue
+        return frozenset(queue for queue, count in held.items() if queue is not Queue.cuda and count >= limit)
