@@ -29,6 +29,7 @@ from app.storage.database import get_engine, read_session, transaction
 from app.storage.verify import VerifyProgress, verify_store
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_loopback
+from trainers.runtime.redaction import redact
 
 PROGRAM = "python -m app"
 
@@ -201,7 +202,7 @@ def _connect() -> Engine:
 
 
 def _exit_unreachable(error: OperationalError) -> NoReturn:
-    sys.exit(f"The database cannot be reached: {logs.redact(str(error.orig)).strip()}")
+    sys.exit(f"The database cannot be reached: {redact(str(error.orig)).strip()}")
 
 
 def _make_progress_printer() -> Callable[[VerifyProgress], None]:

@@ -2,11 +2,12 @@
 
 import json
 import logging
-import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
+
+from trainers.runtime.redaction import redact
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 run_id: ContextVar[str | None] = ContextVar("run_id", default=None)
@@ -18,13 +19,6 @@ _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {
     "taskName",
     "color_message",
 }
-
-_SECRETS = [
-    (re.compile(r"\bts_[A-Za-z0-9_-]{16,}"), "ts_***"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
-    (re.compile(r"(?i)\b(bearer\s+)[^\s\"',]+"), r"\1***"),
-    (re.compile(r"(://[^/:@\s]*:)[^@/\s]+@"), r"\1***@"),
-]
 
 
 def configure_logging(level: str) -> None:
@@ -39,13 +33,6 @@ def configure_logging(level: str) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.WARNING)
-
-
-def redact(text: str) -> str:
-    """Replace API keys, tokens and passwords in URLs by `***`."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 class JsonFormatter(logging.Formatter):

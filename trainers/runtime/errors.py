@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator
 
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.redaction import redact
 
 
 class TunesmithError(Exception):
@@ -23,8 +24,9 @@ class TunesmithError(Exception):
         self.hint = hint
 
     def as_dict(self) -> dict[str, str | None]:
-        """Return the error as runs, deployments and the API show it."""
-        return {"code": self.code, "message": self.message, "hint": self.hint}
+        """Return the error as runs, deployments and the API show it, without secrets."""
+        hint = redact(self.hint) if self.hint is not None else None
+        return {"code": self.code, "message": redact(self.message), "hint": hint}
 
 
 class ProgramError(TunesmithError):

@@ -22,6 +22,7 @@ from trainers.configs.stage_table import Product
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
+from trainers.runtime.redaction import redact_file
 from workers.hosts.lease import Lease
 from workers.runs import recovery, results
 from workers.runs.launch import Launch
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # A store that is unavailable for a moment must not cost a finished training run.
 STORE_RETRY_SECONDS = (1, 10, 60)
+TEXT_SUFFIXES = {".txt", ".log", ".json", ".jsonl"}
 
 T = TypeVar("T")
 
@@ -85,10 +87,12 @@ def end_attempt(attempt: RunAttempt, error: TunesmithError | None) -> Run:
 
 
 def publish_files(run_dir: Path, run: Run) -> None:
-    """Publish the log and the other files at the top of the run directory."""
+    """Publish the log and the other files at the top of the run directory, without secrets."""
     for path in run_dir.iterdir():
         if path.is_file() and not path.name.startswith("."):
             try:
+                if path.suffix in TEXT_SUFFIXES:
+                    redact_file(path)
                 get_store().publish_file(path, _file_key(run, path.name))
             except OSError as error:
                 logger.warning("could not publish %s: %s", path.name, error, extra={"run_id": run.id})

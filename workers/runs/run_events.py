@@ -1,6 +1,7 @@
 """Lines that a program appends to the files of its run directory.
 
-The program is not trusted: every line is validated, and invalid lines are skipped.
+The program is not trusted: every line is validated, and invalid lines are skipped. Secrets of the worker's
+environment, which a library may print, are removed.
 """
 
 import logging
@@ -10,6 +11,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from trainers.runtime.events import ProgramEvent
+from trainers.runtime.redaction import redact
 from trainers.runtime.run_dir import CheckpointRecord
 
 MAX_READ_BYTES = 4 << 20
@@ -49,7 +51,7 @@ class FileTail:
             end = len(content)
         self._offset += end
         # PostgreSQL's JSON cannot store NUL.
-        return content[:end].decode("utf-8", "replace").replace("\0", "\ufffd")
+        return redact(content[:end].decode("utf-8", "replace").replace("\0", "\ufffd"))
 
 
 def parse_lines(kind: TypeAdapter[T], text: str) -> list[T]:

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from app.logs import redact
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import MetricsEvent
+from trainers.runtime.redaction import redact
 from workers.runs.run_events import EVENT, FileTail, parse_lines
 from workers.tracking.protocol import (
     EARLIER,
