@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serving.engines.engine import START_TIMEOUT_SECONDS, Engine, EngineConfig, EngineRequestFailed
 from trainers.runtime.errors import EngineFailed
+from trainers.runtime.process_tree import MARKER, kill_abandoned_processes, kill_processes, new_marker
 
 POLL_SECONDS = 0.2
 LOG_TAIL_BYTES = 4000
@@ -38,6 +39,8 @@ def run_engine(
         EngineFailed: The engine did not start.
     """
     command = [*engine.command(config), *extra_arguments]
+    kill_abandoned_processes()
+    marker = new_marker()
     try:
         with log.open("ab") as output:
             child = subprocess.Popen(
@@ -45,7 +48,7 @@ def run_engine(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | engine.environment(config),
+                env={**os.environ, **engine.environment(config), MARKER: marker},
                 start_new_session=own_session,
             )
     except OSError as error:
@@ -64,6 +67,8 @@ def run_engine(
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        # An engine that was killed, or that crashed, leaves its workers.
+        kill_processes(marker)
 
 
 def free_port(host: str) -> int:

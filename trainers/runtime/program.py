@@ -27,6 +27,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, has_disk_full_cause
 from trainers.runtime.events import EventWriter
+from trainers.runtime.process_tree import die_with_parent
 
 EXIT_FAILED = 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, resumes the run.
@@ -96,6 +97,7 @@ def is_main_process() -> bool:
 
 def _exit_with(run_dir: Path | None, work: Callable[[], None]) -> NoReturn:
     """Do the work and exit with its status; an error is logged and written to the run directory."""
+    die_with_parent()
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _raise_stop)

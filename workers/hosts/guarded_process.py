@@ -1,38 +1,35 @@
-"""Programs that run in a process group of their own and never outlive the worker that started them.
-
-A guard runs between the worker and the program: this very file, as a program. It holds the reading end of a
-pipe. With each renewal of its lease, the worker writes for how many seconds the program may still run. When
-they have passed, or when the pipe closes because the worker is gone, the guard kills the whole group. A
-worker that is killed, or suspended past its lease, therefore leaves no program that works on a run which
-another worker has claimed since.
-
-    python -m workers.hosts.guarded_process SECONDS -- COMMAND ARGUMENT…
-"""
+"""Programs that never outlive the worker that started them: their start, their lease, and their end."""
 
 import contextlib
-import ctypes
-import os
-import selectors
-import signal
+import json
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from trainers.runtime.process_tree import MARKER, kill_abandoned_processes, kill_processes, new_marker
+from workers.hosts.resource_limits import ExceededLimit, ResourceLimits
+
 EXIT_START_FAILED = 127
 EXIT_SIGNAL_BASE = 128
-_PR_SET_PDEATHSIG = 1
+# A guard ends its program within milliseconds; one that does not is suspended.
+GUARD_SECONDS = 10.0
+MAX_REPORT_BYTES = 4096
+NO_LIMITS = ResourceLimits()
 
 
 class GuardedProcess:
-    """A program with a guard."""
+    """A program with a guard (`workers/hosts/guard.py`)."""
 
-    def __init__(self, guard: subprocess.Popen[bytes]) -> None:
-        assert guard.stdin is not None
+    def __init__(self, guard: subprocess.Popen[bytes], channel: socket.socket, marker: str) -> None:
+        self.exceeded_limit: ExceededLimit | None = None
+        """The limit that ended the program; known when `wait` has returned its exit status."""
         self._guard = guard
-        self._pipe = guard.stdin
+        self._channel = channel
+        self._marker = marker
 
     @property
     def pid(self) -> int:
@@ -48,8 +45,11 @@ class GuardedProcess:
         self._send("stop\n")
 
     def kill(self) -> None:
-        """Kill the program's process group, and wait until it has ended."""
-        self._pipe.close()
+        """Kill every process that the program has started, and wait until they have ended."""
+        self._channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(GUARD_SECONDS)
+        self._kill_unguarded()
         self._guard.wait()
 
     def wait(self, seconds: float) -> int | None:
@@ -61,13 +61,27 @@ class GuardedProcess:
             status = self._guard.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
-        self._pipe.close()
+        self._kill_unguarded()
+        self._read_report()
+        self._channel.close()
         return status
 
+    def _kill_unguarded(self) -> None:
+        """Kill what a guard has left that is suspended or was killed itself."""
+        status = self._guard.poll()
+        if status is None or status < 0:
+            kill_processes(self._marker)
+
+    def _read_report(self) -> None:
+        # Closed after `kill`, or empty if no limit was exceeded.
+        with contextlib.suppress(OSError):
+            if report := self._channel.recv(MAX_REPORT_BYTES):
+                self.exceeded_limit = ExceededLimit(**json.loads(report))
+
     def _send(self, line: str) -> None:
-        # The program may have ended; wait() reports that.
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            self._pipe.write(line.encode())
+        # The program may have ended, which wait() reports; a suspended guard must not block its worker.
+        with contextlib.suppress(OSError):
+            self._channel.send(line.encode())
 
 
 def start_guarded_process(
@@ -77,78 +91,27 @@ def start_guarded_process(
     environment: Mapping[str, str],
     seconds: float,
     locks: Sequence[IO[bytes]] = (),
+    limits: ResourceLimits = NO_LIMITS,
+    use_kernel: bool = sys.platform == "linux",
 ) -> GuardedProcess:
     """Start a program whose output is appended to `log`; it is killed after `seconds` unless extended.
 
-    The guard inherits the open files `locks`, and keeps them until the program has ended.
+    The guard inherits the open files `locks`, and keeps them until every process of the program has ended.
+    Without `use_kernel`, as on macOS, its processes are found by their environment alone.
     """
-    with log.open("ab") as output:
+    kill_abandoned_processes()
+    marker = new_marker()
+    options = json.dumps({"seconds": seconds, "limits": asdict(limits), "use_kernel": use_kernel})
+    channel, guard_channel = socket.socketpair()
+    channel.setblocking(False)
+    with log.open("ab") as output, guard_channel:
         guard = subprocess.Popen(
-            [sys.executable, "-m", "workers.hosts.guarded_process", str(seconds), "--", *command],
-            stdin=subprocess.PIPE,
-            bufsize=0,
+            [sys.executable, "-m", "workers.hosts.guard", options, "--", *command],
+            stdin=guard_channel.fileno(),
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=dict(environment),
+            env={**environment, MARKER: marker},
             start_new_session=True,
             pass_fds=[lock.fileno() for lock in locks],
         )
-    return GuardedProcess(guard)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Guard one program until it ends, its time has passed, or the worker is gone."""
-    seconds, separator, *command = arguments
-    assert separator == "--" and command, __doc__
-    # The program has a group of its own, so that the guard survives it and can report its exit status.
-    try:
-        program = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_die_with_guard
-        )
-    except OSError as error:
-        print(f"cannot start {command[0]}: {error}", file=sys.stderr)
-        return EXIT_START_FAILED
-    status = _watch(program, time.monotonic() + float(seconds))
-    _signal_group(program.pid, signal.SIGKILL)  # Processes that the program has left behind.
-    return EXIT_SIGNAL_BASE - status if status < 0 else status
-
-
-def _watch(program: "subprocess.Popen[bytes]", deadline: float) -> int:
-    os.set_blocking(sys.stdin.fileno(), False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
-        unread = b""
-        while (status := program.poll()) is None:
-            if time.monotonic() > deadline:
-                print("killed: the lease was not renewed in time", file=sys.stderr, flush=True)
-                _signal_group(program.pid, signal.SIGKILL)
-                return program.wait()
-            if not selector.select(timeout=0.1):
-                continue
-            received = os.read(sys.stdin.fileno(), 4096)
-            if not received:
-                _signal_group(program.pid, signal.SIGKILL)
-                return program.wait()
-            *lines, unread = (unread + received).split(b"\n")
-            for line in lines:
-                word, _, argument = line.partition(b" ")
-                if word == b"lease":
-                    deadline = time.monotonic() + float(argument)
-                elif word == b"stop":
-                    _signal_group(program.pid, signal.SIGTERM)
-    return status
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _die_with_guard() -> None:
-    """Let the kernel kill the program if the guard itself is killed (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return GuardedProcess(guard, channel, marker)

@@ -29,6 +29,7 @@ from serving.engines.openai_server.server import SERVER_STATE, make_app
 from serving.http.addresses import is_private
 from trainers.configs.engines import EngineKind, EngineOptions
 from trainers.runtime.command_line import make_typer
+from trainers.runtime.process_tree import die_with_parent
 
 DRAIN_SECONDS = 5.0
 DRAIN_POLL_SECONDS = 0.05
@@ -41,6 +42,7 @@ Load = Callable[[str, str, EngineOptions], ModelRunner]
 
 def run_server(kind: EngineKind, load_runner: Load, arguments: list[str]) -> None:
     """Parse the command line, and serve until a signal arrives."""
+    die_with_parent()
     program = make_typer()
 
     @program.command()

@@ -131,17 +131,23 @@ def test_what_cannot_be_served_is_reported_in_one_sentence(
     assert "Traceback" not in done.stderr
 
 
-def test_the_engine_exits_with_the_program_that_started_it(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_the_engine_exits_with_the_program_that_started_it(tiny: Path, tmp_path: Path, end: str) -> None:
     command = [sys.executable, "-m", "serving", "--model", str(tiny / "base"), "--interactive"]
     with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
         assert session.stdout is not None and session.stdin is not None
         assert b"is ready" in session.stdout.readline()
         engine = _children(session.pid)
         assert engine
-        session.stdin.close()
-        assert session.wait(30) == 0
-    time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in engine)
+        if end == "closed":
+            session.stdin.close()
+            assert session.wait(30) == 0
+        else:
+            session.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in engine):
+        assert time.monotonic() < deadline, "the engine has outlived the program"
+        time.sleep(0.05)
 
 
 def _children(pid: int) -> list[str]:

@@ -1,0 +1,253 @@
+"""Goal: whatever ends a program, and whatever dies with it, none of its processes stays.
+
+Method: a program whose processes are in sessions of their own; the tests count processes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serving.engines.child_engine import run_engine
+from serving.engines.engine import EngineConfig
+from serving.engines.hf.engine import HfEngine
+from tests.integration.workers.family import N_PROCESSES, family_command
+from trainers.runtime.process_tree import MARKER
+from workers.hosts import guarded_process
+from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, GuardedProcess, start_guarded_process
+
+# Starts the program as a worker does, prints the guard's process id, and sleeps.
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from workers.hosts.guarded_process import start_guarded_process
+command, log, seconds = sys.argv[3:], Path(sys.argv[1]), float(sys.argv[2])
+program = start_guarded_process(command, log=log, environment=os.environ, seconds=seconds)
+print(program.pid, flush=True)
+time.sleep(120)
+"""
+
+
+class Family:
+    """The processes of one program, by the files that they write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def pids(self, role: str = "") -> list[int]:
+        """Wait until every process has started, and return the ids of those with this role."""
+        wait_until(lambda: len(list(self.folder.iterdir())) == N_PROCESSES)
+        return [int(file.name.split("-")[0]) for file in self.folder.iterdir() if file.name.endswith(role)]
+
+    def count(self) -> int:
+        """Return how many of the processes are running."""
+        return sum(is_running(int(file.name.split("-")[0])) for file in self.folder.iterdir())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true in time"
+        time.sleep(0.05)
+
+
+def start(
+    family: Family, *, seconds: float = 60, bound: bool = False, use_kernel: bool = True
+) -> GuardedProcess:
+    return start_guarded_process(
+        family_command(family.folder, bound=bound),
+        log=family.folder.with_name("log"),
+        environment=os.environ,
+        seconds=seconds,
+        use_kernel=use_kernel,
+    )
+
+
+def start_worker(
+    family: Family, *, seconds: float = 60, bound: bool = False
+) -> tuple[subprocess.Popen[str], int]:
+    """Start a worker with the program; return it with the id of its guard."""
+    command = family_command(family.folder, bound=bound)
+    log = str(family.folder.with_name("log"))
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, log, str(seconds), *command], stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdout is not None
+    with worker.stdout as output:
+        return worker, int(output.readline())
+
+
+class FamilyEngine(HfEngine):
+    """An engine that ignores SIGTERM and has workers in sessions of their own."""
+
+    stop_seconds = 0.2
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family_command(family.folder))
+        self.family = family
+
+    def command(self, config: EngineConfig) -> list[str]:
+        return self.program
+
+    def is_healthy(self, address: str) -> bool:
+        return len(self.family.pids()) == N_PROCESSES
+
+    def probe(self, address: str, name: str) -> None:
+        pass
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    return Family(tmp_path / "pids")
+
+
+@pytest.fixture(params=[True, False], ids=["kernel", "as on macOS"])
+def use_kernel(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_kill_ends_processes_in_other_sessions(family: Family, use_kernel: bool) -> None:
+    program = start(family, use_kernel=use_kernel)
+    assert len(family.pids()) == N_PROCESSES
+    program.stop()
+    assert program.wait(0.5) is None
+    program.kill()
+    assert family.count() == 0
+
+
+def test_the_end_of_a_lease_ends_every_process(family: Family, use_kernel: bool) -> None:
+    program = start(family, use_kernel=use_kernel)
+    family.pids()
+    program.extend(0.1)
+    assert program.wait(60) == EXIT_SIGNAL_BASE + signal.SIGKILL
+    assert family.count() == 0
+
+
+def test_no_process_stays_when_the_program_itself_has_died(family: Family, use_kernel: bool) -> None:
+    program = start(family, use_kernel=use_kernel)
+    (launcher,) = family.pids("launcher")
+    os.kill(launcher, signal.SIGKILL)
+    assert program.wait(60) == EXIT_SIGNAL_BASE + signal.SIGKILL
+    assert family.count() == 0
+
+
+def test_no_process_stays_when_the_guard_is_killed(family: Family, use_kernel: bool) -> None:
+    program = start(family, use_kernel=use_kernel)
+    family.pids()
+    os.kill(program.pid, signal.SIGKILL)
+    assert program.wait(60) == -signal.SIGKILL
+    assert family.count() == 0
+
+
+def test_a_guard_that_is_asked_to_end_ends_every_process(family: Family) -> None:
+    program = start(family)
+    family.pids()
+    os.kill(program.pid, signal.SIGTERM)
+    assert program.wait(60) == EXIT_SIGNAL_BASE + signal.SIGTERM
+    assert family.count() == 0
+
+
+def test_a_suspended_guard_does_not_protect_its_program(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded_process, "GUARD_SECONDS", 0.2)
+    program = start(family)
+    family.pids()
+    os.kill(program.pid, signal.SIGSTOP)
+    program.kill()
+    assert family.count() == 0
+
+
+def test_no_process_stays_when_the_worker_is_killed(family: Family) -> None:
+    worker, _ = start_worker(family)
+    family.pids()
+    worker.kill()
+    worker.wait()
+    wait_until(lambda: family.count() == 0)
+
+
+def test_no_process_stays_when_the_worker_is_suspended_past_its_lease(family: Family) -> None:
+    worker, _ = start_worker(family, seconds=3)
+    family.pids()
+    os.kill(worker.pid, signal.SIGSTOP)
+    wait_until(lambda: family.count() == 0)
+    worker.kill()
+    worker.wait()
+
+
+def test_processes_die_with_their_parents_when_worker_and_guard_are_killed(family: Family) -> None:
+    worker, guard = start_worker(family, bound=True)
+    family.pids()
+    os.kill(guard, signal.SIGSTOP)
+    worker.kill()
+    os.kill(guard, signal.SIGKILL)
+    worker.wait()
+    wait_until(lambda: family.count() == 0)
+
+
+def test_what_a_killed_worker_and_its_suspended_guard_have_left_ends_before_the_next_start(
+    family: Family, tmp_path: Path
+) -> None:
+    worker, guard = start_worker(family)
+    family.pids()
+    os.kill(guard, signal.SIGSTOP)
+    worker.kill()
+    worker.wait()
+    assert family.count() == N_PROCESSES
+    command = [sys.executable, "-c", ""]
+    start_guarded_process(command, log=tmp_path / "next", environment=os.environ, seconds=60).wait(60)
+    assert family.count() == 0
+    assert not is_running(guard)
+
+
+def test_an_engine_by_hand_ends_with_its_workers(family: Family, tmp_path: Path) -> None:
+    config = EngineConfig("model", "model", "127.0.0.1", 1)
+    with run_engine(FamilyEngine(family), config, tmp_path / "log"):
+        assert family.count() == N_PROCESSES
+    assert family.count() == 0
+
+
+@pytest.mark.parametrize("use_kernel", [True, False])
+def test_a_process_whose_parent_died_before_it_could_ask_ends_at_once(use_kernel: bool) -> None:
+    orphan = (
+        "import os, subprocess, sys\n"
+        "from trainers.runtime.process_tree import die_with_parent\n"
+        f"die_with_parent(use_kernel={use_kernel})\n"
+        "print('alive')"
+    )
+    environment = os.environ | {MARKER: "a/1/b"}
+    # This process, the parent, lacks the marker: it is not the one that the marker's owner started.
+    ended = subprocess.run([sys.executable, "-c", orphan], env=environment, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, b"")
+
+
+def test_a_process_without_help_of_the_kernel_notices_the_end_of_its_parent(tmp_path: Path) -> None:
+    child = (
+        "import os, pathlib, time\n"
+        "from trainers.runtime.process_tree import die_with_parent\n"
+        "die_with_parent(use_kernel=False)\n"
+        f"pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()\n"
+        "time.sleep(120)"
+    )
+    start_child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    environment = os.environ | {MARKER: "a/1/b"}
+    parent = subprocess.Popen([sys.executable, "-c", start_child], env=environment)
+    wait_until(lambda: list(tmp_path.iterdir()) != [])
+    (pid,) = (int(file.name) for file in tmp_path.iterdir())
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_running(pid))
