@@ -14,7 +14,7 @@ PORT = int(sys.argv[sys.argv.index("--port") + 1])
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send(200, {"status": "ok", "running": 0, "waiting": 0})
+        self.send(200, {"status": "ok", "running": 0, "waiting": 0, "tokenizing": 0})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))

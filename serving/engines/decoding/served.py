@@ -1,12 +1,13 @@
 """A served model name: the base or an adapter, with the tokenizer of its prompts and completions."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from serving.engines.decoding.token_bounds import TokenCoverage, find_token_coverage
 from trainers.modeling import families
 
 CONFIG = "config.json"
@@ -22,6 +23,13 @@ class ServedModel:
     adapter: str | None
     tokenizer: Any
     eos_ids: frozenset[int]
+    coverage: TokenCoverage | None = field(init=False)
+    """The most text that one token stands for; None if that has no limit."""
+
+    def __post_init__(self) -> None:
+        is_fast = getattr(self.tokenizer, "is_fast", False)
+        coverage = find_token_coverage(self.tokenizer.backend_tokenizer) if is_fast else None
+        object.__setattr__(self, "coverage", coverage)
 
 
 def load_tokenizer(path: str) -> Any:

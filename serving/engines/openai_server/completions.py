@@ -1,9 +1,9 @@
 """Generation requests: they become sequences, whose chunks become plain responses or streams."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 from aiohttp import web
 
@@ -12,7 +12,13 @@ from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.decoding.sampling import SamplingParams
 from serving.engines.decoding.sequence import OutputChunk, SequenceParams, SequenceState
 from serving.engines.decoding.served import ServedModel
-from serving.engines.openai_server.prompts import check_token_ids, encode_prompts, render_chat
+from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE
+from serving.engines.openai_server.prompts import (
+    chat_token_ids,
+    check_token_ids,
+    encode_prompts,
+    refuse_long_prompts,
+)
 from serving.engines.openai_server.response_shapes import (
     ChatFormat,
     ChoicesWriter,
@@ -50,9 +56,14 @@ async def create_chat_completion(
     http: web.Request, loop: GenerationLoop, runner: ModelRunner
 ) -> web.StreamResponse:
     """Respond to POST /v1/chat/completions. Raises ApiError before the response has begun."""
-    request = parse_request(ChatRequest, await http.read())
+    body = await http.read()
+    request = parse_request(ChatRequest, body)
     served = find_served_model(runner, request.model)
-    prompt_ids = await asyncio.to_thread(render_chat, served, request.messages, request)
+    check_room(loop, request.n or 1)
+    prompt_ids = await http.app[PROMPT_QUEUE].run(
+        lambda worker: chat_token_ids(worker, served, runner.max_model_len, request.messages, request),
+        len(body),
+    )
     sequences = make_sequence_params(runner, served, request, [prompt_ids], request.n_logprobs)
     writer = ChoicesWriter(
         ChatFormat(served.tokenizer),
@@ -68,11 +79,17 @@ async def create_completion(
     http: web.Request, loop: GenerationLoop, runner: ModelRunner
 ) -> web.StreamResponse:
     """Respond to POST /v1/completions. Raises ApiError before the response has begun."""
-    request = parse_request(CompletionRequest, await http.read())
+    body = await http.read()
+    request = parse_request(CompletionRequest, body)
     served = find_served_model(runner, request.model)
+    refuse_long_prompts(served, runner.max_model_len, request.prompts)
+    check_room(loop, len(request.prompts) * (request.n or 1))
     special = request.add_special_tokens is not False
-    prompts = await asyncio.to_thread(
-        encode_prompts, served, request.prompts, special, runner.vocabulary_size
+    prompts = await http.app[PROMPT_QUEUE].run(
+        lambda worker: encode_prompts(
+            worker, served, runner.max_model_len, request.prompts, special, runner.vocabulary_size
+        ),
+        len(body),
     )
     echo, scored = bool(request.echo), request.logprobs is not None
     sequences = make_sequence_params(
@@ -176,7 +193,16 @@ async def send_response(
         return web.Response(body=encode_json(writer.whole(by_sequence)), content_type="application/json")
 
 
-@asynccontextmanager
+def check_room(loop: GenerationLoop, n_sequences: int) -> None:
+    """Raise EngineUnavailable if too many sequences are waiting."""
+    if loop.waiting_count + n_sequences > MAX_WAITING_SEQUENCES:
+        raise EngineUnavailable(
+            f"{loop.waiting_count} completions are waiting already; the limit is {MAX_WAITING_SEQUENCES}. "
+            "Try again later."
+        )
+
+
+@contextlib.asynccontextmanager
 async def generate(
     loop: GenerationLoop, runner: ModelRunner, sequences: list[SequenceParams]
 ) -> AsyncIterator[ChunkQueue]:
@@ -186,11 +212,7 @@ async def generate(
     # and the submission, so a later unload finds the sequences and waits for them.
     if runner.models.get(served.name) is not served:
         raise ModelNotServed(served.name, runner.models)
-    if loop.waiting_count + len(sequences) > MAX_WAITING_SEQUENCES:
-        raise EngineUnavailable(
-            f"{loop.waiting_count} completions are waiting already; the limit is {MAX_WAITING_SEQUENCES}. "
-            "Try again later."
-        )
+    check_room(loop, len(sequences))
     chunks: ChunkQueue = asyncio.Queue()
     states = [SequenceState(params, make_emitter(chunks, index)) for index, params in enumerate(sequences)]
     for state in states:
@@ -218,15 +240,17 @@ async def send_stream(
     """Send server-sent events as chunks arrive; the events of one chunk are sent in one write."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     http[STREAMING] = True
-    await response.prepare(http)
-    # An empty write would end a chunked response.
-    if opening := writer.opening():
-        await response.write(opening)
-    async for index, chunk in until_finished(chunks, count):
-        if events := writer.events(index, chunk):
-            await response.write(events)
-    if closing := writer.closing():
-        await response.write(closing)
+    # The client may leave before its handler is cancelled; aiohttp would log a traceback for each.
+    with contextlib.suppress(ConnectionResetError):
+        await response.prepare(http)
+        # An empty write would end a chunked response.
+        if opening := writer.opening():
+            await response.write(opening)
+        async for index, chunk in until_finished(chunks, count):
+            if events := writer.events(index, chunk):
+                await response.write(events)
+        if closing := writer.closing():
+            await response.write(closing)
     return response
 
 

@@ -33,9 +33,9 @@ class BuiltinEngine(Engine):
         return [*command, "--host", config.host, "--port", str(config.port)]
 
     def count_requests(self, address: str) -> int | None:
-        """Return the number of running and waiting sequences that the health endpoint reports."""
+        """Return the number of running and waiting sequences, and of prompts that are being tokenized."""
         try:
             health = send_request(f"{address}/health", None, HEALTH_TIMEOUT_SECONDS)
         except EngineRequestFailed:
             return None
-        return int(health["running"]) + int(health["waiting"])
+        return sum(int(health[count]) for count in ("running", "waiting", "tokenizing"))

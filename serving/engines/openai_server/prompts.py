@@ -1,25 +1,64 @@
-"""Conversion of a request's messages or text to token ids."""
+"""Conversion of a request's messages or text to token ids.
+
+All of it runs in the threads of the `PromptQueue`, except `refuse_long_prompts`, the cheap check before it.
+"""
 
 import re
 from typing import Any
 
-from jinja2 import TemplateError
-
 from serving.engines.decoding.served import ServedModel
+from serving.engines.decoding.token_bounds import exceeds_tokens
+from serving.engines.openai_server.prompt_queue import PromptWorker
 from serving.engines.openai_server.schemas import ChatMessage, TemplateOptions
-from serving.http.errors import InvalidRequest
+from serving.http.errors import ApiError, ContextLengthExceeded, InvalidRequest
+from trainers.rendering.template_renderer import Chat, ChatTemplateError
 
-RESERVED_VARIABLES = {"chat_template", "tokenize", "messages", "conversation", "return_tensors"}
+RESERVED_VARIABLES = {
+    "chat_template",
+    "tokenize",
+    "messages",
+    "conversation",
+    "return_tensors",
+    "tools",
+    "documents",
+}
 
 
-def render_chat(
-    served: ServedModel, messages: list[ChatMessage], options: TemplateOptions, param: str = "messages"
+class ChatNotRendered(ApiError):
+    """The model's chat template exceeds its limits with this chat, or cannot be used at all."""
+
+    def __init__(self, model: str, error: ChatTemplateError, param: str) -> None:
+        super().__init__(f"The model {model!r} cannot render this chat. {error.message}", param)
+        self.code = error.code
+
+
+def chat_token_ids(
+    worker: PromptWorker,
+    served: ServedModel,
+    max_tokens: int,
+    messages: list[ChatMessage],
+    options: TemplateOptions,
+    param: str = "messages",
 ) -> list[int]:
     """Return the token ids of a chat, rendered with the template that the model was trained with.
 
     Raises:
+        ContextLengthExceeded: The rendered chat has more than `max_tokens` tokens.
+        ChatNotRendered: The template exceeds a limit or cannot be used.
         InvalidRequest: The model has no template, or its template rejects the messages.
     """
+    text = render_chat(worker, served, messages, options, param)
+    return encode(worker, served, max_tokens, text, add_special_tokens=False, param=param)
+
+
+def render_chat(
+    worker: PromptWorker,
+    served: ServedModel,
+    messages: list[ChatMessage],
+    options: TemplateOptions,
+    param: str,
+) -> str:
+    """Return the text of a chat; raises ChatNotRendered or InvalidRequest."""
     tokenizer = served.tokenizer
     if tokenizer.chat_template is None:
         raise InvalidRequest(f"The model {served.name!r} has no chat template; use /v1/completions.", param)
@@ -31,15 +70,20 @@ def render_chat(
             f"'chat_template_kwargs' contains {min(reserved)!r}, which is reserved; leave it out.",
             "chat_template_kwargs",
         )
-    template = str(tokenizer.chat_template)
-    rendered = [replace_developer_role(message.for_template(), template) for message in messages]
     try:
-        text = tokenizer.apply_chat_template(
-            rendered, tokenize=False, **prompt_end_options(options), **variables
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"The chat template rejects these messages: {error}", param) from error
-    return encode(tokenizer, text, add_special_tokens=False, param=param)
+        template: str = tokenizer.get_chat_template()
+        shown = [replace_developer_role(message.for_template(), template) for message in messages]
+        chat = Chat(shown, None, *prompt_end_options(options))
+        rendered = worker.renderer.render(template, chat, {**tokenizer.special_tokens_map, **variables})
+    except ChatTemplateError as error:
+        raise ChatNotRendered(served.name, error, param) from error
+    except ValueError as error:
+        raise InvalidRequest(
+            f"The model {served.name!r} has no default chat template: {error}", param
+        ) from error
+    if rendered.rejected is not None:
+        raise InvalidRequest(f"The chat template rejects these messages: {rendered.rejected}", param)
+    return rendered.text
 
 
 def replace_developer_role(message: dict[str, Any], template: str) -> dict[str, Any]:
@@ -51,8 +95,8 @@ def replace_developer_role(message: dict[str, Any], template: str) -> dict[str, 
     return message | {"role": "system"} if unknown else message
 
 
-def prompt_end_options(options: TemplateOptions) -> dict[str, bool]:
-    """Return whether the prompt opens a new message, which is the default, or continues the last one."""
+def prompt_end_options(options: TemplateOptions) -> tuple[bool, bool]:
+    """Return whether the prompt opens a new message, the default, and whether it continues the last one."""
     continues = bool(options.continue_final_message)
     opens = not continues if options.add_generation_prompt is None else options.add_generation_prompt
     if continues and opens:
@@ -60,27 +104,74 @@ def prompt_end_options(options: TemplateOptions) -> dict[str, bool]:
             "'continue_final_message' and 'add_generation_prompt' cannot both be true.",
             "continue_final_message",
         )
-    return {"add_generation_prompt": opens, "continue_final_message": continues}
+    return opens, continues
+
+
+def refuse_long_prompts(
+    served: ServedModel, max_tokens: int, prompts: list[str | list[int]], param: str = "prompt"
+) -> None:
+    """Raise ContextLengthExceeded for a prompt that certainly has more than `max_tokens` tokens."""
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            n_tokens = served.coverage.min_tokens(prompt) if served.coverage else 0
+            counted = f"at least {n_tokens}"
+        else:
+            n_tokens = len(prompt)
+            counted = str(n_tokens)
+        if n_tokens > max_tokens:
+            raise prompt_too_long(max_tokens, counted, param)
 
 
 def encode_prompts(
-    served: ServedModel, prompts: list[str | list[int]], add_special_tokens: bool, vocabulary_size: int
+    worker: PromptWorker,
+    served: ServedModel,
+    max_tokens: int,
+    prompts: list[str | list[int]],
+    add_special_tokens: bool,
+    vocabulary_size: int,
 ) -> list[list[int]]:
-    """Return the token ids of each prompt. Raises InvalidRequest for ids that the model does not have."""
+    """Return the token ids of each prompt.
+
+    Raises:
+        ContextLengthExceeded: A prompt has more than `max_tokens` tokens.
+        InvalidRequest: A prompt is empty, or has ids that the model does not have.
+    """
     return [
-        encode(served.tokenizer, prompt, add_special_tokens, param="prompt")
+        encode(worker, served, max_tokens, prompt, add_special_tokens, param="prompt")
         if isinstance(prompt, str)
         else check_token_ids(prompt, vocabulary_size, "prompt")
         for prompt in prompts
     ]
 
 
-def encode(tokenizer: Any, text: str, add_special_tokens: bool, param: str) -> list[int]:
-    """Return the token ids of a text. Raises InvalidRequest if there are none."""
-    ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+def encode(
+    worker: PromptWorker,
+    served: ServedModel,
+    max_tokens: int,
+    text: str,
+    add_special_tokens: bool,
+    param: str,
+) -> list[int]:
+    """Return the token ids of a text.
+
+    Raises:
+        ContextLengthExceeded: The text certainly has more than `max_tokens` tokens.
+        InvalidRequest: The text has no tokens.
+    """
+    refuse_long_prompts(served, max_tokens, [text], param)
+    if exceeds_tokens(served.tokenizer, text, max_tokens, worker.is_cancelled):
+        raise prompt_too_long(max_tokens, f"more than {max_tokens}", param)
+    ids: list[int] = served.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
     if not ids:
         raise InvalidRequest(f"{param!r} is empty; this model needs at least one token.", param)
     return ids
+
+
+def prompt_too_long(max_tokens: int, n_tokens: str, param: str) -> ContextLengthExceeded:
+    """Return the error for a prompt that does not fit the context."""
+    return ContextLengthExceeded(
+        f"The context has {max_tokens} tokens and the prompt {n_tokens}; shorten the prompt.", param
+    )
 
 
 def check_token_ids(ids: list[int], vocabulary_size: int, param: str) -> list[int]:

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from serving.engines.openai_server.schemas import (
     MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_PARTS,
     ChatMessage,
     GenerationRequest,
     TemplateOptions,
@@ -29,7 +31,7 @@ class InputMessage(BaseModel):
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[InputPart]
+    content: str | Annotated[list[InputPart], Field(max_length=MAX_PARTS)]
 
     def for_chat(self) -> ChatMessage:
         """Return the message in the format of a chat."""
@@ -80,7 +82,7 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
         "tools": "it does not call tools, so leave it out",
     }
 
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     include: list[Literal["message.output_text.logprobs"]] | None = None

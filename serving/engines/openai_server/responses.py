@@ -1,6 +1,5 @@
 """OpenAI's Responses API: responses with one message, plain or as a stream of events."""
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +12,13 @@ from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.decoding.sampling import SamplingParams
 from serving.engines.decoding.sequence import FinishReason, OutputChunk
 from serving.engines.openai_server.completions import (
+    check_room,
     find_served_model,
     make_sequence_params,
     send_response,
 )
-from serving.engines.openai_server.prompts import render_chat
+from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE
+from serving.engines.openai_server.prompts import chat_token_ids
 from serving.engines.openai_server.response_request import ResponseRequest
 from serving.engines.openai_server.response_shapes import Json, format_logprobs, sse_event
 from serving.engines.openai_server.schemas import parse_request
@@ -28,9 +29,16 @@ STATUSES = {FinishReason.stop: "completed", FinishReason.length: "incomplete"}
 
 async def create_response(http: web.Request, loop: GenerationLoop, runner: ModelRunner) -> web.StreamResponse:
     """Respond to POST /v1/responses. Raises ApiError before the response has begun."""
-    request = parse_request(ResponseRequest, await http.read())
+    body = await http.read()
+    request = parse_request(ResponseRequest, body)
     served = find_served_model(runner, request.model)
-    prompt_ids = await asyncio.to_thread(render_chat, served, request.messages, request, "input")
+    check_room(loop, 1)
+    prompt_ids = await http.app[PROMPT_QUEUE].run(
+        lambda worker: chat_token_ids(
+            worker, served, runner.max_model_len, request.messages, request, "input"
+        ),
+        len(body),
+    )
     sequences = make_sequence_params(runner, served, request, [prompt_ids], request.n_logprobs)
     writer = ResponsesWriter(request, served.tokenizer, len(prompt_ids), sequences[0].sampling)
     return await send_response(http, loop, runner, sequences, writer)

@@ -28,12 +28,18 @@ NEUTRAL_BY_NAME: dict[str, Any] = {
 MAX_LOGIT_BIASES = 1024
 MAX_CHOICES = 8
 MAX_PROMPTS = 128
+# These bound the memory of a parsed body, whose objects are many times larger than its JSON.
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+MAX_TOKEN_IDS = 2**20
+MAX_TEMPLATE_VARIABLES = 64
 MAX_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
 
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 # JSON's keys are strings, and OpenAI's SDK sends token ids that way.
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TokenIds = Annotated[list[int], Field(fail_fast=True, max_length=MAX_TOKEN_IDS)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -130,7 +136,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: str = Field(min_length=1)
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
 
     def for_template(self) -> dict[str, Any]:
         """Return the message in the form that chat templates expect."""
@@ -144,7 +150,9 @@ class TemplateOptions(BaseModel):
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = None
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = Field(
+        None, max_length=MAX_TEMPLATE_VARIABLES
+    )
 
 
 class ChatRequest(GenerationRequest, TemplateOptions):
@@ -152,7 +160,7 @@ class ChatRequest(GenerationRequest, TemplateOptions):
 
     prompt_param = "messages"
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -182,9 +190,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: (
         str
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[list[int]], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[int], Field(fail_fast=True, min_length=1, max_length=MAX_TOKEN_IDS)]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
@@ -219,7 +227,7 @@ class TokenizeRequest(TemplateOptions):
 
     model: str
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
@@ -237,7 +245,7 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    tokens: list[int]
+    tokens: TokenIds
 
 
 class LoadAdapterRequest(BaseModel):

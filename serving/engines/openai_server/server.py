@@ -16,6 +16,7 @@ from serving.engines.openai_server.completions import (
     create_chat_completion,
     create_completion,
 )
+from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE, PromptQueue
 from serving.engines.openai_server.responses import create_response
 from serving.engines.openai_server.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse_request
 from serving.engines.openai_server.tokens import detokenize_request, tokenize_request
@@ -47,7 +48,7 @@ class EngineServerState:
 def make_app(loop: GenerationLoop) -> web.Application:
     """Create the application for a generation loop, whose model may still be loading."""
     app = web.Application(middlewares=[handle_errors], client_max_size=MAX_BODY_BYTES)
-    app[LOOP], app[SERVER_STATE] = loop, EngineServerState()
+    app[LOOP], app[SERVER_STATE], app[PROMPT_QUEUE] = loop, EngineServerState(), PromptQueue()
     app.add_routes(
         [
             web.get("/health", health),
@@ -67,9 +68,13 @@ def make_app(loop: GenerationLoop) -> web.Application:
 
 async def health(request: web.Request) -> web.Response:
     """Respond with 200 if the model is loaded and the generation loop works, else 503."""
-    loop = request.app[LOOP]
+    loop, prompts = request.app[LOOP], request.app[PROMPT_QUEUE]
     ready = loop.healthy and not request.app[SERVER_STATE].draining
-    counts = {"running": loop.running_count, "waiting": loop.waiting_count}
+    counts = {
+        "running": loop.running_count,
+        "waiting": loop.waiting_count + prompts.waiting_count,
+        "tokenizing": prompts.active_count,
+    }
     return web.json_response(
         {"status": "ok" if ready else "unavailable", **counts}, status=200 if ready else 503
     )
@@ -115,12 +120,12 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
 
 async def tokenize(request: web.Request) -> web.Response:
     """Return the token ids of a text or a chat."""
-    return web.json_response(await tokenize_request(get_runner(request), await request.read()))
+    return web.json_response(await tokenize_request(request, get_runner(request)))
 
 
 async def detokenize(request: web.Request) -> web.Response:
     """Return the text of token ids."""
-    return web.json_response(await detokenize_request(get_runner(request), await request.read()))
+    return web.json_response(await detokenize_request(request, get_runner(request)))
 
 
 async def load_lora_adapter(request: web.Request) -> web.Response:

@@ -1,37 +1,56 @@
 """Tokenization and detokenization of texts and chats, in vLLM's format."""
 
-import asyncio
 from typing import Any
+
+from aiohttp import web
 
 from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.served import ServedModel
 from serving.engines.decoding.text import decode
 from serving.engines.openai_server.completions import find_served_model
-from serving.engines.openai_server.prompts import check_token_ids, render_chat
+from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE, PromptWorker
+from serving.engines.openai_server.prompts import (
+    chat_token_ids,
+    check_token_ids,
+    encode,
+    refuse_long_prompts,
+)
 from serving.engines.openai_server.schemas import DetokenizeRequest, TokenizeRequest, parse_request
 
 
-async def tokenize_request(runner: ModelRunner, body: bytes) -> dict[str, Any]:
+async def tokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, Any]:
     """Return the response to POST /tokenize. Raises ApiError."""
+    body = await http.read()
     request = parse_request(TokenizeRequest, body)
     served = find_served_model(runner, request.model)
-    ids = await asyncio.to_thread(prompt_token_ids, served, request)
+    ids = await http.app[PROMPT_QUEUE].run(
+        lambda worker: prompt_token_ids(worker, served, runner.max_model_len, request), len(body)
+    )
     strings = served.tokenizer.convert_ids_to_tokens(ids) if request.return_token_strs else None
     return {"count": len(ids), "max_model_len": runner.max_model_len, "tokens": ids, "token_strs": strings}
 
 
-async def detokenize_request(runner: ModelRunner, body: bytes) -> dict[str, Any]:
+async def detokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, Any]:
     """Return the response to POST /detokenize. Raises ApiError."""
+    body = await http.read()
     request = parse_request(DetokenizeRequest, body)
-    tokenizer = find_served_model(runner, request.model).tokenizer
+    served = find_served_model(runner, request.model)
+    refuse_long_prompts(served, runner.max_model_len, [request.tokens], "tokens")
     ids = check_token_ids(request.tokens, runner.vocabulary_size, "tokens") if request.tokens else []
-    return {"prompt": decode(tokenizer, ids, skip_special_tokens=False)}
+    text = await http.app[PROMPT_QUEUE].run(
+        lambda worker: decode(served.tokenizer, ids, skip_special_tokens=False), len(body)
+    )
+    return {"prompt": text}
 
 
-def prompt_token_ids(served: ServedModel, request: TokenizeRequest) -> list[int]:
+def prompt_token_ids(
+    worker: PromptWorker, served: ServedModel, max_tokens: int, request: TokenizeRequest
+) -> list[int]:
     """Return the prompt's token ids of a generation request with the same text or chat."""
     if request.messages is not None:
-        return render_chat(served, request.messages, request)
+        return chat_token_ids(worker, served, max_tokens, request.messages, request)
     special = request.add_special_tokens is not False
-    ids: list[int] = served.tokenizer(request.prompt, add_special_tokens=special)["input_ids"]
+    if request.prompt:
+        return encode(worker, served, max_tokens, request.prompt, special, "prompt")
+    ids: list[int] = served.tokenizer("", add_special_tokens=special)["input_ids"]
     return ids
