@@ -6,32 +6,40 @@ python -m app migrate
 python -m app verify
 """
 
+import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
-from sqlalchemy import Engine
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from app import logs
 from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.server import serve
 from app.keys import service as keys
 from app.keys.schemas import KeyCreate, KeyUpdate
+from app.scheduling.incidents import describe_error, report_thread_deaths
 from app.settings import LogLevelName, get_settings
 from app.storage import migrate
 from app.storage.artifacts import get_store
-from app.storage.database import get_engine, read_session, transaction
+from app.storage.database import DATABASE_UNAVAILABLE, get_engine, read_session, transaction
+from app.storage.startup import (
+    SettingUnusable,
+    explain_database_settings,
+    load_settings,
+    open_store,
+    prepare_database,
+)
 from app.storage.verify import VerifyProgress, verify_store
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_loopback
-from trainers.runtime.redaction import redact
 
 PROGRAM = "python -m app"
+
+logger = logging.getLogger(__name__)
 
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 keys_cli = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
@@ -40,7 +48,7 @@ cli.add_typer(keys_cli, name="keys")
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command line; an error is printed as a sentence, with exit status 1."""
-    _check_settings()
+    load_settings()
     cli(arguments, prog_name=PROGRAM)
 
 
@@ -67,12 +75,11 @@ def serve_command(
     """Serve the API, the gateway and one worker, unless a command is given."""
     settings = get_settings()
     logs.configure_logging(log_level or settings.log_level)
+    report_thread_deaths()
     if context.invoked_subcommand is not None:
         return
     host = settings.host if host is None else host
-    _prepare_database()
-    if not is_loopback(host) and not _has_key():
-        sys.exit(f"Refusing to listen on {host} without an API key: anyone could use it. {CREATE_KEY_HINT}")
+    _refuse_unusable_settings(host)
     # uvicorn raises its signal again after its shutdown, when the worker still has to be stopped.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -87,12 +94,10 @@ def serve_command(
 @cli.command("migrate")
 def migrate_command() -> None:
     """Migrate the database to the newest schema."""
-    engine = _connect()
-    try:
+    with _exit_on_errors(), explain_database_settings():
+        engine = get_engine()
         migrate.upgrade_database(engine)
         print(f"The database is at revision {migrate.get_revisions(engine)[0]}.")
-    except OperationalError as error:
-        _exit_unreachable(error)
 
 
 @cli.command("verify")
@@ -161,48 +166,38 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of t
     print(f"{key.id} ({key.name}) is revoked.")
 
 
-def _check_settings() -> None:
+def _refuse_unusable_settings(host: str) -> None:
+    """Exit if the service could never work with its settings, or if it would be open to other machines.
+
+    What is only unavailable is waited for by the service itself, which responds with 503 meanwhile. Until the
+    database tells whether a key exists, requests from other machines are refused.
+    """
     try:
-        get_settings()
-    except SettingsError as error:
-        sys.exit(f"The settings cannot be read: {error}. Write lists as JSON.")
-    except ValidationError as error:
-        # The message does not contain the values: one of them may be a password.
-        details = (
-            f"{'_'.join(['TUNESMITH', *map(str, detail['loc'])]).upper()}: {detail['msg']}."
-            for detail in error.errors(include_url=False, include_input=False)
-        )
-        sys.exit(f"The settings are invalid. {' '.join(details)}")
+        open_store()
+        prepare_database()
+        if not is_loopback(host) and not _has_key():
+            message = f"Refusing to listen on {host} without an API key: anyone could use it. "
+            sys.exit(message + CREATE_KEY_HINT)
+    except SettingUnusable as unusable:
+        sys.exit(str(unusable))
+    except (OSError, *DATABASE_UNAVAILABLE) as error:
+        logger.error("the database is unavailable; waiting for it: %s", describe_error(error))
 
 
 def _prepare_database() -> None:
-    """Migrate the embedded database; require that any other one was migrated before."""
-    engine = _connect()
+    with _exit_on_errors():
+        prepare_database()
+
+
+@contextmanager
+def _exit_on_errors() -> Iterator[None]:
+    """End a command with a sentence if the database cannot be used."""
     try:
-        if engine.dialect.name == "sqlite":
-            migrate.upgrade_database(engine)
-        current, head = migrate.get_revisions(engine)
-    except OperationalError as error:
-        _exit_unreachable(error)
-    if current != head:
-        sys.exit(f"The database is at revision {current}, not {head}. Run `{PROGRAM} migrate`.")
-
-
-def _connect() -> Engine:
-    try:
-        return get_engine()
-    except OSError as error:
-        folder = get_settings().data_dir
-        sys.exit(f"The data directory {folder} cannot be created: {error.strerror}. Set TUNESMITH_DATA_DIR.")
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
-        sys.exit(
-            "TUNESMITH_DATABASE_URL is not the URL of a supported database: "
-            "write postgresql://user:password@host/name, or leave it empty for SQLite."
-        )
-
-
-def _exit_unreachable(error: OperationalError) -> NoReturn:
-    sys.exit(f"The database cannot be reached: {redact(str(error.orig)).strip()}")
+        yield
+    except SettingUnusable as unusable:
+        sys.exit(str(unusable))
+    except (OSError, *DATABASE_UNAVAILABLE) as error:
+        sys.exit(f"The database cannot be reached: {describe_error(error)}.")
 
 
 def _make_progress_printer() -> Callable[[VerifyProgress], None]:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -26,10 +26,10 @@ from app.models import endpoints as models
 from app.presets import endpoints as presets
 from app.routing_table import endpoints as routes
 from app.runs import endpoints as runs
-from app.scheduling.sweeper import Sweeper
+from app.scheduling.sweeper import create_sweeper
 from app.settings import get_settings
-from app.storage import migrate
 from app.storage.database import get_engine
+from app.storage.startup import Preparation
 from app.workers import endpoints as workers
 
 DESCRIPTION = (
@@ -85,6 +85,7 @@ def create_app() -> FastAPI:
     )
     app.state.stopping = threading.Event()
     app.state.gateway = create_gateway()
+    app.state.readiness = health.ReadinessChecks()
     install_error_handlers(app)
     app.include_router(_api_router())
     app.include_router(health.router)
@@ -107,17 +108,17 @@ def _api_router() -> APIRouter:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Migrate the embedded database, and run the sweeper; other databases need `python -m app migrate`."""
-    settings, engine = get_settings(), get_engine()
-    if engine.dialect.name == "sqlite":
-        await run_in_threadpool(migrate.upgrade_database, engine)
-    sweeper = Sweeper(settings)
+    """Prepare the database, and run the sweeper; while the database is unavailable, requests get 503."""
+    sweeper, preparation = create_sweeper(get_settings()), Preparation()
+    await run_in_threadpool(preparation.start)
     sweeper.start()
     yield
     app.state.stopping.set()
+    await run_in_threadpool(preparation.stop)
     await run_in_threadpool(sweeper.stop)
     await app.state.gateway.aclose()
-    engine.dispose()
+    with suppress(OSError):
+        get_engine().dispose()
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,6 +170,42 @@ def mlflow() -> Iterator[MlflowServer]:
             yield server
         finally:
             server.stop()
+
+
+class Relay:
+    """A port that refuses connections until it is opened, and then relays them to another port."""
+
+    def __init__(self, to_port: int) -> None:
+        self.port = free_port()
+        self._to_port = to_port
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> "Relay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
+    def open(self) -> None:
+        """Listen, and relay every connection."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._to_port))
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=_copy, args=ends, daemon=True).start()
+
+
+def _copy(source: socket.socket, destination: socket.socket) -> None:
+    with contextlib.suppress(OSError), source, destination:
+        while data := source.recv(1 << 16):
+            destination.sendall(data)
+        destination.shutdown(socket.SHUT_RDWR)
 
 
 def free_port() -> int:

@@ -19,14 +19,15 @@ from celery.apps.worker import Worker as CeleryWorker
 from celery.platforms import SecurityWarning
 
 from app import logs
+from app.scheduling.incidents import describe_error, report_thread_deaths
 from app.scheduling.queue import get_celery
-from app.scheduling.sweeper import Sweeper
-from app.settings import Settings, get_settings
-from app.storage import migrate
-from app.storage.database import get_engine
+from app.scheduling.sweeper import create_sweeper
+from app.settings import Settings
+from app.storage.startup import load_settings, prepare_database, prepare_or_exit, prepare_store
 from trainers.configs import Queue
 from trainers.runtime.command_line import make_help, make_typer
 from workers import tasks
+from workers.consumer import PersistentConsumer
 from workers.engines.deployment_manager import DeploymentManager
 from workers.hosts.worker import WorkerContext, register_worker
 from workers.runs.dispatcher import RunDispatcher
@@ -55,34 +56,24 @@ def main(
     ] = False,
 ) -> None:
     """Run one worker; exit with 0 after it was asked to stop, and with 1 if Celery ended by itself."""
-    settings = get_settings()
+    settings = load_settings()
     logs.configure_logging(settings.log_level)
+    report_thread_deaths()
     if (missing := explain_missing_packages(settings)) is not None:
         raise SystemExit(missing)
-    _check_schema()
+    if exit_with_stdin:
+        threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
+    prepare_or_exit(prepare_database, "database")
+    prepare_or_exit(prepare_store, "artifact store")
+    prepare_or_exit(get_celery, "queue")
+    worker = prepare_or_exit(lambda: register_worker(settings, queue, name), "database")
     _defer_early_signals()
-    worker = register_worker(settings, queue, name)
     logger.info(
         "joined", extra={"worker_id": worker.worker_id, "queues": worker.queues, "stages": worker.stages}
     )
-    if exit_with_stdin:
-        threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
     was_asked_to_stop = _serve(worker, settings)
-    worker.leave()
+    _leave(worker)
     raise typer.Exit(0 if was_asked_to_stop else 1)
-
-
-def _check_schema() -> None:
-    """Migrate an embedded database; a team's database must have been migrated."""
-    engine = get_engine()
-    if engine.dialect.name == "sqlite":
-        migrate.upgrade_database(engine)
-    current, head = migrate.get_revisions(engine)
-    if current != head:
-        raise SystemExit(
-            f"The database is at revision {current}, but this version needs {head}: run "
-            "`python -m app migrate` first."
-        )
 
 
 def _defer_early_signals() -> None:
@@ -105,7 +96,7 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     celery = get_celery()
     dispatcher = RunDispatcher(worker)
     tasks.register_task(celery, dispatcher)
-    sweeper = Sweeper(settings)
+    sweeper = create_sweeper(settings)
     deployments = threading.Thread(target=DeploymentManager(worker).run, name="deployments")
     worker.leases.start()
     worker.tracker.start()
@@ -123,6 +114,7 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
         queues=[queue.value for queue in worker.queues],
         pool="threads",
         concurrency=1,
+        consumer_cls=PersistentConsumer,
         loglevel=settings.log_level,
         without_gossip=True,
         without_mingle=True,
@@ -131,12 +123,22 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     ).start()
     was_asked_to_stop = worker.stopping.is_set()
     worker.stopping.set()
+    # Celery's handlers no longer do anything; a second Ctrl-C does not wait for the current runs.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     dispatcher.join()
     deployments.join()
     worker.tracker.stop()
     sweeper.stop()
     worker.leases.stop()
     return was_asked_to_stop
+
+
+def _leave(worker: WorkerContext) -> None:
+    try:
+        worker.leave()
+    except Exception as error:
+        # It is then listed as alive until its last heartbeat is too old.
+        logger.warning("cannot write that this worker has stopped: %s", describe_error(error))
 
 
 def _exit_with_stdin() -> None:

@@ -10,6 +10,7 @@
         PayloadTooLarge        413
         UnprocessableContent   422
         InternalServerError    500
+        ServiceUnavailable     503
 
 A more specific error is a subclass that is defined next to the function that raises it.
 """
@@ -119,6 +120,14 @@ class InternalServerError(HttpError):
 
     status = 500
     code = ErrorCode.internal_error
+
+
+class ServiceUnavailable(HttpError):
+    """A request that failed because something that the service depends on is unavailable."""
+
+    status = 503
+    code = ErrorCode.database_unavailable
+    headers = {"Retry-After": "5"}  # noqa: RUF012 — read only, like the other attributes
 
 
 class ErrorCodeInfo(NamedTuple):

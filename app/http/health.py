@@ -1,16 +1,25 @@
 """Liveness, readiness and metrics."""
 
-from fastapi import APIRouter, Depends, Response
+import asyncio
+import time
+
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from kombu.exceptions import OperationalError as BrokerUnreachable
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
 
 from app.http import metrics
 from app.http.auth import require_by_method
-from app.scheduling.queue import get_celery
-from app.storage import migrate
-from app.storage.database import ReadSession, get_engine
+from app.scheduling.incidents import describe_error, list_problems
+from app.scheduling.queue import check_broker
+from app.storage.availability import (
+    LIMIT_SECONDS,
+    NotMigrated,
+    TimedCheck,
+    check_database,
+    check_store,
+)
+from app.storage.database import ReadSession
+from app.workers import service as workers
 
 router = APIRouter(tags=["operations"])
 
@@ -23,13 +32,28 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The state of the servers that the service depends on."""
+    """The state of what the service depends on: each field is `ok`, or says what is wrong."""
 
-    ready: bool = Field(description="Whether the database is reachable and migrated.")
-    database: str = Field(description="`ok`, or the reason why not.")
-    broker: str = Field(
-        description="`ok`, or the reason why not. Without it, runs start later, when workers poll."
+    ready: bool = Field(
+        description="Whether requests can be served: the database and the artifact store are available."
     )
+    database: str = Field(description="Whether the database is reachable and migrated.")
+    store: str = Field(description="Whether a file can be written to the artifact store and read again.")
+    broker: str = Field(
+        description="Whether notifications can be sent. Without them, runs start later, when workers poll."
+    )
+    workers: str = Field(description="Whether a worker is alive, and none of them reports a problem.")
+    background: str = Field(description="Whether the threads and the worker of this process work.")
+
+
+UNREADY_EXAMPLE = {
+    "ready": False,
+    "database": "OperationalError: connection refused",
+    "store": "ok",
+    "broker": "ok",
+    "workers": "unknown without the database",
+    "background": "sweeper: 3 failures, the last one: OperationalError: connection refused",
+}
 
 
 @router.get("/healthz", summary="Check that the process runs")
@@ -45,20 +69,18 @@ def healthz() -> Health:
     responses={
         503: {
             "model": Readiness,
-            "description": "The database is unreachable, or needs a migration.",
-            "content": {
-                "application/json": {"example": {"ready": False, "database": "unreachable", "broker": "ok"}}
-            },
+            "description": "The database or the artifact store is unavailable.",
+            "content": {"application/json": {"example": UNREADY_EXAMPLE}},
         }
     },
 )
-def readyz() -> JSONResponse:
-    """Return 200 if the database is reachable and migrated, else 503.
+async def readyz(request: Request) -> JSONResponse:
+    """Return 200 if the database and the artifact store are available, else 503.
 
-    An unreachable broker is reported, but does not make the service unready.
+    Each of them is tried with a time limit. A broker, worker or thread that fails is reported, but does not
+    make the service unready.
     """
-    database, broker = _check_database(), _check_broker()
-    readiness = Readiness(ready=database == "ok", database=database, broker=broker)
+    readiness = await request.app.state.readiness.check()
     return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
 
@@ -70,18 +92,48 @@ def exposition(session: ReadSession) -> Response:
     return Response(metrics.render_metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _check_database() -> str:
-    try:
-        current, head = migrate.get_revisions(get_engine())
-    except OperationalError:
-        return "unreachable"
-    return "ok" if current == head else f"at revision {current}, not {head}: run `python -m app migrate`"
+class ReadinessChecks:
+    """The checks of one application, which all requests share."""
+
+    def __init__(self) -> None:
+        self._checks = {
+            "database": _RecentState(TimedCheck("database", check_database), 1),
+            # Each check of a remote store is three requests, which cost money.
+            "store": _RecentState(TimedCheck("artifact store", check_store), 10),
+            "broker": _RecentState(TimedCheck("broker", check_broker), 1),
+            "workers": _RecentState(TimedCheck("workers", workers.check_workers), 1),
+        }
+
+    async def check(self) -> Readiness:
+        """Try everything at once; what hangs holds one thread, whatever the number of requests."""
+        read = await asyncio.gather(*(check.read() for check in self._checks.values()))
+        states = dict(zip(self._checks, read, strict=True))
+        ready = states["database"] == states["store"] == "ok"
+        return Readiness(ready=ready, **states, background="; ".join(list_problems()) or "ok")
 
 
-def _check_broker() -> str:
-    try:
-        with get_celery().connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=2)
-    except BrokerUnreachable:
-        return "unreachable"
-    return "ok"
+class _RecentState:
+    """The state that a check found, while it is recent."""
+
+    def __init__(self, check: TimedCheck, max_age_seconds: float) -> None:
+        self._check = check
+        self._max_age_seconds = max_age_seconds
+        self._state = ""
+        self._expires_at = 0.0
+
+    async def read(self) -> str:
+        if time.monotonic() < self._expires_at:
+            return self._state
+        try:
+            async with asyncio.timeout(LIMIT_SECONDS):
+                await asyncio.shield(asyncio.wrap_future(self._check.start()))
+        except TimeoutError:
+            self._state = f"no response within {LIMIT_SECONDS:g} s"
+        except (NotMigrated, workers.WorkersMissing) as error:
+            self._state = str(error)
+        except Exception as error:
+            self._state = describe_error(error)
+        else:
+            self._state = "ok"
+        self._expires_at = time.monotonic() + self._max_age_seconds
+        return self._state

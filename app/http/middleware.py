@@ -11,7 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.http import metrics
 from app.http.error_responses import error_response
-from app.http.errors import InternalServerError
+from app.http.errors import HttpError, InternalServerError
+from app.http.unavailable import as_unavailable
+from app.scheduling.incidents import describe_error
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 UNKNOWN_ROUTE = "none"
@@ -43,14 +45,18 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            if not status:
-                error = InternalServerError(
+        except Exception as error:
+            response: HttpError | None = as_unavailable(error)
+            if response is not None:
+                logger.error("%s %s failed: %s", scope["method"], scope["path"], describe_error(error))
+            else:
+                logger.exception("%s %s failed", scope["method"], scope["path"])
+                response = InternalServerError(
                     f"The service failed on this request. Its log has the traceback under {request_id}.",
                     hint="Send the request again; if it fails again, report the failure with that id.",
                 )
-                await error_response(error)(scope, receive, send_with_id)
+            if not status:
+                await error_response(response)(scope, receive, send_with_id)
         finally:
             _record(scope, status, time.perf_counter() - started)
 

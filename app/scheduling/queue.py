@@ -8,22 +8,25 @@ import logging
 import os
 import tempfile
 from functools import lru_cache
+from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 from kombu.transport import filesystem
 from kombu.utils.encoding import str_to_bytes
-from kombu.utils.json import dumps
+from kombu.utils.json import dumps, loads
 from sqlalchemy import event
 from sqlmodel import Session
 
+from app.scheduling.incidents import Incident
 from app.settings import Settings, get_settings
 from trainers.configs import Queue
 
 logger = logging.getLogger(__name__)
 
 NOTIFY_TASK = "tunesmith.notify"
+PAUSE_AFTER_FAILURE_SECONDS = 5.0
 _PENDING = "pending_notifications"
 
 
@@ -40,7 +43,22 @@ class _NoPrefetch(filesystem.Channel.QoS):
 
 
 class _Channel(filesystem.Channel):
+    """A channel whose only files are complete messages.
+
+    kombu's own keeps the bindings of each exchange in a file that it writes in place: after a full disk or a
+    crash that file is empty, and no worker can start. Here every queue has the exchange of its own name.
+    """
+
     QoS = _NoPrefetch
+
+    def get_table(self, exchange: str) -> list[Any]:
+        return [filesystem.exchange_queue_t(exchange, "", exchange)]
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Write nothing: the binding follows from the name."""
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self._purge(queue)
 
     @property
     def data_folder_in(self) -> str:
@@ -49,17 +67,48 @@ class _Channel(filesystem.Channel):
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
         return folder
 
+    def _get(self, queue: str) -> dict[str, Any]:
+        """Return the next message; one that cannot be read is deleted, since a notification names no run."""
+        for path in sorted(Path(self.data_folder_in).glob(f"*.{queue}.msg")):
+            try:
+                content = path.read_bytes()
+                # The reader that deletes the file has the message; another one may have been faster.
+                path.unlink()
+            except FileNotFoundError:
+                continue
+            try:
+                message = loads(content.decode())
+            except (ValueError, RecursionError):
+                message = None
+            if isinstance(message, dict):
+                return message
+            logger.warning("deleted the unreadable notification %s (%d bytes)", path.name, len(content))
+        raise Empty
+
+    def check(self) -> None:
+        """Write and delete a file in the folder of messages."""
+        handle, path = tempfile.mkstemp(dir=self.data_folder_in, suffix=".part")
+        try:
+            os.write(handle, b"check")
+        finally:
+            os.close(handle)
+            Path(path).unlink()
+
     def _put(self, queue: str, payload: dict[str, Any], **kwargs: Any) -> None:
         """Write the message to a temporary file, then rename it: a reader never sees a partial message."""
         handle, temporary = tempfile.mkstemp(dir=self.data_folder_in, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(str_to_bytes(dumps(payload)))
-        name = os.path.basename(temporary).removesuffix(".part")  # noqa: PTH119
-        os.replace(temporary, os.path.join(self.data_folder_in, f"{name}.{queue}.msg"))  # noqa: PTH105, PTH118
+        part = Path(temporary)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(str_to_bytes(dumps(payload)))
+            part.replace(part.with_name(f"{part.stem}.{queue}.msg"))
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
 
 class FilesystemTransport(filesystem.Transport):
-    """Celery's filesystem transport with atomic messages and without prefetching."""
+    """Celery's filesystem transport with atomic messages, without other state, and without prefetching."""
 
     Channel = _Channel
 
@@ -92,7 +141,6 @@ def create_celery(settings: Settings) -> Celery:
             broker_transport_options={
                 "data_folder_in": str(folder / "messages"),
                 "data_folder_out": str(folder / "messages"),
-                "control_folder": str(folder / "control"),
                 "polling_interval": 0.1,
             },
         )
@@ -107,22 +155,53 @@ def get_celery() -> Celery:
     return create_celery(get_settings())
 
 
+def check_broker() -> None:
+    """Check that the broker accepts notifications; raise what is wrong."""
+    with get_celery().connection_for_write() as connection:
+        connection.connect()
+        channel = connection.default_channel
+        if isinstance(channel, _Channel):
+            channel.check()
+        else:
+            # Fails on a server that is full, read-only, or asks for another password.
+            channel.client.set(f"{NOTIFY_TASK}.check", 1, ex=60)
+            for queue in Queue:
+                channel.client.llen(queue.value)
+    get_notify_incident().resolve()
+
+
+@lru_cache
+def get_notify_incident() -> Incident:
+    """Return the incident of notifications that this process cannot send."""
+    return Incident("notification", consequence="; workers find runs by polling meanwhile")
+
+
 def notify(queue: Queue) -> None:
-    """Notify a queue once. An unreachable broker is logged only: the sweeper notifies again."""
+    """Notify a queue once; a failure is logged only, since workers also poll and the sweeper notifies again.
+
+    After a failure no notification is sent for a few seconds, so that requests do not wait for a broker that
+    does not respond.
+    """
+    incident = get_notify_incident()
+    if incident.seconds_since_failure < PAUSE_AFTER_FAILURE_SECONDS:
+        return
     try:
         get_celery().send_task(NOTIFY_TASK, args=[queue.value], queue=queue.value)
-    except (OperationalError, OSError) as error:
-        logger.warning("cannot notify queue %s; the sweeper will notify it again: %s", queue, error)
+    except Exception as error:
+        # Whatever a broken broker raises, the row is committed, and its request must not fail.
+        incident.record(error)
+    else:
+        incident.resolve()
 
 
 def notify_after_commit(session: Session, queue: Queue) -> None:
     """Notify the queue once the transaction is committed: before that, a worker would find no work."""
-    session.info.setdefault(_PENDING, []).append(queue)
+    session.info.setdefault(_PENDING, set()).add(queue)
 
 
 @event.listens_for(Session, "after_commit")
 def _send_pending(session: Session) -> None:
-    for queue in session.info.pop(_PENDING, []):
+    for queue in session.info.pop(_PENDING, ()):
         notify(queue)
 
 

@@ -5,15 +5,13 @@ one of several sweepers carries it out.
 """
 
 import logging
-import random
-import threading
 
 from sqlalchemy import func, update
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col
 
 from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
+from app.scheduling.periodic import PeriodicThread
 from app.scheduling.queue import notify_after_commit
 from app.settings import Settings
 from app.storage.database import database_now, transaction
@@ -48,29 +46,9 @@ def list_idle_queues(session: Session, settings: Settings) -> list[Queue]:
     return [queue for queue in Queue if any(slots.get(queue, 0) > 0 for slots in free)]
 
 
-class Sweeper:
-    """A thread that sweeps until it is stopped."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop the thread after the current sweep."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._settings.sweep_seconds * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
-            try:
-                sweep_once(self._settings)
-            except DBAPIError as error:
-                logger.warning("cannot write to the database; the next sweep tries again: %s", error.orig)
+def create_sweeper(settings: Settings) -> PeriodicThread:
+    """Create the thread that sweeps until it is stopped."""
+    return PeriodicThread("sweeper", lambda: sweep_once(settings), settings.sweep_seconds, jitter=JITTER)
 
 
 def _claim_notification(session: Session, queue: Queue, renotify_seconds: float) -> bool:

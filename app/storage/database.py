@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, text
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
@@ -16,7 +18,12 @@ from sqlmodel import Session
 
 from app.settings import get_settings
 
-BUSY_TIMEOUT_SECONDS = 30
+# A client waits for a connection and for a lock for seconds, and then gets 503.
+POOL_TIMEOUT_SECONDS = 5
+BUSY_TIMEOUT_SECONDS = 5
+# A server that is away, restarting or out of connections; a file that is locked or cannot be written.
+# PostgreSQL reports a session that it ended for being idle in a transaction as an internal error.
+DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 POSTGRESQL_OPTIONS = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -43,7 +50,7 @@ def create_database_engine(url: str) -> Engine:
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     # A server that disappears without closing its connections is noticed in seconds: leases depend on it.
     options = POSTGRESQL_OPTIONS if url.startswith("postgresql") else {}
-    engine = create_engine(url, pool_pre_ping=True, connect_args=options)
+    engine = create_engine(url, pool_pre_ping=True, pool_timeout=POOL_TIMEOUT_SECONDS, connect_args=options)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

@@ -11,7 +11,7 @@ from app.http.errors import Conflict, InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.runs.lifecycle import is_ahead_of, select_claimable
 from app.settings import Settings, get_settings
-from app.storage.database import database_now
+from app.storage.database import database_now, read_session
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
 from app.workers.schemas import WorkerView
 from app.workers.slots import count_free_slots, count_gpus
@@ -20,6 +20,10 @@ from trainers.runtime.error_codes import ErrorCode
 
 MAX_MISSED_HEARTBEATS = 3
 MAX_COUNTED_AHEAD = 1000
+
+
+class WorkersMissing(Exception):
+    """No worker is alive."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ def is_alive(settings: Settings) -> ColumnElement[bool]:
 def list_alive_workers(session: Session, settings: Settings) -> Sequence[Worker]:
     """Return the workers that are alive, busy or not, oldest first."""
     return session.scalars(select(Worker).where(is_alive(settings)).order_by(col(Worker.id))).all()
+
+
+def check_workers() -> None:
+    """Check that a worker is alive; raises WorkersMissing."""
+    with read_session() as session:
+        if not list_alive_workers(session, get_settings()):
+            raise WorkersMissing("no live worker: start one with `python -m workers --queue …`")
 
 
 def list_workers(

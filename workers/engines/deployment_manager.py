@@ -2,10 +2,11 @@
 
 import logging
 import time
-
-from sqlalchemy.exc import DBAPIError
+from collections.abc import Sequence
 
 from app.deployments import lifecycle as deployments
+from app.scheduling.incidents import Incident
+from app.scheduling.periodic import repeat
 from app.storage.database import read_session, transaction
 from app.tables import Deployment
 from trainers.configs import EngineOptions, Queue
@@ -24,14 +25,11 @@ class DeploymentManager:
         self.worker = worker
         self.engines: dict[str, EngineProcess] = {}
         self.runners: list[DeploymentRunner] = []
+        self._claim_incident = Incident("claim of a deployment")
 
     def run(self) -> None:
         """Serve deployments until the worker stops, and wait until their engines have stopped."""
-        while not self.worker.stopping.wait(POLL_SECONDS):
-            try:
-                self.poll()
-            except DBAPIError as error:
-                logger.warning("cannot poll for deployments: %s", error.orig)
+        repeat("deployments", self.poll, POLL_SECONDS, self.worker.stopping)
         for runner in self.runners:
             runner.thread.join()
 
@@ -45,8 +43,7 @@ class DeploymentManager:
         self._update_runners({state.id: state for state in states})
         for engine in self.engines.values():
             self._free_adapter_slots(engine)
-        for deployment in waiting:
-            self._claim(deployment)
+        self._claim_all(waiting)
 
     def _update_runners(self, states: dict[str, deployments.DeploymentState]) -> None:
         for runner in self.runners:
@@ -79,6 +76,19 @@ class DeploymentManager:
         staying.sort(key=lambda runner: runner.unused_seconds, reverse=True)
         for runner in staying[: max(0, n_waiting - n_leaving)]:
             runner.sleep_requested.set()
+
+    def _claim_all(self, waiting: Sequence[Deployment]) -> None:
+        """Claim deployments; one that cannot be claimed does not keep the others waiting."""
+        failed: Exception | None = None
+        for deployment in waiting:
+            try:
+                self._claim(deployment)
+            except Exception as error:
+                failed = error
+        if failed is not None:
+            self._claim_incident.record(failed)
+        else:
+            self._claim_incident.resolve()
 
     def _claim(self, waiting: Deployment) -> None:
         """Claim a deployment for the engine that has its base, or for a new one if devices are free."""

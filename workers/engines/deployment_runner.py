@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
-
 from app.deployments import lifecycle as deployments
 from app.runs.lifecycle import StaleAttempt
+from app.scheduling.incidents import report_failure
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Model
 from serving.engines import EngineRequestFailed
@@ -108,8 +107,10 @@ class DeploymentRunner:
                 self._serve()
         except StaleAttempt as stale:
             logger.warning("the deployment belongs to another worker now: %s", stale, extra=extra)
-        except DBAPIError as error:
-            logger.warning("the deployment is left until its lease ends: %s", error.orig, extra=extra)
+        except Exception as error:
+            # Its status is written by whichever worker claims it once this lease has ended.
+            name = f"deployment {self.deployment.id}"
+            report_failure("deployment", name, error, "; it is released when its lease ends")
         finally:
             self._leave_engine()
 

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from app.scheduling.incidents import describe_error
 from app.tables import Deployment
 from serving.engines import EngineConfig, find_engine
 from serving.engines.child_engine import log_tail
@@ -154,6 +155,9 @@ class EngineProcess:
                     if not failure.was_ready or n_failures > MAX_RESTARTS:
                         return
                     self.closing.wait(min(2.0 ** (n_failures - 1), MAX_BACKOFF_SECONDS))
+        except Exception as error:
+            logger.exception("the engine cannot be run", extra={"engine": self.base_name})
+            self.last_error = EngineError(f"The engine cannot be run: {describe_error(error)}.")
         finally:
             # No deployment may acquire an engine that has been given up.
             with self._lock:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from app.runs.lifecycle import StaleAttempt
+from app.scheduling.incidents import Incident
+from app.scheduling.periodic import PeriodicThread
 from app.storage.database import transaction
 from workers.hosts.guarded_process import GuardedProcess
 
@@ -30,6 +31,7 @@ class Lease:
     def __init__(self, name: str, seconds: float, since: float, renew: Callable[[Session], object]) -> None:
         self.name = name
         self.lost = threading.Event()
+        self._incident = Incident("lease renewal", subject=name)
         self._seconds = seconds
         self._renew = renew
         self._processes: list[GuardedProcess] = []
@@ -53,6 +55,7 @@ class Lease:
     def end(self) -> None:
         """Stop renewing: the run has ended, and its lease with it."""
         self._has_ended = True
+        self._incident.resolve()
 
     def renew(self) -> None:
         """Renew once; while the database is unavailable, the deadline stays as it is."""
@@ -65,11 +68,13 @@ class Lease:
         except StaleAttempt:
             logger.warning("lost the lease of %s", self.name)
             self.lost.set()
-        except DBAPIError as error:
-            logger.warning("cannot renew the lease of %s: %s", self.name, error.orig)
+        except Exception as error:
+            # Whatever prevents a renewal, the other leases must be renewed.
+            self._incident.record(error)
             if not self.seconds_left:
                 self.lost.set()
         else:
+            self._incident.resolve()
             self._deadline = requested_at + self._seconds * KILL_AT_SHARE
             for process in self._processes:
                 process.extend(self.seconds_left)
@@ -79,12 +84,13 @@ class Leases:
     """The thread that renews all leases of this worker."""
 
     def __init__(self, heartbeat_seconds: float, announce: Callable[[], None]) -> None:
-        self._heartbeat_seconds = heartbeat_seconds
         self._announce = announce
         self._held: set[Lease] = set()
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        # Without a longer interval after failures, which would lose the leases.
+        self._thread = PeriodicThread(
+            "heartbeat", self._renew_all, heartbeat_seconds, max_seconds=heartbeat_seconds
+        )
 
     def start(self) -> None:
         """Start the thread."""
@@ -92,8 +98,7 @@ class Leases:
 
     def stop(self) -> None:
         """Stop the thread and wait for it."""
-        self._stopping.set()
-        self._thread.join()
+        self._thread.stop()
 
     @contextmanager
     def hold(self, lease: Lease) -> Iterator[Lease]:
@@ -106,13 +111,9 @@ class Leases:
             with self._lock:
                 self._held.discard(lease)
 
-    def _run(self) -> None:
-        while not self._stopping.wait(self._heartbeat_seconds):
-            with self._lock:
-                held = list(self._held)
-            for lease in held:
-                lease.renew()
-            try:
-                self._announce()
-            except DBAPIError as error:
-                logger.warning("cannot announce this worker: %s", error.orig)
+    def _renew_all(self) -> None:
+        with self._lock:
+            held = list(self._held)
+        for lease in held:
+            lease.renew()
+        self._announce()

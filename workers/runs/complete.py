@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from app.datasets.service import create_dataset
 from app.runs import lifecycle
 from app.runs.lifecycle import AttemptOutcome, StaleAttempt
+from app.scheduling.incidents import describe_error
 from app.settings import Settings
 from app.storage.artifacts import get_store
-from app.storage.database import read_session, transaction
+from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Model, Run, RunStatus
 from app.tables.base import new_id
 from trainers.configs.stage_table import Product
@@ -158,8 +158,10 @@ def _commit_end(attempt: RunAttempt, write: Callable[[Session], Run | None]) -> 
                     # The attempt still holds the run, or this raises StaleAttempt. In the first case the
                     # status changed between the read and the UPDATE: decide again.
                     lifecycle.append_events(session, run.id, run.attempt, [])
-        except OperationalError as error:
-            logger.warning("cannot write the end of the run: %s", error.orig, extra={"run_id": run.id})
+        except DATABASE_UNAVAILABLE as error:
+            logger.warning(
+                "cannot write the end of the run: %s", describe_error(error), extra={"run_id": run.id}
+            )
             if attempt.lease.lost.wait(1):
                 raise StaleAttempt(
                     f"attempt {run.attempt} lost {run.id} while it waited for the database"

@@ -6,14 +6,14 @@ The engine outlives the run and takes no run slot: `workers/engines` runs it.
 import logging
 import time
 
-from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from app.deployments import lifecycle as deployments
 from app.deployments.create import NameIsAlias, build_deployment, insert_deployment
 from app.runs import lifecycle
 from app.runs.lifecycle import AttemptOutcome, StaleAttempt
-from app.storage.database import transaction
+from app.scheduling.incidents import describe_error
+from app.storage.database import DATABASE_UNAVAILABLE, transaction
 from app.tables import Deployment, DeploymentStatus, Run, RunStatus
 from trainers.configs import DeployConfig
 from trainers.runtime.error_codes import ErrorCode
@@ -63,8 +63,10 @@ def _wait_until_ready(
             with transaction() as session:
                 if _end_when_settled(session, worker, run, deployment_id, deadline):
                     return
-        except OperationalError as error:
-            logger.warning("cannot read %s: %s", deployment_id, error.orig, extra={"run_id": run.id})
+        except DATABASE_UNAVAILABLE as error:
+            logger.warning(
+                "cannot read %s: %s", deployment_id, describe_error(error), extra={"run_id": run.id}
+            )
     raise StaleAttempt(f"attempt {run.attempt} of {run.id} lost its lease")
 
 

@@ -1,18 +1,16 @@
 """Dispatcher: claims as many runs as this worker has room for, and executes each in a thread of its own."""
 
-import logging
 import random
 import threading
 from collections import Counter
 
+from app.scheduling.incidents import Incident
 from trainers.configs import Queue
 from workers.hosts.worker import WorkerContext
 from workers.runs.execute import ClaimedRun, claim_next, execute
 
 JITTER = 0.2
 ROOM_POLL_SECONDS = 0.5
-
-logger = logging.getLogger(__name__)
 
 
 class RunDispatcher:
@@ -24,6 +22,7 @@ class RunDispatcher:
 
     def __init__(self, worker: WorkerContext) -> None:
         self._worker = worker
+        self._incident = Incident("claim of runs")
         self._claiming = threading.Lock()
         self._threads: dict[threading.Thread, ClaimedRun] = {}
         self._thread = threading.Thread(target=self._run, name="dispatcher")
@@ -38,13 +37,17 @@ class RunDispatcher:
         self._thread.join()
 
     def fill(self) -> None:
-        """Claim and start runs until there is none left that this worker has room for."""
-        with self._claiming:
-            while not self._worker.stopping.is_set():
-                claimed = claim_next(self._worker, self._full_queues())
-                if claimed is None:
-                    return
-                self._start(claimed)
+        """Claim and start runs until there is none left that this worker has room for.
+
+        A failure is an incident, and the next poll tries again.
+        """
+        try:
+            with self._claiming:
+                self._claim_all()
+        except Exception as error:
+            self._incident.record(error)
+        else:
+            self._incident.resolve()
 
     def wait_for_room(self) -> None:
         """Wait until one of the queues has room for a run, or the worker is stopping."""
@@ -56,13 +59,16 @@ class RunDispatcher:
         while not self._worker.stopping.is_set():
             self._worker.wake.wait(seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
             self._worker.wake.clear()
-            try:
-                self.fill()
-            except Exception:
-                # The next poll tries again: a worker without this thread would take no run any more.
-                logger.exception("cannot claim runs")
+            self.fill()
         for thread in list(self._threads):
             thread.join()
+
+    def _claim_all(self) -> None:
+        while not self._worker.stopping.is_set():
+            claimed = claim_next(self._worker, self._full_queues())
+            if claimed is None:
+                return
+            self._start(claimed)
 
     def _start(self, claimed: ClaimedRun) -> None:
         thread = threading.Thread(target=self._execute, args=(claimed,), name=claimed.run.id)

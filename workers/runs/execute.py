@@ -7,13 +7,13 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
 from app.runs.lifecycle import AttemptOutcome, FreeResources, NewEvent, StaleAttempt
+from app.scheduling.incidents import describe_error
 from app.storage.artifacts import PublishedArtifact, get_store
-from app.storage.database import read_session, transaction
+from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus
 from trainers.configs import EngineClientConfig, Queue, StageKind, TrainingConfig
 from trainers.runtime import run_dir as files
@@ -102,11 +102,11 @@ def execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
         logger.warning("another attempt holds the run: %s", stale, extra={"run_id": run.id})
     except Exception as error:
         logger.exception("the worker failed", extra={"run_id": run.id})
-        # The sweeper would end the attempt as well, but only once its lease has ended.
         message = f"The worker raised {type(error).__name__} while it executed {run.id}."
-        _end_in_transaction(
-            worker, run, AttemptOutcome(WorkerFailed(message, "The worker's own log contains the traceback."))
-        )
+        failed = WorkerFailed(message, "The worker's own log contains the traceback.")
+        # Otherwise the sweeper ends the attempt, but only once its lease has ended.
+        with contextlib.suppress(*DATABASE_UNAVAILABLE):
+            _end_in_transaction(worker, run, AttemptOutcome(failed))
     finally:
         worker.release_devices(claimed.devices)
 
@@ -248,8 +248,10 @@ class _RunExecution:
                 self.unsaved = RunDirChanges()
             else:
                 self.status = self._read_status()
-        except OperationalError as error:
-            logger.warning("cannot write to the database: %s", error.orig, extra={"run_id": self.run.id})
+        except DATABASE_UNAVAILABLE as error:
+            logger.warning(
+                "cannot write to the database: %s", describe_error(error), extra={"run_id": self.run.id}
+            )
 
     def _read_status(self) -> RunStatus:
         with read_session() as session:
@@ -310,7 +312,8 @@ class _RunExecution:
         for artifact in superseded:
             try:
                 get_store().delete(artifact)
-            except OSError as error:
+            except Exception as error:
+                # The new checkpoint is committed: what fails after that must not end the attempt.
                 logger.warning("could not remove %s: %s", artifact, error, extra={"run_id": self.run.id})
 
 

@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
 from app.runs.lifecycle import NewEvent
+from app.scheduling.incidents import Incident
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import Event, EventType, Job, Run, Worker
@@ -61,6 +61,7 @@ class Tracker:
         self._spool = settings.data_dir / SPOOL
         self._exporter: GuardedProcess | None = None
         self._next_start_at = 0.0
+        self._incident = Incident("tracking")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
@@ -81,8 +82,8 @@ class Tracker:
             return
         try:
             self._add_folder(run, run_dir)
-        except (OSError, DBAPIError) as error:
-            logger.warning("this attempt is not tracked: %s", error, extra={"run_id": run.id})
+        except Exception as error:
+            logger.warning("this attempt is not tracked: %r", error, extra={"run_id": run.id})
 
     def end_attempt(self, run: Run, run_dir: Path) -> None:
         """Keep the events of an attempt whose run directory is about to be removed."""
@@ -156,6 +157,14 @@ class Tracker:
                 _remove(other)
 
     def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow_spool()
+            except Exception as error:
+                self._incident.record(error)
+                self._stopping.wait(RESTART_SECONDS)
+
+    def _follow_spool(self) -> None:
         self._spool.mkdir(parents=True, exist_ok=True)
         with (self._spool / LOCK).open("w") as lock:
             while not _try_lock(lock.fileno()):
@@ -171,10 +180,12 @@ class Tracker:
 
     def _try_poll(self) -> bool:
         try:
-            return self.poll()
-        except (OSError, DBAPIError) as error:
-            logger.warning("cannot record what the tracking services have received: %s", error)
+            is_incomplete = self.poll()
+        except Exception as error:
+            self._incident.record(error)
             return True
+        self._incident.resolve()
+        return is_incomplete
 
     def _start_exporter(self) -> None:
         if time.monotonic() < self._next_start_at:

@@ -148,7 +148,8 @@ def make_worker(settings: Settings) -> Callable[..., Worker]:
 
 def clear_caches() -> None:
     """Clear the caches, so that the next call reads the environment again."""
-    for cached in (get_settings, database.get_engine, queue.get_celery, artifacts.get_store):
+    caches = (get_settings, database.get_engine, queue.get_celery, queue.get_notify_incident)
+    for cached in (*caches, artifacts.get_store):
         cached.cache_clear()
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from app import logs
@@ -18,7 +17,7 @@ from app.http import error_responses
 from app.main import create_app
 from app.scheduling import sweeper
 from app.settings import Settings
-from app.storage.database import get_engine, read_session, transaction
+from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Run, RunStatus, Worker
 from trainers.configs import EngineKind, Queue
 
@@ -96,28 +95,6 @@ def test_secrets_do_not_reach_the_log(secret: str) -> None:
     record = logging.makeLogRecord({"msg": "sent %s", "args": (secret,), "detail": {"value": secret}})
     line = logs.JsonFormatter().format(record)
     assert "***" in line and not any(part in line for part in ("aaaa", "bbbb", "abc.def", "hunter2"))
-
-
-@on_sqlite
-def test_the_service_is_ready_when_the_database_is_migrated(client: TestClient) -> None:
-    assert client.get("/readyz").json() == {"ready": True, "database": "ok", "broker": "ok"}
-    with get_engine().begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = 'older'"))
-    response = client.get("/readyz")
-    assert (response.status_code, response.json()["ready"]) == (503, False)
-    assert "python -m app migrate" in response.json()["database"]
-
-
-@on_sqlite
-def test_an_unreachable_broker_is_reported_but_the_service_is_ready(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
-) -> None:
-    from app.scheduling.queue import create_celery
-
-    settings = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
-    monkeypatch.setattr("app.http.health.get_celery", lambda: create_celery(settings))
-    response = client.get("/readyz")
-    assert (response.status_code, response.json()["broker"]) == (200, "unreachable")
 
 
 def test_metrics_count_runs_jobs_and_requests(client: TestClient, make_job: Callable[..., list[Run]]) -> None:

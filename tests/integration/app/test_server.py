@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import psutil
@@ -17,6 +18,7 @@ import pytest
 
 from app.__main__ import main
 from app.settings import get_settings
+from tests.services import Relay, postgres_url
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -30,7 +32,11 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "app", *arguments]
+    return run_module(folder, "app", *arguments, **variables)
+
+
+def run_module(folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", *arguments]
     return subprocess.run(
         command,
         env=environment(folder) | variables,
@@ -124,13 +130,64 @@ def test_an_invalid_setting_is_reported_without_its_value(
     assert name in str(refused.value).upper() and "hunter2" not in str(refused.value)
 
 
-def test_an_unreachable_database_is_reported_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TUNESMITH_DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/none")
-    refused = run(tmp_path, "--no-worker")
+def test_a_command_reports_an_unreachable_database_in_a_sentence(tmp_path: Path) -> None:
+    refused = run(tmp_path, "migrate", TUNESMITH_DATABASE_URL="postgresql://me:hunter2@127.0.0.1:1/none")
     assert refused.returncode == 1 and "cannot be reached" in refused.stderr
     assert "Traceback" not in refused.stderr and "hunter2" not in refused.stderr
+
+
+def test_a_store_without_its_package_is_refused_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    for module in (["app", "--no-worker"], ["workers", "--queue", "cpu"]):
+        refused = run_module(tmp_path, *module, TUNESMITH_ARTIFACTS_URL="gs://bucket/artifacts")
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert "pip install 'gcsfs'" in refused.stderr
+
+
+def test_the_service_starts_without_its_database_and_serves_once_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres_url() as elsewhere, Relay(urlsplit(elsewhere).port or 0) as relay:
+        url = elsewhere.replace(f":{urlsplit(elsewhere).port}", f":{relay.port}")
+        monkeypatch.setenv("TUNESMITH_DATABASE_URL", url)
+        with serving(tmp_path, "--no-worker") as (_, address), httpx2.Client(base_url=address) as client:
+            unready = client.get("/readyz")
+            assert (unready.status_code, unready.json()["broker"]) == (503, "ok")
+            assert "onnection" in unready.json()["database"]
+            refused = client.get("/api/v1/jobs")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert refused.json()["error"]["code"] == "database_unavailable"
+            relay.open()
+            migrated = run(tmp_path, "migrate")
+            assert migrated.returncode == 0, migrated.stderr
+            wait_for(lambda: client.get("/readyz").status_code == 200)
+            assert client.get("/api/v1/jobs").status_code == 200
+
+
+def test_a_worker_waits_for_its_database_and_a_signal_ends_the_wait(tmp_path: Path) -> None:
+    variables = {"TUNESMITH_DATABASE_URL": "postgresql://me:hunter2@127.0.0.1:1/none"}
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "workers", "--queue", "cpu"]
+        worker = subprocess.Popen(
+            command, env=environment(tmp_path) | variables, cwd=tmp_path, stdout=log, stderr=log
+        )
+    wait_for(lambda: "waiting until it is available" in (tmp_path / "log").read_text())
+    assert worker.poll() is None
+    worker.terminate()
+    assert worker.wait(5) == -signal.SIGTERM
+    assert "hunter2" not in (tmp_path / "log").read_text()
+
+
+def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as (server, url), httpx2.Client(base_url=url) as client:
+        (worker,) = psutil.Process(server.pid).children()
+        worker.kill()
+        wait_for(lambda: worker not in psutil.Process(server.pid).children() != [])
+        assert (
+            "worker process: 1 failure, the last one: WorkerExited"
+            in client.get("/readyz").json()["background"]
+        )
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
 
 
 def test_a_signal_also_ends_the_creation_of_the_examples(tmp_path: Path) -> None:
@@ -143,3 +200,10 @@ def test_a_signal_also_ends_the_creation_of_the_examples(tmp_path: Path) -> None
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
         assert not children[0].is_running()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,77 @@
+"""Checks of what the service depends on, each with a time limit."""
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+from app.storage import migrate
+from app.storage.artifacts import get_store
+from app.storage.database import get_engine
+
+LIMIT_SECONDS = 3.0
+CHECK_FOLDER = "health"
+
+
+class NotMigrated(Exception):
+    """The database has another schema than this version of the service needs."""
+
+
+class TimedCheck:
+    """A check that runs in a thread of its own, one at a time: a dependency that hangs holds one thread."""
+
+    def __init__(self, name: str, check: Callable[[], None]) -> None:
+        self._name = name
+        self._check = check
+        self._lock = threading.Lock()
+        self._running: Future[None] | None = None
+
+    def start(self) -> "Future[None]":
+        """Return the check that is running, or start it."""
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = Future()
+                # A daemon, so that a check that hangs does not keep the process from ending.
+                thread = threading.Thread(
+                    target=self._run, args=(self._running,), name=f"check of {self._name}", daemon=True
+                )
+                thread.start()
+            return self._running
+
+    def run(self) -> None:
+        """Check, and raise what is wrong; TimeoutError after LIMIT_SECONDS."""
+        try:
+            self.start().result(LIMIT_SECONDS)
+        except TimeoutError as error:
+            raise TimeoutError(f"the {self._name} does not respond within {LIMIT_SECONDS:g} s") from error
+
+    def _run(self, result: "Future[None]") -> None:
+        try:
+            self._check()
+        except BaseException as error:
+            result.set_exception(error)
+        else:
+            result.set_result(None)
+
+
+def check_database() -> None:
+    """Check that the database is reachable, and at the revision of this version; raises NotMigrated."""
+    current, head = migrate.get_revisions(get_engine())
+    if current != head:
+        raise NotMigrated(f"at revision {current}, not {head}: run `python -m app migrate`")
+
+
+def check_store() -> None:
+    """Write, read and delete a small file in the artifact store."""
+    store = get_store()
+    path = f"{store.root}/{CHECK_FOLDER}/{socket.gethostname()}-{os.getpid()}"
+    content = secrets.token_hex(8).encode()
+    if store.local:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    store.fs.pipe_file(path, content)
+    if store.fs.cat_file(path) != content:
+        raise OSError(f"{path} does not contain what was written")
+    store.fs.rm_file(path)

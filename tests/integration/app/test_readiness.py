@@ -1,0 +1,85 @@
+"""Readiness: each dependency is broken for real, and `/readyz` says which one and how."""
+
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from app.scheduling.incidents import Incident
+from app.settings import Settings
+from app.storage.availability import LIMIT_SECONDS
+from app.storage.database import get_engine
+from app.tables import Worker
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+DEPENDENCIES = ("database", "store", "broker", "workers", "background")
+
+
+def read_states(client: TestClient) -> tuple[int, dict[str, str]]:
+    """Return the status, and the dependencies that are not ok."""
+    response = client.get("/readyz")
+    body: dict[str, Any] = response.json()
+    assert body["ready"] is (response.status_code == 200)
+    return response.status_code, {name: body[name] for name in DEPENDENCIES if body[name] != "ok"}
+
+
+def test_a_service_is_ready_when_all_is_well(client: TestClient, make_worker: Callable[..., Worker]) -> None:
+    make_worker()
+    assert read_states(client) == (200, {})
+
+
+@on_sqlite
+def test_a_database_at_another_revision_is_not_ready(client: TestClient) -> None:
+    with get_engine().begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'older'"))
+    status, states = read_states(client)
+    assert status == 503 and "python -m app migrate" in states["database"]
+
+
+@on_sqlite
+def test_a_store_that_cannot_be_written_is_not_ready(client: TestClient, settings: Settings) -> None:
+    shutil.rmtree(settings.data_dir / "artifacts", ignore_errors=True)
+    (settings.data_dir / "artifacts").write_text("a file in place of the folder")
+    status, states = read_states(client)
+    assert status == 503 and "artifacts" in states["store"]
+
+
+@on_sqlite
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://nowhere.invalid/0"])
+def test_an_unreachable_broker_is_reported_but_the_service_is_ready(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(settings, "broker_url", SecretStr(url))
+    status, states = read_states(client)
+    assert status == 200 and "Error" in states["broker"]
+
+
+@on_sqlite
+def test_a_broker_that_hangs_is_reported_in_time_and_holds_no_request(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        monkeypatch.setattr(settings, "broker_url", SecretStr(url))
+        started_at = time.monotonic()
+        _, states = read_states(client)
+        assert states["broker"] == f"no response within {LIMIT_SECONDS:g} s"
+        assert time.monotonic() - started_at < 2 * LIMIT_SECONDS
+        assert client.get("/healthz").status_code == 200
+
+
+@on_sqlite
+def test_missing_workers_and_failing_threads_are_reported(client: TestClient, tmp_path: Path) -> None:
+    incident = Incident("sweeper")
+    incident.record(ValueError("broken"))
+    status, states = read_states(client)
+    incident.resolve()
+    assert (status, set(states)) == (200, {"workers", "background"})
+    assert states["background"] == "sweeper: 1 failure, the last one: ValueError: broken"
