@@ -15,6 +15,7 @@ from app.datasets import endpoints as datasets
 from app.deployments import endpoints as deployments
 from app.http import health
 from app.http.auth import require_by_method
+from app.http.edges.middleware import EdgeMiddleware
 from app.http.error_responses import ErrorResponse, install_error_handlers
 from app.http.gateway import GatewayMiddleware, add_gateway_paths, create_gateway
 from app.http.metrics import VERSION
@@ -31,6 +32,8 @@ from app.settings import get_settings
 from app.storage.database import get_engine
 from app.storage.startup import Preparation
 from app.workers import endpoints as workers
+from serving.http.cross_site import OriginPolicy
+from serving.http.limits import MAX_BODY_BYTES
 
 DESCRIPTION = (
     "Fine-tune, evaluate and serve language models. Begin with [POST /api/v1/jobs](#/jobs/create_job): its "
@@ -66,6 +69,7 @@ def create_app() -> FastAPI:
         openapi_tags=TAGS,
         lifespan=_lifespan,
         redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
         generate_unique_id_function=lambda route: route.name,
         swagger_ui_parameters={
             "tryItOutEnabled": True,
@@ -84,12 +88,14 @@ def create_app() -> FastAPI:
         },
     )
     app.state.stopping = threading.Event()
-    app.state.gateway = create_gateway()
+    origins = OriginPolicy(get_settings().allowed_origins)
+    app.state.gateway = create_gateway(origins)
     app.state.readiness = health.ReadinessChecks()
     install_error_handlers(app)
     app.include_router(_api_router())
     app.include_router(health.router)
     # The middleware added last receives a request first.
+    app.add_middleware(EdgeMiddleware, origins=origins)
     app.add_middleware(RequestMiddleware)
     app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.http.addresses import is_private
+from serving.http.cross_site import parse_origin
 from trainers.configs import EngineKind, ParityMode, Queue
 
 
@@ -25,6 +26,7 @@ def _check_web_address(url: str) -> str:
 
 LogLevelName = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 LogLevel = Annotated[LogLevelName, BeforeValidator(str.upper)]
+Origin = Annotated[str, AfterValidator(parse_origin)]
 WebAddress = Annotated[str, AfterValidator(_check_web_address)]
 
 
@@ -60,6 +62,11 @@ class Settings(BaseSettings):
     host: str = Field(
         "127.0.0.1",
         description="Address that the API binds to; any other than loopback requires an API key.",
+    )
+    allowed_origins: list[Origin] = Field(
+        default_factory=list,
+        description="Origins of web pages that may send requests from a browser, as a JSON list, such as "
+        '`["https://chat.example"]`; empty allows none but the service\'s own.',
     )
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 chooses a free one.")
     log_level: LogLevel = Field("INFO", description="Minimum level to log, by Python's names.")

@@ -1,5 +1,6 @@
 """Datasets over HTTP."""
 
+import sys
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -39,7 +40,10 @@ JSONL_FILE: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM)
+# The size of an upload has a setting, which `receive_upload` checks.
+@router.post(
+    "", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM, max_body_size=sys.maxsize
+)
 async def upload_dataset(request: Request, response: Response) -> DatasetView:
     """Upload a JSONL file and validate every row of it."""
     settings = get_settings()

@@ -16,7 +16,7 @@ from sqlmodel import Session, col
 from app.http.errors import Forbidden, Unauthorized
 from app.storage.database import database_now, read_session, transaction
 from app.tables import ApiKey, Scope
-from serving.http.addresses import is_local_request
+from serving.http.addresses import is_forwarded, is_local_request
 
 LAST_USED_INTERVAL_SECONDS = 60
 CREATE_KEY_HINT = "Create an API key with `python -m app keys create --name me --scope admin`."
@@ -52,8 +52,12 @@ LOCAL_CALLER = Caller("", frozenset({Scope.admin}))
 def get_caller(request: Request, credentials: Credentials) -> Caller:
     """Return the caller of a request; raise Unauthorized if it lacks a required key."""
     client = request.client.host if request.client else ""
+    headers = dict(request.headers.raw)
     return authenticate(
-        credentials.credentials if credentials else None, request.headers.get("host", ""), client
+        credentials.credentials if credentials else None,
+        headers.get(b"host", b""),
+        client,
+        is_forwarded(headers),
     )
 
 
@@ -75,12 +79,13 @@ def require_admin(caller: CallerDependency) -> None:
     caller.require(Scope.admin)
 
 
-def authenticate(token: str | None, host: str, client: str) -> Caller:
+def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -> Caller:
     """Return the caller with this key, or the local caller while the database has no active key.
 
     Raises:
         Unauthorized: The key is required and missing, unknown or revoked.
-        Forbidden: No key exists, and the request comes from another machine or names another host.
+        Forbidden: No key exists, and the request comes from another machine or through a proxy, or names
+            another host.
     """
     with read_session() as session:
         found = _find(session, token) if token else None
@@ -93,10 +98,10 @@ def authenticate(token: str | None, host: str, client: str) -> Caller:
     if not is_open:
         message = "The API key is unknown or revoked." if token else "The request has no API key."
         raise Unauthorized(message, hint="Send `Authorization: Bearer ts_…`. " + CREATE_KEY_HINT)
-    if not is_local_request(host, client):
+    if not is_local_request(host, client, forwarded):
         raise Forbidden(
             "No API key exists yet, so the service accepts requests from this machine only, with a loopback "
-            f"host name; this request names {host!r}.",
+            f"host name and not through a proxy; this request names {host.decode('latin-1')!r}.",
             hint=CREATE_KEY_HINT,
         )
     return LOCAL_CALLER

@@ -10,11 +10,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from app.http.errors import HttpError, MethodNotSupported, NotFound, PayloadTooLarge, UnprocessableContent
+from serving.http.errors import ApiError
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.runtime.error_codes import ErrorCode
 
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 SEND_JSON_HINT = "Send a JSON object in UTF-8 with the header Content-Type: application/json."
 # Replacements for pydantic messages that describe its internals instead of what to change.
 VALIDATION_MESSAGES = {
@@ -67,6 +70,12 @@ def error_response(error: HttpError, headers: dict[str, str] | None = None) -> J
     return JSONResponse({"error": error.as_dict()}, error.status, headers or error.headers)
 
 
+def error_response_of(error: ApiError) -> JSONResponse:
+    """Return the response for an error of `serving`, in the API's format."""
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    return JSONResponse({"error": error.as_dict()}, error.status, headers)
+
+
 def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HttpError)
     return error_response(error)
@@ -76,6 +85,8 @@ def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Convert the exceptions of FastAPI and Starlette."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
+    if error.status_code == 405 and (allowed := _allowed_methods(request)):
+        headers = {"Allow": ", ".join(allowed)}
     if error.status_code == 400:
         # FastAPI raises it for bytes that are not UTF-8, and for JSON with excessive depth or numbers.
         converted: HttpError = UnprocessableContent("The body cannot be read as JSON.", hint=SEND_JSON_HINT)
@@ -90,6 +101,19 @@ def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
         converted = HttpError(f"{error.detail}.")
         converted.status, converted.code = error.status_code, ErrorCode.http_error
     return error_response(converted, headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes of the path: Starlette lists those of the first one only."""
+    scope = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    allowed = [
+        method
+        for method in METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    # The service answers HEAD wherever it answers GET.
+    return [*allowed, "HEAD"] if "GET" in allowed else allowed
 
 
 def _handle_data_error(request: Request, error: Exception) -> JSONResponse:

@@ -25,6 +25,7 @@ from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.mounted.openapi import components, paths
 from serving.gateway.rate_limits import AuthorizedClient
 from serving.gateway.routes import CachedRoutingTable, Route, Target
+from serving.http.cross_site import OriginPolicy
 from serving.http.errors import EngineUnavailable, InvalidApiKey, PermissionDenied
 
 WAKE_POLL_SECONDS = 0.3
@@ -33,9 +34,9 @@ RETRY_AFTER_SECONDS = 5
 logger = logging.getLogger(__name__)
 
 
-def create_gateway() -> AsgiGateway:
+def create_gateway(origins: OriginPolicy) -> AsgiGateway:
     """Create the gateway for the deployments and aliases of the database."""
-    return AsgiGateway(Gateway(SqlRoutingTable(), authorize_client))
+    return AsgiGateway(Gateway(SqlRoutingTable(), authorize_client, origins=origins))
 
 
 class GatewayMiddleware:
@@ -57,9 +58,10 @@ class GatewayMiddleware:
 
 async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
     """Require the scope `inference`; raise InvalidApiKey or PermissionDenied."""
-    host = client.host.decode("latin-1")
     try:
-        caller = await run_in_threadpool(auth.authenticate, client.token(), host, client.address)
+        caller = await run_in_threadpool(
+            auth.authenticate, client.token(), client.host, client.address, client.forwarded
+        )
         caller.require(Scope.inference)
     except Unauthorized as error:
         raise InvalidApiKey(_message_with_hint(error)) from error

@@ -3,27 +3,39 @@
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 
 import uvicorn
 from starlette.concurrency import run_in_threadpool
 
+from app.http.edges.protocol import HttpProtocol
 from app.http.worker_process import WorkerProcess
 from app.main import create_app
 from app.settings import get_settings
+from serving.http.limits import KEEP_ALIVE_SECONDS
 
 # Time for the gateway's responses in progress. Event streams end at once, since clients can resume them.
 DRAIN_SECONDS = 30
 # In addition to the time that a program has to save a checkpoint: the worker stores it.
 WORKER_STORE_SECONDS = 15
 EXAMPLES_STOP_SECONDS = 5
+TICKS_PER_SECOND = 10
 
 
 def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> None:
     """Serve until SIGTERM or SIGINT, then stop the API, and the worker after it."""
     app = create_app()
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
+        app,
+        host=host,
+        port=port,
+        http=HttpProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config, app.state.stopping, with_examples)
     settings = get_settings()
@@ -55,6 +67,14 @@ class _Server(uvicorn.Server):
         if self._with_examples:
             self._examples_thread.start()
         print(f"Tunesmith is up. Docs: {self._url()}/docs", flush=True)  # noqa: T201
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_PER_SECOND == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, HttpProtocol)
+                connection.check_timeout(now)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

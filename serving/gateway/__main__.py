@@ -22,7 +22,7 @@ import uvloop
 from prometheus_client import PROCESS_COLLECTOR, REGISTRY
 
 from serving.gateway.downstream import ClientIdentity
-from serving.gateway.gateway import Authorize, Gateway, allow_all
+from serving.gateway.gateway import Authorize, Gateway, allow_local
 from serving.gateway.rate_limits import AuthorizedClient, RateLimits
 from serving.gateway.request_body import RequestLimits
 from serving.gateway.routes import RoutingTable, StaticRoutingTable
@@ -32,6 +32,7 @@ from serving.gateway.standalone.api_routes import ApiRoutingTable
 from serving.gateway.standalone.processes import SHARE_SECONDS, ProcessSupervisor, SharedMetrics
 from serving.gateway.standalone.server import GatewayServer, bind_socket, stop_on_signals
 from serving.http.addresses import is_loopback
+from serving.http.cross_site import OriginPolicy
 from serving.http.errors import InvalidApiKey
 from trainers.runtime.command_line import make_help, make_typer
 
@@ -59,6 +60,10 @@ def main(
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum tokens of a completion.")
     ] = RequestLimits.max_tokens,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin of a web page that may send requests, such as https://chat.example."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
@@ -76,6 +81,10 @@ def main(
     table = load_routing_table(routes, api, api_key_env)
     authorize = create_authorizer(api, client_key_env)
     limits = RequestLimits(max_choices, max_prompts, max_tokens)
+    try:
+        origins = OriginPolicy(allow_origin or ())
+    except ValueError as error:
+        raise typer.BadParameter(f"--allow-origin: {error}.") from error
     # Created before the processes are forked, which share its memory.
     rate_limits = RateLimits(workers)
     log = AccessLog(sys.stdout.fileno())
@@ -87,13 +96,13 @@ def main(
     port = listener.getsockname()[1]
     print(f"The gateway serves http://{host}:{port}/v1", file=sys.stderr, flush=True)
     if workers == 1:
-        uvloop.run(serve(Gateway(table, authorize, limits, log, rate_limits), listener))
+        uvloop.run(serve(Gateway(table, authorize, limits, log, rate_limits, origins), listener))
         return
 
     def work(shared: SharedMetrics) -> None:
         REGISTRY.unregister(PROCESS_COLLECTOR)
         rate_limits.use_column(shared.index)
-        gateway = Gateway(table, authorize, limits, log, rate_limits)
+        gateway = Gateway(table, authorize, limits, log, rate_limits, origins)
         uvloop.run(serve(gateway, bind_socket(host, port, shared=True), shared))
 
     ProcessSupervisor(workers, work).run()
@@ -138,7 +147,7 @@ def create_authorizer(api: str | None, client_key_env: str) -> Authorize:
     """Return the authorization of clients: one key, the service's keys, or none."""
     if client_key_env:
         return single_key_authorizer(read_secret(client_key_env))
-    return KeyVerifier(api) if api is not None else allow_all
+    return KeyVerifier(api) if api is not None else allow_local
 
 
 def read_secret(name: str) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-Headers = list[tuple[bytes, bytes]]
+from serving.http.addresses import is_forwarded
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
+Headers = list[tuple[bytes, bytes]]
 JSON_HEADERS: Headers = [(b"content-type", b"application/json")]
 
 
@@ -69,5 +69,6 @@ class Downstream(Protocol):
 
 def client_identity(headers: Mapping[bytes, bytes], address: str) -> ClientIdentity:
     """Return the identity of the client that sent these headers."""
-    forwarded = b"x-forwarded-for" in headers or b"forwarded" in headers
-    return ClientIdentity(headers.get(b"authorization"), headers.get(b"host", b""), address, forwarded)
+    return ClientIdentity(
+        headers.get(b"authorization"), headers.get(b"host", b""), address, is_forwarded(headers)
+    )

@@ -18,7 +18,10 @@ from serving.gateway.request_body import RequestLimits, parse_request_body
 from serving.gateway.request_context import RequestContext, RequestRecorder, log_requests
 from serving.gateway.routes import REFRESH_SECONDS, Route, RoutingTable
 from serving.gateway.upstreams import Upstreams
-from serving.http.errors import MethodNotAllowed, ModelNotServed, UnknownUrl
+from serving.http.addresses import is_local_request
+from serving.http.content_encoding import unpack_body
+from serving.http.cross_site import OriginPolicy
+from serving.http.errors import ApiError, MethodNotAllowed, ModelNotServed, PermissionDenied, UnknownUrl
 
 ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"})
 MODELS_PATH = "/v1/models"
@@ -30,6 +33,16 @@ Authorize = Callable[[ClientIdentity], Awaitable[AuthorizedClient]]
 
 async def allow_all(identity: ClientIdentity) -> AuthorizedClient:
     """Authorize every client, with or without an API key."""
+    return AuthorizedClient()
+
+
+async def allow_local(identity: ClientIdentity) -> AuthorizedClient:
+    """Authorize clients on this machine; raise PermissionDenied for others and for proxies."""
+    if not is_local_request(identity.host, identity.address, identity.forwarded):
+        raise PermissionDenied(
+            "The gateway has no API key and accepts requests from its own machine only, with a loopback host "
+            "name and not through a proxy. Start it with --client-key-env or --api."
+        )
     return AuthorizedClient()
 
 
@@ -47,11 +60,13 @@ class Gateway:
         limits: RequestLimits | None = None,
         log: Callable[[list[RequestContext]], None] = log_requests,
         rate_limits: RateLimits | None = None,
+        origins: OriginPolicy | None = None,
     ) -> None:
         self.routes = routes
         self.upstreams = Upstreams(routes)
         self.limits = limits or RequestLimits()
         self.rate_limits = rate_limits or RateLimits()
+        self.origins = origins or OriginPolicy()
         self.recorder = RequestRecorder(log)
         self._authorize = authorize
         self._clients: dict[ClientIdentity, tuple[AuthorizedClient, float]] = {}
@@ -73,6 +88,20 @@ class Gateway:
             self._clients.clear()
         self._clients[identity] = client, time.monotonic() + REFRESH_SECONDS
         return client
+
+    def respond_at_edge(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], downstream: Downstream
+    ) -> bool:
+        """Respond to a page of another origin, and to a browser's preflight; return False for the rest."""
+        try:
+            self.origins.check(method, headers)
+        except ApiError as error:
+            self.open_context(method, path, headers).fail(error, downstream)
+            return True
+        preflight = self.origins.preflight_headers(method, headers)
+        if preflight is not None:
+            downstream.respond(200, preflight, b"")
+        return preflight is not None
 
     def handle(self, request: GatewayRequest, downstream: Downstream) -> asyncio.Task[None] | None:
         """Handle a request: at once, or in a task if the client or the routes must be looked up first."""
@@ -138,8 +167,8 @@ class Gateway:
                 raise MethodNotAllowed(path, method, "POST")
             self._generate(context, request, client, downstream)
         elif path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
-            if method != "GET":
-                raise MethodNotAllowed(path, method, "GET")
+            if method not in ("GET", "HEAD"):
+                raise MethodNotAllowed(path, method, "GET, HEAD")
             models = self._view_models(path.removeprefix(MODELS_PATH).removeprefix("/"))
             context.start_response(200)
             context.close()
@@ -161,7 +190,10 @@ class Gateway:
         client: AuthorizedClient,
         downstream: Downstream,
     ) -> None:
-        body = parse_request_body(request.body, self.limits)
+        content = request.body
+        if b"content-encoding" in request.headers:
+            content = unpack_body(request.headers[b"content-encoding"], content)
+        body = parse_request_body(request.path, content, self.limits)
         route = self._find(body.model)
         context.model = route.name
         if client.has_limits:

@@ -1,4 +1,4 @@
-"""Request bodies: the model name, refused fields and limits; and the model name in responses.
+"""Request bodies: the model name, allowed fields and limits; and the model name in responses.
 
 Other values of a body stay undecoded.
 """
@@ -6,12 +6,65 @@ Other values of a body stay undecoded.
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 
 from serving.http.errors import InvalidRequest
 
-# Fields that make an engine read files, import code, call other hosts or render another template.
+# The fields that reach an engine, for each path; all others are refused. An engine accepts more: fields that
+# make it read files, import code, call other hosts or compile patterns. A new field of OpenAI's API or of an
+# engine is added here after it has been checked for that.
+OPENAI_FIELDS = {
+    "/v1/chat/completions": "audio frequency_penalty function_call functions logit_bias logprobs "
+    "max_completion_tokens max_tokens messages metadata modalities model n parallel_tool_calls prediction "
+    "presence_penalty prompt_cache_key prompt_cache_retention reasoning_effort response_format "
+    "safety_identifier seed service_tier stop store stream stream_options temperature tool_choice tools "
+    "top_logprobs top_p user verbosity web_search_options",
+    "/v1/completions": "best_of echo frequency_penalty logit_bias logprobs max_tokens model n "
+    "presence_penalty prompt seed stop stream stream_options suffix temperature top_p user",
+    "/v1/responses": "background conversation include input instructions max_output_tokens max_tool_calls "
+    "metadata model parallel_tool_calls previous_response_id prompt prompt_cache_key "
+    "prompt_cache_retention reasoning safety_identifier service_tier store stream stream_options "
+    "temperature text tool_choice tools top_logprobs top_p truncation user",
+    "/v1/embeddings": "dimensions encoding_format input model user",
+}
+# Extensions of vLLM's API. Our engines have the first two rows; vLLM has all, and SGLang most of them.
+SAMPLING_EXTENSIONS = (
+    "ignore_eos min_p min_tokens repetition_penalty skip_special_tokens stop_token_ids top_k "
+    "add_special_tokens "
+    "allowed_token_ids bad_words include_stop_str_in_output length_penalty prompt_logprobs return_token_ids "
+    "return_tokens_as_token_ids spaces_between_special_tokens truncate_prompt_tokens"
+)
+TEMPLATE_EXTENSIONS = "add_generation_prompt chat_template_kwargs continue_final_message"
+EXTENSIONS = {
+    "/v1/chat/completions": f"{SAMPLING_EXTENSIONS} {TEMPLATE_EXTENSIONS} include_reasoning",
+    "/v1/completions": SAMPLING_EXTENSIONS,
+    # Our engines sample a response with all the parameters of a chat.
+    "/v1/responses": f"{SAMPLING_EXTENSIONS} {TEMPLATE_EXTENSIONS} "
+    "frequency_penalty logit_bias max_tokens n presence_penalty seed stop",
+    "/v1/embeddings": "truncate_prompt_tokens",
+}
+ALLOWED_FIELDS = {
+    path: frozenset(f"{names} {EXTENSIONS[path]}".split()) for path, names in OPENAI_FIELDS.items()
+}
+# Values without effect that clients for llama.cpp, Ollama and OpenRouter send; `...` stands for any value.
+NEUTRAL_VALUES: dict[str, Any] = {
+    "best_of": (1,),
+    "cache_prompt": ...,
+    "keep_alive": ...,
+    "mirostat": (0,),
+    "repeat_penalty": (1,),
+    "tfs_z": (1,),
+    "thinking": ({"type": "disabled"},),
+    "typical_p": (1,),
+    "usage": ({"include": True}, {"include": False}),
+}
+# Values that mean "not set" in any field.
+EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
+
+# Fields that make an engine read files, import code, call other hosts or render another template. None of
+# them is among the allowed fields; the error names the deployment, which can set some of them.
 REFUSED_FIELDS = frozenset(
     {
         "adapter",
@@ -99,7 +152,7 @@ class RequestBody:
         return True
 
 
-def parse_request_body(body: bytes, limits: RequestLimits) -> RequestBody:
+def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> RequestBody:
     """Parse and check a body; raises InvalidRequest."""
     try:
         if not body.isascii():
@@ -114,6 +167,8 @@ def parse_request_body(body: bytes, limits: RequestLimits) -> RequestBody:
         raise InvalidRequest("'model' must be the name of a deployment.", "model")
     if not RESTRICTED_FIELDS.isdisjoint(fields):
         _check_restricted(fields)
+    if not fields.keys() <= ALLOWED_FIELDS[path]:
+        _remove_neutral_fields(path, fields)
     _check_limits(fields, limits)
     return RequestBody(model, fields)
 
@@ -136,6 +191,19 @@ def model_name_replacements(upstream: str, requested: str) -> Replacements:
         return ()
     old, new = json.dumps(upstream, ensure_ascii=False), json.dumps(requested, ensure_ascii=False)
     return tuple((f'"model":{gap}{old}'.encode(), f'"model":{gap}{new}'.encode()) for gap in ("", " "))
+
+
+def _remove_neutral_fields(path: str, fields: Fields) -> None:
+    """Remove unknown fields whose value has no effect. Raise InvalidRequest for another unknown field."""
+    for name in sorted(fields.keys() - ALLOWED_FIELDS[path]):
+        value, neutral = _decode(fields[name]), NEUTRAL_VALUES.get(name, ())
+        if neutral is not ... and value not in EMPTY_VALUES and value not in neutral:
+            raise InvalidRequest(
+                f"{name!r} is not a parameter of {path} here. Remove it; the guide to serving lists the "
+                "parameters beyond OpenAI's.",
+                name,
+            )
+        del fields[name]
 
 
 def _check_restricted(fields: Fields) -> None:

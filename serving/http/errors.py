@@ -88,11 +88,27 @@ class HeadersTooLarge(ApiError):
     code = ErrorCode.headers_too_large
 
 
+class UrlTooLong(HeadersTooLarge):
+    """The request line is larger than the limit."""
+
+    status = 414
+
+
 class RequestTimeout(ApiError):
     """The request did not arrive in time."""
 
     status = 408
     code = ErrorCode.request_timeout
+
+
+class UnsupportedEncoding(ApiError):
+    """The body is compressed in a way that the server does not unpack."""
+
+    status = 415
+    code = ErrorCode.unsupported_encoding
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"The Content-Encoding {encoding!r} is not supported. Use gzip, or leave it out.")
 
 
 class UnknownUrl(ApiError):
@@ -161,6 +177,18 @@ class EngineUnavailable(RetryableError):
     type = "server_error"
     code = ErrorCode.engine_unavailable
     retry_after_seconds = 2
+
+
+class TooManyConnections(RetryableError):
+    """The process has as many open connections as it may have."""
+
+    status = 503
+    type = "server_error"
+    code = ErrorCode.too_many_connections
+    retry_after_seconds = 2
+
+    def __init__(self) -> None:
+        super().__init__("The server has too many open connections. Try again soon.")
 
 
 class EngineCircuitOpen(EngineUnavailable):

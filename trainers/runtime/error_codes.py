@@ -78,6 +78,10 @@ class ErrorCode(StrEnum):
     idempotency_key_reused = "idempotency_key_reused", "The idempotency key was used with another payload."
     dataset_not_ready = "dataset_not_ready", "The dataset's validation found errors, or has not ended."
     nothing_to_check = "nothing_to_check", "The job has no training stage to check."
+    first_key_not_confirmed = (
+        "first_key_not_confirmed",
+        "Creating the first API key locks the service, so the request must confirm it.",
+    )
     first_key_must_be_admin = "first_key_must_be_admin", "The first API key needs the scope `admin`."
     in_use = "in_use", "Other objects still use the object; `used_by` contains their ids."
     input_deleted = "input_deleted", "A dataset or model that the job reads has been deleted."
@@ -96,6 +100,9 @@ class ErrorCode(StrEnum):
     invalid_api_key = "invalid_api_key", "The request has no API key, or one that is not valid."
     malformed_request = "malformed_request", "The bytes are not a valid HTTP/1.1 request."
     headers_too_large = "headers_too_large", "The request line and headers are larger than the limit."
+    cross_site_request = "cross_site_request", "A web page of another origin sent the request."
+    too_many_connections = "too_many_connections", "The server has too many open connections."
+    unsupported_encoding = "unsupported_encoding", "The body has a Content-Encoding other than gzip."
     request_timeout = "request_timeout", "The request did not arrive in time."
     unknown_url = "unknown_url", "Nothing is served at this path."
     rate_limit_exceeded = "rate_limit_exceeded", "The API key has used its requests of the minute."

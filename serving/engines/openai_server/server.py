@@ -29,8 +29,8 @@ from serving.http.errors import (
     ModelNotServed,
     UnknownUrl,
 )
+from serving.http.limits import MAX_BODY_BYTES
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
 LOOP: web.AppKey[GenerationLoop] = web.AppKey("loop", GenerationLoop)
 SERVER_STATE: web.AppKey["EngineServerState"] = web.AppKey("state")
 logger = logging.getLogger("tunesmith.engine")

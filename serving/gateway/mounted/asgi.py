@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serving.gateway.downstream import (
-    MAX_BODY_BYTES,
     GatewayRequest,
     Headers,
     InFlightRequest,
@@ -14,6 +13,7 @@ from serving.gateway.downstream import (
 )
 from serving.gateway.gateway import Gateway
 from serving.http.errors import BodyTooLarge
+from serving.http.limits import MAX_BODY_BYTES
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -44,6 +44,11 @@ class AsgiGateway:
         path = "/v1" + path_below_v1(scope)
         downstream = AsgiDownstream()
         task = None
+        if self.gateway.origins.allowed:
+            send = add_headers(send, self.gateway.origins.response_headers(headers))
+        if self.gateway.respond_at_edge(scope["method"], path, headers, downstream):
+            await downstream.forward(receive, send, None)
+            return
         try:
             identity = client_identity(headers, address)
             if self.gateway.cached_client(identity) is None:
@@ -132,6 +137,17 @@ class AsgiDownstream:
     def _wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
+
+
+def add_headers(send: Send, headers: Headers) -> Send:
+    """Return a `send` that adds headers to the response."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        await send(message)
+
+    return send_with_headers
 
 
 def path_below_v1(scope: Scope) -> str:

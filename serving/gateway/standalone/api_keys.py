@@ -61,12 +61,12 @@ class KeyVerifier:
             error_class, message = found.rejection
             raise error_class(message)
         assert found.client is not None
-        if not found.client.key_id and (
-            identity.forwarded or not is_local_request(identity.host.decode("latin-1"), identity.address)
+        if not found.client.key_id and not (
+            is_local_request(identity.host, identity.address, identity.forwarded)
         ):
             raise PermissionDenied(
-                "The service has no API key yet and accepts requests from its own machine only. "
-                "Create an API key there."
+                "The service has no API key yet and accepts requests from its own machine only, "
+                "and not through a proxy. Create an API key there."
             )
         return found.client
 

@@ -17,15 +17,17 @@ from serving.gateway.downstream import (
     client_identity,
 )
 from serving.gateway.gateway import Gateway
-from serving.gateway.standalone.request_parser import RequestParser
-from serving.http.errors import RequestTimeout
+from serving.gateway.standalone.request_parser import GatewayRequestParser
+from serving.http.errors import RequestTimeout, TooManyConnections
+from serving.http.limits import (
+    BODY_TIMEOUT_SECONDS,
+    HEAD_TIMEOUT_SECONDS,
+    KEEP_ALIVE_SECONDS,
+    LINGER_SECONDS,
+    WRITE_TIMEOUT_SECONDS,
+    max_connections,
+)
 
-HEAD_TIMEOUT_SECONDS = 10.0
-BODY_TIMEOUT_SECONDS = 60.0
-KEEP_ALIVE_SECONDS = 75.0
-# How long a client may leave its response unread, and how long a rejected one may continue to send.
-WRITE_TIMEOUT_SECONDS = 60.0
-LINGER_SECONDS = 2.0
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 STATUS_LINES = {
     status: b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, b"-")) for status in range(200, 1000)
@@ -46,6 +48,7 @@ class GatewayServerState:
         self.gateway = gateway
         self.handle = handle
         self.connections: set[ClientConnection] = set()
+        self.max_connections = max_connections()
         self.draining = False
         self.date_line = b""
 
@@ -63,6 +66,7 @@ class ClientConnection(asyncio.Protocol):
         self.waiting: deque[tuple[GatewayRequest, bool, bool] | Exception] = deque()
         self.busy = self.head_only = self.rejected = False
         self.reading_paused = False
+        self.origin_headers: Headers = []
         self.deadline = time.monotonic() + HEAD_TIMEOUT_SECONDS
 
     # Called by asyncio.
@@ -70,8 +74,10 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.address: str = (transport.get_extra_info("peername") or ("",))[0]
-        self.parser = RequestParser(self, self.address)
+        self.parser = GatewayRequestParser(self, self.address)
         self.server.connections.add(self)
+        if len(self.server.connections) > self.server.max_connections:
+            self._reject(TooManyConnections())
 
     def data_received(self, data: bytes) -> None:
         if self.rejected:
@@ -168,7 +174,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _head(self, status: int, headers: Headers) -> bytes:
         lines = [STATUS_LINES[status], self.server.date_line]
-        for name, value in headers:
+        for name, value in (*headers, *self.origin_headers):
             lines.append(b"%b: %b\r\n" % (name, value))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
@@ -182,6 +188,7 @@ class ClientConnection(asyncio.Protocol):
         self.keep_alive = keep_alive and not self.server.draining
         self.chunked = chunked
         self.head_only = request.method == "HEAD"
+        self.origin_headers = self.server.gateway.origins.response_headers(request.headers)
         self.task = self.server.handle(request, self)
 
     def _next_request(self) -> None:
@@ -231,6 +238,7 @@ class ClientConnection(asyncio.Protocol):
             self._pause_reading()
             return
         self.keep_alive = self.head_only = False
+        self.origin_headers = []
         self.parser.in_request = True
         self.server.gateway.open_context("-", "-", {}).fail(error, self)
 

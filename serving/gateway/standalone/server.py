@@ -47,6 +47,8 @@ class GatewayServer:
 
     def handle(self, request: GatewayRequest, downstream: Downstream) -> asyncio.Task[None] | None:
         """Handle a request of any path."""
+        if self.gateway.respond_at_edge(request.method, request.path, request.headers, downstream):
+            return None
         if request.path.startswith("/v1/"):
             return self.gateway.handle(request, downstream)
         if request.path == "/health" and request.method in ("GET", "HEAD"):

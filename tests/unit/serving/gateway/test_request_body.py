@@ -1,4 +1,4 @@
-"""Request bodies: the model name, refused fields and limits; and the model name in responses."""
+"""Request bodies: the model name, allowed fields and limits; and the model name in responses."""
 
 import json
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from serving.gateway.request_body import (
+    ALLOWED_FIELDS,
     RequestLimits,
     model_name_replacements,
     parse_request_body,
@@ -13,23 +14,25 @@ from serving.gateway.request_body import (
 )
 from serving.http.errors import InvalidRequest
 
+CHAT = "/v1/chat/completions"
+
 
 @pytest.mark.parametrize(
     ("body", "model", "sent"),
     [
-        (b' { "a" : [1,  2.50], "model" : "x" } ', "x", b'{"a":[1,  2.50],"model":"up"}'),
+        (b' { "stop" : [1,  2.50], "model" : "x" } ', "x", b'{"stop":[1,  2.50],"model":"up"}'),
         (b'{"model":"x","model":"y"}', "y", b'{"model":"up"}'),
-        (b'{"mod\\u0065l":"y","m":{"model":"z"}}', "y", b'{"model":"up","m":{"model":"z"}}'),
+        (b'{"mod\\u0065l":"y","metadata":{"model":"z"}}', "y", b'{"model":"up","metadata":{"model":"z"}}'),
         (
-            '{"model":"한","t":"\\ud55c\\"model\\":"}'.encode(),
+            '{"model":"한","user":"\\ud55c\\"model\\":"}'.encode(),
             "한",
-            b'{"model":"up","t":"\\ud55c\\"model\\":"}',
+            b'{"model":"up","user":"\\ud55c\\"model\\":"}',
         ),
-        (b'{"big":123456789012345678901234567890,"model":"x"}', "x", None),
+        (b'{"seed":123456789012345678901234567890,"model":"x"}', "x", None),
     ],
 )
 def test_only_the_model_name_of_a_body_changes(body: bytes, model: str, sent: bytes | None) -> None:
-    parsed = parse_request_body(body, RequestLimits())
+    parsed = parse_request_body(CHAT, body, RequestLimits())
     assert parsed.model == model
     assert parsed.encode("up") == sent or sent is None
     assert json.loads(parsed.encode("up")) == json.loads(body) | {"model": "up"}
@@ -46,17 +49,17 @@ def test_generated_text_is_not_mistaken_for_the_model_name() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"model":"x","t":"\xff"}',
-        b'{"model":"x","t":NaN}',
+        b'{"model":"x","user":"\xff"}',
+        b'{"model":"x","user":NaN}',
         b'{"model":"x"}{}',
         b'{"model":"x",}',
         b'{"model":null}',
-        b'{"model":"x","t":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"model":"x","user":' + b"[" * 5000 + b"]" * 5000 + b"}",
     ],
 )
 def test_json_that_engines_might_parse_differently_is_rejected(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        parse_request_body(body, RequestLimits())
+        parse_request_body(CHAT, body, RequestLimits())
 
 
 @pytest.mark.parametrize(
@@ -79,10 +82,66 @@ def test_json_that_engines_might_parse_differently_is_rejected(body: bytes) -> N
 )
 def test_a_field_over_its_limit_or_with_access_to_files_is_rejected(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as rejected:
-        parse_request_body(json.dumps({"model": "x", field: value}).encode(), RequestLimits())
+        parse_request_body(CHAT, json.dumps({"model": "x", field: value}).encode(), RequestLimits())
     assert rejected.value.param == field
 
 
 def test_a_long_prompt_of_token_ids_is_one_prompt() -> None:
-    fields = {"model": "x", "prompt": list(range(5000)), "chat_template_kwargs": {"enable_thinking": False}}
-    assert parse_request_body(json.dumps(fields).encode(), RequestLimits()).model == "x"
+    fields = {"model": "x", "prompt": list(range(5000))}
+    assert parse_request_body("/v1/completions", json.dumps(fields).encode(), RequestLimits()).model == "x"
+
+
+@pytest.mark.parametrize("path", list(ALLOWED_FIELDS))
+@pytest.mark.parametrize(
+    "field",
+    [
+        "mm_processor_kwargs",
+        "regex",
+        "ebnf",
+        "json_schema",
+        "guided_json",
+        "structured_outputs",
+        "vllm_xargs",
+        "prompt_embeds",
+        "cache_salt",
+        "priority",
+        "request_id",
+        "session_params",
+        "return_hidden_states",
+        "a_field_of_tomorrow",
+        "Model",
+        "model\x00",
+    ],
+)
+def test_a_field_that_is_not_listed_never_reaches_an_engine(path: str, field: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
+        parse_request_body(path, json.dumps({"model": "x", field: "y"}).encode(), RequestLimits())
+    assert rejected.value.param == field and repr(field) in rejected.value.message
+
+
+def test_the_template_options_of_a_chat_are_forwarded() -> None:
+    fields = {
+        "model": "x",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "continue_final_message": True,
+    }
+    parsed = parse_request_body(CHAT, json.dumps(fields).encode(), RequestLimits())
+    assert json.loads(parsed.encode("x")) == fields
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("regex", None),
+        ("mm_processor_kwargs", {}),
+        ("repeat_penalty", 1.0),
+        ("typical_p", 1),
+        ("cache_prompt", True),
+        ("keep_alive", "5m"),
+        ("usage", {"include": True}),
+        ("thinking", {"type": "disabled"}),
+    ],
+)
+def test_a_value_without_effect_is_removed(field: str, value: Any) -> None:
+    parsed = parse_request_body(CHAT, json.dumps({"model": "x", field: value}).encode(), RequestLimits())
+    assert json.loads(parsed.encode("x")) == {"model": "x"}

@@ -1,0 +1,1 @@
+"""The edge of the API: checks before any route sees a request."""
