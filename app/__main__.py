@@ -4,6 +4,7 @@ python -m app
 python -m app keys create --name me --scope admin
 python -m app migrate
 python -m app verify
+python -m app gc --dry-run
 """
 
 import logging
@@ -21,6 +22,7 @@ from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.server import serve
 from app.keys import service as keys
 from app.keys.schemas import KeyCreate, KeyUpdate
+from app.retention.command import run_gc
 from app.scheduling.incidents import describe_error, report_thread_deaths
 from app.settings import LogLevelName, get_settings
 from app.storage import migrate
@@ -114,6 +116,17 @@ def verify_command() -> None:
     if faults:
         sys.exit(f"{faults} {'artifact is' if faults == 1 else 'artifacts are'} damaged, missing or unknown.")
     print("Every artifact is as it was published.")
+
+
+@cli.command("gc")
+def gc_command(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
+) -> None:
+    """Apply the retention settings now, and delete the files that no row names."""
+    _prepare_database()
+    run_gc(get_settings(), dry_run=dry_run)
 
 
 @keys_cli.command("create")

@@ -25,10 +25,12 @@ from app.jobs import endpoints as jobs
 from app.keys import endpoints as keys
 from app.models import endpoints as models
 from app.presets import endpoints as presets
+from app.retention.collector import Collector
 from app.routing_table import endpoints as routes
 from app.runs import endpoints as runs
 from app.scheduling.sweeper import create_sweeper
 from app.settings import get_settings
+from app.storage import endpoints as storage
 from app.storage.database import get_engine
 from app.storage.startup import Preparation
 from app.workers import endpoints as workers
@@ -54,6 +56,7 @@ TAGS = [
     },
     {"name": "generation", "description": "The OpenAI-compatible API of the deployments."},
     {"name": "workers", "description": "Worker processes, with their queues and hardware."},
+    {"name": "storage", "description": "Disk space, and the collection of what is no longer needed."},
     {"name": "keys", "description": "API keys with scopes and limits."},
     {"name": "operations", "description": "Health, readiness and metrics."},
 ]
@@ -104,7 +107,7 @@ def create_app() -> FastAPI:
 
 def _api_router() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
-    for noun in (datasets, jobs, runs, models, presets, deployments, aliases, workers):
+    for noun in (datasets, jobs, runs, models, presets, deployments, aliases, workers, storage):
         api.include_router(noun.router, dependencies=[Depends(require_by_method)])
     # These routers state the scopes that they require.
     for router in (deployments.gateways, routes.router, keys.own_key_router, keys.router):
@@ -114,14 +117,20 @@ def _api_router() -> APIRouter:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Prepare the database, and run the sweeper; while the database is unavailable, requests get 503."""
+    """Prepare the database, and run the sweeper and the garbage collector.
+
+    While the database is unavailable, requests get 503.
+    """
     sweeper, preparation = create_sweeper(get_settings()), Preparation()
     await run_in_threadpool(preparation.start)
     sweeper.start()
+    collector = Collector(get_settings())
+    collector.start()
     yield
     app.state.stopping.set()
     await run_in_threadpool(preparation.stop)
     await run_in_threadpool(sweeper.stop)
+    await run_in_threadpool(collector.stop)
     await app.state.gateway.aclose()
     with suppress(OSError):
         get_engine().dispose()

@@ -111,6 +111,7 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded["list_alias_versions"] = get("/aliases/solver/history")
     recorded["stop_deployment"] = post(f"/deployments/{deployment_id}/stop?force=true")
     recorded["list_workers"] = get("/workers")
+    recorded["get_storage"] = get("/storage")
     recorded["list_presets"] = get("/presets")
     recorded["get_preset"] = recorded["list_presets"]["items"][0]
     for name in ("healthz", "readyz"):

@@ -19,6 +19,7 @@ from celery.apps.worker import Worker as CeleryWorker
 from celery.platforms import SecurityWarning
 
 from app import logs
+from app.retention.collector import Collector
 from app.scheduling.incidents import describe_error, report_thread_deaths
 from app.scheduling.queue import get_celery
 from app.scheduling.sweeper import create_sweeper
@@ -97,10 +98,12 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     dispatcher = RunDispatcher(worker)
     tasks.register_task(celery, dispatcher)
     sweeper = create_sweeper(settings)
+    collector = Collector(settings)
     deployments = threading.Thread(target=DeploymentManager(worker).run, name="deployments")
     worker.leases.start()
     worker.tracker.start()
     sweeper.start()
+    collector.start()
     deployments.start()
     dispatcher.start()
     # Celery itself waits for its tasks: runs and engines must stop at once, so that they save and leave.
@@ -129,6 +132,7 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     deployments.join()
     worker.tracker.stop()
     sweeper.stop()
+    collector.stop()
     worker.leases.stop()
     return was_asked_to_stop
 

@@ -99,7 +99,7 @@ def get_dataset(session: Session, dataset_id: str) -> Dataset:
 def delete_dataset(session: Session, dataset_id: str) -> None:
     """Mark a dataset as deleted; raises DatasetNotFound, and InUse while an unfinished job uses it.
 
-    The row remains for the lineage of models, without its artifact: the next collection deletes the file.
+    The row remains for the lineage of models; the next collection deletes the file.
     """
     get_dataset(session, dataset_id)
     # The UPDATE locks the row before the check, so that a job which names the dataset waits for its result.
@@ -202,7 +202,7 @@ def _mark_deleted(session: Session, dataset_id: str) -> None:
     session.execute(
         update(Dataset)
         .where(col(Dataset.id) == dataset_id)
-        .values(deleted_at=database_now(), artifact="", report={})
+        .values(deleted_at=database_now(), report={})
         .execution_options(synchronize_session=False)
     )
 

@@ -2,13 +2,16 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
-from app.tables import Deployment, Job, Run, RunStatus
+from app.settings import get_settings
+from app.storage import usage
+from app.tables import Checkpoint, Dataset, Deployment, Job, Model, Run, RunStatus
 
 VERSION = importlib.metadata.version("tunesmith")
 
@@ -39,7 +42,35 @@ def _collect_from_sql(session: Session) -> CollectorRegistry:
         select(col(Deployment.status), func.count()).group_by(col(Deployment.status))
     ):
         deployments.labels(deployment_status).set(count)
+    _add_storage(session, registry)
     return registry
+
+
+def _add_storage(session: Session, registry: CollectorRegistry) -> None:
+    """Add the use of disk space, as far as the rows and the last collection contain it."""
+
+    def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(f"tunesmith_storage_{name}", text, labels, registry=registry)
+
+    rows = gauge("rows", "Datasets, models and checkpoints.", ["kind"])
+    row_bytes = gauge("row_bytes", "Size of the files that rows name.", ["kind"])
+    for kind, table in (("datasets", Dataset), ("models", Model), ("checkpoints", Checkpoint)):
+        view = usage.count_rows(session, table)
+        rows.labels(kind).set(view.count)
+        row_bytes.labels(kind).set(view.size_bytes)
+    gauge("database_bytes", "Size of the database.").set(usage.measure_database(session))
+    free = gauge("disk_free_bytes", "Free space of this host's disks.", ["path"])
+    for disk in usage.measure_disks(get_settings()):
+        free.labels(disk.path).set(disk.free_bytes)
+    stored = gauge("stored_bytes", "Size of the store at the last collection.", ["kind"])
+    reclaimable = gauge("reclaimable_bytes", "Size of the files that no row named at the last collection.")
+    collected_at = gauge("collected_timestamp_seconds", "Start of the last collection; 0 before the first.")
+    if (report := usage.load_report(session)) is None:
+        return
+    for stored_kind in report.stored:
+        stored.labels(stored_kind.kind).set(stored_kind.size_bytes)
+    reclaimable.set(report.reclaimable_bytes)
+    collected_at.set(report.started_at.timestamp())
 
 
 def _jobs_by_status(session: Session) -> dict[RunStatus, int]:

@@ -47,15 +47,14 @@ def get_model(session: Session, model_id: str) -> Model:
 def delete_model(session: Session, model_id: str) -> None:
     """Mark a model as deleted; raises ModelNotFound, and InUse with the ids of its users.
 
-    The row remains as the origin of other models, without its artifact, whose files the next collection
-    deletes.
+    The row remains as the origin of other models; the next collection deletes the files.
     """
     get_model(session, model_id)
     # The UPDATE locks the row before the check, so that a request which names the model waits for its result.
     session.execute(
         update(Model)
         .where(col(Model.id) == model_id)
-        .values(deleted_at=database_now(), artifact="")
+        .values(deleted_at=database_now())
         .execution_options(synchronize_session=False)
     )
     users = find_users(session, model_id)

@@ -120,6 +120,9 @@ class CheckpointView(BaseModel):
     step: int = Field(description="The step after which it was saved.")
     sha256: str = Field(description="Hash of its manifest, which contains the hash of every file.")
     size_bytes: int = Field(description="Size of all its files.")
+    resumable: bool = Field(
+        description="Whether a run can resume from it: after a run has succeeded, only the weights are kept."
+    )
     created_at: datetime = Field(description="When it was published.")
 
 

@@ -67,8 +67,13 @@ def open_file(session: Session, run_id: str, name: str) -> BinaryIO:
 
     The file is opened before the response starts, so that an error still becomes an error response.
     """
-    log_artifact = get_run(session, run_id).log_artifact
-    if log_artifact is None:
+    run = get_run(session, run_id)
+    if run.log_artifact is None and run.status.finished:
+        raise FileNotPublished(
+            f"The files of {run_id} were not published, or were deleted to bound the disk space of old runs.",
+            hint="TUNESMITH_MAX_RUN_FILES_BYTES is the limit. The metrics of the run are kept.",
+        )
+    if (log_artifact := run.log_artifact) is None:
         raise FileNotPublished(
             f"{run_id} has not published the file {name}: files are published when an attempt ends.",
             hint=f"GET /api/v1/runs/{run_id}/logs lists its log lines so far.",

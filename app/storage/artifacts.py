@@ -33,6 +33,8 @@ from app.storage.manifest import (
 from app.storage.verified_files import VerifiedFiles, hash_file
 
 CHUNK_BYTES = 1 << 20
+# An empty file next to each copy in the cache; its time is that of the copy's last use.
+USED_SUFFIX = ".used"
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ class ArtifactStore:
             verify_folder(folder, key, sha256, self._verified)
             return folder
         copy = self.cache / sha256
+        self._record_use(copy)
         if copy.is_dir() and self._is_intact(lambda: verify_folder(copy, key, sha256, self._verified)):
             return copy
         discard(copy)
@@ -126,6 +129,7 @@ class ArtifactStore:
             verify_file(file, key, sha256, self._verified)
             return file
         copy = self.cache / sha256
+        self._record_use(copy)
         if copy.is_file() and self._is_intact(lambda: verify_file(copy, key, sha256, self._verified)):
             return copy
         discard(copy)
@@ -168,6 +172,41 @@ class ArtifactStore:
         else:
             self._read(key, sha256)
 
+    def publish_bytes(self, content: bytes, key: str) -> None:
+        """Publish a small file with this content; it replaces one that exists."""
+        destination = self._path(key)
+        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
+        with self._cleanup_on_failure(staging):
+            if self.local:
+                Path(staging).parent.mkdir(parents=True, exist_ok=True)
+            self._write(content, staging)
+            if self.local:
+                Path(staging).replace(destination)
+                fsync_folder(Path(destination).parent)
+
+    def publish_subset(self, source: str, key: str, files: list[dict[str, Any]]) -> PublishedArtifact:
+        """Publish some files of a published folder, given by their manifest entries, under a second key.
+
+        On a local disk the files are hard links; in a remote store they are copied there.
+        """
+        destination = self._path(key)
+        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
+        manifest = json.dumps({"files": files}, sort_keys=True).encode()
+        with self._cleanup_on_failure(staging):
+            for file in files:
+                self._copy(f"{self._path(source)}/{file['path']}", f"{staging}/{file['path']}")
+            if self.local:
+                Path(staging).mkdir(parents=True, exist_ok=True)
+            self._write(manifest, f"{staging}/{MANIFEST}")
+            if self.local:
+                rename_folder(Path(staging), Path(destination))
+        size_bytes = sum(file["size_bytes"] for file in files)
+        return PublishedArtifact(key, hashlib.sha256(manifest).hexdigest(), size_bytes)
+
+    def read_manifest(self, key: str, sha256: str) -> list[dict[str, Any]]:
+        """Return the entries of a folder's manifest; raises ArtifactCorrupt or FileNotFoundError."""
+        return parse_manifest(self.fs.cat_file(f"{self._path(key)}/{MANIFEST}"), key, sha256)
+
     def list_folder(self, key: str) -> list[StoredEntry]:
         """Return the files and folders directly under a key; none if it does not exist."""
         try:
@@ -175,7 +214,7 @@ class ArtifactStore:
         except FileNotFoundError:
             return []
         return [
-            StoredEntry(f"{key}/{PurePosixPath(entry['name']).name}", _change_time(entry)) for entry in found
+            StoredEntry(f"{key}/{PurePosixPath(entry['name']).name}", change_time(entry)) for entry in found
         ]
 
     def exists(self, key: str) -> bool:
@@ -224,6 +263,16 @@ class ArtifactStore:
             fsync_file(write)
             return digest.hexdigest(), write.tell()
 
+    def _copy(self, source: str, destination: str) -> None:
+        if not self.local:
+            self.fs.cp_file(source, destination)
+            return
+        Path(destination).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(destination).hardlink_to(source)
+        except OSError:
+            self._put(Path(source), destination)
+
     def _write(self, content: bytes, destination: str) -> None:
         if not self.local:
             self.fs.pipe_file(destination, content)
@@ -260,6 +309,11 @@ class ArtifactStore:
             while file.read(CHUNK_BYTES):
                 pass
 
+    def _record_use(self, copy: Path) -> None:
+        """Mark a copy in the cache as used now. Its own times stay, since they show that it is unchanged."""
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.with_name(f"{copy.name}{USED_SUFFIX}").touch()
+
     def _is_intact(self, verify: Callable[[], None]) -> bool:
         """Return whether a copy in the cache is as it was published."""
         try:
@@ -286,7 +340,8 @@ def read_chunks(file: BinaryIO) -> Iterator[bytes]:
             yield chunk
 
 
-def _change_time(entry: dict[str, Any]) -> float | None:
+def change_time(entry: dict[str, Any]) -> float | None:
     """Return the time of a listed entry: a number, a datetime, or nothing for a folder of S3."""
     found = entry.get("mtime") or entry.get("LastModified") or entry.get("last_modified")
+    found = found or entry.get("created")
     return found.timestamp() if isinstance(found, datetime) else found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlmodel import select
+from sqlmodel import col, select
 
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session
@@ -84,11 +84,12 @@ def verify_store(store: ArtifactStore, report: Report) -> Iterator[StoreFault]:
 def list_named_artifacts() -> list[NamedArtifact]:
     """Return every artifact whose hash a row contains."""
     with read_session() as session:
-        datasets = session.exec(select(Dataset.id, Dataset.artifact, Dataset.sha256, Dataset.size_bytes))
-        named = [NamedArtifact(*row, is_folder=False) for row in datasets]
-        for table in (Model, Checkpoint):
-            rows = session.exec(select(table.id, table.artifact, table.sha256, table.size_bytes))
-            named += [NamedArtifact(*row, is_folder=True) for row in rows]
+        named = []
+        for table in (Dataset, Model, Checkpoint):
+            rows = select(table.id, table.artifact, table.sha256, table.size_bytes)
+            if table is Dataset or table is Model:
+                rows = rows.where(col(table.deleted_at).is_(None))
+            named += [NamedArtifact(*row, is_folder=table is not Dataset) for row in session.exec(rows)]
     return named
 
 

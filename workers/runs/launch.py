@@ -298,7 +298,7 @@ def _fetch_folder(model: Model) -> Path:
 
 def _restore_checkpoint(run: Run, run_dir: Path) -> None:
     """Copy the run's last checkpoint into the run directory, from where the program resumes."""
-    latest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id)
+    latest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id, col(Checkpoint.resumable).is_(True))
     latest = latest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc()).limit(1)
     with read_session() as session:
         checkpoint = session.exec(latest).one_or_none()

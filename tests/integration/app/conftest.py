@@ -109,10 +109,8 @@ def make_job(settings: Settings) -> Callable[..., list[Run]]:
                     job_id=job.id,
                     position=position,
                     name=f"stage{position}",
-                    stage=StageKind.sft,
-                    config={},
                     status=status,
-                    **{"queue": Queue.cpu, **values},
+                    **{"queue": Queue.cpu, "stage": StageKind.sft, "config": {}, **values},
                 )
                 for position, status in enumerate(statuses)
             ]

@@ -1,0 +1,239 @@
+"""The garbage collector. It runs in every API process and every worker, without a leader.
+
+A lease in the database lets one of them at a time collect. Nothing depends on it: each step may run twice,
+and can be interrupted at any point. What a collection leaves, the next one finds again.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, or_, update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col
+
+from app.retention import checkpoints, events, garbage, host_files, records
+from app.retention.report import CollectionReport, Removal, count_removals, count_stored
+from app.scheduling.periodic import repeat
+from app.settings import Settings
+from app.storage.artifacts import ArtifactStore, get_store
+from app.storage.database import database_now, read_session, transaction
+from app.storage.inventory import KEY_PARTS, list_artifacts
+from app.tables import STORAGE_STATE_ID, StorageState
+from app.tables.base import new_id
+
+LEASE_SECONDS = 600.0
+MAX_TICK_SECONDS = 60.0
+JITTER = 0.2
+STOP_SECONDS = 5.0
+INSTALLATION_KEY = "installation.json"
+FOREIGN_HINT = (
+    "Check TUNESMITH_DATABASE_URL and TUNESMITH_ARTIFACTS_URL. If the store's contents are no longer needed, "
+    f"empty it, {INSTALLATION_KEY} included."
+)
+
+logger = logging.getLogger(__name__)
+
+
+class CollectionInterrupted(Exception):
+    """The collection must stop: the process stops, or another one holds the lease."""
+
+
+class ForeignStore(Exception):
+    """The artifact store belongs to another installation, whose artifacts no row here names."""
+
+
+class StorageLease:
+    """The lease on the storage state that this process holds."""
+
+    def __init__(self, holder: str, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        self.holder = holder
+        self._is_stopping = is_stopping
+        self._renewed_at = time.monotonic()
+
+    def renew(self) -> None:
+        """Renew the lease if it is due; raise CollectionInterrupted if it is lost or the process stops."""
+        if self._is_stopping():
+            raise CollectionInterrupted("the process stops")
+        if time.monotonic() - self._renewed_at < LEASE_SECONDS / 4:
+            return
+        self._renewed_at = time.monotonic()
+        if not _update_state(col(StorageState.holder) == self.holder, lease_seconds=LEASE_SECONDS):
+            raise CollectionInterrupted("another process holds the lease")
+
+
+@contextmanager
+def hold_storage_lease(
+    min_age_seconds: float = 0, is_stopping: Callable[[], bool] = lambda: False
+) -> Iterator[StorageLease | None]:
+    """Yield the lease, or None if another process holds it or a collection ended less than that ago."""
+    lease = StorageLease(new_id("holder"), is_stopping)
+    _ensure_state()
+    is_free = or_(
+        col(StorageState.lease_expires_at).is_(None), col(StorageState.lease_expires_at) < database_now()
+    )
+    is_due = or_(
+        col(StorageState.collected_at).is_(None),
+        col(StorageState.collected_at) < database_now(-min_age_seconds),
+    )
+    if not _update_state(is_free & is_due, lease_seconds=LEASE_SECONDS, holder=lease.holder):
+        yield None
+        return
+    try:
+        yield lease
+    finally:
+        statement = update(StorageState).where(col(StorageState.holder) == lease.holder)
+        with transaction() as session:
+            session.execute(statement.values(holder=None, lease_expires_at=None))
+
+
+def collect(
+    settings: Settings,
+    store: ArtifactStore,
+    lease: StorageLease,
+    on_removal: Callable[[Removal], None] = lambda removal: None,
+    *,
+    dry_run: bool = False,
+) -> CollectionReport:
+    """Apply the retention settings, delete garbage, and record the report.
+
+    With `dry_run` nothing is changed, and the report contains what would be removed.
+
+    Raises:
+        ForeignStore: The store belongs to another installation.
+        CollectionInterrupted: The process stops, or the lease was lost.
+        OSError: The store cannot be read or written.
+    """
+    started_at, started = datetime.now(UTC), time.monotonic()
+    check_installation(store, settings.gc_grace_seconds, claim=not dry_run)
+    removals: list[Removal] = []
+    for removal in _remove_all(settings, store, lease, dry_run=dry_run):
+        removals.append(removal)
+        on_removal(removal)
+    artifacts = list_artifacts(store)
+    unnamed = [artifact for artifact, _ in garbage.classify(artifacts, settings.gc_grace_seconds)]
+    report = CollectionReport(
+        started_at=started_at,
+        seconds=round(time.monotonic() - started, 3),
+        removed=count_removals(removals),
+        reclaimable_bytes=sum(artifact.size_bytes for artifact in unnamed),
+        stored=count_stored(artifacts),
+    )
+    if not dry_run:
+        statement = update(StorageState).where(col(StorageState.holder) == lease.holder)
+        values = {"collected_at": database_now(), "report": report.model_dump(mode="json")}
+        with transaction() as session:
+            session.execute(statement.values(**values))
+    return report
+
+
+def check_installation(store: ArtifactStore, grace_seconds: float, *, claim: bool) -> None:
+    """Check that the store belongs to this database, so that nothing of another installation is deleted.
+
+    A store without a mark gets one, unless it has artifacts of which the database names none.
+    """
+    with read_session() as session:
+        state = session.get(StorageState, STORAGE_STATE_ID)
+        assert state is not None, "the lease is held"
+    if store.exists(INSTALLATION_KEY):
+        with store.open(INSTALLATION_KEY) as file:
+            owner = json.load(file)["installation_id"]
+        if owner != state.installation_id:
+            raise ForeignStore(
+                f"The artifact store belongs to the installation {owner}, but the database to "
+                f"{state.installation_id}. Nothing is deleted. {FOREIGN_HINT}"
+            )
+        return
+    artifacts = [artifact for artifact in list_artifacts(store) if artifact.kind in KEY_PARTS]
+    if artifacts and len(list(garbage.classify(artifacts, grace_seconds))) == len(artifacts):
+        raise ForeignStore(
+            "The artifact store contains artifacts, but the database names none of them. Nothing is deleted. "
+            f"{FOREIGN_HINT}"
+        )
+    if claim:
+        mark = json.dumps({"installation_id": state.installation_id}).encode()
+        store.publish_bytes(mark, INSTALLATION_KEY)
+
+
+class Collector:
+    """A thread that collects garbage of the store and of this host until it is stopped."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = threading.Event()
+        seconds = min(MAX_TICK_SECONDS, settings.gc_seconds)
+        self._thread = threading.Thread(
+            target=repeat,
+            args=("garbage collection", self._collect, seconds, self._stopping),
+            kwargs={"max_seconds": max(seconds, settings.gc_seconds), "jitter": JITTER},
+            name="collector",
+            daemon=True,
+        )
+
+    def start(self) -> None:
+        """Start the thread, unless the settings disable it."""
+        if self._settings.gc_seconds:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread before its next batch; what it is deleting does not keep the process alive."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+
+    def _collect(self) -> None:
+        """Collect on this host, and in the store if that is due and no other process does."""
+        host_files.collect_host_files(self._settings)
+        with (
+            suppress(CollectionInterrupted),
+            hold_storage_lease(self._settings.gc_seconds, self._stopping.is_set) as lease,
+        ):
+            if lease is not None:
+                report = collect(self._settings, get_store(), lease)
+                removed = {count.reason: count.model_dump(exclude={"reason"}) for count in report.removed}
+                logger.info("collected garbage", extra={"removed": removed, "seconds": report.seconds})
+
+
+def _remove_all(
+    settings: Settings, store: ArtifactStore, lease: StorageLease, *, dry_run: bool
+) -> Iterator[Removal]:
+    yield from records.delete_records(settings, dry_run=dry_run)
+    yield from events.thin_events(settings, lease.renew, dry_run=dry_run)
+    yield from checkpoints.expire_checkpoints(store, settings, lease.renew, dry_run=dry_run)
+    yield from checkpoints.drop_training_state(store, settings, lease.renew, dry_run=dry_run)
+    artifacts = list_artifacts(store)
+    yield from records.drop_run_files(store, settings, artifacts, dry_run=dry_run)
+    unnamed = garbage.classify(artifacts, settings.gc_grace_seconds)
+    if dry_run:
+        yield from (
+            Removal(reason=reason, name=artifact.key, size_bytes=artifact.size_bytes)
+            for artifact, reason in unnamed
+            if reason is not None
+        )
+        return
+    candidates = [artifact for artifact, reason in unnamed if reason is not None]
+    yield from garbage.delete_garbage(store, candidates, settings.gc_grace_seconds, lease.renew)
+
+
+def _ensure_state() -> None:
+    try:
+        with transaction() as session:
+            if session.get(StorageState, STORAGE_STATE_ID) is None:
+                session.add(StorageState())
+    except IntegrityError:
+        # Another process has inserted it at the same time.
+        return
+
+
+def _update_state(condition: ColumnElement[bool], lease_seconds: float, **values: object) -> bool:
+    statement = update(StorageState).where(col(StorageState.id) == STORAGE_STATE_ID, condition)
+    statement = statement.values(lease_expires_at=database_now(lease_seconds), **values)
+    with transaction() as session:
+        options = {"synchronize_session": False}
+        return (
+            session.scalar(statement.returning(col(StorageState.id)), execution_options=options) is not None
+        )

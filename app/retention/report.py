@@ -1,0 +1,80 @@
+"""The report of a collection: what it removed and what the store contains."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, Field
+
+from app.storage.inventory import ArtifactKind, StoredArtifact
+
+
+class RemovalReason(StrEnum):
+    """Why something is removed."""
+
+    checkpoint_state = "checkpoint_state"
+    checkpoint_expired = "checkpoint_expired"
+    events_thinned = "events_thinned"
+    run_files_limit = "run_files_limit"
+    record_expired = "record_expired"
+    deleted = "deleted"
+    unnamed = "unnamed"
+    partial = "partial"
+
+
+class Removal(BaseModel):
+    """One thing that a collection removes; its size is 0 for rows."""
+
+    reason: RemovalReason
+    name: str
+    size_bytes: int = 0
+
+
+class RemovalCount(BaseModel):
+    """What a collection removed for one reason."""
+
+    reason: RemovalReason = Field(description="Why it was removed.")
+    count: int = Field(description="Number of objects.")
+    size_bytes: int = Field(description="Size of their files.")
+
+
+class StoredKind(BaseModel):
+    """The artifacts of one kind in the store."""
+
+    kind: ArtifactKind = Field(
+        description="`datasets`, `models`, `checkpoints` or `runs` (logs and other files of runs); `partial` "
+        "for publications in progress or interrupted; `other` for files that the service did not write."
+    )
+    count: int = Field(description="Number of artifacts.")
+    size_bytes: int = Field(description="Size of all their files.")
+
+
+class CollectionReport(BaseModel):
+    """The result of a collection."""
+
+    started_at: datetime = Field(description="When it started.")
+    seconds: float = Field(description="How long it took.")
+    removed: list[RemovalCount] = Field(description="What it removed, by reason.")
+    reclaimable_bytes: int = Field(
+        description="Size of the files that no row names, but that are too young to be deleted."
+    )
+    stored: list[StoredKind] = Field(description="What the store contained afterwards, by kind.")
+
+
+def count_removals(removals: Iterable[Removal]) -> list[RemovalCount]:
+    """Return the number and size of removals by reason."""
+    counts: dict[RemovalReason, RemovalCount] = {}
+    for removal in removals:
+        count = counts.setdefault(removal.reason, RemovalCount(reason=removal.reason, count=0, size_bytes=0))
+        count.count += 1
+        count.size_bytes += removal.size_bytes
+    return [counts[reason] for reason in RemovalReason if reason in counts]
+
+
+def count_stored(artifacts: Iterable[StoredArtifact]) -> list[StoredKind]:
+    """Return the number and size of artifacts by kind."""
+    kinds = {kind: StoredKind(kind=kind, count=0, size_bytes=0) for kind in ArtifactKind}
+    for artifact in artifacts:
+        kinds[artifact.kind].count += 1
+        kinds[artifact.kind].size_bytes += artifact.size_bytes
+    return list(kinds.values())

@@ -1,0 +1,66 @@
+"""Use of disk space, from the rows and from the report of the last collection."""
+
+import shutil
+from pathlib import Path
+
+from sqlalchemy import func, select, text
+from sqlmodel import Session, col
+
+from app.retention.report import CollectionReport
+from app.settings import Settings
+from app.storage.artifacts import get_store
+from app.storage.schemas import DiskView, StorageRowsView, StorageView
+from app.tables import STORAGE_STATE_ID, Checkpoint, Dataset, Model, StorageState
+
+
+def view_storage(session: Session, settings: Settings) -> StorageView:
+    """Return the use of disk space; the store itself is not listed."""
+    state = session.get(StorageState, STORAGE_STATE_ID)
+    report = load_report(session)
+    return StorageView(
+        installation_id=state.installation_id if state else None,
+        datasets=count_rows(session, Dataset),
+        models=count_rows(session, Model),
+        checkpoints=count_rows(session, Checkpoint),
+        database_bytes=measure_database(session),
+        disks=measure_disks(settings),
+        reclaimable_bytes=report.reclaimable_bytes if report else None,
+        last_collection=report,
+    )
+
+
+def load_report(session: Session) -> CollectionReport | None:
+    """Return the report of the last collection."""
+    state = session.get(StorageState, STORAGE_STATE_ID)
+    return CollectionReport.model_validate(state.report) if state and state.report else None
+
+
+def count_rows(session: Session, table: type[Dataset] | type[Model] | type[Checkpoint]) -> StorageRowsView:
+    """Return the number and size of the artifacts that the rows of a table name."""
+    statement = select(func.count(), func.coalesce(func.sum(col(table.size_bytes)), 0)).select_from(table)
+    if table is Dataset or table is Model:
+        statement = statement.where(col(table.deleted_at).is_(None))
+    count, size_bytes = session.execute(statement).one()
+    return StorageRowsView(count=count, size_bytes=int(size_bytes))
+
+
+def measure_database(session: Session) -> int:
+    """Return the size of the database."""
+    if session.get_bind().dialect.name == "postgresql":
+        statement = "SELECT pg_database_size(current_database())"
+    else:
+        statement = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+    size_bytes = session.scalar(text(statement))
+    return int(size_bytes)
+
+
+def measure_disks(settings: Settings) -> list[DiskView]:
+    """Return the disks of the data directory and of a local artifact store, each once."""
+    store = get_store()
+    folders = [settings.data_dir] + ([Path(store.root)] if store.local else [])
+    disks: dict[int, DiskView] = {}
+    for folder in (folder for folder in folders if folder.exists()):
+        usage = shutil.disk_usage(folder)
+        view = DiskView(path=str(folder), total_bytes=usage.total, free_bytes=usage.free)
+        disks.setdefault(folder.stat().st_dev, view)
+    return list(disks.values())

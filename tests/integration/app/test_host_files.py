@@ -1,0 +1,92 @@
+"""Files of a host: directories of runs that ended, copies of remote artifacts, and partial uploads."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.retention import host_files
+from app.retention.host_files import collect_host_files
+from app.settings import Settings
+from app.storage.artifacts import USED_SUFFIX
+from app.storage.database import transaction
+from app.tables import Model, ModelKind, Run, RunStatus
+
+Make = Callable[..., list[Run]]
+
+
+def write(path: Path, *, size: int = 10, age_seconds: float = 1e6) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    for each in (path, path.parent, path.parent.parent):
+        os.utime(each, (time.time() - age_seconds,) * 2)
+    return path
+
+
+def names(settings: Settings) -> set[str]:
+    runs = settings.data_dir / "runs"
+    return {path.relative_to(runs).as_posix() for path in runs.rglob("log.txt")}
+
+
+@pytest.mark.parametrize(
+    "status", [RunStatus.cancelled, RunStatus.failed, RunStatus.paused, RunStatus.queued]
+)
+def test_the_directory_of_a_run_that_no_worker_holds_is_removed(
+    settings: Settings, make_job: Make, status: RunStatus
+) -> None:
+    (run,) = make_job(status, attempt=1)
+    write(settings.data_dir / "runs" / run.id / "attempt-1" / "log.txt")
+    assert [file.path.name for file in collect_host_files(settings, dry_run=True)] == [run.id]
+    assert names(settings) == {f"{run.id}/attempt-1/log.txt"}
+    collect_host_files(settings)
+    assert list((settings.data_dir / "runs").iterdir()) == []
+
+
+def test_the_directory_of_the_attempt_that_holds_its_run_stays(settings: Settings, make_job: Make) -> None:
+    (run,) = make_job(RunStatus.running, attempt=2)
+    for attempt in (1, 2):
+        write(settings.data_dir / "runs" / run.id / f"attempt-{attempt}" / "log.txt")
+    collect_host_files(settings)
+    assert names(settings) == {f"{run.id}/attempt-2/log.txt"}
+
+
+def test_a_directory_that_was_just_written_and_one_of_a_deleted_job(
+    settings: Settings, make_job: Make
+) -> None:
+    (run,) = make_job(RunStatus.succeeded, attempt=1)
+    write(settings.data_dir / "runs" / run.id / "attempt-1" / "log.txt", age_seconds=5)
+    write(settings.data_dir / "runs" / "run_gone" / "attempt-1" / "log.txt")
+    collect_host_files(settings)
+    assert names(settings) == {f"{run.id}/attempt-1/log.txt"}
+
+
+def test_the_cache_keeps_what_is_in_use_and_what_was_used_last(settings: Settings, make_job: Make) -> None:
+    cache = settings.data_dir / "cache"
+    hashes = [digit * 64 for digit in "abcd"]
+    for age, name in zip((9e5, 8e5, 7e5, 60), hashes, strict=True):
+        write(cache / name, size=100)
+        write(cache / f"{name}{USED_SUFFIX}", size=0, age_seconds=age)
+    with transaction() as session:
+        model = Model(name="m", kind=ModelKind.base, base="b", artifact="m", sha256=hashes[0], size_bytes=1)
+        session.add(model)
+    make_job(RunStatus.running, config={"base": model.id})
+    limited = settings.model_copy(update={"max_cache_bytes": 150})
+    assert [file.path.name for file in collect_host_files(limited)] == hashes[1:3]
+    assert {path.name[0] for path in cache.iterdir()} == {"a", "d"}
+
+
+def test_uploads_and_copies_that_were_not_completed_are_removed_after_a_day(settings: Settings) -> None:
+    write(settings.data_dir / "uploads" / "upload-1" / "rows.jsonl")
+    write(settings.data_dir / "uploads" / "upload-2" / "rows.jsonl", age_seconds=60)
+    write(settings.data_dir / "cache" / "abc.0123.part")
+    collect_host_files(settings)
+    left = [*(settings.data_dir / "uploads").iterdir(), *(settings.data_dir / "cache").iterdir()]
+    assert [path.name for path in left] == ["upload-2"]
+
+
+def test_one_process_of_a_host_collects_at_a_time(settings: Settings, make_job: Make) -> None:
+    write(settings.data_dir / "runs" / "run_gone" / "attempt-1" / "log.txt")
+    with host_files._lock(settings.data_dir) as is_locked:
+        assert is_locked and collect_host_files(settings) == []
