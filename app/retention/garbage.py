@@ -26,7 +26,7 @@ CLOCK_SKEW_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class _BatchNames:
-    """What the database knows of the artifacts of a batch."""
+    """The names and owners of the artifacts of a batch in the database."""
 
     named: set[str]
     deleted: set[str]
