@@ -122,7 +122,9 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
         "malformed": client.post("/api/v1/jobs", json={"name": "mine", "stages": [{"stage": "sft"}]}),
     }
     # From here on, requests need the key.
-    secret = check_response(client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"]}))["key"]
+    secret = check_response(
+        client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"], "lock_service": True})
+    )["key"]
     errors["unauthorized"] = client.get("/api/v1/jobs")
     client.headers["Authorization"] = f"Bearer {secret}"
     created = post("/keys", {"name": "app", "scopes": ["inference"], "requests_per_minute": 60})

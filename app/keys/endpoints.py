@@ -40,9 +40,13 @@ KeyId = Annotated[str, Path(description="Id of the API key, `key_…`.")]
 def create_key(
     session: WriteSession, body: Annotated[KeyCreate, Body(openapi_examples=CREATE_EXAMPLES)]
 ) -> KeySecretView:
-    """Create an API key. Only this response contains its secret."""
-    key, secret = service.create_key_over_http(session, body)
-    return KeySecretView(**KeyView.model_validate(key).model_dump(), key=secret)
+    """Create an API key. Only this response contains its secret.
+
+    The first key locks the service, so it needs `lock_service`: from then on every request needs a key. In
+    these pages, click Authorize and paste it.
+    """
+    key, secret, notice = service.create_key_over_http(session, body)
+    return KeySecretView(**KeyView.model_validate(key).model_dump(), key=secret, notice=notice)
 
 
 @router.get("")

@@ -47,6 +47,11 @@ class KeyCreate(KeyUpdate):
     scopes: list[Scope] = Field(
         min_length=1, description="Allowed kinds of requests; `admin` allows all of them."
     )
+    lock_service: bool = Field(
+        False,
+        description="Must be true for the first key: from then on every request needs a key. Ignored for "
+        "the other keys.",
+    )
 
 
 class KeyView(BaseModel):
@@ -69,6 +74,7 @@ class KeySecretView(KeyView):
     """A new API key with its secret, which no other response contains."""
 
     key: str = Field(description="The secret, to be sent as `Authorization: Bearer ts_…`.")
+    notice: str | None = Field(description="What the first key changes; null for the other keys.")
 
 
 class CallerView(BaseModel):

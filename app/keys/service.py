@@ -15,6 +15,10 @@ from app.tables import ApiKey, Scope
 from trainers.runtime.error_codes import ErrorCode
 
 HINT_CHARACTERS = 7
+FIRST_KEY_NOTICE = (
+    "The service is locked from now on: every request needs a key as `Authorization: Bearer ts_…`. Store "
+    "this one; it is not shown again. In /docs, click Authorize and paste it."
+)
 
 
 def create_key(session: Session, body: KeyCreate) -> tuple[ApiKey, str]:
@@ -39,15 +43,35 @@ class FirstKeyMustBeAdmin(Conflict):
     code = ErrorCode.first_key_must_be_admin
 
 
-def create_key_over_http(session: Session, body: KeyCreate) -> tuple[ApiKey, str]:
-    """Create a key; raise FirstKeyMustBeAdmin if no key could be created over HTTP after it."""
-    if Scope.admin not in body.scopes and not has_active_key(session):
+class FirstKeyNotConfirmed(Conflict):
+    """The request would lock the service, and does not confirm that."""
+
+    code = ErrorCode.first_key_not_confirmed
+
+
+def create_key_over_http(session: Session, body: KeyCreate) -> tuple[ApiKey, str, str | None]:
+    """Create a key; return it with its secret, and with a notice if it is the first one.
+
+    Raises:
+        FirstKeyMustBeAdmin: No key could be created over HTTP after this one.
+        FirstKeyNotConfirmed: The request does not confirm that the first key locks the service.
+    """
+    if has_active_key(session):
+        return *create_key(session, body), None
+    if Scope.admin not in body.scopes:
         raise FirstKeyMustBeAdmin(
             f"The first API key must have the scope admin, not only {', '.join(body.scopes)}: once a key "
             "exists, only an admin can create another.",
             hint='Create a key with `"scopes": ["admin"]` first, then the other keys with it.',
         )
-    return create_key(session, body)
+    if not body.lock_service:
+        raise FirstKeyNotConfirmed(
+            "This would be the first API key, and would lock the service: from then on every request needs a "
+            "key, also in these pages.",
+            hint='Send `"lock_service": true` to confirm it, or create the key on the command line: '
+            "`python -m app keys create --name me --scope admin`.",
+        )
+    return *create_key(session, body), FIRST_KEY_NOTICE
 
 
 def list_keys(session: Session, paging: PageQuery) -> tuple[Sequence[ApiKey], str | None]:

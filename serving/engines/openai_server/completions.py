@@ -12,6 +12,7 @@ from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.decoding.sampling import SamplingParams
 from serving.engines.decoding.sequence import OutputChunk, SequenceParams, SequenceState
 from serving.engines.decoding.served import ServedModel
+from serving.engines.openai_server.edges import read_body
 from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE
 from serving.engines.openai_server.prompts import (
     chat_token_ids,
@@ -56,7 +57,7 @@ async def create_chat_completion(
     http: web.Request, loop: GenerationLoop, runner: ModelRunner
 ) -> web.StreamResponse:
     """Respond to POST /v1/chat/completions. Raises ApiError before the response has begun."""
-    body = await http.read()
+    body = await read_body(http)
     request = parse_request(ChatRequest, body)
     served = find_served_model(runner, request.model)
     check_room(loop, request.n or 1)
@@ -79,7 +80,7 @@ async def create_completion(
     http: web.Request, loop: GenerationLoop, runner: ModelRunner
 ) -> web.StreamResponse:
     """Respond to POST /v1/completions. Raises ApiError before the response has begun."""
-    body = await http.read()
+    body = await read_body(http)
     request = parse_request(CompletionRequest, body)
     served = find_served_model(runner, request.model)
     refuse_long_prompts(served, runner.max_model_len, request.prompts)

@@ -101,9 +101,12 @@ def run_until_signal(loop: GenerationLoop, host: str, port: int) -> None:
 async def serve(loop: GenerationLoop, host: str, port: int) -> int:
     """Respond from the start, with 503 until the model is loaded; return the exit status."""
     stop = stop_signal()
-    app = make_app(loop)
+    app = make_app(loop, host)
     # Without cancellation, a handler would continue to generate after its client has disconnected.
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5, access_log=None)
+    # Bodies are unpacked where they are read, within the limit of their size.
+    runner = web.AppRunner(
+        app, handler_cancellation=True, shutdown_timeout=0.5, access_log=None, auto_decompress=False
+    )
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     try:

@@ -17,6 +17,7 @@ from serving.engines.openai_server.completions import (
     make_sequence_params,
     send_response,
 )
+from serving.engines.openai_server.edges import read_body
 from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE
 from serving.engines.openai_server.prompts import chat_token_ids
 from serving.engines.openai_server.response_request import ResponseRequest
@@ -29,7 +30,7 @@ STATUSES = {FinishReason.stop: "completed", FinishReason.length: "incomplete"}
 
 async def create_response(http: web.Request, loop: GenerationLoop, runner: ModelRunner) -> web.StreamResponse:
     """Respond to POST /v1/responses. Raises ApiError before the response has begun."""
-    body = await http.read()
+    body = await read_body(http)
     request = parse_request(ResponseRequest, body)
     served = find_served_model(runner, request.model)
     check_room(loop, 1)

@@ -16,6 +16,7 @@ from serving.engines.openai_server.completions import (
     create_chat_completion,
     create_completion,
 )
+from serving.engines.openai_server.edges import OWN_HOST, check_edges, read_body
 from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE, PromptQueue
 from serving.engines.openai_server.responses import create_response
 from serving.engines.openai_server.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse_request
@@ -26,6 +27,7 @@ from serving.http.errors import (
     EngineUnavailable,
     InternalError,
     InvalidRequest,
+    MethodNotAllowed,
     ModelNotServed,
     UnknownUrl,
 )
@@ -45,9 +47,10 @@ class EngineServerState:
         self.loading: set[str] = set()
 
 
-def make_app(loop: GenerationLoop) -> web.Application:
+def make_app(loop: GenerationLoop, host: str) -> web.Application:
     """Create the application for a generation loop, whose model may still be loading."""
-    app = web.Application(middlewares=[handle_errors], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[handle_errors, check_edges], client_max_size=MAX_BODY_BYTES)
+    app[OWN_HOST] = host
     app[LOOP], app[SERVER_STATE], app[PROMPT_QUEUE] = loop, EngineServerState(), PromptQueue()
     app.add_routes(
         [
@@ -131,7 +134,7 @@ async def detokenize(request: web.Request) -> web.Response:
 async def load_lora_adapter(request: web.Request) -> web.Response:
     """Load an adapter; a name in use is rejected."""
     runner, loading = get_runner(request), request.app[SERVER_STATE].loading
-    body = parse_request(LoadAdapterRequest, await request.read())
+    body = parse_request(LoadAdapterRequest, await read_body(request))
     name = body.lora_name
     if name in runner.models or name in loading:
         raise InvalidRequest(
@@ -152,7 +155,7 @@ async def load_lora_adapter(request: web.Request) -> web.Response:
 async def unload_lora_adapter(request: web.Request) -> web.Response:
     """Remove the name immediately, and free the weights after the last completion that uses them."""
     runner = get_runner(request)
-    name = parse_request(UnloadAdapterRequest, await request.read()).lora_name
+    name = parse_request(UnloadAdapterRequest, await read_body(request)).lora_name
     served = runner.models.get(name)
     if served is None or served.adapter is None:
         raise ModelNotServed(name, [model.name for model in runner.models.values() if model.adapter])
@@ -190,6 +193,9 @@ async def handle_errors(
         return error_response(error)
     except web.HTTPRequestEntityTooLarge:
         return error_response(BodyTooLarge(MAX_BODY_BYTES))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return error_response(MethodNotAllowed(request.path, request.method, allowed))
     except web.HTTPException as error:
         unknown = UnknownUrl(f"{request.method} {request.path} does not exist.")
         unknown.status = error.status

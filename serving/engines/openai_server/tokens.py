@@ -8,6 +8,7 @@ from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.served import ServedModel
 from serving.engines.decoding.text import decode
 from serving.engines.openai_server.completions import find_served_model
+from serving.engines.openai_server.edges import read_body
 from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE, PromptWorker
 from serving.engines.openai_server.prompts import (
     chat_token_ids,
@@ -20,7 +21,7 @@ from serving.engines.openai_server.schemas import DetokenizeRequest, TokenizeReq
 
 async def tokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, Any]:
     """Return the response to POST /tokenize. Raises ApiError."""
-    body = await http.read()
+    body = await read_body(http)
     request = parse_request(TokenizeRequest, body)
     served = find_served_model(runner, request.model)
     ids = await http.app[PROMPT_QUEUE].run(
@@ -32,7 +33,7 @@ async def tokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, 
 
 async def detokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, Any]:
     """Return the response to POST /detokenize. Raises ApiError."""
-    body = await http.read()
+    body = await read_body(http)
     request = parse_request(DetokenizeRequest, body)
     served = find_served_model(runner, request.model)
     refuse_long_prompts(served, runner.max_model_len, [request.tokens], "tokens")

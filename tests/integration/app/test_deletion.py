@@ -213,7 +213,9 @@ def test_a_worker_is_deleted_when_it_is_absent_and_holds_nothing(
 
 
 def test_a_key_is_purged_with_its_record(client: TestClient) -> None:
-    created = client.post("/api/v1/keys", json={"name": "a", "scopes": ["admin"]}).json()
+    created = client.post(
+        "/api/v1/keys", json={"name": "a", "scopes": ["admin"], "lock_service": True}
+    ).json()
     client.headers["Authorization"] = f"Bearer {created['key']}"
     other = client.post("/api/v1/keys", json={"name": "b", "scopes": ["read"]}).json()
     assert client.delete(f"/api/v1/keys/{other['id']}").json()["revoked_at"] is not None

@@ -124,7 +124,9 @@ def test_a_request_to_a_sleeping_deployment_wakes_it_and_gets_a_retry_after(
 
 def test_a_gateway_reads_routes_wakes_and_records_use_with_the_scope_inference(client: TestClient) -> None:
     sleeper = insert_row(status=DeploymentStatus.asleep, address=None)
-    admin = client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"]}).json()["key"]
+    admin = client.post(
+        "/api/v1/keys", json={"name": "admin", "scopes": ["admin"], "lock_service": True}
+    ).json()["key"]
     as_admin = {"Authorization": f"Bearer {admin}"}
     keys = {
         scope: client.post("/api/v1/keys", json={"name": scope, "scopes": [scope]}, headers=as_admin).json()[

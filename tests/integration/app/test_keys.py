@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from app.http.auth import hash_key
 from app.keys import service
+from app.keys.endpoints import CREATE_EXAMPLES
 from app.keys.schemas import KeyCreate
 from app.main import create_app
 from app.settings import Settings
@@ -80,14 +81,32 @@ def test_a_key_is_ignored_on_a_service_without_keys(client: TestClient) -> None:
 def test_the_first_key_created_over_http_must_have_the_scope_admin(client: TestClient) -> None:
     refused = client.post("/api/v1/keys", json={"name": "me", "scopes": ["read", "write"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "first_key_must_be_admin")
-    created = client.post("/api/v1/keys", json={"name": "me", "scopes": ["admin"]}).json()
+    created = client.post(
+        "/api/v1/keys", json={"name": "me", "scopes": ["admin"], "lock_service": True}
+    ).json()
     headers = {"Authorization": f"Bearer {created['key']}"}
     body = {"name": "you", "scopes": ["read"]}
     assert client.post("/api/v1/keys", json=body, headers=headers).status_code == 201
 
 
+def test_the_first_key_needs_a_confirmation_since_it_locks_the_service(client: TestClient) -> None:
+    """One click in Swagger UI sends an example as it is."""
+    for example in CREATE_EXAMPLES.values():
+        refused = client.post("/api/v1/keys", json=example["value"])
+        assert refused.status_code == 409 and client.get("/api/v1/keys").json()["items"] == []
+    body = {"name": "me", "scopes": ["admin"]}
+    refused = client.post("/api/v1/keys", json=body).json()["error"]
+    assert refused["code"] == "first_key_not_confirmed" and '"lock_service": true' in refused["hint"]
+    first = client.post("/api/v1/keys", json=body | {"lock_service": True}).json()
+    assert "click Authorize" in first["notice"]
+    second = client.post("/api/v1/keys", json=body, headers={"Authorization": f"Bearer {first['key']}"})
+    assert (second.status_code, second.json()["notice"]) == (201, None)
+
+
 def test_a_secret_is_returned_once_and_stored_as_a_hash(client: TestClient) -> None:
-    created = client.post("/api/v1/keys", json={"name": "me", "scopes": ["admin"]}).json()
+    created = client.post(
+        "/api/v1/keys", json={"name": "me", "scopes": ["admin"], "lock_service": True}
+    ).json()
     headers = {"Authorization": f"Bearer {created['key']}"}
     assert created["key"] not in client.get("/api/v1/keys", headers=headers).text
     with read_session() as session:

@@ -53,7 +53,7 @@ def request_bytes(method: str, path: str, *headers: str, body: bytes = b"", host
 
 def send(server: Server, method: str, path: str, *headers: str, body: bytes = b"") -> Response:
     """Return the response to a request."""
-    return parse(exchange(server, request_bytes(method, path, *headers, body=body)))
+    return parse(exchange(server, request_bytes(method, path, *headers, body=body), pause_seconds=0))
 
 
 def parse(response: bytes) -> Response:
