@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import Depends
-from sqlalchemy import Connection, DateTime, Dialect, Engine, create_engine, event, text
+from sqlalchemy import Connection, DateTime, Dialect, Engine, Float, create_engine, event, literal, text
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
@@ -124,22 +124,24 @@ class database_now(FunctionElement[datetime]):  # noqa: N801 — reads as SQL's 
     """
 
     type = UTCDateTime()
-    inherit_cache = False
+    # The offset is a parameter: without it in the text, SQLAlchemy compiles each statement only once.
+    inherit_cache = True
 
     def __init__(self, plus_seconds: float = 0) -> None:
-        super().__init__()
-        self.plus_seconds = float(plus_seconds)
+        super().__init__(literal(float(plus_seconds), Float()))
 
 
 @compiles(database_now, "postgresql")
-def _postgresql_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
-    return f"(clock_timestamp() + {element.plus_seconds!r} * interval '1 second')"
+def _postgresql_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clause_expr, **options)
+    return f"(clock_timestamp() + {seconds} * interval '1 second')"
 
 
 @compiles(database_now, "sqlite")
-def _sqlite_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+def _sqlite_now(element: database_now, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clause_expr, **options)
     # The three zeros complete the six digits that SQLAlchemy writes, so that text compares like time.
-    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', '{element.plus_seconds:+.3f} seconds') || '000')"
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
