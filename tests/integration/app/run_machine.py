@@ -1,0 +1,397 @@
+"""A state machine of runs: clients, workers, a broker and the clock act in any order on a real database.
+
+The machine keeps a small model of what it has done. After each step it compares the rows with the model and
+checks the invariants of `docs/architecture.md`; in the end every run that is not paused must finish.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import update
+from sqlmodel import SQLModel, col, select
+
+from app.http.errors import Conflict
+from app.jobs import actions
+from app.jobs.schemas import summary_view
+from app.runs import lifecycle
+from app.runs.lifecycle import AttemptOutcome, NewEvent, StaleAttempt
+from app.scheduling import queue, sweeper
+from app.settings import Settings
+from app.storage.database import database_now, read_session, transaction
+from app.tables import Event, EventType, Job, Run, RunStatus, Worker
+from trainers.configs import Queue, StageKind
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
+
+LEASE_SECONDS = 30.0
+# Sums of them differ from the lease by more than the time that an example itself takes.
+SHORT_SECONDS, LONG_SECONDS = 12.0, 45.0
+MAX_FAILURES = 3
+# The clocks of the workers' hosts are wrong; the service must not depend on them.
+CLOCK_ERRORS = (3600.0, -3600.0)
+MAX_DRAIN_ROUNDS = 5
+MAX_JOBS = 3
+CLOCK_COLUMNS = ("lease_expires_at", "claimable_at", "notified_at", "created_at")
+Pick = st.integers(0, 1000)
+
+
+class Failure(TunesmithError):
+    """The error of an attempt."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__("It failed.")
+        self.code = code
+
+
+OUTCOMES = {
+    "stopped": AttemptOutcome(reason="the worker is shutting down"),
+    "infrastructure": AttemptOutcome(Failure(ErrorCode.program_killed)),
+    "person": AttemptOutcome(Failure(ErrorCode.config_invalid)),
+    "memory": AttemptOutcome(Failure(ErrorCode.out_of_memory), smaller_config={"micro_batch_size": 1}),
+    "disk": AttemptOutcome(Failure(ErrorCode.disk_full), needed_disk_bytes=1),
+}
+
+
+@dataclass
+class ModelRun:
+    """The state of a run that the machine expects."""
+
+    attempt: int = 0
+    is_held: bool = False
+    lease_ends: float = 0.0
+    final: RunStatus | None = None
+
+
+@dataclass
+class ModelWorker:
+    """A worker, and the attempt that it believes to hold."""
+
+    worker_id: str
+    clock_error: float
+    run_id: str | None = None
+    attempt: int = 0
+
+
+@dataclass
+class HostClock:
+    """The error of the clock of the host that acts now. The service must not depend on it."""
+
+    error: float = 0.0
+
+    def now(self) -> datetime:
+        """Return the time that this host believes it is."""
+        return datetime.now(UTC) + timedelta(seconds=self.error)
+
+
+HOST_CLOCK = HostClock()
+
+
+class RunMachine(RuleBasedStateMachine):
+    """Submissions, notifications, attempts, leases and actions on jobs, in any order."""
+
+    settings: Settings
+
+    @initialize()
+    def start(self) -> None:
+        """Empty the database and register the workers."""
+        self.patch = pytest.MonkeyPatch()
+        self.notifications: list[Queue] = []
+        # The broker of the machine is a list, from which rules deliver, lose and repeat notifications.
+        self.patch.setattr(queue, "notify", self.notifications.append)
+        self.now = 0.0
+        self.runs: dict[str, ModelRun] = {}
+        self.jobs: list[str] = []
+        self.stale: list[tuple[str, int]] = []
+        with transaction() as session:
+            for table in reversed(SQLModel.metadata.sorted_tables):
+                session.execute(table.delete())
+            rows = [
+                Worker(
+                    name="w",
+                    host="h",
+                    pid=1,
+                    queues=[Queue.cpu],
+                    stages=list(StageKind),
+                )
+                for _ in CLOCK_ERRORS
+            ]
+            session.add_all(rows)
+            session.flush()
+            session.execute(update(Worker).values(last_seen_at=database_now()))
+        self.workers = [ModelWorker(row.id, error) for row, error in zip(rows, CLOCK_ERRORS, strict=True)]
+
+    # Clients
+
+    @precondition(lambda self: len(self.jobs) < MAX_JOBS)
+    @rule(n_stages=st.integers(1, 2), priority=st.integers(0, 1))
+    def submit(self, n_stages: int, priority: int) -> None:
+        job = Job(name="job")
+        with transaction() as session:
+            session.add(job)
+            session.flush()
+            runs = [
+                Run(job_id=job.id, position=i, name=f"s{i}", stage=StageKind.sft, queue=Queue.cpu,
+                    priority=priority, config={})
+                for i in range(n_stages)
+            ]  # fmt: skip
+            lifecycle.create_runs(session, runs)
+        self.jobs.append(job.id)
+        self.runs |= {run.id: ModelRun() for run in runs}
+
+    @precondition(lambda self: self.jobs)
+    @rule(pick=Pick, name=st.sampled_from(["cancel", "pause", "resume", "retry"]))
+    def act(self, pick: int, name: str) -> None:
+        self._act(self.jobs[pick % len(self.jobs)], name)
+
+    # The broker
+
+    @precondition(lambda self: self.notifications)
+    @rule()
+    def lose_notifications(self) -> None:
+        self.notifications.clear()
+
+    @precondition(lambda self: self.notifications)
+    @rule()
+    def repeat_notification(self) -> None:
+        self.notifications.append(self.notifications[-1])
+
+    @precondition(lambda self: self.notifications and self._idle_workers())
+    @rule(pick=Pick)
+    def deliver_notification(self, pick: int) -> None:
+        self.notifications.pop()
+        idle = self._idle_workers()
+        self._claim(idle[pick % len(idle)])
+
+    # Workers
+
+    @precondition(lambda self: self._busy_workers())
+    @rule(pick=Pick)
+    def renew(self, pick: int) -> None:
+        worker = self._pick_busy(pick)
+        run = self._model(worker)
+        with self._expect_write(worker), transaction() as session:
+            lifecycle.renew(session, self._run_id(worker), worker.attempt, LEASE_SECONDS)
+            run.lease_ends = self.now + LEASE_SECONDS
+
+    @precondition(lambda self: self._busy_workers())
+    @rule(pick=Pick)
+    def append_event(self, pick: int) -> None:
+        worker = self._pick_busy(pick)
+        event = NewEvent(EventType.log, {"lines": ["a line"]})
+        with self._expect_write(worker), transaction() as session:
+            lifecycle.append_events(session, self._run_id(worker), worker.attempt, [event, event])
+
+    @precondition(lambda self: self._busy_workers())
+    @rule(pick=Pick)
+    def succeed(self, pick: int) -> None:
+        self._succeed(self._pick_busy(pick))
+
+    @precondition(lambda self: self._busy_workers())
+    @rule(pick=Pick, outcome=st.sampled_from(sorted(OUTCOMES)))
+    def end_attempt(self, pick: int, outcome: str) -> None:
+        worker = self._pick_busy(pick)
+        with self._acting(worker), transaction() as session:
+            ended = lifecycle.end_attempt(
+                session,
+                self._run_id(worker),
+                OUTCOMES[outcome],
+                lifecycle.lease_guards(worker.attempt),
+                MAX_FAILURES,
+            )
+        assert (ended is not None) == self._is_live(worker), "an attempt ends once, while it holds the run"
+        self._release(worker, ended)
+
+    @precondition(lambda self: self.stale)
+    @rule(pick=Pick)
+    def write_with_a_stale_attempt(self, pick: int) -> None:
+        run_id, attempt = self.stale[pick % len(self.stale)]
+        with transaction() as session:
+            assert lifecycle.move(
+                session, run_id, RunStatus.succeeded, guards=lifecycle.lease_guards(attempt)
+            ) is None, "a stale attempt has written a status"  # fmt: skip
+            with pytest.raises(StaleAttempt):
+                lifecycle.renew(session, run_id, attempt, LEASE_SECONDS)
+
+    # Time
+
+    @rule()
+    def advance_clock_within_leases(self) -> None:
+        self._advance(SHORT_SECONDS)
+
+    @rule()
+    def advance_clock_past_leases(self) -> None:
+        self._advance(LONG_SECONDS)
+
+    @rule()
+    def sweep(self) -> None:
+        sweeper.sweep_once(self.settings)
+        for run in self.runs.values():
+            if run.is_held and run.lease_ends < self.now:
+                run.is_held = False
+
+    # Invariants
+
+    @invariant()
+    def rows_agree_with_the_model_and_with_each_other(self) -> None:
+        with read_session() as session:
+            rows = session.exec(select(Run).order_by(col(Run.job_id), col(Run.position))).all()
+            events = session.exec(select(Event).order_by(col(Event.run_id), col(Event.seq))).all()
+            jobs = session.exec(select(Job)).all()
+        for row in rows:
+            self._check_run(row)
+            check_events(row, [event for event in events if event.run_id == row.id])
+        for job in jobs:
+            check_stages(job, [row for row in rows if row.job_id == job.id])
+
+    def _check_run(self, row: Run) -> None:
+        run = self.runs[row.id]
+        assert row.attempt == run.attempt, "each claim is one attempt"
+        assert row.status.held == run.is_held, f"{row.status}, held: {run.is_held}"
+        assert (row.worker_id is not None) == (row.lease_expires_at is not None) == row.status.held
+        assert run.final in (None, row.status), f"the final status {run.final} became {row.status}"
+        if row.status.finished:
+            run.final = row.status
+
+    def teardown(self) -> None:
+        """Empty the broker, and check that notifications and sweeps alone finish every run."""
+        try:
+            if hasattr(self, "runs"):
+                self._drain()
+        finally:
+            if hasattr(self, "patch"):
+                self.patch.undo()
+
+    def _drain(self) -> None:
+        for job_id in self.jobs:
+            self._act(job_id, "resume")
+        self.notifications.clear()
+        for _ in range(MAX_DRAIN_ROUNDS):
+            if not self._unfinished():
+                return
+            self._advance(LONG_SECONDS)
+            self.sweep()
+            while self.notifications and self._idle_workers():
+                self.notifications.pop()
+                self._claim(self._idle_workers()[0])
+            while busy := self._busy_workers():
+                self._succeed(busy[0])
+        raise AssertionError(f"stuck: {self._unfinished()}")
+
+    def _unfinished(self) -> Sequence[Run]:
+        with read_session() as session:
+            return [
+                run for run in session.exec(select(Run)).all()
+                if not run.status.finished and run.status is not RunStatus.paused
+            ]  # fmt: skip
+
+    def _act(self, job_id: str, name: str) -> None:
+        with contextlib.suppress(Conflict), transaction() as session:
+            getattr(actions, name)(session, job_id)
+            if name == "retry":
+                for run in session.exec(select(Run).where(Run.job_id == job_id)).all():
+                    if not run.status.finished:
+                        self.runs[run.id].final = None
+
+    def _claim(self, worker: ModelWorker) -> None:
+        """Claim a run as a worker does that is notified, or that has just ended a run."""
+        with self._acting(worker), transaction() as session:
+            run = lifecycle.claim(session, worker.worker_id, [Queue.cpu], list(StageKind), LEASE_SECONDS)
+        if run is None:
+            return
+        model = self.runs[run.id]
+        assert not model.is_held, "a run that another attempt holds was claimed"
+        model.attempt += 1
+        model.is_held, model.lease_ends = True, self.now + LEASE_SECONDS
+        worker.run_id, worker.attempt = run.id, run.attempt
+
+    def _succeed(self, worker: ModelWorker) -> None:
+        with self._acting(worker), transaction() as session:
+            moved = lifecycle.move(
+                session,
+                self._run_id(worker),
+                RunStatus.succeeded,
+                guards=lifecycle.lease_guards(worker.attempt),
+            )
+        assert (moved is not None) == self._is_live(worker), "only the attempt that holds a run can finish it"
+        self._release(worker, moved)
+
+    def _release(self, worker: ModelWorker, ended: Run | None) -> None:
+        """Forget the run of a worker, which takes the next one."""
+        if ended is not None:
+            self._model(worker).is_held = False
+        self.stale.append((self._run_id(worker), worker.attempt))
+        worker.run_id = None
+        self._claim(worker)
+
+    @contextlib.contextmanager
+    def _expect_write(self, worker: ModelWorker) -> Iterator[None]:
+        """Expect that the block writes if the worker's attempt is live, and raises StaleAttempt otherwise."""
+        is_live = self._is_live(worker)
+        try:
+            with self._acting(worker):
+                yield
+        except StaleAttempt:
+            assert not is_live, "the attempt that holds the run was refused"
+            self._release(worker, None)
+        else:
+            assert is_live, "a stale attempt has written"
+
+    @contextlib.contextmanager
+    def _acting(self, worker: ModelWorker) -> Iterator[None]:
+        HOST_CLOCK.error = worker.clock_error
+        try:
+            yield
+        finally:
+            HOST_CLOCK.error = 0.0
+
+    def _advance(self, seconds: float) -> None:
+        """Advance the database's clock: every time in it is that much longer ago."""
+        self.now += seconds
+        with transaction() as session:
+            for run in session.exec(select(Run)).all():
+                for column in CLOCK_COLUMNS:
+                    if (value := getattr(run, column)) is not None:
+                        setattr(run, column, value - timedelta(seconds=seconds))
+
+    def _is_live(self, worker: ModelWorker) -> bool:
+        run = self._model(worker)
+        return run.is_held and run.attempt == worker.attempt and self.now < run.lease_ends
+
+    def _model(self, worker: ModelWorker) -> ModelRun:
+        return self.runs[self._run_id(worker)]
+
+    @staticmethod
+    def _run_id(worker: ModelWorker) -> str:
+        assert worker.run_id is not None
+        return worker.run_id
+
+    def _idle_workers(self) -> list[ModelWorker]:
+        return [worker for worker in self.workers if worker.run_id is None]
+
+    def _busy_workers(self) -> list[ModelWorker]:
+        return [worker for worker in self.workers if worker.run_id is not None]
+
+    def _pick_busy(self, pick: int) -> ModelWorker:
+        busy = self._busy_workers()
+        return busy[pick % len(busy)]
+
+
+def check_events(row: Run, events: Sequence[Event]) -> None:
+    """Check that events are numbered without gaps, and that the last one of the status is the run's."""
+    assert [event.seq for event in events] == list(range(1, row.event_seq + 1))
+    statuses = [event.data["status"] for event in events if event.type is EventType.status]
+    assert statuses[-1] == row.status
+
+
+def check_stages(job: Job, rows: Sequence[Run]) -> None:
+    """Check that stages run in order, and that the first that has not succeeded decides the job's status."""
+    statuses = [row.status for row in rows]
+    unfinished = [status for status in statuses if status is not RunStatus.succeeded]
+    assert summary_view(job, rows).status == (unfinished or statuses)[0]
+    later = statuses[statuses.index(unfinished[0]) + 1 :] if unfinished else []
+    assert not any(status.held or status is RunStatus.succeeded for status in later)
