@@ -1,6 +1,6 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit integration security e2e slow reference check format lock audit clean
+.PHONY: help setup demo run test unit integration security e2e chaos slow reference check format lock audit clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +28,7 @@ run: setup ## Keep the service up with the examples seeded; Swagger UI is at /do
 	@$(BIN)/python -m app --with-examples
 
 test: setup ## Run the test suite and print its coverage
-	$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/security $(PARALLEL) $(COVERAGE)
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/security tests/chaos $(PARALLEL) $(COVERAGE)
 	$(BIN)/python -m pytest tests/e2e $(PARALLEL)
 
 unit: setup ## Run the tests that need no server, database or model
@@ -42,6 +42,10 @@ security: setup ## Run the attacks, and prove that each would be noticed
 
 e2e: setup ## Run the tests of the whole product
 	$(BIN)/python -m pytest tests/e2e $(PARALLEL)
+
+chaos: setup ## Break an installation of each kind for a minute, and check that it keeps its promises
+	$(BIN)/python -m tests.chaos --platform embedded --minutes 1
+	$(BIN)/python -m tests.chaos --platform team --minutes 1
 
 slow: setup ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

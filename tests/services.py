@@ -23,37 +23,70 @@ import pytest
 START_SECONDS = 30
 
 
-@contextmanager
-def postgres_url() -> Iterator[str]:
-    """Start a PostgreSQL cluster for the block; the URL is that of its maintenance database."""
-    binaries = _postgres_binaries()
-    with tempfile.TemporaryDirectory(prefix="tunesmith-postgres-") as folder:
-        data, port = f"{folder}/data", free_port()
+class PostgresServer:
+    """A PostgreSQL cluster without a password, which a test can stop and start again with its data."""
+
+    def __init__(self, folder: str, *options: str) -> None:
+        self._binaries = _postgres_binaries()
+        self._folder = folder
+        self._data, self._port = f"{folder}/data", free_port()
         user = _unprivileged_user(folder)
-        as_user = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
+        self._as_user: list[str | Path] = ["runuser", "-u", user, "--"] if os.geteuid() == 0 else []
+        self.url = f"postgresql://tunesmith@127.0.0.1:{self._port}/postgres"
         initdb: list[str | Path] = [
-            binaries / "initdb",
+            self._binaries / "initdb",
             "-D",
-            data,
+            self._data,
             "-U",
             "tunesmith",
             "--auth=trust",
             "--no-sync",
-            "-E",
-            "UTF8",
         ]
-        subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=folder)
-        options = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        command: list[str | Path] = [*as_user, binaries / "postgres", "-D", data, *options]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+        subprocess.run([*self._as_user, *initdb, "-E", "UTF8"], check=True, capture_output=True, cwd=folder)
+        listen = ["-p", str(self._port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        postgres: list[str | Path] = [self._binaries / "postgres", "-D", self._data, *listen, *options]
+        self._command: list[str | Path] = [*self._as_user, *postgres]
+        self.start()
+
+    def start(self) -> None:
+        """Start the server and wait until it accepts connections."""
+        self._server = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder
+        )
+        _wait_until_open(self._port)
+        is_ready: list[str | Path] = [
+            self._binaries / "pg_isready",
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self._port),
+        ]
+        _wait_until_ready([*self._as_user, *is_ready])
+
+    def stop(self) -> None:
+        """Stop the server at once, as a crash does: its next start replays the log."""
+        stop: list[str | Path] = [self._binaries / "pg_ctl", "-D", self._data, "-m", "immediate", "stop"]
+        subprocess.run([*self._as_user, *stop], check=True, capture_output=True, cwd=self._folder)
+        self._server.wait(START_SECONDS)
+
+
+@contextmanager
+def postgres(*options: str) -> Iterator[PostgresServer]:
+    """Start a PostgreSQL cluster for the block, with further options of `postgres`."""
+    with tempfile.TemporaryDirectory(prefix="tunesmith-postgres-") as folder:
+        server = PostgresServer(folder, *options)
         try:
-            _wait_until_open(port)
-            _wait_until_ready([*as_user, binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)])
-            yield f"postgresql://tunesmith@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            stop: list[str | Path] = [binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
-            subprocess.run([*as_user, *stop], check=True, capture_output=True, cwd=folder)
-            server.wait(START_SECONDS)
+            server.stop()
+
+
+@contextmanager
+def postgres_url() -> Iterator[str]:
+    """Start a PostgreSQL cluster for the block; the URL is that of its maintenance database."""
+    with postgres() as server:
+        yield server.url
 
 
 class RedisServer:
