@@ -212,7 +212,12 @@ class Settings(BaseSettings):
         30, ge=0, description="Seconds that a stopping engine has to complete the responses in progress."
     )
     probe_seconds: float = Field(
-        30, gt=0, description="Seconds between two health checks of an engine, which generate one token."
+        30, gt=0, description="Seconds between two chats by which a worker checks each model of an engine."
+    )
+    probe_timeout_seconds: float = Field(
+        60,
+        gt=0,
+        description="Seconds that such a chat may take; three failures in a row restart the engine.",
     )
     trainer_python: str = Field(
         "",

@@ -22,6 +22,15 @@ LOAD_TIMEOUT_SECONDS = 120.0
 # Scoring one prompt may wait for other requests.
 SCORE_TIMEOUT_SECONDS = 300.0
 MAX_ERROR_CHARACTERS = 1000
+PROBE_MESSAGES = ({"role": "user", "content": "1"},)
+# Statuses of an engine that works, but does not complete chats with this model.
+CHAT_REFUSED = (400, 404, 422)
+TEMPLATE_FAILURES = (
+    ErrorCode.template_too_slow,
+    ErrorCode.template_too_large,
+    ErrorCode.template_unsafe,
+    ErrorCode.template_invalid,
+)
 
 
 class EngineRequestFailed(TunesmithError):
@@ -29,9 +38,11 @@ class EngineRequestFailed(TunesmithError):
 
     code = ErrorCode.engine_failed
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, engine_code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.engine_code = engine_code
+        """The code in the response's error object."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Engine(ABC):
         return adapter
 
     def is_healthy(self, address: str) -> bool:
-        """Return whether the health endpoint responds with 200; only `probe` proves that tokens come."""
+        """Return whether the health endpoint responds with 200; `probe` proves that chats are completed."""
         try:
             response = _client().get(f"{address}/health", timeout=HEALTH_TIMEOUT_SECONDS)
         except httpx2.TransportError:
@@ -106,10 +117,23 @@ class Engine(ABC):
         response = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)
         return [model["id"] for model in response["data"]]
 
-    def probe(self, address: str, name: str) -> None:
-        """Generate one token with a served model. Raises EngineRequestFailed when that fails."""
-        body = {"model": name, "prompt": "1", "max_tokens": 1, "temperature": 0}
-        response = send_request(f"{address}/v1/completions", body, PROBE_TIMEOUT_SECONDS)
+    def probe(self, address: str, name: str, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
+        """Complete a chat with a served model by one token.
+
+        A model that has no chat template, or whose template rejects the chat, completes a text instead.
+
+        Raises:
+            EngineRequestFailed: The engine failed, or did not respond in time.
+        """
+        options = {"model": name, "max_tokens": 1, "temperature": 0}
+        try:
+            body = options | {"messages": PROBE_MESSAGES}
+            response = send_request(f"{address}/v1/chat/completions", body, timeout_seconds)
+        except EngineRequestFailed as error:
+            if error.status not in CHAT_REFUSED or error.engine_code in TEMPLATE_FAILURES:
+                raise
+            body = options | {"prompt": "1"}
+            response = send_request(f"{address}/v1/completions", body, timeout_seconds)
         if not response.get("choices"):
             raise EngineRequestFailed(f"The engine returned a completion of {name!r} without choices.")
 
@@ -173,6 +197,7 @@ def send_request(url: str, body: Any, timeout_seconds: float) -> Any:
     raise EngineRequestFailed(
         f"{method} {url} failed with status {response.status_code}: {_error_message(content)}",
         response.status_code,
+        _error_code(content),
     )
 
 
@@ -198,3 +223,9 @@ def _error_message(content: Any) -> str:
     """Return the message of an error response: engines send OpenAI's error object, others, or text."""
     error = content.get("error", content) if isinstance(content, dict) else content
     return str(error.get("message", error) if isinstance(error, dict) else error)[:MAX_ERROR_CHARACTERS]
+
+
+def _error_code(content: Any) -> str | None:
+    error = content.get("error") if isinstance(content, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else None

@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.engines.engine import (
     HEALTH_TIMEOUT_SECONDS,
+    PROBE_TIMEOUT_SECONDS,
     SCORE_TIMEOUT_SECONDS,
     Engine,
     EngineConfig,
@@ -65,10 +66,10 @@ class SglangEngine(Engine):
             for model in models
         ]
 
-    def probe(self, address: str, name: str) -> None:
-        """Check that the name is listed, since the base serves all others; then generate a token."""
+    def probe(self, address: str, name: str, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
+        """Check that the name is listed, since the base serves all others; then complete a chat."""
         self._check_is_listed(address, name)
-        super().probe(address, name)
+        super().probe(address, name, timeout_seconds)
 
     def render(self, address: str, name: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Check that the name is listed, then render the chat."""

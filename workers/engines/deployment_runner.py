@@ -193,7 +193,8 @@ class DeploymentRunner:
         if model.adapter is not None:
             engine.load_adapter(start.address, self._name, str(model.adapter))
         self._loaded_on = start
-        engine.probe(start.address, self._request_name)
+        timeout_seconds = self.worker.settings.probe_timeout_seconds
+        engine.probe(start.address, self._request_name, timeout_seconds)
 
     def _check_parity(self, start: EngineStart, model: ResolvedModel) -> dict[str, Any] | None:
         """Return the parity report, or None if parity is off; raises _DeploymentFailed in mode `on`."""
@@ -218,12 +219,14 @@ class DeploymentRunner:
             self.is_ready = deployments.mark_ready(
                 session, deployment.id, deployment.attempt, start.address, self._request_name, parity
             )
+        self.engine_process.add_ready_name(self._request_name)
         deployment.parity = parity
         self.unused_seconds, self._load_crashes = 0.0, 0
         logger.info("deployment is ready", extra={"deployment_id": deployment.id, "address": start.address})
 
     def _report_restart(self) -> None:
         self.is_ready = False
+        self.engine_process.remove_ready_name(self._request_name)
         self._poll(0)
         error = self.engine_process.last_error or EngineError("The engine is being restarted.")
         with transaction() as session:
@@ -263,6 +266,7 @@ class DeploymentRunner:
         if self._has_left:
             return
         self._has_left = True
+        self.engine_process.remove_ready_name(self._request_name)
         is_loaded = self._loaded_on is not None and self._loaded_on is self.engine_process.current_start
         if self.is_ready and is_loaded and not self._lease.lost.is_set():
             self.engine_process.unbind_lease(self._lease)

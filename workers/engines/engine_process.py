@@ -78,6 +78,7 @@ class EngineProcess:
         self._n_users = 1
         self._leases: set[Lease] = set()
         self._adapters: set[str] = set()
+        self._ready_names: set[str] = set()
         self._process: GuardedProcess | None = None
         self._thread: threading.Thread | None = None
 
@@ -133,6 +134,16 @@ class EngineProcess:
         """Free the adapter's slot."""
         with self._lock:
             self._adapters.discard(name)
+
+    def add_ready_name(self, name: str) -> None:
+        """Probe the model with this name in requests from now on."""
+        with self._lock:
+            self._ready_names.add(name)
+
+    def remove_ready_name(self, name: str) -> None:
+        """Stop probing the model."""
+        with self._lock:
+            self._ready_names.discard(name)
 
     @property
     def is_busy(self) -> bool:
@@ -195,6 +206,7 @@ class EngineProcess:
         process = start_engine(self.engine, config, self.folder, self._devices, seconds)
         with self._lock:
             self._adapters.clear()
+            self._ready_names.clear()
             self._process = process
             for lease in self._leases:
                 lease.bind(process)
@@ -202,7 +214,14 @@ class EngineProcess:
 
     def _monitor(self, process: GuardedProcess, address: str) -> None:
         """Wait until no deployment needs the engine; raises EngineProcessFailed when it crashes or hangs."""
-        health = EngineHealth(self.engine, address, self.base_name, self.worker.settings.probe_seconds)
+        settings = self.worker.settings
+        health = EngineHealth(
+            self.engine,
+            address,
+            self._list_probed_names,
+            settings.probe_seconds,
+            settings.probe_timeout_seconds,
+        )
         while process.wait(POLL_SECONDS) is None:
             if self.closing.is_set():
                 return
@@ -211,6 +230,10 @@ class EngineProcess:
         raise EngineProcessFailed(
             f"The engine exited: {log_tail(self.folder / LOG, lines=1)}", was_ready=True
         )
+
+    def _list_probed_names(self) -> set[str]:
+        with self._lock:
+            return set(self._ready_names) or {self.base_name}
 
     def _drain(self, process: GuardedProcess, address: str) -> None:
         """Wait until the current requests have finished, then ask the program to stop."""

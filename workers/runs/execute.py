@@ -16,6 +16,7 @@ from app.storage.artifacts import PublishedArtifact, get_store
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus
 from trainers.configs import EngineClientConfig, Queue, StageKind, TrainingConfig
+from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import EngineFailed, TunesmithError
@@ -176,7 +177,7 @@ class _RunExecution:
             else:
                 engine.stop()
                 complete.end_attempt(self._attempt(), None)
-        except EngineFailed as error:
+        except (EngineFailed, ChatTemplateError) as error:
             engine.stop()
             complete.publish_files(launch.run_dir, self.run)
             complete.end_attempt(self._attempt(), error)

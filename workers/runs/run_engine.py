@@ -8,6 +8,7 @@ from serving.engines import EngineConfig, EngineRequestFailed, find_engine
 from serving.engines.child_engine import latest_model_name, log_tail
 from trainers.configs import AdaptedModel, EngineClientConfig
 from trainers.configs.references import get_base_model
+from trainers.rendering.template_proof import prove_folder
 from trainers.runtime.errors import EngineFailed
 from workers.engines.engine_start import (
     LOG,
@@ -51,9 +52,13 @@ class RunEngine:
         returns False.
 
         Raises:
+            ChatTemplateError: The model's chat template cannot be used.
             EngineFailed: The engine did not start, or does not generate.
         """
         kind = self._engine.kind
+        for folder in (self._config.model, *self._config.adapters.values()):
+            if Path(folder).is_dir():
+                prove_folder(Path(folder))
         try:
             process = start_engine(self._engine, self._config, self._folder, devices, lease.seconds_left)
             self._process = process

@@ -106,7 +106,7 @@ class FamilyEngine(HfEngine):
     def is_healthy(self, address: str) -> bool:
         return len(self.family.pids()) == N_PROCESSES
 
-    def probe(self, address: str, name: str) -> None:
+    def probe(self, address: str, name: str, timeout_seconds: float = 60) -> None:
         pass
 
 
