@@ -127,8 +127,8 @@ class TrainingConfig(StageConfig):
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Rows per device and forward pass, a divisor of batch_size. Defaults to the largest up "
-        "to 8.",
+        description="Rows per device and forward pass; times devices, a divisor of batch_size. Defaults to "
+        "the largest up to 8.",
     )
     learning_rate: float | None = Field(
         None,
@@ -206,10 +206,11 @@ class TrainingConfig(StageConfig):
             )
         if values.get("micro_batch_size") is None:
             batch_size = values.get("batch_size", cls.model_fields["batch_size"].default)
-            if isinstance(batch_size, int) and batch_size > 0:
-                values["micro_batch_size"] = next(
-                    n for n in range(min(8, batch_size), 0, -1) if batch_size % n == 0
-                )
+            devices = values.get("devices", 1)
+            if isinstance(batch_size, int) and isinstance(devices, int) and batch_size > 0 and devices > 0:
+                # If devices do not divide batch_size, `_check_fields` reports that.
+                rows = batch_size // devices or 1
+                values["micro_batch_size"] = next(n for n in range(min(8, rows), 0, -1) if rows % n == 0)
         return values
 
     @model_validator(mode="after")
@@ -220,8 +221,15 @@ class TrainingConfig(StageConfig):
                 "tuning.target_modules contains lm_head, whose adapter would not train; remove it"
             )
         assert self.micro_batch_size is not None
-        if self.batch_size % self.micro_batch_size:
+        if self.batch_size % self.devices:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of devices {self.devices}; every device "
+                "needs the same number of rows per step"
+            )
+        if self.batch_size % (self.micro_batch_size * self.devices):
+            times = f" times devices {self.devices}" if self.devices > 1 else ""
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+                f"{times}; omit micro_batch_size, or set it to a divisor of {self.batch_size // self.devices}"
             )
         return self

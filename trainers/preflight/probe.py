@@ -10,10 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.training import PreflightMode
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ProgramError
+from trainers.runtime.launch_command import build_command
 
 FOLDER = "probe"
 WARM_UP_STEPS = 2
@@ -55,10 +58,6 @@ def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any]) ->
     }
 
 
-def _command(config: PreflightConfig, path: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", f"trainers.{config.target.stage}", "--config", str(path), *more]
-
-
 def _write_config(config: PreflightConfig, folder: Path, **changes: Any) -> Path:
     path = folder / "probe.json"
     values = config.target.model_dump(mode="json") | {"preflight": PreflightMode.off, **changes}
@@ -67,14 +66,15 @@ def _write_config(config: PreflightConfig, folder: Path, **changes: Any) -> Path
 
 
 def _plan_steps(config: PreflightConfig, folder: Path) -> int:
-    command = _command(config, _write_config(config, folder), "--dry-run")
+    path = _write_config(config, folder)
+    command = [sys.executable, "-m", f"trainers.{config.target.stage}", "--config", str(path), "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     _require_success(done.returncode, done.stderr)
     return int(json.loads(done.stdout.splitlines()[-1])["steps"])
 
 
 def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> int | None:
-    """Train and return the peak memory in bytes: of the GPU if the result has it, else of the process."""
+    """Train and return the peak memory in bytes: of the GPU if the result has it, else of the processes."""
     has_validation = "validation_dataset" in type(config.target).model_fields
     path = _write_config(
         config,
@@ -85,10 +85,11 @@ def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> int | Non
         **({"validation_dataset": None, "early_stopping_patience": None} if has_validation else {}),
     )
     with (folder / files.LOG).open("w") as log:
-        child = subprocess.Popen(_command(config, path, "--run-dir", str(folder)), stdout=log, stderr=log)
-        peak = 0
+        command = build_command(sys.executable, config.target, path, folder)
+        child = subprocess.Popen(command, stdout=log, stderr=log)
+        peaks: dict[int, int] = {}
         while child.poll() is None:
-            peak = max(peak, _peak_process_bytes(child.pid))
+            peaks |= _peak_bytes_by_process(child.pid)
             try:
                 child.wait(0.2)
             except subprocess.TimeoutExpired:
@@ -97,7 +98,18 @@ def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> int | Non
     result = files.read_result(folder)
     assert result is not None
     on_gpu = result["metrics"].get("peak_gpu_bytes")
-    return int(on_gpu) if on_gpu else peak or None
+    return int(on_gpu) if on_gpu else sum(peaks.values()) or None
+
+
+def _peak_bytes_by_process(pid: int) -> dict[int, int]:
+    """Return the peak resident memory of a process and its ranks, by process id."""
+    try:
+        ranks = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        ranks = []
+    return {
+        found: peak for found in [pid, *(rank.pid for rank in ranks)] if (peak := _peak_process_bytes(found))
+    }
 
 
 def _peak_process_bytes(pid: int) -> int:

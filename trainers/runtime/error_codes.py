@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
     preflight_failed = "preflight_failed", "A check before training found an error in the data or settings."
     merge_differs = "merge_differs", "The merged model does not respond as the adapter on its base does."
     engine_failed = "engine_failed", "The engine stopped or did not start.", True
+    rank_lost = "rank_lost", "One of the run's processes died, or stopped responding to the others.", True
     internal_error = "internal_error", "A fault of Tunesmith. The log contains the traceback."
 
     # Runs: written by workers and by the sweeper.

@@ -61,6 +61,10 @@ class DiskFull(ProgramError):
     code = ErrorCode.disk_full
 
 
+class CollectiveFailed(ProgramError):
+    code = ErrorCode.rank_lost
+
+
 # On a full disk, torch's archive writer and safetensors raise errors without errno: only their text shows it.
 DISK_FULL_PHRASES = (
     "No space left on device",
@@ -75,6 +79,9 @@ OUT_OF_MEMORY_PHRASES = (
     "not enough memory",
     "Cannot allocate memory",
 )
+# Torch's errors of collective operations, by class, and by text where it raises a plain RuntimeError.
+COLLECTIVE_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+COLLECTIVE_PHRASES = ("gloo/transport", "gloo/rendezvous", "NCCL error", "ncclRemoteError")
 
 
 def as_program_error(error: BaseException) -> ProgramError:
@@ -95,6 +102,11 @@ def as_program_error(error: BaseException) -> ProgramError:
         )
     if isinstance(error, ProgramError):
         return error
+    if any(_is_collective(cause) for cause in _causes(error)):
+        return CollectiveFailed(
+            f"The processes of the run have lost contact with each other: {_first_line(error)}",
+            "The run resumes from its last checkpoint. The log shows which process failed first.",
+        )
     return ProgramError(
         f"{type(error).__name__}: {_first_line(error)}",
         "This is a fault of the program. The traceback is at the end of log.txt.",
@@ -127,6 +139,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     return isinstance(error, RuntimeError | OSError) and any(
         phrase in str(error) for phrase in OUT_OF_MEMORY_PHRASES
+    )
+
+
+def _is_collective(error: BaseException) -> bool:
+    return type(error).__name__ in COLLECTIVE_ERRORS or (
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in COLLECTIVE_PHRASES)
     )
 
 

@@ -72,7 +72,7 @@ def find_processes(marker: str, ancestor: int | None = None) -> list[psutil.Proc
     while below := {pid for pid, parent in parents.items() if parent in members} - members:
         members |= below
     members -= {os.getpid(), ancestor}
-    return [processes[pid] for pid in members if pid in processes and _is_running(pid)]
+    return [processes[pid] for pid in members if pid in processes and is_running(pid)]
 
 
 def kill_processes(marker: str, ancestor: int | None = None) -> None:
@@ -94,8 +94,16 @@ def kill_abandoned_processes() -> None:
     for marker in set(_list_markers()):
         namespace, owner, _ = marker.split("/")
         # A process id means something only in its own namespace: there may be several containers.
-        if namespace == _pid_namespace() and not _is_running(int(owner)):
+        if namespace == _pid_namespace() and not is_running(int(owner)):
             kill_processes(marker)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether the process exists and is more than a status that its parent has not read yet."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _list_markers() -> Iterator[str]:
@@ -143,14 +151,6 @@ def _send(process: psutil.Process, number: signal.Signals) -> bool:
     except psutil.AccessDenied:
         return False
     return True
-
-
-def _is_running(pid: int) -> bool:
-    """Return whether the process exists and is more than a status that its parent has not read yet."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _pid_namespace() -> str:

@@ -25,11 +25,12 @@ from trainers.configs.stage_config import load_stage
 from trainers.configs.stage_table import StageKind
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
+from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, has_disk_full_cause
 from trainers.runtime.events import EventWriter
 from trainers.runtime.process_tree import die_with_parent
+from trainers.runtime.ranks import DEATH_SECONDS, EXIT_FAILED, RankLost, RankWatch, current_rank, world_size
 
-EXIT_FAILED = 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, resumes the run.
 
 C = TypeVar("C", bound=StageConfig)
@@ -52,8 +53,8 @@ class StopFlag:
 def run_program(kind: type[C], run: RunFunction[C], plan: PlanFunction[C]) -> NoReturn:
     """Run a program from its command line and exit the process.
 
-    The exit status is 0 with `result.json`, 1 with `error.json`, 2 for an invalid command line, or 75 after
-    SIGTERM.
+    The exit status is 0 with `result.json`, 1 with `error.json` (`error-<rank>.json` where there are several
+    ranks), 2 for an invalid command line, or 75 after SIGTERM.
     """
 
     def command(
@@ -92,7 +93,7 @@ def stop_after_step() -> Iterator[StopFlag]:
 
 def is_main_process() -> bool:
     """Return whether this is rank 0, the only process that writes to the run directory."""
-    return os.environ.get("RANK", "0") == "0"
+    return current_rank() == 0
 
 
 def _exit_with(run_dir: Path | None, work: Callable[[], None]) -> NoReturn:
@@ -101,20 +102,22 @@ def _exit_with(run_dir: Path | None, work: Callable[[], None]) -> NoReturn:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _raise_stop)
+    ranks = RankWatch(run_dir) if run_dir is not None and world_size() > 1 else None
+    if ranks is not None:
+        ranks.start()
     try:
         work()
     except StopRequested:
+        # Torch's launcher also asks a rank to stop because another one has died.
+        if ranks is not None and (lost := ranks.find_lost_rank(wait_seconds=0)) is not None:
+            _report_error(run_dir, RankLost(lost), ranks)
+            _exit(EXIT_FAILED, ranks)
         logger.info("Stopped on request. The same command resumes the run.")
-        _exit(EXIT_STOPPED)
-    except ConfigInvalid as error:
-        # The person's config is wrong, so a traceback of the program would not help.
-        _report_error(run_dir, error)
-        _exit(EXIT_FAILED)
+        _exit(EXIT_STOPPED, ranks)
     except Exception as error:
-        traceback.print_exc()
-        _report_error(run_dir, as_program_error(error))
-        _exit(EXIT_FAILED)
-    _exit(0)
+        _report_error(run_dir, error, ranks)
+        _exit(EXIT_FAILED, ranks)
+    _exit(0, ranks)
 
 
 def _print_plan(kind: type[C], config_path: Path, plan: PlanFunction[C]) -> None:
@@ -127,8 +130,7 @@ def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]
     if files.read_result(run_dir) is not None:
         logger.info("%s exists: this run has already succeeded.", run_dir / files.RESULT)
         return
-    if is_main_process():
-        (run_dir / files.ERROR).unlink(missing_ok=True)
+    _remove_errors(run_dir)
     config = _load_config(kind, config_path)
     copy = run_dir / files.CONFIG
     if is_main_process() and config_path.resolve() != copy.resolve():
@@ -137,6 +139,16 @@ def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]
         result = run(config, run_dir, events)
     if is_main_process():
         files.write_result(run_dir, result)
+
+
+def _remove_errors(run_dir: Path) -> None:
+    """Remove the errors of an earlier start: each rank its own, and the first those of no rank."""
+    (run_dir / f"error-{current_rank()}.json").unlink(missing_ok=True)
+    if is_main_process():
+        for path in files.list_errors(run_dir):
+            number = path.stem.removeprefix("error-")
+            if not number.isdecimal() or int(number) >= world_size():
+                path.unlink(missing_ok=True)
 
 
 def _create_run_dir(run_dir: Path) -> None:
@@ -182,21 +194,41 @@ def _describe_fields(error: ValidationError) -> str:
     return " ".join(sentences)
 
 
-def _report_error(run_dir: Path | None, error: ProgramError) -> None:
-    logger.error("%s: %s %s", error.code, error.message, error.hint or "")
-    if run_dir is None or not is_main_process():
+def _report_error(run_dir: Path | None, error: Exception, ranks: RankWatch | None) -> None:
+    """Write the error to the run directory, then the traceback and the error to the log."""
+    # Torch's launcher asks all ranks to stop when the first one has failed.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if ranks is not None:
+        ranks.prepare_end()
+    # At once: other ranks fail because this one has, and the earliest error is the cause.
+    reported = as_program_error(error)
+    _write_error(run_dir, reported)
+    # The person's config is wrong, so a traceback of the program would not help.
+    if not isinstance(error, ConfigInvalid):
+        traceback.print_exception(error)
+    is_consequence = reported.code in (ErrorCode.internal_error, ErrorCode.rank_lost)
+    if ranks is not None and is_consequence and (lost := ranks.find_lost_rank(DEATH_SECONDS)) is not None:
+        reported = RankLost(lost)
+        _write_error(run_dir, reported)
+    logger.error("%s: %s %s", reported.code, reported.message, reported.hint or "")
+
+
+def _write_error(run_dir: Path | None, error: ProgramError) -> None:
+    if run_dir is None:
         return
     try:
-        files.write_error(run_dir, error)
+        files.write_error(run_dir, error, current_rank() if world_size() > 1 else None)
     except OSError as unwritable:  # On a full disk the log is the only place left.
-        logger.error("error.json could not be written: %s", unwritable)
+        logger.error("The error could not be written to the run directory: %s", unwritable)
 
 
 def _raise_stop(signum: int, frame: FrameType | None) -> None:
     raise StopRequested
 
 
-def _exit(status: int) -> NoReturn:
+def _exit(status: int, ranks: RankWatch | None) -> NoReturn:
+    if ranks is not None:
+        ranks.leave()
     # Threads of torch and tokenizers can abort at interpreter exit, after everything is written, and would
     # turn a success into a failure.
     logging.shutdown()

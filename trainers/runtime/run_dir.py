@@ -2,19 +2,21 @@
 
 `config.json`, `log.txt`, `events.jsonl`, `checkpoints.jsonl`, `checkpoints/step-00000050/`, `model/`,
 `error.json` after a failure, and `result.json`. The result is written last: if it exists, the run succeeded.
+With several ranks, each that fails writes an `error-<rank>.json` instead.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
 CONFIG = "config.json"
@@ -73,9 +75,20 @@ def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     write_json(run_dir / RESULT, result)
 
 
-def write_error(run_dir: Path, error: TunesmithError) -> None:
-    """Write the error that ended the run."""
-    write_json(run_dir / ERROR, error.as_dict())
+def write_error(run_dir: Path, error: TunesmithError, rank: int | None = None) -> None:
+    """Write the error that ended the run, or one of its ranks."""
+    name = ERROR if rank is None else f"error-{rank}.json"
+    write_json(run_dir / name, {**error.as_dict(), "time": utc_now()})
+
+
+def list_errors(run_dir: Path) -> list[Path]:
+    """Return the files of errors: that of the run, and those of its ranks."""
+    return [*run_dir.glob(ERROR), *run_dir.glob("error-*.json")]
+
+
+def cause_order(error: Mapping[str, Any]) -> tuple[bool, str]:
+    """Return the key by which the cause precedes its consequences: a lost rank is last, then by time."""
+    return error["code"] == ErrorCode.rank_lost, str(error.get("time") or "")
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
@@ -84,8 +97,9 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 
 def read_error(run_dir: Path) -> dict[str, Any] | None:
-    """Return the `code`, `message` and `hint` of a run that failed, else None."""
-    return read_json(run_dir / ERROR)
+    """Return the `code`, `message`, `hint` and `time` of the first cause if the run failed, else None."""
+    errors = [error for path in list_errors(run_dir) if (error := read_json(path)) is not None]
+    return min(errors, key=cause_order, default=None)
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The arguments of TRL's trainers, and the plan of a training stage."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,19 @@ from trainers.runtime.environment import expected_resume_guarantee
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import parallel_arguments
+from trainers.runtime.ranks import world_size
 from trainers.training.policy import load_policy, new_adapter_config
+
+# A rank that has died is noticed at once (`trainers.runtime.ranks`); this bounds the wait for one that is
+# alive and stuck. It must exceed the time in which rank 0 alone writes a checkpoint.
+COLLECTIVE_TIMEOUT_SECONDS = 1200
 
 
 def training_arguments(
     config: TrainingConfig, run_dir: Path, precision: Precision, steps: int, longest_tokens: int
 ) -> dict[str, Any]:
     """Return the arguments that all trainers of TRL share."""
+    _check_processes(config)
     is_cpu = pick_device(config.queue).type == "cpu"
     return {
         "output_dir": str(run_dir / files.SCRATCH),
@@ -48,6 +53,7 @@ def training_arguments(
         "save_steps": config.save_every_steps,
         "report_to": "none",
         "disable_tqdm": True,
+        "ddp_timeout": COLLECTIVE_TIMEOUT_SECONDS,
     } | parallel_arguments(config)
 
 
@@ -91,23 +97,20 @@ def total_steps(config: TrainingConfig, rows: int, rows_per_step: int) -> int:
     return config.max_steps or max(1, math.ceil(math.ceil(rows / rows_per_step) * config.epochs))
 
 
-def _accumulation_steps(config: TrainingConfig) -> int:
-    """Return the micro-batches per device and step; raises ConfigInvalid if batch_size is not divisible."""
-    assert config.micro_batch_size is not None
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size != config.devices:
+def _check_processes(config: TrainingConfig) -> None:
+    """Raise ConfigInvalid if the stage was started with another number of processes than it has devices."""
+    if world_size() != config.devices:
         raise ConfigInvalid(
-            f"devices is {config.devices}, but the number of processes is {world_size}.",
+            f"devices is {config.devices}, but the number of processes is {world_size()}.",
             "Start the stage with `python -m torch.distributed.run --nproc_per_node "
             f"{config.devices} -m trainers.{config.stage} …`, or change devices.",
         )
-    if config.batch_size % (config.micro_batch_size * world_size):
-        raise ConfigInvalid(
-            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "
-            f"times {world_size} devices.",
-            "Change batch_size or micro_batch_size so that every device has the same number of rows.",
-        )
-    return config.batch_size // (config.micro_batch_size * world_size)
+
+
+def _accumulation_steps(config: TrainingConfig) -> int:
+    """Return the micro-batches per device and step."""
+    assert config.micro_batch_size is not None
+    return config.batch_size // (config.micro_batch_size * config.devices)
 
 
 def _uses_checkpointing(config: TrainingConfig, longest_tokens: int) -> bool:

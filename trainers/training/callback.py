@@ -2,6 +2,8 @@
 
 import logging
 import math
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +20,9 @@ from trainers.training.nan_diagnosis import diagnose_non_finite
 from trainers.training.validation import EVAL_LOSS, pack_best_model
 
 TConfig = TypeVar("TConfig", bound=TrainingConfig)
+
+# Rank 0 checks the rows, hashes and writes a checkpoint, and gathers a model, while the others wait.
+WAIT_TIMEOUT_SECONDS = 4 * 3600
 
 logger = logging.getLogger("trainers")
 
@@ -94,7 +99,16 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
 def wait_for_all() -> None:
     """Wait until every process of the run has called this."""
     if distributed.is_initialized():
-        distributed.barrier()
+        distributed.barrier(_waiting_group())
+
+
+@cache
+def _waiting_group() -> Any:
+    """Return a group of all processes for waits while the first one works alone, such as on a checkpoint.
+
+    It has a time limit of its own, longer than that of training's collective operations.
+    """
+    return distributed.new_group(backend="gloo", timeout=timedelta(seconds=WAIT_TIMEOUT_SECONDS))
 
 
 def _any_process(flag: bool, device: torch.device) -> bool:

@@ -1,7 +1,6 @@
 """The output of training: the best model so far, the published model, and the result."""
 
 import logging
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.load import template_sha256
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
+from trainers.runtime.ranks import world_size
 from trainers.training.callback import wait_for_all
 from trainers.training.validation import BEST_MODEL, BestModelCallback, best_step, validation_losses
 
@@ -67,7 +67,7 @@ def training_result(
             "train_loss": _mean_loss(state),
             "steps": state.global_step,
             "tokens": state.num_input_tokens_seen,
-            "devices": int(os.environ.get("WORLD_SIZE", "1")),
+            "devices": world_size(),
             **validation,
             **metrics,
         },

@@ -63,9 +63,7 @@ def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> R
     result = results.read_result(attempt.run, launch.run_dir)
     if result is not None:
         return _succeed(attempt, launch, result)
-    error = results.read_error(launch.run_dir)
-    if error is None and not attempt.stop_requested:
-        error = results.infer_error(attempt.run, launch, exit_status)
+    error = results.find_error(attempt.run, launch, exit_status, stop_requested=attempt.stop_requested)
     return end_attempt(attempt, error)
 
 

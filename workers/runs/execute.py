@@ -34,6 +34,8 @@ from workers.runs.run_engine import RunEngine
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+# Ranks end by themselves seconds after one has failed, unless they are stuck in a driver.
+FAILED_RANK_SECONDS = 60.0
 
 
 class WorkerFailed(TunesmithError):
@@ -224,6 +226,7 @@ class _RunExecution:
             self._check_lease()
             self._save(follower.poll())
             self._handle_stop(program)
+            self._handle_failed_rank(program, follower)
         self._save(follower.poll(to_end=True), wait=True)
         while self.unsaved.events or self.uploads.pending:
             if self.lease.lost.wait(POLL_SECONDS):
@@ -277,6 +280,12 @@ class _RunExecution:
         if self.kill_at is not None and now > self.kill_at:
             logger.warning("the program did not stop in time and is killed", extra={"run_id": self.run.id})
             process.kill()
+
+    def _handle_failed_rank(self, program: GuardedProcess, follower: RunDirFollower) -> None:
+        """Kill a program that still runs long after one of its ranks has failed: it holds its devices."""
+        if follower.seconds_since_error > FAILED_RANK_SECONDS:
+            logger.warning("the other ranks did not end and are killed", extra={"run_id": self.run.id})
+            program.kill()
 
     def _save_checkpoints(self, *, wait: bool) -> None:
         for upload in list(self.uploads.pending):

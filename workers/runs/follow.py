@@ -1,5 +1,6 @@
 """Follows a run directory while its program works, and returns what is new in it."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class RunDirFollower:
         self._checkpoints = FileTail(run_dir / files.CHECKPOINT_LINES, from_end=True)
         self._last_saved_step = -1
         self._first_event: tuple[float, int] | None = None
+        self._error_seen_at: float | None = None
 
     def poll(self, *, to_end: bool = False) -> RunDirChanges:
         """Return the changes since the last poll; pass `to_end` when the program has ended."""
@@ -53,6 +55,13 @@ class RunDirFollower:
         for checkpoint in parse_lines(CHECKPOINT, self._checkpoints.read(to_end=to_end)):
             self._add_checkpoint(changes, checkpoint)
         return changes
+
+    @property
+    def seconds_since_error(self) -> float:
+        """The time since the program, or one of its ranks, wrote an error; 0 without one."""
+        if self._error_seen_at is None and files.list_errors(self._run_dir):
+            self._error_seen_at = time.monotonic()
+        return 0.0 if self._error_seen_at is None else time.monotonic() - self._error_seen_at
 
     def _add_event(self, changes: RunDirChanges, event: ProgramEvent) -> None:
         if isinstance(event, WarningEvent):

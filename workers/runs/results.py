@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from app.tables import ModelKind, Run
 from serving.engines.child_engine import log_tail
+from trainers.configs import TrainingConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
@@ -67,11 +68,12 @@ class ProducedDataset(BaseModel):
 
 
 class _ErrorFile(BaseModel):
-    """The content of `error.json`."""
+    """The content of `error.json`, or of a rank's `error-<rank>.json`."""
 
     code: ErrorCode
     message: str
     hint: str | None = None
+    time: str | None = None
 
 
 def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
@@ -92,15 +94,28 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     return result if is_inside and exists else None
 
 
+def find_error(run: Run, launch: Launch, exit_status: int, *, stop_requested: bool) -> TunesmithError | None:
+    """Return why a program has left no result; None if it was asked to stop and reported no error."""
+    reported = read_error(launch.run_dir)
+    if reported is not None and reported.code is not ErrorCode.rank_lost:
+        return reported
+    if stop_requested:
+        return reported
+    if _was_killed_for_memory(launch, exit_status):
+        return KilledForMemory(
+            f"The kernel killed a process of {run.id} because the host had no memory left.",
+            "Lower max_length or micro_batch_size; the latter does not change the result, since batch_size "
+            "stays the same.",
+        )
+    return reported or infer_error(run, launch, exit_status)
+
+
 def read_error(run_dir: Path) -> TunesmithError | None:
-    """Return the error that the program has reported, if there is one."""
-    content = _read_json(run_dir / files.ERROR)
-    if content is None:
+    """Return the error that the program has reported, if there is one; of several ranks, the first cause."""
+    errors = [error for path in files.list_errors(run_dir) if (error := _read_error_file(path)) is not None]
+    if not errors:
         return None
-    try:
-        error = _ErrorFile.model_validate(content)
-    except ValidationError:
-        return None
+    error = min(errors, key=lambda error: files.cause_order(error.model_dump()))
     message = error.message
     if error.code is ErrorCode.engine_failed and (run_dir / ENGINE_LOG).exists():
         # The program only reports that the engine stopped responding.
@@ -115,13 +130,6 @@ def infer_error(run: Run, launch: Launch, exit_status: int) -> TunesmithError:
             f"The disk of the worker's data directory is full: the program of {run.id} could not continue.",
             recovery.DISK_FULL_HINT,
         )
-    is_killed = exit_status == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
-    if is_killed and recovery.count_oom_kills() > launch.n_oom_kills:
-        return KilledForMemory(
-            f"The kernel killed the program of {run.id} because the host had no memory left.",
-            "Lower max_length or micro_batch_size; the latter does not change the result, since batch_size "
-            "stays the same.",
-        )
     if exit_status > guarded_process.EXIT_SIGNAL_BASE:
         return ProgramKilled(
             f"The program was killed by signal {exit_status - guarded_process.EXIT_SIGNAL_BASE}.",
@@ -132,6 +140,21 @@ def infer_error(run: Run, launch: Launch, exit_status: int) -> TunesmithError:
         f"The program exited with status {exit_status} and left neither a result nor an error.",
         "Read the end of the log.",
     )
+
+
+def _was_killed_for_memory(launch: Launch, exit_status: int) -> bool:
+    # The kernel kills one of several ranks, and their launcher reports a status of its own.
+    has_ranks = isinstance(launch.config, TrainingConfig) and launch.config.devices > 1
+    is_killed = has_ranks or exit_status == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
+    return is_killed and recovery.count_oom_kills() > launch.n_oom_kills
+
+
+def _read_error_file(path: Path) -> _ErrorFile | None:
+    content = _read_json(path)
+    try:
+        return _ErrorFile.model_validate(content) if content is not None else None
+    except ValidationError:
+        return None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -417,3 +417,56 @@ def test_the_sweeper_notifies_only_while_a_worker_is_idle(
 def runs_of(status: RunStatus) -> list[str]:
     with read_session() as session:
         return list(session.exec(select(col(Run.id)).where(col(Run.status) == status)))
+
+
+OUT_OF_MEMORY = """
+write("error-0.json", json.dumps({"code": "rank_lost", "message": "gloo", "time": "1"}))
+write("error-1.json", json.dumps({"code": "out_of_memory", "message": "CUDA", "time": "2"}))
+sys.exit(1)
+"""
+LOST = """
+write("error-0.json", json.dumps({"code": "rank_lost", "message": "gloo", "time": "1"}))
+sys.exit(1)
+"""
+HUNG = """
+write("error-1.json", json.dumps({"code": "config_invalid", "message": "batch", "time": "1"}))
+time.sleep(60)
+"""
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("program", "status", "code", "micro_batch_size"),
+    [
+        (OUT_OF_MEMORY, RunStatus.queued, "out_of_memory", 4),
+        (LOST, RunStatus.queued, "rank_lost", 8),
+        (HUNG, RunStatus.failed, "config_invalid", 8),
+    ],
+)
+def test_the_cause_among_the_errors_of_ranks_decides_what_becomes_of_the_run(
+    worker: WorkerContext,
+    submit: Submit,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    status: RunStatus,
+    code: str,
+    micro_batch_size: int,
+) -> None:
+    monkeypatch.setattr("workers.runs.execute.FAILED_RANK_SECONDS", 0.1)
+    run_id = submit(program)
+    with transaction() as session:
+        run = session.get_one(Run, run_id)
+        run.config = run.config | {"devices": 2, "micro_batch_size": 8}
+    assert execute_next(worker)
+    run = row(run_id)
+    assert (run.status, run.config["micro_batch_size"]) == (status, micro_batch_size)
+    assert last_error(run_id) == code
+
+
+def last_error(run_id: str) -> str:
+    with read_session() as session:
+        found = session.exec(
+            select(Event).where(Event.run_id == run_id, Event.type == EventType.status)
+        ).all()
+    code: str = found[-1].data["error"]["code"]
+    return code

@@ -39,15 +39,17 @@ def stage(starter: Path, training_rows: str) -> dict[str, Any]:
     }
 
 
-def start(values: dict[str, Any], run_dir: Path) -> "subprocess.Popen[str]":
-    """Start the worker's command, with a report of the parameters of each process."""
+def start(
+    values: dict[str, Any], run_dir: Path, wrapper: str = "on_cpu", **variables: str
+) -> "subprocess.Popen[str]":
+    """Start the worker's command with a module of these tests around the program."""
     run_dir.mkdir(parents=True, exist_ok=True)
     config = run_dir / "asked.json"
     config.write_text(json.dumps(values))
     arguments = build_command(sys.executable, parse_stage(values), config, run_dir)
     program = arguments.index("trainers.sft")
-    arguments.insert(program, "tests.integration.trainers.distributed.on_cpu")
-    environment = os.environ | OFFLINE | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    arguments.insert(program, f"tests.integration.trainers.distributed.{wrapper}")
+    environment = os.environ | OFFLINE | variables | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     return subprocess.Popen(
         arguments, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -126,6 +128,18 @@ def test_stopped_processes_save_one_checkpoint_and_go_on_as_if_they_had_not_stop
 def needs_deepspeed(parallelism: str) -> None:
     if parallelism.startswith("zero"):
         pytest.importorskip("deepspeed")
+
+
+@pytest.mark.parametrize(("failure", "code"), [("memory", "out_of_memory"), ("killed", "rank_lost")])
+def test_the_error_of_a_rank_is_the_run_s_error_and_the_other_rank_ends(
+    stage: dict[str, Any], failure: str, code: str, tmp_path: Path
+) -> None:
+    process = start(stage | {"devices": 2}, tmp_path, "failing", FAILURE=failure)
+    out, _ = process.communicate(timeout=280)
+    error = files.read_error(tmp_path)
+    assert error is not None and error["code"] == code, out
+    if failure == "killed":
+        assert "Rank 1 of 2 was killed" in error["message"]
 
 
 def test_fewer_processes_than_devices_is_an_error_and_not_a_slow_run(

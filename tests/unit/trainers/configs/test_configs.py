@@ -31,6 +31,24 @@ def test_micro_batch_divides_the_batch(batch_size: int, micro: int) -> None:
     assert sft(batch_size=batch_size).micro_batch_size == micro
 
 
+@pytest.mark.parametrize(("devices", "micro"), [(1, 8), (2, 8), (4, 4), (8, 2), (16, 1)])
+def test_the_default_micro_batch_leaves_every_device_the_same_rows(devices: int, micro: int) -> None:
+    assert sft(devices=devices).micro_batch_size == micro
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"devices": 8, "micro_batch_size": 8}, "micro_batch_size 8 times devices 8"),
+        ({"devices": 3}, "batch_size 16 is not a multiple of devices 3"),
+        ({"devices": 32}, "batch_size 16 is not a multiple of devices 32"),
+    ],
+)
+def test_a_batch_that_devices_cannot_share_is_rejected(values: dict[str, int], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        sft(**values)
+
+
 def test_a_misspelt_field_is_an_error_that_names_it() -> None:
     with pytest.raises(ValidationError, match="learning_rat\n"):
         sft(learning_rat=1e-3)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import DiskFull
+from trainers.runtime.errors import CollectiveFailed, DiskFull
 
 
 def publish(run_dir: Path, step: int, content: str = "weights") -> Path:
@@ -86,12 +86,18 @@ def test_result_and_error_are_read_back(tmp_path: Path) -> None:
     files.write_result(tmp_path, {"stage": "sft"})
     files.write_error(tmp_path, DiskFull("The disk is full.", "Free space."))
     assert files.read_result(tmp_path) == {"stage": "sft"}
-    assert files.read_error(tmp_path) == {
-        "code": "disk_full",
-        "message": "The disk is full.",
-        "hint": "Free space.",
-    }
+    error = files.read_error(tmp_path)
+    assert error is not None and error.pop("time")
+    assert error == {"code": "disk_full", "message": "The disk is full.", "hint": "Free space."}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["error.json", "result.json"]
+
+
+def test_of_the_errors_of_several_ranks_the_first_cause_is_read(tmp_path: Path) -> None:
+    files.write_error(tmp_path, CollectiveFailed("Rank 0 lost contact."), 0)
+    files.write_json(tmp_path / "error-3.json", {"code": "internal_error", "message": "", "time": "9999"})
+    files.write_error(tmp_path, DiskFull("The disk is full."), 12)
+    error = files.read_error(tmp_path)
+    assert error is not None and error["code"] == "disk_full"
 
 
 def test_workers_can_import_the_contract_without_any_ml_package() -> None:
