@@ -21,6 +21,7 @@ from app.http.gateway import GatewayMiddleware, add_gateway_paths, create_gatewa
 from app.http.metrics import VERSION
 from app.http.middleware import API_PREFIX, RequestMiddleware
 from app.http.response_examples import add_response_examples
+from app.http.text_check import refuse_unstorable_text
 from app.jobs import endpoints as jobs
 from app.keys import endpoints as keys
 from app.models import endpoints as models
@@ -71,6 +72,7 @@ def create_app() -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=_lifespan,
+        dependencies=[Depends(refuse_unstorable_text)],
         redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
         generate_unique_id_function=lambda route: route.name,

@@ -8,7 +8,7 @@ from sqlmodel import Session, col
 from app.tables import Alias, Deployment, DeploymentStatus
 
 SERVING = (DeploymentStatus.ready, DeploymentStatus.asleep)
-STARTING_AGAIN = (DeploymentStatus.queued, DeploymentStatus.starting)
+STARTING = (DeploymentStatus.queued, DeploymentStatus.starting)
 
 
 def list_alias_names(session: Session, deployment: str) -> list[str]:
@@ -22,13 +22,19 @@ def list_alias_names(session: Session, deployment: str) -> list[str]:
 
 def find_name_holders(session: Session, names: Iterable[str] | None = None) -> dict[str, Deployment]:
     """Return, by name, the deployments that serve requests or that were ready before and start again."""
-    starts_again = and_(col(Deployment.status).in_(STARTING_AGAIN), col(Deployment.ready_at).is_not(None))
+    starts_again = and_(col(Deployment.status).in_(STARTING), col(Deployment.ready_at).is_not(None))
     statement = select(Deployment).where(
         col(Deployment.replaces).is_(None), or_(col(Deployment.status).in_(SERVING), starts_again)
     )
     if names is not None:
         statement = statement.where(col(Deployment.name).in_(list(names)))
     return {row.name: row for row in session.scalars(statement)}
+
+
+def list_first_starts(session: Session) -> Sequence[Deployment]:
+    """Return the deployments that start and have not been ready before, oldest first."""
+    never_ready = col(Deployment.status).in_(STARTING), col(Deployment.ready_at).is_(None)
+    return session.scalars(select(Deployment).where(*never_ready).order_by(col(Deployment.id))).all()
 
 
 def list_all_aliases(session: Session) -> Sequence[Alias]:

@@ -64,12 +64,19 @@ class DeploymentView(BaseModel):
     restart_count: int = Field(description="Times that the engine stopped unexpectedly and was restarted.")
     error: ErrorView | None = Field(description="Why it failed, or why its engine was last restarted.")
     waiting_for: str | None = Field(None, description="What a queued deployment waits for.")
+    has_worker: bool = Field(
+        True,
+        description="Whether a live worker serves the queue of a queued deployment; it cannot start without.",
+    )
     created_at: datetime = Field(description="When it was requested.")
     ready_at: datetime | None = Field(description="When it last became ready.")
     last_used_at: datetime | None = Field(description="Time of its last request, a few seconds late.")
     stopped_at: datetime | None = Field(description="When it stopped or failed.")
 
 
-def deployment_view(deployment: Deployment, waiting_for: str | None) -> DeploymentView:
+def deployment_view(
+    deployment: Deployment, waiting_for: str | None, has_worker: bool = True
+) -> DeploymentView:
     """Build the view of a deployment."""
-    return DeploymentView.model_validate(deployment).model_copy(update={"waiting_for": waiting_for})
+    update = {"waiting_for": waiting_for, "has_worker": has_worker}
+    return DeploymentView.model_validate(deployment).model_copy(update=update)

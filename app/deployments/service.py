@@ -108,7 +108,6 @@ def view_deployment(session: Session, deployment: Deployment) -> DeploymentView:
     """Build the view of a deployment, with what it waits for if it is queued."""
     if deployment.status is not DeploymentStatus.queued:
         return deployment_view(deployment, None)
-    waiting_for = workers.explain_missing_deployment_worker(session, deployment.queue) or (
-        f"No worker of queue {deployment.queue} has claimed it yet; all their devices may be in use."
-    )
-    return deployment_view(deployment, waiting_for)
+    missing = workers.explain_missing_deployment_worker(session, deployment.queue)
+    unclaimed = f"No worker of queue {deployment.queue} has claimed it yet; all their devices may be in use."
+    return deployment_view(deployment, missing or unclaimed, has_worker=missing is None)

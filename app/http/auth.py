@@ -14,11 +14,13 @@ from sqlalchemy import or_, select, update
 from sqlmodel import Session, col
 
 from app.http.errors import Forbidden, Unauthorized
-from app.storage.database import database_now, read_session, transaction
+from app.scheduling.incidents import Incident
+from app.storage.database import DATABASE_UNAVAILABLE, database_now, read_session, transaction
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_forwarded, is_local_request
 
 LAST_USED_INTERVAL_SECONDS = 60
+LAST_USE_RETRY_SECONDS = 30
 CREATE_KEY_HINT = "Create an API key with `python -m app keys create --name me --scope admin`."
 
 bearer = HTTPBearer(auto_error=False, description="An API key, `ts_…`. Not required while no key exists.")
@@ -46,6 +48,7 @@ class Caller:
 _LAST_USE_OUTDATED = or_(
     col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < database_now(-LAST_USED_INTERVAL_SECONDS)
 )
+_LAST_USE_INCIDENT = Incident("recording the last use of keys")
 LOCAL_CALLER = Caller("", frozenset({Scope.admin}))
 
 
@@ -92,7 +95,7 @@ def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -
         is_open = found is None and not has_active_key(session)
     if found is not None:
         key, outdated = found
-        if outdated:
+        if outdated and _LAST_USE_INCIDENT.seconds_since_failure > LAST_USE_RETRY_SECONDS:
             _record_last_use(key.id)
         return Caller(key.id, frozenset(key.scopes), key.requests_per_minute, key.concurrent_requests)
     if not is_open:
@@ -128,8 +131,13 @@ def _find(session: Session, token: str) -> tuple[ApiKey, bool] | None:
 
 def _record_last_use(key_id: str) -> None:
     """Record the use in its own transaction, at most once a minute, since every request comes here."""
-    with transaction() as session:
-        statement = update(ApiKey).where(col(ApiKey.id) == key_id, _LAST_USE_OUTDATED)
-        session.execute(
-            statement.values(last_used_at=database_now()).execution_options(synchronize_session=False)
-        )
+    statement = update(ApiKey).where(col(ApiKey.id) == key_id, _LAST_USE_OUTDATED)
+    statement = statement.values(last_used_at=database_now()).execution_options(synchronize_session=False)
+    try:
+        with transaction() as session:
+            session.execute(statement)
+    except DATABASE_UNAVAILABLE as error:
+        # A database that is locked or full can still be read: the request does not depend on this write.
+        _LAST_USE_INCIDENT.record(error)
+    else:
+        _LAST_USE_INCIDENT.resolve()

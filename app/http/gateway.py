@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -16,9 +15,11 @@ from app.http import auth
 from app.http.errors import HttpError, Unauthorized
 from app.routing_table import service as routes
 from app.routing_table.schemas import RouteTargetView
+from app.scheduling.incidents import describe_error
 from app.settings import get_settings
-from app.storage.database import read_session, transaction
+from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Scope
+from app.workers import service as workers
 from serving.gateway.downstream import ClientIdentity
 from serving.gateway.gateway import Gateway
 from serving.gateway.mounted.asgi import AsgiGateway
@@ -26,7 +27,7 @@ from serving.gateway.mounted.openapi import components, paths
 from serving.gateway.rate_limits import AuthorizedClient
 from serving.gateway.routes import CachedRoutingTable, Route, Target
 from serving.http.cross_site import OriginPolicy
-from serving.http.errors import EngineUnavailable, InvalidApiKey, PermissionDenied
+from serving.http.errors import EngineUnavailable, InvalidApiKey, KeyCheckUnavailable, PermissionDenied
 
 WAKE_POLL_SECONDS = 0.3
 RETRY_AFTER_SECONDS = 5
@@ -63,6 +64,9 @@ async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
             auth.authenticate, client.token(), client.host, client.address, client.forwarded
         )
         caller.require(Scope.inference)
+    except (OSError, *DATABASE_UNAVAILABLE) as error:
+        logger.warning("cannot check API keys: %s", describe_error(error))
+        raise KeyCheckUnavailable(RETRY_AFTER_SECONDS) from error
     except Unauthorized as error:
         raise InvalidApiKey(_message_with_hint(error)) from error
     except HttpError as error:
@@ -73,7 +77,7 @@ async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
 class SqlRoutingTable(CachedRoutingTable):
     """The routing table of the deployments and aliases in the database."""
 
-    load_errors = (OperationalError,)
+    load_errors = (OSError, *DATABASE_UNAVAILABLE)
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,23 +101,23 @@ class SqlRoutingTable(CachedRoutingTable):
             return
         try:
             await run_in_threadpool(_record_use, sorted(deployment_ids))
-        except OperationalError as error:
-            logger.warning("cannot record the use of deployments: %s", error.orig)
+        except DATABASE_UNAVAILABLE as error:
+            logger.warning("cannot record the use of deployments: %s", describe_error(error))
 
     async def _wake(self, target: Target) -> Target:
         seconds = get_settings().wake_timeout_seconds
         deadline = time.monotonic() + seconds
         try:
-            while (ready := await run_in_threadpool(_wake_or_get, target)) is None:
+            while isinstance(found := await run_in_threadpool(_wake_or_get, target), DeploymentStatus):
                 if time.monotonic() > deadline:
-                    raise _unavailable(f"The deployment was asleep, and was not ready within {seconds:g} s.")
+                    raise _unavailable(f"The deployment is {found}, and was not ready within {seconds:g} s.")
                 await asyncio.sleep(WAKE_POLL_SECONDS)
-        except OperationalError as error:
-            raise _unavailable("The deployment is asleep, and the database cannot be reached.") from error
+        except (OSError, *DATABASE_UNAVAILABLE) as error:
+            raise _unavailable("The deployment is asleep, and the database is unavailable.") from error
         finally:
             del self._waking[target.deployment_id]
         self._fresh_until = 0.0
-        return ready
+        return found
 
 
 def add_gateway_paths(schema: dict[str, Any]) -> None:
@@ -129,17 +133,20 @@ def add_gateway_paths(schema: dict[str, Any]) -> None:
 def _read_routes() -> list[Route]:
     with read_session() as session:
         table = routes.list_routes(session)
-    return [Route(row.name, tuple(map(_to_target, row.targets)), row.created_at) for row in table]
+    return [
+        Route(row.name, tuple(map(_to_target, row.targets)), row.created_at, row.not_ready) for row in table
+    ]
 
 
 def _to_target(view: RouteTargetView) -> Target:
     return Target(**view.model_dump())
 
 
-def _wake_or_get(target: Target) -> Target | None:
-    """Return the target if its deployment is ready, else wake the deployment and return None."""
+def _wake_or_get(target: Target) -> Target | DeploymentStatus:
+    """Return the target if its deployment is ready, else wake the deployment and return its status."""
     with read_session() as session:
         deployment = session.get(Deployment, target.deployment_id)
+        missing = deployment and workers.explain_missing_deployment_worker(session, deployment.queue)
     if deployment is None:
         raise _unavailable("This alias routes to no existing deployment; move it to one that is ready.")
     if deployment.status is DeploymentStatus.ready:
@@ -150,7 +157,10 @@ def _wake_or_get(target: Target) -> Target | None:
     if deployment.status is DeploymentStatus.asleep:
         with transaction() as session:
             lifecycle.wake(session, deployment.id)
-    return None
+    if missing is not None and not deployment.status.held:
+        # It stays queued, for a worker that is started later.
+        raise _unavailable(f"The deployment {deployment.name!r} cannot start: {missing}")
+    return deployment.status
 
 
 def _record_use(deployment_ids: list[str]) -> None:

@@ -3,7 +3,7 @@
 import errno
 import sqlite3
 
-from sqlalchemy.exc import DatabaseError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 
 from app.http.errors import ServiceUnavailable
 from app.storage.database import DATABASE_UNAVAILABLE
@@ -45,7 +45,7 @@ def as_unavailable(error: Exception) -> ServiceUnavailable | None:
         return StorageFull(
             "The disk of the service is full.", hint="Free space on it, or send the request again later."
         )
-    if isinstance(error, DATABASE_UNAVAILABLE) or _is_damaged(error):
+    if isinstance(error, DATABASE_UNAVAILABLE):
         if isinstance(error, DBAPIError) and _is_bug(error.orig):
             return None
         return ServiceUnavailable("The database is unavailable.", hint=REPEAT_HINT)
@@ -54,11 +54,6 @@ def as_unavailable(error: Exception) -> ServiceUnavailable | None:
     if is_system_error or is_store_error or isinstance(error, ConnectionError | TimeoutError):
         return StoreUnavailable("Files of the service cannot be read or written now.", hint=REPEAT_HINT)
     return None
-
-
-def _is_damaged(error: Exception) -> bool:
-    """Return whether SQLite reports that its file is damaged: it uses the base class for that."""
-    return type(error) is DatabaseError
 
 
 def _is_bug(cause: BaseException | None) -> bool:

@@ -22,6 +22,11 @@ class RouteView(BaseModel):
     name: str = Field(description="Name that clients send as `model`.")
     targets: list[RouteTargetView] = Field(description="Deployments that share the requests.")
     created_at: datetime = Field(description="Time of creation of the deployment or the alias.")
+    not_ready: str | None = Field(
+        None,
+        description="Status of a deployment that starts for the first time, and has no target yet; null for "
+        "every other route.",
+    )
 
 
 class RouteUseCreate(Config):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import update
 from sqlmodel import Session, col
 
-from app.aliases.targets import find_name_holders, list_all_aliases
+from app.aliases.targets import find_name_holders, list_all_aliases, list_first_starts
 from app.routing_table.schemas import RouteTargetView, RouteView
 from app.storage.database import database_now
 from app.tables import Alias, Deployment, DeploymentStatus
@@ -18,7 +18,15 @@ def list_routes(session: Session) -> list[RouteView]:
         RouteView(name=name, targets=[view_target(deployment, 1.0)], created_at=deployment.created_at)
         for name, deployment in holders.items()
     ]
-    return [*deployed, *(_view_alias_route(alias, holders) for alias in list_all_aliases(session))]
+    starting = [
+        RouteView(
+            name=deployment.name, targets=[], created_at=deployment.created_at, not_ready=deployment.status
+        )
+        for deployment in list_first_starts(session)
+        if deployment.name not in holders
+    ]
+    aliased = [_view_alias_route(alias, holders) for alias in list_all_aliases(session)]
+    return [*deployed, *starting, *aliased]
 
 
 def view_target(deployment: Deployment, share: float) -> RouteTargetView:

@@ -1,5 +1,6 @@
 """Sessions, the database's clock, and the SQLite settings that several writers need."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -7,8 +8,19 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import Depends
-from sqlalchemy import Connection, DateTime, Dialect, Engine, Float, create_engine, event, literal, text
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    ExceptionContext,
+    Float,
+    create_engine,
+    event,
+    literal,
+    text,
+)
+from sqlalchemy.exc import DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -50,10 +62,17 @@ def create_database_engine(url: str) -> Engine:
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     # A server that disappears without closing its connections is noticed in seconds: leases depend on it.
     options = POSTGRESQL_OPTIONS if url.startswith("postgresql") else {}
-    engine = create_engine(url, pool_pre_ping=True, pool_timeout=POOL_TIMEOUT_SECONDS, connect_args=options)
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        json_serializer=_dump_json,
+        connect_args=options,
+    )
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "handle_error", _classify_damage, retval=True)
     return engine
 
 
@@ -144,6 +163,11 @@ def _sqlite_now(element: database_now, compiler: SQLCompiler, **options: Any) ->
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"
 
 
+def _dump_json(value: Any) -> str:
+    """Return JSON that can be read and sent again: a program's text may contain unpaired surrogates."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own implicit BEGIN is deferred; ours (below) is not.
     connection.isolation_level = None
@@ -154,6 +178,14 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         "foreign_keys = ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _classify_damage(context: ExceptionContext) -> Exception | None:
+    """Report a file that is damaged as any other one that cannot be used: SQLite has no class for it."""
+    error = context.sqlalchemy_exception
+    if type(error) is DatabaseError and error.orig is not None:
+        return OperationalError(error.statement, error.params, error.orig)
+    return None
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -21,12 +21,22 @@ from serving.gateway.upstreams import Upstreams
 from serving.http.addresses import is_local_request
 from serving.http.content_encoding import unpack_body
 from serving.http.cross_site import OriginPolicy
-from serving.http.errors import ApiError, MethodNotAllowed, ModelNotServed, PermissionDenied, UnknownUrl
+from serving.http.errors import (
+    ApiError,
+    KeyCheckUnavailable,
+    MethodNotAllowed,
+    ModelNotReady,
+    ModelNotServed,
+    PermissionDenied,
+    UnknownUrl,
+)
 
 ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"})
 MODELS_PATH = "/v1/models"
 FORWARDED_HEADERS = (b"accept", b"traceparent")
 MAX_CACHED_CLIENTS = 1000
+# While API keys cannot be checked, one that was valid so recently still is.
+MAX_UNCHECKED_SECONDS = 300.0
 
 Authorize = Callable[[ClientIdentity], Awaitable[AuthorizedClient]]
 
@@ -83,7 +93,17 @@ class Gateway:
 
     async def authorize(self, identity: ClientIdentity) -> AuthorizedClient:
         """Authorize a client; raises InvalidApiKey or PermissionDenied."""
-        client = await self._authorize(identity)
+        known, until = self._clients.get(identity, (None, 0.0))
+        try:
+            client = await self._authorize(identity)
+        except KeyCheckUnavailable:
+            # A chat must not fail because the database restarts.
+            if known is None or time.monotonic() > until + MAX_UNCHECKED_SECONDS:
+                raise
+            return known
+        except ApiError:
+            self._clients.pop(identity, None)
+            raise
         if len(self._clients) >= MAX_CACHED_CLIENTS:
             self._clients.clear()
         self._clients[identity] = client, time.monotonic() + REFRESH_SECONDS
@@ -208,6 +228,8 @@ class Gateway:
         route = self.routes.find(name)
         if route is None:
             raise ModelNotServed(name, [known.name for known in self.routes.all()])
+        if route.not_ready is not None:
+            raise ModelNotReady(name, route.not_ready)
         return route
 
 

@@ -37,11 +37,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Route:
-    """A model name and its targets: one for a deployment, one or several for an alias."""
+    """A model name and its targets: one for a deployment, one or several for an alias.
+
+    `not_ready` is the status of a deployment that starts for the first time, which has no target yet.
+    """
 
     name: str
     targets: tuple[Target, ...]
     created_at: datetime
+    not_ready: str | None = None
 
     def choose(self, avoided: Collection[Target] = ()) -> Target | None:
         """Return a random target by share, except those to avoid, or None if none is left."""
@@ -74,7 +78,7 @@ class RoutingTable(Protocol):
         """Return the route of a name, or None."""
 
     def all(self) -> Collection[Route]:
-        """Return every route."""
+        """Return every route that has a target."""
 
     async def wake(self, target: Target) -> Target:
         """Wake a sleeping deployment and wait for it; raises EngineUnavailable after a timeout."""
@@ -112,7 +116,7 @@ class StaticRoutingTable:
         return self.routes.get(name)
 
     def all(self) -> Collection[Route]:
-        return self.routes.values()
+        return [route for route in self.routes.values() if route.not_ready is None]
 
     async def wake(self, target: Target) -> Target:
         raise EngineUnavailable(f"The deployment {target.deployment_id!r} is asleep.")

@@ -191,6 +191,29 @@ class TooManyConnections(RetryableError):
         super().__init__("The server has too many open connections. Try again soon.")
 
 
+class ModelNotReady(EngineUnavailable):
+    """The model is being started for the first time."""
+
+    retry_after_seconds = 5
+
+    def __init__(self, name: str, status: str) -> None:
+        super().__init__(f"The model {name!r} is not ready yet: its deployment is {status}.")
+
+
+class KeyCheckUnavailable(RetryableError):
+    """The API key cannot be checked now."""
+
+    status = 503
+    type = "server_error"
+    code = ErrorCode.database_unavailable
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(
+            "The API key cannot be checked: the database is unavailable. Send the request again.",
+            retry_after_seconds,
+        )
+
+
 class EngineCircuitOpen(EngineUnavailable):
     """The circuit breakers of all engines of the model are open."""
 

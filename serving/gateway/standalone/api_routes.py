@@ -34,6 +34,7 @@ class ApiRoutingTable(CachedRoutingTable):
                 row["name"],
                 tuple(Target(**target) for target in row["targets"]),
                 datetime.fromisoformat(row["created_at"]),
+                row.get("not_ready"),
             )
             for row in response.json()["items"]
         ]
@@ -41,25 +42,33 @@ class ApiRoutingTable(CachedRoutingTable):
     async def wake(self, target: Target) -> Target:
         """Wake the deployment and poll until an engine serves it; raises EngineUnavailable."""
         deadline = time.monotonic() + WAKE_TIMEOUT_SECONDS
+        status = "asleep"
         path = f"/deployments/{target.deployment_id or 'none'}/wake"
         try:
             while time.monotonic() < deadline:
                 response = await self.api.post(path, json={})
                 response.raise_for_status()
                 deployment = response.json()
+                status = deployment["status"]
+                if deployment.get("has_worker") is False:
+                    raise EngineUnavailable(f"The deployment cannot start: {deployment['waiting_for']}", 5)
                 if deployment["status"] == "ready":
                     self._fresh_until = 0.0
                     base_url = deployment["address"].rstrip("/")
                     return Target(target.deployment_id, base_url, deployment["upstream_model"], target.share)
                 await asyncio.sleep(WAKE_POLL_SECONDS)
         except httpx2.HTTPStatusError as error:
-            raise EngineUnavailable("The deployment does not exist any more.") from error
+            if error.response.status_code == 404:
+                raise EngineUnavailable("The deployment does not exist any more.") from error
+            raise EngineUnavailable(
+                f"The deployment cannot be woken: the service responds with {error.response.status_code}."
+            ) from error
         except httpx2.HTTPError as error:
             raise EngineUnavailable(
                 "The deployment is asleep, and the service that wakes it is unreachable. Try again soon."
             ) from error
         raise EngineUnavailable(
-            f"The deployment is asleep and did not start within {WAKE_TIMEOUT_SECONDS:.0f} s. "
+            f"The deployment is {status}, and was not ready within {WAKE_TIMEOUT_SECONDS:.0f} s. "
             "Try again soon.",
             5,
         )

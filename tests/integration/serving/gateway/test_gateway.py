@@ -51,7 +51,7 @@ def disconnect(gateway: Server, model: str, after_bytes: int) -> None:
     host, port = gateway.url.removeprefix("http://").split(":")
     body = json.dumps({"model": model, "stream": True}).encode()
     with socket.create_connection((host, int(port))) as connection:
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         time.sleep(0.2)
         if after_bytes:
@@ -188,7 +188,9 @@ def test_a_body_over_eight_mebibytes_is_rejected(gateway: Server) -> None:
     size = 8 * 1024 * 1024 + 1
     host, port = gateway.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+        connection.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
