@@ -5,6 +5,7 @@ python -m app keys create --name me --scope admin
 python -m app migrate
 python -m app verify
 python -m app gc --dry-run
+python -m app backup /backups
 """
 
 import logging
@@ -12,12 +13,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from app import logs
+from app.backup.command import run_backup, run_restore
 from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.server import serve
 from app.keys import service as keys
@@ -127,6 +130,26 @@ def gc_command(
     """Apply the retention settings now, and delete the files that no row names."""
     _prepare_database()
     run_gc(get_settings(), dry_run=dry_run)
+
+
+@cli.command("backup")
+def backup_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of this and later backups.")],
+    keep: Annotated[int, typer.Option(min=1, help="Number of snapshots to keep in the directory.")] = 7,
+) -> None:
+    """Back up the database and the artifacts that it names; the service may be running."""
+    _prepare_database()
+    run_backup(directory, keep)
+
+
+@cli.command("restore")
+def restore_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the backups.")],
+    snapshot: Annotated[str | None, typer.Option(help="Snapshot to restore. [default: the newest]")] = None,
+) -> None:
+    """Restore a backup into a new database and an empty artifact store."""
+    with _exit_on_errors(), explain_database_settings():
+        run_restore(directory, snapshot)
 
 
 @keys_cli.command("create")

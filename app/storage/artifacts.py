@@ -172,6 +172,24 @@ class ArtifactStore:
         else:
             self._read(key, sha256)
 
+    def import_file(self, path: Path, key: str, sha256: str) -> None:
+        """Copy a file of a backup to its key, unless it was copied before.
+
+        Raises:
+            ArtifactCorrupt: The bytes that were written have another hash.
+        """
+        destination = self._path(key)
+        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
+        if self.local and Path(destination).is_file() and hash_file(Path(destination)) == sha256:
+            return
+        with self._cleanup_on_failure(staging):
+            written, _ = self._put(path, staging)
+            if written != sha256:
+                self.delete(f"{staging.removeprefix(self.root).lstrip('/')}")
+                raise ArtifactCorrupt(key, f"its file {OTHER_HASH}")
+            if self.local:
+                Path(staging).replace(destination)
+
     def publish_bytes(self, content: bytes, key: str) -> None:
         """Publish a small file with this content; it replaces one that exists."""
         destination = self._path(key)

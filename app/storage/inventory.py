@@ -64,6 +64,11 @@ def list_artifacts(store: ArtifactStore) -> list[StoredArtifact]:
     return list(artifacts.values())
 
 
+def list_keys(store: ArtifactStore) -> Iterator[str]:
+    """Yield the key of every file."""
+    return (key for key, _, _ in _list_files(store))
+
+
 def _parse_key(path: str) -> tuple[ArtifactKind, str]:
     parts = path.split("/")
     for position, part in enumerate(parts):

@@ -18,11 +18,24 @@ from app.settings import get_settings
 POSTGRESQL_LOCK_ID = 7_481_100
 
 
-def upgrade_database(engine: Engine) -> None:
+def upgrade_database(engine: Engine, revision: str = "head") -> None:
     """Run the missing migrations; processes that start together take turns."""
     with _migration_lock(engine), engine.connect() as connection:
-        command.upgrade(alembic_config(connection), "head")
+        command.upgrade(alembic_config(connection), revision)
         connection.commit()
+
+
+def downgrade_database(engine: Engine, revision: str) -> None:
+    """Undo the migrations after a revision."""
+    with _migration_lock(engine), engine.connect() as connection:
+        command.downgrade(alembic_config(connection), revision)
+        connection.commit()
+
+
+def list_revisions() -> list[str]:
+    """Return all revisions, oldest first."""
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
 def get_revisions(engine: Engine) -> tuple[str | None, str | None]:

@@ -1,0 +1,1 @@
+"""Backups of the database and the artifacts together, and their restoration."""
