@@ -16,6 +16,7 @@ from app.deployments import endpoints as deployments
 from app.http import health
 from app.http.auth import require_by_method
 from app.http.edges.middleware import EdgeMiddleware
+from app.http.edges.query import check_query
 from app.http.error_responses import ErrorResponse, install_error_handlers
 from app.http.gateway import GatewayMiddleware, add_gateway_paths, create_gateway
 from app.http.metrics import VERSION
@@ -41,7 +42,8 @@ from serving.http.limits import MAX_BODY_BYTES
 DESCRIPTION = (
     "Fine-tune, evaluate and serve language models. Begin with [POST /api/v1/jobs](#/jobs/create_job): its "
     "examples cover the worked cases and each stage. After `python -m app --with-examples`, those with the "
-    "model `starter` work without changes."
+    "model `starter` work without changes. Unknown fields and query parameters are errors, and the values of "
+    "a body are not converted: a number as text is not a number."
 )
 TAGS = [
     {"name": "datasets", "description": "Immutable files of rows, each with a validation report."},
@@ -61,6 +63,8 @@ TAGS = [
     {"name": "keys", "description": "API keys with scopes and limits."},
     {"name": "operations", "description": "Health, readiness and metrics."},
 ]
+
+QUERY_CHECK = [Depends(check_query)]
 
 
 def create_app() -> FastAPI:
@@ -98,7 +102,7 @@ def create_app() -> FastAPI:
     app.state.readiness = health.ReadinessChecks()
     install_error_handlers(app)
     app.include_router(_api_router())
-    app.include_router(health.router)
+    app.include_router(health.router, dependencies=QUERY_CHECK)
     # The middleware added last receives a request first.
     app.add_middleware(EdgeMiddleware, origins=origins)
     app.add_middleware(RequestMiddleware)
@@ -110,10 +114,10 @@ def create_app() -> FastAPI:
 def _api_router() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
     for noun in (datasets, jobs, runs, models, presets, deployments, aliases, workers, storage):
-        api.include_router(noun.router, dependencies=[Depends(require_by_method)])
+        api.include_router(noun.router, dependencies=[Depends(require_by_method), *QUERY_CHECK])
     # These routers state the scopes that they require.
     for router in (deployments.gateways, routes.router, keys.own_key_router, keys.router):
-        api.include_router(router)
+        api.include_router(router, dependencies=QUERY_CHECK)
     return api
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.runs.schemas import ErrorView, RunView, progress
 from app.tables import Job, Run, RunStatus
-from trainers.configs import AnyStage, Queue, StageKind
+from trainers.configs import AnyStage, Config, Queue, StageKind
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.configs.resume_guarantee import ResumeGuarantee
 
@@ -19,10 +19,8 @@ LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-
 LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=PRINTABLE_PATTERN)]
 
 
-class JobCreate(BaseModel):
+class JobCreate(Config):
     """A job spec: stages that run one after another."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: JobName = Field(description="Name of the job; several jobs may have the same.")
     labels: dict[LabelKey, LabelValue] = Field(

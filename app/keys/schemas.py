@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.http.auth import Caller
 from app.tables import Scope
-from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.base import PRINTABLE_PATTERN, Config
 
 KeyName = Annotated[
     str, StringConstraints(min_length=1, max_length=100, strip_whitespace=True, pattern=PRINTABLE_PATTERN)
@@ -31,10 +31,8 @@ ConcurrentRequests = Annotated[
 ]
 
 
-class KeyUpdate(BaseModel):
+class KeyUpdate(Config):
     """New limits of an API key. Omitted fields keep their values."""
-
-    model_config = ConfigDict(extra="forbid")
 
     requests_per_minute: RequestsPerMinute = None
     concurrent_requests: ConcurrentRequests = None

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -49,8 +50,9 @@ def with_engine_options(*names: str) -> Callable[[Callable[..., None]], Callable
 
 def read_engine_options(engine: EngineKind, options: dict[str, Any]) -> EngineOptions:
     """Validate the flags for this engine. Raises ValueError that names the flag."""
+    values = {name: _parse_number(value) for name, value in options.items()}
     try:
-        return EngineChoice.model_validate({"engine": engine, "options": options}).options
+        return EngineChoice.model_validate({"engine": engine, "options": values}).options
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         flag = f"{_flag_name(str(first['loc'][1]))}: " if len(first["loc"]) > 1 else ""
@@ -71,6 +73,15 @@ def parse_adapters(values: list[str] | None) -> dict[str, str]:
             raise ValueError(f"The adapter name {name!r} occurs twice; every served name must be unique.")
         adapters[name] = path
     return adapters
+
+
+def _parse_number(value: Any) -> Any:
+    """Return the number that a flag's text is, since options are not converted; other values unchanged."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value
 
 
 def _flag_name(field: str) -> str:

@@ -107,8 +107,8 @@ class UnsupportedEncoding(ApiError):
     status = 415
     code = ErrorCode.unsupported_encoding
 
-    def __init__(self, encoding: str) -> None:
-        super().__init__(f"The Content-Encoding {encoding!r} is not supported. Use gzip, or leave it out.")
+    def __init__(self, encoding: str, supported: str = "Use gzip, or leave it out.") -> None:
+        super().__init__(f"The Content-Encoding {encoding!r} is not supported. {supported}")
 
 
 class UnknownUrl(ApiError):

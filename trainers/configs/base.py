@@ -1,9 +1,10 @@
 """Base classes, references and queues that the configs of all stages share."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints
+from pydantic_core import CoreSchema
 
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 # Step and token counts pass through 32-bit columns and counters; no run comes near this.
@@ -24,11 +25,34 @@ class Queue(StrEnum):
     cuda = "cuda"
 
 
+def _make_strict(schema: Any) -> None:
+    """Make the numbers and booleans of a schema strict."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema["strict"] = True
+        for part in schema.values():
+            _make_strict(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _make_strict(part)
+
+
 class Config(BaseModel):
-    """Base class of configs. Unknown fields are errors, so that a misspelt option never becomes a default."""
+    """Base class of configs and of requests.
+
+    Unknown fields are errors, so that a misspelt option never becomes a default. Numbers and booleans are not
+    converted: `"5"`, `true` and `5.0` are not the integer 5.
+    """
 
     # A config is passed on as JSON, which cannot represent infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Make the numbers and booleans strict; pydantic's `strict` would also refuse enums as text."""
+        schema = handler(source)
+        _make_strict(schema)
+        return schema
 
 
 class StageOutput(Config):

@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
+
+from trainers.configs.yaml_values import load_yaml
 
 FOLDER = Path(__file__).parent.parent / "presets"
 
@@ -44,7 +45,7 @@ class Preset(BaseModel):
 def load_presets() -> dict[str, Preset]:
     """Return all presets by name, those for hardware first."""
     presets = [
-        Preset(name=path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")))
+        Preset(name=path.stem, **load_yaml(path.read_text(encoding="utf-8")))
         for path in sorted(FOLDER.glob("*.yaml"))
     ]
     return {preset.name: preset for preset in sorted(presets, key=lambda preset: preset.kind != "hardware")}

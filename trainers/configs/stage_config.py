@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-import yaml
 from pydantic import Field, GetPydanticSchema, TypeAdapter
 
 from trainers.configs.base import StageConfig
 from trainers.configs.stage_table import StageKind
+from trainers.configs.yaml_values import load_yaml
 
 _CONFIGS = tuple(kind.stage.config for kind in StageKind)
 _UNION: Any = Annotated[Union[_CONFIGS], Field(discriminator="stage")]  # noqa: UP007
@@ -31,7 +31,7 @@ def load_stage(path: Path) -> AnyStage:
     People write YAML. JSON comes from the service, whose users must not read the worker's environment.
     Raises OSError, `yaml.YAMLError` or ValueError, which names the field.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = load_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(
             f"{path} is not a config: expected a mapping of fields, found {type(values).__name__}"
@@ -49,7 +49,7 @@ def _expand(value: Any) -> Any:
         return value
     text = _VARIABLE.sub(_get_variable, value)
     # A variable that is the whole value may become a number or null, but never a mapping or a list.
-    scalar = yaml.safe_load(text) if _VARIABLE.fullmatch(value) else text
+    scalar = load_yaml(text) if _VARIABLE.fullmatch(value) else text
     return text if isinstance(scalar, dict | list) else scalar
 
 

@@ -76,7 +76,7 @@ async def _unpack(scope: Scope, headers: dict[bytes, bytes], receive: Receive) -
         return receive
     if headers.get(b"content-type", b"").startswith(b"multipart/"):
         # An upload is larger than what may be unpacked in memory.
-        raise UnsupportedEncoding(f"{encoding.decode('latin-1')} of multipart/form-data")
+        raise UnsupportedEncoding(encoding.decode("latin-1"), "Send an upload uncompressed.")
     body = unpack_body(encoding, await read_body(headers, receive))
     replaced = {b"content-encoding": b"", b"content-length": b"%d" % len(body), b"transfer-encoding": b""}
     scope["headers"] = [

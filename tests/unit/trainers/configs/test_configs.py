@@ -59,6 +59,29 @@ def test_a_micro_batch_that_does_not_divide_the_batch_is_rejected() -> None:
         sft(micro_batch_size=5)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_steps", "9"), ("max_steps", 9.0), ("max_steps", True), ("learning_rate", "1e-3"), ("packing", 1)],
+)
+def test_a_number_or_boolean_of_another_type_is_rejected(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=field):
+        sft(**{field: value})
+
+
+@pytest.mark.parametrize(("text", "rate"), [("2e-4", 2e-4), ("1E-3", 1e-3), (".5e-3", 5e-4), ("1", 1.0)])
+def test_yaml_numbers_and_variables_may_be_in_scientific_notation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, rate: float
+) -> None:
+    monkeypatch.setenv("RATE", text)
+    monkeypatch.setenv("STEPS", "400")
+    for value in (text, "${RATE}"):
+        path = tmp_path / "sft.yaml"
+        path.write_text(f"stage: sft\nbase: b\ndataset: d\nlearning_rate: {value}\nmax_steps: ${{STEPS}}\n")
+        config = load_stage(path)
+        assert isinstance(config, SftConfig)
+        assert (config.learning_rate, config.max_steps) == (rate, 400)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_number_that_json_cannot_represent_is_rejected(value: float) -> None:
     with pytest.raises(ValidationError, match="finite"):
