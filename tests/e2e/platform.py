@@ -44,6 +44,7 @@ class Platform:
 
     def __init__(self, folder: Path, starter: Path, **settings: str) -> None:
         self.folder = folder
+        self.root = ROOT
         (folder / "models").mkdir(parents=True)
         (folder / "models" / "starter").symlink_to(starter)
         self.environment = {
@@ -80,7 +81,7 @@ class Platform:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
                 env={**self.environment, **settings},
-                cwd=ROOT,
+                cwd=self.root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -159,7 +159,7 @@ def test_gpus_of_a_killed_worker_are_used_again_when_its_programs_are_gone(host:
 def _suspend_guards(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Suspend the guards of a worker, which would end its programs at once after the worker is killed."""
     children = list_children(worker)
-    guards = [process for process in children if "workers.hosts.guarded_process" in process.cmdline()]
+    guards = [process for process in children if "workers.hosts.guard" in process.cmdline()]
     assert len(guards) == 3
     for guard in guards:
         guard.suspend()

@@ -11,7 +11,7 @@ import psycopg
 
 from app.settings import Settings, get_settings
 from app.storage.database import get_engine
-from tests.e2e.platform import Platform
+from tests.e2e.platform import ROOT, Platform
 from tests.services import _postgres_binaries, _unprivileged_user, free_port
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
@@ -46,14 +46,17 @@ def new_database(postgres: str, name: str) -> str:
 
 
 @contextmanager
-def installation(folder: Path, database_url: str = "", broker_url: str = "") -> Iterator[Platform]:
+def installation(
+    folder: Path, database_url: str = "", broker_url: str = "", root: Path = ROOT
+) -> Iterator[Platform]:
     """Run an installation with its API and the dataset `train`; this process can use its database.
 
-    Empty URLs select the embedded defaults.
+    Empty URLs select the embedded defaults; `root` is the checkout whose code runs.
     """
     timings = {f"TUNESMITH_{name.upper()}": str(Settings.model_fields[name].default) for name in TIMINGS}
     urls = {"TUNESMITH_DATABASE_URL": database_url, "TUNESMITH_BROKER_URL": broker_url}
     platform = Platform(folder, folder / "starter", **timings, **urls)
+    platform.root = root
     try:
         assert platform.start(["-m", "app", "migrate"], "migrate").wait(60) == 0
         platform.start_api()
