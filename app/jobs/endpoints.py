@@ -42,17 +42,16 @@ REPLAY: dict[int | str, dict[str, Any]] = {
 @router.post("", status_code=201, responses=REPLAY)
 def create_job(
     spec: Spec,
-    session: WriteSession,
     caller: CallerDependency,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job: stages that run one after another, each on the hardware that it names."""
-    job, exists = service.create_job(session, get_settings(), spec, caller.key_id, idempotency_key)
+    job, exists = service.submit_job(get_settings(), spec, caller.key_id, idempotency_key)
     if exists:
         response.status_code = 200
         response.headers["Idempotent-Replay"] = "true"
-    return service.view_job(session, get_settings(), job)
+    return job
 
 
 @router.post("/dry-run")

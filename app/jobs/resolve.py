@@ -171,7 +171,8 @@ def _find_dataset(
     stored = select(Dataset).where(col(Dataset.deleted_at).is_(None)).with_for_update(read=True)
     by_name = stored.where(col(Dataset.name) == value).order_by(col(Dataset.id).desc()).limit(1)
     by_id = stored.where(col(Dataset.id) == value)
-    dataset = session.scalars(by_id).first() or session.scalars(by_name).first()
+    dataset = session.scalars(by_id).first() if value.startswith("dataset_") else None
+    dataset = dataset or session.scalars(by_name).first()
     if dataset is None:
         raise _error(
             field, f"No dataset has the id or name {value!r}. Upload one with POST /api/v1/datasets."

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -23,6 +24,7 @@ from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.schemas import run_view
 from app.settings import Settings
+from app.storage.database import read_session, transaction
 from app.tables import Job, JobLabel, Run, Worker
 from app.workers import service as workers
 from trainers.configs.references import ModelField, find_references
@@ -40,6 +42,19 @@ class IdempotencyKeyReused(Conflict):
     """The idempotency key was used with another body."""
 
     code = ErrorCode.idempotency_key_reused
+
+
+def submit_job(
+    settings: Settings, spec: JobCreate, created_by: str, idempotency_key: str | None
+) -> tuple[JobView, bool]:
+    """Commit a job; return its view, and whether an earlier request had created it. See `create_job`.
+
+    The view, which counts the runs ahead, is read after the commit, so that other writers do not wait for it.
+    """
+    with transaction() as session:
+        job, exists = create_job(session, settings, spec, created_by, idempotency_key)
+    with read_session() as session:
+        return view_job(session, settings, job), exists
 
 
 def create_job(
@@ -65,7 +80,8 @@ def create_job(
         idempotency_key=idempotency_key,
     )
     try:
-        with session.begin_nested():
+        # Only a key can be violated; a savepoint costs two round trips.
+        with session.begin_nested() if idempotency_key is not None else nullcontext():
             session.add(job)
     except IntegrityError:
         # Another request with this key was committed first: its job is the result of both.

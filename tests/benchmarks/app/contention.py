@@ -29,13 +29,14 @@ def main() -> None:
     parser.add_argument("--posts", type=int, default=320, help="posts in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--other", type=Path, help="checkout of another version, to compare posts with")
+    parser.add_argument("--databases", nargs="+", default=["SQLite", "PostgreSQL"])
     options = parser.parse_args()
     claims: dict[tuple[str, str, int], list[ClaimResult]] = {}
     posts: dict[tuple[str, str, int], list[LoadResult]] = {}
     versions = {"this version": ROOT, **({"other version": options.other} if options.other else {})}
     with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as folder, durable_postgres() as server:
         for round_number in range(options.rounds):
-            for database in ("SQLite", "PostgreSQL"):
+            for database in options.databases:
                 for version, root in versions.items():
                     name = f"{database}-{version}-{round_number}".lower().replace(" ", "-")
                     url = new_database(server, name) if database == "PostgreSQL" else ""

@@ -15,7 +15,7 @@ from app.jobs.schemas import JobCreate
 from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
-from trainers.configs import StageKind
+from trainers.configs import Queue, StageKind
 from trainers.data.formats import RowFormat
 
 SFT = {"stage": "sft", "base": "org/base", "dataset": "rows"}
@@ -311,6 +311,28 @@ def test_a_queued_run_shows_what_it_waits_for(
     assert waits()[0] == "This run is the next one; the only worker on queue cpu is busy."
     make_job(RunStatus.queued, priority=5)
     assert waits()[0] == "1 run is ahead of this one; the only worker on queue cpu is busy."
+
+
+def test_a_queued_run_waits_for_gpus_that_the_workers_of_a_host_share(
+    client: TestClient, rows: Dataset, make_worker: Callable[..., Worker], make_job: Callable[..., list[Run]]
+) -> None:
+    gpus = [{"name": "H200", "uuid": f"GPU-{n}", "memory_bytes": 1} for n in range(4)]
+    host = {"queues": [Queue.cuda], "slots": {Queue.cuda: 4}, "hardware": {"gpus": gpus}}
+    first, _ = make_worker(**host), make_worker(**host)
+    stage = SFT | {"queue": "cuda", "devices": 2, "batch_size": 16, "micro_batch_size": 8}
+
+    def waits(**changes: Any) -> str | None:
+        body = spec(stage | changes)
+        reason: str | None = client.post("/api/v1/jobs", json=body).json()["runs"][0]["waiting_for"]
+        return reason
+
+    assert waits() is None
+    assert waits(devices=8) == "No live worker of queue cuda has 8 GPUs; the most is 4."
+    make_job(RunStatus.running, worker_id=first.id, queue=Queue.cuda, device_count=3)
+    reason = waits() or ""
+    assert reason.endswith("it needs 2 GPUs, and no worker on queue cuda has more than 1 free.")
+    make_job(RunStatus.running, worker_id=first.id, queue=Queue.cuda)
+    assert (waits() or "").endswith("all 2 workers on queue cuda are busy.")
 
 
 def test_a_404_names_the_unknown_job(client: TestClient) -> None:

@@ -214,3 +214,53 @@ def test_a_run_for_more_gpus_than_are_free_is_left_to_others(make_job: Make, mak
             )
             claimed.append(result.id if result else None)
     assert claimed == [None, small.id, None, large.id]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_claim_does_not_wait_for_another_one(make_job: Make, make_worker: MakeWorker) -> None:
+    first, second = make_job(RunStatus.queued)[0], make_job(RunStatus.queued)[0]
+    worker = make_worker()
+    with transaction() as session:
+        claimed = lifecycle.claim(session, worker.id, [Queue.cpu], list(StageKind), LEASE_SECONDS)
+        assert claimed is not None and claimed.id == first.id
+        other = claim(worker)
+    assert other is not None and other.id == second.id
+
+
+def claim_on_gpus(worker: Worker, free: int, max_overtake_seconds: float) -> str | None:
+    with transaction() as session:
+        claimed = lifecycle.claim(
+            session,
+            worker.id,
+            [Queue.cuda],
+            list(StageKind),
+            LEASE_SECONDS,
+            FreeResources(free, 0, max_gpus=8),
+            max_overtake_seconds,
+        )
+    return claimed.id if claimed is not None else None
+
+
+def test_a_run_that_waits_too_long_for_gpus_is_not_overtaken(make_job: Make, make_worker: MakeWorker) -> None:
+    cuda = {"queue": Queue.cuda}
+    (older,) = make_job(RunStatus.queued, **cuda)
+    (large,) = make_job(RunStatus.queued, **cuda, device_count=8)
+    make_job(RunStatus.queued, **cuda, device_count=9)
+    (younger,) = make_job(RunStatus.queued, **cuda)
+    (deploy,) = make_job(RunStatus.queued, **cuda, device_count=0)
+    worker = make_worker()
+    assert claim_on_gpus(worker, 4, max_overtake_seconds=-1) == older.id
+    assert claim_on_gpus(worker, 4, max_overtake_seconds=-1) == deploy.id
+    assert claim_on_gpus(worker, 4, max_overtake_seconds=-1) is None, "4 GPUs are kept for the large run"
+    assert claim_on_gpus(worker, 4, max_overtake_seconds=600) == younger.id
+    assert claim_on_gpus(worker, 8, max_overtake_seconds=-1) == large.id
+
+
+def test_on_a_full_queue_only_a_run_without_a_device_starts(make_job: Make, make_worker: MakeWorker) -> None:
+    make_job(RunStatus.queued)
+    (deploy,) = make_job(RunStatus.queued, device_count=0)
+    worker, free = make_worker(), FreeResources(0, 0, full_queues=frozenset({Queue.cpu}))
+    with transaction() as session:
+        claimed = lifecycle.claim(session, worker.id, [Queue.cpu], list(StageKind), LEASE_SECONDS, free)
+        assert claimed is not None and claimed.id == deploy.id
+        assert lifecycle.claim(session, worker.id, [Queue.cpu], list(StageKind), LEASE_SECONDS, free) is None
