@@ -49,6 +49,7 @@ from trainers.data.splits import SplitReport, split_file
 from trainers.data.validate import validate_file
 from trainers.rendering.preview import preview_example
 from trainers.rendering.render import (
+    RowTooLong,
     dataset_path,
     parse_prompt_completions,
     read_prompt_completions,
@@ -211,7 +212,7 @@ def _apply_filter(
                 rows, drops, row_format, minimum=chosen.minimum, maximum=chosen.maximum
             )
         case LengthFilter():
-            counter = _token_counter(config)
+            counter = _token_counter(config, chosen.maximum or chosen.minimum)
             return filter_by_tokens(rows, drops, counter, minimum=chosen.minimum, maximum=chosen.maximum)
         case DuplicatesFilter():
             return drop_duplicates(rows, drops, row_format)
@@ -226,13 +227,19 @@ def _apply_filter(
             return drop_held_out(rows, drops, row_format, held_out, threshold=chosen.threshold)
 
 
-def _token_counter(config: PrepareConfig) -> Callable[[Row], int]:
-    """Return a function that counts the tokens of a row's longest conversation, without truncation."""
+def _token_counter(config: PrepareConfig, bound: int) -> Callable[[Row], int]:
+    """Return a function that counts the tokens of a row's longest conversation, without truncation.
+
+    A row that certainly has more than `bound` tokens is not tokenized.
+    """
     tokenizer = _load_tokenizer(config)
 
     def count(row: Row) -> int:
         pairs = parse_prompt_completions(0, row, Path("the source"))
-        return max(len(render_example(pair, tokenizer, 10**9).input_ids) for pair in pairs)
+        try:
+            return max(render_example(pair, tokenizer, bound).length for pair in pairs)
+        except RowTooLong as error:
+            return error.min_tokens
 
     return count
 

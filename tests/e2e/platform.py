@@ -281,7 +281,7 @@ def find_engines(worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
     for process in list_children(worker):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
-            if "serving.engines.hf" in command and "workers.hosts.guarded_process" not in command:
+            if "serving.engines.hf" in command and "workers.hosts.guard" not in command:
                 found.append(process)
     return found
 

@@ -28,6 +28,22 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100  # torch's cross entropy ignores tokens with this label.
 
+# Tokenizing takes seconds and 200 MiB for each million characters. A longer conversation is refused, unless
+# max_length is so large that it could keep most of it: text has 1 to 6 characters per token.
+MAX_CHARACTERS = 2**20
+MAX_CHARACTERS_PER_TOKEN = 16
+
+
+class RowTooLong(DatasetInvalid):
+    """A conversation is much longer than what a model can read of it."""
+
+    def __init__(self, row: int, characters: int, limit: int) -> None:
+        super().__init__(
+            f"Row {row} has {characters:,} characters; with this max_length, a row may have {limit:,}.",
+            "Split the row, drop long rows with a length filter of a prepare stage, or raise max_length.",
+        )
+        self.min_tokens = -(-characters // MAX_CHARACTERS_PER_TOKEN)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -126,10 +142,14 @@ def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptComple
 
 
 def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
-    """Return tokens and labels, truncated to `max_length`; raises DatasetInvalid if the template fails."""
+    """Return tokens and labels, truncated to `max_length`.
+
+    Raises RowTooLong, or DatasetInvalid if the template fails.
+    """
+    conversation = [*pair.prompt, *pair.completion]
+    _check_size(pair.row, conversation, max_length)
     try:
-        prompt_ids = tokenize_prompt(pair, tokenizer)
-        conversation = [*pair.prompt, *pair.completion]
+        prompt_ids = _tokenize(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
         text = tokenizer.apply_chat_template(conversation, tools=pair.tools, tokenize=False)
         ids = _tokenize(tokenizer, conversation, pair.tools)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
@@ -151,7 +171,8 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
 
 
 def tokenize_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens of the prompt, with the generation prompt."""
+    """Return the tokens of the prompt, with the generation prompt; raises RowTooLong."""
+    _check_size(pair.row, pair.prompt)
     return _tokenize(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
 
 
@@ -205,6 +226,22 @@ def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) ->
             f"Row {number} of {dataset} is not a valid {row_format} row: {error}",
             "Validate the dataset to list every fault with its row.",
         ) from error
+
+
+def _check_size(row: int, messages: list[dict[str, Any]], max_length: int = 0) -> None:
+    characters = sum(len(text) for message in messages for text in _texts(message))
+    limit = max(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * max_length)
+    if characters > limit:
+        raise RowTooLong(row, characters, limit)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the strings in a message, also in nested parts and tool calls."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for element in value.values() if isinstance(value, dict) else value:
+            yield from _texts(element)
 
 
 def _field_names(row: dict[str, Any]) -> str:

@@ -61,3 +61,18 @@ def test_references_are_not_checked_without_a_reward_that_uses_them(
     rows = [{"prompt": row["question"], "completion": "-"} for row in CLEAN]
     found = run_preflight(starter, tmp_path, write_rows(rows), **grpo)["findings"]
     assert "reference_without_answer" not in [finding["code"] for finding in found]
+
+
+def test_a_row_of_megabytes_is_found_before_it_is_tokenized(
+    starter: Path, write_rows: Write, tmp_path: Path
+) -> None:
+    # Tokenizing this row takes 20 s and 3 GiB.
+    rows = [*CLEAN, {"question": "word " * 3_000_000, "answer": "yes"}]
+    result = run_preflight(starter, tmp_path, write_rows(rows))
+    assert not result["passed"]
+    found = result["findings"][0]
+    assert found["code"] == "dataset_unusable"
+    assert (
+        "Row 41 has 15,000,016 characters; with this max_length, a row may have 1,048,576."
+        in found["message"]
+    )
