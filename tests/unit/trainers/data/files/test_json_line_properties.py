@@ -49,7 +49,7 @@ def parse_strictly(line: bytes) -> dict[str, Any] | None:
         return number
 
     try:
-        body = line.removesuffix(b"\n").removesuffix(b"\r")
+        body = line.removesuffix(b"\r\n").removesuffix(b"\n")
         value = json.loads(body.decode(), parse_constant=reject, parse_float=parse_float)
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
