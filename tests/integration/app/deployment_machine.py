@@ -12,15 +12,15 @@ from itertools import count
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import update
-from sqlmodel import Session, SQLModel, col, select
+from sqlmodel import Session, col, select
 
 from app.deployments import lifecycle
 from app.deployments.create import insert_deployment
 from app.runs.lifecycle import StaleAttempt
 from app.settings import Settings
-from app.storage.database import database_now, read_session, transaction
-from app.tables import Deployment, DeploymentStatus, Worker
+from app.storage.database import read_session, transaction
+from app.tables import Deployment, DeploymentStatus
+from tests.integration.app.machines import reset_database
 from trainers.configs import EngineKind, Queue
 
 LEASE_SECONDS = 30.0
@@ -62,16 +62,7 @@ class DeploymentMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.deployments: dict[str, ModelDeployment] = {}
         self.holders: list[Holder] = []
-        with transaction() as session:
-            for table in reversed(SQLModel.metadata.sorted_tables):
-                session.execute(table.delete())
-            rows = [
-                Worker(name="w", host="h", pid=1, queues=[Queue.cpu], stages=[]) for _ in range(N_WORKERS)
-            ]
-            session.add_all(rows)
-            session.flush()
-            session.execute(update(Worker).values(last_seen_at=database_now()))
-        self.workers = [row.id for row in rows]
+        self.workers = reset_database(N_WORKERS)
         self.bases = count(1)
 
     # Clients

@@ -5,8 +5,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+from sqlalchemy import update
+from sqlmodel import SQLModel
 
 from app.settings import Settings
+from app.storage.database import database_now, transaction
+from app.tables import Worker
+from trainers.configs import Queue, StageKind
 
 # Workers of the machine send no heartbeats: they are alive until the example ends.
 ALIVE_SECONDS = 3600.0
@@ -29,6 +34,19 @@ def run_machine(machine: type[RuleBasedStateMachine], service: Settings, profile
     service.heartbeat_seconds = ALIVE_SECONDS
     bound = type(machine.__name__, (machine,), {"settings": service})
     run_state_machine_as_test(bound, settings=profile)
+
+
+def reset_database(n_workers: int) -> list[str]:
+    """Empty the database, and return the ids of new workers that are alive."""
+    with transaction() as session:
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            session.execute(table.delete())
+        values: dict[str, Any] = {"host": "h", "pid": 1, "queues": [Queue.cpu], "stages": list(StageKind)}
+        rows = [Worker(name=f"worker-{number}", **values) for number in range(n_workers)]
+        session.add_all(rows)
+        session.flush()
+        session.execute(update(Worker).values(last_seen_at=database_now()))
+    return [row.id for row in rows]
 
 
 def assert_caught(machine: type[RuleBasedStateMachine], service: Settings) -> None:

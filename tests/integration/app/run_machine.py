@@ -6,27 +6,31 @@ checks the invariants of `docs/architecture.md`; in the end every run that is no
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import update
-from sqlmodel import SQLModel, col, select
+from sqlmodel import col, select
 
 from app.http.errors import Conflict
 from app.jobs import actions
-from app.jobs.schemas import summary_view
 from app.runs import lifecycle
-from app.runs.lifecycle import AttemptOutcome, NewEvent, StaleAttempt
+from app.runs.lifecycle import NewEvent, StaleAttempt
 from app.scheduling import queue, sweeper
 from app.settings import Settings
-from app.storage.database import database_now, read_session, transaction
-from app.tables import Event, EventType, Job, Run, RunStatus, Worker
+from app.storage.database import read_session, transaction
+from app.tables import Event, EventType, Job, Run, RunStatus
+from tests.integration.app.machines import reset_database
+from tests.integration.app.run_model import (
+    HOST_CLOCK,
+    OUTCOMES,
+    ModelRun,
+    ModelWorker,
+    check_events,
+    check_stages,
+)
 from trainers.configs import Queue, StageKind
-from trainers.runtime.error_codes import ErrorCode
-from trainers.runtime.errors import TunesmithError
 
 LEASE_SECONDS = 30.0
 # Sums of them differ from the lease by more than the time that an example itself takes.
@@ -38,57 +42,6 @@ MAX_DRAIN_ROUNDS = 5
 MAX_JOBS = 3
 CLOCK_COLUMNS = ("lease_expires_at", "claimable_at", "notified_at", "created_at")
 Pick = st.integers(0, 1000)
-
-
-class Failure(TunesmithError):
-    """The error of an attempt."""
-
-    def __init__(self, code: ErrorCode) -> None:
-        super().__init__("It failed.")
-        self.code = code
-
-
-OUTCOMES = {
-    "stopped": AttemptOutcome(reason="the worker is shutting down"),
-    "infrastructure": AttemptOutcome(Failure(ErrorCode.program_killed)),
-    "person": AttemptOutcome(Failure(ErrorCode.config_invalid)),
-    "memory": AttemptOutcome(Failure(ErrorCode.out_of_memory), smaller_config={"micro_batch_size": 1}),
-    "disk": AttemptOutcome(Failure(ErrorCode.disk_full), needed_disk_bytes=1),
-}
-
-
-@dataclass
-class ModelRun:
-    """The state of a run that the machine expects."""
-
-    attempt: int = 0
-    is_held: bool = False
-    lease_ends: float = 0.0
-    final: RunStatus | None = None
-
-
-@dataclass
-class ModelWorker:
-    """A worker, and the attempt that it believes to hold."""
-
-    worker_id: str
-    clock_error: float
-    run_id: str | None = None
-    attempt: int = 0
-
-
-@dataclass
-class HostClock:
-    """The error of the clock of the host that acts now. The service must not depend on it."""
-
-    error: float = 0.0
-
-    def now(self) -> datetime:
-        """Return the time that this host believes it is."""
-        return datetime.now(UTC) + timedelta(seconds=self.error)
-
-
-HOST_CLOCK = HostClock()
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -107,23 +60,8 @@ class RunMachine(RuleBasedStateMachine):
         self.runs: dict[str, ModelRun] = {}
         self.jobs: list[str] = []
         self.stale: list[tuple[str, int]] = []
-        with transaction() as session:
-            for table in reversed(SQLModel.metadata.sorted_tables):
-                session.execute(table.delete())
-            rows = [
-                Worker(
-                    name="w",
-                    host="h",
-                    pid=1,
-                    queues=[Queue.cpu],
-                    stages=list(StageKind),
-                )
-                for _ in CLOCK_ERRORS
-            ]
-            session.add_all(rows)
-            session.flush()
-            session.execute(update(Worker).values(last_seen_at=database_now()))
-        self.workers = [ModelWorker(row.id, error) for row, error in zip(rows, CLOCK_ERRORS, strict=True)]
+        ids = reset_database(len(CLOCK_ERRORS))
+        self.workers = [ModelWorker(*worker) for worker in zip(ids, CLOCK_ERRORS, strict=True)]
 
     # Clients
 
@@ -379,19 +317,3 @@ class RunMachine(RuleBasedStateMachine):
     def _pick_busy(self, pick: int) -> ModelWorker:
         busy = self._busy_workers()
         return busy[pick % len(busy)]
-
-
-def check_events(row: Run, events: Sequence[Event]) -> None:
-    """Check that events are numbered without gaps, and that the last one of the status is the run's."""
-    assert [event.seq for event in events] == list(range(1, row.event_seq + 1))
-    statuses = [event.data["status"] for event in events if event.type is EventType.status]
-    assert statuses[-1] == row.status
-
-
-def check_stages(job: Job, rows: Sequence[Run]) -> None:
-    """Check that stages run in order, and that the first that has not succeeded decides the job's status."""
-    statuses = [row.status for row in rows]
-    unfinished = [status for status in statuses if status is not RunStatus.succeeded]
-    assert summary_view(job, rows).status == (unfinished or statuses)[0]
-    later = statuses[statuses.index(unfinished[0]) + 1 :] if unfinished else []
-    assert not any(status.held or status is RunStatus.succeeded for status in later)

@@ -17,7 +17,8 @@ from app.settings import Settings
 from app.storage.database import UTCDateTime, database_now
 from app.tables import HELD, Run, RunStatus
 from tests.integration.app.machines import QUICK, THOROUGH, assert_caught, run_machine
-from tests.integration.app.run_machine import HOST_CLOCK, RunMachine
+from tests.integration.app.run_machine import RunMachine
+from tests.integration.app.run_model import HOST_CLOCK
 from trainers.configs import Queue
 
 Plant = Callable[[pytest.MonkeyPatch], None]
