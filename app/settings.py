@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.http.addresses import is_private
 from serving.http.cross_site import parse_origin
-from trainers.configs import EngineKind, ParityMode, Queue
+from trainers.configs import EngineKind, ParityMode, Queue, StageKind, StageLimits
 
 
 def _check_web_address(url: str) -> str:
@@ -186,6 +186,13 @@ class Settings(BaseSettings):
         "deleted datasets and models are removed; 0 means never.",
     )
 
+    stage_limits: dict[StageKind, StageLimits] = Field(
+        default_factory=dict,
+        description='Limits of one attempt by kind of stage, as JSON, such as `{"prepare": {"max_seconds": '
+        '3600, "max_memory_bytes": null}}`; null is no limit. A limit that is not named keeps its default. A '
+        "job may set lower ones, and a worker's own apply as well.",
+    )
+
     engine_host: str = Field(
         "127.0.0.1",
         description="Address on which a worker's engines listen, and at which the gateway reaches them.",
@@ -248,6 +255,10 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds after the end of a run during which an unavailable tracking service is retried.",
     )
+
+    def limits_of(self, stage: StageKind) -> StageLimits:
+        """Return the limits of one attempt at a stage of this kind."""
+        return stage.stage.limits.overridden_by(self.stage_limits.get(stage))
 
     @field_validator("engine_host")
     @classmethod

@@ -68,6 +68,7 @@ def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> lis
     stages: list[ResolvedStage] = []
     for position, stage in enumerate(spec.stages):
         queue = stage.queue or spec.queue or settings.default_queue
+        errors += _check_limits(stage, f"stages.{position}", settings)
         stages.append(_resolve_stage(session, spec, position, queue, stages, errors))
     if errors:
         raise _combine(errors)
@@ -123,6 +124,21 @@ def _resolve_stage(
                 errors.append(error)
     config = replace_references(config, replacements)
     return ResolvedStage(name, StageKind(stage.stage), queue, config, datasets)
+
+
+def _check_limits(stage: AnyStage, path: str, settings: Settings) -> list[UnprocessableContent]:
+    """Return an error for each limit that is above the service's own."""
+    errors: list[UnprocessableContent] = []
+    allowed = settings.limits_of(StageKind(stage.stage))
+    for name, value in stage.limits or ():
+        limit = getattr(allowed, name)
+        if value is not None and limit is not None and value > limit:
+            message = (
+                f"{value:,} is above the service's limit of {limit:,} for a stage of kind {stage.stage}. "
+                f"Lower it, or ask an operator to raise {name} in TUNESMITH_STAGE_LIMITS."
+            )
+            errors.append(_error(f"{path}.limits.{name}", message))
+    return errors
 
 
 def _add_evaluation_datasets(

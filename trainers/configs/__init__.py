@@ -8,6 +8,7 @@ from trainers.configs.base import (
     ModelRef,
     Queue,
     StageDataset,
+    StageLimits,
     StageOutput,
 )
 from trainers.configs.engines import (
@@ -81,6 +82,7 @@ __all__ = [
     "Stage",
     "StageDataset",
     "StageKind",
+    "StageLimits",
     "StageOutput",
     "TrainingConfig",
     "parse_stage",

@@ -1,7 +1,7 @@
 """Base classes, references and queues that the configs of all stages share."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints
 from pydantic_core import CoreSchema
@@ -9,6 +9,8 @@ from pydantic_core import CoreSchema
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 # Step and token counts pass through 32-bit columns and counters; no run comes near this.
 MAX_COUNT = 10_000_000
+MAX_SECONDS = 366 * 24 * 3600.0
+MAX_BYTES = 1 << 60
 
 # Without control characters: a database may reject NUL, and a terminal executes escape sequences.
 PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f]*$"
@@ -106,6 +108,40 @@ DatasetRef = Annotated[
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="Seed of the random choices.")]
 
 
+class StageLimits(Config):
+    """Limits of one attempt at a stage. The worker enforces them; null sets none."""
+
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_SECONDS,
+        description="Seconds that the stage's program may run; then it is asked to save a checkpoint and "
+        "stop. An attempt that resumes counts from 0.",
+    )
+    max_memory_bytes: int | None = Field(
+        None,
+        gt=0,
+        le=MAX_BYTES,
+        description="Resident memory of the host that all processes of the program may use together, without "
+        "the pages of files. The memory of GPUs does not count.",
+    )
+    max_disk_bytes: int | None = Field(
+        None, gt=0, le=MAX_BYTES, description="Disk space that the files of the run directory may occupy."
+    )
+
+    def overridden_by(self, other: "StageLimits | None") -> Self:
+        """Return these limits with those that the other sets explicitly, null included."""
+        return self.model_copy(update=other.model_dump(exclude_unset=True) if other is not None else {})
+
+    def lowered_by(self, other: "StageLimits | None") -> Self:
+        """Return the lower of both limits in each field."""
+        lower = {}
+        for name, limit in self:
+            limits = [value for value in (limit, getattr(other, name, None)) if value is not None]
+            lower[name] = min(limits, default=None)
+        return self.model_copy(update=lower)
+
+
 class StageConfig(Config):
     """Fields of every stage."""
 
@@ -116,6 +152,9 @@ class StageConfig(Config):
     queue: Queue | None = Field(
         None,
         description="Kind of hardware to run on. Defaults to the job's queue, then to the service's default.",
+    )
+    limits: StageLimits | None = Field(
+        None, description="Limits that are lower than the service's (`TUNESMITH_STAGE_LIMITS`)."
     )
 
     @property

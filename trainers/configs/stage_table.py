@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from trainers.configs.base import StageConfig
+from trainers.configs.base import StageConfig, StageLimits
 from trainers.configs.stages.deploy import DeployConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
@@ -24,6 +24,15 @@ class Product(StrEnum):
     datasets = "datasets"
 
 
+_HOUR = 3600.0
+_GIB = 1 << 30
+# `prepare` needs little memory; what the other stages need follows from the model.
+_PREPARE_LIMITS = StageLimits(max_seconds=12 * _HOUR, max_memory_bytes=32 * _GIB, max_disk_bytes=200 * _GIB)
+_DEFAULT_LIMITS = StageLimits(max_seconds=48 * _HOUR, max_disk_bytes=200 * _GIB)
+_MERGE_LIMITS = StageLimits(max_seconds=12 * _HOUR, max_disk_bytes=2048 * _GIB)
+# A checkpoint of full fine-tuning has up to 16 bytes for each parameter, and several exist at once.
+_TRAINING_LIMITS = StageLimits(max_seconds=720 * _HOUR, max_disk_bytes=8192 * _GIB)
+
 _INFERENCE = ("torch", "transformers", "peft")
 _TRAINING = (*_INFERENCE, "trl", "datasets")
 
@@ -42,18 +51,35 @@ class Stage:
     resumes: bool = False
     # Whether the rows of its `dataset` must be preference pairs, or must not; None accepts any rows.
     reads_pairs: bool | None = False
+    # Limits of one attempt, which a setting can change.
+    limits: StageLimits = _DEFAULT_LIMITS
 
 
 class StageKind(StrEnum):
     """Kind of work that a stage does."""
 
     # To add a stage, add a line.
-    prepare = Stage(PrepareConfig, "trainers.prepare", ("transformers",), Product.datasets, reads_pairs=None)
+    prepare = Stage(
+        PrepareConfig,
+        "trainers.prepare",
+        ("transformers",),
+        Product.datasets,
+        reads_pairs=None,
+        limits=_PREPARE_LIMITS,
+    )
     preflight = Stage(PreflightConfig, "trainers.preflight", _TRAINING)
-    sft = Stage(SftConfig, "trainers.sft", _TRAINING, Product.model, resumes=True)
-    dpo = Stage(DpoConfig, "trainers.dpo", _TRAINING, Product.model, resumes=True, reads_pairs=True)
-    grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True)
-    merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model)
+    sft = Stage(SftConfig, "trainers.sft", _TRAINING, Product.model, resumes=True, limits=_TRAINING_LIMITS)
+    dpo = Stage(
+        DpoConfig,
+        "trainers.dpo",
+        _TRAINING,
+        Product.model,
+        resumes=True,
+        reads_pairs=True,
+        limits=_TRAINING_LIMITS,
+    )
+    grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True, limits=_TRAINING_LIMITS)
+    merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model, limits=_MERGE_LIMITS)
     evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE)
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)

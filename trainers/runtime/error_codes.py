@@ -48,6 +48,9 @@ class ErrorCode(StrEnum):
     # Runs: written by workers and by the sweeper.
     program_killed = "program_killed", "A signal from outside ended the program.", True
     program_without_result = "program_without_result", "The program ended without a result or an error.", True
+    time_limit = "time_limit", "The program ran for longer than a limit of its stage allows."
+    memory_limit = "memory_limit", "The program used more memory than a limit of its stage allows."
+    disk_limit = "disk_limit", "The run directory grew larger than a limit of its stage allows."
     artifacts_unreachable = "artifacts_unreachable", "The artifact store cannot be read or written.", True
     artifact_corrupt = "artifact_corrupt", "A stored file is missing or differs from its published hash."
     worker_failed = "worker_failed", "The worker raised an exception. Its own log has the traceback.", True

@@ -24,8 +24,10 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from trainers.runtime.redaction import redact_file
 from workers.hosts.lease import Lease
+from workers.hosts.resource_limits import ExceededLimit
 from workers.runs import recovery, results
 from workers.runs.launch import Launch
+from workers.runs.limits import explain_limit
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class RunAttempt:
     settings: Settings
     lease: Lease
     stop_requested: bool
+    exceeded_limit: ExceededLimit | None = None
 
 
 def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> Run:
@@ -63,8 +66,17 @@ def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> R
     result = results.read_result(attempt.run, launch.run_dir)
     if result is not None:
         return _succeed(attempt, launch, result)
-    error = results.find_error(attempt.run, launch, exit_status, stop_requested=attempt.stop_requested)
-    return end_attempt(attempt, error)
+    return end_attempt(attempt, _find_error(attempt, launch, exit_status))
+
+
+def _find_error(attempt: RunAttempt, launch: Launch, exit_status: int) -> TunesmithError | None:
+    """Return why a program has left no result; None if it was asked to stop and reported no error."""
+    if attempt.exceeded_limit is not None and not attempt.stop_requested:
+        return explain_limit(attempt.run, launch.config, attempt.exceeded_limit)
+    reported = results.read_error(launch.run_dir)
+    if attempt.stop_requested or (reported is not None and reported.code is not ErrorCode.rank_lost):
+        return reported
+    return results.infer_error(attempt.run, launch, exit_status, reported)
 
 
 def end_attempt(attempt: RunAttempt, error: TunesmithError | None) -> Run:

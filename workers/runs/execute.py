@@ -23,6 +23,7 @@ from trainers.runtime.errors import EngineFailed, TunesmithError
 from workers.hosts.devices import Devices, count_usable
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.lease import Lease
+from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
 from workers.runs import complete, deploy_stage
 from workers.runs.checkpoints import CheckpointUploads
@@ -202,6 +203,7 @@ class _RunExecution:
             environment=launch.environment,
             seconds=self.lease.seconds_left,
             locks=launch.devices.locks,
+            limits=launch.limits,
         )
         try:
             self.lease.bind(program)
@@ -209,12 +211,13 @@ class _RunExecution:
             if engine is not None:
                 # Its devices must be free before the run's status lets another one start.
                 engine.stop()
-            complete.complete_attempt(self._attempt(), launch, exit_status)
+            complete.complete_attempt(self._attempt(program.exceeded_limit), launch, exit_status)
         finally:
             program.kill()
 
-    def _attempt(self) -> RunAttempt:
-        return RunAttempt(self.run, self.settings, self.lease, stop_requested=self.kill_at is not None)
+    def _attempt(self, exceeded: ExceededLimit | None = None) -> RunAttempt:
+        is_stopped = self.kill_at is not None
+        return RunAttempt(self.run, self.settings, self.lease, is_stopped, exceeded)
 
     def _check_lease(self) -> None:
         if self.lease.lost.is_set():

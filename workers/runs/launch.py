@@ -31,6 +31,8 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from workers.hosts.devices import NO_DEVICES, Devices
+from workers.hosts.resource_limits import ResourceLimits
+from workers.runs.limits import choose_limits
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
 
 # Variables that a program inherits. A worker's own credentials (database, broker) are not among them.
@@ -98,6 +100,7 @@ class Launch:
     command: list[str]
     environment: dict[str, str]
     devices: Devices
+    limits: ResourceLimits
     dataset_id: str | None
     base: ResolvedModel | None
     n_oom_kills: int
@@ -130,6 +133,7 @@ def prepare_launch(run: Run, settings: Settings, devices: Devices) -> Launch:
         command=launch_command.build_command(python, config, run_dir / files.CONFIG, run_dir),
         environment=program_environment(devices),
         devices=devices,
+        limits=choose_limits(run, config, settings, str(run_dir)),
         dataset_id=dataset_id,
         base=models.get("base") or models.get("model"),
         n_oom_kills=count_oom_kills(),

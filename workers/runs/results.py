@@ -94,22 +94,6 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     return result if is_inside and exists else None
 
 
-def find_error(run: Run, launch: Launch, exit_status: int, *, stop_requested: bool) -> TunesmithError | None:
-    """Return why a program has left no result; None if it was asked to stop and reported no error."""
-    reported = read_error(launch.run_dir)
-    if reported is not None and reported.code is not ErrorCode.rank_lost:
-        return reported
-    if stop_requested:
-        return reported
-    if _was_killed_for_memory(launch, exit_status):
-        return KilledForMemory(
-            f"The kernel killed a process of {run.id} because the host had no memory left.",
-            "Lower max_length or micro_batch_size; the latter does not change the result, since batch_size "
-            "stays the same.",
-        )
-    return reported or infer_error(run, launch, exit_status)
-
-
 def read_error(run_dir: Path) -> TunesmithError | None:
     """Return the error that the program has reported, if there is one; of several ranks, the first cause."""
     errors = [error for path in files.list_errors(run_dir) if (error := _read_error_file(path)) is not None]
@@ -123,13 +107,23 @@ def read_error(run_dir: Path) -> TunesmithError | None:
     return ReportedError(error.code, message, error.hint)
 
 
-def infer_error(run: Run, launch: Launch, exit_status: int) -> TunesmithError:
-    """Return the most likely error of a program that left neither a result nor an error."""
+def infer_error(
+    run: Run, launch: Launch, exit_status: int, reported: TunesmithError | None = None
+) -> TunesmithError:
+    """Return the most likely error of a program without a result, which at most reported a lost rank."""
     if shutil.disk_usage(launch.run_dir).free < MIN_DISK_BYTES:
         return DataDiskFull(
             f"The disk of the worker's data directory is full: the program of {run.id} could not continue.",
             recovery.DISK_FULL_HINT,
         )
+    if _was_killed_for_memory(launch, exit_status):
+        return KilledForMemory(
+            f"The kernel killed a process of {run.id} because the host had no memory left.",
+            "Lower max_length or micro_batch_size; the latter does not change the result, since batch_size "
+            "stays the same.",
+        )
+    if reported is not None:
+        return reported
     if exit_status > guarded_process.EXIT_SIGNAL_BASE:
         return ProgramKilled(
             f"The program was killed by signal {exit_status - guarded_process.EXIT_SIGNAL_BASE}.",

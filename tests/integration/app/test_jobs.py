@@ -15,7 +15,7 @@ from app.jobs.schemas import JobCreate
 from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
-from trainers.configs import Queue, StageKind
+from trainers.configs import Queue, StageKind, StageLimits
 from trainers.data.formats import RowFormat
 
 SFT = {"stage": "sft", "base": "org/base", "dataset": "rows"}
@@ -339,3 +339,23 @@ def test_a_404_names_the_unknown_job(client: TestClient) -> None:
     response = client.get("/api/v1/jobs/job_none")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "job_not_found")
     assert "job_none" in response.json()["error"]["message"]
+
+
+def test_a_limit_above_the_service_s_own_is_refused_and_a_lower_one_is_kept(
+    client: TestClient, rows: Dataset, settings: Settings
+) -> None:
+    settings.stage_limits = {StageKind.sft: StageLimits(max_seconds=100, max_memory_bytes=None)}
+    errors = list_errors(client, spec(SFT | {"limits": {"max_seconds": 101}}))
+    assert "limit of 100.0" in errors["stages.0.limits.max_seconds"]
+    assert "TUNESMITH_STAGE_LIMITS" in errors["stages.0.limits.max_seconds"]
+    lower = {"max_seconds": 99, "max_memory_bytes": 1 << 40}
+    job = client.post("/api/v1/jobs", json=spec(SFT | {"limits": lower})).json()
+    assert job["runs"][0]["config"]["limits"] == lower | {"max_disk_bytes": None}
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(client: TestClient, rows: Dataset) -> None:
+    body = spec(SFT | {"devices": 8, "micro_batch_size": 8})
+    assert any("times devices 8" in message for message in list_errors(client, body).values())
+    assert client.post("/api/v1/jobs/dry-run", json=body).status_code == 422
+    planned = client.post("/api/v1/jobs/dry-run", json=spec(SFT | {"devices": 8})).json()
+    assert planned["stages"][0]["config"]["micro_batch_size"] == 2

@@ -1,9 +1,9 @@
 """Config of the `deploy` stage: keep a model ready on an engine."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from trainers.configs.base import ModelRef, StageConfig, StageName
 from trainers.configs.engines import EngineChoice
@@ -49,6 +49,14 @@ class DeployConfig(StageConfig, DeploymentChoice):
     ready_timeout_seconds: float = Field(
         600, gt=0, le=7200, description="Seconds within which the deployment must be ready."
     )
+
+    @model_validator(mode="after")
+    def _check_no_limits(self) -> Self:
+        if self.limits is not None:
+            raise ValueError(
+                "a deploy stage starts no program, so limits have no effect; set ready_timeout_seconds"
+            )
+        return self
 
     @property
     def device_count(self) -> int:
