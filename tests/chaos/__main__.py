@@ -90,7 +90,6 @@ def run(
         faults=faults,
         skipped=skipped,
         responses=history.responses,
-        internal_errors=history.internal_errors,
         drain_seconds=drained,
         verdict=verdict,
     )

@@ -27,6 +27,7 @@ class Promise(StrEnum):
     torn_checkpoint = "torn checkpoint resumed"
     progress_lost = "checkpoint not used"
     overlap = "two attempts at once"
+    internal_error = "internal error"
     needs_person = "needs a person"
 
 
@@ -93,6 +94,9 @@ def check(
     }
     verdict.recovery_seconds = [
         seconds for run_id, of_run in attempts.items() if run_id not in paused for seconds in _gaps(of_run)
+    ]
+    verdict.violations += [
+        Violation(Promise.internal_error, "status 500", request) for request in history.internal_errors
     ]
     verdict.violations += [
         Violation(Promise.needs_person, end.name, f"exit status {end.status}: {end.log_tail}")

@@ -26,7 +26,6 @@ class Report:
     skipped: dict[str, str]
     """Faults that this host does not allow, and why."""
     responses: Counter[str]
-    internal_errors: list[str]
     drain_seconds: float
     verdict: Verdict
 
@@ -54,7 +53,6 @@ class Report:
             "overlaps": [asdict(overlap) for overlap in self.verdict.overlaps],
             "drain_seconds": round(self.drain_seconds, 1),
             "responses": dict(sorted(self.responses.items())),
-            "internal_errors": self.internal_errors[:20],
             "faults_by_name": dict(self.faults.most_common()),
             "skipped_faults": self.skipped,
             "violations": [asdict(violation) for violation in self.verdict.violations],

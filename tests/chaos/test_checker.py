@@ -117,6 +117,10 @@ def work_after_next_attempt_began(world: World) -> None:
     world.ledger.append(entry(1, Kind.step, 11, 9.5))
 
 
+def respond_with_internal_error(world: World) -> None:
+    world.history.add_response("500", "GET /jobs")
+
+
 def exit_by_itself(world: World) -> None:
     world.exits.append(UnexpectedExit("worker-1", 1, 5.0, "Traceback"))
 
@@ -138,6 +142,7 @@ BREAKS = {
     resume_torn_checkpoint: Promise.torn_checkpoint,
     start_over: Promise.progress_lost,
     work_after_next_attempt_began: Promise.overlap,
+    respond_with_internal_error: Promise.internal_error,
     exit_by_itself: Promise.needs_person,
     stay_away: Promise.needs_person,
 }

@@ -1,5 +1,6 @@
 """Faults of disks: the embedded queue's files, a locked SQLite, a full disk, an absent artifact store."""
 
+import contextlib
 import errno
 import os
 import random
@@ -30,11 +31,12 @@ def remove_queue(platform: Platform, choose: random.Random) -> bool:
     return True
 
 
-def empty_control_files(platform: Platform, choose: random.Random) -> bool:
-    """Empty the state files of the embedded queue, as a full disk does that interrupts their writing."""
-    found = [path for path in (platform.data_dir / "queue" / "control").glob("*") if path.is_file()]
-    for path in found:
-        os.truncate(path, 0)
+def empty_queue_files(platform: Platform, choose: random.Random) -> bool:
+    """Empty the files of the embedded queue, as a full disk does that interrupts their writing."""
+    found = [path for path in (platform.data_dir / "queue").rglob("*") if path.is_file()]
+    with contextlib.suppress(FileNotFoundError):  # A worker has received the message meanwhile.
+        for path in found:
+            os.truncate(path, 0)
     return bool(found)
 
 
@@ -84,7 +86,7 @@ def explain_missing_disk(platform: Platform) -> str | None:
 FAULTS = [
     Fault("notifications deleted", delete_notifications, 6, EMBEDDED),
     Fault("queue removed", remove_queue, 3, EMBEDDED),
-    Fault("control files emptied", empty_control_files, 5, EMBEDDED),
+    Fault("queue files emptied", empty_queue_files, 5, EMBEDDED),
     Fault("SQLite locked", lock_database, 4, EMBEDDED, "sqlite"),
     Fault("disk full", fill_disk, 5, EMBEDDED, "disk", explain_missing_disk),
     Fault("artifact store unreachable", hide_store, 4, resource="store", explain_missing=require_root),
