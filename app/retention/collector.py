@@ -6,6 +6,7 @@ and can be interrupted at any point. What a collection leaves, the next one find
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from app.tables.base import new_id
 
 LEASE_SECONDS = 600.0
 MAX_TICK_SECONDS = 60.0
+# A collection on a host reads the size of every copy in its cache.
+MAX_HOST_SECONDS = 600.0
 JITTER = 0.2
 STOP_SECONDS = 5.0
 INSTALLATION_KEY = "installation.json"
@@ -165,6 +168,7 @@ class Collector:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stopping = threading.Event()
+        self._host_collected_at = -math.inf
         seconds = min(MAX_TICK_SECONDS, settings.gc_seconds)
         self._thread = threading.Thread(
             target=repeat,
@@ -186,8 +190,11 @@ class Collector:
             self._thread.join(STOP_SECONDS)
 
     def _collect(self) -> None:
-        """Collect on this host, and in the store if that is due and no other process does."""
-        host_files.collect_host_files(self._settings)
+        """Collect on this host and in the store, each if that is due."""
+        interval = min(MAX_HOST_SECONDS, self._settings.gc_seconds)
+        if time.monotonic() - self._host_collected_at >= interval:
+            self._host_collected_at = time.monotonic()
+            host_files.collect_host_files(self._settings)
         with (
             suppress(CollectionInterrupted),
             hold_storage_lease(self._settings.gc_seconds, self._stopping.is_set) as lease,

@@ -13,11 +13,27 @@ from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import database_now, read_session, transaction
 from app.storage.inventory import ArtifactKind, StoredArtifact
-from app.tables import FINISHED, ApiKey, Dataset, Deployment, DeploymentStatus, Model, Run, Worker
+from app.tables import (
+    FINISHED,
+    AliasVersion,
+    ApiKey,
+    Dataset,
+    Deployment,
+    DeploymentStatus,
+    Model,
+    Run,
+    Worker,
+)
+
+# Of each alias; a rollback to an older version is not possible.
+MAX_ALIAS_VERSIONS = 1000
 
 
 def delete_records(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    """Delete the rows of absent workers, ended deployments, revoked keys, and deleted datasets and models."""
+    """Delete the rows of absent workers, ended deployments, revoked keys, and deleted datasets and models.
+
+    Of the versions of an alias, the newest stay.
+    """
     if not settings.record_days:
         return
     for table, condition in _expired_records(database_now(-settings.record_days * DAY_SECONDS)):
@@ -63,7 +79,9 @@ def drop_run_files(
 
 def _expired_records(before: Any) -> list[tuple[type[Any], ColumnElement[bool]]]:
     ended = (DeploymentStatus.stopped, DeploymentStatus.failed)
-    child = aliased(Model)
+    child, later = aliased(Model), aliased(AliasVersion)
+    versions = select(func.max(col(later.version))).where(col(later.alias) == col(AliasVersion.alias))
+    newest_version = versions.correlate(AliasVersion).scalar_subquery()
     return [
         (
             Worker,
@@ -73,6 +91,7 @@ def _expired_records(before: Any) -> list[tuple[type[Any], ColumnElement[bool]]]
         ),
         (Deployment, col(Deployment.status).in_(ended) & (col(Deployment.stopped_at) < before)),
         (ApiKey, col(ApiKey.revoked_at) < before),
+        (AliasVersion, col(AliasVersion.version) <= newest_version - MAX_ALIAS_VERSIONS),
         (
             Model,
             (col(Model.deleted_at) < before)

@@ -30,6 +30,7 @@ from app.storage.database import read_session, transaction
 from app.storage.inventory import list_artifacts
 from app.storage.verify import verify_store
 from app.tables import (
+    AliasVersion,
     ApiKey,
     Checkpoint,
     Dataset,
@@ -379,6 +380,15 @@ def test_old_records_that_nothing_refers_to_go(settings: Settings, make_job: Mak
     assert [worker.id for worker in rows(Worker)] == [working.id]
     assert [row.id for row in rows(Dataset)] == [dataset.id]
     assert (rows(Deployment), rows(ApiKey), run.worker_id) == ([], [], working.id)
+
+
+def test_of_the_versions_of_an_alias_the_newest_thousand_stay(settings: Settings) -> None:
+    with transaction() as session:
+        session.add_all(AliasVersion(alias="a", version=n, targets=[]) for n in range(1, 1004))
+        session.add_all(AliasVersion(alias="b", version=n, targets=[]) for n in (1, 2))
+    run_collection(settings)
+    versions = [row.version for row in rows(AliasVersion) if row.alias == "a"]
+    assert (min(versions), len(versions), len(rows(AliasVersion))) == (4, 1000, 1002)
 
 
 def test_a_dry_run_reports_the_same_and_changes_nothing(
