@@ -52,9 +52,11 @@ def submit_job(
     The view, which counts the runs ahead, is read after the commit, so that other writers do not wait for it.
     """
     with transaction() as session:
-        job, exists = create_job(session, settings, spec, created_by, idempotency_key)
+        job, new_runs = _create(session, settings, spec, created_by, idempotency_key)
     with read_session() as session:
-        return view_job(session, settings, job), exists
+        if not new_runs:
+            return view_job(session, settings, job), True
+        return _view(session, settings, job, new_runs, deleted_inputs=[]), False
 
 
 def create_job(
@@ -64,11 +66,19 @@ def create_job(
 
     Raises the errors of `resolve_stages`, TemplateUnusable and IdempotencyKeyReused.
     """
+    job, new_runs = _create(session, settings, spec, created_by, idempotency_key)
+    return job, not new_runs
+
+
+def _create(
+    session: Session, settings: Settings, spec: JobCreate, created_by: str, idempotency_key: str | None
+) -> tuple[Job, list[Run]]:
+    """Insert a job; return it and its runs, which are none if an earlier request had created it."""
     check_stage_templates(spec.stages)
     body = spec.model_dump(mode="json", exclude_unset=True)
     spec_sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
-        return existing, True
+        return existing, []
     stages = resolve_stages(session, spec, settings)
     job = Job(
         name=spec.name,
@@ -87,10 +97,11 @@ def create_job(
         # Another request with this key was committed first: its job is the result of both.
         existing = _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)
         assert existing is not None, "the idempotency key is the only unique column"
-        return existing, True
+        return existing, []
     session.add_all(JobLabel(key=key, value=value, job_id=job.id) for key, value in job.labels.items())
-    lifecycle.create_runs(session, [_new_run(job, position, stage) for position, stage in enumerate(stages)])
-    return job, False
+    runs = [_new_run(job, position, stage) for position, stage in enumerate(stages)]
+    lifecycle.create_runs(session, runs)
+    return job, runs
 
 
 def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView:
@@ -121,9 +132,14 @@ def list_runs(session: Session, job_id: str) -> Sequence[Run]:
 def view_job(session: Session, settings: Settings, job: Job) -> JobView:
     """Build the view of a job, with its runs and what they wait for."""
     runs = list_runs(session, job.id)
+    return _view(session, settings, job, runs, find_deleted_inputs(session, runs))
+
+
+def _view(
+    session: Session, settings: Settings, job: Job, runs: Sequence[Run], deleted_inputs: list[str]
+) -> JobView:
     waiting = workers.explain_waiting(session, settings, runs)
-    run_views = [run_view(run, waiting.get(run.id)) for run in runs]
-    return job_view(job, runs, run_views, find_deleted_inputs(session, runs))
+    return job_view(job, runs, [run_view(run, waiting.get(run.id)) for run in runs], deleted_inputs)
 
 
 def _find_by_idempotency_key(

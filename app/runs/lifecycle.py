@@ -131,32 +131,11 @@ def claim(
     A run that has waited for GPUs for longer than `max_overtake_seconds` is not overtaken any more by runs
     that need fewer: the worker keeps the GPUs that become free for it. None is no limit.
     """
-    claimable = select_claimable(queues, stages, free)
-    if free is not None and max_overtake_seconds is not None and Queue.cuda in queues:
-        starved = _find_starved(session, stages, free, max_overtake_seconds)
-        if starved is not None:
-            needs_no_gpu = or_(col(Run.queue) != Queue.cuda, col(Run.device_count) == 0)
-            claimable = claimable.where(or_(needs_no_gpu, is_ahead_of(*starved)))
-    # Workers that claim at the same time skip each other's rows. SQLite has no such clause and needs none:
-    # it runs one writing transaction at a time.
-    next_run = claimable.limit(1).with_for_update(of=Run, skip_locked=True).scalar_subquery()
-    values = {
-        "status": RunStatus.running,
-        "attempt": col(Run.attempt) + 1,
-        "worker_id": worker_id,
-        "lease_expires_at": database_now(lease_seconds),
-        "claimable_at": None,
-        "needed_disk_bytes": None,
-        "notified_at": None,
-        "started_at": func.coalesce(Run.started_at, database_now()),
-        "finished_at": None,
-        "error": None,
-    }
-    run = _update(session, [col(Run.id) == next_run, col(Run.status) == RunStatus.queued], values, n_events=1)
-    if run is not None:
-        data = {"status": RunStatus.running, "worker_id": worker_id}
-        _add_events(session, run, [NewEvent(EventType.status, data)])
-    return run
+    for queue in _order_queues(session, queues, stages, free):
+        run = _claim_on(session, worker_id, queue, stages, lease_seconds, free, max_overtake_seconds)
+        if run is not None:
+            return run
+    return None
 
 
 def select_claimable(
@@ -325,6 +304,62 @@ def release_expired(session: Session, max_failures: int) -> list[Run]:
         guards = [col(Run.attempt) == run.attempt, has_expired]
         released.append(end_attempt(session, run.id, AttemptOutcome(error), guards, max_failures))
     return [run for run in released if run is not None]
+
+
+def _order_queues(
+    session: Session, queues: Sequence[Queue], stages: Sequence[StageKind], free: FreeResources | None
+) -> Sequence[Queue]:
+    """Return the queues by the priority and age of their first runs.
+
+    The database finds the first run of one queue in an index, but would sort all runs of several.
+    """
+    if len(queues) == 1:
+        return queues
+    first: dict[Queue, tuple[int, str]] = {}
+    for queue in queues:
+        columns = col(Run.priority), col(Run.id)
+        row = session.execute(
+            select_claimable([queue], stages, free).with_only_columns(*columns).limit(1)
+        ).first()
+        if row is not None:
+            first[queue] = -row[0], row[1]
+    return sorted(first, key=lambda queue: first[queue])
+
+
+def _claim_on(
+    session: Session,
+    worker_id: str,
+    queue: Queue,
+    stages: Sequence[StageKind],
+    lease_seconds: float,
+    free: FreeResources | None,
+    max_overtake_seconds: float | None,
+) -> Run | None:
+    claimable = select_claimable([queue], stages, free)
+    if free is not None and max_overtake_seconds is not None and queue is Queue.cuda:
+        starved = _find_starved(session, stages, free, max_overtake_seconds)
+        if starved is not None:
+            claimable = claimable.where(or_(col(Run.device_count) == 0, is_ahead_of(*starved)))
+    # Workers that claim at the same time skip each other's rows. SQLite has no such clause and needs none:
+    # it runs one writing transaction at a time.
+    next_run = claimable.limit(1).with_for_update(of=Run, skip_locked=True).scalar_subquery()
+    values = {
+        "status": RunStatus.running,
+        "attempt": col(Run.attempt) + 1,
+        "worker_id": worker_id,
+        "lease_expires_at": database_now(lease_seconds),
+        "claimable_at": None,
+        "needed_disk_bytes": None,
+        "notified_at": None,
+        "started_at": func.coalesce(Run.started_at, database_now()),
+        "finished_at": None,
+        "error": None,
+    }
+    run = _update(session, [col(Run.id) == next_run, col(Run.status) == RunStatus.queued], values, n_events=1)
+    if run is not None:
+        data = {"status": RunStatus.running, "worker_id": worker_id}
+        _add_events(session, run, [NewEvent(EventType.status, data)])
+    return run
 
 
 def _next_status(run: Run, end: AttemptOutcome, max_failures: int) -> tuple[RunStatus, dict[str, Any]]:

@@ -11,6 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from tests.benchmarks.app.claims import Claim, ClaimResult, claim, claim_all, select_then_update
 from tests.benchmarks.app.installation import durable_postgres, installation, new_database
 from tests.benchmarks.app.load import LoadResult, post_many
@@ -19,6 +21,7 @@ from tests.e2e.platform import ROOT
 
 CONCURRENCY = (1, 16)
 PROCESSES = (1, 4)
+Key = tuple[str, str, int]
 CLAIMS: dict[str, Claim] = {"select, then update": select_then_update, "one statement": claim}
 
 
@@ -31,8 +34,9 @@ def main() -> None:
     parser.add_argument("--other", type=Path, help="checkout of another version, to compare posts with")
     parser.add_argument("--databases", nargs="+", default=["SQLite", "PostgreSQL"])
     options = parser.parse_args()
-    claims: dict[tuple[str, str, int], list[ClaimResult]] = {}
-    posts: dict[tuple[str, str, int], list[LoadResult]] = {}
+    claims: dict[Key, list[ClaimResult]] = {}
+    posts: dict[Key, list[LoadResult]] = {}
+    cpu: dict[Key, list[float]] = {}
     versions = {"this version": ROOT, **({"other version": options.other} if options.other else {})}
     with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as folder, durable_postgres() as server:
         for round_number in range(options.rounds):
@@ -44,19 +48,24 @@ def main() -> None:
                         stage = {"stage": "prepare", "dataset": "train", "split": {"test": 1}}
                         body = {"name": "benchmark", "stages": [stage]}
                         for n in CONCURRENCY:
+                            api = psutil.Process(platform.processes[-1].pid)
+                            before = sum(api.cpu_times()[:2])
                             posted = post_many(platform.base_url, "/api/v1/jobs", body, options.posts, n)
                             posts.setdefault((database, version, n), []).append(posted)
+                            cpu.setdefault((database, version, n), []).append(
+                                (sum(api.cpu_times()[:2]) - before) / (options.posts + n)
+                            )
                         if root != ROOT:
                             continue
                         for n in PROCESSES:
                             for statement, claim_next in CLAIMS.items():
                                 claimed = claim_all(options.runs, n, claim_next)
                                 claims.setdefault((database, statement, n), []).append(claimed)
-    _print(claims, posts)
+    _print(claims, posts, cpu)
 
 
 def _print(
-    claims: dict[tuple[str, str, int], list[ClaimResult]], posts: dict[tuple[str, str, int], list[LoadResult]]
+    claims: dict[Key, list[ClaimResult]], posts: dict[Key, list[LoadResult]], cpu: dict[Key, list[float]]
 ) -> None:
     print_table(
         "Claims of queued runs",
@@ -68,10 +77,10 @@ def _print(
     )
     print_table(
         "POST /api/v1/jobs",
-        ["database", "code", "connections", "jobs/s", "p50 ms", "p95 ms"],
+        ["database", "code", "connections", "jobs/s", "p50 ms", "p95 ms", "CPU ms of the API"],
         [
-            [database, version, str(n), *_summarize(results)]
-            for (database, version, n), results in sorted(posts.items())
+            [*key[:2], str(key[2]), *_summarize(results), format_milliseconds(p50(cpu[key]))]
+            for key, results in sorted(posts.items())
         ],
     )
 

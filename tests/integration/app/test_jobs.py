@@ -319,7 +319,7 @@ def test_a_queued_run_waits_for_gpus_that_the_workers_of_a_host_share(
     gpus = [{"name": "H200", "uuid": f"GPU-{n}", "memory_bytes": 1} for n in range(4)]
     host = {"queues": [Queue.cuda], "slots": {Queue.cuda: 4}, "hardware": {"gpus": gpus}}
     first, _ = make_worker(**host), make_worker(**host)
-    stage = SFT | {"queue": "cuda", "devices": 2, "batch_size": 16, "micro_batch_size": 8}
+    stage = SFT | {"queue": "cuda", "devices": 2, "batch_size": 16, "micro_batch_size": 1}
 
     def waits(**changes: Any) -> str | None:
         body = spec(stage | changes)

@@ -264,3 +264,17 @@ def test_on_a_full_queue_only_a_run_without_a_device_starts(make_job: Make, make
         claimed = lifecycle.claim(session, worker.id, [Queue.cpu], list(StageKind), LEASE_SECONDS, free)
         assert claimed is not None and claimed.id == deploy.id
         assert lifecycle.claim(session, worker.id, [Queue.cpu], list(StageKind), LEASE_SECONDS, free) is None
+
+
+def test_a_worker_of_several_queues_claims_by_priority_and_age_over_all(
+    make_job: Make, make_worker: MakeWorker
+) -> None:
+    older = make_job(RunStatus.queued, queue=Queue.mlx)[0]
+    younger = make_job(RunStatus.queued)[0]
+    urgent = make_job(RunStatus.queued, queue=Queue.mlx, priority=1)[0]
+    worker, claimed = make_worker(), []
+    for _ in range(4):
+        with transaction() as session:
+            run = lifecycle.claim(session, worker.id, list(Queue), list(StageKind), LEASE_SECONDS)
+            claimed.append(run and run.id)
+    assert claimed == [urgent.id, older.id, younger.id, None]
