@@ -27,17 +27,17 @@ from app.keys import service as keys
 from app.keys.schemas import KeyCreate, KeyUpdate
 from app.retention.command import run_gc
 from app.scheduling.incidents import describe_error, report_thread_deaths
-from app.settings import LogLevelName, get_settings
-from app.storage import migrate
-from app.storage.artifacts import get_store
-from app.storage.database import DATABASE_UNAVAILABLE, get_engine, read_session, transaction
-from app.storage.startup import (
+from app.scheduling.startup import (
     SettingUnusable,
     explain_database_settings,
     load_settings,
     open_store,
     prepare_database,
 )
+from app.settings import LogLevelName, get_settings
+from app.storage import migrate
+from app.storage.artifacts import get_store
+from app.storage.database import DATABASE_UNAVAILABLE, get_engine, read_session, transaction
 from app.storage.verify import VerifyProgress, verify_store
 from app.tables import ApiKey, Scope
 from serving.http.addresses import is_loopback

@@ -30,11 +30,11 @@ from app.presets import endpoints as presets
 from app.retention.collector import Collector
 from app.routing_table import endpoints as routes
 from app.runs import endpoints as runs
+from app.scheduling.startup import Preparation
 from app.scheduling.sweeper import create_sweeper
 from app.settings import get_settings
 from app.storage import endpoints as storage
 from app.storage.database import get_engine
-from app.storage.startup import Preparation
 from app.workers import endpoints as workers
 from serving.http.cross_site import OriginPolicy
 from serving.http.limits import MAX_BODY_BYTES

@@ -22,9 +22,9 @@ from app import logs
 from app.retention.collector import Collector
 from app.scheduling.incidents import describe_error, report_thread_deaths
 from app.scheduling.queue import get_celery
+from app.scheduling.startup import load_settings, prepare_database, prepare_or_exit, prepare_store
 from app.scheduling.sweeper import create_sweeper
 from app.settings import Settings
-from app.storage.startup import load_settings, prepare_database, prepare_or_exit, prepare_store
 from trainers.configs import Queue
 from trainers.runtime.command_line import make_help, make_typer
 from workers import tasks

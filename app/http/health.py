@@ -9,15 +9,15 @@ from pydantic import BaseModel, Field
 
 from app.http import metrics
 from app.http.auth import require_by_method
-from app.scheduling.incidents import describe_error, list_problems
-from app.scheduling.queue import check_broker
-from app.storage.availability import (
+from app.scheduling.availability import (
     LIMIT_SECONDS,
     NotMigrated,
     TimedCheck,
     check_database,
     check_store,
 )
+from app.scheduling.incidents import describe_error, list_problems
+from app.scheduling.queue import check_broker
 from app.storage.database import ReadSession
 from app.workers import service as workers
 
@@ -129,7 +129,7 @@ class _RecentState:
                 await asyncio.shield(asyncio.wrap_future(self._check.start()))
         except TimeoutError:
             self._state = f"no response within {LIMIT_SECONDS:g} s"
-        except (NotMigrated, workers.WorkersMissing) as error:
+        except (NotMigrated, workers.WorkersUnwell) as error:
             self._state = str(error)
         except Exception as error:
             self._state = describe_error(error)

@@ -7,6 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.http.errors import ServiceUnavailable
 from app.storage.database import DATABASE_UNAVAILABLE
+from app.storage.remote_files import StoreUnreachable
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import has_disk_full_cause
 
@@ -21,8 +22,6 @@ UNAVAILABLE_ERRNOS = {
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
 }
-# Packages whose errors mean that a remote artifact store did not respond.
-STORE_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "fsspec", "s3fs"}
 SQLITE_FULL_PHRASE = "database or disk is full"
 REPEAT_HINT = "Send the request again in some seconds; GET /readyz shows what is unavailable."
 
@@ -50,8 +49,7 @@ def as_unavailable(error: Exception) -> ServiceUnavailable | None:
             return None
         return ServiceUnavailable("The database is unavailable.", hint=REPEAT_HINT)
     is_system_error = isinstance(error, OSError) and error.errno in UNAVAILABLE_ERRNOS
-    is_store_error = type(error).__module__.partition(".")[0] in STORE_PACKAGES
-    if is_system_error or is_store_error or isinstance(error, ConnectionError | TimeoutError):
+    if is_system_error or isinstance(error, ConnectionError | TimeoutError | StoreUnreachable):
         return StoreUnavailable("Files of the service cannot be read or written now.", hint=REPEAT_HINT)
     return None
 

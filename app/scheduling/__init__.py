@@ -1,1 +1,1 @@
-"""The queue and the sweeper."""
+"""The queue, the sweeper, and what a process does while something is unavailable."""

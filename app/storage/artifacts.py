@@ -30,6 +30,7 @@ from app.storage.manifest import (
     verify_file,
     verify_folder,
 )
+from app.storage.remote_files import RemoteFiles
 from app.storage.verified_files import VerifiedFiles, hash_file
 
 CHUNK_BYTES = 1 << 20
@@ -60,9 +61,10 @@ class ArtifactStore:
     """Artifacts in any file system that fsspec supports; `cache` is for copies of remote ones."""
 
     def __init__(self, url: str, cache: Path, record: Path | None = None) -> None:
-        self.fs, root = fsspec.url_to_fs(url)
+        fs, root = fsspec.url_to_fs(url)
         self.root = root.rstrip("/")
-        self.local = "file" in self.fs.protocol
+        self.local = "file" in fs.protocol
+        self.fs = fs if self.local else RemoteFiles(fs)
         self.cache = cache
         self._verified = VerifiedFiles(record)
 

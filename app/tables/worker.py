@@ -26,6 +26,8 @@ class Worker(SQLModel, table=True):
     )
     hardware: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
     versions: dict[str, str] = Field(default_factory=dict, sa_type=Json)
+    problems: list[str] = Field(default_factory=list, sa_type=Json)
+    """What fails in the worker, as of its last heartbeat."""
     started_at: datetime = time_field(default_now=True)
     last_seen_at: datetime | None = time_field(index=True)
     stopped_at: datetime | None = time_field()

@@ -23,6 +23,9 @@ class WorkerView(BaseModel):
     )
     hardware: dict[str, Any] = Field(description="CPUs, memory and devices of the host.")
     versions: dict[str, str] = Field(description="Versions of Python and of the packages that stages use.")
+    problems: list[str] = Field(
+        description="What fails in the worker and is retried, such as the connection to the broker."
+    )
     runs: list[str] = Field(description="Ids of the runs that it holds now.")
     deployments: list[str] = Field(description="Ids of the deployments that it holds now.")
     started_at: datetime = Field(description="Time of the start.")

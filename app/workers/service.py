@@ -20,10 +20,11 @@ from trainers.runtime.error_codes import ErrorCode
 
 MAX_MISSED_HEARTBEATS = 3
 MAX_COUNTED_AHEAD = 1000
+MAX_SHOWN_PROBLEMS = 10
 
 
-class WorkersMissing(Exception):
-    """No worker is alive."""
+class WorkersUnwell(Exception):
+    """No worker is alive, or one of them reports a problem."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,14 @@ def list_alive_workers(session: Session, settings: Settings) -> Sequence[Worker]
 
 
 def check_workers() -> None:
-    """Check that a worker is alive; raises WorkersMissing."""
+    """Check that a worker is alive, and that none reports a problem; raises WorkersUnwell."""
     with read_session() as session:
-        if not list_alive_workers(session, get_settings()):
-            raise WorkersMissing("no live worker: start one with `python -m workers --queue …`")
+        workers = list_alive_workers(session, get_settings())
+    if not workers:
+        raise WorkersUnwell("no live worker: start one with `python -m workers --queue …`")
+    problems = [f"{worker.name}: {problem}" for worker in workers for problem in worker.problems]
+    if problems:
+        raise WorkersUnwell("; ".join(problems[:MAX_SHOWN_PROBLEMS]))
 
 
 def list_workers(

@@ -47,6 +47,8 @@ def test_one_worker_survives_every_damage_and_executes_runs(
             for command in DAMAGES[damage]:
                 client.execute_command(*command)
         assert_works(platform, worker)
+        if damage == "read-only":
+            wait_until(lambda: has_problem(platform, worker), 30, "the problem is not reported")
         broker.stop()
         broker.start()
     failures = [line for line in read_log(platform).splitlines() if "broker failed" in line]
@@ -76,6 +78,11 @@ def assert_works(platform: Platform, worker: "subprocess.Popen[bytes]") -> None:
     for _ in range(2):
         job = platform.wait_until_finished(platform.submit(short_stage()), 60)
         assert (job["status"], worker.poll()) == ("succeeded", None), read_log(platform)
+
+
+def has_problem(platform: Platform, worker: "subprocess.Popen[bytes]") -> bool:
+    problems = platform.find_worker(worker.pid)["problems"]
+    return any("ReadOnlyError" in problem for problem in problems)
 
 
 def stop(worker: "subprocess.Popen[bytes]") -> None:

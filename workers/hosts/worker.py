@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlmodel import col
 
+from app.scheduling.incidents import list_problems
 from app.settings import Settings
 from app.storage.database import database_now, transaction
 from app.tables import Worker
@@ -22,6 +23,7 @@ from workers.hosts.gpus import Gpu, find_gpus
 from workers.hosts.lease import Leases
 from workers.tracking.tracker import Tracker
 
+MAX_PROBLEMS = 10
 REPORTED_PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
 
 
@@ -47,11 +49,12 @@ class WorkerContext:
         self.tracker = Tracker(self.settings)
 
     def announce(self) -> None:
-        """Write that this worker is alive, by the database's clock."""
-        if not _update(self.worker_id, last_seen_at=database_now()) and self.registration:
+        """Write that this worker is alive, by the database's clock, and what fails in it."""
+        values = {"last_seen_at": database_now(), "problems": list_problems()[:MAX_PROBLEMS]}
+        if not _update(self.worker_id, **values) and self.registration:
             with transaction() as session:
                 session.add(Worker(**self.registration))
-            _update(self.worker_id, last_seen_at=database_now())
+            _update(self.worker_id, **values)
 
     def release_devices(self, devices: Devices) -> None:
         """Release devices, and look for a run that waits for them."""

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
+from app.scheduling.availability import LIMIT_SECONDS
 from app.scheduling.incidents import Incident
 from app.settings import Settings
-from app.storage.availability import LIMIT_SECONDS
 from app.storage.database import get_engine
 from app.tables import Worker
 
@@ -73,6 +73,14 @@ def test_a_broker_that_hangs_is_reported_in_time_and_holds_no_request(
         assert states["broker"] == f"no response within {LIMIT_SECONDS:g} s"
         assert time.monotonic() - started_at < 2 * LIMIT_SECONDS
         assert client.get("/healthz").status_code == 200
+
+
+@on_sqlite
+def test_the_problems_of_workers_are_reported(client: TestClient, make_worker: Callable[..., Worker]) -> None:
+    make_worker(name="mac", problems=["broker: 3 failures, the last one: ReadOnlyError"])
+    assert read_states(client) == (200, {"workers": "mac: broker: 3 failures, the last one: ReadOnlyError"})
+    (worker,) = client.get("/api/v1/workers").json()["items"]
+    assert worker["problems"] == ["broker: 3 failures, the last one: ReadOnlyError"]
 
 
 @on_sqlite

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from app.scheduling.availability import TimedCheck, check_store
 from app.scheduling.incidents import Incident, describe_error
 from app.settings import Settings, get_settings
 from app.storage import migrate
 from app.storage.artifacts import ArtifactStore, get_store
-from app.storage.availability import TimedCheck, check_store
 from app.storage.database import DATABASE_UNAVAILABLE, get_engine
 from trainers.runtime.redaction import redact
 
