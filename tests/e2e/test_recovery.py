@@ -63,7 +63,7 @@ def find_program(worker: subprocess.Popen[bytes]) -> psutil.Process:
     (program,) = [
         process
         for process in list_children(worker)
-        if "trainers.sft" in process.cmdline() and "workers.hosts.guarded_process" not in process.cmdline()
+        if "trainers.sft" in process.cmdline() and "workers.hosts.guard" not in process.cmdline()
     ]
     return program
 
