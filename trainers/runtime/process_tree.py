@@ -9,6 +9,7 @@ the variable `TUNESMITH_PROGRAM` of its environment from its parent. And on Linu
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import signal
 import sys
@@ -27,6 +28,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PARENT_POLL_SECONDS = 0.5
 _KILL_POLL_SECONDS = 0.02
+_MAX_KILL_POLL_SECONDS = 1.0
 
 
 def new_marker() -> str:
@@ -78,12 +80,15 @@ def find_processes(marker: str, ancestor: int | None = None) -> list[psutil.Proc
 def kill_processes(marker: str, ancestor: int | None = None) -> None:
     """Kill the processes that `find_processes` returns, and return when none of them is left."""
     forbidden: set[int] = set()
+    pause = _KILL_POLL_SECONDS
     while found := [one for one in find_processes(marker, ancestor) if one.pid not in forbidden]:
         # A suspended process starts no further one between the search and its end.
         for number in (signal.SIGSTOP, signal.SIGKILL):
             forbidden |= {process.pid for process in found if not _send(process, number)}
             found = find_processes(marker, ancestor)
-        time.sleep(_KILL_POLL_SECONDS)
+        time.sleep(pause)
+        # A process in a system call that cannot be interrupted takes as long as the call.
+        pause = min(2 * pause, _MAX_KILL_POLL_SECONDS)
 
 
 def kill_abandoned_processes() -> None:
@@ -104,12 +109,15 @@ def is_running(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _list_markers() -> Iterator[str]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if (marker := _read_marker(process)) is not None and marker.count("/") == 2:
+            # A program can give its own children any value.
+            if re.fullmatch(r"[^/]+/[0-9]{1,10}/[^/]+", marker := _read_marker(process) or ""):
                 yield marker
 
 

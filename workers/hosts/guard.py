@@ -116,7 +116,8 @@ class _Guard:
         if exceeded is None or self._has_reported:
             return True
         self._has_reported = True
-        os.write(CHANNEL, json.dumps(exceeded.as_dict()).encode() + b"\n")
+        with contextlib.suppress(OSError):  # The worker may be gone, which `_receive` notices.
+            os.write(CHANNEL, json.dumps(exceeded.as_dict()).encode() + b"\n")
         _log(f"limit: {exceeded.description}")
         if not exceeded.allows_grace:
             return False

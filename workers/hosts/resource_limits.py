@@ -1,5 +1,6 @@
 """The limits of a running program, and the thread that compares its use with them."""
 
+import contextlib
 import os
 import threading
 import time
@@ -47,7 +48,7 @@ class ExceededLimit:
     @property
     def description(self) -> str:
         """The limit and the value in a sentence, for the program's log."""
-        return f"the program has exceeded {self.limit} {self.allowed:g} with {self.measured:.0f}"
+        return f"{self.limit} is {self.allowed:.0f}, and the program has used {self.measured:.0f}"
 
     @property
     def allows_grace(self) -> bool:
@@ -78,7 +79,9 @@ class LimitWatch:
     def _run(self) -> None:
         while self.exceeded is None:
             time.sleep(MEASURE_SECONDS)
-            self.exceeded = next(self._find_exceeded(), None)
+            # A process can end while it is measured; the next second measures again.
+            with contextlib.suppress(psutil.Error, OSError, ValueError):
+                self.exceeded = next(self._find_exceeded(), None)
 
     def _find_exceeded(self) -> Iterator[ExceededLimit]:
         limits, now = self._limits, time.monotonic()

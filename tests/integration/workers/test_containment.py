@@ -221,6 +221,17 @@ def test_an_engine_by_hand_ends_with_its_workers(family: Family, tmp_path: Path)
     assert family.count() == 0
 
 
+def test_a_program_that_forges_the_marker_of_its_child_stops_no_start(tmp_path: Path) -> None:
+    namespace = str(Path("/proc/self/ns/pid").readlink())
+    forger = subprocess.Popen(["sleep", "60"], env={MARKER: f"{namespace}/no pid/x"})
+    program = start_guarded_process(
+        [sys.executable, "-c", ""], log=tmp_path / "log", environment=os.environ, seconds=60
+    )
+    assert program.wait(60) == 0
+    forger.kill()
+    forger.wait()
+
+
 @pytest.mark.parametrize("use_kernel", [True, False])
 def test_a_process_whose_parent_died_before_it_could_ask_ends_at_once(use_kernel: bool) -> None:
     orphan = (
