@@ -64,8 +64,6 @@ TAGS = [
     {"name": "operations", "description": "Health, readiness and metrics."},
 ]
 
-QUERY_CHECK = [Depends(check_query)]
-
 
 def create_app() -> FastAPI:
     """Create the HTTP application."""
@@ -102,7 +100,7 @@ def create_app() -> FastAPI:
     app.state.readiness = health.ReadinessChecks()
     install_error_handlers(app)
     app.include_router(_api_router())
-    app.include_router(health.router, dependencies=QUERY_CHECK)
+    app.include_router(health.router)
     # The middleware added last receives a request first.
     app.add_middleware(EdgeMiddleware, origins=origins)
     app.add_middleware(RequestMiddleware)
@@ -114,10 +112,10 @@ def create_app() -> FastAPI:
 def _api_router() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
     for noun in (datasets, jobs, runs, models, presets, deployments, aliases, workers, storage):
-        api.include_router(noun.router, dependencies=[Depends(require_by_method), *QUERY_CHECK])
-    # These routers state the scopes that they require.
+        api.include_router(noun.router, dependencies=[Depends(require_by_method), Depends(check_query)])
+    # These routers state the scopes that they require. The query is checked after the key.
     for router in (deployments.gateways, routes.router, keys.own_key_router, keys.router):
-        api.include_router(router, dependencies=QUERY_CHECK)
+        api.include_router(router)
     return api
 
 

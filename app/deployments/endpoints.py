@@ -7,12 +7,17 @@ from fastapi import APIRouter, Body, Depends, Path, Query
 from app.deployments import service
 from app.deployments.schemas import CREATE_EXAMPLES, DeploymentCreate, DeploymentView
 from app.http.auth import require_inference
+from app.http.edges.query import check_query
 from app.http.paging import Page, Paging
 from app.storage.database import ReadSession, WriteSession
 from app.tables import DeploymentStatus
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
-gateways = APIRouter(prefix="/deployments", tags=["deployments"], dependencies=[Depends(require_inference)])
+gateways = APIRouter(
+    prefix="/deployments",
+    tags=["deployments"],
+    dependencies=[Depends(require_inference), Depends(check_query)],
+)
 
 DeploymentId = Annotated[str, Path(description="Id of the deployment, `deployment_…`.")]
 

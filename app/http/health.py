@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from app.http import metrics
 from app.http.auth import require_by_method
+from app.http.edges.query import check_query
 from app.scheduling.availability import (
     LIMIT_SECONDS,
     NotMigrated,
@@ -56,7 +57,7 @@ UNREADY_EXAMPLE = {
 }
 
 
-@router.get("/healthz", summary="Check that the process runs")
+@router.get("/healthz", summary="Check that the process runs", dependencies=[Depends(check_query)])
 def healthz() -> Health:
     """Return 200 while the process is up."""
     return Health()
@@ -64,6 +65,7 @@ def healthz() -> Health:
 
 @router.get(
     "/readyz",
+    dependencies=[Depends(check_query)],
     summary="Check that the service can serve requests",
     response_model=Readiness,
     responses={
@@ -85,7 +87,10 @@ async def readyz(request: Request) -> JSONResponse:
 
 
 @router.get(
-    "/metrics", summary="Read metrics", dependencies=[Depends(require_by_method)], response_class=Response
+    "/metrics",
+    summary="Read metrics",
+    dependencies=[Depends(require_by_method), Depends(check_query)],
+    response_class=Response,
 )
 def exposition(session: ReadSession) -> Response:
     """Return the metrics in Prometheus's text format. Requires the scope `read` once a key exists."""

@@ -4,14 +4,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query
 
-from app.http.auth import CallerDependency, require_admin
+from app.http.auth import CallerDependency, get_caller, require_admin
+from app.http.edges.query import check_query
 from app.http.paging import Page, Paging
 from app.keys import service
 from app.keys.schemas import CallerView, KeyCreate, KeySecretView, KeyUpdate, KeyView, caller_view
 from app.storage.database import ReadSession, WriteSession
 
-router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[Depends(require_admin)])
-own_key_router = APIRouter(prefix="/keys", tags=["keys"])
+router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[Depends(require_admin), Depends(check_query)])
+own_key_router = APIRouter(
+    prefix="/keys", tags=["keys"], dependencies=[Depends(get_caller), Depends(check_query)]
+)
 
 CREATE_EXAMPLES = {
     "admin": {"summary": "A key that allows everything", "value": {"name": "me", "scopes": ["admin"]}},

@@ -3,12 +3,15 @@
 from fastapi import APIRouter, Depends
 
 from app.http.auth import require_inference
+from app.http.edges.query import check_query
 from app.http.paging import Page
 from app.routing_table import service
 from app.routing_table.schemas import RouteUseCreate, RouteView
 from app.storage.database import ReadSession, WriteSession
 
-router = APIRouter(prefix="/routes", tags=["routes"], dependencies=[Depends(require_inference)])
+router = APIRouter(
+    prefix="/routes", tags=["routes"], dependencies=[Depends(require_inference), Depends(check_query)]
+)
 
 
 @router.get("")

@@ -118,7 +118,9 @@ class Gateway:
         except ApiError as error:
             self.open_context(method, path, headers).fail(error, downstream)
             return True
-        preflight = self.origins.preflight_headers(method, headers)
+        if method != "OPTIONS":
+            return False
+        preflight = self.origins.preflight_headers(headers)
         if preflight is not None:
             downstream.respond(200, preflight, b"")
         return preflight is not None

@@ -97,8 +97,9 @@ INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 REFUSED_TEMPLATE_OPTIONS = frozenset({"chat_template", "template", "tokenizer", "tools_template"})
 
-# Most requests have none of these fields, so one set operation decides.
-RESTRICTED_FIELDS = REFUSED_FIELDS | STATEFUL_FIELDS | {TEMPLATE_OPTIONS}
+UNRESTRICTED_FIELDS = {
+    path: fields - STATEFUL_FIELDS - {TEMPLATE_OPTIONS} for path, fields in ALLOWED_FIELDS.items()
+}
 # Numeric fields, and the attribute of RequestLimits that bounds each.
 LIMITED_FIELDS = {
     "n": "max_choices",
@@ -165,9 +166,9 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
     model = _decode(fields["model"]) if "model" in fields else None
     if not isinstance(model, str):
         raise InvalidRequest("'model' must be the name of a deployment.", "model")
-    if not RESTRICTED_FIELDS.isdisjoint(fields):
+    # Most requests have no other fields, so one set operation decides.
+    if not fields.keys() <= UNRESTRICTED_FIELDS[path]:
         _check_restricted(fields)
-    if not fields.keys() <= ALLOWED_FIELDS[path]:
         _remove_neutral_fields(path, fields)
     _check_limits(fields, limits)
     return RequestBody(model, fields)

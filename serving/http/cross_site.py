@@ -68,12 +68,9 @@ class OriginPolicy:
         if not _is_link(method, headers):
             raise CrossSiteRequest(origin)
 
-    def preflight_headers(self, method: str, headers: Mapping[bytes, bytes]) -> Headers | None:
-        """Return the headers of the response to a browser's preflight request, or None if it is not one."""
-        origin = headers.get(b"origin")
-        if method != "OPTIONS" or origin not in self.allowed:
-            return None
-        if b"access-control-request-method" not in headers:
+    def preflight_headers(self, headers: Mapping[bytes, bytes]) -> Headers | None:
+        """Return the headers of the response to a preflight request, or None for another OPTIONS."""
+        if headers.get(b"origin") not in self.allowed or b"access-control-request-method" not in headers:
             return None
         response = [
             (b"access-control-allow-methods", METHODS),

@@ -96,11 +96,12 @@ class RequestParser:
     # Called by httptools.
 
     def on_message_begin(self) -> None:
-        # A head that is parsed a second time has started already.
-        if not self.upgrades:
-            self.on_start()
-        self._reset()
         self.in_request = True
+        if self.upgrades:
+            # This head is parsed for the second time.
+            self._reset()
+        else:
+            self.on_start()
 
     def on_url(self, part: bytes) -> None:
         self.url += part
@@ -123,6 +124,8 @@ class RequestParser:
             self._check_repeated()
         self._check_head()
         if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise MalformedRequest("The method CONNECT is for proxies.")
             self.upgrades = True
             return
         self.on_head()
@@ -139,8 +142,6 @@ class RequestParser:
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise MalformedRequest(f"The request uses HTTP version {version}. Use 1.1.")
-        if self.parser.get_method() == b"CONNECT":
-            raise MalformedRequest("The method CONNECT is for proxies.")
         if not self.url.isascii():
             raise MalformedRequest("The URL has characters outside ASCII. Encode them with %.")
         if b"host" not in self.headers and version == "1.1":

@@ -30,7 +30,7 @@ class EdgeMiddleware:
         send = add_headers(send, [*HEADERS, *self.origins.response_headers(headers)])
         try:
             self.origins.check(scope["method"], headers)
-            preflight = self.origins.preflight_headers(scope["method"], headers)
+            preflight = self.origins.preflight_headers(headers) if scope["method"] == "OPTIONS" else None
             if preflight is not None:
                 await send({"type": "http.response.start", "status": 200, "headers": preflight})
                 await send({"type": "http.response.body", "body": b""})

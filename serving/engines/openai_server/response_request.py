@@ -14,6 +14,7 @@ from serving.engines.openai_server.schemas import (
 )
 from serving.http.errors import InvalidRequest
 
+LOGPROBS = "message.output_text.logprobs"
 NOT_STORED = "responses are not stored here, so send the whole conversation in 'input'"
 
 
@@ -85,10 +86,12 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
     input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    # These models do not reason, so that there is no encrypted content to include.
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     text: TextOptions | None = None
-    truncation: Literal["disabled"] | None = None
+    # A conversation that is too long is an error with `auto` too: its start is never dropped silently.
+    truncation: Literal["disabled", "auto"] | None = None
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
     tool_choice: Literal["auto", "none"] | None = None
@@ -109,7 +112,7 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
     @property
     def n_logprobs(self) -> int | None:
         """The number of most likely tokens to report with each token; None for no log-probabilities."""
-        return (self.top_logprobs or 0) if self.include else None
+        return (self.top_logprobs or 0) if LOGPROBS in (self.include or ()) else None
 
     @property
     def messages(self) -> list[ChatMessage]:
@@ -133,7 +136,7 @@ class ResponseRequest(GenerationRequest, TemplateOptions):
             raise InvalidRequest(
                 f"'n' is {self.n}, but a response has one output; send one request for each.", "n"
             )
-        if self.top_logprobs and not self.include:
+        if self.top_logprobs and self.n_logprobs is None:
             raise InvalidRequest(
                 "'top_logprobs' needs 'include': [\"message.output_text.logprobs\"].", "top_logprobs"
             )

@@ -23,7 +23,9 @@ NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, "none", "auto", {"type":
 NEUTRAL_BY_NAME: dict[str, Any] = {
     "best_of": 1,
     "length_penalty": 1,
+    "reasoning": {"effort": None},
     "spaces_between_special_tokens": True,
+    "verbosity": "medium",
 }
 MAX_LOGIT_BIASES = 1024
 MAX_CHOICES = 8

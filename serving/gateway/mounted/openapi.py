@@ -10,8 +10,10 @@ Json = dict[str, Any]
 ERRORS = {
     "400": "The request is invalid; `param` names the field.",
     "401": "The API key is missing or not valid.",
+    "403": "The API key lacks the scope `inference`, or a web page of another origin sent the request.",
     "404": "The model is not served, or its engine does not support this path.",
     "413": "The request body is too large.",
+    "415": "The request body has a Content-Encoding other than gzip.",
     "429": "The API key has reached a limit. Retry-After contains the seconds to wait.",
     "503": "No engine can take the request now. Retry-After contains the seconds to wait.",
 }
@@ -30,12 +32,12 @@ def paths() -> Json:
     return {
         "/v1/models": {
             "get": operation(
-                "List the served models", "listModels", "ModelList", examples.MODEL_LIST, ["401"]
+                "List the served models", "listModels", "ModelList", examples.MODEL_LIST, ["401", "403"]
             )
         },
         "/v1/models/{model}": {
             "get": {
-                **operation("Get a model", "retrieveModel", "Model", examples.MODEL, ["401", "404"]),
+                **operation("Get a model", "retrieveModel", "Model", examples.MODEL, ["401", "403", "404"]),
                 "parameters": [MODEL_NAME],
             }
         },

@@ -234,54 +234,42 @@ EMBEDDINGS: Json = {
     ],
     "usage": {"prompt_tokens": 9, "total_tokens": 9},
 }
+
+
+def error(message: str, code: str, param: str | None = None, kind: str = "invalid_request_error") -> Json:
+    """Return the body of an error response."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
 ERRORS: Json = {
-    "401": {
-        "error": {
-            "message": "The request has no API key. Send `Authorization: Bearer ts_…`. Create an API key "
-            "with `python -m app keys create --name me --scope admin`.",
-            "type": "authentication_error",
-            "param": None,
-            "code": "invalid_api_key",
-        }
-    },
-    "413": {
-        "error": {
-            "message": "The request body is larger than 8388608 bytes. Send a shorter prompt.",
-            "type": "invalid_request_error",
-            "param": None,
-            "code": "request_too_large",
-        }
-    },
-    "400": {
-        "error": {
-            "message": "'n' is 1000, but the limit is 128.",
-            "type": "invalid_request_error",
-            "param": "n",
-            "code": "invalid_request",
-        }
-    },
-    "404": {
-        "error": {
-            "message": "The model 'other' does not exist. Available: starter.",
-            "type": "invalid_request_error",
-            "param": "model",
-            "code": "model_not_found",
-        }
-    },
-    "429": {
-        "error": {
-            "message": "This API key has reached its rate limit (requests per minute: 60). Try again in 1 s.",
-            "type": "rate_limit_error",
-            "param": None,
-            "code": "rate_limit_exceeded",
-        }
-    },
-    "503": {
-        "error": {
-            "message": "The engine of 'starter' is unreachable; it may be restarting. Try again soon.",
-            "type": "server_error",
-            "param": None,
-            "code": "engine_unavailable",
-        }
-    },
+    "400": error("'n' is 1000, but the limit is 128.", "invalid_request", "n"),
+    "401": error(
+        "The request has no API key. Send `Authorization: Bearer ts_…`. Create an API key with "
+        "`python -m app keys create --name me --scope admin`.",
+        "invalid_api_key",
+        kind="authentication_error",
+    ),
+    "403": error(
+        "The request requires the scope inference; this API key has read. Use a key with that scope. An "
+        "admin creates one with POST /api/v1/keys.",
+        "forbidden",
+        kind="permission_error",
+    ),
+    "404": error("The model 'other' does not exist. Available: starter.", "model_not_found", "model"),
+    "413": error(
+        "The request body is larger than 8388608 bytes. Send a shorter prompt.", "request_too_large"
+    ),
+    "415": error(
+        "The Content-Encoding 'zstd' is not supported. Use gzip, or leave it out.", "unsupported_encoding"
+    ),
+    "429": error(
+        "This API key has reached its rate limit (requests per minute: 60). Try again in 1 s.",
+        "rate_limit_exceeded",
+        kind="rate_limit_error",
+    ),
+    "503": error(
+        "The engine of 'starter' is unreachable; it may be restarting. Try again soon.",
+        "engine_unavailable",
+        kind="server_error",
+    ),
 }

@@ -1,6 +1,7 @@
 """Schemas of the gateway's requests and responses. Every field is described.
 
-Fields of a request that are not listed are forwarded to the engine; an engine may return further fields.
+A request may have further fields of OpenAI's API, and the extensions that the guide to serving lists; an
+engine may return further fields.
 """
 
 from typing import Any

@@ -188,7 +188,8 @@ class ClientConnection(asyncio.Protocol):
         self.keep_alive = keep_alive and not self.server.draining
         self.chunked = chunked
         self.head_only = request.method == "HEAD"
-        self.origin_headers = self.server.gateway.origins.response_headers(request.headers)
+        origins = self.server.gateway.origins
+        self.origin_headers = origins.response_headers(request.headers) if origins.allowed else []
         self.task = self.server.handle(request, self)
 
     def _next_request(self) -> None:

@@ -170,15 +170,15 @@ def test_parameters_without_effect_are_accepted(sdk: OpenAI) -> None:
     response = sdk.responses.create(
         **HELLO,
         background=False,
-        include=[],
+        include=["reasoning.encrypted_content"],
         parallel_tool_calls=True,
         previous_response_id=None,
-        reasoning=None,
         store=False,
         text={"format": {"type": "text"}, "verbosity": "medium"},
         tool_choice="auto",
         tools=[],
-        truncation="disabled",
+        truncation="auto",
+        reasoning={"effort": None},
     )
     assert response.output_text == BASE_SAYS
 
@@ -197,7 +197,7 @@ def test_parameters_without_effect_are_accepted(sdk: OpenAI) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools", "does not call tools"),
         ({"tool_choice": "required"}, "tool_choice", "Input should be 'auto' or 'none'"),
         ({"text": SCHEMA}, "text", "leave it out, or serve the model with vllm"),
-        ({"truncation": "auto"}, "truncation", "Input should be 'disabled'"),
+        ({"truncation": "middle"}, "truncation", "Input should be 'disabled'"),
         ({"reasoning": {"effort": "high"}}, "reasoning", "leave it out"),
         ({"include": ["file_search_call.results"]}, "include", "message.output_text.logprobs"),
         ({"top_logprobs": 2}, "top_logprobs", "'include'"),

@@ -241,7 +241,9 @@ def test_neutral_parameters_are_accepted(client: OpenAI) -> None:
         temperature=0,
         presence_penalty=0,
         response_format={"type": "text"},
+        verbosity="medium",
         user="someone",
+        extra_body={"repeat_penalty": 1.0, "cache_prompt": True, "keep_alive": "5m"},
     )
     assert completion.choices[0].message.content == BASE_SAYS
 

@@ -11,6 +11,7 @@ import pytest
 
 from serving.http.limits import MAX_BODY_BYTES
 from tests.integration.serving.conftest import Server
+from tests.integration.serving.fake_engine import FakeEngine
 from tests.integration.serving.http.raw_client import connect, exchange, receive, send
 
 CHAT = "/v1/chat/completions"
@@ -102,3 +103,36 @@ def test_a_malformed_chunk_is_refused_and_ends_the_request(api: Server) -> None:
         time.sleep(0.1)
         connection.sendall(b"nonsense\r\n")
         assert receive(connection).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/v1/chat/completions/",
+        "/v1/chat/completions/../../sleep",
+        "/v1/../sleep",
+        "/v1/%2e%2e/sleep",
+        "/v1//chat/completions",
+        "/v1/files",
+        "/v1/chat/completions;x",
+        "/sleep",
+        "/tokenize",
+        "/collective_rpc",
+        "http://127.0.0.1/pause",
+    ],
+)
+def test_only_listed_paths_reach_an_engine(edge: Server, fake_engine: FakeEngine, path: str) -> None:
+    before = sum(fake_engine.request_counts.values())
+    assert send(edge, "POST", path, JSON, body=BODY).status == 404
+    assert sum(fake_engine.request_counts.values()) == before
+
+
+@pytest.mark.parametrize("field", ["mm_processor_kwargs", "regex", "vllm_xargs", "prompt_embeds"])
+def test_only_listed_fields_reach_an_engine(edge: Server, fake_engine: FakeEngine, field: str) -> None:
+    before = sum(fake_engine.request_counts.values())
+    body = json.dumps({"model": "plain", field: "x"}).encode()
+    response = send(edge, "POST", CHAT, JSON, body=body)
+    assert (response.status, json.loads(response.body)["error"]["param"]) == (400, field)
+    assert sum(fake_engine.request_counts.values()) == before
