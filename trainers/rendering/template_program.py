@@ -90,8 +90,10 @@ def limit_memory(memory_bytes: int) -> None:
     """Limit the process to what it uses now and `memory_bytes` more; only Linux enforces this."""
     statm = Path("/proc/self/statm")
     if statm.exists():
-        used_bytes = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used_bytes + memory_bytes, used_bytes + memory_bytes))
+        limit_bytes = int(statm.read_text().split()[0]) * resource.getpagesize() + memory_bytes
+        _, inherited = resource.getrlimit(resource.RLIMIT_AS)
+        if inherited == resource.RLIM_INFINITY or limit_bytes < inherited:
+            resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
 
 
 def receive() -> dict[str, Any] | None:
