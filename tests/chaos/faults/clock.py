@@ -8,6 +8,8 @@ from tests.chaos.faults.fault import TEAM, Fault
 from tests.chaos.platforms import Platform
 
 MAX_SHIFT_SECONDS = 7200
+# Repairs of libfaketime, which Python loads at its start.
+REPAIRS = Path(__file__).parents[1] / "shifted_clock"
 
 
 def shift_clock(platform: Platform, choose: random.Random) -> bool:
@@ -17,7 +19,7 @@ def shift_clock(platform: Platform, choose: random.Random) -> bool:
     shift = choose.randint(-MAX_SHIFT_SECONDS, MAX_SHIFT_SECONDS)
     # The monotonic clock, by which a process waits, is right on a host with a wrong date.
     variables = {"FAKETIME": f"{shift:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    return worker.end(signal.SIGKILL, LD_PRELOAD=str(library), **variables)
+    return worker.end(signal.SIGKILL, LD_PRELOAD=str(library), PYTHONPATH=str(REPAIRS), **variables)
 
 
 def explain_missing_library(platform: Platform) -> str | None:
