@@ -1,6 +1,7 @@
 """Liveness, readiness and metrics."""
 
 import asyncio
+import re
 import time
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -23,6 +24,11 @@ from app.storage.database import ReadSession
 from app.workers import service as workers
 
 router = APIRouter(tags=["operations"])
+
+QUOTED = r"""(?<!\w)'[^']*'|"[^"]*\""""
+ADDRESS = r"\b[\w.-]+:\d+\b|\b\d+\.\d+\.\d+\.\d+\b|, port \d+"
+PATH = r"(?<![\w/])/[\w./-]+"
+LOCATION = re.compile(f"(?:{QUOTED}|{ADDRESS}|{PATH})+")
 
 
 class Health(BaseModel):
@@ -97,6 +103,11 @@ def exposition(session: ReadSession) -> Response:
     return Response(metrics.render_metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def hide_locations(text: str) -> str:
+    """Replace addresses, paths and quoted names: anyone may read `/readyz`. The log contains them."""
+    return LOCATION.sub("…", text)
+
+
 class ReadinessChecks:
     """The checks of one application, which all requests share."""
 
@@ -114,7 +125,8 @@ class ReadinessChecks:
         read = await asyncio.gather(*(check.read() for check in self._checks.values()))
         states = dict(zip(self._checks, read, strict=True))
         ready = states["database"] == states["store"] == "ok"
-        return Readiness(ready=ready, **states, background="; ".join(list_problems()) or "ok")
+        states["background"] = "; ".join(list_problems()) or "ok"
+        return Readiness(ready=ready, **{name: hide_locations(state) for name, state in states.items()})
 
 
 class _RecentState:

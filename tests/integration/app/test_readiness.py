@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
+from app.http.health import hide_locations
 from app.scheduling.availability import LIMIT_SECONDS
 from app.scheduling.incidents import Incident
 from app.settings import Settings
@@ -48,7 +49,7 @@ def test_a_store_that_cannot_be_written_is_not_ready(client: TestClient, setting
     shutil.rmtree(settings.data_dir / "artifacts", ignore_errors=True)
     (settings.data_dir / "artifacts").write_text("a file in place of the folder")
     status, states = read_states(client)
-    assert status == 503 and "artifacts" in states["store"]
+    assert status == 503 and states["store"].endswith(("File exists: …", "Not a directory: …"))
 
 
 @on_sqlite
@@ -73,6 +74,25 @@ def test_a_broker_that_hangs_is_reported_in_time_and_holds_no_request(
         assert states["broker"] == f"no response within {LIMIT_SECONDS:g} s"
         assert time.monotonic() - started_at < 2 * LIMIT_SECONDS
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        (
+            "FileExistsError: [Errno 17] File exists: '/srv/data/queue'",
+            "FileExistsError: [Errno 17] File exists: …",
+        ),
+        ('connection to server at "10.0.0.7", port 5432 failed', "connection to server at … failed"),
+        ("Error 111 connecting to redis.internal:6379. Refused", "Error 111 connecting to …. Refused"),
+        ('FATAL: role "tunesmith" does not exist', "FATAL: role … does not exist"),
+        ("OSError: /srv/data/health/x does not contain it", "OSError: … does not contain it"),
+        ("You can't write: it isn't a master", "You can't write: it isn't a master"),
+        ("start one with `python -m workers --queue …`", "start one with `python -m workers --queue …`"),
+    ],
+)
+def test_readiness_names_no_address_path_or_user(text: str, public: str) -> None:
+    assert hide_locations(text) == public
 
 
 @on_sqlite
