@@ -41,6 +41,7 @@ from trainers.configs import EngineKind, Queue
 
 ROW = '{"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}\n'
 Restore = Callable[[], Restoration]
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def backup(directory: Path, *, keep: int = 7, lease: StorageLease | None = None) -> Snapshot:
@@ -123,7 +124,9 @@ def fill(client: TestClient, make_worker: Any, tmp_path: Path) -> dict[str, str]
         )  # fmt: skip
         session.add(deployment)
     client.put("/api/v1/aliases/prod", json={"targets": [{"deployment": "chat"}]})
-    key = client.post("/api/v1/keys", json={"name": "a", "scopes": ["admin"]}).json()["key"]
+    key = client.post("/api/v1/keys", json={"name": "a", "scopes": ["admin"], "lock_service": True}).json()[
+        "key"
+    ]
     client.headers["Authorization"] = f"Bearer {key}"
     return {
         "dataset": dataset["id"],
@@ -224,6 +227,7 @@ def test_an_installation_with_rows_or_files_is_never_overwritten(
         restore()
 
 
+@on_sqlite
 @pytest.mark.parametrize("damaged", ["artifacts/models/m/optimizer.pt", "snapshots/*/tables/model.jsonl"])
 def test_a_damaged_backup_is_refused_before_anything_is_written(
     client: TestClient, make_worker: Any, tmp_path: Path, restore: Restore, damaged: str
@@ -237,6 +241,7 @@ def test_a_damaged_backup_is_refused_before_anything_is_written(
     assert not (tmp_path / "restored" / "artifacts").exists()
 
 
+@on_sqlite
 def test_a_restoration_that_stopped_halfway_is_repeated(
     client: TestClient, make_worker: Any, tmp_path: Path, restore: Restore
 ) -> None:
@@ -268,6 +273,7 @@ def test_a_checkpoint_that_is_deleted_during_the_backup_is_not_part_of_it(
     assert list(verify_store(get_store(), lambda progress: None)) == []
 
 
+@on_sqlite
 def test_a_backup_reports_what_the_store_had_lost(
     client: TestClient, make_worker: Any, tmp_path: Path
 ) -> None:
@@ -276,6 +282,7 @@ def test_a_backup_reports_what_the_store_had_lost(
     assert backup(tmp_path / "backup").unreadable == ["models/m", "models/m"]
 
 
+@on_sqlite
 def test_no_garbage_is_collected_during_a_backup(
     client: TestClient, make_worker: Any, tmp_path: Path
 ) -> None:
