@@ -41,7 +41,8 @@ class ManagedProcess:
     _next_variables: dict[str, str] = field(default_factory=dict)
     _n_faults: int = 0
     """Faults in progress that may end the process at any time."""
-    _may_end: bool = False
+    _is_ending: bool = False
+    """Whether a fault has ended the process, or has asked it to stop."""
     _popen: subprocess.Popen[bytes] | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -59,7 +60,7 @@ class ManagedProcess:
     def start(self) -> None:
         """Start the process; its output is appended to its log."""
         with self._lock, self.log.open("ab") as log:
-            self._may_end = self._n_faults > 0
+            self._is_ending = False
             variables, self._next_variables = self._next_variables, {}
             self._popen = subprocess.Popen(
                 [sys.executable, *self.arguments],
@@ -78,7 +79,7 @@ class ManagedProcess:
         with self._lock:
             if not self.is_running:
                 return False
-            self._may_end = True
+            self._is_ending = True
             self._next_variables = variables
             return send(self.pid, number)
 
@@ -87,21 +88,19 @@ class ManagedProcess:
         """Attribute an end of the process to a fault until the block ends."""
         with self._lock:
             self._n_faults += 1
-            was_ending, self._may_end = self._may_end, True
         try:
             yield
         finally:
             with self._lock:
                 self._n_faults -= 1
-                if self.is_running:
-                    self._may_end = was_ending or self._n_faults > 0
+                self._is_ending = self._is_ending or not self.is_running
 
     def restart_if_ended(self) -> None:
         """Start the process again if it has ended; an end that no fault explains is recorded."""
         with self._lock:
             if self._popen is None or (status := self._popen.poll()) is None:
                 return
-            if not self._may_end:
+            if not self._is_ending and not self._n_faults:
                 tail = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
                 self.unexpected_exits.append(UnexpectedExit(self.name, status, time.monotonic(), tail))
             self.start()
