@@ -38,14 +38,12 @@ def find_deleted_inputs(session: Session, runs: Sequence[Run], start: int = 0) -
     for run in runs[start:]:
         ids.update(INPUT_ID.findall(json.dumps(run.config)))
         ids.update(_find_stage_inputs(run, named))
-    existing = set(
-        session.scalars(
-            select(col(Dataset.id)).where(col(Dataset.id).in_(ids), col(Dataset.deleted_at).is_(None))
-        )
-    )
-    existing |= set(
-        session.scalars(select(col(Model.id)).where(col(Model.id).in_(ids), col(Model.deleted_at).is_(None)))
-    )
+    existing: set[str] = set()
+    for table, prefix in ((Dataset, "dataset_"), (Model, "model_")):
+        named_ids = [input_id for input_id in ids if input_id.startswith(prefix)]
+        if named_ids:
+            rows = select(col(table.id)).where(col(table.id).in_(named_ids), col(table.deleted_at).is_(None))
+            existing.update(session.scalars(rows))
     return sorted(ids - existing)
 
 
