@@ -57,6 +57,12 @@ class Incident:
             _OPEN.pop(id(self), None)
         logger.info("%s works again after %s", self._name, _count(n_failures))
 
+    def forget(self) -> None:
+        """End the incident without logging it: the work has ended."""
+        with self._lock:
+            self._n_failures = 0
+            _OPEN.pop(id(self), None)
+
     @property
     def seconds_since_failure(self) -> float:
         """The time since the last failure; infinite without an incident."""

@@ -34,6 +34,7 @@ def repeat(
         else:
             incident.resolve()
             delay = seconds
+    incident.forget()
 
 
 class PeriodicThread:

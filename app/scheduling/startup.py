@@ -154,6 +154,7 @@ class Preparation:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._incident.forget()
 
     def _run(self) -> None:
         seconds = FIRST_WAIT_SECONDS

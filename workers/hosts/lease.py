@@ -55,7 +55,7 @@ class Lease:
     def end(self) -> None:
         """Stop renewing: the run has ended, and its lease with it."""
         self._has_ended = True
-        self._incident.resolve()
+        self._incident.forget()
 
     def renew(self) -> None:
         """Renew once; while the database is unavailable, the deadline stays as it is."""
@@ -70,6 +70,8 @@ class Lease:
             self.lost.set()
         except Exception as error:
             # Whatever prevents a renewal, the other leases must be renewed.
+            if self._has_ended:
+                return
             self._incident.record(error)
             if not self.seconds_left:
                 self.lost.set()
@@ -108,6 +110,7 @@ class Leases:
         try:
             yield lease
         finally:
+            lease.end()
             with self._lock:
                 self._held.discard(lease)
 

@@ -12,7 +12,7 @@ from sqlmodel import SQLModel, col
 from starlette.testclient import TestClient
 
 from app.main import create_app
-from app.scheduling import queue
+from app.scheduling import incidents, queue
 from app.settings import Settings, get_settings
 from app.storage import artifacts, migrate
 from app.storage import database as database
@@ -149,6 +149,7 @@ def clear_caches() -> None:
     caches = (get_settings, database.get_engine, queue.get_celery, queue.get_notify_incident)
     for cached in (*caches, artifacts.get_store):
         cached.cache_clear()
+    incidents._OPEN.clear()
 
 
 def _empty(url: str) -> None:
