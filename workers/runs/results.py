@@ -124,9 +124,11 @@ def infer_error(
         )
     if reported is not None:
         return reported
-    if exit_status > guarded_process.EXIT_SIGNAL_BASE:
+    # A negative status is that of a guard that was killed itself.
+    number = -exit_status if exit_status < 0 else exit_status - guarded_process.EXIT_SIGNAL_BASE
+    if number > 0:
         return ProgramKilled(
-            f"The program was killed by signal {exit_status - guarded_process.EXIT_SIGNAL_BASE}.",
+            f"The program was killed by signal {number}.",
             "Signal 9 often comes from the kernel's out-of-memory killer: use a smaller micro_batch_size or "
             "max_length.",
         )
