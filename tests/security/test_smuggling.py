@@ -91,6 +91,7 @@ def test_an_upgrade_changes_nothing_about_the_body(size: int) -> None:
     [
         HEAD + b"X: " + b"a" * (60 << 20) + b"\r\n\r\n",
         HEAD + b"X: a\r\n" * 100_000 + b"\r\n",
+        HEAD + b"X:\r\n" * 1_000 + b"\r\n",
         HEAD + b"X" * (1 << 20) + b": a\r\n\r\n",
         b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"G" * (1 << 20),
