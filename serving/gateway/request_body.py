@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from serving.http.errors import InvalidRequest
+from serving.http.media_urls import check_media
 
 # The fields that reach an engine, for each path; all others are refused. An engine accepts more: fields that
 # make it read files, import code, call other hosts or compile patterns. A new field of OpenAI's API or of an
@@ -170,6 +171,7 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
     if not fields.keys() <= UNRESTRICTED_FIELDS[path]:
         _check_restricted(fields)
         _remove_neutral_fields(path, fields)
+    check_media(path, fields)
     _check_limits(fields, limits)
     return RequestBody(model, fields)
 
