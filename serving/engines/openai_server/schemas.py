@@ -48,6 +48,8 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 class StreamOptions(BaseModel):
     """Contents of a stream in addition to the text."""
 
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool = False
 
 

@@ -166,10 +166,10 @@ def test_the_engine_gets_its_own_name_and_neither_the_key_nor_an_unsafe_id(
     gateway: Server, fake_engine: FakeEngine
 ) -> None:
     headers = {"Authorization": "Bearer secret", "X-Request-Id": "a b"}
-    body = b'{"model": "other-name", "seed": 3, "x": "\\ud55c"}'
+    body = b'{"model": "other-name", "seed": 3, "user": "\\ud55c"}'
     response = httpx2.post(gateway.url + CHAT, content=body, headers=headers, timeout=20)
     request_id = response.headers["x-request-id"]
-    assert fake_engine.bodies[-1] == {"model": "slow", "seed": 3, "x": "한"}
+    assert fake_engine.bodies[-1] == {"model": "slow", "seed": 3, "user": "한"}
     assert "authorization" not in fake_engine.headers[-1]
     assert fake_engine.headers[-1]["x-request-id"] == request_id
     assert request_id.startswith("req_")
