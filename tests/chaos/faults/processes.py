@@ -6,18 +6,19 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import psutil
 
 from tests.chaos.faults.fault import Fault
 from tests.chaos.platforms import LEASE_SECONDS, Platform, Suspension
-from tests.chaos.process import has_role, send
+from tests.chaos.process import ManagedProcess, has_role, send
 
 # Some suspensions end before the lease does, and some after it.
 SUSPEND_SECONDS = (0.3 * LEASE_SECONDS, 1.6 * LEASE_SECONDS)
 API_SUSPEND_SECONDS = (1.0, 4.0)
 TRACE_SECONDS = 4.0
+END_SECONDS = 2.0
 MAX_EVENT = 8
 FILE_EVENTS = ("rename,renameat,renameat2", "fsync,fdatasync", "openat", "unlink,unlinkat,rmdir", "mkdir")
 
@@ -101,9 +102,8 @@ def kill_at_file_event(platform: Platform, choose: random.Random) -> bool:
     pid = choose.choice(pids)
     inject = f"inject={choose.choice(FILE_EVENTS)}:signal=SIGKILL:when={choose.randint(1, MAX_EVENT)}"
     command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(pid)]
-    with ExitStack() as stack:
-        if (managed := platform.find_managed(pid)) is not None:
-            stack.enter_context(managed.may_end())
+    managed = platform.find_managed(pid)
+    with managed.may_end() if managed is not None else nullcontext():
         tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             tracer.wait(TRACE_SECONDS)  # It ends with the process that it traces.
@@ -111,7 +111,7 @@ def kill_at_file_event(platform: Platform, choose: random.Random) -> bool:
             tracer.terminate()
             tracer.wait()
             return False
-    return not _is_alive(pid)
+        return _wait_until_ended(pid, managed)
 
 
 def explain_missing_strace(platform: Platform) -> str | None:
@@ -179,6 +179,17 @@ def _list_children(process: psutil.Process) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     return children
+
+
+def _wait_until_ended(pid: int, managed: ManagedProcess | None) -> bool:
+    """Wait for a process that was killed: its tracer sees that before its parent does."""
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline:
+        is_running = _is_alive(pid) if managed is None else managed.is_running and managed.pid == pid
+        if not is_running:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _is_alive(pid: int) -> bool:
