@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from app.http.edges.protocol import HttpProtocol
 from app.http.worker_process import WorkerProcess
 from app.main import create_app
+from app.scheduling.availability import report_unavailable
 from app.settings import get_settings
 from serving.http.limits import KEEP_ALIVE_SECONDS
 
@@ -42,6 +43,7 @@ def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> No
     worker = WorkerProcess(settings.default_queue) if with_worker else None
     if worker is not None:
         worker.start()
+    threading.Thread(target=report_unavailable, name="checks at the start", daemon=True).start()
     try:
         server.run()
     finally:

@@ -1,5 +1,6 @@
 """Checks of what the service depends on, each with a time limit."""
 
+import logging
 import os
 import secrets
 import socket
@@ -8,9 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
+from app.scheduling.incidents import describe_error
+from app.scheduling.queue import check_broker
 from app.storage import migrate
 from app.storage.artifacts import get_store
 from app.storage.database import get_engine
+
+logger = logging.getLogger(__name__)
 
 LIMIT_SECONDS = 3.0
 CHECK_FOLDER = "health"
@@ -75,3 +80,12 @@ def check_store() -> None:
     if store.fs.cat_file(path) != content:
         raise OSError(f"{path} does not contain what was written")
     store.fs.rm_file(path)
+
+
+def report_unavailable() -> None:
+    """Log whether the artifact store or the broker is unavailable; the database is prepared anyway."""
+    for name, check in (("artifact store", check_store), ("broker", check_broker)):
+        try:
+            TimedCheck(name, check).run()
+        except Exception as error:
+            logger.error("the %s is unavailable: %s", name, describe_error(error))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from app.scheduling.availability import CHECK_FOLDER
 from app.storage.artifacts import ArtifactStore, change_time
 
 PARTIAL_SUFFIX = ".part"
@@ -56,7 +57,7 @@ class StoredArtifact:
 def list_artifacts(store: ArtifactStore) -> list[StoredArtifact]:
     """Return everything that the store contains; raises OSError if it cannot be listed."""
     artifacts: dict[str, StoredArtifact] = {}
-    for path, size_bytes, changed_at in _list_files(store):
+    for path, size_bytes, changed_at in _list_files_but_checks(store):
         kind, key = _parse_key(path)
         artifact = artifacts.setdefault(key, StoredArtifact(kind, key))
         artifact.size_bytes += size_bytes
@@ -66,7 +67,7 @@ def list_artifacts(store: ArtifactStore) -> list[StoredArtifact]:
 
 def list_keys(store: ArtifactStore) -> Iterator[str]:
     """Yield the key of every file."""
-    return (key for key, _, _ in _list_files(store))
+    return (key for key, _, _ in _list_files_but_checks(store))
 
 
 def _parse_key(path: str) -> tuple[ArtifactKind, str]:
@@ -80,6 +81,11 @@ def _parse_key(path: str) -> tuple[ArtifactKind, str]:
     if kind is ArtifactKind.other or len(parts) < n_parts or not has_attempt:
         return ArtifactKind.other, path
     return kind, "/".join(parts[:n_parts])
+
+
+def _list_files_but_checks(store: ArtifactStore) -> Iterator[tuple[str, int, float]]:
+    """Yield the files without those that the checks of the store write and delete again."""
+    return (file for file in _list_files(store) if not file[0].startswith(f"{CHECK_FOLDER}/"))
 
 
 def _list_files(store: ArtifactStore) -> Iterator[tuple[str, int, float]]:
