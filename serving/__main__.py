@@ -32,6 +32,7 @@ from serving.engines.cli_options import (
 )
 from serving.engines.engine import Engine
 from trainers.configs.engines import EngineOptions
+from trainers.modeling.model_source import open_adapter, open_base
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import TunesmithError
 
@@ -55,11 +56,16 @@ class ServingOptions:
     sampling: dict[str, Any]
 
     def make_engine(self, host: str, port: int) -> tuple[Engine, EngineConfig]:
-        """Return the engine and its config. Raises ValueError for a public host."""
+        """Verify the model and its adapters, and return the engine and its config.
+
+        Raises:
+            ValueError: The host is public.
+            TunesmithError: The model cannot be found, or a file of it is unsafe.
+        """
         engine = find_engine(self.engine, self.engine_program)
-        return engine, EngineConfig(
-            self.model, self.served_name, host, port, self.adapters, self.engine_options
-        )
+        model = open_base(self.model)
+        adapters = {name: open_adapter(path) for name, path in self.adapters.items()}
+        return engine, EngineConfig(model, self.served_name, host, port, adapters, self.engine_options)
 
 
 # Unknown options are kept, for the engine.

@@ -20,7 +20,6 @@ from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import database_now, read_session, transaction
 from app.storage.manifest import ArtifactCorrupt
-from app.storage.verified_files import hash_file
 from app.tables import Dataset, Job, Model
 from app.tables.base import new_id, utc_now
 from trainers.configs import PrepareConfig
@@ -30,6 +29,7 @@ from trainers.data.files.jsonl import read_rows
 from trainers.data.formats import RowFormat
 from trainers.data.validate import ValidationReport, validate_file
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.verified_files import hash_file
 
 
 class DatasetNotFound(NotFound):

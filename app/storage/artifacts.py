@@ -31,7 +31,7 @@ from app.storage.manifest import (
     verify_folder,
 )
 from app.storage.remote_files import RemoteFiles
-from app.storage.verified_files import VerifiedFiles, hash_file
+from trainers.runtime.verified_files import VerifiedFiles, hash_file
 
 CHUNK_BYTES = 1 << 20
 # An empty file next to each copy in the cache; its time is that of the copy's last use.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from app.http.errors import InternalServerError
-from app.storage.verified_files import VerifiedFiles
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.verified_files import VerifiedFiles
 
 MANIFEST = ".manifest.json"
 OTHER_HASH = "has another SHA-256 than when it was published"

@@ -10,6 +10,7 @@ import httpx2
 
 from serving.http.addresses import is_private
 from trainers.configs.engines import EngineKind, EngineOptions
+from trainers.modeling.model_source import OFFLINE
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
@@ -50,7 +51,7 @@ class EngineConfig:
     """The model that an engine serves, and the address that it listens on.
 
     Attributes:
-        model: Folder or hub id of whole weights.
+        model: Verified folder of whole weights.
         served_name: Name of the model in requests.
         host: Loopback or private address.
         port: Port to listen on.
@@ -97,8 +98,11 @@ class Engine(ABC):
         """Return the command that starts the engine; its process exits after SIGTERM."""
 
     def environment(self, config: EngineConfig) -> dict[str, str]:
-        """Return the environment variables that the engine needs in addition to the host's."""
-        return {}
+        """Return the environment variables that the engine needs in addition to the host's.
+
+        Its model is a folder that has been verified, so that no engine has a reason to use the hub.
+        """
+        return dict(OFFLINE)
 
     def request_name(self, base: str, adapter: str) -> str:
         """Return the name that requests must use for an adapter on the base served as `base`."""

@@ -1,7 +1,6 @@
 """The engine `sglang`, in an environment of its own; written from its source, not run by us yet."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from serving.engines.engine import (
@@ -44,15 +43,12 @@ class SglangEngine(Engine):
             *self.program,
             *("--model-path", config.model, "--served-model-name", config.served_name),
             *("--host", config.host, "--port", str(config.port)),
+            *("--load-format", "safetensors"),
             # As for vLLM: the model was trained without the sampling defaults of generation_config.json.
             *("--sampling-defaults", "openai"),
             *_option_flags(config.options),
             *_adapter_flags(config),
         ]
-
-    def environment(self, config: EngineConfig) -> dict[str, str]:
-        """Disable the hub for a local folder."""
-        return {"HF_HUB_OFFLINE": "1"} if Path(config.model).is_dir() else {}
 
     def request_name(self, base: str, adapter: str) -> str:
         """Return `base:adapter`: the base would serve the adapter's name alone."""

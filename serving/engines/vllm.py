@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 from serving.engines.engine import (
     LOAD_TIMEOUT_SECONDS,
@@ -58,6 +57,7 @@ class VllmEngine(Engine):
             *self.program,
             *("--model", config.model, "--served-model-name", config.served_name),
             *("--host", config.host, "--port", str(config.port)),
+            *("--load-format", "safetensors"),
             # The sampling defaults of generation_config.json (such as a repetition penalty) would change even
             # greedy completions. The end tokens of that file are read in any case.
             *("--generation-config", "vllm"),
@@ -67,8 +67,8 @@ class VllmEngine(Engine):
         ]
 
     def environment(self, config: EngineConfig) -> dict[str, str]:
-        """Allow adapters at run time; disable telemetry, and the hub for a local folder."""
-        variables = {
+        """Allow adapters at run time; disable telemetry and the hub."""
+        variables = super().environment(config) | {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_DO_NOT_TRACK": "1",
@@ -78,8 +78,6 @@ class VllmEngine(Engine):
         }
         if config.options.sleep_mode:
             variables["VLLM_SERVER_DEV_MODE"] = "1"
-        if Path(config.model).is_dir():
-            variables["HF_HUB_OFFLINE"] = "1"
         return variables
 
     def count_requests(self, address: str) -> int | None:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from transformers import AutoConfig
 
 from serving.engines import Engine, EngineKind, EngineRequestFailed, find_engine
 from serving.parity.compare import TOLERANCES, Difference, ParityReport, compare
 from serving.parity.prompts import comparison_chats
 from serving.parity.reference import ReferenceModel
 from trainers.configs.base import AdaptedModel
+from trainers.modeling.load import load_config
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import ProgramError
@@ -111,7 +111,7 @@ def run_comparison(
 
 def default_precision(engine: Engine, base: str) -> str:
     """Return the precision in which an engine serves a model by default, usually that of its files."""
-    dtype = str(AutoConfig.from_pretrained(base).dtype).removeprefix("torch.")
+    dtype = str(load_config(base).dtype).removeprefix("torch.")
     stored = dtype if dtype in TOLERANCES else "float32"
     # Some GPUs use float16 instead, whose tolerance is smaller.
     return "bfloat16" if stored == "float32" and engine.auto_dtype_is_16_bit else stored

@@ -1,6 +1,7 @@
 """Models, adapters and tokenizers from a folder or a hub id; a failure names its cause.
 
-Weights are safetensors only, and no code of a model's author runs.
+A loader of a library gets the absolute path of a verified folder and never a name. Weights are safetensors
+only, and no code of a model's author runs.
 """
 
 import hashlib
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +35,13 @@ from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.references import get_base_model
 from trainers.configs.training import Attention, Precision
 from trainers.modeling import families
+from trainers.modeling.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BaseModelNotFound,
+    ModelRefused,
+)
+from trainers.modeling.model_source import open_adapter, open_base
 from trainers.modeling.quantization import disable_avx512_repacking
 from trainers.rendering.template_proof import locate_errors, prove_template
 from trainers.runtime.error_codes import ErrorCode
@@ -41,13 +49,7 @@ from trainers.runtime.errors import DeviceUnavailable, ProgramError, has_disk_fu
 
 ModelReference = str | StageOutput | AdaptedModel
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
 logger = logging.getLogger("trainers")
-
-
-class BaseModelNotFound(ProgramError):
-    code = ErrorCode.model_not_found
 
 
 class AdapterUnreadable(ProgramError):
@@ -108,8 +110,11 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
     source = get_base_model(reference)
     if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
         source = reference.adapter
+        folder = _open_adapter(source)
+    else:
+        folder = open_base(source)
     with _model_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.chat_template:
         family = families.set_chat_template(tokenizer, load_config(get_base_model(reference)).model_type)
         if family is None:
@@ -128,9 +133,19 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
 
 
 def load_config(base: str) -> PreTrainedConfig:
-    """Load the config of a base model; raises BaseModelNotFound."""
+    """Load the config of a base model; raises the errors of `open_base`."""
+    folder = open_base(base)
     with _model_errors(base):
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_generation_config(base: str) -> GenerationConfig | None:
+    """Load the generation config of a base model, if it has one; raises the errors of `open_base`."""
+    folder = open_base(base)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return None
 
 
 def load_base(
@@ -139,14 +154,18 @@ def load_base(
     attention: str | None = None,
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """Load the base model on the CPU, or quantized on this process's device; raises BaseModelNotFound."""
+    """Load the base model on the CPU, or quantized on this process's device.
+
+    Raises the errors of `open_base`.
+    """
+    folder = open_base(base)
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantization is not None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     with _model_errors(base):
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
     # Without `quantization` too: the files of a folder may already be quantized.
     disable_avx512_repacking(model)
@@ -162,13 +181,13 @@ def load_model(
     """
     if not isinstance(reference, AdaptedModel):
         return load_base(get_base_model(reference), dtype, **options)
-    _check_adapter(Path(reference.adapter))
+    adapter = _check_adapter(Path(reference.adapter))
     model = load_base(reference.base, dtype, **options)
     with warnings.catch_warnings():
         # PEFT only warns if parameter names do not match, and would continue with an adapter without effect.
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         try:
-            return PeftModel.from_pretrained(model, reference.adapter, is_trainable=is_trainable)
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
         except (ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
             raise _unreadable(reference.adapter, f"it does not fit {reference.base}: {error}") from error
 
@@ -194,11 +213,10 @@ def count_parameters(model: Any) -> tuple[int, int]:
 @contextmanager
 def _model_errors(source: str) -> Iterator[None]:
     """Convert the errors of transformers to BaseModelNotFound."""
-    _check_source(source)
     _silence_libraries()
     try:
         yield
-    except (OSError, ValueError, KeyError, HFValidationError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         if has_disk_full_cause(error):
             raise
         raise BaseModelNotFound(
@@ -215,32 +233,31 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
-def _check_source(source: str) -> None:
-    """Refuse a path that does not exist before transformers takes it for a hub id and asks the network."""
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-            raise BaseModelNotFound(
-                f"The folder {source} does not contain a model: it has no config.json.", "Check the path."
-            )
-        return
-    if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or "\\" in source:
-        raise BaseModelNotFound(f"The model folder {source} does not exist.", "Check the path.")
+def _check_adapter(folder: Path) -> Path:
+    """Return the verified folder of an adapter whose config and weights PEFT can read.
 
-
-def _check_adapter(folder: Path) -> None:
-    """Check the adapter's files first, because PEFT's errors name neither the file nor the cause."""
+    PEFT's own errors name neither the file nor the cause.
+    """
     if not folder.is_dir():
         raise _unreadable(str(folder), "the folder does not exist")
-    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise _unreadable(str(folder), f"it has no {name}")
+    opened = Path(_open_adapter(str(folder)))
     try:
-        PeftConfig.from_pretrained(str(folder))
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt"):
+        PeftConfig.from_pretrained(str(opened))
+        with safe_open(opened / ADAPTER_WEIGHTS, framework="pt"):
             pass
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(str(folder), str(error)) from error
+    return opened
+
+
+def _open_adapter(folder: str) -> str:
+    try:
+        return open_adapter(folder)
+    except (ModelRefused, BaseModelNotFound) as error:
+        raise AdapterUnreadable(error.message, error.hint) from error
 
 
 def _unreadable(adapter: str, reason: str) -> AdapterUnreadable:

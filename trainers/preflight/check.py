@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trainers.configs.references import get_base_model
 from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
@@ -12,6 +12,7 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import PreflightMode, TrainingConfig
+from trainers.modeling.load import load_config, load_generation_config
 from trainers.preflight.duplicates import check_overlap
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
 from trainers.preflight.reward_findings import check_references
@@ -90,15 +91,13 @@ def check_stage(
 
 def model_config(config: TrainingConfig) -> PreTrainedConfig:
     """Return the config of the base, which `load_tokenizer` has already checked."""
-    return AutoConfig.from_pretrained(get_base_model(config.base), trust_remote_code=False)
+    return load_config(get_base_model(config.base))
 
 
 def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the tokens that end generation: those of the tokenizer and of the generation config."""
-    try:
-        ends = GenerationConfig.from_pretrained(get_base_model(config.base)).eos_token_id
-    except OSError:  # generation_config.json is optional.
-        ends = None
+    generation_config = load_generation_config(get_base_model(config.base))
+    ends = generation_config.eos_token_id if generation_config is not None else None
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(end for end in [*listed, tokenizer.eos_token_id] if end is not None)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.preflight import HostMemory
@@ -17,6 +17,7 @@ from trainers.configs.training import (
     Quantization,
     TrainingConfig,
 )
+from trainers.modeling.load import load_config
 from trainers.preflight.memory_model import (
     PROGRAM_BYTES,
     USABLE_SHARE,
@@ -43,7 +44,7 @@ def estimate_memory(config: TrainingConfig, hosts: list[HostMemory], longest_tok
 
 def model_shape(config: TrainingConfig) -> ModelShape:
     """Return the sizes of the base from its config, without reading or allocating weights."""
-    model_config = AutoConfig.from_pretrained(get_base_model(config.base), trust_remote_code=False)
+    model_config = load_config(get_base_model(config.base))
     text = model_config.get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)

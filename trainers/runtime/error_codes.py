@@ -24,6 +24,7 @@ class ErrorCode(StrEnum):
     # Runs: written by programs into `error.json`.
     config_invalid = "config_invalid", "A field of the stage's config is missing or has an invalid value."
     model_not_found = "model_not_found", "The model does not exist, or this worker is not allowed to read it."
+    model_refused = "model_refused", "A file of the model could run code, leads elsewhere, or is damaged."
     adapter_unreadable = "adapter_unreadable", "The adapter's files are incomplete or do not fit its base."
     dataset_not_found = "dataset_not_found", "The dataset does not exist."
     dataset_invalid = "dataset_invalid", "A row of the dataset cannot be used by the stage."
@@ -52,6 +53,7 @@ class ErrorCode(StrEnum):
     memory_limit = "memory_limit", "The program used more memory than a limit of its stage allows."
     disk_limit = "disk_limit", "The run directory grew larger than a limit of its stage allows."
     artifacts_unreachable = "artifacts_unreachable", "The artifact store cannot be read or written.", True
+    hub_unreachable = "hub_unreachable", "The model hub does not respond.", True
     artifact_corrupt = "artifact_corrupt", "A stored file is missing or differs from its published hash."
     worker_failed = "worker_failed", "The worker raised an exception. Its own log has the traceback.", True
     lease_lost = "lease_lost", "The worker stopped renewing its lease.", True

@@ -12,7 +12,10 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from trainers.modeling import model_source
+from trainers.modeling.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from trainers.runtime.errors import ProgramError
+
 # All other initializations decompose and change the base weights, and with them every other adapter.
 HARMLESS_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 # PEFT writes its own version next to the fields of its config.
@@ -41,6 +44,18 @@ def wrap_loader_errors(path: str) -> Iterator[None]:
         raise AdapterNotLoadable(path, f"there is no file {error.filename}.") from error
     except LOADER_ERRORS as error:
         raise AdapterNotLoadable(path, error) from error
+
+
+def open_adapter(path: str) -> str:
+    """Return the verified folder of an adapter; raise AdapterNotLoadable for an unsafe or missing file."""
+    folder = Path(path)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdapterNotLoadable(path, f"there is no file {name}; only safetensors weights are read.")
+    try:
+        return model_source.open_adapter(path)
+    except ProgramError as error:
+        raise AdapterNotLoadable(path, error.message) from error
 
 
 def check_adapter(path: str, model_config: Any, max_rank: int) -> Any:
@@ -118,10 +133,7 @@ def check_rank(config: Any, max_rank: int) -> None:
 
 def read_weight_shapes(path: str) -> WeightShapes:
     """Read the names and shapes in the header of the adapter's file."""
-    file = Path(path) / ADAPTER_WEIGHTS
-    if not file.is_file():
-        raise ValueError(f"{ADAPTER_WEIGHTS} is missing; only safetensors weights are read.")
-    with safe_open(file, framework="pt") as weights:
+    with safe_open(Path(path) / ADAPTER_WEIGHTS, framework="pt") as weights:
         return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
 
 

@@ -6,10 +6,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from serving.engines.decoding.adapters import AdapterNotLoadable, check_adapter, wrap_loader_errors
+from serving.engines.decoding.adapters import (
+    AdapterNotLoadable,
+    check_adapter,
+    open_adapter,
+    wrap_loader_errors,
+)
 from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel, load_adapter_tokenizer
 from trainers.configs.engines import EngineOptions
+from trainers.modeling.model_files import is_adapter
+from trainers.modeling.model_source import open_base
+from trainers.runtime.errors import ProgramError
 
 
 class ModelNotLoadable(ValueError):
@@ -87,13 +95,15 @@ class ModelRunner(ABC):
                 f"the engine already has {len(self.attached)} of max_adapters={self.options.max_adapters}. "
                 "Unload an adapter first.",
             )
-        config = check_adapter(path, self.config, self.options.max_adapter_rank)
         with wrap_loader_errors(path):
-            tokenizer = load_adapter_tokenizer(self.served, path, self.vocabulary_size)
+            folder = open_adapter(path)
+        config = check_adapter(folder, self.config, self.options.max_adapter_rank)
+        with wrap_loader_errors(path):
+            tokenizer = load_adapter_tokenizer(self.served, folder, self.vocabulary_size)
         # A module's key may not contain a dot, but served names may. A number that is never reused cannot
         # collide with weights that are still being freed.
         adapter = f"adapter_{next(self._numbers)}"
-        self.attach(adapter, path, config)
+        self.attach(adapter, folder, config)
         self.attached.add(adapter)
         eos_ids = self.served.eos_ids | ({tokenizer.eos_token_id} - {None})
         return ServedModel(name, path, adapter, tokenizer, eos_ids)
@@ -105,15 +115,16 @@ class ModelRunner(ABC):
         self.attached.discard(served.adapter)
 
 
-def check_model_path(path: str) -> None:
-    """Raise ModelNotLoadable for an adapter or a missing folder, whose loader errors are hard to read."""
-    if (Path(path) / "adapter_config.json").exists():
+def open_base_model(path: str) -> str:
+    """Return the verified folder of the base; raise ModelNotLoadable for an adapter or an unsafe file."""
+    if is_adapter(Path(path)):
         raise ModelNotLoadable(
             f"{path} is an adapter. Pass its base as --model, and the adapter as --adapter NAME={path}."
         )
-    if Path(path).is_absolute() and not Path(path).is_dir():
-        # The loader would take the path for a hub id and complain about its spelling.
-        raise ModelNotLoadable(f"The model folder {path} does not exist.")
+    try:
+        return open_base(path)
+    except ProgramError as error:
+        raise ModelNotLoadable(error.message) from error
 
 
 def check_vocabulary_size(path: str, tokenizer: Any, vocabulary_size: int) -> None:

@@ -12,9 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 from serving.engines.decoding.base import (
     ModelNotLoadable,
     ModelRunner,
-    check_model_path,
     check_vocabulary_size,
     context_length,
+    open_base_model,
 )
 from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tokenizer
@@ -79,17 +79,17 @@ def load_runner(path: str, name: str, options: EngineOptions) -> HfModelRunner:
     Raises:
         ModelNotLoadable: The engine cannot serve the model. Other errors are the loader's own.
     """
-    check_model_path(path)
+    folder = open_base_model(path)
     disable_progress_bar()
     device = best_device()
-    network = load_network(path, options, device)
+    network = load_network(folder, options, device)
     check_layers(path, network)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(folder)
     vocabulary_size = network.get_input_embeddings().weight.shape[0]
     check_vocabulary_size(path, tokenizer, vocabulary_size)
     eos_ids = eos_token_ids(network.generation_config.eos_token_id, tokenizer)
     return HfModelRunner(
-        ServedModel(name, path, None, tokenizer, eos_ids),
+        ServedModel(name, folder, None, tokenizer, eos_ids),
         network.config,
         context_length(path, network.config, options.max_model_len),
         vocabulary_size,

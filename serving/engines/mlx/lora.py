@@ -10,7 +10,8 @@ import mlx.nn as nn
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 
-from serving.engines.decoding.adapters import ADAPTER_WEIGHTS, AdapterNotLoadable
+from serving.engines.decoding.adapters import AdapterNotLoadable
+from trainers.modeling.model_files import ADAPTER_WEIGHTS
 
 # Settings that are applied here, or that do not matter after training; all others must be PEFT's defaults.
 SUPPORTED_SETTINGS = {

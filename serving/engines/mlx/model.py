@@ -6,7 +6,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import snapshot_download
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_config, load_model, quantize_model
 from transformers import AutoConfig
@@ -14,9 +13,9 @@ from transformers import AutoConfig
 from serving.engines.decoding.base import (
     ModelNotLoadable,
     ModelRunner,
-    check_model_path,
     check_vocabulary_size,
     context_length,
+    open_base_model,
 )
 from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tokenizer
@@ -25,7 +24,6 @@ from serving.engines.mlx.config import complete_config, exact_context_length
 from serving.engines.mlx.kv_cache import MlxBatch, prefill, step
 from trainers.configs.engines import EngineOptions, EngineQuantization
 
-FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
 # Shapes change with every step, so freed memory seldom fits the next one; mlx-lm clears its cache as often.
 STEPS_BETWEEN_CLEARINGS = 256
 BITS = {EngineQuantization.int4: 4, EngineQuantization.int8: 8}
@@ -67,18 +65,17 @@ def load_runner(path: str, name: str, options: EngineOptions) -> MlxModelRunner:
     Raises:
         ModelNotLoadable: The engine cannot serve the model. Other errors are the loader's own.
     """
-    check_model_path(path)
+    folder = open_base_model(path)
     if mx.default_device() == mx.Device(mx.cpu):
         # On the CPU, compiling delays the first completions and gains nothing later.
         mx.disable_compile()
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=FILES))
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    network, config_eos_ids = load_network(path, folder, config, options)
-    tokenizer = load_tokenizer(path)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    network, config_eos_ids = load_network(path, Path(folder), config, options)
+    tokenizer = load_tokenizer(folder)
     vocabulary_size = config.get_text_config().vocab_size
     check_vocabulary_size(path, tokenizer, vocabulary_size)
     return MlxModelRunner(
-        ServedModel(name, path, None, tokenizer, eos_token_ids(config_eos_ids, tokenizer)),
+        ServedModel(name, folder, None, tokenizer, eos_token_ids(config_eos_ids, tokenizer)),
         config,
         supported_context_length(path, config, network, options.max_model_len),
         vocabulary_size,

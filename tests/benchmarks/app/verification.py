@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.storage.artifacts import ArtifactStore
-from app.storage.verified_files import RACY_NS
 from tests.benchmarks.report import format_milliseconds, print_table
+from trainers.runtime.verified_files import RACY_NS
 
 SHARDS = 4
 REPEATS = 5

@@ -16,9 +16,9 @@ from app.__main__ import main
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import transaction
-from app.storage.verified_files import _identity, hash_file
 from app.tables import Checkpoint, Model, ModelKind, Run, RunStatus
 from tests.integration.app.test_datasets import GOOD, upload
+from trainers.runtime.verified_files import _identity, hash_file
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -16,13 +16,13 @@ from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.training import Precision
 from trainers.modeling.load import (
     AdapterUnreadable,
-    BaseModelNotFound,
     TemplateMissing,
     load_model,
     load_tokenizer,
     pick_device,
     pick_precision,
 )
+from trainers.modeling.model_files import BaseModelNotFound
 from trainers.rendering.sft_examples import load_examples
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import (

@@ -13,7 +13,7 @@ import pytest
 
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import ArtifactCorrupt
-from app.storage.verified_files import RACY_NS, VerifiedFiles, hash_file
+from trainers.runtime.verified_files import RACY_NS, VerifiedFiles, hash_file
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -9,7 +9,7 @@ import pytest
 from serving.engines import EngineConfig, find_engine
 from serving.engines.child_engine import latest_model_name
 from serving.engines.tokenizers import TokenizersDiffer
-from trainers.configs.engines import EngineOptions, ToolCallParser
+from trainers.configs.engines import EngineKind, EngineOptions, ToolCallParser
 
 CONFIG = EngineConfig("org/model", "base", "127.0.0.1", 8001)
 
@@ -96,10 +96,16 @@ def test_adapters_with_different_templates_cannot_share_an_engine(kind: str, tmp
         flags(kind, replace(CONFIG, adapters=adapters))
 
 
-def test_the_hub_is_disabled_for_a_folder(tmp_path: Path) -> None:
-    engine = find_engine("vllm")
-    assert engine.environment(replace(CONFIG, model=str(tmp_path)))["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in engine.environment(CONFIG)
+@pytest.mark.parametrize("kind", EngineKind)
+def test_no_engine_reaches_the_hub(kind: EngineKind) -> None:
+    environment = find_engine(kind).environment(CONFIG)
+    assert environment.items() >= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}.items()
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_other_engines_load_safetensors_only(kind: str) -> None:
+    command = find_engine(kind).command(CONFIG)
+    assert command[command.index("--load-format") + 1] == "safetensors"
 
 
 def test_development_endpoints_are_enabled_on_loopback_only() -> None:
