@@ -33,8 +33,8 @@ from app.storage import migrate
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import database_now
 from app.storage.inventory import list_keys
-from app.storage.verified_files import hash_file
 from app.tables import HELD, Deployment, Run, StorageState, Worker
+from trainers.runtime.verified_files import hash_file
 
 # A service that has started once has this row, and a mark in its store.
 STATE_TABLE = "storage_state"

@@ -36,7 +36,7 @@ def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
     Raises NameIsAlias, UnprocessableContent for an unusable model, and TemplateUnusable.
     """
     check_template(body.model, "model")
-    reference = references.resolve_model(session, body.model, "model")
+    reference = str(references.resolve_model(session, body.model, "model"))
     queue = body.queue or get_settings().default_queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
 

@@ -160,7 +160,7 @@ def _resolve_model(
     """Return the resolved model by its path; nothing for the output of an earlier stage."""
     value, field = reference.value, f"{path}.{reference.path}"
     if isinstance(value, str):
-        return {reference.path: references.resolve_model(session, value, field)}
+        return {reference.path: str(references.resolve_model(session, value, field))}
     if isinstance(value, AdaptedModel):
         raise _error(field, "Name a registry model ('model_…') instead of a base and an adapter.")
     producer = _find_earlier(value.stage, field, earlier)

@@ -1,6 +1,5 @@
 """Resolution of the model names in requests: registry ids, folders under an allowed root, and hub ids."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,31 +8,37 @@ from sqlmodel import Session, col, select
 from app.http.errors import UnprocessableContent
 from app.settings import get_settings
 from app.tables import Model
+from trainers.configs.references import (
+    REGISTRY_PREFIX,
+    FolderModel,
+    ModelLocation,
+    RegistryModel,
+    parse_location,
+)
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
-
-def resolve_model(session: Session, reference: str, field: str) -> str:
-    """Return the registry id, absolute folder or hub id; raises UnprocessableContent naming the field.
+def resolve_model(session: Session, reference: str, field: str) -> ModelLocation:
+    """Return the location of a model; raises UnprocessableContent naming the field.
 
     A path must be under an allowed root once `..` and links are resolved. A folder under a root has
     precedence over a hub id of the same name.
     """
     roots = get_settings().model_roots
-    if reference.startswith("model_"):
-        return _registry_id(session, reference, field)
+    if reference.startswith(REGISTRY_PREFIX):
+        return _registered(session, reference, field)
     if reference.startswith((".", "/")):
-        return _allowed_path(Path(reference), field, roots)
+        return FolderModel(_allowed_path(Path(reference), field, roots))
     if (folder := _find_folder(reference, roots)) is not None:
-        return folder
-    if _HUB_ID.fullmatch(reference):
-        return reference
-    raise _invalid(
-        field,
-        f"{reference!r} is not a folder under {_join(roots)}, a hub id such as 'org/name', or a registry id "
-        "'model_…'.",
-        "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS.",
-    )
+        return FolderModel(folder)
+    try:
+        return parse_location(reference)
+    except ValueError as error:
+        raise _invalid(
+            field,
+            f"{reference!r} is not a folder under {_join(roots)}, a hub id such as 'org/name', or a registry "
+            "id 'model_…'.",
+            "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS.",
+        ) from error
 
 
 def find_folder(reference: str) -> Path | None:
@@ -43,33 +48,32 @@ def find_folder(reference: str) -> Path | None:
         resolved = _resolve_path(Path(reference))
         allowed = resolved is not None and _is_under_root(resolved, roots) and resolved.is_dir()
         return resolved if allowed else None
-    folder = _find_folder(reference, roots)
-    return None if folder is None else Path(folder)
+    return _find_folder(reference, roots)
 
 
-def _registry_id(session: Session, reference: str, field: str) -> str:
+def _registered(session: Session, reference: str, field: str) -> RegistryModel:
     # The lock makes a request that deletes the model wait until this use of it is visible.
     stored = select(Model.id).where(col(Model.id) == reference, col(Model.deleted_at).is_(None))
     if session.exec(stored.with_for_update(read=True)).first() is None:
         message = f"The registry has no model {reference!r}."
         raise _invalid(field, message, "List its models with GET /api/v1/models.")
-    return reference
+    return RegistryModel(reference)
 
 
-def _allowed_path(path: Path, field: str, roots: Sequence[Path]) -> str:
+def _allowed_path(path: Path, field: str, roots: Sequence[Path]) -> Path:
     resolved = _resolve_path(path)
     if resolved is None or not _is_under_root(resolved, roots):
         message = f"{path} is not under a folder that models may be read from: {_join(roots)}."
         raise _invalid(field, message, "The operator can allow more folders in TUNESMITH_MODEL_ROOTS.")
-    return str(resolved)
+    return resolved
 
 
-def _find_folder(reference: str, roots: Sequence[Path]) -> str | None:
+def _find_folder(reference: str, roots: Sequence[Path]) -> Path | None:
     """Return the folder of that name under a root, or None."""
     for root in roots:
         resolved = _resolve_path(root / reference)
         if resolved is not None and _is_under_root(resolved, roots) and resolved.is_dir():
-            return str(resolved)
+            return resolved
     return None
 
 

@@ -43,7 +43,6 @@ class SglangEngine(Engine):
             *self.program,
             *("--model-path", config.model, "--served-model-name", config.served_name),
             *("--host", config.host, "--port", str(config.port)),
-            *("--load-format", "safetensors"),
             # As for vLLM: the model was trained without the sampling defaults of generation_config.json.
             *("--sampling-defaults", "openai"),
             *_option_flags(config.options),

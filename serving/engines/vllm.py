@@ -57,7 +57,6 @@ class VllmEngine(Engine):
             *self.program,
             *("--model", config.model, "--served-model-name", config.served_name),
             *("--host", config.host, "--port", str(config.port)),
-            *("--load-format", "safetensors"),
             # The sampling defaults of generation_config.json (such as a repetition penalty) would change even
             # greedy completions. The end tokens of that file are read in any case.
             *("--generation-config", "vllm"),

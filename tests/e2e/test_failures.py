@@ -1,6 +1,10 @@
 """A failure has a code, a message and a hint; the traceback is in the log only."""
 
+import shutil
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from tests.e2e.platform import Platform, sft_stage
 
@@ -34,13 +38,13 @@ def test_model_folder_that_does_not_exist_is_named(embedded: Platform) -> None:
 
 
 def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(
-    embedded: Platform, adapters: dict[str, Path]
+    embedded: Platform, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     embedded.start_worker()
-    model = embedded.register_adapter("cut", adapters["a"])
-    (weights,) = (embedded.folder / "artifacts" / "models" / model).glob("*.safetensors")
-    weights.write_bytes(b"not safetensors")
-    again = embedded.submit(sft_stage(base=model))
+    other = tmp_path / "other"
+    shutil.copytree(adapters["a"], other)
+    save_file({"base_model.model.other": np.zeros(4, np.float32)}, other / "adapter_model.safetensors")
+    again = embedded.submit(sft_stage(base=embedded.register_adapter("other", other)))
     assert read_error(embedded, again)["code"] == "adapter_unreadable"
     log = embedded.client.get(f"/api/v1/runs/{embedded.run(again)['id']}/files/log.txt")
     assert "Traceback" in log.text

@@ -16,7 +16,7 @@ from serving.engines.vllm import VllmEngine
 from tests.security.regression import Regression, ignore
 from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions
 from workers.hosts.devices import NO_DEVICES
-from workers.runs.launch import program_environment
+from workers.hosts.environments import program_environment
 
 FLAGS = ["--trust-remote-code", "-c", "--load-format=pickle", "$(touch escaped)", "; touch escaped", "a\nb"]
 OPTIONS: list[dict[str, Any]] = [
@@ -86,7 +86,7 @@ def test_a_reference_to_a_model_is_no_flag(client: TestClient, reference: str) -
 REGRESSIONS = [
     Regression(
         "programs inherit the whole environment",
-        "workers.runs.launch:INHERITED_VARIABLES",
+        "workers.hosts.environments:INHERITED_VARIABLES",
         tuple(os.environ) + tuple(HOSTILE_VARIABLES),
         "test_a_program_inherits_the_listed_variables_only",
     ),

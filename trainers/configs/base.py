@@ -74,8 +74,9 @@ ModelRef = Annotated[
     NonEmpty | StageOutput | AdaptedModel,
     Field(
         description=(
-            "A model: a hub id (`Qwen/Qwen2.5-0.5B-Instruct`), a folder under an allowed root, "
-            "an id of the registry (`model_…`), or `{stage: <name>}` for the output of an earlier stage."
+            "A model: a hub id (`Qwen/Qwen2.5-0.5B-Instruct`, or `org/name@commit` with a revision), a "
+            "folder under an allowed root, an id of the registry (`model_…`), or `{stage: <name>}` for the "
+            "output of an earlier stage."
         )
     ),
 ]

@@ -1,7 +1,14 @@
-"""The fields of a stage's config that name models and datasets, at any depth."""
+"""References to models and datasets: the fields that contain them, at any depth, and where a model is.
 
+A job's spec may name a model in several ways. The API resolves each name once and stores the text of its
+location, which a worker parses again. The form of that text alone decides its kind, so that no folder which
+happens to exist can turn a hub id into a path.
+"""
+
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -14,6 +21,12 @@ C = TypeVar("C", bound=BaseModel)
 # A field with one of these names has the same meaning in every config.
 MODEL_FIELDS = frozenset({"base", "model", "baseline"})
 DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in"})
+
+# ORG/NAME, and the revision after an @: a commit, a tag or a branch.
+HUB_MODEL = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w./-]*))?", re.ASCII
+)
+REGISTRY_PREFIX = "model_"
 
 
 @dataclass(frozen=True)
@@ -84,3 +97,51 @@ def replace_references(config: C, replacements: Mapping[str, Any], prefix: str =
 
     changed = {field: replace(value, f"{prefix}{field}") for field, value in config}
     return config.model_copy(update=changed)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub; without a revision, its newest commit when it is fetched."""
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        """Return `org/name`, or `org/name@revision`."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class RegistryModel:
+    """A model of our registry."""
+
+    id: str
+
+    def __str__(self) -> str:
+        """Return its id."""
+        return self.id
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A model in a folder, which must be under a root that the worker allows."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        """Return the absolute path."""
+        return str(self.path)
+
+
+ModelLocation = HubModel | RegistryModel | FolderModel
+
+
+def parse_location(text: str) -> ModelLocation:
+    """Parse the text of a location; raises ValueError, also for a relative path."""
+    if text.startswith(REGISTRY_PREFIX):
+        return RegistryModel(text)
+    if text.startswith("/"):
+        return FolderModel(Path(text))
+    if (match := HUB_MODEL.fullmatch(text)) is not None and ".." not in text:
+        return HubModel(match["name"], match["revision"])
+    raise ValueError(f"{text!r} is not an absolute folder, a hub id such as 'org/name', or a registry id")

@@ -4,10 +4,11 @@ The answer comes from the names of the files and from the metadata at the top of
 selects among the files of the folder, so that it can name nothing elsewhere.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -57,6 +58,30 @@ def select_data_files(
     if len(readers) > 1:
         raise ValueError(f"the files of the split {split!r} are of several kinds: {_join(selected)}")
     return readers.pop(), selected
+
+
+def list_data_files(folder: Path) -> list[str]:
+    """Return the relative paths of all files; raises ValueError for a link that leaves the folder."""
+    real = folder.resolve()
+    # In the hub's cache, snapshots/<commit>/file is a link to blobs/<hash>.
+    blobs = real.parent.parent / "blobs" if real.parent.name == "snapshots" else real
+    names = []
+    for root, _, files in os.walk(real):
+        for name in files:
+            path = Path(root) / name
+            target = path.resolve()
+            if not target.is_relative_to(real) and not target.is_relative_to(blobs):
+                raise ValueError(f"{path.relative_to(real)} is a link to a file outside the folder")
+            names.append(path.relative_to(real).as_posix())
+    return names
+
+
+def read_readme(folder: Path) -> str | None:
+    """Return the content of README.md, if the folder has one."""
+    try:
+        return (folder / README).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def _is_data(name: str) -> bool:

@@ -208,7 +208,7 @@ def _open_downloaded(repository: _Repository, commit: str) -> HubSnapshot | None
 
 
 def _open_cached(repository: _Repository, revision: str) -> HubSnapshot:
-    """Return a commit in the cache, whoever put it there, because this host must not use the network."""
+    """Return a commit that any program has put into the cache, because this host must not use the network."""
     try:
         folder = snapshot_download(
             repository.name, repo_type=repository.kind, revision=revision or None, local_files_only=True

@@ -8,6 +8,7 @@ from trainers.data.files.aligned import TranslationPair, parse_pairs, read_align
 from trainers.data.files.tmx import read_tmx
 from trainers.data.filters.drops import DropRecorder
 from trainers.data.formats import Row
+from trainers.data.hub_files import list_data_files, read_readme, select_data_files
 from trainers.rendering.render import read_rows
 from trainers.runtime.errors import DatasetFileNotFound
 
@@ -41,17 +42,33 @@ def read_source_rows(source: Source) -> Iterator[tuple[int, Row]]:
 
 
 def _hub_rows(source: HubSource) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a folder in the hub's layout, which is downloaded first if the name is a hub id.
+
+    The reader gets absolute paths of files that this function has chosen, and nothing that it could resolve.
+    """
     # The import takes seconds, which other sources need not spend.
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
+    folder = Path(source.name)
+    if not folder.is_dir():
+        if source.paths:
+            raise DatasetFileNotFound(f"The folder {folder} does not exist on this host.", "Check the path.")
+        from trainers.modeling.hub import download_dataset
+
+        folder = Path(download_dataset(source.name, source.revision, source.subset, source.split).folder)
     try:
-        rows = load_dataset(
-            source.name, source.subset, split=source.split, revision=source.revision, streaming=True
+        reader, names = select_data_files(
+            list_data_files(folder), read_readme(folder), source.subset, source.split
         )
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        rows = load_dataset(
+            reader,
+            data_files=[str(folder.absolute() / name) for name in names],
+            split="train",
+            streaming=True,
+        )
+    except (FileNotFoundError, ValueError) as error:
         raise DatasetFileNotFound(
             f"The data set {source.name} cannot be read: {str(error).splitlines()[0]}",
-            "Check the name, subset and split, and that this host can reach the hub.",
+            "Check the name, subset and split.",
         ) from error
     yield from enumerate(rows, start=1)

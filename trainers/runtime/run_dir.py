@@ -39,6 +39,8 @@ class CheckpointRecord(BaseModel):
     step: Annotated[int, Field(ge=0, lt=2**31)]
     path: str
     size_bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Ties the files to this line: a folder with another manifest is not this run's checkpoint."""
     time: str
 
 
@@ -176,6 +178,7 @@ def publish_checkpoint(run_dir: Path, step: int, folder: Path) -> CheckpointReco
         step=step,
         path=str(target.relative_to(run_dir)),
         size_bytes=sum(file["size_bytes"] for file in files),
+        manifest_sha256=_sha256(target / MANIFEST),
         time=utc_now(),
     )
     append_line(run_dir / CHECKPOINT_LINES, record.model_dump())
@@ -194,11 +197,10 @@ def checkpoints(run_dir: Path) -> list[CheckpointRecord]:
 
 
 def last_complete_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest published checkpoint whose files all match their manifest, or None."""
+    """Return the newest checkpoint whose manifest this run has written and whose files match it, or None."""
     for checkpoint in reversed(checkpoints(run_dir)):
-        folder = run_dir / checkpoint.path
-        if _is_complete(folder, checkpoint.step):
-            return folder
+        if _is_complete(run_dir, checkpoint):
+            return run_dir / checkpoint.path
     return None
 
 
@@ -237,10 +239,21 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_complete(folder: Path, step: int) -> bool:
+def _is_complete(run_dir: Path, checkpoint: CheckpointRecord) -> bool:
+    """Return whether the folder has the files of the manifest, each as it was written, and no other."""
+    folder = run_dir / checkpoint.path
+    if folder.parent != run_dir / CHECKPOINTS or folder.is_symlink():
+        return False
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest["step"] == step) and all(_matches(folder, file) for file in manifest["files"])
+        content = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(content)
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        return (
+            hashlib.sha256(content).hexdigest() == checkpoint.manifest_sha256
+            and bool(manifest["step"] == checkpoint.step)
+            and found == {MANIFEST, *(file["path"] for file in manifest["files"])}
+            and all(_matches(folder, file) for file in manifest["files"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

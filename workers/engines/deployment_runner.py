@@ -1,5 +1,6 @@
 """Deployment runner: carries one deployment from claim to end on an engine that it may share."""
 
+import hashlib
 import logging
 import threading
 import time
@@ -22,7 +23,8 @@ from workers.engines.engine_start import POLL_SECONDS
 from workers.engines.parity_check import ParityTarget, check_parity
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
-from workers.runs.launch import LaunchError, ResolvedModel, fetch_model
+from workers.inputs.errors import LaunchError
+from workers.inputs.models import ResolvedModel, fetch_model
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +134,9 @@ class DeploymentRunner:
     def _fetch_model(self) -> ResolvedModel:
         reference = self.deployment.model_id or self.deployment.base
         try:
-            model = fetch_model(None, reference, self.worker.settings)
+            model = fetch_model(None, reference, self.worker.settings, self._poll_download)
         except LaunchError as error:
-            raise _DeploymentFailed(EngineError(f"The model cannot be read: {error}")) from error
+            raise _DeploymentFailed(error) from error
         if model.adapter is not None:
             self._name = self._adapter_name()
         for folder in (Path(model.base), model.adapter):
@@ -142,12 +144,19 @@ class DeploymentRunner:
                 _prove_templates(folder)
         return model
 
+    def _poll_download(self) -> bool:
+        self._poll(0)
+        return False
+
     def _adapter_name(self) -> str:
         """Return a name that is unique to the weights and to this load: engines cache prefixes by name."""
-        with read_session() as session:
-            sha256 = session.get_one(Model, self.deployment.model_id).sha256
         deployment = self.deployment
-        return f"{deployment.name}-{sha256[:12]}-{deployment.id[-6:]}-{deployment.attempt}"
+        if deployment.model_id is None:
+            weights = hashlib.sha256(deployment.base.encode()).hexdigest()
+        else:
+            with read_session() as session:
+                weights = session.get_one(Model, deployment.model_id).sha256
+        return f"{deployment.name}-{weights[:12]}-{deployment.id[-6:]}-{deployment.attempt}"
 
     def _wait_for_engine(self) -> EngineStart:
         while (start := self.engine_process.current_start) is None:

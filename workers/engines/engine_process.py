@@ -27,7 +27,7 @@ from workers.hosts.devices import Devices
 from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
-from workers.runs.launch import ResolvedModel
+from workers.inputs.models import ResolvedModel
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from serving.engines.child_engine import log_tail
 from serving.engines.engine import START_TIMEOUT_SECONDS
 from serving.http.addresses import is_private
 from workers.hosts.devices import Devices
+from workers.hosts.environments import empty_folder, program_environment
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
-from workers.runs.launch import program_environment
 
 POLL_SECONDS = 0.5
 LOG = "log.txt"
@@ -64,7 +64,12 @@ def start_engine(
     folder.mkdir(parents=True)
     environment = program_environment(devices) | engine.environment(config)
     return start_guarded_process(
-        command, log=folder / LOG, environment=environment, seconds=seconds, locks=devices.locks
+        command,
+        log=folder / LOG,
+        folder=empty_folder(folder),
+        environment=environment,
+        seconds=seconds,
+        locks=devices.locks,
     )
 
 

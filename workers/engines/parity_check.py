@@ -17,9 +17,12 @@ from serving.engines.child_engine import log_tail
 from serving.parity.spot_check import passes_spot_check
 from trainers.configs import EngineOptions, MergeConfig
 from workers.hosts.devices import NO_DEVICES
+from workers.hosts.environments import empty_folder, program_environment
 from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, start_guarded_process
 from workers.hosts.lease import Lease
-from workers.runs.launch import LaunchError, ResolvedModel, fetch_dataset, fetch_model, program_environment
+from workers.inputs.datasets import fetch_dataset
+from workers.inputs.errors import LaunchError
+from workers.inputs.models import ResolvedModel, fetch_model
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +138,11 @@ def _build_command(
 def _run_comparison(command: list[str], log: Path, lease: Lease, poll: Callable[[], None]) -> int:
     """Run the program and return its exit status; it runs on the CPU because the engine owns the devices."""
     process = start_guarded_process(
-        command, log=log, environment=program_environment(NO_DEVICES), seconds=lease.seconds_left
+        command,
+        log=log,
+        folder=empty_folder(log.parent, ".empty-parity"),
+        environment=program_environment(NO_DEVICES),
+        seconds=lease.seconds_left,
     )
     lease.bind(process)
     try:

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         program = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
+            cwd=values["folder"],
             process_group=0,
             preexec_fn=die_with_parent if values["use_kernel"] else None,
         )

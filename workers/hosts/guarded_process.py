@@ -92,16 +92,19 @@ def start_guarded_process(
     seconds: float,
     locks: Sequence[IO[bytes]] = (),
     limits: ResourceLimits = NO_LIMITS,
+    folder: Path | None = None,
     use_kernel: bool = sys.platform == "linux",
 ) -> GuardedProcess:
     """Start a program whose output is appended to `log`; it is killed after `seconds` unless extended.
 
-    The guard inherits the open files `locks`, and keeps them until every process of the program has ended.
-    Without `use_kernel`, as on macOS, its processes are found by their environment alone.
+    The program starts in `folder`, by default in the worker's. The guard inherits the open files `locks`,
+    and keeps them until every process of the program has ended. Without `use_kernel`, as on macOS, its
+    processes are found by their environment alone.
     """
     kill_abandoned_processes()
     marker = new_marker()
-    options = json.dumps({"seconds": seconds, "limits": asdict(limits), "use_kernel": use_kernel})
+    values = {"seconds": seconds, "limits": asdict(limits), "use_kernel": use_kernel}
+    options = json.dumps(values | {"folder": None if folder is None else str(folder)})
     channel, guard_channel = socket.socketpair()
     channel.setblocking(False)
     with log.open("ab") as output, guard_channel:

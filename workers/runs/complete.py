@@ -16,7 +16,7 @@ from app.scheduling.incidents import describe_error
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
-from app.tables import Model, Run, RunStatus
+from app.tables import Model, ModelKind, Run, RunStatus
 from app.tables.base import new_id
 from trainers.configs.stage_table import Product
 from trainers.runtime import run_dir as files
@@ -201,6 +201,8 @@ def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | 
     produced = results.ProducedModel.model_validate(result["model"])
     assert launch.base is not None
     model_id = new_id("model")
+    if produced.kind is ModelKind.adapter:
+        results.name_adapter_base(launch.run_dir / produced.path, launch.base.origin)
     published = get_store().publish_folder(launch.run_dir / produced.path, f"models/{model_id}")
     return Model(
         id=model_id,

@@ -20,8 +20,9 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
+from workers.inputs.errors import LaunchError
+from workers.inputs.models import locate_model
 from workers.runs.complete import RunAttempt, end_attempt
-from workers.runs.launch import LaunchError, fetch_model
 from workers.runs.results import ReportedError
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ def run_deploy_stage(worker: WorkerContext, run: Run, lease: Lease) -> None:
     assert isinstance(config, DeployConfig)
     attempt = RunAttempt(run, worker.settings, lease, stop_requested=False)
     try:
-        model = fetch_model(run.job_id, config.model, worker.settings)
+        # The deployment fetches the model, on the worker that serves it.
+        location = locate_model(run.job_id, config.model)
         with transaction() as session:
             # An attempt that slept through its lease must not replace the deployment of the next one.
             lifecycle.append_events(session, run.id, run.attempt, [])
-            reference = model.model_id or model.origin
             deployment = insert_deployment(
-                session, build_deployment(session, config.deployment, reference, config, run.queue)
+                session, build_deployment(session, config.deployment, str(location), config, run.queue)
             )
     except LaunchError as error:
         end_attempt(attempt, error)

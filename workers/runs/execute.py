@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlmodel import Session, col, select
 
@@ -21,15 +21,18 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import EngineFailed, TunesmithError
 from workers.hosts.devices import Devices, count_usable
+from workers.hosts.environments import empty_folder
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
+from workers.inputs.errors import LaunchError
+from workers.inputs.hub_download import DownloadStopped
 from workers.runs import complete, deploy_stage
 from workers.runs.checkpoints import CheckpointUploads
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
-from workers.runs.launch import Launch, LaunchError, prepare_launch
+from workers.runs.launch import Launch, prepare_launch
 from workers.runs.run_engine import RunEngine
 
 logger = logging.getLogger(__name__)
@@ -149,9 +152,12 @@ class _RunExecution:
     def execute(self, devices: Devices) -> None:
         """Run the attempt from its inputs to its end."""
         try:
-            launch = prepare_launch(self.run, self.settings, devices)
+            launch = prepare_launch(self.run, self.settings, devices, self._must_stop)
         except LaunchError as error:
             complete.end_attempt(self._attempt(), error)
+            return
+        except DownloadStopped:
+            complete.end_attempt(replace(self._attempt(), stop_requested=True), None)
             return
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
         self.worker.tracker.begin_attempt(self.run, launch.run_dir)
@@ -187,6 +193,13 @@ class _RunExecution:
         finally:
             engine.kill()
 
+    def _must_stop(self) -> bool:
+        """Return whether the run must stop while its inputs are being downloaded."""
+        self._check_lease()
+        with contextlib.suppress(*DATABASE_UNAVAILABLE):
+            self.status = self._read_status()
+        return self.status is not RunStatus.running or self.worker.stopping.is_set()
+
     def _poll_stop(self, process: GuardedProcess) -> bool:
         """Return whether the run must stop, before its program has started."""
         self._check_lease()
@@ -200,6 +213,7 @@ class _RunExecution:
         program = start_guarded_process(
             launch.command,
             log=launch.run_dir / files.LOG,
+            folder=empty_folder(launch.run_dir),
             environment=launch.environment,
             seconds=self.lease.seconds_left,
             locks=launch.devices.locks,

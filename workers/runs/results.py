@@ -12,6 +12,8 @@ from pydantic_core import from_json
 from app.tables import ModelKind, Run
 from serving.engines.child_engine import log_tail
 from trainers.configs import TrainingConfig
+from trainers.configs.references import HubModel, parse_location
+from trainers.modeling.model_files import ADAPTER_CONFIG
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
@@ -105,6 +107,18 @@ def read_error(run_dir: Path) -> TunesmithError | None:
         # The program only reports that the engine stopped responding.
         message += f"\nThe end of the engine's log:\n{log_tail(run_dir / ENGINE_LOG)}"
     return ReportedError(error.code, message, error.hint)
+
+
+def name_adapter_base(folder: Path, origin: str) -> None:
+    """Write the base's location into an adapter's config: the program knows only its folder on this host."""
+    content = files.read_json(folder / ADAPTER_CONFIG)
+    if content is None:
+        return
+    location = parse_location(origin)
+    name, revision = (location.name, location.revision) if isinstance(location, HubModel) else (origin, None)
+    files.write_json(
+        folder / ADAPTER_CONFIG, content | {"base_model_name_or_path": name, "revision": revision}
+    )
 
 
 def infer_error(

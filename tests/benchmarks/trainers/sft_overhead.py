@@ -28,7 +28,7 @@ from trainers.rendering.sft_examples import load_examples
 from trainers.training.samplers import StepSampler
 from workers.hosts import guarded_process
 from workers.hosts.devices import NO_DEVICES
-from workers.runs.launch import program_environment
+from workers.hosts.environments import program_environment
 
 SAVE_STEPS = 100
 BATCH_SIZE = 8

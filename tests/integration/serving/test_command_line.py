@@ -125,6 +125,8 @@ def test_what_cannot_be_served_is_reported_in_one_sentence(
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(Path.cwd()))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
     done = serve(*arguments)
     assert done.returncode == 1
     assert message in done.stderr

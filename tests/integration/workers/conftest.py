@@ -34,6 +34,7 @@ def checkpoint(step, size=10):
     write(f"checkpoints/step-{{step:08d}}/weights", "x" * size)
     write(f"checkpoints/step-{{step:08d}}/manifest.json", json.dumps({{"step": step, "files": files}}))
     line = {{"step": step, "path": f"checkpoints/step-{{step:08d}}", "size_bytes": size, "time": NOW}}
+    line["manifest_sha256"] = "0" * 64
     write("checkpoints.jsonl", json.dumps(line) + "\\n", "a")
 
 def wait_for(name):
@@ -53,7 +54,9 @@ def worker(settings: Settings) -> Iterator[WorkerContext]:
     """Yield a worker with its heartbeat, but without a broker."""
     settings.lease_seconds, settings.heartbeat_seconds = 4, 0.5
     settings.trainer_python = str(settings.data_dir / "program")
-    (settings.data_dir / "models" / "base").mkdir(parents=True)
+    base = settings.data_dir / "models" / "base"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text('{"model_type": "llama"}')
     settings.model_roots = [settings.data_dir / "models"]
     worker = register_worker(settings, [Queue.cpu, Queue.cuda], "here")
     worker.leases.start()

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from app.deployments import lifecycle
 from app.deployments.create import build_deployment, insert_deployment
@@ -107,7 +109,8 @@ def adapter(worker: WorkerContext, base: str, tmp_path: Path) -> Callable[..., s
     def register(name: str, template: str = "") -> str:
         folder = tmp_path / "adapters" / name
         folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text(json.dumps({"name": name}))
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "name": name}))
+        save_file({"weight": np.zeros(1, np.float32)}, folder / "adapter_model.safetensors")
         if template:
             (folder / "chat_template.jinja").write_text(template)
         published = get_store().publish_folder(folder, f"models/{name}")

@@ -26,7 +26,7 @@ from workers.engines.health import EngineHealth
 from workers.hosts.devices import NO_DEVICES
 from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.worker import WorkerContext
-from workers.runs.launch import ResolvedModel
+from workers.inputs.models import ResolvedModel
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 ENGINE = find_engine(EngineKind.hf)

@@ -17,7 +17,7 @@ from trainers.configs import EngineKind, Queue
 from workers.engines.parity_check import ParityTarget, check_parity
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
-from workers.runs.launch import ResolvedModel
+from workers.inputs.models import ResolvedModel
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -102,12 +102,6 @@ def test_no_engine_reaches_the_hub(kind: EngineKind) -> None:
     assert environment.items() >= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}.items()
 
 
-@pytest.mark.parametrize("kind", ["vllm", "sglang"])
-def test_other_engines_load_safetensors_only(kind: str) -> None:
-    command = find_engine(kind).command(CONFIG)
-    assert command[command.index("--load-format") + 1] == "safetensors"
-
-
 def test_development_endpoints_are_enabled_on_loopback_only() -> None:
     sleepy = replace(CONFIG, options=EngineOptions(sleep_mode=True))
     assert find_engine("vllm").environment(sleepy)["VLLM_SERVER_DEV_MODE"] == "1"

@@ -49,6 +49,28 @@ def test_folder_without_a_line_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
+def test_a_folder_with_another_manifest_is_not_this_runs_checkpoint(tmp_path: Path) -> None:
+    older, newest = publish(tmp_path / "run", 5), publish(tmp_path / "run", 10)
+    foreign = publish(tmp_path / "foreign", 10, "another run's optimizer")
+    shutil.rmtree(newest)
+    shutil.copytree(foreign, newest)
+    assert files.last_complete_checkpoint(tmp_path / "run") == older
+
+
+def test_a_file_that_the_manifest_does_not_list_makes_a_checkpoint_foreign(tmp_path: Path) -> None:
+    older, newest = publish(tmp_path, 5), publish(tmp_path, 10)
+    (newest / "optimizer.pt").write_text("pickle")
+    assert files.last_complete_checkpoint(tmp_path) == older
+
+
+def test_a_line_that_leads_out_of_the_run_directory_is_skipped(tmp_path: Path) -> None:
+    older, foreign = publish(tmp_path / "run", 5), publish(tmp_path / "foreign", 10)
+    line = files.checkpoints(tmp_path / "foreign")[0].model_dump()
+    for path in ("../foreign/checkpoints/step-00000010", str(foreign)):
+        files.append_line(tmp_path / "run" / "checkpoints.jsonl", line | {"path": path})
+    assert files.last_complete_checkpoint(tmp_path / "run") == older
+
+
 def test_torn_last_line_does_not_hide_older_checkpoints(tmp_path: Path) -> None:
     older = publish(tmp_path, 5)
     with (tmp_path / "checkpoints.jsonl").open("a") as file:

@@ -71,6 +71,7 @@ def test_checkpoints_outside_the_run_directory_and_repeated_ones_are_skipped(tmp
         (1, "checkpoints/a"),
         (4, "model"),
     ]
-    lines = [{"step": step, "path": path, "size_bytes": 1, "time": NOW} for step, path in reported]
+    common = {"size_bytes": 1, "manifest_sha256": "0" * 64, "time": NOW}
+    lines = [{"step": step, "path": path, **common} for step, path in reported]
     (tmp_path / "checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [checkpoint.step for checkpoint in follower.poll().checkpoints] == [1]

@@ -1,0 +1,60 @@
+"""The environment of the processes that a worker starts. Its own credentials are not among the variables."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import trainers
+from trainers.modeling.model_source import OFFLINE
+from workers.hosts.devices import Devices
+
+INHERITED_VARIABLES = (
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
+    "HF_HOME", "OMP_NUM_THREADS", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES",
+)  # fmt: skip
+# Only a download reaches a network, and only a download has the hub's token.
+NETWORK_VARIABLES = (
+    "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+
+
+def program_environment(devices: Devices) -> dict[str, str]:
+    """Return the environment variables of a program or engine, which reaches no hub."""
+    return {
+        **_inherit(INHERITED_VARIABLES),
+        **OFFLINE,
+        "TOKENIZERS_PARALLELISM": "false",
+        # With mlflow installed for tracking, TRL would import it in every program, which takes a second.
+        "DISABLE_MLFLOW_INTEGRATION": "TRUE",
+        **devices.environment,
+    }
+
+
+def empty_folder(parent: Path, name: str = ".empty") -> Path:
+    """Create the folder in which a program starts, so that no name of a file or module leads anywhere."""
+    folder = parent / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def download_environment() -> dict[str, str]:
+    """Return the environment variables of a download from the hub."""
+    return _inherit([*INHERITED_VARIABLES, *NETWORK_VARIABLES])
+
+
+def _inherit(names: Sequence[str]) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
+    return inherited | {"PYTHONPATH": _python_path(inherited), "PYTHONUNBUFFERED": "1"}
+
+
+def _python_path(inherited: dict[str, str]) -> str:
+    """Return the path on which a program finds our packages: it starts in an empty folder.
+
+    Installed packages are found by the program's own Python, which may be another one than the worker's.
+    """
+    root = Path(trainers.__file__).resolve().parents[1]
+    own = [str(root)] if (root / "pyproject.toml").is_file() else []
+    return os.pathsep.join([*own, *filter(None, [inherited.get("PYTHONPATH")])])
