@@ -1,16 +1,55 @@
 """Schemas of the gateway's requests and responses. Every field is described.
 
-A request may have further fields of OpenAI's API, and the extensions that the guide to serving lists; an
-engine may return further fields.
+A request has the fields of the allow-list and no others; an engine may return further fields.
 """
 
 from typing import Any
 
+from serving.gateway.request_body import (
+    ALLOWED_FIELDS,
+    LIMITED_FIELDS,
+    OPENAI_FIELDS,
+    STATEFUL_FIELDS,
+    TEMPLATE_OPTIONS,
+    RequestLimits,
+)
+
 Json = dict[str, Any]
 
 
+LIMITS = RequestLimits()
+PATHS_OF_REQUESTS = {
+    "ChatRequest": "/v1/chat/completions",
+    "CompletionRequest": "/v1/completions",
+    "ResponseRequest": "/v1/responses",
+    "EmbeddingRequest": "/v1/embeddings",
+}
+
+
 def request_schemas() -> Json:
-    """Return the schemas of the request bodies."""
+    """Return the schemas of the request bodies, with every allowed field."""
+    return {
+        name: _with_allowed_fields(PATHS_OF_REQUESTS[name], schema)
+        for name, schema in _described_requests().items()
+    }
+
+
+def _with_allowed_fields(path: str, schema: Json) -> Json:
+    """Add the fields of the allow-list that have no description of their own."""
+    described = schema["properties"]
+    others = {}
+    for name in sorted(ALLOWED_FIELDS[path] - described.keys() - STATEFUL_FIELDS):
+        source = "As in OpenAI's API" if name in OPENAI_FIELDS[path].split() else "As in vLLM's API"
+        others[name] = {"description": f"{source}; the engine may not support it."}
+        if name in LIMITED_FIELDS:
+            others[name] |= integer(others[name]["description"], 1, getattr(LIMITS, LIMITED_FIELDS[name]))
+        if name == TEMPLATE_OPTIONS:
+            others[name] = {"type": "object", "description": "Variables of the chat template."}
+    return schema | {"properties": described | others, "additionalProperties": False}
+
+
+def _described_requests() -> Json:
+    """Return the schemas of the request bodies with their most important fields."""
     messages = array(
         obj(
             {
@@ -28,7 +67,9 @@ def request_schemas() -> Json:
                 "model": model,
                 "messages": messages,
                 "max_tokens": integer(
-                    "Maximum tokens of a completion; by default the context that is left.", 1
+                    "Maximum tokens of a completion; by default the context that is left.",
+                    1,
+                    LIMITS.max_tokens,
                 ),
                 **sampling(),
                 **choices_fields(),
@@ -46,7 +87,8 @@ def request_schemas() -> Json:
                     "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
                     "description": "One text, or several that are completed independently.",
                 },
-                "max_tokens": integer("Maximum tokens of a completion.", 0) | {"default": 16},
+                "max_tokens": integer("Maximum tokens of a completion.", 0, LIMITS.max_tokens)
+                | {"default": 16},
                 **sampling(),
                 **choices_fields(),
                 "logprobs": integer("Number of alternatives per token with their log-probabilities.", 0, 20),
@@ -62,7 +104,7 @@ def request_schemas() -> Json:
                     "description": "A text, or a conversation. Earlier responses are not stored.",
                 },
                 "instructions": text("A system prompt, placed before the input."),
-                "max_output_tokens": integer("Maximum tokens of the response.", 1),
+                "max_output_tokens": integer("Maximum tokens of the response.", 1, LIMITS.max_tokens),
                 **sampling(),
             },
             ["model", "input"],
@@ -191,7 +233,7 @@ def choices_fields() -> Json:
             "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
             "description": "Generation ends before any of these texts.",
         },
-        "n": integer("Number of completions.", 1) | {"default": 1},
+        "n": integer("Number of completions.", 1, LIMITS.max_choices) | {"default": 1},
     }
 
 

@@ -1,0 +1,91 @@
+"""The API keeps to its OpenAPI document, for requests that fit it and for requests that do not.
+
+Method: Schemathesis generates requests for each operation, the same number for all, and runs all of its
+checks on every response: no status 5xx, no undocumented status, no content that differs from its schema.
+"""
+
+import os
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.strategies import one_of
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from app.keys import service
+from app.keys.schemas import KeyCreate
+from app.main import create_app
+from app.settings import Settings
+from app.storage.database import transaction
+from app.tables import Scope
+
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    pytest.mark.filterwarnings("default"),
+]
+
+# Requests for each operation, valid and invalid ones; raise it for a long run by hand.
+EXAMPLES = int(os.environ.get("TUNESMITH_SCHEMA_EXAMPLES", "8"))
+# What a reference names, and what the fields of a spec mean together, are no part of a schema.
+SEMANTIC = {"/api/v1/jobs", "/api/v1/jobs/dry-run", "/api/v1/jobs/preflight", "/api/v1/deployments"}
+SEMANTIC_CHECK = [positive_data_acceptance]
+# An endless stream of events.
+LEFT_OUT = {("GET", "/api/v1/runs/{run_id}/stream")}
+# A load balancer may add parameters of its own.
+ANY_PARAMETER = {"/healthz", "/readyz"}
+OPERATIONS = [
+    (method.upper(), path)
+    for path, operations in create_app().openapi()["paths"].items()
+    for method in operations
+    if (method.upper(), path) not in LEFT_OUT
+]
+
+
+def has_whole_float(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(has_whole_float, value.values()))
+    if isinstance(value, list):
+        return any(map(has_whole_float, value))
+    return isinstance(value, float) and value.is_integer()
+
+
+@pytest.fixture
+def schema(settings: Settings) -> Any:
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app())
+
+
+@pytest.fixture
+def headers(settings: Settings) -> dict[str, str]:
+    """Return the header of an admin's key."""
+    with transaction() as session:
+        _, secret = service.create_key(session, KeyCreate(name="test", scopes=[Scope.admin]))
+    return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_response_is_documented(schema: Any, headers: dict[str, str], method: str, path: str) -> None:
+    modes = [GenerationMode.POSITIVE] if path in ANY_PARAMETER else list(GenerationMode)
+    left_out = SEMANTIC_CHECK if path in SEMANTIC or path.startswith("/api/v1/aliases") else []
+    n_responses = 0
+
+    @hypothesis_settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=one_of(*(schema[path][method].as_strategy(generation_mode=mode) for mode in modes)))
+    def check(case: Any) -> None:
+        nonlocal n_responses
+        # JSON Schema calls 5.0 an integer, and the service does not.
+        assume(not has_whole_float(case.body))
+        case.call_and_validate(headers=headers, excluded_checks=left_out)
+        n_responses += 1
+
+    check()
+    assert n_responses > 0
