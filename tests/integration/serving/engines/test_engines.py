@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,8 +27,11 @@ from tests.integration.serving.sglang_stand_in import SglangStandIn
         (["--engine", "vllm", "--program", "/no/vllm"], "/no/vllm cannot be started"),
     ],
 )
-def test_a_wrong_command_line_is_reported_in_one_sentence(arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "serving", "--model", "org/model", *arguments]
+def test_a_wrong_command_line_is_reported_in_one_sentence(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "serving", "--model", str(tmp_path), *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 1
     assert message in finished.stderr
