@@ -25,6 +25,8 @@ UNREPEATABLE_HEADERS = frozenset(
         b"transfer-encoding",
     }
 )
+# A chunk of one byte is sent as six; the rest of a chunk's line, its extensions, is read by nobody.
+MAX_FRAMED_BYTES_PER_BYTE = 8
 UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 UPGRADE_OPTIONS = frozenset({b"upgrade", b"http2-settings"})
 
@@ -34,8 +36,8 @@ HeaderList = list[tuple[bytes, bytes]]
 class RequestParser:
     """Parser of the requests of one connection; limits count bytes as they arrive, not per read.
 
-    A subclass gets `on_start`, then `on_head`, then `on_body` for each part, then `on_end`, and may raise
-    ApiError in each of them.
+    A subclass gets `on_start`, then `on_head`, then `on_part` for each part of the body, then `on_end`, and
+    may raise ApiError in each of them.
     """
 
     def __init__(self) -> None:
@@ -47,7 +49,7 @@ class RequestParser:
 
     def on_head(self) -> None: ...
 
-    def on_body(self, part: bytes) -> None: ...
+    def on_part(self, part: bytes) -> None: ...
 
     def on_end(self) -> None: ...
 
@@ -56,12 +58,15 @@ class RequestParser:
         self.header_list: HeaderList = []
         self.headers: dict[bytes, bytes] = {}
         self.head_bytes = self.fed_bytes = 0
+        self.body_bytes = self.framed_bytes = 0
         self.in_head = True
         self.upgrades = False
 
     def feed(self, data: bytes) -> Exception | None:
         """Parse the data and return the error, if there is one."""
         started_in_head = self.in_head
+        if not started_in_head:
+            self.framed_bytes += len(data)
         try:
             self._feed(data)
         except httptools.HttpParserCallbackError as error:
@@ -74,6 +79,8 @@ class RequestParser:
             self.fed_bytes += len(data)
             if self.fed_bytes > MAX_HEAD_BYTES:
                 return _head_too_large()
+        if self.framed_bytes > MAX_HEAD_BYTES + MAX_FRAMED_BYTES_PER_BYTE * self.body_bytes:
+            return MalformedRequest("The chunks of the body are mostly extensions. Leave them out.")
         return None
 
     def _feed(self, data: bytes) -> None:
@@ -130,6 +137,10 @@ class RequestParser:
             return
         self.on_head()
         self.in_head = False
+
+    def on_body(self, part: bytes) -> None:
+        self.body_bytes += len(part)
+        self.on_part(part)
 
     def on_message_complete(self) -> None:
         if self.upgrades:

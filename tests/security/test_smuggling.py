@@ -98,6 +98,7 @@ def test_an_upgrade_changes_nothing_about_the_body(size: int) -> None:
         b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"G" * (1 << 20),
         HEAD + CHUNKED + b"\r\n0\r\n" + b"X: a\r\n" * 100_000,
+        HEAD + CHUNKED + b"\r\n1;" + b"x=y;" * 100_000,
     ],
 )
 def test_an_endless_head_is_refused_at_its_limit(head: bytes) -> None:
@@ -110,6 +111,12 @@ def test_an_endless_head_is_refused_at_its_limit(head: bytes) -> None:
 def feed_without_the_body(parser: RequestParser, data: bytes) -> None:
     with contextlib.suppress(httptools.HttpParserUpgrade):
         parser.parser.feed_data(data)
+
+
+@pytest.mark.parametrize("size", [1, 65_536])
+def test_a_body_in_chunks_of_one_byte_is_read(size: int) -> None:
+    error, urls = parse(HEAD + CHUNKED + b"\r\n" + b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n", size)
+    assert error is None and urls == [b"/v1/chat/completions"]
 
 
 REGRESSIONS = [

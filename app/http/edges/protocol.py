@@ -191,7 +191,7 @@ class _Parser(RequestParser):
     def on_head(self) -> None:
         self.protocol.on_head()
 
-    def on_body(self, part: bytes) -> None:
+    def on_part(self, part: bytes) -> None:
         self.protocol.on_part(part)
 
     def on_end(self) -> None:

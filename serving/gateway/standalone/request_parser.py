@@ -41,7 +41,7 @@ class GatewayRequestParser(RequestParser):
         if chunked or length:
             self.listener.on_body_start(self.headers, chunked or length > MAX_HEAD_BYTES)
 
-    def on_body(self, part: bytes) -> None:
+    def on_part(self, part: bytes) -> None:
         if not self.body:
             self.body = part
             return
