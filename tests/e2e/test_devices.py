@@ -28,6 +28,13 @@ for i in 0 1 2 3 4 5 6 7; do echo "$i, GPU-0000000$i-0000, 143771, Disabled, NVI
 # Waits until the test creates a file with the name of its run.
 TRAINER = """
 import fcntl
+
+def state(pid):  # A zombie has released its devices.
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
 folder = pathlib.Path(__file__).parent
 mine = {"run": run_dir.parent.name, "attempt": attempt, "pid": os.getpid(),
         "gpus": os.environ["CUDA_VISIBLE_DEVICES"], "order": os.environ["CUDA_DEVICE_ORDER"],
@@ -38,7 +45,7 @@ with (folder / "ledger").open("a+") as ledger:
     ledger.seek(0)
     earlier = [json.loads(line) for line in ledger]
     shares = [e for e in earlier if set(e["gpus"].split(",")) & set(mine["gpus"].split(","))]
-    mine["overlaps"] = [e for e in shares if os.path.exists(f"/proc/{e['pid']}")]
+    mine["overlaps"] = [e for e in shares if state(e["pid"]) not in ("Z", "X", "")]
     ledger.write(json.dumps(mine) + "\\n")
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 while not (folder / mine["run"]).exists():
@@ -68,7 +75,7 @@ class GpuHost(Platform):
 
     def train(self, devices: int = 1) -> str:
         """Submit a job that trains on so many GPUs."""
-        return self.submit(sft_stage(devices=devices, batch_size=8, micro_batch_size=1), queue="cuda")
+        return self.submit(sft_stage(devices=devices, batch_size=devices, micro_batch_size=1), queue="cuda")
 
     def ledger(self) -> list[Any]:
         """Return what the programs have recorded."""
