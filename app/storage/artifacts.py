@@ -362,6 +362,6 @@ def read_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 def change_time(entry: dict[str, Any]) -> float | None:
     """Return the time of a listed entry: a number, a datetime, or nothing for a folder of S3."""
-    found = entry.get("mtime") or entry.get("LastModified") or entry.get("last_modified")
-    found = found or entry.get("created")
+    names = ("mtime", "LastModified", "last_modified", "created")
+    found = next((entry[name] for name in names if entry.get(name) is not None), None)
     return found.timestamp() if isinstance(found, datetime) else found
