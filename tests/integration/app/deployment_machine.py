@@ -26,11 +26,13 @@ from trainers.configs import EngineKind, Queue
 LEASE_SECONDS = 30.0
 SHORT_SECONDS, LONG_SECONDS = 12.0, 45.0
 N_WORKERS = 2
-MAX_DEPLOYMENTS = 4
+MAX_DEPLOYMENTS, MAX_WITH_SUCCESSORS = 3, 6
+N_NEWEST = 4
 NAMES = ("one", "two")
 CLOCK_COLUMNS = ("lease_expires_at", "queued_at", "created_at")
 ERROR = {"code": "engine_failed", "message": "It failed.", "hint": None}
 Pick = st.integers(0, 1000)
+Engines = st.sampled_from(["", "shared"])
 
 
 @dataclass
@@ -58,25 +60,29 @@ class DeploymentMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        """Empty the database and register the workers."""
+        """Empty the database, register the workers, and serve one deployment."""
         self.now = 0.0
         self.deployments: dict[str, ModelDeployment] = {}
         self.holders: list[Holder] = []
         self.workers = reset_database(N_WORKERS)
         self.bases = count(1)
+        # Hypothesis leaves out some rules in each example: without a deployment, nothing would happen.
+        self._create(NAMES[0], "")
+        self._claim_all(self.workers[0])
+        self._mark_ready(self.holders[0])
 
     # Clients
 
     @precondition(lambda self: len(self.deployments) < MAX_DEPLOYMENTS)
-    @rule(name=st.sampled_from(NAMES), engine=st.sampled_from(["", "shared"]))
+    @rule(name=st.sampled_from(NAMES), engine=Engines)
     def create(self, name: str, engine: str) -> None:
-        serving = self._find_ready(name)
-        base = f"hub/{next(self.bases)}"
-        created = Deployment(name=name, base=base, engine=EngineKind.hf, queue=Queue.cpu, engine_key=engine)
-        with transaction() as session:
-            insert_deployment(session, created)
-        self.deployments[created.id] = ModelDeployment()
-        assert self._find_ready(name) == serving, "the name is not served until its successor is ready"
+        self._create(name, engine)
+
+    @precondition(lambda self: len(self.deployments) < MAX_WITH_SUCCESSORS and self._serving())
+    @rule(pick=Pick, engine=Engines)
+    def create_successor(self, pick: int, engine: str) -> None:
+        serving = self._serving()
+        self._create(serving[pick % len(serving)].name, engine)
 
     @precondition(lambda self: self.deployments)
     @rule(pick=Pick)
@@ -184,6 +190,16 @@ class DeploymentMachine(RuleBasedStateMachine):
         self.rows_agree_with_the_model()
         self.a_name_has_one_owner_and_one_successor()
 
+    def _create(self, name: str, engine: str) -> None:
+        before = [row.id for row in self._serving() if row.name == name]
+        base = f"hub/{next(self.bases)}"
+        created = Deployment(name=name, base=base, engine=EngineKind.hf, queue=Queue.cpu, engine_key=engine)
+        with transaction() as session:
+            insert_deployment(session, created)
+        self.deployments[created.id] = ModelDeployment()
+        after = [row.id for row in self._serving() if row.name == name]
+        assert before == after, "the name is not served until its successor is ready"
+
     def _claim_all(self, worker: str) -> None:
         with read_session() as session:
             waiting = [row.id for row in lifecycle.list_claimable(session, worker, [Queue.cpu])]
@@ -227,14 +243,15 @@ class DeploymentMachine(RuleBasedStateMachine):
         with read_session() as session:
             return session.exec(select(Deployment).order_by(col(Deployment.id))).all()
 
-    def _find_ready(self, name: str) -> list[str]:
-        return [row.id for row in self._read() if row.name == name and row.status is DeploymentStatus.ready]
+    def _serving(self) -> list[Deployment]:
+        return [row for row in self._read() if row.status is DeploymentStatus.ready]
 
     def _pick_id(self, pick: int) -> str:
         return list(self.deployments)[pick % len(self.deployments)]
 
     def _pick_holder(self, pick: int) -> Holder:
-        return self.holders[pick % len(self.holders)]
+        """Return one of the newest attempts, of which some have lost their lease."""
+        return self.holders[-1 - pick % min(N_NEWEST, len(self.holders))]
 
     @staticmethod
     def _key(holder: Holder) -> tuple[str, int]:

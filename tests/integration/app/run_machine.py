@@ -51,7 +51,7 @@ class RunMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        """Empty the database and register the workers."""
+        """Empty the database, register the workers, and submit a job."""
         self.patch = pytest.MonkeyPatch()
         self.notifications: list[Queue] = []
         # The broker of the machine is a list, from which rules deliver, lose and repeat notifications.
@@ -62,24 +62,15 @@ class RunMachine(RuleBasedStateMachine):
         self.stale: list[tuple[str, int]] = []
         ids = reset_database(len(CLOCK_ERRORS))
         self.workers = [ModelWorker(*worker) for worker in zip(ids, CLOCK_ERRORS, strict=True)]
+        # Hypothesis leaves out some rules in each example: without a run, nothing would happen.
+        self._submit(2, 0)
 
     # Clients
 
     @precondition(lambda self: len(self.jobs) < MAX_JOBS)
     @rule(n_stages=st.integers(1, 2), priority=st.integers(0, 1))
     def submit(self, n_stages: int, priority: int) -> None:
-        job = Job(name="job")
-        with transaction() as session:
-            session.add(job)
-            session.flush()
-            runs = [
-                Run(job_id=job.id, position=i, name=f"s{i}", stage=StageKind.sft, queue=Queue.cpu,
-                    priority=priority, config={})
-                for i in range(n_stages)
-            ]  # fmt: skip
-            lifecycle.create_runs(session, runs)
-        self.jobs.append(job.id)
-        self.runs |= {run.id: ModelRun() for run in runs}
+        self._submit(n_stages, priority)
 
     @precondition(lambda self: self.jobs)
     @rule(pick=Pick, name=st.sampled_from(["cancel", "pause", "resume", "retry"]))
@@ -226,6 +217,20 @@ class RunMachine(RuleBasedStateMachine):
                 run for run in session.exec(select(Run)).all()
                 if not run.status.finished and run.status is not RunStatus.paused
             ]  # fmt: skip
+
+    def _submit(self, n_stages: int, priority: int) -> None:
+        job = Job(name="job")
+        with transaction() as session:
+            session.add(job)
+            session.flush()
+            runs = [
+                Run(job_id=job.id, position=i, name=f"s{i}", stage=StageKind.sft, queue=Queue.cpu,
+                    priority=priority, config={})
+                for i in range(n_stages)
+            ]  # fmt: skip
+            lifecycle.create_runs(session, runs)
+        self.jobs.append(job.id)
+        self.runs |= {run.id: ModelRun() for run in runs}
 
     def _act(self, job_id: str, name: str) -> None:
         with contextlib.suppress(Conflict), transaction() as session:
