@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app.settings import Settings
 from tests.conftest import ROOT
@@ -22,6 +23,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if "decisions" not in page.parts),
 ]
+ENV_EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 STAGES = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}:{block[:40]}")
     for page in PAGES
@@ -45,6 +47,19 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"\bTUNESMITH_([A-Z_]+[A-Z])\b", page.read_text(encoding="utf-8")))
     test_only = {"KEY", "LANGCHAIN_PYTHON", "LM_EVAL_PYTHON", "BENCHMARK", "GATEWAYS"}
     assert named - test_only - {name.upper() for name in Settings.model_fields} == set()
+
+
+def test_every_setting_is_in_the_example_of_env() -> None:
+    named = set(re.findall(r"^#TUNESMITH_([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE))
+    assert named == {name.upper() for name in Settings.model_fields}
+
+
+def test_compose_passes_each_setting_that_the_example_of_env_offers_for_it() -> None:
+    offered, _, _ = ENV_EXAMPLE.partition("# --- Paths and addresses")
+    names = set(re.findall(r"^#(TUNESMITH_[A-Z_]+)=", offered, re.MULTILINE))
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    workers = [compose["services"][name]["environment"] for name in ("worker-cpu", "worker-gpu")]
+    assert [names - set(environment) for environment in workers] == [set(), set()]
 
 
 def test_troubleshooting_has_every_code_of_a_run() -> None:
