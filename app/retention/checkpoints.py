@@ -25,6 +25,8 @@ DAY_SECONDS = 86_400.0
 # Files and folders in which the Trainer, Accelerate and DeepSpeed save what only a resumed run needs.
 STATE_PREFIXES = ("optimizer", "scheduler", "rng_state", "random_states", "scaler")
 DEEPSPEED_STATE_SUFFIX = "optim_states.pt"
+# The end of the key under which a checkpoint without its state is published.
+WEIGHTS_SUFFIX = "-weights"
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +74,18 @@ def drop_training_state(
         before_each()
         try:
             files = store.read_manifest(checkpoint.artifact, checkpoint.sha256)
-        except (ArtifactCorrupt, OSError) as error:
+            if not dry_run:
+                _publish_weights(store, checkpoint, [f for f in files if not is_training_state(f["path"])])
+        except (ArtifactCorrupt, FileNotFoundError) as error:
+            # A damaged checkpoint must not end every collection. An unreachable store does.
             logger.warning("%s is not reduced: %s", checkpoint.id, error)
             continue
         state_bytes = sum(file["size_bytes"] for file in files if is_training_state(file["path"]))
-        if not dry_run:
-            _publish_weights(store, checkpoint, [f for f in files if not is_training_state(f["path"])])
         yield _removal(RemovalReason.checkpoint_state, checkpoint, state_bytes)
 
 
 def _publish_weights(store: ArtifactStore, checkpoint: Checkpoint, files: Sequence[dict[str, Any]]) -> None:
-    published = store.publish_subset(checkpoint.artifact, f"{checkpoint.artifact}-weights", list(files))
+    published = store.publish_subset(checkpoint.artifact, checkpoint.artifact + WEIGHTS_SUFFIX, list(files))
     with transaction() as session:
         moved = session.scalar(
             update(Checkpoint)

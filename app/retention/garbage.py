@@ -3,7 +3,9 @@
 An artifact is published before its row is committed, so one without a row may be a publication in progress.
 It is deleted only if no publication can still name it: its dataset or model is marked as deleted, its run has
 ended or is gone, or it is older than the grace period and than every run in progress. Keys are never used
-twice, so an artifact that was garbage once stays garbage. Keys of an unknown form are never touched.
+twice, so an artifact that was garbage once stays garbage. There is one exception: the weights of a checkpoint
+whose row still names the whole checkpoint. They are deleted after the grace period only. Keys of an unknown
+form are never touched.
 """
 
 import time
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
+from app.retention.checkpoints import WEIGHTS_SUFFIX
 from app.retention.report import Removal, RemovalReason
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session
@@ -65,7 +68,10 @@ def delete_garbage(
 
 def _load_names(session: Session, batch: Sequence[StoredArtifact]) -> _BatchNames:
     keys = [artifact.key for artifact in batch]
-    named = set(session.scalars(select(col(Checkpoint.artifact)).where(col(Checkpoint.artifact).in_(keys))))
+    # With the checkpoints of which the batch contains the weights.
+    checkpoint_keys = {*keys, *(key.removesuffix(WEIGHTS_SUFFIX) for key in keys)}
+    of_checkpoints = select(col(Checkpoint.artifact)).where(col(Checkpoint.artifact).in_(checkpoint_keys))
+    named = set(session.scalars(of_checkpoints))
     deleted: set[str] = set()
     for table in (Dataset, Model):
         rows = select(col(table.artifact), col(table.deleted_at)).where(col(table.artifact).in_(keys))
@@ -97,7 +103,9 @@ def _find_reason(artifact: StoredArtifact, names: _BatchNames, newest: float) ->
         return RemovalReason.deleted
     status, attempt = run
     if status.finished:
-        return RemovalReason.unnamed
+        # Another process may be about to move the checkpoint's row to its weights.
+        is_pending = artifact.key.removesuffix(WEIGHTS_SUFFIX) in names.named
+        return None if is_pending and artifact.changed_at >= newest else RemovalReason.unnamed
     # The current attempt publishes its files and checkpoints before it commits their rows.
     is_old = artifact.attempt < attempt or artifact.changed_at < newest
     return RemovalReason.unnamed if is_old else None

@@ -270,6 +270,29 @@ def test_a_row_that_is_committed_between_listing_and_deletion_protects_its_artif
     assert deleted == []
 
 
+def test_weights_to_which_another_process_is_about_to_move_the_row_stay(
+    settings: Settings, make_job: Make, tmp_path: Path
+) -> None:
+    checkpoint = add_checkpoint(tmp_path, finish(make_job), 5)
+    weights = publish(tmp_path / "weights", f"{checkpoint.artifact}-weights", {"weights": 7})
+    artifacts = list_artifacts(get_store())
+    assert list(delete_garbage(get_store(), artifacts, 600, lambda: None)) == []
+    set_values(Checkpoint, checkpoint.id, artifact=weights.key, sha256=weights.sha256)
+    deleted = list(delete_garbage(get_store(), artifacts, 600, lambda: None))
+    assert [removal.name for removal in deleted] == [checkpoint.artifact]
+
+
+def test_a_checkpoint_with_a_missing_file_does_not_end_the_collection(
+    settings: Settings, make_job: Make, tmp_path: Path
+) -> None:
+    run = finish(make_job)
+    damaged, whole = [add_checkpoint(tmp_path, run, step) for step in (5, 10)]
+    Path(get_store().root, damaged.artifact, "adapter_model.safetensors").unlink()
+    run_collection(settings)
+    assert {(row.step, row.resumable) for row in rows(Checkpoint)} == {(5, True), (10, False)}
+    assert stored_keys() == {damaged.artifact, f"{whole.artifact}-weights"}
+
+
 def test_logs_above_the_limit_go_from_the_oldest_run_on(
     settings: Settings, make_job: Make, tmp_path: Path, client: TestClient
 ) -> None:
