@@ -4,6 +4,7 @@ A fetch does not read a file again that has not changed since this host last ver
 it also finds bits that rotted on the disk.
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from app.tables import Checkpoint, Dataset, Model, Run
 
 # An artifact is published before its row is committed, and a folder on S3 file by file.
 UNKNOWN_AFTER_SECONDS = 3600.0
+# What a failing disk reports for one file, and what a file of another kind does: others can still be read.
+DAMAGE_ERRNOS = {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 DATASETS, MODELS, CHECKPOINTS, RUNS = "datasets", "models", "checkpoints", "runs"
 
 Report = Callable[["VerifyProgress"], None]
@@ -75,7 +78,8 @@ def verify_store(store: ArtifactStore, report: Report) -> Iterator[StoreFault]:
             yield fault
         n_bytes += artifact.size_bytes
     report(VerifyProgress(len(named), len(named), n_bytes, total_bytes))
-    known = {artifact.key for artifact in named} | {f"{RUNS}/{run_id}" for run_id in _list_run_ids()}
+    known = {artifact.key for artifact in named} | _list_deleted_keys()
+    known |= {f"{RUNS}/{run_id}" for run_id in _list_run_ids()}
     for key in stored:
         if key not in known:
             yield StoreFault(FaultKind.unknown, key, "No row of the database names it.")
@@ -91,6 +95,16 @@ def list_named_artifacts() -> list[NamedArtifact]:
                 rows = rows.where(col(table.deleted_at).is_(None))
             named += [NamedArtifact(*row, is_folder=table is not Dataset) for row in session.exec(rows)]
     return named
+
+
+def _list_deleted_keys() -> set[str]:
+    """Return the keys of deleted datasets and models, whose files the next collection removes."""
+    with read_session() as session:
+        return {
+            key
+            for table in (Dataset, Model)
+            for key in session.exec(select(table.artifact).where(col(table.deleted_at).is_not(None)))
+        }
 
 
 def _list_run_ids() -> list[str]:
@@ -109,6 +123,11 @@ def _verify_artifact(store: ArtifactStore, artifact: NamedArtifact) -> StoreFaul
     except FileNotFoundError:
         message = f"{artifact.owner}: its files are not in the store."
         return StoreFault(FaultKind.missing, artifact.key, message)
+    except OSError as error:
+        if error.errno not in DAMAGE_ERRNOS:
+            raise
+        message = f"{artifact.owner}: a file cannot be read: {error.strerror}."
+        return StoreFault(FaultKind.damaged, artifact.key, message)
     return None
 
 

@@ -59,6 +59,11 @@ def verify(capsys: pytest.CaptureFixture[str]) -> tuple[str, str | int | None]:
     return capsys.readouterr().out, status
 
 
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def test_an_intact_store_has_no_faults(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(capsys) == ("Every artifact is as it was published.\n", 0)
 
@@ -70,6 +75,7 @@ def test_an_intact_store_has_no_faults(artifacts: Path, capsys: pytest.CaptureFi
         (lambda root: (root / "models/model_1/weights").write_bytes(b"v" * 5000), "damaged\tmodels/model_1"),
         (lambda root: next((root / "datasets").iterdir()).write_bytes(b""), "damaged\tdatasets/"),
         (lambda root: next((root / "datasets").iterdir()).unlink(), "missing\tdatasets/"),
+        (lambda root: replace_by_folder(next((root / "datasets").iterdir())), "damaged\tdatasets/"),
         (lambda root: next(root.glob("checkpoints/*/*/weights")).unlink(), "damaged\tcheckpoints/"),
         (lambda root: (root / "models/model_1").rename(root / "models/model_2"), "missing\tmodels/model_1"),
         (lambda root: (root / "models/model_1").rename(root / "models/model_2"), "unknown\tmodels/model_2"),
@@ -108,4 +114,13 @@ def test_an_artifact_that_is_being_published_is_not_unknown(
     artifacts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (artifacts / "models" / "model_new.ab12.part").mkdir()
+    assert verify(capsys)[1] == 0
+
+
+@on_sqlite
+def test_the_files_of_a_deleted_dataset_are_not_unknown(
+    artifacts: Path, client: TestClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dataset,) = client.get("/api/v1/datasets").json()["items"]
+    assert client.delete(f"/api/v1/datasets/{dataset['id']}").status_code == 204
     assert verify(capsys)[1] == 0
