@@ -296,7 +296,9 @@ def release_expired(session: Session, max_failures: int) -> list[Run]:
     """End the attempts of workers that have not renewed their leases in time, and return their runs."""
     has_expired = col(Run.lease_expires_at) < database_now()
     released = []
-    for run in session.scalars(select(Run).where(col(Run.status).in_(HELD), has_expired)).all():
+    # In one order: two sweepers that locked the rows in different ones would block each other.
+    expired = select(Run).where(col(Run.status).in_(HELD), has_expired).order_by(col(Run.id))
+    for run in session.scalars(expired).all():
         error = LeaseLost(
             f"Worker {run.worker_id} stopped renewing its lease on attempt {run.attempt}.",
             "Check whether that worker's host is up.",

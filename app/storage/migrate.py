@@ -63,5 +63,10 @@ def _migration_lock(engine: Engine) -> Iterator[None]:
     # Not in a transaction: the server would end it for being idle while the migrations run.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": POSTGRESQL_LOCK_ID})
-        yield
+        try:
+            yield
+        except BaseException:
+            # The lock ends with its connection, which would otherwise keep it in the pool.
+            connection.invalidate()
+            raise
         connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": POSTGRESQL_LOCK_ID})
