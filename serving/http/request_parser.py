@@ -64,8 +64,8 @@ class RequestParser:
 
     def feed(self, data: bytes) -> Exception | None:
         """Parse the data and return the error, if there is one."""
-        started_in_head = self.in_head
-        if not started_in_head:
+        message = self.header_list
+        if not self.in_head:
             self.framed_bytes += len(data)
         try:
             self._feed(data)
@@ -75,7 +75,8 @@ class RequestParser:
             return _malformed(cause) if isinstance(cause, httptools.HttpParserError) else cause
         except httptools.HttpParserError as error:
             return _malformed(error)
-        if started_in_head and self.in_head:
+        # A read that also ends an earlier request does not count: most of its bytes are that request's.
+        if self.in_head and self.header_list is message:
             self.fed_bytes += len(data)
             if self.fed_bytes > MAX_HEAD_BYTES:
                 return _head_too_large()
@@ -84,17 +85,18 @@ class RequestParser:
         return None
 
     def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as error:
-            rest = data[error.args[0] :]
-        else:
-            return
-        # httptools stops after the head and would leave the body out, so the head is parsed again.
-        head = _head_without_upgrade(self._request_line(), self.header_list)
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.feed_data(head)
-        self._feed(rest)
+        # A loop, since one read can bring thousands of requests that ask for an upgrade.
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as error:
+                data = data[error.args[0] :]
+            else:
+                return
+            # httptools stops after the head and would leave the body out, so the head is parsed again.
+            head = _head_without_upgrade(self._request_line(), self.header_list)
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(head)
 
     def _request_line(self) -> bytes:
         version = self.parser.get_http_version().encode()

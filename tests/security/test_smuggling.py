@@ -88,6 +88,18 @@ def test_an_upgrade_changes_nothing_about_the_body(size: int) -> None:
     assert error is None and urls == [b"/v1/chat/completions", b"/api/v1/keys"]
 
 
+def test_one_read_can_bring_thousands_of_requests() -> None:
+    for head in (HEAD, HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"):
+        error, urls = parse((head + b"\r\n") * 2_000, 1 << 20)
+        assert error is None and len(urls) == 2_000
+
+
+def test_a_body_that_arrives_with_its_head_does_not_count_as_a_head() -> None:
+    data = HEAD + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000
+    error, urls = parse(data + HEAD, 1 << 20)
+    assert error is None and urls == [b"/v1/chat/completions"]
+
+
 @pytest.mark.parametrize(
     "head",
     [
