@@ -167,12 +167,15 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
     model = _decode(fields["model"]) if "model" in fields else None
     if not isinstance(model, str):
         raise InvalidRequest("'model' must be the name of a deployment.", "model")
-    # Most requests have no other fields, so one set operation decides.
-    if not fields.keys() <= UNRESTRICTED_FIELDS[path]:
-        _check_restricted(fields)
-        _remove_neutral_fields(path, fields)
-    check_media(path, fields)
-    _check_limits(fields, limits)
+    try:
+        # Most requests have no other fields, so one set operation decides.
+        if not fields.keys() <= UNRESTRICTED_FIELDS[path]:
+            _check_restricted(fields)
+            _remove_neutral_fields(path, fields)
+        check_media(path, fields)
+        _check_limits(fields, limits)
+    except RecursionError as error:
+        raise InvalidRequest("The body has too many levels of lists and objects.") from error
     return RequestBody(model, fields)
 
 

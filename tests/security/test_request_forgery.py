@@ -23,7 +23,11 @@ URLS = [
     "ftp://x/y",
     "s3://bucket/key",
     "gopher://127.0.0.1:6379/_FLUSHALL",
+    "\x01http://127.0.0.1",
+    "ht\ntp://127.0.0.1",
 ]
+# SGLang opens a path in the place of a URL.
+PATHS = ["/etc/secret.png", "//127.0.0.1/x.png", "..\\x.png"]
 CHAT = "/v1/chat/completions"
 
 
@@ -43,6 +47,10 @@ def test_no_engine_gets_the_url_of_a_medium(url: str) -> None:
         (CHAT, chat({"type": "video_url", "video_url": {"url": url}})),
         (CHAT, chat({"type": "Audio_Url", "audio_url": {"url": url}})),
         (CHAT, chat({"type": "file", "file": {"file_data": url}})),
+        # vLLM accepts parts without a type.
+        (CHAT, chat({"image_url": {"url": url}})),
+        (CHAT, chat({"video_url": url})),
+        (CHAT, chat({"input_audio": {"data": url}})),
         (CHAT, chat({"image_url": {"url": url}, "type": "image_url"}).replace(b'"type"', b'"\\u0074ype"')),
         (CHAT, chat({"type": "image_url", "image_url": {"url": url}}).replace(b"image", b"\\u0069mage")),
         ("/v1/responses", response({"type": "input_image", "image_url": url})),
@@ -53,11 +61,29 @@ def test_no_engine_gets_the_url_of_a_medium(url: str) -> None:
             parse_request_body(path, body, RequestLimits())
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_no_engine_gets_a_path_in_the_place_of_a_url(path: str) -> None:
+    for part in ({"type": "image_url", "image_url": {"url": path}}, {"image_url": path}):
+        with pytest.raises(InvalidRequest, match="URL"):
+            parse_request_body(CHAT, chat(part), RequestLimits())
+
+
+def test_content_of_many_levels_is_refused_before_it_is_searched() -> None:
+    part: Any = "x"
+    for _ in range(600):
+        part = [part]
+    with pytest.raises(InvalidRequest, match="levels"):
+        parse_request_body(CHAT, chat({"type": part}), RequestLimits())
+
+
 @pytest.mark.parametrize(
     "part",
     [
         {"type": "text", "text": "http://example.com is a URL"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}},
+        {"image_url": "data:image/png;base64,aGk="},
+        {"type": "input_audio", "input_audio": {"data": "/9j/4AAQ", "format": "wav"}},
+        {"type": "text", "text": "x", "annotations": [{"type": "url_citation", "url": "https://x"}]},
     ],
 )
 def test_a_text_with_a_url_and_data_in_the_request_are_forwarded(part: dict[str, Any]) -> None:
