@@ -10,8 +10,8 @@ from serving.http.errors import InvalidRequest
 # The field of each path that contains content parts.
 CONTENT_FIELDS = {"/v1/chat/completions": "messages", "/v1/responses": "input"}
 MEDIUM = re.compile(r"image|audio|video|file|document|media")
-# A part that contains a medium has a `type` or, in vLLM's API, only a field such as `image_url`; escapes could
-# hide both. The names are short, so that the search takes linear time.
+# A part that contains a medium has a `type` or, in vLLM's API, only a field such as `image_url`, and escapes
+# could hide both. The length of a name is bounded, so that the search takes linear time.
 POSSIBLE_MEDIUM = re.compile(rb'"type"|\\u|(?:image|audio|video|file|document|media)[A-Za-z0-9_]{0,32}"\s*:')
 SCHEME = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 # Parsers of URLs skip these characters at the start, and tabs and line ends everywhere.
