@@ -60,7 +60,10 @@ class RunDispatcher:
             self._worker.wake.wait(seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
             self._worker.wake.clear()
             self.fill()
-        for thread in list(self._threads):
+        # A claim that a notification began before the stop starts its run while it holds the lock.
+        with self._claiming:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join()
 
     def _claim_all(self) -> None:
@@ -73,7 +76,13 @@ class RunDispatcher:
     def _start(self, claimed: ClaimedRun) -> None:
         thread = threading.Thread(target=self._execute, args=(claimed,), name=claimed.run.id)
         self._threads[thread] = claimed
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            # The host has no thread left. The sweeper returns the run to its queue when its lease ends.
+            del self._threads[thread]
+            self._worker.release_devices(claimed.devices)
+            raise
 
     def _execute(self, claimed: ClaimedRun) -> None:
         try:

@@ -1,7 +1,9 @@
 """How many runs a worker executes at once, and when it looks for the next one."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from workers.hosts.devices import DevicePool
 from workers.hosts.gpus import Gpu
 from workers.hosts.worker import WorkerContext
 from workers.runs.dispatcher import RunDispatcher
+from workers.runs.execute import ClaimedRun, claim_next
 
 Submit = Callable[..., str]
 HOUR = 3600
@@ -99,3 +102,26 @@ def test_a_full_worker_waits_before_it_takes_the_next_notification(
     (worker.settings.data_dir / f"{run_id}.end").touch()
     dispatcher.wait_for_room()
     assert row(run_id).status is RunStatus.succeeded
+
+
+def test_a_worker_that_stops_waits_for_a_run_that_is_being_claimed(
+    worker: WorkerContext, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, dispatcher = submit(PROGRAM), RunDispatcher(worker)
+    is_claiming, may_claim = threading.Event(), threading.Event()
+
+    def claim_slowly(*arguments: Any) -> ClaimedRun | None:
+        is_claiming.set()
+        may_claim.wait(5)
+        return claim_next(*arguments)
+
+    monkeypatch.setattr("workers.runs.dispatcher.claim_next", claim_slowly)
+    notification = threading.Thread(target=dispatcher.fill)
+    notification.start()
+    assert is_claiming.wait(5)
+    worker.stopping.set()
+    dispatcher.start()
+    threading.Timer(0.3, may_claim.set).start()
+    dispatcher.join()
+    assert row(run_id).status is RunStatus.queued and row(run_id).attempt == 1
+    notification.join()
