@@ -34,7 +34,9 @@ class Lease:
         self._incident = Incident("lease renewal", subject=name)
         self._seconds = seconds
         self._renew = renew
-        self._processes: list[GuardedProcess] = []
+        # Changed by the threads of the run or deployment and of its engine.
+        self._processes: set[GuardedProcess] = set()
+        self._lock = threading.Lock()
         self._has_ended = False
         self._deadline = since + seconds * KILL_AT_SHARE
 
@@ -45,12 +47,14 @@ class Lease:
 
     def bind(self, process: GuardedProcess) -> None:
         """Extend the life of this process with each renewal."""
-        self._processes = [*self._processes, process]
+        with self._lock:
+            self._processes.add(process)
         process.extend(self.seconds_left)
 
     def unbind(self, process: GuardedProcess) -> None:
         """Stop extending the life of this process: it has ended, or another lease is bound to it."""
-        self._processes = [bound for bound in self._processes if bound is not process]
+        with self._lock:
+            self._processes.discard(process)
 
     def end(self) -> None:
         """Stop renewing: the run has ended, and its lease with it."""
@@ -78,7 +82,9 @@ class Lease:
         else:
             self._incident.resolve()
             self._deadline = requested_at + self._seconds * KILL_AT_SHARE
-            for process in self._processes:
+            with self._lock:
+                processes = list(self._processes)
+            for process in processes:
                 process.extend(self.seconds_left)
 
 
