@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from celery import signals
+from celery import Celery, signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.platforms import SecurityWarning
 
@@ -106,6 +106,24 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     collector.start()
     deployments.start()
     dispatcher.start()
+    try:
+        _receive_notifications(worker, celery)
+    finally:
+        was_asked_to_stop = worker.stopping.is_set()
+        worker.stopping.set()
+        # Celery's handlers no longer do anything; a second Ctrl-C does not wait for the current runs.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        dispatcher.join()
+        deployments.join()
+        worker.tracker.stop()
+        sweeper.stop()
+        collector.stop()
+        worker.leases.stop()
+    return was_asked_to_stop
+
+
+def _receive_notifications(worker: WorkerContext, celery: Celery) -> None:
+    """Run Celery in this thread until a signal stops it."""
     # Celery itself waits for its tasks: runs and engines must stop at once, so that they save and leave.
     signals.worker_shutting_down.connect(lambda **_: worker.stopping.set(), weak=False)
     # Celery warns about running as root because of pickle, which we do not accept.
@@ -118,23 +136,12 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
         pool="threads",
         concurrency=1,
         consumer_cls=PersistentConsumer,
-        loglevel=settings.log_level,
+        loglevel=worker.settings.log_level,
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
         quiet=True,
     ).start()
-    was_asked_to_stop = worker.stopping.is_set()
-    worker.stopping.set()
-    # Celery's handlers no longer do anything; a second Ctrl-C does not wait for the current runs.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    dispatcher.join()
-    deployments.join()
-    worker.tracker.stop()
-    sweeper.stop()
-    collector.stop()
-    worker.leases.stop()
-    return was_asked_to_stop
 
 
 def _leave(worker: WorkerContext) -> None:
