@@ -280,9 +280,11 @@ class DeploymentRunner:
         if self.is_ready and is_loaded and not self._lease.lost.is_set():
             self.engine_process.unbind_lease(self._lease)
             time.sleep(ROUTE_EXPIRY_SECONDS)
-        self._unload()
-        self.engine_process.unbind_lease(self._lease)
-        self.engine_process.release()
+        try:
+            self._unload()
+        finally:
+            self.engine_process.unbind_lease(self._lease)
+            self.engine_process.release()
         if self.engine_process.closing.is_set():
             self.engine_process.stopped.wait()
 
