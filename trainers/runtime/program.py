@@ -108,6 +108,8 @@ def _exit_with(run_dir: Path | None, work: Callable[[], None]) -> NoReturn:
     try:
         work()
     except StopRequested:
+        # A second signal must not end this process before it has left its ranks.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # Torch's launcher also asks a rank to stop because another one has died.
         if ranks is not None and (lost := ranks.find_lost_rank(wait_seconds=0)) is not None:
             _report_error(run_dir, RankLost(lost), ranks)
