@@ -1,21 +1,30 @@
-"""Upload of checkpoints from a run directory to the artifact store, in a thread of its own.
+"""Upload of checkpoints from a run directory to the artifact store, in a thread of its own, and their rows.
 
 The program deletes its older checkpoints at any time. So that a slow store does not end up without any,
 each checkpoint is kept by hard links until it is stored. Of those that wait, only the newest is kept, which
 bounds the disk space.
 """
 
+import logging
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlmodel import Session, col, select
+
+from app.runs import lifecycle
+from app.runs.lifecycle import NewEvent
 from app.storage.artifacts import PublishedArtifact, get_store
-from app.tables import Run
+from app.storage.database import transaction
+from app.tables import Checkpoint, EventType, Run
+from trainers.configs import TrainingConfig
 from trainers.runtime import run_dir as files
 
 LINK_FOLDER = ".held"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,3 +93,53 @@ def _is_complete(folder: Path) -> bool:
         return all((folder / file["path"]).is_file() for file in manifest["files"])
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def record_checkpoint(run: Run, checkpoint: files.CheckpointRecord, published: PublishedArtifact) -> None:
+    """Write the row of a stored checkpoint, and delete those that it supersedes.
+
+    Once written, a second call has no effect: the first one's commit may have lost its response.
+    """
+    with transaction() as session:
+        if _is_recorded(session, run, checkpoint):
+            return
+        data = {"step": checkpoint.step, "size_bytes": published.size_bytes}
+        event = NewEvent(EventType.checkpoint, data, checkpoint.step)
+        # The limit counts failures without progress, and a checkpoint is progress.
+        lifecycle.append_events(session, run.id, run.attempt, [event], {"failure_count": 0})
+        session.add(
+            Checkpoint(
+                run_id=run.id,
+                attempt=run.attempt,
+                step=checkpoint.step,
+                artifact=published.key,
+                sha256=published.sha256,
+                size_bytes=published.size_bytes,
+            )
+        )
+        superseded = _delete_superseded(session, run)
+    for artifact in superseded:
+        try:
+            get_store().delete(artifact)
+        except Exception as error:
+            # The new checkpoint is committed: what fails after that must not end the attempt.
+            logger.warning("could not remove %s: %s", artifact, error, extra={"run_id": run.id})
+
+
+def _is_recorded(session: Session, run: Run, checkpoint: files.CheckpointRecord) -> bool:
+    statement = select(Checkpoint.id).where(
+        Checkpoint.run_id == run.id, Checkpoint.attempt == run.attempt, Checkpoint.step == checkpoint.step
+    )
+    return session.exec(statement).first() is not None
+
+
+def _delete_superseded(session: Session, run: Run) -> list[str]:
+    """Delete the rows of all but the newest `keep_checkpoints` checkpoints, and return their artifacts."""
+    config = run.stage_config()
+    n_kept = config.keep_checkpoints if isinstance(config, TrainingConfig) else 1
+    newest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id)
+    newest = newest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc())
+    superseded = session.exec(newest.offset(n_kept)).all()
+    for checkpoint in superseded:
+        session.delete(checkpoint)
+    return [checkpoint.artifact for checkpoint in superseded]

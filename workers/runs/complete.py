@@ -99,7 +99,8 @@ def end_attempt(attempt: RunAttempt, error: TunesmithError | None) -> Run:
 def publish_files(run_dir: Path, run: Run) -> None:
     """Publish the log and the other files at the top of the run directory, without secrets."""
     for path in run_dir.iterdir():
-        if path.is_file() and not path.name.startswith("."):
+        # A link could lead to any file of this host.
+        if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
             try:
                 if path.suffix in TEXT_SUFFIXES:
                     redact_file(path)

@@ -7,15 +7,14 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from app.runs import lifecycle
 from app.runs.lifecycle import AttemptOutcome, FreeResources, NewEvent, StaleAttempt
 from app.scheduling.incidents import describe_error
-from app.storage.artifacts import PublishedArtifact, get_store
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
-from app.tables import Checkpoint, EventType, Run, RunStatus
-from trainers.configs import EngineClientConfig, Queue, StageKind, TrainingConfig
+from app.tables import Run, RunStatus
+from trainers.configs import EngineClientConfig, Queue, StageKind
 from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
@@ -29,7 +28,7 @@ from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
 from workers.runs import complete, deploy_stage
-from workers.runs.checkpoints import CheckpointUploads
+from workers.runs.checkpoints import CheckpointUploads, record_checkpoint
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
 from workers.runs.launch import Launch, prepare_launch
@@ -316,41 +315,5 @@ class _RunExecution:
                 self.unsaved.events.append(NewEvent.warning(ErrorCode.artifacts_unreachable, message))
                 published = None
             if published is not None:
-                self._save_checkpoint(upload.checkpoint, published)
+                record_checkpoint(self.run, upload.checkpoint, published)
             self.uploads.remove(upload)
-
-    def _save_checkpoint(self, checkpoint: files.CheckpointRecord, published: PublishedArtifact) -> None:
-        with transaction() as session:
-            data = {"step": checkpoint.step, "size_bytes": published.size_bytes}
-            event = NewEvent(EventType.checkpoint, data, checkpoint.step)
-            # The limit counts failures without progress, and a checkpoint is progress.
-            lifecycle.append_events(session, self.run.id, self.run.attempt, [event], {"failure_count": 0})
-            session.add(
-                Checkpoint(
-                    run_id=self.run.id,
-                    attempt=self.run.attempt,
-                    step=checkpoint.step,
-                    artifact=published.key,
-                    sha256=published.sha256,
-                    size_bytes=published.size_bytes,
-                )
-            )
-            superseded = _delete_superseded(session, self.run)
-        for artifact in superseded:
-            try:
-                get_store().delete(artifact)
-            except Exception as error:
-                # The new checkpoint is committed: what fails after that must not end the attempt.
-                logger.warning("could not remove %s: %s", artifact, error, extra={"run_id": self.run.id})
-
-
-def _delete_superseded(session: Session, run: Run) -> list[str]:
-    """Delete the rows of all but the newest `keep_checkpoints` checkpoints, and return their artifacts."""
-    config = run.stage_config()
-    n_kept = config.keep_checkpoints if isinstance(config, TrainingConfig) else 1
-    newest = select(Checkpoint).where(col(Checkpoint.run_id) == run.id)
-    newest = newest.order_by(col(Checkpoint.step).desc(), col(Checkpoint.attempt).desc())
-    superseded = session.exec(newest.offset(n_kept)).all()
-    for checkpoint in superseded:
-        session.delete(checkpoint)
-    return [checkpoint.artifact for checkpoint in superseded]

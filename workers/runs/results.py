@@ -89,7 +89,7 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     except (ValidationError, TypeError) as error:
         logger.warning("result.json is not valid: %s", error, extra={"run_id": run.id})
         return None
-    is_inside = all((run_dir / path).resolve().is_relative_to(run_dir.resolve()) for path in folders + paths)
+    is_inside = all(_is_inside(run_dir / path, run_dir) for path in folders + paths)
     exists = all((run_dir / path).is_dir() for path in folders) and all(
         (run_dir / path).is_file() for path in paths
     )
@@ -149,6 +149,14 @@ def infer_error(
     return ProgramWithoutResult(
         f"The program exited with status {exit_status} and left neither a result nor an error.",
         "Read the end of the log.",
+    )
+
+
+def _is_inside(path: Path, run_dir: Path) -> bool:
+    """Return whether a file, or a folder with all of its files, is in the run directory, past any links."""
+    root = run_dir.resolve()
+    return path.resolve().is_relative_to(root) and all(
+        found.resolve().is_relative_to(root) for found in path.rglob("*")
     )
 
 

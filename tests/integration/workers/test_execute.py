@@ -74,6 +74,18 @@ def checkpoint_steps(run_id: str) -> list[int]:
 
 
 @on_sqlite
+@pytest.mark.parametrize("link", ["model/link", "link.txt"])
+def test_no_file_is_published_to_which_a_link_of_the_program_leads(
+    worker: WorkerContext, submit: Submit, link: str
+) -> None:
+    worker.settings.max_failures = 0
+    run_id = submit(f"succeed()\n(run_dir / {link!r}).symlink_to('/etc/passwd')")
+    assert execute_next(worker)
+    assert row(run_id).status is (RunStatus.failed if link.startswith("model") else RunStatus.succeeded)
+    assert not get_store().exists(f"runs/{run_id}/1/link.txt")
+
+
+@on_sqlite
 @pytest.mark.parametrize(
     "result",
     [
@@ -274,6 +286,32 @@ def test_a_committed_end_whose_response_was_lost_keeps_its_model(
     run = row(run_id)
     assert run.status is RunStatus.succeeded
     assert get_store().exists(f"models/{run.model_id}/weights")
+
+
+def test_a_committed_checkpoint_whose_response_was_lost_does_not_end_the_attempt(
+    worker: WorkerContext, submit: Submit
+) -> None:
+    run_id = submit("checkpoint(3)\nwait_for('finish')\nsucceed()")
+    is_lost = threading.Event()
+    (heartbeat,) = (thread for thread in threading.enumerate() if thread.name == "heartbeat")
+
+    def lose_the_response(session: Session) -> None:
+        # The heartbeat commits in a thread of its own.
+        is_executing = threading.current_thread() is not heartbeat
+        if is_executing and not is_lost.is_set() and checkpoint_steps(run_id) == [3]:
+            is_lost.set()
+            raise OperationalError("COMMIT", {}, Exception("connection lost"))
+
+    event.listen(Session, "after_commit", lose_the_response)
+    try:
+        thread = in_thread(lambda: execute_next(worker))
+        until(is_lost.is_set)
+        (run_dir_of(worker, run_id) / "finish").touch()
+        thread.join()
+    finally:
+        event.remove(Session, "after_commit", lose_the_response)
+    assert row(run_id).status is RunStatus.succeeded and row(run_id).attempt == 1
+    assert checkpoint_steps(run_id) == [3]
 
 
 @on_sqlite
