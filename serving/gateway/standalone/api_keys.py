@@ -84,7 +84,7 @@ class KeyVerifier:
             await asyncio.shield(lookup)
         else:
             await asyncio.wait({lookup}, timeout=MAX_WAIT_SECONDS)
-        result = self._get_cached(digest)
+        result = self._get_cached(digest) or cached
         assert result is not None
         return result
 
@@ -110,9 +110,10 @@ class KeyVerifier:
         cache, other, max_entries = self.keys, self.rejections, MAX_KEYS
         if found.rejection is not None:
             cache, other, max_entries = self.rejections, self.keys, MAX_REJECTIONS
-        if len(cache) >= max_entries:
-            cache.clear()
         other.pop(digest, None)
+        # The oldest result leaves: a request that still waits for a newer one must find it.
+        if digest not in cache and len(cache) >= max_entries:
+            del cache[next(iter(cache))]
         cache[digest] = found
 
     async def _request(self, token: str) -> KeyLookup:
