@@ -31,7 +31,7 @@ from workers.runs import complete, deploy_stage
 from workers.runs.checkpoints import CheckpointUploads, record_checkpoint
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
-from workers.runs.launch import Launch, prepare_launch
+from workers.runs.launch import Launch, prepare_launch, remove_run_dir
 from workers.runs.run_engine import RunEngine
 
 logger = logging.getLogger(__name__)
@@ -172,10 +172,7 @@ class _RunExecution:
             raise
         finally:
             self.uploads.close()
-            shutil.rmtree(launch.run_dir, ignore_errors=True)
-            # Workers that share a data directory may have another attempt's directory next to it.
-            with contextlib.suppress(OSError):
-                launch.run_dir.parent.rmdir()
+            remove_run_dir(launch.run_dir)
 
     def _run_with_engine(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
         engine = RunEngine(config, launch.run_dir, self.settings)

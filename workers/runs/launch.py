@@ -1,5 +1,6 @@
 """Preparation of a claimed run: fetch its inputs, write its config, and build its command."""
 
+import contextlib
 import errno
 import shutil
 import sys
@@ -66,7 +67,7 @@ class Launch:
 def prepare_launch(
     run: Run, settings: Settings, devices: Devices, should_stop: Callable[[], bool] = lambda: False
 ) -> Launch:
-    """Fetch the run's inputs and write its config.
+    """Fetch the run's inputs and write its config; after a failure no run directory is left.
 
     Raises LaunchError, and DownloadStopped when `should_stop` returned True during a download.
     """
@@ -79,8 +80,11 @@ def prepare_launch(
         config, models, dataset_id = _resolve_references(run, settings, should_stop)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         _restore_checkpoint(run, run_dir)
-    except (OSError, ArtifactCorrupt, ValidationError) as error:
-        raise _as_launch_error(run, error) from error
+    except BaseException as error:
+        remove_run_dir(run_dir)
+        if isinstance(error, OSError | ArtifactCorrupt | ValidationError):
+            raise _as_launch_error(run, error) from error
+        raise
     python = settings.trainer_python or sys.executable
     # The engine gets the devices; the program itself only sends requests.
     devices = NO_DEVICES if isinstance(config, EngineClientConfig) else devices
@@ -95,6 +99,14 @@ def prepare_launch(
         base=models.get("base") or models.get("model"),
         n_oom_kills=count_oom_kills(),
     )
+
+
+def remove_run_dir(run_dir: Path) -> None:
+    """Remove the run directory of an attempt, and the run's folder unless another attempt's is in it."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    # Workers that share a data directory may have another attempt's directory next to it.
+    with contextlib.suppress(OSError):
+        run_dir.parent.rmdir()
 
 
 def _remove_earlier_attempts(run_dir: Path, attempt: int) -> None:

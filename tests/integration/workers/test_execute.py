@@ -373,6 +373,7 @@ def test_a_changed_dataset_fails_the_run_at_once(worker: WorkerContext, submit: 
     run = row(run_id)
     assert run.status is RunStatus.failed and run.error is not None and run.failure_count == 0
     assert run.error["code"] == "artifact_corrupt" and stored.name in run.error["message"]
+    assert not run_dir_of(worker, run_id).parent.exists()
 
 
 def deploy_stage(model: str) -> dict[str, object]:
