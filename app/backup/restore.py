@@ -28,7 +28,7 @@ from app.backup.layout import (
 from app.deployments import lifecycle as deployments
 from app.retention.collector import INSTALLATION_KEY
 from app.runs import lifecycle
-from app.runs.lifecycle import AttemptOutcome
+from app.runs.attempt_outcome import AttemptOutcome
 from app.storage import migrate
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import database_now

@@ -13,13 +13,13 @@ therefore writes nothing.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlmodel import Session, col
 
+from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
+from app.runs.claimable import FreeResources, order_queues, select_next
 from app.scheduling.queue import notify_after_commit
 from app.storage.database import database_now
 from app.tables import HELD, Event, EventType, Run, RunStatus
@@ -43,9 +43,6 @@ TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.succeeded: frozenset(),
 }
 
-# Each failure since the last checkpoint adds this delay: a host that is restarting needs some time.
-RETRY_DELAY_SECONDS = 10.0
-
 
 class LeaseLost(TunesmithError):
     code = ErrorCode.lease_lost
@@ -57,53 +54,6 @@ class EarlierStageEnded(TunesmithError):
 
 class StaleAttempt(Exception):
     """An attempt that no longer holds the run: the worker must stop its program and write nothing."""
-
-
-@dataclass(frozen=True)
-class NewEvent:
-    """An event without its number."""
-
-    type: EventType
-    data: dict[str, Any]
-    step: int | None = None
-
-    @classmethod
-    def warning(cls, code: str, message: str, **fields: Any) -> Self:
-        """Create a warning whose data also contains `fields`."""
-        return cls(EventType.warning, {"code": code, "message": message, **fields})
-
-
-@dataclass(frozen=True)
-class FreeResources:
-    """Devices and disk space of a worker's host that are free for one more run."""
-
-    gpus: int
-    disk_bytes: int
-    """Free space of the disk that contains the worker's data directory."""
-    max_gpus: int = 0
-    """The GPUs that the worker has when none is in use."""
-    full_queues: frozenset[Queue] = frozenset()
-    """Queues on which only a run that needs no device can start."""
-
-
-@dataclass(frozen=True)
-class AttemptOutcome:
-    """The end of an attempt that produced no result: an error, or a program that stopped on request."""
-
-    error: TunesmithError | None = None
-    reason: str | None = None
-    """Why the attempt ended without an error; written to the event."""
-    smaller_config: dict[str, Any] | None = None
-    """After `out_of_memory`: a config that needs less memory, if there is one."""
-    warning: NewEvent | None = None
-    """Written together with `smaller_config`."""
-    needed_disk_bytes: int | None = None
-    """After `disk_full`: the free space without which the next attempt would fail as well."""
-
-    @property
-    def code(self) -> ErrorCode | None:
-        """The error's code."""
-        return self.error.code if self.error is not None else None
 
 
 def create_runs(session: Session, runs: Sequence[Run]) -> None:
@@ -131,53 +81,11 @@ def claim(
     A run that has waited for GPUs for longer than `max_overtake_seconds` is not overtaken any more by runs
     that need fewer: the worker keeps the GPUs that become free for it. None is no limit.
     """
-    for queue in _order_queues(session, queues, stages, free):
-        run = _claim_on(session, worker_id, queue, stages, lease_seconds, free, max_overtake_seconds)
-        if run is not None:
+    for queue in order_queues(session, queues, stages, free):
+        claimable = select_next(session, queue, stages, free, max_overtake_seconds)
+        if (run := _claim_first(session, worker_id, claimable, lease_seconds)) is not None:
             return run
     return None
-
-
-def select_claimable(
-    queues: Sequence[Queue],
-    stages: Sequence[StageKind] = tuple(StageKind),
-    free: FreeResources | None = None,
-) -> Select[str]:
-    """Select the ids of the runs that could start now, in the order in which they should.
-
-    With `free`, a run that needs more GPUs or disk space is left to another host, or until they are free.
-    """
-    earlier = aliased(Run)
-    waits_for_earlier = exists().where(
-        col(earlier.job_id) == col(Run.job_id),
-        col(earlier.position) < col(Run.position),
-        col(earlier.status) != RunStatus.succeeded,
-    )
-    fits: list[ColumnElement[bool]] = []
-    if free is not None:
-        needed_bytes = col(Run.needed_disk_bytes)
-        fits = [
-            or_(col(Run.queue).not_in(free.full_queues), col(Run.device_count) == 0),
-            or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
-            or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
-        ]
-    return (
-        select(col(Run.id))
-        .where(
-            *fits,
-            col(Run.status) == RunStatus.queued,
-            col(Run.queue).in_(queues),
-            col(Run.stage).in_(stages),
-            or_(col(Run.claimable_at).is_(None), col(Run.claimable_at) <= database_now()),
-            ~waits_for_earlier,
-        )
-        .order_by(col(Run.priority).desc(), col(Run.id))
-    )
-
-
-def is_ahead_of(priority: int, run_id: str) -> ColumnElement[bool]:
-    """Return the SQL condition that a run is claimed before the run with this priority and id."""
-    return or_(col(Run.priority) > priority, and_(col(Run.priority) == priority, col(Run.id) < run_id))
 
 
 def move(
@@ -276,7 +184,7 @@ def end_attempt(
     poll, and the UPDATE is guarded by it.
     """
     run = session.get_one(Run, run_id, populate_existing=True)
-    to, changes = _next_status(run, end, max_failures)
+    to, changes = next_status(run, end, max_failures)
     data: dict[str, Any] = {"error": end.error.as_dict()} if end.error is not None else {}
     if end.reason is not None and to is RunStatus.queued:
         data["reason"] = end.reason
@@ -308,40 +216,9 @@ def release_expired(session: Session, max_failures: int) -> list[Run]:
     return [run for run in released if run is not None]
 
 
-def _order_queues(
-    session: Session, queues: Sequence[Queue], stages: Sequence[StageKind], free: FreeResources | None
-) -> Sequence[Queue]:
-    """Return the queues by the priority and age of their first runs.
-
-    The database finds the first run of one queue in an index, but would sort all runs of several.
-    """
-    if len(queues) == 1:
-        return queues
-    first: dict[Queue, tuple[int, str]] = {}
-    for queue in queues:
-        columns = col(Run.priority), col(Run.id)
-        row = session.execute(
-            select_claimable([queue], stages, free).with_only_columns(*columns).limit(1)
-        ).first()
-        if row is not None:
-            first[queue] = -row[0], row[1]
-    return sorted(first, key=lambda queue: first[queue])
-
-
-def _claim_on(
-    session: Session,
-    worker_id: str,
-    queue: Queue,
-    stages: Sequence[StageKind],
-    lease_seconds: float,
-    free: FreeResources | None,
-    max_overtake_seconds: float | None,
+def _claim_first(
+    session: Session, worker_id: str, claimable: Select[str], lease_seconds: float
 ) -> Run | None:
-    claimable = select_claimable([queue], stages, free)
-    if free is not None and max_overtake_seconds is not None and queue is Queue.cuda:
-        starved = _find_starved(session, stages, free, max_overtake_seconds)
-        if starved is not None:
-            claimable = claimable.where(or_(col(Run.device_count) == 0, is_ahead_of(*starved)))
     # Workers that claim at the same time skip each other's rows. SQLite has no such clause and needs none:
     # it runs one writing transaction at a time.
     next_run = claimable.limit(1).with_for_update(of=Run, skip_locked=True).scalar_subquery()
@@ -362,46 +239,6 @@ def _claim_on(
         data = {"status": RunStatus.running, "worker_id": worker_id}
         _add_events(session, run, [NewEvent(EventType.status, data)])
     return run
-
-
-def _next_status(run: Run, end: AttemptOutcome, max_failures: int) -> tuple[RunStatus, dict[str, Any]]:
-    """Return the status that follows, as the table of `end_attempt` has it, and the columns that change."""
-    if run.status is RunStatus.cancelling:
-        return RunStatus.cancelled, {}
-    is_pausing = run.status is RunStatus.pausing
-    to = RunStatus.paused if is_pausing else RunStatus.queued
-    if end.error is None or (end.error.code.infrastructure and is_pausing):
-        return to, {}
-    if end.error.code.infrastructure and run.failure_count < max_failures:
-        delay = RETRY_DELAY_SECONDS * run.failure_count
-        claimable_at = database_now(delay) if delay else None
-        return to, {"failure_count": run.failure_count + 1, "claimable_at": claimable_at}
-    if end.smaller_config is not None:
-        return to, {"config": end.smaller_config}
-    if end.needed_disk_bytes is not None and is_pausing:
-        return to, {"needed_disk_bytes": end.needed_disk_bytes}
-    if end.needed_disk_bytes is not None:
-        # The error is shown while the run waits. The delay bounds the retries where the disk of the artifact
-        # store is the full one: its free space is unknown to workers.
-        claimable_at = database_now(RETRY_DELAY_SECONDS)
-        changes = {"needed_disk_bytes": end.needed_disk_bytes, "claimable_at": claimable_at}
-        return to, {"error": end.error.as_dict(), **changes}
-    return RunStatus.failed, {"error": end.error.as_dict()}
-
-
-def _find_starved(
-    session: Session, stages: Sequence[StageKind], free: FreeResources, max_overtake_seconds: float
-) -> tuple[int, str] | None:
-    """Return the priority and id of the first run that has waited too long for more GPUs than are free."""
-    if not 0 < free.gpus < free.max_gpus:
-        return None
-    waiting = select_claimable([Queue.cuda], stages).where(
-        col(Run.device_count) > free.gpus,
-        col(Run.device_count) <= free.max_gpus,
-        col(Run.created_at) < database_now(-max_overtake_seconds),
-    )
-    row = session.execute(waiting.with_only_columns(col(Run.priority), col(Run.id)).limit(1)).first()
-    return row and (row[0], row[1])
 
 
 def _update(

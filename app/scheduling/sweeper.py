@@ -11,6 +11,7 @@ from sqlmodel import Session, col
 
 from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
+from app.runs.claimable import select_claimable
 from app.scheduling.periodic import PeriodicThread
 from app.scheduling.queue import notify_after_commit
 from app.settings import Settings
@@ -57,7 +58,7 @@ def _claim_notification(session: Session, queue: Queue, renotify_seconds: float)
     The mark lets one sweeper only send the notification. Only the next run counts: one notification is
     enough, since the worker that receives it takes runs until none is left.
     """
-    next_run = lifecycle.select_claimable([queue]).limit(1).scalar_subquery()
+    next_run = select_claimable([queue]).limit(1).scalar_subquery()
     waited = func.coalesce(Run.notified_at, Run.created_at) < database_now(-renotify_seconds)
     statement = update(Run).where(col(Run.id) == next_run, col(Run.status) == RunStatus.queued, waited)
     marked = session.scalars(

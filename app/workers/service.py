@@ -9,7 +9,7 @@ from sqlmodel import Session, col
 
 from app.http.errors import Conflict, InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
-from app.runs.lifecycle import is_ahead_of, select_claimable
+from app.runs.claimable import is_ahead_of, select_claimable
 from app.settings import Settings, get_settings
 from app.storage.database import database_now, read_session
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker

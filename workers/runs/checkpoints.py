@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
-from app.runs.lifecycle import NewEvent
+from app.runs.attempt_outcome import NewEvent
 from app.storage.artifacts import PublishedArtifact, get_store
 from app.storage.database import transaction
 from app.tables import Checkpoint, EventType, Run

@@ -11,7 +11,8 @@ from sqlmodel import Session
 
 from app.datasets.service import create_dataset
 from app.runs import lifecycle
-from app.runs.lifecycle import AttemptOutcome, StaleAttempt
+from app.runs.attempt_outcome import AttemptOutcome
+from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.settings import Settings
 from app.storage.artifacts import get_store

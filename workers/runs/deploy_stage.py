@@ -11,7 +11,8 @@ from sqlmodel import Session
 from app.deployments import lifecycle as deployments
 from app.deployments.create import NameIsAlias, build_deployment, insert_deployment
 from app.runs import lifecycle
-from app.runs.lifecycle import AttemptOutcome, StaleAttempt
+from app.runs.attempt_outcome import AttemptOutcome
+from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, transaction
 from app.tables import Deployment, DeploymentStatus, Run, RunStatus

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from sqlmodel import col, select
 
 from app.runs import lifecycle
-from app.runs.lifecycle import AttemptOutcome, FreeResources, NewEvent, StaleAttempt
+from app.runs.attempt_outcome import AttemptOutcome, NewEvent
+from app.runs.claimable import FreeResources
+from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Run, RunStatus

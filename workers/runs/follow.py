@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.runs.lifecycle import NewEvent
+from app.runs.attempt_outcome import NewEvent
 from app.tables import EventType
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import MetricsEvent, ProgramEvent, ResumedEvent, WarningEvent

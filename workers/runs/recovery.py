@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from app.runs.lifecycle import NewEvent
+from app.runs.attempt_outcome import NewEvent
 from app.tables import Checkpoint, Run
 from trainers.configs import TrainingConfig, parse_stage
 

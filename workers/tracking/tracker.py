@@ -19,7 +19,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from app.runs import lifecycle
-from app.runs.lifecycle import NewEvent
+from app.runs.attempt_outcome import NewEvent
 from app.scheduling.incidents import Incident
 from app.settings import Settings
 from app.storage.database import read_session, transaction

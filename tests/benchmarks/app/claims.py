@@ -14,7 +14,7 @@ from typing import Any
 from sqlmodel import Session, col
 
 from app.runs import lifecycle
-from app.runs.lifecycle import select_claimable
+from app.runs.claimable import select_claimable
 from app.storage.database import database_now, transaction
 from app.tables import Job, Run, RunStatus, Worker
 from tests.benchmarks.app.load import LoadResult

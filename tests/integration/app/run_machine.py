@@ -16,7 +16,8 @@ from sqlmodel import col, select
 from app.http.errors import Conflict
 from app.jobs import actions
 from app.runs import lifecycle
-from app.runs.lifecycle import NewEvent, StaleAttempt
+from app.runs.attempt_outcome import NewEvent
+from app.runs.lifecycle import StaleAttempt
 from app.scheduling import queue, sweeper
 from app.settings import Settings
 from app.storage.database import read_session, transaction

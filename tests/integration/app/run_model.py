@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from app.jobs.schemas import summary_view
-from app.runs.lifecycle import AttemptOutcome
+from app.runs.attempt_outcome import AttemptOutcome
 from app.tables import Event, EventType, Job, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError

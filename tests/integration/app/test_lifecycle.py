@@ -11,7 +11,9 @@ from sqlmodel import Session, col, select
 
 from app.deployments.create import insert_deployment
 from app.runs import lifecycle
-from app.runs.lifecycle import AttemptOutcome, FreeResources, NewEvent, StaleAttempt
+from app.runs.attempt_outcome import AttemptOutcome, NewEvent
+from app.runs.claimable import FreeResources
+from app.runs.lifecycle import StaleAttempt
 from app.settings import Settings
 from app.storage.database import get_engine, read_session, transaction
 from app.tables import Deployment, Event, EventType, Run, RunStatus, Worker

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import ColumnElement, Select, literal, select
 from sqlmodel import Session, col
 
-from app.runs import lifecycle
+from app.runs import claimable, lifecycle
+from app.runs.attempt_outcome import NewEvent
 from app.scheduling import sweeper
 from app.settings import Settings
 from app.storage.database import UTCDateTime, database_now
@@ -73,13 +74,13 @@ def with_later_stages_claimed_early(patch: pytest.MonkeyPatch) -> None:
         queued = col(Run.status) == RunStatus.queued
         return select(col(Run.id)).where(queued, col(Run.queue).in_(queues)).order_by(col(Run.id).desc())
 
-    patch.setattr(lifecycle, "select_claimable", select_queued)
+    patch.setattr(claimable, "select_claimable", select_queued)
 
 
 def without_events_of_released_runs(patch: pytest.MonkeyPatch) -> None:
     add_events = lifecycle._add_events
 
-    def add_some(session: Session, run: Run, events: Sequence[lifecycle.NewEvent]) -> None:
+    def add_some(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
         if run.status is not RunStatus.queued or run.attempt == 0:
             add_events(session, run, events)
 

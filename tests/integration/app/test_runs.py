@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.runs import lifecycle
-from app.runs.lifecycle import NewEvent
+from app.runs.attempt_outcome import NewEvent
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import transaction

@@ -7,7 +7,8 @@ from sqlmodel import select
 
 from app.jobs import actions
 from app.runs import lifecycle
-from app.runs.lifecycle import AttemptOutcome, FreeResources
+from app.runs.attempt_outcome import AttemptOutcome
+from app.runs.claimable import FreeResources
 from app.storage.database import transaction
 from app.tables import Run, RunStatus
 from tests.integration.workers.conftest import row

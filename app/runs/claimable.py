@@ -1,0 +1,122 @@
+"""The runs that could start now, in the order in which they should: the queries behind a claim."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col
+
+from app.storage.database import database_now
+from app.tables import Run, RunStatus
+from trainers.configs import Queue, StageKind
+
+
+@dataclass(frozen=True)
+class FreeResources:
+    """Devices and disk space of a worker's host that are free for one more run."""
+
+    gpus: int
+    disk_bytes: int
+    """Free space of the disk that contains the worker's data directory."""
+    max_gpus: int = 0
+    """The GPUs that the worker has when none is in use."""
+    full_queues: frozenset[Queue] = frozenset()
+    """Queues on which only a run that needs no device can start."""
+
+
+def select_claimable(
+    queues: Sequence[Queue],
+    stages: Sequence[StageKind] = tuple(StageKind),
+    free: FreeResources | None = None,
+) -> Select[str]:
+    """Select the ids of the runs that could start now, in the order in which they should.
+
+    With `free`, a run that needs more GPUs or disk space is left to another host, or until they are free.
+    """
+    earlier = aliased(Run)
+    waits_for_earlier = exists().where(
+        col(earlier.job_id) == col(Run.job_id),
+        col(earlier.position) < col(Run.position),
+        col(earlier.status) != RunStatus.succeeded,
+    )
+    fits: list[ColumnElement[bool]] = []
+    if free is not None:
+        needed_bytes = col(Run.needed_disk_bytes)
+        fits = [
+            or_(col(Run.queue).not_in(free.full_queues), col(Run.device_count) == 0),
+            or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
+            or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
+        ]
+    return (
+        select(col(Run.id))
+        .where(
+            *fits,
+            col(Run.status) == RunStatus.queued,
+            col(Run.queue).in_(queues),
+            col(Run.stage).in_(stages),
+            or_(col(Run.claimable_at).is_(None), col(Run.claimable_at) <= database_now()),
+            ~waits_for_earlier,
+        )
+        .order_by(col(Run.priority).desc(), col(Run.id))
+    )
+
+
+def is_ahead_of(priority: int, run_id: str) -> ColumnElement[bool]:
+    """Return the SQL condition that a run is claimed before the run with this priority and id."""
+    return or_(col(Run.priority) > priority, and_(col(Run.priority) == priority, col(Run.id) < run_id))
+
+
+def order_queues(
+    session: Session, queues: Sequence[Queue], stages: Sequence[StageKind], free: FreeResources | None
+) -> Sequence[Queue]:
+    """Return the queues by the priority and age of their first runs.
+
+    The database finds the first run of one queue in an index, but would sort all runs of several.
+    """
+    if len(queues) == 1:
+        return queues
+    first: dict[Queue, tuple[int, str]] = {}
+    for queue in queues:
+        columns = col(Run.priority), col(Run.id)
+        row = session.execute(
+            select_claimable([queue], stages, free).with_only_columns(*columns).limit(1)
+        ).first()
+        if row is not None:
+            first[queue] = -row[0], row[1]
+    return sorted(first, key=lambda queue: first[queue])
+
+
+def select_next(
+    session: Session,
+    queue: Queue,
+    stages: Sequence[StageKind],
+    free: FreeResources | None,
+    max_overtake_seconds: float | None,
+) -> Select[str]:
+    """Select the ids of the runs to claim on one queue, in order.
+
+    Runs behind one that has waited for GPUs for longer than `max_overtake_seconds` are left out, unless they
+    need no device.
+    """
+    claimable = select_claimable([queue], stages, free)
+    if free is not None and max_overtake_seconds is not None and queue is Queue.cuda:
+        starved = _find_starved(session, stages, free, max_overtake_seconds)
+        if starved is not None:
+            claimable = claimable.where(or_(col(Run.device_count) == 0, is_ahead_of(*starved)))
+    return claimable
+
+
+def _find_starved(
+    session: Session, stages: Sequence[StageKind], free: FreeResources, max_overtake_seconds: float
+) -> tuple[int, str] | None:
+    """Return the priority and id of the first run that has waited too long for more GPUs than are free."""
+    if not 0 < free.gpus < free.max_gpus:
+        return None
+    waiting = select_claimable([Queue.cuda], stages).where(
+        col(Run.device_count) > free.gpus,
+        col(Run.device_count) <= free.max_gpus,
+        col(Run.created_at) < database_now(-max_overtake_seconds),
+    )
+    row = session.execute(waiting.with_only_columns(col(Run.priority), col(Run.id)).limit(1)).first()
+    return row and (row[0], row[1])
