@@ -155,13 +155,12 @@ class Settings(BaseSettings):
     failed_checkpoint_days: float = Field(
         30,
         ge=0,
-        description="Days after which the checkpoints of a failed or cancelled run are deleted, so that a "
-        "retry starts again; 0 means never.",
+        description="Days until the checkpoints of a failed or cancelled run are deleted; 0 means never.",
     )
     event_detail_days: float = Field(
         7,
         ge=0,
-        description="Days after the end of a run after which its log and progress events are deleted and its "
+        description="Days from the end of a run until its log and progress events are deleted and its "
         "metrics are reduced; 0 means never. The files `log.txt` and `events.jsonl` stay.",
     )
     max_metric_points: int = Field(
@@ -170,14 +169,13 @@ class Settings(BaseSettings):
     max_run_files_bytes: int = Field(
         20 * 2**30,
         ge=0,
-        description="Maximum size of the logs and other files of all finished runs; the oldest are deleted. "
-        "0 means unlimited.",
+        description="Maximum size of the files of finished runs; the oldest are deleted. 0 means unlimited.",
     )
     max_cache_bytes: int = Field(
         100 * 2**30,
         ge=0,
-        description="Maximum size of a host's copies of remote artifacts; those that were not used for "
-        "longest are deleted. 0 means unlimited.",
+        description="Maximum size of a host's copies of remote artifacts; those unused for longest are "
+        "deleted. 0 means unlimited.",
     )
     record_days: float = Field(
         90,

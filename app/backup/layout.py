@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from pydantic import BaseModel, Field
 
-from app.storage.local_files import fsync_file
+from app.storage.local_files import CHUNK_BYTES, fsync_file
 
 FORMAT = 1
 ARTIFACTS = "artifacts"
@@ -25,7 +25,6 @@ TABLES = "tables"
 FILES = "artifacts.jsonl"
 SUMMARY = "backup.json"
 LOCK = "backup.lock"
-CHUNK_BYTES = 1 << 20
 
 
 class BackupFailed(Exception):

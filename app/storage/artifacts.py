@@ -7,9 +7,8 @@ the hash of its file or manifest, and every fetch verifies the bytes against it,
 
 import hashlib
 import json
-import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +19,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from app.settings import get_settings
-from app.storage.local_files import cleanup_copy, discard, fsync_file, fsync_folder, rename_folder
+from app.storage.cache import ArtifactCache
+from app.storage.local_files import CHUNK_BYTES, discard, fsync_file, fsync_folder, rename_folder
 from app.storage.manifest import (
     MANIFEST,
     OTHER_HASH,
@@ -32,12 +32,6 @@ from app.storage.manifest import (
 )
 from app.storage.remote_files import RemoteFiles
 from trainers.runtime.verified_files import VerifiedFiles, hash_file
-
-CHUNK_BYTES = 1 << 20
-# An empty file next to each copy in the cache; its time is that of the copy's last use.
-USED_SUFFIX = ".used"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,36 +59,23 @@ class ArtifactStore:
         self.root = root.rstrip("/")
         self.local = "file" in fs.protocol
         self.fs = fs if self.local else RemoteFiles(fs)
-        self.cache = cache
         self._verified = VerifiedFiles(record)
+        self._cache = ArtifactCache(self.fs, cache, self._verified)
 
     def publish_folder(self, folder: Path, key: str) -> PublishedArtifact:
         """Publish a folder's files with a manifest of their hashes; return the manifest's hash."""
-        destination = self._path(key)
-        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        with self._cleanup_on_failure(staging):
+        with self._publication(key) as staging:
             files = [
                 self._put_with_entry(path, folder, staging)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file() and path.relative_to(folder) != Path(MANIFEST)
             ]
-            manifest = json.dumps({"files": files}, sort_keys=True).encode()
-            self._write(manifest, f"{staging}/{MANIFEST}")
-            if self.local:
-                rename_folder(Path(staging), Path(destination))
-        return PublishedArtifact(
-            key, hashlib.sha256(manifest).hexdigest(), sum(file["size_bytes"] for file in files)
-        )
+            return self._publish_manifest(files, key, staging)
 
     def publish_file(self, path: Path, key: str) -> None:
         """Publish one file."""
-        destination = self._path(key)
-        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        with self._cleanup_on_failure(staging):
+        with self._publication(key) as staging:
             self._put(path, staging)
-            if self.local:
-                Path(staging).replace(destination)
-                fsync_folder(Path(destination).parent)
 
     def fetch_folder(self, key: str, sha256: str) -> Path:
         """Return the folder on this host, verified against its manifest.
@@ -111,13 +92,7 @@ class ArtifactStore:
                 raise FileNotFoundError(f"nothing is published under {key}")
             verify_folder(folder, key, sha256, self._verified)
             return folder
-        copy = self.cache / sha256
-        self._record_use(copy)
-        if copy.is_dir() and self._is_intact(lambda: verify_folder(copy, key, sha256, self._verified)):
-            return copy
-        discard(copy)
-        self._copy_folder(key, sha256, copy)
-        return copy
+        return self._cache.fetch_folder(self._path(key), key, sha256)
 
     def fetch_file(self, key: str, sha256: str) -> Path:
         """Return the file on this host, verified against its hash; as `fetch_folder` otherwise.
@@ -130,16 +105,7 @@ class ArtifactStore:
             file = Path(self._path(key))
             verify_file(file, key, sha256, self._verified)
             return file
-        copy = self.cache / sha256
-        self._record_use(copy)
-        if copy.is_file() and self._is_intact(lambda: verify_file(copy, key, sha256, self._verified)):
-            return copy
-        discard(copy)
-        staging = copy.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
-        with cleanup_copy(staging):
-            self._get(key, None, staging, sha256)
-            staging.replace(copy)
-        return copy
+        return self._cache.fetch_file(self._path(key), key, sha256)
 
     def open(self, key: str, sha256: str | None = None) -> BinaryIO:
         """Open a published file for reading.
@@ -180,48 +146,30 @@ class ArtifactStore:
         Raises:
             ArtifactCorrupt: The bytes that were written have another hash.
         """
-        destination = self._path(key)
-        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        if self.local and Path(destination).is_file() and hash_file(Path(destination)) == sha256:
+        destination = Path(self._path(key))
+        if self.local and destination.is_file() and hash_file(destination) == sha256:
             return
-        with self._cleanup_on_failure(staging):
+        with self._publication(key) as staging:
             written, _ = self._put(path, staging)
             if written != sha256:
-                self.delete(f"{staging.removeprefix(self.root).lstrip('/')}")
+                if not self.local:
+                    self.delete(key)
                 raise ArtifactCorrupt(key, f"its file {OTHER_HASH}")
-            if self.local:
-                Path(staging).replace(destination)
 
     def publish_bytes(self, content: bytes, key: str) -> None:
         """Publish a small file with this content; it replaces one that exists."""
-        destination = self._path(key)
-        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        with self._cleanup_on_failure(staging):
-            if self.local:
-                Path(staging).parent.mkdir(parents=True, exist_ok=True)
+        with self._publication(key) as staging:
             self._write(content, staging)
-            if self.local:
-                Path(staging).replace(destination)
-                fsync_folder(Path(destination).parent)
 
     def publish_subset(self, source: str, key: str, files: list[dict[str, Any]]) -> PublishedArtifact:
         """Publish some files of a published folder, given by their manifest entries, under a second key.
 
         On a local disk the files are hard links; in a remote store they are copied there.
         """
-        destination = self._path(key)
-        staging = f"{destination}.{secrets.token_hex(4)}.part" if self.local else destination
-        manifest = json.dumps({"files": files}, sort_keys=True).encode()
-        with self._cleanup_on_failure(staging):
+        with self._publication(key) as staging:
             for file in files:
                 self._copy(f"{self._path(source)}/{file['path']}", f"{staging}/{file['path']}")
-            if self.local:
-                Path(staging).mkdir(parents=True, exist_ok=True)
-            self._write(manifest, f"{staging}/{MANIFEST}")
-            if self.local:
-                rename_folder(Path(staging), Path(destination))
-        size_bytes = sum(file["size_bytes"] for file in files)
-        return PublishedArtifact(key, hashlib.sha256(manifest).hexdigest(), size_bytes)
+            return self._publish_manifest(files, key, staging)
 
     def read_manifest(self, key: str, sha256: str) -> list[dict[str, Any]]:
         """Return the entries of a folder's manifest; raises ArtifactCorrupt or FileNotFoundError."""
@@ -248,14 +196,32 @@ class ArtifactStore:
             self.fs.rm(path, recursive=True)
 
     @contextmanager
-    def _cleanup_on_failure(self, staging: str) -> Iterator[None]:
-        """Remove a partial publication, which would keep a full disk full."""
+    def _publication(self, key: str) -> Iterator[str]:
+        """Yield the path to write to; on a local disk, the file or folder gets its name once it is complete.
+
+        A failure removes the partial artifact, which would keep a full disk full.
+        """
+        destination = self._path(key)
+        if not self.local:
+            yield destination
+            return
+        staging = Path(f"{destination}.{secrets.token_hex(4)}.part")
         try:
-            yield
-        except OSError:
-            if self.local and self.fs.exists(staging):
-                self.fs.rm(staging, recursive=True)
+            yield str(staging)
+            if staging.is_dir():
+                rename_folder(staging, Path(destination))
+            else:
+                staging.replace(destination)
+                fsync_folder(Path(destination).parent)
+        except (OSError, ArtifactCorrupt):
+            discard(staging)
             raise
+
+    def _publish_manifest(self, files: list[dict[str, Any]], key: str, staging: str) -> PublishedArtifact:
+        manifest = json.dumps({"files": files}, sort_keys=True).encode()
+        self._write(manifest, f"{staging}/{MANIFEST}")
+        size_bytes = sum(file["size_bytes"] for file in files)
+        return PublishedArtifact(key, hashlib.sha256(manifest).hexdigest(), size_bytes)
 
     def _path(self, key: str) -> str:
         parts = PurePosixPath(key).parts
@@ -297,51 +263,16 @@ class ArtifactStore:
         if not self.local:
             self.fs.pipe_file(destination, content)
             return
+        Path(destination).parent.mkdir(parents=True, exist_ok=True)
         with Path(destination).open("wb") as write:
             write.write(content)
             fsync_file(write)
-
-    def _copy_folder(self, key: str, sha256: str, copy: Path) -> None:
-        manifest = self.fs.cat_file(f"{self._path(key)}/{MANIFEST}")
-        staging = copy.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
-        with cleanup_copy(staging):
-            for file in parse_manifest(manifest, key, sha256):
-                self._get(key, file["path"], staging / file["path"], file["sha256"])
-            staging.mkdir(parents=True, exist_ok=True)
-            (staging / MANIFEST).write_bytes(manifest)
-            rename_folder(staging, copy)
-
-    def _get(self, key: str, name: str | None, destination: Path, sha256: str) -> None:
-        """Copy a file of the store to this host; raises ArtifactCorrupt."""
-        source = self._path(key) if name is None else f"{self._path(key)}/{name}"
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with self.fs.open(source, "rb") as read, destination.open("wb") as write:
-            while chunk := read.read(CHUNK_BYTES):
-                digest.update(chunk)
-                write.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise ArtifactCorrupt(key, f"{name or 'its file'} {OTHER_HASH}")
 
     def _read(self, key: str, sha256: str) -> None:
         """Read a remote file to its end; raises ArtifactCorrupt."""
         with VerifyingReader(self.fs.open(self._path(key), "rb"), key, sha256) as file:
             while file.read(CHUNK_BYTES):
                 pass
-
-    def _record_use(self, copy: Path) -> None:
-        """Mark a copy in the cache as used now. Its own times stay, since they show that it is unchanged."""
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.with_name(f"{copy.name}{USED_SUFFIX}").touch()
-
-    def _is_intact(self, verify: Callable[[], None]) -> bool:
-        """Return whether a copy in the cache is as it was published."""
-        try:
-            verify()
-        except (ArtifactCorrupt, FileNotFoundError) as error:
-            logger.warning("the copy in the cache is fetched again: %s", error)
-            return False
-        return True
 
 
 @lru_cache

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+CHUNK_BYTES = 1 << 20
+
 
 def discard(copy: Path) -> None:
     """Remove a copy from the cache; another process that reads it keeps what it has opened."""

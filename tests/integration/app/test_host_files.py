@@ -10,7 +10,7 @@ import pytest
 from app.retention import host_files
 from app.retention.host_files import collect_host_files
 from app.settings import Settings
-from app.storage.artifacts import USED_SUFFIX
+from app.storage.cache import USED_SUFFIX
 from app.storage.database import transaction
 from app.tables import Model, ModelKind, Run, RunStatus
 
