@@ -33,6 +33,11 @@ PICKLES = [
     "custom_generate/generate.py",
     "sitecustomize.py",
     "libx.so",
+    # Names that begin as those of harmless files.
+    "license.bin",
+    "LICENSE.safetensors",
+    "notice.pt",
+    ".cache/huggingface/x.bin",
 ]
 CODE = [
     {"auto_map": {"AutoModelForCausalLM": "modeling_x.Model"}},
@@ -73,7 +78,7 @@ def visible(folder: Path, tmp_path: Path) -> set[str]:
 @pytest.mark.parametrize("name", PICKLES)
 def test_no_loader_sees_a_pickle_or_code(tmp_path: Path, name: str) -> None:
     model = make_model(tmp_path / "model")
-    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).parent.mkdir(exist_ok=True, parents=True)
     (model / name).write_bytes(pickle.dumps(print))
     assert visible(model, tmp_path) == {"config.json", "model.safetensors"}
 

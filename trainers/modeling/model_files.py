@@ -50,10 +50,11 @@ VOCABULARIES = frozenset(
 TEMPLATE = re.compile(r"chat_template\.jinja|additional_chat_templates/[\w.-]+\.jinja")
 BASE_WEIGHTS = re.compile(r"model(-\d+-of-\d+|\.\d+)?\.safetensors")
 SHARD = re.compile(r"[\w.-]+\.safetensors")
-# Files that no loader opens, and that the hub, its client and the artifact store put into a folder.
+# Files that no loader opens, and that the hub, its client and the artifact store put into a folder. The end
+# of each name is fixed: an engine would load a `license.bin` as weights.
 INERT = re.compile(
-    r"(?i).*\.(md|rst|png|jpe?g|gif|svg|webp|pdf)|licen[cs]e.*|notice.*|\.gitattributes|\.gitignore|\.manifest\.json"
-    r"|\.cache/huggingface/.*"
+    r"(?i).*\.(md|rst|png|jpe?g|gif|svg|webp|pdf)|(licen[cs]e|notice)[\w-]*(\.(txt|html?))?|\.manifest\.json"
+    r"|\.gitattributes|(.*/)?\.gitignore|\.cache/huggingface/(CACHEDIR\.TAG|.*\.(metadata|lock|incomplete))"
 )
 MAX_FILES = 10_000
 MAX_TEMPLATE_BYTES = 1 << 20
