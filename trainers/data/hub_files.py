@@ -1,7 +1,7 @@
 """The data files of a dataset in the hub's layout: which files contain a split of a configuration.
 
-The answer comes from the names of the files and from the metadata at the top of README.md. The metadata only
-selects among the files of the folder, so that it can name nothing elsewhere.
+The names of the files and the metadata at the top of README.md decide. The metadata only selects among the
+files of the folder, so that it can name nothing elsewhere.
 """
 
 import os

@@ -17,7 +17,7 @@ from trainers.configs.sources import HubSource
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
-from workers.hosts.environments import download_environment
+from workers.hosts.environments import download_environment, empty_folder
 from workers.hosts.guarded_process import start_guarded_process
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,11 @@ def _run_download(arguments: Sequence[str], settings: Settings, should_stop: Cal
     python = sys.executable if find_spec("huggingface_hub") else settings.trainer_python
     command = [python, "-m", "trainers.modeling.hub", *arguments, "--report", str(report)]
     process = start_guarded_process(
-        command, log=log, environment=download_environment(), seconds=MAX_DOWNLOAD_SECONDS
+        command,
+        log=log,
+        folder=empty_folder(folder),
+        environment=download_environment(),
+        seconds=MAX_DOWNLOAD_SECONDS,
     )
     try:
         while (status := process.wait(POLL_SECONDS)) is None:
