@@ -64,6 +64,16 @@ TAGS = [
     {"name": "operations", "description": "Health, readiness and metrics."},
 ]
 
+SWAGGER_UI: dict[str, Any] = {
+    "tryItOutEnabled": True,
+    "persistAuthorization": True,
+    # Show the description of each field without a click.
+    "defaultModelExpandDepth": 2,
+    # The list of all schemas is longer than the rest of the page; it is collapsed.
+    "defaultModelsExpandDepth": 0,
+    "filter": True,
+}
+
 
 def create_app() -> FastAPI:
     """Create the HTTP application."""
@@ -78,15 +88,7 @@ def create_app() -> FastAPI:
         redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
         generate_unique_id_function=lambda route: route.name,
-        swagger_ui_parameters={
-            "tryItOutEnabled": True,
-            "persistAuthorization": True,
-            # Show the description of each field without a click.
-            "defaultModelExpandDepth": 2,
-            # The list of all schemas is longer than the rest of the page; it is collapsed.
-            "defaultModelsExpandDepth": 0,
-            "filter": True,
-        },
+        swagger_ui_parameters=SWAGGER_UI,
         responses={
             "default": {
                 "model": ErrorResponse,

@@ -89,15 +89,7 @@ def _resolve_stage(
     """Resolve one stage; a reference that names nothing is left unchanged and added to the errors."""
     stage, path = spec.stages[position], f"stages.{position}"
     name = stage.name or stage.stage
-    if name in {other.name for other in earlier}:
-        errors.append(_error(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
-    if isinstance(stage, EngineClientConfig):
-        for field in ("engine_url", "engine_model"):
-            if getattr(stage, field) is not None:
-                errors.append(_error(f"{path}.{field}", "Omit this field: the worker starts the engine."))
-    if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
-        message = f"{stage.deployment!r} is an alias. Choose another name, and point the alias at it later."
-        errors.append(_error(f"{path}.deployment", message))
+    errors += _check_names(session, stage, name, path, earlier)
     own_paths = {reference.path for reference in find_references(stage)}
     config = stage.model_copy(update={"name": name, "queue": queue})
     if isinstance(config, TrainingConfig):
@@ -124,6 +116,23 @@ def _resolve_stage(
                 errors.append(error)
     config = replace_references(config, replacements)
     return ResolvedStage(name, StageKind(stage.stage), queue, config, datasets)
+
+
+def _check_names(
+    session: Session, stage: AnyStage, name: str, path: str, earlier: Sequence[ResolvedStage]
+) -> list[UnprocessableContent]:
+    """Return an error for each name that is taken, and for the address of an engine."""
+    errors: list[UnprocessableContent] = []
+    if name in {other.name for other in earlier}:
+        errors.append(_error(f"{path}.name", f"An earlier stage is also called {name!r}: name this one."))
+    if isinstance(stage, EngineClientConfig):
+        for field in ("engine_url", "engine_model"):
+            if getattr(stage, field) is not None:
+                errors.append(_error(f"{path}.{field}", "Omit this field: the worker starts the engine."))
+    if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
+        message = f"{stage.deployment!r} is an alias. Choose another name, and point the alias at it later."
+        errors.append(_error(f"{path}.deployment", message))
+    return errors
 
 
 def _check_limits(stage: AnyStage, path: str, settings: Settings) -> list[UnprocessableContent]:

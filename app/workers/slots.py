@@ -66,8 +66,12 @@ def _group_by_host(workers: Iterable[Worker]) -> dict[str, list[Worker]]:
 
 
 def _count_free_gpus(workers: Sequence[Worker], used: Counter[tuple[str, Queue]]) -> int:
-    gpus = {gpu.get("uuid", f"{worker.id} {number}") for worker in workers if Queue.cuda in worker.queues
-            for number, gpu in enumerate(worker.hardware.get("gpus", []))}  # fmt: skip
+    gpus = {
+        gpu.get("uuid", f"{worker.id} {number}")
+        for worker in workers
+        if Queue.cuda in worker.queues
+        for number, gpu in enumerate(worker.hardware.get("gpus", []))
+    }
     return max(0, len(gpus) - sum(used[worker.id, Queue.cuda] for worker in workers))
 
 

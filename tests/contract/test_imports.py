@@ -25,7 +25,7 @@ VIOLATIONS = [
         "import serving.engines.engine",
     ),
     (
-        "app imports only the configs, data, errors and redaction of trainers",
+        "app imports only the listed modules of trainers",
         "app/logs.py",
         "import trainers.runtime.run_dir",
     ),
