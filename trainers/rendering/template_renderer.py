@@ -1,5 +1,6 @@
 """Rendering of chat templates in a child process, which is killed when one exceeds its limits."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -154,10 +155,11 @@ class TemplateRenderer:
     def _connect(self) -> socket.socket:
         if self._socket is not None:
             return self._socket
-        self._socket, child_side = socket.socketpair()
-        self._socket.settimeout(RESPONSE_TIMEOUT_SECONDS)
+        connection, child_side = socket.socketpair()
+        connection.settimeout(RESPONSE_TIMEOUT_SECONDS)
         limits = (MAX_MEMORY_BYTES, MAX_CPU_SECONDS, MAX_CHARACTERS)
-        with child_side:
+        with child_side, contextlib.ExitStack() as on_failure:
+            on_failure.callback(connection.close)
             # Isolated and without an environment: a template that leaves the sandbox finds no secret there.
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(Path(template_program.__file__)), *map(str, limits)],
@@ -167,7 +169,9 @@ class TemplateRenderer:
                 env={},
                 cwd="/",
             )
-        return self._socket
+            on_failure.pop_all()
+        self._socket = connection
+        return connection
 
     def _stop(self) -> None:
         if self._socket is not None:

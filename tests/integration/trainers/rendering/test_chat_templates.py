@@ -95,6 +95,18 @@ def test_the_next_chat_is_rendered_after_a_template_was_killed(renderer: Templat
         assert renderer.render("{{ messages[0].content }}", chat, {}).text == "hello"
 
 
+def test_a_child_that_cannot_be_started_is_started_for_the_next_chat(
+    renderer: TemplateRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat([{"role": "user", "content": "a"}])
+    renderer.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.rendering.template_renderer.sys.executable", "/nowhere/python")
+        with pytest.raises(FileNotFoundError):
+            renderer.render("x", chat, {})
+    assert renderer.render("x", chat, {}).text == "x"
+
+
 def test_a_rejected_chat_has_the_reason_of_the_template(renderer: TemplateRenderer) -> None:
     chat = Chat([{"role": "user", "content": "hello"}])
     assert renderer.render(REJECTS_ALL, chat, {}).rejected == "not today"
