@@ -162,5 +162,7 @@ def _open_folder(folder: Path) -> int:
         folder.mkdir(parents=True)
         folder.chmod(0o1777)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    # It fails while another process cleans the folder up; a file that is deleted then is created again.
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return descriptor

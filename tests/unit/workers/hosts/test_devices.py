@@ -1,5 +1,6 @@
 """GPUs are reserved for all processes of the host, by locks that the kernel releases."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -101,6 +102,16 @@ def test_other_users_can_lock_the_files(make_pool: MakePool, tmp_path: Path) -> 
         os.umask(umask)
     assert (tmp_path / "locks").stat().st_mode & 0o7777 == 0o1777
     assert (tmp_path / "locks" / "GPU-0.lock").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_pool_starts_while_its_folder_is_being_cleaned_up(make_pool: MakePool, tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    cleaning = os.open(tmp_path / "locks", os.O_RDONLY)
+    fcntl.flock(cleaning, fcntl.LOCK_EX)
+    try:
+        assert make_pool().take(Queue.cuda, 4) is not None
+    finally:
+        os.close(cleaning)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root opens every file")
