@@ -108,8 +108,13 @@ class DeploymentManager:
         if claimed is not None:
             self.engines[engine_key(claimed)] = engine
             runner = DeploymentRunner(self.worker, engine, claimed, requested_at)
+            try:
+                runner.thread.start()
+            except RuntimeError:
+                # The host has no thread left. The deployment is released when its lease ends.
+                engine.release()
+                raise
             self.runners.append(runner)
-            runner.thread.start()
 
     def _acquire_engine(self, waiting: Deployment) -> EngineProcess | None:
         engine = self.engines.get(engine_key(waiting))
