@@ -191,7 +191,12 @@ def metrics_page() -> str:
     with Session(engine) as session:
         scrape = render_metrics(session).decode()
     families = [family for family in text_string_to_metric_families(scrape) if "tunesmith" in family.name]
-    rows = [(f"`{family.name}`", family.type, family.documentation) for family in families]
+    # The parser removes the suffix with which a scrape has counters.
+    suffixes = {"counter": "_total"}
+    rows = [
+        (f"`{family.name}{suffixes.get(family.type, '')}`", family.type, family.documentation)
+        for family in families
+    ]
     intro = (
         "`GET /metrics` of the service and of a standalone gateway, in Prometheus's text format. The default "
         "metrics of `prometheus_client` about the process are exported too."
