@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
 from app.retention import checkpoints, events, garbage, host_files, records
-from app.retention.report import CollectionReport, Removal, count_removals, count_stored
+from app.retention.report import CollectionReport, Removal, RemovalCounts, count_stored
 from app.scheduling.periodic import repeat
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore, get_store
@@ -113,16 +113,16 @@ def collect(
     """
     started_at, started = datetime.now(UTC), time.monotonic()
     check_installation(store, settings.gc_grace_seconds, claim=not dry_run)
-    removals: list[Removal] = []
+    counts = RemovalCounts()
     for removal in _remove_all(settings, store, lease, dry_run=dry_run):
-        removals.append(removal)
+        counts.add(removal)
         on_removal(removal)
     artifacts = list_artifacts(store)
     unnamed = [artifact for artifact, _ in garbage.classify(artifacts, settings.gc_grace_seconds)]
     report = CollectionReport(
         started_at=started_at,
         seconds=round(time.monotonic() - started, 3),
-        removed=count_removals(removals),
+        removed=counts.list_counts(),
         reclaimable_bytes=sum(artifact.size_bytes for artifact in unnamed),
         stored=count_stored(artifacts),
     )

@@ -18,7 +18,7 @@ from app.tables import FINISHED, Event, EventType, Run
 
 ROWS_PER_READ = 1000
 # Both databases limit the number of parameters of a statement.
-ROWS_PER_DELETE = 1000
+ROWS_PER_DELETE = 5000
 
 
 class ThinnedCurve:
@@ -95,14 +95,24 @@ def _list_surplus(session: Session, run_id: str, max_points: int) -> list[int]:
 
 
 def _delete_events(run_id: str, seqs: Sequence[int]) -> None:
-    with transaction() as session:
-        # The lock excludes a retry, whose events would be newer than `thinned_at`.
-        locked = select(Run).where(col(Run.id) == run_id, col(Run.status).in_(FINISHED)).with_for_update()
-        if session.scalars(locked).one_or_none() is None:
-            return
-        for start in range(0, len(seqs), ROWS_PER_DELETE):
-            part = seqs[start : start + ROWS_PER_DELETE]
-            statement = delete(Event).where(col(Event.run_id) == run_id, col(Event.seq).in_(part))
+    """Delete events in short transactions, between which others can write, and mark the run as thinned.
+
+    An interruption leaves the mark unset. The next collection then reduces what is left.
+    """
+    for start in range(0, len(seqs), ROWS_PER_DELETE):
+        part = seqs[start : start + ROWS_PER_DELETE]
+        statement = delete(Event).where(col(Event.run_id) == run_id, col(Event.seq).in_(part))
+        with transaction() as session:
+            if not _lock_finished(session, run_id):
+                return
             session.execute(statement.execution_options(synchronize_session=False))
-        thinned = update(Run).where(col(Run.id) == run_id).values(thinned_at=database_now())
-        session.execute(thinned.execution_options(synchronize_session=False))
+    with transaction() as session:
+        if _lock_finished(session, run_id):
+            thinned = update(Run).where(col(Run.id) == run_id).values(thinned_at=database_now())
+            session.execute(thinned.execution_options(synchronize_session=False))
+
+
+def _lock_finished(session: Session, run_id: str) -> bool:
+    """Lock a run that has ended, which excludes a retry; return whether there is one."""
+    locked = select(col(Run.id)).where(col(Run.id) == run_id, col(Run.status).in_(FINISHED))
+    return session.scalar(locked.with_for_update()) is not None

@@ -61,14 +61,22 @@ class CollectionReport(BaseModel):
     stored: list[StoredKind] = Field(description="What the store contained afterwards, by kind.")
 
 
-def count_removals(removals: Iterable[Removal]) -> list[RemovalCount]:
-    """Return the number and size of removals by reason."""
-    counts: dict[RemovalReason, RemovalCount] = {}
-    for removal in removals:
-        count = counts.setdefault(removal.reason, RemovalCount(reason=removal.reason, count=0, size_bytes=0))
+class RemovalCounts:
+    """The number and size of removals by reason."""
+
+    def __init__(self) -> None:
+        self._counts: dict[RemovalReason, RemovalCount] = {}
+
+    def add(self, removal: Removal) -> None:
+        """Count a removal."""
+        empty = RemovalCount(reason=removal.reason, count=0, size_bytes=0)
+        count = self._counts.setdefault(removal.reason, empty)
         count.count += 1
         count.size_bytes += removal.size_bytes
-    return [counts[reason] for reason in RemovalReason if reason in counts]
+
+    def list_counts(self) -> list[RemovalCount]:
+        """Return the counts in the order of the reasons."""
+        return [self._counts[reason] for reason in RemovalReason if reason in self._counts]
 
 
 def count_stored(artifacts: Iterable[StoredArtifact]) -> list[StoredKind]:
