@@ -26,6 +26,10 @@ FOREIGN_HOSTS = [
     "127.0.0.1.nip.io",
     "[::2]",
     "127.0.0.1@evil.example",
+    "localhost:8131@evil.example",
+    "127.0.0.1:8131/?evil.example",
+    "localhost#evil.example",
+    "evil.example\\localhost",
     "",
 ]
 
@@ -52,6 +56,15 @@ def test_a_request_from_another_machine_is_refused(settings: Settings, path: str
 @pytest.mark.parametrize("host", FOREIGN_HOSTS)
 def test_a_rebound_name_is_refused(client: TestClient, path: str, host: str) -> None:
     assert client.get(path, headers={"Host": host}).status_code in (400, 403)
+
+
+@pytest.mark.parametrize("path", OPEN_PATHS)
+@pytest.mark.parametrize(
+    "header", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via", "X-Forwarded-Proto"]
+)
+def test_a_request_through_a_proxy_is_refused(client: TestClient, path: str, header: str) -> None:
+    """Its address is that of the proxy, which may be on this machine."""
+    assert client.get(path, headers={header: "10.0.0.7"}).status_code == 403
 
 
 @pytest.mark.parametrize("path", OPEN_PATHS)
