@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from serving.gateway.breaker import CircuitBreakers
@@ -19,7 +20,6 @@ class Upstreams:
     def __init__(self, routes: RoutingTable) -> None:
         self.routes = routes
         self.breakers = CircuitBreakers()
-        self._request_heads: dict[tuple[str, str], bytes] = {}
         self._pool: ConnectionPool | None = None
         self._used: set[str] = set()
         self._report_task: asyncio.Task[None] | None = None
@@ -48,9 +48,7 @@ class Upstreams:
         self._used.add(target.deployment_id)
         if self._report_task is None:
             self._report_task = asyncio.get_running_loop().create_task(self._report_use_later())
-        head = self._request_heads.get((target.base_url, path))
-        if head is None:
-            head = self._request_heads[target.base_url, path] = build_request_head(target.base_url, path)
+        head = build_request_head(target.base_url, path)
         if self._pool is None:
             self._pool = ConnectionPool()
         request = b"%b%bcontent-length: %d\r\n\r\n%b" % (head, extra_headers, len(body), body)
@@ -70,6 +68,7 @@ class Upstreams:
             logger.exception("cannot record the use of deployments")
 
 
+@lru_cache(maxsize=1024)
 def build_request_head(base_url: str, path: str) -> bytes:
     """Return the request line and the headers that all requests to this path share."""
     address = urlsplit(base_url)
