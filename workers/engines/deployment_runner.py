@@ -135,13 +135,14 @@ class DeploymentRunner:
         reference = self.deployment.model_id or self.deployment.base
         try:
             model = fetch_model(None, reference, self.worker.settings, self._poll_download)
-        except LaunchError as error:
+            # Before an engine renders with the templates, some engines in their own process.
+            for folder in (Path(model.base), model.adapter):
+                if folder is not None and folder.is_dir():
+                    prove_folder(folder)
+        except (LaunchError, ChatTemplateError) as error:
             raise _DeploymentFailed(error) from error
         if model.adapter is not None:
             self._name = self._adapter_name()
-        for folder in (Path(model.base), model.adapter):
-            if folder is not None and folder.is_dir():
-                _prove_templates(folder)
         return model
 
     def _poll_download(self) -> bool:
@@ -177,8 +178,9 @@ class DeploymentRunner:
             parity = self._check_parity(start, model)
         except EngineRequestFailed as error:
             if self._is_running(start):
-                message = f"The engine does not serve the model: {error}"
-                raise _DeploymentFailed(EngineError(message)) from error
+                raise _DeploymentFailed(
+                    EngineError(f"The engine does not serve the model: {error}")
+                ) from error
             self._load_crashes += 1
             if self._load_crashes >= MAX_LOAD_CRASHES:
                 message = f"The engine crashed {self._load_crashes} times while it loaded the model: {error}"
@@ -202,8 +204,7 @@ class DeploymentRunner:
         if model.adapter is not None:
             engine.load_adapter(start.address, self._name, str(model.adapter))
         self._loaded_on = start
-        timeout_seconds = self.worker.settings.probe_timeout_seconds
-        engine.probe(start.address, self._request_name, timeout_seconds)
+        engine.probe(start.address, self._request_name, self.worker.settings.probe_timeout_seconds)
 
     def _check_parity(self, start: EngineStart, model: ResolvedModel) -> dict[str, Any] | None:
         """Return the parity report, or None if parity is off; raises _DeploymentFailed in mode `on`."""
@@ -302,11 +303,3 @@ class DeploymentRunner:
         with transaction() as session:
             deployments.end(session, self.deployment.id, self.deployment.attempt, error, parity)
         logger.info("deployment ended", extra={"deployment_id": self.deployment.id, "error": error})
-
-
-def _prove_templates(folder: Path) -> None:
-    """Prove the chat templates before an engine renders with them, some engines in their own process."""
-    try:
-        prove_folder(folder)
-    except ChatTemplateError as error:
-        raise _DeploymentFailed(error) from error

@@ -21,6 +21,7 @@ from app.storage.database import transaction
 from app.tables import Checkpoint, EventType, Run
 from trainers.configs import TrainingConfig
 from trainers.runtime import run_dir as files
+from trainers.runtime.error_codes import ErrorCode
 
 LINK_FOLDER = ".held"
 
@@ -41,6 +42,7 @@ class CheckpointUploads:
 
     def __init__(self, run: Run, run_dir: Path) -> None:
         self.pending: list[CheckpointUpload] = []
+        self._run = run
         self._key = f"checkpoints/{run.id}/{run.attempt}-"
         self._run_dir = run_dir
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
@@ -52,6 +54,25 @@ class CheckpointUploads:
         folder = self._link_files(checkpoint)
         stored = self._executor.submit(_store_checkpoint, folder, f"{self._key}{checkpoint.step:08d}")
         self.pending.append(CheckpointUpload(checkpoint, folder, stored))
+
+    def record_stored(self, warnings: list[NewEvent], *, wait: bool) -> None:
+        """Write the rows of stored checkpoints, and add a warning for each that could not be stored.
+
+        With `wait`, those that are still being uploaded are waited for.
+        """
+        for upload in list(self.pending):
+            if not wait and not upload.stored.done():
+                return
+            try:
+                published = upload.stored.result()
+            except OSError as error:
+                # After a crash this costs work, but the run itself can continue.
+                message = f"A checkpoint could not be stored: {error}. The run continues without it."
+                warnings.append(NewEvent.warning(ErrorCode.artifacts_unreachable, message))
+                published = None
+            if published is not None:
+                _record_checkpoint(self._run, upload.checkpoint, published)
+            self.remove(upload)
 
     def remove(self, upload: CheckpointUpload) -> None:
         """Remove a checkpoint that is in SQL, or that will not be stored."""
@@ -95,7 +116,7 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def record_checkpoint(run: Run, checkpoint: files.CheckpointRecord, published: PublishedArtifact) -> None:
+def _record_checkpoint(run: Run, checkpoint: files.CheckpointRecord, published: PublishedArtifact) -> None:
     """Write the row of a stored checkpoint, and delete those that it supersedes.
 
     Once written, a second call has no effect: the first one's commit may have lost its response.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from sqlmodel import col, select
 
 from app.runs import lifecycle
-from app.runs.attempt_outcome import AttemptOutcome, NewEvent
+from app.runs.attempt_outcome import AttemptOutcome
 from app.runs.claimable import FreeResources
 from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
@@ -30,7 +30,7 @@ from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
 from workers.runs import complete, deploy_stage
-from workers.runs.checkpoints import CheckpointUploads, record_checkpoint
+from workers.runs.checkpoints import CheckpointUploads
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
 from workers.runs.launch import Launch, prepare_launch, remove_run_dir
@@ -228,8 +228,7 @@ class _RunExecution:
             program.kill()
 
     def _attempt(self, exceeded: ExceededLimit | None = None) -> RunAttempt:
-        is_stopped = self.kill_at is not None
-        return RunAttempt(self.run, self.settings, self.lease, is_stopped, exceeded)
+        return RunAttempt(self.run, self.settings, self.lease, self.kill_at is not None, exceeded)
 
     def _check_lease(self) -> None:
         if self.lease.lost.is_set():
@@ -244,21 +243,18 @@ class _RunExecution:
             self._handle_failed_rank(program, follower)
         self._save(follower.poll(to_end=True), wait=True)
         while self.unsaved.events or self.uploads.pending:
-            if self.lease.lost.wait(POLL_SECONDS):
-                raise StaleAttempt(f"attempt {self.run.attempt} lost {self.run.id} while it waited")
+            self.lease.lost.wait(POLL_SECONDS)
+            self._check_lease()
             self._save(RunDirChanges(), wait=True)
         return exit_status
 
     def _save(self, changes: RunDirChanges, *, wait: bool = False) -> None:
-        """Write the changes, and read the status; with the database unavailable, keep them for the next poll.
-
-        With `wait`, checkpoints that are still being uploaded are waited for.
-        """
+        """Write the changes, and read the status; without a database, keep them for the next poll."""
         for checkpoint in changes.checkpoints:
             self.uploads.add(checkpoint)
         self.unsaved.add(changes)
         try:
-            self._save_checkpoints(wait=wait)
+            self.uploads.record_stored(self.unsaved.events, wait=wait)
             if self.unsaved.events or self.unsaved.values:
                 with transaction() as session:
                     self.status = lifecycle.append_events(
@@ -301,18 +297,3 @@ class _RunExecution:
         if follower.seconds_since_error > FAILED_RANK_SECONDS:
             logger.warning("the other ranks did not end and are killed", extra={"run_id": self.run.id})
             program.kill()
-
-    def _save_checkpoints(self, *, wait: bool) -> None:
-        for upload in list(self.uploads.pending):
-            if not wait and not upload.stored.done():
-                return
-            try:
-                published = upload.stored.result()
-            except OSError as error:
-                # After a crash this costs work, but the run itself can continue.
-                message = f"A checkpoint could not be stored: {error}. The run continues without it."
-                self.unsaved.events.append(NewEvent.warning(ErrorCode.artifacts_unreachable, message))
-                published = None
-            if published is not None:
-                record_checkpoint(self.run, upload.checkpoint, published)
-            self.uploads.remove(upload)
