@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Engine, Table, select, text
 
 from app.backup import tables
 from app.backup.layout import (
@@ -85,6 +85,9 @@ def _export_database(engine: Engine, folder: Path) -> tuple[Snapshot, list[_Name
     if engine.dialect.name == "postgresql":
         options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with engine.connect().execution_options(**options) as connection:
+        if engine.dialect.name == "postgresql":
+            # Between two statements a table is written to the disk, which may take long.
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         reflected = {table.name: table for table in tables.reflect_tables(connection)}
         exported: dict[str, StoredTable] = {
             name: tables.export_table(connection, table, folder / f"{name}.jsonl")

@@ -38,12 +38,14 @@ class TimedCheck:
         """Return the check that is running, or start it."""
         with self._lock:
             if self._running is None or self._running.done():
-                self._running = Future()
+                result: Future[None] = Future()
                 # A daemon, so that a check that hangs does not keep the process from ending.
                 thread = threading.Thread(
-                    target=self._run, args=(self._running,), name=f"check of {self._name}", daemon=True
+                    target=self._run, args=(result,), name=f"check of {self._name}", daemon=True
                 )
+                # Remembered after the start, which fails on a host without free threads.
                 thread.start()
+                self._running = result
             return self._running
 
     def run(self) -> None:
