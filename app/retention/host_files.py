@@ -1,4 +1,4 @@
-"""Files of this host that no process needs: run directories, copies of remote artifacts, and partial uploads.
+"""Files of this host that no process needs: run directories, copies and views of artifacts, partial uploads.
 
 Each API process and each worker collects in its own data directory. A run directory is kept while its attempt
 holds the run; a copy in the cache while a held run or a deployment reads it.
@@ -21,12 +21,15 @@ from sqlmodel import Session, col
 from app.deployments.lifecycle import UNFINISHED
 from app.jobs.inputs import INPUT_ID
 from app.settings import Settings
+from app.storage.artifacts import get_store
 from app.storage.cache import USED_SUFFIX
 from app.storage.database import read_session
 from app.storage.inventory import PARTIAL_SUFFIX
 from app.tables import HELD, Checkpoint, Dataset, Deployment, Model, Run
 
 LOCK = "gc.lock"
+# Folder in the data directory of the links through which programs and engines see models.
+MODEL_VIEWS = "model-views"
 # A worker removes the directory of its run itself, within seconds of the run's end.
 RUN_DIR_GRACE_SECONDS = 600.0
 # Longer than a request reads a copy, or a claimed run takes to name its inputs.
@@ -54,6 +57,7 @@ def collect_host_files(settings: Settings, *, dry_run: bool = False) -> list[Hos
             *_find_run_dirs(settings.data_dir / "runs"),
             *_find_engine_folders(settings.data_dir / "engines"),
             *_find_partial_files(settings.data_dir),
+            *_find_model_views(settings.data_dir / MODEL_VIEWS),
             *_find_cached(settings.data_dir / "cache", settings.max_cache_bytes),
         ]
         if dry_run:
@@ -104,6 +108,18 @@ def _find_partial_files(data_dir: Path) -> Iterator[HostFile]:
     for path in partial:
         if _age(path) > PARTIAL_GRACE_SECONDS:
             yield HostFile(path, _size(path))
+
+
+def _find_model_views(views: Path) -> Iterator[HostFile]:
+    """Yield the views of models that were deleted from a local store, where no key is used twice.
+
+    The views of copies in the cache stay, because a copy may be fetched again at any time.
+    """
+    store = get_store()
+    for view in _list(views) if store.local else ():
+        targets = [path.readlink() for path in view.rglob("*") if path.is_symlink()]
+        if any(not path.exists() and path.is_relative_to(Path(store.root).resolve()) for path in targets):
+            yield HostFile(view, _size(view))
 
 
 def _find_cached(cache: Path, max_bytes: int) -> Iterator[HostFile]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlmodel import col, select
 
+from app.retention.host_files import MODEL_VIEWS
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import read_session
@@ -155,7 +156,7 @@ def _check_folder(path: Path, settings: Settings) -> Path:
 
 
 def _views(settings: Settings) -> Path:
-    return settings.data_dir / "model-views"
+    return settings.data_dir / MODEL_VIEWS
 
 
 def _find_stage_model(job_id: str | None, stage: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.retention import host_files
-from app.retention.host_files import collect_host_files
+from app.retention.host_files import MODEL_VIEWS, collect_host_files
 from app.settings import Settings
 from app.storage.cache import USED_SUFFIX
 from app.storage.database import transaction
@@ -84,6 +84,16 @@ def test_uploads_and_copies_that_were_not_completed_are_removed_after_a_day(sett
     collect_host_files(settings)
     left = [*(settings.data_dir / "uploads").iterdir(), *(settings.data_dir / "cache").iterdir()]
     assert [path.name for path in left] == ["upload-2"]
+
+
+def test_the_view_of_a_model_goes_with_the_model(settings: Settings) -> None:
+    model, deleted = (settings.data_dir / "artifacts" / "models" / name for name in ("model_1", "model_2"))
+    write(model / "model.safetensors")
+    for view, target in (("kept", model), ("gone", deleted), ("remote", settings.data_dir / "cache" / "a")):
+        folder = settings.data_dir / MODEL_VIEWS / view
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").symlink_to(target / "model.safetensors")
+    assert [file.path.name for file in collect_host_files(settings)] == ["gone"]
 
 
 def test_one_process_of_a_host_collects_at_a_time(settings: Settings, make_job: Make) -> None:
