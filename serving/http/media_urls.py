@@ -10,31 +10,53 @@ from serving.http.errors import InvalidRequest
 # The field of each path that contains content parts.
 CONTENT_FIELDS = {"/v1/chat/completions": "messages", "/v1/responses": "input"}
 MEDIUM = re.compile(r"image|audio|video|file|document|media")
-# A part that contains a medium has a `type` or, in vLLM's API, only a field such as `image_url`, and escapes
-# could hide both. The length of a name is bounded, so that the search takes linear time.
-POSSIBLE_MEDIUM = re.compile(rb'"type"|\\u|(?:image|audio|video|file|document|media)[A-Za-z0-9_]{0,32}"\s*:')
+# The fields of a message that contains nothing but text, if none of their values is a list or an object.
+TEXT_FIELDS = frozenset({"role", "content", "name", "tool_call_id"})
+STRUCTURES = b"[{"
 SCHEME = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 # Parsers of URLs skip these characters at the start, and tabs and line ends everywhere.
 SKIPPED_AT_START = "".join(map(chr, range(33)))
 
 _decode = msgspec.json.Decoder().decode
+_decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
 def check_media(path: str, fields: dict[str, msgspec.Raw]) -> None:
     """Raise InvalidRequest for a content part that names its data by a URL other than `data:`, or by a path.
 
-    Messages that cannot contain a medium are not decoded.
+    Messages that contain nothing but text are not decoded. A part of another one need not have a `type`: vLLM
+    also accepts a field such as `image_url` alone.
     """
     field = CONTENT_FIELDS.get(path)
     if field is None or field not in fields:
         return
-    raw = bytes(fields[field])
-    if POSSIBLE_MEDIUM.search(raw) and _names_url(_decode(raw)):
+    if any(_names_url(_decode_dict(message)) for message in _list_messages(fields[field])):
         raise InvalidRequest(
             f"{field!r} names an image, a sound or a file by its URL, which is not fetched. Send the data "
             "itself as a `data:` URL.",
             field,
         )
+
+
+def _list_messages(content: msgspec.Raw) -> list[dict[str, msgspec.Raw]]:
+    """Return the messages that may contain more than text."""
+    if memoryview(content)[0] not in STRUCTURES:
+        return []
+    try:
+        messages = _decode_messages(content)
+    except msgspec.ValidationError:
+        return [{"": content}]
+    return [message for message in messages if not _is_text(message)]
+
+
+def _is_text(message: dict[str, msgspec.Raw]) -> bool:
+    return message.keys() <= TEXT_FIELDS and all(
+        memoryview(value)[0] not in STRUCTURES for value in message.values()
+    )
+
+
+def _decode_dict(message: dict[str, msgspec.Raw]) -> dict[str, Any]:
+    return {name: _decode(value) for name, value in message.items()}
 
 
 def _names_url(value: Any, field: str = "", is_media: bool = False) -> bool:
