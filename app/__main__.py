@@ -206,7 +206,7 @@ def _refuse_unusable_settings(host: str) -> None:
     """Exit if the service could never work with its settings, or if it would be open to other machines.
 
     What is only unavailable is waited for by the service itself, which responds with 503 meanwhile. Until the
-    database tells whether a key exists, requests from other machines are refused.
+    database shows whether a key exists, requests from other machines are refused.
     """
     try:
         open_store()

@@ -112,7 +112,7 @@ def _allowed_methods(request: Request) -> list[str]:
         for method in METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
     ]
-    # The service answers HEAD wherever it answers GET.
+    # The service responds to HEAD wherever it responds to GET.
     return [*allowed, "HEAD"] if "GET" in allowed else allowed
 
 
