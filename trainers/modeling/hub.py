@@ -86,7 +86,7 @@ class HubSnapshot:
 
 @dataclass(frozen=True)
 class _HubFile:
-    """A file of a commit; the hub knows the SHA-256 of large files, and git's SHA-1 of the others."""
+    """A file of a commit; the hub reports the SHA-256 of large files, and git's SHA-1 of the others."""
 
     path: str
     size_bytes: int

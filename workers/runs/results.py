@@ -110,7 +110,7 @@ def read_error(run_dir: Path) -> TunesmithError | None:
 
 
 def name_adapter_base(folder: Path, origin: str) -> None:
-    """Write the base's location into an adapter's config: the program knows only its folder on this host."""
+    """Write the base's location into an adapter's config: the program has only its folder on this host."""
     content = files.read_json(folder / ADAPTER_CONFIG)
     if content is None:
         return
