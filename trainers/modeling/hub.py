@@ -6,32 +6,37 @@ The files go to the hub client's cache (`HF_HOME`), which the programs of a host
 downloaded before needs no network.
 """
 
-import hashlib
 import json
 import logging
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import httpx2
 import typer
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoSibling
 
 from trainers.data.hub_files import README, select_data_files
+from trainers.modeling.hub_cache import (
+    HubKind,
+    HubRepository,
+    HubSnapshot,
+    describe_file,
+    find_corrupt,
+    open_downloaded,
+    require_space,
+)
 from trainers.modeling.model_files import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -44,12 +49,10 @@ from trainers.modeling.model_files import (
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.error_codes import ErrorCode
-from trainers.runtime.errors import DatasetFileNotFound, DiskFull, ProgramError, as_program_error
-from trainers.runtime.verified_files import VerifiedFiles
+from trainers.runtime.errors import DatasetFileNotFound, ProgramError, as_program_error
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REQUEST_TIMEOUT_SECONDS = 30.0
-MANIFESTS, RECORD = "tunesmith", "tunesmith-verified-files.log"
 # Statuses with which the hub says that it cannot respond now; others are about the request.
 UNAVAILABLE = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -69,52 +72,6 @@ class HubFileCorrupt(ProgramError):
     code = ErrorCode.artifact_corrupt
 
 
-class HubKind(StrEnum):
-    """What is downloaded; the values are the hub's."""
-
-    model = "model"
-    dataset = "dataset"
-
-
-@dataclass(frozen=True)
-class HubSnapshot:
-    """The files of one commit on this host."""
-
-    folder: str
-    commit: str
-
-
-@dataclass(frozen=True)
-class _HubFile:
-    """A file of a commit; the hub reports the SHA-256 of large files, and git's SHA-1 of the others."""
-
-    path: str
-    size_bytes: int
-    sha256: str | None
-    git_sha1: str | None
-
-
-@dataclass(frozen=True)
-class _Repository:
-    """A repository of the hub, and its folder in the cache."""
-
-    kind: HubKind
-    name: str
-    part: str = ""
-    """The part of a dataset that is downloaded; a manifest describes one part."""
-
-    @property
-    def storage(self) -> Path:
-        return Path(constants.HF_HUB_CACHE) / str(repo_folder_name(repo_id=self.name, repo_type=self.kind))
-
-    def manifest(self, commit: str) -> Path:
-        part = hashlib.sha256(self.part.encode()).hexdigest()[:8] if self.part else "all"
-        return self.storage / MANIFESTS / f"{commit}-{part}.json"
-
-    def fetch(self, commit: str, file: str) -> Path:
-        return Path(hf_hub_download(self.name, file, repo_type=self.kind, revision=commit))
-
-
 # Chooses from the names of a commit's files; the function that it is given downloads one of them.
 _Choose = Callable[[dict[str, RepoSibling], Callable[[str], Path]], set[str]]
 
@@ -128,7 +85,7 @@ def download_model(name: str) -> HubSnapshot:
         HubFileCorrupt: A file differs from the hub's hash.
     """
     repository, _, revision = name.partition("@")
-    return _download(_Repository(HubKind.model, repository), revision, _choose_model_files)
+    return _download(HubRepository(HubKind.model, repository), revision, _choose_model_files)
 
 
 def download_dataset(name: str, revision: str | None, subset: str | None, split: str) -> HubSnapshot:
@@ -145,7 +102,7 @@ def download_dataset(name: str, revision: str | None, subset: str | None, split:
         return {*selected, *({README} & listed.keys())}
 
     part = json.dumps([subset, split])
-    return _download(_Repository(HubKind.dataset, name, part), revision or "", choose)
+    return _download(HubRepository(HubKind.dataset, name, part), revision or "", choose)
 
 
 def _choose_model_files(listed: dict[str, RepoSibling], fetch: Callable[[str], Path]) -> set[str]:
@@ -155,8 +112,8 @@ def _choose_model_files(listed: dict[str, RepoSibling], fetch: Callable[[str], P
     return {file for file in listed if is_visible(file, role, shards)}
 
 
-def _download(repository: _Repository, revision: str, choose: _Choose) -> HubSnapshot:
-    if COMMIT.fullmatch(revision) and (found := _open_downloaded(repository, revision)) is not None:
+def _download(repository: HubRepository, revision: str, choose: _Choose) -> HubSnapshot:
+    if COMMIT.fullmatch(revision) and (found := open_downloaded(repository, revision)) is not None:
         return found
     if constants.HF_HUB_OFFLINE:
         return _open_cached(repository, revision)
@@ -169,12 +126,12 @@ def _download(repository: _Repository, revision: str, choose: _Choose) -> HubSna
             timeout=REQUEST_TIMEOUT_SECONDS,
         )
         commit = str(info.sha)
-        if (found := _open_downloaded(repository, commit)) is not None:
+        if (found := open_downloaded(repository, commit)) is not None:
             return found
         listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
         chosen = choose(listed, lambda file: repository.fetch(commit, file))
-        expected = [_describe(listed[file]) for file in sorted(chosen)]
-        _require_space(repository, expected)
+        expected = [describe_file(listed[file]) for file in sorted(chosen)]
+        require_space(repository, expected)
         folder = Path(
             snapshot_download(
                 repository.name,
@@ -183,7 +140,7 @@ def _download(repository: _Repository, revision: str, choose: _Choose) -> HubSna
                 allow_patterns=[file.path for file in expected],
             )
         )
-    if (corrupt := _find_corrupt(folder, expected)) is not None:
+    if (corrupt := find_corrupt(folder, expected)) is not None:
         raise HubFileCorrupt(
             f"The file {corrupt} of {repository.name} differs from the hub's hash of commit {commit}.",
             "Its copy was removed: run the stage again. If that does not help, check the network's proxy.",
@@ -195,19 +152,7 @@ def _download(repository: _Repository, revision: str, choose: _Choose) -> HubSna
     return HubSnapshot(str(folder), commit)
 
 
-def _open_downloaded(repository: _Repository, commit: str) -> HubSnapshot | None:
-    """Return a commit that was downloaded before, if all of its files are still intact."""
-    folder = repository.storage / "snapshots" / commit
-    content = files.read_json(repository.manifest(commit))
-    if content is None or not folder.is_dir():
-        return None
-    if (corrupt := _find_corrupt(folder, [_HubFile(**file) for file in content["files"]])) is not None:
-        logger.warning("%s of %s is missing or damaged; downloading it again.", corrupt, repository.name)
-        return None
-    return HubSnapshot(str(folder), commit)
-
-
-def _open_cached(repository: _Repository, revision: str) -> HubSnapshot:
+def _open_cached(repository: HubRepository, revision: str) -> HubSnapshot:
     """Return a commit that any program has put into the cache, because this host must not use the network."""
     try:
         folder = snapshot_download(
@@ -220,56 +165,8 @@ def _open_cached(repository: _Repository, revision: str) -> HubSnapshot:
     return HubSnapshot(folder, Path(folder).name)
 
 
-def _describe(sibling: RepoSibling) -> _HubFile:
-    if sibling.lfs is not None:
-        return _HubFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256, None)
-    return _HubFile(sibling.rfilename, sibling.size or 0, None, sibling.blob_id)
-
-
-def _find_corrupt(folder: Path, expected: list[_HubFile]) -> str | None:
-    """Return the first file that is missing or differs, whose copy is removed, or None."""
-    verified = VerifiedFiles(Path(constants.HF_HUB_CACHE) / RECORD)
-    for file in expected:
-        path = (folder / file.path).resolve()
-        try:
-            is_intact = path.stat().st_size == file.size_bytes and (
-                verified.verify(path, file.sha256)
-                if file.sha256 is not None
-                else _git_sha1(path) == file.git_sha1
-            )
-        except FileNotFoundError:
-            is_intact = False
-        if not is_intact:
-            path.unlink(missing_ok=True)
-            return file.path
-    return None
-
-
-def _git_sha1(path: Path) -> str:
-    """Return the name of a small file's blob in git; it only detects damage, the hub's TLS is the proof."""
-    content = path.read_bytes()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
-
-
-def _require_space(repository: _Repository, expected: list[_HubFile]) -> None:
-    """Compare the sizes with the free disk space before the first byte is downloaded."""
-    cache = Path(constants.HF_HUB_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
-    blobs = repository.storage / "blobs"
-    needed = sum(
-        file.size_bytes for file in expected if not (blobs / str(file.sha256 or file.git_sha1)).is_file()
-    )
-    free = shutil.disk_usage(cache).free
-    if needed > free:
-        raise DiskFull(
-            f"{repository.name} takes {needed / 1e9:.1f} GB, but the disk of {cache} has only "
-            f"{free / 1e9:.1f} GB.",
-            "Free some space, or set HF_HOME to a folder on a larger disk.",
-        )
-
-
 @contextmanager
-def _hub_errors(repository: _Repository, revision: str) -> Iterator[None]:
+def _hub_errors(repository: HubRepository, revision: str) -> Iterator[None]:
     """Distinguish a hub that cannot be reached from one that has no such repository."""
     try:
         yield
@@ -283,7 +180,7 @@ def _hub_errors(repository: _Repository, revision: str) -> Iterator[None]:
         raise _not_found(repository, revision, str(error).strip().splitlines()[0]) from error
 
 
-def _unreachable(repository: _Repository, error: Exception) -> HubUnreachable:
+def _unreachable(repository: HubRepository, error: Exception) -> HubUnreachable:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return HubUnreachable(
         f"The hub {constants.ENDPOINT} cannot be reached for {repository.name}: {reason}",
@@ -291,7 +188,7 @@ def _unreachable(repository: _Repository, error: Exception) -> HubUnreachable:
     )
 
 
-def _not_found(repository: _Repository, revision: str, reason: str) -> ProgramError:
+def _not_found(repository: HubRepository, revision: str, reason: str) -> ProgramError:
     at = f" at revision {revision}" if revision else ""
     error = BaseModelNotFound if repository.kind is HubKind.model else DatasetFileNotFound
     return error(
