@@ -40,20 +40,12 @@ def main(arguments: Sequence[str]) -> int:
         adopt_orphans()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit)
-    # The program has a group of its own, so that a request to stop it does not reach the guard.
-    try:
-        program = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            cwd=values["folder"],
-            process_group=0,
-            preexec_fn=die_with_parent if values["use_kernel"] else None,
-        )
-    except OSError as error:
-        print(f"cannot start {command[0]}: {error}", file=sys.stderr)
-        return EXIT_START_FAILED
     limits = ResourceLimits(**values["limits"])
+    # A signal may arrive while the program starts.
     try:
+        program = _start_program(command, values["folder"], values["use_kernel"])
+        if program is None:
+            return EXIT_START_FAILED
         status = _Guard(program.pid, values["seconds"], limits).watch()
     finally:
         kill_processes(os.environ[MARKER], ancestor=os.getpid())
@@ -62,6 +54,23 @@ def main(arguments: Sequence[str]) -> int:
     assert status is not None, "the program has been killed"
     program.returncode = status  # Popen must not wait for a process that has been reaped.
     return EXIT_SIGNAL_BASE - status if status < 0 else status
+
+
+def _start_program(
+    command: Sequence[str], folder: str | None, use_kernel: bool
+) -> subprocess.Popen[bytes] | None:
+    """Start the program in a group of its own, so that a request to stop it does not reach the guard."""
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+            process_group=0,
+            preexec_fn=die_with_parent if use_kernel else None,
+        )
+    except OSError as error:
+        _log(f"cannot start {command[0]}: {error}")
+        return None
 
 
 class _Guard:
