@@ -114,7 +114,7 @@ def _parse_configs(readme: str | None) -> list[dict[str, Any]]:
 
 
 def _find_config(configs: Sequence[dict[str, Any]], subset: str | None) -> dict[str, Any]:
-    by_name = {str(config.get("config_name", "default")): config for config in configs}
+    by_name = {_as_text(config.get("config_name", "default")): config for config in configs}
     if subset is None:
         defaults = [config for config in configs if config.get("default")]
         if defaults or "default" in by_name or len(configs) == 1:
@@ -134,10 +134,15 @@ def _select_by_config(names: Sequence[str], config: dict[str, Any], split: str) 
             (entry.get("split"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
         )
         if of_split == split:
-            patterns += [str(pattern) for pattern in (path if isinstance(path, list) else [path])]
+            patterns += [_as_text(pattern) for pattern in (path if isinstance(path, list) else [path])]
     if folder:
-        patterns = [f"{str(folder).strip('/')}/{pattern}" for pattern in patterns]
+        patterns = [f"{_as_text(folder).strip('/')}/{pattern}" for pattern in patterns]
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _as_text(value: Any) -> str:
+    """Return a value of the metadata as text, or nothing for a list, which aliases could make endless."""
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def _select_by_name(names: Sequence[str], split: str) -> list[str]:

@@ -58,3 +58,12 @@ def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data" / "train.jsonl").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match="outside the folder"):
         list_data_files(tmp_path / "data")
+
+
+def test_a_list_in_the_place_of_a_text_is_not_written_out() -> None:
+    # With aliases, a few lines of YAML are a list of billions of elements.
+    text = readme(CONFIG.format("[main, main]", "[[main/train-*]]"))
+    with pytest.raises(ValueError, match="no subset"):
+        select_data_files(FILES, text, "['main', 'main']", "train")
+    with pytest.raises(ValueError, match="no file contains the split"):
+        select_data_files(FILES, text, None, "train")
