@@ -31,7 +31,8 @@ def list_jobs(
     statement, key = _build_query(filters)
     jobs, after = paginate_newest_first(session, statement, key, paging)
     runs = _runs_by_job(session, [job.id for job in jobs])
-    return [summary_view(job, runs[job.id]) for job in jobs], after
+    # A job without runs was deleted after it was read.
+    return [summary_view(job, runs[job.id]) for job in jobs if runs[job.id]], after
 
 
 def _build_query(filters: Sequence[Filter]) -> tuple[Select[Job], Any]:

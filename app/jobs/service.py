@@ -130,8 +130,12 @@ def list_runs(session: Session, job_id: str) -> Sequence[Run]:
 
 
 def view_job(session: Session, settings: Settings, job: Job) -> JobView:
-    """Build the view of a job, with its runs and what they wait for."""
+    """Build the view of a job, with its runs and what they wait for; raises JobNotFound."""
     runs = list_runs(session, job.id)
+    if not runs:
+        # It was deleted after it was read.
+        session.expire_all()
+        get_job(session, job.id)
     return _view(session, settings, job, runs, find_deleted_inputs(session, runs))
 
 

@@ -188,6 +188,18 @@ def test_a_job_is_deleted_with_everything_that_belongs_to_it(
     assert client.get(f"/api/v1/models/{model.id}").json()["run"] is None
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_job_that_is_deleted_while_it_is_read_is_not_found(
+    settings: Settings, client: TestClient, make_job: Make
+) -> None:
+    (run,) = make_job(RunStatus.succeeded)
+    with read_session() as session:
+        job = jobs.get_job(session, run.job_id)
+        assert client.delete(f"/api/v1/jobs/{run.job_id}").status_code == 204
+        with pytest.raises(jobs.JobNotFound):
+            jobs.view_job(session, settings, job)
+
+
 def test_a_deployment_is_deleted_after_it_has_ended(client: TestClient, make_deployment: Make) -> None:
     deployment = make_deployment(status=DeploymentStatus.asleep)
     client.put("/api/v1/aliases/prod", json={"targets": [{"deployment": "chat"}]})
