@@ -63,7 +63,7 @@ class ApiRoutingTable(CachedRoutingTable):
             raise EngineUnavailable(
                 f"The deployment cannot be woken: the service responds with {error.response.status_code}."
             ) from error
-        except httpx2.HTTPError as error:
+        except self.load_errors as error:
             raise EngineUnavailable(
                 "The deployment is asleep, and the service that wakes it is unreachable. Try again soon."
             ) from error

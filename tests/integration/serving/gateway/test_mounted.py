@@ -139,6 +139,11 @@ def api() -> Iterator[tuple[str, list[Any]]]:
             self.end_headers()
             self.wfile.write(json.dumps(page).encode())
 
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>a login page</html>")
+
         def log_message(self, *arguments: Any) -> None:
             pass
 
@@ -178,6 +183,14 @@ def test_routes_follow_the_api_and_stay_when_it_fails(
         assert names() == {"one"}
     target = Target("deployment_one", "http://127.0.0.1:9", "one")
     assert routes.routes["one"] == Route("one", (target,), routes.routes["one"].created_at)
+
+
+def test_an_engine_is_unavailable_while_something_else_responds_in_the_place_of_the_api(
+    api: tuple[str, list[Any]],
+) -> None:
+    asleep = Target("deployment_one", "", "one")
+    with pytest.raises(EngineUnavailable, match="asleep"):
+        asyncio.run(ApiRoutingTable(api[0], "key").wake(asleep))
 
 
 class FaultyDownstream:
