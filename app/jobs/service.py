@@ -131,11 +131,12 @@ def list_runs(session: Session, job_id: str) -> Sequence[Run]:
 
 def view_job(session: Session, settings: Settings, job: Job) -> JobView:
     """Build the view of a job, with its runs and what they wait for; raises JobNotFound."""
-    runs = list_runs(session, job.id)
+    job_id = job.id
+    runs = list_runs(session, job_id)
     if not runs:
         # It was deleted after it was read.
         session.expire_all()
-        get_job(session, job.id)
+        get_job(session, job_id)
     return _view(session, settings, job, runs, find_deleted_inputs(session, runs))
 
 
