@@ -30,7 +30,7 @@ from serving.engines.cli_options import (
     read_engine_options,
     with_engine_options,
 )
-from serving.engines.engine import Engine
+from serving.engines.engine import Engine, check_host
 from trainers.configs.engines import EngineOptions
 from trainers.modeling.model_source import open_adapter, open_base
 from trainers.runtime.command_line import make_help, make_typer
@@ -62,6 +62,7 @@ class ServingOptions:
             ValueError: The host is public.
             TunesmithError: The model cannot be found, or a file of it is unsafe.
         """
+        check_host(host)
         engine = find_engine(self.engine, self.engine_program)
         model = open_base(self.model)
         adapters = {name: open_adapter(path) for name, path in self.adapters.items()}

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -67,14 +68,28 @@ def main(
     prepare_or_exit(prepare_database, "database")
     prepare_or_exit(prepare_store, "artifact store")
     prepare_or_exit(get_celery, "queue")
-    worker = prepare_or_exit(lambda: register_worker(settings, queue, name), "database")
-    _defer_early_signals()
+    worker = prepare_or_exit(lambda: _register(settings, queue, name), "database")
     logger.info(
         "joined", extra={"worker_id": worker.worker_id, "queues": worker.queues, "stages": worker.stages}
     )
     was_asked_to_stop = _serve(worker, settings)
     _leave(worker)
     raise typer.Exit(0 if was_asked_to_stop else 1)
+
+
+def _register(settings: Settings, queues: Sequence[Queue], name: str | None) -> WorkerContext:
+    """Register this worker; from then on, a signal waits until it can be handled.
+
+    Before that, and while the database is away, a signal ends the process at once.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _defer_early_signals()
+    try:
+        return register_worker(settings, queues, name)
+    except BaseException:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        raise
 
 
 def _defer_early_signals() -> None:

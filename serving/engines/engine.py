@@ -70,12 +70,17 @@ class EngineConfig:
     template_from: str = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a public address, since engines do not authenticate requests."""
-        if not is_private(self.host):
-            raise ValueError(
-                f"The host {self.host} is a public address, and an engine does not check API keys. Use a "
-                "loopback or private address, and start `python -m serving.gateway` in front of the engine."
-            )
+        """Raise ValueError for a public address."""
+        check_host(self.host)
+
+
+def check_host(host: str) -> None:
+    """Raise ValueError for a public address, since engines do not authenticate requests."""
+    if not is_private(host):
+        raise ValueError(
+            f"The host {host} is a public address, and an engine does not check API keys. Use a "
+            "loopback or private address, and start `python -m serving.gateway` in front of the engine."
+        )
 
 
 class Engine(ABC):

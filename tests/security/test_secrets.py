@@ -29,7 +29,7 @@ CANARIES = {
     "AWS_SECRET_ACCESS_KEY": "canary/aws+secret/key",
     "HTTPS_PROXY": "http://me:canaryproxypassword@127.0.0.1:1",
 }
-# HF_TOKEN and the proxy reach a program by design; the others it would have to find elsewhere.
+# No program gets any of them, so it would have to find them elsewhere.
 LEAK = f"""
 secrets = {list(CANARIES.values())!r} + ["ts_" + "canary" * 5, "Bearer canarybearertoken"]
 write("log.txt", "token " + " ".join(secrets) + "\\n" + secrets[0], "a")
@@ -85,15 +85,14 @@ def test_no_response_contains_a_secret(
     assert "canary" not in client.get("/metrics").text + client.get("/api/v1/workers").text
 
 
-def test_a_program_gets_no_secret_as_an_argument_and_few_in_its_environment(
+def test_a_program_gets_no_secret_as_an_argument_or_in_its_environment(
     worker: WorkerContext, submit: Callable[..., str], tmp_path: Path
 ) -> None:
     found = tmp_path / "found.txt"
     submit(f"pathlib.Path({str(found)!r}).write_text(repr([sys.argv, dict(os.environ)]))\nsucceed()\n")
     execute_next(worker)
     arguments, environment = ast.literal_eval(found.read_text())
-    assert "canary" not in str(arguments)
-    assert {name for name, value in environment.items() if "canary" in value} == {"HF_TOKEN", "HTTPS_PROXY"}
+    assert "canary" not in str(arguments) and "canary" not in str(environment)
 
 
 @pytest.mark.parametrize("secret", CANARIES.values())

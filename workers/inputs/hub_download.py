@@ -98,9 +98,11 @@ def _run_download(arguments: Sequence[str], settings: Settings, should_stop: Cal
         seconds=MAX_DOWNLOAD_SECONDS,
     )
     try:
-        while (status := process.wait(POLL_SECONDS)) is None:
-            if should_stop():
-                raise DownloadStopped
+        while not should_stop():
+            if (status := process.wait(POLL_SECONDS)) is not None:
+                break
+        else:
+            raise DownloadStopped
         content = files.read_json(report)
         if content is None:
             message = f"The download ended with status {status} and no report: {log_tail(log)}"
