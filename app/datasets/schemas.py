@@ -6,10 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainers.configs import Config, Queue
-from trainers.configs.base import NonEmpty
+from trainers.configs.base import PRINTABLE_PATTERN, NonEmpty
 from trainers.data.formats import RowFormat
 from trainers.data.validate import ValidationReport
 
+MAX_NAME_LENGTH = 200
 UPLOAD_FORM = {
     "requestBody": {
         "required": True,
@@ -24,6 +25,8 @@ UPLOAD_FORM = {
                             "type": "string",
                             "description": "Name that jobs may use, by default that of the file. Of several "
                             "datasets with one name, jobs use the newest.",
+                            "maxLength": MAX_NAME_LENGTH,
+                            "pattern": PRINTABLE_PATTERN,
                             # Swagger UI sends an example unchanged, and any other name would hide the dataset
                             # that has it.
                             "example": "",

@@ -13,6 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
+from app.datasets.schemas import MAX_NAME_LENGTH
 from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.runtime.error_codes import ErrorCode
@@ -20,7 +21,6 @@ from trainers.runtime.error_codes import ErrorCode
 # Allowance for the boundaries, headers and other fields of the form.
 FORM_OVERHEAD_BYTES = 64 << 10
 MAX_FIELD_BYTES = 4 << 10
-MAX_NAME_LENGTH = 200
 CURL_HINT = "Send the file as the form field `file`: curl -F file=@…"
 
 
