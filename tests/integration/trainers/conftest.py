@@ -44,7 +44,8 @@ class Programs:
         )
 
 
-@pytest.fixture(scope="session")
+# For each file its own: programs that refuse a model write views of it to their temporary folder.
+@pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     return Programs(tmp_path_factory.mktemp("home"))
 
