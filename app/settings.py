@@ -187,8 +187,8 @@ class Settings(BaseSettings):
     stage_limits: dict[StageKind, StageLimits] = Field(
         default_factory=dict,
         description='Limits of one attempt by kind of stage, as JSON, such as `{"prepare": {"max_seconds": '
-        '3600, "max_memory_bytes": null}}`; null is no limit. A limit that is not named keeps its default. A '
-        "job may set lower ones, and a worker's own apply as well.",
+        '3600, "max_memory_bytes": null}}`; null means no limit. A limit that is not named keeps its '
+        "default. A job may set lower ones, and a worker's own apply as well.",
     )
 
     engine_host: str = Field(

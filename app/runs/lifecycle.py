@@ -79,7 +79,7 @@ def claim(
     """Claim the first run, by priority and then age, that the worker can execute; None if there is none.
 
     A run that has waited for GPUs for longer than `max_overtake_seconds` is not overtaken any more by runs
-    that need fewer: the worker keeps the GPUs that become free for it. None is no limit.
+    that need fewer: the worker keeps the GPUs that become free for it. None means no limit.
     """
     for queue in order_queues(session, queues, stages, free):
         claimable = select_next(session, queue, stages, free, max_overtake_seconds)

@@ -64,31 +64,6 @@ NEUTRAL_VALUES: dict[str, Any] = {
 # Values that mean "not set" in any field.
 EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
 
-# Fields that make an engine read files, import code, call other hosts or render another template. None of
-# them is among the allowed fields; the error names the deployment, which can set some of them.
-REFUSED_FIELDS = frozenset(
-    {
-        "adapter",
-        "adapters",
-        "adapter_path",
-        "bootstrap_host",
-        "bootstrap_port",
-        "bootstrap_room",
-        "chat_template",
-        "custom_logit_processor",
-        "draft_model",
-        "kv_transfer_params",
-        "logits_processors",
-        "lora",
-        "lora_id",
-        "lora_name",
-        "lora_path",
-        "lora_request",
-        "model_path",
-        "tokenizer",
-        "tokenizer_path",
-    }
-)
 # Fields that need stored responses. One engine's memory is not shared with the other engines of a model.
 STATEFUL_FIELDS = frozenset({"background", "conversation", "previous_response_id"})
 QUOTE, BRACKET = b'"['
@@ -213,11 +188,6 @@ def _remove_neutral_fields(path: str, fields: Fields) -> None:
 
 
 def _check_restricted(fields: Fields) -> None:
-    if not REFUSED_FIELDS.isdisjoint(fields):
-        field = min(REFUSED_FIELDS.intersection(fields))
-        raise InvalidRequest(
-            f"{field!r} cannot be set by a request, only by the deployment. Remove it.", field
-        )
     for field in sorted(STATEFUL_FIELDS.intersection(fields)):
         if _decode(fields[field]):
             raise InvalidRequest(

@@ -39,14 +39,14 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def embedded(tmp_path: Path, starter: Path) -> Iterator[Platform]:
     """Yield an installation on SQLite and the filesystem transport, with an API and two datasets."""
-    with _running(Platform(tmp_path / "data", starter)) as platform:
+    with run_platform(Platform(tmp_path / "data", starter)) as platform:
         yield platform
 
 
 @pytest.fixture(scope="module")
 def shared(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Yield an installation like `embedded` with a worker, shared by the tests of a file."""
-    with _running(Platform(tmp_path_factory.mktemp("shared") / "data", starter)) as platform:
+    with run_platform(Platform(tmp_path_factory.mktemp("shared") / "data", starter)) as platform:
         platform.start_worker()
         yield platform
 
@@ -66,7 +66,7 @@ def team(tmp_path: Path, starter: Path, postgres: str, broker: RedisServer) -> I
         "TUNESMITH_DATABASE_URL": postgres.replace("/postgres", f"/{database}"),
         "TUNESMITH_BROKER_URL": broker.url,
     }
-    with _running(Platform(tmp_path / "data", starter, **storage)) as platform:
+    with run_platform(Platform(tmp_path / "data", starter, **storage)) as platform:
         yield platform
 
 
@@ -78,7 +78,7 @@ def platform(request: pytest.FixtureRequest) -> Platform:
 
 
 @contextmanager
-def _running(platform: Platform) -> Iterator[Platform]:
+def run_platform(platform: Platform) -> Iterator[Platform]:
     """Start an API, upload the datasets `train` and `test`, and stop everything at the end."""
     try:
         platform.start_api()

@@ -18,7 +18,7 @@ from kombu.exceptions import EncodeError
 
 from app.scheduling.queue import NOTIFY_TASK, create_celery, get_celery
 from app.settings import Settings
-from tests.e2e.conftest import _running
+from tests.e2e.conftest import run_platform
 from tests.e2e.platform import Platform, short_stage
 from tests.security.regression import Regression
 
@@ -35,7 +35,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def platform(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with _running(Platform(tmp_path_factory.mktemp("broker") / "data", starter)) as platform:
+    with run_platform(Platform(tmp_path_factory.mktemp("broker") / "data", starter)) as platform:
         platform.start_worker()
         yield platform
 

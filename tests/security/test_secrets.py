@@ -13,12 +13,11 @@ from starlette.testclient import TestClient
 
 from app.storage.database import get_engine
 from app.tables import RunStatus
-from tests.integration.workers.conftest import row, submit, worker
+from tests.integration.workers.conftest import execute_next, row, submit, worker
 from tests.security.regression import Regression, unchanged
 from trainers.runtime.errors import TunesmithError
 from trainers.runtime.redaction import _secret_values
 from workers.hosts.worker import WorkerContext
-from workers.runs.execute import execute_next
 
 __all__ = ["submit", "worker"]
 

@@ -171,7 +171,7 @@ def _render_chat(
         return {"unsafe": str(error)}
     except MemoryError:
         raise
-    except Exception as error:  # Any exception of a stranger's program concerns this chat only.
+    except Exception as error:  # An untrusted template may raise anything.
         known = isinstance(error, jinja2.TemplateError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         return {"rejected": reason[:MAX_REASON_CHARACTERS]}

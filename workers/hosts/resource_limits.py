@@ -19,7 +19,7 @@ BYTES_PER_BLOCK = 512
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """Limits of a program with all of its processes; None is no limit."""
+    """Limits of a program with all of its processes; None means no limit."""
 
     max_seconds: float | None = None
     max_memory_bytes: int | None = None

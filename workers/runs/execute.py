@@ -57,14 +57,6 @@ class ClaimedRun:
     """Monotonic time before the claim: the lease can only end later than one counted from here."""
 
 
-def execute_next(worker: WorkerContext) -> bool:
-    """Claim and execute the first run that this worker can take; return False if there is none."""
-    claimed = claim_next(worker)
-    if claimed is not None:
-        execute(worker, claimed)
-    return claimed is not None
-
-
 def claim_next(worker: WorkerContext, full_queues: Collection[Queue] = ()) -> ClaimedRun | None:
     """Claim the first run that this worker can take; None if there is none.
 

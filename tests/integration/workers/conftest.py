@@ -14,6 +14,7 @@ from app.tables import Dataset, Job, Run
 from tests.integration.app.conftest import database_url, postgres, settings, sqlite
 from trainers.configs import Queue, StageKind
 from workers.hosts.worker import WorkerContext, register_worker
+from workers.runs.execute import claim_next, execute
 
 __all__ = ["database_url", "postgres", "settings", "sqlite"]
 
@@ -96,3 +97,11 @@ def row(run_id: str) -> Run:
     """Read the run from the database."""
     with read_session() as session:
         return session.get_one(Run, run_id)
+
+
+def execute_next(worker: WorkerContext) -> bool:
+    """Claim and execute the first run that the worker can take; return False if there is none."""
+    claimed = claim_next(worker)
+    if claimed is not None:
+        execute(worker, claimed)
+    return claimed is not None

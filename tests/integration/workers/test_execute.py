@@ -20,7 +20,7 @@ from app.storage import artifacts
 from app.storage.artifacts import ArtifactStore, PublishedArtifact, get_store
 from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
-from tests.integration.workers.conftest import row
+from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import Queue, StageKind
 from workers.hosts.devices import DevicePool
 from workers.hosts.gpus import Gpu
@@ -28,7 +28,6 @@ from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.runs import complete
 from workers.runs.complete import RunAttempt
-from workers.runs.execute import execute_next
 
 Submit = Callable[..., str]
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -16,7 +16,7 @@ from safetensors.numpy import save, save_file
 from app.storage.database import transaction
 from app.tables import Checkpoint, Job, Run, RunStatus
 from tests.fake_hub import FakeHub, run_hub
-from tests.integration.workers.conftest import row
+from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import PrepareConfig, Queue, StageKind
 from trainers.configs.sources import HubSource, Source
 from trainers.runtime.error_codes import ErrorCode
@@ -27,7 +27,6 @@ from workers.inputs.datasets import fetch_source
 from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
 from workers.inputs.models import ResolvedModel, fetch_model
-from workers.runs.execute import execute_next
 from workers.runs.launch import prepare_launch
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -10,11 +10,10 @@ import pytest
 
 from app.storage.database import transaction
 from app.tables import Run, RunStatus
-from tests.integration.workers.conftest import row
+from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import StageKind, StageLimits
 from workers.hosts.resource_limits import measure_disk
 from workers.hosts.worker import WorkerContext
-from workers.runs.execute import execute_next
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

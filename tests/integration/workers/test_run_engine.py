@@ -14,10 +14,9 @@ from app.runs import lifecycle
 from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
 from app.tables import Event, EventType, Run, RunStatus
-from tests.integration.workers.conftest import row
+from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import EngineKind, StageKind
 from workers.hosts.worker import WorkerContext
-from workers.runs.execute import execute_next
 
 Submit = Callable[..., str]
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -25,11 +25,10 @@ from wandb.proto.wandb_internal_pb2 import Record
 from app.runs import lifecycle
 from app.storage.database import read_session, transaction
 from app.tables import Event, EventType, Run, RunStatus
-from tests.integration.workers.conftest import row
+from tests.integration.workers.conftest import execute_next, row
 from tests.integration.workers.test_execute import in_thread, move, until
 from tests.services import MlflowServer
 from workers.hosts.worker import WorkerContext
-from workers.runs.execute import execute_next
 from workers.tracking.tracker import Tracker
 
 Submit = Callable[..., str]
