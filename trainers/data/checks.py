@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from trainers.data.conversation import preference_messages, to_messages
+from trainers.data.conversation import introduction, preference_messages, to_messages
 from trainers.data.faults import Fault, FaultCode, quote_value
 from trainers.data.formats import (
     FIELD_SETS,
@@ -35,7 +35,27 @@ def validate_row(row: Row, row_format: RowFormat) -> list[Fault]:
     _CHECKS[row_format](row, row_format, faults)
     if "tools" in row:
         _check_tools(row["tools"], "tools", faults)
+    if "system" in row or "history" in row:
+        _check_introduction(row, row_format, faults)
     return faults
+
+
+def _check_introduction(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
+    """Append the faults of the fields `system` and `history`, which a row of every format may have."""
+    readable = all(fault.code.is_warning for fault in faults)
+    if not isinstance(row.get("system"), str | None):
+        faults.append(wrong_type_fault("system", "a string or null", row["system"]))
+        return
+    try:
+        introduction(row)
+    except ValueError as error:
+        faults.append(Fault(field="history", code=FaultCode.wrong_type, message=str(error)))
+        return
+    if readable:
+        try:
+            to_messages(row, row_format)
+        except ValueError as error:
+            faults.append(Fault(field="system", code=FaultCode.system_twice, message=str(error)))
 
 
 def _format_fault(row: Row, row_format: RowFormat) -> Fault:
@@ -86,12 +106,10 @@ def _check_messages(row: Row, _: RowFormat, faults: list[Fault]) -> None:
 
 
 def _check_sharegpt(row: Row, _: RowFormat, faults: list[Fault]) -> None:
-    _check_optional_text(row, "system", faults)
     check_conversation(row["conversations"], "conversations", faults, turn=SHAREGPT_TURN)
 
 
 def _check_flat(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
-    _check_optional_text(row, "system", faults)
     if row_format is RowFormat.alpaca:
         _check_optional_text(row, "input", faults)
     for field in FLAT_FIELDS[row_format]:
@@ -100,7 +118,7 @@ def _check_flat(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
 
 def _check_llama(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
     try:
-        messages = to_messages(row, row_format)
+        messages = to_messages({"text": row["text"]}, row_format)
     except ValueError as error:
         faults.append(Fault(field="text", code=FaultCode.invalid_marks, message=str(error)))
     else:
@@ -138,7 +156,8 @@ def _check_openai_input(value: Any, faults: list[Fault]) -> None:
 def _check_pair(row: Row, fields: tuple[str, str], faults: list[Fault]) -> None:
     chosen, rejected = fields
     try:
-        _, *completions = preference_messages(row)
+        # The fields `system` and `history` are checked on their own.
+        _, *completions = preference_messages({**row, "system": None, "history": None})
     except ValueError as error:
         faults.append(Fault(field="prompt", code=FaultCode.missing_prompt, message=str(error)))
         return

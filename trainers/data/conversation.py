@@ -3,6 +3,9 @@
 Three things are normalized. Tool arguments, which OpenAI writes as a JSON string, become an object: a
 template would otherwise encode them twice, while engines decode them. Text parts become one string.
 `developer`, OpenAI's newer name of the role `system`, becomes `system`, because templates do not support it.
+
+A row of any format may have two fields that precede its messages: `system`, the text of a system message, and
+`history`, earlier turns as pairs of texts (`[[user, assistant], …]`, as in Alpaca rows) or as messages.
 """
 
 import json
@@ -24,8 +27,8 @@ from trainers.data.llama import parse_llama
 def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Message], list[Message]]]:
     """Return a (prompt, completion) pair per trained assistant message; the prompt is all messages before it.
 
-    Messages with `"weight": 0` and assistant messages in the `prompt` of a `prompt_completion` row are not
-    trained. Raises ValueError for preference rows and for rows that are invalid.
+    Messages with `"weight": 0` are not trained, and in a `prompt_completion` row neither are the assistant
+    messages of `prompt` and `history`. Raises ValueError for preference rows and for rows that are invalid.
     """
     if row_format is RowFormat.preference:
         raise ValueError(
@@ -80,38 +83,52 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
     if is_openai_preference(row):
         prompt = _messages(_object(row.get("input"), "input").get("messages"), "input.messages")
         return (
-            prompt,
+            _introduce(row, prompt),
             _completion(row, "preferred_output"),
             _completion(row, "non_preferred_output"),
         )
     chosen, rejected = _completion(row, "chosen"), _completion(row, "rejected")
     if row.get("prompt") is None:
-        return _split_at_difference(chosen, rejected)
-    prompt = prompt_messages(row)
-    return prompt, _strip_prompt(chosen, prompt), _strip_prompt(rejected, prompt)
+        prompt, chosen, rejected = _split_at_difference(chosen, rejected)
+        return _introduce(row, prompt), chosen, rejected
+    prompt = _own_prompt(row)
+    return _introduce(row, prompt), _strip_prompt(chosen, prompt), _strip_prompt(rejected, prompt)
 
 
 def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
     """Return the same as `to_messages`, and keep the `weight` of messages that have one."""
     if row_format is RowFormat.messages:
-        return _messages(row.get("messages"), "messages")
+        return _introduce(row, _messages(row.get("messages"), "messages"))
     if row_format is RowFormat.sharegpt:
         turns = _list(row.get("conversations"), "conversations")
-        return [*_system(row), *(_from_sharegpt(turn) for turn in turns)]
+        return _introduce(row, [_from_sharegpt(turn) for turn in turns])
     if row_format is RowFormat.prompt_completion:
         return [*prompt_messages(row), *_completion(row, "completion")]
     if row_format is RowFormat.preference:
         prompt, chosen, _ = preference_messages(row)
         return [*prompt, *chosen]
     if row_format is RowFormat.llama:
-        return parse_llama(_text(row.get("text"), "text"))
+        return _introduce(row, parse_llama(_text(row.get("text"), "text")))
     return _from_flat(row, row_format)
 
 
 def prompt_messages(row: Row) -> list[Message]:
-    """Return the `prompt` of a row, a string or a list of messages, as messages."""
-    prompt = row.get("prompt")
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
+    """Return the `prompt` of a row, a string or a list of messages, as messages, after system and history."""
+    return _introduce(row, _own_prompt(row))
+
+
+def introduction(row: Row) -> tuple[list[Message], list[Message]]:
+    """Return the messages of the fields `system` and `history`, each of which may be empty.
+
+    Raises ValueError for a field that cannot be read.
+    """
+    system = [{"role": "system", "content": _text(row["system"], "system")}] if row.get("system") else []
+    return system, _history(row["history"]) if has_history(row) else []
+
+
+def has_history(row: Row) -> bool:
+    """Return whether the row has earlier turns in `history`; a field of that name with a text is another."""
+    return isinstance(row.get("history"), list) and bool(row["history"])
 
 
 def offered_tools(row: Row) -> list[dict[str, Any]] | None:
@@ -130,11 +147,9 @@ def _from_flat(row: Row, row_format: RowFormat) -> list[Message]:
     if row_format is RowFormat.alpaca and row.get("input"):
         prompt = f"{prompt}\n\n{_text(row['input'], 'input')}"
     completion = _text(row.get(completion_field), completion_field)
-    return [
-        *_system(row),
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": completion},
-    ]
+    return _introduce(
+        row, [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    )
 
 
 def _from_sharegpt(turn: Any) -> Message:
@@ -148,8 +163,31 @@ def _from_sharegpt(turn: Any) -> Message:
     }
 
 
-def _system(row: Row) -> list[Message]:
-    return [{"role": "system", "content": _text(row["system"], "system")}] if row.get("system") else []
+def _own_prompt(row: Row) -> list[Message]:
+    prompt = row.get("prompt")
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
+
+
+def _introduce(row: Row, messages: list[Message]) -> list[Message]:
+    """Put the messages of the fields `system` and `history` before those of the row."""
+    if not row.get("system") and not has_history(row):
+        return messages
+    system, history = introduction(row)
+    own = messages[:1] if messages[0]["role"] == "system" else []
+    if system and own and system[0]["content"] != own[0]["content"]:
+        raise ValueError("`system` differs from the row's own system message: keep one of them.")
+    return [*(own or system), *history, *messages[len(own) :]]
+
+
+def _history(history: list[Any]) -> list[Message]:
+    if all(isinstance(turn, dict) for turn in history):
+        return _messages(history, "history")
+    messages: list[Message] = []
+    for turn in history:
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise ValueError("`history` must be a list of pairs of texts, of the user and the assistant.")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    return messages
 
 
 def _completion(row: Row, field: str) -> list[Message]:
@@ -193,8 +231,11 @@ def _tool_call(call: Any) -> dict[str, Any]:
     if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
         raise ValueError("Every entry of `tool_calls` needs a `function` with `name` and `arguments`.")
     function = dict(call["function"])
-    if isinstance(function.get("arguments"), str):
-        function["arguments"] = json.loads(function["arguments"] or "{}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        # The text `null` is what some clients record for a call without arguments.
+        arguments = json.loads(arguments or "{}")
+    function["arguments"] = {} if arguments is None else arguments
     return {**call, "function": function}
 
 

@@ -13,7 +13,13 @@ from enum import StrEnum
 from typing import Any, Final
 
 from trainers.data.checks import validate_row
-from trainers.data.conversation import offered_tools, preference_messages, prompt_messages, weighted_messages
+from trainers.data.conversation import (
+    has_history,
+    offered_tools,
+    preference_messages,
+    prompt_messages,
+    weighted_messages,
+)
 from trainers.data.formats import (
     FLAT_FIELDS,
     Message,
@@ -59,17 +65,18 @@ class Content:
     other_fields: dict[str, Any]
 
 
-# Fields with a meaning in a shape; all other fields of a row are copied.
+# Fields with a meaning in every shape, and in one; all other fields of a row are copied.
+SHARED_FIELDS: Final = frozenset({"system", "history", "tools"})
 OWN_FIELDS: Final[dict[RowShape, frozenset[str]]] = {
-    RowShape.messages: frozenset({"messages", "tools"}),
-    RowShape.prompt_completion: frozenset({"prompt", "completion", "tools"}),
-    RowShape.instruction: frozenset({"system", "instruction", "response", "tools"}),
-    RowShape.alpaca: frozenset({"system", "instruction", "input", "output", "tools"}),
-    RowShape.sharegpt: frozenset({"system", "conversations", "tools"}),
-    RowShape.question_answer: frozenset({"system", "question", "answer", "tools"}),
-    RowShape.llama: frozenset({"text", "tools"}),
-    RowShape.trl_preference: frozenset({"prompt", "chosen", "rejected", "tools"}),
-    RowShape.openai_preference: frozenset({"input", "preferred_output", "non_preferred_output", "tools"}),
+    RowShape.messages: SHARED_FIELDS | {"messages"},
+    RowShape.prompt_completion: SHARED_FIELDS | {"prompt", "completion"},
+    RowShape.instruction: SHARED_FIELDS | {"instruction", "response"},
+    RowShape.alpaca: SHARED_FIELDS | {"instruction", "input", "output"},
+    RowShape.sharegpt: SHARED_FIELDS | {"conversations"},
+    RowShape.question_answer: SHARED_FIELDS | {"question", "answer"},
+    RowShape.llama: SHARED_FIELDS | {"text"},
+    RowShape.trl_preference: SHARED_FIELDS | {"prompt", "chosen", "rejected"},
+    RowShape.openai_preference: SHARED_FIELDS | {"input", "preferred_output", "non_preferred_output"},
 }
 SHAREGPT_NAMES: Final = {"system": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
 
@@ -121,7 +128,9 @@ def keep_chosen(row: Row) -> Row:
 
 
 def _read(row: Row, source: RowShape) -> Content:
-    others = {name: value for name, value in row.items() if name not in OWN_FIELDS[source]}
+    # A `history` that does not consist of turns is a field like any other.
+    own = OWN_FIELDS[source] if has_history(row) else OWN_FIELDS[source] - {"history"}
+    others = {name: value for name, value in row.items() if name not in own}
     if source.has_pairs:
         prompt, chosen, rejected = preference_messages(row)
         if source is RowShape.openai_preference:

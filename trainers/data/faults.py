@@ -48,6 +48,7 @@ class FaultCode(StrEnum):
     invalid_marks = "invalid_marks"
     nothing_to_train = "nothing_to_train"
     missing_prompt = "missing_prompt"
+    system_twice = "system_twice"
     # Warnings: the row is used, but probably not as intended.
     blank_line = "blank_line"
     duplicate_key = "duplicate_key"

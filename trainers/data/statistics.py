@@ -158,13 +158,14 @@ def turn_lengths(row: Row, row_format: RowFormat) -> list[tuple[str, int]]:
 
     The two most common formats are read without conversion.
     """
-    if row_format is RowFormat.messages:
+    plain = not row.get("system") and not row.get("history")
+    if row_format is RowFormat.messages and plain:
         return [
             (message["role"], len(content) if type(content) is str else _length(content))
             for message in row["messages"]
             for content in (message.get("content"),)
         ]
-    if row_format in FLAT_FIELDS and not row.get("system") and not row.get("input"):
+    if row_format in FLAT_FIELDS and plain and not row.get("input"):
         prompt_field, completion_field = FLAT_FIELDS[row_format]
         return [("user", len(row[prompt_field])), ("assistant", len(row[completion_field]))]
     return [(message["role"], len(message["content"])) for message in to_messages(row, row_format)]

@@ -96,6 +96,7 @@ def read_prompt_completions(
     """Yield the assistant turns of each row; raises DatasetFileNotFound, or DatasetInvalid with the row."""
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), max_rows):
+        check_label(number, row, path)
         yield parse_prompt_completions(number, row, path)
 
 
@@ -226,6 +227,15 @@ def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) ->
             f"Row {number} of {dataset} is not a valid {row_format} row: {error}",
             "Validate the dataset to list every fault with its row.",
         ) from error
+
+
+def check_label(number: int, row: dict[str, Any], dataset: Path) -> None:
+    """Raise DatasetInvalid for a row that is labelled as an example of what not to write."""
+    if row.get("label") is False:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} has `label: false`: it shows a completion that must not be learned.",
+            "Train on labelled rows with the stage `kto`, or remove the rows whose `label` is false.",
+        )
 
 
 def _check_size(row: int, messages: list[dict[str, Any]], max_length: int = 0) -> None:

@@ -78,6 +78,7 @@ FAULTY = [
     (M, {"messages": []}, "messages", "empty_conversation"),
     (M, {"messages": talk("system")}, "messages", "empty_conversation"),
     (M, {"messages": [USER, "b"]}, "messages[1]", "wrong_type"),
+    (M, {"messages": [turn("system", "a"), USER, ANSWER], "system": "b"}, "system", "system_twice"),
     (M, {"messages": [turn("human", "a"), ANSWER]}, "messages[0].role", "unknown_role"),
     (M, {"messages": [turn(["user"], "a"), ANSWER]}, "messages[0].role", "unknown_role"),
     (M, {"messages": [{"content": "a"}, ANSWER]}, "messages[0].role", "unknown_role"),

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from trainers.data.checks import validate_row
 from trainers.data.conversation import (
     extract_prompt_and_completion,
     offered_tools,
@@ -216,3 +217,67 @@ def test_the_completion_of_a_preference_row_is_the_chosen_one() -> None:
 def test_a_row_without_a_prompt_is_rejected() -> None:
     with pytest.raises(ValueError, match="prompt"):
         extract_prompt_and_completion({"weather": "fine"})
+
+
+PAIR = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+LLAMA = {"text": "<s>[INST] 2+2? [/INST] 4 </s>"}
+EVERY_FORMAT = [*SINGLE_TURN, (RowFormat.llama, LLAMA), (RowFormat.preference, PAIR)]
+OPENAI_PAIR = {
+    "input": {"messages": [user("2+2?")]},
+    "preferred_output": [assistant("4")],
+    "non_preferred_output": [assistant("5")],
+}
+
+
+@pytest.mark.parametrize(
+    ("row_format", "row"), [*EVERY_FORMAT, (RowFormat.preference, OPENAI_PAIR)], ids=lambda v: str(v)[:30]
+)
+def test_every_format_reads_the_fields_system_and_history(row_format: RowFormat, row: Row) -> None:
+    introduced = row | {"system": "Be brief.", "history": [["1+1?", "2"]]}
+    earlier = [system("Be brief."), user("1+1?"), assistant("2")]
+    assert to_messages(introduced, row_format) == [*earlier, user("2+2?"), assistant("4")]
+    assert validate_row(introduced, row_format) == []
+    assert extract_prompt_and_completion(introduced) == ([*earlier, user("2+2?")], [assistant("4")])
+
+
+def test_the_turns_of_history_are_trained_unless_they_precede_a_prompt() -> None:
+    history = {"history": [["1+1?", "2"]]}
+    alpaca = {"instruction": "2+2?", "input": "", "output": "4"} | history
+    assert [completion for _, completion in prompt_completions(alpaca, RowFormat.alpaca)] == [
+        [assistant("2")],
+        [assistant("4")],
+    ]
+    row = {"prompt": "2+2?", "completion": "4"} | history
+    assert len(prompt_completions(row, RowFormat.prompt_completion)) == 1
+
+
+def test_a_completion_that_repeats_its_prompt_follows_the_system_message_once() -> None:
+    row = {"system": "s", "prompt": [user("a")], "chosen": [user("a"), assistant("b")], "rejected": "c"}
+    assert preference_messages(row) == ([system("s"), user("a")], [assistant("b")], [assistant("c")])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("system", 5, "wrong_type"),
+        ("system", "Be long.", "system_twice"),
+        ("history", [["1+1?"]], "wrong_type"),
+        ("history", ["1+1?", "2"], "wrong_type"),
+    ],
+)
+def test_a_system_or_history_that_cannot_be_read_is_a_fault(field: str, value: Any, code: str) -> None:
+    row = {"messages": [system("Be brief."), user("2+2?"), assistant("4")], field: value}
+    assert [(fault.field, fault.code) for fault in validate_row(row, RowFormat.messages)] == [(field, code)]
+
+
+def test_a_system_field_that_repeats_the_system_message_is_used_once() -> None:
+    turns = [system("s"), user("a"), assistant("b")]
+    assert to_messages({"messages": turns, "system": "s"}, RowFormat.messages) == turns
+
+
+@pytest.mark.parametrize("arguments", [None, "null", "", "{}", {}])
+def test_a_call_without_arguments_has_an_empty_object(arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": arguments}}
+    row = {"messages": [user("Time?"), assistant("") | {"tool_calls": [call]}]}
+    assert to_messages(row, RowFormat.messages)[1]["tool_calls"][0]["function"]["arguments"] == {}
+    assert validate_row(row, RowFormat.messages) == []

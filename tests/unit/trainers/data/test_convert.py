@@ -171,7 +171,7 @@ def test_tools_cannot_be_converted_to_text() -> None:
 @pytest.mark.parametrize(
     ("row", "source", "target", "field"),
     [
-        (PLAIN[RowShape.messages] | {"system": "s"}, RowShape.messages, RowShape.question_answer, "system"),
+        (PLAIN[RowShape.messages] | {"history": "h"}, RowShape.messages, RowShape.question_answer, "history"),
         (PLAIN[RowShape.messages] | {"prompt": "p"}, RowShape.messages, RowShape.prompt_completion, "prompt"),
         (
             {"conversations": [{"from": "human", "value": "q", "weight": 1}, {"from": "gpt", "value": "a"}]},
@@ -192,6 +192,18 @@ def test_the_error_names_a_field_that_would_change_its_meaning(
 ) -> None:
     with pytest.raises(ValueError, match=f"`{field}`"):
         convert_row(row, source, target)
+
+
+def test_the_fields_system_and_history_become_messages_of_the_target() -> None:
+    row = {"system": "s", "history": [["a", "b"]], "messages": [user("q"), assistant("a")], "id": 1}
+    turns = [system("s"), user("a"), assistant("b"), user("q"), assistant("a")]
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    assert convert_row(row, RowShape.messages, RowShape.sharegpt) == {
+        "conversations": [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns],
+        "id": 1,
+    }
+    with pytest.raises(ValueError, match="without losing 2 of its 4 messages"):
+        convert_row(row, RowShape.messages, RowShape.question_answer)
 
 
 def test_other_fields_may_not_make_the_row_look_like_another_format() -> None:
