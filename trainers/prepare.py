@@ -41,7 +41,7 @@ from trainers.data.filters.row_filters import (
     filter_by_characters,
     filter_by_tokens,
 )
-from trainers.data.fingerprint import prompt_text
+from trainers.data.fingerprint import prompt_text, text_digest
 from trainers.data.formats import Row, RowFormat, detect_format
 from trainers.data.recipes import gsm8k
 from trainers.data.recipes.translation import translation_rows
@@ -280,11 +280,14 @@ def _write_parts(config: PrepareConfig, folder: Path, rows: Iterator[Row]) -> Sp
 
 
 def _split_group(row: Row) -> Any:
-    """Return a key; rows with the same key must be in one part, or one would give away the other."""
+    """Return a key; rows with the same key must be in one part, or one would give away the other.
+
+    Rows of one prompt have the same key, as people read it.
+    """
     if "pair" in row and "direction" in row:
         return row["pair"]  # Both directions of a translation.
     row_format = detect_format(row)
-    return prompt_text(row, row_format) if row_format is RowFormat.preference else row
+    return text_digest(prompt_text(row, row_format)).hex() if row_format else row
 
 
 def _describe_part(run_dir: Path, part: DatasetPart, rows: int) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class LengthFilter(Config):
 
 
 class DuplicatesFilter(Config):
-    """Keep the first of several rows with equal content."""
+    """Keep the first of several rows with equal content, compared as people read it."""
 
     kind: Literal["duplicates"] = Field("duplicates", description="Kind of filter.")
 
@@ -121,7 +121,7 @@ class NearDuplicatesFilter(Config):
 
 
 class HeldOutFilter(Config):
-    """Drop rows whose prompt occurs in other datasets, such as the test set."""
+    """Drop rows whose prompt, as people read it, occurs in other datasets, such as the test set."""
 
     kind: Literal["held_out"] = Field("held_out", description="Kind of filter.")
     not_in: list[DatasetRef] = Field(

@@ -11,6 +11,7 @@ from trainers.data.conversation import (
     weighted_messages,
 )
 from trainers.data.formats import Message, Row, RowFormat
+from trainers.data.texts.folding import fold_text
 
 
 def fingerprint(value: Any, seed: int = 0) -> int:
@@ -21,7 +22,7 @@ def fingerprint(value: Any, seed: int = 0) -> int:
 
 
 def content_digest(row: Row, row_format: RowFormat) -> bytes:
-    """Return 16 bytes that are equal for rows with the same effect in training.
+    """Return 16 bytes that are equal for rows with the same content, as people read it.
 
     Fields that no trainer reads, such as an id, are ignored.
     """
@@ -31,8 +32,18 @@ def content_digest(row: Row, row_format: RowFormat) -> bytes:
         content = prompt_completions(row, row_format)
     else:
         content = weighted_messages(row, row_format)
-    text = json.dumps([content, offered_tools(row)], ensure_ascii=False, sort_keys=True)
+    return value_digest([content, offered_tools(row)])
+
+
+def value_digest(value: Any) -> bytes:
+    """Return 16 bytes that are equal for values whose texts are the same, as people read them."""
+    text = json.dumps(_fold_texts(value), ensure_ascii=False, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def text_digest(text: str) -> bytes:
+    """Return 16 bytes that are equal for texts that are the same, as people read them."""
+    return hashlib.blake2b(fold_text(text).encode(), digest_size=16).digest()
 
 
 def row_text(row: Row, row_format: RowFormat) -> str:
@@ -49,6 +60,14 @@ def prompt_text(row: Row, row_format: RowFormat) -> str:
     else:
         prompt = prompt_completions(row, row_format)[0][0]
     return _join_texts([message for message in prompt if message["role"] != "system"])
+
+
+def _fold_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return fold_text(value)
+    if isinstance(value, dict):
+        return {key: _fold_texts(part) for key, part in value.items()}
+    return [_fold_texts(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _join_texts(messages: list[Message]) -> str:

@@ -9,6 +9,7 @@ from trainers.data.filters.near_duplicates import NearDuplicateIndex, shingles
 from trainers.data.filters.overlap import OverlapReport, find_numbers, find_overlap
 from trainers.data.fingerprint import prompt_text, row_text
 from trainers.data.formats import Row, detect_format
+from trainers.data.texts.folding import fold_text
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, FindingPlace, new_finding
 from trainers.rendering.render import read_rows
 from trainers.runtime.errors import DatasetFileNotFound, DatasetInvalid
@@ -87,10 +88,10 @@ def check_overlap(dataset: Path, held_out: Sequence[Path], *, exact_only: bool =
 
 
 def _extract_texts(row: Row) -> tuple[str, str]:
-    """Return the text of the prompt, and of the whole row."""
+    """Return the folded text of the prompt, and of the whole row."""
     row_format = detect_format(row)
     assert row_format is not None, "the rows were parsed before"
-    return prompt_text(row, row_format), row_text(row, row_format)
+    return fold_text(prompt_text(row, row_format)), fold_text(row_text(row, row_format))
 
 
 def _is_same_content(left: tuple[str, str], right: tuple[str, str]) -> bool:

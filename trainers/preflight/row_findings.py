@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from trainers.data.faults import FaultCode
-from trainers.data.fingerprint import fingerprint
+from trainers.data.fingerprint import value_digest
 from trainers.data.validate import ValidationReport, validate_file
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, FindingPlace, new_finding
 from trainers.rendering.render import PromptCompletion
@@ -67,14 +67,14 @@ class DuplicateCheck:
 
     def __init__(self) -> None:
         self._rows = 0
-        self._first_lines: dict[int, int] = {}
+        self._first_lines: dict[bytes, int] = {}
         self._places: list[FindingPlace] = []
 
     def add(self, pairs: Sequence[PromptCompletion]) -> None:
         """Check the next row."""
         self._rows += 1
         content = [pairs[-1].prompt, [pair.completion for pair in pairs], pairs[-1].tools]
-        key = fingerprint(content)
+        key = value_digest(content)
         if (first := self._first_lines.get(key)) is not None:
             self._places.append((pairs[-1].row, f"The row has the content of line {first}."))
         elif len(self._first_lines) < MAX_REMEMBERED:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def test_both_directions_of_a_pair_stay_on_one_side_of_a_split(tmp_path: Path) -
     lines = {part: {row["line"] for row in rows} for part, rows in parts.items()}
     assert not lines["train"] & lines["test"] and not lines["train"] & lines["validation"]
     assert sum(map(len, parts.values())) == 2 * len(text)
+
+
+def test_rows_of_one_prompt_stay_on_one_side_of_a_split(tmp_path: Path, write_rows: Write) -> None:
+    asked = [f"사과 {n}개를 나누면 몇 개인가?" for n in range(30)]
+    rows = [
+        {"question": question, "answer": answer}
+        for text in asked
+        for question, answer in ((text, "a"), (unicodedata.normalize("NFD", text), "b"))
+    ]
+    _, parts = prepare_parts(tmp_path, dataset=write_rows(rows), split={"test": 0.3})
+    prompts = {
+        part: {unicodedata.normalize("NFC", row["question"]) for row in rows} for part, rows in parts.items()
+    }
+    assert prompts["train"] and prompts["test"] and not prompts["train"] & prompts["test"]
 
 
 def test_graded_solutions_become_preference_pairs(tmp_path: Path, write_rows: Write) -> None:

@@ -1,14 +1,13 @@
 """Near duplicates by MinHash over shingles of five characters, with datasketch's LSH index.
 
-Case and white space are ignored. The similarity of two texts is the Jaccard index of their shingles,
-estimated from 128 hashes: its standard error is 0.035 at 0.8. Shingles of characters suit both English and
-Korean, whose words are inflected. Texts that differ only in a number are very similar, so use a threshold
-near 1, or exact duplicates alone, for word problems.
+Case is ignored, and texts are compared as people read them (`fold_text`). The similarity of two texts is the
+Jaccard index of their shingles, estimated from 128 hashes: its standard error is 0.035 at 0.8. Shingles of
+characters suit both English and Korean, whose words are inflected. Texts that differ only in a number are
+very similar, so use a threshold near 1, or exact duplicates alone, for word problems.
 
 datasketch imports scipy, so only programs import this module.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Final
 from zlib import crc32
@@ -19,6 +18,7 @@ from trainers.data.filters.drops import DropReason, DropRecorder
 from trainers.data.filters.row_filters import NumberedRows
 from trainers.data.fingerprint import row_text
 from trainers.data.formats import Row, RowFormat
+from trainers.data.texts.folding import fold_text
 
 SHINGLE_CHARACTERS: Final = 5
 HASHES: Final = 128
@@ -76,7 +76,7 @@ class NearDuplicateIndex:
 
 def shingles(text: str) -> set[str]:
     """Return all substrings of five characters; for a shorter text, the text itself."""
-    plain = re.sub(r"\s+", " ", text.casefold()).strip()
+    plain = fold_text(text).casefold()
     return {plain[start : start + SHINGLE_CHARACTERS] for start in range(max(1, len(plain) - 4))}
 
 

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field
 
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.filters.near_duplicates import NearDuplicateIndex
-from trainers.data.fingerprint import prompt_text
+from trainers.data.fingerprint import prompt_text, text_digest
 from trainers.data.formats import Row, RowFormat, detect_format
+from trainers.data.texts.folding import fold_text
 
 MAX_TEST_ROWS: Final = 50_000
 
@@ -24,7 +25,7 @@ class Overlap(BaseModel):
 
     test_line: int = Field(description="Line in the test set, from 1.")
     train_line: int = Field(description="Line in the training set, from 1.")
-    is_exact: bool = Field(description="Whether the texts are equal, character for character.")
+    is_exact: bool = Field(description="Whether the texts are equal, as people read them.")
     similarity: float = Field(description="Share of common text: 1 if equal, else a MinHash estimate.")
 
 
@@ -51,7 +52,7 @@ def find_overlap(
     same_numbers: bool = False,
     limit: int = 100,
 ) -> OverlapReport:
-    """Compare the prompts of two files; the test set is in memory, the training set is read once.
+    """Compare the prompts of two files; the training set is read once.
 
     `exact_only` skips near matches and is about a hundred times faster. With `same_numbers`, texts that
     differ in a number do not match: they are different problems.
@@ -59,17 +60,17 @@ def find_overlap(
     The report contains the first `limit` overlaps. Raises ValueError for a file that `iter_rows` rejects, a
     row of an unknown format, or a test set of more than 50,000 rows.
     """
-    index, lines_of, train_rows = NearDuplicateIndex(threshold, MAX_TEST_ROWS), dict[str, set[int]](), 0
+    index, lines_of, train_rows = NearDuplicateIndex(threshold, MAX_TEST_ROWS), dict[bytes, set[int]](), 0
     numbers_of: dict[int, list[str]] = {}
     for line, text in _texts(test, text_of):
-        lines_of.setdefault(text, set()).add(line)
+        lines_of.setdefault(text_digest(text), set()).add(line)
         numbers_of[line] = find_numbers(text)
         if not exact_only and not index.add(line, text):
             raise ValueError(f"{test.name} has more than {MAX_TEST_ROWS:,} rows. Split it.")
     exact, met, first, overlaps = set[int](), set[int](), list[Overlap](), 0
     for line, text in _texts(train, text_of):
         train_rows += 1
-        equal = lines_of.get(text, set())
+        equal = lines_of.get(text_digest(text), set())
         found = [(number, 1.0) for number in sorted(equal)] if exact_only else index.matches(text)
         if same_numbers:
             numbers = find_numbers(text)
@@ -93,7 +94,7 @@ def find_overlap(
 
 def find_numbers(text: str) -> list[str]:
     """Return the numbers in a text, in order; word problems that differ in one are different problems."""
-    return re.findall(r"\d+", text)
+    return re.findall(r"\d+", fold_text(text))
 
 
 def _texts(path: Path, text_of: Callable[[Row, RowFormat], str]) -> Iterator[tuple[int, str]]:

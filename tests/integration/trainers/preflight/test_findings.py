@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,17 @@ def test_test_rows_in_the_training_data_are_found(starter: Path, tmp_path: Path,
     (found,) = run_preflight(starter, tmp_path, write_rows(CLEAN), held_out=[held_out])["findings"]
     assert (found["code"], found["level"], found["count"]) == ("test_rows_in_training", "error", 1)
     assert found["examples"][0] == {"line": 5, "text": "row 1 of the held-out data"}
+
+
+def test_the_start_of_training_finds_test_rows_in_another_encoding(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    asked = [f"사과 {n}개를 두 명이 나누면 몇 개씩인가?" for n in range(12)]
+    held_out = write_rows([{"question": text, "answer": "#### 1"} for text in asked])
+    rows = [{"question": unicodedata.normalize("NFD", text), "answer": "#### 1"} for text in asked]
+    values = {"stage": "sft", "base": str(starter), "dataset": write_rows(rows), "held_out": [held_out]}
+    with pytest.raises(PreflightFailed, match="12 of 12 held-out rows are in the training data"):
+        train(parse_stage(values | {"max_length": 2048}), tmp_path, EventWriter(None))  # type: ignore[arg-type]
 
 
 def test_test_rows_with_small_changes_are_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:

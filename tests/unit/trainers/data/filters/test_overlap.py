@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,28 @@ def test_test_rows_are_found_exactly_and_nearly_with_both_lines(tmp_path: Path) 
     assert (report.test_rows, report.train_rows, report.overlaps) == (3, 4, 3)
     assert (report.exact_test_rows, report.near_test_rows) == (2, 0)
     assert 0.8 <= report.first[1].similarity < report.first[0].similarity == 1
+
+
+KOREAN = "사과 12개를 세 명이 똑같이 나누면 한 명은 몇 개를 받을까?"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        unicodedata.normalize("NFD", KOREAN),
+        KOREAN.replace("?", "？").replace("12", "１２"),
+        KOREAN.replace(" ", "\u00a0"),
+        KOREAN + "\u200b\r\n",
+    ],
+    ids=["decomposed", "fullwidth", "no-break", "zero-width"],
+)
+@pytest.mark.parametrize("exact_only", [True, False])
+def test_a_test_row_is_found_however_its_characters_are_encoded(
+    tmp_path: Path, written: str, exact_only: bool
+) -> None:
+    train, test = save(tmp_path / "train.jsonl", written), save(tmp_path / "test.jsonl", KOREAN)
+    report = find_overlap(train, test, exact_only=exact_only, same_numbers=True)
+    assert (report.exact_test_rows, report.near_test_rows, report.first[0].is_exact) == (1, 0, True)
 
 
 def test_files_without_a_common_row_overlap_in_nothing(tmp_path: Path) -> None:

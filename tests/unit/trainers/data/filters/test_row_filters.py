@@ -1,9 +1,13 @@
+import json
 import random
+import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
 from trainers.data.filters.drops import DropReason, DropRecorder
+from trainers.data.filters.held_out import drop_held_out
 from trainers.data.filters.near_duplicates import NearDuplicateIndex, drop_near_duplicates, shingles
 from trainers.data.filters.row_filters import drop_duplicates, filter_by_characters, filter_by_tokens
 from trainers.data.formats import Row, RowFormat
@@ -51,6 +55,20 @@ def test_duplicates_have_the_same_trained_content_whatever_their_other_fields() 
     assert [drop.detail for drop in drops.report().first] == ["The row has the same content as line 1."]
 
 
+def test_rows_that_look_the_same_are_duplicates() -> None:
+    rows = number_rows(
+        "사과 하나?", unicodedata.normalize("NFD", "사과 하나?"), "사과\u200b  하나？", "사과하나?"
+    )
+    assert lines(drop_duplicates(rows, DropRecorder(), QA)) == [1, 4]
+
+
+def test_a_held_out_prompt_is_dropped_however_its_characters_are_encoded(tmp_path: Path) -> None:
+    held_out = tmp_path / "test.jsonl"
+    held_out.write_text(json.dumps({"question": "사과 하나?", "answer": "1"}))
+    rows = number_rows(unicodedata.normalize("NFD", "사과 하나?"), "사과\u00a0하나?\r\n", "사과 둘?")
+    assert lines(drop_held_out(rows, DropRecorder(), QA, [held_out])) == [3]
+
+
 def test_pairs_with_exchanged_completions_are_not_duplicates() -> None:
     rows = [
         (1, {"prompt": "q", "chosen": "a", "rejected": "b"}),
@@ -89,6 +107,7 @@ KOREAN = "오래된 등대지기는 첫 배가 들어오기 전에 매일 아침
         (SENTENCE, SENTENCE.replace("old", "tall")),
         (SENTENCE, "  " + SENTENCE.upper().replace(" ", "  ")),
         (KOREAN, KOREAN.replace("합니다", "한다")),
+        (KOREAN, unicodedata.normalize("NFD", KOREAN.replace("합니다", "한다"))),
     ],
 )
 def test_texts_that_differ_in_little_are_near_duplicates(first: str, second: str) -> None:
