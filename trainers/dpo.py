@@ -36,6 +36,7 @@ from trainers.training.loop import run_training_loop
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
 from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.save import add_validation_callback, save_model, training_result
+from trainers.training.schedule import ScheduleMixin
 from trainers.training.validation import IsolatedValidationMixin
 
 PAIRS = "pairs"
@@ -96,7 +97,7 @@ def plan(config: DpoConfig) -> dict[str, Any]:
     }
 
 
-class PairTrainer(StepSamplerMixin, IsolatedValidationMixin, DPOTrainer):
+class PairTrainer(StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, DPOTrainer):
     """TRL's trainer on pairs that are already tokenized, so that DPO trains on the same tokens as SFT."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

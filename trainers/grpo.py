@@ -35,6 +35,7 @@ from trainers.training.loop import run_training_loop
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
 from trainers.training.rollouts import RolloutRecorder, build_prompt_dataset, load_prompts
 from trainers.training.save import save_model, training_result
+from trainers.training.schedule import ScheduleMixin
 
 SAMPLES = "samples.jsonl"
 
@@ -125,6 +126,10 @@ class GrpoCallback(RunDirCallback[GrpoConfig]):
             )
 
 
+class PromptTrainer(ScheduleMixin, GRPOTrainer):  # type: ignore[misc]  # Untyped in TRL.
+    """TRL's trainer with our schedule of the learning rate."""
+
+
 def _build_trainer(
     config: GrpoConfig,
     run_dir: Path,
@@ -133,10 +138,10 @@ def _build_trainer(
     prompts: list[PromptCompletion],
     rollouts: RolloutRecorder,
     precision: Precision,
-) -> GRPOTrainer:
+) -> PromptTrainer:
     steps = total_steps(config, len(prompts), config.rows_per_step)
     longest = _longest_sequence(config, prompts, tokenizer)
-    trainer = GRPOTrainer(
+    trainer = PromptTrainer(
         model=model,
         reward_funcs=list(rollouts.functions),
         args=TrlConfig(**_build_arguments(config, run_dir, precision, steps, longest, rollouts.weights)),

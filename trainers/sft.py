@@ -32,6 +32,7 @@ from trainers.training.padding_free import enable_padding_free, project_loss_tok
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
 from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.save import add_validation_callback, save_model, training_result
+from trainers.training.schedule import ScheduleMixin
 from trainers.training.validation import IsolatedValidationMixin
 
 logger = logging.getLogger("trainers")
@@ -76,7 +77,7 @@ def plan(config: SftConfig) -> dict[str, Any]:
     }
 
 
-class RowTrainer(StepSamplerMixin, IsolatedValidationMixin, SFTTrainer):
+class RowTrainer(StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, SFTTrainer):
     """TRL's trainer on rows that are already tokenized, in our own order."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:

@@ -17,6 +17,7 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import parallel_arguments
 from trainers.runtime.ranks import world_size
 from trainers.training.policy import load_policy, new_adapter_config
+from trainers.training.schedule import check_learning_rates, count_warmup_steps
 
 # A rank that has died is noticed at once (`trainers.runtime.ranks`); this bounds the wait for one that is
 # alive and stuck. It must exceed the time in which rank 0 alone writes a checkpoint.
@@ -28,6 +29,7 @@ def training_arguments(
 ) -> dict[str, Any]:
     """Return the arguments that all trainers of TRL share."""
     _check_processes(config)
+    check_learning_rates(config, steps)
     is_cpu = pick_device(config.queue).type == "cpu"
     return {
         "output_dir": str(run_dir / files.SCRATCH),
@@ -36,7 +38,7 @@ def training_arguments(
         "gradient_accumulation_steps": _accumulation_steps(config),
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule.value,
-        "warmup_steps": math.ceil(config.warmup_ratio * steps),
+        "warmup_steps": count_warmup_steps(config, steps),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
@@ -70,6 +72,7 @@ def validation_arguments(config: ValidatedTrainingConfig) -> dict[str, Any]:
 
 def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> dict[str, Any]:
     """Return the part of `--dry-run` that all training stages share."""
+    check_learning_rates(config, steps)
     device = pick_device(config.queue)
     precision = pick_precision(config.precision, device)
     model = load_policy(config, precision, EventWriter(None))

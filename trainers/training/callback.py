@@ -18,6 +18,7 @@ from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
 from trainers.training.nan_diagnosis import diagnose_non_finite
 from trainers.training.validation import EVAL_LOSS, pack_best_model
+from trainers.training.weight_changes import WeightChangeDetector, describe_no_change
 
 TConfig = TypeVar("TConfig", bound=TrainingConfig)
 
@@ -35,23 +36,33 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self._run_dir = run_dir
         self._events = events
         self._stop = stop
+        self._changes = WeightChangeDetector()
 
     def report_resume(self, checkpoint: Path, step: int) -> None:
         """Log from which step the run resumes, and whether exactly."""
+        self._changes.load(checkpoint)
         guarantee = actual_resume_guarantee(self._config, checkpoint)
         if is_main_process():
             reasons = " ".join(guarantee.reasons)
             logger.info("Resuming after step %d, %s. %s", step, guarantee.exactness, reasons)
         self._events.write_resumed(step, guarantee.exactness, guarantee.reasons)
 
+    def require_change(self, state: TrainerState) -> None:
+        """Raise WeightsUnchanged if no step of any attempt changed the model."""
+        if not self._changes.found:
+            norms = [entry["grad_norm"] for entry in state.log_history if "grad_norm" in entry]
+            raise describe_no_change(self._config, state.global_step, norms)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._changes.start(kwargs["model"])
         self._events.write_progress(state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._changes.check(kwargs["model"])
         if _any_process(self._stop.requested, args.device):
             control.should_save = control.should_training_stop = True
         # A checkpoint does not contain the sum of losses since the last log, so log before each checkpoint.
@@ -91,6 +102,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
             written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             pack_best_model(self._run_dir, written)
             save_environment(self._config, written)
+            self._changes.save(written)
             files.publish_checkpoint(self._run_dir, state.global_step, written)
             files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
         wait_for_all()

@@ -27,7 +27,10 @@ def run_training_loop(
     stop: StopFlag,
     data_summary: str,
 ) -> None:
-    """Train to the end, resuming from the last complete checkpoint; raises StopRequested after SIGTERM."""
+    """Train to the end, resuming from the last complete checkpoint.
+
+    Raises StopRequested after SIGTERM, and WeightsUnchanged if the run changed nothing.
+    """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
     if is_main_process():
@@ -51,6 +54,7 @@ def run_training_loop(
             shutil.rmtree(run_dir / files.SCRATCH, ignore_errors=True)
     if trainer.state.global_step < trainer.state.max_steps and not has_stopped_early(config, trainer.state):
         raise StopRequested
+    callback.require_change(trainer.state)
 
 
 def _resume(
