@@ -47,6 +47,9 @@ from trainers.data.recipes import gsm8k
 from trainers.data.recipes.translation import translation_rows
 from trainers.data.splits import SplitReport, split_file
 from trainers.data.validate import validate_file
+from trainers.preflight.findings import findings_to_json
+from trainers.rendering.omissions.counts import OmissionCounts
+from trainers.rendering.omissions.search import find_omissions
 from trainers.rendering.preview import preview_example
 from trainers.rendering.render import (
     RowTooLong,
@@ -303,19 +306,25 @@ def _describe_part(run_dir: Path, part: DatasetPart, rows: int) -> dict[str, Any
 
 
 def _render_first_rows(config: PrepareConfig, dataset: Path, events: EventWriter) -> dict[str, Any]:
-    """Return the first rows as tokens, with one entry for each assistant turn."""
+    """Return the first rows as tokens, with one entry for each assistant turn, and what they lack."""
     from trainers.modeling.load import template_sha256
+    from trainers.preflight.omission_findings import check_omissions
 
     tokenizer = _load_tokenizer(config)
     turns = list(read_prompt_completions(str(dataset), config.rows))
     if not turns:
         raise DatasetInvalid(f"The dataset {dataset} has no rows to render.", "Add rows.")
-    rows = []
+    rows, omissions = [], OmissionCounts()
     for done, pairs in enumerate(turns, start=1):
         examples = [render_example(pair, tokenizer, config.max_length) for pair in pairs]
+        omissions.add(pairs[0].row, find_omissions(pairs, [example.text for example in examples]))
         rows += [preview_example(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
         events.write_progress(done, len(turns))
-    return {"template_sha256": template_sha256(tokenizer), "rows": rows}
+    return {
+        "template_sha256": template_sha256(tokenizer),
+        "rows": rows,
+        "findings": findings_to_json(check_omissions(omissions)),
+    }
 
 
 if __name__ == "__main__":

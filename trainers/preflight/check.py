@@ -15,6 +15,7 @@ from trainers.configs.training import PreflightMode, TrainingConfig
 from trainers.modeling.load import load_config, load_generation_config
 from trainers.preflight.duplicates import check_overlap
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
+from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
 from trainers.preflight.reward_findings import check_references
 from trainers.preflight.row_findings import check_file, check_texts
 from trainers.preflight.setting_findings import check_settings
@@ -63,6 +64,9 @@ def check_before_training(
     files.write_json(run_dir / PREFLIGHT, {"findings": findings_to_json(found)})
     is_resumed = files.last_complete_checkpoint(run_dir) is not None
     for one in found if not is_resumed else ():
+        if one.level is FindingLevel.info:
+            logger.info("%s: %s %s", one.code, one.message, one.hint)
+            continue
         events.write_warning(one.code, f"{one.message} {one.hint}")
         logger.warning("%s: %s %s", one.code, one.message, one.hint)
     errors = [one for one in found if one.level is FindingLevel.error]
@@ -125,13 +129,16 @@ def _check_rendered(
     if isinstance(rows, PreferenceSet):
         assert isinstance(config, DpoConfig)
         yield from _check_identical_pairs(rows)
+        yield from check_omissions(rows.omissions)
         examples = [example for pair in rows.pairs for example in pair]
         yield from check_tokens(examples, tokenizer, model, ends, config.max_length)
     elif isinstance(rows, ExampleSet):
         assert isinstance(config, SftConfig)
+        yield from check_omissions(rows.omissions)
         yield from check_tokens(rows.rendered, tokenizer, model, ends, config.max_length)
     else:
         assert isinstance(config, GrpoConfig)
+        yield from check_omissions(count_prompt_omissions(rows, tokenizer))
         prompts = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in rows]
         yield from check_model_limits(prompts, tokenizer, model, config.max_completion_length)
         if any(isinstance(reward, CorrectnessReward) for reward in config.rewards):

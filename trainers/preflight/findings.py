@@ -34,6 +34,14 @@ class FindingCode(StrEnum):
     rows_truncated = "rows_truncated"  # The completion loses its end, and with it the end of the turn.
     double_bos = "double_bos"  # Two BOS tokens, a sequence that no model was trained on.
     template_not_prefix_preserving = "template_not_prefix_preserving"  # Prompts differ in training.
+    completion_not_rendered = "completion_not_rendered"  # The model would learn to write nothing.
+    text_not_rendered = "text_not_rendered"  # The template leaves out the text of a message.
+    reasoning_not_rendered = "reasoning_not_rendered"  # The template leaves out reasoning.
+    tool_calls_not_rendered = "tool_calls_not_rendered"  # The template leaves out tool calls.
+    tools_not_rendered = "tools_not_rendered"  # The template leaves out the tools on offer.
+    fields_not_read = "fields_not_read"  # No format reads a field with text for the model.
+    other_fields_not_read = "other_fields_not_read"  # The same, for fields whose names say nothing.
+    template_changes_rows = "template_changes_rows"  # White space, JSON or earlier reasoning differ.
     # The model and the settings.
     vocabulary_mismatch = "vocabulary_mismatch"  # Tokens without an embedding.
     length_beyond_model = "length_beyond_model"  # Positions that the model was not trained on.
@@ -43,10 +51,11 @@ class FindingCode(StrEnum):
 
 
 class FindingLevel(StrEnum):
-    """The severity: an error wastes the run, a warning may."""
+    """The severity: an error wastes the run, a warning may, and an information needs no action."""
 
     error = "error"
     warning = "warning"
+    info = "info"
 
 
 class FindingExample(BaseModel):

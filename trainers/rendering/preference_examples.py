@@ -7,6 +7,8 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
+from trainers.rendering.omissions.counts import OmissionCounts
+from trainers.rendering.omissions.search import find_omissions
 from trainers.rendering.render import IGNORE_INDEX, Example, read_preferences, render_example
 from trainers.runtime.errors import DatasetInvalid
 
@@ -16,6 +18,7 @@ class PreferenceSet:
     """The chosen and rejected example of each row; a pair with a side without loss tokens is not trained."""
 
     pairs: list[tuple[Example, Example]]
+    omissions: OmissionCounts
 
     @cached_property
     def triples(self) -> list[dict[str, list[int]]]:
@@ -83,15 +86,13 @@ def render_preferences(
     max_rows: int | None = None,
 ) -> PreferenceSet:
     """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
-    return PreferenceSet(
-        [
-            (
-                render_example(chosen, tokenizer, max_length),
-                render_example(rejected, tokenizer, max_length),
-            )
-            for chosen, rejected in islice(read_preferences(dataset), max_rows)
-        ]
-    )
+    pairs: list[tuple[Example, Example]] = []
+    omissions = OmissionCounts()
+    for both in islice(read_preferences(dataset), max_rows):
+        chosen, rejected = (render_example(pair, tokenizer, max_length) for pair in both)
+        omissions.add(chosen.row, find_omissions(both, [chosen.text, rejected.text]))
+        pairs.append((chosen, rejected))
+    return PreferenceSet(pairs, omissions)
 
 
 def _to_triple(chosen: Example, rejected: Example) -> dict[str, list[int]]:

@@ -5,7 +5,7 @@ rendered conversation differ. The tokens before it carry no loss.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from trainers.data.conversation import (
     prompt_completions,
 )
 from trainers.data.files.jsonl import iter_rows
-from trainers.data.formats import RowFormat, detect_format
+from trainers.data.formats import Row, RowFormat, detect_format
+from trainers.rendering.template_program import try_argument_forms
 from trainers.runtime.errors import ConfigInvalid, DatasetFileNotFound, DatasetInvalid
 
 if TYPE_CHECKING:
@@ -68,12 +69,13 @@ class Example:
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """The messages of a prompt and of the assistant's turn that follows it."""
+    """The messages of a prompt and of the assistant's turn that follows it, and their row."""
 
     row: int
     prompt: list[dict[str, Any]]
     completion: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
+    source: Row = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def completion_text(self) -> str:
@@ -123,23 +125,7 @@ def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptComple
     """
     path = dataset_path(dataset)
     for number, row in read_rows(path):
-        if detect_format(row) is not RowFormat.preference:
-            raise DatasetInvalid(
-                f"Row {number} of {path} is not a preference pair; its fields are {_field_names(row)}.",
-                "Use `prompt`, `chosen` and `rejected`, or train on rows with one completion with SFT.",
-            )
-        try:
-            prompt, chosen, rejected = preference_messages(row)
-            offered = offered_tools(row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DatasetInvalid(
-                f"Row {number} of {path} is not a valid preference pair: {error}",
-                "Validate the dataset to list every fault with its row.",
-            ) from error
-        yield (
-            PromptCompletion(number, prompt, chosen, offered),
-            PromptCompletion(number, prompt, rejected, offered),
-        )
+        yield parse_preference(number, row, path)
 
 
 def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
@@ -150,9 +136,9 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
     conversation = [*pair.prompt, *pair.completion]
     _check_size(pair.row, conversation, max_length)
     try:
-        prompt_ids = _tokenize(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
-        text = tokenizer.apply_chat_template(conversation, tools=pair.tools, tokenize=False)
-        ids = _tokenize(tokenizer, conversation, pair.tools)
+        prompt = _render(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+        text = _render(tokenizer, conversation, pair.tools)
+        prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, text)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise DatasetInvalid(
             f"The model's chat template cannot render row {pair.row}: {error}",
@@ -173,8 +159,13 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
 
 def tokenize_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the tokens of the prompt, with the generation prompt; raises RowTooLong."""
+    return _encode(tokenizer, render_prompt_text(pair, tokenizer))
+
+
+def render_prompt_text(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the text of the prompt, with the generation prompt; raises RowTooLong."""
     _check_size(pair.row, pair.prompt)
-    return _tokenize(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+    return _render(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
 
 
 def render_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> Example:
@@ -219,7 +210,7 @@ def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) ->
     try:
         offered = offered_tools(row)
         return [
-            PromptCompletion(number, prompt, completion, offered)
+            PromptCompletion(number, prompt, completion, offered, row)
             for prompt, completion in prompt_completions(row, row_format)
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -227,6 +218,29 @@ def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) ->
             f"Row {number} of {dataset} is not a valid {row_format} row: {error}",
             "Validate the dataset to list every fault with its row.",
         ) from error
+
+
+def parse_preference(
+    number: int, row: dict[str, Any], dataset: Path
+) -> tuple[PromptCompletion, PromptCompletion]:
+    """Return the chosen and the rejected completion of a row; raises DatasetInvalid."""
+    if detect_format(row) is not RowFormat.preference:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} is not a preference pair; its fields are {_field_names(row)}.",
+            "Use `prompt`, `chosen` and `rejected`, or train on rows with one completion with SFT.",
+        )
+    try:
+        prompt, chosen, rejected = preference_messages(row)
+        offered = offered_tools(row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} is not a valid preference pair: {error}",
+            "Validate the dataset to list every fault with its row.",
+        ) from error
+    return (
+        PromptCompletion(number, prompt, chosen, offered, row),
+        PromptCompletion(number, prompt, rejected, offered, row),
+    )
 
 
 def check_label(number: int, row: dict[str, Any], dataset: Path) -> None:
@@ -258,13 +272,21 @@ def _field_names(row: dict[str, Any]) -> str:
     return ", ".join(row) or "none"
 
 
-def _tokenize(
+def _render(
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[dict[str, Any]],
     offered: list[dict[str, Any]] | None,
     add_generation_prompt: bool = False,
-) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
-        messages, tools=offered, tokenize=True, return_dict=True, add_generation_prompt=add_generation_prompt
-    )
-    return list(encoded["input_ids"])
+) -> str:
+    def render(messages: list[dict[str, Any]]) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tools=offered, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+
+    return try_argument_forms(render, messages)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

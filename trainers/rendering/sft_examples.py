@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
+from trainers.rendering.omissions.counts import OmissionCounts
+from trainers.rendering.omissions.search import find_omissions
 from trainers.rendering.render import Example, read_prompt_completions, render_example
 from trainers.runtime.errors import DatasetInvalid
 
@@ -18,6 +20,7 @@ class ExampleSet:
 
     rendered: list[Example]
     rows: int
+    omissions: OmissionCounts
 
     @property
     def examples(self) -> list[Example]:
@@ -74,8 +77,10 @@ def render_examples(
     max_rows: int | None = None,
 ) -> ExampleSet:
     """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
-    per_row = [
-        [render_example(pair, tokenizer, max_length) for pair in pairs]
-        for pairs in read_prompt_completions(dataset, max_rows)
-    ]
-    return ExampleSet([example for row in per_row for example in row], rows=len(per_row))
+    rendered: list[Example] = []
+    omissions = OmissionCounts()
+    for pairs in read_prompt_completions(dataset, max_rows):
+        examples = [render_example(pair, tokenizer, max_length) for pair in pairs]
+        omissions.add(pairs[0].row, find_omissions(pairs, [example.text for example in examples]))
+        rendered += examples
+    return ExampleSet(rendered, omissions.rows, omissions)

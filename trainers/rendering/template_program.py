@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -158,12 +159,15 @@ def _render_chat(
         last = messages[-1]
         if continues:
             messages[-1] = last | {"content": last["content"] + CONTINUE_TAG}
-        text: str = template.render(
-            messages=messages,
-            tools=chat.get("tools"),
-            documents=None,
-            add_generation_prompt=chat.get("add_generation_prompt", False),
-            **request["variables"],
+        text = try_argument_forms(
+            lambda messages: template.render(
+                messages=messages,
+                tools=chat.get("tools"),
+                documents=None,
+                add_generation_prompt=chat.get("add_generation_prompt", False),
+                **request["variables"],
+            ),
+            messages,
         )
         if continues:
             text = _cut_at_tag(text, last["content"])
@@ -178,6 +182,55 @@ def _render_chat(
     if len(text) > max_characters:
         raise MemoryError
     return {"text": text}
+
+
+def try_argument_forms(render: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]) -> str:
+    """Render messages with tool arguments as objects, or as JSON text if the template needs that.
+
+    A template that concatenates them to a text fails with objects; one that prints them writes Python's form
+    of an object, such as `{'city': 'Paris'}`.
+    """
+    arguments = [call["function"]["arguments"] for call in _calls(messages) if call["function"]["arguments"]]
+    if not arguments:
+        return render(messages)
+    try:
+        text = render(messages)
+    except (jinja2.exceptions.SecurityError, MemoryError):
+        raise
+    except Exception as error:  # An untrusted template may raise anything.
+        try:
+            return render(_with_text_arguments(messages))
+        except Exception:
+            # Neither form is right, so the cause is another.
+            raise error from None
+    printed = [value for value in arguments if str(value) in text and _to_json(value) not in text]
+    return render(_with_text_arguments(messages)) if printed else text
+
+
+def _calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tool calls whose arguments are objects."""
+    return [
+        call
+        for message in messages
+        if isinstance(message.get("tool_calls"), list)
+        for call in message["tool_calls"]
+        if isinstance(call, dict)
+        and isinstance(call.get("function"), dict)
+        and isinstance(call["function"].get("arguments"), dict)
+    ]
+
+
+def _with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    changed = []
+    for message in messages:
+        calls = [
+            {**call, "function": {**call["function"], "arguments": _to_json(call["function"]["arguments"])}}
+            if call in _calls([message])
+            else call
+            for call in message.get("tool_calls") or ()
+        ]
+        changed.append({**message, "tool_calls": calls} if calls else message)
+    return changed
 
 
 def _alias_reasoning(message: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_rows_that_the_template_refuses_are_a_finding_and_no_failure(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
     refusing = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{%- endif %}"
-    base = _with_template(starter, tmp_path, lambda template: refusing + template)
+    base = with_template(starter, tmp_path, lambda template: refusing + template)
     rows = [chat(("user", "a"), ("assistant", "b")), chat(("system", "s"), ("user", "a"), ("assistant", "b"))]
     result = run_preflight(base, tmp_path, write_rows(rows))
     assert (codes(result), result["passed"]) == (["dataset_unusable"], False)
@@ -219,7 +219,7 @@ def test_a_learning_rate_far_from_the_usual_is_found(
 
 
 def test_a_template_that_never_ends_a_turn_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
-    base = _with_template(starter, tmp_path, lambda template: template.replace(" + '<|im_end|>'", ""))
+    base = with_template(starter, tmp_path, lambda template: template.replace(" + '<|im_end|>'", ""))
     found = run_preflight(base, tmp_path, write_rows(CLEAN))["findings"]
     assert [finding["code"] for finding in found] == ["end_of_turn_not_trained"]
     assert found[0]["count"] == 40
@@ -228,17 +228,15 @@ def test_a_template_that_never_ends_a_turn_is_found(starter: Path, tmp_path: Pat
 def test_a_template_that_renders_prompts_otherwise_is_found(
     starter: Path, tmp_path: Path, write_rows: Write
 ) -> None:
-    base = _with_template(starter, tmp_path, lambda template: "{{- messages | length }}" + template)
+    base = with_template(starter, tmp_path, lambda template: "{{- messages | length }}" + template)
     assert codes(run_preflight(base, tmp_path, write_rows(CLEAN))) == ["template_not_prefix_preserving"]
 
 
 def test_a_doubled_beginning_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
-    base = _with_template(
-        starter, tmp_path, lambda t: "{{- bos_token + bos_token }}" + t, bos="<|endoftext|>"
-    )
+    base = with_template(starter, tmp_path, lambda t: "{{- bos_token + bos_token }}" + t, bos="<|endoftext|>")
     (found,) = run_preflight(base, tmp_path, write_rows(CLEAN))["findings"]
     assert (found["code"], found["count"], found["examples"][1]["line"]) == ("double_bos", 40, 2)
-    once = _with_template(starter, tmp_path / "once", lambda t: "{{- bos_token }}" + t, bos="<|endoftext|>")
+    once = with_template(starter, tmp_path / "once", lambda t: "{{- bos_token }}" + t, bos="<|endoftext|>")
     assert codes(run_preflight(once, tmp_path, write_rows(CLEAN))) == []
 
 
@@ -261,7 +259,7 @@ def test_tokens_without_an_embedding_are_found(starter: Path) -> None:
 
 
 def test_every_finding_has_its_test() -> None:
-    text = Path(__file__).read_text()
+    text = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     assert [code for code in FindingCode if f'"{code}"' not in text and f".{code}" not in text] == []
 
 
@@ -289,7 +287,7 @@ def test_previewed_rows_mark_their_loss_tokens(
     assert "".join(t["text"] for t in result["rows"][0]["tokens"] if t["loss"]) == "#### 2<|im_end|>\n"
 
 
-def _with_template(starter: Path, folder: Path, change: Callable[[str], str], bos: str | None = None) -> Path:
+def with_template(starter: Path, folder: Path, change: Callable[[str], str], bos: str | None = None) -> Path:
     """Return the starter with another chat template."""
     base = folder / "base"
     shutil.copytree(starter, base)

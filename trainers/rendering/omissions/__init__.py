@@ -1,0 +1,1 @@
+"""What a chat template leaves out of the rows that it renders."""

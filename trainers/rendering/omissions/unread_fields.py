@@ -1,0 +1,71 @@
+"""Fields of a row that no format reads, although they look like text for the model."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from trainers.data.conversation import has_history
+from trainers.data.formats import FIELD_SETS, Row, RowFormat
+
+# Names under which published data sets have text for the model; any other text is judged by its form.
+CONTENT_FIELDS: Final = frozenset(
+    {"system_prompt", "system_message", "instruction", "instructions", "input", "context", "contexts"}
+    | {"document", "documents", "passage", "passages", "article", "body", "content", "text", "prompt"}
+    | {"question", "query", "problem", "user", "human", "messages", "conversations", "conversation"}
+    | {"dialogue", "dialog", "history", "examples", "few_shot", "completion", "response", "output", "answer"}
+    | {"answers", "solution", "target", "reasoning", "reasoning_content", "thinking", "thought"}
+    | {"rationale", "explanation", "chain_of_thought", "cot", "tool_calls", "function_call", "functions"}
+    | {"image", "images", "video", "videos", "audio", "audios"}
+)
+# Text that is this long and has as many words is a sentence rather than a name or a category.
+MIN_PROSE_CHARACTERS: Final = 40
+MIN_PROSE_WORDS: Final = 6
+# Fields that every format reads, or that steer training rather than being text for the model.
+SHARED_FIELDS: Final = frozenset({"system", "tools", "label", "weight"})
+
+UnreadText = tuple[str, str, bool]
+"""Path of a field, its text, and whether its name is one for text of the model."""
+
+
+def unread_texts(row: Row, row_format: RowFormat) -> Iterator[UnreadText]:
+    """Yield the texts of a row that its format does not read and that look like text for the model."""
+    own = SHARED_FIELDS | _own_fields(row, row_format)
+    for name, value in row.items():
+        if name not in own and value:
+            yield from _content_texts(name, value)
+    if row_format is RowFormat.sharegpt:
+        for index, turn in enumerate(row["conversations"]):
+            for name, value in turn.items():
+                if name not in ("from", "value") and value:
+                    yield from _content_texts(f"conversations[{index}].{name}", value)
+
+
+def _own_fields(row: Row, row_format: RowFormat) -> set[str]:
+    own = set(next(fields for fields in FIELD_SETS[row_format] if row.keys() >= fields))
+    if row_format is RowFormat.alpaca:
+        own.add("input")
+    if row_format is RowFormat.preference:
+        own.add("prompt")
+    if has_history(row):
+        own.add("history")
+    return own
+
+
+def _content_texts(path: str, value: Any) -> Iterator[UnreadText]:
+    is_named = path.rpartition(".")[2].lower() in CONTENT_FIELDS
+    for text in _texts(value):
+        if is_named or (len(text) >= MIN_PROSE_CHARACTERS and len(text.split()) >= MIN_PROSE_WORDS):
+            yield path, text, is_named
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a value, without the roles of messages."""
+    if isinstance(value, str):
+        if value.strip():
+            yield value
+    elif isinstance(value, list):
+        for element in value:
+            yield from _texts(element)
+    elif isinstance(value, dict):
+        for name, element in value.items():
+            if name not in ("role", "from", "type", "id"):
+                yield from _texts(element)
