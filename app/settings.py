@@ -80,7 +80,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 chooses a free one.")
     log_level: LogLevel = Field("INFO", description="Minimum level to log, by Python's names.")
 
-    default_queue: Queue = Field(Queue.cpu, description="Queue of stages that name none in the job spec.")
+    default_queue: Annotated[Queue | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="Queue of stages and deployments that name none; empty chooses the best hardware that a "
+        "live worker has.",
+    )
     max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Maximum size of an uploaded dataset file.")
 
     lease_seconds: float = Field(

@@ -1,5 +1,6 @@
 """A worker: serves queues on this host until it is stopped.
 
+python -m workers
 python -m workers --queue cpu --queue mlx --name mac-studio
 """
 
@@ -44,7 +45,10 @@ program = make_typer()
 @program.command(help=make_help(__doc__))
 def main(
     *,
-    queue: Annotated[list[Queue], typer.Option(help="Queue to serve; can be repeated.")],
+    queue: Annotated[
+        list[Queue] | None,
+        typer.Option(help="Queue to serve; can be repeated. Default: those of this host's hardware."),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(help="Name in the list of workers. Default: host name and process id."),
@@ -68,9 +72,15 @@ def main(
     prepare_or_exit(prepare_database, "database")
     prepare_or_exit(prepare_store, "artifact store")
     prepare_or_exit(get_celery, "queue")
-    worker = prepare_or_exit(lambda: _register(settings, queue, name), "database")
+    worker = prepare_or_exit(lambda: _register(settings, queue or [], name), "database")
     logger.info(
-        "joined", extra={"worker_id": worker.worker_id, "queues": worker.queues, "stages": worker.stages}
+        "joined",
+        extra={
+            "worker_id": worker.worker_id,
+            "queues": worker.queues,
+            "gpus": [gpu["name"] for gpu in worker.registration["hardware"]["gpus"]],
+            "stages": worker.stages,
+        },
     )
     was_asked_to_stop = _serve(worker, settings)
     _leave(worker)

@@ -32,7 +32,9 @@ class DeploymentCreate(DeploymentChoice):
 
     name: StageName = Field(description="Name that clients send as `model`.")
     model: NonEmpty = Field(description="A hub id, a folder under an allowed root, or a registry id.")
-    queue: Queue | None = Field(None, description="Hardware to run on; by default that of the service.")
+    queue: Queue | None = Field(
+        None, description="Hardware to run on; by default the best that a live worker has."
+    )
 
 
 class DeploymentView(BaseModel):

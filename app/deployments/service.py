@@ -15,6 +15,8 @@ from app.models.templates import check_template
 from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus
 from app.workers import service as workers
+from app.workers.queue_choice import QueueChooser
+from trainers.configs import StageKind
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -37,7 +39,8 @@ def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
     """
     check_template(body.model, "model")
     reference = str(references.resolve_model(session, body.model, "model"))
-    queue = body.queue or get_settings().default_queue
+    chooser = QueueChooser(session, get_settings())
+    queue = body.queue or chooser.choose(StageKind.deploy, body.engine.suitable_queues).queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
 
 

@@ -22,6 +22,7 @@ from app.scheduling.incidents import describe_error, list_problems
 from app.scheduling.queue import check_broker
 from app.storage.database import ReadSession
 from app.workers import service as workers
+from trainers.configs import Queue
 
 router = APIRouter(tags=["operations"])
 
@@ -50,6 +51,7 @@ class Readiness(BaseModel):
         description="Whether notifications can be sent. Without them, runs start later, when workers poll."
     )
     workers: str = Field(description="Whether a worker is alive, and none of them reports a problem.")
+    queues: list[Queue] = Field(description="Hardware that the live workers serve.")
     background: str = Field(description="Whether the threads and the worker of this process work.")
 
 
@@ -59,6 +61,7 @@ UNREADY_EXAMPLE = {
     "store": "ok",
     "broker": "ok",
     "workers": "unknown without the database",
+    "queues": [],
     "background": "sweeper: 3 failures, the last one: OperationalError: connection refused",
 }
 
@@ -117,8 +120,9 @@ class ReadinessChecks:
             # Each check of a remote store is three requests, which cost money.
             "store": _RecentState(TimedCheck("artifact store", check_store), 10),
             "broker": _RecentState(TimedCheck("broker", check_broker), 1),
-            "workers": _RecentState(TimedCheck("workers", workers.check_workers), 1),
+            "workers": _RecentState(TimedCheck("workers", self._check_workers), 1),
         }
+        self._queues: list[Queue] = []
 
     async def check(self) -> Readiness:
         """Try everything at once; what hangs holds one thread, whatever the number of requests."""
@@ -126,7 +130,14 @@ class ReadinessChecks:
         states = dict(zip(self._checks, read, strict=True))
         ready = states["database"] == states["store"] == "ok"
         states["background"] = "; ".join(list_problems()) or "ok"
-        return Readiness(ready=ready, **{name: hide_locations(state) for name, state in states.items()})
+        shown = {name: hide_locations(state) for name, state in states.items()}
+        return Readiness.model_validate({"ready": ready, "queues": self._queues, **shown})
+
+    def _check_workers(self) -> None:
+        self._queues = []
+        alive = workers.read_alive_workers()
+        self._queues = workers.list_served_queues(alive)
+        workers.check_workers(alive)
 
 
 class _RecentState:

@@ -1,5 +1,6 @@
 """The API under uvicorn, with a worker as a child process, and their shutdown in order."""
 
+import logging
 import socket
 import sys
 import threading
@@ -13,8 +14,12 @@ from app.http.edges.protocol import HttpProtocol
 from app.http.worker_process import WorkerProcess
 from app.main import create_app
 from app.scheduling.availability import report_unavailable
-from app.settings import get_settings
+from app.settings import Settings, get_settings
+from app.workers.host_hardware import HostHardware, local_hardware
 from serving.http.limits import KEEP_ALIVE_SECONDS
+from trainers.configs import Queue
+
+logger = logging.getLogger(__name__)
 
 # Time for the gateway's responses in progress. Event streams end at once, since clients can resume them.
 DRAIN_SECONDS = 30
@@ -40,7 +45,8 @@ def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> No
     )
     server = _Server(config, app.state.stopping, with_examples)
     settings = get_settings()
-    worker = WorkerProcess(settings.default_queue) if with_worker else None
+    hardware = local_hardware()
+    worker = WorkerProcess(_list_queues(hardware, settings)) if with_worker else None
     if worker is not None:
         worker.start()
     threading.Thread(target=report_unavailable, name="checks at the start", daemon=True).start()
@@ -51,6 +57,13 @@ def serve(host: str, port: int, *, with_worker: bool, with_examples: bool) -> No
             worker.stop(settings.pause_grace_seconds + WORKER_STORE_SECONDS)
     if not server.started:
         sys.exit(1)
+
+
+def _list_queues(hardware: HostHardware, settings: Settings) -> list[Queue]:
+    """Return the queues of the worker: those of the host, and the one that the settings name."""
+    if hardware.unused is not None:
+        logger.warning(hardware.unused)
+    return list(dict.fromkeys([*hardware.queues, *filter(None, [settings.default_queue])]))
 
 
 class _Server(uvicorn.Server):

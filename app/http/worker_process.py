@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from app.scheduling.incidents import Incident
 from trainers.configs import Queue
@@ -27,8 +28,9 @@ class WorkerProcess:
     It has its own session: Ctrl-C in a terminal reaches only this process, which stops both in order.
     """
 
-    def __init__(self, queue: Queue) -> None:
-        self._command = [sys.executable, "-m", "workers", "--queue", queue, "--exit-with-stdin"]
+    def __init__(self, queues: Sequence[Queue]) -> None:
+        options = [option for queue in queues for option in ("--queue", queue.value)]
+        self._command = [sys.executable, "-m", "workers", *options, "--exit-with-stdin"]
         self._incident = Incident("worker process", consequence="; it is started again")
         self._stopping = threading.Event()
         self._lock = threading.Lock()

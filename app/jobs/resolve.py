@@ -13,6 +13,7 @@ from app.jobs.schemas import JobCreate
 from app.models import references
 from app.settings import Settings
 from app.tables import Alias, Dataset
+from app.workers.queue_choice import QueueChoice, QueueChooser
 from trainers.configs import (
     AdaptedModel,
     DatasetRef,
@@ -44,6 +45,7 @@ class ResolvedStage:
     name: str
     kind: StageKind
     queue: Queue
+    queue_reason: str
     config: AnyStage
     datasets: dict[str, Dataset]
     """The existing datasets that it reads, by the path of the field that names them."""
@@ -66,10 +68,11 @@ def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> lis
     """
     errors: list[UnprocessableContent] = []
     stages: list[ResolvedStage] = []
+    chooser = QueueChooser(session, settings)
     for position, stage in enumerate(spec.stages):
-        queue = stage.queue or spec.queue or settings.default_queue
+        choice = _choose_queue(spec, stage, chooser)
         errors += _check_limits(stage, f"stages.{position}", settings)
-        stages.append(_resolve_stage(session, spec, position, queue, stages, errors))
+        stages.append(_resolve_stage(session, spec, position, choice, stages, errors))
     if errors:
         raise _combine(errors)
     for position, resolved in enumerate(stages):
@@ -78,11 +81,19 @@ def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> lis
     return stages
 
 
+def _choose_queue(spec: JobCreate, stage: AnyStage, chooser: QueueChooser) -> QueueChoice:
+    if stage.queue is not None:
+        return QueueChoice(stage.queue, "The stage, or one of its presets, names it.")
+    if spec.queue is not None:
+        return QueueChoice(spec.queue, "The job names it.")
+    return chooser.choose(StageKind(stage.stage), stage.suitable_queues)
+
+
 def _resolve_stage(
     session: Session,
     spec: JobCreate,
     position: int,
-    queue: Queue,
+    choice: QueueChoice,
     earlier: Sequence[ResolvedStage],
     errors: list[UnprocessableContent],
 ) -> ResolvedStage:
@@ -91,7 +102,7 @@ def _resolve_stage(
     name = stage.name or stage.stage
     errors += _check_names(session, stage, name, path, earlier)
     own_paths = {reference.path for reference in find_references(stage)}
-    config = stage.model_copy(update={"name": name, "queue": queue})
+    config = stage.model_copy(update={"name": name, "queue": choice.queue})
     if isinstance(config, TrainingConfig):
         held_out = _add_evaluation_datasets(spec, config, earlier)
         config = config.model_copy(update={"held_out": held_out})
@@ -115,7 +126,7 @@ def _resolve_stage(
             if reference.path in own_paths:
                 errors.append(error)
     config = replace_references(config, replacements)
-    return ResolvedStage(name, StageKind(stage.stage), queue, config, datasets)
+    return ResolvedStage(name, StageKind(stage.stage), choice.queue, choice.reason, config, datasets)
 
 
 def _check_names(

@@ -91,6 +91,7 @@ class PlannedStageView(BaseModel):
     name: str = Field(description="Name of the stage, unique in the job.")
     stage: StageKind = Field(description="Kind of the stage.")
     queue: Queue = Field(description="Hardware that it would run on.")
+    queue_reason: str = Field(description="Why this hardware was chosen.")
     config: dict[str, Any] = Field(description="The stage with every default resolved.")
     models: dict[str, Any] = Field(description="Its models as the worker will read them, by field.")
     dataset: PlannedDatasetView | None = Field(
@@ -102,6 +103,9 @@ class PlannedStageView(BaseModel):
     )
     workers: list[str] = Field(description="Names of the alive workers that can run it.")
     waiting_for: str | None = Field(description="Why no alive worker can run it.")
+    warnings: list[str] = Field(
+        description="What is possible, but probably not meant, such as a run of days."
+    )
 
 
 class DryRunView(BaseModel):

@@ -20,6 +20,7 @@ from app.jobs.schemas import (
     PlannedStageView,
     job_view,
 )
+from app.jobs.training_time import list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.schemas import run_view
@@ -181,10 +182,12 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
     models = [ref for ref in find_references(stage.config) if isinstance(ref, ModelField)]
     dataset = stage.datasets.get("dataset")
     needs = stage.queue, stage.kind, stage.config.device_count
+    capable = workers.filter_capable_workers(alive_workers, *needs)
     return PlannedStageView(
         name=stage.name,
         stage=stage.kind,
         queue=stage.queue,
+        queue_reason=stage.queue_reason,
         config=stage.config.model_dump(mode="json"),
         models={reference.path: reference.value for reference in models},
         dataset=dataset
@@ -193,6 +196,7 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         ),
         estimated_steps=stage.estimated_steps,
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
-        workers=[worker.name for worker in workers.filter_capable_workers(alive_workers, *needs)],
+        workers=[worker.name for worker in capable],
         waiting_for=workers.explain_missing_worker(alive_workers, *needs),
+        warnings=list_time_warnings(stage, capable),
     )

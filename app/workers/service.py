@@ -46,10 +46,19 @@ def list_alive_workers(session: Session, settings: Settings) -> Sequence[Worker]
     return session.scalars(select(Worker).where(is_alive(settings)).order_by(col(Worker.id))).all()
 
 
-def check_workers() -> None:
-    """Check that a worker is alive, and that none reports a problem; raises WorkersUnwell."""
+def read_alive_workers() -> Sequence[Worker]:
+    """Return the workers that are alive, in a session of its own."""
     with read_session() as session:
-        workers = list_alive_workers(session, get_settings())
+        return list_alive_workers(session, get_settings())
+
+
+def list_served_queues(workers: Sequence[Worker]) -> list[Queue]:
+    """Return the queues that at least one of the workers serves."""
+    return [queue for queue in Queue if any(queue in worker.queues for worker in workers)]
+
+
+def check_workers(workers: Sequence[Worker]) -> None:
+    """Check that there is a live worker, and that none reports a problem; raises WorkersUnwell."""
     if not workers:
         raise WorkersUnwell("no live worker: start one with `python -m workers --queue …`")
     problems = [f"{worker.name}: {problem}" for worker in workers for problem in worker.problems]

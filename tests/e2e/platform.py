@@ -60,12 +60,19 @@ class Platform:
 
     def start_api(self, *arguments: str, command: list[str] | None = None) -> subprocess.Popen[bytes]:
         """Start an API without a worker and wait until it is ready."""
+        return self._start_api([*(command or ["-m", "app"]), "--no-worker", *arguments])
+
+    def _start_api(self, command: list[str]) -> subprocess.Popen[bytes]:
         port = free_port()
-        api = self.start([*(command or ["-m", "app"]), "--no-worker", "--port", str(port), *arguments], "api")
+        api = self.start([*command, "--port", str(port)], "api")
         self.base_url = f"http://127.0.0.1:{port}"
         self.client.base_url = self.base_url
         wait_until(lambda: self._is_ready(api), 120, "the API is not ready")
         return api
+
+    def start_service(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start an API with its own worker, as a person does, and wait until it is ready."""
+        return self._start_api(["-m", "app", *arguments])
 
     def start_worker(
         self, name: str = "worker", queue: str = "cpu", **settings: str

@@ -52,6 +52,8 @@ while not (folder / mine["run"]).exists():
 succeed()
 """
 
+PREPARE = {"stage": "prepare", "dataset": "test", "split": {"test": 4}}
+
 
 class GpuHost(Platform):
     """An installation on a host with eight GPUs."""
@@ -163,6 +165,21 @@ def test_gpus_of_a_killed_worker_are_used_again_when_its_programs_are_gone(host:
     assert sorted(host.gpus(jobs, attempt=2)) == ["0", "1", "3"]
     assert [line["overlaps"] for line in host.ledger() if line["overlaps"]] == []
     for job in [*jobs, *others]:
+        host.finish(job)
+
+
+def test_the_service_on_a_host_with_gpus_trains_on_one_without_being_asked(host: GpuHost) -> None:
+    host.start_service()
+    wait_until(lambda: host.client.get("/readyz").json()["queues"] == ["cpu", "cuda"], 60, "no worker")
+    (worker,) = host.get("/workers", alive=True)["items"]
+    assert (worker["queues"], len(worker["hardware"]["gpus"])) == (["cuda", "cpu"], 8)
+    stages = [sft_stage(), PREPARE]
+    sft, prepare = host.post("/jobs/dry-run", {"name": "job", "stages": stages})["stages"]
+    assert (sft["queue"], prepare["queue"]) == ("cuda", "cpu")
+    assert sft["queue_reason"].startswith("The best hardware of the live workers: 8 × NVIDIA H200")
+    on_gpu, on_cpu = host.submit(sft_stage()), host.submit(sft_stage(queue="cpu"))
+    assert (host.gpus([on_gpu]), host.gpus([on_cpu])) == (["0"], [""])
+    for job in (on_gpu, on_cpu):
         host.finish(job)
 
 

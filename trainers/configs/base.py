@@ -152,7 +152,8 @@ class StageConfig(Config):
     )
     queue: Queue | None = Field(
         None,
-        description="Kind of hardware to run on. Defaults to the job's queue, then to the service's default.",
+        description="Kind of hardware to run on. Defaults to the job's queue, then to the service's default, "
+        "then to the best that a live worker has: `cuda` for training, `cpu` for a stage without a model.",
     )
     limits: StageLimits | None = Field(
         None, description="Limits that are lower than the service's (`TUNESMITH_STAGE_LIMITS`)."
@@ -167,3 +168,8 @@ class StageConfig(Config):
     def device_count(self) -> int:
         """Devices that a worker reserves for the run, where its queue has separate devices."""
         return 1
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """The queues that the stage can use, the best first: without a model, a CPU is enough."""
+        return (Queue.cpu, Queue.mlx, Queue.cuda)

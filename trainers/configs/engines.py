@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import Config, ModelRef, NonEmpty, StageConfig
+from trainers.configs.base import Config, ModelRef, NonEmpty, Queue, StageConfig
 
 
 class EngineKind(StrEnum):
@@ -16,6 +16,11 @@ class EngineKind(StrEnum):
     sglang = "sglang"
     hf = "hf"
     mlx = "mlx"
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """The queues that the engine can use, the best first."""
+        return (Queue.mlx if self is EngineKind.mlx else Queue.cuda, Queue.cpu)
 
     @property
     def has_single_template(self) -> bool:
@@ -152,6 +157,11 @@ class EngineClientConfig(StageConfig, EngineChoice):
     def device_count(self) -> int:
         """Devices of the engine."""
         return self.options.tensor_parallel
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """The queues of the engine."""
+        return self.engine.suitable_queues
 
 
 def _check_supported(

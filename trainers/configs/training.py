@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, Config, DatasetRef, ModelRef, Seed, StageConfig
+from trainers.configs.base import MAX_COUNT, Config, DatasetRef, ModelRef, Queue, Seed, StageConfig
 from trainers.configs.presets import apply_presets
 
 MAX_HELD_OUT = 20
@@ -179,6 +179,11 @@ class TrainingConfig(StageConfig):
     def device_count(self) -> int:
         """One process is started for each device."""
         return self.devices
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """A GPU, else the CPU: no training program uses MLX."""
+        return (Queue.cuda, Queue.cpu)
 
     @property
     def rows_per_step(self) -> int:

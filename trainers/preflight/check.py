@@ -18,7 +18,7 @@ from trainers.preflight.findings import Finding, FindingCode, FindingLevel, find
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
 from trainers.preflight.reward_findings import check_references
 from trainers.preflight.row_findings import check_file, check_texts
-from trainers.preflight.setting_findings import check_settings
+from trainers.preflight.setting_findings import check_cpu_time, check_settings
 from trainers.preflight.token_findings import check_model_limits, check_tokens
 from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.render import (
@@ -84,6 +84,8 @@ def check_stage(
     """Yield the findings in rows that the program has already read and rendered, and in its settings."""
     dataset = dataset_path(config.dataset)
     yield from check_settings(config, model_config(config))
+    n_rows = len(rows) if isinstance(rows, Sequence) else rows.rows
+    yield from check_cpu_time(config, model_config(config), n_rows, getattr(rows, "tokens", 0))
     yield from check_file(dataset)
     yield from check_texts(
         _read_turns(config), tokenizer.all_special_tokens, check_completions=_uses_completions(config)

@@ -1,15 +1,27 @@
 """Findings in the settings of a training stage, given the size of the model."""
 
+import time
 from collections.abc import Iterator
 
+import torch
 from transformers import PreTrainedConfig
 
 from trainers.configs.training import TrainingConfig
+from trainers.modeling.load import pick_device
+from trainers.preflight.compute_estimate import (
+    TRAINING_SHARE,
+    WARNING_SECONDS,
+    count_parameters,
+    describe_duration,
+    estimate_flops,
+)
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 
 # The width of the models on which the default learning rates were tuned.
 REFERENCE_WIDTH = 4096
 MAX_FACTOR, MIN_FACTOR = 20, 1e-3
+# Any CPU does this within an hour, so that its speed need not be measured.
+MIN_MEASURED_FLOPS = 1e13
 
 
 def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[Finding]:
@@ -33,3 +45,37 @@ def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[
         f"tuning for a model of width {width} (the bound is {bound:.2g}).",
         f"Start with {default:g}, the default of {config.tuning.method} tuning, and change it gradually.",
     )
+
+
+def check_cpu_time(
+    config: TrainingConfig, model: PreTrainedConfig, rows: int, tokens: int
+) -> Iterator[Finding]:
+    """Yield a finding if training on this CPU would take hours, by its measured speed."""
+    parameters = count_parameters(model.to_dict())
+    if parameters is None or not rows or pick_device(config.queue).type != "cpu":
+        return
+    flops = estimate_flops(config, parameters, rows, tokens / rows)
+    if flops < MIN_MEASURED_FLOPS:
+        return
+    rate = TRAINING_SHARE * _measure_flops_per_second()
+    if (seconds := flops / rate) < WARNING_SECONDS:
+        return
+    yield new_finding(
+        FindingCode.cpu_training_slow,
+        FindingLevel.warning,
+        f"Training takes about {describe_duration(seconds)} on this CPU: about {parameters / 1e9:.2g} "
+        f"billion parameters at {rate / 1e9:.0f} GFLOP/s.",
+        "Run the stage on a host with a GPU (queue cuda), or use a smaller model or fewer rows.",
+    )
+
+
+def _measure_flops_per_second() -> float:
+    """Return the speed of the fastest of three products of matrices on torch's threads."""
+    size = 1024
+    matrix = torch.ones(size, size)
+    fastest = float("inf")
+    for _ in range(3):
+        started_at = time.perf_counter()
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - started_at)
+    return 2 * size**3 / fastest

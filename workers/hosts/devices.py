@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from app.workers.gpus import Gpu
 from trainers.configs import Queue
-from workers.hosts.gpus import Gpu
 
 logger = logging.getLogger(__name__)
 

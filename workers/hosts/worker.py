@@ -1,6 +1,6 @@
 """The context of a worker: its row in the database, its hardware, and the state that its threads share."""
 
-import importlib.metadata
+import logging
 import os
 import platform
 import socket
@@ -17,11 +17,14 @@ from app.scheduling.incidents import list_problems
 from app.settings import Settings
 from app.storage.database import database_now, transaction
 from app.tables import Worker
+from app.workers.gpus import Gpu
+from app.workers.host_hardware import HostHardware, find_version, inspect_host
 from trainers.configs import Queue, StageKind
 from workers.hosts.devices import DevicePool, Devices
-from workers.hosts.gpus import Gpu, find_gpus
 from workers.hosts.lease import Leases
 from workers.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS = 10
 REPORTED_PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
@@ -68,8 +71,13 @@ class WorkerContext:
 
 
 def register_worker(settings: Settings, queues: Sequence[Queue], name: str | None) -> WorkerContext:
-    """Insert this worker under an id that is new with each start."""
-    gpus = find_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    """Insert this worker under an id that is new with each start; without queues it serves its host's."""
+    host = inspect_host()
+    gpus = host.gpus
+    if not queues:
+        queues = host.queues
+        if host.unused is not None:
+            logger.warning(host.unused)
     devices = _create_pool(settings, gpus if Queue.cuda in queues else [])
     stages = [stage for stage in StageKind if settings.trainer_python or supports_stage(stage)]
     row = Worker(
@@ -79,8 +87,7 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
         queues=list(queues),
         stages=list(stages),
         slots=_count_slots(settings, queues, gpus),
-        hardware=_read_hardware()
-        | {"gpus": [{"name": g.name, "uuid": g.uuid, "memory_bytes": g.memory_bytes} for g in gpus]},
+        hardware=_read_hardware(host),
         versions=_read_versions(),
     )
     with transaction() as session:
@@ -92,7 +99,7 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
 
 def supports_stage(stage: StageKind) -> bool:
     """Return whether the packages that the stage needs are installed in this worker's environment."""
-    return all(_find_version(package) is not None for package in stage.stage.packages)
+    return all(find_version(package) is not None for package in stage.stage.packages)
 
 
 def _create_pool(settings: Settings, gpus: Sequence[Gpu]) -> DevicePool:
@@ -116,23 +123,18 @@ def _update(worker_id: str, **values: Any) -> bool:
         return session.scalar(statement) is not None
 
 
-def _read_hardware() -> dict[str, Any]:
+def _read_hardware(host: HostHardware) -> dict[str, Any]:
     return {
         "system": platform.system(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [{"name": gpu.name, "uuid": gpu.uuid, "memory_bytes": gpu.memory_bytes} for gpu in host.gpus],
+        "unused": host.unused,
     }
 
 
 def _read_versions() -> dict[str, str]:
-    found = {package: _find_version(package) for package in REPORTED_PACKAGES}
+    found = {package: find_version(package) for package in REPORTED_PACKAGES}
     installed = {package: version for package, version in found.items() if version}
     return {"python": sys.version.split()[0], **installed}
-
-
-def _find_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

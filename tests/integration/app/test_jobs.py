@@ -227,6 +227,22 @@ def test_a_dry_run_returns_the_plan_and_queues_nothing(
     assert client.get("/api/v1/jobs").json()["items"] == []
 
 
+def test_a_dry_run_warns_of_training_that_takes_hours_on_a_cpu(
+    client: TestClient, make_dataset: Callable[..., Dataset], make_worker: Callable[..., Worker]
+) -> None:
+    make_dataset("many", size_bytes=12_000_000, row_count=10_000)
+    make_worker(hardware={"cpus": 8, "gpus": [], "unused": "This host has a GPU without a driver."})
+    small = {"stage": "sft", "base": "org/tiny-0.5M", "dataset": "many"}
+    large = small | {"base": "Qwen/Qwen2.5-0.5B-Instruct", "name": "large"}
+    stages = client.post("/api/v1/jobs/dry-run", json=spec(small, large)).json()["stages"]
+    assert [stage["queue"] for stage in stages] == ["cpu", "cpu"]
+    assert stages[1]["queue_reason"].endswith("has a GPU. This host has a GPU without a driver.")
+    assert stages[0]["warnings"] == []
+    assert stages[1]["warnings"][0].startswith(
+        "On the CPU this stage takes about 10 hours: about 0.5 billion"
+    )
+
+
 @pytest.mark.parametrize("name", JOB_EXAMPLES)
 def test_every_example_of_the_documentation_is_accepted_unchanged(
     client: TestClient, make_dataset: Callable[..., Dataset], settings: Settings, name: str

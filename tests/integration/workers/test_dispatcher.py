@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from app.tables import RunStatus
+from app.workers.gpus import Gpu
 from tests.integration.workers.conftest import row
 from tests.integration.workers.test_execute import deploy_stage, until
 from trainers.configs import Queue
 from workers.hosts.devices import DevicePool
-from workers.hosts.gpus import Gpu
 from workers.hosts.worker import WorkerContext
 from workers.runs.dispatcher import RunDispatcher
 from workers.runs.execute import ClaimedRun, claim_next

@@ -20,10 +20,10 @@ from app.storage import artifacts
 from app.storage.artifacts import ArtifactStore, PublishedArtifact, get_store
 from app.storage.database import read_session, transaction
 from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
+from app.workers.gpus import Gpu
 from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import Queue, StageKind
 from workers.hosts.devices import DevicePool
-from workers.hosts.gpus import Gpu
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.runs import complete

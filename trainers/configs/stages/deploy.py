@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainers.configs.base import ModelRef, StageConfig, StageName
+from trainers.configs.base import ModelRef, Queue, StageConfig, StageName
 from trainers.configs.engines import EngineChoice
 
 # YAML parses these bare words as booleans.
@@ -62,3 +62,8 @@ class DeployConfig(StageConfig, DeploymentChoice):
     def device_count(self) -> int:
         """None: the engine outlives the run and reserves its own devices."""
         return 0
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """The queues of the engine."""
+        return self.engine.suitable_queues

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainers.configs.base import Config, NonEmpty, StageConfig
+from trainers.configs.base import Config, NonEmpty, Queue, StageConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.sft import SftConfig
@@ -40,3 +40,8 @@ class PreflightConfig(StageConfig):
     price_per_hour: float | None = Field(
         None, gt=0, le=1e6, description="Price of the host per hour, in any currency."
     )
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """Those of the stage that it checks."""
+        return self.target.suitable_queues

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, DatasetPart, DatasetRef, ModelRef, StageConfig
+from trainers.configs.base import MAX_COUNT, DatasetPart, DatasetRef, ModelRef, Queue, StageConfig
 from trainers.configs.recipes import Filter, OnPolicyPairsRecipe, Recipe, SplitSizes, TranslationRecipe
 from trainers.configs.sources import Source
 from trainers.data.convert import RowShape
@@ -58,6 +58,12 @@ class PrepareConfig(StageConfig):
         split = self.split or SplitSizes()
         held_out = {DatasetPart.validation: split.validation, DatasetPart.test: split.test}
         return [DatasetPart.train, *(part for part, size in held_out.items() if size)]
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """A CPU is enough, unless a model generates completions."""
+        is_generating = isinstance(self.recipe, OnPolicyPairsRecipe)
+        return (Queue.cuda, Queue.cpu) if is_generating else super().suitable_queues
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:

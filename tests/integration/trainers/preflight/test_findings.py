@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from trainers.configs import parse_stage
 from trainers.configs.stages.preflight import PreflightConfig
+from trainers.configs.training import TrainingConfig
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.preflight.__main__ import run as preflight
 from trainers.preflight.check import PreflightFailed
 from trainers.preflight.findings import FindingCode
+from trainers.preflight.setting_findings import check_cpu_time
 from trainers.preflight.token_findings import check_tokens
 from trainers.rendering.render import Example
 from trainers.runtime.events import EventWriter
@@ -297,3 +299,14 @@ def with_template(starter: Path, folder: Path, change: Callable[[str], str], bos
         tokenizer.bos_token = bos
     tokenizer.save_pretrained(base)
     return base
+
+
+def test_training_that_takes_hours_on_this_cpu_is_a_warning() -> None:
+    config = parse_stage({"stage": "sft", "base": "b", "dataset": "d", "queue": "cpu"})
+    assert isinstance(config, TrainingConfig)
+    large = LlamaConfig(hidden_size=4096, num_hidden_layers=32, intermediate_size=14336, vocab_size=128256)
+    (found,) = check_cpu_time(config, large, rows=10_000, tokens=3_000_000)
+    assert (found.code, found.level) == ("cpu_training_slow", "warning")
+    assert found.message.startswith("Training takes about ")
+    small = LlamaConfig(hidden_size=64, num_hidden_layers=2, intermediate_size=128)
+    assert list(check_cpu_time(config, small, rows=10_000, tokens=3_000_000)) == []

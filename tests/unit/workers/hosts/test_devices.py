@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from app.workers.gpus import Gpu
 from trainers.configs import Queue
 from workers.hosts.devices import NO_DEVICES, DevicePool, Devices
-from workers.hosts.gpus import Gpu
 
 GPUS = [Gpu(index, f"GPU-{index}", "H200", 1) for index in range(4)]
 PARTS = [Gpu(4, f"MIG-{part}", "A100 MIG", 1, "GPU-4") for part in "ab"]

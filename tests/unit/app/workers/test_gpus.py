@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.hosts.gpus import Gpu, find_gpus, parse_gpus, select_visible
+from app.workers.gpus import Gpu, find_gpus, parse_gpus, select_visible
 
 H200 = "0, GPU-11111111-aaaa, 143771, Disabled, NVIDIA H200"
 LISTING = """\

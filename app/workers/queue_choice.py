@@ -1,0 +1,81 @@
+"""The hardware of a stage that names none: the best that a live worker has, as of the request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from app.settings import Settings
+from app.tables import Worker
+from app.workers import service as workers
+from app.workers.host_hardware import HostHardware, describe_devices, local_hardware
+from app.workers.slots import count_gpus
+from trainers.configs import Queue, StageKind
+
+
+@dataclass(frozen=True)
+class QueueChoice:
+    """A queue, and why it was chosen."""
+
+    queue: Queue
+    reason: str
+
+
+class QueueChooser:
+    """Chooses the queues of one request; it reads the live workers once, and only if they matter."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self._settings = settings
+        self._workers: Sequence[Worker] | None = None
+
+    def choose(self, kind: StageKind, suitable: Sequence[Queue]) -> QueueChoice:
+        """Choose for a stage that names no queue; the queues that it can use are sorted, the best first."""
+        if self._settings.default_queue is not None:
+            default = self._settings.default_queue
+            return QueueChoice(default, f"TUNESMITH_DEFAULT_QUEUE is {default}.")
+        if self._workers is None:
+            self._workers = workers.list_alive_workers(self._session, self._settings)
+        return choose_queue(kind, suitable, self._workers, local_hardware())
+
+
+def choose_queue(
+    kind: StageKind, suitable: Sequence[Queue], alive_workers: Sequence[Worker], host: HostHardware
+) -> QueueChoice:
+    """Choose the first queue that a live worker serves for this kind of stage, busy or not.
+
+    While no worker is alive, as when the service starts, the hardware of this host decides: a worker on the
+    same host is probably about to register.
+    """
+    for queue in suitable:
+        capable = [
+            worker
+            for worker in workers.filter_capable_workers(alive_workers, queue, kind)
+            if queue is not Queue.cuda or count_gpus(worker)
+        ]
+        if capable:
+            return QueueChoice(queue, _explain(kind, queue, suitable, capable, alive_workers))
+    if not alive_workers:
+        expected = next((queue for queue in suitable if queue in host.queues), suitable[0])
+        return QueueChoice(expected, f"No worker is alive yet; this host has {host.description}.")
+    queue = Queue.cpu if Queue.cpu in suitable else suitable[0]
+    return QueueChoice(queue, f"No live worker can run the stage {kind}.")
+
+
+def _explain(
+    kind: StageKind,
+    queue: Queue,
+    suitable: Sequence[Queue],
+    capable: Sequence[Worker],
+    alive_workers: Sequence[Worker],
+) -> str:
+    if queue is Queue.cuda:
+        worker = max(capable, key=count_gpus)
+        devices = describe_devices([gpu["name"] for gpu in worker.hardware["gpus"]])
+        return f"The best hardware of the live workers: {devices} ({worker.name})."
+    if queue is suitable[0]:
+        reason = "an Apple chip" if queue is Queue.mlx else "it needs no GPU"
+        return f"The best hardware for the stage {kind}: {reason}."
+    missing = {Queue.cuda: "a GPU", Queue.mlx: "an Apple chip"}[suitable[0]]
+    notes = {note for worker in alive_workers if (note := worker.hardware.get("unused")) is not None}
+    return " ".join([f"No live worker that runs the stage {kind} has {missing}.", *sorted(notes)])
