@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Maximum size of an uploaded dataset file.")
 
+    max_downloads: int = Field(
+        32,
+        ge=1,
+        description="Maximum number of downloads that a process of the API sends at once; one more gets 503.",
+    )
+
     lease_seconds: float = Field(
         30, gt=0, description="Seconds after which a lease that is not renewed expires."
     )

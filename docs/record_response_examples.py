@@ -96,6 +96,8 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded["list_rows"] = get(f"/datasets/{dataset_id}/rows", limit=1)
     recorded["list_models"] = get("/models", limit=1)
     recorded["get_model"] = get(f"/models/{run['model_id']}")
+    recorded["list_model_files"] = get(f"/models/{run['model_id']}/files")
+    recorded["list_run_files"] = get(f"/runs/{run['id']}/files")
     deployment = {"name": "maths", "model": run["model_id"]}
     recorded["create_deployment"] = post("/deployments", deployment)
     deployment_id = recorded["create_deployment"]["id"]

@@ -4,7 +4,6 @@ import sys
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.datasets import service
@@ -14,14 +13,15 @@ from app.datasets.schemas import (
     DatasetSummaryView,
     DatasetView,
     PreviewCreate,
+    summary_view,
 )
 from app.datasets.upload import dataset_name, receive_upload, upload_folder
+from app.downloads.response import download_response, download_responses
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
 from app.jobs import service as jobs
 from app.jobs.schemas import JobView
 from app.settings import get_settings
-from app.storage.artifacts import read_chunks
 from app.storage.database import ReadSession, WriteSession
 from trainers.data.formats import RowFormat
 
@@ -33,10 +33,6 @@ SAME_CONTENT: dict[int | str, dict[str, Any]] = {
         "model": DatasetView,
         "description": "The dataset that already has this content, under the name of its first upload.",
     }
-}
-
-JSONL_FILE: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}
 }
 
 
@@ -64,7 +60,7 @@ def list_datasets(
 ) -> Page[DatasetSummaryView]:
     """List datasets, newest first."""
     datasets, after = service.list_datasets(session, paging, name, format)
-    return Page(items=[DatasetSummaryView.model_validate(dataset) for dataset in datasets], next=after)
+    return Page(items=[summary_view(dataset) for dataset in datasets], next=after)
 
 
 @router.get("/{dataset_id}")
@@ -94,11 +90,14 @@ def list_rows(
     return Page(items=rows, next=following)
 
 
-@router.get("/{dataset_id}/content", responses=JSONL_FILE, response_class=StreamingResponse)
-def download_dataset(dataset_id: DatasetId) -> StreamingResponse:
-    """Download the file as it was uploaded."""
-    content = read_chunks(service.open_content(dataset_id))
-    return StreamingResponse(content, media_type="application/jsonl")
+@router.get(
+    "/{dataset_id}/content",
+    responses=download_responses(service.JSONL, "The file."),
+    response_class=Response,
+)
+def download_dataset(request: Request, dataset_id: DatasetId) -> Response:
+    """Download the file as it was uploaded; `Range` continues a download that was interrupted."""
+    return download_response(request.headers, service.find_content(dataset_id))
 
 
 @router.post("/{dataset_id}/previews", status_code=202)

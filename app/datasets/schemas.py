@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.storage.artifacts import get_store
+from app.tables import Dataset
 from trainers.configs import Config, Queue
 from trainers.configs.base import PRINTABLE_PATTERN, NonEmpty
 from trainers.data.formats import RowFormat
@@ -53,6 +55,10 @@ class DatasetSummaryView(BaseModel):
     fault_count: int = Field(description="Number of faults that validation found.")
     trainable: bool = Field(description="Whether jobs can use it: it has rows and no fault.")
     created_at: datetime = Field(description="When it was uploaded or produced.")
+    path: str | None = Field(
+        None,
+        description="Path of the file on the host of the API; null if the artifacts are in a remote store.",
+    )
 
 
 class DatasetView(DatasetSummaryView):
@@ -87,3 +93,10 @@ class PreviewCreate(Config):
     rows: int = Field(5, ge=1, le=100, description="Rows to render, from the start of the file.")
     max_length: int = Field(1024, ge=8, description="Tokens per row after which the row is truncated.")
     queue: Queue | None = Field(None, description="Hardware to run on; by default that of the service.")
+
+
+def summary_view(dataset: Dataset) -> DatasetSummaryView:
+    """Build the view of a dataset in a list."""
+    path = get_store().local_path(dataset.artifact)
+    view = DatasetSummaryView.model_validate(dataset)
+    return view.model_copy(update={"path": str(path) if path else None})

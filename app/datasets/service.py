@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
-from app.datasets.schemas import DatasetRowView, DatasetSummaryView, DatasetView, PreviewCreate
+from app.datasets.schemas import DatasetRowView, DatasetView, PreviewCreate, summary_view
+from app.downloads.response import Download
+from app.downloads.stored_files import read_stored
 from app.http.errors import InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import service as jobs
@@ -30,6 +32,8 @@ from trainers.data.formats import RowFormat
 from trainers.data.validate import ValidationReport, validate_file
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
+
+JSONL = "application/jsonl"
 
 
 class DatasetNotFound(NotFound):
@@ -117,7 +121,7 @@ def view_dataset(session: Session, dataset: Dataset) -> DatasetView:
     """Build the view of a dataset, with the models trained on it and the unfinished jobs that use it."""
     trained = select(Model.id).where(col(Model.dataset_id) == dataset.id, col(Model.deleted_at).is_(None))
     return DatasetView(
-        **DatasetSummaryView.model_validate(dataset).model_dump(),
+        **summary_view(dataset).model_dump(),
         report=ValidationReport.model_validate(dataset.report),
         models=list(session.exec(trained.order_by(col(Model.id).desc()).limit(MAX_LISTED))),
         jobs=list_unfinished_jobs(session, dataset.id),
@@ -146,10 +150,16 @@ def list_rows(dataset_id: str, after: int, limit: int) -> tuple[list[DatasetRowV
     return views, following if has_more else None
 
 
-def open_content(dataset_id: str) -> BinaryIO:
-    """Open the file as it was uploaded; raises DatasetNotFound or ArtifactCorrupt."""
+def find_content(dataset_id: str) -> Download:
+    """Return the file as it was uploaded, to send; raises DatasetNotFound."""
     dataset = _load(dataset_id)
-    return get_store().open(dataset.artifact, dataset.sha256)
+    return Download(
+        filename=f"{dataset.id}.jsonl",
+        media_type=JSONL,
+        size_bytes=dataset.size_bytes,
+        etag=f'"{dataset.sha256}"',
+        open=lambda part: read_stored(dataset.artifact, dataset.sha256, part),
+    )
 
 
 def create_preview(

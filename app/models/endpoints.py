@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request, Response
 
+from app.downloads.response import download_response, download_responses
 from app.http.paging import Page, Paging
-from app.models import service
-from app.models.schemas import ModelLineageView, ModelView
+from app.models import files, service
+from app.models.schemas import ModelFilesView, ModelForm, ModelLineageView, ModelView, model_view
 from app.storage.database import ReadSession, WriteSession
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -25,7 +26,7 @@ def list_models(
 ) -> Page[ModelView]:
     """List models, newest first."""
     models, after = service.list_models(session, paging, name, dataset_id)
-    return Page(items=[ModelView.model_validate(model) for model in models], next=after)
+    return Page(items=[model_view(model) for model in models], next=after)
 
 
 @router.get("/{model_id}")
@@ -44,3 +45,46 @@ def delete_model(model_id: ModelId, session: WriteSession) -> None:
     Finished jobs keep its id. The files disappear with the next collection. Deleting it again returns 404.
     """
     service.delete_model(session, model_id)
+
+
+@router.get("/{model_id}/files")
+def list_model_files(model_id: ModelId) -> ModelFilesView:
+    """List the files of a model, with their hashes."""
+    return files.list_files(model_id)
+
+
+@router.get(
+    "/{model_id}/files/{path:path}",
+    responses=download_responses(files.FILE, "The file."),
+    response_class=Response,
+)
+def download_model_file(
+    request: Request,
+    model_id: ModelId,
+    path: Annotated[str, Path(max_length=1024, description="Name of the file, as the list of files has it.")],
+) -> Response:
+    """Download a file of a model; `Range` continues a download that was interrupted."""
+    return download_response(request.headers, files.find_file(model_id, path))
+
+
+@router.get(
+    "/{model_id}/download",
+    responses=download_responses(files.TAR, "The archive, with the folder `model_…`."),
+    response_class=Response,
+)
+def download_model(
+    request: Request,
+    model_id: ModelId,
+    form: Annotated[
+        ModelForm | None,
+        Query(
+            description="`merged` sends the whole weights that a merge stage has made of an adapter. By "
+            "default, an adapter is sent as an adapter."
+        ),
+    ] = None,
+) -> Response:
+    """Download all files of a model as a tar archive, with the manifest of their hashes.
+
+    The archive has no ranges; to continue an interrupted download, send requests for the single files.
+    """
+    return download_response(request.headers, files.find_archive(model_id, form))

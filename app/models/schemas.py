@@ -1,9 +1,11 @@
 """Response schemas of the model endpoints."""
 
 from datetime import datetime
+from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.storage.artifacts import get_store
 from app.tables import Dataset, Model, ModelKind, Run, RunStatus
 
 
@@ -23,6 +25,32 @@ class ModelView(BaseModel):
     size_bytes: int = Field(description="Size of all its files.")
     template_sha256: str | None = Field(description="Hash of its chat template.")
     created_at: datetime = Field(description="When it was published.")
+    path: str | None = Field(
+        None,
+        description="Folder of its files on the host of the API; null if the artifacts are in a remote "
+        "store. GET /api/v1/models/{id}/download sends them.",
+    )
+
+
+class ModelForm(StrEnum):
+    """The form in which the weights of a model are downloaded."""
+
+    adapter = "adapter"
+    merged = "merged"
+
+
+class ModelFileView(BaseModel):
+    """A file of a model."""
+
+    path: str = Field(description="Name of the file in the model's folder.")
+    size_bytes: int = Field(description="Size of the file.")
+    sha256: str = Field(description="SHA-256 of the file, which is also its `ETag`.")
+
+
+class ModelFilesView(BaseModel):
+    """The files of a model."""
+
+    items: list[ModelFileView] = Field(description="All files, by name.")
 
 
 class LineageRunView(BaseModel):
@@ -75,12 +103,18 @@ class ModelLineageView(ModelView):
     used_by: ModelUsersView = Field(description="What uses it and prevents its deletion.")
 
 
+def model_view(model: Model) -> ModelView:
+    """Build the view of a model."""
+    path = get_store().local_path(model.artifact)
+    return ModelView.model_validate(model).model_copy(update={"path": str(path) if path else None})
+
+
 def lineage_view(
     model: Model, run: Run | None, dataset: Dataset | None, parent: Model | None, users: ModelUsersView
 ) -> ModelLineageView:
     """Build the view of a model with its lineage and its users."""
     return ModelLineageView(
-        **ModelView.model_validate(model).model_dump(),
+        **model_view(model).model_dump(),
         run=LineageRunView.model_validate(run) if run else None,
         dataset=LineageDatasetView.model_validate(dataset) if dataset else None,
         parent=ParentModelView.model_validate(parent) if parent else None,

@@ -2,16 +2,18 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.downloads.response import download_response, download_responses
 from app.http.paging import EventPaging, Page, Paging
-from app.runs import service
+from app.runs import files, service
 from app.runs.schemas import (
     CheckpointView,
     EventView,
     LogView,
     MetricsView,
+    RunFilesView,
     RunView,
     log_view,
     metrics_view,
@@ -19,7 +21,6 @@ from app.runs.schemas import (
 )
 from app.runs.stream import poll_events, stream_events
 from app.settings import get_settings
-from app.storage.artifacts import read_chunks
 from app.storage.database import ReadSession
 from app.tables import EventType
 
@@ -39,9 +40,6 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
         "as JSON. The last one is `event: end`.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
-}
-TEXT_FILE: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
 
 
@@ -78,12 +76,24 @@ def list_logs(run_id: RunId, session: ReadSession, paging: EventPaging) -> Page[
     return Page(items=[log_view(event) for event in events], next=after)
 
 
-@router.get("/{run_id}/files/{name}", responses=TEXT_FILE, response_class=StreamingResponse)
-def download_file(run_id: RunId, name: FileName, session: ReadSession) -> StreamingResponse:
-    """Download a file of the run's last attempt: `log.txt`, `events.jsonl`, or one named in its result."""
-    content = read_chunks(service.open_file(session, run_id, name))
-    headers = {"Content-Disposition": f'attachment; filename="{run_id}-{name}"'}
-    return StreamingResponse(content, media_type="text/plain; charset=utf-8", headers=headers)
+@router.get("/{run_id}/files")
+def list_run_files(run_id: RunId) -> RunFilesView:
+    """List the files of the run's last attempt: its log, its events, and what its result names."""
+    return files.list_files(run_id)
+
+
+@router.get(
+    "/{run_id}/files/{name}",
+    responses=download_responses(files.TEXT, "The file."),
+    response_class=Response,
+)
+def download_file(request: Request, run_id: RunId, name: FileName) -> Response:
+    """Download a file of the run's last attempt: `log.txt`, `events.jsonl`, or one named in its result.
+
+    The completions of the stages `generate` and `evaluate` are such files. `Range` continues a download that
+    was interrupted.
+    """
+    return download_response(request.headers, files.find_file(run_id, name))
 
 
 @router.get("/{run_id}/checkpoints")

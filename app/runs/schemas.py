@@ -110,6 +110,19 @@ class LogView(BaseModel):
     created_at: datetime = Field(description="When the service stored them.")
 
 
+class RunFileView(BaseModel):
+    """A published file of a run."""
+
+    name: str = Field(description="Name of the file.")
+    size_bytes: int = Field(description="Size of the file.")
+
+
+class RunFilesView(BaseModel):
+    """The published files of a run's last attempt."""
+
+    items: list[RunFileView] = Field(description="All files, by name.")
+
+
 class CheckpointView(BaseModel):
     """A resumable state of a run."""
 

@@ -1,8 +1,6 @@
-"""Reading runs: their events, checkpoints and files."""
+"""Reading runs: their events and checkpoints."""
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
-from typing import BinaryIO
 
 from sqlalchemy import select
 from sqlmodel import Session, col
@@ -10,7 +8,6 @@ from sqlmodel import Session, col
 from app.http.errors import NotFound
 from app.http.paging import EventPageQuery, PageQuery, paginate_by_seq, paginate_newest_first
 from app.settings import Settings
-from app.storage.artifacts import get_store
 from app.tables import Checkpoint, Event, EventType, Run
 from app.workers import service as workers
 from trainers.runtime.error_codes import ErrorCode
@@ -20,12 +17,6 @@ class RunNotFound(NotFound):
     """No run has this id."""
 
     code = ErrorCode.run_not_found
-
-
-class FileNotPublished(NotFound):
-    """The run has no such file; files are published when an attempt ends."""
-
-    code = ErrorCode.file_not_published
 
 
 def get_run(session: Session, run_id: str) -> Run:
@@ -60,28 +51,3 @@ def list_checkpoints(
     get_run(session, run_id)
     statement = select(Checkpoint).where(col(Checkpoint.run_id) == run_id)
     return paginate_newest_first(session, statement, col(Checkpoint.id), paging)
-
-
-def open_file(session: Session, run_id: str, name: str) -> BinaryIO:
-    """Open a published file of the run's last attempt; raises FileNotPublished.
-
-    The file is opened before the response starts, so that an error still becomes an error response.
-    """
-    run = get_run(session, run_id)
-    if run.log_artifact is None and run.status.finished:
-        raise FileNotPublished(
-            f"The files of {run_id} were not published, or were deleted to bound the disk space of old runs.",
-            hint="TUNESMITH_MAX_RUN_FILES_BYTES is the limit. The metrics of the run are kept.",
-        )
-    if (log_artifact := run.log_artifact) is None:
-        raise FileNotPublished(
-            f"{run_id} has not published the file {name}: files are published when an attempt ends.",
-            hint=f"GET /api/v1/runs/{run_id}/logs lists its log lines so far.",
-        )
-    key = str(PurePosixPath(log_artifact).with_name(name))
-    if not get_store().exists(key):
-        raise FileNotPublished(
-            f"{run_id} has no file {name}.",
-            hint="Its files are `log.txt`, `events.jsonl`, and those that its `result` names.",
-        )
-    return get_store().open(key)

@@ -118,6 +118,14 @@ class ArtifactStore:
         file = cast(BinaryIO, self.fs.open(self._path(key), "rb"))
         return file if sha256 is None else cast(BinaryIO, VerifyingReader(file, key, sha256))
 
+    def size_of(self, key: str) -> int:
+        """Return the size of a published file; raises FileNotFoundError."""
+        return int(self.fs.size(self._path(key)))
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the path of an artifact on this host, or None in a remote store."""
+        return Path(self._path(key)) if self.local else None
+
     def verify_folder(self, key: str, sha256: str) -> None:
         """Read every byte of a published folder, also of files that were verified before.
 
@@ -282,13 +290,6 @@ def get_store() -> ArtifactStore:
     return ArtifactStore(
         settings.artifacts_url, settings.data_dir / "cache", settings.data_dir / "verified-files.log"
     )
-
-
-def read_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield a file's content in chunks of `CHUNK_BYTES`, then close the file."""
-    with file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
 
 
 def change_time(entry: dict[str, Any]) -> float | None:

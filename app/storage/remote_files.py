@@ -5,6 +5,8 @@ from typing import Any
 
 # Their errors mean that the store did not respond, or refused the request. fsspec does not convert all.
 CLIENT_PACKAGES = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "urllib3")
+# Also the smallest part of an upload that S3 accepts.
+BLOCK_BYTES = 5 << 20
 
 
 class StoreUnreachable(OSError):
@@ -16,6 +18,10 @@ class RemoteFiles:
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
+
+    def open(self, path: str, mode: str = "rb") -> Any:
+        """Open a file with a buffer of `BLOCK_BYTES`; s3fs has 50 MiB for each file by default."""
+        return self.__getattr__("open")(path, mode, block_size=BLOCK_BYTES)
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._fs, name)

@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from sqlmodel import Session
 from starlette.testclient import TestClient
 
+from app.downloads.response import Download
+from app.downloads.stored_files import FileChunks
 from app.storage.artifacts import get_store
 from app.storage.database import transaction
 from app.tables import Run, RunStatus
@@ -101,8 +102,9 @@ def test_a_dataset_is_a_name_and_never_a_path(client: TestClient, tmp_path: Path
     assert client.get(f"/api/v1/datasets/{quote(dataset, safe='')}/content").status_code == 404
 
 
-def open_any_file(session: Session, run_id: str, name: str) -> Any:
-    return (Path(get_store().root) / name.removeprefix("/").removeprefix(".")).open("rb")
+def find_any_file(run_id: str, name: str) -> Download:
+    file = Path(get_store().root) / name.removeprefix("/").removeprefix(".")
+    return Download("x", "text/plain", file.stat().st_size, '"x"', lambda part: FileChunks(file.open("rb")))
 
 
 REGRESSIONS = [
@@ -114,8 +116,8 @@ REGRESSIONS = [
     ),
     Regression(
         "a file of a run is opened by its path",
-        "app.runs.service:open_file",
-        open_any_file,
+        "app.runs.files:find_file",
+        find_any_file,
         "test_a_file_of_a_run_is_one_name_in_its_folder",
     ),
 ]

@@ -51,6 +51,8 @@ class Stage:
     resumes: bool = False
     # Whether the rows of its `dataset` must be preference pairs, or must not; None accepts any rows.
     reads_pairs: bool | None = False
+    # Whether its product is the model itself as whole weights, rather than a model trained from it.
+    merges: bool = False
     # Limits of one attempt, which a setting can change.
     limits: StageLimits = _DEFAULT_LIMITS
 
@@ -79,7 +81,7 @@ class StageKind(StrEnum):
         limits=_TRAINING_LIMITS,
     )
     grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True, limits=_TRAINING_LIMITS)
-    merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model, limits=_MERGE_LIMITS)
+    merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model, merges=True, limits=_MERGE_LIMITS)
     evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE)
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)

@@ -1,0 +1,1 @@
+"""Downloads of stored files: whole, in part, and as archives of folders."""
