@@ -33,6 +33,7 @@ from trainers.runtime.program import StopFlag, is_main_process, run_program, sto
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import RunDirCallback, wait_for_all
 from trainers.training.loop import run_training_loop
+from trainers.training.pair_weights import PairWeightMixin
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
 from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.save import add_validation_callback, save_model, training_result
@@ -97,7 +98,7 @@ def plan(config: DpoConfig) -> dict[str, Any]:
     }
 
 
-class PairTrainer(StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, DPOTrainer):
+class PairTrainer(PairWeightMixin, StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, DPOTrainer):
     """TRL's trainer on pairs that are already tokenized, so that DPO trains on the same tokens as SFT."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -155,7 +156,7 @@ def _build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     preferences: PreferenceSet,
     precision: Precision,
-) -> DPOTrainer:
+) -> PairTrainer:
     steps = total_steps(config, len(preferences.triples), config.batch_size)
     arguments = TrlConfig(
         **training_arguments(config, run_dir, precision, steps, max(preferences.lengths())),

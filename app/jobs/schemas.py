@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.runs.schemas import ErrorView, RunView, progress
+from app.runs.schemas import ErrorView, RunView, RunWarningView, progress
 from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Config, Queue, StageKind
 from trainers.configs.base import PRINTABLE_PATTERN
@@ -74,6 +74,14 @@ class JobView(BaseModel):
         description="Ids of datasets and models that its stages read and that have been deleted."
     )
     runs: list[RunView] = Field(description="Its runs in order, one for each stage.")
+    warnings: list[RunWarningView] = Field(
+        description="The first 50 warnings of its runs, in the order of the runs: findings in data and "
+        "settings, a loss that rises, a smaller micro-batch after too little memory, and so on."
+    )
+    further_warnings: int = Field(
+        description="Number of further warnings; GET /api/v1/runs/{id}/events?type=warning lists those of a "
+        "run."
+    )
 
 
 class PlannedDatasetView(BaseModel):
@@ -167,8 +175,14 @@ def summary_view(job: Job, runs: Sequence[Run]) -> JobSummaryView:
     )
 
 
-def job_view(job: Job, runs: Sequence[Run], run_views: list[RunView], deleted_inputs: list[str]) -> JobView:
-    """Build the view of a job with its runs."""
+def job_view(
+    job: Job,
+    runs: Sequence[Run],
+    run_views: list[RunView],
+    deleted_inputs: list[str],
+    warnings: tuple[list[RunWarningView], int],
+) -> JobView:
+    """Build the view of a job with its runs, and their warnings with the number of those left out."""
     current = current_run(runs)
     return JobView(
         **job.model_dump(include={"id", "name", "labels", "priority", "spec", "created_at"}),
@@ -177,4 +191,6 @@ def job_view(job: Job, runs: Sequence[Run], run_views: list[RunView], deleted_in
         error=ErrorView.model_validate(current.error) if current.error else None,
         deleted_inputs=deleted_inputs,
         runs=run_views,
+        warnings=warnings[0],
+        further_warnings=warnings[1],
     )

@@ -24,6 +24,7 @@ from app.jobs.training_time import list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.schemas import run_view
+from app.runs.service import list_warnings
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import Job, JobLabel, Run, Worker
@@ -145,7 +146,8 @@ def _view(
     session: Session, settings: Settings, job: Job, runs: Sequence[Run], deleted_inputs: list[str]
 ) -> JobView:
     waiting = workers.explain_waiting(session, settings, runs)
-    return job_view(job, runs, [run_view(run, waiting.get(run.id)) for run in runs], deleted_inputs)
+    views = [run_view(run, waiting.get(run.id)) for run in runs]
+    return job_view(job, runs, views, deleted_inputs, list_warnings(session, runs))
 
 
 def _find_by_idempotency_key(

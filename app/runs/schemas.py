@@ -91,6 +91,18 @@ class EventView(BaseModel):
     created_at: datetime = Field(description="When the service stored it.")
 
 
+class RunWarningView(BaseModel):
+    """A warning of a run: it continues, but perhaps not as intended."""
+
+    run_id: str = Field(description="Id of the run.")
+    run: str = Field(description="Name of its stage, unique in the job.")
+    seq: int = Field(description="Number of the event within the run.")
+    attempt: int = Field(description="The attempt that it belongs to.")
+    code: str = Field(description="Kind of the warning, such as a code of preflight's findings.")
+    message: str = Field(description="What is unusual, and the fix.")
+    created_at: datetime = Field(description="When the service stored it.")
+
+
 class MetricsView(BaseModel):
     """The metrics of one step."""
 
@@ -154,6 +166,13 @@ def run_view(run: Run, waiting_for: str | None) -> RunView:
 def metrics_view(event: Event) -> MetricsView:
     """Build the view of a metrics event."""
     return MetricsView(**event.model_dump(exclude={"type", "data"}), values=event.data)
+
+
+def warning_view(event: Event, run: Run) -> RunWarningView:
+    """Build the view of a warning event."""
+    message = " ".join(filter(None, (event.data["message"], event.data.get("hint"))))
+    common = event.model_dump(include={"run_id", "seq", "attempt", "created_at"})
+    return RunWarningView(**common, run=run.name, code=event.data["code"], message=message)
 
 
 def log_view(event: Event) -> LogView:

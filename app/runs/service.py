@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, literal, select
 from sqlmodel import Session, col
 
 from app.http.errors import NotFound
 from app.http.paging import EventPageQuery, PageQuery, paginate_by_seq, paginate_newest_first
+from app.runs.schemas import RunWarningView, warning_view
 from app.settings import Settings
 from app.tables import Checkpoint, Event, EventType, Run
+from app.tables.base import enum_type
 from app.workers import service as workers
 from trainers.runtime.error_codes import ErrorCode
+
+# Warnings in the view of a job; the events of a run contain all.
+MAX_WARNINGS = 50
 
 
 class RunNotFound(NotFound):
@@ -42,6 +47,23 @@ def list_events(
     if types:
         statement = statement.where(col(Event.type).in_(types))
     return paginate_by_seq(session, statement, col(Event.seq), paging)
+
+
+def list_warnings(session: Session, runs: Sequence[Run]) -> tuple[list[RunWarningView], int]:
+    """Return the first warnings of a job's runs, in the order of the runs, and the number of the rest."""
+    # The literal lets SQLite use the index of warnings, which it cannot match with a parameter.
+    warning = literal(EventType.warning, enum_type(EventType), literal_execute=True)
+    by_run = {run.id: run for run in runs if run.attempt}
+    if not by_run:
+        return [], 0
+    of_job = [col(Event.run_id).in_(by_run), col(Event.type) == warning]
+    count = session.scalar(select(func.count()).select_from(Event).where(*of_job)) or 0
+    if not count:
+        return [], 0
+    statement = select(Event).join(Run, col(Run.id) == col(Event.run_id)).where(*of_job)
+    ordered = statement.order_by(col(Run.position), col(Event.seq)).limit(MAX_WARNINGS)
+    views = [warning_view(event, by_run[event.run_id]) for event in session.scalars(ordered)]
+    return views, count - len(views)
 
 
 def list_checkpoints(

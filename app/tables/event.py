@@ -4,6 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import Index, text
 from sqlmodel import Field, SQLModel
 
 from app.tables.base import Json, enum_type, time_field
@@ -21,6 +22,9 @@ class EventType(StrEnum):
     warning = "warning"
 
 
+_IS_WARNING = text("type = 'warning'")
+
+
 class Event(SQLModel, table=True):
     """An event, numbered within its run.
 
@@ -29,6 +33,10 @@ class Event(SQLModel, table=True):
     """
 
     __tablename__ = "event"
+    __table_args__ = (
+        # A long run has many thousands of events and few warnings, which every view of its job shows.
+        Index("ix_event_warning", "run_id", "seq", sqlite_where=_IS_WARNING, postgresql_where=_IS_WARNING),
+    )
 
     run_id: str = Field(foreign_key="run.id", primary_key=True)
     seq: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})

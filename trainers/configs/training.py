@@ -190,6 +190,11 @@ class TrainingConfig(StageConfig):
         """Number of rows of the dataset per optimizer step."""
         return self.batch_size
 
+    @property
+    def micro_batch_losses(self) -> list[str]:
+        """Names of the losses that compare the rows of a micro-batch, so that its size changes them."""
+        return []
+
     @model_validator(mode="before")
     @classmethod
     def _resolve_defaults(cls, values: object) -> object:

@@ -47,6 +47,7 @@ class FindingCode(StrEnum):
     length_beyond_model = "length_beyond_model"  # Positions that the model was not trained on.
     cpu_training_slow = "cpu_training_slow"  # Hours on a CPU.
     learning_rate_unusual = "learning_rate_unusual"  # Far from the usual range for the model's size.
+    loss_depends_on_micro_batch = "loss_depends_on_micro_batch"  # Its size changes the objective.
     reference_without_answer = "reference_without_answer"  # No completion can be correct.
     reward_constant = "reward_constant"  # The reward does not distinguish completions.
 

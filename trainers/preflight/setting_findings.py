@@ -22,9 +22,39 @@ REFERENCE_WIDTH = 4096
 MAX_FACTOR, MIN_FACTOR = 20, 1e-3
 # Any CPU does this within an hour, so that its speed need not be measured.
 MIN_MEASURED_FLOPS = 1e13
+# The nearest losses that do not depend on the size of the micro-batch, by stage.
+SUBSTITUTES = {"dpo": "the loss sigmoid, which is aot with one pair a micro-batch", "grpo": "the loss dapo"}
 
 
 def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[Finding]:
+    """Yield the findings in the settings of a stage, given the config of its model."""
+    yield from _check_learning_rate(config, model)
+    yield from _check_micro_batch(config)
+
+
+def check_cpu_time(
+    config: TrainingConfig, model: PreTrainedConfig, rows: int, tokens: int
+) -> Iterator[Finding]:
+    """Yield a finding if training on this CPU would take hours, by its measured speed."""
+    parameters = count_parameters(model.to_dict())
+    if parameters is None or not rows or pick_device(config.queue).type != "cpu":
+        return
+    flops = estimate_flops(config, parameters, rows, tokens / rows)
+    if flops < MIN_MEASURED_FLOPS:
+        return
+    rate = TRAINING_SHARE * _measure_flops_per_second()
+    if (seconds := flops / rate) < WARNING_SECONDS:
+        return
+    yield new_finding(
+        FindingCode.cpu_training_slow,
+        FindingLevel.warning,
+        f"Training takes about {describe_duration(seconds)} on this CPU: about {parameters / 1e9:.2g} "
+        f"billion parameters at {rate / 1e9:.0f} GFLOP/s.",
+        "Run the stage on a host with a GPU (queue cuda), or use a smaller model or fewer rows.",
+    )
+
+
+def _check_learning_rate(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[Finding]:
     """Yield a finding if the learning rate is far from the usual range for the tuning and the model's width.
 
     Under Adam the best learning rate of a layer falls with its width (Yang et al., 2022, arXiv:2203.03466),
@@ -47,25 +77,19 @@ def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[
     )
 
 
-def check_cpu_time(
-    config: TrainingConfig, model: PreTrainedConfig, rows: int, tokens: int
-) -> Iterator[Finding]:
-    """Yield a finding if training on this CPU would take hours, by its measured speed."""
-    parameters = count_parameters(model.to_dict())
-    if parameters is None or not rows or pick_device(config.queue).type != "cpu":
+def _check_micro_batch(config: TrainingConfig) -> Iterator[Finding]:
+    """Yield a finding if a loss compares the rows of a micro-batch that is smaller than the step."""
+    losses = config.micro_batch_losses
+    if not losses or config.micro_batch_size == config.batch_size:
         return
-    flops = estimate_flops(config, parameters, rows, tokens / rows)
-    if flops < MIN_MEASURED_FLOPS:
-        return
-    rate = TRAINING_SHARE * _measure_flops_per_second()
-    if (seconds := flops / rate) < WARNING_SECONDS:
-        return
+    names = " and ".join(losses)
+    verb = "compares" if len(losses) == 1 else "compare"
     yield new_finding(
-        FindingCode.cpu_training_slow,
+        FindingCode.loss_depends_on_micro_batch,
         FindingLevel.warning,
-        f"Training takes about {describe_duration(seconds)} on this CPU: about {parameters / 1e9:.2g} "
-        f"billion parameters at {rate / 1e9:.0f} GFLOP/s.",
-        "Run the stage on a host with a GPU (queue cuda), or use a smaller model or fewer rows.",
+        f"{names} {verb} the rows of a micro-batch, here {config.micro_batch_size} of the "
+        f"{config.batch_size} rows of a step: another micro_batch_size would train another objective.",
+        f"Set micro_batch_size to batch_size on one device, or use {SUBSTITUTES[config.stage]}.",
     )
 
 

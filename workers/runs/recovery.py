@@ -19,10 +19,13 @@ VMSTAT = Path("/proc/vmstat")
 def reduce_memory(config: dict[str, Any]) -> dict[str, Any]:
     """Return `smaller_config` and `warning` of an AttemptOutcome; empty if the config cannot be reduced.
 
-    The micro-batch is about halved. The batch size, and therefore each step, stays the same.
+    The micro-batch is about halved. The batch size, and therefore each step, stays the same, so a loss that
+    depends on the micro-batch is not trained with a smaller one.
     """
     stage = parse_stage(config)
     if not isinstance(stage, TrainingConfig) or stage.micro_batch_size in (None, 1):
+        return {}
+    if stage.micro_batch_losses:
         return {}
     assert stage.micro_batch_size is not None
     rows_per_device = stage.batch_size // stage.devices

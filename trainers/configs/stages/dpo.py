@@ -21,7 +21,7 @@ class DpoLoss(StrEnum):
     robust = "robust"  # For labels that may be flipped, arXiv:2403.00409
     bco_pair = "bco_pair"  # arXiv:2404.04656
     sppo_hard = "sppo_hard"  # arXiv:2405.00675
-    aot = "aot"  # arXiv:2406.05882
+    aot = "aot"  # Compares the sorted scores of a micro-batch, arXiv:2406.05882
     aot_unpaired = "aot_unpaired"  # The same for completions of different prompts.
     apo_zero = "apo_zero"  # For chosen completions better than the model's own, arXiv:2408.06266
     apo_down = "apo_down"  # For chosen completions worse than the model's own.
@@ -32,6 +32,11 @@ class DpoLoss(StrEnum):
     def smooths(self) -> bool:
         """Whether label smoothing has an effect on this loss."""
         return self in {DpoLoss.robust, DpoLoss.exo_pair, DpoLoss.aot, DpoLoss.aot_unpaired}
+
+    @property
+    def depends_on_micro_batch(self) -> bool:
+        """Whether the loss of a pair depends on the others of its micro-batch."""
+        return self in {DpoLoss.aot, DpoLoss.aot_unpaired}
 
 
 Weight = Annotated[float, Field(gt=0, le=100)]
@@ -70,6 +75,11 @@ class DpoConfig(ValidatedTrainingConfig):
         description="Compute the reference's log-probabilities once before training, which saves memory and "
         "time.",
     )
+
+    @property
+    def micro_batch_losses(self) -> list[str]:
+        """See `TrainingConfig`."""
+        return [loss.value for loss in self.losses if loss.depends_on_micro_batch]
 
     @model_validator(mode="after")
     def _check_losses(self) -> Self:

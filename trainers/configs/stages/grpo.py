@@ -96,6 +96,11 @@ class GrpoConfig(TrainingConfig):
         """Number of prompts per optimizer step; each has `num_generations` completions."""
         return self.batch_size // self.num_generations
 
+    @property
+    def micro_batch_losses(self) -> list[str]:
+        """See `TrainingConfig`: TRL divides by the tokens of the micro-batch."""
+        return [self.loss.value] if self.loss is GrpoLoss.bnpo else []
+
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
         if self.batch_size % self.num_generations:
