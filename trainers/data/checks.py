@@ -15,6 +15,7 @@ from trainers.data.formats import (
     has_format,
     is_openai_preference,
 )
+from trainers.data.texts.folding import is_blank
 from trainers.data.turns import (
     SHAREGPT_TURN,
     check_conversation,
@@ -194,7 +195,7 @@ def _check_completion(value: Any, field: str, begins: tuple[str, ...], faults: l
 def _check_text(value: Any, field: str, faults: list[Fault]) -> None:
     if not isinstance(value, str):
         faults.append(wrong_type_fault(field, "a string", value))
-    elif not value or value.isspace():
+    elif is_blank(value):
         faults.append(empty_text_fault(field))
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from trainers.data.faults import Fault, FaultCode, quote_value, type_name
 from trainers.data.formats import MESSAGE_ROLES, SHAREGPT_ROLES
+from trainers.data.texts.folding import is_blank
 
 # One fault makes a row invalid; more than these do not help, and a bad row may contain a million.
 MAX_ROW_FAULTS: Final = 20
@@ -42,7 +43,10 @@ def is_plain_conversation(messages: Any) -> bool:
     try:
         for message in messages:
             content, role = message["content"], message["role"]
-            if len(message) != 2 or type(content) is not str or not content or content.isspace():
+            if len(message) != 2 or type(content) is not str:
+                return False
+            # A text that begins with a character of ASCII other than white space needs no call.
+            if not "!" <= content < "\x7f" and is_blank(content):
                 return False
             if role not in _PLAIN_NEXT[previous]:
                 return False
@@ -89,7 +93,7 @@ def wrong_type_fault(field: str, expected: str, value: Any) -> Fault:
 
 
 def empty_text_fault(field: str) -> Fault:
-    """Return the fault of a text that is empty or only white space."""
+    """Return the fault of a text without a visible character."""
     return _fault(field, FaultCode.empty_text, "is empty: add text, or remove the row")
 
 
@@ -106,7 +110,7 @@ def _check_message(message: Any, field: str, index: int, turn: TurnFields, fault
         return ""
     content = message.get(turn.content)
     # A message with a role and some text, as nearly all are, needs no further check.
-    if not isinstance(content, str) or not content or content.isspace():
+    if not isinstance(content, str) or is_blank(content):
         _check_content(message, role, f"{field}[{index}].{turn.content}", content, faults)
     if len(message) > 2 and turn is OPENAI_TURN:
         _check_tool_calls(message, role, f"{field}[{index}].tool_calls", faults)
@@ -135,7 +139,7 @@ def _check_parts(parts: list[Any], field: str, faults: list[Fault]) -> None:
             problem = "contains a part that is not text: keep only parts of the form `{type: text, text: …}`"
             faults.append(_fault(field, FaultCode.unsupported_content, problem))
             return
-    if not any(part["text"].strip() for part in parts):
+    if all(is_blank(part["text"]) for part in parts):
         faults.append(empty_text_fault(field))
 
 

@@ -88,7 +88,10 @@ def check_stage(
     yield from check_cpu_time(config, model_config(config), n_rows, getattr(rows, "tokens", 0))
     yield from check_file(dataset)
     yield from check_texts(
-        _read_turns(config), tokenizer.all_special_tokens, check_completions=_uses_completions(config)
+        _read_turns(config),
+        tokenizer.all_special_tokens,
+        check_completions=_uses_completions(config),
+        have_pairs=isinstance(config, DpoConfig),
     )
     yield from _check_rendered(config, tokenizer, rows)
     held_out = [dataset_path(reference) for reference in config.held_out]

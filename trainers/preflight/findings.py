@@ -21,7 +21,17 @@ class FindingCode(StrEnum):
     rows_invalid = "rows_invalid"  # Faults that make the upload of a dataset fail.
     roles_out_of_order = "roles_out_of_order"  # User and assistant do not alternate.
     completion_empty = "completion_empty"  # The model would learn to return nothing.
-    completion_repeated = "completion_repeated"  # One long completion is a large share of the rows.
+    completion_repeated = "completion_repeated"  # One completion is a large share of the rows.
+    completion_equals_prompt = "completion_equals_prompt"  # The model would learn to echo.
+    completion_in_prompt = "completion_in_prompt"  # The prompt gives the answer away.
+    prompt_empty = "prompt_empty"  # The user's messages have no visible character.
+    prompt_with_unlike_answers = "prompt_with_unlike_answers"  # The prompt does not decide the answer.
+    missing_values = "missing_values"  # A message is only `nan`, `null`, `None` or `N/A`.
+    unfilled_placeholders = "unfilled_placeholders"  # Such as `{text}` or `[Your Name]`.
+    wrong_encoding = "wrong_encoding"  # Characters that were decoded wrongly, such as `â€™`.
+    html_entities = "html_entities"  # Such as `&amp;` in text that is not about markup.
+    escaped_line_breaks = "escaped_line_breaks"  # The characters `\n` instead of line breaks, in many rows.
+    other_template_marks = "other_template_marks"  # Such as `</s>` or `<|eot_id|>` of another model.
     chosen_equals_rejected = "chosen_equals_rejected"  # A pair without a preference.
     special_tokens_in_text = "special_tokens_in_text"  # Text that was already rendered by a template.
     duplicates = "duplicates"  # Rows with the same content.
@@ -32,6 +42,7 @@ class FindingCode(StrEnum):
     end_of_turn_not_trained = "end_of_turn_not_trained"  # The model would not learn to stop.
     labels_all_masked = "labels_all_masked"  # The row has no token that carries loss.
     rows_truncated = "rows_truncated"  # The completion loses its end, and with it the end of the turn.
+    unknown_tokens = "unknown_tokens"  # The model would learn to write the unknown token.
     double_bos = "double_bos"  # Two BOS tokens, a sequence that no model was trained on.
     template_not_prefix_preserving = "template_not_prefix_preserving"  # Prompts differ in training.
     completion_not_rendered = "completion_not_rendered"  # The model would learn to write nothing.
@@ -50,6 +61,20 @@ class FindingCode(StrEnum):
     loss_depends_on_micro_batch = "loss_depends_on_micro_batch"  # Its size changes the objective.
     reference_without_answer = "reference_without_answer"  # No completion can be correct.
     reward_constant = "reward_constant"  # The reward does not distinguish completions.
+
+
+class PlaceCounter:
+    """Number of places with a fault, and the first of them: its memory does not grow with the rows."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[FindingPlace] = []
+
+    def add(self, line: int, text: str) -> None:
+        """Count a place."""
+        self.count += 1
+        if len(self.first) < MAX_EXAMPLES:
+            self.first.append((line, text))
 
 
 class FindingLevel(StrEnum):

@@ -1,14 +1,28 @@
 """Findings in the text of rows, before tokenization."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from trainers.data.faults import FaultCode
 from trainers.data.fingerprint import value_digest
 from trainers.data.validate import ValidationReport, validate_file
-from trainers.preflight.findings import Finding, FindingCode, FindingLevel, FindingPlace, new_finding
+from trainers.preflight.findings import (
+    Finding,
+    FindingCode,
+    FindingLevel,
+    FindingPlace,
+    PlaceCounter,
+    new_finding,
+)
+from trainers.preflight.texts.answer_checks import (
+    BlankCheck,
+    GivenAnswerCheck,
+    RepetitionCheck,
+    UnlikeAnswersCheck,
+)
+from trainers.preflight.texts.text_checks import MessageCheck
 from trainers.rendering.render import PromptCompletion
 
 MAX_FAULTS = 10_000
@@ -17,10 +31,6 @@ OUT_OF_ORDER = frozenset(
 )
 # Other findings report these; `other_format` is not a fault here, because each row is parsed by its format.
 REPORTED_ELSEWHERE = OUT_OF_ORDER | {FaultCode.empty_text, FaultCode.other_format}
-# A short completion that repeats is a label; a long one is a refusal or a mistake in the data.
-MIN_REPEATED_CHARACTERS = 30
-MIN_REPEATED_ROWS = 10
-MIN_REPEATED_SHARE = 0.1
 # A bound on memory: about 100 bytes for each row.
 MAX_REMEMBERED = 2_000_000
 
@@ -43,23 +53,43 @@ def check_file(dataset: Path) -> Iterator[Finding]:
 
 
 def check_texts(
-    rows: Iterable[Sequence[PromptCompletion]], special_tokens: Sequence[str], *, check_completions: bool
+    rows: Iterable[Sequence[PromptCompletion]],
+    special_tokens: Sequence[str],
+    *,
+    check_completions: bool,
+    have_pairs: bool = False,
 ) -> Iterator[Finding]:
-    """Yield the findings in the text of rows, in one pass.
+    """Yield the findings in the text of rows, in one pass and in bounded memory.
 
-    The items of a row are its assistant turns, or its chosen and rejected completions.
+    The items of a row are its assistant turns, or with `have_pairs` its chosen and rejected completions.
     """
-    checks: list[DuplicateCheck | SpecialTokenCheck | CompletionCheck] = [
+    checks: list[RowCheck] = [
         DuplicateCheck(),
         SpecialTokenCheck(special_tokens),
+        MessageCheck(special_tokens),
     ]
-    if check_completions:
-        checks.append(CompletionCheck())
+    checks += [BlankCheck()] if check_completions else []
+    # A rejected completion may well be a refusal, or an echo of the prompt.
+    trained: list[RowCheck] = (
+        [RepetitionCheck(), GivenAnswerCheck(), UnlikeAnswersCheck()] if check_completions else []
+    )
     for pairs in rows:
         for check in checks:
             check.add(pairs)
-    for check in checks:
+        for check in trained:
+            check.add(pairs[:1] if have_pairs else pairs)
+    for check in (*checks, *trained):
         yield from check.findings()
+
+
+class RowCheck(Protocol):
+    """A check of the text of rows."""
+
+    def add(self, pairs: Sequence[PromptCompletion]) -> None:
+        """Check the next row."""
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield the findings of the rows so far."""
 
 
 class DuplicateCheck:
@@ -68,7 +98,7 @@ class DuplicateCheck:
     def __init__(self) -> None:
         self._rows = 0
         self._first_lines: dict[bytes, int] = {}
-        self._places: list[FindingPlace] = []
+        self._places = PlaceCounter()
 
     def add(self, pairs: Sequence[PromptCompletion]) -> None:
         """Check the next row."""
@@ -76,20 +106,20 @@ class DuplicateCheck:
         content = [pairs[-1].prompt, [pair.completion for pair in pairs], pairs[-1].tools]
         key = value_digest(content)
         if (first := self._first_lines.get(key)) is not None:
-            self._places.append((pairs[-1].row, f"The row has the content of line {first}."))
+            self._places.add(pairs[-1].row, f"The row has the content of line {first}.")
         elif len(self._first_lines) < MAX_REMEMBERED:
             self._first_lines[key] = pairs[-1].row
 
     def findings(self) -> Iterator[Finding]:
         """Yield a warning, because some rows are repeated on purpose."""
-        if self._places:
+        if self._places.count:
             yield new_finding(
                 FindingCode.duplicates,
                 FindingLevel.warning,
-                f"{len(self._places)} of {self._rows} rows repeat an earlier row.",
+                f"{self._places.count} of {self._rows} rows repeat an earlier row.",
                 "Drop them with the filter `duplicates` of `prepare`, unless they should have more weight.",
-                places=self._places,
-                count=len(self._places),
+                places=self._places.first,
+                count=self._places.count,
                 rows=self._rows,
             )
 
@@ -99,7 +129,7 @@ class SpecialTokenCheck:
 
     def __init__(self, special_tokens: Sequence[str]) -> None:
         self._rows = 0
-        self._places: list[FindingPlace] = []
+        self._places = PlaceCounter()
         self._pattern = re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)")
 
     def add(self, pairs: Sequence[PromptCompletion]) -> None:
@@ -108,75 +138,23 @@ class SpecialTokenCheck:
         messages = [message for pair in pairs for message in pair.completion] + pairs[-1].prompt
         for message in messages:
             if found := self._pattern.search(message["content"]):
-                self._places.append((pairs[-1].row, message["content"][max(0, found.start() - 30) :]))
+                start = max(0, found.start() - 30)
+                self._places.add(pairs[-1].row, message["content"][start : start + 200])
                 break
 
     def findings(self) -> Iterator[Finding]:
         """Yield a warning, because a text may be about such tokens."""
-        if self._places:
+        if self._places.count:
             yield new_finding(
                 FindingCode.special_tokens_in_text,
                 FindingLevel.warning,
-                f"The text of {len(self._places)} of {self._rows} rows contains special tokens of the model, "
-                "which are tokenized as turns of a conversation.",
+                f"The text of {self._places.count} of {self._rows} rows contains special tokens of the "
+                "model, which are tokenized as turns of a conversation.",
                 "Use `messages` with plain text, or remove the special tokens from the text.",
-                places=self._places,
-                count=len(self._places),
+                places=self._places.first,
+                count=self._places.count,
                 rows=self._rows,
             )
-
-
-class CompletionCheck:
-    """Counts empty completions, and long ones that repeat."""
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._empty: list[FindingPlace] = []
-        self._counts: Counter[int] = Counter()
-        self._first_lines: dict[int, int] = {}
-        self._repeated: dict[int, FindingPlace] = {}
-
-    def add(self, pairs: Sequence[PromptCompletion]) -> None:
-        """Check the next row."""
-        for pair in pairs:
-            self._total += 1
-            text = pair.completion_text.strip()
-            if not text and not any(message.get("tool_calls") for message in pair.completion):
-                self._empty.append((pair.row, pair.prompt[-1]["content"] if pair.prompt else ""))
-            if len(text) >= MIN_REPEATED_CHARACTERS:
-                self._count(text, pair.row)
-
-    def findings(self) -> Iterator[Finding]:
-        """Yield an error for empty completions, as validation does, and a warning for repeated ones."""
-        if self._empty:
-            yield new_finding(
-                FindingCode.completion_empty,
-                FindingLevel.error,
-                f"{len(self._empty)} of {self._total} completions are empty.",
-                "Drop these rows, or add the text of their completions.",
-                places=self._empty,
-                count=len(self._empty),
-                rows=self._total,
-            )
-        for key, place in self._repeated.items():
-            if self._counts[key] >= max(MIN_REPEATED_ROWS, MIN_REPEATED_SHARE * self._total):
-                yield new_finding(
-                    FindingCode.completion_repeated,
-                    FindingLevel.warning,
-                    f"{self._counts[key]} of {self._total} completions are the same text.",
-                    "Check whether they are refusals or a mistake, and drop most of them.",
-                    places=[place],
-                    count=self._counts[key],
-                    rows=self._total,
-                )
-
-    def _count(self, text: str, line: int) -> None:
-        key = hash(text)
-        if key in self._counts or len(self._counts) < MAX_REMEMBERED:
-            self._counts[key] += 1
-            first = self._first_lines.setdefault(key, line)
-            if self._counts[key] == MIN_REPEATED_ROWS:
-                self._repeated[key] = first, text
 
 
 def _check_order(report: ValidationReport) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from trainers.rendering.render import Example
 
 # Above this share, truncation is an error instead of a warning.
 MAX_TRUNCATED_SHARE = 0.5
+# Above this share of the labels, the model learns to write the unknown token rather than the answers.
+MAX_UNKNOWN_SHARE = 0.2
 # Templates render a line feed after the end-of-turn token, some also other tokens.
 END_WINDOW_TOKENS = 4
 EXAMPLE_TOKENS = 20
@@ -56,6 +58,7 @@ def check_tokens(
         "Raise max_length, or drop long rows with the filter `tokens` of `prepare`.",
         is_error=len(truncated) > MAX_TRUNCATED_SHARE * len(examples),
     )
+    yield from _check_unknown(examples, tokenizer)
     yield from check_model_limits(
         [(example.row, example.input_ids) for example in examples], tokenizer, config
     )
@@ -111,6 +114,26 @@ def _report_examples(
             places=[(example.row, example.text) for example in found],
             count=len(found),
             rows=len(examples),
+        )
+
+
+def _check_unknown(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    token = tokenizer.unk_token_id
+    # Tokenizers without an unknown token, such as GPT-2's, name the end token instead, which is a label.
+    if token is None or token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        return
+    counts = [example.labels.count(token) for example in examples]
+    if unknown := sum(counts):
+        share = unknown / sum(example.loss_tokens for example in examples)
+        found = [example for example, count in zip(examples, counts, strict=True) if count]
+        yield from _report_examples(
+            examples,
+            found,
+            FindingCode.unknown_tokens,
+            f"train the model to write {tokenizer.unk_token!r}: {share:.1%} of all labels are characters or "
+            "words that the tokenizer does not have.",
+            "Use a model whose tokenizer has them, or replace them in the rows.",
+            is_error=share > MAX_UNKNOWN_SHARE,
         )
 
 

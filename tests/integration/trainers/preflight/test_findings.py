@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
+from tests.conftest import ROOT
 from trainers.configs import parse_stage
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.training import TrainingConfig
@@ -60,7 +61,7 @@ def pairs(rows: Rows, rejected: str = "#### 0") -> Rows:
                 ("system", "Count."),
                 ("user", "Hi"),
                 ("assistant", "Yes?"),
-                ("user", "1?"),
+                ("user", f"{n}?"),
                 ("assistant", f"#{n}"),
             )
             for n in range(20)
@@ -260,8 +261,25 @@ def test_tokens_without_an_embedding_are_found(starter: Path) -> None:
     assert (found.code, found.count, found.examples[0].line) == (FindingCode.vocabulary_mismatch, 1, 1)
 
 
+@pytest.mark.parametrize(("unknown", "level"), [(1, "warning"), (9, "error")])
+def test_labels_that_the_tokenizer_does_not_have_are_found(starter: Path, unknown: int, level: str) -> None:
+    tokenizer, config = AutoTokenizer.from_pretrained(starter), AutoConfig.from_pretrained(starter)
+    end = tokenizer.eos_token_id
+    tokenizer.unk_token = tokenizer.convert_ids_to_tokens(7)
+    ids = [5, *[7] * unknown, *[6] * (20 - unknown), end]
+    clean = Example(1, "text", [7, 6, end], [-100, 6, end], truncated=False, prompt_is_prefix=True, length=3)
+    example = Example(2, "text", ids, ids, truncated=False, prompt_is_prefix=True, length=len(ids))
+    (found,) = check_tokens([clean, example], tokenizer, config, frozenset([end]), 64)
+    assert (found.code, found.level, found.count) == (FindingCode.unknown_tokens, level, 1)
+    assert (found.examples[0].line, f"{unknown / 24:.1%} of all labels" in found.message) == (2, True)
+    # GPT-2 calls its end token the unknown one.
+    tokenizer.unk_token = tokenizer.eos_token
+    assert list(check_tokens([clean, example], tokenizer, config, frozenset([end]), 64)) == []
+
+
 def test_every_finding_has_its_test() -> None:
-    text = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    folders = [Path(__file__).parent, ROOT / "tests/unit/trainers/preflight"]
+    text = "".join(path.read_text() for folder in folders for path in folder.glob("test_*.py"))
     assert [code for code in FindingCode if f'"{code}"' not in text and f".{code}" not in text] == []
 
 

@@ -46,7 +46,8 @@ def test_nothing_is_found_in_translations_in_both_directions(
         parts.append(write_rows(list(translation_rows(islice(pairs, 400)))))
     base = spacious(starter, tmp_path)
     result = run_preflight(base, tmp_path, parts[0], held_out=[parts[1]], max_length=4096)
-    assert result["findings"] == []
+    # The news really contain `jalape&ntilde; o` and `Obama¡¯s`.
+    assert {found["code"] for found in result["findings"]} <= {"html_entities", "wrong_encoding"}
 
 
 def held_out(shared_data: SharedData) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Findings in the meaning of texts: leftovers and damage in messages, and answers that teach nothing."""
