@@ -67,17 +67,17 @@ def get_caller(request: Request, credentials: Credentials) -> Caller:
 CallerDependency = Annotated[Caller, Depends(get_caller)]
 
 
-def require_by_method(request: Request, caller: CallerDependency) -> None:
+async def require_by_method(request: Request, caller: CallerDependency) -> None:
     """Require the scope `read` for GET and HEAD, and `write` for every other method."""
     caller.require(Scope.read if request.method in ("GET", "HEAD") else Scope.write)
 
 
-def require_inference(caller: CallerDependency) -> None:
+async def require_inference(caller: CallerDependency) -> None:
     """Require the scope `inference`, which a gateway has."""
     caller.require(Scope.inference)
 
 
-def require_admin(caller: CallerDependency) -> None:
+async def require_admin(caller: CallerDependency) -> None:
     """Require the scope `admin`."""
     caller.require(Scope.admin)
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 from pydantic import Field
 
@@ -34,20 +35,25 @@ IdempotencyKey = Annotated[
         "job of the first, so that a client can safely repeat a request.",
     ),
 ]
+# Requests beyond these wait their turn: all share one interpreter, and more at once would finish in an order
+# of chance.
+_SUBMISSIONS = CapacityLimiter(4)
 REPLAY: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job that this Idempotency-Key has already created."}
 }
 
 
 @router.post("", status_code=201, responses=REPLAY)
-def create_job(
+async def create_job(
     spec: Spec,
     caller: CallerDependency,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Queue a job: stages that run one after another, each on the hardware that it names."""
-    job, exists = service.submit_job(get_settings(), spec, caller.key_id, idempotency_key)
+    job, exists = await to_thread.run_sync(
+        service.submit_job, get_settings(), spec, caller.key_id, idempotency_key, limiter=_SUBMISSIONS
+    )
     if exists:
         response.status_code = 200
         response.headers["Idempotent-Replay"] = "true"

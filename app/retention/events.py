@@ -67,7 +67,7 @@ def thin_events(settings: Settings, before_each: Callable[[], None], *, dry_run:
         run_ids = session.scalars(due.order_by(col(Run.id))).all()
     for run_id in run_ids:
         before_each()
-        with read_session() as session:
+        with read_session(streaming=True) as session:
             surplus = _list_surplus(session, run_id, settings.max_metric_points)
         if not dry_run:
             _delete_events(run_id, surplus)

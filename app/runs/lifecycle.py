@@ -15,7 +15,7 @@ therefore writes nothing.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, select, update
 from sqlmodel import Session, col
 
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
@@ -23,6 +23,7 @@ from app.runs.claimable import FreeResources, order_queues, select_next
 from app.scheduling.queue import notify_after_commit
 from app.storage.database import database_now
 from app.tables import HELD, Event, EventType, Run, RunStatus
+from app.tables.base import utc_now
 from trainers.configs import Queue, StageKind
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
@@ -256,18 +257,23 @@ def _update(
 
 def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
     """Insert events under the numbers that the UPDATE of the run's row has reserved."""
+    if not events:
+        return
     first = run.event_seq - len(events) + 1
-    session.add_all(
-        Event(
-            run_id=run.id,
-            seq=first + i,
-            attempt=run.attempt,
-            type=event.type,
-            step=event.step,
-            data=event.data,
-        )
+    # Rows instead of objects: a worker sends many, and nobody reads them from this session.
+    rows = [
+        {
+            "run_id": run.id,
+            "seq": first + i,
+            "attempt": run.attempt,
+            "type": event.type,
+            "step": event.step,
+            "data": event.data,
+            "created_at": utc_now(),
+        }
         for i, event in enumerate(events)
-    )
+    ]
+    session.execute(insert(Event), rows)
 
 
 def _handle_new_status(session: Session, run: Run) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy import event
 from sqlmodel import Session
 
 from app.scheduling.incidents import Incident
+from app.scheduling.notifier import Notifier
 from app.settings import Settings, get_settings
 from trainers.configs import Queue
 
@@ -179,8 +180,8 @@ def get_notify_incident() -> Incident:
 def notify(queue: Queue) -> None:
     """Notify a queue once; a failure is logged only, since workers also poll and the sweeper notifies again.
 
-    After a failure no notification is sent for a few seconds, so that requests do not wait for a broker that
-    does not respond.
+    After a failure no notification is sent for a few seconds, so that a broker that does not respond costs
+    little.
     """
     incident = get_notify_incident()
     if incident.seconds_since_failure < PAUSE_AFTER_FAILURE_SECONDS:
@@ -199,10 +200,16 @@ def notify_after_commit(session: Session, queue: Queue) -> None:
     session.info.setdefault(_PENDING, set()).add(queue)
 
 
+@lru_cache
+def get_notifier() -> Notifier:
+    """Return the process's sender of notifications."""
+    return Notifier(notify)
+
+
 @event.listens_for(Session, "after_commit")
 def _send_pending(session: Session) -> None:
     for queue in session.info.pop(_PENDING, ()):
-        notify(queue)
+        get_notifier().request(queue)
 
 
 @event.listens_for(Session, "after_rollback")

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -25,9 +25,10 @@ from sqlalchemy import (
     literal,
     text,
 )
-from sqlalchemy.exc import DatabaseError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DatabaseError, DisconnectionError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
@@ -39,6 +40,11 @@ from app.settings import get_settings
 POOL_TIMEOUT_SECONDS = 5
 BUSY_TIMEOUT_SECONDS = 5.0
 BUSY_POLL_SECONDS = 0.001
+# More writers at once only compete for the processor and for rows, and finish in an order of chance. A
+# connection beyond the pool would be opened for one transaction, which costs more than the transaction.
+POOL_SIZE = 10
+# A connection that was used within this time is not checked again: a check costs as much as a statement.
+CHECK_AFTER_IDLE_SECONDS = 1.0
 # A server that is away, restarting or out of connections; a file that is locked or cannot be written.
 # PostgreSQL reports a session that it ended for being idle in a transaction as an internal error.
 DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTimeout)
@@ -74,8 +80,9 @@ def create_database_engine(url: str) -> Engine:
         options = {"factory": _TurnConnection}
     engine = create_engine(
         url,
-        pool_pre_ping=True,
         pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_size=POOL_SIZE,
+        max_overflow=0,
         json_serializer=_dump_json,
         connect_args=options,
     )
@@ -83,6 +90,9 @@ def create_database_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         event.listen(engine, "handle_error", _classify_damage, retval=True)
+    else:
+        event.listen(engine, "checkin", _record_use)
+        event.listen(engine, "checkout", partial(_check_idle_connection, engine.dialect))
     return engine
 
 
@@ -94,9 +104,16 @@ def transaction() -> Iterator[Session]:
 
 
 @contextmanager
-def read_session() -> Iterator[Session]:
-    """Yield a read-only session, which takes no write lock on SQLite."""
-    with Session(get_engine().execution_options(read_only=True), expire_on_commit=False) as session:
+def read_session(*, streaming: bool = False) -> Iterator[Session]:
+    """Yield a read-only session: without a write lock on SQLite, without a transaction on PostgreSQL.
+
+    There, each statement sees what is committed when it begins, with a transaction or without. `streaming`
+    opens one nevertheless: the cursor of a statement whose rows are fetched in parts needs it.
+    """
+    engine = get_engine().execution_options(read_only=True)
+    if engine.dialect.name == "postgresql" and not streaming:
+        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with Session(engine, expire_on_commit=False) as session:
         yield session
 
 
@@ -218,6 +235,22 @@ class _TurnConnection(sqlite3.Connection):
         if self._has_turn:
             self._has_turn = False
             self._turn.release()
+
+
+def _record_use(_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _check_idle_connection(
+    dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _proxy: Any
+) -> None:
+    """Check a connection that was idle; a broken one is replaced by the pool, which raises if it cannot."""
+    if time.monotonic() - record.info.get("used_at", time.monotonic()) < CHECK_AFTER_IDLE_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise DisconnectionError("The connection was closed while it was idle.") from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

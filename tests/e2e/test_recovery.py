@@ -111,7 +111,7 @@ def test_a_worker_that_was_suspended_past_its_lease_writes_nothing(platform: Pla
 def test_emptied_and_restarted_broker_loses_no_run(team: Platform) -> None:
     job = team.submit(short_stage())
     with Redis.from_url(team.environment["TUNESMITH_BROKER_URL"]) as redis:
-        assert redis.llen("cpu") >= 1
+        wait_until(lambda: bool(redis.llen("cpu")), 60, "no notification is sent")
         redis.flushall()
     team.start_worker()
     assert team.wait_until_finished(job)["status"] == "succeeded"
@@ -132,9 +132,9 @@ def test_a_run_submitted_while_the_broker_is_down_is_executed_without_it(
 
 def test_emptied_folder_of_the_embedded_broker_loses_no_run(embedded: Platform) -> None:
     job = embedded.submit(short_stage())
-    messages = list((embedded.folder / "queue" / "messages").glob("*.msg"))
-    assert messages
-    for message in messages:  # After two seconds the sweeper sends another.
+    folder = embedded.folder / "queue" / "messages"
+    wait_until(lambda: any(folder.glob("*.msg")), 60, "no notification is sent")
+    for message in folder.glob("*.msg"):  # After two seconds the sweeper sends another.
         message.unlink()
     embedded.start_worker()
     assert embedded.wait_until_finished(job)["status"] == "succeeded"
@@ -143,8 +143,8 @@ def test_emptied_folder_of_the_embedded_broker_loses_no_run(embedded: Platform) 
 # The real API, killed at the moment at which it would notify the queue.
 KILLED_BEFORE_NOTIFICATION = """
 import os, runpy, signal, sys
-import app.scheduling.queue
-app.scheduling.queue.notify = lambda queue: os.kill(os.getpid(), signal.SIGKILL)
+from app.scheduling.notifier import Notifier
+Notifier.request = lambda self, queue: os.kill(os.getpid(), signal.SIGKILL)
 sys.argv[0] = "app"
 runpy.run_module("app", run_name="__main__")
 """

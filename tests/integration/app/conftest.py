@@ -146,6 +146,7 @@ def make_worker(settings: Settings) -> Callable[..., Worker]:
 
 def clear_caches() -> None:
     """Clear the caches, so that the next call reads the environment again."""
+    assert queue.get_notifier().wait(30), "a notification of this test would be sent in the next one"
     caches = (get_settings, database.get_engine, queue.get_celery, queue.get_notify_incident)
     for cached in (*caches, artifacts.get_store):
         cached.cache_clear()

@@ -7,6 +7,7 @@ checks the invariants of `docs/architecture.md`; in the end every run that is no
 import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import strategies as st
@@ -56,7 +57,8 @@ class RunMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.notifications: list[Queue] = []
         # The broker of the machine is a list, from which rules deliver, lose and repeat notifications.
-        self.patch.setattr(queue, "notify", self.notifications.append)
+        notifier = SimpleNamespace(request=self.notifications.append)
+        self.patch.setattr(queue, "get_notifier", lambda: notifier)
         self.now = 0.0
         self.runs: dict[str, ModelRun] = {}
         self.jobs: list[str] = []

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from app.demos.examples import STARTER, TEST, TRAIN
 from app.jobs.examples import JOB_EXAMPLES
 from app.jobs.schemas import JobCreate
+from app.scheduling.queue import get_notifier
 from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
@@ -55,6 +56,7 @@ def test_a_new_job_notifies_the_queue_of_its_first_stage(
     client: TestClient, rows: Dataset, settings: Settings
 ) -> None:
     client.post("/api/v1/jobs", json=spec(SFT | {"queue": "cuda"}, EVALUATE))
+    assert get_notifier().wait(10)
     assert [message.name.split(".")[-2] for message in (settings.data_dir / "queue/messages").iterdir()] == [
         "cuda"
     ]

@@ -16,6 +16,7 @@ from app import logs
 from app.http import error_responses
 from app.main import create_app
 from app.scheduling import sweeper
+from app.scheduling.queue import get_notifier
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Run, RunStatus, Worker
@@ -109,6 +110,7 @@ def test_metrics_count_runs_jobs_and_requests(client: TestClient, make_job: Call
 
 
 def notified_queues(settings: Settings) -> list[str]:
+    assert get_notifier().wait(10)
     return sorted(path.name.split(".")[-2] for path in (settings.data_dir / "queue/messages").iterdir())
 
 

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from app.scheduling.incidents import list_problems
 from app.scheduling.periodic import PeriodicThread
-from app.scheduling.queue import NOTIFY_TASK, get_celery, get_notify_incident, notify
+from app.scheduling.queue import NOTIFY_TASK, get_celery, get_notifier, get_notify_incident, notify
 from app.scheduling.sweeper import create_sweeper
 from app.settings import Settings
 from app.tables import Run, RunStatus, Worker
@@ -89,6 +89,7 @@ def test_a_job_is_accepted_while_its_queue_cannot_be_notified(
     shutil.rmtree(messages)
     messages.write_text("a file in place of the folder")
     assert [client.post("/api/v1/jobs", json=PREPARE).status_code for _ in range(3)] == [201, 201, 201]
+    assert get_notifier().wait(10)
     failures = [record for record in caplog.records if record.message.startswith("notification failed")]
     assert len(failures) == 1 and str(messages) in failures[0].message
     assert [problem.partition(" ")[0] for problem in list_problems()] == ["notification:"]
@@ -102,6 +103,7 @@ def test_a_job_is_accepted_although_redis_refuses_the_notification(
     make_dataset("rows")
     redis_client.set("cpu", "a key of the wrong type")
     assert client.post("/api/v1/jobs", json=PREPARE).status_code == 201
+    assert get_notifier().wait(10)
     assert "WRONGTYPE" in get_notify_incident().describe()
     get_notify_incident().resolve()
     redis_client.delete("cpu")
