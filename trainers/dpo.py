@@ -57,7 +57,7 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"  # The only switch of TRL's own progress bar.
     precision = pick_precision(config.precision, pick_device(config.queue))
-    tokenizer = load_tokenizer(config.base)
+    tokenizer = load_tokenizer(config.base, config.template)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length)
     check_before_training(config, tokenizer, preferences, run_dir, events)
     model = load_policy(config, precision, events)
@@ -82,7 +82,7 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
 
 def plan(config: DpoConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
-    tokenizer = load_tokenizer(config.base)
+    tokenizer = load_tokenizer(config.base, config.template)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length)
     steps = total_steps(config, len(preferences.triples), config.batch_size)
     return {

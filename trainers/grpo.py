@@ -44,7 +44,7 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
     """Train, publish `model/` and return the result; raises StopRequested after SIGTERM."""
     started = time.monotonic()
     precision = pick_precision(config.precision, pick_device(config.queue))
-    tokenizer = load_tokenizer(config.base)
+    tokenizer = load_tokenizer(config.base, config.template)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
     check_before_training(config, tokenizer, prompts, run_dir, events)
     rollouts = RolloutRecorder(config.rewards, config.num_generations)
@@ -68,7 +68,7 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
 
 def plan(config: GrpoConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
-    tokenizer = load_tokenizer(config.base)
+    tokenizer = load_tokenizer(config.base, config.template)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
     steps = total_steps(config, len(prompts), config.rows_per_step)
     return {

@@ -90,7 +90,9 @@ def plan(config: PrepareConfig) -> dict[str, Any]:
         _load_tokenizer(config)
     planned: dict[str, Any] = {"stage": "prepare", "parts": config.parts}
     if not config.makes_datasets:
-        planned["rows"] = len(list(read_prompt_completions(str(_dataset_path(config)), config.rows)))
+        planned["rows"] = len(
+            list(read_prompt_completions(str(_dataset_path(config)), config.rows, has_documents=True))
+        )
     return planned
 
 
@@ -252,7 +254,7 @@ def _load_tokenizer(config: PrepareConfig) -> "PreTrainedTokenizerBase":
     from trainers.modeling.load import load_tokenizer
 
     assert config.base is not None
-    return load_tokenizer(config.base)
+    return load_tokenizer(config.base, config.template)
 
 
 def _convert(line: int, row: Row, target: RowShape) -> Row:
@@ -311,7 +313,7 @@ def _render_first_rows(config: PrepareConfig, dataset: Path, events: EventWriter
     from trainers.preflight.omission_findings import check_omissions
 
     tokenizer = _load_tokenizer(config)
-    turns = list(read_prompt_completions(str(dataset), config.rows))
+    turns = list(read_prompt_completions(str(dataset), config.rows, has_documents=True))
     if not turns:
         raise DatasetInvalid(f"The dataset {dataset} has no rows to render.", "Add rows.")
     rows, omissions = [], OmissionCounts()

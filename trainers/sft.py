@@ -43,7 +43,7 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     started = time.monotonic()
     disable_progress_bars()
     precision = pick_precision(config.precision, pick_device(config.queue))
-    tokenizer = load_tokenizer(config.base)
+    tokenizer = load_tokenizer(config.base, config.template)
     examples = load_examples(config.dataset, tokenizer, config.max_length)
     check_before_training(config, tokenizer, examples, run_dir, events)
     model = load_policy(config, precision, events)
@@ -59,7 +59,7 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
 
 def plan(config: SftConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
-    tokenizer = load_tokenizer(config.base)
+    tokenizer = load_tokenizer(config.base, config.template)
     examples = load_examples(config.dataset, tokenizer, config.max_length)
     dataset = _build_dataset(config, examples)
     longest = max(map(len, dataset["input_ids"]))

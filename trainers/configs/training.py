@@ -61,6 +61,31 @@ class PreflightMode(StrEnum):
     off = "off"  # The checks are skipped.
 
 
+class ChatTemplateName(StrEnum):
+    """A chat template of ours, for a base without one or in place of its own."""
+
+    chatml = "chatml"
+    qwen3 = "qwen3"  # ChatML with tools, tool calls and reasoning.
+    llama3 = "llama3"
+    gemma = "gemma"
+    mistral = "mistral"
+    phi3 = "phi3"
+    transcript = "transcript"  # `User:` and `Assistant:`; it needs no special tokens.
+
+
+TemplateField = Annotated[
+    ChatTemplateName | None,
+    Field(
+        description=(
+            "Chat template that renders conversations and is published with the model. By default the base's "
+            "own, or that of its family. A base without either trains on rows of `prompt` and `completion` "
+            "texts and of `text`, which need none. All but `transcript` need their special tokens in the "
+            "tokenizer."
+        )
+    ),
+]
+
+
 class LoraTuning(Config):
     """Train low-rank adapters on a frozen base (Hu et al., 2021, arXiv:2106.09685)."""
 
@@ -110,6 +135,7 @@ class TrainingConfig(StageConfig):
         description="Names of presets, whose fields are the defaults of this stage; the last has precedence.",
     )
     base: ModelRef
+    template: TemplateField = None
     dataset: DatasetRef
     held_out: list[DatasetRef] = Field(
         default_factory=list,

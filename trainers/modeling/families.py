@@ -1,14 +1,17 @@
-"""Chat templates of model families, for base models that have none of their own.
+"""Families of models, and the chat template of each for base models that have none of their own.
 
-A model's own template always takes precedence. A template is saved with the model that is trained with it
-and used again when that model is served. The special tokens are those that each family's instruct models
-publish in their tokenizer_config.json.
+A model's own template takes precedence over that of its family, and one that a stage names over both. A
+template is saved with the model that is trained with it and used again when that model is served.
 """
 
 from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from trainers.configs.training import ChatTemplateName
+from trainers.rendering.named_templates import TEMPLATES
+from trainers.rendering.plain_text import adds_bos
 
 
 class SystemTurn(StrEnum):
@@ -28,9 +31,18 @@ class ModelFamily:
 
     name: str
     model_types: frozenset[str]
-    special_tokens: tuple[str, ...]
     system: SystemTurn
-    template: str
+    template_name: ChatTemplateName
+
+    @property
+    def template(self) -> str:
+        """The text of the family's template."""
+        return TEMPLATES[self.template_name].text
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens that the template uses."""
+        return TEMPLATES[self.template_name].special_tokens
 
     @property
     def end_of_turn(self) -> str:
@@ -38,93 +50,35 @@ class ModelFamily:
         return self.special_tokens[0]
 
 
-# Tools change the format of a conversation, so a row with tools is refused rather than rendered without them.
-_NO_TOOLS = "{%- if tools %}{{ raise_exception('this chat template does not support tools') }}{%- endif %}"
-_BOS = "{{ bos_token }}"
-
-
-def _own_turns(opening: str, closing: str, before: str = "", after: str = "") -> str:
-    """Return a template in which every message is a turn; ROLE in `opening` is replaced by the role."""
-    opened = opening.replace("ROLE", "' + message['role'] + '")
-    turn = "{{ message['content'] + '" + closing + "' }}"
-    return (
-        f"{_NO_TOOLS}{before}{{%- for message in messages %}}{{{{ '{opened}' }}}}"
-        f"{{%- if message['role'] == 'assistant' %}}{{%- generation %}}{turn}{{%- endgeneration %}}"
-        f"{{%- else %}}{turn}{{%- endif %}}{{{{ '{after}' }}}}{{%- endfor %}}"
-        f"{{%- if add_generation_prompt %}}{{{{ '{opening.replace('ROLE', 'assistant')}' }}}}{{%- endif %}}"
-    )
-
-
-def _in_user_turns(
-    user: tuple[str, str],
-    opening: str,
-    assistant: tuple[str, str],
-    after: str = "",
-    generation_prompt: str = "",
-) -> str:
-    """Return a template in which a system message is the start of the first user turn.
-
-    `user` and `assistant` are the texts before and after a message. `opening` precedes an assistant turn and
-    carries no loss.
-    """
-    return (
-        _NO_TOOLS + _BOS + "{%- if messages[0]['role'] == 'system' %}"
-        "{%- set system = messages[0]['content'] + '\n\n' %}{%- set turns = messages[1:] %}"
-        "{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}"
-        "{%- for message in turns %}"
-        "{%- if message['role'] != ('user' if loop.index0 is even else 'assistant') %}"
-        "{{ raise_exception('user and assistant must take turns, after at most one system message') }}"
-        "{%- endif %}"
-        "{%- if message['role'] == 'user' %}"
-        f"{{{{ '{user[0]}' + (system if loop.first else '') + message['content'] + '{user[1]}' }}}}"
-        f"{{%- else %}}{{{{ '{opening}' }}}}{{%- generation %}}"
-        f"{{{{ '{assistant[0]}' + message['content'] + '{assistant[1]}' }}}}{{%- endgeneration %}}"
-        "{%- endif %}"
-        f"{{{{ '{after}' }}}}{{%- endfor %}}"
-        f"{{%- if add_generation_prompt %}}{{{{ '{generation_prompt}' }}}}{{%- endif %}}"
-    )
-
-
 QWEN = ModelFamily(
     name="qwen",
     model_types=frozenset({"qwen2", "qwen2_moe", "qwen3", "qwen3_moe"}),
-    special_tokens=("<|im_end|>", "<|im_start|>"),
     system=SystemTurn.own_turn,
-    template=_own_turns("<|im_start|>ROLE\n", "<|im_end|>", after="\n"),
+    template_name=ChatTemplateName.chatml,
 )
 LLAMA = ModelFamily(
     name="llama",
     model_types=frozenset({"llama"}),
-    special_tokens=("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
     system=SystemTurn.own_turn,
-    template=_own_turns("<|start_header_id|>ROLE<|end_header_id|>\n\n", "<|eot_id|>", before=_BOS),
+    template_name=ChatTemplateName.llama3,
 )
 PHI = ModelFamily(
     name="phi",
     model_types=frozenset({"phi3"}),
-    special_tokens=("<|end|>", "<|user|>", "<|assistant|>"),
     system=SystemTurn.own_turn,
-    template=_own_turns("<|ROLE|>\n", "<|end|>", after="\n"),
+    template_name=ChatTemplateName.phi3,
 )
 MISTRAL = ModelFamily(
     name="mistral",
     model_types=frozenset({"mistral", "mixtral"}),
-    special_tokens=("</s>", "[INST]", "[/INST]"),
     system=SystemTurn.in_user_turn,
-    template=_in_user_turns(("[INST] ", "[/INST]"), "", (" ", "</s>")),
+    template_name=ChatTemplateName.mistral,
 )
 GEMMA = ModelFamily(
     name="gemma",
     model_types=frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"}),
-    special_tokens=("<end_of_turn>", "<start_of_turn>"),
     system=SystemTurn.in_user_turn,
-    template=_in_user_turns(
-        ("<start_of_turn>user\n", "<end_of_turn>"),
-        "<start_of_turn>model\n",
-        ("", "<end_of_turn>"),
-        after="\n",
-        generation_prompt="<start_of_turn>model\n",
-    ),
+    template_name=ChatTemplateName.gemma,
 )
 FAMILIES = (QWEN, LLAMA, MISTRAL, PHI, GEMMA)
 
@@ -143,11 +97,32 @@ def detect_family(model_type: str, vocabulary: Container[str]) -> ModelFamily | 
 def set_chat_template(tokenizer: Any, model_type: str) -> ModelFamily | None:
     """Set the chat template and the end-of-turn token of the tokenizer's family, and return the family.
 
-    Both are saved with the trained model, so that it is served as it was trained. Return None, and change
-    nothing, if no family matches.
+    Return None, and change nothing, if no family matches.
     """
     family = detect_family(model_type, tokenizer.get_vocab())
     if family is not None:
-        tokenizer.chat_template = family.template
-        tokenizer.eos_token = family.end_of_turn
+        set_named_template(tokenizer, family.template_name)
     return family
+
+
+def set_named_template(tokenizer: Any, name: ChatTemplateName) -> list[str]:
+    """Set a chat template and its end-of-turn token, which are saved with the trained model.
+
+    Return the tokens of the template that the tokenizer lacks; then nothing is changed.
+    """
+    template, vocabulary = TEMPLATES[name], tokenizer.get_vocab()
+    missing = [token for token in template.special_tokens if token not in vocabulary]
+    if not missing:
+        starts = "{{ bos_token }}" if template.follows_tokenizer and adds_bos(tokenizer) else ""
+        tokenizer.chat_template = starts + template.text
+        if template.special_tokens:
+            tokenizer.eos_token = template.special_tokens[0]
+    return missing
+
+
+def suitable_templates(tokenizer: Any) -> list[ChatTemplateName]:
+    """Return the templates whose tokens a tokenizer has."""
+    vocabulary = tokenizer.get_vocab()
+    return [
+        name for name, template in TEMPLATES.items() if all(t in vocabulary for t in template.special_tokens)
+    ]

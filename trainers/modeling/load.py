@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.references import get_base_model
-from trainers.configs.training import Attention, Precision
+from trainers.configs.training import Attention, ChatTemplateName, Precision
 from trainers.modeling import families
 from trainers.modeling.model_files import (
     ADAPTER_CONFIG,
@@ -56,8 +56,8 @@ class AdapterUnreadable(ProgramError):
     code = ErrorCode.adapter_unreadable
 
 
-class TemplateMissing(ProgramError):
-    code = ErrorCode.template_missing
+class TemplateUnsuitable(ProgramError):
+    code = ErrorCode.template_unsuitable
 
 
 def pick_device(queue: Queue | None) -> torch.device:
@@ -101,11 +101,14 @@ def pick_attention(attention: Attention, device: torch.device) -> str:
     return Attention.sdpa.value
 
 
-def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    reference: ModelReference, template: ChatTemplateName | None = None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer, from the adapter's folder if it contains one, and complete it.
 
-    It always has a pad token and a chat template. Raises BaseModelNotFound, TemplateMissing if neither the
-    model nor its family has a template, or ChatTemplateError for a template that cannot be used.
+    It always has a pad token. Its chat template is the named one, its own, or that of its family; with none of
+    them, rows are rendered as text. Raises BaseModelNotFound, TemplateUnsuitable for a named template whose
+    tokens it lacks, or ChatTemplateError for a template that cannot be used.
     """
     source = get_base_model(reference)
     if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
@@ -115,21 +118,28 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
         folder = open_base(source)
     with _model_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not tokenizer.chat_template:
-        family = families.set_chat_template(tokenizer, load_config(get_base_model(reference)).model_type)
-        if family is None:
-            raise TemplateMissing(
-                f"The tokenizer of {source} has no chat template, so conversations cannot be rendered.",
-                "Use the instruct or chat variant of the model, or add chat_template.jinja to its folder.",
-            )
-        logger.info("%s has no chat template; using that of the family %s.", source, family.name)
-    else:
+    if template is not None:
+        _set_template(tokenizer, template, source)
+    elif tokenizer.chat_template:
         # Rows are rendered in this process, thousands a second, so the template is tried in a child first.
         with locate_errors(source):
             prove_template(tokenizer.chat_template, tokenizer.special_tokens_map)
+    else:
+        family = families.set_chat_template(tokenizer, load_config(get_base_model(reference)).model_type)
+        found = f"using that of the family {family.name}" if family else "rows are rendered as text"
+        logger.info("%s has no chat template; %s.", source, found)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, name: ChatTemplateName, source: str) -> None:
+    if missing := families.set_named_template(tokenizer, name):
+        suitable = ", ".join(families.suitable_templates(tokenizer))
+        raise TemplateUnsuitable(
+            f"The template {name} needs the tokens {', '.join(missing)}, which {source} does not have.",
+            f"Choose one of the templates that suit it: {suitable}.",
+        )
 
 
 def load_config(base: str) -> PreTrainedConfig:
@@ -192,9 +202,14 @@ def load_model(
             raise _unreadable(reference.adapter, f"it does not fit {reference.base}: {error}") from error
 
 
-def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the hash of the chat template, which shows whether a model is served with the one it learned."""
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the hash of the chat template, which shows whether a model is served with the one it learned.
+
+    None for a model without a template.
+    """
     template = tokenizer.chat_template
+    if template is None:
+        return None
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

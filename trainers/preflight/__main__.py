@@ -41,7 +41,7 @@ logger = logging.getLogger("trainers")
 def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     """Return all findings, the first rows as tokens, the memory estimate and the results of the probe."""
     target = config.target
-    tokenizer = load_tokenizer(target.base)
+    tokenizer = load_tokenizer(target.base, target.template)
     try:
         rows = _load_rows(target, tokenizer)
     except DatasetInvalid as error:
@@ -71,7 +71,7 @@ def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str
 
 def plan(config: PreflightConfig) -> dict[str, Any]:
     """Return how many examples would be checked."""
-    rows = _load_rows(config.target, load_tokenizer(config.target.base))
+    rows = _load_rows(config.target, load_tokenizer(config.target.base, config.target.template))
     count = len(rows) if isinstance(rows, Sequence) else len(_list_examples(rows))
     return {"stage": "preflight", "target": config.target.stage, "examples": count}
 

@@ -116,7 +116,7 @@ def _read_turns(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
     return (
         read_preferences(config.dataset)
         if isinstance(config, DpoConfig)
-        else read_prompt_completions(config.dataset)
+        else read_prompt_completions(config.dataset, has_documents=isinstance(config, SftConfig))
     )
 
 

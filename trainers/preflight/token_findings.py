@@ -44,7 +44,8 @@ def check_tokens(
         FindingCode.template_not_prefix_preserving,
         "render the prompt differently when a completion follows, so the model is trained on prompts that it "
         "does not receive in use.",
-        "Use a template that renders a prompt the same with and without a completion.",
+        "Use a template that renders a prompt the same with and without a completion; without a template, "
+        "end each prompt with a line break, so that no token is part of both.",
     )
     truncated = [example for example in examples if example.truncated and example.loss_tokens]
     tokens = sum(example.length for example in examples)
@@ -80,7 +81,7 @@ def check_model_limits(
 
 
 def _check_ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iterator[Finding]:
-    whole = [example for example in examples if example.loss_tokens and not example.truncated]
+    whole = [e for e in examples if e.loss_tokens and not e.truncated and e.ends]
     endless = [example for example in whole if end_tokens.isdisjoint(example.labels[-END_WINDOW_TOKENS:])]
     if endless:
         yield new_finding(

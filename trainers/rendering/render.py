@@ -4,9 +4,10 @@ A completion starts at the first token in which the rendered prompt (with the ge
 rendered conversation differ. The tokens before it carry no loss.
 """
 
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from trainers.data.conversation import (
 )
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.formats import Row, RowFormat, detect_format
+from trainers.rendering.plain_text import render_plain
 from trainers.rendering.template_program import try_argument_forms
 from trainers.runtime.errors import ConfigInvalid, DatasetFileNotFound, DatasetInvalid
 
@@ -51,7 +53,8 @@ class Example:
     """One assistant turn of a row, as tokens.
 
     `row` is a line number from 1, `text` the output of the template, and `length` the number of tokens before
-    truncation. `input_ids` and `labels` have the same length.
+    truncation. `input_ids` and `labels` have the same length. `ends` is false for a piece of a document that
+    another piece follows.
     """
 
     row: int
@@ -61,6 +64,7 @@ class Example:
     truncated: bool
     prompt_is_prefix: bool
     length: int
+    ends: bool = True
 
     @property
     def loss_tokens(self) -> int:
@@ -78,6 +82,11 @@ class PromptCompletion:
     source: Row = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def is_document(self) -> bool:
+        """Whether the row is a text without a prompt, which no template renders."""
+        return not self.prompt
+
+    @property
     def completion_text(self) -> str:
         return "".join(message["content"] for message in self.completion)
 
@@ -93,13 +102,22 @@ def dataset_path(reference: str | StageDataset) -> Path:
 
 
 def read_prompt_completions(
-    dataset: str | StageDataset, max_rows: int | None = None
+    dataset: str | StageDataset, max_rows: int | None = None, *, has_documents: bool = False
 ) -> Iterator[list[PromptCompletion]]:
-    """Yield the assistant turns of each row; raises DatasetFileNotFound, or DatasetInvalid with the row."""
+    """Yield the assistant turns of each row; a document is a completion without a prompt.
+
+    Raises DatasetFileNotFound, or DatasetInvalid with the row: also for a document, unless `has_documents`.
+    """
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), max_rows):
         check_label(number, row, path)
-        yield parse_prompt_completions(number, row, path)
+        pairs = parse_prompt_completions(number, row, path)
+        if pairs[0].is_document and not has_documents:
+            raise DatasetInvalid(
+                f"Row {number} of {path} is a `text` without a prompt, on which only SFT can train.",
+                "Use rows with a prompt, such as `prompt` and `completion`.",
+            )
+        yield pairs
 
 
 def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> Iterator[PromptCompletion]:
@@ -136,8 +154,8 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
     conversation = [*pair.prompt, *pair.completion]
     _check_size(pair.row, conversation, max_length)
     try:
-        prompt = _render(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
-        text = _render(tokenizer, conversation, pair.tools)
+        prompt = _render(pair, tokenizer, pair.prompt, is_prompt=True)
+        text = _render(pair, tokenizer, conversation)
         prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, text)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise DatasetInvalid(
@@ -157,6 +175,29 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
     )
 
 
+def render_document(
+    pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Example]:
+    """Return a document with its end, in pieces of nearly equal length if it is longer than `max_length`.
+
+    Nothing is cut off, and every token carries loss.
+    """
+    whole = render_example(pair, tokenizer, sys.maxsize)
+    count = max(1, -(-whole.length // max_length))
+    bounds = [whole.length * piece // count for piece in range(count + 1)]
+    return [
+        replace(
+            whole,
+            text=whole.text if count == 1 else tokenizer.decode(whole.input_ids[start:end]),
+            input_ids=whole.input_ids[start:end],
+            labels=whole.input_ids[start:end],
+            length=end - start,
+            ends=end == whole.length,
+        )
+        for start, end in pairwise(bounds)
+    ]
+
+
 def tokenize_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the tokens of the prompt, with the generation prompt; raises RowTooLong."""
     return _encode(tokenizer, render_prompt_text(pair, tokenizer))
@@ -165,7 +206,7 @@ def tokenize_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase"
 def render_prompt_text(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the text of the prompt, with the generation prompt; raises RowTooLong."""
     _check_size(pair.row, pair.prompt)
-    return _render(tokenizer, pair.prompt, pair.tools, add_generation_prompt=True)
+    return _render(pair, tokenizer, pair.prompt, is_prompt=True)
 
 
 def render_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> Example:
@@ -273,15 +314,19 @@ def _field_names(row: dict[str, Any]) -> str:
 
 
 def _render(
+    pair: PromptCompletion,
     tokenizer: "PreTrainedTokenizerBase",
     messages: list[dict[str, Any]],
-    offered: list[dict[str, Any]] | None,
-    add_generation_prompt: bool = False,
+    *,
+    is_prompt: bool = False,
 ) -> str:
+    if pair.is_document or tokenizer.chat_template is None:
+        return render_plain(tokenizer, pair.row, messages, pair.tools, is_prompt=is_prompt)
+
     def render(messages: list[dict[str, Any]]) -> str:
         return str(
             tokenizer.apply_chat_template(
-                messages, tools=offered, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tools=pair.tools, tokenize=False, add_generation_prompt=is_prompt
             )
         )
 

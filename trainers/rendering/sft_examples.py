@@ -7,7 +7,12 @@ from transformers import PreTrainedTokenizerBase
 from trainers.configs.base import StageDataset
 from trainers.rendering.omissions.counts import OmissionCounts
 from trainers.rendering.omissions.search import find_omissions
-from trainers.rendering.render import Example, read_prompt_completions, render_example
+from trainers.rendering.render import (
+    Example,
+    read_prompt_completions,
+    render_document,
+    render_example,
+)
 from trainers.runtime.errors import DatasetInvalid
 
 
@@ -79,8 +84,13 @@ def render_examples(
     """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
     rendered: list[Example] = []
     omissions = OmissionCounts()
-    for pairs in read_prompt_completions(dataset, max_rows):
-        examples = [render_example(pair, tokenizer, max_length) for pair in pairs]
-        omissions.add(pairs[0].row, find_omissions(pairs, [example.text for example in examples]))
+    for pairs in read_prompt_completions(dataset, max_rows, has_documents=True):
+        if pairs[0].is_document:
+            examples = render_document(pairs[0], tokenizer, max_length)
+            texts = [pairs[0].completion_text]
+        else:
+            examples = [render_example(pair, tokenizer, max_length) for pair in pairs]
+            texts = [example.text for example in examples]
+        omissions.add(pairs[0].row, find_omissions(pairs, texts))
         rendered += examples
     return ExampleSet(rendered, omissions.rows, omissions)

@@ -28,7 +28,8 @@ class ErrorCode(StrEnum):
     adapter_unreadable = "adapter_unreadable", "The adapter's files are incomplete or do not fit its base."
     dataset_not_found = "dataset_not_found", "The dataset does not exist."
     dataset_invalid = "dataset_invalid", "A row of the dataset cannot be used by the stage."
-    template_missing = "template_missing", "The model has no chat template, and its family has no default."
+    template_missing = "template_missing", "The model has no chat template, and a row is a conversation."
+    template_unsuitable = "template_unsuitable", "The tokenizer lacks the tokens of the chosen template."
     template_too_slow = "template_too_slow", "The chat template renders for longer than the limit of time."
     template_too_large = (
         "template_too_large",

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from trainers.configs.base import MAX_COUNT, DatasetPart, DatasetRef, ModelRef, Queue, StageConfig
 from trainers.configs.recipes import Filter, OnPolicyPairsRecipe, Recipe, SplitSizes, TranslationRecipe
 from trainers.configs.sources import Source
+from trainers.configs.training import TemplateField
 from trainers.data.convert import RowShape
 
 
@@ -22,6 +23,7 @@ class PrepareConfig(StageConfig):
         description="Model whose tokenizer and chat template render rows, and which generates completions "
         "for the recipe `on_policy_pairs`.",
     )
+    template: TemplateField = None
     dataset: DatasetRef | None = Field(
         None,
         description="Id (`dataset_…`) or name of a dataset, or `{stage: <name>}` of an earlier `prepare` "
