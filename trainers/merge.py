@@ -21,6 +21,7 @@ from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.modeling.load import load_config, load_model, load_tokenizer, template_sha256
+from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ConfigInvalid, ProgramError
@@ -118,15 +119,8 @@ def _resolve_dtype(config: MergeConfig) -> torch.dtype:
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    encoded = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    ids_bt: torch.Tensor = encoded["input_ids"]
-    return ids_bt
+    pair = PromptCompletion(1, [{"role": "user", "content": prompt}], [], None)
+    return torch.tensor([tokenize_prompt(pair, tokenizer)])
 
 
 def _compute_logits(model: PreTrainedModel | PeftModel, prompts_bt: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -57,6 +57,7 @@ from trainers.rendering.render import (
     parse_prompt_completions,
     read_prompt_completions,
     read_rows,
+    render_document,
     render_example,
 )
 from trainers.rendering.sources import read_sentence_pairs, read_source_rows
@@ -318,8 +319,11 @@ def _render_first_rows(config: PrepareConfig, dataset: Path, events: EventWriter
         raise DatasetInvalid(f"The dataset {dataset} has no rows to render.", "Add rows.")
     rows, omissions = [], OmissionCounts()
     for done, pairs in enumerate(turns, start=1):
-        examples = [render_example(pair, tokenizer, config.max_length) for pair in pairs]
-        omissions.add(pairs[0].row, find_omissions(pairs, [example.text for example in examples]))
+        if pairs[0].is_document:
+            examples = render_document(pairs[0], tokenizer, config.max_length)
+        else:
+            examples = [render_example(pair, tokenizer, config.max_length) for pair in pairs]
+            omissions.add(pairs[0].row, find_omissions(pairs, [example.text for example in examples]))
         rows += [preview_example(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
         events.write_progress(done, len(turns))
     return {

@@ -9,6 +9,7 @@ from app.storage.artifacts import get_store
 from app.tables import Dataset
 from trainers.configs import Config, Queue
 from trainers.configs.base import PRINTABLE_PATTERN, NonEmpty
+from trainers.configs.training import TemplateField
 from trainers.data.formats import RowFormat
 from trainers.data.validate import ValidationReport
 
@@ -90,6 +91,7 @@ class PreviewCreate(Config):
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "starter", "rows": 3}]})
 
     model: NonEmpty = Field(description="The model whose tokenizer and chat template are used.")
+    template: TemplateField = None
     rows: int = Field(5, ge=1, le=100, description="Rows to render, from the start of the file.")
     max_length: int = Field(1024, ge=8, description="Tokens per row after which the row is truncated.")
     queue: Queue | None = Field(None, description="Hardware to run on; by default that of the service.")

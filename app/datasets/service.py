@@ -171,7 +171,12 @@ def create_preview(
     # The job would report the error under `stages.0.base`, a field that this request does not have.
     references.resolve_model(session, body.model, "model")
     stage = PrepareConfig(
-        stage="prepare", base=body.model, dataset=dataset.id, rows=body.rows, max_length=body.max_length
+        stage="prepare",
+        base=body.model,
+        template=body.template,
+        dataset=dataset.id,
+        rows=body.rows,
+        max_length=body.max_length,
     )
     spec = JobCreate(name=f"preview of {dataset.name}"[:200], priority=100, queue=body.queue, stages=[stage])
     job, _ = jobs.create_job(session, settings, spec, created_by, None)

@@ -29,6 +29,7 @@ from trainers.configs import (
 from trainers.configs.references import DatasetField, ModelField, find_references, replace_references
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import MAX_HELD_OUT, TrainingConfig
+from trainers.data.formats import RowFormat
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -249,6 +250,12 @@ def _reading_stage(reference: DatasetField, stage: AnyStage) -> StageKind | None
 
 def _require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
     """Refuse preference pairs, or other rows, for a stage that cannot read them, before hardware is used."""
+    if dataset.format is RowFormat.text and not stage.stage.reads_documents:
+        raise _error(
+            path,
+            f"Dataset {dataset.id} contains rows of `text` without a prompt, on which only `sft` can train: "
+            f"{stage} needs rows with a prompt.",
+        )
     if dataset.format is None or dataset.format.has_pairs == stage.stage.reads_pairs:
         return
     if dataset.format.has_pairs:

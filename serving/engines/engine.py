@@ -34,6 +34,10 @@ TEMPLATE_FAILURES = (
 )
 
 
+EnginePrompt = str | Sequence[Mapping[str, Any]]
+"""The messages of a chat, or a text for a model without a chat template."""
+
+
 class EngineRequestFailed(TunesmithError):
     """An error response of an engine, or no response: then `status` is None."""
 
@@ -158,18 +162,26 @@ class Engine(ABC):
         """Unload an adapter after its running requests. Raises EngineRequestFailed for an unknown name."""
         send_request(address + self.unload_path, {"lora_name": name}, LOAD_TIMEOUT_SECONDS)
 
-    def render(self, address: str, name: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the prompt's token ids of a chat. Raises EngineRequestFailed."""
-        body = {"model": name, "messages": list(messages), "add_generation_prompt": True}
+    def render(self, address: str, name: str, prompt: EnginePrompt) -> list[int]:
+        """Return the prompt's token ids of a chat or a text. Raises EngineRequestFailed."""
+        chat = {"messages": list(prompt), "add_generation_prompt": True}
+        body = {"model": name, **({"prompt": prompt} if isinstance(prompt, str) else chat)}
         tokens: list[int] = send_request(f"{address}/tokenize", body, PROBE_TIMEOUT_SECONDS)["tokens"]
         return tokens
 
-    def chat(
-        self, address: str, name: str, messages: Sequence[Mapping[str, Any]], max_tokens: int
-    ) -> tuple[str, int]:
-        """Return the greedy completion of a chat and its prompt's token count. Raises EngineRequestFailed."""
-        body = {"model": name, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
-        response = send_request(f"{address}/v1/chat/completions", body, PROBE_TIMEOUT_SECONDS)
+    def complete(self, address: str, name: str, prompt: EnginePrompt, max_tokens: int) -> tuple[str, int]:
+        """Return the greedy completion of a chat or a text, and its prompt's token count.
+
+        Raises:
+            EngineRequestFailed: The engine did not respond, or with an error.
+        """
+        body = {"model": name, "temperature": 0, "max_tokens": max_tokens}
+        if isinstance(prompt, str):
+            url = f"{address}/v1/completions"
+            response = send_request(url, {**body, "prompt": prompt}, PROBE_TIMEOUT_SECONDS)
+            return response["choices"][0]["text"], response["usage"]["prompt_tokens"]
+        url = f"{address}/v1/chat/completions"
+        response = send_request(url, {**body, "messages": list(prompt)}, PROBE_TIMEOUT_SECONDS)
         return response["choices"][0]["message"]["content"] or "", response["usage"]["prompt_tokens"]
 
     def score(self, address: str, name: str, token_ids: Sequence[int]) -> list[float]:

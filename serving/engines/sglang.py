@@ -1,7 +1,6 @@
 """The engine `sglang`, in an environment of its own; written from its source, not run by us yet."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from serving.engines.engine import (
     HEALTH_TIMEOUT_SECONDS,
@@ -9,6 +8,7 @@ from serving.engines.engine import (
     SCORE_TIMEOUT_SECONDS,
     Engine,
     EngineConfig,
+    EnginePrompt,
     EngineRequestFailed,
     send_request,
 )
@@ -66,10 +66,10 @@ class SglangEngine(Engine):
         self._check_is_listed(address, name)
         super().probe(address, name, timeout_seconds)
 
-    def render(self, address: str, name: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Check that the name is listed, then render the chat."""
+    def render(self, address: str, name: str, prompt: EnginePrompt) -> list[int]:
+        """Check that the name is listed, then render the chat or text."""
         self._check_is_listed(address, name)
-        return super().render(address, name, messages)
+        return super().render(address, name, prompt)
 
     def score(self, address: str, name: str, token_ids: Sequence[int]) -> list[float]:
         """Score with SGLang's native endpoint, where the adapter's name is a field of its own."""

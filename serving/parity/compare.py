@@ -234,7 +234,7 @@ def _compare_completions(
 ) -> Difference | None:
     """Compare greedy completions of the chat endpoint, which must be equal, or diverge at a tie."""
     for chat, output in enumerate(outputs):
-        found, prompt_tokens = engine.chat(address, name, output.chat, output.max_new_tokens)
+        found, prompt_tokens = engine.complete(address, name, output.chat, output.max_new_tokens)
         if prompt_tokens != len(output.prompt_ids):
             return Difference(
                 "rendering",

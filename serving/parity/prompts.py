@@ -1,10 +1,12 @@
 """The chats on which the served and the trained model are compared."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trainers.rendering.render import read_prompts
+from trainers.data.formats import RowFormat, detect_format
+from trainers.rendering.render import parse_prompt, read_rows
 
 Chat = list[dict[str, Any]]
 
@@ -34,5 +36,7 @@ def comparison_chats(dataset: Path | None, n_rows: int) -> list[Chat]:
     """
     if dataset is None:
         return list(STANDARD_CHATS)
-    prompts = read_prompts(str(dataset), n_rows)
+    rows = islice(read_rows(dataset), n_rows)
+    # A document has no prompt.
+    prompts = [parse_prompt(*row, dataset) for row in rows if detect_format(row[1]) is not RowFormat.text]
     return [*STANDARD_CHATS, *(row.prompt for row in prompts if not row.tools)]

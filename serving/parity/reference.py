@@ -14,6 +14,8 @@ from transformers import GenerationConfig
 
 from serving.parity.prompts import Chat
 from trainers.modeling.load import ModelReference, load_model, load_tokenizer, template_sha256
+from trainers.rendering.plain_text import TemplateMissing
+from trainers.rendering.render import PromptCompletion, tokenize_prompt
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class ReferenceOutput:
     """The trained model's prompt, completion and scores of one chat.
 
     Attributes:
-        chat: The messages.
+        chat: The messages, or the text of the prompt for a model without a chat template.
         prompt_ids: The rendered chat.
         completion_ids: The greedy completion, including its end token unless it has the maximum length.
         completion: Its text.
@@ -31,7 +33,7 @@ class ReferenceOutput:
         completion_AV: Log-probabilities of the whole vocabulary at each token of the completion.
     """
 
-    chat: Chat
+    chat: Chat | str
     prompt_ids: list[int]
     completion_ids: list[int]
     completion: str
@@ -54,8 +56,8 @@ class ReferenceModel:
         self.model: Any = load_model(reference, torch.float32).eval()
 
     @property
-    def template_sha256(self) -> str:
-        """Hash of the chat template."""
+    def template_sha256(self) -> str | None:
+        """Hash of the chat template; None without one."""
         return template_sha256(self.tokenizer)
 
     @property
@@ -70,14 +72,15 @@ class ReferenceModel:
         """Render, complete and score a chat; return None if the template rejects it."""
         try:
             prompt_ids = self._render(chat)
-        except (TemplateError, TypeError, ValueError):
+        except (TemplateError, TypeError, ValueError, TemplateMissing):
             return None
         completion_ids = self._complete(prompt_ids, max_new_tokens)
         ids, first = prompt_ids + completion_ids, len(prompt_ids) - 1
         logprobs_TV = self._logprobs(ids)  # noqa: N806
         base_TV = self._logprobs(ids, adapted=False) if isinstance(self.model, PeftModel) else None  # noqa: N806
         return ReferenceOutput(
-            chat=chat,
+            # Without a template, the engine gets the same text.
+            chat=chat[0]["content"] if self.tokenizer.chat_template is None else chat,
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,
             completion=self.tokenizer.decode(completion_ids, skip_special_tokens=True),
@@ -92,10 +95,7 @@ class ReferenceModel:
         return str(self.tokenizer.convert_ids_to_tokens(token))
 
     def _render(self, chat: Chat) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(
-            chat, tokenize=True, add_generation_prompt=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
+        return tokenize_prompt(PromptCompletion(0, chat, [], None), self.tokenizer)
 
     def _complete(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
         own_config, end_ids = self.model.generation_config, sorted(self.end_ids)

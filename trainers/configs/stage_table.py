@@ -53,6 +53,8 @@ class Stage:
     reads_pairs: bool | None = False
     # Whether its product is the model itself as whole weights, rather than a model trained from it.
     merges: bool = False
+    # Whether its rows may be documents, which have no prompt.
+    reads_documents: bool = False
     # Limits of one attempt, which a setting can change.
     limits: StageLimits = _DEFAULT_LIMITS
 
@@ -70,7 +72,15 @@ class StageKind(StrEnum):
         limits=_PREPARE_LIMITS,
     )
     preflight = Stage(PreflightConfig, "trainers.preflight", _TRAINING)
-    sft = Stage(SftConfig, "trainers.sft", _TRAINING, Product.model, resumes=True, limits=_TRAINING_LIMITS)
+    sft = Stage(
+        SftConfig,
+        "trainers.sft",
+        _TRAINING,
+        Product.model,
+        resumes=True,
+        reads_documents=True,
+        limits=_TRAINING_LIMITS,
+    )
     dpo = Stage(
         DpoConfig,
         "trainers.dpo",

@@ -36,7 +36,7 @@ def validate_row(row: Row, row_format: RowFormat) -> list[Fault]:
     _CHECKS[row_format](row, row_format, faults)
     if "tools" in row:
         _check_tools(row["tools"], "tools", faults)
-    if "system" in row or "history" in row:
+    if ("system" in row or "history" in row) and row_format is not RowFormat.text:
         _check_introduction(row, row_format, faults)
     return faults
 
@@ -115,6 +115,10 @@ def _check_flat(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
         _check_optional_text(row, "input", faults)
     for field in FLAT_FIELDS[row_format]:
         _check_text(row[field], field, faults)
+
+
+def _check_document(row: Row, _: RowFormat, faults: list[Fault]) -> None:
+    _check_text(row["text"], "text", faults)
 
 
 def _check_llama(row: Row, row_format: RowFormat, faults: list[Fault]) -> None:
@@ -236,5 +240,6 @@ _CHECKS: Final[dict[RowFormat, Callable[[Row, RowFormat, list[Fault]], None]]] =
     RowFormat.alpaca: _check_flat,
     RowFormat.question_answer: _check_flat,
     RowFormat.llama: _check_llama,
+    RowFormat.text: _check_document,
     RowFormat.preference: _check_preference,
 }

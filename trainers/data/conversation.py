@@ -4,8 +4,9 @@ Three things are normalized. Tool arguments, which OpenAI writes as a JSON strin
 template would otherwise encode them twice, while engines decode them. Text parts become one string.
 `developer`, OpenAI's newer name of the role `system`, becomes `system`, because templates do not support it.
 
-A row of any format may have two fields that precede its messages: `system`, the text of a system message, and
-`history`, earlier turns as pairs of texts (`[[user, assistant], …]`, as in Alpaca rows) or as messages.
+A row of any format but `text` may have two fields that precede its messages: `system`, the text of a system
+message, and `history`, earlier turns as pairs of texts (`[[user, assistant], …]`, as in Alpaca rows) or as
+messages.
 """
 
 import json
@@ -27,14 +28,18 @@ from trainers.data.llama import parse_llama
 def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Message], list[Message]]]:
     """Return a (prompt, completion) pair per trained assistant message; the prompt is all messages before it.
 
-    Messages with `"weight": 0` are not trained, and in a `prompt_completion` row neither are the assistant
-    messages of `prompt` and `history`. Raises ValueError for preference rows and for rows that are invalid.
+    A row of `text` is a completion without a prompt. Messages with `"weight": 0` are not trained, and in a
+    `prompt_completion` row neither are the assistant messages of `prompt` and `history`.
+
+    Raises ValueError for preference rows and for rows that are invalid.
     """
     if row_format is RowFormat.preference:
         raise ValueError(
             "A preference row has two completions, so it cannot be used for SFT: train on it with DPO, or "
             "rename `prompt` and `chosen` to `prompt` and `completion`, and remove `rejected`."
         )
+    if row_format is RowFormat.text:
+        return [([], weighted_messages(row, row_format))]
     prompt_length = len(prompt_messages(row)) if row_format is RowFormat.prompt_completion else 1
     messages = weighted_messages(row, row_format)
     clean = [_without_weight(message) for message in messages]
@@ -52,6 +57,8 @@ def extract_prompt_and_completion(row: Row) -> tuple[list[Message], list[Message
     For a preference row it is the chosen completion. Raises ValueError for a row without a prompt.
     """
     row_format = detect_format(row)
+    if row_format is RowFormat.text:
+        raise ValueError("A `text` has no prompt.")
     if row_format is RowFormat.preference:
         prompt, chosen, _ = preference_messages(row)
         return prompt, chosen
@@ -107,6 +114,8 @@ def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
     if row_format is RowFormat.preference:
         prompt, chosen, _ = preference_messages(row)
         return [*prompt, *chosen]
+    if row_format is RowFormat.text:
+        return [{"role": "assistant", "content": _text(row.get("text"), "text")}]
     if row_format is RowFormat.llama:
         return _introduce(row, parse_llama(_text(row.get("text"), "text")))
     return _from_flat(row, row_format)

@@ -41,6 +41,7 @@ class RowShape(StrEnum):
     sharegpt = "sharegpt"
     question_answer = "question_answer"
     llama = "llama"
+    text = "text"
     trl_preference = "trl_preference"
     openai_preference = "openai_preference"
 
@@ -75,6 +76,7 @@ OWN_FIELDS: Final[dict[RowShape, frozenset[str]]] = {
     RowShape.sharegpt: SHARED_FIELDS | {"conversations"},
     RowShape.question_answer: SHARED_FIELDS | {"question", "answer"},
     RowShape.llama: SHARED_FIELDS | {"text"},
+    RowShape.text: frozenset({"text"}),
     RowShape.trl_preference: SHARED_FIELDS | {"prompt", "chosen", "rejected"},
     RowShape.openai_preference: SHARED_FIELDS | {"input", "preferred_output", "non_preferred_output"},
 }
@@ -98,6 +100,8 @@ def convert_row(row: Row, source: RowShape, target: RowShape) -> Row:
     _check_valid(row, source, "The row is not valid as")
     if source is target:
         return row
+    if RowShape.text in (source, target):
+        raise ValueError(f"A row of `{source}` cannot be converted to `{target}`: a `text` has no messages.")
     content = _read(row, source)
     if source.has_pairs and not target.has_pairs:
         raise _loss(target, "its rejected completion", "Keep the chosen completion alone with `keep_chosen`")

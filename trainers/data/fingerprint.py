@@ -54,7 +54,12 @@ def row_text(row: Row, row_format: RowFormat) -> str:
 
 
 def prompt_text(row: Row, row_format: RowFormat) -> str:
-    """Return all messages of a row before the first trained completion, except system messages."""
+    """Return all messages of a row before the first trained completion, except system messages.
+
+    For a row of `text` it is that text.
+    """
+    if row_format is RowFormat.text:
+        return row_text(row, row_format)
     if row_format.has_pairs:
         prompt = preference_messages(row)[0]
     else:

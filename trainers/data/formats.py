@@ -19,6 +19,7 @@ class RowFormat(StrEnum):
     sharegpt = "sharegpt"
     question_answer = "question_answer"
     llama = "llama"
+    text = "text"
     preference = "preference"
 
     @property
@@ -40,6 +41,8 @@ FIELD_SETS: Final[dict[RowFormat, tuple[frozenset[str], ...]]] = {
     RowFormat.alpaca: (frozenset({"instruction", "output"}),),
     RowFormat.question_answer: (frozenset({"question", "answer"}),),
     RowFormat.llama: (frozenset({"text"}),),
+    # Last: rows of other formats may also have a field `text`.
+    RowFormat.text: (frozenset({"text"}),),
 }
 
 # The fields for prompt and completion in formats with a single exchange.
@@ -76,7 +79,9 @@ def has_format(row: Row, row_format: RowFormat) -> bool:
     names = row.keys()
     for fields in FIELD_SETS[row_format]:
         if names >= fields:
-            return row_format is not RowFormat.llama or is_llama_text(row["text"])
+            # A text is a conversation if it begins like Llama's template, and otherwise a document.
+            is_llama = row_format is RowFormat.llama
+            return not (is_llama or row_format is RowFormat.text) or is_llama_text(row["text"]) == is_llama
     return False
 
 

@@ -33,7 +33,9 @@ class Statistics(BaseModel):
         None, description="Characters of a row's messages by other roles than assistant."
     )
     completion_characters: Distribution | None = Field(
-        None, description="Characters of a row's assistant messages; in a preference row, of the chosen ones."
+        None,
+        description="Characters of a row's assistant messages or `text`; in a preference row, of the chosen "
+        "ones.",
     )
     turns: Distribution | None = Field(None, description="Messages per row, including system messages.")
     roles: dict[str, int] = Field({}, description="Number of messages by role, over all valid rows.")
@@ -128,7 +130,7 @@ class StatisticsCollector:
         lengths = turn_lengths(row, row_format)
         for role, characters in lengths:
             roles.append(role)
-            if role == "assistant":
+            if role in ("assistant", "text"):
                 completion += characters
             else:
                 prompt += characters
@@ -165,6 +167,8 @@ def turn_lengths(row: Row, row_format: RowFormat) -> list[tuple[str, int]]:
             for message in row["messages"]
             for content in (message.get("content"),)
         ]
+    if row_format is RowFormat.text:
+        return [("text", len(row["text"]))]
     if row_format in FLAT_FIELDS and plain and not row.get("input"):
         prompt_field, completion_field = FLAT_FIELDS[row_format]
         return [("user", len(row[prompt_field])), ("assistant", len(row[completion_field]))]

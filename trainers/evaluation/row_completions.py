@@ -20,6 +20,8 @@ REQUEST_TIMEOUT_SECONDS = 3600.0
 # A request that the engine rejects, such as one that is too long, fails its row and not the others.
 ROW_ERROR_STATUSES = {400, 413, 422}
 MAX_ERROR_CHARACTERS = 1000
+# In the message with which an engine, ours or vLLM, rejects a chat with a model that has no template.
+TEMPLATE_MISSING = "chat template"
 
 logger = logging.getLogger("trainers")
 
@@ -144,21 +146,27 @@ def _complete_row(
     }
     body = {
         "model": endpoint.model,
-        "messages": prompt.prompt,
         "max_tokens": config.max_new_tokens,
         "temperature": config.temperature,
         "top_p": config.top_p,
         "seed": config.seed + prompt.row,
-        **({"tools": prompt.tools} if prompt.tools else {}),
     }
+    chat = {"messages": prompt.prompt, **({"tools": prompt.tools} if prompt.tools else {})}
     try:
-        response = _send(client, f"{endpoint.url}/v1/chat/completions", body, prompt.row)
+        try:
+            response = _send(client, f"{endpoint.url}/v1/chat/completions", body | chat, prompt.row)
+        except RowRejected as error:
+            if TEMPLATE_MISSING not in str(error) or not prompt.is_text:
+                raise
+            # A model without a chat template continues the text of the prompt, as it was trained.
+            text = {"prompt": prompt.prompt[0]["content"]}
+            response = _send(client, f"{endpoint.url}/v1/completions", body | text, prompt.row)
     except RowRejected as error:
         logger.warning("row %d has no completion: %s", prompt.row, error)
         return line | {"prediction": None, "error": str(error)}
     choice = response["choices"][0]
     return line | {
-        "prediction": choice["message"]["content"],
+        "prediction": choice["message"]["content"] if "message" in choice else choice["text"],
         "finish_reason": choice["finish_reason"],
         "completion_tokens": response["usage"]["completion_tokens"],
     }

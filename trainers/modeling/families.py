@@ -11,7 +11,7 @@ from typing import Any
 
 from trainers.configs.training import ChatTemplateName
 from trainers.rendering.named_templates import TEMPLATES
-from trainers.rendering.plain_text import adds_bos
+from trainers.rendering.plain_text import TEXT_END, adds_bos
 
 
 class SystemTurn(StrEnum):
@@ -116,6 +116,7 @@ def set_named_template(tokenizer: Any, name: ChatTemplateName) -> list[str]:
         starts = "{{ bos_token }}" if template.follows_tokenizer and adds_bos(tokenizer) else ""
         tokenizer.chat_template = starts + template.text
         if template.special_tokens:
+            setattr(tokenizer, TEXT_END, tokenizer.eos_token)
             tokenizer.eos_token = template.special_tokens[0]
     return missing
 

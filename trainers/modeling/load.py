@@ -106,9 +106,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer, from the adapter's folder if it contains one, and complete it.
 
-    It always has a pad token. Its chat template is the named one, its own, or that of its family; with none of
-    them, rows are rendered as text. Raises BaseModelNotFound, TemplateUnsuitable for a named template whose
-    tokens it lacks, or ChatTemplateError for a template that cannot be used.
+    It always has a pad token. Its chat template is the named one, its own, or that of its family; with none
+    of them, rows are rendered as text. Raises BaseModelNotFound, TemplateUnsuitable for a named template
+    whose tokens it lacks, or ChatTemplateError for a template that cannot be used.
     """
     source = get_base_model(reference)
     if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():

@@ -18,8 +18,9 @@ from trainers.preflight.findings import Finding, FindingCode, FindingLevel, find
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
 from trainers.preflight.reward_findings import check_references
 from trainers.preflight.row_findings import check_file, check_texts
-from trainers.preflight.setting_findings import check_cpu_time, check_settings
+from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_template
 from trainers.preflight.token_findings import check_model_limits, check_tokens
+from trainers.rendering.plain_text import text_end
 from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.render import (
     PromptCompletion,
@@ -86,6 +87,7 @@ def check_stage(
     yield from check_settings(config, model_config(config))
     n_rows = len(rows) if isinstance(rows, Sequence) else rows.rows
     yield from check_cpu_time(config, model_config(config), n_rows, getattr(rows, "tokens", 0))
+    yield from check_template(config, tokenizer, isinstance(rows, ExampleSet) and rows.has_documents)
     yield from check_file(dataset)
     yield from check_texts(
         _read_turns(config),
@@ -108,7 +110,8 @@ def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> fr
     generation_config = load_generation_config(get_base_model(config.base))
     ends = generation_config.eos_token_id if generation_config is not None else None
     listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(end for end in [*listed, tokenizer.eos_token_id] if end is not None)
+    text_end_id = tokenizer.convert_tokens_to_ids(text_end(tokenizer) or [])
+    return frozenset(end for end in [*listed, tokenizer.eos_token_id, text_end_id] if isinstance(end, int))
 
 
 def _read_turns(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:

@@ -54,6 +54,8 @@ class FindingCode(StrEnum):
     other_fields_not_read = "other_fields_not_read"  # The same, for fields whose names say nothing.
     template_changes_rows = "template_changes_rows"  # White space, JSON or earlier reasoning differ.
     # The model and the settings.
+    template_of_ours = "template_of_ours"  # The base has no chat template of its own.
+    rows_are_text = "rows_are_text"  # No chat template is used.
     vocabulary_mismatch = "vocabulary_mismatch"  # Tokens without an embedding.
     length_beyond_model = "length_beyond_model"  # Positions that the model was not trained on.
     cpu_training_slow = "cpu_training_slow"  # Hours on a CPU.

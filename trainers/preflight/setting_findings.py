@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trainers.configs.training import TrainingConfig
 from trainers.modeling.load import pick_device
@@ -16,6 +16,7 @@ from trainers.preflight.compute_estimate import (
     estimate_flops,
 )
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
+from trainers.rendering.named_templates import TEMPLATES
 
 # The width of the models on which the default learning rates were tuned.
 REFERENCE_WIDTH = 4096
@@ -103,3 +104,30 @@ def _measure_flops_per_second() -> float:
         matrix @ matrix
         fastest = min(fastest, time.perf_counter() - started_at)
     return 2 * size**3 / fastest
+
+
+def check_template(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, has_documents: bool
+) -> Iterator[Finding]:
+    """Yield an information if the rows are rendered in another way than with the base's own template."""
+    if has_documents or tokenizer.chat_template is None:
+        what = (
+            "The rows are documents: every token carries loss, and the end-of-text token follows each"
+            if has_documents
+            else "The base has no chat template: prompt and completion follow each other as they are"
+        )
+        yield new_finding(
+            FindingCode.rows_are_text,
+            FindingLevel.info,
+            f"{what}.",
+            "Use the model with /v1/completions. To train on conversations, choose a `template`.",
+        )
+        return
+    name = next((name for name, ours in TEMPLATES.items() if ours.text in tokenizer.chat_template), None)
+    if name is not None and config.template is None:
+        yield new_finding(
+            FindingCode.template_of_ours,
+            FindingLevel.info,
+            f"Conversations are rendered with our template {name}, because the base has none of its own.",
+            "The template is published with the model. Choose another with the field `template`.",
+        )

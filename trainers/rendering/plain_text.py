@@ -12,6 +12,8 @@ from trainers.runtime.errors import ProgramError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Attribute of a tokenizer with the end-of-text token that it had before a template was chosen for it.
+TEXT_END = "text_end_token"
 PLAIN_ROLES = (["assistant"], ["user"], ["user", "assistant"])
 
 
@@ -45,8 +47,14 @@ def render_plain(
     if extra := sorted({name for message in messages for name in message} - {"role", "content"}):
         raise TemplateMissing(row, f"has messages with `{extra[0]}`")
     start = tokenizer.bos_token if adds_bos(tokenizer) else ""
-    end = "" if is_prompt else tokenizer.eos_token or ""
+    end = "" if is_prompt else text_end(tokenizer) or ""
     return f"{start}{''.join(message['content'] for message in messages)}{end}"
+
+
+def text_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return the token that ends a text, which a template of ours replaces by one that ends a turn."""
+    end: str | None = getattr(tokenizer, TEXT_END, tokenizer.eos_token)
+    return end
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:

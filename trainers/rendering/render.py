@@ -87,6 +87,11 @@ class PromptCompletion:
         return not self.prompt
 
     @property
+    def is_text(self) -> bool:
+        """Whether the prompt is a single text, which needs no chat template."""
+        return not self.tools and [message["role"] for message in self.prompt] == ["user"]
+
+    @property
     def completion_text(self) -> str:
         return "".join(message["content"] for message in self.completion)
 
@@ -127,13 +132,7 @@ def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> It
     """
     path = dataset_path(dataset)
     for number, row in islice(read_rows(path), max_rows):
-        try:
-            yield PromptCompletion(number, *extract_prompt_and_completion(row), offered_tools(row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DatasetInvalid(
-                f"Row {number} of {path} has no prompt: {error}",
-                "Add `prompt`, `messages`, `question` or the fields of another dataset format.",
-            ) from error
+        yield parse_prompt(number, row, path)
 
 
 def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptCompletion, PromptCompletion]]:
@@ -258,6 +257,20 @@ def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) ->
         raise DatasetInvalid(
             f"Row {number} of {dataset} is not a valid {row_format} row: {error}",
             "Validate the dataset to list every fault with its row.",
+        ) from error
+
+
+def parse_prompt(number: int, row: dict[str, Any], dataset: Path) -> PromptCompletion:
+    """Return the last prompt of a row in any format, and its completion if it has one.
+
+    Raises DatasetInvalid.
+    """
+    try:
+        return PromptCompletion(number, *extract_prompt_and_completion(row), offered_tools(row), row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetInvalid(
+            f"Row {number} of {dataset} has no prompt: {error}",
+            "Add `prompt`, `messages`, `question` or the fields of another dataset format.",
         ) from error
 
 

@@ -26,6 +26,7 @@ class ExampleSet:
     rendered: list[Example]
     rows: int
     omissions: OmissionCounts
+    has_documents: bool = False
 
     @property
     def examples(self) -> list[Example]:
@@ -83,9 +84,10 @@ def render_examples(
 ) -> ExampleSet:
     """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
     rendered: list[Example] = []
-    omissions = OmissionCounts()
+    omissions, has_documents = OmissionCounts(), False
     for pairs in read_prompt_completions(dataset, max_rows, has_documents=True):
         if pairs[0].is_document:
+            has_documents = True
             examples = render_document(pairs[0], tokenizer, max_length)
             texts = [pairs[0].completion_text]
         else:
@@ -93,4 +95,4 @@ def render_examples(
             texts = [example.text for example in examples]
         omissions.add(pairs[0].row, find_omissions(pairs, texts))
         rendered += examples
-    return ExampleSet(rendered, omissions.rows, omissions)
+    return ExampleSet(rendered, omissions.rows, omissions, has_documents)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
 from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
+from trainers.rendering.plain_text import TemplateMissing
 from trainers.rendering.render import PromptCompletion, read_prompt_completions, tokenize_prompt
 from trainers.rewards.score import find_references_without_answer
 from trainers.rewards.trl_functions import RewardFunction, completion_text, reward_functions
@@ -29,6 +30,8 @@ def load_prompts(
     pairs = [turns[-1] for turns in read_prompt_completions(dataset)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
+    if tokenizer.chat_template is None:
+        raise TemplateMissing(pairs[0].row, "is the prompt of a chat")
     for pair in pairs:
         if pair.tools:
             raise DatasetInvalid(

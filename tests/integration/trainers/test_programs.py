@@ -16,7 +16,6 @@ from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.training import Precision
 from trainers.modeling.load import (
     AdapterUnreadable,
-    TemplateMissing,
     load_model,
     load_tokenizer,
     pick_device,
@@ -130,14 +129,6 @@ def test_pickled_weights_are_not_loaded(starter: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(BaseModelNotFound, match="safetensors"):
         load_model(str(folder), dtype="auto")
-
-
-def test_tokenizer_without_a_template_is_named(starter: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "plain"
-    shutil.copytree(starter, folder)
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(TemplateMissing, match="no chat template"):
-        load_tokenizer(str(folder))
 
 
 def test_adapter_is_unreadable_whatever_is_wrong_with_it(starter: Path, tmp_path: Path) -> None:

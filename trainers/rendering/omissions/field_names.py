@@ -14,6 +14,8 @@ def message_field(row: Row, row_format: RowFormat, index: int, side: str = "") -
     `index` counts the messages that `to_messages` returns, and `side` is the completion of a preference row:
     `chosen` or `rejected`.
     """
+    if row_format is RowFormat.text:
+        return "text"
     system, history = introduction(row)
     own_system = row_format in LIST_FIELDS and _starts_with_system(row, row_format)
     if system and not own_system:

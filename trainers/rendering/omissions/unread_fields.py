@@ -14,13 +14,13 @@ CONTENT_FIELDS: Final = frozenset(
     | {"dialogue", "dialog", "history", "examples", "few_shot", "completion", "response", "output", "answer"}
     | {"answers", "solution", "target", "reasoning", "reasoning_content", "thinking", "thought"}
     | {"rationale", "explanation", "chain_of_thought", "cot", "tool_calls", "function_call", "functions"}
-    | {"image", "images", "video", "videos", "audio", "audios"}
+    | {"label", "labels", "image", "images", "video", "videos", "audio", "audios"}
 )
 # Text that is this long and has as many words is a sentence rather than a name or a category.
 MIN_PROSE_CHARACTERS: Final = 40
 MIN_PROSE_WORDS: Final = 6
-# Fields that every format reads, or that steer training rather than being text for the model.
-SHARED_FIELDS: Final = frozenset({"system", "tools", "label", "weight"})
+# Fields that every format with messages reads.
+SHARED_FIELDS: Final = frozenset({"system", "tools"})
 
 UnreadText = tuple[str, str, bool]
 """Path of a field, its text, and whether its name is one for text of the model."""
@@ -28,7 +28,7 @@ UnreadText = tuple[str, str, bool]
 
 def unread_texts(row: Row, row_format: RowFormat) -> Iterator[UnreadText]:
     """Yield the texts of a row that its format does not read and that look like text for the model."""
-    own = SHARED_FIELDS | _own_fields(row, row_format)
+    own = _own_fields(row, row_format)
     for name, value in row.items():
         if name not in own and value:
             yield from _content_texts(name, value)
@@ -40,7 +40,9 @@ def unread_texts(row: Row, row_format: RowFormat) -> Iterator[UnreadText]:
 
 
 def _own_fields(row: Row, row_format: RowFormat) -> set[str]:
-    own = set(next(fields for fields in FIELD_SETS[row_format] if row.keys() >= fields))
+    if row_format is RowFormat.text:
+        return {"text"}
+    own = {*SHARED_FIELDS, *next(fields for fields in FIELD_SETS[row_format] if row.keys() >= fields)}
     if row_format is RowFormat.alpaca:
         own.add("input")
     if row_format is RowFormat.preference:

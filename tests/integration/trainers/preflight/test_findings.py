@@ -278,8 +278,8 @@ def test_labels_that_the_tokenizer_does_not_have_are_found(starter: Path, unknow
 
 
 def test_every_finding_has_its_test() -> None:
-    folders = [Path(__file__).parent, ROOT / "tests/unit/trainers/preflight"]
-    text = "".join(path.read_text() for folder in folders for path in folder.glob("test_*.py"))
+    folders = [Path(__file__).parents[1], ROOT / "tests/unit/trainers/preflight"]
+    text = "".join(path.read_text() for folder in folders for path in folder.rglob("test_*.py"))
     assert [code for code in FindingCode if f'"{code}"' not in text and f".{code}" not in text] == []
 
 

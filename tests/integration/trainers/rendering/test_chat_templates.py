@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from trainers.modeling.families import FAMILIES
 from trainers.modeling.load import load_tokenizer
+from trainers.rendering.named_templates import TEMPLATES as NAMED
 from trainers.rendering.template_proof import prove_folder, prove_template, read_templates, sample_chats
 from trainers.rendering.template_renderer import Chat, ChatTemplateError, TemplateRenderer
 from trainers.runtime.error_codes import ErrorCode
@@ -33,7 +33,7 @@ HELPERS = (
     "{% set ns = namespace(n=0) %}{% set ns.n = ns.n + tools | default([], true) | length %}{{ ns.n }}"
     "{{ strftime_now('%Y') }}"
 )
-TEMPLATES = {family.name: family.template for family in FAMILIES} | {"helpers": HELPERS}
+TEMPLATES = {str(name): template.text for name, template in NAMED.items()} | {"helpers": HELPERS}
 REASONING = Chat(
     [{"role": "user", "content": "a "}, {"role": "assistant", "content": " b", "thinking": "hm"}]
 )
@@ -116,7 +116,7 @@ def test_a_rejected_chat_has_the_reason_of_the_template(renderer: TemplateRender
 def test_the_largest_body_of_a_request_is_rendered(renderer: TemplateRenderer) -> None:
     # One character beyond the Basic Multilingual Plane makes each of the text's characters take 4 bytes.
     content = "word " * (8 * 2**20 // 5) + "😀"
-    text = renderer.render(TEMPLATES["qwen"], Chat([{"role": "user", "content": content}]), {}).text
+    text = renderer.render(TEMPLATES["chatml"], Chat([{"role": "user", "content": content}]), {}).text
     assert content in text
 
 

@@ -140,7 +140,8 @@ MISSING = [
     (name, next(iter(rows)), target)
     for name, rows in SAME.items()
     for target in RowShape
-    if target not in rows and next(iter(rows)).has_pairs == target.has_pairs
+    # A document is no conversation.
+    if target is not RowShape.text and target not in rows and next(iter(rows)).has_pairs == target.has_pairs
 ]
 
 
@@ -278,4 +279,11 @@ def test_llama_rows_are_validated_like_conversations() -> None:
     (fault,) = validate_row({"text": "[INST] q"}, RowFormat.llama)
     assert fault.code is FaultCode.invalid_marks
     (fault,) = validate_row({"text": "A plain text."}, RowFormat.llama)
-    assert fault.code is FaultCode.unknown_format
+    assert fault.code is FaultCode.other_format
+
+
+def test_a_document_is_not_a_conversation() -> None:
+    row = {"text": "A plain text."}
+    assert convert_row(row, RowShape.text, RowShape.text) is row
+    with pytest.raises(ValueError, match="a `text` has no messages"):
+        convert_row(row, RowShape.text, RowShape.prompt_completion)

@@ -22,7 +22,7 @@ def test_fields_name_the_format(row: Row, expected: RowFormat) -> None:
     assert detect_format(row) is expected
 
 
-@pytest.mark.parametrize("row", [{}, {"text": "a"}, {"prompt": "a"}, {"instruction": "a", "answer": "b"}])
+@pytest.mark.parametrize("row", [{}, {"prompt": "a"}, {"instruction": "a", "answer": "b"}])
 def test_other_fields_name_no_format(row: Row) -> None:
     assert detect_format(row) is None
 

@@ -28,6 +28,7 @@ CLEAN: dict[RowFormat, list[Row]] = {
     ],
     RowFormat.question_answer: [{"question": f"q{n}", "answer": "a"} for n in range(5)],
     RowFormat.llama: [{"text": f"<s>[INST] q{n} [/INST] a </s>"} for n in range(5)],
+    RowFormat.text: [{"text": f"Document {n}."} for n in range(5)],
     RowFormat.preference: [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(5)],
 }
 
@@ -60,7 +61,7 @@ def test_a_clean_file_of_each_format_is_met_with_silence(
         (b'{"question": "\\udc00", "answer": "a"}\n', FaultCode.lone_surrogate),
         (b'{"question": "' + b"q" * (17 * 2**20) + b'", "answer": "a"}\n', FaultCode.line_too_long),
         (b'["q", "a"]\n', FaultCode.not_an_object),
-        (b'{"text": "q"}\n', FaultCode.unknown_format),
+        (b'{"words": "q"}\n', FaultCode.unknown_format),
         (b'{"prompt": "q", "completion": "a"}\n', FaultCode.other_format),
         (b'{"question": "q"}\n', FaultCode.missing_field),
         (b'{"question": "q", "answer": 3}\n', FaultCode.wrong_type),
@@ -105,13 +106,13 @@ def test_a_byte_order_mark_and_windows_line_endings_are_accepted(write: Callable
 def test_the_format_of_most_first_rows_decides_and_the_first_wins_a_tie(write: Callable[..., Path]) -> None:
     other = {"prompt": "q", "completion": "a"}
     assert validate_file(write(other, *rows(2))).format is RowFormat.question_answer
-    tied = validate_file(write({"text": "?"}, other, *rows(1)))
+    tied = validate_file(write({"words": "?"}, other, *rows(1)))
     assert tied.format is RowFormat.prompt_completion
     assert tied.fault_counts == {"unknown_format": 1, "other_format": 1}
 
 
 def test_rows_of_no_known_format_are_each_a_fault(write: Callable[..., Path]) -> None:
-    report = validate_file(write({"text": "a"}, {"text": "b"}))
+    report = validate_file(write({"words": "a"}, {"words": "b"}))
     assert (report.format, report.fault_counts) == (None, {"unknown_format": 2})
 
 
