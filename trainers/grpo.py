@@ -87,6 +87,8 @@ class GrpoCallback(RunDirCallback[GrpoConfig]):
     `epochs`.
     """
 
+    loss_falls = False
+
     def __init__(
         self,
         config: GrpoConfig,

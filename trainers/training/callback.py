@@ -16,9 +16,10 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.environment import actual_resume_guarantee, save_environment
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
-from trainers.training.nan_diagnosis import diagnose_non_finite
+from trainers.training.diagnosis.loss_trend import LossTrend, find_loss_problem, is_due
+from trainers.training.diagnosis.non_finite import diagnose_non_finite
+from trainers.training.diagnosis.weight_changes import WeightChangeDetector, describe_no_change
 from trainers.training.validation import EVAL_LOSS, pack_best_model
-from trainers.training.weight_changes import WeightChangeDetector, describe_no_change
 
 TConfig = TypeVar("TConfig", bound=TrainingConfig)
 
@@ -31,12 +32,16 @@ logger = logging.getLogger("trainers")
 class RunDirCallback(TrainerCallback, Generic[TConfig]):
     """Writes the Trainer's progress, metrics and checkpoints into the run directory."""
 
+    # Whether a falling loss means that the model learns; that of reinforcement learning stays near 0.
+    loss_falls = True
+
     def __init__(self, config: TConfig, run_dir: Path, events: EventWriter, stop: StopFlag) -> None:
         self._config = config
         self._run_dir = run_dir
         self._events = events
         self._stop = stop
         self._changes = WeightChangeDetector()
+        self._has_warned_of_loss = False
 
     def report_resume(self, checkpoint: Path, step: int) -> None:
         """Log from which step the run resumes, and whether exactly."""
@@ -57,6 +62,10 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._changes.start(kwargs["model"])
+        # A resumed run does not repeat its warning.
+        losses = _logged_losses(state)
+        due = (end for end in range(1, len(losses) + 1) if is_due(end))
+        self._has_warned_of_loss = any(self._find_loss_problem(losses[:end]) for end in due)
         self._events.write_progress(state.global_step, state.max_steps)
 
     def on_step_end(
@@ -92,6 +101,30 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
         if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
             raise diagnose_non_finite(self._config, kwargs["model"], state, values)
+        losses = _logged_losses(state)
+        if not self._has_warned_of_loss and is_due(len(losses)):
+            self._warn_of_loss(state.global_step, losses)
+
+    def _warn_of_loss(self, step: int, losses: list[float]) -> None:
+        trend = self._find_loss_problem(losses)
+        if trend is None:
+            return
+        self._has_warned_of_loss = True
+        config = self._config
+        message = (
+            f"By step {step} the loss {trend.problem}: {trend.first:.4g} at first, {trend.lowest:.4g} at its "
+            f"lowest, {trend.last:.4g} now, each a mean of several steps where there are enough. Lower "
+            f"learning_rate, now {config.learning_rate:g} (the default of {config.tuning.method} tuning is "
+            f"{config.default_learning_rates[config.tuning.method]:g}), or raise warmup_ratio or batch_size."
+        )
+        self._events.write_warning("loss_unstable", message)
+        if is_main_process():
+            logger.warning("loss_unstable: %s", message)
+
+    def _find_loss_problem(self, losses: list[float]) -> LossTrend | None:
+        if not self.loss_falls:
+            return None
+        return find_loss_problem(losses, self._config.batch_size * self._config.log_every_steps)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,6 +139,10 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
             files.publish_checkpoint(self._run_dir, state.global_step, written)
             files.prune_checkpoints(self._run_dir, self._config.keep_checkpoints)
         wait_for_all()
+
+
+def _logged_losses(state: TrainerState) -> list[float]:
+    return [entry["loss"] for entry in state.log_history if "loss" in entry]
 
 
 def wait_for_all() -> None:

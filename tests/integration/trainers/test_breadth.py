@@ -20,8 +20,8 @@ from trainers.modeling.load import load_tokenizer
 from trainers.rendering.sft_examples import load_examples
 from trainers.runtime.errors import DeviceUnavailable
 from trainers.runtime.events import EventWriter
+from trainers.training.diagnosis.non_finite import LossNotFinite, diagnose_non_finite
 from trainers.training.loop import run_training_loop
-from trainers.training.nan_diagnosis import LossNotFinite, diagnose_non_finite
 from trainers.training.samplers import StepSampler
 
 Write = Callable[[list[dict[str, Any]]], str]

@@ -17,8 +17,8 @@ from trainers.configs import parse_stage
 from trainers.configs.training import LearningRateSchedule
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
+from trainers.training.diagnosis.weight_changes import WeightChangeDetector, WeightsUnchanged
 from trainers.training.schedule import learning_rate_share
-from trainers.training.weight_changes import WeightChangeDetector, WeightsUnchanged
 
 Rows = list[dict[str, Any]]
 PAIRS: Rows = [
@@ -139,3 +139,18 @@ def test_one_changed_number_is_found_and_the_factor_without_effect_is_ignored() 
         model["lora_B"].weight[1, 1] = 1e-40
     detector.check(layer)
     assert detector.found
+
+
+def test_a_loss_that_rises_is_one_warning_also_after_a_resumption(
+    stage: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    logs = {"log_every_steps": 1, "save_every_steps": 4, "warmup_ratio": 0}
+    values = stage("sft", learning_rate=1.0, max_steps=8, tuning={"method": "full"}, **logs)
+    assert run_stage(values, tmp_path) is not None
+    found = [event for event in events(tmp_path, "warning") if event["code"] == "loss_unstable"]
+    (warning,) = found
+    assert "Lower learning_rate, now 1 (the default of full tuning is 2e-05)" in warning["message"]
+    (tmp_path / files.RESULT).unlink()
+    shutil.rmtree(tmp_path / files.CHECKPOINTS / "step-00000008")
+    assert run_stage(values, tmp_path) is not None
+    assert [event for event in events(tmp_path, "warning") if event["code"] == "loss_unstable"] == found

@@ -30,7 +30,7 @@ from trainers.runtime.errors import (
     DatasetInvalid,
     DeviceUnavailable,
 )
-from trainers.training.nan_diagnosis import LossNotFinite
+from trainers.training.diagnosis.non_finite import LossNotFinite
 
 
 def sft(base: Path | dict[str, str], dataset: str, **values: Any) -> dict[str, Any]:

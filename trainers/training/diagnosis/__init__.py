@@ -1,0 +1,1 @@
+"""What is wrong with a run: losses that diverge or are not finite, and weights that do not change."""
