@@ -3,8 +3,19 @@
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
 from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_wrap_validator_function
+
+from trainers.configs.parsing.unknown_fields import suggest_fields
 
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 # Step and token counts pass through 32-bit columns and counters; no run comes near this.
@@ -39,6 +50,23 @@ def _make_strict(schema: Any) -> None:
             _make_strict(part)
 
 
+def _name_similar_fields(config: type[BaseModel], schema: Any) -> None:
+    """Add suggestions to the errors of unknown fields, inside the schema of the model itself.
+
+    A validator around the model would hide its name in the errors of a union.
+    """
+    while schema["type"] != "model":
+        schema = schema["schema"]
+
+    def validate(values: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise suggest_fields(config, error) from None
+
+    schema["schema"] = no_info_wrap_validator_function(validate, schema["schema"])
+
+
 class Config(BaseModel):
     """Base class of configs and of requests.
 
@@ -51,9 +79,13 @@ class Config(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Make the numbers and booleans strict; pydantic's `strict` would also refuse enums as text."""
+        """Make the numbers and booleans strict, and name the fields that an unknown one may mean.
+
+        Pydantic's `strict` would also refuse enums as text.
+        """
         schema = handler(source)
         _make_strict(schema)
+        _name_similar_fields(cls, schema)
         return schema
 
 

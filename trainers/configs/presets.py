@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainers.configs.yaml_values import load_yaml
+from trainers.configs.parsing.yaml_values import load_yaml
 
 FOLDER = Path(__file__).parent.parent / "presets"
 

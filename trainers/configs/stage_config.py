@@ -8,8 +8,8 @@ from typing import Annotated, Any, Union
 from pydantic import Field, GetPydanticSchema, TypeAdapter
 
 from trainers.configs.base import StageConfig
+from trainers.configs.parsing.yaml_values import load_yaml
 from trainers.configs.stage_table import StageKind
-from trainers.configs.yaml_values import load_yaml
 
 _CONFIGS = tuple(kind.stage.config for kind in StageKind)
 _UNION: Any = Annotated[Union[_CONFIGS], Field(discriminator="stage")]  # noqa: UP007

@@ -28,12 +28,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.configs.base import AdaptedModel, Queue, StageOutput
 from trainers.configs.references import get_base_model
-from trainers.configs.training import Attention, ChatTemplateName, Precision
+from trainers.configs.training import ChatTemplateName, Precision
 from trainers.modeling import families
 from trainers.modeling.model_files import (
     ADAPTER_CONFIG,
@@ -49,6 +48,9 @@ from trainers.runtime.errors import DeviceUnavailable, ProgramError, has_disk_fu
 
 ModelReference = str | StageOutput | AdaptedModel
 
+# Of the errors with which transformers refuses a model type, and one that does not complete text.
+UNKNOWN_ARCHITECTURE = ("does not recognize this architecture", "Unrecognized configuration class")
+
 logger = logging.getLogger("trainers")
 
 
@@ -58,6 +60,16 @@ class AdapterUnreadable(ProgramError):
 
 class TemplateUnsuitable(ProgramError):
     code = ErrorCode.template_unsuitable
+
+
+class ModelUnsupported(ProgramError):
+    """A model that this version cannot train or serve, whatever the settings."""
+
+    code = ErrorCode.model_unsupported
+
+
+class TokenizerIncomplete(ModelUnsupported):
+    """A tokenizer without a token that ends or pads a text."""
 
 
 def pick_device(queue: Queue | None) -> torch.device:
@@ -83,24 +95,6 @@ def pick_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-def pick_attention(attention: Attention, device: torch.device) -> str:
-    """Resolve `auto`: FlashAttention where it is installed, else torch's; raises DeviceUnavailable."""
-    if attention is not Attention.auto:
-        installed = {
-            Attention.flash_attention_2: is_flash_attn_2_available,
-            Attention.flash_attention_3: is_flash_attn_3_available,
-        }
-        if attention in installed and (device.type == "cpu" or not installed[attention]()):
-            raise DeviceUnavailable(
-                f"attention is {attention}, which is not installed or has no kernel for {device.type}.",
-                "Set attention to auto or sdpa, or install flash-attn on a GPU host.",
-            )
-        return attention.value
-    if device.type == "cuda" and is_flash_attn_2_available():
-        return Attention.flash_attention_2.value
-    return Attention.sdpa.value
-
-
 def load_tokenizer(
     reference: ModelReference, template: ChatTemplateName | None = None
 ) -> PreTrainedTokenizerBase:
@@ -108,7 +102,7 @@ def load_tokenizer(
 
     It always has a pad token. Its chat template is the named one, its own, or that of its family; with none
     of them, rows are rendered as text. Raises BaseModelNotFound, TemplateUnsuitable for a named template
-    whose tokens it lacks, or ChatTemplateError for a template that cannot be used.
+    whose tokens it lacks, ChatTemplateError for a template that cannot be used, or TokenizerIncomplete.
     """
     source = get_base_model(reference)
     if isinstance(reference, AdaptedModel) and (Path(reference.adapter) / "tokenizer_config.json").is_file():
@@ -129,6 +123,12 @@ def load_tokenizer(
         found = f"using that of the family {family.name}" if family else "rows are rendered as text"
         logger.info("%s has no chat template; %s.", source, found)
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise TokenizerIncomplete(
+                f"The tokenizer of {source} has neither eos_token nor pad_token, so rows of unequal length "
+                "cannot be batched.",
+                "Set eos_token in its tokenizer_config.json to the token that ends a turn.",
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -227,15 +227,21 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 @contextmanager
 def _model_errors(source: str) -> Iterator[None]:
-    """Convert the errors of transformers to BaseModelNotFound."""
+    """Convert the errors of transformers to BaseModelNotFound or ModelUnsupported."""
     _silence_libraries()
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if has_disk_full_cause(error):
             raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if any(phrase in str(error) for phrase in UNKNOWN_ARCHITECTURE):
+            raise ModelUnsupported(
+                f"The architecture of the model {source} is not known to this version: {reason}",
+                "Choose a model that transformers supports as a causal language model.",
+            ) from error
         raise BaseModelNotFound(
-            f"The model {source} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"The model {source} cannot be loaded: {reason}",
             "Use a folder with config.json, a tokenizer and safetensors weights, or a hub id that this host "
             "can download.",
         ) from error

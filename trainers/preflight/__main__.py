@@ -18,7 +18,7 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.sft import SftConfig
-from trainers.modeling.load import load_tokenizer
+from trainers.modeling.load import ModelUnsupported, load_tokenizer
 from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.duplicates import check_near_duplicates
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
@@ -30,9 +30,10 @@ from trainers.rendering.preference_examples import PreferenceSet, render_prefere
 from trainers.rendering.preview import highlight_loss, preview_example
 from trainers.rendering.render import PromptCompletion, dataset_path, render_prompt, tokenize_prompt
 from trainers.rendering.sft_examples import ExampleSet, render_examples
-from trainers.runtime.errors import DatasetInvalid
+from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, ProgramError
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
+from trainers.training.model_proof import prove_model
 from trainers.training.rollouts import load_prompts
 
 logger = logging.getLogger("trainers")
@@ -41,10 +42,11 @@ logger = logging.getLogger("trainers")
 def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     """Return all findings, the first rows as tokens, the memory estimate and the results of the probe."""
     target = config.target
-    tokenizer = load_tokenizer(target.base, target.template)
     try:
+        prove_model(target)
+        tokenizer = load_tokenizer(target.base, target.template)
         rows = _load_rows(target, tokenizer)
-    except DatasetInvalid as error:
+    except (DatasetInvalid, ConfigInvalid, ModelUnsupported) as error:
         return _unusable_result(target, error)
     found = [*check_stage(target, tokenizer, rows, exact_only=False)]
     events.write_progress(1, 3)
@@ -76,10 +78,11 @@ def plan(config: PreflightConfig) -> dict[str, Any]:
     return {"stage": "preflight", "target": config.target.stage, "examples": count}
 
 
-def _unusable_result(target: SftConfig | DpoConfig | GrpoConfig, error: DatasetInvalid) -> dict[str, Any]:
-    """Return the result for a dataset whose rows cannot be read or rendered."""
+def _unusable_result(target: SftConfig | DpoConfig | GrpoConfig, error: ProgramError) -> dict[str, Any]:
+    """Return the result for rows that cannot be rendered, or a model that the settings do not suit."""
+    code = FindingCode.dataset_unusable if isinstance(error, DatasetInvalid) else FindingCode.model_unfit
     found = [
-        new_finding(FindingCode.dataset_unusable, FindingLevel.error, error.message, error.hint or ""),
+        new_finding(code, FindingLevel.error, error.message, error.hint or ""),
         *check_file(dataset_path(target.dataset)),
     ]
     _print_findings(found, [])

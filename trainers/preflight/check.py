@@ -35,6 +35,7 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ProgramError
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import is_main_process
+from trainers.training.model_proof import prove_model
 
 PREFLIGHT = "preflight.json"
 
@@ -54,11 +55,12 @@ def check_before_training(
     run_dir: Path,
     events: EventWriter,
 ) -> None:
-    """Write the findings, report them as warnings, and raise PreflightFailed if one is an error.
+    """Prove the model, write the findings, report them as warnings, and raise PreflightFailed for an error.
 
     The stage `preflight` also runs the slow checks: near duplicates, held-out rows that are almost in the
     training data, and rewards on sampled completions.
     """
+    prove_model(config)
     if config.preflight is PreflightMode.off or not is_main_process():
         return
     found = list(check_stage(config, tokenizer, rows))

@@ -56,6 +56,8 @@ class FindingCode(StrEnum):
     # The model and the settings.
     template_of_ours = "template_of_ours"  # The base has no chat template of its own.
     rows_are_text = "rows_are_text"  # No chat template is used.
+    model_unfit = "model_unfit"  # The settings do not suit the architecture, tokenizer or adapter.
+    memory_unknown = "memory_unknown"  # There is no formula for the kind of layers.
     vocabulary_mismatch = "vocabulary_mismatch"  # Tokens without an embedding.
     length_beyond_model = "length_beyond_model"  # Positions that the model was not trained on.
     cpu_training_slow = "cpu_training_slow"  # Hours on a CPU.

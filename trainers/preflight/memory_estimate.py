@@ -2,22 +2,24 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import (
     Attention,
+    FullTuning,
     LoraTuning,
     Parallelism,
     Precision,
     Quantization,
     TrainingConfig,
 )
-from trainers.modeling.load import load_config
+from trainers.modeling.architecture import build_empty_model, list_attention
+from trainers.modeling.load import ModelReference
 from trainers.preflight.memory_model import (
     PROGRAM_BYTES,
     USABLE_SHARE,
@@ -26,13 +28,21 @@ from trainers.preflight.memory_model import (
     count_memory_parts,
 )
 
+# Configs name the width of the MLP differently.
+INTERMEDIATE_SIZES: Final = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 
-def estimate_memory(config: TrainingConfig, hosts: list[HostMemory], longest_tokens: int) -> dict[str, Any]:
+
+def estimate_memory(
+    config: TrainingConfig, hosts: list[HostMemory], longest_tokens: int
+) -> dict[str, Any] | None:
     """Return the bytes that a stage needs, and for each host a plan that fits or the missing bytes.
 
-    A plan keeps the rows per optimizer step. `longest_tokens` is the length of the longest sequence.
+    None if the sizes of the model's layers are unknown. A plan keeps the rows per optimizer step.
+    `longest_tokens` is the length of the longest sequence.
     """
-    shape = model_shape(config)
+    shape = model_shape(config.base, config.tuning)
+    if shape is None:
+        return None
     hosts = hosts or [local_host()]
     return {
         "parameters": shape.parameters,
@@ -42,45 +52,51 @@ def estimate_memory(config: TrainingConfig, hosts: list[HostMemory], longest_tok
     }
 
 
-def model_shape(config: TrainingConfig) -> ModelShape:
-    """Return the sizes of the base from its config, without reading or allocating weights."""
-    model_config = load_config(get_base_model(config.base))
-    text = model_config.get_text_config()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+def model_shape(base: ModelReference, tuning: LoraTuning | FullTuning) -> ModelShape | None:
+    """Return the sizes of a base, without reading or allocating weights; None for an unknown kind of layers.
+
+    Layers without attention, such as Mamba's, have sizes of other kinds, for which there is no formula.
+    """
+    model = build_empty_model(get_base_model(base))
+    text = model.config.get_text_config()
+    intermediate = next((size for name in INTERMEDIATE_SIZES if (size := getattr(text, name, None))), None)
+    heads = getattr(text, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return None
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
     }
     linear_parameters = sum(module.weight.numel() for module in linears.values())
     total = sum(parameter.numel() for parameter in model.parameters())
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
     return ModelShape(
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        query=head_width * text.num_attention_heads,
+        # GPT-2's default, where the config leaves it open.
+        intermediate=intermediate or 4 * text.hidden_size,
+        query=head_width * heads,
         key_value=head_width * key_heads,
         vocabulary=text.vocab_size,
         linear_parameters=linear_parameters,
         other_parameters=total - linear_parameters,
-        adapter_parameters=_adapter_parameters(config, linears),
+        adapter_parameters=_adapter_parameters(tuning, linears),
+        has_fused_attention=Attention.sdpa in list_attention(model.config),
     )
 
 
-def _adapter_parameters(config: TrainingConfig, linears: dict[str, torch.nn.Linear]) -> int:
-    tuning = config.tuning
+def _adapter_parameters(tuning: LoraTuning | FullTuning, linears: dict[str, Any]) -> int:
     if not isinstance(tuning, LoraTuning):
         return 0
     adapted = [
-        module
+        module.weight.shape
         for name, module in linears.items()
         if tuning.target_modules == "all-linear" or name.rpartition(".")[2] in tuning.target_modules
     ]
-    matrices = sum(tuning.rank * (module.in_features + module.out_features) for module in adapted)
-    magnitudes = sum(module.out_features for module in adapted) if tuning.dora else 0
+    matrices = sum(tuning.rank * sum(shape) for shape in adapted)
+    magnitudes = sum(shape[0] for shape in adapted) if tuning.dora else 0
     return int(matrices + magnitudes)
 
 
@@ -95,8 +111,10 @@ def local_host() -> HostMemory:
 
 
 def needs_checkpointing(config: TrainingConfig, host: HostMemory, longest_tokens: int) -> bool:
-    """Return whether the stage does not fit unless activations are recomputed."""
-    shape = model_shape(config)
+    """Return whether the stage does not fit unless activations are recomputed; False if that is unknown."""
+    shape = model_shape(config.base, config.tuning)
+    if shape is None:
+        return False
     requested = _requested_settings(config, host).replace(checkpointing=False)
     return _total_bytes(config, shape, requested, host, longest_tokens) > USABLE_SHARE * host.memory_bytes
 
@@ -176,7 +194,7 @@ def _parts_in_bytes(
     is_bf16 = config.precision is Precision.bf16 or (
         config.precision is Precision.auto and host.device == "cuda"
     )
-    eager = config.attention is Attention.eager
+    eager = config.attention is Attention.eager or not shape.has_fused_attention
     parts = count_memory_parts(config, shape, settings, tokens, is_bf16=is_bf16, eager=eager)
     return parts | {"program": PROGRAM_BYTES[host.device]}
 

@@ -44,6 +44,8 @@ class ModelShape:
     linear_parameters: int
     other_parameters: int
     adapter_parameters: int
+    has_fused_attention: bool
+    """Whether an implementation exists that keeps no scores of token pairs."""
 
     @property
     def parameters(self) -> int:

@@ -27,7 +27,7 @@ class ProbeFailed(ProgramError):
     """The stage's program failed in the steps of the probe."""
 
 
-def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any]) -> dict[str, Any]:
+def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any] | None) -> dict[str, Any]:
     """Train `probe_steps` steps in a temporary run directory, and return their time, memory and cost.
 
     Two more steps run before the measured ones, because the first steps load kernels and fill caches. Raises
@@ -44,7 +44,7 @@ def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any]) ->
     tokens = float(metrics[-1]["values"].get("tokens") or 0)
     shutil.rmtree(folder)
     hours = seconds * total / SECONDS_PER_HOUR
-    estimated = memory["hosts"][0]["needed_bytes"]
+    estimated = memory["hosts"][0]["needed_bytes"] if memory is not None else None
     return {
         "steps": config.probe_steps,
         "seconds_per_step": round(seconds, 4),
@@ -54,7 +54,7 @@ def run_probe(config: PreflightConfig, run_dir: Path, memory: dict[str, Any]) ->
         "cost": None if config.price_per_hour is None else round(hours * config.price_per_hour, 4),
         "peak_bytes": peak,
         "estimated_bytes": estimated,
-        "estimate_error": round(estimated / peak - 1, 3) if peak else None,
+        "estimate_error": round(estimated / peak - 1, 3) if peak and estimated else None,
     }
 
 

@@ -16,6 +16,7 @@ from trainers.preflight.compute_estimate import (
     estimate_flops,
 )
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
+from trainers.preflight.memory_estimate import model_shape
 from trainers.rendering.named_templates import TEMPLATES
 
 # The width of the models on which the default learning rates were tuned.
@@ -31,6 +32,14 @@ def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[
     """Yield the findings in the settings of a stage, given the config of its model."""
     yield from _check_learning_rate(config, model)
     yield from _check_micro_batch(config)
+    if config.activation_checkpointing is None and model_shape(config.base, config.tuning) is None:
+        yield new_finding(
+            FindingCode.memory_unknown,
+            FindingLevel.warning,
+            f"The memory that models of type {model.model_type} need cannot be estimated, so activations are "
+            "not recomputed.",
+            "Set activation_checkpointing: true if the stage runs out of memory, else false.",
+        )
 
 
 def check_cpu_time(

@@ -25,6 +25,10 @@ class ErrorCode(StrEnum):
     config_invalid = "config_invalid", "A field of the stage's config is missing or has an invalid value."
     model_not_found = "model_not_found", "The model does not exist, or this worker is not allowed to read it."
     model_refused = "model_refused", "A file of the model could run code, leads elsewhere, or is damaged."
+    model_unsupported = (
+        "model_unsupported",
+        "The architecture, tokenizer or adapter of the model cannot be used by the stage.",
+    )
     adapter_unreadable = "adapter_unreadable", "The adapter's files are incomplete or do not fit its base."
     dataset_not_found = "dataset_not_found", "The dataset does not exist."
     dataset_invalid = "dataset_invalid", "A row of the dataset cannot be used by the stage."

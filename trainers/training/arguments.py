@@ -6,9 +6,11 @@ from typing import Any
 
 from peft import get_peft_model
 
+from trainers.configs.references import get_base_model
 from trainers.configs.training import Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
-from trainers.modeling.load import count_parameters, pick_attention, pick_device, pick_precision
+from trainers.modeling.architecture import pick_attention
+from trainers.modeling.load import count_parameters, load_config, pick_device, pick_precision
 from trainers.preflight.memory_estimate import estimate_memory, local_host, needs_checkpointing
 from trainers.runtime import run_dir as files
 from trainers.runtime.environment import expected_resume_guarantee
@@ -16,6 +18,7 @@ from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.launch_command import parallel_arguments
 from trainers.runtime.ranks import world_size
+from trainers.training.model_proof import prove_model
 from trainers.training.policy import load_policy, new_adapter_config
 from trainers.training.schedule import check_learning_rates, count_warmup_steps
 
@@ -74,6 +77,7 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
     """Return the part of `--dry-run` that all training stages share."""
     check_learning_rates(config, steps)
     device = pick_device(config.queue)
+    prove_model(config)
     precision = pick_precision(config.precision, device)
     model = load_policy(config, precision, EventWriter(None))
     adapter = new_adapter_config(config, model)
@@ -88,7 +92,7 @@ def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> di
         "parameters": total,
         "device": device.type,
         "precision": precision,
-        "attention": pick_attention(config.attention, device),
+        "attention": pick_attention(config.attention, device, load_config(get_base_model(config.base))),
         "activation_checkpointing": _uses_checkpointing(config, longest_tokens),
         "memory": estimate_memory(config, [], longest_tokens),
         "resume_guarantee": expected_resume_guarantee(config).model_dump(mode="json"),

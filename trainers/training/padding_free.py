@@ -15,8 +15,10 @@ from transformers.masking_utils import sdpa_mask
 
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
-from trainers.modeling.load import pick_attention, pick_device
+from trainers.modeling.architecture import pick_attention
+from trainers.modeling.load import pick_device
 from trainers.rendering.render import IGNORE_INDEX
+from trainers.runtime.errors import ConfigInvalid
 
 ROW_BY_ROW: Final = "row_by_row"
 FLASH: Final = (Attention.flash_attention_2, Attention.flash_attention_3)
@@ -25,6 +27,43 @@ FLASH: Final = (Attention.flash_attention_2, Attention.flash_attention_3)
 VERIFIED_ARCHITECTURES: Final = frozenset(
     {"gemma", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
 )
+# A test shows for these that packed rows have the logits of each alone, with the attention of `auto`.
+PACKABLE_ARCHITECTURES: Final = VERIFIED_ARCHITECTURES | {
+    "cohere2",
+    "deepseek_v3",
+    "gemma2",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "gpt2",
+    "gpt_neox",
+    "mixtral",
+    "olmo3",
+    "phi",
+    "qwen2_moe",
+    "qwen3_moe",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+}
+
+
+class PackingUnproven(ConfigInvalid):
+    """The architecture is not known to keep packed rows apart."""
+
+
+def check_packing(config: SftConfig, model: PreTrainedConfig) -> None:
+    """Raise PackingUnproven if rows are to be packed for a model that may mix them.
+
+    Recurrent layers and convolutions carry state from one row to the next unless their kernels reset it, and
+    some models compute their mask without the positions that separate rows.
+    """
+    if config.packing and model.model_type not in PACKABLE_ARCHITECTURES:
+        raise PackingUnproven(
+            f"packing is true, but models of type {model.model_type} are not known to keep the rows of a "
+            "packed sequence apart: a row could be trained on another one's text.",
+            f"Omit packing. It is proven for {', '.join(sorted(PACKABLE_ARCHITECTURES))}.",
+        )
 
 
 def uses_padding_free(config: SftConfig, model: PreTrainedConfig) -> bool:
@@ -35,7 +74,7 @@ def uses_padding_free(config: SftConfig, model: PreTrainedConfig) -> bool:
     its noise is scaled by the length of the whole sequence.
     """
     assert config.micro_batch_size is not None
-    is_flash = pick_attention(config.attention, pick_device(config.queue)) in FLASH
+    is_flash = pick_attention(config.attention, pick_device(config.queue), model) in FLASH
     is_cheap = _attends_row_by_row(config, model) or (is_flash and model.model_type in VERIFIED_ARCHITECTURES)
     has_gain = config.micro_batch_size > 1 and config.neftune_alpha is None
     return config.packing or (has_gain and is_cheap)
@@ -60,7 +99,7 @@ def _attends_row_by_row(config: SftConfig, model: PreTrainedConfig) -> bool:
     return (
         device.type == "cpu"
         and config.attention is Attention.auto
-        and pick_attention(config.attention, device) == Attention.sdpa
+        and pick_attention(config.attention, device, model) == Attention.sdpa
         and model.model_type in VERIFIED_ARCHITECTURES
         and window >= config.max_length
     )

@@ -5,9 +5,12 @@ from typing import TypeVar
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, Trainer
+from transformers.pytorch_utils import Conv1D
 
+from trainers.configs.references import get_base_model
 from trainers.configs.training import FullTuning, LoraTuning, Precision, TrainingConfig
-from trainers.modeling.load import forward_dtype, load_model, pick_attention, pick_device
+from trainers.modeling.architecture import MAMBA_KERNEL_LAYERS, MAMBA_TYPES, name_experts, pick_attention
+from trainers.modeling.load import forward_dtype, load_config, load_model, pick_device
 from trainers.modeling.quantization import quantization_config
 from trainers.runtime.events import EventWriter
 
@@ -24,7 +27,8 @@ def load_policy(
     """
     is_lora = isinstance(config.tuning, LoraTuning)
     dtype = forward_dtype(precision) if is_lora else torch.float32
-    attention = pick_attention(config.attention, pick_device(config.queue))
+    model_config = load_config(get_base_model(config.base))
+    attention = pick_attention(config.attention, pick_device(config.queue), model_config)
     model = load_model(
         config.base,
         dtype,
@@ -32,6 +36,7 @@ def load_policy(
         attention=attention,
         quantization=quantization_config(config, dtype),
     )
+    name_experts(model.config)
     if not isinstance(model, PeftModel):
         return model
     if isinstance(config.tuning, FullTuning):
@@ -53,6 +58,7 @@ def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftMode
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning) or isinstance(model, PeftModel):
         return None
+    excludes_kernels = tuning.target_modules == "all-linear" and model.config.model_type in MAMBA_TYPES
     return LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -60,6 +66,9 @@ def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftMode
         use_dora=tuning.dora,
         use_rslora=tuning.rslora,
         target_modules=tuning.target_modules,
+        # GPT-2's layers store their weights transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        exclude_modules=list(MAMBA_KERNEL_LAYERS) if excludes_kernels else None,
         task_type="CAUSAL_LM",
     )
 

@@ -20,6 +20,7 @@ from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tokenizer
 from serving.engines.hf.kv_cache import HfBatch, forward, prefill
 from trainers.configs.engines import EngineOptions, EngineQuantization
+from trainers.modeling.architecture import explain_hf_refusal
 from trainers.modeling.quantization import disable_avx512_repacking
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,7 +84,7 @@ def load_runner(path: str, name: str, options: EngineOptions) -> HfModelRunner:
     disable_progress_bar()
     device = best_device()
     network = load_network(folder, options, device)
-    check_layers(path, network)
+    check_architecture(path, network.config, options)
     tokenizer = load_tokenizer(folder)
     vocabulary_size = network.get_input_embeddings().weight.shape[0]
     check_vocabulary_size(path, tokenizer, vocabulary_size)
@@ -137,13 +138,11 @@ def quantization_config(options: EngineOptions, device: Any) -> BitsAndBytesConf
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def check_layers(path: str, network: Any) -> None:
-    """Raise ModelNotLoadable for layers that left padding breaks: recurrent or chunked attention."""
-    kinds = set(getattr(network.config.get_text_config(), "layer_types", None) or [])
-    unsupported = kinds - {"full_attention", "sliding_attention"}
-    if unsupported or network._is_stateful:
-        found = ", ".join(sorted(unsupported)) or "recurrent"
-        raise ModelNotLoadable(f"{path} has {found} layers, which the engine hf cannot batch; use vllm.")
+def check_architecture(path: str, config: Any, options: EngineOptions) -> None:
+    """Raise ModelNotLoadable for an architecture whose layers or positions the engine cannot handle."""
+    reason = explain_hf_refusal(config, options.max_model_len)
+    if reason is not None:
+        raise ModelNotLoadable(f"{path} {reason}.")
 
 
 def best_device() -> Any:

@@ -53,8 +53,9 @@ def main() -> None:
             stage = _stage(folder, size, tuning, rows, times, checkpointing)
             peak = _peak(stage, folder / f"run-{number}")
             tokens = _longest(folder, stage)
-            result = estimate_memory(parse_stage(stage), [], tokens)["hosts"][0]  # type: ignore[arg-type]
-            estimate = result["needed_bytes"]
+            result = estimate_memory(parse_stage(stage), [], tokens)  # type: ignore[arg-type]
+            assert result is not None, "Llama's layers are known"
+            estimate = result["hosts"][0]["needed_bytes"]
             kind = tuning["method"] + (", checkpointed" if checkpointing else "")
             values = [rows, tokens, estimate // MIB, peak // MIB]
             lines.append([size, kind, *map(str, values), f"{estimate / peak - 1:+.0%}"])

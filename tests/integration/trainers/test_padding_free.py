@@ -11,13 +11,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
+from tests.architectures import ARCHITECTURES, Architecture, find_architecture
 from tests.integration.trainers.conftest import events, losses
 from tests.integration.trainers.stages import run_stage
 from trainers.configs.stages.sft import SftConfig
+from trainers.configs.training import Attention
+from trainers.modeling.architecture import pick_attention
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.render import IGNORE_INDEX
 from trainers.rendering.sft_examples import load_examples
 from trainers.training.padding_free import (
+    PACKABLE_ARCHITECTURES,
     ROW_BY_ROW,
     VERIFIED_ARCHITECTURES,
     project_loss_tokens_only,
@@ -26,12 +30,25 @@ from trainers.training.padding_free import (
 
 Stage = dict[str, Any]
 ROWS = [{"input_ids": list(range(first, first + length))} for first, length in ((3, 9), (20, 4), (31, 17))]
+# Longer than the sliding windows of these models.
+LONG_ROWS = [
+    {"input_ids": [3 + (7 * first + 5 * n) % 60 for n in range(length)]}
+    for first, length in ((3, 9), (20, 40), (31, 23))
+]
+PACKABLE = [known for known in ARCHITECTURES if known.model_type in PACKABLE_ARCHITECTURES]
 
 
 @pytest.fixture
 def stage(short_sft: Stage) -> Stage:
     """Return a stage without any setting of attention or padding."""
     return short_sft | {"max_steps": 6}
+
+
+def small(architecture: Architecture) -> PreTrainedModel:
+    config = architecture.config(64, 0, 1)
+    torch.manual_seed(0)
+    attention = pick_attention(Attention.auto, torch.device("cpu"), config)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def tiny(architecture: str) -> PreTrainedModel:
@@ -57,6 +74,26 @@ def test_concatenated_rows_have_the_logits_of_each_alone(architecture: str) -> N
     model.set_attn_implementation(ROW_BY_ROW)
     inputs = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(ROWS)
     assert_close(model(**inputs, use_cache=False).logits[0], torch.cat(apart))
+
+
+@pytest.mark.parametrize("architecture", PACKABLE, ids=lambda architecture: architecture.name)
+def test_packed_rows_have_the_logits_of_each_alone(architecture: Architecture) -> None:
+    model = small(architecture)
+    inputs = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(LONG_ROWS)
+    with torch.inference_mode():
+        apart = [model(torch.tensor([row["input_ids"]])).logits[0] for row in LONG_ROWS]
+        assert_close(model(**inputs, use_cache=False).logits[0], torch.cat(apart), atol=1e-5, rtol=1e-4)
+
+
+def test_every_packable_architecture_is_proved() -> None:
+    assert {architecture.model_type for architecture in PACKABLE} == PACKABLE_ARCHITECTURES
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "OPT"])
+def test_rows_that_a_model_mixes_are_noticed(name: str) -> None:
+    mixing = find_architecture(name)
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        test_packed_rows_have_the_logits_of_each_alone(mixing)
 
 
 def test_padded_rows_are_still_answered_as_each_alone() -> None:

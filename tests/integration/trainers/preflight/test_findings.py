@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
+from tests.architectures import find_architecture, write_model
 from tests.conftest import ROOT
 from trainers.configs import parse_stage
 from trainers.configs.stages.preflight import PreflightConfig
@@ -275,6 +276,21 @@ def test_labels_that_the_tokenizer_does_not_have_are_found(starter: Path, unknow
     # GPT-2 calls its end token the unknown one.
     tokenizer.unk_token = tokenizer.eos_token
     assert list(check_tokens([clean, example], tokenizer, config, frozenset([end]), 64)) == []
+
+
+def test_settings_that_do_not_suit_the_model_are_found(
+    starter: Path, tmp_path: Path, write_rows: Write
+) -> None:
+    tuning = {"target_modules": ["qkv_proj"]}
+    (found,) = run_preflight(starter, tmp_path, write_rows(CLEAN), tuning=tuning)["findings"]
+    assert (found["code"], found["level"]) == ("model_unfit", "error")
+    assert "named qkv_proj" in found["message"] and "k_proj" in found["message"]
+
+
+def test_memory_without_a_formula_is_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
+    base = write_model(find_architecture("Mamba"), starter, tmp_path / "mamba")
+    result = run_preflight(base, tmp_path, write_rows(CLEAN))
+    assert (codes(result), result["passed"], result["memory"]) == (["memory_unknown"], True, None)
 
 
 def test_every_finding_has_its_test() -> None:

@@ -1,0 +1,137 @@
+"""What an architecture supports: attention, layers that LoRA adapts, and the engine hf.
+
+All of it is found on an empty model, on torch's `meta` device, so that a stage fails in its first second
+instead of after the weights of the model, or an earlier stage of the job, have taken their time.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from trainers.configs.training import Attention
+from trainers.modeling.load import ModelUnsupported, load_config
+from trainers.runtime.errors import ConfigInvalid, DeviceUnavailable
+
+FLASH: Final = {
+    Attention.flash_attention_2: is_flash_attn_2_available,
+    Attention.flash_attention_3: is_flash_attn_3_available,
+}
+# PEFT refuses to adapt these layers of models with Mamba blocks: their kernels read the weights directly.
+MAMBA_TYPES: Final = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+MAMBA_KERNEL_LAYERS: Final = ("conv1d", "out_proj")
+MAX_LISTED_LAYERS: Final = 30
+# The names in configs that call it differently than `num_experts`.
+EXPERT_COUNTS: Final = ("n_routed_experts", "num_local_experts")
+
+
+class AttentionUnsupported(ConfigInvalid):
+    """The architecture does not have the attention that the config names."""
+
+
+def pick_attention(attention: Attention, device: torch.device, model: PreTrainedConfig) -> str:
+    """Resolve `auto` to FlashAttention, torch's or eager attention: the first that is there for the model.
+
+    Raises AttentionUnsupported if the architecture does not have the named attention, and DeviceUnavailable
+    if this host does not.
+    """
+    offered = list_attention(model)
+    if attention is Attention.auto:
+        has_flash = device.type == "cuda" and is_flash_attn_2_available()
+        wanted = [*([Attention.flash_attention_2] if has_flash else []), Attention.sdpa, Attention.eager]
+        return next(found for found in wanted if found in offered).value
+    if attention not in offered:
+        names = ", ".join(offered)
+        raise AttentionUnsupported(
+            f"attention is {attention}, which the architecture {model.model_type} does not have; "
+            f"it has {names}.",
+            f"Set attention to auto or one of {names}.",
+        )
+    if attention in FLASH and (device.type == "cpu" or not FLASH[attention]()):
+        raise DeviceUnavailable(
+            f"attention is {attention}, which is not installed or has no kernel for {device.type}.",
+            "Set attention to auto or sdpa, or install flash-attn on a GPU host.",
+        )
+    return attention.value
+
+
+def list_attention(model: PreTrainedConfig) -> list[Attention]:
+    """Return the kinds of attention that the classes of an architecture declare."""
+    kind = find_model_class(model)
+    declared: Sequence[str] | None = getattr(kind, "_compatible_flash_implementations", None)
+    flash = [
+        name for name in FLASH if kind._supports_flash_attn and (declared is None or name.value in declared)
+    ]
+    return [Attention.eager, *([Attention.sdpa] if kind._supports_sdpa else []), *flash]
+
+
+def find_model_class(model: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of a causal language model; raises ModelUnsupported if there is none."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None)
+    if found is None:
+        raise ModelUnsupported(
+            f"The architecture {model.model_type} is not a causal language model, so it cannot be trained to "
+            "complete text.",
+            "Choose a decoder model, such as Llama, Qwen, Mistral or Gemma.",
+        )
+    kind: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+    return kind
+
+
+def build_empty_model(base: str, attention: str | None = None) -> PreTrainedModel:
+    """Return the model without reading or allocating weights; callers may change it."""
+    config = load_config(base)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=False, attn_implementation=attention
+        )
+    return model
+
+
+def list_layers(model: torch.nn.Module) -> list[str]:
+    """Return the names of the layers that an adapter can name, without those of embeddings and norms."""
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    return sorted(names - {"lm_head"})
+
+
+def explain_hf_refusal(model: PreTrainedConfig, max_model_len: int | None) -> str | None:
+    """Return why the engine hf does not serve an architecture, to complete "The model …", or None.
+
+    It pads prompts on the left, which recurrent layers and chunked attention do not ignore.
+    """
+    text = model.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds or find_model_class(model)._is_stateful:
+        found = ", ".join(sorted(kinds)) or "recurrent"
+        return f"has {found} layers, which the engine hf cannot batch; use vllm"
+    if max_model_len is None and getattr(text, "max_position_embeddings", None) is None:
+        return "has no context length in its config; set options.max_model_len"
+    return None
+
+
+def name_experts(model: PreTrainedConfig) -> None:
+    """Let TRL read the number of experts, which it only knows as `num_experts`, to balance their load.
+
+    A model of an architecture with experts may have none; then there is nothing to balance.
+    """
+    text = model.get_text_config()
+    if not hasattr(text, "num_experts"):
+        name = next((name for name in EXPERT_COUNTS if hasattr(text, name)), None)
+        if name is None:
+            return
+        # The way in which Mixtral's config does it; the name in config.json stays the same.
+        type(text).attribute_map = {**type(text).attribute_map, "num_experts": name}
+    if not text.num_experts and hasattr(text, "router_aux_loss_coef"):
+        text.router_aux_loss_coef = 0.0
