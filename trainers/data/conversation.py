@@ -217,9 +217,14 @@ def _normalize(message: Any, field: str) -> Message:
     changed |= {name: value for name, value in message.items() if value is not None and name not in changed}
     if message["role"] == "developer":
         changed["role"] = "system"
-    if message.get("tool_calls"):
-        changed["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
-    return changed
+    return with_parsed_arguments(changed)
+
+
+def with_parsed_arguments(message: Message) -> Message:
+    """Return a message whose tool calls have their arguments as objects; raises ValueError."""
+    if not message.get("tool_calls"):
+        return message
+    return message | {"tool_calls": [_tool_call(call) for call in message["tool_calls"]]}
 
 
 def _content(content: Any, field: str) -> str:

@@ -11,6 +11,7 @@ from serving.engines.decoding.token_bounds import exceeds_tokens
 from serving.engines.openai_server.prompt_queue import PromptWorker
 from serving.engines.openai_server.schemas import ChatMessage, TemplateOptions
 from serving.http.errors import ApiError, ContextLengthExceeded, InvalidRequest
+from trainers.data.conversation import with_parsed_arguments
 from trainers.rendering.template_renderer import Chat, ChatTemplateError
 
 RESERVED_VARIABLES = {
@@ -72,7 +73,10 @@ def render_chat(
         )
     try:
         template: str = tokenizer.get_chat_template()
-        shown = [replace_developer_role(message.for_template(), template) for message in messages]
+        shown = [
+            replace_developer_role(_parse_arguments(message.for_template(), param), template)
+            for message in messages
+        ]
         chat = Chat(shown, None, *prompt_end_options(options))
         rendered = worker.renderer.render(template, chat, {**tokenizer.special_tokens_map, **variables})
     except ChatTemplateError as error:
@@ -84,6 +88,14 @@ def render_chat(
     if rendered.rejected is not None:
         raise InvalidRequest(f"The chat template rejects these messages: {rendered.rejected}", param)
     return rendered.text
+
+
+def _parse_arguments(message: dict[str, Any], param: str) -> dict[str, Any]:
+    """Return a message whose tool arguments are objects, as in training; raises InvalidRequest."""
+    try:
+        return with_parsed_arguments(message)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"'tool_calls' of a message is not valid: {error}", param) from error
 
 
 def replace_developer_role(message: dict[str, Any], template: str) -> dict[str, Any]:

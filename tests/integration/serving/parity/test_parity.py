@@ -13,11 +13,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from serving.engines import find_engine
+from serving.engines.engine import EngineRequestFailed
 from serving.parity.__main__ import default_precision, program, run_comparison
 from serving.parity.prompts import STANDARD_CHATS
 from serving.parity.spot_check import passes_spot_check
 from tests.integration.serving.conftest import ENVIRONMENT, Server, serving
 from tests.integration.serving.make_tiny import BETA_TEMPLATE, TEMPLATE
+from trainers.configs.stages.generate import GenerateConfig
+from trainers.generate import run as generate
+from trainers.runtime.events import EventWriter
 
 BOS = "{{ '<|endoftext|>' }}"
 
@@ -200,3 +204,50 @@ def _tie(tied: Path, stale: Path) -> None:
 
 def _edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture(scope="module")
+def bare(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Server]]:
+    """Yield a base without a chat template, and an engine that serves it."""
+    folder = tmp_path_factory.mktemp("bare")
+    base = folder / "base"
+    shutil.copytree(starter, base)
+    (base / "chat_template.jinja").unlink()
+    arguments = ("--model", str(base), "--served-name", "bare")
+    with serving(folder / "engine.log", "serving.engines.hf", *arguments) as server:
+        yield base, server.wait_until_ready()
+
+
+def test_a_model_without_a_template_is_compared_on_texts(bare: tuple[Path, Server], tmp_path: Path) -> None:
+    base, server = bare
+    dataset = tmp_path / "rows.jsonl"
+    rows = [{"text": "A document."}, {"prompt": "How many?\n", "completion": "#### 1"}]
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = parity(server, "bare", base, dataset=dataset)
+    assert report["passed"], report["difference"]
+    assert report["chats"] == 3
+    assert isinstance(report["spot_check"]["messages"], str)
+    assert passes_spot_check(find_engine("hf"), server.url, "bare", report)
+
+
+def test_a_chat_with_a_model_without_a_template_names_the_endpoint_to_use(bare: tuple[Path, Server]) -> None:
+    _, server = bare
+    engine = find_engine("hf")
+    with pytest.raises(EngineRequestFailed, match="has no chat template; use /v1/completions") as refused:
+        engine.complete(server.url, "bare", [{"role": "user", "content": "Hi"}], 4)
+    assert refused.value.status == 400
+    assert engine.complete(server.url, "bare", "How many?\n", 4)[1] > 0
+
+
+def test_generate_continues_the_prompts_of_a_model_without_a_template(
+    bare: tuple[Path, Server], tmp_path: Path
+) -> None:
+    base, server = bare
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text(json.dumps({"prompt": "How many?\n", "completion": "#### 1"}) + "\n")
+    config = GenerateConfig.model_validate(
+        {"model": str(base), "dataset": str(dataset), "engine_url": server.url, "engine_model": "bare"}
+        | {"max_new_tokens": 4}
+    )
+    result = generate(config, tmp_path, EventWriter(None))
+    assert (result["rows"], result["failed"]) == (1, 0)

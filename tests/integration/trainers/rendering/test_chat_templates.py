@@ -113,6 +113,16 @@ def test_a_rejected_chat_has_the_reason_of_the_template(renderer: TemplateRender
     assert renderer.render("{{ 1 / 0 }}", chat, {}).rejected == "ZeroDivisionError: division by zero"
 
 
+@pytest.mark.parametrize("expression", ["f.name + f.arguments", "f.arguments", "f.arguments | tojson"])
+def test_tool_arguments_have_the_form_that_the_template_needs(
+    expression: str, renderer: TemplateRenderer
+) -> None:
+    template = f"{{% set f = messages[0].tool_calls[0].function %}}{{{{ {expression} }}}}"
+    call = {"function": {"name": "", "arguments": {"word": "한글"}}}
+    chat = Chat([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert renderer.render(template, chat, {}).text == '{"word": "한글"}'
+
+
 def test_the_largest_body_of_a_request_is_rendered(renderer: TemplateRenderer) -> None:
     # One character beyond the Basic Multilingual Plane makes each of the text's characters take 4 bytes.
     content = "word " * (8 * 2**20 // 5) + "😀"
