@@ -56,6 +56,7 @@ def run(config: MergeConfig, run_dir: Path, events: EventWriter) -> dict[str, An
     expected_btv = _compute_logits(model, prompts_bt)
     _untie_output_layer(model)
     merged = model.merge_and_unload(safe_merge=True)
+    _retie_output_layer(merged)
     differences = {
         "merged": _check_logits(expected_btv, _compute_logits(merged, prompts_bt), torch.float32, "merged")
     }
@@ -156,10 +157,19 @@ def _untie_output_layer(model: PeftModel) -> None:
         isinstance(head, adapted) or isinstance(embeddings, adapted)
     ):
         return
-    owner = getattr(head, "base_layer", head)
+    # The wrappers of PEFT show the weights that they were trained to; those of the base are within them.
+    owner = head.original_module if isinstance(head, AuxiliaryTrainingWrapper) else head
+    owner = getattr(owner, "base_layer", owner)
     owner.weight = torch.nn.Parameter(owner.weight.detach().clone(), requires_grad=False)
     base.config.get_text_config().tie_word_embeddings = False
     logger.info("The adapter unties the output layer from the embeddings: both are written.")
+
+
+def _retie_output_layer(merged: PreTrainedModel) -> None:
+    """Restore the tie if the adapter has trained one matrix for both layers: only one would be written."""
+    head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
+    if head is not None and head.weight.data_ptr() == embeddings.weight.data_ptr():
+        merged.config.get_text_config().tie_word_embeddings = True
 
 
 if __name__ == "__main__":

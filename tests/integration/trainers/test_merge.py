@@ -88,6 +88,41 @@ def test_a_trained_output_layer_is_not_lost_to_tied_embeddings(
 
 
 @TIED
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"trainable_token_indices": [5, 9, 300]},
+        {"trainable_token_indices": {"embed_tokens": [5, 9]}},
+    ],
+    ids=str,
+)
+def test_trained_embeddings_and_tokens_of_a_tied_base_are_merged(
+    starter: Path, tmp_path: Path, lora: dict[str, Any]
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(starter)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **lora
+    )
+    adapted = get_peft_model(base, config)
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "modules_to_save" in name or "trainable_tokens_delta" in name:
+            weight.data += torch.randn_like(weight) * 0.3
+    adapted.save_pretrained(tmp_path / "adapter")
+    model = {"base": str(starter), "adapter": str(tmp_path / "adapter")}
+    expected = logits(load_model(MergeConfig.model_validate({"model": model}).model, torch.float32))
+    result = run_merge(model, tmp_path / "merged")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model")
+    assert torch.allclose(logits(whole), expected, atol=1e-4)
+    assert not torch.allclose(expected, logits(AutoModelForCausalLM.from_pretrained(starter)), atol=1e-2)
+    assert result["checks"]["differences"]["written"] <= 1e-4
+
+
+@TIED
 def test_a_written_model_with_other_logits_is_not_published(
     with_head: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
