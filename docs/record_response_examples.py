@@ -98,6 +98,11 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded["get_model"] = get(f"/models/{run['model_id']}")
     recorded["list_model_files"] = get(f"/models/{run['model_id']}/files")
     recorded["list_run_files"] = get(f"/runs/{run['id']}/files")
+    recorded["import_model"] = post("/models", {"source": "starter"})
+    weights = settings.data_dir / "artifacts" / "models" / run["model_id"]
+    parts = [("file", (file.name, file.read_bytes())) for file in weights.iterdir() if file.is_file()]
+    uploaded = client.post("/api/v1/models/uploads", data={"name": "mine", "base": "starter"}, files=parts)
+    recorded["upload_model"] = check_response(uploaded)
     deployment = {"name": "maths", "model": run["model_id"]}
     recorded["create_deployment"] = post("/deployments", deployment)
     deployment_id = recorded["create_deployment"]["id"]

@@ -15,7 +15,7 @@ from app.datasets.schemas import (
     PreviewCreate,
     summary_view,
 )
-from app.datasets.upload import dataset_name, receive_upload, upload_folder
+from app.datasets.upload import receive_upload, upload_folder, upload_name
 from app.downloads.response import download_response, download_responses
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
@@ -45,8 +45,8 @@ async def upload_dataset(request: Request, response: Response) -> DatasetView:
     settings = get_settings()
     with upload_folder(settings.data_dir / "uploads") as folder:
         upload = await receive_upload(request, folder, settings.max_upload_bytes)
-        assert upload.path is not None
-        dataset, exists = await run_in_threadpool(service.create_dataset, upload.path, dataset_name(upload))
+        file = upload.files[-1]
+        dataset, exists = await run_in_threadpool(service.create_dataset, file.path, upload_name(upload))
     response.status_code = 200 if exists else 201
     return await run_in_threadpool(service.load_view, dataset.id)
 

@@ -21,6 +21,7 @@ from trainers.runtime.error_codes import ErrorCode
 # Allowance for the boundaries, headers and other fields of the form.
 FORM_OVERHEAD_BYTES = 64 << 10
 MAX_FIELD_BYTES = 4 << 10
+MAX_PARTS = 16
 CURL_HINT = "Send the file as the form field `file`: curl -F file=@…"
 
 
@@ -31,12 +32,19 @@ class NotMultipart(HttpError):
     code = ErrorCode.not_multipart
 
 
-@dataclass
-class DatasetUpload:
-    """The form's file on disk, and its other fields."""
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file of the form on disk, and the name that the client gave it."""
 
-    path: Path | None = None
-    filename: str = ""
+    path: Path
+    name: str
+
+
+@dataclass
+class FormUpload:
+    """The files of the form field `file`, and the form's other fields."""
+
+    files: list[UploadedFile] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
 
 
@@ -48,7 +56,9 @@ def upload_folder(parent: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-async def receive_upload(request: Request, folder: Path, max_bytes: int) -> DatasetUpload:
+async def receive_upload(
+    request: Request, folder: Path, max_bytes: int, max_parts: int = MAX_PARTS
+) -> FormUpload:
     """Read the request's form into `folder`.
 
     Raises NotMultipart, PayloadTooLarge, and UnprocessableContent if the form is incomplete or has no file.
@@ -56,8 +66,8 @@ async def receive_upload(request: Request, folder: Path, max_bytes: int) -> Data
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or b"boundary" not in options:
         raise NotMultipart("The body is not multipart/form-data.", hint=CURL_HINT)
-    upload = DatasetUpload()
-    parser = _make_parser(upload, options[b"boundary"], folder)
+    upload = FormUpload()
+    parser = _make_parser(upload, options[b"boundary"], folder, max_parts)
     received_bytes = 0
     async for chunk in request.stream():
         received_bytes += len(chunk)
@@ -68,7 +78,7 @@ async def receive_upload(request: Request, folder: Path, max_bytes: int) -> Data
             )
         await run_in_threadpool(_feed, parser, chunk)
     await run_in_threadpool(_feed, parser, None)
-    if upload.path is None:
+    if not upload.files:
         raise UnprocessableContent(
             "The form contains no file.",
             hint=CURL_HINT,
@@ -77,9 +87,9 @@ async def receive_upload(request: Request, folder: Path, max_bytes: int) -> Data
     return upload
 
 
-def dataset_name(upload: DatasetUpload) -> str:
+def upload_name(upload: FormUpload) -> str:
     """Return the form's `name`, or the stem of the file's; raises UnprocessableContent if it is invalid."""
-    name = upload.fields.get("name", "").strip() or Path(upload.filename).stem or "dataset"
+    name = upload.fields.get("name", "").strip() or Path(upload.files[-1].name).stem or "upload"
     if len(name) > MAX_NAME_LENGTH or not re.match(PRINTABLE_PATTERN, name):
         message = (
             f"The name is invalid: it must have at most {MAX_NAME_LENGTH} characters, none of them a control "
@@ -93,24 +103,34 @@ def dataset_name(upload: DatasetUpload) -> str:
     return name
 
 
-def _make_parser(upload: DatasetUpload, boundary: bytes, folder: Path) -> FormParser:
+def _make_parser(upload: FormUpload, boundary: bytes, folder: Path, max_parts: int) -> FormParser:
+    n_parts = 0
+
+    def count_part() -> None:
+        # The parser itself bounds the parts of URL-encoded forms only.
+        nonlocal n_parts
+        n_parts += 1
+        if n_parts > max_parts:
+            raise FormParserError(f"it has more than {max_parts} parts")
+
     def on_field(part: Field) -> None:
+        count_part()
         name = (part.field_name or b"").decode("utf-8", "replace")
         upload.fields[name] = (part.value or b"").decode("utf-8", "replace")
 
     def on_file(part: File) -> None:
         part.flush_to_disk() if part.in_memory else part.file_object.flush()
         part.close()
+        count_part()
         if part.field_name == b"file":
             assert part.actual_file_name is not None
-            upload.path = Path(part.actual_file_name.decode())
-            upload.filename = (part.file_name or b"").decode("utf-8", "replace")
+            name = (part.file_name or b"").decode("utf-8", "replace")
+            upload.files.append(UploadedFile(Path(part.actual_file_name.decode()), name))
 
     config: dict[Any, Any] = {
         "UPLOAD_DIR": str(folder),
         "UPLOAD_DELETE_TMP": False,
         "MAX_MEMORY_FILE_SIZE": 1 << 20,
-        "MAX_FIELDS": 16,
         "MAX_FIELD_SIZE": MAX_FIELD_BYTES,
     }
     return FormParser("multipart/form-data", on_field, on_file, boundary=boundary, config=config)

@@ -158,6 +158,7 @@ STAGES: dict[str, list[dict[str, Any]]] = {
             "max_steps": 20,
         }
     ],
+    "import": [{"stage": "import", "model": "starter"}],
     "merge": [_SHORT_SFT, {"stage": "merge", "model": {"stage": "sft"}}],
     "evaluate": [
         {"stage": "evaluate", "model": "starter", "dataset": "arithmetic-test", "max_new_tokens": 32}
@@ -177,6 +178,7 @@ SUMMARIES = {
     "sft": "Supervised fine-tuning with a LoRA adapter",
     "dpo": "Direct preference optimization on preference pairs",
     "grpo": "Group relative policy optimization with a reward",
+    "import": "Register a model that was made elsewhere",
     "merge": "Merge an adapter into its base",
     "evaluate": "Score a model on a dataset",
     "generate": "Complete every row of a dataset",

@@ -20,13 +20,20 @@ from trainers.configs import (
     DeployConfig,
     EngineClientConfig,
     EvaluateConfig,
+    ImportConfig,
     PreflightConfig,
     Product,
     Queue,
     StageDataset,
     StageKind,
 )
-from trainers.configs.references import DatasetField, ModelField, find_references, replace_references
+from trainers.configs.references import (
+    REGISTRY_PREFIX,
+    DatasetField,
+    ModelField,
+    find_references,
+    replace_references,
+)
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import MAX_HELD_OUT, TrainingConfig
 from trainers.data.formats import RowFormat
@@ -141,9 +148,21 @@ def _check_names(
         for field in ("engine_url", "engine_model"):
             if getattr(stage, field) is not None:
                 errors.append(_error(f"{path}.{field}", "Omit this field: the worker starts the engine."))
+    if isinstance(stage, ImportConfig):
+        errors += _check_import(stage, path)
     if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
         message = f"{stage.deployment!r} is an alias. Choose another name, and point the alias at it later."
         errors.append(_error(f"{path}.deployment", message))
+    return errors
+
+
+def _check_import(stage: ImportConfig, path: str) -> list[UnprocessableContent]:
+    """Return an error for each model that an import cannot have: it comes from outside the registry."""
+    errors: list[UnprocessableContent] = []
+    if not isinstance(stage.model, str) or stage.model.startswith(REGISTRY_PREFIX):
+        errors.append(_error(f"{path}.model", "Name a hub id or a folder; a model of the registry is in it."))
+    if stage.base is not None and not isinstance(stage.base, str):
+        errors.append(_error(f"{path}.base", "Name a hub id, a folder or a registry id."))
     return errors
 
 

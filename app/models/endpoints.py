@@ -1,13 +1,27 @@
 """Models over HTTP."""
 
+import sys
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
+from app.datasets.upload import receive_upload, upload_folder
 from app.downloads.response import download_response, download_responses
+from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
-from app.models import files, service
-from app.models.schemas import ModelFilesView, ModelForm, ModelLineageView, ModelView, model_view
+from app.jobs import service as jobs
+from app.jobs.schemas import JobView
+from app.models import files, imports, service, uploads
+from app.models.schemas import (
+    ModelFilesView,
+    ModelForm,
+    ModelImport,
+    ModelLineageView,
+    ModelView,
+    model_view,
+)
+from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -27,6 +41,33 @@ def list_models(
     """List models, newest first."""
     models, after = service.list_models(session, paging, name, dataset_id)
     return Page(items=[model_view(model) for model in models], next=after)
+
+
+@router.post("", status_code=202)
+def import_model(session: WriteSession, caller: CallerDependency, body: ModelImport) -> JobView:
+    """Register an adapter or whole weights from a folder or the hub; the job's run has the `model_id`.
+
+    A worker downloads the model with its own token, verifies its files, and compares an adapter with its
+    base. Weights must be safetensors. POST /api/v1/models/uploads registers files that you send.
+    """
+    job = imports.create_import(session, get_settings(), body, caller.key_id)
+    return jobs.view_job(session, get_settings(), job)
+
+
+# The size of an upload has a setting, which `receive_upload` checks.
+@router.post("/uploads", status_code=201, openapi_extra=uploads.FORM, max_body_size=sys.maxsize)
+async def upload_model(request: Request) -> ModelView:
+    """Register the files of a PEFT adapter or of whole weights that you send.
+
+    Send each file of the folder as a form field `file`, or one uncompressed tar archive, such as GET
+    /api/v1/models/{id}/download sends it. Weights must be safetensors; files that no loader needs are left
+    out.
+    """
+    settings = get_settings()
+    with upload_folder(settings.data_dir / "uploads") as folder:
+        upload = await receive_upload(request, folder, settings.max_upload_bytes, uploads.MAX_PARTS)
+        model = await run_in_threadpool(uploads.import_upload, upload, folder)
+    return model_view(model)
 
 
 @router.get("/{model_id}")

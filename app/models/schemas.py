@@ -5,8 +5,11 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.jobs.schemas import JobName
 from app.storage.artifacts import get_store
 from app.tables import Dataset, Model, ModelKind, Run, RunStatus
+from trainers.configs import Config, Queue
+from trainers.configs.base import NonEmpty
 
 
 class ModelView(BaseModel):
@@ -30,6 +33,31 @@ class ModelView(BaseModel):
         description="Folder of its files on the host of the API; null if the artifacts are in a remote "
         "store. GET /api/v1/models/{id}/download sends them.",
     )
+
+
+class ModelImport(Config):
+    """A model of a folder or of the hub to register. A worker fetches and verifies it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"source": "starter"},
+                {"source": "org/adapter@9b2f0a7", "name": "translator", "base": "Qwen/Qwen2.5-0.5B-Instruct"},
+            ]
+        }
+    )
+
+    source: NonEmpty = Field(
+        description="A hub id (`org/name@commit` with a revision), or a folder under an allowed root: a PEFT "
+        "adapter, or whole weights."
+    )
+    base: NonEmpty | None = Field(
+        None,
+        description="Base of an adapter, in place of the one that its `adapter_config.json` names: a hub id, "
+        "a folder or an id of the registry.",
+    )
+    name: JobName | None = Field(None, description="Name of the job; by default the source.")
+    queue: Queue | None = Field(None, description="Hardware to run on; by default a CPU.")
 
 
 class ModelForm(StrEnum):

@@ -25,6 +25,7 @@ from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig, Metric
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GenerationBackend, GrpoConfig, GrpoLoss, RewardScale
+from trainers.configs.stages.import_model import ImportConfig
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.configs.stages.preflight import HostMemory, PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
@@ -63,6 +64,7 @@ __all__ = [
     "GrpoConfig",
     "GrpoLoss",
     "HostMemory",
+    "ImportConfig",
     "LearningRateSchedule",
     "LoraTuning",
     "MergeConfig",

@@ -10,6 +10,7 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.import_model import ImportConfig
 from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
@@ -92,6 +93,15 @@ class StageKind(StrEnum):
     )
     grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True, limits=_TRAINING_LIMITS)
     merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model, merges=True, limits=_MERGE_LIMITS)
+    # `import` is a keyword of Python; the value is the stage's name.
+    import_ = Stage(
+        ImportConfig,
+        "trainers.import_model",
+        _INFERENCE,
+        Product.model,
+        reads_pairs=None,
+        limits=_MERGE_LIMITS,
+    )
     evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE)
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)

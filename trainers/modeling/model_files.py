@@ -150,12 +150,16 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter_base(folder: Path) -> str | None:
-    """Return the base that an adapter's config names; raises ModelRefused."""
+    """Return the base that an adapter's config names, with its revision if any; raises ModelRefused."""
     try:
-        base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        config = read_object(folder / ADAPTER_CONFIG)
     except (ModelFileRefused, OSError) as error:
         raise _refused(folder, f"its file {ADAPTER_CONFIG} {error}") from error
-    return base if isinstance(base, str) and base else None
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        return None
+    is_on_hub = base.count("/") == 1 and not base.startswith(("/", ".")) and "@" not in base
+    return f"{base}@{revision}" if is_on_hub and isinstance(revision, str) and revision else base
 
 
 def _resolve_folder(folder: Path, role: ModelRole) -> Path:

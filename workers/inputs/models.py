@@ -16,7 +16,7 @@ from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
 from app.tables import Model, ModelKind, Run
-from trainers.configs import AdaptedModel, ModelRef, StageOutput
+from trainers.configs import AdaptedModel, ImportConfig, ModelRef, StageOutput
 from trainers.configs.references import (
     FolderModel,
     HubModel,
@@ -65,6 +65,20 @@ def fetch_model(
         raise InputRefused(error) from error
 
 
+def fetch_import(
+    config: ImportConfig, settings: Settings, should_stop: Callable[[], bool] = lambda: False
+) -> ResolvedModel:
+    """Resolve the model to import, with its base if it is an adapter; raises as `fetch_model`."""
+    location = locate_model(None, config.model)
+    if isinstance(location, RegistryModel):
+        raise InputModelNotFound(f"The model {location} is in the registry already.", "Use its id.")
+    base = None if config.base is None else locate_model(None, config.base)
+    try:
+        return _open_location(location, settings, should_stop, base)
+    except (ProgramError, HubDownloadFailed) as error:
+        raise InputRefused(error) from error
+
+
 def locate_model(job_id: str | None, reference: ModelRef) -> ModelLocation:
     """Return where a model of a job is, without fetching it; raises InputModelNotFound."""
     if isinstance(reference, StageOutput):
@@ -99,15 +113,29 @@ def _fetch_registered(
 
 
 def _open_location(
-    location: HubModel | FolderModel, settings: Settings, should_stop: Callable[[], bool]
+    location: HubModel | FolderModel,
+    settings: Settings,
+    should_stop: Callable[[], bool],
+    adapter_base: ModelLocation | None = None,
 ) -> ResolvedModel:
-    """Return the model of a folder or of the hub; an adapter's own base is resolved like any other name."""
+    """Return the model of a folder or of the hub.
+
+    The base of an adapter is the one that is given, or that its config names, resolved like any other name.
+    """
     folder, origin = _find_folder(location, settings, should_stop)
     roots, views = settings.model_roots, _views(settings)
     if not is_adapter(folder):
         return ResolvedModel(str(open_model(folder, ModelRole.base, roots, views)), None, origin, None)
     adapter = open_model(folder, ModelRole.adapter, roots, views)
-    base = _locate_adapter_base(location, folder)
+    base = adapter_base or _locate_adapter_base(location, folder)
+    if isinstance(base, RegistryModel):
+        registered = _fetch_registered(base, settings, should_stop)
+        if registered.adapter is not None:
+            raise InputModelNotFound(
+                f"The base {base} of the adapter {location} is an adapter itself.",
+                "Name the merged form of that adapter as the base.",
+            )
+        return ResolvedModel(registered.base, adapter, registered.origin, None)
     base_folder, base_origin = _find_folder(base, settings, should_stop)
     opened = open_model(base_folder, ModelRole.base, roots, views)
     return ResolvedModel(str(opened), adapter, base_origin, None)
@@ -123,19 +151,20 @@ def _find_folder(
     return _check_folder(location.path, settings), str(location)
 
 
-def _locate_adapter_base(location: ModelLocation, folder: Path) -> HubModel | FolderModel:
+def _locate_adapter_base(location: ModelLocation, folder: Path) -> ModelLocation:
     """Return the base that an adapter names; an adapter of the hub may only name a model of the hub."""
     named = read_adapter_base(folder) or ""
     try:
         base = parse_location(named)
     except ValueError:
         base = None
-    if isinstance(base, HubModel) or (isinstance(base, FolderModel) and isinstance(location, FolderModel)):
+    if isinstance(base, HubModel) or (base is not None and isinstance(location, FolderModel)):
         return base
+    others = ", an absolute folder or a registry id" if isinstance(location, FolderModel) else ""
     raise InputModelNotFound(
-        f"The adapter {location} names the base {named!r}, which is not a hub id"
-        f"{' or an absolute folder' if isinstance(location, FolderModel) else ''}.",
-        "Correct base_model_name_or_path in its adapter_config.json, or merge the adapter into its base.",
+        f"The adapter {location} names the base {named!r}, which is not a hub id{others}.",
+        "Import the adapter with POST /api/v1/models, and name its base there; or correct "
+        "base_model_name_or_path in its adapter_config.json.",
     )
 
 

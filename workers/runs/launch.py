@@ -17,7 +17,7 @@ from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
 from app.tables import Checkpoint, Run
-from trainers.configs import AnyStage, EngineClientConfig, PrepareConfig
+from trainers.configs import AnyStage, EngineClientConfig, ImportConfig, PrepareConfig
 from trainers.configs.references import ModelField, find_references, replace_references
 from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
@@ -28,7 +28,7 @@ from workers.hosts.environments import program_environment
 from workers.hosts.resource_limits import ResourceLimits
 from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
-from workers.inputs.models import ResolvedModel, fetch_model
+from workers.inputs.models import ResolvedModel, fetch_import, fetch_model
 from workers.runs.limits import choose_limits
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
 
@@ -141,6 +141,11 @@ def _resolve_references(
     if isinstance(config, PrepareConfig) and config.source is not None:
         source = fetch_source(config.source, settings, should_stop)
         config = config.model_copy(update={"source": source})
+    if isinstance(config, ImportConfig):
+        model = fetch_import(config, settings, should_stop)
+        # The program refuses a base for whole weights.
+        unused = None if model.adapter else config.base
+        return config.model_copy(update={"model": model.reference, "base": unused}), {"model": model}, None
     models: dict[str, ResolvedModel] = {}
     paths: dict[str, Any] = {}
     dataset_id = None
