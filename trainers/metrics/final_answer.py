@@ -1,9 +1,10 @@
 r"""The final answer of a solution, and its comparison with a reference.
 
-The final answer is the first of these that exists: the number after `####` (in the first such line, because a
-base model may continue with another problem), the last `\boxed{}`, the number after the last "the answer is",
-the last number. A `####` without a number and a box without exactly one plain number mean that there is no
-answer, even if the text contains other numbers.
+The final answer is the first of these that exists: the number in the last `<answer>`, after `####` (in the
+first such line, because a base model may continue with another problem), in the last `\boxed{}`, after the
+last "the answer is" (or the field `answer` of JSON), the last number. A `####` without a number and a box
+without exactly one plain number mean that there is no answer, even if the text contains other numbers. So do
+ranges, lists and alternatives in any of these places.
 
 Hostile text takes no longer than long text: marks are found by substring search, and only short parts of the
 text are parsed. "The answer is" and the last number are searched in the last 4,000 characters only.
@@ -16,25 +17,31 @@ from fractions import Fraction
 from itertools import islice
 
 from trainers.metrics.numbers import NUMBER, Number, is_same_number, normalize_text, parse_number
+from trainers.metrics.several_answers import MAX_LINE, has_more_answers, is_range
 
 BOX = r"\boxed{"
 MARK = "####"
+TAG, TAG_END = "<answer>", "</answer>"
 WINDOW = 4_000
 MAX_FIELD = 1_000
 MAX_MARKS = 64
 
 _MARKED_LINE = re.compile(rf"{MARK}(?!#)([^\n]{{0,200}})")
 CUE = re.compile(
-    r"(?i:\banswer[*_]{0,3}[ ]{0,3}(?:is|was|equals|would be|will be|:|=))"
+    r"(?i:(?<![A-Za-z])answer[*_\"']{0,3}[ ]{0,3}(?:is|was|equals|would be|will be|:|=))"
     r"|정답은|정답[ ]?:|답은|(?<!\w)답[ ]?:"
 )
 # Words and signs between "the answer is" or a mark and the number.
 _LEAD = re.compile(
-    r"(?:[\s:=≈*_(\[{`]|(?i:\b(?:the|final|answer|is|thus|therefore|so|simply|just|exactly|equal to|"
+    r"(?:[\s:=≈*_(\[{`\"']|(?i:\b(?:the|final|answer|is|thus|therefore|so|simply|just|exactly|equal to|"
     r"approximately|about|around|roughly|US|USD|약)(?![A-Za-z])))*+"
 )
 _OPERATION = re.compile(r"[ ]?[A-Za-z]?[ ]?[-+*/×÷·:][ ]?\(?-?[0-9.]")
 _SEVERAL = re.compile(r"[ ]{0,3}(?:,[ ]|(?:and|or)[ ]|;)[ ]{0,3}-?[0-9]")
+# Values of the field `answer` that mean that there is none.
+_NOTHING = re.compile(r"[\s\"']*(?:null|None|N/A)\b")
+# The label of an answer at the start of a line, such as `A:` or `(b)`.
+_LABEL = re.compile(r"\(?[A-Za-z](?:\)|\)?[ ]?[:=.])[ ]?")
 _COLLECTION = re.compile(r"[(\[{][^,;]*+[,;]|[^,;]*+[,;][ ]?[A-Za-z][ ]?=")
 _SHORT_HEAD = re.compile(r"(?:[^A-Za-z]|[A-Za-z](?![A-Za-z]))*+")
 
@@ -83,6 +90,9 @@ def judge_answer(
 
 def find_answer(text: str) -> FoundAnswer:
     """Return the final answer of a text and where it was found, or why there is none."""
+    start = text.rfind(TAG)
+    if start >= 0:
+        return _find_in_tag(text[start + len(TAG) :][:MAX_FIELD].partition(TAG_END)[0])
     marked = _after_mark(text)
     if marked is not None:
         return marked
@@ -120,7 +130,7 @@ def parse_box(content: str) -> FoundAnswer:
     match = _search_sides(plain)
     if match is None:
         return FoundAnswer(None, "the box contains no plain number")
-    if _SEVERAL.match(match.string, match.end()):
+    if _SEVERAL.match(match.string, match.end()) or has_more_answers(match.string, match.end()):
         return FoundAnswer(None, "the box contains several values")
     return _make_answer(match, "in a box")
 
@@ -135,13 +145,22 @@ def parse_line(line: str) -> re.Match[str] | None:
     return None
 
 
+def _find_in_tag(content: str) -> FoundAnswer:
+    found = _after_mark(content)
+    if found is None and (box := last_box(content)) is not None:
+        found = parse_box(box[0])
+    if found is None:
+        plain = normalize_text(content)
+        found = _after_cue(plain) or _read_line(plain.strip(), "in <answer>") or _last_number(plain)
+    return found
+
+
 def _after_mark(text: str) -> FoundAnswer | None:
     # None if the marks are only Markdown headings.
     lines = [match[1] for match in islice(_MARKED_LINE.finditer(text), MAX_MARKS)]
     for line in lines:
-        match = parse_line(line)
-        if match:
-            return _make_answer(match, f"after {MARK}")
+        if found := _read_line(line, f"after {MARK}"):
+            return found
     if any(not line.strip() for line in lines):
         return FoundAnswer(None, f"nothing follows {MARK}")
     return None
@@ -152,13 +171,38 @@ def _after_cue(tail: str) -> FoundAnswer | None:
     if not cues:
         return None
     line = tail[cues[-1].end() :].lstrip()[:200].split("\n", 1)[0]
+    if _NOTHING.match(line):
+        return FoundAnswer(None, "the answer is given as missing")
+    return _read_line(line, 'after "the answer is"')
+
+
+def _read_line(line: str, where: str) -> FoundAnswer | None:
+    """Return the answer with which a line starts, or that it has several; None if it starts with none."""
+    plain = normalize_text(line)
     match = parse_line(line)
-    return _make_answer(match, 'after "the answer is"') if match else None
+    if (match and has_more_answers(match.string, match.end())) or is_range(plain, _lead_end(plain)):
+        return FoundAnswer(None, f"there are several numbers {where}")
+    return _make_answer(match, where) if match else None
 
 
 def _last_number(tail: str) -> FoundAnswer:
     last = deque(NUMBER.finditer(tail), maxlen=1)
-    return _make_answer(last[0], "the last number") if last else FoundAnswer(None, "it contains no number")
+    if not last:
+        return FoundAnswer(None, "it contains no number")
+    if _is_list(tail, last[0]):
+        return FoundAnswer(None, "its last line has several numbers")
+    return _make_answer(last[0], "the last number")
+
+
+def _is_list(tail: str, last: re.Match[str]) -> bool:
+    """Return whether the whole line of the last number is a range, a list or alternatives."""
+    line = tail[tail.rfind("\n", 0, last.start()) + 1 :].partition("\n")[0]
+    if len(line) > MAX_LINE:
+        return False
+    label = _LABEL.match(line)
+    start = _lead_end(line, label.end() if label else 0)
+    first = NUMBER.match(line, start)
+    return is_range(line, start) or (first is not None and has_more_answers(line, first.end()))
 
 
 def _search_sides(plain: str) -> re.Match[str] | None:
@@ -177,9 +221,9 @@ def _sides(plain: str) -> list[str]:
     return plain.split("=")[:-9:-1]
 
 
-def _lead_end(side: str) -> int:
-    match = _LEAD.match(side)
-    return match.end() if match else 0
+def _lead_end(side: str, start: int = 0) -> int:
+    match = _LEAD.match(side, start)
+    return match.end() if match else start
 
 
 def _make_answer(match: re.Match[str], where: str) -> FoundAnswer:

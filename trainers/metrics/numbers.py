@@ -11,6 +11,8 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+from trainers.metrics.korean_numbers import write_in_digits
+
 MAX_LENGTH = 400
 MAX_EXPONENT = 400
 
@@ -35,12 +37,15 @@ NUMBER = re.compile(
       | [eE](?P<exponent>[+-]?[0-9]++)(?![A-Za-z])
       )?
       (?:(?P<percent>[ ]?(?:%|(?i:percent|per[ ]cent)\b|퍼센트))
-      | [ ](?P<scale>(?i:hundred|thousand|million|billion|trillion))\b)?
+      | [ ](?P<scale>(?i:hundred|thousand|million|billion|trillion))\b
+      # 25k, 2.5M; before an operator it is a variable.
+      | (?P<short>[kKM])(?![A-Za-z0-9]|[ ]?[-+*/^=×÷]))?
     )
     """,
     re.VERBOSE,
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES |= {"k": 10**3, "m": 10**6}
 
 # Symbols that make an adjacent number part of a formula: a root, π, an unparsed power or fraction, a
 # variable.
@@ -65,6 +70,8 @@ _COMMANDS = (
     (re.compile(r"\\(?:,|;|:|thinspace(?![A-Za-z]))"), "\N{THIN SPACE}"),
     (re.compile(r"\\[ ]|\\quad(?![A-Za-z])"), " "),
     (re.compile(r"\{,\}"), ","),
+    # Between numbers a tilde is a range; elsewhere it is a space of LaTeX.
+    (re.compile(r"(?<=[0-9])[ ]?[~〜～][ ]?(?=[0-9])"), " to "),
     (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)[ ]?\{([^{}]{0,100})\}"), r"\1"),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\\div(?![A-Za-z])"), "÷"),
@@ -98,7 +105,7 @@ def normalize_text(text: str) -> str:
     """Return text without currency signs, with one notation of LaTeX, minus signs, digits and separators."""
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
-    return _FRACTION.sub(_format_fraction, text).translate(_CHARACTERS)
+    return write_in_digits(_FRACTION.sub(_format_fraction, text).translate(_CHARACTERS))
 
 
 def parse_number(match: re.Match[str]) -> Number | None:
@@ -167,7 +174,8 @@ def _hours(clock: str) -> Fraction:
 def _size(match: re.Match[str]) -> Fraction | None:
     first = match["plain"] or match["by_dots"].replace(".", "").replace(",", ".")
     size = _apply_suffix(match, _decimal(first), len(first))
-    return None if size is None else size * _SCALES.get((match["scale"] or "").lower(), 1)
+    scale = match["scale"] or match["short"] or ""
+    return None if size is None else size * _SCALES.get(scale.lower(), 1)
 
 
 def _apply_suffix(match: re.Match[str], first: Fraction, digits: int) -> Fraction | None:
