@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 os.environ.update(OFFLINE)  # Before transformers is imported, so that no test uses the network.
+os.environ["TUNESMITH_WARM_START"] = "false"  # Only the tests of warm starts need the process.
 
 
 @pytest.fixture(scope="session")

@@ -125,6 +125,8 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     sweeper = create_sweeper(settings)
     collector = Collector(settings)
     deployments = threading.Thread(target=DeploymentManager(worker).run, name="deployments")
+    if worker.fork_server is not None:
+        worker.fork_server.start()
     worker.leases.start()
     worker.tracker.start()
     sweeper.start()
@@ -144,6 +146,8 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
         sweeper.stop()
         collector.stop()
         worker.leases.stop()
+        if worker.fork_server is not None:
+            worker.fork_server.stop()
     return was_asked_to_stop
 
 

@@ -34,6 +34,8 @@ QUICK = {
     "TUNESMITH_STOP_GRACE_SECONDS": "4",
     # Each comparison loads the model once more; only its own tests turn it on.
     "TUNESMITH_PARITY": "off",
+    # Most tests start few programs that need the packages; those of warm starts turn it on.
+    "TUNESMITH_WARM_START": "false",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }

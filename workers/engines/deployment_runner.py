@@ -212,7 +212,7 @@ class DeploymentRunner:
         if mode is ParityMode.off:
             return None
         report = check_parity(
-            self.worker.settings,
+            self.worker,
             self.deployment,
             ParityTarget(self.engine_process.engine, start.address, self._request_name, model),
             self.engine_process.folder,

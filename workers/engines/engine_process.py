@@ -203,7 +203,9 @@ class EngineProcess:
         host, _, port = address.removeprefix("http://").rpartition(":")
         template_from = str(model.adapter or "")
         config = EngineConfig(model.base, self.base_name, host, int(port), {}, self.options, template_from)
-        process = start_engine(self.engine, config, self.folder, self._devices, seconds)
+        process = start_engine(
+            self.engine, config, self.folder, self._devices, seconds, self.worker.fork_server
+        )
         with self._lock:
             self._adapters.clear()
             self._ready_names.clear()

@@ -13,6 +13,7 @@ from serving.http.addresses import is_private
 from workers.hosts.devices import Devices
 from workers.hosts.environments import empty_folder, program_environment
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
+from workers.hosts.warm_start import ForkServer
 
 POLL_SECONDS = 0.5
 LOG = "log.txt"
@@ -49,7 +50,12 @@ def find_free_address(host: str) -> str:
 
 
 def start_engine(
-    engine: Engine, config: EngineConfig, folder: Path, devices: Devices, seconds: float
+    engine: Engine,
+    config: EngineConfig,
+    folder: Path,
+    devices: Devices,
+    seconds: float,
+    fork_server: ForkServer | None = None,
 ) -> GuardedProcess:
     """Start the engine in an empty folder that takes its log; it is killed after `seconds` unless extended.
 
@@ -70,6 +76,7 @@ def start_engine(
         environment=environment,
         seconds=seconds,
         locks=devices.locks,
+        fork_server=fork_server,
     )
 
 

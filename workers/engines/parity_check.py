@@ -18,8 +18,10 @@ from serving.parity.spot_check import passes_spot_check
 from trainers.configs import EngineOptions, MergeConfig
 from workers.hosts.devices import NO_DEVICES
 from workers.hosts.environments import empty_folder, program_environment
-from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, start_guarded_process
+from workers.hosts.guard_options import EXIT_SIGNAL_BASE
+from workers.hosts.guarded_process import start_guarded_process
 from workers.hosts.lease import Lease
+from workers.hosts.worker import WorkerContext
 from workers.inputs.datasets import fetch_dataset
 from workers.inputs.errors import LaunchError
 from workers.inputs.models import ResolvedModel, fetch_model
@@ -50,7 +52,7 @@ class ParityReference:
 
 
 def check_parity(
-    settings: Settings,
+    worker: WorkerContext,
     deployment: Deployment,
     target: ParityTarget,
     folder: Path,
@@ -76,9 +78,9 @@ def check_parity(
     report_file = folder / f"parity-{deployment.id}.json"
     log = folder / f"parity-{deployment.id}.log"
     report_file.unlink(missing_ok=True)
-    reference = _load_reference(deployment, target.model, settings)
-    command = _build_command(settings, deployment, target, reference, report_file)
-    status = _run_comparison(command, log, lease, poll)
+    reference = _load_reference(deployment, target.model, worker.settings)
+    command = _build_command(worker.settings, deployment, target, reference, report_file)
+    status = _run_comparison(worker, command, log, lease, poll)
     if not report_file.exists():
         message = (
             "Parity of the served model and the trained model could not be checked; the comparison exited "
@@ -135,7 +137,9 @@ def _build_command(
     return command
 
 
-def _run_comparison(command: list[str], log: Path, lease: Lease, poll: Callable[[], None]) -> int:
+def _run_comparison(
+    worker: WorkerContext, command: list[str], log: Path, lease: Lease, poll: Callable[[], None]
+) -> int:
     """Run the program and return its exit status; it runs on the CPU because the engine owns the devices."""
     process = start_guarded_process(
         command,
@@ -143,6 +147,7 @@ def _run_comparison(command: list[str], log: Path, lease: Lease, poll: Callable[
         folder=empty_folder(log.parent, ".empty-parity"),
         environment=program_environment(NO_DEVICES),
         seconds=lease.seconds_left,
+        fork_server=worker.fork_server,
     )
     lease.bind(process)
     try:

@@ -15,62 +15,86 @@ import math
 import os
 import selectors
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
 from trainers.runtime.process_tree import MARKER, adopt_orphans, die_with_parent, kill_processes
-from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, EXIT_START_FAILED
+from workers.hosts.guard_options import EXIT_SIGNAL_BASE, EXIT_START_FAILED, GuardOptions
 from workers.hosts.resource_limits import LimitWatch, ResourceLimits
 
 CHANNEL = 0
 """The guard's end of the socket is its standard input."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Guard one program until it ends, its time has passed, or the worker is gone."""
+    """Guard the program of a command line."""
     options, separator, *command = arguments
     assert separator == "--" and command, __doc__
-    values = json.loads(options)
-    if values["use_kernel"]:
+    return guard_program(GuardOptions.from_json(options), lambda: _execute(command))
+
+
+def guard_program(options: GuardOptions, run: Callable[[], object]) -> int:
+    """Run one program in a child until it ends, its time has passed, or the worker is gone.
+
+    Returns the exit status for the worker. `run` is called in the child, and ends it.
+    """
+    if options.use_kernel:
         adopt_orphans()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, _exit)
-    limits = ResourceLimits(**values["limits"])
     # A signal may arrive while the program starts.
     try:
-        program = _start_program(command, values["folder"], values["use_kernel"])
-        if program is None:
-            return EXIT_START_FAILED
-        status = _Guard(program.pid, values["seconds"], limits).watch()
+        program = _fork_program(options, run)
+        status = _Guard(program, options.seconds, options.limits).watch()
     finally:
         kill_processes(os.environ[MARKER], ancestor=os.getpid())
     if status is None:
-        status = _reap_children(program.pid)
+        status = _reap_children(program)
     assert status is not None, "the program has been killed"
-    program.returncode = status  # Popen must not wait for a process that has been reaped.
     return EXIT_SIGNAL_BASE - status if status < 0 else status
 
 
-def _start_program(
-    command: Sequence[str], folder: str | None, use_kernel: bool
-) -> subprocess.Popen[bytes] | None:
-    """Start the program in a group of its own, so that a request to stop it does not reach the guard."""
+def _fork_program(options: GuardOptions, run: Callable[[], object]) -> int:
+    """Fork the program into a group of its own, so that a request to stop it does not reach the guard."""
+    if program := os.fork():
+        # Here as well, for a request that arrives before the program has run at all.
+        with contextlib.suppress(OSError):
+            os.setpgid(program, program)
+        return program
     try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            cwd=folder,
-            process_group=0,
-            preexec_fn=die_with_parent if use_kernel else None,
-        )
+        os.setpgid(0, 0)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        if options.use_kernel:
+            die_with_parent()
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), CHANNEL)
+        os.chdir(options.folder)
+        run()
     except OSError as error:
-        _log(f"cannot start {command[0]}: {error}")
-        return None
+        _log(f"cannot start the program: {error}")
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # No frame of the guard may continue in its child.
+        os._exit(EXIT_START_FAILED)
+
+
+def _execute(command: Sequence[str]) -> None:
+    """Replace this process by a command, which inherits no file except its standard streams."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them.
+    os.closerange(CHANNEL + 3, os.sysconf("SC_OPEN_MAX"))
+    try:
+        os.execvp(command[0], list(command))  # noqa: S606
+    except OSError as error:
+        _log(f"cannot start {command[0]}: {error.strerror}")
 
 
 class _Guard:

@@ -12,9 +12,8 @@ from typing import IO
 
 from trainers.runtime.process_tree import MARKER, kill_abandoned_processes, kill_processes, new_marker
 from workers.hosts.resource_limits import ExceededLimit, ResourceLimits
+from workers.hosts.warm_start import ForkedGuard, ForkServer
 
-EXIT_START_FAILED = 127
-EXIT_SIGNAL_BASE = 128
 # A guard ends its program within milliseconds; one that does not is suspended.
 GUARD_SECONDS = 10.0
 MAX_REPORT_BYTES = 4096
@@ -24,7 +23,9 @@ NO_LIMITS = ResourceLimits()
 class GuardedProcess:
     """A program with a guard (`workers/hosts/guard.py`)."""
 
-    def __init__(self, guard: subprocess.Popen[bytes], channel: socket.socket, marker: str) -> None:
+    def __init__(
+        self, guard: "subprocess.Popen[bytes] | ForkedGuard", channel: socket.socket, marker: str
+    ) -> None:
         self.exceeded_limit: ExceededLimit | None = None
         """The limit that ended the program; known when `wait` has returned its exit status."""
         self._guard = guard
@@ -94,27 +95,43 @@ def start_guarded_process(
     limits: ResourceLimits = NO_LIMITS,
     folder: Path | None = None,
     use_kernel: bool = sys.platform == "linux",
+    fork_server: ForkServer | None = None,
 ) -> GuardedProcess:
     """Start a program whose output is appended to `log`; it is killed after `seconds` unless extended.
 
     The program starts in `folder`, by default in the worker's. The guard inherits the open files `locks`,
     and keeps them until every process of the program has ended. Without `use_kernel`, as on macOS, its
-    processes are found by their environment alone.
+    processes are found by their environment alone. With a `fork_server`, guard and program are forked from
+    it if that makes no difference but time.
     """
     kill_abandoned_processes()
     marker = new_marker()
     values = {"seconds": seconds, "limits": asdict(limits), "use_kernel": use_kernel}
-    options = json.dumps(values | {"folder": None if folder is None else str(folder)})
+    options = json.dumps(values | {"folder": str(folder or Path.cwd())})
+    with log.open("ab") as output:
+        if fork_server is not None and use_kernel and not locks:
+            channel, guard_channel = _make_channel()
+            with guard_channel:
+                forked = fork_server.fork(command, environment, options, marker, guard_channel, output)
+            if forked is not None:
+                return GuardedProcess(forked, channel, marker)
+            channel.close()
+        channel, guard_channel = _make_channel()
+        with guard_channel:
+            guard = subprocess.Popen(
+                [sys.executable, "-m", "workers.hosts.guard", options, "--", *command],
+                stdin=guard_channel.fileno(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**environment, MARKER: marker},
+                start_new_session=True,
+                pass_fds=[lock.fileno() for lock in locks],
+            )
+    return GuardedProcess(guard, channel, marker)
+
+
+def _make_channel() -> tuple[socket.socket, socket.socket]:
+    """Return the worker's end, which never blocks, and the guard's."""
     channel, guard_channel = socket.socketpair()
     channel.setblocking(False)
-    with log.open("ab") as output, guard_channel:
-        guard = subprocess.Popen(
-            [sys.executable, "-m", "workers.hosts.guard", options, "--", *command],
-            stdin=guard_channel.fileno(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**environment, MARKER: marker},
-            start_new_session=True,
-            pass_fds=[lock.fileno() for lock in locks],
-        )
-    return GuardedProcess(guard, channel, marker)
+    return channel, guard_channel

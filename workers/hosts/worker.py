@@ -22,6 +22,7 @@ from app.workers.host_hardware import HostHardware, find_version, inspect_host
 from trainers.configs import Queue, StageKind
 from workers.hosts.devices import DevicePool, Devices
 from workers.hosts.lease import Leases
+from workers.hosts.warm_start import ForkServer, create_fork_server
 from workers.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class WorkerContext:
     devices: DevicePool
     registration: dict[str, Any] = field(default_factory=dict)
     """The columns of this worker's row, to insert it again if it was deleted while the host slept."""
+    fork_server: ForkServer | None = field(init=False)
     leases: Leases = field(init=False)
     tracker: Tracker = field(init=False)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -48,6 +50,7 @@ class WorkerContext:
     """Set when there may be a run to claim, or room for one."""
 
     def __post_init__(self) -> None:
+        self.fork_server = create_fork_server(self.settings)
         self.leases = Leases(self.settings.heartbeat_seconds, self.announce)
         self.tracker = Tracker(self.settings)
 

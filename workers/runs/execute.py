@@ -169,7 +169,7 @@ class _RunExecution:
             remove_run_dir(launch.run_dir)
 
     def _run_with_engine(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
-        engine = RunEngine(config, launch.run_dir, self.settings)
+        engine = RunEngine(config, launch.run_dir, self.worker)
         try:
             if engine.start(devices, self.lease, self._poll_stop):
                 self._run_program(launch.with_engine(engine.url, engine.model), engine)
@@ -208,6 +208,7 @@ class _RunExecution:
             seconds=self.lease.seconds_left,
             locks=launch.devices.locks,
             limits=launch.limits,
+            fork_server=self.worker.fork_server,
         )
         try:
             self.lease.bind(program)

@@ -17,7 +17,7 @@ from trainers.modeling.model_files import ADAPTER_CONFIG
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
-from workers.hosts import guarded_process
+from workers.hosts import guard_options
 from workers.runs import recovery
 from workers.runs.launch import Launch
 
@@ -139,7 +139,7 @@ def infer_error(
     if reported is not None:
         return reported
     # A negative status is that of a guard that was killed itself.
-    number = -exit_status if exit_status < 0 else exit_status - guarded_process.EXIT_SIGNAL_BASE
+    number = -exit_status if exit_status < 0 else exit_status - guard_options.EXIT_SIGNAL_BASE
     if number > 0:
         return ProgramKilled(
             f"The program was killed by signal {number}.",
@@ -163,7 +163,7 @@ def _is_inside(path: Path, run_dir: Path) -> bool:
 def _was_killed_for_memory(launch: Launch, exit_status: int) -> bool:
     # The kernel kills one of several ranks, and their launcher reports a status of its own.
     has_ranks = isinstance(launch.config, TrainingConfig) and launch.config.devices > 1
-    is_killed = has_ranks or exit_status == guarded_process.EXIT_SIGNAL_BASE + signal.SIGKILL
+    is_killed = has_ranks or exit_status == guard_options.EXIT_SIGNAL_BASE + signal.SIGKILL
     return is_killed and recovery.count_oom_kills() > launch.n_oom_kills
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from app.settings import Settings
 from serving.engines import EngineConfig, EngineRequestFailed, find_engine
 from serving.engines.child_engine import latest_model_name, log_tail
 from trainers.configs import AdaptedModel, EngineClientConfig
@@ -20,6 +19,7 @@ from workers.engines.engine_start import (
 from workers.hosts.devices import Devices
 from workers.hosts.guarded_process import GuardedProcess
 from workers.hosts.lease import Lease
+from workers.hosts.worker import WorkerContext
 from workers.runs.results import ENGINE_LOG
 
 # The program runs on the same host.
@@ -31,17 +31,18 @@ LOG_HINT = f"Read the engine's whole log: GET /api/v1/runs/RUN/files/{ENGINE_LOG
 class RunEngine:
     """An engine as a guarded process, which ends with the run, its lease, or its worker."""
 
-    def __init__(self, config: EngineClientConfig, run_dir: Path, settings: Settings) -> None:
+    def __init__(self, config: EngineClientConfig, run_dir: Path, worker: WorkerContext) -> None:
         adapters = {ADAPTER_NAME: config.model.adapter} if isinstance(config.model, AdaptedModel) else {}
         self.url = find_free_address(HOST)
         port = int(self.url.rpartition(":")[2])
-        self._engine = find_engine(config.engine, settings.engine_commands.get(config.engine, []))
+        self._engine = find_engine(config.engine, worker.settings.engine_commands.get(config.engine, []))
         self._config = EngineConfig(
             get_base_model(config.model), BASE_NAME, HOST, port, adapters, config.options
         )
         self.model = latest_model_name(self._engine, self._config)
         """The name of the model in requests."""
         self._run_dir = run_dir
+        self._fork_server = worker.fork_server
         self._folder = run_dir / ".engine"
         self._process: GuardedProcess | None = None
 
@@ -60,7 +61,9 @@ class RunEngine:
             if Path(folder).is_dir():
                 prove_folder(Path(folder))
         try:
-            process = start_engine(self._engine, self._config, self._folder, devices, lease.seconds_left)
+            process = start_engine(
+                self._engine, self._config, self._folder, devices, lease.seconds_left, self._fork_server
+            )
             self._process = process
             lease.bind(process)
             if not wait_until_ready(

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -17,21 +19,36 @@ import pytest
 from serving.engines.child_engine import run_engine
 from serving.engines.engine import EngineConfig
 from serving.engines.hf.engine import HfEngine
+from tests.conftest import ROOT
 from tests.integration.workers.family import N_PROCESSES, family_command
 from trainers.runtime.process_tree import MARKER
 from workers.hosts import guarded_process
-from workers.hosts.guarded_process import EXIT_SIGNAL_BASE, GuardedProcess, start_guarded_process
+from workers.hosts.guard_options import EXIT_SIGNAL_BASE
+from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
+from workers.hosts.warm_start import ForkServer
 
 # Starts the program as a worker does, prints the guard's process id, and sleeps.
 WORKER = """
 import os, sys, time
 from pathlib import Path
 from workers.hosts.guarded_process import start_guarded_process
-command, log, seconds = sys.argv[3:], Path(sys.argv[1]), float(sys.argv[2])
-program = start_guarded_process(command, log=log, environment=os.environ, seconds=seconds)
+from workers.hosts.warm_start import ForkServer
+log, seconds, warm, *command = sys.argv[1:]
+fork_server = None
+if warm == "warm":
+    fork_server = ForkServer(sys.executable, os.environ, modules=())
+    fork_server.start()
+    while not fork_server.is_ready:
+        time.sleep(0.05)
+program = start_guarded_process(
+    command, log=Path(log), environment=os.environ, seconds=float(seconds), fork_server=fork_server
+)
 print(program.pid, flush=True)
 time.sleep(120)
 """
+
+
+ENVIRONMENT = dict(os.environ)  # Pytest changes its own with each test.
 
 
 class Family:
@@ -65,30 +82,58 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def start(
-    family: Family, *, seconds: float = 60, bound: bool = False, use_kernel: bool = True
-) -> GuardedProcess:
-    return start_guarded_process(
-        family_command(family.folder, bound=bound),
+class Start(StrEnum):
+    """How a program is started."""
+
+    kernel = "kernel"
+    macos = "as on macOS"
+    warm = "warm"
+
+
+def start(family: Family, how: Start) -> GuardedProcess:
+    program = start_guarded_process(
+        family_command(family.folder),
         log=family.folder.with_name("log"),
-        environment=os.environ,
-        seconds=seconds,
-        use_kernel=use_kernel,
+        environment=ENVIRONMENT,
+        seconds=60,
+        use_kernel=how is not Start.macos,
+        fork_server=fork_server() if how is Start.warm else None,
     )
+    assert (psutil.Process(program.pid).ppid() == os.getpid()) == (how is not Start.warm)
+    return program
+
+
+@cache
+def fork_server() -> ForkServer:
+    server = ForkServer(sys.executable, ENVIRONMENT, modules=())
+    server.start()
+    wait_until(lambda: server.is_ready)
+    return server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stop_fork_server() -> Iterator[None]:
+    yield
+    fork_server().stop()
 
 
 def start_worker(
-    family: Family, *, seconds: float = 60, bound: bool = False
+    family: Family, how: Start, *, seconds: float = 60, bound: bool = False
 ) -> tuple[subprocess.Popen[str], int]:
     """Start a worker with the program; return it with the id of its guard."""
     command = family_command(family.folder, bound=bound)
     log = str(family.folder.with_name("log"))
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, log, str(seconds), *command], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORKER, log, str(seconds), how, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     assert worker.stdout is not None
     with worker.stdout as output:
-        return worker, int(output.readline())
+        guard = int(output.readline())
+    assert (psutil.Process(guard).ppid() == worker.pid) == (how is not Start.warm)
+    return worker, guard
 
 
 class FamilyEngine(HfEngine):
@@ -115,13 +160,18 @@ def family(tmp_path: Path) -> Family:
     return Family(tmp_path / "pids")
 
 
-@pytest.fixture(params=[True, False], ids=["kernel", "as on macOS"])
-def use_kernel(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+@pytest.fixture(params=Start)
+def how(request: pytest.FixtureRequest) -> Start:
+    return Start(request.param)
 
 
-def test_kill_ends_processes_in_other_sessions(family: Family, use_kernel: bool) -> None:
-    program = start(family, use_kernel=use_kernel)
+@pytest.fixture(params=[Start.kernel, Start.warm])
+def how_on_linux(request: pytest.FixtureRequest) -> Start:
+    return Start(request.param)
+
+
+def test_kill_ends_processes_in_other_sessions(family: Family, how: Start) -> None:
+    program = start(family, how)
     assert len(family.pids()) == N_PROCESSES
     program.stop()
     assert program.wait(0.5) is None
@@ -129,32 +179,32 @@ def test_kill_ends_processes_in_other_sessions(family: Family, use_kernel: bool)
     assert family.count() == 0
 
 
-def test_the_end_of_a_lease_ends_every_process(family: Family, use_kernel: bool) -> None:
-    program = start(family, use_kernel=use_kernel)
+def test_the_end_of_a_lease_ends_every_process(family: Family, how: Start) -> None:
+    program = start(family, how)
     family.pids()
     program.extend(0.1)
     assert program.wait(60) == EXIT_SIGNAL_BASE + signal.SIGKILL
     assert family.count() == 0
 
 
-def test_no_process_stays_when_the_program_itself_has_died(family: Family, use_kernel: bool) -> None:
-    program = start(family, use_kernel=use_kernel)
+def test_no_process_stays_when_the_program_itself_has_died(family: Family, how: Start) -> None:
+    program = start(family, how)
     (launcher,) = family.pids("launcher")
     os.kill(launcher, signal.SIGKILL)
     assert program.wait(60) == EXIT_SIGNAL_BASE + signal.SIGKILL
     assert family.count() == 0
 
 
-def test_no_process_stays_when_the_guard_is_killed(family: Family, use_kernel: bool) -> None:
-    program = start(family, use_kernel=use_kernel)
+def test_no_process_stays_when_the_guard_is_killed(family: Family, how: Start) -> None:
+    program = start(family, how)
     family.pids()
     os.kill(program.pid, signal.SIGKILL)
     assert program.wait(60) == -signal.SIGKILL
     assert family.count() == 0
 
 
-def test_a_guard_that_is_asked_to_end_ends_every_process(family: Family) -> None:
-    program = start(family)
+def test_a_guard_that_is_asked_to_end_ends_every_process(family: Family, how: Start) -> None:
+    program = start(family, how)
     family.pids()
     os.kill(program.pid, signal.SIGTERM)
     assert program.wait(60) == EXIT_SIGNAL_BASE + signal.SIGTERM
@@ -162,26 +212,28 @@ def test_a_guard_that_is_asked_to_end_ends_every_process(family: Family) -> None
 
 
 def test_a_suspended_guard_does_not_protect_its_program(
-    family: Family, monkeypatch: pytest.MonkeyPatch
+    family: Family, how: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guarded_process, "GUARD_SECONDS", 0.2)
-    program = start(family)
+    program = start(family, how)
     family.pids()
     os.kill(program.pid, signal.SIGSTOP)
     program.kill()
     assert family.count() == 0
 
 
-def test_no_process_stays_when_the_worker_is_killed(family: Family) -> None:
-    worker, _ = start_worker(family)
+def test_no_process_stays_when_the_worker_is_killed(family: Family, how_on_linux: Start) -> None:
+    worker, _ = start_worker(family, how_on_linux)
     family.pids()
     worker.kill()
     worker.wait()
     wait_until(lambda: family.count() == 0)
 
 
-def test_no_process_stays_when_the_worker_is_suspended_past_its_lease(family: Family) -> None:
-    worker, _ = start_worker(family, seconds=3)
+def test_no_process_stays_when_the_worker_is_suspended_past_its_lease(
+    family: Family, how_on_linux: Start
+) -> None:
+    worker, _ = start_worker(family, how_on_linux, seconds=3)
     family.pids()
     os.kill(worker.pid, signal.SIGSTOP)
     wait_until(lambda: family.count() == 0)
@@ -189,8 +241,10 @@ def test_no_process_stays_when_the_worker_is_suspended_past_its_lease(family: Fa
     worker.wait()
 
 
-def test_processes_die_with_their_parents_when_worker_and_guard_are_killed(family: Family) -> None:
-    worker, guard = start_worker(family, bound=True)
+def test_processes_die_with_their_parents_when_worker_and_guard_are_killed(
+    family: Family, how_on_linux: Start
+) -> None:
+    worker, guard = start_worker(family, how_on_linux, bound=True)
     family.pids()
     os.kill(guard, signal.SIGSTOP)
     worker.kill()
@@ -200,9 +254,9 @@ def test_processes_die_with_their_parents_when_worker_and_guard_are_killed(famil
 
 
 def test_what_a_killed_worker_and_its_suspended_guard_have_left_ends_before_the_next_start(
-    family: Family, tmp_path: Path
+    family: Family, tmp_path: Path, how_on_linux: Start
 ) -> None:
-    worker, guard = start_worker(family)
+    worker, guard = start_worker(family, how_on_linux)
     family.pids()
     os.kill(guard, signal.SIGSTOP)
     worker.kill()

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from workers.hosts import guarded_process
+from workers.hosts import guard_options, guarded_process
 
 
 def start(log: Path, program: str, seconds: float = 30) -> guarded_process.GuardedProcess:
@@ -30,14 +30,14 @@ def test_the_worker_receives_exit_status_and_output(tmp_path: Path) -> None:
 
 def test_the_exit_status_of_a_killed_program_contains_the_signal(tmp_path: Path) -> None:
     child = start(tmp_path / "log", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    assert child.wait(60) == guarded_process.EXIT_SIGNAL_BASE + signal.SIGSEGV
+    assert child.wait(60) == guard_options.EXIT_SIGNAL_BASE + signal.SIGSEGV
 
 
 def test_a_command_that_does_not_exist_is_reported_in_the_log(tmp_path: Path) -> None:
     child = guarded_process.start_guarded_process(
         ["/no/such"], log=tmp_path / "log", environment=os.environ, seconds=30
     )
-    assert child.wait(60) == guarded_process.EXIT_START_FAILED
+    assert child.wait(60) == guard_options.EXIT_START_FAILED
     assert "cannot start /no/such" in (tmp_path / "log").read_text()
 
 

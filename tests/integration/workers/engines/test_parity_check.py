@@ -50,7 +50,7 @@ def check(worker: WorkerContext, base: str, folder: Path) -> Check:
             find_engine(EngineKind.hf), "http://127.0.0.1:9", "base", ResolvedModel(base, None, base, None)
         )
         lease = Lease("one", 60, time.monotonic(), lambda session: None)
-        return check_parity(worker.settings, deployment, target, folder, lease, poll)
+        return check_parity(worker, deployment, target, folder, lease, poll)
 
     return compare
 
