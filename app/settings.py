@@ -187,6 +187,12 @@ class Settings(BaseSettings):
         description="Maximum size of a host's copies of remote artifacts; those unused for longest are "
         "deleted. 0 means unlimited.",
     )
+    max_row_cache_bytes: int = Field(
+        50 * 2**30,
+        ge=0,
+        description="Maximum size of a host's cache of datasets that training stages have rendered and "
+        "tokenized; of those that no run uses, the ones unused for longest are deleted. 0 means unlimited.",
+    )
     record_days: float = Field(
         90,
         ge=0,

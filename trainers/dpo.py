@@ -26,12 +26,14 @@ from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_before_training, check_stage
 from trainers.preflight.findings import findings_to_json
-from trainers.rendering.preference_examples import PreferenceSet, load_preferences
+from trainers.rendering.cache.folder import RowCache, cache_of_process
+from trainers.rendering.preference_examples import TRIPLE, PreferenceSet, load_preferences
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import RunDirCallback, wait_for_all
+from trainers.training.datasets import map_dataset
 from trainers.training.loop import run_training_loop
 from trainers.training.pair_weights import PairWeightMixin
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
@@ -58,11 +60,12 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     os.environ["TQDM_DISABLE"] = "1"  # The only switch of TRL's own progress bar.
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base, config.template)
-    preferences = load_preferences(config.dataset, tokenizer, config.max_length)
+    cache = cache_of_process(run_dir)
+    preferences = load_preferences(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, preferences, run_dir, events)
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
-        trainer = _build_trainer(config, run_dir, model, tokenizer, preferences, precision)
+        trainer = _build_trainer(config, run_dir, model, tokenizer, preferences, precision, cache)
         callback = DpoCallback(config, run_dir, events, stop, precision)
         add_validation_callback(trainer, config, run_dir, tokenizer)
         run_training_loop(trainer, config, callback, run_dir, stop, preferences.summary())
@@ -84,16 +87,16 @@ def plan(config: DpoConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base, config.template)
     preferences = load_preferences(config.dataset, tokenizer, config.max_length)
-    steps = total_steps(config, len(preferences.triples), config.batch_size)
+    steps = total_steps(config, preferences.count, config.batch_size)
     return {
         "stage": "dpo",
         "rows": preferences.rows,
-        "pairs": len(preferences.triples),
+        "pairs": preferences.count,
         "truncated": preferences.truncated,
         "dropped": preferences.dropped,
         "identical": len(preferences.identical_rows),
         "tokens": preferences.tokens,
-        **plan_training(config, steps, max(preferences.lengths())),
+        **plan_training(config, steps, int(preferences.lengths.max())),
         "findings": findings_to_json(check_stage(config, tokenizer, preferences)),
     }
 
@@ -156,10 +159,11 @@ def _build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     preferences: PreferenceSet,
     precision: Precision,
+    cache: RowCache | None = None,
 ) -> PairTrainer:
-    steps = total_steps(config, len(preferences.triples), config.batch_size)
+    steps = total_steps(config, preferences.count, config.batch_size)
     arguments = TrlConfig(
-        **training_arguments(config, run_dir, precision, steps, max(preferences.lengths())),
+        **training_arguments(config, run_dir, precision, steps, int(preferences.lengths.max())),
         **validation_arguments(config),
         logging_first_step=True,
         max_length=config.max_length,
@@ -177,21 +181,23 @@ def _build_trainer(
         ref_model=load_policy(config, precision, EventWriter(None)) if needs_copy else None,
         args=arguments,
         train_dataset=_build_dataset(config, run_dir, preferences),
-        eval_dataset=_load_validation_dataset(config, tokenizer),
+        eval_dataset=_load_validation_dataset(config, tokenizer, cache),
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
-    trainer.step_sampler = StepSampler(preferences.lengths(), config.batch_size, config.seed)
+    trainer.step_sampler = StepSampler(preferences.lengths, config.batch_size, config.seed)
     return cast_adapter_to_fp32(trainer)
 
 
-def _load_validation_dataset(config: DpoConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+def _load_validation_dataset(
+    config: DpoConfig, tokenizer: PreTrainedTokenizerBase, cache: RowCache | None
+) -> Dataset | None:
     if config.validation_dataset is None:
         return None
     pairs = load_preferences(
-        config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows
+        config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows, cache
     )
-    return Dataset.from_list(pairs.triples)
+    return map_dataset(pairs.mapped, TRIPLE, pairs.trained)
 
 
 def _build_dataset(config: DpoConfig, run_dir: Path, preferences: PreferenceSet) -> Dataset:
@@ -200,7 +206,7 @@ def _build_dataset(config: DpoConfig, run_dir: Path, preferences: PreferenceSet)
     TRL caches the reference's log-probabilities next to the dataset. For a dataset in memory that is the
     machine's temporary folder, and a restarted run would compute them again.
     """
-    dataset = Dataset.from_list(preferences.triples)
+    dataset = map_dataset(preferences.mapped, TRIPLE, preferences.trained)
     if not config.precompute_reference:
         return dataset
     if is_main_process() and not (run_dir / PAIRS).exists():

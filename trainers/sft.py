@@ -15,18 +15,21 @@ from datasets import Dataset, disable_progress_bars
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig as TrlConfig
-from trl import SFTTrainer, pack_dataset
+from trl import SFTTrainer
 
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_before_training, check_stage, model_config
 from trainers.preflight.findings import findings_to_json
+from trainers.rendering.cache.folder import RowCache, cache_of_process
+from trainers.rendering.cache.mapped import Int32s
 from trainers.rendering.sft_examples import ExampleSet, load_examples
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.callback import RunDirCallback
+from trainers.training.datasets import map_dataset, pack_rows, token_lengths
 from trainers.training.loop import run_training_loop
 from trainers.training.padding_free import enable_padding_free, project_loss_tokens_only, uses_padding_free
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
@@ -34,6 +37,8 @@ from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.save import add_validation_callback, save_model, training_result
 from trainers.training.schedule import ScheduleMixin
 from trainers.training.validation import IsolatedValidationMixin
+
+COLUMNS = ("input_ids", "labels")
 
 logger = logging.getLogger("trainers")
 
@@ -44,11 +49,12 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     disable_progress_bars()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base, config.template)
-    examples = load_examples(config.dataset, tokenizer, config.max_length)
+    cache = cache_of_process(run_dir)
+    examples = load_examples(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, examples, run_dir, events)
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
-        trainer = _build_trainer(config, run_dir, model, tokenizer, examples, precision)
+        trainer = _build_trainer(config, run_dir, model, tokenizer, examples, precision, cache)
         callback = RunDirCallback(config, run_dir, events, stop)
         add_validation_callback(trainer, config, run_dir, tokenizer)
         run_training_loop(trainer, config, callback, run_dir, stop, examples.summary())
@@ -61,12 +67,12 @@ def plan(config: SftConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base, config.template)
     examples = load_examples(config.dataset, tokenizer, config.max_length)
-    dataset = _build_dataset(config, examples)
-    longest = max(map(len, dataset["input_ids"]))
+    dataset = _build_dataset(config, examples, None)
+    longest = int(token_lengths(dataset).max())
     return {
         "stage": "sft",
         "rows": examples.rows,
-        "examples": len(examples.examples),
+        "examples": examples.count,
         "truncated": examples.truncated,
         "dropped": examples.dropped,
         "tokens": examples.tokens,
@@ -95,8 +101,10 @@ def _build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     examples: ExampleSet,
     precision: Precision,
+    cache: RowCache,
 ) -> SFTTrainer:
-    dataset = _build_dataset(config, examples)
+    dataset = _build_dataset(config, examples, cache)
+    lengths = token_lengths(dataset)
     is_padding_free = enable_padding_free(config, model)
     logger.info(
         "The rows of a micro-batch are concatenated without padding."
@@ -105,21 +113,21 @@ def _build_trainer(
     )
     trainer = RowTrainer(
         model=model,
-        args=TrlConfig(**_build_arguments(config, run_dir, precision, dataset, is_padding_free)),
+        args=TrlConfig(**_build_arguments(config, run_dir, precision, lengths, is_padding_free)),
         train_dataset=dataset,
-        eval_dataset=_load_validation_dataset(config, tokenizer),
+        eval_dataset=_load_validation_dataset(config, tokenizer, cache),
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
-    trainer.step_sampler = StepSampler(list(map(len, dataset["input_ids"])), config.batch_size, config.seed)
+    trainer.step_sampler = StepSampler(lengths, config.batch_size, config.seed)
     return cast_adapter_to_fp32(trainer)
 
 
 def _build_arguments(
-    config: SftConfig, run_dir: Path, precision: Precision, dataset: Dataset, is_padding_free: bool
+    config: SftConfig, run_dir: Path, precision: Precision, lengths: Int32s, is_padding_free: bool
 ) -> dict[str, Any]:
-    steps = total_steps(config, len(dataset), config.batch_size)
-    longest = max(map(len, dataset["input_ids"]))
+    steps = total_steps(config, len(lengths), config.batch_size)
+    longest = int(lengths.max())
     return {
         **training_arguments(config, run_dir, precision, steps, longest),
         **validation_arguments(config),
@@ -137,24 +145,21 @@ def _build_arguments(
     }
 
 
-def _build_dataset(config: SftConfig, examples: ExampleSet) -> Dataset:
-    """Return the rows, or sequences packed by best-fit decreasing (arXiv:2404.10830)."""
-    dataset = _to_dataset(examples)
-    return pack_dataset(dataset, config.max_length, strategy="bfd") if config.packing else dataset
+def _build_dataset(config: SftConfig, examples: ExampleSet, cache: RowCache | None) -> Dataset:
+    """Return the rows, or sequences packed from them."""
+    dataset = map_dataset(examples.mapped, COLUMNS, examples.trained)
+    return pack_rows(dataset, examples.mapped, config.max_length, cache) if config.packing else dataset
 
 
-def _load_validation_dataset(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+def _load_validation_dataset(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, cache: RowCache
+) -> Dataset | None:
     if config.validation_dataset is None:
         return None
-    return _to_dataset(
-        load_examples(config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows)
+    examples = load_examples(
+        config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows, cache
     )
-
-
-def _to_dataset(examples: ExampleSet) -> Dataset:
-    return Dataset.from_list(
-        [{"input_ids": example.input_ids, "labels": example.labels} for example in examples.examples]
-    )
+    return map_dataset(examples.mapped, COLUMNS, examples.trained)
 
 
 if __name__ == "__main__":

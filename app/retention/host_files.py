@@ -30,6 +30,9 @@ from app.tables import HELD, Checkpoint, Dataset, Deployment, Model, Run
 LOCK = "gc.lock"
 # Folder in the data directory of the links through which programs and engines see models.
 MODEL_VIEWS = "model-views"
+# Folder in the data directory of the datasets that stages have rendered; the stages bound its size.
+ROW_CACHE = "rows"
+ROW_CACHE_META = "meta.json"
 # A worker removes the directory of its run itself, within seconds of the run's end.
 RUN_DIR_GRACE_SECONDS = 600.0
 # Longer than a request reads a copy, or a claimed run takes to name its inputs.
@@ -59,6 +62,7 @@ def collect_host_files(settings: Settings, *, dry_run: bool = False) -> list[Hos
             *_find_partial_files(settings.data_dir),
             *_find_model_views(settings.data_dir / MODEL_VIEWS),
             *_find_cached(settings.data_dir / "cache", settings.max_cache_bytes),
+            *_find_rendered(settings.data_dir / ROW_CACHE),
         ]
         if dry_run:
             return found
@@ -139,6 +143,35 @@ def _find_cached(cache: Path, max_bytes: int) -> Iterator[HostFile]:
         if path.name not in in_use and time.time() - _last_use(path) > CACHE_GRACE_SECONDS:
             surplus -= sizes[path]
             yield HostFile(path, sizes[path])
+
+
+def _find_rendered(folder: Path) -> Iterator[HostFile]:
+    """Yield the rendered rows of datasets that were deleted, and what a killed process did not complete."""
+    partial = [path for path in _list(folder) if path.name.startswith(".")]
+    yield from (HostFile(path, _size(path)) for path in partial if _age(path) > PARTIAL_GRACE_SECONDS)
+    datasets = {
+        entry: set(json.loads((entry / ROW_CACHE_META).read_text())["datasets"])
+        for entry in _list(folder)
+        if SHA256.fullmatch(entry.name) and not _is_locked(entry / ROW_CACHE_META)
+    }
+    if not datasets:
+        return
+    with read_session() as session:
+        named = col(Dataset.sha256).in_(set().union(*datasets.values()))
+        live = set(
+            session.scalars(select(col(Dataset.sha256)).where(named, col(Dataset.deleted_at).is_(None)))
+        )
+    yield from (HostFile(entry, _size(entry)) for entry, hashes in datasets.items() if not hashes <= live)
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock on a file, or the file is gone."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def _list_hashes_in_use(session: Session) -> set[str]:

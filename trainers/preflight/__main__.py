@@ -110,7 +110,7 @@ def _load_rows(
             return load_prompts(str(dataset_path(target.dataset)), [], tokenizer)
 
 
-def _list_examples(rows: RenderedRows) -> list[Any]:
+def _list_examples(rows: RenderedRows) -> Sequence[Any]:
     if isinstance(rows, ExampleSet):
         return rows.rendered
     return [example for pair in rows.pairs for example in pair] if isinstance(rows, PreferenceSet) else []

@@ -39,6 +39,20 @@ def render_plain(
     is_prompt: bool,
 ) -> str:
     """Return a document, a prompt, or a prompt with its completion; raises TemplateMissing for other rows."""
+    start = tokenizer.bos_token if adds_bos(tokenizer) else ""
+    return join_texts(start or "", text_end(tokenizer) or "", row, messages, tools, is_prompt=is_prompt)
+
+
+def join_texts(
+    start: str,
+    end: str,
+    row: int,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    *,
+    is_prompt: bool,
+) -> str:
+    """Return the same as `render_plain`, for a tokenizer that begins and ends texts with these tokens."""
     if tools:
         raise TemplateMissing(row, "has tools")
     roles = [message["role"] for message in messages]
@@ -46,9 +60,7 @@ def render_plain(
         raise TemplateMissing(row, f"is a conversation of {', '.join(roles)}")
     if extra := sorted({name for message in messages for name in message} - {"role", "content"}):
         raise TemplateMissing(row, f"has messages with `{extra[0]}`")
-    start = tokenizer.bos_token if adds_bos(tokenizer) else ""
-    end = "" if is_prompt else text_end(tokenizer) or ""
-    return f"{start}{''.join(message['content'] for message in messages)}{end}"
+    return f"{start}{''.join(message['content'] for message in messages)}{'' if is_prompt else end}"
 
 
 def text_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:

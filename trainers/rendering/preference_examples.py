@@ -1,64 +1,98 @@
 """The tokenized pairs of a DPO run, with counts that show how the data fits the model."""
 
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
+from trainers.rendering.cache.folder import RowCache
+from trainers.rendering.cache.mapped import Int32s, MappedRows, MappedSequence
+from trainers.rendering.cache.open_rows import open_rows
+from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.omissions.counts import OmissionCounts
-from trainers.rendering.omissions.search import find_omissions
-from trainers.rendering.render import IGNORE_INDEX, Example, read_preferences, render_example
+from trainers.rendering.render import IGNORE_INDEX, Example
 from trainers.runtime.errors import DatasetInvalid
 
+TRIPLE = ("prompt_ids", "chosen_ids", "rejected_ids")
+"""TRL's names of the tokens of a pair."""
 
-@dataclass(frozen=True)
+
 class PreferenceSet:
-    """The chosen and rejected example of each row; a pair with a side without loss tokens is not trained."""
+    """The chosen and rejected example of each row, which stay in a file.
 
-    pairs: list[tuple[Example, Example]]
-    omissions: OmissionCounts
+    A pair with a side without loss tokens is not trained.
+    """
+
+    def __init__(self, mapped: MappedRows) -> None:
+        self.mapped = mapped
+
+    @property
+    def pairs(self) -> MappedSequence[tuple[Example, Example]]:
+        """All pairs, in the order of their rows."""
+        return MappedSequence(self.mapped.table, _make_pair)
 
     @cached_property
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """For each of `pairs`, whether it is trained."""
+        return self.mapped.column("is_trained")
+
+    @property
     def triples(self) -> list[dict[str, list[int]]]:
-        """The trained pairs as `prompt_ids`, `chosen_ids` and `rejected_ids`, TRL's names."""
-        return [_to_triple(*pair) for pair in self.pairs if all(example.loss_tokens for example in pair)]
+        """The trained pairs by TRL's names."""
+        table = self.mapped.table.select(TRIPLE)
+        return [table.slice(int(index), 1).to_pylist()[0] for index in np.flatnonzero(self.trained)]
+
+    @property
+    def count(self) -> int:
+        """The number of pairs that are trained."""
+        return int(self.trained.sum())
+
+    @property
+    def omissions(self) -> OmissionCounts:
+        """What the template leaves out of the rows."""
+        return self.mapped.omissions
 
     @property
     def rows(self) -> int:
-        return len(self.pairs)
+        return self.mapped.rows
 
-    @property
+    @cached_property
     def truncated(self) -> int:
-        return sum(any(example.truncated for example in pair) for pair in self.pairs)
+        """The number of rows with a truncated side."""
+        prompts = self.mapped.lengths("prompt_ids")
+        sides = [
+            self.mapped.column(f"{side}_length") > prompts + self.mapped.lengths(f"{side}_ids")
+            for side in ("chosen", "rejected")
+        ]
+        return int((sides[0] | sides[1]).sum())
 
     @property
     def dropped(self) -> int:
-        return self.rows - len(self.triples)
+        return self.rows - self.count
 
-    @property
+    @cached_property
     def identical_rows(self) -> list[int]:
         """The rows whose chosen and rejected tokens are equal, from which nothing is learned."""
         return [chosen.row for chosen, rejected in self.pairs if chosen.input_ids == rejected.input_ids]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """The tokens of one epoch; a prompt counts twice, because it precedes both completions."""
-        return sum(
-            2 * len(triple["prompt_ids"]) + len(triple["chosen_ids"]) + len(triple["rejected_ids"])
-            for triple in self.triples
-        )
+        prompts, chosen, rejected = (self.mapped.lengths(name)[self.trained] for name in TRIPLE)
+        return int((2 * prompts + chosen + rejected).sum(dtype=np.int64))
 
-    def lengths(self) -> list[int]:
-        """Return the tokens of each pair's longer side, to which both sides are padded in a micro-batch."""
-        return [
-            len(triple["prompt_ids"]) + max(len(triple["chosen_ids"]), len(triple["rejected_ids"]))
-            for triple in self.triples
-        ]
+    @cached_property
+    def lengths(self) -> Int32s:
+        """The tokens of each pair's longer side, to which both sides are padded in a micro-batch."""
+        prompts, chosen, rejected = (self.mapped.lengths(name)[self.trained] for name in TRIPLE)
+        longest: Int32s = prompts + np.maximum(chosen, rejected)
+        return longest
 
     def summary(self) -> str:
-        return f"{self.rows} rows in {len(self.triples)} pairs, {self.truncated} truncated"
+        return f"{self.rows} rows in {self.count} pairs, {self.truncated} truncated"
 
 
 def load_preferences(
@@ -66,12 +100,13 @@ def load_preferences(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
+    cache: RowCache | None = None,
 ) -> PreferenceSet:
     """Render the rows; raises DatasetFileNotFound, or DatasetInvalid if no pair can be trained."""
-    preferences = render_preferences(dataset, tokenizer, max_length, max_rows)
-    if not preferences.pairs:
+    preferences = render_preferences(dataset, tokenizer, max_length, max_rows, cache)
+    if not preferences.rows:
         raise DatasetInvalid(f"The dataset {dataset} is empty.", "Add rows.")
-    if not preferences.triples:
+    if not preferences.count:
         raise DatasetInvalid(
             f"No row of {dataset} has a pair to train on: every prompt fills max_length {max_length}.",
             "Raise max_length, or shorten the prompts.",
@@ -84,23 +119,25 @@ def render_preferences(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
+    cache: RowCache | None = None,
 ) -> PreferenceSet:
     """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
-    pairs: list[tuple[Example, Example]] = []
-    omissions = OmissionCounts()
-    for both in islice(read_preferences(dataset), max_rows):
-        chosen, rejected = (render_example(pair, tokenizer, max_length) for pair in both)
-        omissions.add(chosen.row, find_omissions(both, [chosen.text, rejected.text]))
-        pairs.append((chosen, rejected))
-    return PreferenceSet(pairs, omissions)
+    return PreferenceSet(open_rows(RowKind.pairs, dataset, tokenizer, max_length, max_rows, cache))
 
 
-def _to_triple(chosen: Example, rejected: Example) -> dict[str, list[int]]:
-    # Both completions must start at the same token. Where a template renders the prompt differently before
-    # each of them, the earlier start is used.
-    start = min(example.labels.count(IGNORE_INDEX) for example in (chosen, rejected))
-    return {
-        "prompt_ids": chosen.input_ids[:start],
-        "chosen_ids": chosen.input_ids[start:],
-        "rejected_ids": rejected.input_ids[start:],
-    }
+def _make_pair(values: dict[str, Any]) -> tuple[Example, Example]:
+    return _make_side(values, "chosen"), _make_side(values, "rejected")
+
+
+def _make_side(values: dict[str, Any], side: str) -> Example:
+    ids = values["prompt_ids"] + values[f"{side}_ids"]
+    start = values[f"{side}_start"]
+    return Example(
+        row=values["row"],
+        text=values[f"{side}_text"],
+        input_ids=ids,
+        labels=[IGNORE_INDEX] * start + ids[start:],
+        truncated=values[f"{side}_length"] > len(ids),
+        prompt_is_prefix=values[f"{side}_prompt_is_prefix"],
+        length=values[f"{side}_length"],
+    )

@@ -5,7 +5,7 @@ rendered conversation differ. The tokens before it carry no loss.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -68,7 +68,7 @@ class Example:
 
     @property
     def loss_tokens(self) -> int:
-        return sum(label != IGNORE_INDEX for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,7 @@ def read_prompt_completions(
         check_label(number, row, path)
         pairs = parse_prompt_completions(number, row, path)
         if pairs[0].is_document and not has_documents:
-            raise DatasetInvalid(
-                f"Row {number} of {path} is a `text` without a prompt, on which only SFT can train.",
-                "Use rows with a prompt, such as `prompt` and `completion`.",
-            )
+            raise document_refused(number, path)
         yield pairs
 
 
@@ -135,13 +132,15 @@ def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> It
         yield parse_prompt(number, row, path)
 
 
-def read_preferences(dataset: str | StageDataset) -> Iterator[tuple[PromptCompletion, PromptCompletion]]:
+def read_preferences(
+    dataset: str | StageDataset, max_rows: int | None = None
+) -> Iterator[tuple[PromptCompletion, PromptCompletion]]:
     """Yield the chosen and the rejected completion of each row.
 
     Raises DatasetFileNotFound, or DatasetInvalid with the row.
     """
     path = dataset_path(dataset)
-    for number, row in read_rows(path):
+    for number, row in islice(read_rows(path), max_rows):
         yield parse_preference(number, row, path)
 
 
@@ -151,16 +150,13 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
     Raises RowTooLong, or DatasetInvalid if the template fails.
     """
     conversation = [*pair.prompt, *pair.completion]
-    _check_size(pair.row, conversation, max_length)
+    check_size(pair.row, conversation, max_length)
     try:
         prompt = _render(pair, tokenizer, pair.prompt, is_prompt=True)
         text = _render(pair, tokenizer, conversation)
         prompt_ids, ids = _encode(tokenizer, prompt), _encode(tokenizer, text)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise DatasetInvalid(
-            f"The model's chat template cannot render row {pair.row}: {error}",
-            "Change the row to roles and turns that the template accepts, or choose another model.",
-        ) from error
+        raise template_rejects(pair.row, error) from error
     start = common_prefix_length(prompt_ids, ids)
     labels = [IGNORE_INDEX] * start + ids[start:]
     return Example(
@@ -182,12 +178,17 @@ def render_document(
     Nothing is cut off, and every token carries loss.
     """
     whole = render_example(pair, tokenizer, sys.maxsize)
+    return split_document(whole, max_length, tokenizer.decode)
+
+
+def split_document(whole: Example, max_length: int, decode: Callable[[list[int]], str]) -> list[Example]:
+    """Return the pieces of a document, every token of which carries loss."""
     count = max(1, -(-whole.length // max_length))
     bounds = [whole.length * piece // count for piece in range(count + 1)]
     return [
         replace(
             whole,
-            text=whole.text if count == 1 else tokenizer.decode(whole.input_ids[start:end]),
+            text=whole.text if count == 1 else decode(whole.input_ids[start:end]),
             input_ids=whole.input_ids[start:end],
             labels=whole.input_ids[start:end],
             length=end - start,
@@ -204,7 +205,7 @@ def tokenize_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase"
 
 def render_prompt_text(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the text of the prompt, with the generation prompt; raises RowTooLong."""
-    _check_size(pair.row, pair.prompt)
+    check_size(pair.row, pair.prompt)
     return _render(pair, tokenizer, pair.prompt, is_prompt=True)
 
 
@@ -231,12 +232,22 @@ def common_prefix_length(left: list[int], right: list[int]) -> int:
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a file with their line numbers; raises DatasetFileNotFound or DatasetInvalid."""
-    if not path.is_file():
-        raise DatasetFileNotFound(f"The dataset {path} does not exist.", "Use the path of a JSONL file.")
+    require_file(path)
     try:
         yield from iter_rows(path)
     except ValueError as error:
-        raise DatasetInvalid(f"The dataset cannot be read: {error}", "Correct the named line.") from error
+        raise unreadable(error) from error
+
+
+def require_file(path: Path) -> None:
+    """Raise DatasetFileNotFound if there is no such file."""
+    if not path.is_file():
+        raise DatasetFileNotFound(f"The dataset {path} does not exist.", "Use the path of a JSONL file.")
+
+
+def unreadable(reason: object) -> DatasetInvalid:
+    """Return the error of a file that is not JSONL."""
+    return DatasetInvalid(f"The dataset cannot be read: {reason}", "Correct the named line.")
 
 
 def parse_prompt_completions(number: int, row: dict[str, Any], dataset: Path) -> list[PromptCompletion]:
@@ -306,20 +317,37 @@ def check_label(number: int, row: dict[str, Any], dataset: Path) -> None:
         )
 
 
-def _check_size(row: int, messages: list[dict[str, Any]], max_length: int = 0) -> None:
-    characters = sum(len(text) for message in messages for text in _texts(message))
+def document_refused(row: int, dataset: Path) -> DatasetInvalid:
+    """Return the error of a document for a stage that needs prompts."""
+    return DatasetInvalid(
+        f"Row {row} of {dataset} is a `text` without a prompt, on which only SFT can train.",
+        "Use rows with a prompt, such as `prompt` and `completion`.",
+    )
+
+
+def template_rejects(row: int, reason: object) -> DatasetInvalid:
+    """Return the error of a row that the model's template cannot render."""
+    return DatasetInvalid(
+        f"The model's chat template cannot render row {row}: {reason}",
+        "Change the row to roles and turns that the template accepts, or choose another model.",
+    )
+
+
+def check_size(row: int, messages: list[dict[str, Any]], max_length: int = 0) -> None:
+    """Raise RowTooLong for a conversation that would take too long to tokenize."""
+    characters = sum(map(_count_characters, messages))
     limit = max(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * max_length)
     if characters > limit:
         raise RowTooLong(row, characters, limit)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the strings in a message, also in nested parts and tool calls."""
+def _count_characters(value: Any) -> int:
+    """Count the characters of the strings in a message, also in nested parts and tool calls."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for element in value.values() if isinstance(value, dict) else value:
-            yield from _texts(element)
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_count_characters, value.values()))
+    return sum(map(_count_characters, value)) if isinstance(value, list) else 0
 
 
 def _field_names(row: dict[str, Any]) -> str:

@@ -1,32 +1,40 @@
 """The examples of an SFT run, with counts that show how the data fits the model."""
 
-from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import StageDataset
+from trainers.rendering.cache.folder import RowCache
+from trainers.rendering.cache.mapped import Int32s, MappedRows, MappedSequence
+from trainers.rendering.cache.open_rows import open_rows
+from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.omissions.counts import OmissionCounts
-from trainers.rendering.omissions.search import find_omissions
-from trainers.rendering.render import (
-    Example,
-    read_prompt_completions,
-    render_document,
-    render_example,
-)
+from trainers.rendering.render import Example
 from trainers.runtime.errors import DatasetInvalid
 
 
-@dataclass(frozen=True)
 class ExampleSet:
-    """The assistant turns of all rows.
+    """The assistant turns of all rows, which stay in a file.
 
     A turn whose prompt fills the length has no loss tokens: it is in `rendered`, but is not trained.
     """
 
-    rendered: list[Example]
-    rows: int
-    omissions: OmissionCounts
-    has_documents: bool = False
+    def __init__(self, mapped: MappedRows) -> None:
+        self.mapped = mapped
+
+    @property
+    def rendered(self) -> MappedSequence[Example]:
+        """All examples, in the order of their rows."""
+        return MappedSequence(self.mapped.table, _make_example)
+
+    @cached_property
+    def trained(self) -> npt.NDArray[np.bool_]:
+        """For each of `rendered`, whether it is trained."""
+        return self.mapped.column("loss_tokens") > 0
 
     @property
     def examples(self) -> list[Example]:
@@ -34,26 +42,51 @@ class ExampleSet:
         return [example for example in self.rendered if example.loss_tokens]
 
     @property
+    def count(self) -> int:
+        """The number of examples that are trained."""
+        return int(self.trained.sum())
+
+    @property
+    def lengths(self) -> Int32s:
+        """The tokens of each example that is trained."""
+        return self.mapped.lengths("input_ids")[self.trained]
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether a row is a text without a prompt."""
+        return bool(self.mapped.meta["has_documents"])
+
+    @property
+    def omissions(self) -> OmissionCounts:
+        """What the template leaves out of the rows."""
+        return self.mapped.omissions
+
+    @property
+    def rows(self) -> int:
+        return self.mapped.rows
+
+    @cached_property
     def truncated(self) -> int:
         """The number of rows with a truncated turn."""
-        return len({example.row for example in self.rendered if example.truncated})
+        is_truncated = self.mapped.column("length") > self.mapped.lengths("input_ids")
+        return len(np.unique(self.mapped.column("row")[is_truncated]))
 
-    @property
+    @cached_property
     def dropped(self) -> int:
         """The number of rows without a trained turn."""
-        return self.rows - len({example.row for example in self.rendered if example.loss_tokens})
+        return self.rows - len(np.unique(self.mapped.column("row")[self.trained]))
 
-    @property
+    @cached_property
     def tokens(self) -> int:
-        return sum(len(example.input_ids) for example in self.examples)
+        return int(self.lengths.sum(dtype=np.int64))
 
-    @property
+    @cached_property
     def loss_tokens(self) -> int:
-        return sum(example.loss_tokens for example in self.rendered)
+        return int(self.mapped.column("loss_tokens").sum(dtype=np.int64))
 
     def summary(self) -> str:
         return (
-            f"{self.rows} rows in {len(self.examples)} examples, {self.truncated} truncated, "
+            f"{self.rows} rows in {self.count} examples, {self.truncated} truncated, "
             f"{self.loss_tokens} loss tokens of {self.tokens}"
         )
 
@@ -63,12 +96,13 @@ def load_examples(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
+    cache: RowCache | None = None,
 ) -> ExampleSet:
     """Render the rows; raises DatasetFileNotFound, or DatasetInvalid if no token carries loss."""
-    examples = render_examples(dataset, tokenizer, max_length, max_rows)
-    if not examples.rendered:
+    examples = render_examples(dataset, tokenizer, max_length, max_rows, cache)
+    if not examples.rows:
         raise DatasetInvalid(f"The dataset {dataset} is empty.", "Add rows.")
-    if not examples.examples:
+    if not examples.count:
         raise DatasetInvalid(
             f"No row of {dataset} has a token to train on: every prompt fills max_length {max_length}.",
             "Raise max_length, or shorten the prompts.",
@@ -81,18 +115,21 @@ def render_examples(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
+    cache: RowCache | None = None,
 ) -> ExampleSet:
     """Render the rows, even if none can be trained; raises DatasetFileNotFound or DatasetInvalid."""
-    rendered: list[Example] = []
-    omissions, has_documents = OmissionCounts(), False
-    for pairs in read_prompt_completions(dataset, max_rows, has_documents=True):
-        if pairs[0].is_document:
-            has_documents = True
-            examples = render_document(pairs[0], tokenizer, max_length)
-            texts = [pairs[0].completion_text]
-        else:
-            examples = [render_example(pair, tokenizer, max_length) for pair in pairs]
-            texts = [example.text for example in examples]
-        omissions.add(pairs[0].row, find_omissions(pairs, texts))
-        rendered += examples
-    return ExampleSet(rendered, omissions.rows, omissions, has_documents)
+    return ExampleSet(open_rows(RowKind.completions, dataset, tokenizer, max_length, max_rows, cache))
+
+
+def _make_example(values: dict[str, Any]) -> Example:
+    ids = values["input_ids"]
+    return Example(
+        row=values["row"],
+        text=values["text"],
+        input_ids=ids,
+        labels=values["labels"],
+        truncated=values["length"] > len(ids),
+        prompt_is_prefix=values["prompt_is_prefix"],
+        length=values["length"],
+        ends=values["ends"],
+    )

@@ -124,7 +124,8 @@ def send(response: dict[str, Any]) -> None:
 def respond(request: dict[str, Any], max_characters: int) -> dict[str, Any]:
     """Return `results`, one for each chat, or `error` for a template that cannot be compiled.
 
-    A result has the chat's `text`, or `rejected` or `unsafe` with the reason.
+    A result has the chat's `text`, or `rejected` or `unsafe` with the reason. That of a chat with
+    `prompt_messages` also has `prompt`, the text of so many messages with the generation prompt.
     """
     try:
         template = compile_template(request["template"])
@@ -155,20 +156,26 @@ def _render_chat(
 ) -> dict[str, str]:
     messages = [_alias_reasoning(message) for message in chat["messages"]]
     continues = chat.get("continue_final_message", False)
-    try:
-        last = messages[-1]
-        if continues:
-            messages[-1] = last | {"content": last["content"] + CONTINUE_TAG}
-        text = try_argument_forms(
+    n_prompt = chat.get("prompt_messages")
+
+    def render(messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        return try_argument_forms(
             lambda messages: template.render(
                 messages=messages,
                 tools=chat.get("tools"),
                 documents=None,
-                add_generation_prompt=chat.get("add_generation_prompt", False),
+                add_generation_prompt=add_generation_prompt,
                 **request["variables"],
             ),
             messages,
         )
+
+    try:
+        prompt = None if n_prompt is None else render(messages[:n_prompt], True)
+        last = messages[-1]
+        if continues:
+            messages[-1] = last | {"content": last["content"] + CONTINUE_TAG}
+        text = render(messages, chat.get("add_generation_prompt", False))
         if continues:
             text = _cut_at_tag(text, last["content"])
     except jinja2.exceptions.SecurityError as error:
@@ -179,9 +186,9 @@ def _render_chat(
         known = isinstance(error, jinja2.TemplateError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         return {"rejected": reason[:MAX_REASON_CHARACTERS]}
-    if len(text) > max_characters:
+    if max(len(text), len(prompt or "")) > max_characters:
         raise MemoryError
-    return {"text": text}
+    return {"text": text} if prompt is None else {"text": text, "prompt": prompt}
 
 
 def try_argument_forms(render: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]) -> str:

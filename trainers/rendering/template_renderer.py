@@ -63,19 +63,24 @@ class TemplateInvalid(ChatTemplateError):
 
 @dataclass(frozen=True)
 class Chat:
-    """The messages of a chat, and how its prompt ends."""
+    """The messages of a chat, and how its prompt ends.
+
+    With `prompt_messages`, so many of the messages are also rendered as a prompt.
+    """
 
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]] | None = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False
+    prompt_messages: int | None = None
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A chat's text, or why the template rejects the chat."""
+    """A chat's text and that of its prompt, or why the template rejects the chat."""
 
     text: str = ""
+    prompt: str | None = None
     rejected: str | None = None
 
 
@@ -192,6 +197,7 @@ def _as_json(chat: Chat) -> dict[str, Any]:
         "tools": chat.tools,
         "add_generation_prompt": chat.add_generation_prompt,
         "continue_final_message": chat.continue_final_message,
+        "prompt_messages": chat.prompt_messages,
     }
 
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trainers
+from app.retention.host_files import ROW_CACHE
+from app.settings import Settings
 from trainers.modeling.model_source import OFFLINE
+from trainers.rendering.cache.folder import FOLDER_VARIABLE, LIMIT_VARIABLE
 from workers.hosts.devices import Devices
 
 INHERITED_VARIABLES = (
@@ -29,6 +32,14 @@ def program_environment(devices: Devices) -> dict[str, str]:
         # With mlflow installed for tracking, TRL would import it in every program, which takes a second.
         "DISABLE_MLFLOW_INTEGRATION": "TRUE",
         **devices.environment,
+    }
+
+
+def row_cache_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables that name the cache of rendered datasets, which the stages of this host share."""
+    return {
+        FOLDER_VARIABLE: str(settings.data_dir / ROW_CACHE),
+        LIMIT_VARIABLE: str(settings.max_row_cache_bytes),
     }
 
 

@@ -24,7 +24,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
 from workers.hosts.devices import NO_DEVICES, Devices
-from workers.hosts.environments import program_environment
+from workers.hosts.environments import program_environment, row_cache_environment
 from workers.hosts.resource_limits import ResourceLimits
 from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
@@ -92,7 +92,7 @@ def prepare_launch(
         run_dir=run_dir,
         config=config,
         command=launch_command.build_command(python, config, run_dir / files.CONFIG, run_dir),
-        environment=program_environment(devices),
+        environment=program_environment(devices) | row_cache_environment(settings),
         devices=devices,
         limits=choose_limits(run, config, settings, str(run_dir)),
         dataset_id=dataset_id,

@@ -1,5 +1,7 @@
 """Files of a host: directories of runs that ended, copies of remote artifacts, and partial uploads."""
 
+import fcntl
+import json
 import os
 import time
 from collections.abc import Callable
@@ -8,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from app.retention import host_files
-from app.retention.host_files import MODEL_VIEWS, collect_host_files
+from app.retention.host_files import MODEL_VIEWS, ROW_CACHE, ROW_CACHE_META, collect_host_files
 from app.settings import Settings
 from app.storage.cache import USED_SUFFIX
 from app.storage.database import transaction
-from app.tables import Model, ModelKind, Run, RunStatus
+from app.tables import Dataset, Model, ModelKind, Run, RunStatus
+from app.tables.base import utc_now
 
 Make = Callable[..., list[Run]]
 
@@ -75,6 +78,24 @@ def test_the_cache_keeps_what_is_in_use_and_what_was_used_last(settings: Setting
     limited = settings.model_copy(update={"max_cache_bytes": 150})
     assert [file.path.name for file in collect_host_files(limited)] == hashes[1:3]
     assert {path.name[0] for path in cache.iterdir()} == {"a", "d"}
+
+
+def test_the_rendered_rows_of_a_deleted_dataset_go_when_no_run_uses_them(
+    settings: Settings, make_dataset: Callable[..., Dataset]
+) -> None:
+    kept, deleted, used = (make_dataset(digit, sha256=digit * 64) for digit in "abc")
+    with transaction() as session:
+        for dataset in (deleted, used):
+            session.merge(dataset).deleted_at = utc_now()
+    for dataset in (kept, deleted, used):
+        write(settings.data_dir / ROW_CACHE / dataset.sha256 / ROW_CACHE_META).write_text(
+            json.dumps({"datasets": [dataset.sha256]})
+        )
+    write(settings.data_dir / ROW_CACHE / ".abc.1.tmp" / "rows.arrow")
+    with (settings.data_dir / ROW_CACHE / used.sha256 / ROW_CACHE_META).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        removed = {path.path.name for path in collect_host_files(settings)}
+    assert removed == {".abc.1.tmp", deleted.sha256}
 
 
 def test_uploads_and_copies_that_were_not_completed_are_removed_after_a_day(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 MAX_PLACES: Final = 5
 MAX_TEXT: Final = 200
@@ -69,6 +69,28 @@ class OmissionCounts:
         for kind, places in other.places.items():
             mine = self.places.setdefault(kind, [])
             mine += places[: MAX_PLACES - len(mine)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the counts as values that JSON can represent."""
+        return {
+            "rows": self.rows,
+            "by_kind": dict(self.by_kind),
+            "by_field": [[kind, name, count] for (kind, name), count in self.by_field.items()],
+            "places": self.places,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Return the counts that `as_json` returned."""
+        return cls(
+            rows=values["rows"],
+            by_kind=Counter({OmissionKind(kind): count for kind, count in values["by_kind"].items()}),
+            by_field=Counter({(OmissionKind(kind), name): count for kind, name, count in values["by_field"]}),
+            places={
+                OmissionKind(kind): [(line, text) for line, text in places]
+                for kind, places in values["places"].items()
+            },
+        )
 
     def fields(self, *kinds: OmissionKind) -> list[tuple[str, int]]:
         """Return the fields of these kinds with the number of their rows, the most frequent first."""
