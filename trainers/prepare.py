@@ -30,11 +30,7 @@ from trainers.configs.stages.prepare import PrepareConfig
 from trainers.data.convert import RowShape, convert_row, detect_shape
 from trainers.data.files.jsonl import save_rows
 from trainers.data.filters.drops import DropRecorder
-from trainers.data.filters.pair_filters import (
-    drop_identical_sides,
-    filter_by_language,
-    filter_by_length_ratio,
-)
+from trainers.data.filters.pair_cleaning import TranslationReport
 from trainers.data.filters.row_filters import (
     NumberedRows,
     drop_duplicates,
@@ -44,7 +40,7 @@ from trainers.data.filters.row_filters import (
 from trainers.data.fingerprint import prompt_text, text_digest
 from trainers.data.formats import Row, RowFormat, detect_format
 from trainers.data.recipes import gsm8k
-from trainers.data.recipes.translation import translation_rows
+from trainers.data.recipes.filtered_translation import filtered_translation_rows
 from trainers.data.splits import SplitReport, split_file
 from trainers.data.validate import validate_file
 from trainers.preflight.findings import findings_to_json
@@ -114,6 +110,8 @@ def _make_datasets(config: PrepareConfig, run_dir: Path, events: EventWriter) ->
         except ValueError as error:
             raise DatasetInvalid(f"The rows cannot be prepared: {error}", "Correct the named row.") from error
     dropped = drops.report()
+    if isinstance(recipe_report, TranslationReport) and recipe_report.unlike_targets:
+        events.write_warning("unlike_targets", recipe_report.describe_unlike())
     if split is None and dropped.dropped == 0 and isinstance(config.recipe, OnPolicyPairsRecipe):
         raise DatasetInvalid(
             "No pairs were made: no prompt has two completions whose rewards differ by at least the margin.",
@@ -139,7 +137,9 @@ def _apply_recipe(
     recipe = config.recipe
     if isinstance(recipe, TranslationRecipe):
         assert config.source is not None
-        return _make_translations(recipe, read_sentence_pairs(config.source, drops), drops), None
+        translations = TranslationReport()
+        pairs = read_sentence_pairs(config.source, drops)
+        return filtered_translation_rows(recipe, pairs, drops, translations), translations
     if isinstance(recipe, OnPolicyPairsRecipe):
         from trainers.rendering.on_policy_pairs import generate_on_policy_pairs
 
@@ -163,18 +163,6 @@ def _make_maths_rows(
         else:
             converted = gsm8k.sft_rows([(line, row)], annotations=recipe.annotations, system=recipe.system)
         yield line, next(converted)
-
-
-def _make_translations(
-    recipe: TranslationRecipe, pairs: Any, drops: DropRecorder
-) -> Iterator[tuple[int, Row]]:
-    pairs = drop_identical_sides(pairs, drops)
-    if recipe.check_language:
-        pairs = filter_by_language(pairs, drops)
-    if recipe.check_length:
-        pairs = filter_by_length_ratio(pairs, drops)
-    rows = translation_rows(pairs, directions=recipe.directions, wordings=recipe.wordings, seed=recipe.seed)
-    return ((row["line"], row) for row in rows)
 
 
 def _make_maths_pairs(

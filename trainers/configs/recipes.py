@@ -33,6 +33,11 @@ class TranslationRecipe(Config):
     check_length: bool = Field(
         True, description="Drop pairs whose ratio of lengths is implausible for a translation."
     )
+    check_alignment: bool = Field(
+        True,
+        description="Drop pairs whose sides cannot belong together, judged by length, numbers, names, "
+        "phrases of the other language and repeated sides.",
+    )
     seed: Seed = 0
 
 

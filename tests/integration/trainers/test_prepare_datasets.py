@@ -64,6 +64,26 @@ def test_aligned_files_become_rows_of_both_directions(tmp_path: Path) -> None:
     assert [(drop["line"], drop["reason"]) for drop in drops] == [(3, "identical_sides"), (4, "empty_side")]
 
 
+def test_translations_are_cleaned_and_unlike_ones_are_reported(tmp_path: Path) -> None:
+    pairs = [
+        ("그는 학교에 갔다", "He went to &quot;school&quot;"),
+        ("그는  학교에 갔다", "She went to the market"),
+        ("embattled 곤경에 처한", "The embattled president has said that he does not plan to resign."),
+        ("깨진 \ufffd 문장", "A broken sentence"),
+    ]
+    (tmp_path / "t.tsv").write_text("".join(f"{ko}\t{en}\n" for ko, en in pairs), encoding="utf-8")
+    config = {"source": {"kind": "tsv", "path": str(tmp_path / "t.tsv")}, "recipe": {"kind": "translation"}}
+    with EventWriter(tmp_path / "events.jsonl") as events:
+        result = prepare(PrepareConfig.model_validate(config), tmp_path, events)
+    assert result["drops"]["counts"] == {"broken_text": 1, "misaligned": 1}
+    assert (result["recipe"]["entities_decoded"], result["recipe"]["first_cleaned"]) == (1, [1])
+    assert result["recipe"]["first_unlike"] == [{"line": 2, "first_line": 1, "side": "Korean"}]
+    written = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["code"] for event in written if event["type"] == "warning"] == ["unlike_targets"]
+    rows = [row for _, row in iter_rows(tmp_path / "datasets" / "train.jsonl")]
+    assert rows[0]["messages"][1]["content"] == 'He went to "school"'
+
+
 def test_both_directions_of_a_pair_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
     text = [(f"문장 번호 {'가' * n} 입니다", f"This is sentence number {'a' * n}") for n in range(1, 30)]
     (tmp_path / "t.tsv").write_text("".join(f"{ko}\t{en}\n" for ko, en in text), encoding="utf-8")

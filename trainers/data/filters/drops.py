@@ -16,6 +16,8 @@ class DropReason(StrEnum):
     near_duplicate = "near_duplicate"
     empty_side = "empty_side"
     wrong_language = "wrong_language"
+    broken_text = "broken_text"
+    misaligned = "misaligned"
     length_ratio = "length_ratio"
     identical_sides = "identical_sides"
     held_out = "held_out"

@@ -10,6 +10,7 @@ from typing import Final
 
 from trainers.data.files.aligned import TranslationPair
 from trainers.data.filters.drops import DropReason, DropRecorder
+from trainers.data.texts.folding import fold_text, is_blank
 
 Pairs = Iterable[TranslationPair]
 
@@ -27,7 +28,7 @@ def filter_by_language(
     """
     for pair in pairs:
         shares = (_share(HANGUL, pair.korean), _share(LATIN, pair.english))
-        if not pair.korean.strip() or not pair.english.strip():
+        if is_blank(pair.korean) or is_blank(pair.english):
             drops.add(pair.line, DropReason.empty_side, "One side of the pair is empty.")
         elif shares[0] is not None and shares[0] < korean_share:
             detail = f"{shares[0]:.0%} of the Korean letters are Hangul; the minimum is {korean_share:.0%}."
@@ -59,7 +60,7 @@ def filter_by_length_ratio(
 def drop_identical_sides(pairs: Pairs, drops: DropRecorder) -> Iterator[TranslationPair]:
     """Yield the pairs whose sides differ in more than case and white space."""
     for pair in pairs:
-        if pair.korean.casefold().split() == pair.english.casefold().split():
+        if fold_text(pair.korean).casefold() == fold_text(pair.english).casefold():
             drops.add(pair.line, DropReason.identical_sides, "Both sides have the same text.")
         else:
             yield pair

@@ -5,8 +5,9 @@ from typing import Final
 
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _CODE_LINE: Final = re.compile(
-    r"^\s*(?:def|class|import|from|function|const|let|var|public|private|return|#include|package|using|SELECT)\b|"
-    r"\bf[\"']|\.format\(|[;{]\s*$|=>|::|\\begin\{",
+    r"^[ \t]*(?:def|class|import|from|function|const|let|var|public|private|return|#include|package|using|"
+    r"SELECT)\b|"
+    r"\bf[\"']|\.format\(|[;{][ \t]*$|=>|::|\\begin\{",
     re.MULTILINE,
 )
 

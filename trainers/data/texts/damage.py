@@ -66,15 +66,38 @@ def decode_entities(text: str) -> str:
     return text
 
 
+def repair_encoding(text: str) -> str:
+    """Return the text with the characters that `find_mojibake` recognizes decoded again, except lost ones."""
+    if find_mojibake(text) is None:
+        return text
+    text = _UTF8_AS_LATIN.sub(
+        lambda found: _encode(found.group()).decode() if _is_utf8(found.group()) else found.group(), text
+    )
+    for pattern in (_CP949_RUN, _CP949_MARK):
+        text = pattern.sub(lambda found: _decode_cp949(found.group()), text)
+    return text
+
+
 def _is_utf8(sequence: str) -> bool:
     tail = [character for character in sequence if character in _CONTINUATION]
     if sequence[0] != "Â" and _PUNCTUATION.issuperset(tail):
         return False
     try:
-        bytes(_CONTINUATION.get(character, ord(character) & 0xFF) for character in sequence).decode()
+        _encode(sequence).decode()
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _encode(sequence: str) -> bytes:
+    return bytes(_CONTINUATION.get(character, ord(character) & 0xFF) for character in sequence)
+
+
+def _decode_cp949(run: str) -> str:
+    if len(run) > 2 and not _is_korean(run):
+        return run
+    paired = len(run) // 2 * 2
+    return run[:paired].encode("latin-1").decode("cp949", "replace") + run[paired:]
 
 
 def _is_korean(run: str) -> bool:

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from tests.shared_data import SharedData
+from trainers.configs.recipes import TranslationRecipe
 from trainers.data.files.aligned import read_aligned
-from trainers.data.files.jsonl import iter_rows
+from trainers.data.filters.drops import DropRecorder
+from trainers.data.filters.pair_cleaning import TranslationReport
+from trainers.data.filters.row_filters import drop_duplicates
+from trainers.data.formats import RowFormat
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
-from trainers.data.recipes.translation import translation_rows
+from trainers.data.recipes.filtered_translation import filtered_translation_rows
 from trainers.preflight.findings import Finding
 from trainers.preflight.row_findings import check_file, check_texts
 from trainers.rendering.render import read_preferences, read_prompt_completions
@@ -192,17 +196,12 @@ def test_real_problems_and_their_solutions_raise_no_alarm(shared_data: SharedDat
     assert find(shared_data.gsm8k / "test.jsonl") == []
 
 
-def test_real_news_have_no_finding_but_their_entities_and_wrong_encoding(
+def test_real_news_have_no_finding_once_the_recipe_has_cleaned_them(
     tmp_path: Path, shared_data: SharedData
 ) -> None:
-    pairs = [
-        pair
-        for name in ("train", "test")
-        for pair in read_aligned(shared_data.news / f"{name}.ko", shared_data.news / f"{name}.en")
-    ]
-    found = find(save(tmp_path, list(translation_rows(pairs))))
-    assert {one.code for one in found} <= {"html_entities", "wrong_encoding", "duplicates"}
-    rows = [row for _, row in iter_rows(tmp_path / "rows.jsonl")]
-    for one in found:
-        if one.code == "html_entities":
-            assert all("&" in str(rows[example.line - 1]) for example in one.examples if example.line)
+    for name in ("train", "test"):
+        pairs = read_aligned(shared_data.news / f"{name}.ko", shared_data.news / f"{name}.en")
+        drops = DropRecorder()
+        rows = filtered_translation_rows(TranslationRecipe(), pairs, drops, TranslationReport())
+        kept = drop_duplicates(rows, drops, RowFormat.messages)
+        assert find(save(tmp_path, [row for _, row in kept])) == []

@@ -6,18 +6,16 @@ import pytest
 
 from tests.shared_data import SharedData
 from trainers.configs import DatasetPart
+from trainers.configs.recipes import TranslationRecipe
 from trainers.data.checks import validate_row
 from trainers.data.files.aligned import TranslationPair, parse_pairs, read_aligned, read_tsv
 from trainers.data.files.jsonl import save_rows
 from trainers.data.files.tmx import read_tmx
 from trainers.data.filters.drops import DropRecorder
-from trainers.data.filters.pair_filters import (
-    drop_identical_sides,
-    filter_by_language,
-    filter_by_length_ratio,
-)
+from trainers.data.filters.pair_cleaning import TranslationReport
 from trainers.data.filters.row_filters import drop_duplicates
 from trainers.data.formats import RowFormat
+from trainers.data.recipes.filtered_translation import filtered_translation_rows
 from trainers.data.recipes.translation import WORDINGS, Direction, translation_rows
 from trainers.data.splits import split_file
 from trainers.data.validate import validate_file
@@ -184,9 +182,8 @@ def test_news_become_clean_rows_and_dropped_pairs_have_reasons(
 ) -> None:
     drops = DropRecorder()
     pairs = read_aligned(shared_data.news / "train.ko", shared_data.news / "train.en")
-    clean = filter_by_length_ratio(filter_by_language(drop_identical_sides(pairs, drops), drops), drops)
-    rows = list(translation_rows(clean))
-    kept = drop_duplicates(enumerate(rows, start=1), drops, RowFormat.messages)
+    rows = filtered_translation_rows(TranslationRecipe(), pairs, drops, TranslationReport())
+    kept = drop_duplicates(rows, drops, RowFormat.messages)
     save_rows(tmp_path / "rows.jsonl", (row for _, row in kept))
     report = validate_file(tmp_path / "rows.jsonl")
     assert (report.fault_count, report.warning_count, report.format) == (0, 0, RowFormat.messages)
