@@ -37,15 +37,13 @@ from trainers.training.datasets import map_dataset
 from trainers.training.loop import run_training_loop
 from trainers.training.pair_weights import PairWeightMixin
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.preferences.reference import check_reference
 from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.save import add_validation_callback, save_model, training_result
 from trainers.training.schedule import ScheduleMixin
 from trainers.training.validation import IsolatedValidationMixin
 
 PAIRS = "pairs"
-# How far the reference's log-probability of a completion may be from the untrained model's, as a share of it:
-# the same computation in other batches differs in its last bits only.
-REFERENCE_TOLERANCE = {Precision.fp32: 1e-4, Precision.bf16: 1e-2}
 # Warn if, over this many metric events, the chosen completions lost this share of their log-probability and
 # at least one nat: single batches vary.
 FALL_WINDOW = 3
@@ -130,7 +128,7 @@ class DpoCallback(RunDirCallback[DpoConfig]):
         if logs is None or "rewards/margins" not in logs:
             return
         if state.global_step == 1:
-            self._check_reference(logs)
+            check_reference(logs, self._config.beta, self._precision)
         beta = self._config.beta
         if _chosen_falls(history, beta) and not any(
             _chosen_falls(history[:end], beta) for end in range(FALL_WINDOW, len(history))
@@ -140,15 +138,6 @@ class DpoCallback(RunDirCallback[DpoConfig]):
                 f"By step {state.global_step} the margin has grown, but the chosen completions are less "
                 f"likely than before training (mean reward {logs['rewards/chosen']:.3f}): the model only "
                 "unlearns the rejected ones faster. Add the loss sft, raise beta or lower learning_rate.",
-            )
-
-    def _check_reference(self, logs: dict[str, float]) -> None:
-        # The rewards of step 1 are from before its update, so they must be zero.
-        for side in ("chosen", "rejected"):
-            difference = abs(logs[f"rewards/{side}"]) / self._config.beta
-            allowed = REFERENCE_TOLERANCE[self._precision] * abs(logs[f"logps/{side}"])
-            assert difference <= allowed + 1e-3, (
-                f"The reference is not the untrained model: {side} completions differ by {difference} nats."
             )
 
 

@@ -17,27 +17,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerContro
 from transformers import TrainingArguments as Arguments
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
-from trl.import_utils import is_vllm_available
 
-from trainers.configs.stages.grpo import GenerationBackend, GrpoConfig, GrpoLoss
+from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_before_training, check_stage
 from trainers.preflight.findings import findings_to_json
-from trainers.rendering.render import PromptCompletion, tokenize_prompt
-from trainers.runtime import run_dir as files
-from trainers.runtime.errors import DeviceUnavailable
+from trainers.rendering.render import PromptCompletion
 from trainers.runtime.events import EventWriter
-from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
+from trainers.runtime.program import StopFlag, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments
-from trainers.training.callback import RunDirCallback
 from trainers.training.loop import run_training_loop
+from trainers.training.on_policy.generation import OnPolicyCallback, generation_arguments, longest_sequence
+from trainers.training.on_policy.rollouts import RolloutRecorder, build_prompt_dataset, load_prompts
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
-from trainers.training.rollouts import RolloutRecorder, build_prompt_dataset, load_prompts
 from trainers.training.save import save_model, training_result
 from trainers.training.schedule import ScheduleMixin
-
-SAMPLES = "samples.jsonl"
 
 
 def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
@@ -75,17 +70,13 @@ def plan(config: GrpoConfig) -> dict[str, Any]:
         "stage": "grpo",
         "rows": len(prompts),
         "prompts_per_step": config.rows_per_step,
-        **plan_training(config, steps, _longest_sequence(config, prompts, tokenizer)),
+        **plan_training(config, steps, longest_sequence(config, prompts, tokenizer)),
         "findings": findings_to_json(check_stage(config, tokenizer, prompts)),
     }
 
 
-class GrpoCallback(RunDirCallback[GrpoConfig]):
-    """Also writes samples and warns of useless rewards.
-
-    The Trainer's dataset contains all epochs, so its `epoch` is a share of the run and is multiplied by
-    `epochs`.
-    """
+class GrpoCallback(OnPolicyCallback[GrpoConfig]):
+    """Also warns of useless rewards."""
 
     loss_falls = False
 
@@ -98,9 +89,8 @@ class GrpoCallback(RunDirCallback[GrpoConfig]):
         rollouts: RolloutRecorder,
         epochs: float,
     ) -> None:
-        super().__init__(config, run_dir, events, stop)
+        super().__init__(config, run_dir, events, stop, rollouts.samples, epochs)
         self._rollouts = rollouts
-        self._epochs = epochs
         self._warned: set[str] = set()
 
     def on_log(
@@ -111,13 +101,7 @@ class GrpoCallback(RunDirCallback[GrpoConfig]):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        epoch = round(logs["epoch"] * self._epochs, 4)
-        super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
-        if is_main_process():
-            samples = self._rollouts.samples(self._config.samples_per_log)
-            files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
+        super().on_log(args, state, control, logs=logs, **kwargs)
         for name in set(self._rollouts.constant_rewards()) - self._warned:
             self._warned.add(name)
             self._events.write_warning(
@@ -142,7 +126,7 @@ def _build_trainer(
     precision: Precision,
 ) -> PromptTrainer:
     steps = total_steps(config, len(prompts), config.rows_per_step)
-    longest = _longest_sequence(config, prompts, tokenizer)
+    longest = longest_sequence(config, prompts, tokenizer)
     trainer = PromptTrainer(
         model=model,
         reward_funcs=list(rollouts.functions),
@@ -168,14 +152,9 @@ def _build_arguments(
 ) -> dict[str, Any]:
     return (
         training_arguments(config, run_dir, precision, steps, longest_tokens)
-        | _generation_arguments(config)
+        | generation_arguments(config)
         | {
-            # TRL counts the tokens of prompts and completions itself; the Trainer would find no `input_ids`.
-            "include_num_input_tokens_seen": "no",
-            "shuffle_dataset": False,
             "num_generations": config.num_generations,
-            "max_completion_length": config.max_completion_length,
-            "temperature": config.temperature,
             "loss_type": config.loss.value,
             # LUSPO defines its importance weights for whole completions.
             "importance_sampling_level": "sequence" if config.loss is GrpoLoss.luspo else "token",
@@ -185,31 +164,6 @@ def _build_arguments(
             "reward_weights": weights,
         }
     )
-
-
-def _generation_arguments(config: GrpoConfig) -> dict[str, Any]:
-    """Return TRL's arguments of generation; raises DeviceUnavailable if vLLM is needed and not installed."""
-    if config.generation is GenerationBackend.transformers:
-        return {}
-    if not is_vllm_available():
-        raise DeviceUnavailable(
-            f"generation is {config.generation}, which needs vLLM; it is not installed on this host.",
-            "Install the vllm version that TRL supports in the trainers' environment, or set generation to "
-            "transformers.",
-        )
-    return {
-        "use_vllm": True,
-        "vllm_mode": "server" if config.generation is GenerationBackend.vllm_server else "colocate",
-        "vllm_server_base_url": config.vllm_server_url,
-        "vllm_gpu_memory_utilization": config.vllm_memory_share,
-    }
-
-
-def _longest_sequence(
-    config: GrpoConfig, prompts: list[PromptCompletion], tokenizer: PreTrainedTokenizerBase
-) -> int:
-    """Return the tokens of the longest prompt with a completion of the maximum length."""
-    return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + config.max_completion_length
 
 
 if __name__ == "__main__":

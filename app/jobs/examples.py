@@ -127,6 +127,13 @@ _SHORT_SFT: dict[str, Any] = {
     "dataset": "arithmetic-train",
     "max_steps": 60,
 }
+_ON_POLICY_PAIRS: dict[str, Any] = {
+    "stage": "prepare",
+    "name": "pairs",
+    "base": "starter",
+    "dataset": "arithmetic-train",
+    "recipe": {"kind": "on_policy_pairs", "max_rows": 100, "max_new_tokens": 24},
+}
 # The stages of a job for each kind of stage; some read the result of a stage before them.
 STAGES: dict[str, list[dict[str, Any]]] = {
     "prepare": [
@@ -139,14 +146,12 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     ],
     "sft": [_SHORT_SFT],
     "dpo": [
-        {
-            "stage": "prepare",
-            "name": "pairs",
-            "base": "starter",
-            "dataset": "arithmetic-train",
-            "recipe": {"kind": "on_policy_pairs", "max_rows": 100, "max_new_tokens": 24},
-        },
+        _ON_POLICY_PAIRS,
         {"stage": "dpo", "base": "starter", "dataset": {"stage": "pairs"}, "beta": 0.1, "max_steps": 20},
+    ],
+    "kto": [
+        _ON_POLICY_PAIRS,
+        {"stage": "kto", "base": "starter", "dataset": {"stage": "pairs"}, "beta": 0.1, "max_steps": 20},
     ],
     "grpo": [
         {
@@ -157,6 +162,18 @@ STAGES: dict[str, list[dict[str, Any]]] = {
             "max_completion_length": 32,
             "max_steps": 20,
         }
+    ],
+    "distill": [
+        _SHORT_SFT,
+        {
+            "stage": "distill",
+            "base": "starter",
+            "teacher": {"stage": "sft"},
+            "dataset": "arithmetic-train",
+            "max_completion_length": 32,
+            "learning_rate": 1e-3,
+            "max_steps": 20,
+        },
     ],
     "import": [{"stage": "import", "model": "starter"}],
     "merge": [_SHORT_SFT, {"stage": "merge", "model": {"stage": "sft"}}],
@@ -177,7 +194,9 @@ SUMMARIES = {
     "prepare": "Filter and split a dataset",
     "sft": "Supervised fine-tuning with a LoRA adapter",
     "dpo": "Direct preference optimization on preference pairs",
+    "kto": "Kahneman-Tversky optimization on completions labelled as good or bad",
     "grpo": "Group relative policy optimization with a reward",
+    "distill": "On-policy distillation from a stronger teacher",
     "import": "Register a model that was made elsewhere",
     "merge": "Merge an adapter into its base",
     "evaluate": "Score a model on a dataset",

@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.tables import Job, Worker
 from app.workers import service as workers
 from trainers.configs import (
+    DistillConfig,
     HostMemory,
     ImportConfig,
     MergeConfig,
@@ -64,7 +65,7 @@ def create_preflight(
         reasons = "".join(f" {skipped.stage}: {skipped.reason}" for skipped in draft.skipped)
         raise NothingToCheck(
             f"The job has no stage that can be checked before it runs.{reasons}",
-            hint="Preflight checks the stages sft, dpo and grpo.",
+            hint=f"Preflight checks the stages {', '.join(kind for kind in StageKind if kind.trains)}.",
         )
     preflight_spec = JobCreate(
         name=f"preflight of {spec.name}"[:200],
@@ -97,12 +98,20 @@ def _add(
             PreflightConfig(
                 name=stage.name,
                 queue=stage.queue,
-                target=config.model_copy(update={"base": draft.bases[stage.name]}),
+                target=config.model_copy(update=_existing_models(draft, stage.name, config)),
                 hosts=_list_hosts(alive_workers, stage.queue, stage.kind),
                 probe_steps=options.probe_steps,
                 price_per_hour=options.price_per_hour,
             )
         )
+
+
+def _existing_models(draft: _Draft, name: str, config: TrainingConfig) -> dict[str, ModelRef]:
+    """Return the models of a stage, and in place of one that an earlier stage trains, its starting point."""
+    models: dict[str, ModelRef] = {"base": draft.bases[name]}
+    if isinstance(config, DistillConfig) and isinstance(config.teacher, StageOutput):
+        models["teacher"] = draft.bases[config.teacher.stage]
+    return models
 
 
 def _explain_missing_input(draft: _Draft, config: TrainingConfig | PrepareConfig) -> str | None:

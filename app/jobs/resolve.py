@@ -24,6 +24,7 @@ from trainers.configs import (
     PreflightConfig,
     Product,
     Queue,
+    Rows,
     StageDataset,
     StageKind,
 )
@@ -264,18 +265,24 @@ def _reading_stage(reference: DatasetField, stage: AnyStage) -> StageKind | None
     if reference.name not in ("dataset", "validation_dataset"):
         return None
     kind = StageKind(stage.target.stage if isinstance(stage, PreflightConfig) else stage.stage)
-    return None if kind.stage.reads_pairs is None else kind
+    return None if kind.stage.reads is Rows.any else kind
 
 
 def _require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
-    """Refuse preference pairs, or other rows, for a stage that cannot read them, before hardware is used."""
+    """Refuse rows that a stage cannot read, before hardware is used."""
     if dataset.format is RowFormat.text and not stage.stage.reads_documents:
         raise _error(
             path,
             f"Dataset {dataset.id} contains rows of `text` without a prompt, on which only `sft` can train: "
             f"{stage} needs rows with a prompt.",
         )
-    if dataset.format is None or dataset.format.has_pairs == stage.stage.reads_pairs:
+    reads = stage.stage.reads
+    if dataset.format is None or (dataset.format.has_pairs and reads is Rows.labels):
+        return
+    if reads is Rows.labels:
+        _require_labels(dataset, stage, path)
+        return
+    if dataset.format.has_pairs == (reads is Rows.pairs):
         return
     if dataset.format.has_pairs:
         raise _error(
@@ -288,6 +295,27 @@ def _require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
         f"Dataset {dataset.id} contains rows of the format {dataset.format}, but {stage} needs preference "
         "pairs: rows with `prompt`, `chosen` and `rejected`.",
     )
+
+
+def _require_labels(dataset: Dataset, stage: StageKind, path: str) -> None:
+    """Refuse rows without a label, and labels of one kind, from which KTO learns nothing."""
+    labels = dataset.report.get("statistics", {}).get("labels")
+    if labels is None:
+        return  # It was validated before labels were counted: the stage itself checks them.
+    expected = "each row needs a `label` that is true or false, or is a pair of `chosen` and `rejected`"
+    if (labelled := sum(labels.values())) < dataset.row_count:
+        raise _error(
+            path,
+            f"{dataset.row_count - labelled} of {dataset.row_count} rows of {dataset.id} have no label, "
+            f"but for {stage} {expected}.",
+        )
+    if len(labels) == 1:
+        [found] = labels
+        raise _error(
+            path,
+            f"All {labelled} rows of dataset {dataset.id} have the label {found}, but {stage} learns from "
+            "the difference between good and bad completions: add rows with the other label.",
+        )
 
 
 def _require_ready(dataset: Dataset, path: str) -> None:

@@ -18,14 +18,17 @@ from trainers.configs.engines import (
     EngineOptions,
     EngineQuantization,
 )
+from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
 from trainers.configs.stage_config import AnyStage, parse_stage
-from trainers.configs.stage_table import Product, Stage, StageKind
+from trainers.configs.stage_table import Product, Rows, Stage, StageKind
 from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, ParityMode
+from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig, Metric
 from trainers.configs.stages.generate import GenerateConfig
-from trainers.configs.stages.grpo import GenerationBackend, GrpoConfig, GrpoLoss, RewardScale
+from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss, RewardScale
 from trainers.configs.stages.import_model import ImportConfig
+from trainers.configs.stages.kto import KtoConfig, KtoLoss
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.configs.stages.preflight import HostMemory, PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
@@ -50,6 +53,7 @@ __all__ = [
     "DatasetRef",
     "DeployConfig",
     "DeploymentChoice",
+    "DistillConfig",
     "DpoConfig",
     "DpoLoss",
     "EngineChoice",
@@ -65,12 +69,15 @@ __all__ = [
     "GrpoLoss",
     "HostMemory",
     "ImportConfig",
+    "KtoConfig",
+    "KtoLoss",
     "LearningRateSchedule",
     "LoraTuning",
     "MergeConfig",
     "MergeDtype",
     "Metric",
     "ModelRef",
+    "OnPolicyConfig",
     "Parallelism",
     "ParityMode",
     "Precision",
@@ -80,6 +87,7 @@ __all__ = [
     "Quantization",
     "Queue",
     "RewardScale",
+    "Rows",
     "SftConfig",
     "Stage",
     "StageDataset",

@@ -19,7 +19,7 @@ from trainers.runtime.errors import ConfigInvalid
 C = TypeVar("C", bound=BaseModel)
 
 # A field with one of these names has the same meaning in every config.
-MODEL_FIELDS = frozenset({"base", "model", "baseline"})
+MODEL_FIELDS = frozenset({"base", "model", "baseline", "teacher"})
 DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in"})
 
 # ORG/NAME, and the revision after an @: a commit, a tag or a branch.

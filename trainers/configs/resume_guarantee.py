@@ -5,9 +5,9 @@ from enum import StrEnum
 from pydantic import Field
 
 from trainers.configs.base import Config, Queue, StageConfig
+from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
 from trainers.configs.stage_table import StageKind
 from trainers.configs.stages.generate import GenerateConfig
-from trainers.configs.stages.grpo import GenerationBackend, GrpoConfig
 
 DEVICE_REASONS = {
     Queue.cuda: (
@@ -49,7 +49,7 @@ def get_resume_guarantee(config: StageConfig, queue: Queue) -> ResumeGuarantee |
     if isinstance(config, GenerateConfig):
         return make_guarantee([BATCHING_REASON])
     reasons = [DEVICE_REASONS[queue]] if queue in DEVICE_REASONS else []
-    if isinstance(config, GrpoConfig) and config.generation is not GenerationBackend.transformers:
+    if isinstance(config, OnPolicyConfig) and config.generation is not GenerationBackend.transformers:
         reasons.append(VLLM_REASON)
     return make_guarantee(reasons)
 

@@ -6,16 +6,27 @@ from typing import Self
 
 from trainers.configs.base import StageConfig, StageLimits
 from trainers.configs.stages.deploy import DeployConfig
+from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.import_model import ImportConfig
+from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import TrainingConfig
+
+
+class Rows(StrEnum):
+    """The rows that a stage can read."""
+
+    completions = "completions"
+    pairs = "pairs"
+    labels = "labels"  # Completions that a label calls good or bad; a pair is one of each.
+    any = "any"
 
 
 class Product(StrEnum):
@@ -50,8 +61,8 @@ class Stage:
     product: Product | None = None
     # Whether a later attempt continues from what an earlier one has saved, or starts from the beginning.
     resumes: bool = False
-    # Whether the rows of its `dataset` must be preference pairs, or must not; None accepts any rows.
-    reads_pairs: bool | None = False
+    # The rows that its `dataset` must have.
+    reads: Rows = Rows.completions
     # Whether its product is the model itself as whole weights, rather than a model trained from it.
     merges: bool = False
     # Whether its rows may be documents, which have no prompt.
@@ -69,7 +80,7 @@ class StageKind(StrEnum):
         "trainers.prepare",
         ("transformers",),
         Product.datasets,
-        reads_pairs=None,
+        reads=Rows.any,
         limits=_PREPARE_LIMITS,
     )
     preflight = Stage(PreflightConfig, "trainers.preflight", _TRAINING)
@@ -88,10 +99,28 @@ class StageKind(StrEnum):
         _TRAINING,
         Product.model,
         resumes=True,
-        reads_pairs=True,
+        reads=Rows.pairs,
+        limits=_TRAINING_LIMITS,
+    )
+    kto = Stage(
+        KtoConfig,
+        "trainers.kto",
+        _TRAINING,
+        Product.model,
+        resumes=True,
+        reads=Rows.labels,
         limits=_TRAINING_LIMITS,
     )
     grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True, limits=_TRAINING_LIMITS)
+    distill = Stage(
+        DistillConfig,
+        "trainers.distill",
+        _TRAINING,
+        Product.model,
+        resumes=True,
+        reads=Rows.any,
+        limits=_TRAINING_LIMITS,
+    )
     merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model, merges=True, limits=_MERGE_LIMITS)
     # `import` is a keyword of Python; the value is the stage's name.
     import_ = Stage(
@@ -99,7 +128,7 @@ class StageKind(StrEnum):
         "trainers.import_model",
         _INFERENCE,
         Product.model,
-        reads_pairs=None,
+        reads=Rows.any,
         limits=_MERGE_LIMITS,
     )
     evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE)

@@ -55,6 +55,7 @@ class FaultCode(StrEnum):
     duplicate_row = "duplicate_row"
     equal_answers = "equal_answers"
     repeated_role = "repeated_role"
+    label_missing = "label_missing"
 
     @property
     def is_warning(self) -> bool:
@@ -69,6 +70,7 @@ _WARNINGS: Final = frozenset(
         FaultCode.duplicate_row,
         FaultCode.equal_answers,
         FaultCode.repeated_role,
+        FaultCode.label_missing,
     }
 )
 

@@ -39,6 +39,9 @@ class Statistics(BaseModel):
     )
     turns: Distribution | None = Field(None, description="Messages per row, including system messages.")
     roles: dict[str, int] = Field({}, description="Number of messages by role, over all valid rows.")
+    labels: dict[str, int] = Field(
+        {}, description="Number of rows by their `label`, of those in which it is `true` or `false`."
+    )
     duplicates: int = Field(
         0,
         description="Number of rows that are equal to an earlier row, byte for byte. Rows are compared "
@@ -110,6 +113,7 @@ class StatisticsCollector:
         self._measures = LengthSampler(3)
         self._roles: list[str] = []
         self._role_counts: Counter[str] = Counter()
+        self._label_counts: Counter[str] = Counter()
         self._first_lines: dict[int, int] = {}
 
     def first_line(self, number: int, line: bytes) -> int | None:
@@ -127,6 +131,8 @@ class StatisticsCollector:
     def add(self, row: Row, row_format: RowFormat) -> None:
         """Add a valid row."""
         prompt, completion, roles = 0, 0, self._roles
+        if type(label := row.get("label")) is bool:
+            self._label_counts["true" if label else "false"] += 1
         lengths = turn_lengths(row, row_format)
         for role, characters in lengths:
             roles.append(role)
@@ -147,6 +153,7 @@ class StatisticsCollector:
             completion_characters=completion,
             turns=turns,
             roles=dict(self._role_counts),
+            labels=dict(self._label_counts),
             duplicates=self.duplicates,
         )
 

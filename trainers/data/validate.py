@@ -58,9 +58,9 @@ def validate_file(path: Path, *, max_faults: int = 100) -> ValidationReport:
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
         if fault := find_file_fault(file):
             return ValidationReport(fault_count=1, fault_counts={fault.code: 1}, faults=[fault])
-        row_format = _detect_file_format(file)
+        row_format, is_labelled = _detect_file_format(file)
         file.seek(0)
-        check = FileValidator(row_format, max_faults)
+        check = FileValidator(row_format, max_faults, is_labelled=is_labelled)
         for number, line in iter_lines(file):
             check.add(number, line)
     return check.report()
@@ -69,8 +69,9 @@ def validate_file(path: Path, *, max_faults: int = 100) -> ValidationReport:
 class FileValidator:
     """Validation of a file, line by line."""
 
-    def __init__(self, row_format: RowFormat | None, max_faults: int) -> None:
-        self._format = row_format
+    def __init__(self, row_format: RowFormat | None, max_faults: int, *, is_labelled: bool = False) -> None:
+        """With `is_labelled`, a row whose `label` is neither true nor false gets a warning."""
+        self._format, self._is_labelled = row_format, is_labelled
         self._rows = self._valid_rows = 0
         self._faults, self._warnings = FaultCounter(max_faults), FaultCounter(max_faults)
         self._survey = StatisticsCollector()
@@ -89,6 +90,8 @@ class FileValidator:
             self._valid_rows += 1
             self._survey.add(row, self._format)
             self._warn_of_duplicates(number, line)
+            if self._is_labelled and not isinstance(row.get("label"), bool):
+                self._warnings.add(_missing_label(row), number)
 
     def report(self) -> ValidationReport:
         """Return the result for the lines so far."""
@@ -125,20 +128,33 @@ class FileValidator:
             self._warnings.add(_duplicate_row(first), number)
 
 
-def _detect_file_format(file: BinaryIO) -> RowFormat | None:
+def _detect_file_format(file: BinaryIO) -> tuple[RowFormat | None, bool]:
+    """Return the most frequent format of the first rows, and whether most of them are labelled."""
     found: Counter[RowFormat | None] = Counter()
+    labelled = 0
     parser = RowParser()
     for _, line in iter_lines(file):
         row = parser.parse(line) if isinstance(line, bytes) else None
         if isinstance(row, dict):
             found[detect_format(row)] += 1
+            labelled += isinstance(row.get("label"), bool)
         # A row of 16 MiB can use 250 MB of memory: free it before the next one is parsed.
         del row
         if found.total() == FORMAT_ROWS:
             break
+    is_labelled = 2 * labelled > found.total()
     del found[None]
     # Of equal counts, most_common() returns the first in the file.
-    return found.most_common(1)[0][0] if found else None
+    return (found.most_common(1)[0][0] if found else None), is_labelled
+
+
+def _missing_label(row: Row) -> Fault:
+    found = f"is {quote_value(row['label'])}" if "label" in row else "is missing"
+    return Fault(
+        field="label",
+        code=FaultCode.label_missing,
+        message=f"`label` {found}, but most rows have `true` or `false`: add it to train with `kto`.",
+    )
 
 
 def _duplicate_key(key: str) -> Fault:

@@ -14,18 +14,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.sft import SftConfig
+from trainers.configs.training import TrainingConfig
 from trainers.modeling.load import ModelUnsupported, load_tokenizer
 from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.duplicates import check_near_duplicates
+from trainers.preflight.feedback.reward_findings import check_rewards
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
 from trainers.preflight.memory_estimate import estimate_memory
 from trainers.preflight.probe import run_probe
-from trainers.preflight.reward_findings import check_rewards
 from trainers.preflight.row_findings import check_file
+from trainers.rendering.labelled_examples import LabelledSet, render_labelled
 from trainers.rendering.preference_examples import PreferenceSet, render_preferences
 from trainers.rendering.preview import highlight_loss, preview_example
 from trainers.rendering.render import PromptCompletion, dataset_path, render_prompt, tokenize_prompt
@@ -34,7 +38,7 @@ from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, ProgramError
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 from trainers.training.model_proof import prove_model
-from trainers.training.rollouts import load_prompts
+from trainers.training.on_policy.rollouts import load_prompts, load_student_prompts
 
 logger = logging.getLogger("trainers")
 
@@ -78,7 +82,7 @@ def plan(config: PreflightConfig) -> dict[str, Any]:
     return {"stage": "preflight", "target": config.target.stage, "examples": count}
 
 
-def _unusable_result(target: SftConfig | DpoConfig | GrpoConfig, error: ProgramError) -> dict[str, Any]:
+def _unusable_result(target: TrainingConfig, error: ProgramError) -> dict[str, Any]:
     """Return the result for rows that cannot be rendered, or a model that the settings do not suit."""
     code = FindingCode.dataset_unusable if isinstance(error, DatasetInvalid) else FindingCode.model_unfit
     found = [
@@ -98,27 +102,33 @@ def _unusable_result(target: SftConfig | DpoConfig | GrpoConfig, error: ProgramE
 
 
 def _load_rows(
-    target: SftConfig | DpoConfig | GrpoConfig, tokenizer: PreTrainedTokenizerBase
+    target: SftConfig | DpoConfig | KtoConfig | GrpoConfig | DistillConfig, tokenizer: PreTrainedTokenizerBase
 ) -> RenderedRows:
     match target:
         case SftConfig():
             return render_examples(target.dataset, tokenizer, target.max_length)
         case DpoConfig():
             return render_preferences(target.dataset, tokenizer, target.max_length)
+        case KtoConfig():
+            return render_labelled(target.dataset, tokenizer, target.max_length)
         case GrpoConfig():
             # Without rewards: a reference without an answer is a finding here, not a failure.
             return load_prompts(str(dataset_path(target.dataset)), [], tokenizer)
+        case DistillConfig():
+            return load_student_prompts(target.dataset, tokenizer)
 
 
 def _list_examples(rows: RenderedRows) -> Sequence[Any]:
     if isinstance(rows, ExampleSet):
         return rows.rendered
+    if isinstance(rows, LabelledSet):
+        return rows.examples
     return [example for pair in rows.pairs for example in pair] if isinstance(rows, PreferenceSet) else []
 
 
 def _longest_sequence(target: Any, rows: RenderedRows, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the tokens of the longest sequence of a forward pass."""
-    if isinstance(rows, ExampleSet | PreferenceSet):
+    if isinstance(rows, ExampleSet | PreferenceSet | LabelledSet):
         longest = max((len(example.input_ids) for example in _list_examples(rows)), default=1)
         return target.max_length if getattr(target, "packing", False) else longest
     prompts: Sequence[PromptCompletion] = rows
@@ -132,6 +142,11 @@ def _preview_rows(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count:
             preview_example(example, 1, tokenizer) | {"side": side}
             for pair in rows.pairs[:count]
             for side, example in zip(("chosen", "rejected"), pair, strict=True)
+        ]
+    if isinstance(rows, LabelledSet):
+        return [
+            preview_example(example, 1, tokenizer) | {"side": "chosen" if label else "rejected"}
+            for example, label in rows.labelled[:count]
         ]
     if not isinstance(rows, ExampleSet):
         return [preview_example(render_prompt(pair, tokenizer), 1, tokenizer) for pair in rows[:count]]

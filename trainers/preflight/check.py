@@ -6,20 +6,26 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from trainers.configs.on_policy import OnPolicyConfig
 from trainers.configs.references import get_base_model
 from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
+from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import PreflightMode, TrainingConfig
 from trainers.modeling.load import load_config, load_generation_config
+from trainers.modeling.teacher import TeacherMismatch, check_teacher
 from trainers.preflight.duplicates import check_overlap
+from trainers.preflight.feedback.label_findings import check_labels
+from trainers.preflight.feedback.reward_findings import check_references
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
-from trainers.preflight.reward_findings import check_references
 from trainers.preflight.row_findings import check_file, check_texts
 from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_template
 from trainers.preflight.token_findings import check_model_limits, check_tokens
+from trainers.rendering.labelled_examples import LabelledSet, read_labelled
 from trainers.rendering.plain_text import text_end
 from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.render import (
@@ -27,6 +33,7 @@ from trainers.rendering.render import (
     dataset_path,
     read_preferences,
     read_prompt_completions,
+    read_prompts,
     tokenize_prompt,
 )
 from trainers.rendering.sft_examples import ExampleSet
@@ -39,7 +46,7 @@ from trainers.training.model_proof import prove_model
 
 PREFLIGHT = "preflight.json"
 
-RenderedRows = ExampleSet | PreferenceSet | Sequence[PromptCompletion]
+RenderedRows = ExampleSet | PreferenceSet | LabelledSet | Sequence[PromptCompletion]
 
 logger = logging.getLogger("trainers")
 
@@ -118,6 +125,10 @@ def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> fr
 
 def _read_turns(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
     """Yield the assistant turns of each row, or its chosen and rejected completions."""
+    if isinstance(config, KtoConfig):
+        return ([pair for pair, _ in row] for row in read_labelled(config.dataset))
+    if isinstance(config, DistillConfig):
+        return ([pair] for pair in read_prompts(config.dataset))
     return (
         read_preferences(config.dataset)
         if isinstance(config, DpoConfig)
@@ -127,9 +138,9 @@ def _read_turns(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
 
 def _uses_completions(config: TrainingConfig) -> bool:
     """Return whether the rows' completions are trained or compared with; some rewards use neither."""
-    return not isinstance(config, GrpoConfig) or any(
-        isinstance(reward, ChrfReward | BleuReward) for reward in config.rewards
-    )
+    if isinstance(config, GrpoConfig):
+        return any(isinstance(reward, ChrfReward | BleuReward) for reward in config.rewards)
+    return not isinstance(config, DistillConfig)
 
 
 def _check_rendered(
@@ -142,17 +153,47 @@ def _check_rendered(
         yield from check_omissions(rows.omissions)
         examples = [example for pair in rows.pairs for example in pair]
         yield from check_tokens(examples, tokenizer, model, ends, config.max_length)
+    elif isinstance(rows, LabelledSet):
+        assert isinstance(config, KtoConfig)
+        yield from check_labels(config, rows)
+        yield from check_omissions(rows.omissions)
+        yield from check_tokens(rows.examples, tokenizer, model, ends, config.max_length)
     elif isinstance(rows, ExampleSet):
         assert isinstance(config, SftConfig)
         yield from check_omissions(rows.omissions)
         yield from check_tokens(rows.rendered, tokenizer, model, ends, config.max_length)
     else:
-        assert isinstance(config, GrpoConfig)
+        assert isinstance(config, OnPolicyConfig)
         yield from check_omissions(count_prompt_omissions(rows, tokenizer))
         prompts = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in rows]
         yield from check_model_limits(prompts, tokenizer, model, config.max_completion_length)
-        if any(isinstance(reward, CorrectnessReward) for reward in config.rewards):
+        if isinstance(config, DistillConfig):
+            yield from _check_teacher(config, tokenizer, rows)
+        if isinstance(config, GrpoConfig) and any(
+            isinstance(reward, CorrectnessReward) for reward in config.rewards
+        ):
             yield from check_references(rows)
+
+
+def _check_teacher(
+    config: DistillConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[PromptCompletion]
+) -> Iterator[Finding]:
+    try:
+        has_same_template = check_teacher(config.teacher, config.base, tokenizer, prompts)
+    except TeacherMismatch as error:
+        yield new_finding(
+            FindingCode.teacher_mismatch, FindingLevel.error, error.message, error.hint or "", count=1
+        )
+        return
+    if not has_same_template:
+        yield new_finding(
+            FindingCode.teacher_template_differs,
+            FindingLevel.warning,
+            "The teacher has another chat template than the student, but reads the prompts in the student's, "
+            "for which its distribution may be poor.",
+            "Choose a teacher with the student's template, unless both render your rows alike.",
+            count=1,
+        )
 
 
 def _check_identical_pairs(preferences: PreferenceSet) -> Iterator[Finding]:

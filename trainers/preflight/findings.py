@@ -33,6 +33,8 @@ class FindingCode(StrEnum):
     escaped_line_breaks = "escaped_line_breaks"  # The characters `\n` instead of line breaks, in many rows.
     other_template_marks = "other_template_marks"  # Such as `</s>` or `<|eot_id|>` of another model.
     chosen_equals_rejected = "chosen_equals_rejected"  # A pair without a preference.
+    labels_of_one_kind = "labels_of_one_kind"  # Nothing shows what to avoid, or what to prefer.
+    labels_unbalanced = "labels_unbalanced"  # One label has almost all of the weight.
     special_tokens_in_text = "special_tokens_in_text"  # Text that was already rendered by a template.
     duplicates = "duplicates"  # Rows with the same content.
     near_duplicates = "near_duplicates"  # Rows with almost the same content.
@@ -64,6 +66,8 @@ class FindingCode(StrEnum):
     learning_rate_unusual = "learning_rate_unusual"  # Far from the usual range for the model's size.
     loss_depends_on_micro_batch = "loss_depends_on_micro_batch"  # Its size changes the objective.
     reference_without_answer = "reference_without_answer"  # No completion can be correct.
+    teacher_mismatch = "teacher_mismatch"  # Other tokens than the student's, so nothing can be compared.
+    teacher_template_differs = "teacher_template_differs"  # The teacher reads prompts in a foreign form.
     reward_constant = "reward_constant"  # The reward does not distinguish completions.
 
 

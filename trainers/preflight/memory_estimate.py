@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from trainers.configs.references import get_base_model
+from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.preflight import HostMemory
 from trainers.configs.training import (
     Attention,
@@ -40,7 +42,7 @@ def estimate_memory(
     None if the sizes of the model's layers are unknown. A plan keeps the rows per optimizer step.
     `longest_tokens` is the length of the longest sequence.
     """
-    shape = model_shape(config.base, config.tuning)
+    shape = _stage_shape(config)
     if shape is None:
         return None
     hosts = hosts or [local_host()]
@@ -87,6 +89,15 @@ def model_shape(base: ModelReference, tuning: LoraTuning | FullTuning) -> ModelS
     )
 
 
+def _stage_shape(config: TrainingConfig) -> ModelShape | None:
+    """Return the sizes of the stage's base, with those of its teacher if it has one."""
+    shape = model_shape(config.base, config.tuning)
+    if shape is None or not isinstance(config, DistillConfig):
+        return shape
+    teacher = build_empty_model(get_base_model(config.teacher))
+    return replace(shape, teacher_parameters=sum(parameter.numel() for parameter in teacher.parameters()))
+
+
 def _adapter_parameters(tuning: LoraTuning | FullTuning, linears: dict[str, Any]) -> int:
     if not isinstance(tuning, LoraTuning):
         return 0
@@ -112,7 +123,7 @@ def local_host() -> HostMemory:
 
 def needs_checkpointing(config: TrainingConfig, host: HostMemory, longest_tokens: int) -> bool:
     """Return whether the stage does not fit unless activations are recomputed; False if that is unknown."""
-    shape = model_shape(config.base, config.tuning)
+    shape = _stage_shape(config)
     if shape is None:
         return False
     requested = _requested_settings(config, host).replace(checkpointing=False)

@@ -10,8 +10,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
+from trainers.configs.on_policy import OnPolicyConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.training import FullTuning, LoraTuning, Parallelism, TrainingConfig
 
 FP32_BYTES: Final = 4
@@ -46,6 +48,7 @@ class ModelShape:
     adapter_parameters: int
     has_fused_attention: bool
     """Whether an implementation exists that keeps no scores of token pairs."""
+    teacher_parameters: int = 0
 
     @property
     def parameters(self) -> int:
@@ -88,7 +91,11 @@ def count_memory_parts(
     }
     if _needs_reference(config):
         parts["reference"] = shape.parameters * FP32_BYTES // _shard_count(settings, "weights")
-    if isinstance(config, GrpoConfig):
+    if shape.teacher_parameters:
+        # Only DeepSpeed shards a model that is not trained.
+        shards = settings.devices if settings.parallelism is Parallelism.zero3 else 1
+        parts["teacher"] = shape.teacher_parameters * width // shards
+    if isinstance(config, OnPolicyConfig):
         parts["kv_cache"] = _kv_cache_bytes(config, shape, settings, tokens, width)
     return parts
 
@@ -169,11 +176,13 @@ def _needs_reference(config: TrainingConfig) -> bool:
         return False
     if isinstance(config, DpoConfig):
         return not config.precompute_reference
+    if isinstance(config, KtoConfig):
+        return True
     return isinstance(config, GrpoConfig) and config.beta > 0
 
 
 def _kv_cache_bytes(
-    config: GrpoConfig, shape: ModelShape, settings: MemorySettings, tokens: int, width: int
+    config: OnPolicyConfig, shape: ModelShape, settings: MemorySettings, tokens: int, width: int
 ) -> int:
     """Return the bytes of keys and values of all completions that a step generates on this device."""
     completions = config.batch_size // settings.devices

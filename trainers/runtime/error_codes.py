@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
         "The architecture, tokenizer or adapter of the model cannot be used by the stage.",
     )
     adapter_unreadable = "adapter_unreadable", "The adapter's files are incomplete or do not fit its base."
+    teacher_mismatch = "teacher_mismatch", "The teacher of a distillation has other tokens than the student."
     dataset_not_found = "dataset_not_found", "The dataset does not exist."
     dataset_invalid = "dataset_invalid", "A row of the dataset cannot be used by the stage."
     template_missing = "template_missing", "The model has no chat template, and a row is a conversation."

@@ -176,6 +176,48 @@ def test_preference_pairs_are_refused_before_hardware_is_used(
     assert "`chosen`" in list_errors(client, spec(stage))["stages.0.dataset"]
 
 
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        ({"true": 2, "false": 1}, None),
+        ({"true": 2}, "1 of 3 rows of dataset"),
+        ({"true": 3}, "All 3 rows of dataset"),
+        ({}, "3 of 3 rows of dataset"),
+    ],
+)
+def test_kto_needs_a_label_in_every_row_and_both_labels(
+    client: TestClient, make_dataset: Callable[..., Dataset], labels: dict[str, int], refused: str | None
+) -> None:
+    make_dataset("rows", row_count=3, report={"statistics": {"labels": labels}})
+    stage = {"stage": "kto", "base": "org/model", "dataset": "rows"}
+    if refused is None:
+        assert client.post("/api/v1/jobs", json=spec(stage)).status_code == 201
+    else:
+        assert refused in list_errors(client, spec(stage))["stages.0.dataset"]
+
+
+def test_kto_reads_pairs_and_a_teacher_is_resolved_like_a_base(
+    client: TestClient, make_dataset: Callable[..., Dataset]
+) -> None:
+    make_dataset("rows", format=RowFormat.preference)
+    kto = {"stage": "kto", "base": "org/model", "dataset": "rows"}
+    distill = {"stage": "distill", "base": "org/small", "teacher": {"stage": "kto"}, "dataset": "rows"}
+    runs = client.post("/api/v1/jobs", json=spec(kto, distill)).json()["runs"]
+    assert runs[1]["config"]["teacher"] == {"stage": "kto"}
+    unknown = distill | {"teacher": "model_0"}
+    assert "stages.1.teacher" in list_errors(client, spec(kto, unknown))
+
+
+def test_preflight_checks_a_student_with_the_model_that_its_teacher_started_from(
+    client: TestClient, rows: Dataset
+) -> None:
+    sft = {"stage": "sft", "base": "org/large", "dataset": "rows"}
+    distill = {"stage": "distill", "base": "org/small", "teacher": {"stage": "sft"}, "dataset": "rows"}
+    job = client.post("/api/v1/jobs/preflight", json=spec(sft, distill)).json()["job"]
+    target = job["runs"][1]["config"]["target"]
+    assert (target["base"], target["teacher"]) == ("org/small", "org/large")
+
+
 @pytest.mark.parametrize("after", ["zzz", "0", "job_", "job_\0"])
 def test_a_cursor_that_no_page_gave_is_list_errors(client: TestClient, after: str) -> None:
     response = client.get("/api/v1/jobs", params={"after": after})

@@ -84,6 +84,17 @@ def adapted(starter: Path, training_rows: str, tmp_path_factory: pytest.TempPath
     return {"base": str(starter), "adapter": str(run_dir / "model")}
 
 
+@pytest.fixture(scope="session")
+def undecided(
+    starter: Path, write_rows: Callable[[list[dict[str, Any]]], str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return a model that gives the wrong answer to most questions of the number task."""
+    from tests.integration.trainers import number_task
+
+    rows = write_rows(2 * number_task.right_rows() + 3 * number_task.wrong_rows())
+    return number_task.train_on(rows, starter, 120, tmp_path_factory.mktemp("undecided") / "run")
+
+
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     path = run_dir / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []

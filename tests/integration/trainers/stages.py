@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainers import dpo, evaluate, grpo, sft
+from trainers import distill, dpo, evaluate, grpo, kto, sft
 from trainers.configs import parse_stage
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
@@ -19,7 +19,9 @@ from trainers.runtime.program import StopRequested
 WORK: dict[str, Any] = {
     "sft": sft.run,
     "dpo": dpo.run,
+    "kto": kto.run,
     "grpo": grpo.run,
+    "distill": distill.run,
     "evaluate": evaluate.run,
 }
 

@@ -18,7 +18,7 @@ from trainers.modeling.load import load_tokenizer
 from trainers.rendering.render import read_prompt_completions
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
-from trainers.training.rollouts import (
+from trainers.training.on_policy.rollouts import (
     MIN_CONSTANT_GROUPS,
     RolloutRecorder,
     build_prompt_dataset,

@@ -23,8 +23,8 @@ from trainers.preflight.findings import FindingCode
 from trainers.preflight.setting_findings import check_settings
 from trainers.rendering.preference_examples import load_preferences
 from trainers.runtime.events import EventWriter
+from trainers.training.on_policy.rollouts import RolloutRecorder, load_prompts
 from trainers.training.policy import load_policy
-from trainers.training.rollouts import RolloutRecorder, load_prompts
 
 T = TypeVar("T", bound=Trainer)
 Rows = list[dict[str, Any]]

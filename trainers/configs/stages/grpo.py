@@ -6,8 +6,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from trainers.configs.base import MAX_COUNT
+from trainers.configs.on_policy import OnPolicyConfig
 from trainers.configs.rewards import Rewards
-from trainers.configs.training import TrainingConfig
 
 
 class GrpoLoss(StrEnum):
@@ -31,15 +31,7 @@ class RewardScale(StrEnum):
     none = "none"
 
 
-class GenerationBackend(StrEnum):
-    """Program that generates the completions of each step."""
-
-    transformers = "transformers"
-    vllm_colocate = "vllm_colocate"  # vLLM on the training GPUs, which it shares with the model.
-    vllm_server = "vllm_server"  # A server that `trl vllm-serve` has started on other GPUs.
-
-
-class GrpoConfig(TrainingConfig):
+class GrpoConfig(OnPolicyConfig):
     """Group relative policy optimization: several completions of each prompt, compared with each other.
 
     Each step generates new completions. The default learning rate is TRL's 1e-6 for full fine-tuning and ten
@@ -59,12 +51,6 @@ class GrpoConfig(TrainingConfig):
     num_generations: int = Field(
         8, ge=2, le=1024, description="Completions of each prompt, which are compared with each other."
     )
-    max_completion_length: int = Field(
-        512, ge=1, le=MAX_COUNT, description="Maximum tokens of a completion; longer ones are truncated."
-    )
-    temperature: float = Field(
-        1.0, gt=0, le=10, description="Sampling temperature; higher values give more varied completions."
-    )
     loss: GrpoLoss = Field(GrpoLoss.dapo, description="How the losses of tokens are combined.")
     beta: float = Field(
         0.0,
@@ -77,18 +63,6 @@ class GrpoConfig(TrainingConfig):
     )
     mask_truncated_completions: bool = Field(
         False, description="Exclude truncated completions from the loss."
-    )
-    generation: GenerationBackend = Field(
-        GenerationBackend.transformers, description="Backend that samples completions."
-    )
-    vllm_memory_share: float = Field(
-        0.3, gt=0, lt=1, description="Share of each GPU's memory for vLLM, with `vllm_colocate`."
-    )
-    vllm_server_url: str | None = Field(
-        None, max_length=1024, pattern=r"^https?://", description="URL of the server, with `vllm_server`."
-    )
-    samples_per_log: int = Field(
-        4, ge=0, le=1000, description="Completions written to samples.jsonl with each metric event."
     )
 
     @property
@@ -107,8 +81,4 @@ class GrpoConfig(TrainingConfig):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of num_generations {self.num_generations}"
             )
-        if self.generation is GenerationBackend.vllm_server and self.vllm_server_url is None:
-            raise ValueError("generation vllm_server needs a vllm_server_url")
-        if self.generation is not GenerationBackend.vllm_server and self.vllm_server_url is not None:
-            raise ValueError(f"vllm_server_url is for generation vllm_server, not for {self.generation}")
         return self

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainers.configs.base import Config, NonEmpty, Queue, StageConfig
+from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.sft import SftConfig
 
 
@@ -24,7 +26,7 @@ class PreflightConfig(StageConfig):
 
     stage: Literal["preflight"] = Field("preflight", description="Kind of the stage.")
     target: Annotated[
-        SftConfig | DpoConfig | GrpoConfig,
+        SftConfig | DpoConfig | KtoConfig | GrpoConfig | DistillConfig,
         Field(discriminator="stage", description="The training stage to check."),
     ]
     hosts: list[HostMemory] = Field(

@@ -1,5 +1,7 @@
 """Presets are defaults for the fields that a stage does not set."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -15,8 +17,10 @@ FAMILIES = [name for name, preset in load_presets().items() if preset.kind == "f
 @pytest.mark.parametrize("hardware", HARDWARE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hardware_and_family_together_make_a_whole_config(stage: str, hardware: str, family: str) -> None:
-    rewards = {"rewards": REWARDS} if stage == "grpo" else {}
-    config = parse_stage({"stage": stage, "preset": [hardware, family], "dataset": "rows", **rewards})
+    required: dict[str, Any] = {"grpo": {"rewards": REWARDS}, "distill": {"teacher": "org/teacher"}}
+    config = parse_stage(
+        {"stage": stage, "preset": [hardware, family], "dataset": "rows"} | required.get(stage, {})
+    )
     assert isinstance(config, TrainingConfig)
     assert config.base == load_presets()[family].training["base"]
     assert config.micro_batch_size is not None

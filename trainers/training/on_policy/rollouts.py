@@ -1,4 +1,4 @@
-"""The prompts of reinforcement learning, and a record of completions and their rewards."""
+"""The prompts of on-policy training, and a record of completions and their rewards."""
 
 import json
 import random
@@ -11,7 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from trainers.configs.base import StageDataset
 from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
 from trainers.rendering.plain_text import TemplateMissing
-from trainers.rendering.render import PromptCompletion, read_prompt_completions, tokenize_prompt
+from trainers.rendering.render import (
+    PromptCompletion,
+    read_prompt_completions,
+    read_prompts,
+    tokenize_prompt,
+)
 from trainers.rewards.score import find_references_without_answer
 from trainers.rewards.trl_functions import RewardFunction, completion_text, reward_functions
 from trainers.runtime.errors import DatasetInvalid
@@ -28,19 +33,21 @@ def load_prompts(
     Raises DatasetFileNotFound or DatasetInvalid.
     """
     pairs = [turns[-1] for turns in read_prompt_completions(dataset)]
-    if not pairs:
-        raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
-    if tokenizer.chat_template is None:
-        raise TemplateMissing(pairs[0].row, "is the prompt of a chat")
-    for pair in pairs:
-        if pair.tools:
-            raise DatasetInvalid(
-                f"Row {pair.row} of {dataset} has tools, which GRPO does not render.",
-                "Remove the row, or train on it with SFT.",
-            )
+    _check_prompts(pairs, dataset, tokenizer)
     if any(isinstance(reward, CorrectnessReward) for reward in rewards):
         _require_answers(pairs, dataset)
-    tokenize_prompt(pairs[0], tokenizer)
+    return pairs
+
+
+def load_student_prompts(
+    dataset: str | StageDataset, tokenizer: PreTrainedTokenizerBase
+) -> list[PromptCompletion]:
+    """Return the last prompt of each row in any format; a completion is not needed.
+
+    Raises DatasetFileNotFound or DatasetInvalid.
+    """
+    pairs = list(read_prompts(dataset))
+    _check_prompts(pairs, dataset, tokenizer)
     return pairs
 
 
@@ -111,6 +118,22 @@ class RolloutRecorder:
 
     def _total(self, rewards: dict[str, float]) -> float:
         return sum(weight * rewards[name] for name, weight in zip(self.names, self.weights, strict=True))
+
+
+def _check_prompts(
+    pairs: Sequence[PromptCompletion], dataset: str | StageDataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    if not pairs:
+        raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
+    if tokenizer.chat_template is None:
+        raise TemplateMissing(pairs[0].row, "is the prompt of a chat")
+    for pair in pairs:
+        if pair.tools:
+            raise DatasetInvalid(
+                f"Row {pair.row} of {dataset} has tools, which TRL's sampling does not render.",
+                "Remove the row, or train on it with SFT.",
+            )
+    tokenize_prompt(pairs[0], tokenizer)
 
 
 def _require_answers(pairs: list[PromptCompletion], dataset: str | StageDataset) -> None:

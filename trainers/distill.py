@@ -1,0 +1,135 @@
+"""On-policy distillation with LoRA or of all weights, by TRL's DistillationTrainer.
+
+Each step samples completions of the student, and trains it on the divergence between its distribution of each
+next token and that of the teacher, which is frozen. Some completions are written to `samples.jsonl`. Resuming
+and stopping are as in `trainers.sft`: a checkpoint contains the random state, so a resumed run samples the
+same completions.
+
+    python -m trainers.distill --config distill.yaml --run-dir runs/student
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DistillationConfig as TrlConfig
+from trl import DistillationTrainer
+
+from trainers.configs.references import get_base_model
+from trainers.configs.stages.distill import DistillConfig
+from trainers.configs.training import Precision
+from trainers.modeling.architecture import pick_attention
+from trainers.modeling.load import (
+    forward_dtype,
+    load_config,
+    load_tokenizer,
+    pick_device,
+    pick_precision,
+)
+from trainers.modeling.teacher import check_teacher, load_teacher
+from trainers.preflight.check import check_before_training, check_stage
+from trainers.preflight.findings import findings_to_json
+from trainers.rendering.render import PromptCompletion
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import run_program, stop_after_step
+from trainers.training.arguments import plan_training, total_steps, training_arguments
+from trainers.training.loop import run_training_loop
+from trainers.training.on_policy.generation import OnPolicyCallback, generation_arguments, longest_sequence
+from trainers.training.on_policy.rollouts import build_prompt_dataset, load_student_prompts
+from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.save import save_model, training_result
+from trainers.training.schedule import ScheduleMixin
+
+
+def run(config: DistillConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Train, publish `model/` and return the result; raises StopRequested after SIGTERM."""
+    started = time.monotonic()
+    precision = pick_precision(config.precision, pick_device(config.queue))
+    tokenizer = load_tokenizer(config.base, config.template)
+    prompts = load_student_prompts(config.dataset, tokenizer)
+    # Also without preflight: with another tokenizer the loss compares unlike tokens.
+    check_teacher(config.teacher, config.base, tokenizer, prompts)
+    check_before_training(config, tokenizer, prompts, run_dir, events)
+    model = load_policy(config, precision, events)
+    with stop_after_step() as stop:
+        trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, precision)
+        epochs = len(trainer.train_dataset) / len(prompts)
+        callback = OnPolicyCallback(config, run_dir, events, stop, trainer.samples, epochs)
+        run_training_loop(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
+        save_model(trainer, config, run_dir, tokenizer)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return training_result(
+        config,
+        tokenizer,
+        trainer.state,
+        first_divergence=losses[0],
+        last_divergence=losses[-1],
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def plan(config: DistillConfig) -> dict[str, Any]:
+    """Return the resolved plan of a run, without training."""
+    tokenizer = load_tokenizer(config.base, config.template)
+    prompts = load_student_prompts(config.dataset, tokenizer)
+    check_teacher(config.teacher, config.base, tokenizer, prompts)
+    steps = total_steps(config, len(prompts), config.rows_per_step)
+    return {
+        "stage": "distill",
+        "rows": len(prompts),
+        **plan_training(config, steps, longest_sequence(config, prompts, tokenizer)),
+        "findings": findings_to_json(check_stage(config, tokenizer, prompts)),
+    }
+
+
+class StudentTrainer(ScheduleMixin, DistillationTrainer):
+    """TRL's trainer, which keeps the last completions that it has sampled."""
+
+    _last_batch: tuple[list[Any], list[list[int]]] = ([], [])
+
+    def samples(self, count: int) -> list[dict[str, Any]]:
+        """Return the first completions of the last batch, with their prompts."""
+        return [
+            {"prompt": prompt, "completion": self._tokenizer.decode(ids, skip_special_tokens=True)}
+            for prompt, ids in list(zip(*self._last_batch, strict=True))[:count]
+        ]
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        generated = super()._generate(prompts)
+        self._last_batch = (prompts, generated[1])
+        return generated
+
+
+def _build_trainer(
+    config: DistillConfig,
+    run_dir: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[PromptCompletion],
+    precision: Precision,
+) -> StudentTrainer:
+    steps = total_steps(config, len(prompts), config.rows_per_step)
+    arguments = (
+        training_arguments(config, run_dir, precision, steps, longest_sequence(config, prompts, tokenizer))
+        | generation_arguments(config)
+        | {"beta": config.beta}
+    )
+    attention = pick_attention(
+        config.attention, pick_device(config.queue), load_config(get_base_model(config.teacher))
+    )
+    vocabulary = model.config.get_text_config().vocab_size
+    trainer = StudentTrainer(
+        model=model,
+        teacher_model=load_teacher(config.teacher, forward_dtype(precision), attention, vocabulary),
+        args=TrlConfig(**arguments),
+        train_dataset=build_prompt_dataset(prompts, steps * config.rows_per_step, config.seed),
+        processing_class=tokenizer,
+        peft_config=new_adapter_config(config, model),
+    )
+    return cast_adapter_to_fp32(trainer)
+
+
+if __name__ == "__main__":
+    run_program(DistillConfig, run, plan)

@@ -1,0 +1,160 @@
+"""Kahneman-Tversky optimization (KTO) with LoRA or of all weights, by TRL's KTOTrainer.
+
+The reference is the model before the first step, as in `trainers.dpo`. The loss compares the reward of a
+completion with an estimate of the KL divergence from the reference, the mean over completions of other
+prompts. TRL estimates it from one micro-batch; here it is estimated once from all rows of a step, so that the
+micro-batch does not change the objective. Resuming and stopping are as in `trainers.sft`.
+
+    python -m trainers.kto --config kto.yaml --run-dir runs/labelled
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
+from transformers import TrainingArguments as Arguments
+from trl import KTOConfig as TrlConfig
+
+from trainers.configs.stages.kto import KtoConfig
+from trainers.configs.training import FullTuning, Precision
+from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
+from trainers.preflight.check import check_before_training, check_stage
+from trainers.preflight.findings import findings_to_json
+from trainers.rendering.labelled_examples import LabelledSet, load_labelled
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import StopFlag, run_program, stop_after_step
+from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
+from trainers.training.callback import RunDirCallback
+from trainers.training.loop import run_training_loop
+from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.preferences.labelled_trainer import LabelledTrainer, MismatchSampler, RowsWithMismatch
+from trainers.training.preferences.reference import check_reference
+from trainers.training.save import add_validation_callback, save_model, training_result
+
+
+def run(config: KtoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
+    """Train, publish `model/` and return the result; raises StopRequested after SIGTERM."""
+    started = time.monotonic()
+    disable_progress_bars()
+    precision = pick_precision(config.precision, pick_device(config.queue))
+    tokenizer = load_tokenizer(config.base, config.template)
+    labelled = load_labelled(config.dataset, tokenizer, config.max_length)
+    check_before_training(config, tokenizer, labelled, run_dir, events)
+    model = load_policy(config, precision, events)
+    with stop_after_step() as stop:
+        trainer = _build_trainer(config, run_dir, model, tokenizer, labelled, precision)
+        callback = KtoCallback(config, run_dir, events, stop, precision)
+        add_validation_callback(trainer, config, run_dir, tokenizer)
+        run_training_loop(trainer, config, callback, run_dir, stop, labelled.summary())
+        save_model(trainer, config, run_dir, tokenizer)
+    return training_result(
+        config,
+        tokenizer,
+        trainer.state,
+        reward_good=_last(trainer.state, "rewards/chosen"),
+        reward_bad=_last(trainer.state, "rewards/rejected"),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def plan(config: KtoConfig) -> dict[str, Any]:
+    """Return the resolved plan of a run, without training."""
+    tokenizer = load_tokenizer(config.base, config.template)
+    labelled = load_labelled(config.dataset, tokenizer, config.max_length)
+    steps = total_steps(config, len(labelled.records), config.batch_size)
+    return {
+        "stage": "kto",
+        "rows": labelled.rows,
+        "good": labelled.desirable,
+        "bad": len(labelled.records) - labelled.desirable,
+        "truncated": labelled.truncated,
+        "dropped": labelled.dropped,
+        "tokens": labelled.tokens,
+        **plan_training(config, steps, max(labelled.lengths())),
+        "findings": findings_to_json(check_stage(config, tokenizer, labelled)),
+    }
+
+
+class KtoCallback(RunDirCallback[KtoConfig]):
+    """Also checks the reference."""
+
+    def __init__(
+        self, config: KtoConfig, run_dir: Path, events: EventWriter, stop: StopFlag, precision: Precision
+    ) -> None:
+        super().__init__(config, run_dir, events, stop)
+        self._precision = precision
+
+    def on_log(
+        self,
+        args: Arguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if logs is not None and "loss" in logs and state.global_step == 1:
+            check_reference(logs, self._config.beta, self._precision)
+
+
+def _build_trainer(
+    config: KtoConfig,
+    run_dir: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    labelled: LabelledSet,
+    precision: Precision,
+) -> LabelledTrainer:
+    steps = total_steps(config, len(labelled.records), config.batch_size)
+    arguments = TrlConfig(
+        **training_arguments(config, run_dir, precision, steps, max(labelled.lengths())),
+        **validation_arguments(config),
+        logging_first_step=True,
+        # The rows are already truncated; completions of other prompts may make them longer again.
+        max_length=config.max_length,
+        beta=config.beta,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+        # TRL refuses the loss `kto` with micro-batches of one row, from which it could not estimate the KL.
+        loss_type="apo_zero_unpaired",
+    )
+    dataset = Dataset.from_list(labelled.records)
+    needs_copy = isinstance(config.tuning, FullTuning)
+    trainer = LabelledTrainer(
+        model=model,
+        # Without a reference, TRL loads one from the path in the model's config: another model, perhaps.
+        ref_model=load_policy(config, precision, EventWriter(None)) if needs_copy else None,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=_load_validation_dataset(config, tokenizer),
+        processing_class=tokenizer,
+        peft_config=new_adapter_config(config, model),
+    )
+    trainer.set_loss(config.loss.value)
+    trainer.train_dataset = RowsWithMismatch(dataset)
+    trainer.step_sampler = MismatchSampler(labelled.lengths(), config.batch_size, config.seed)
+    return cast_adapter_to_fp32(trainer)
+
+
+def _load_validation_dataset(config: KtoConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    if config.validation_dataset is None:
+        return None
+    records = load_labelled(
+        config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows
+    ).records
+    shift = len(records) // 2
+    mismatched = [records[row - shift]["completion_ids"] for row in range(len(records))]
+    return Dataset.from_list(
+        [record | {"KL_completion_ids": other} for record, other in zip(records, mismatched, strict=True)]
+    )
+
+
+def _last(state: TrainerState, name: str) -> float | None:
+    return next((entry[name] for entry in reversed(state.log_history) if name in entry), None)
+
+
+if __name__ == "__main__":
+    run_program(KtoConfig, run, plan)

@@ -1,0 +1,1 @@
+"""Findings in what tells a stage which completions are good: labels and rewards."""

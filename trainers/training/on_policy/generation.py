@@ -1,0 +1,90 @@
+"""What the stages share that train on completions of the model itself: generation, samples and epochs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
+from transformers import TrainingArguments as Arguments
+from trl.import_utils import is_vllm_available
+
+from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
+from trainers.rendering.render import PromptCompletion, tokenize_prompt
+from trainers.runtime import run_dir as files
+from trainers.runtime.errors import DeviceUnavailable
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import StopFlag, is_main_process
+from trainers.training.callback import RunDirCallback
+
+SAMPLES = "samples.jsonl"
+
+TOnPolicy = TypeVar("TOnPolicy", bound=OnPolicyConfig)
+
+
+class OnPolicyCallback(RunDirCallback[TOnPolicy]):
+    """Also writes samples.
+
+    The Trainer's dataset contains all epochs, so its `epoch` is a share of the run and is multiplied by
+    `epochs`. `samples` returns the first completions of the last batch.
+    """
+
+    def __init__(
+        self,
+        config: TOnPolicy,
+        run_dir: Path,
+        events: EventWriter,
+        stop: StopFlag,
+        samples: Callable[[int], list[dict[str, Any]]],
+        epochs: float,
+    ) -> None:
+        super().__init__(config, run_dir, events, stop)
+        self._samples = samples
+        self._epochs = epochs
+
+    def on_log(
+        self,
+        args: Arguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        epoch = round(logs["epoch"] * self._epochs, 4)
+        super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
+        if is_main_process():
+            samples = self._samples(self._config.samples_per_log)
+            files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
+
+
+def generation_arguments(config: OnPolicyConfig) -> dict[str, Any]:
+    """Return TRL's arguments of generation; raises DeviceUnavailable if vLLM is needed and not installed."""
+    shared = {
+        # TRL counts the tokens of prompts and completions itself; the Trainer would find no `input_ids`.
+        "include_num_input_tokens_seen": "no",
+        "shuffle_dataset": False,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+    }
+    if config.generation is GenerationBackend.transformers:
+        return shared
+    if not is_vllm_available():
+        raise DeviceUnavailable(
+            f"generation is {config.generation}, which needs vLLM; it is not installed on this host.",
+            "Install the vllm version that TRL supports in the trainers' environment, or set generation to "
+            "transformers.",
+        )
+    return shared | {
+        "use_vllm": True,
+        "vllm_mode": "server" if config.generation is GenerationBackend.vllm_server else "colocate",
+        "vllm_server_base_url": config.vllm_server_url,
+        "vllm_gpu_memory_utilization": config.vllm_memory_share,
+    }
+
+
+def longest_sequence(
+    config: OnPolicyConfig, prompts: list[PromptCompletion], tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return the tokens of the longest prompt with a completion of the maximum length."""
+    return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + config.max_completion_length

@@ -1,0 +1,1 @@
+"""Training on completions that are known to be good or bad."""
