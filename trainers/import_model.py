@@ -6,9 +6,6 @@ expects for it: their names and shapes. So an adapter of another model is found 
     python -m trainers.import_model --config import.yaml --run-dir runs/imported
 """
 
-import os
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from trainers.modeling.load import (
     template_sha256,
 )
 from trainers.modeling.model_files import ADAPTER_WEIGHTS
-from trainers.modeling.model_source import open_adapter, open_base
+from trainers.modeling.model_source import link_files, open_adapter, open_base
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
@@ -50,7 +47,7 @@ def run(config: ImportConfig, run_dir: Path, events: EventWriter) -> dict[str, A
         load_config(base)
         folder = Path(open_base(base))
     events.write_progress(1, 2)
-    files.publish_folder(run_dir / files.MODEL, lambda copy: _copy_files(folder, copy))
+    files.publish_folder(run_dir / files.MODEL, lambda copy: link_files(folder, copy))
     events.write_progress(2, 2)
     return {
         "stage": "import",
@@ -109,20 +106,6 @@ def _unfit(adapter: Path, base: str, reason: str) -> AdapterUnreadable:
 def _join(names: list[str]) -> str:
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
-
-
-def _copy_files(folder: Path, copy: Path) -> None:
-    """Copy the verified files. Weights are hard links where the disk allows: they are never written to."""
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        target = copy / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            with suppress(OSError):
-                os.link(path.resolve(), target)
-                continue
-        shutil.copyfile(path, target)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,7 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     ],
     "import": [{"stage": "import", "model": "starter"}],
     "merge": [_SHORT_SFT, {"stage": "merge", "model": {"stage": "sft"}}],
+    "export": [_SHORT_SFT, {"stage": "export", "model": {"stage": "sft"}}],
     "evaluate": [
         {"stage": "evaluate", "model": "starter", "dataset": "arithmetic-test", "max_new_tokens": 32}
     ],
@@ -199,6 +200,7 @@ SUMMARIES = {
     "distill": "On-policy distillation from a stronger teacher",
     "import": "Register a model that was made elsewhere",
     "merge": "Merge an adapter into its base",
+    "export": "Write a model in the formats of other programs",
     "evaluate": "Score a model on a dataset",
     "generate": "Complete every row of a dataset",
     "deploy": "Serve a model under a name",

@@ -25,6 +25,7 @@ from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, Parit
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig, Metric
+from trainers.configs.stages.export import ExportConfig, ExportFormat
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss, RewardScale
 from trainers.configs.stages.import_model import ImportConfig
@@ -62,6 +63,8 @@ __all__ = [
     "EngineOptions",
     "EngineQuantization",
     "EvaluateConfig",
+    "ExportConfig",
+    "ExportFormat",
     "FullTuning",
     "GenerateConfig",
     "GenerationBackend",

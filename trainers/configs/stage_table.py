@@ -9,6 +9,7 @@ from trainers.configs.stages.deploy import DeployConfig
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.export import ExportConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.import_model import ImportConfig
@@ -122,6 +123,9 @@ class StageKind(StrEnum):
         limits=_TRAINING_LIMITS,
     )
     merge = Stage(MergeConfig, "trainers.merge", _INFERENCE, Product.model, merges=True, limits=_MERGE_LIMITS)
+    export = Stage(
+        ExportConfig, "trainers.export", _INFERENCE, Product.model, merges=True, limits=_MERGE_LIMITS
+    )
     # `import` is a keyword of Python; the value is the stage's name.
     import_ = Stage(
         ImportConfig,

@@ -4,6 +4,8 @@ Started by a worker, a program gets absolute folders, which the worker has resol
 be a relative folder, or a hub id.
 """
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from trainers.modeling.model_files import BaseModelNotFound, ModelRole, open_model
@@ -32,3 +34,17 @@ def open_base(source: str) -> str:
 def open_adapter(folder: str) -> str:
     """Return the verified folder of an adapter; raises BaseModelNotFound or ModelRefused."""
     return str(open_model(Path(folder), ModelRole.adapter))
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Copy verified files. Weights are hard links where the disk allows: they are never written to."""
+    for path in sorted(source.rglob("*")):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            with suppress(OSError):
+                copy.hardlink_to(path.resolve())
+                continue
+        shutil.copyfile(path, copy)

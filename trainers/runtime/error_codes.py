@@ -49,6 +49,9 @@ class ErrorCode(StrEnum):
     loss_not_finite = "loss_not_finite", "The loss became NaN or infinite."
     preflight_failed = "preflight_failed", "A check before training found an error in the data or settings."
     merge_differs = "merge_differs", "The merged model does not respond as the adapter on its base does."
+    export_failed = "export_failed", "The model cannot be converted to the format."
+    export_differs = "export_differs", "The exported file does not compute what the trained model does."
+    capability_missing = "capability_missing", "The worker lacks a program that the stage needs."
     engine_failed = "engine_failed", "The engine stopped or did not start.", True
     rank_lost = "rank_lost", "One of the run's processes died, or stopped responding to the others.", True
     internal_error = "internal_error", "A fault of Tunesmith. The log contains the traceback."
