@@ -1,6 +1,6 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit integration security e2e chaos slow reference check format lock audit clean
+.PHONY: help setup demo run test unit integration security e2e chaos slow reference check format lock audit gguf clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -76,6 +76,22 @@ audit: setup ## Look the images' packages up in the database of known vulnerabil
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/api.txt
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/worker.txt
+
+# llama-cpp-python's source contains llama.cpp with its converters, which no wheel has.
+GGUF := .venv-gguf
+LLAMA := llama-cpp-python==0.3.36
+
+gguf: $(GGUF)/installed ## Build the environment of llama.cpp with which workers write GGUF (ten minutes; CMake, C++)
+	@echo "Set TUNESMITH_GGUF_ENVIRONMENT=$(CURDIR)/$(GGUF)"
+
+$(GGUF)/installed:
+	$(PYTHON) -m venv $(GGUF)
+	$(GGUF)/bin/python -m pip download --quiet --no-deps --no-binary :all: $(LLAMA) --dest $(GGUF)/source
+	tar xzf $(GGUF)/source/llama_cpp_python-*.tar.gz -C $(GGUF)/source
+	rm -rf $(GGUF)/llama.cpp && mv $(GGUF)/source/llama_cpp_python-*/vendor/llama.cpp $(GGUF)/llama.cpp
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF" \
+		$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check $(GGUF)/source/llama_cpp_python-*.tar.gz "numpy<2.5"
+	@touch $@
 
 clean: ## Remove .venv and caches; the data directory stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

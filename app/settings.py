@@ -251,6 +251,12 @@ class Settings(BaseSettings):
         "which programs without a GPU start in a tenth of a second. It takes about 470 MiB of memory.",
     )
 
+    gguf_environment: str = Field(
+        "",
+        description="Folder of the environment of llama.cpp that `make gguf` creates; empty means that this "
+        "worker writes no GGUF.",
+    )
+
     mlflow_uri: WebAddress = Field(
         "", description="Address of the MLflow server to which workers export runs; empty exports none."
     )
@@ -310,6 +316,8 @@ class Settings(BaseSettings):
         self.dataset_roots = [
             root.expanduser().resolve() for root in self.dataset_roots or [self.data_dir / "sources"]
         ]
+        if self.gguf_environment:
+            self.gguf_environment = str(Path(self.gguf_environment).expanduser().absolute())
         if self.tensorboard_dir:
             self.tensorboard_dir = str(Path(self.tensorboard_dir).expanduser().resolve())
         return self

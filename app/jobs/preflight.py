@@ -15,6 +15,7 @@ from app.tables import Job, Worker
 from app.workers import service as workers
 from trainers.configs import (
     DistillConfig,
+    ExportConfig,
     HostMemory,
     ImportConfig,
     MergeConfig,
@@ -83,7 +84,7 @@ def _add(
 ) -> None:
     """Add a stage to the draft, or the reason why it is skipped."""
     config = stage.config
-    if isinstance(config, TrainingConfig | MergeConfig | ImportConfig):
+    if isinstance(config, TrainingConfig | MergeConfig | ExportConfig | ImportConfig):
         start = config.base if isinstance(config, TrainingConfig) else config.model
         draft.bases[stage.name] = draft.bases[start.stage] if isinstance(start, StageOutput) else start
     if not isinstance(config, TrainingConfig | PrepareConfig):

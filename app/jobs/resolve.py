@@ -20,6 +20,7 @@ from trainers.configs import (
     DeployConfig,
     EngineClientConfig,
     EvaluateConfig,
+    ExportConfig,
     ImportConfig,
     PreflightConfig,
     Product,
@@ -149,6 +150,8 @@ def _check_names(
         for field in ("engine_url", "engine_model"):
             if getattr(stage, field) is not None:
                 errors.append(_error(f"{path}.{field}", "Omit this field: the worker starts the engine."))
+    if isinstance(stage, ExportConfig) and stage.gguf_environment is not None:
+        errors.append(_error(f"{path}.gguf_environment", "Omit this field: the worker sets it."))
     if isinstance(stage, ImportConfig):
         errors += _check_import(stage, path)
     if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:

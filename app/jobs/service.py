@@ -177,13 +177,14 @@ def _new_run(job: Job, position: int, stage: ResolvedStage) -> Run:
         priority=job.priority,
         config=stage.config.model_dump(mode="json"),
         device_count=stage.config.device_count,
+        capability=stage.config.capability,
     )
 
 
 def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -> PlannedStageView:
     models = [ref for ref in find_references(stage.config) if isinstance(ref, ModelField)]
     dataset = stage.datasets.get("dataset")
-    needs = stage.queue, stage.kind, stage.config.device_count
+    needs = stage.queue, stage.kind, stage.config.device_count, stage.config.capability
     capable = workers.filter_capable_workers(alive_workers, *needs)
     return PlannedStageView(
         name=stage.name,

@@ -14,13 +14,14 @@ from trainers.configs import Queue, StageKind
 
 @dataclass(frozen=True)
 class FreeResources:
-    """Devices and disk space of a worker's host that are free for one more run."""
+    """Devices and disk space of a worker's host that are free for one more run, and its capabilities."""
 
     gpus: int
     disk_bytes: int
     """Free space of the disk that contains the worker's data directory."""
     max_gpus: int = 0
     """The GPUs that the worker has when none is in use."""
+    capabilities: frozenset[str] = frozenset()
     full_queues: frozenset[Queue] = frozenset()
     """Queues on which only a run that needs no device can start."""
 
@@ -47,6 +48,7 @@ def select_claimable(
             or_(col(Run.queue).not_in(free.full_queues), col(Run.device_count) == 0),
             or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
             or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
+            or_(col(Run.capability).is_(None), col(Run.capability).in_(free.capabilities)),
         ]
     return (
         select(col(Run.id))

@@ -68,6 +68,10 @@ class Run(SQLModel, table=True):
     config: dict[str, Any] = Field(sa_type=Json)
     device_count: int = Field(default=1, description="Devices that the run reserves on the queue `cuda`.")
 
+    capability: str | None = Field(
+        default=None, description="What a worker must have besides the packages of the stage."
+    )
+
     status: RunStatus = Field(default=RunStatus.queued, sa_type=enum_type(RunStatus))
     attempt: int = Field(default=0, description="Counts claims; the fencing token of a worker's writes.")
     failure_count: int = Field(default=0, description="Infrastructure failures since the last checkpoint.")

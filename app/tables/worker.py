@@ -19,6 +19,11 @@ class Worker(SQLModel, table=True):
     pid: int
     queues: list[str] = Field(default_factory=list, sa_type=Json)
     stages: list[str] = Field(default_factory=list, sa_type=Json)
+    capabilities: list[str] = Field(
+        default_factory=list,
+        sa_type=Json,
+        description="Programs that some stages need and not every worker has, such as `gguf`.",
+    )
     slots: dict[str, int] = Field(
         default_factory=dict,
         sa_type=Json,

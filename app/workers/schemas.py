@@ -18,6 +18,9 @@ class WorkerView(BaseModel):
     pid: int = Field(description="Process id on the host.")
     queues: list[str] = Field(description="Queues that it serves.")
     stages: list[str] = Field(description="Kinds of stages that it can run.")
+    capabilities: list[str] = Field(
+        description="Programs that it has beside the packages of the stages, such as `gguf`."
+    )
     slots: dict[str, int] = Field(
         description="By queue, how many runs it can hold at once; on `cuda`, how many GPUs."
     )

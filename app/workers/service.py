@@ -21,6 +21,11 @@ from trainers.runtime.error_codes import ErrorCode
 MAX_MISSED_HEARTBEATS = 3
 MAX_COUNTED_AHEAD = 1000
 MAX_SHOWN_PROBLEMS = 10
+# How a worker gets each capability.
+CAPABILITIES = {
+    "gguf": "Run `make gguf` on the worker's host, set TUNESMITH_GGUF_ENVIRONMENT to the folder that it "
+    "prints, and restart the worker."
+}
 
 
 class WorkersUnwell(Exception):
@@ -122,23 +127,39 @@ def view_workers(session: Session, settings: Settings, workers: Sequence[Worker]
 
 
 def filter_capable_workers(
-    workers: Sequence[Worker], queue: Queue, stage: StageKind, device_count: int = 0
+    workers: Sequence[Worker],
+    queue: Queue,
+    stage: StageKind,
+    device_count: int = 0,
+    capability: str | None = None,
 ) -> list[Worker]:
-    """Return the workers that serve the queue, can run the stage, and have enough GPUs on `cuda`."""
+    """Return the workers that serve the queue and can run the stage.
+
+    They have enough GPUs on `cuda`, and the capability if one is needed.
+    """
     n_gpus = device_count if queue is Queue.cuda else 0
     return [
         worker
         for worker in workers
-        if queue in worker.queues and stage in worker.stages and count_gpus(worker) >= n_gpus
+        if queue in worker.queues
+        and stage in worker.stages
+        and count_gpus(worker) >= n_gpus
+        and (capability is None or capability in worker.capabilities)
     ]
 
 
 def explain_missing_worker(
-    workers: Sequence[Worker], queue: Queue, stage: StageKind, device_count: int = 0
+    workers: Sequence[Worker],
+    queue: Queue,
+    stage: StageKind,
+    device_count: int = 0,
+    capability: str | None = None,
 ) -> str | None:
     """Return why none of the workers can take a run of the stage, or None if one can."""
-    if filter_capable_workers(workers, queue, stage, device_count):
+    if filter_capable_workers(workers, queue, stage, device_count, capability):
         return None
+    if lacking := filter_capable_workers(workers, queue, stage, device_count):
+        return _explain_missing_capability(lacking, queue, str(capability))
     if capable := filter_capable_workers(workers, queue, stage):
         most = max(count_gpus(worker) for worker in capable)
         needs = "1 GPU" if device_count == 1 else f"{device_count} GPUs"
@@ -147,6 +168,12 @@ def explain_missing_worker(
     if any(queue in worker.queues for worker in workers):
         return f"No live worker of queue {queue} can run the stage {stage}. {start}"
     return f"No live worker serves queue {queue}. {start}"
+
+
+def _explain_missing_capability(lacking: Sequence[Worker], queue: Queue, capability: str) -> str:
+    names = ", ".join(worker.name for worker in lacking[:MAX_SHOWN_PROBLEMS])
+    how = CAPABILITIES.get(capability, "Start a worker that has it.")
+    return f"No live worker of queue {queue} has the capability {capability}: {names} lack it. {how}"
 
 
 def explain_missing_deployment_worker(session: Session, queue: Queue) -> str | None:
@@ -167,7 +194,7 @@ def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -
             reasons[run.id] = f"Waits for the stage {earlier.name!r}, which is {earlier.status}."
         else:
             reasons[run.id] = (
-                explain_missing_worker(workers, run.queue, run.stage, run.device_count)
+                explain_missing_worker(workers, run.queue, run.stage, run.device_count, run.capability)
                 or _explain_disk_wait(run)
                 or _explain_retry_delay(session, run)
                 or _explain_busy_workers(session, run, workers)
@@ -194,7 +221,7 @@ def _explain_retry_delay(session: Session, run: Run) -> str | None:
 
 
 def _explain_busy_workers(session: Session, run: Run, workers: Sequence[Worker]) -> str | None:
-    capable = filter_capable_workers(workers, run.queue, run.stage, run.device_count)
+    capable = filter_capable_workers(workers, run.queue, run.stage, run.device_count, run.capability)
     n_needed = run.device_count if run.queue is Queue.cuda else min(run.device_count, 1)
     free = count_free_slots(session, workers)
     most_free = max(free[worker.id][run.queue] for worker in capable)

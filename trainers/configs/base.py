@@ -202,6 +202,11 @@ class StageConfig(Config):
         return 1
 
     @property
+    def capability(self) -> str | None:
+        """What a worker must have, and announce, besides the packages of the stage."""
+        return None
+
+    @property
     def suitable_queues(self) -> tuple[Queue, ...]:
         """The queues that the stage can use, the best first: without a model, a CPU is enough."""
         return (Queue.cpu, Queue.mlx, Queue.cuda)

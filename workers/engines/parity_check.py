@@ -15,7 +15,7 @@ from app.tables import Dataset, Deployment, Model, Run
 from serving.engines import Engine
 from serving.engines.child_engine import log_tail
 from serving.parity.spot_check import passes_spot_check
-from trainers.configs import EngineOptions, MergeConfig
+from trainers.configs import EngineOptions, ExportConfig, MergeConfig
 from workers.hosts.devices import NO_DEVICES
 from workers.hosts.environments import empty_folder, program_environment
 from workers.hosts.guard_options import EXIT_SIGNAL_BASE
@@ -103,7 +103,7 @@ def _load_reference(deployment: Deployment, model: ResolvedModel, settings: Sett
     try:
         if dataset is not None and dataset.deleted_at is None:
             path = fetch_dataset(dataset)
-        if run is not None and isinstance(merge := run.stage_config(), MergeConfig):
+        if run is not None and isinstance(merge := run.stage_config(), MergeConfig | ExportConfig):
             model = fetch_model(run.job_id, merge.model, settings)
     except (OSError, ArtifactCorrupt, LaunchError) as error:
         logger.warning("%s: an input of its training cannot be compared: %s", deployment.id, error)

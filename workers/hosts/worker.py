@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import update
@@ -28,6 +29,8 @@ from workers.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS = 10
+# Of the environment of llama.cpp: its interpreter, and the converter.
+GGUF_FILES = ("bin/python", "llama.cpp/convert_hf_to_gguf.py")
 REPORTED_PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
 
 
@@ -40,6 +43,7 @@ class WorkerContext:
     queues: list[Queue]
     stages: list[StageKind]
     devices: DevicePool
+    capabilities: list[str] = field(default_factory=list)
     registration: dict[str, Any] = field(default_factory=dict)
     """The columns of this worker's row, to insert it again if it was deleted while the host slept."""
     fork_server: ForkServer | None = field(init=False)
@@ -89,13 +93,16 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
         pid=os.getpid(),
         queues=list(queues),
         stages=list(stages),
+        capabilities=_find_capabilities(settings),
         slots=_count_slots(settings, queues, gpus),
         hardware=_read_hardware(host),
         versions=_read_versions(),
     )
     with transaction() as session:
         session.add(row)
-    worker = WorkerContext(row.id, settings, list(queues), stages, devices, registration=row.model_dump())
+    worker = WorkerContext(
+        row.id, settings, list(queues), stages, devices, row.capabilities, row.model_dump()
+    )
     worker.announce()
     return worker
 
@@ -103,6 +110,17 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
 def supports_stage(stage: StageKind) -> bool:
     """Return whether the packages that the stage needs are installed in this worker's environment."""
     return all(find_version(package) is not None for package in stage.stage.packages)
+
+
+def _find_capabilities(settings: Settings) -> list[str]:
+    """Return the programs that this host has, beside the packages of the trainers."""
+    if not settings.gguf_environment:
+        return []
+    folder = Path(settings.gguf_environment)
+    if all((folder / part).is_file() for part in GGUF_FILES):
+        return ["gguf"]
+    logger.warning("%s is not an environment of `make gguf`; this worker cannot write GGUF", folder)
+    return []
 
 
 def _create_pool(settings: Settings, gpus: Sequence[Gpu]) -> DevicePool:

@@ -69,6 +69,7 @@ def claim_next(worker: WorkerContext, full_queues: Collection[Queue] = ()) -> Cl
             gpus=count_usable(devices.gpus),
             max_gpus=worker.devices.max_gpus,
             disk_bytes=shutil.disk_usage(worker.settings.data_dir).free,
+            capabilities=frozenset(worker.capabilities),
             full_queues=frozenset(full_queues),
         )
         claimed_at = time.monotonic()

@@ -17,7 +17,7 @@ from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
 from app.tables import Checkpoint, Run
-from trainers.configs import AnyStage, EngineClientConfig, ImportConfig, PrepareConfig
+from trainers.configs import AnyStage, EngineClientConfig, ExportConfig, ImportConfig, PrepareConfig
 from trainers.configs.references import ModelField, find_references, replace_references
 from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
@@ -146,6 +146,8 @@ def _resolve_references(
         # The program refuses a base for whole weights.
         unused = None if model.adapter else config.base
         return config.model_copy(update={"model": model.reference, "base": unused}), {"model": model}, None
+    if isinstance(config, ExportConfig):
+        config = config.model_copy(update={"gguf_environment": settings.gguf_environment or None})
     models: dict[str, ResolvedModel] = {}
     paths: dict[str, Any] = {}
     dataset_id = None

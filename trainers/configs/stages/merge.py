@@ -20,7 +20,7 @@ class MergeDtype(StrEnum):
 class MergeConfig(StageConfig):
     """Merge an adapter into its base, verify that the outputs stay the same, and write the full weights.
 
-    The weights are safetensors. To get GGUF, convert the folder with the script of llama.cpp.
+    The weights are safetensors. The stage `export` also writes GGUF and MLX.
     """
 
     stage: Literal["merge"] = Field("merge", description="Kind of the stage.")
