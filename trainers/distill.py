@@ -29,8 +29,9 @@ from trainers.modeling.load import (
     pick_precision,
 )
 from trainers.modeling.teacher import check_teacher, load_teacher
-from trainers.preflight.check import check_before_training, check_stage
+from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
+from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.render import PromptCompletion
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step

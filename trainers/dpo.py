@@ -24,8 +24,9 @@ from trl import DPOTrainer
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
-from trainers.preflight.check import check_before_training, check_stage
+from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
+from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.cache.folder import RowCache, cache_of_process
 from trainers.rendering.preference_examples import TRIPLE, PreferenceSet, load_preferences
 from trainers.runtime import run_dir as files

@@ -9,19 +9,16 @@ batch: the same command on the same run directory continues after the last batch
 import json
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.configs.stages.evaluate import EvaluateConfig, Metric
+from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.evaluation.scored_rows import JUDGES, Judge, load_scored_rows
 from trainers.metrics.intervals import wilson_interval
-from trainers.metrics.maths import exact_match, final_answer
 from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import ModelReference, load_tokenizer, pick_device
-from trainers.rendering.render import PromptCompletion, read_prompt_completions, tokenize_prompt
+from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import DatasetInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
@@ -34,34 +31,9 @@ Predictions = dict[tuple[str, int], str]
 logger = logging.getLogger("trainers")
 
 
-@dataclass(frozen=True)
-class Judge:
-    """The functions of a metric whose value of a row is right or wrong."""
-
-    is_correct: Callable[[str, str], bool]
-    """Whether a completion agrees with the reference."""
-    is_usable: Callable[[str], bool]
-    """Whether a reference can be compared with."""
-    requirement: str
-    """What a usable reference contains, for the error of one that is not."""
-    example: str
-    """The text that makes a reference usable, for the hint of that error."""
-
-
-JUDGES = {
-    # To add a metric, add a line.
-    Metric.maths_exact_match: Judge(
-        exact_match,
-        lambda reference: final_answer(reference) is not None,
-        "final answer",
-        "the answer, such as `#### 7`,",
-    ),
-}
-
-
 def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     """Generate and score all rows, write `rows.jsonl` and return the result."""
-    pairs = _load_rows(config)
+    pairs = load_scored_rows(config)
     models = _list_models(config)
     predictions = _read_predictions(run_dir / PREDICTIONS)
     total = len(pairs) * len(models)
@@ -90,7 +62,7 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without generating."""
-    pairs = _load_rows(config)
+    pairs = load_scored_rows(config)
     tokenizer = load_tokenizer(config.model)
     return {
         "stage": "evaluate",
@@ -101,22 +73,6 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "device": pick_device(config.queue).type,
     }
-
-
-def _load_rows(config: EvaluateConfig) -> list[PromptCompletion]:
-    """Return the last turn of each row; raises DatasetInvalid for a reference that the metric cannot use."""
-    pairs = [turns[-1] for turns in read_prompt_completions(config.dataset, config.max_rows)]
-    if not pairs:
-        raise DatasetInvalid(f"The dataset {config.dataset} has no rows to score.", "Add rows.")
-    judge = JUDGES[config.metric]
-    for pair in pairs:
-        if not judge.is_usable(pair.completion_text):
-            raise DatasetInvalid(
-                f"Row {pair.row} of {config.dataset} has no {judge.requirement} in its reference, which the "
-                f"metric {config.metric} needs.",
-                f"Write {judge.example} at the end of the reference, or choose another metric.",
-            )
-    return pairs
 
 
 def _list_models(config: EvaluateConfig) -> dict[str, ModelReference]:

@@ -32,6 +32,11 @@ def run(config: GenerateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     if checkpoint is not None and not output.exists():
         shutil.copyfile(checkpoint / PREDICTIONS, output)
     prompts = load_prompts(config)
+    if (run_dir / files.LATER_STAGES).exists():
+        # Importing torch takes seconds, which a stage without later ones need not spend.
+        from trainers.preflight.start.later_stages import check_later_stages
+
+        check_later_stages(run_dir)
     missing = skip_completed(prompts, output)
     n_kept = len(prompts) - len(missing)
     progress = _ProgressWriter(run_dir, events, len(prompts))

@@ -21,8 +21,9 @@ from trl import GRPOTrainer
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
-from trainers.preflight.check import check_before_training, check_stage
+from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
+from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.render import PromptCompletion
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, run_program, stop_after_step

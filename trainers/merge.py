@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trainers.configs.base import AdaptedModel
 from trainers.configs.references import get_base_model
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
+from trainers.modeling.architecture import check_mergeable
 from trainers.modeling.load import load_config, load_model, load_tokenizer, template_sha256
 from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
@@ -101,13 +102,7 @@ def _require_adapter(config: MergeConfig) -> AdaptedModel:
             f"The model {config.model} has no adapter, so there is nothing to merge.",
             "Use a model that was tuned with LoRA; one with full tuning already has whole weights.",
         )
-    base = config.model.base
-    # The sum would be rounded to the few bits of the base again.
-    if getattr(load_config(base), "quantization_config", None) is not None:
-        raise ConfigInvalid(
-            f"The base {base} is quantized, so an adapter cannot be merged into it.",
-            "Use the base that it was quantized from, or serve the adapter on this one.",
-        )
+    check_mergeable(config.model.base)
     return config.model
 
 

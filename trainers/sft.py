@@ -20,8 +20,9 @@ from trl import SFTTrainer
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Precision
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
-from trainers.preflight.check import check_before_training, check_stage, model_config
+from trainers.preflight.check import check_stage, model_config
 from trainers.preflight.findings import findings_to_json
+from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.cache.folder import RowCache, cache_of_process
 from trainers.rendering.cache.mapped import Int32s
 from trainers.rendering.sft_examples import ExampleSet, load_examples

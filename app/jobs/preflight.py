@@ -1,7 +1,8 @@
-"""Preflight jobs: short runs that check the training stages of another job before it is submitted."""
+"""Preflight jobs: short runs that check the stages of another job before it is submitted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from sqlmodel import Session
 
@@ -14,11 +15,9 @@ from app.settings import Settings
 from app.tables import Job, Worker
 from app.workers import service as workers
 from trainers.configs import (
+    AnyStage,
     DistillConfig,
-    ExportConfig,
     HostMemory,
-    ImportConfig,
-    MergeConfig,
     ModelRef,
     PreflightConfig,
     PrepareConfig,
@@ -28,8 +27,14 @@ from trainers.configs import (
     StageOutput,
 )
 from trainers.configs.references import find_references
-from trainers.configs.training import TrainingConfig
+from trainers.configs.training import ChatTemplateName, TrainingConfig
 from trainers.runtime.error_codes import ErrorCode
+
+CHECKED = [
+    kind
+    for kind in StageKind
+    if kind.stage.config in get_args(PreflightConfig.model_fields["target"].annotation)
+]
 
 
 class NothingToCheck(UnprocessableContent):
@@ -46,12 +51,14 @@ class _Draft:
     skipped: list[SkippedStageView] = field(default_factory=list)
     bases: dict[str, ModelRef] = field(default_factory=dict)
     """For each stage that produces a model: the model that its chain of stages started from."""
+    templates: dict[str, ChatTemplateName | None] = field(default_factory=dict)
+    """For each of them: the chat template that the chain has chosen."""
 
 
 def create_preflight(
     session: Session, settings: Settings, spec: JobCreate, options: PreflightOptions, created_by: str
 ) -> tuple[Job, list[SkippedStageView]]:
-    """Queue a `preflight` run for each training stage, after the `prepare` stages that produce its data.
+    """Queue a `preflight` run for each stage with a model, after the `prepare` stages that produce its data.
 
     A stage that continues from an earlier one is checked on the model which that one started from: its
     tokenizer, template and size are the same. Returns the job and the skipped stages. Raises the errors of
@@ -66,7 +73,7 @@ def create_preflight(
         reasons = "".join(f" {skipped.stage}: {skipped.reason}" for skipped in draft.skipped)
         raise NothingToCheck(
             f"The job has no stage that can be checked before it runs.{reasons}",
-            hint=f"Preflight checks the stages {', '.join(kind for kind in StageKind if kind.trains)}.",
+            hint=f"Preflight checks the stages {', '.join(CHECKED)}.",
         )
     preflight_spec = JobCreate(
         name=f"preflight of {spec.name}"[:200],
@@ -84,38 +91,60 @@ def _add(
 ) -> None:
     """Add a stage to the draft, or the reason why it is skipped."""
     config = stage.config
-    if isinstance(config, TrainingConfig | MergeConfig | ExportConfig | ImportConfig):
-        start = config.base if isinstance(config, TrainingConfig) else config.model
-        draft.bases[stage.name] = draft.bases[start.stage] if isinstance(start, StageOutput) else start
-    if not isinstance(config, TrainingConfig | PrepareConfig):
-        return
     missing = _explain_missing_input(draft, config)
-    if missing is not None:
+    if isinstance(config, PrepareConfig):
+        draft.stages += [config] if missing is None else []
+    start = _find_start(draft, config)
+    if start is not None:
+        draft.bases[stage.name], draft.templates[stage.name] = start
+    if missing is not None and (stage.kind in CHECKED or isinstance(config, PrepareConfig)):
         draft.skipped.append(SkippedStageView(stage=stage.name, reason=missing))
-    elif isinstance(config, PrepareConfig):
-        draft.stages.append(config)
-    else:
-        draft.stages.append(
-            PreflightConfig(
-                name=stage.name,
-                queue=stage.queue,
-                target=config.model_copy(update=_existing_models(draft, stage.name, config)),
-                hosts=_list_hosts(alive_workers, stage.queue, stage.kind),
-                probe_steps=options.probe_steps,
-                price_per_hour=options.price_per_hour,
-            )
-        )
+    elif stage.kind in CHECKED:
+        assert start is not None, "every stage that is checked has a model"
+        draft.stages.append(_make_check(draft, stage, *start, alive_workers, options))
 
 
-def _existing_models(draft: _Draft, name: str, config: TrainingConfig) -> dict[str, ModelRef]:
-    """Return the models of a stage, and in place of one that an earlier stage trains, its starting point."""
-    models: dict[str, ModelRef] = {"base": draft.bases[name]}
+def _make_check(
+    draft: _Draft,
+    stage: ResolvedStage,
+    base: ModelRef,
+    template: ChatTemplateName | None,
+    alive_workers: Sequence[Worker],
+    options: PreflightOptions,
+) -> PreflightConfig:
+    """Return the check of a stage on the model that its chain of stages started from."""
+    config = stage.config
+    is_training = isinstance(config, TrainingConfig)
+    changes: dict[str, ModelRef | None] = {"base": base} if is_training else {"model": base, "baseline": None}
     if isinstance(config, DistillConfig) and isinstance(config.teacher, StageOutput):
-        models["teacher"] = draft.bases[config.teacher.stage]
-    return models
+        changes["teacher"] = draft.bases[config.teacher.stage]
+    fields = {name: value for name, value in changes.items() if name in type(config).model_fields}
+    return PreflightConfig(
+        name=stage.name,
+        queue=stage.queue,
+        target=config.model_copy(update=fields),
+        model_template=template,
+        hosts=_list_hosts(alive_workers, stage.queue, stage.kind) if is_training else [],
+        probe_steps=options.probe_steps if is_training else 0,
+        price_per_hour=options.price_per_hour,
+    )
 
 
-def _explain_missing_input(draft: _Draft, config: TrainingConfig | PrepareConfig) -> str | None:
+def _find_start(draft: _Draft, config: AnyStage) -> tuple[ModelRef, ChatTemplateName | None] | None:
+    """Return the model that the stage's chain of stages started from, and the template that it has chosen.
+
+    None for a stage without a model.
+    """
+    start = getattr(config, "base" if isinstance(config, TrainingConfig) else "model", None)
+    own = getattr(config, "template", None)
+    if start is None:
+        return None
+    if isinstance(start, StageOutput):
+        return draft.bases[start.stage], own or draft.templates[start.stage]
+    return start, own
+
+
+def _explain_missing_input(draft: _Draft, config: AnyStage) -> str | None:
     """Return which input of the stage exists only after the whole job has run, if any."""
     names = {stage.name for stage in draft.stages}
     for reference in find_references(config):

@@ -42,7 +42,8 @@ def test_preflight_checks_a_job_before_it_is_submitted(embedded: Platform) -> No
     evaluation = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "train"}
     body = {"name": "leaky", "stages": [sft_stage(), evaluation]}
     posted = embedded.post("/jobs/preflight", body)
-    (run,) = embedded.wait_until_finished(posted["job"]["id"])["runs"]
-    assert run["status"] == "succeeded", run
+    run, checked = embedded.wait_until_finished(posted["job"]["id"])["runs"]
+    assert (run["status"], checked["status"]) == ("succeeded", "succeeded"), run
+    assert checked["result"]["passed"] is True, checked["result"]
     assert run["result"]["passed"] is False
     assert "test_rows_in_training" in [finding["code"] for finding in run["result"]["findings"]]

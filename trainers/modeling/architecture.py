@@ -121,6 +121,15 @@ def explain_hf_refusal(model: PreTrainedConfig, max_model_len: int | None) -> st
     return None
 
 
+def check_mergeable(base: str) -> None:
+    """Raise ConfigInvalid for a quantized base: the sum would be rounded to its few bits again."""
+    if getattr(load_config(base), "quantization_config", None) is not None:
+        raise ConfigInvalid(
+            f"The base {base} is quantized, so an adapter cannot be merged into it.",
+            "Use the base that it was quantized from, or serve the adapter on this one.",
+        )
+
+
 def name_experts(model: PreTrainedConfig) -> None:
     """Let TRL read the number of experts, which it only knows as `num_experts`, to balance their load.
 

@@ -14,13 +14,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trainers.configs.stages.distill import DistillConfig
-from trainers.configs.stages.dpo import DpoConfig
+from trainers.configs.stage_config import AnyStage
 from trainers.configs.stages.grpo import GrpoConfig
-from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.preflight import PreflightConfig
-from trainers.configs.stages.sft import SftConfig
-from trainers.configs.training import TrainingConfig
+from trainers.configs.training import ChatTemplateName, TrainingConfig
 from trainers.modeling.load import ModelUnsupported, load_tokenizer
 from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.duplicates import check_near_duplicates
@@ -29,16 +26,16 @@ from trainers.preflight.findings import Finding, FindingCode, FindingLevel, find
 from trainers.preflight.memory_estimate import estimate_memory
 from trainers.preflight.probe import run_probe
 from trainers.preflight.row_findings import check_file
-from trainers.rendering.labelled_examples import LabelledSet, render_labelled
-from trainers.rendering.preference_examples import PreferenceSet, render_preferences
+from trainers.preflight.start.later_stages import find_faults, render_rows
+from trainers.rendering.labelled_examples import LabelledSet
+from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.preview import highlight_loss, preview_example
 from trainers.rendering.render import PromptCompletion, dataset_path, render_prompt, tokenize_prompt
-from trainers.rendering.sft_examples import ExampleSet, render_examples
+from trainers.rendering.sft_examples import ExampleSet
 from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, ProgramError
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 from trainers.training.model_proof import prove_model
-from trainers.training.on_policy.rollouts import load_prompts, load_student_prompts
 
 logger = logging.getLogger("trainers")
 
@@ -46,10 +43,12 @@ logger = logging.getLogger("trainers")
 def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     """Return all findings, the first rows as tokens, the memory estimate and the results of the probe."""
     target = config.target
+    if not isinstance(target, TrainingConfig):
+        return _check_other_stage(target, config.model_template)
     try:
         prove_model(target)
-        tokenizer = load_tokenizer(target.base, target.template)
-        rows = _load_rows(target, tokenizer)
+        tokenizer = load_tokenizer(target.base, target.template or config.model_template)
+        rows = render_rows(target, tokenizer)
     except (DatasetInvalid, ConfigInvalid, ModelUnsupported) as error:
         return _unusable_result(target, error)
     found = [*check_stage(target, tokenizer, rows, exact_only=False)]
@@ -61,23 +60,23 @@ def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str
     preview = _preview_rows(rows, tokenizer, config.shown_rows)
     _print_findings(found, preview)
     memory = estimate_memory(target, config.hosts, _longest_sequence(target, rows, tokenizer))
-    passed = not any(one.level is FindingLevel.error for one in found)
-    probed = run_probe(config, run_dir, memory) if config.probe_steps and passed else None
+    probed = run_probe(config, run_dir, memory) if config.probe_steps and not _has_error(found) else None
     events.write_progress(3, 3)
-    return {
-        "stage": "preflight",
-        "target": target.stage,
-        "passed": passed,
-        "findings": findings_to_json(found),
-        "rows": preview,
-        "memory": memory,
-        "probe": probed,
-    }
+    return _make_result(target, found, rows=preview, memory=memory, probe=probed)
+
+
+def _check_other_stage(target: AnyStage, template: ChatTemplateName | None) -> dict[str, Any]:
+    """Return the findings of a stage that does not train."""
+    found = list(find_faults(target, template))
+    _print_findings(found, [])
+    return _make_result(target, found)
 
 
 def plan(config: PreflightConfig) -> dict[str, Any]:
-    """Return how many examples would be checked."""
-    rows = _load_rows(config.target, load_tokenizer(config.target.base, config.target.template))
+    """Return how many examples would be checked; null for a stage that does not train."""
+    if not isinstance(config.target, TrainingConfig):
+        return {"stage": "preflight", "target": config.target.stage, "examples": None}
+    rows = render_rows(config.target, load_tokenizer(config.target.base, config.target.template))
     count = len(rows) if isinstance(rows, Sequence) else len(_list_examples(rows))
     return {"stage": "preflight", "target": config.target.stage, "examples": count}
 
@@ -90,32 +89,24 @@ def _unusable_result(target: TrainingConfig, error: ProgramError) -> dict[str, A
         *check_file(dataset_path(target.dataset)),
     ]
     _print_findings(found, [])
+    return _make_result(target, found)
+
+
+def _make_result(target: AnyStage, found: Sequence[Finding], **parts: Any) -> dict[str, Any]:
     return {
         "stage": "preflight",
         "target": target.stage,
-        "passed": False,
+        "passed": not _has_error(found),
         "findings": findings_to_json(found),
         "rows": [],
         "memory": None,
         "probe": None,
+        **parts,
     }
 
 
-def _load_rows(
-    target: SftConfig | DpoConfig | KtoConfig | GrpoConfig | DistillConfig, tokenizer: PreTrainedTokenizerBase
-) -> RenderedRows:
-    match target:
-        case SftConfig():
-            return render_examples(target.dataset, tokenizer, target.max_length)
-        case DpoConfig():
-            return render_preferences(target.dataset, tokenizer, target.max_length)
-        case KtoConfig():
-            return render_labelled(target.dataset, tokenizer, target.max_length)
-        case GrpoConfig():
-            # Without rewards: a reference without an answer is a finding here, not a failure.
-            return load_prompts(str(dataset_path(target.dataset)), [], tokenizer)
-        case DistillConfig():
-            return load_student_prompts(target.dataset, tokenizer)
+def _has_error(found: Sequence[Finding]) -> bool:
+    return any(one.level is FindingLevel.error for one in found)
 
 
 def _list_examples(rows: RenderedRows) -> Sequence[Any]:

@@ -1,8 +1,6 @@
-"""The checks of a training stage that its program runs before it trains."""
+"""The findings of a training stage, in rows that a program has read and in its settings."""
 
-import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -14,13 +12,13 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.sft import SftConfig
-from trainers.configs.training import PreflightMode, TrainingConfig
+from trainers.configs.training import TrainingConfig
 from trainers.modeling.load import load_config, load_generation_config
 from trainers.modeling.teacher import TeacherMismatch, check_teacher
 from trainers.preflight.duplicates import check_overlap
 from trainers.preflight.feedback.label_findings import check_labels
 from trainers.preflight.feedback.reward_findings import check_references
-from trainers.preflight.findings import Finding, FindingCode, FindingLevel, findings_to_json, new_finding
+from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
 from trainers.preflight.row_findings import check_file, check_texts
 from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_template
@@ -37,55 +35,8 @@ from trainers.rendering.render import (
     tokenize_prompt,
 )
 from trainers.rendering.sft_examples import ExampleSet
-from trainers.runtime import run_dir as files
-from trainers.runtime.error_codes import ErrorCode
-from trainers.runtime.errors import ProgramError
-from trainers.runtime.events import EventWriter
-from trainers.runtime.program import is_main_process
-from trainers.training.model_proof import prove_model
-
-PREFLIGHT = "preflight.json"
 
 RenderedRows = ExampleSet | PreferenceSet | LabelledSet | Sequence[PromptCompletion]
-
-logger = logging.getLogger("trainers")
-
-
-class PreflightFailed(ProgramError):
-    code = ErrorCode.preflight_failed
-
-
-def check_before_training(
-    config: TrainingConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: RenderedRows,
-    run_dir: Path,
-    events: EventWriter,
-) -> None:
-    """Prove the model, write the findings, report them as warnings, and raise PreflightFailed for an error.
-
-    The stage `preflight` also runs the slow checks: near duplicates, held-out rows that are almost in the
-    training data, and rewards on sampled completions.
-    """
-    prove_model(config)
-    if config.preflight is PreflightMode.off or not is_main_process():
-        return
-    found = list(check_stage(config, tokenizer, rows))
-    files.write_json(run_dir / PREFLIGHT, {"findings": findings_to_json(found)})
-    is_resumed = files.last_complete_checkpoint(run_dir) is not None
-    for one in found if not is_resumed else ():
-        if one.level is FindingLevel.info:
-            logger.info("%s: %s %s", one.code, one.message, one.hint)
-            continue
-        events.write_warning(one.code, f"{one.message} {one.hint}")
-        logger.warning("%s: %s %s", one.code, one.message, one.hint)
-    errors = [one for one in found if one.level is FindingLevel.error]
-    if errors and config.preflight is PreflightMode.check:
-        places = "; ".join(f"row {place.line}" for place in errors[0].examples[:3] if place.line)
-        raise PreflightFailed(
-            f"{errors[0].code}: {errors[0].message}" + (f" The first: {places}." if places else ""),
-            f"{errors[0].hint} To train anyway, set preflight to warn.",
-        )
 
 
 def check_stage(

@@ -48,6 +48,10 @@ class ErrorCode(StrEnum):
     weights_unchanged = "weights_unchanged", "Training ended and has changed no weight of the model."
     loss_not_finite = "loss_not_finite", "The loss became NaN or infinite."
     preflight_failed = "preflight_failed", "A check before training found an error in the data or settings."
+    later_stage_invalid = (
+        "later_stage_invalid",
+        "A later stage of the job would fail, as a check before the first one trains has found.",
+    )
     merge_differs = "merge_differs", "The merged model does not respond as the adapter on its base does."
     export_failed = "export_failed", "The model cannot be converted to the format."
     export_differs = "export_differs", "The exported file does not compute what the trained model does."

@@ -20,6 +20,7 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
 CONFIG = "config.json"
+LATER_STAGES = "later_stages.json"
 LOG = "log.txt"
 EVENTS = "events.jsonl"
 CHECKPOINT_LINES = "checkpoints.jsonl"

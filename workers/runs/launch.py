@@ -29,6 +29,7 @@ from workers.hosts.resource_limits import ResourceLimits
 from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
 from workers.inputs.models import ResolvedModel, fetch_import, fetch_model
+from workers.runs.later_stages import write_later_stages
 from workers.runs.limits import choose_limits
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
 
@@ -79,6 +80,8 @@ def prepare_launch(
         _remove_earlier_attempts(run_dir, run.attempt)
         config, models, dataset_id = _resolve_references(run, settings, should_stop)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
+        base = models.get("base") or models.get("model")
+        write_later_stages(run, base.reference if base is not None else None, run_dir)
         _restore_checkpoint(run, run_dir)
     except BaseException as error:
         remove_run_dir(run_dir)
@@ -96,7 +99,7 @@ def prepare_launch(
         devices=devices,
         limits=choose_limits(run, config, settings, str(run_dir)),
         dataset_id=dataset_id,
-        base=models.get("base") or models.get("model"),
+        base=base,
         n_oom_kills=count_oom_kills(),
     )
 

@@ -1,15 +1,20 @@
-"""Config of the `preflight` stage: checks of a training run before it starts."""
+"""Config of the `preflight` stage: checks of another stage before it starts."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from trainers.configs.base import Config, NonEmpty, Queue, StageConfig
+from trainers.configs.stages.deploy import DeployConfig
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
+from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.kto import KtoConfig
+from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.sft import SftConfig
+from trainers.configs.training import ChatTemplateName
 
 
 class HostMemory(Config):
@@ -22,13 +27,24 @@ class HostMemory(Config):
 
 
 class PreflightConfig(StageConfig):
-    """Check a training stage's data, settings and memory, and optionally time a few steps of it."""
+    """Check a stage's data and settings; of a training stage also its memory, and optionally its time."""
 
     stage: Literal["preflight"] = Field("preflight", description="Kind of the stage.")
     target: Annotated[
-        SftConfig | DpoConfig | KtoConfig | GrpoConfig | DistillConfig,
-        Field(discriminator="stage", description="The training stage to check."),
+        SftConfig
+        | DpoConfig
+        | KtoConfig
+        | GrpoConfig
+        | DistillConfig
+        | EvaluateConfig
+        | GenerateConfig
+        | MergeConfig
+        | DeployConfig,
+        Field(discriminator="stage", description="The stage to check."),
     ]
+    model_template: ChatTemplateName | None = Field(
+        None, description="Template with which earlier stages of the job train the model of the target."
+    )
     hosts: list[HostMemory] = Field(
         default_factory=list,
         description="Hosts whose memory the estimate is compared with. Defaults to the host of the run.",

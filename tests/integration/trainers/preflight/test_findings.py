@@ -17,9 +17,9 @@ from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.training import TrainingConfig
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.preflight.__main__ import run as preflight
-from trainers.preflight.check import PreflightFailed
 from trainers.preflight.findings import FindingCode
 from trainers.preflight.setting_findings import check_cpu_time
+from trainers.preflight.start.before_training import PreflightFailed
 from trainers.preflight.token_findings import check_tokens
 from trainers.rendering.render import Example
 from trainers.runtime.events import EventWriter

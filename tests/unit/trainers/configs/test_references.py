@@ -1,6 +1,6 @@
 """References are found at any depth of a config and replaced without parsing it again."""
 
-from trainers.configs import AdaptedModel, PreflightConfig, StageDataset, parse_stage
+from trainers.configs import AdaptedModel, PreflightConfig, SftConfig, StageDataset, parse_stage
 from trainers.configs.references import DatasetField, ModelField, find_references, replace_references
 
 PREFLIGHT = {
@@ -32,6 +32,7 @@ def test_replacing_a_reference_leaves_the_original_and_all_other_fields() -> Non
     adapted = AdaptedModel(base="/models/base", adapter="/models/adapter")
     replaced = replace_references(config, {"target.base": adapted, "target.held_out.0": "/data/one.jsonl"})
     assert isinstance(config, PreflightConfig) and isinstance(replaced, PreflightConfig)
+    assert isinstance(replaced.target, SftConfig)
     assert replaced.target.base == adapted
     assert replaced.target.held_out == ["/data/one.jsonl", StageDataset(stage="data", part="test")]
     assert config == parse_stage(PREFLIGHT)

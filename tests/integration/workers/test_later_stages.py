@@ -1,0 +1,54 @@
+"""Goal: a worker gives a training program the later stages of the job that it can check already."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.storage.database import transaction
+from app.tables import Run
+from tests.integration.workers.conftest import row
+from trainers.configs import Queue, StageKind
+from trainers.runtime import run_dir as files
+from workers.hosts.devices import NO_DEVICES
+from workers.hosts.worker import WorkerContext
+from workers.runs.launch import prepare_launch
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+Submit = Callable[..., str]
+
+
+def add_stages(first: Run, stages: list[dict[str, Any]]) -> None:
+    with transaction() as session:
+        for position, config in enumerate(stages, start=1):
+            fields: dict[str, Any] = {"stage": StageKind(config["stage"]), "queue": Queue.cpu}
+            name = config.get("name", config["stage"])
+            session.add(Run(job_id=first.job_id, position=position, name=name, config=config, **fields))
+
+
+def test_a_program_receives_what_starts_from_its_own_model(worker: WorkerContext, submit: Submit) -> None:
+    run = row(submit("succeed()"))
+    dataset, base = run.config["dataset"], run.config["base"]
+    add_stages(
+        run,
+        [
+            {"stage": "prepare", "dataset": dataset, "filters": [{"kind": "duplicates"}]},
+            {"stage": "dpo", "base": {"stage": "run"}, "dataset": {"stage": "prepare"}},
+            {"stage": "evaluate", "model": {"stage": "dpo"}, "baseline": base, "dataset": dataset},
+            {"stage": "merge", "model": "model_other"},
+            {"stage": "deploy", "model": {"stage": "run"}, "deployment": "name"},
+        ],
+    )
+    launch = prepare_launch(run, worker.settings, NO_DEVICES)
+    later = json.loads((launch.run_dir / files.LATER_STAGES).read_text())
+    evaluate, deploy = later["stages"]
+    assert (evaluate["stage"], deploy["stage"]) == ("evaluate", "deploy")
+    assert launch.base is not None
+    assert evaluate["model"] == evaluate["baseline"] == deploy["model"] == launch.base.reference
+    assert evaluate["dataset"] == launch.config.dataset  # type: ignore[attr-defined]
+
+
+def test_a_program_without_later_stages_receives_none(worker: WorkerContext, submit: Submit) -> None:
+    launch = prepare_launch(row(submit("succeed()")), worker.settings, NO_DEVICES)
+    assert not (launch.run_dir / files.LATER_STAGES).exists()
