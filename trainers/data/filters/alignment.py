@@ -22,7 +22,9 @@ MIN_POSSIBLE_LETTERS: Final = 0.7
 MAX_POSSIBLE_LETTERS: Final = 6.5
 # The ratio of shorter sides varies too much: `25도` is "77 degrees".
 MIN_LETTERS: Final = 20
+# A shorter phrase may be a title that the English side has too.
 MIN_PHRASE_WORDS: Final = 4
+MIN_SENTENCE_WORDS: Final = 6
 STRONG, WEAK = 2, 1
 # A source uses about 100 bytes of memory.
 MAX_REMEMBERED_SOURCES: Final = 1_000_000
@@ -62,22 +64,32 @@ class SourceIndex:
         self._translations: dict[bytes, tuple[int, bytes]] = {}
         self._max_remembered = max_remembered
 
-    def first_unlike(self, pair: TranslationPair) -> tuple[str, int] | None:
-        """Return a side that an earlier line translates differently, and that line; remember the pair."""
-        korean, english = _digest(pair.korean), _digest(pair.english)
-        found = None
-        for name, source, target in (("Korean", b"k" + korean, english), ("English", b"e" + english, korean)):
-            line, earlier = self._translations.get(source, (pair.line, target))
-            if earlier != target and found is None:
-                found = name, line
+    def remember(self, pair: TranslationPair) -> None:
+        """Add the sides of a pair that are new."""
+        for _, source, target in _directions(pair):
             if len(self._translations) < self._max_remembered:
                 self._translations.setdefault(source, (pair.line, target))
-        return found
+
+    def first_unlike(self, pair: TranslationPair) -> tuple[str, int] | None:
+        """Return a side that an earlier line translates differently, and that line."""
+        for name, source, target in _directions(pair):
+            line, earlier = self._translations.get(source, (pair.line, target))
+            if earlier != target:
+                return name, line
+        return None
 
 
-def filter_by_alignment(pairs: Iterable[TranslationPair], drops: DropRecorder) -> Iterator[TranslationPair]:
+def remember_sources(pairs: Iterable[TranslationPair], sources: SourceIndex) -> Iterator[TranslationPair]:
+    """Yield all pairs, and remember their sides, also of those that a later filter drops."""
+    for pair in pairs:
+        sources.remember(pair)
+        yield pair
+
+
+def filter_by_alignment(
+    pairs: Iterable[TranslationPair], drops: DropRecorder, sources: SourceIndex
+) -> Iterator[TranslationPair]:
     """Yield the pairs without strong evidence, or two weak signs, against a translation."""
-    sources = SourceIndex()
     for pair in pairs:
         found = find_evidence(pair.korean, pair.english)
         if unlike := sources.first_unlike(pair):
@@ -119,8 +131,8 @@ def _find_glossary_entry(korean: str, english: str) -> Evidence | None:
     known = set(_words(english))
     for phrase in _PHRASE.findall(_QUOTED.sub(" ", korean)):
         words = _words(phrase)
-        if sum(word not in known for word in words) * 3 >= len(words):
-            return Evidence(STRONG, "the Korean side contains an English phrase that the English side lacks")
+        if len(words) >= MIN_SENTENCE_WORDS or sum(word not in known for word in words) * 3 >= len(words):
+            return Evidence(STRONG, "the Korean side contains an English phrase")
     return None
 
 
@@ -178,6 +190,12 @@ def _english_values(text: str) -> set[str]:
 
 def _significant(value: float) -> str:
     return f"{value:.5e}".split("e")[0].rstrip("0")
+
+
+def _directions(pair: TranslationPair) -> tuple[tuple[str, bytes, bytes], ...]:
+    """Return name, source and target for both directions."""
+    korean, english = _digest(pair.korean), _digest(pair.english)
+    return ("Korean", b"k" + korean, english), ("English", b"e" + english, korean)
 
 
 def _digest(text: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import BaseModel, Field
 
 from trainers.data.files.aligned import TranslationPair
-from trainers.data.filters.alignment import SourceIndex
+from trainers.data.filters.alignment import SourceIndex, remember_sources
 from trainers.data.filters.drops import DropReason, DropRecorder
 from trainers.data.texts.damage import decode_entities, find_mojibake, repair_encoding
 from trainers.data.texts.folding import INVISIBLE
@@ -78,7 +78,7 @@ def report_unlike_targets(
 ) -> Iterator[TranslationPair]:
     """Yield all pairs, and report those of which an earlier pair translates one side differently."""
     sources = SourceIndex()
-    for pair in pairs:
+    for pair in remember_sources(pairs, sources):
         if unlike := sources.first_unlike(pair):
             report.unlike_targets += 1
             if len(report.first_unlike) < MAX_LISTED:
