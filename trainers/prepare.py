@@ -51,8 +51,8 @@ from trainers.rendering.render import (
     RowTooLong,
     dataset_path,
     parse_prompt_completions,
-    read_prompt_completions,
     read_rows,
+    read_turns,
     render_document,
     render_example,
 )
@@ -74,7 +74,7 @@ def run(config: PrepareConfig, run_dir: Path, events: EventWriter) -> dict[str, 
     if config.makes_datasets:
         result |= _make_datasets(config, run_dir, events)
         first = result["datasets"][0]
-        if config.base is not None and first["format"] != RowFormat.preference:
+        if config.base is not None:
             result |= _render_first_rows(config, run_dir / first["path"], events)
     elif config.base is not None:
         result |= _render_first_rows(config, _dataset_path(config), events)
@@ -87,9 +87,7 @@ def plan(config: PrepareConfig) -> dict[str, Any]:
         _load_tokenizer(config)
     planned: dict[str, Any] = {"stage": "prepare", "parts": config.parts}
     if not config.makes_datasets:
-        planned["rows"] = len(
-            list(read_prompt_completions(str(_dataset_path(config)), config.rows, has_documents=True))
-        )
+        planned["rows"] = len(list(read_turns(_dataset_path(config), config.rows)))
     return planned
 
 
@@ -297,12 +295,12 @@ def _describe_part(run_dir: Path, part: DatasetPart, rows: int) -> dict[str, Any
 
 
 def _render_first_rows(config: PrepareConfig, dataset: Path, events: EventWriter) -> dict[str, Any]:
-    """Return the first rows as tokens, with one entry for each assistant turn, and what they lack."""
+    """Return the first rows as tokens, with one entry for each completion, and what they lack."""
     from trainers.modeling.load import template_sha256
     from trainers.preflight.omission_findings import check_omissions
 
     tokenizer = _load_tokenizer(config)
-    turns = list(read_prompt_completions(str(dataset), config.rows, has_documents=True))
+    turns = list(read_turns(dataset, config.rows))
     if not turns:
         raise DatasetInvalid(f"The dataset {dataset} has no rows to render.", "Add rows.")
     rows, omissions = [], OmissionCounts()
@@ -312,7 +310,13 @@ def _render_first_rows(config: PrepareConfig, dataset: Path, events: EventWriter
         else:
             examples = [render_example(pair, tokenizer, config.max_length) for pair in pairs]
             omissions.add(pairs[0].row, find_omissions(pairs, [example.text for example in examples]))
-        rows += [preview_example(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
+        shown = [preview_example(example, turn, tokenizer) for turn, example in enumerate(examples, start=1)]
+        if detect_format(pairs[0].source) is RowFormat.preference:
+            shown = [
+                row | {"turn": 1, "side": side}
+                for row, side in zip(shown, ("chosen", "rejected"), strict=True)
+            ]
+        rows += shown
         events.write_progress(done, len(turns))
     return {
         "template_sha256": template_sha256(tokenizer),

@@ -56,6 +56,7 @@ class FaultCode(StrEnum):
     equal_answers = "equal_answers"
     repeated_role = "repeated_role"
     label_missing = "label_missing"
+    field_not_read = "field_not_read"
 
     @property
     def is_warning(self) -> bool:
@@ -71,6 +72,7 @@ _WARNINGS: Final = frozenset(
         FaultCode.equal_answers,
         FaultCode.repeated_role,
         FaultCode.label_missing,
+        FaultCode.field_not_read,
     }
 )
 

@@ -1,6 +1,7 @@
 """Validation of a file: its faults with their lines, and statistics of its valid rows."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -13,6 +14,7 @@ from trainers.data.files.json_line import RowParser
 from trainers.data.files.jsonl import READ_BUFFER_BYTES, iter_lines
 from trainers.data.formats import Row, RowFormat, detect_format
 from trainers.data.statistics import Statistics, StatisticsCollector
+from trainers.data.texts.unread_fields import unread_texts
 
 FORMAT_ROWS: Final = 100
 BLANK_LINE: Final = Fault(code=FaultCode.blank_line, message="The line is blank and is ignored: remove it.")
@@ -75,6 +77,7 @@ class FileValidator:
         self._rows = self._valid_rows = 0
         self._faults, self._warnings = FaultCounter(max_faults), FaultCounter(max_faults)
         self._survey = StatisticsCollector()
+        self._unread = UnreadFieldCounter()
         self._parser = RowParser()
 
     def add(self, number: int, line: bytes | Fault) -> None:
@@ -89,6 +92,7 @@ class FileValidator:
         elif self._check_row(row, number) and self._format is not None:
             self._valid_rows += 1
             self._survey.add(row, self._format)
+            self._unread.add(number, row, self._format)
             self._warn_of_duplicates(number, line)
             if self._is_labelled and not isinstance(row.get("label"), bool):
                 self._warnings.add(_missing_label(row), number)
@@ -97,6 +101,8 @@ class FileValidator:
         """Return the result for the lines so far."""
         if not self._rows:
             self._faults.add(empty_file_fault(), None)
+        for line, fault in self._unread.warnings():
+            self._warnings.add(fault, line)
         return ValidationReport(
             format=self._format,
             row_count=self._rows,
@@ -126,6 +132,36 @@ class FileValidator:
             self._warnings.add(_duplicate_key(key), number)
         if first := self._survey.first_line(number, line):
             self._warnings.add(_duplicate_row(first), number)
+
+
+class UnreadFieldCounter:
+    """Counts the rows with a field that no format reads, although its name is one for text of the model."""
+
+    def __init__(self) -> None:
+        self._first_lines: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, number: int, row: Row, row_format: RowFormat) -> None:
+        """Check a valid row."""
+        named = {path.partition("[")[0] for path, _, _ in unread_texts(row, row_format, named_only=True)}
+        for name in named:
+            self._first_lines.setdefault(name, number)
+            self._counts[name] += 1
+
+    def warnings(self) -> Iterator[tuple[int, Fault]]:
+        """Yield one warning for each field, with the first line that has it."""
+        for name, line in self._first_lines.items():
+            count = self._counts[name]
+            rows = "this row" if count == 1 else f"{count} rows"
+            yield (
+                line,
+                Fault(
+                    field=name,
+                    code=FaultCode.field_not_read,
+                    message=f"`{name}` in {rows} is not read: move its text into a message, `system` or "
+                    "`history`, or remove the field.",
+                ),
+            )
 
 
 def _detect_file_format(file: BinaryIO) -> tuple[RowFormat | None, bool]:

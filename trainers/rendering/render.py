@@ -5,7 +5,7 @@ rendered conversation differ. The tokens before it carry no loss.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -120,6 +120,16 @@ def read_prompt_completions(
         if pairs[0].is_document and not has_documents:
             raise document_refused(number, path)
         yield pairs
+
+
+def read_turns(dataset: Path, max_rows: int) -> Iterator[Sequence[PromptCompletion]]:
+    """Yield the assistant turns of each row, or its chosen and its rejected completion, whatever its format.
+
+    Raises DatasetFileNotFound, or DatasetInvalid with the row.
+    """
+    for number, row in islice(read_rows(dataset), max_rows):
+        is_pair = detect_format(row) is RowFormat.preference
+        yield (parse_preference if is_pair else parse_prompt_completions)(number, row, dataset)
 
 
 def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> Iterator[PromptCompletion]:

@@ -148,6 +148,22 @@ def test_a_preview_is_a_short_run_of_a_worker(client: TestClient) -> None:
     assert (run["stage"], run["config"]["dataset"], run["config"]["rows"]) == ("prepare", dataset["id"], 2)
 
 
+def test_a_preview_can_choose_a_template(client: TestClient) -> None:
+    dataset = upload(client, GOOD).json()
+    url = f"/api/v1/datasets/{dataset['id']}/previews"
+    (run,) = client.post(url, json={"model": "a/b", "template": "transcript"}).json()["runs"]
+    assert run["config"]["template"] == "transcript"
+    refused = client.post(url, json={"model": "a/b", "template": "alpaca"})
+    assert (refused.status_code, refused.json()["error"]["fields"][0]["field"]) == (422, "template")
+
+
+def test_an_upload_names_fields_that_no_format_reads(client: TestClient) -> None:
+    row = b'{"prompt": "How is it?", "completion": "Fine.", "context": "Berlin in May"}\n'
+    report = upload(client, row).json()["report"]
+    assert (report["fault_count"], report["warning_counts"]) == (0, {"field_not_read": 1})
+    assert (report["warnings"][0]["line"], report["warnings"][0]["field"]) == (1, "context")
+
+
 def test_a_form_without_a_file_and_a_body_without_a_form_are_refused(client: TestClient) -> None:
     no_file = client.post("/api/v1/datasets", files={"other": ("a", b"b")})
     assert (no_file.status_code, no_file.json()["error"]["fields"][0]["field"]) == (422, "file")

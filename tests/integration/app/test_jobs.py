@@ -218,6 +218,15 @@ def test_preflight_checks_a_student_with_the_model_that_its_teacher_started_from
     assert (target["base"], target["teacher"]) == ("org/small", "org/large")
 
 
+def test_documents_are_refused_where_a_prompt_is_needed(
+    client: TestClient, make_dataset: Callable[..., Dataset]
+) -> None:
+    make_dataset("rows", format=RowFormat.text)
+    errors = list_errors(client, spec(EVALUATE | {"model": "org/base"}))
+    assert "rows of `text` without a prompt" in errors["stages.0.dataset"]
+    assert client.post("/api/v1/jobs/dry-run", json=spec(SFT | {"template": "transcript"})).status_code == 200
+
+
 @pytest.mark.parametrize("after", ["zzz", "0", "job_", "job_\0"])
 def test_a_cursor_that_no_page_gave_is_list_errors(client: TestClient, after: str) -> None:
     response = client.get("/api/v1/jobs", params={"after": after})

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from trainers.data.formats import Message, detect_format
+from trainers.data.texts.unread_fields import unread_texts
 from trainers.rendering.omissions.counts import Omission, OmissionKind
 from trainers.rendering.omissions.field_names import message_field
-from trainers.rendering.omissions.unread_fields import unread_texts
 from trainers.rendering.render import PromptCompletion
 
 # Fields with the reasoning of a message; `template_program` gives it to templates under each of these names.

@@ -120,3 +120,11 @@ def test_the_preview_shows_what_the_template_leaves_out(
     config = PrepareConfig.model_validate({"base": str(starter), "dataset": dataset, "rows": 2})
     result = prepare(config, tmp_path, EventWriter(None))
     assert [found["code"] for found in result["findings"]] == ["completion_not_rendered"]
+
+
+def test_the_preview_shows_both_sides_of_a_pair(starter: Path, tmp_path: Path, write_rows: Write) -> None:
+    row = {"system": "Count.", "prompt": "Two?", "chosen": "#### 2", "rejected": "#### 3"}
+    config = PrepareConfig.model_validate({"base": str(starter), "dataset": write_rows([row])})
+    shown = prepare(config, tmp_path, EventWriter(None))["rows"]
+    assert [entry["side"] for entry in shown] == ["chosen", "rejected"]
+    assert all("Count." in entry["text"] for entry in shown)

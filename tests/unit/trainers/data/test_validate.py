@@ -227,3 +227,12 @@ def test_korean_sentences_make_a_clean_file(write: Callable[..., Path], shared_d
     assert report.format is RowFormat.prompt_completion
     assert report.fault_count == 0
     assert report.valid_row_count == shared_data.pair_count
+
+
+def test_a_field_that_no_format_reads_is_one_warning_with_its_count(write: Callable[..., Path]) -> None:
+    read = {"prompt": "q", "completion": "a", "id": "7", "source": "web", "category": "a b"}
+    unread = [read | {"context": f"Berlin {n}", "prompt": f"q{n}"} for n in range(3)]
+    report = validate_file(write(read, *unread, read | {"prompt": "p", "images": ["cat.png"]}))
+    assert (report.valid_row_count, report.warning_counts) == (5, {"field_not_read": 2})
+    assert [(fault.line, fault.field) for fault in report.warnings] == [(2, "context"), (5, "images")]
+    assert "`context` in 3 rows is not read" in report.warnings[0].message

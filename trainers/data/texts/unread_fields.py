@@ -1,6 +1,7 @@
 """Fields of a row that no format reads, although they look like text for the model."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 from trainers.data.conversation import has_history
@@ -26,34 +27,37 @@ UnreadText = tuple[str, str, bool]
 """Path of a field, its text, and whether its name is one for text of the model."""
 
 
-def unread_texts(row: Row, row_format: RowFormat) -> Iterator[UnreadText]:
-    """Yield the texts of a row that its format does not read and that look like text for the model."""
-    own = _own_fields(row, row_format)
-    for name, value in row.items():
-        if name not in own and value:
-            yield from _content_texts(name, value)
+def unread_texts(row: Row, row_format: RowFormat, *, named_only: bool = False) -> Iterator[UnreadText]:
+    """Yield the texts of a row that its format does not read and that look like text for the model.
+
+    With `named_only`, only those whose field has a name for text of the model.
+    """
+    for name, is_named in _other_fields(tuple(row), row_format):
+        if (is_named or not named_only) and row[name] and not (name == "history" and has_history(row)):
+            yield from _content_texts(name, row[name], is_named)
     if row_format is RowFormat.sharegpt:
         for index, turn in enumerate(row["conversations"]):
-            for name, value in turn.items():
-                if name not in ("from", "value") and value:
-                    yield from _content_texts(f"conversations[{index}].{name}", value)
+            for name, value in turn.items() if len(turn) > 2 else ():
+                is_named = name.lower() in CONTENT_FIELDS
+                if name not in ("from", "value") and value and (is_named or not named_only):
+                    yield from _content_texts(f"conversations[{index}].{name}", value, is_named)
 
 
-def _own_fields(row: Row, row_format: RowFormat) -> set[str]:
+# The rows of a file have the same few sets of fields.
+@lru_cache(maxsize=256)
+def _other_fields(names: tuple[str, ...], row_format: RowFormat) -> tuple[tuple[str, bool], ...]:
+    """Return the fields of a row that its format does not read, and whether each has a name for text."""
+    own = {*SHARED_FIELDS, *next(fields for fields in FIELD_SETS[row_format] if set(names) >= fields)}
     if row_format is RowFormat.text:
-        return {"text"}
-    own = {*SHARED_FIELDS, *next(fields for fields in FIELD_SETS[row_format] if row.keys() >= fields)}
+        own = {"text"}
     if row_format is RowFormat.alpaca:
         own.add("input")
     if row_format is RowFormat.preference:
         own.add("prompt")
-    if has_history(row):
-        own.add("history")
-    return own
+    return tuple((name, name.lower() in CONTENT_FIELDS) for name in names if name not in own)
 
 
-def _content_texts(path: str, value: Any) -> Iterator[UnreadText]:
-    is_named = path.rpartition(".")[2].lower() in CONTENT_FIELDS
+def _content_texts(path: str, value: Any, is_named: bool) -> Iterator[UnreadText]:
     for text in _texts(value):
         if is_named or (len(text) >= MIN_PROSE_CHARACTERS and len(text.split()) >= MIN_PROSE_WORDS):
             yield path, text, is_named
