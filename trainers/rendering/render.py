@@ -22,7 +22,7 @@ from trainers.data.conversation import (
 )
 from trainers.data.files.jsonl import iter_rows
 from trainers.data.formats import Row, RowFormat, detect_format
-from trainers.rendering.plain_text import render_plain
+from trainers.rendering.plain_text import TemplateMissing, render_plain
 from trainers.rendering.template_program import try_argument_forms
 from trainers.runtime.errors import ConfigInvalid, DatasetFileNotFound, DatasetInvalid
 
@@ -89,7 +89,7 @@ class PromptCompletion:
     @property
     def is_text(self) -> bool:
         """Whether the prompt is a single text, which needs no chat template."""
-        return not self.tools and [message["role"] for message in self.prompt] == ["user"]
+        return not self.tools and len(self.prompt) == 1 and isinstance(self.source.get("prompt"), str)
 
     @property
     def completion_text(self) -> str:
@@ -343,6 +343,15 @@ def template_rejects(row: int, reason: object) -> DatasetInvalid:
     )
 
 
+def require_text(pair: PromptCompletion) -> None:
+    """Raise TemplateMissing for a row that is a conversation, rather than texts that follow each other.
+
+    Only the author of a `prompt` writes what separates it from its completion.
+    """
+    if pair.source and not pair.is_document and not isinstance(pair.source.get("prompt"), str):
+        raise TemplateMissing(pair.row, "is a conversation rather than a `prompt` text")
+
+
 def check_size(row: int, messages: list[dict[str, Any]], max_length: int = 0) -> None:
     """Raise RowTooLong for a conversation that would take too long to tokenize."""
     characters = sum(map(_count_characters, messages))
@@ -372,6 +381,7 @@ def _render(
     is_prompt: bool = False,
 ) -> str:
     if pair.is_document or tokenizer.chat_template is None:
+        require_text(pair)
         return render_plain(tokenizer, pair.row, messages, pair.tools, is_prompt=is_prompt)
 
     def render(messages: list[dict[str, Any]]) -> str:

@@ -95,10 +95,21 @@ def test_pairs_are_texts_too(bare: Path, tmp_path: Path, write_rows: Write) -> N
     assert run_stage(stage(bare, write_rows(pairs), stage="dpo", max_length=128), tmp_path) is not None
 
 
-def test_a_conversation_needs_a_template(bare: Path, write_rows: Write) -> None:
-    dataset = write_rows([TEXTS[0], chat(("system", "Count."), ("user", "a"), ("assistant", "b"))])
-    with pytest.raises(TemplateMissing, match="row 2 is a conversation of system, user") as refused:
-        load_examples(dataset, load_tokenizer(str(bare)), 64)
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (CHATS[0], "is a conversation"),
+        (CLEAN[0], "is a conversation"),
+        (TEXTS[0] | {"system": "Count."}, "is a conversation of system, user"),
+        (TEXTS[0] | {"tools": [TOOL]}, "has tools"),
+    ],
+    ids=["messages", "question", "system", "tools"],
+)
+def test_a_conversation_needs_a_template(
+    bare: Path, write_rows: Write, row: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(TemplateMissing, match=f"row 2 {reason}") as refused:
+        load_examples(write_rows([TEXTS[0], row]), load_tokenizer(str(bare)), 256)
     assert "`template` (`transcript` suits every tokenizer)" in str(refused.value.hint)
 
 

@@ -22,6 +22,7 @@ from trainers.rendering.render import (
     render_document,
     render_example,
     render_prompt_text,
+    require_text,
     split_document,
     template_rejects,
     tokenize_prompt,
@@ -142,6 +143,8 @@ class BatchRenderer:
         return self._spec.template(has_tools=chat.tools is not None)
 
     def _render_plain(self, pair: PromptCompletion, chat: Chat) -> RenderedChat:
+        require_text(pair)
+
         def join(messages: list[dict[str, Any]], is_prompt: bool) -> str:
             start, end = self._spec.text_start, self._spec.text_end
             return join_texts(start, end, pair.row, messages, pair.tools, is_prompt=is_prompt)
