@@ -15,7 +15,7 @@ from app.datasets.schemas import (
     PreviewCreate,
     summary_view,
 )
-from app.datasets.upload import receive_upload, upload_folder, upload_name
+from app.datasets.upload import csv_options, receive_upload, upload_folder, upload_name
 from app.downloads.response import download_response, download_responses
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
@@ -41,12 +41,14 @@ SAME_CONTENT: dict[int | str, dict[str, Any]] = {
     "", status_code=201, responses=SAME_CONTENT, openapi_extra=UPLOAD_FORM, max_body_size=sys.maxsize
 )
 async def upload_dataset(request: Request, response: Response) -> DatasetView:
-    """Upload a JSONL file and validate every row of it."""
+    """Upload a file and validate every row of it; CSV, Parquet and JSON arrays become JSON Lines."""
     settings = get_settings()
     with upload_folder(settings.data_dir / "uploads") as folder:
         upload = await receive_upload(request, folder, settings.max_upload_bytes)
-        file = upload.files[-1]
-        dataset, exists = await run_in_threadpool(service.create_dataset, file.path, upload_name(upload))
+        file, name, options = upload.files[-1], upload_name(upload), csv_options(upload)
+        dataset, exists = await run_in_threadpool(
+            service.create_from_upload, file, name, options, settings.max_upload_bytes
+        )
     response.status_code = 200 if exists else 201
     return await run_in_threadpool(service.load_view, dataset.id)
 

@@ -10,10 +10,15 @@ from app.tables import Dataset
 from trainers.configs import Config, Queue
 from trainers.configs.base import PRINTABLE_PATTERN, NonEmpty
 from trainers.configs.training import TemplateField
+from trainers.data.conversion.csv_table import Delimiter, TextEncoding
 from trainers.data.formats import RowFormat
 from trainers.data.validate import ValidationReport
 
 MAX_NAME_LENGTH = 200
+UPLOAD_FILE = (
+    "JSON Lines, a JSON array, a Parquet file, or a CSV file: its name ends in `.csv` or `.tsv`, or "
+    "`delimiter` or `encoding` is sent."
+)
 UPLOAD_FORM = {
     "requestBody": {
         "required": True,
@@ -23,7 +28,7 @@ UPLOAD_FORM = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "A JSONL file."},
+                        "file": {"type": "string", "format": "binary", "description": UPLOAD_FILE},
                         "name": {
                             "type": "string",
                             "description": "Name that jobs may use, by default that of the file. Of several "
@@ -32,6 +37,19 @@ UPLOAD_FORM = {
                             "pattern": PRINTABLE_PATTERN,
                             # Swagger UI sends an example unchanged, and any other name would hide the dataset
                             # that has it.
+                            "example": "",
+                        },
+                        "delimiter": {
+                            "type": "string",
+                            "description": "Delimiter of a CSV file; by default it is detected.",
+                            "enum": ["", *Delimiter],
+                            "example": "",
+                        },
+                        "encoding": {
+                            "type": "string",
+                            "description": "Encoding of a CSV file; by default UTF-8, or UTF-16 with a byte "
+                            "order mark.",
+                            "enum": ["", *TextEncoding],
                             "example": "",
                         },
                     },

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from app.datasets.schemas import DatasetRowView, DatasetView, PreviewCreate, summary_view
+from app.datasets.upload import UploadedFile
 from app.downloads.response import Download
 from app.downloads.stored_files import read_stored
 from app.http.errors import InUse, NotFound
@@ -27,9 +28,11 @@ from app.tables.base import new_id, utc_now
 from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
 from trainers.data.conversation import to_messages
+from trainers.data.conversion.csv_table import CsvOptions
+from trainers.data.conversion.to_json_lines import convert_to_json_lines
 from trainers.data.files.jsonl import read_rows
 from trainers.data.formats import RowFormat
-from trainers.data.validate import ValidationReport, validate_file
+from trainers.data.validate import ValidationReport, validate_conversion, validate_file
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
 
@@ -42,7 +45,22 @@ class DatasetNotFound(NotFound):
     code = ErrorCode.dataset_not_found
 
 
-def create_dataset(path: Path, name: str) -> tuple[Dataset, bool]:
+def create_from_upload(
+    file: UploadedFile, name: str, options: CsvOptions, max_bytes: int
+) -> tuple[Dataset, bool]:
+    """Convert a CSV, Parquet or JSON array file to JSON Lines and store it; see `create_dataset`.
+
+    A file that cannot be converted whole is stored as it is, with the faults in its report.
+    """
+    rows = file.path.with_name("rows.jsonl")
+    conversion = convert_to_json_lines(file.path, file.name, rows, options, max_bytes)
+    if conversion is None:
+        return create_dataset(file.path, name)
+    is_whole = conversion.file_fault is None and not conversion.row_faults
+    return create_dataset(rows if is_whole else file.path, name, validate_conversion(rows, conversion))
+
+
+def create_dataset(path: Path, name: str, report: ValidationReport | None = None) -> tuple[Dataset, bool]:
     """Store a file with its validation report; return its dataset, and whether that existed before.
 
     A file with faults is stored as well, so that its report can be read. A deleted dataset with the same
@@ -53,7 +71,7 @@ def create_dataset(path: Path, name: str) -> tuple[Dataset, bool]:
     if existing is not None and existing.deleted_at is None:
         _restore_content(existing, path)
         return existing, True
-    report = validate_file(path)
+    report = report or validate_file(path)
     # A key is never used twice, or the deletion of an earlier file could remove this one.
     artifact = f"datasets/{new_id('file')}.jsonl"
     get_store().publish_file(path, artifact)

@@ -5,8 +5,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -16,12 +17,14 @@ from starlette.concurrency import run_in_threadpool
 from app.datasets.schemas import MAX_NAME_LENGTH
 from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
 from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.data.conversion.csv_table import CsvOptions, Delimiter, TextEncoding
 from trainers.runtime.error_codes import ErrorCode
 
 # Allowance for the boundaries, headers and other fields of the form.
 FORM_OVERHEAD_BYTES = 64 << 10
 MAX_FIELD_BYTES = 4 << 10
 MAX_PARTS = 16
+TChoice = TypeVar("TChoice", bound=StrEnum)
 CURL_HINT = "Send the file as the form field `file`: curl -F file=@…"
 
 
@@ -101,6 +104,26 @@ def upload_name(upload: FormUpload) -> str:
             fields=[{"field": "name", "message": message}],
         )
     return name
+
+
+def csv_options(upload: FormUpload) -> CsvOptions:
+    """Return the form's `delimiter` and `encoding`; raises UnprocessableContent if one is unknown."""
+    return CsvOptions(
+        _read_choice(upload, "delimiter", Delimiter), _read_choice(upload, "encoding", TextEncoding)
+    )
+
+
+def _read_choice(upload: FormUpload, name: str, choices: type[TChoice]) -> TChoice | None:
+    value = upload.fields.get(name, "").strip()
+    if not value:
+        return None
+    try:
+        return choices(value)
+    except ValueError:
+        message = f"The {name} is unknown; it must be one of: {', '.join(choices)}."
+        fields = [{"field": name, "message": message}]
+        hint = "Omit it: UTF-8 and the usual delimiters are detected."
+        raise UnprocessableContent(message, hint=hint, fields=fields) from None
 
 
 def _make_parser(upload: FormUpload, boundary: bytes, folder: Path, max_parts: int) -> FormParser:

@@ -16,8 +16,13 @@ class FaultCode(StrEnum):
     wrong_encoding = "wrong_encoding"
     json_array = "json_array"
     pretty_printed = "pretty_printed"
+    invalid_header = "invalid_header"
+    parquet_unreadable = "parquet_unreadable"
+    converted_too_large = "converted_too_large"
     # A line cannot be read.
     invalid_json = "invalid_json"
+    invalid_csv = "invalid_csv"
+    wrong_columns = "wrong_columns"
     truncated_line = "truncated_line"
     bare_carriage_return = "bare_carriage_return"
     line_too_long = "line_too_long"

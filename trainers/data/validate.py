@@ -1,13 +1,14 @@
 """Validation of a file: its faults with their lines, and statistics of its valid rows."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from pydantic import BaseModel, Field
 
 from trainers.data.checks import unknown_format_fault, validate_row
+from trainers.data.conversion.conversion import Conversion, SourceFormat
 from trainers.data.faults import Fault, FaultCode, quote_value
 from trainers.data.files.file_checks import empty_file_fault, find_file_fault
 from trainers.data.files.json_line import RowParser
@@ -23,6 +24,10 @@ BLANK_LINE: Final = Fault(code=FaultCode.blank_line, message="The line is blank 
 class ValidationReport(BaseModel):
     """Result of validation. A file can be trained on if it has valid rows and no fault."""
 
+    converted_from: SourceFormat | None = Field(
+        None,
+        description="Format of the uploaded file, if it was not JSON Lines. Row n is line n of the dataset.",
+    )
     format: RowFormat | None = Field(
         None, description="The most frequent format of the first 100 readable rows."
     )
@@ -52,11 +57,30 @@ class FaultCounter:
             self.first.append(fault.model_copy(update={"line": line}))
 
 
-def validate_file(path: Path, *, max_faults: int = 100) -> ValidationReport:
+def validate_conversion(path: Path, conversion: Conversion) -> ValidationReport:
+    """Check the rows that were converted to `path`; the report also has the faults of the conversion."""
+    is_converted = path.exists() and path.stat().st_size > 0
+    report = validate_file(path, row_faults=conversion.row_faults) if is_converted else ValidationReport()
+    if conversion.file_fault is not None:
+        fault, counts = conversion.file_fault, report.fault_counts
+        report.faults = [fault, *report.faults]
+        report.fault_count += 1
+        report.fault_counts = counts | {fault.code: counts.get(fault.code, 0) + 1}
+    elif not is_converted:
+        report = validate_file(path)
+    report.converted_from = conversion.source
+    return report
+
+
+def validate_file(
+    path: Path, *, max_faults: int = 100, row_faults: Mapping[int, Fault] | None = None
+) -> ValidationReport:
     """Check every line of a file against the most frequent format of its first rows, in constant memory.
 
-    The report contains the first `max_faults` faults and warnings, and the counts of all.
+    The report contains the first `max_faults` faults and warnings, and the counts of all. A line in
+    `row_faults` has that fault, whatever it contains.
     """
+    known = row_faults or {}
     with path.open("rb", buffering=READ_BUFFER_BYTES) as file:
         if fault := find_file_fault(file):
             return ValidationReport(fault_count=1, fault_counts={fault.code: 1}, faults=[fault])
@@ -64,7 +88,7 @@ def validate_file(path: Path, *, max_faults: int = 100) -> ValidationReport:
         file.seek(0)
         check = FileValidator(row_format, max_faults, is_labelled=is_labelled)
         for number, line in iter_lines(file):
-            check.add(number, line)
+            check.add(number, known.get(number, line))
     return check.report()
 
 

@@ -18,7 +18,7 @@ COMPRESSED: Final = {
 OTHER_KINDS: Final = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack or export it",
     b"PK\x05\x06": "an empty zip archive; upload the rows themselves",
-    b"PAR1": "a Parquet file; export it with pandas' to_json(orient='records', lines=True)",
+    b"PAR1": "a Parquet file; an upload converts it, and pandas' to_json(orient='records', lines=True) too",
     b"ARROW1": "an Arrow file; export it with pandas' to_json(orient='records', lines=True)",
     b"ORC": "an ORC file; export it with pandas' to_json(orient='records', lines=True)",
     b"Obj\x01": "an Avro file; export its records as JSON",
