@@ -197,7 +197,7 @@ def try_argument_forms(render: Callable[[list[dict[str, Any]]], str], messages: 
     A template that concatenates them to a text fails with objects; one that prints them writes Python's form
     of an object, such as `{'city': 'Paris'}`.
     """
-    arguments = [call["function"]["arguments"] for call in _calls(messages) if call["function"]["arguments"]]
+    arguments = [call["function"]["arguments"] for call in _calls(messages)]
     if not arguments:
         return render(messages)
     try:
@@ -210,7 +210,7 @@ def try_argument_forms(render: Callable[[list[dict[str, Any]]], str], messages: 
         except Exception:
             # Neither form is right, so the cause is another.
             raise error from None
-    printed = [value for value in arguments if str(value) in text and _to_json(value) not in text]
+    printed = [value for value in arguments if value and str(value) in text and _to_json(value) not in text]
     return render(_with_text_arguments(messages)) if printed else text
 
 

@@ -150,6 +150,8 @@ def test_an_omission_in_the_middle_of_a_conversation_is_found_once() -> None:
 @pytest.mark.parametrize("template", [CONCATENATES, PRINTS], ids=["concatenates", "prints"])
 def test_arguments_are_text_for_a_template_that_needs_text(template: str) -> None:
     assert omissions(asks(TWO_CALLS), template) == []
+    without = {"type": "function", "function": {"name": "weather", "arguments": None}}
+    assert omissions(asks({"content": "", "tool_calls": [without]}), template) == []
 
 
 def test_a_completion_that_a_template_drops_is_not_found_in_the_prompt() -> None:
