@@ -20,7 +20,7 @@ from trainers.preflight.feedback.label_findings import check_labels
 from trainers.preflight.feedback.reward_findings import check_references
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
-from trainers.preflight.row_findings import check_file, check_texts
+from trainers.preflight.row_findings import RowTexts, check_file, check_texts
 from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_template
 from trainers.preflight.token_findings import check_model_limits, check_tokens
 from trainers.rendering.labelled_examples import LabelledSet, read_labelled
@@ -50,10 +50,9 @@ def check_stage(
     yield from check_template(config, tokenizer, isinstance(rows, ExampleSet) and rows.has_documents)
     yield from check_file(dataset)
     yield from check_texts(
-        _read_turns(config),
+        _read_texts(config),
         tokenizer.all_special_tokens,
         check_completions=_uses_completions(config),
-        have_pairs=isinstance(config, DpoConfig),
     )
     yield from _check_rendered(config, tokenizer, rows)
     held_out = [dataset_path(reference) for reference in config.held_out]
@@ -74,17 +73,20 @@ def end_tokens(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> fr
     return frozenset(end for end in [*listed, tokenizer.eos_token_id, text_end_id] if isinstance(end, int))
 
 
-def _read_turns(config: TrainingConfig) -> Iterator[Sequence[PromptCompletion]]:
-    """Yield the assistant turns of each row, or its chosen and rejected completions."""
+def _read_texts(config: TrainingConfig) -> Iterator[RowTexts]:
+    """Yield the completions of each row, and which of them the model learns to write."""
     if isinstance(config, KtoConfig):
-        return ([pair for pair, _ in row] for row in read_labelled(config.dataset))
-    if isinstance(config, DistillConfig):
-        return ([pair] for pair in read_prompts(config.dataset))
-    return (
-        read_preferences(config.dataset)
-        if isinstance(config, DpoConfig)
-        else read_prompt_completions(config.dataset, has_documents=isinstance(config, SftConfig))
-    )
+        for labelled in read_labelled(config.dataset):
+            yield RowTexts([pair for pair, _ in labelled], [pair for pair, label in labelled if label])
+    elif isinstance(config, DpoConfig):
+        for pairs in read_preferences(config.dataset):
+            yield RowTexts(pairs, pairs[:1])
+    elif isinstance(config, DistillConfig):
+        for prompt in read_prompts(config.dataset):
+            yield RowTexts([prompt], [])
+    else:
+        for turns in read_prompt_completions(config.dataset, has_documents=isinstance(config, SftConfig)):
+            yield RowTexts(turns, turns)
 
 
 def _uses_completions(config: TrainingConfig) -> bool:

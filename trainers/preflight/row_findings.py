@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from trainers.data.faults import FaultCode
 from trainers.data.fingerprint import value_digest
@@ -35,6 +35,16 @@ REPORTED_ELSEWHERE = OUT_OF_ORDER | {FaultCode.empty_text, FaultCode.other_forma
 MAX_REMEMBERED = 2_000_000
 
 
+class RowTexts(NamedTuple):
+    """The assistant turns of a row, or its completions, each with its prompt.
+
+    Those that are learned exclude a rejected completion, which may be a refusal or an echo of the prompt.
+    """
+
+    completions: Sequence[PromptCompletion]
+    learned: Sequence[PromptCompletion]
+
+
 def check_file(dataset: Path) -> Iterator[Finding]:
     """Yield the findings of the file's validation; of more than 10,000 faults, the first are counted."""
     report = validate_file(dataset, max_faults=MAX_FAULTS)
@@ -53,31 +63,23 @@ def check_file(dataset: Path) -> Iterator[Finding]:
 
 
 def check_texts(
-    rows: Iterable[Sequence[PromptCompletion]],
-    special_tokens: Sequence[str],
-    *,
-    check_completions: bool,
-    have_pairs: bool = False,
+    rows: Iterable[RowTexts], special_tokens: Sequence[str], *, check_completions: bool
 ) -> Iterator[Finding]:
-    """Yield the findings in the text of rows, in one pass and in bounded memory.
-
-    The items of a row are its assistant turns, or with `have_pairs` its chosen and rejected completions.
-    """
+    """Yield the findings in the text of rows, in one pass and in bounded memory."""
     checks: list[RowCheck] = [
         DuplicateCheck(),
         SpecialTokenCheck(special_tokens),
         MessageCheck(special_tokens),
     ]
     checks += [BlankCheck()] if check_completions else []
-    # A rejected completion may well be a refusal, or an echo of the prompt.
     trained: list[RowCheck] = (
         [RepetitionCheck(), GivenAnswerCheck(), UnlikeAnswersCheck()] if check_completions else []
     )
-    for pairs in rows:
+    for row in rows:
         for check in checks:
-            check.add(pairs)
-        for check in trained:
-            check.add(pairs[:1] if have_pairs else pairs)
+            check.add(row.completions)
+        for check in trained if row.learned else ():
+            check.add(row.learned)
     for check in (*checks, *trained):
         yield from check.findings()
 

@@ -17,8 +17,8 @@ _TAIL: Final = f"[{re.escape(''.join(_CONTINUATION))}]"
 _UTF8_AS_LATIN: Final = re.compile(f"[ÂÃÄÅ]{_TAIL}|(?:[Æ-ß]{_TAIL}){{2}}|[à-ï]{_TAIL}{{2}}|[ð-ô]{_TAIL}{{3}}")
 # Closing quotes, dashes and the like follow an accented letter in sound text: « Spaß“ », « café… ».
 _PUNCTUATION: Final = frozenset("‘’“”„‚…–—•™‹›«»°·\u00a0")
-# CP949 shown as Latin-1: `¡¯` is a quotation mark, `¾È³ç` is 안녕.
-_CP949_MARK: Final = re.compile("¡[¢-¾]")
+# CP949 shown as Latin-1: `¡¯` is a quotation mark, `¢æ` is €, `¾È³ç` is 안녕.
+_CP949_MARK: Final = re.compile("¡[¢-¾]|¢[æç]")
 _CP949_RUN: Final = re.compile("[¡-þ]{4,}")
 _REPLACED: Final = re.compile("\ufffd|占쏙")
 # Nearly every text has none of these, and is done after one search.

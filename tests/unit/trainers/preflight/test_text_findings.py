@@ -20,7 +20,7 @@ from trainers.data.formats import RowFormat
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.data.recipes.filtered_translation import filtered_translation_rows
 from trainers.preflight.findings import Finding
-from trainers.preflight.row_findings import check_file, check_texts
+from trainers.preflight.row_findings import RowTexts, check_file, check_texts
 from trainers.rendering.render import read_preferences, read_prompt_completions
 
 Rows = list[dict[str, Any]]
@@ -30,9 +30,12 @@ LABELS = [{"question": f"Is {n} even?", "answer": "no" if n % 2 else "yes"} for 
 
 
 def find(path: Path, *, have_pairs: bool = False) -> list[Finding]:
-    rows = read_preferences(str(path)) if have_pairs else read_prompt_completions(str(path))
-    texts = check_texts(rows, SPECIAL_TOKENS, check_completions=True, have_pairs=have_pairs)
-    return [*check_file(path), *texts]
+    rows = (
+        (RowTexts(pairs, pairs[:1]) for pairs in read_preferences(str(path)))
+        if have_pairs
+        else (RowTexts(turns, turns) for turns in read_prompt_completions(str(path)))
+    )
+    return [*check_file(path), *check_texts(rows, SPECIAL_TOKENS, check_completions=True)]
 
 
 def save(tmp_path: Path, rows: Rows) -> Path:

@@ -28,7 +28,14 @@ def test_utf8_read_as_latin_is_found(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Obama¡¯s campaign", "¡°Down¡±", "안녕하세요".encode("cp949").decode("latin-1"), "a\ufffdb", "占쏙옙"],
+    [
+        "Obama¡¯s campaign",
+        "¡°Down¡±",
+        "to ¢æ114 per ton",
+        "안녕하세요".encode("cp949").decode("latin-1"),
+        "a\ufffdb",
+        "占쏙옙",
+    ],
 )
 def test_korean_read_as_latin_and_replaced_characters_are_found(text: str) -> None:
     assert find_mojibake(text) is not None
