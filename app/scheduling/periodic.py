@@ -18,14 +18,20 @@ def repeat(
     *,
     max_seconds: float = MAX_BACKOFF_SECONDS,
     jitter: float = 0.0,
+    pause: Callable[[float], object] | None = None,
 ) -> None:
     """Call a function at an interval until `stopping` is set.
 
-    After a failure the interval doubles, up to `max_seconds`; the failures are an incident in the log, the
-    metrics and the health of the process.
+    `pause` waits for so many seconds, or less if there is something to do. After a failure the interval
+    doubles, up to `max_seconds`; the failures are an incident in the log, the metrics and the health of the
+    process.
     """
     incident, delay = Incident(name), seconds
-    while not stopping.wait(delay * random.uniform(1 - jitter, 1 + jitter)):  # noqa: S311
+    pause = pause or stopping.wait
+    while True:
+        pause(delay * random.uniform(1 - jitter, 1 + jitter))  # noqa: S311
+        if stopping.is_set():
+            break
         try:
             action()
         except Exception as error:

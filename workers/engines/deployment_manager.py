@@ -29,7 +29,8 @@ class DeploymentManager:
 
     def run(self) -> None:
         """Serve deployments until the worker stops, and wait until their engines have stopped."""
-        repeat("deployments", self.poll, POLL_SECONDS, self.worker.stopping)
+        pause = self.worker.wait_for_deployments
+        repeat("deployments", self.poll, POLL_SECONDS, self.worker.stopping, pause=pause)
         for runner in self.runners:
             runner.thread.join()
 

@@ -19,7 +19,7 @@ from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from workers.engines.engine_process import EngineError, EngineProcess, EngineStart
-from workers.engines.engine_start import POLL_SECONDS
+from workers.engines.engine_start import POLL_SECONDS, QUICK_POLL_SECONDS
 from workers.engines.parity_check import ParityTarget, check_parity
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
@@ -165,7 +165,7 @@ class DeploymentRunner:
                 raise _DeploymentFailed(
                     self.engine_process.last_error or EngineError("The engine was stopped.")
                 )
-            self._poll()
+            self._poll(QUICK_POLL_SECONDS)
         return start
 
     def _enter_engine(self, start: EngineStart, model: ResolvedModel) -> bool:
@@ -229,6 +229,7 @@ class DeploymentRunner:
             self.is_ready = deployments.mark_ready(
                 session, deployment.id, deployment.attempt, start.address, self._request_name, parity
             )
+        self.worker.notify_deployments()
         self.engine_process.add_ready_name(self._request_name)
         deployment.parity = parity
         self.unused_seconds, self._load_crashes = 0.0, 0
@@ -302,4 +303,5 @@ class DeploymentRunner:
     def _end(self, error: dict[str, Any] | None, parity: dict[str, Any] | None = None) -> None:
         with transaction() as session:
             deployments.end(session, self.deployment.id, self.deployment.attempt, error, parity)
+        self.worker.notify_deployments()
         logger.info("deployment ended", extra={"deployment_id": self.deployment.id, "error": error})

@@ -16,6 +16,8 @@ from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.warm_start import ForkServer
 
 POLL_SECONDS = 0.5
+# A small model is ready within a second or two, a large one after minutes.
+QUICK_SECONDS, QUICK_POLL_SECONDS = 10.0, 0.05
 LOG = "log.txt"
 
 
@@ -88,13 +90,20 @@ def wait_until_ready(
     Raises:
         EngineProcessFailed: The engine exited, or was not ready in time.
     """
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while (exit_status := process.wait(POLL_SECONDS)) is None:
-        if is_cancelled():
-            return False
+    started_at = asked_at = time.monotonic()
+    poll_seconds = QUICK_POLL_SECONDS
+    while (exit_status := process.wait(poll_seconds)) is None:
         if engine.is_healthy(address):
             return True
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now - asked_at >= POLL_SECONDS:
+            # It may read the database.
+            asked_at = now
+            if is_cancelled():
+                return False
+        seconds = now - started_at
+        poll_seconds = QUICK_POLL_SECONDS if seconds < QUICK_SECONDS else POLL_SECONDS
+        if seconds > START_TIMEOUT_SECONDS:
             raise EngineProcessFailed(f"The engine was not ready after {START_TIMEOUT_SECONDS:.0f} s.")
     message = (
         f"The engine exited with status {exit_status} before it was ready: {log_tail(folder / LOG, lines=1)}"

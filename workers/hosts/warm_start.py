@@ -154,6 +154,15 @@ class ForkServer:
     def _start(self) -> None:
         self._started_at = time.monotonic()
         self._is_ready = False
+        try:
+            control = self._start_process()
+        except OSError as error:
+            self._report(f"it cannot be started: {error}")
+            self._stop()
+            return
+        threading.Thread(target=self._watch_start, args=(control,), name="fork server", daemon=True).start()
+
+    def _start_process(self) -> socket.socket:
         self._folder = Path(tempfile.mkdtemp(prefix="tunesmith-fork-server-"))
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(RESPONSE_SECONDS)
@@ -167,9 +176,7 @@ class ForkServer:
                 env={**self._environment, MARKER: new_marker()},
                 start_new_session=True,
             )
-        threading.Thread(
-            target=self._watch_start, args=(self._control,), name="fork server", daemon=True
-        ).start()
+        return self._control
 
     def _watch_start(self, control: socket.socket) -> None:
         """Report that the server is ready, or has ended, as soon as it is."""
@@ -224,6 +231,8 @@ class ForkServer:
             self._control.close()
             self._control = None
         if self._process is not None:
+            if not self._is_ready:
+                self._process.kill()  # It would first import the rest.
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:

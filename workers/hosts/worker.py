@@ -52,6 +52,7 @@ class WorkerContext:
     stopping: threading.Event = field(default_factory=threading.Event)
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when there may be a run to claim, or room for one."""
+    _deployments_changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
         self.fork_server = create_fork_server(self.settings)
@@ -70,6 +71,16 @@ class WorkerContext:
         """Release devices, and look for a run that waits for them."""
         self.devices.release(devices)
         self.wake.set()
+
+    def notify_deployments(self) -> None:
+        """Wake the threads that wait for a new deployment, or for a change of its status."""
+        with self._deployments_changed:
+            self._deployments_changed.notify_all()
+
+    def wait_for_deployments(self, seconds: float) -> None:
+        """Wait until a deployment of this worker has changed, but no longer than this."""
+        with self._deployments_changed:
+            self._deployments_changed.wait(seconds)
 
     def leave(self) -> None:
         """Write that this worker has stopped."""

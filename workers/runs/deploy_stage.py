@@ -54,13 +54,16 @@ def run_deploy_stage(worker: WorkerContext, run: Run, lease: Lease) -> None:
     except NameIsAlias as error:
         end_attempt(attempt, DeployStageFailed(error.message, error.hint))
     else:
+        worker.notify_deployments()
         _wait_until_ready(worker, run, lease, deployment.id, time.monotonic() + config.ready_timeout_seconds)
 
 
 def _wait_until_ready(
     worker: WorkerContext, run: Run, lease: Lease, deployment_id: str, deadline: float
 ) -> None:
-    while not lease.lost.wait(POLL_SECONDS):
+    while not lease.lost.is_set():
+        # Another worker may serve it, whose changes only the database shows.
+        worker.wait_for_deployments(POLL_SECONDS)
         try:
             with transaction() as session:
                 if _end_when_settled(session, worker, run, deployment_id, deadline):

@@ -181,6 +181,14 @@ def test_a_server_that_was_killed_costs_a_cold_start_and_is_started_again(
     server.stop()
 
 
+def test_a_server_that_cannot_be_started_costs_a_cold_start(tmp_path: Path) -> None:
+    server = ForkServer("/no/such/python", ENVIRONMENT)
+    server.start()
+    child = start(tmp_path, "", server)
+    assert not is_warm(child)
+    assert child.wait(60) == 0
+
+
 def test_a_suspended_server_costs_a_cold_start_and_never_starts_the_program_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
