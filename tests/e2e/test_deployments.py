@@ -24,7 +24,7 @@ def openai(shared: Platform) -> Iterator[OpenAI]:
 
 def test_a_job_ends_in_a_chat_with_the_tuned_model(shared: Platform, openai: OpenAI) -> None:
     stage = {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "tuned"}
-    job = shared.wait_until_finished(shared.submit(sft_stage(learning_rate=0.01, max_steps=40), stage))
+    job = shared.wait_until_finished(shared.submit(sft_stage(learning_rate=0.03, max_steps=40), stage))
     assert job["status"] == "succeeded", job
     assert job["runs"][1]["result"]["deployment"] == "tuned"
     # The gateway loads its routes again after a second.
