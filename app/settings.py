@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     warm_start: bool = Field(
         True,
         description="Whether a worker on Linux keeps a process with the trainers' packages loaded, from "
-        "which programs without a GPU start in a tenth of a second. It takes about 470 MiB of memory.",
+        "which programs without a GPU start in a tenth of a second. It takes about 430 MiB of memory.",
     )
 
     gguf_environment: str = Field(

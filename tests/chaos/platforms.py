@@ -29,6 +29,8 @@ SETTINGS = {
     "TUNESMITH_RENOTIFY_SECONDS": "2",
     "TUNESMITH_STOP_GRACE_SECONDS": "3",
     "TUNESMITH_PAUSE_GRACE_SECONDS": "5",
+    # The trainer's Python is a script, which cannot be a fork server.
+    "TUNESMITH_WARM_START": "false",
     # A run fails after too many failures without a checkpoint. With a fault every few seconds, that limit
     # would hide whether the run can continue.
     "TUNESMITH_MAX_FAILURES": "1000000",
