@@ -4,8 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trainers.configs.on_policy import OnPolicyConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.training import LoraTuning, TrainingConfig
 
 WARNING_SECONDS = 3600.0
@@ -28,12 +30,12 @@ def estimate_flops(config: TrainingConfig, parameters: float, rows: int, tokens_
     if config.activation_checkpointing:
         per_token += 2
     sequences, tokens = steps_rows, tokens_per_row
-    if isinstance(config, GrpoConfig):
-        # Each completion is generated, and scored by the policy of the step before.
-        sequences *= config.num_generations
+    if isinstance(config, OnPolicyConfig):
+        # Each completion is generated, and scored by a teacher or by the policy of the step before.
+        sequences *= config.num_generations if isinstance(config, GrpoConfig) else 1
         tokens += config.max_completion_length
         per_token += 4
-    elif isinstance(config, DpoConfig):
+    elif isinstance(config, DpoConfig | KtoConfig):
         per_token += 2
     return sequences * tokens * per_token * parameters
 

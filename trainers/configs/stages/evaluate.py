@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.configs.base import MAX_COUNT, DatasetRef, ModelRef, Seed, StageConfig
+from trainers.configs.base import MAX_COUNT, DatasetRef, ModelRef, Queue, Seed, StageConfig
 
 
 class Metric(StrEnum):
@@ -30,3 +30,8 @@ class EvaluateConfig(StageConfig):
     batch_size: int = Field(32, ge=1, le=MAX_COUNT, description="Prompts that are generated for at once.")
     max_new_tokens: int = Field(256, ge=1, le=MAX_COUNT, description="Maximum tokens of a completion.")
     seed: Seed = 42
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """A GPU, else the CPU."""
+        return (Queue.cuda, Queue.cpu)

@@ -23,6 +23,7 @@ MAC, GPU_QUEUE_WITHOUT_GPU = worker(Queue.mlx, Queue.cpu), worker(Queue.cuda)
 SFT = {"stage": "sft", "base": "org/base", "dataset": "rows"}
 MERGE = {"stage": "merge", "model": "model_1"}
 DEPLOY = {"stage": "deploy", "model": "org/base", "deployment": "one"}
+EVALUATE = {"stage": "evaluate", "model": "org/base", "dataset": "rows"}
 GENERATE = {"stage": "generate", "model": "org/base", "dataset": "rows"}
 PREPARE = {"stage": "prepare", "dataset": "rows", "split": {"test": 1}}
 PAIRS = PREPARE | {"base": "org/base", "recipe": {"kind": "on_policy_pairs"}}
@@ -39,6 +40,7 @@ PAIRS = PREPARE | {"base": "org/base", "recipe": {"kind": "on_policy_pairs"}}
         (DEPLOY, [CPU, GPU], "cuda"),
         (DEPLOY | {"engine": "mlx"}, [GPU, MAC], "mlx"),
         (DEPLOY | {"engine": "mlx"}, [GPU], "cpu"),
+        (EVALUATE, [CPU, GPU], "cuda"),
         (GENERATE, [GPU], "cuda"),
         (GENERATE, [MAC], "cpu"),
         (PREPARE, [CPU, GPU], "cpu"),
