@@ -251,6 +251,11 @@ class Settings(BaseSettings):
         "which programs without a GPU start in a tenth of a second. It takes about 430 MiB of memory.",
     )
 
+    hub_push_namespaces: list[str] = Field(
+        default_factory=list,
+        description="Users and organizations of the hub to which the stage `export` may upload with the "
+        "worker's `HF_TOKEN`, as a JSON list; empty allows none. The API and the workers check it.",
+    )
     gguf_environment: str = Field(
         "",
         description="Folder of the environment of llama.cpp that `make gguf` creates; empty means that this "

@@ -1,5 +1,6 @@
-"""A model hub for tests: the part of the Hugging Face hub's HTTP API that downloads use."""
+"""A model hub for tests: the part of the Hugging Face hub's HTTP API that downloads and uploads use."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -40,6 +41,13 @@ class FakeHub:
     status: int | None = None
     corrupt: set[str] = field(default_factory=set)
     """Names of files that are sent with another content than the hub states."""
+    card_data: dict[str, Any] = field(default_factory=dict)
+    """The header of the model cards."""
+    token: str | None = None
+    """The token that an upload must have."""
+    private: dict[str, bool] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Large files by their SHA-256, which are uploaded before the commit that names them."""
 
     def add_model(self, name: str, files: dict[str, bytes]) -> str:
         """Commit files to a model, and return the commit."""
@@ -94,6 +102,60 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 — the name that the base class calls
 
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.state.requests.append(path)
+        if self.state.status is not None:
+            self._send(self.state.status, b"", {})
+        elif self.headers.get("Authorization") != f"Bearer {self.state.token}":
+            self._send(403, b'{"error": "this token may not write"}', {})
+        else:
+            self._send(200, json.dumps(self._receive(path, body)).encode(), {})
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.state.objects[hashlib.sha256(content).hexdigest()] = content
+        self._send(200, b"", {})
+
+    def _receive(self, path: str, body: bytes) -> Any:
+        """Carry out a request of an upload, and return the response."""
+        if path == "api/repos/create":
+            wanted = json.loads(body)
+            name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+            self.state.models.setdefault(name, Repository())
+            self.state.private[name] = (
+                wanted.get("visibility", "private" if wanted.get("private") else "public") == "private"
+            )
+            return {"url": f"{self.state.url}/{name}"}
+        if path == "api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for entry in objects:
+                entry["actions"] = {"upload": {"href": f"{self.state.url}/lfs/{entry['oid']}", "header": {}}}
+            return {"objects": objects, "transfer": "basic"}
+        name, _, _ = path.removeprefix("api/models/").rpartition("/preupload/")
+        if name:
+            sent = json.loads(body)["files"]
+            modes = {True: "lfs", False: "regular"}
+            return {
+                "files": [
+                    {"path": f["path"], "uploadMode": modes[f["size"] > LFS_BYTES], "shouldIgnore": False}
+                    for f in sent
+                ]
+            }
+        name = path.removeprefix("api/models/").rpartition("/commit/")[0]
+        files: dict[str, bytes] = {}
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.state.objects[value["oid"]]
+        sha = self.state.models[name].commit(files)
+        return {"commitUrl": f"{self.state.url}/{name}/commit/{sha}", "commitOid": sha}
+
     def _send_info(self, path: str) -> None:
         kind, _, rest = path.partition("/")
         rest, _, tree = rest.partition("/tree/")
@@ -104,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha, files = found
         listed = [self._describe(file, content) for file, content in files.items()]
         body: Any = {"id": name, "sha": sha, "siblings": listed, "private": False, "tags": []}
+        body["cardData"] = self.state.card_data
         if tree:
             body = [
                 {"type": "file", "path": file["rfilename"], "oid": file["blobId"], **file} for file in listed
@@ -153,5 +216,5 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)

@@ -11,7 +11,7 @@ from sqlmodel import Session, col
 from app.http.errors import Conflict, UnprocessableContent
 from app.jobs.schemas import JobCreate
 from app.models import references
-from app.settings import Settings
+from app.settings import Settings, get_settings
 from app.tables import Alias, Dataset
 from app.workers.queue_choice import QueueChoice, QueueChooser
 from trainers.configs import (
@@ -152,12 +152,26 @@ def _check_names(
                 errors.append(_error(f"{path}.{field}", "Omit this field: the worker starts the engine."))
     if isinstance(stage, ExportConfig) and stage.gguf_environment is not None:
         errors.append(_error(f"{path}.gguf_environment", "Omit this field: the worker sets it."))
+    if isinstance(stage, ExportConfig) and stage.push is not None:
+        errors += _check_push(stage.push.repository, path)
     if isinstance(stage, ImportConfig):
         errors += _check_import(stage, path)
     if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
         message = f"{stage.deployment!r} is an alias. Choose another name, and point the alias at it later."
         errors.append(_error(f"{path}.deployment", message))
     return errors
+
+
+def _check_push(repository: str, path: str) -> list[UnprocessableContent]:
+    """Return an error unless the operator allows uploads to the namespace: they use the worker's token."""
+    namespace, allowed = repository.partition("/")[0], get_settings().hub_push_namespaces
+    if namespace in allowed:
+        return []
+    message = (
+        f"This service may not upload to {namespace} on the hub; allowed: {', '.join(allowed) or 'none'}. "
+        "The operator can add it to TUNESMITH_HUB_PUSH_NAMESPACES."
+    )
+    return [_error(f"{path}.push.repository", message)]
 
 
 def _check_import(stage: ImportConfig, path: str) -> list[UnprocessableContent]:

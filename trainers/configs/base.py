@@ -38,6 +38,10 @@ class Queue(StrEnum):
     cuda = "cuda"
 
 
+# Marks the validator that suggests fields.
+SUGGESTS = {"suggests_fields": True}
+
+
 def _make_strict(schema: Any) -> None:
     """Make the numbers and booleans of a schema strict."""
     if isinstance(schema, dict):
@@ -57,6 +61,9 @@ def _name_similar_fields(config: type[BaseModel], schema: Any) -> None:
     """
     while schema["type"] != "model":
         schema = schema["schema"]
+    # Each use of a model gets its one schema, which must not grow with their number.
+    if schema["schema"]["type"] == "function-wrap" and schema["schema"].get("metadata") == SUGGESTS:
+        return
 
     def validate(values: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -64,7 +71,7 @@ def _name_similar_fields(config: type[BaseModel], schema: Any) -> None:
         except ValidationError as error:
             raise suggest_fields(config, error) from None
 
-    schema["schema"] = no_info_wrap_validator_function(validate, schema["schema"])
+    schema["schema"] = no_info_wrap_validator_function(validate, schema["schema"], metadata=SUGGESTS)
 
 
 class Config(BaseModel):

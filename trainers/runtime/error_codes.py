@@ -55,6 +55,7 @@ class ErrorCode(StrEnum):
     merge_differs = "merge_differs", "The merged model does not respond as the adapter on its base does."
     export_failed = "export_failed", "The model cannot be converted to the format."
     export_differs = "export_differs", "The exported file does not compute what the trained model does."
+    hub_push_refused = "hub_push_refused", "The model may not be uploaded to the hub."
     capability_missing = "capability_missing", "The worker lacks a program that the stage needs."
     engine_failed = "engine_failed", "The engine stopped or did not start.", True
     rank_lost = "rank_lost", "One of the run's processes died, or stopped responding to the others.", True

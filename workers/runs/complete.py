@@ -24,6 +24,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from trainers.runtime.redaction import redact_file
+from workers.exports.upload import HubPushFailed, complete_export
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.runs import recovery, results
@@ -66,6 +67,10 @@ def complete_attempt(attempt: RunAttempt, launch: Launch, exit_status: int) -> R
     publish_files(launch.run_dir, attempt.run)
     result = results.read_result(attempt.run, launch.run_dir)
     if result is not None:
+        try:
+            result = complete_export(attempt.run, attempt.settings, launch, result, attempt.lease.lost.is_set)
+        except HubPushFailed as error:
+            return end_attempt(attempt, error)
         return _succeed(attempt, launch, result)
     return end_attempt(attempt, _find_error(attempt, launch, exit_status))
 

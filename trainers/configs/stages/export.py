@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.configs.base import ModelRef, NonEmpty, StageConfig
+from trainers.configs.base import Config, ModelRef, NonEmpty, StageConfig
 from trainers.configs.stages.merge import MergeDtype
 
 
@@ -23,6 +23,17 @@ class ExportFormat(StrEnum):
     def is_gguf(self) -> bool:
         """Whether the converter of llama.cpp writes the format."""
         return self.value.startswith("gguf")
+
+
+class HubPush(Config):
+    """A repository of the hub to which the exported model is uploaded, with a model card."""
+
+    repository: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$",
+        description="The repository, `org/name`. Its namespace must be listed in "
+        "`TUNESMITH_HUB_PUSH_NAMESPACES`.",
+    )
+    private: bool = Field(True, description="Whether the repository is private, if it does not exist yet.")
 
 
 class ExportConfig(StageConfig):
@@ -44,6 +55,11 @@ class ExportConfig(StageConfig):
     )
     dtype: MergeDtype = Field(
         MergeDtype.auto, description="Number format of the safetensors of a merged adapter."
+    )
+    push: HubPush | None = Field(
+        None,
+        description="Upload to the hub, by the worker with its own `HF_TOKEN`. The model card has the base "
+        "and its licence, the hashes of the data, the settings, and the scores with n and interval.",
     )
     pre_tokenizer: str | None = Field(
         None,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from trainers.configs import Queue, SftConfig, StageKind, parse_stage
 from trainers.configs.resume_guarantee import get_resume_guarantee
@@ -173,3 +173,13 @@ def test_a_stage_is_registered_under_the_kind_in_its_config() -> None:
     for kind in StageKind:
         # A name may end in `_`, where the value is a keyword of Python.
         assert kind.name.rstrip("_") == kind.value == kind.stage.config.model_fields["stage"].default
+
+
+def test_the_schema_of_a_config_does_not_grow_with_its_uses() -> None:
+    def count_wraps() -> int:
+        return repr(SftConfig.__pydantic_core_schema__).count("function-wrap")
+
+    before = count_wraps()
+    for _ in range(3):
+        assert TypeAdapter(list[SftConfig]).json_schema()
+    assert count_wraps() == before
