@@ -18,7 +18,7 @@ from trainers.configs.stage_config import AnyStage
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.training import ChatTemplateName, TrainingConfig
-from trainers.modeling.load import ModelUnsupported, load_tokenizer
+from trainers.modeling.load import ModelUnsupported, TemplateUnsuitable, load_tokenizer
 from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.duplicates import check_near_duplicates
 from trainers.preflight.feedback.reward_findings import check_rewards
@@ -28,6 +28,7 @@ from trainers.preflight.probe import run_probe
 from trainers.preflight.row_findings import check_file
 from trainers.preflight.start.later_stages import find_faults, render_rows
 from trainers.rendering.labelled_examples import LabelledSet
+from trainers.rendering.plain_text import TemplateMissing
 from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.preview import highlight_loss, preview_example
 from trainers.rendering.render import PromptCompletion, dataset_path, render_prompt, tokenize_prompt
@@ -49,7 +50,7 @@ def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str
         prove_model(target)
         tokenizer = load_tokenizer(target.base, target.template or config.model_template)
         rows = render_rows(target, tokenizer)
-    except (DatasetInvalid, ConfigInvalid, ModelUnsupported) as error:
+    except (DatasetInvalid, ConfigInvalid, ModelUnsupported, TemplateMissing, TemplateUnsuitable) as error:
         return _unusable_result(target, error)
     found = [*check_stage(target, tokenizer, rows, exact_only=False)]
     events.write_progress(1, 3)
@@ -83,7 +84,8 @@ def plan(config: PreflightConfig) -> dict[str, Any]:
 
 def _unusable_result(target: TrainingConfig, error: ProgramError) -> dict[str, Any]:
     """Return the result for rows that cannot be rendered, or a model that the settings do not suit."""
-    code = FindingCode.dataset_unusable if isinstance(error, DatasetInvalid) else FindingCode.model_unfit
+    is_of_rows = isinstance(error, DatasetInvalid | TemplateMissing)
+    code = FindingCode.dataset_unusable if is_of_rows else FindingCode.model_unfit
     found = [
         new_finding(code, FindingLevel.error, error.message, error.hint or ""),
         *check_file(dataset_path(target.dataset)),

@@ -339,7 +339,7 @@ def template_rejects(row: int, reason: object) -> DatasetInvalid:
     """Return the error of a row that the model's template cannot render."""
     return DatasetInvalid(
         f"The model's chat template cannot render row {row}: {reason}",
-        "Change the row to roles and turns that the template accepts, or choose another model.",
+        "Change the row to roles and turns that the template accepts, or choose another `template` or model.",
     )
 
 

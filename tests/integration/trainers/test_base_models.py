@@ -140,6 +140,19 @@ def test_the_tools_calls_and_reasoning_of_a_row_are_rendered_by_qwen3(
     assert codes(result) == ["length_beyond_model"]
 
 
+@pytest.mark.parametrize(
+    ("template", "code"),
+    [(None, "dataset_unusable"), ("llama3", "model_unfit")],
+    ids=["missing", "unsuitable"],
+)
+def test_preflight_finds_a_template_that_is_missing_or_unsuitable(
+    bare: Path, tmp_path: Path, write_rows: Write, template: str | None, code: str
+) -> None:
+    result = run_preflight(bare, tmp_path, write_rows(CHATS), template=template)
+    assert (codes(result), result["passed"]) == ([code], False)
+    assert "transcript" in result["findings"][0]["hint"]
+
+
 def test_preflight_and_preview_show_how_rows_are_rendered(
     bare: Path, tmp_path: Path, write_rows: Write
 ) -> None:
