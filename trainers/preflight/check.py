@@ -1,6 +1,7 @@
 """The findings of a training stage, in rows that a program has read and in its settings."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -22,6 +23,7 @@ from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
 from trainers.preflight.row_findings import RowTexts, check_file, check_texts
 from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_template
+from trainers.preflight.stored_findings import Check, find_once
 from trainers.preflight.token_findings import check_model_limits, check_tokens
 from trainers.rendering.labelled_examples import LabelledSet, read_labelled
 from trainers.rendering.plain_text import text_end
@@ -35,6 +37,7 @@ from trainers.rendering.render import (
     tokenize_prompt,
 )
 from trainers.rendering.sft_examples import ExampleSet
+from trainers.runtime.verified_files import hash_file
 
 RenderedRows = ExampleSet | PreferenceSet | LabelledSet | Sequence[PromptCompletion]
 
@@ -48,15 +51,23 @@ def check_stage(
     n_rows = len(rows) if isinstance(rows, Sequence) else rows.rows
     yield from check_cpu_time(config, model_config(config), n_rows, getattr(rows, "tokens", 0))
     yield from check_template(config, tokenizer, isinstance(rows, ExampleSet) and rows.has_documents)
-    yield from check_file(dataset)
-    yield from check_texts(
-        _read_texts(config),
-        tokenizer.all_special_tokens,
-        check_completions=_uses_completions(config),
-    )
-    yield from _check_rendered(config, tokenizer, rows)
     held_out = [dataset_path(reference) for reference in config.held_out]
-    yield from check_overlap(dataset, held_out, exact_only=exact_only)
+    checks: list[Check] = [
+        partial(check_file, dataset),
+        lambda: check_texts(
+            _read_texts(config),
+            tokenizer.all_special_tokens,
+            check_completions=_uses_completions(config),
+        ),
+        partial(_check_rendered, config, tokenizer, rows),
+        partial(check_overlap, dataset, held_out, exact_only=exact_only),
+    ]
+    if not isinstance(rows, ExampleSet | PreferenceSet):
+        yield from (one for check in checks for one in check())
+        return
+    hashes = [hash_file(path) for path in held_out if path.is_file()]
+    key = [config.model_dump(mode="json", exclude={"held_out"}), hashes, exact_only]
+    yield from find_once(rows.mapped.entry, key, checks, dataset.stat().st_size)
 
 
 def model_config(config: TrainingConfig) -> PreTrainedConfig:
@@ -104,8 +115,7 @@ def _check_rendered(
         assert isinstance(config, DpoConfig)
         yield from _check_identical_pairs(rows)
         yield from check_omissions(rows.omissions)
-        examples = [example for pair in rows.pairs for example in pair]
-        yield from check_tokens(examples, tokenizer, model, ends, config.max_length)
+        yield from check_tokens(rows.sides, tokenizer, model, ends, config.max_length)
     elif isinstance(rows, LabelledSet):
         assert isinstance(config, KtoConfig)
         yield from check_labels(config, rows)

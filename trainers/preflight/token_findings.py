@@ -1,10 +1,18 @@
 """Findings in the rendered rows: labels, lengths, and tokens that the model does not have."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainers.preflight.findings import MAX_EXAMPLES, Finding, FindingCode, FindingLevel, new_finding
+from trainers.preflight.findings import (
+    MAX_EXAMPLE_CHARACTERS,
+    MAX_EXAMPLES,
+    Finding,
+    FindingCode,
+    FindingLevel,
+    new_finding,
+)
 from trainers.rendering.render import Example
 
 # Above this share, truncation is an error instead of a warning.
@@ -19,6 +27,15 @@ TokenRow = tuple[int, list[int]]
 """The line of a row, from 1, and its tokens."""
 
 
+class RowLimits(NamedTuple):
+    """What the limits of a model need of a row; `doubled_start` is its start if that has two BOS tokens."""
+
+    line: int
+    tokens: int
+    max_token: int
+    doubled_start: list[int] | None
+
+
 def check_tokens(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -27,7 +44,63 @@ def check_tokens(
     max_length: int,
 ) -> Iterator[Finding]:
     """Yield the findings in rendered examples, including those without loss tokens."""
-    yield from _check_ends(examples, end_tokens)
+    unknown_token = _unknown_token(tokenizer)
+    # One pass: an example is read from its file when it is used.
+    facts = [_summarize(example, end_tokens, unknown_token) for example in examples]
+    yield from _check_ends(facts)
+    yield from _check_summaries(facts, max_length)
+    yield from _check_unknown(facts, tokenizer)
+    yield from check_model_limits(
+        ((example.row, example.input_ids) for example in examples), tokenizer, config
+    )
+
+
+class ExampleSummary(NamedTuple):
+    """What the findings need of an example; its text only if something is unusual."""
+
+    row: int
+    text: str
+    tokens: int
+    length: int
+    loss_tokens: int
+    is_truncated: bool
+    prompt_is_prefix: bool
+    is_whole: bool
+    has_end: bool
+    unknown_tokens: int
+
+
+def _summarize(example: Example, end_tokens: frozenset[int], unknown_token: int | None) -> ExampleSummary:
+    loss_tokens = example.loss_tokens
+    is_whole = bool(loss_tokens and not example.truncated and example.ends)
+    has_end = not end_tokens.isdisjoint(example.labels[-END_WINDOW_TOKENS:])
+    unknown = 0 if unknown_token is None else example.labels.count(unknown_token)
+    text = ""
+    if is_whole and not has_end:
+        text = example.text[-60:]
+    elif not loss_tokens or not example.prompt_is_prefix or example.truncated or unknown:
+        text = example.text[: 4 * MAX_EXAMPLE_CHARACTERS]
+    return ExampleSummary(
+        row=example.row,
+        text=text,
+        tokens=len(example.input_ids),
+        length=example.length,
+        loss_tokens=loss_tokens,
+        is_truncated=example.truncated,
+        prompt_is_prefix=example.prompt_is_prefix,
+        is_whole=is_whole,
+        has_end=has_end,
+        unknown_tokens=unknown,
+    )
+
+
+def _unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    token: int | None = tokenizer.unk_token_id
+    # Tokenizers without an unknown token, such as GPT-2's, name the end token instead, which is a label.
+    return None if token in (tokenizer.eos_token_id, tokenizer.bos_token_id) else token
+
+
+def _check_summaries(examples: Sequence[ExampleSummary], max_length: int) -> Iterator[Finding]:
     empty = [example for example in examples if not example.loss_tokens]
     yield from _report_examples(
         examples,
@@ -47,9 +120,9 @@ def check_tokens(
         "Use a template that renders a prompt the same with and without a completion; without a template, "
         "end each prompt with a line break, so that no token is part of both.",
     )
-    truncated = [example for example in examples if example.truncated and example.loss_tokens]
+    truncated = [example for example in examples if example.is_truncated and example.loss_tokens]
     tokens = sum(example.length for example in examples)
-    lost = tokens - sum(len(example.input_ids) for example in examples)
+    lost = tokens - sum(example.tokens for example in examples)
     yield from _report_examples(
         examples,
         truncated,
@@ -59,30 +132,36 @@ def check_tokens(
         "Raise max_length, or drop long rows with the filter `tokens` of `prepare`.",
         is_error=len(truncated) > MAX_TRUNCATED_SHARE * len(examples),
     )
-    yield from _check_unknown(examples, tokenizer)
-    yield from check_model_limits(
-        [(example.row, example.input_ids) for example in examples], tokenizer, config
-    )
 
 
 def check_model_limits(
-    rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, generated: int = 0
+    rows: Iterable[TokenRow], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, generated: int = 0
 ) -> Iterator[Finding]:
     """Yield findings in tokenized rows: a double BOS, unknown tokens, and too many positions.
 
     `generated` is the number of tokens that are generated after each row.
     """
-    yield from _check_double_bos(rows, tokenizer)
-    yield from _check_vocabulary(rows, tokenizer, config.get_text_config().vocab_size)
+    bos = tokenizer.bos_token_id
+    summaries = [
+        RowLimits(
+            line,
+            len(ids),
+            max(ids, default=0),
+            ids[:EXAMPLE_TOKENS] if bos is not None and ids[:2] == [bos, bos] else None,
+        )
+        for line, ids in rows
+    ]
+    yield from _check_double_bos(summaries, tokenizer)
+    yield from _check_vocabulary(summaries, tokenizer, config.get_text_config().vocab_size)
     # Models with relative positions have no limit.
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions:
-        yield from _check_positions(rows, positions, generated)
+        yield from _check_positions(summaries, positions, generated)
 
 
-def _check_ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iterator[Finding]:
-    whole = [e for e in examples if e.loss_tokens and not e.truncated and e.ends]
-    endless = [example for example in whole if end_tokens.isdisjoint(example.labels[-END_WINDOW_TOKENS:])]
+def _check_ends(examples: Sequence[ExampleSummary]) -> Iterator[Finding]:
+    whole = [example for example in examples if example.is_whole]
+    endless = [example for example in whole if not example.has_end]
     if endless:
         yield new_finding(
             FindingCode.end_of_turn_not_trained,
@@ -91,15 +170,15 @@ def _check_ends(examples: Sequence[Example], end_tokens: frozenset[int]) -> Iter
             "would not learn to stop.",
             "Change the chat template to end an assistant turn with a token of eos_token_id in "
             "generation_config.json, or add the template's end-of-turn token there.",
-            places=[(example.row, example.text[-60:]) for example in endless],
+            places=[(example.row, example.text) for example in endless],
             count=len(endless),
             rows=len(whole),
         )
 
 
 def _report_examples(
-    examples: Sequence[Example],
-    found: Sequence[Example],
+    examples: Sequence[ExampleSummary],
+    found: Sequence[ExampleSummary],
     code: FindingCode,
     what: str,
     hint: str,
@@ -118,15 +197,12 @@ def _report_examples(
         )
 
 
-def _check_unknown(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    token = tokenizer.unk_token_id
-    # Tokenizers without an unknown token, such as GPT-2's, name the end token instead, which is a label.
-    if token is None or token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        return
-    counts = [example.labels.count(token) for example in examples]
-    if unknown := sum(counts):
+def _check_unknown(
+    examples: Sequence[ExampleSummary], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Finding]:
+    if unknown := sum(example.unknown_tokens for example in examples):
         share = unknown / sum(example.loss_tokens for example in examples)
-        found = [example for example, count in zip(examples, counts, strict=True) if count]
+        found = [example for example in examples if example.unknown_tokens]
         yield from _report_examples(
             examples,
             found,
@@ -138,25 +214,24 @@ def _check_unknown(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
         )
 
 
-def _check_double_bos(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
-    bos = tokenizer.bos_token_id
-    doubled = [(line, ids) for line, ids in rows if bos is not None and ids[:2] == [bos, bos]]
+def _check_double_bos(rows: Sequence[RowLimits], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    doubled = [(row.line, row.doubled_start) for row in rows if row.doubled_start is not None]
     if doubled:
         yield new_finding(
             FindingCode.double_bos,
             FindingLevel.error,
             f"{len(doubled)} of {len(rows)} rows start with the token {tokenizer.bos_token!r} twice.",
             "Remove it from the rows or from the template: both contain it.",
-            places=[(line, tokenizer.decode(ids[:EXAMPLE_TOKENS])) for line, ids in doubled[:MAX_EXAMPLES]],
+            places=[(line, tokenizer.decode(ids)) for line, ids in doubled[:MAX_EXAMPLES]],
             count=len(doubled),
             rows=len(rows),
         )
 
 
 def _check_vocabulary(
-    rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, size: int
+    rows: Sequence[RowLimits], tokenizer: PreTrainedTokenizerBase, size: int
 ) -> Iterator[Finding]:
-    unknown = [(line, max(ids)) for line, ids in rows if ids and max(ids) >= size]
+    unknown = [(row.line, row.max_token) for row in rows if row.max_token >= size]
     # The padding token needs an embedding too.
     pad = tokenizer.pad_token_id
     if unknown or pad >= size:
@@ -173,8 +248,8 @@ def _check_vocabulary(
         )
 
 
-def _check_positions(rows: Sequence[TokenRow], positions: int, generated: int) -> Iterator[Finding]:
-    too_long = [(line, len(ids)) for line, ids in rows if len(ids) + generated > positions]
+def _check_positions(rows: Sequence[RowLimits], positions: int, generated: int) -> Iterator[Finding]:
+    too_long = [(row.line, row.tokens) for row in rows if row.tokens + generated > positions]
     if too_long:
         after = f" with a completion of {generated} tokens" if generated else ""
         field = "max_completion_length" if generated else "max_length"

@@ -1,5 +1,6 @@
 """The tokenized pairs of a DPO run, with counts that show how the data fits the model."""
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,11 @@ class PreferenceSet:
     def pairs(self) -> MappedSequence[tuple[Example, Example]]:
         """All pairs, in the order of their rows."""
         return MappedSequence(self.mapped.table, _make_pair)
+
+    @property
+    def sides(self) -> Sequence[Example]:
+        """The examples of all pairs."""
+        return _Sides(self.pairs)
 
     @cached_property
     def trained(self) -> npt.NDArray[np.bool_]:
@@ -93,6 +99,23 @@ class PreferenceSet:
 
     def summary(self) -> str:
         return f"{self.rows} rows in {self.count} pairs, {self.truncated} truncated"
+
+
+class _Sides(Sequence[Example]):
+    """Pairs as a sequence of twice the length."""
+
+    def __init__(self, pairs: MappedSequence[tuple[Example, Example]]) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        assert isinstance(index, int)
+        return self._pairs[index // 2][index % 2]
+
+    def __iter__(self) -> Iterator[Example]:
+        return (example for pair in self._pairs for example in pair)
 
 
 def load_preferences(

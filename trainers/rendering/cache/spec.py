@@ -17,8 +17,8 @@ from trainers.runtime.verified_files import hash_file
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The packages whose code decides what is in an entry.
-CODE = ("data", "rendering", "rewards", "metrics")
+# The packages whose code decides what is in an entry and what is found in it.
+CODE = ("data", "rendering", "preflight", "rewards", "metrics")
 LIBRARIES = ("jinja2", "msgspec", "pyarrow", "tokenizers", "transformers")
 
 

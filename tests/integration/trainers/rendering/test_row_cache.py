@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from trainers.configs.stages.sft import SftConfig
 from trainers.modeling import families
 from trainers.modeling.load import load_tokenizer
+from trainers.preflight import stored_findings
+from trainers.preflight.check import check_stage
+from trainers.preflight.findings import Finding
+from trainers.preflight.stored_findings import find_once
 from trainers.rendering.cache import build, open_rows
 from trainers.rendering.cache.folder import META, RowCache, folder_bytes
 from trainers.rendering.preference_examples import load_preferences
@@ -188,3 +193,27 @@ def test_the_order_of_rows_is_that_of_earlier_versions() -> None:
     sampler = StepSampler([(7 * i) % 13 for i in range(10)], 4, seed=3)
     sampler.set_epoch(1)
     assert list(sampler) == [9, 5, 1, 6, 3, 8, 4, 0, 7, 2]
+
+
+def test_a_second_start_reports_the_same_findings_and_reads_no_row(
+    starter: Path, write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"question": "What is 2 + 2?", "answer": "The answer is four, and it always has been. #### 4"}
+    dataset = write_rows([row] * 20)
+    config = SftConfig(base=str(starter), dataset=dataset)
+    tokenizer = load_tokenizer(str(starter))
+    monkeypatch.setattr(stored_findings, "MIN_FORKED_BYTES", 1)
+    examples = load_examples(dataset, tokenizer, config.max_length, cache=RowCache(tmp_path))
+    first = list(check_stage(config, tokenizer, examples))
+    assert {"duplicates", "completion_repeated"} <= {one.code for one in first}
+    monkeypatch.setattr(stored_findings, "_run_in_children", lambda _: pytest.fail("checked again"))
+    assert list(check_stage(config, tokenizer, examples)) == first
+
+
+def test_the_error_of_a_check_in_a_child_is_raised(tmp_path: Path) -> None:
+    def fail() -> list[Finding]:
+        raise DatasetInvalid("No.", "Yes.")
+
+    with pytest.raises(DatasetInvalid, match=r"No\."):
+        find_once(tmp_path, "key", [list, fail], 2**30)
+    assert list(tmp_path.iterdir()) == []
