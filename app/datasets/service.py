@@ -15,7 +15,7 @@ from app.downloads.stored_files import read_stored
 from app.http.errors import InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import service as jobs
-from app.jobs.inputs import MAX_LISTED, list_unfinished_jobs
+from app.jobs.inputs import MAX_LISTED, is_trained_on, list_unfinished_jobs
 from app.jobs.schemas import JobCreate
 from app.models import references
 from app.models.templates import check_template
@@ -137,7 +137,7 @@ def delete_dataset(session: Session, dataset_id: str) -> None:
 
 def view_dataset(session: Session, dataset: Dataset) -> DatasetView:
     """Build the view of a dataset, with the models trained on it and the unfinished jobs that use it."""
-    trained = select(Model.id).where(col(Model.dataset_id) == dataset.id, col(Model.deleted_at).is_(None))
+    trained = select(Model.id).where(is_trained_on(dataset.id), col(Model.deleted_at).is_(None))
     return DatasetView(
         **summary_view(dataset).model_dump(),
         report=ValidationReport.model_validate(dataset.report),

@@ -207,6 +207,22 @@ SUMMARIES = {
     "preflight": "Check a training stage without training",
 }
 
+MIXTURE_JOB: dict[str, Any] = {
+    "name": "mixture",
+    "stages": [
+        {"stage": "prepare", "name": "rare", "dataset": "arithmetic-test", "split": {"test": 200}},
+        {
+            "stage": "sft",
+            "base": "starter",
+            "dataset": [
+                {"dataset": "arithmetic-train", "weight": 3},
+                {"dataset": {"stage": "rare"}, "rows": 200},
+            ],
+            "max_steps": 60,
+        },
+    ],
+}
+
 JOB_EXAMPLES: dict[str, Any] = {
     "arithmetic": {
         "summary": "Works at once: tune the starter model, compare it with its base, serve it",
@@ -219,6 +235,10 @@ JOB_EXAMPLES: dict[str, Any] = {
     "maths": {
         "summary": "Worked case: maths by SFT, DPO and GRPO, evaluated and deployed",
         "value": MATHS_JOB,
+    },
+    "mixture": {
+        "summary": "Train on a mixture of datasets, by weight or by exact numbers of rows",
+        "value": MIXTURE_JOB,
     },
 } | {
     kind: {

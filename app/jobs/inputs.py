@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from pydantic import ValidationError
-from sqlalchemy import String, cast, or_, select
+from sqlalchemy import ColumnElement, String, cast, or_, select
 from sqlmodel import Session, col
 
 from app.tables import FINISHED, Dataset, Model, Run
@@ -29,6 +29,13 @@ def list_unfinished_jobs(session: Session, input_id: str) -> list[str]:
     )
     statement = select(col(Run.job_id)).where(col(Run.job_id).in_(unfinished), mentions)
     return list(session.scalars(statement.distinct().order_by(col(Run.job_id)).limit(MAX_LISTED)))
+
+
+def is_trained_on(dataset_id: str) -> ColumnElement[bool]:
+    """Return the condition for models trained on a dataset, alone or in a mixture."""
+    # The field of a mixture's part; lists of held-out datasets contain ids without a field.
+    named = cast(Run.config, String).contains(f'"dataset": "{dataset_id}"', autoescape=True)
+    return or_(col(Model.dataset_id) == dataset_id, col(Model.run_id).in_(select(col(Run.id)).where(named)))
 
 
 def find_deleted_inputs(session: Session, runs: Sequence[Run], start: int = 0) -> list[str]:

@@ -1,7 +1,7 @@
 """Resolution of a job spec: each stage gets a name, a queue, and the ids of its datasets and models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ from trainers.configs.references import (
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import MAX_HELD_OUT, TrainingConfig
 from trainers.data.formats import RowFormat
+from trainers.data.mixture import count_shares
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -61,14 +62,33 @@ class ResolvedStage:
     """The existing datasets that it reads, by the path of the field that names them."""
 
     @property
+    def mixture(self) -> list[tuple[Dataset, int]]:
+        """The datasets of a mixture with their rows in an epoch; empty if one does not exist yet."""
+        shares = getattr(self.config, "dataset", None)
+        if not isinstance(shares, list):
+            return []
+        found = [self.datasets.get(f"dataset.{position}.dataset") for position in range(len(shares))]
+        existing = [dataset for dataset in found if dataset is not None]
+        if len(existing) < len(shares):
+            return []
+        counts = count_shares(shares, [dataset.row_count for dataset in existing])
+        return list(zip(existing, counts, strict=True))
+
+    @property
+    def training_rows(self) -> int | None:
+        """Rows of an epoch; None if an earlier stage produces some of them."""
+        if (dataset := self.datasets.get("dataset")) is not None:
+            return dataset.row_count
+        return sum(rows for _, rows in self.mixture) or None
+
+    @property
     def estimated_steps(self) -> int | None:
         """Optimizer steps of a training stage; None if an earlier stage produces its dataset."""
         if not isinstance(self.config, TrainingConfig):
             return None
-        dataset = self.datasets.get("dataset")
-        if self.config.max_steps or dataset is None:
+        if self.config.max_steps or self.training_rows is None:
             return self.config.max_steps
-        return math.ceil(dataset.row_count * self.config.epochs / self.config.rows_per_step)
+        return math.ceil(self.training_rows * self.config.epochs / self.config.rows_per_step)
 
 
 def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> list[ResolvedStage]:
@@ -135,8 +155,22 @@ def _resolve_stage(
             # The dataset of an evaluate stage is reported at that stage.
             if reference.path in own_paths:
                 errors.append(error)
+    errors += _check_distinct(replacements, path)
     config = replace_references(config, replacements)
     return ResolvedStage(name, StageKind(stage.stage), choice.queue, choice.reason, config, datasets)
+
+
+def _check_distinct(replacements: Mapping[str, str], path: str) -> list[UnprocessableContent]:
+    """Return an error for each dataset that a mixture contains under two names."""
+    errors: list[UnprocessableContent] = []
+    seen: set[str] = set()
+    for field, name in replacements.items():
+        if field.startswith("dataset.") and name in seen:
+            message = f"{name} is listed twice: give it one entry, with more `rows` to repeat it."
+            errors.append(_error(f"{path}.{field}", message))
+        elif field.startswith("dataset."):
+            seen.add(name)
+    return errors
 
 
 def _check_names(

@@ -93,6 +93,13 @@ class PlannedDatasetView(BaseModel):
     rows: int = Field(description="Number of its rows.")
 
 
+class PlannedShareView(PlannedDatasetView):
+    """A dataset of a mixture that a stage would read."""
+
+    epoch_rows: int = Field(description="Number of its rows in an epoch.")
+    repeats: str | None = Field(description="How its rows are repeated; null if none is.")
+
+
 class PlannedStageView(BaseModel):
     """The plan for a stage."""
 
@@ -104,6 +111,11 @@ class PlannedStageView(BaseModel):
     models: dict[str, Any] = Field(description="Its models as the worker will read them, by field.")
     dataset: PlannedDatasetView | None = Field(
         description="The dataset that it would read; null if an earlier stage produces it."
+    )
+    mixture: list[PlannedShareView] = Field(
+        [],
+        description="The datasets of a mixture, in the order of the config; empty without one, or if an "
+        "earlier stage produces one of them.",
     )
     estimated_steps: int | None = Field(description="Optimizer steps of a training stage.")
     resume_guarantee: ResumeGuarantee | None = Field(

@@ -17,6 +17,7 @@ from app.jobs.schemas import (
     JobCreate,
     JobView,
     PlannedDatasetView,
+    PlannedShareView,
     PlannedStageView,
     job_view,
 )
@@ -31,6 +32,7 @@ from app.tables import Job, JobLabel, Run, Worker
 from app.workers import service as workers
 from trainers.configs.references import ModelField, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
+from trainers.data.mixture import describe_repeats
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -197,6 +199,17 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         and PlannedDatasetView(
             id=dataset.id, name=dataset.name, sha256=dataset.sha256, rows=dataset.row_count
         ),
+        mixture=[
+            PlannedShareView(
+                id=each.id,
+                name=each.name,
+                sha256=each.sha256,
+                rows=each.row_count,
+                epoch_rows=rows,
+                repeats=describe_repeats(rows, each.row_count),
+            )
+            for each, rows in stage.mixture
+        ],
         estimated_steps=stage.estimated_steps,
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
         workers=[worker.name for worker in capable],

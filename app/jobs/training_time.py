@@ -28,15 +28,17 @@ def list_time_warnings(stage: ResolvedStage, workers: Sequence[Worker]) -> list[
 
     The size of a hub model is read from its name; without any size there is no warning.
     """
-    config, dataset = stage.config, stage.datasets.get("dataset")
-    if stage.queue is not Queue.cpu or not isinstance(config, TrainingConfig) or dataset is None:
+    config, rows = stage.config, stage.training_rows
+    if stage.queue is not Queue.cpu or not isinstance(config, TrainingConfig) or rows is None:
         return []
     parameters = _count_parameters(config.base)
     if parameters is None:
         return []
-    tokens = dataset.size_bytes / max(1, dataset.row_count) / BYTES_PER_TOKEN
+    datasets = [dataset for dataset, _ in stage.mixture] or [stage.datasets["dataset"]]
+    size_bytes = sum(dataset.size_bytes for dataset in datasets)
+    tokens = size_bytes / max(1, sum(dataset.row_count for dataset in datasets)) / BYTES_PER_TOKEN
     max_length = getattr(config, "max_length", None)
-    flops = estimate_flops(config, parameters, dataset.row_count, min(tokens, max_length or tokens))
+    flops = estimate_flops(config, parameters, rows, min(tokens, max_length or tokens))
     cores = max((worker.hardware.get("cpus") or 1 for worker in workers), default=1)
     seconds = flops / (cores * CORE_FLOPS * TRAINING_SHARE)
     if seconds < WARNING_SECONDS:

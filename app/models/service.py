@@ -8,7 +8,7 @@ from sqlmodel import Session, col
 from app.deployments.lifecycle import UNFINISHED
 from app.http.errors import InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
-from app.jobs.inputs import MAX_LISTED, list_unfinished_jobs
+from app.jobs.inputs import MAX_LISTED, is_trained_on, list_unfinished_jobs
 from app.models.schemas import ModelLineageView, ModelUsersView, lineage_view
 from app.storage.database import database_now
 from app.tables import Dataset, Deployment, Model, Run
@@ -29,7 +29,7 @@ def list_models(
     if name is not None:
         statement = statement.where(col(Model.name) == name)
     if dataset_id is not None:
-        statement = statement.where(col(Model.dataset_id) == dataset_id)
+        statement = statement.where(is_trained_on(dataset_id))
     return paginate_newest_first(session, statement, col(Model.id), paging)
 
 

@@ -11,6 +11,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    model_validator,
 )
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_wrap_validator_function
@@ -44,14 +45,16 @@ SUGGESTS = {"suggests_fields": True}
 
 def _make_strict(schema: Any) -> None:
     """Make the numbers and booleans of a schema strict."""
-    if isinstance(schema, dict):
-        if schema.get("type") in ("int", "float", "bool"):
-            schema["strict"] = True
-        for part in schema.values():
-            _make_strict(part)
-    elif isinstance(schema, list | tuple):
-        for part in schema:
-            _make_strict(part)
+    # Not recursive: the schema of a job contains those of its stages, and theirs are nested deeply.
+    left = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            if part.get("type") in ("int", "float", "bool"):
+                part["strict"] = True
+            left += part.values()
+        elif isinstance(part, list | tuple):
+            left += part
 
 
 def _name_similar_fields(config: type[BaseModel], schema: Any) -> None:
@@ -142,6 +145,55 @@ DatasetRef = Annotated[
         description=(
             "A dataset: its id (`dataset_…`), its name, or `{stage: <name>, part: train}` for the output of "
             "an earlier `prepare` stage. For a program that is started by hand, the path of a JSONL file."
+        )
+    ),
+]
+MAX_DATASETS = 32
+
+
+class DatasetShare(Config):
+    """One dataset of a mixture; without `weight` and `rows`, each of its rows is in an epoch once."""
+
+    dataset: DatasetRef
+    weight: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="Rows relative to the other datasets with a weight: 3 and 1 take three rows of one for "
+        "each row of the other, as many as there are without repeating a row.",
+    )
+    rows: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Rows in an epoch: fewer than the file has are a random sample, and more repeat all of "
+        "its rows before any is repeated again.",
+    )
+
+    @model_validator(mode="after")
+    def _check_amount(self) -> Self:
+        if self.weight is not None and self.rows is not None:
+            raise ValueError("weight and rows exclude each other: rows is exact, weight is relative")
+        return self
+
+
+DatasetMixture = Annotated[
+    list[DatasetShare],
+    Field(
+        min_length=1,
+        max_length=MAX_DATASETS,
+        description="Several datasets, whose rows are interleaved; each epoch has the same rows in a new "
+        "order.",
+    ),
+]
+TrainingData = Annotated[
+    DatasetRef | DatasetMixture,
+    Field(
+        description=(
+            "A dataset: its id (`dataset_…`), its name, or `{stage: <name>, part: train}` for the output of "
+            "an earlier `prepare` stage; or a list of `{dataset, weight}` or `{dataset, rows}`, which "
+            "are mixed. "
+            "For a program that is started by hand, the path of a JSONL file."
         )
     ),
 ]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainers.configs.base import AdaptedModel, DatasetRef, ModelRef, StageOutput
+from trainers.configs.base import AdaptedModel, DatasetRef, DatasetShare, ModelRef, StageOutput
 from trainers.runtime.errors import ConfigInvalid
 
 C = TypeVar("C", bound=BaseModel)
@@ -67,7 +67,10 @@ def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField 
             yield ModelField(path, name, value)
         elif name in DATASET_FIELDS and isinstance(value, list):
             for position, item in enumerate(value):
-                yield DatasetField(f"{path}.{position}", name, item)
+                if isinstance(item, DatasetShare):
+                    yield DatasetField(f"{path}.{position}.dataset", name, item.dataset)
+                else:
+                    yield DatasetField(f"{path}.{position}", name, item)
         elif name in DATASET_FIELDS:
             yield DatasetField(path, name, value)
         elif isinstance(value, BaseModel):

@@ -5,7 +5,16 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, Config, DatasetRef, ModelRef, Queue, Seed, StageConfig
+from trainers.configs.base import (
+    MAX_COUNT,
+    Config,
+    DatasetRef,
+    ModelRef,
+    Queue,
+    Seed,
+    StageConfig,
+    TrainingData,
+)
 from trainers.configs.presets import apply_presets
 
 MAX_HELD_OUT = 20
@@ -136,7 +145,7 @@ class TrainingConfig(StageConfig):
     )
     base: ModelRef
     template: TemplateField = None
-    dataset: DatasetRef
+    dataset: TrainingData
     held_out: list[DatasetRef] = Field(
         default_factory=list,
         max_length=MAX_HELD_OUT,
@@ -248,6 +257,16 @@ class TrainingConfig(StageConfig):
                 rows = batch_size // devices or 1
                 values["micro_batch_size"] = next(n for n in range(min(8, rows), 0, -1) if rows % n == 0)
         return values
+
+    @model_validator(mode="after")
+    def _check_mixture(self) -> Self:
+        if isinstance(self.dataset, list):
+            names = [share.dataset for share in self.dataset]
+            twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
+            if twice is not None:
+                name = repr(twice) if isinstance(twice, str) else f"the output of stage {twice.stage!r}"
+                raise ValueError(f"{name} is listed twice; give it one entry, with more `rows` to repeat it")
+        return self
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -19,13 +20,14 @@ from trainers.modeling.teacher import TeacherMismatch, check_teacher
 from trainers.preflight.duplicates import check_overlap
 from trainers.preflight.feedback.label_findings import check_labels
 from trainers.preflight.feedback.reward_findings import check_references
-from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
+from trainers.preflight.findings import Finding, FindingCode, FindingExample, FindingLevel, new_finding
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
 from trainers.preflight.row_findings import RowTexts, check_file, check_texts
 from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_template
 from trainers.preflight.stored_findings import Check, find_once
 from trainers.preflight.token_findings import check_model_limits, check_tokens
 from trainers.rendering.labelled_examples import LabelledSet, read_labelled
+from trainers.rendering.mixtures import describe_origin
 from trainers.rendering.plain_text import text_end
 from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.render import (
@@ -45,8 +47,27 @@ RenderedRows = ExampleSet | PreferenceSet | LabelledSet | Sequence[PromptComplet
 def check_stage(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: RenderedRows, *, exact_only: bool = True
 ) -> Iterator[Finding]:
-    """Yield the findings in rows that the program has already read and rendered, and in its settings."""
+    """Yield the findings in rows that the program has already read and rendered, and in its settings.
+
+    In a mixture, the examples name the lines of its datasets.
+    """
     dataset = dataset_path(config.dataset)
+    for one in _check_stage(config, tokenizer, rows, dataset, exact_only):
+        yield one.model_copy(update={"examples": [_name_origin(dataset, each) for each in one.examples]})
+
+
+def _name_origin(dataset: Path, example: FindingExample) -> FindingExample:
+    origin = describe_origin(dataset, example.line) if example.line is not None else None
+    return example if origin is None else example.model_copy(update={"text": f"{origin}: {example.text}"})
+
+
+def _check_stage(
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: RenderedRows,
+    dataset: Path,
+    exact_only: bool,
+) -> Iterator[Finding]:
     yield from check_settings(config, model_config(config))
     n_rows = len(rows) if isinstance(rows, Sequence) else rows.rows
     yield from check_cpu_time(config, model_config(config), n_rows, getattr(rows, "tokens", 0))

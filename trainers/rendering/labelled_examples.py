@@ -7,7 +7,7 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from trainers.configs.base import StageDataset
+from trainers.configs.base import TrainingData
 from trainers.data.faults import quote_value
 from trainers.data.formats import RowFormat, detect_format
 from trainers.rendering.omissions.counts import OmissionCounts
@@ -73,7 +73,7 @@ class LabelledSet:
 
 
 def load_labelled(
-    dataset: str | StageDataset,
+    dataset: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
@@ -91,7 +91,7 @@ def load_labelled(
 
 
 def render_labelled(
-    dataset: str | StageDataset,
+    dataset: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
@@ -107,7 +107,7 @@ def render_labelled(
     return LabelledSet(labelled, omissions)
 
 
-def read_labelled(dataset: str | StageDataset) -> Iterator[list[tuple[PromptCompletion, bool]]]:
+def read_labelled(dataset: TrainingData) -> Iterator[list[tuple[PromptCompletion, bool]]]:
     """Yield the last completion of each row with its label, or both completions of a preference pair.
 
     Raises DatasetFileNotFound, or DatasetInvalid with the row.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from trainers.configs.base import StageDataset
+from trainers.configs.base import TrainingData
 from trainers.rendering.cache.folder import RowCache
 from trainers.rendering.cache.mapped import Int32s, MappedRows, MappedSequence
 from trainers.rendering.cache.open_rows import open_rows
@@ -119,7 +119,7 @@ class _Sides(Sequence[Example]):
 
 
 def load_preferences(
-    dataset: str | StageDataset,
+    dataset: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
@@ -138,7 +138,7 @@ def load_preferences(
 
 
 def render_preferences(
-    dataset: str | StageDataset,
+    dataset: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,

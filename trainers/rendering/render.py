@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from trainers.configs.base import StageDataset
+from trainers.configs.base import StageDataset, TrainingData
 from trainers.data.conversation import (
     extract_prompt_and_completion,
     offered_tools,
@@ -96,18 +96,20 @@ class PromptCompletion:
         return "".join(message["content"] for message in self.completion)
 
 
-def dataset_path(reference: str | StageDataset) -> Path:
+def dataset_path(reference: TrainingData) -> Path:
     """Return the file of a dataset; raises ConfigInvalid for a reference to another stage."""
     if isinstance(reference, StageDataset):
         raise ConfigInvalid(
             f"The dataset refers to the stage {reference.stage!r}, which only a job can resolve.",
             "Without a job, use the path of the file that the stage wrote.",
         )
+    # A program writes the rows of a mixture to one file before anything reads them.
+    assert isinstance(reference, str), "the mixture has been replaced by its file"
     return Path(reference)
 
 
 def read_prompt_completions(
-    dataset: str | StageDataset, max_rows: int | None = None, *, has_documents: bool = False
+    dataset: TrainingData, max_rows: int | None = None, *, has_documents: bool = False
 ) -> Iterator[list[PromptCompletion]]:
     """Yield the assistant turns of each row; a document is a completion without a prompt.
 
@@ -132,7 +134,7 @@ def read_turns(dataset: Path, max_rows: int) -> Iterator[Sequence[PromptCompleti
         yield (parse_preference if is_pair else parse_prompt_completions)(number, row, dataset)
 
 
-def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> Iterator[PromptCompletion]:
+def read_prompts(dataset: TrainingData, max_rows: int | None = None) -> Iterator[PromptCompletion]:
     """Yield the last prompt of each row in any format; the completion may be missing.
 
     Raises DatasetFileNotFound, or DatasetInvalid with the row.
@@ -143,7 +145,7 @@ def read_prompts(dataset: str | StageDataset, max_rows: int | None = None) -> It
 
 
 def read_preferences(
-    dataset: str | StageDataset, max_rows: int | None = None
+    dataset: TrainingData, max_rows: int | None = None
 ) -> Iterator[tuple[PromptCompletion, PromptCompletion]]:
     """Yield the chosen and the rejected completion of each row.
 

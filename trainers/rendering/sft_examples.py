@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from trainers.configs.base import StageDataset
+from trainers.configs.base import TrainingData
 from trainers.rendering.cache.folder import RowCache
 from trainers.rendering.cache.mapped import Int32s, MappedRows, MappedSequence
 from trainers.rendering.cache.open_rows import open_rows
@@ -92,7 +92,7 @@ class ExampleSet:
 
 
 def load_examples(
-    dataset: str | StageDataset,
+    dataset: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,
@@ -111,7 +111,7 @@ def load_examples(
 
 
 def render_examples(
-    dataset: str | StageDataset,
+    dataset: TrainingData,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_rows: int | None = None,

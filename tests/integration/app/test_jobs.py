@@ -14,8 +14,8 @@ from app.jobs.examples import JOB_EXAMPLES
 from app.jobs.schemas import JobCreate
 from app.scheduling.queue import get_notifier
 from app.settings import Settings
-from app.storage.database import read_session
-from app.tables import Dataset, Event, Job, Run, RunStatus, Worker
+from app.storage.database import read_session, transaction
+from app.tables import Dataset, Event, Job, Model, ModelKind, Run, RunStatus, Worker
 from trainers.configs import Queue, StageKind, StageLimits
 from trainers.data.formats import RowFormat
 
@@ -313,6 +313,45 @@ def test_every_example_of_the_documentation_is_a_valid_spec(name: str) -> None:
     assert [stage.stage for stage in spec.stages] == [
         s["stage"] for s in JOB_EXAMPLES[name]["value"]["stages"]
     ]
+
+
+def test_the_plan_of_a_mixture_has_the_rows_of_each_dataset(
+    client: TestClient, make_dataset: Callable[..., Dataset]
+) -> None:
+    large, small = make_dataset("large", row_count=100), make_dataset("small", row_count=10)
+    parts = [{"dataset": "large", "weight": 5}, {"dataset": small.id, "weight": 1}]
+    stage = {"stage": "sft", "base": "org/model", "dataset": parts, "batch_size": 10}
+    (planned,) = client.post("/api/v1/jobs/dry-run", json=spec(stage)).json()["stages"]
+    found = {part["id"]: part["epoch_rows"] for part in planned["mixture"]}
+    assert found == {large.id: 50, small.id: 10}
+    assert (planned["dataset"], planned["estimated_steps"]) == (None, 6)
+    repeated = stage | {"dataset": [{"dataset": "large"}, {"dataset": "small", "rows": 25}]}
+    (planned,) = client.post("/api/v1/jobs/dry-run", json=spec(repeated)).json()["stages"]
+    assert planned["mixture"][1]["repeats"] == "each of 10 rows 2 times, and 5 of them once more"
+    twice = client.post("/api/v1/jobs", json=spec(stage | {"dataset": [*parts, {"dataset": "small"}]}))
+    assert (
+        twice.status_code == 422 and "is listed twice: give it one entry" in twice.json()["error"]["message"]
+    )
+    missing = client.post("/api/v1/jobs", json=spec(stage | {"dataset": [{"dataset": "none"}]}))
+    assert missing.json()["error"]["fields"][0]["field"] == "stages.0.dataset.0.dataset"
+
+
+def test_a_dataset_of_a_mixture_is_in_use_and_shows_its_models(
+    client: TestClient, make_dataset: Callable[..., Dataset], make_job: Callable[..., list[Run]]
+) -> None:
+    dataset = make_dataset("part")
+    config = {"stage": "sft", "dataset": [{"dataset": dataset.id, "weight": 1.0}]}
+    (run,) = make_job(RunStatus.running, config=config)
+    with transaction() as session:
+        model = Model(
+            name="m", kind=ModelKind.adapter, base="b", run_id=run.id, artifact="m", sha256="0", size_bytes=1
+        )
+        session.add(model)
+    assert client.get(f"/api/v1/datasets/{dataset.id}").json()["models"] == [model.id]
+    listed = client.get("/api/v1/models", params={"dataset_id": dataset.id}).json()["items"]
+    assert [each["id"] for each in listed] == [model.id]
+    refused = client.delete(f"/api/v1/datasets/{dataset.id}")
+    assert refused.status_code == 409 and refused.json()["error"]["used_by"] == [run.job_id]
 
 
 def test_every_kind_of_stage_has_an_example() -> None:

@@ -29,7 +29,9 @@ from trainers.modeling.load import ModelUnsupported, load_config, load_tokenizer
 from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 from trainers.preflight.token_findings import check_model_limits
+from trainers.rendering.cache.folder import temporary_cache
 from trainers.rendering.labelled_examples import render_labelled
+from trainers.rendering.mixtures import has_mixture, mix_datasets
 from trainers.rendering.preference_examples import render_preferences
 from trainers.rendering.render import PromptCompletion, dataset_path, tokenize_prompt
 from trainers.rendering.sft_examples import render_examples
@@ -108,7 +110,9 @@ def _check(config: AnyStage, template: ChatTemplateName | None) -> Iterator[Find
         case TrainingConfig():
             prove_model(config)
             tokenizer = load_tokenizer(config.base, config.template or template)
-            found = check_stage(config, tokenizer, render_rows(config, tokenizer))
+            with temporary_cache() as cache:
+                mixed = mix_datasets(config, cache)[0] if has_mixture(config) else config
+                found = list(check_stage(mixed, tokenizer, render_rows(mixed, tokenizer)))
             # Without `check`, the stage itself continues despite these.
             yield from found if config.preflight is PreflightMode.check else ()
         case EvaluateConfig():

@@ -21,7 +21,7 @@ from trainers.data.files.file_checks import find_file_fault
 from trainers.data.files.json_line import RowParser
 from trainers.data.files.jsonl import READ_BUFFER_BYTES, iter_lines
 from trainers.rendering.cache.batches import SCHEMAS, Line, LineRenderer, RenderedBatch
-from trainers.rendering.cache.folder import META
+from trainers.rendering.cache.folder import META, MIXTURE
 from trainers.rendering.cache.spec import RenderSpec
 from trainers.rendering.cache.tokenize import BatchRenderer
 from trainers.rendering.omissions.counts import OmissionCounts
@@ -141,9 +141,16 @@ def _write(spec: RenderSpec, batches: Iterable[RenderedBatch], folder: Path) -> 
         "rows": rows,
         "omissions": omissions.as_json(),
         "has_documents": has_documents,
-        "datasets": [spec.dataset_sha256],
+        "datasets": _source_hashes(spec),
     }
     files.write_json(folder / META, meta)
+
+
+def _source_hashes(spec: RenderSpec) -> list[str]:
+    """Return the hashes of the datasets of a mixture, or of the dataset."""
+    mixture = files.read_json(spec.dataset.with_name(META)) if spec.dataset.name == MIXTURE else None
+    hashes: list[str] = (mixture or {}).get("datasets", [spec.dataset_sha256])
+    return hashes
 
 
 def _read_batches(spec: RenderSpec) -> Iterator[list[Line]]:

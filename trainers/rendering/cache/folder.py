@@ -22,6 +22,8 @@ from trainers.runtime import run_dir as files
 META = "meta.json"
 FOLDER_VARIABLE = "TUNESMITH_ROW_CACHE"
 LIMIT_VARIABLE = "TUNESMITH_MAX_ROW_CACHE_BYTES"
+# The rows of a mixture, in an entry of its own.
+MIXTURE = "mixture.jsonl"
 # In the run directory of a program that was started by hand.
 RUN_FOLDER = "rendered"
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.configs.base import StageDataset
+from trainers.configs.base import TrainingData
 from trainers.rendering.cache.batches import LineRenderer
 from trainers.rendering.cache.build import MIN_PROGRAM_BYTES, build_here, build_in_program
 from trainers.rendering.cache.folder import RowCache, temporary_cache
@@ -34,7 +34,7 @@ logger = logging.getLogger("trainers")
 
 def open_rows(
     kind: RowKind,
-    dataset: str | StageDataset,
+    dataset: TrainingData,
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     max_rows: int | None = None,

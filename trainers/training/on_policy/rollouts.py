@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trainers.configs.base import StageDataset
+from trainers.configs.base import TrainingData
 from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
 from trainers.rendering.plain_text import TemplateMissing
 from trainers.rendering.render import (
@@ -26,7 +26,7 @@ MIN_CONSTANT_GROUPS = 16
 
 
 def load_prompts(
-    dataset: str | StageDataset, rewards: Sequence[Reward], tokenizer: PreTrainedTokenizerBase
+    dataset: TrainingData, rewards: Sequence[Reward], tokenizer: PreTrainedTokenizerBase
 ) -> list[PromptCompletion]:
     """Return the last turn of each row; its completion is the reference.
 
@@ -39,9 +39,7 @@ def load_prompts(
     return pairs
 
 
-def load_student_prompts(
-    dataset: str | StageDataset, tokenizer: PreTrainedTokenizerBase
-) -> list[PromptCompletion]:
+def load_student_prompts(dataset: TrainingData, tokenizer: PreTrainedTokenizerBase) -> list[PromptCompletion]:
     """Return the last prompt of each row in any format; a completion is not needed.
 
     Raises DatasetFileNotFound or DatasetInvalid.
@@ -121,7 +119,7 @@ class RolloutRecorder:
 
 
 def _check_prompts(
-    pairs: Sequence[PromptCompletion], dataset: str | StageDataset, tokenizer: PreTrainedTokenizerBase
+    pairs: Sequence[PromptCompletion], dataset: TrainingData, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     if not pairs:
         raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
@@ -136,7 +134,7 @@ def _check_prompts(
     tokenize_prompt(pairs[0], tokenizer)
 
 
-def _require_answers(pairs: list[PromptCompletion], dataset: str | StageDataset) -> None:
+def _require_answers(pairs: list[PromptCompletion], dataset: TrainingData) -> None:
     missing = find_references_without_answer([pair.completion_text for pair in pairs])
     if missing:
         raise DatasetInvalid(
