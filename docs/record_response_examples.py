@@ -82,6 +82,7 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded["get_job"] = _await_job(client, job_id)
     run = recorded["get_job"]["runs"][0]
     recorded["get_run"] = get(f"/runs/{run['id']}")
+    recorded["list_runs"] = get("/runs", limit=1, stage="sft")
     for name in ("events", "metrics", "logs", "checkpoints"):
         recorded[f"list_{name}"] = get(f"/runs/{run['id']}/{name}", limit=MAX_ITEMS)
     recorded["create_preflight"] = post("/jobs/preflight", JOB)

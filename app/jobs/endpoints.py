@@ -1,14 +1,16 @@
 """Jobs over HTTP."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
-from app.jobs import actions, listing, preflight, service
+from app.jobs import actions, listing, preflight, service, stream
 from app.jobs.examples import JOB_EXAMPLES, PREFLIGHT_EXAMPLES
 from app.jobs.schemas import (
     DryRunView,
@@ -18,11 +20,24 @@ from app.jobs.schemas import (
     PreflightOptions,
     PreflightView,
 )
+from app.runs.stream import MEDIA_TYPE, STREAM_HEADERS, stream_events
 from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession
 from app.tables import RunStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+# Numbers of events, one for each run: a job has at most 20.
+POSITION = r"^[0-9]{1,10}(\.[0-9]{1,10}){0,19}$"
+MAX_POSITION = 220
+JOB_EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events: `id` is the position in the stream, the number of the last event "
+        "of each run (`12.3`), `event` the type and `data` the event as JSON, with its run. The last one is "
+        "`event: end`, with the job's status.",
+        "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+    }
+}
 
 JobId = Annotated[str, Path(description="Id of the job, `job_…`.")]
 Spec = Annotated[JobCreate, Body(openapi_examples=JOB_EXAMPLES)]
@@ -98,6 +113,32 @@ def list_jobs(
 def get_job(job_id: JobId, session: ReadSession) -> JobView:
     """Return a job with its runs, their progress, and what they wait for."""
     return service.view_job(session, get_settings(), service.get_job(session, job_id))
+
+
+@router.get("/{job_id}/stream", responses=JOB_EVENT_STREAM, response_class=StreamingResponse)
+def stream_job(
+    job_id: JobId,
+    request: Request,
+    after: Annotated[
+        str,
+        Query(pattern=POSITION, max_length=MAX_POSITION, description="Start after the event with this `id`."),
+    ] = "0",
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            pattern=POSITION,
+            max_length=MAX_POSITION,
+            description="As `after`; sent by a client that reconnects.",
+        ),
+    ] = None,
+) -> StreamingResponse:
+    """Stream the events of all runs of a job; a client that reconnects with `Last-Event-ID` misses none."""
+    poll = partial(stream.poll_job_events, job_id)
+    position = stream.parse_position(
+        *((after, "after") if last_event_id is None else (last_event_id, "last-event-id"))
+    )
+    events = stream_events(poll, poll(position), request.app.state.stopping)
+    return StreamingResponse(events, media_type=MEDIA_TYPE, headers=STREAM_HEADERS)
 
 
 @router.delete("/{job_id}", status_code=204)

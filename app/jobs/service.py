@@ -24,6 +24,7 @@ from app.jobs.schemas import (
 from app.jobs.training_time import list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
+from app.runs.names import make_full_name
 from app.runs.schemas import run_view
 from app.runs.service import list_warnings
 from app.settings import Settings
@@ -174,6 +175,7 @@ def _new_run(job: Job, position: int, stage: ResolvedStage) -> Run:
         job_id=job.id,
         position=position,
         name=stage.name,
+        full_name=make_full_name(job.name, stage.name),
         stage=stage.kind,
         queue=stage.queue,
         priority=job.priority,

@@ -1,25 +1,29 @@
 """Runs over HTTP."""
 
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.downloads.response import download_response, download_responses
 from app.http.paging import EventPaging, Page, Paging
-from app.runs import files, service
+from app.runs import files, listing, service
+from app.runs.listing import RunFilters, run_filters
 from app.runs.schemas import (
     CheckpointView,
     EventView,
     LogView,
     MetricsView,
     RunFilesView,
+    RunSummaryView,
     RunView,
     log_view,
     metrics_view,
+    run_summary_view,
     run_view,
 )
-from app.runs.stream import poll_events, stream_events
+from app.runs.stream import MEDIA_TYPE, STREAM_HEADERS, poll_events, stream_events
 from app.settings import get_settings
 from app.storage.database import ReadSession
 from app.tables import EventType
@@ -41,6 +45,15 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
+
+
+@router.get("")
+def list_runs(
+    session: ReadSession, paging: Paging, filters: Annotated[RunFilters, Depends(run_filters)]
+) -> Page[RunSummaryView]:
+    """List the runs of all jobs, newest first."""
+    runs, after = listing.list_runs(session, paging, filters)
+    return Page(items=[run_summary_view(run) for run in runs], next=after)
 
 
 @router.get("/{run_id}")
@@ -114,6 +127,6 @@ def stream_run(
 ) -> StreamingResponse:
     """Stream the events of a run; a client that reconnects with `Last-Event-ID` misses none."""
     last_seq = after if last_event_id is None else last_event_id
-    events = stream_events(run_id, last_seq, poll_events(run_id, last_seq), request.app.state.stopping)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    poll = partial(poll_events, run_id)
+    events = stream_events(poll, poll(last_seq), request.app.state.stopping)
+    return StreamingResponse(events, media_type=MEDIA_TYPE, headers=STREAM_HEADERS)

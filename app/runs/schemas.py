@@ -47,6 +47,10 @@ class RunView(BaseModel):
     job_id: str = Field(description="Id of its job.")
     position: int = Field(description="Position of the stage in the job, from 0.")
     name: str = Field(description="Name of the stage, unique in the job.")
+    full_name: str = Field(
+        description="Job and stage, such as `ko-en-news-sft`: the name of the run in tracking services, and "
+        "of the model that it produces. It need not be unique."
+    )
     stage: StageKind = Field(description="Kind of the stage.")
     queue: Queue = Field(description="Hardware that it runs on.")
     priority: int = Field(description="Priority of the job; a higher one starts first.")
@@ -78,6 +82,31 @@ class RunView(BaseModel):
     tracking: list[TrackingLinkView] = Field(description="The run in MLflow, W&B and TensorBoard.")
 
 
+class RunSummaryView(BaseModel):
+    """A run in a list."""
+
+    id: str = Field(description="Id of the run, `run_…`.")
+    job_id: str = Field(description="Id of its job.")
+    position: int = Field(description="Position of the stage in the job, from 0.")
+    name: str = Field(description="Name of the stage, unique in the job.")
+    full_name: str = Field(description="Job and stage, such as `ko-en-news-sft`; it need not be unique.")
+    stage: StageKind = Field(description="Kind of the stage.")
+    queue: Queue = Field(description="Hardware that it runs on.")
+    priority: int = Field(description="Priority of the job; a higher one starts first.")
+    status: RunStatus = Field(description="State of the run.")
+    error: ErrorView | None = Field(description="Why it failed or was ended.")
+    attempt: int = Field(description="Number of times that a worker has started it.")
+    step: int = Field(description="Steps that are done: optimizer steps, or rows of an evaluation.")
+    total_steps: int | None = Field(description="Steps of the whole run; null until the program reports it.")
+    progress: float = Field(description="Share of the steps that are done, from 0 to 1.")
+    eta_seconds: float | None = Field(description="Estimated time until the last step; null if unknown.")
+    worker_id: str | None = Field(description="Id of the worker that executes it now.")
+    model_id: str | None = Field(description="Id of the registry model that the run produced.")
+    created_at: datetime = Field(description="When the job was submitted.")
+    started_at: datetime | None = Field(description="When the first attempt started.")
+    finished_at: datetime | None = Field(description="When it succeeded, failed or was cancelled.")
+
+
 class EventView(BaseModel):
     """An event of a run."""
 
@@ -89,6 +118,13 @@ class EventView(BaseModel):
     step: int | None = Field(description="The step that it belongs to.")
     data: dict[str, Any] = Field(description="Content of the event.")
     created_at: datetime = Field(description="When the service stored it.")
+
+
+class JobEventView(EventView):
+    """An event of one of a job's runs."""
+
+    run_id: str = Field(description="Id of the run.")
+    run: str = Field(description="Name of its stage, unique in the job.")
 
 
 class RunWarningView(BaseModel):
@@ -160,6 +196,15 @@ def run_view(run: Run, waiting_for: str | None) -> RunView:
         eta_seconds=_eta_seconds(run),
         resume_guarantee=_resume_guarantee(run),
         log_published=run.log_artifact is not None,
+    )
+
+
+def run_summary_view(run: Run) -> RunSummaryView:
+    """Build the view of a run in a list."""
+    return RunSummaryView(
+        **run.model_dump(include=RunSummaryView.model_fields.keys() & Run.model_fields.keys()),
+        progress=progress(run),
+        eta_seconds=_eta_seconds(run),
     )
 
 

@@ -56,12 +56,18 @@ class Run(SQLModel, table=True):
         Index("ix_run_lease", "status", "lease_expires_at"),
         # A list of jobs with a status finds them by their current run.
         Index("ix_run_status_job", "status", "job_id"),
+        # A list of runs walks the index of its most selective filter, from the newest id.
+        Index("ix_run_status_id", "status", "id"),
+        Index("ix_run_stage_id", "stage", "id"),
+        Index("ix_run_queue_id", "queue", "id"),
+        Index("ix_run_worker_id", "worker_id", "id"),
     )
 
     id: str = Field(default_factory=lambda: new_id("run"), primary_key=True)
     job_id: str = Field(foreign_key="job.id")
     position: int
     name: str
+    full_name: str = Field(default="", description="Name of job and stage, for people; not unique.")
     stage: StageKind = Field(sa_type=enum_type(StageKind))
     queue: Queue = Field(sa_type=enum_type(Queue))
     priority: int = 0

@@ -42,14 +42,14 @@ def test_runs_are_found_where_the_api_points_to(embedded: Platform, mlflow: Mlfl
     assert httpx2.get(links["mlflow"]["url"]).status_code == 200
     run = mlflow.run_of(trained["id"])
     assert links["mlflow"]["run_id"] == run["info"]["run_id"]
-    assert (run["info"]["status"], run["info"]["run_name"]) == ("FINISHED", "test/sft")
+    assert (run["info"]["status"], run["info"]["run_name"]) == ("FINISHED", "test-sft")
     assert dict(mlflow.history(run, "loss")) == embedded.losses(trained["id"])
     parameters = {parameter["key"]: parameter["value"] for parameter in run["data"]["params"]}
     assert parameters["max_steps"] == "20" and parameters["tuning.method"] == "lora"
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert (tags["tunesmith.job_id"], tags["label.team"]) == (job["id"], "maths")
     assert links["wandb"]["run_id"] == trained["id"] and Path(links["wandb"]["url"][7:]).is_dir()
-    assert list((boards / job["id"] / "sft").glob("events.*"))
+    assert list((boards / f"test-sft-{trained['id'][-8:]}").glob("events.*"))
 
     score = mlflow.history(mlflow.run_of(evaluated["id"]), "result.model.score")
     assert [value for _, value in score] == [evaluated["result"]["model"]["score"]]

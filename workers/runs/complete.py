@@ -213,7 +213,7 @@ def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | 
     published = get_store().publish_folder(launch.run_dir / produced.path, f"models/{model_id}")
     return Model(
         id=model_id,
-        name=run.name,
+        name=run.full_name or run.name,
         kind=produced.kind,
         base=launch.base.origin,
         parent_id=launch.base.model_id,
@@ -232,7 +232,7 @@ def _publish_datasets(run: Run, launch: Launch, result: dict[str, Any]) -> dict[
         return result
     datasets = []
     for produced in result.get("datasets", []):
-        name = f"{run.name}-{produced['part']}"
+        name = f"{run.full_name or run.name}-{produced['part']}"
         dataset, _ = create_dataset(launch.run_dir / produced["path"], name)
         datasets.append(produced | {"id": dataset.id, "name": dataset.name})
     return result | {"datasets": datasets}

@@ -79,7 +79,7 @@ class MlflowTrackingClient:
         if runs := self._client.search_runs([experiment_id], query, max_results=1):
             return runs[0]
         tags = {"tunesmith.run_id": run_id}
-        return self._client.create_run(experiment_id, tags=tags, run_name=self._job.title)
+        return self._client.create_run(experiment_id, tags=tags, run_name=self._job.name)
 
     def _log_config(self, run: Run) -> None:
         """Log the config as parameters, which are immutable: later changes become tags `changed.…`."""

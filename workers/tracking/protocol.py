@@ -59,17 +59,12 @@ class TrackingJob(BaseModel):
     """An attempt at a run, and the services that receive it."""
 
     attempt: int
-    name: str
+    name: str = Field(description="The run's name in a service: its job and its stage.")
     tags: dict[str, str] = Field(description="The run's ids and names, by which it is found in a service.")
     labels: dict[str, str]
     config: dict[str, Any]
     first_step: int = Field(description="The first step that this attempt can execute.")
     targets: list[TrackingTarget]
-
-    @property
-    def title(self) -> str:
-        """The run's name in a service."""
-        return f"{self.tags['job_name']}/{self.name}"
 
 
 class AttemptEnd(BaseModel):

@@ -22,6 +22,9 @@ from workers.tracking.protocol import (
     result_metrics,
 )
 
+# Of 32 possible values each: names of equal jobs do not collide.
+ID_CHARACTERS = 8
+
 
 class TensorboardTrackingClient:
     """A client that writes one attempt to an event file."""
@@ -29,7 +32,8 @@ class TensorboardTrackingClient:
     is_buffered: ClassVar[bool] = False
 
     def __init__(self, target: TensorboardTarget, job: TrackingJob, sent_step: int) -> None:
-        self._run_id = f"{job.tags['job_id']}/{job.name}"
+        # TensorBoard shows the path of the folder; the end of the id makes it unique.
+        self._run_id = f"{job.name}-{job.tags['run_id'][-ID_CHARACTERS:]}"
         self._folder = target.folder / self._run_id
         self._job = job
         # Steps that this attempt executes again replace those that an earlier one has sent.

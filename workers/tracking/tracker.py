@@ -129,10 +129,11 @@ class Tracker:
             lifecycle.append_attempt_events(session, run.id, run.attempt, [], values)
         tracking_job = TrackingJob(
             attempt=run.attempt,
-            name=run.name,
+            name=run.full_name or run.name,
             tags={
                 "run_id": run.id,
                 "stage": run.stage.value,
+                "stage_name": run.name,
                 "job_id": job.id,
                 "job_name": job.name,
                 "worker": worker.name,

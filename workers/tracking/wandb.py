@@ -39,7 +39,7 @@ class WandbTrackingClient:
             resume="allow",
             # Runs of several attempts are open in this process at once.
             reinit="create_new",
-            name=job.title,
+            name=job.name,
             group=job.tags["job_id"],
             job_type=job.tags["stage"],
             config=job.config | {"tunesmith": job.tags | {"labels": job.labels}},

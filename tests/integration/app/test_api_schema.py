@@ -35,8 +35,8 @@ EXAMPLES = int(os.environ.get("TUNESMITH_SCHEMA_EXAMPLES", "8"))
 # What a reference names, and what the fields of a spec mean together, are no part of a schema.
 SEMANTIC = {"/api/v1/jobs", "/api/v1/jobs/dry-run", "/api/v1/jobs/preflight", "/api/v1/deployments"}
 SEMANTIC_CHECK = [positive_data_acceptance]
-# An endless stream of events.
-LEFT_OUT = {("GET", "/api/v1/runs/{run_id}/stream")}
+# Endless streams of events.
+LEFT_OUT = {("GET", "/api/v1/runs/{run_id}/stream"), ("GET", "/api/v1/jobs/{job_id}/stream")}
 # A load balancer may add parameters of its own.
 ANY_PARAMETER = {"/healthz", "/readyz"}
 OPERATIONS = [

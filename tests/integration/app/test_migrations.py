@@ -66,6 +66,7 @@ def test_renamed_columns_keep_their_values(settings: Settings) -> None:
     with read_session() as session:
         run, other = session.get_one(Run, "run_1"), session.get_one(Run, "run_2")
         assert (run.failure_count, run.device_count, other.device_count) == (2, 4, 1)
+        assert (run.full_name, other.full_name) == ("old-sft", "old-evaluate")
         assert run.notified_at is not None
         assert session.get_one(Deployment, "deployment_1").restart_count == 3
         assert session.get_one(Alias, "a").updated_at is not None

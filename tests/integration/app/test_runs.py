@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus, Worker
+from app.tables.base import utc_now
 from tests.services import free_port
 from trainers.configs import Queue, StageKind
 
@@ -66,15 +68,23 @@ def record(run: Run, *facts: NewEvent, **values: Any) -> None:
         lifecycle.append_events(session, run.id, run.attempt, facts, values)
 
 
+def in_an_hour() -> datetime:
+    return utc_now() + timedelta(hours=1)
+
+
 def finish(run: Run) -> None:
     with transaction() as session:
         lifecycle.move(session, run.id, RunStatus.succeeded)
 
 
 def follow(server: ApiServer, run: Run, last_event_id: int | None = None) -> "Stream":
+    return follow_path(server, f"runs/{run.id}", last_event_id)
+
+
+def follow_path(server: ApiServer, path: str, last_event_id: int | str | None = None) -> "Stream":
     connection = http.client.HTTPConnection(server.address, timeout=10)
     headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
-    connection.request("GET", f"/api/v1/runs/{run.id}/stream", headers=headers)
+    connection.request("GET", f"/api/v1/{path}/stream", headers=headers)
     return Stream(connection, connection.getresponse())
 
 
@@ -179,3 +189,57 @@ def test_an_open_stream_ends_when_the_service_stops(server: ApiServer, run: Run)
 def test_the_stream_of_an_unknown_run_is_a_404(client: TestClient) -> None:
     response = client.get("/api/v1/runs/run_none/stream")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "run_not_found")
+
+
+def test_the_stream_of_a_job_contains_the_events_of_all_its_runs(
+    server: ApiServer, make_job: Callable[..., list[Run]]
+) -> None:
+    sft, evaluate = make_job(RunStatus.running, RunStatus.running, attempt=1, lease_expires_at=in_an_hour())
+    stream = follow_path(server, f"jobs/{sft.job_id}")
+    frames = stream.frames()
+    record(sft, NewEvent(EventType.metrics, {"loss": 1.0}, 1))
+    metrics = next(frames)
+    shown = json.loads(metrics["data"])
+    assert (shown["run_id"], shown["run"], shown["data"]) == (sft.id, sft.name, {"loss": 1.0})
+    finish(sft)
+    ended = next(frames)
+    finish(evaluate)
+    received = [(frame["event"], frame.get("id")) for frame in [metrics, ended, *frames]]
+    stream.leave()
+    assert received == [("metrics", "1.0"), ("status", "2.0"), ("status", "2.1"), ("end", None)]
+
+
+def test_a_client_that_reconnects_to_a_job_receives_each_event_of_each_run_once(
+    server: ApiServer, make_job: Callable[..., list[Run]]
+) -> None:
+    sft, evaluate = make_job(RunStatus.running, RunStatus.running, attempt=1, lease_expires_at=in_an_hour())
+    for run in (sft, evaluate):
+        record(run, *(NewEvent(EventType.log, {"lines": [f"{run.name} {n}"]}) for n in range(3)))
+    before = follow_path(server, f"jobs/{sft.job_id}")
+    first = [frame for frame, _ in zip(before.frames(), range(4), strict=False)]
+    before.leave()
+    # The first run continues after events of the second were sent, as after a retry.
+    record(sft, NewEvent(EventType.log, {"lines": ["while away"]}))
+    finish(sft)
+    finish(evaluate)
+    after = follow_path(server, f"jobs/{sft.job_id}", last_event_id=first[-1]["id"])
+    rest = list(after.frames())
+    after.leave()
+    events = [json.loads(frame["data"]) for frame in first + rest if "id" in frame]
+    assert [event["seq"] for event in events if event["run"] == sft.name] == [1, 2, 3, 4, 5]
+    assert [event["seq"] for event in events if event["run"] == evaluate.name] == [1, 2, 3, 4]
+    assert json.loads(rest[-1]["data"]) == {"status": "succeeded"}
+
+
+@pytest.mark.parametrize("after", ["x", "1.", "-1", "1." * 30 + "1", "9999999999"])
+def test_a_position_that_no_event_has_is_refused(
+    client: TestClient, make_job: Callable[..., list[Run]], after: str
+) -> None:
+    [run] = make_job(RunStatus.succeeded)
+    response = client.get(f"/api/v1/jobs/{run.job_id}/stream", params={"after": after})
+    assert (response.status_code, response.json()["error"]["fields"][0]["field"]) == (422, "after")
+
+
+def test_the_stream_of_an_unknown_job_is_a_404(client: TestClient) -> None:
+    response = client.get("/api/v1/jobs/job_none/stream")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "job_not_found")
