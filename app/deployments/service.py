@@ -111,6 +111,6 @@ def view_deployment(session: Session, deployment: Deployment) -> DeploymentView:
     """Build the view of a deployment, with what it waits for if it is queued."""
     if deployment.status is not DeploymentStatus.queued:
         return deployment_view(deployment, None)
-    missing = workers.explain_missing_deployment_worker(session, deployment.queue)
+    missing = workers.explain_missing_deployment_worker(session, deployment.queue, deployment.engine)
     unclaimed = f"No worker of queue {deployment.queue} has claimed it yet; all their devices may be in use."
     return deployment_view(deployment, missing or unclaimed, has_worker=missing is None)

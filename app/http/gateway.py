@@ -146,7 +146,9 @@ def _wake_or_get(target: Target) -> Target | DeploymentStatus:
     """Return the target if its deployment is ready, else wake the deployment and return its status."""
     with read_session() as session:
         deployment = session.get(Deployment, target.deployment_id)
-        missing = deployment and workers.explain_missing_deployment_worker(session, deployment.queue)
+        missing = deployment and workers.explain_missing_deployment_worker(
+            session, deployment.queue, deployment.engine
+        )
     if deployment is None:
         raise _unavailable("This alias routes to no existing deployment; move it to one that is ready.")
     if deployment.status is DeploymentStatus.ready:

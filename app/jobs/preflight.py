@@ -10,6 +10,7 @@ from app.http.errors import UnprocessableContent
 from app.jobs import service
 from app.jobs.resolve import ResolvedStage, resolve_stages
 from app.jobs.schemas import JobCreate, PreflightOptions, SkippedStageView
+from app.jobs.scored_rows import check_scored_rows
 from app.models.templates import check_stage_templates
 from app.settings import Settings
 from app.tables import Job, Worker
@@ -65,6 +66,7 @@ def create_preflight(
     `resolve_stages`, TemplateUnusable and NothingToCheck.
     """
     check_stage_templates(spec.stages)
+    check_scored_rows(spec.stages)
     draft = _Draft()
     alive_workers = workers.list_alive_workers(session, settings)
     for stage in resolve_stages(session, spec, settings):

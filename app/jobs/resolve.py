@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.http.errors import Conflict, UnprocessableContent
+from app.jobs.plan_checks import check_merge, check_processes
 from app.jobs.schemas import JobCreate
 from app.models import references
 from app.settings import Settings, get_settings
@@ -101,7 +102,10 @@ def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> lis
     chooser = QueueChooser(session, settings)
     for position, stage in enumerate(spec.stages):
         choice = _choose_queue(spec, stage, chooser)
-        errors += _check_limits(stage, f"stages.{position}", settings)
+        path = f"stages.{position}"
+        errors += _check_limits(stage, path, settings)
+        errors += check_processes(session, settings, stage, choice.queue, path)
+        errors += check_merge(session, stage, path, {other.name: other.config for other in stages})
         stages.append(_resolve_stage(session, spec, position, choice, stages, errors))
     if errors:
         raise _combine(errors)

@@ -21,6 +21,7 @@ from app.jobs.schemas import (
     PlannedStageView,
     job_view,
 )
+from app.jobs.scored_rows import check_scored_rows
 from app.jobs.training_time import list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
@@ -80,6 +81,7 @@ def _create(
 ) -> tuple[Job, list[Run]]:
     """Insert a job; return it and its runs, which are none if an earlier request had created it."""
     check_stage_templates(spec.stages)
+    check_scored_rows(spec.stages)
     body = spec.model_dump(mode="json", exclude_unset=True)
     spec_sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
@@ -115,6 +117,7 @@ def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView
     Raises the errors of `resolve_stages`, and TemplateUnusable.
     """
     check_stage_templates(spec.stages)
+    check_scored_rows(spec.stages)
     alive_workers = workers.list_alive_workers(session, settings)
     stages = [_planned_stage_view(stage, alive_workers) for stage in resolve_stages(session, spec, settings)]
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)

@@ -15,16 +15,21 @@ from app.storage.database import database_now, read_session
 from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
 from app.workers.schemas import WorkerView
 from app.workers.slots import count_free_slots, count_gpus
-from trainers.configs import Queue, StageKind
+from trainers.configs import EngineKind, Queue, StageKind
 from trainers.runtime.error_codes import ErrorCode
 
 MAX_MISSED_HEARTBEATS = 3
 MAX_COUNTED_AHEAD = 1000
 MAX_SHOWN_PROBLEMS = 10
 # How a worker gets each capability.
+ENGINE_HINT = (
+    "Install it on the worker's host, or name its program in TUNESMITH_ENGINE_COMMANDS, and restart the "
+    "worker."
+)
 CAPABILITIES = {
+    **{engine.value: ENGINE_HINT for engine in EngineKind},
     "gguf": "Run `make gguf` on the worker's host, set TUNESMITH_GGUF_ENVIRONMENT to the folder that it "
-    "prints, and restart the worker."
+    "prints, and restart the worker.",
 }
 
 
@@ -176,9 +181,10 @@ def _explain_missing_capability(lacking: Sequence[Worker], queue: Queue, capabil
     return f"No live worker of queue {queue} has the capability {capability}: {names} lack it. {how}"
 
 
-def explain_missing_deployment_worker(session: Session, queue: Queue) -> str | None:
-    """Return why no live worker can hold deployments of the queue, or None if one can."""
-    return explain_missing_worker(list_alive_workers(session, get_settings()), queue, StageKind.deploy)
+def explain_missing_deployment_worker(session: Session, queue: Queue, engine: EngineKind) -> str | None:
+    """Return why no live worker can hold deployments of the engine on the queue, or None if one can."""
+    alive = list_alive_workers(session, get_settings())
+    return explain_missing_worker(alive, queue, StageKind.deploy, capability=engine.capability)
 
 
 def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -> dict[str, str | None]:

@@ -30,6 +30,11 @@ class EngineKind(StrEnum):
         """
         return self in {EngineKind.vllm, EngineKind.sglang}
 
+    @property
+    def capability(self) -> str | None:
+        """What a worker announces that has the engine; hf needs only the packages of the stage."""
+        return None if self is EngineKind.hf else self.value
+
 
 class EngineQuantization(StrEnum):
     """Format with fewer bits for the weights of the base model."""
@@ -157,6 +162,11 @@ class EngineClientConfig(StageConfig, EngineChoice):
     def device_count(self) -> int:
         """Devices of the engine."""
         return self.options.tensor_parallel
+
+    @property
+    def capability(self) -> str | None:
+        """The engine."""
+        return self.engine.capability
 
     @property
     def suitable_queues(self) -> tuple[Queue, ...]:

@@ -43,8 +43,10 @@ def load_scored_rows(config: EvaluateConfig) -> list[PromptCompletion]:
     return read_scored_rows(dataset_path(config.dataset), config.metric, config.max_rows)
 
 
-def read_scored_rows(path: Path, metric: Metric, max_rows: int | None) -> list[PromptCompletion]:
-    """Return the last turn of the first rows of a file; raises as `load_scored_rows`."""
+def read_scored_rows(
+    path: Path, metric: Metric, max_rows: int | None, name: str | None = None
+) -> list[PromptCompletion]:
+    """Return the last turn of the first rows of a file, called `name`; raises as `load_scored_rows`."""
     pairs = [turns[-1] for turns in read_prompt_completions(str(path), max_rows)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {path} has no rows to score.", "Add rows.")
@@ -52,8 +54,8 @@ def read_scored_rows(path: Path, metric: Metric, max_rows: int | None) -> list[P
     for pair in pairs:
         if not judge.is_usable(pair.completion_text):
             raise DatasetInvalid(
-                f"Row {pair.row} of {path} has no {judge.requirement} in its reference, which the metric "
-                f"{metric} needs.",
+                f"Row {pair.row} of {name or path} has no {judge.requirement} in its reference, which the "
+                f"metric {metric} needs.",
                 f"Write {judge.example} at the end of each reference, or leave the evaluation out. "
                 f"The metrics are {', '.join(Metric)}.",
             )

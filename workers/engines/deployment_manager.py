@@ -44,7 +44,9 @@ class DeploymentManager:
         self._update_runners({state.id: state for state in states})
         for engine in self.engines.values():
             self._free_adapter_slots(engine)
-        self._claim_all(waiting)
+        self._claim_all(
+            [one for one in waiting if one.engine.capability in (None, *self.worker.capabilities)]
+        )
 
     def _update_runners(self, states: dict[str, deployments.DeploymentState]) -> None:
         for runner in self.runners:

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import shutil
 import socket
 import sys
 import threading
@@ -20,7 +21,8 @@ from app.storage.database import database_now, transaction
 from app.tables import Worker
 from app.workers.gpus import Gpu
 from app.workers.host_hardware import HostHardware, find_version, inspect_host
-from trainers.configs import Queue, StageKind
+from serving.engines import ENGINES
+from trainers.configs import EngineKind, Queue, StageKind
 from workers.hosts.devices import DevicePool, Devices
 from workers.hosts.lease import Leases
 from workers.hosts.warm_start import ForkServer, create_fork_server
@@ -125,13 +127,23 @@ def supports_stage(stage: StageKind) -> bool:
 
 def _find_capabilities(settings: Settings) -> list[str]:
     """Return the programs that this host has, beside the packages of the trainers."""
+    engines = [kind.value for kind in EngineKind if kind.capability and _has_engine(kind, settings)]
     if not settings.gguf_environment:
-        return []
+        return engines
     folder = Path(settings.gguf_environment)
     if all((folder / part).is_file() for part in GGUF_FILES):
-        return ["gguf"]
+        return ["gguf", *engines]
     logger.warning("%s is not an environment of `make gguf`; this worker cannot write GGUF", folder)
-    return []
+    return engines
+
+
+def _has_engine(kind: EngineKind, settings: Settings) -> bool:
+    """Return whether the program that would start the engine exists."""
+    command = settings.engine_commands.get(kind)
+    if not command and kind is EngineKind.mlx:
+        # Its program is part of this service, and needs only the package.
+        return find_version("mlx-lm") is not None
+    return shutil.which((command or ENGINES[kind].default_program)[0]) is not None
 
 
 def _create_pool(settings: Settings, gpus: Sequence[Gpu]) -> DevicePool:

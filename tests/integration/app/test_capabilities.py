@@ -68,4 +68,5 @@ def test_a_worker_announces_a_complete_environment_only(settings: Settings, tmp_
     for part, expected in (("bin/python", []), ("llama.cpp/convert_hf_to_gguf.py", ["gguf"])):
         (tmp_path / "gguf" / part).parent.mkdir(parents=True)
         (tmp_path / "gguf" / part).touch()
-        assert register_worker(settings, [Queue.cpu], "here").capabilities == expected
+        announced = register_worker(settings, [Queue.cpu], "here").capabilities
+        assert [name for name in announced if name == "gguf"] == expected

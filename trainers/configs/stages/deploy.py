@@ -64,6 +64,11 @@ class DeployConfig(StageConfig, DeploymentChoice):
         return 0
 
     @property
+    def capability(self) -> str | None:
+        """The engine."""
+        return self.engine.capability
+
+    @property
     def suitable_queues(self) -> tuple[Queue, ...]:
         """The queues of the engine."""
         return self.engine.suitable_queues
