@@ -34,7 +34,7 @@ from trainers.configs.engines import EngineOptions
 from trainers.modeling.architecture import explain_hf_refusal
 from trainers.modeling.load import load_config
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import as_program_error
+from trainers.runtime.errors import EngineFailed, as_program_error
 from trainers.runtime.events import EventWriter
 
 CODES = {"apple": 7, "pear": 3, "plum": 2, "fig": 5}
@@ -131,7 +131,7 @@ def _serve(model: Path, folder: Path) -> None:
     engine.join()
     if engine.exitcode != 0:
         last = (log.read_text().strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"the engine ended with status {engine.exitcode}: {last}")
+        raise EngineFailed(f"the engine ended with status {engine.exitcode}: {last}")
 
 
 def _run_engine(model: Path, expected: list[str], log: Path) -> None:
