@@ -17,6 +17,7 @@ from trainers.configs.base import AdaptedModel
 from trainers.distill import plan
 from trainers.modeling.load import load_tokenizer
 from trainers.modeling.teacher import TeacherMismatch, check_teacher
+from trainers.preflight.check import check_stage
 from trainers.runtime import run_dir as files
 from trainers.training.on_policy.rollouts import load_student_prompts
 
@@ -132,6 +133,8 @@ def test_teacher_with_other_tokens_is_refused(
     smaller = resized(teacher, tmp_path / "smaller", -8)
     with pytest.raises(TeacherMismatch, match="no probability for the rest"):
         check_teacher(str(smaller), str(undecided), tokenizer, rows)
+    found = check_stage(parse_stage(lora | {"teacher": str(other)}), tokenizer, rows)  # type: ignore[arg-type]
+    assert "teacher_mismatch" in [one.code for one in found]
     # Without the checks before training, too.
     with pytest.raises(TeacherMismatch):
         run_stage(lora | {"teacher": str(other), "preflight": "off"}, tmp_path / "run")
