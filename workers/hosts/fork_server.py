@@ -30,7 +30,7 @@ from typing import NoReturn
 
 from trainers.runtime.process_tree import MARKER
 from workers.hosts.guard import CHANNEL, guard_program
-from workers.hosts.guard_options import ForkRequest, GuardOptions
+from workers.hosts.guard_options import OWN_PREFIX, ForkRequest, GuardOptions
 
 MAX_REQUEST_BYTES = 1 << 17
 _PR_SET_NAME = 15
@@ -139,6 +139,9 @@ def _run_program(request: ForkRequest, files: ForkFiles) -> NoReturn:
     _set_name(request.module.rpartition(".")[2])
     sys.path[0] = str(Path.cwd())
     sys.argv = ["-m", *request.arguments]
+    for name in [name for name in os.environ if name.startswith(OWN_PREFIX) and name != MARKER]:
+        del os.environ[name]
+    os.environ.update(request.variables)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # Otherwise the same numbers in each program.
     gc.enable()

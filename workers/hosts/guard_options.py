@@ -8,6 +8,8 @@ from workers.hosts.resource_limits import ResourceLimits
 
 EXIT_START_FAILED = 127
 EXIT_SIGNAL_BASE = 128
+OWN_PREFIX = "TUNESMITH_"
+"""The beginning of the variables that only our own programs read, and only when they need them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class ForkRequest:
 
     module: str
     arguments: list[str]
+    variables: dict[str, str]
+    """Variables of our own, in addition to the server's environment."""
     options: str
     """The options of its guard, as JSON."""
     marker: str

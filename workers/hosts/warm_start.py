@@ -27,7 +27,7 @@ from trainers.configs import StageKind
 from trainers.runtime.process_tree import MARKER, new_marker
 from workers.hosts.devices import NO_DEVICES
 from workers.hosts.environments import empty_folder, program_environment
-from workers.hosts.guard_options import ForkRequest
+from workers.hosts.guard_options import OWN_PREFIX, ForkRequest
 
 MODULES = (
     *(kind.stage.program for kind in StageKind if kind.stage.program is not None),
@@ -125,6 +125,10 @@ class ForkServer:
         with self._lock:
             return self._check_ready()
 
+    def accepts(self, environment: Mapping[str, str]) -> bool:
+        """Return whether only variables of our own differ from the server's: libraries read theirs early."""
+        return _without_own(environment) == _without_own(self._environment)
+
     def fork(
         self,
         command: Sequence[str],
@@ -138,9 +142,10 @@ class ForkServer:
         if [self._python, "-m"] != list(command[:2]):
             return None
         with self._lock:
-            if environment != self._environment or not self._check_ready():
+            if not self.accepts(environment) or not self._check_ready():
                 return None
-            request = ForkRequest(command[2], list(command[3:]), options, marker)
+            own = {name: value for name, value in environment.items() if _is_own(name)}
+            request = ForkRequest(command[2], list(command[3:]), own, options, marker)
             try:
                 return self._send(request, channel, log)
             except OSError as error:
@@ -245,3 +250,11 @@ class ForkServer:
 
     def _report(self, reason: str) -> None:
         logger.warning("warm starts are unavailable, programs start cold: %s", reason)
+
+
+def _is_own(name: str) -> bool:
+    return name.startswith(OWN_PREFIX) and name != MARKER
+
+
+def _without_own(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not _is_own(name)}

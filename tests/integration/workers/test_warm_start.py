@@ -16,14 +16,20 @@ from typing import Any
 import psutil
 import pytest
 
+from app.settings import Settings
+from serving.engines import EngineConfig, find_engine
 from tests.conftest import OFFLINE, ROOT
 from tests.integration.workers.test_containment import wait_until
+from trainers.configs import EngineKind
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
+from workers.hosts.devices import NO_DEVICES
+from workers.hosts.environments import program_environment, row_cache_environment
 from workers.hosts.guard_options import EXIT_SIGNAL_BASE
 from workers.hosts.guarded_process import NO_LIMITS, GuardedProcess, start_guarded_process
 from workers.hosts.resource_limits import ResourceLimits
-from workers.hosts.warm_start import ForkServer
+from workers.hosts.warm_start import ForkServer, create_fork_server
 
+ENGINE = EngineConfig("model", "model", "127.0.0.1", 1)
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 RECORD = """
 import json, os, resource, signal, sys
@@ -44,7 +50,7 @@ handled = set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
 print(json.dumps({
     "variables": {name: value for name, value in os.environ.items() if name != "TUNESMITH_PROGRAM"},
     # Python adds LC_CTYPE to its own environment where a locale is missing.
-    "variables that the kernel shows": sorted(set(own) - {"LC_CTYPE"}),
+    "variables that the kernel shows": sorted(set(own) - {"LC_CTYPE", "TUNESMITH_OF_THE_RUN"}),
     "arguments": sys.argv, "path": sys.path, "folder": os.getcwd(), "umask": os.umask(0),
     "module": [sys.modules["__main__"].__spec__.name, __name__, sys.executable],
     "limits": {name: resource.getrlimit(getattr(resource, name)) for name in limits},
@@ -103,7 +109,9 @@ def is_warm(program: GuardedProcess) -> bool:
 
 def run_record(folder: Path, server: ForkServer | None) -> Any:
     (folder / "log").unlink(missing_ok=True)
-    assert start(folder, RECORD, server).wait(60) == 0, (folder / "log").read_text()
+    program = start(folder, RECORD, server, environment=ENVIRONMENT | {"TUNESMITH_OF_THE_RUN": "1"})
+    assert is_warm(program) == (server is not None)
+    assert program.wait(60) == 0, (folder / "log").read_text()
     return json.loads((folder / "log").read_text())
 
 
@@ -114,6 +122,15 @@ def test_a_warm_program_inherits_what_a_cold_one_does(
     cold, warm = run_record(tmp_path, None), run_record(tmp_path, server)
     assert "HF_TOKEN" not in cold["variables"]
     assert warm == cold
+
+
+def test_the_programs_of_a_worker_start_warm(settings: Settings) -> None:
+    server = create_fork_server(settings.model_copy(update={"warm_start": True}))
+    assert server is not None
+    environment = program_environment(NO_DEVICES)
+    assert server.accepts(environment)
+    assert server.accepts(environment | row_cache_environment(settings))
+    assert server.accepts(environment | find_engine(EngineKind.hf).environment(ENGINE))
 
 
 def test_nothing_passes_from_one_program_to_the_next(server: ForkServer, tmp_path: Path) -> None:
