@@ -28,11 +28,12 @@ from trainers.modeling.load import (
     pick_device,
     pick_precision,
 )
-from trainers.modeling.teacher import check_teacher, load_teacher
+from trainers.modeling.teacher import check_teacher, load_teacher, teacher_name
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.render import PromptCompletion
+from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments
@@ -50,8 +51,7 @@ def run(config: DistillConfig, run_dir: Path, events: EventWriter) -> dict[str, 
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base, config.template)
     prompts = load_student_prompts(config.dataset, tokenizer)
-    # Also without preflight: with another tokenizer the loss compares unlike tokens.
-    check_teacher(config.teacher, config.base, tokenizer, prompts)
+    _check_pair(config, tokenizer, prompts)
     check_before_training(config, tokenizer, prompts, run_dir, events)
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
@@ -75,7 +75,7 @@ def plan(config: DistillConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base, config.template)
     prompts = load_student_prompts(config.dataset, tokenizer)
-    check_teacher(config.teacher, config.base, tokenizer, prompts)
+    _check_pair(config, tokenizer, prompts)
     steps = total_steps(config, len(prompts), config.rows_per_step)
     return {
         "stage": "distill",
@@ -101,6 +101,19 @@ class StudentTrainer(ScheduleMixin, DistillationTrainer):
         generated = super()._generate(prompts)
         self._last_batch = (prompts, generated[1])
         return generated
+
+
+def _check_pair(
+    config: DistillConfig, tokenizer: PreTrainedTokenizerBase, prompts: list[PromptCompletion]
+) -> None:
+    """Raise an error for a teacher from which nothing can be learned, whatever `preflight` says."""
+    if config.teacher == config.base:
+        raise ConfigInvalid(
+            f"teacher and base are the same model, {teacher_name(config.teacher)}, which cannot learn from "
+            "itself.",
+            "Name a stronger model as teacher.",
+        )
+    check_teacher(config.teacher, config.base, tokenizer, prompts)
 
 
 def _build_trainer(

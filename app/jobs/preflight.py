@@ -127,7 +127,8 @@ def _make_check(
         target=config.model_copy(update=fields),
         model_template=template,
         hosts=_list_hosts(alive_workers, stage.queue, stage.kind) if is_training else [],
-        probe_steps=options.probe_steps if is_training else 0,
+        # A student whose teacher is trained from the same model has nothing to learn before that.
+        probe_steps=options.probe_steps if is_training and fields.get("teacher") != base else 0,
         price_per_hour=options.price_per_hour,
     )
 

@@ -91,6 +91,10 @@ def test_a_model_is_read_from_an_allowed_root_only(
     refused = client.post("/api/v1/jobs/dry-run", json={"name": "x", "stages": [stage]})
     assert refused.status_code == 422
     assert refused.json()["error"]["fields"][0]["field"].endswith("base")
+    taught = {"stage": "distill", "base": "org/model", "teacher": reference, "dataset": "rows"}
+    refused = client.post("/api/v1/jobs/dry-run", json={"name": "x", "stages": [taught]})
+    assert refused.status_code == 422
+    assert refused.json()["error"]["fields"][0]["field"].endswith("teacher")
     assert client.post("/api/v1/deployments", json={"name": "x", "model": reference}).status_code == 422
 
 

@@ -216,6 +216,9 @@ def test_preflight_checks_a_student_with_the_model_that_its_teacher_started_from
     job = client.post("/api/v1/jobs/preflight", json=spec(sft, distill)).json()["job"]
     target = job["runs"][1]["config"]["target"]
     assert (target["base"], target["teacher"]) == ("org/small", "org/large")
+    taught_by_itself = spec(sft, distill | {"base": "org/large"})
+    job = client.post("/api/v1/jobs/preflight?probe_steps=5", json=taught_by_itself).json()["job"]
+    assert [run["config"]["probe_steps"] for run in job["runs"]] == [5, 0]
 
 
 def test_documents_are_refused_where_a_prompt_is_needed(

@@ -19,6 +19,7 @@ from trainers.modeling.load import load_tokenizer
 from trainers.modeling.teacher import TeacherMismatch, check_teacher
 from trainers.preflight.check import check_stage
 from trainers.runtime import run_dir as files
+from trainers.runtime.errors import ConfigInvalid
 from trainers.training.on_policy.rollouts import load_student_prompts
 
 STEPS = 30
@@ -148,6 +149,11 @@ def test_teacher_with_another_template_is_a_warning(
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
     run_to_end(lora | {"teacher": str(tmp_path / "other"), "max_steps": 1}, tmp_path / "run")
     assert "teacher_template_differs" in [event["code"] for event in events(tmp_path / "run", "warning")]
+
+
+def test_a_model_is_not_its_own_teacher(lora: dict[str, Any], undecided: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="teacher and base are the same model"):
+        plan(parse_stage(lora | {"teacher": str(undecided)}))  # type: ignore[arg-type]
 
 
 def resized(model: Path, folder: Path, tokens: int) -> Path:
