@@ -210,6 +210,8 @@ class ForkServer:
                 self._stop()
                 return False
             self._is_ready = True
+            # Its log only explains a failed start; a worker that is killed must leave no folder behind.
+            self._remove_folder()
             seconds = round(time.monotonic() - self._started_at, 1)
             logger.info("warm starts are ready", extra={**json.loads(message), "seconds": seconds})
         return self._is_ready
@@ -244,6 +246,9 @@ class ForkServer:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
