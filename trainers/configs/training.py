@@ -138,6 +138,8 @@ class TrainingConfig(StageConfig):
     """Fields of every training stage."""
 
     default_learning_rates: ClassVar[dict[str, float]]
+    disables_dropout: ClassVar[bool] = False
+    """Whether training compares log-probabilities with a reference, which dropout would disturb."""
 
     preset: str | list[str] | None = Field(
         None,
@@ -274,6 +276,12 @@ class TrainingConfig(StageConfig):
         if isinstance(self.tuning, LoraTuning) and "lm_head" in self.tuning.target_modules:
             raise ValueError(
                 "tuning.target_modules contains lm_head, whose adapter would not train; remove it"
+            )
+        if self.disables_dropout and isinstance(self.tuning, LoraTuning) and self.tuning.dropout:
+            stage = type(self).model_fields["stage"].default
+            raise ValueError(
+                f"tuning.dropout {self.tuning.dropout:g} has no effect: {stage} disables dropout, since it "
+                "compares log-probabilities with a reference; remove it"
             )
         assert self.micro_batch_size is not None
         if self.batch_size % self.devices:

@@ -43,7 +43,7 @@ def lora(adapted: dict[str, str], preference_rows: str) -> dict[str, Any]:
         "stage": "dpo",
         "base": adapted,
         "dataset": preference_rows,
-        "tuning": {"method": "lora", "rank": 8, "alpha": 16, "dropout": 0.1},
+        "tuning": {"method": "lora", "rank": 8, "alpha": 16},
         "losses": {"sigmoid": 1, "sft": 0.5},
         "max_steps": STEPS,
         "batch_size": 4,
@@ -176,6 +176,7 @@ def test_preferences_are_the_tokens_of_the_whole_conversations(starter: Path, pr
     [
         ({"losses": {"exo_pair": 1}}, "exo_pair needs a label_smoothing above 0"),
         ({"label_smoothing": 0.1}, "has no effect on the losses sigmoid"),
+        ({"tuning": {"dropout": 0.1}}, "tuning.dropout 0.1 has no effect: dpo disables dropout"),
         ({"losses": {}}, "at least 1"),
         ({"tuning": {"method": "lora", "target_modules": ["lm_head"]}}, "contains lm_head"),
     ],

@@ -149,7 +149,7 @@ def test_labels_of_one_kind_are_an_error_and_unequal_ones_a_warning(starter: Pat
 
 def test_dropout_without_effect_is_refused() -> None:
     config = {"stage": "kto", "base": "a/b", "dataset": "rows.jsonl", "tuning": {"dropout": 0.1}}
-    with pytest.raises(ValidationError, match="KTO disables dropout"):
+    with pytest.raises(ValidationError, match="kto disables dropout"):
         parse_stage(config)
 
 

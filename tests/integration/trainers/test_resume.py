@@ -17,6 +17,7 @@ from trainers.runtime import run_dir as files
 Rows = list[dict[str, Any]]
 STOPS = 20
 LORA = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.2}
+NO_DROPOUT = LORA | {"dropout": 0.0}
 PAIRS: Rows = [
     {"prompt": f"What is {n} + {n}?", "chosen": f"#### {2 * n}", "rejected": f"#### {n}"} for n in range(45)
 ]
@@ -29,8 +30,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft-nf4": {"stage": "sft", "tuning": LORA | {"quantization": "nf4"}},
     "sft-checkpointed": {"stage": "sft", "tuning": LORA, "activation_checkpointing": True},
     "sft-noisy": {"stage": "sft", "tuning": LORA, "neftune_alpha": 5},
-    "dpo-lora": {"stage": "dpo", "tuning": LORA},
-    "dpo-precomputed": {"stage": "dpo", "tuning": LORA, "precompute_reference": True},
+    "dpo-lora": {"stage": "dpo", "tuning": NO_DROPOUT},
+    "dpo-precomputed": {"stage": "dpo", "tuning": NO_DROPOUT, "precompute_reference": True},
     "dpo-full": {"stage": "dpo", "tuning": {"method": "full"}, "learning_rate": 1e-4},
 }
 

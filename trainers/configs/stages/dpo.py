@@ -50,6 +50,7 @@ class DpoConfig(ValidatedTrainingConfig):
     """
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-5, "full": 1e-6}
+    disables_dropout: ClassVar[bool] = True
 
     stage: Literal["dpo"] = Field("dpo", description="Kind of the stage.")
     max_length: MaxLength = 1024

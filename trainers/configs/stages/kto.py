@@ -1,11 +1,11 @@
 """Config of the `kto` stage: train on completions that are labelled as good or bad."""
 
 from enum import StrEnum
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trainers.configs.training import LoraTuning, MaxLength
+from trainers.configs.training import MaxLength
 from trainers.configs.validation import ValidatedTrainingConfig
 
 
@@ -25,6 +25,7 @@ class KtoConfig(ValidatedTrainingConfig):
     """
 
     default_learning_rates: ClassVar[dict[str, float]] = {"lora": 1e-5, "full": 1e-6}
+    disables_dropout: ClassVar[bool] = True
 
     stage: Literal["kto"] = Field("kto", description="Kind of the stage.")
     max_length: MaxLength = 1024
@@ -41,12 +42,3 @@ class KtoConfig(ValidatedTrainingConfig):
     undesirable_weight: float = Field(
         1.0, gt=0, le=100, description="Weight of the loss of bad completions, for labels of unequal number."
     )
-
-    @model_validator(mode="after")
-    def _check_dropout(self) -> Self:
-        if isinstance(self.tuning, LoraTuning) and self.tuning.dropout:
-            raise ValueError(
-                f"tuning.dropout {self.tuning.dropout:g} has no effect: KTO disables dropout, since it "
-                "compares log-probabilities; remove it"
-            )
-        return self
