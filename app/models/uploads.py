@@ -7,8 +7,9 @@ Others, such as an optimizer's state, are left out, and a file that is unsafe re
 import hashlib
 import re
 import tarfile
+from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from sqlmodel import Session
 
@@ -72,8 +73,11 @@ MAX_PARTS = 1000
 TAR_SUFFIX = ".tar"
 FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 MAX_DEPTH = 2
-# tarfile reads the header of a member into memory, with the size that the header states.
 MAX_READ_BYTES = 1 << 20
+# tarfile reads the header of a member into memory, with the size that the header states, and searches it for
+# numbers in a time that grows with the square of their digits, while no other thread can run.
+MAX_HEADER_BYTES = 64 << 10
+LONG_NUMBER = re.compile(rb"\d{64}")
 
 
 class UploadRefused(UnprocessableContent):
@@ -171,6 +175,8 @@ def _target(folder: Path, parts: tuple[str, ...]) -> Path:
     target = folder.joinpath(*parts)
     if target.exists():
         raise _refused(f"it contains the file {name!r} twice")
+    if target.parent.is_file():
+        raise _refused(f"its file {name[:100]!r} is in a folder whose name another file has")
     target.parent.mkdir(exist_ok=True)
     return target
 
@@ -178,13 +184,13 @@ def _target(folder: Path, parts: tuple[str, ...]) -> Path:
 def _unpack(file: UploadedFile, folder: Path) -> None:
     """Write the regular files of an archive, without the folder that all of them are in, and hidden files."""
     try:
-        with file.path.open("rb") as raw, tarfile.open(fileobj=_BoundedReads(raw), mode="r:") as archive:
+        reads = _BoundedReads(file.path)
+        with closing(reads), tarfile.open(fileobj=reads, mode="r:") as archive:
             members = _list_members(archive)
+            reads.in_headers = False
             prefix = _common_folder(members)
             for member in members:
                 parts = PurePosixPath(member.name).parts[prefix:]
-                if parts and parts[-1].startswith("."):
-                    continue
                 content = archive.extractfile(member)
                 assert content is not None, "the member is a regular file"
                 with _target(folder, parts).open("xb") as target:
@@ -192,6 +198,8 @@ def _unpack(file: UploadedFile, folder: Path) -> None:
                         target.write(chunk)
                     if target.tell() != member.size:
                         raise _refused("the archive ends early")
+    except RecursionError as error:
+        raise _refused("it has too many headers before a file") from error
     except (tarfile.TarError, OverflowError, ValueError, EOFError) as error:
         raise _refused(f"it is not a tar archive that can be read: {error}") from error
 
@@ -206,8 +214,13 @@ def _list_members(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
         # A sparse file of a few bytes would be unpacked to any size.
         if not member.isreg() or member.issparse():
             raise _refused(f"its member {member.name[:100]!r} is not a regular file")
-        members.append(member)
+        if not _is_hidden(member.name):
+            members.append(member)
     return members
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != ".." for part in PurePosixPath(name).parts)
 
 
 def _common_folder(members: list[tarfile.TarInfo]) -> int:
@@ -218,19 +231,30 @@ def _common_folder(members: list[tarfile.TarInfo]) -> int:
 
 
 class _BoundedReads:
-    """A file from which at most `MAX_READ_BYTES` are read at once."""
+    """The file of an archive: bounds what is read at once, and more so while its headers are read."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self.in_headers = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
+    def seek(self, position: int) -> int:
+        """Seek as a file does; raises ReadError before the start, where a negative size leads."""
+        if position < 0:
+            raise tarfile.ReadError("a member has a negative size")
+        return self._file.seek(position)
+
     def read(self, size: int = -1) -> bytes:
         """Read as a file does; raises ReadError for more than the bound."""
-        if not 0 <= size <= MAX_READ_BYTES:
-            raise tarfile.ReadError(f"a header has more than {MAX_READ_BYTES >> 20} MiB")
-        return self._file.read(size)
+        allowed = MAX_HEADER_BYTES if self.in_headers else MAX_READ_BYTES
+        if not 0 <= size <= allowed:
+            raise tarfile.ReadError(f"a header has more than {MAX_HEADER_BYTES:,} bytes")
+        content = self._file.read(size)
+        if self.in_headers and size > tarfile.BLOCKSIZE and LONG_NUMBER.search(content):
+            raise tarfile.ReadError("a header has a number with more digits than any size needs")
+        return content
 
 
 def _refused(reason: str) -> UploadRefused:

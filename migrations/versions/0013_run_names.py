@@ -38,5 +38,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     for name in FILTERS:
         op.drop_index(f"ix_run_{name}_id", "run")
-    with op.batch_alter_table("run") as table:
-        table.drop_column("full_name")
+    op.drop_column("run", "full_name")

@@ -29,6 +29,14 @@ ADAPTER = {"adapter_config.json": CONFIG, "adapter_model.safetensors": WEIGHTS}
 Member = tuple[tarfile.TarInfo, bytes]
 
 
+def headers(kind: bytes, content: bytes, count: int = 1) -> bytes:
+    """Return an archive whose only file comes after extended headers with any content."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, len(content)
+    header = info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+    return header * count + tarfile.TarInfo("x").tobuf() + bytes(2 * tarfile.BLOCKSIZE)
+
+
 def member(name: str, content: bytes = b"x", **values: Any) -> Member:
     info = tarfile.TarInfo(name)
     info.size = len(content)
@@ -84,10 +92,21 @@ def test_a_model_returns_as_it_was_downloaded(client: TestClient) -> None:
         (tar(member("a/b/c/escaped")), "name"),
         (tar(member("adapter_config.json")), "twice"),
         (tar(member("x", b"", pax_headers={"comment": "x" * (2 << 20)})), "header"),
+        (tar(member("x"), member("x/y")), "folder"),
+        # tarfile searches it for 5,000 seconds, while no other thread can run.
+        (headers(tarfile.XHDTYPE, b"1" * 1_000_000), "header"),
+        (headers(tarfile.XHDTYPE, b"1" * 60_000), "digits"),
+        (headers(tarfile.XHDTYPE, b"18 size=-99999999\n"), "negative"),
+        (headers(tarfile.XHDTYPE, b"11 path=xx\n", 3000), "headers"),
+        (headers(tarfile.GNUTYPE_LONGNAME, b"x\0", 3000), "headers"),
         (tar()[:-11_000], "tar archive"),
         (b"x" * 10_000, "tar archive"),
     ],
-    ids=["symlink", "hard link", "pipe", "sparse", "..", "/", "deep", "twice", "header", "end", "no tar"],
+    ids=[
+        *("symlink", "hard link", "pipe", "sparse", "..", "/", "deep", "twice", "header", "file as folder"),
+        *("long header", "long number", "negative size", "chain of headers", "chain of names", "end"),
+        "no tar",
+    ],
 )
 def test_an_archive_contains_only_the_files_of_one_folder(
     client: TestClient, tmp_path: Path, archive: bytes, word: str
@@ -100,7 +119,10 @@ def test_an_archive_contains_only_the_files_of_one_folder(
 
 
 def test_hidden_files_of_an_archive_are_left_out(client: TestClient) -> None:
-    sent = send(client, {"a.tar": tar(member("._x"), member(".env"))}).json()
+    # As macOS writes it next to a folder, and the client of the hub into one.
+    files = {f"m/{name}": content for name, content in ADAPTER.items()}
+    hidden = [member("._m"), member("m/.env"), member("m/.cache/huggingface/download/x.lock")]
+    sent = send(client, {"a.tar": tar(*hidden, files=files)}).json()
     assert len(client.get(f"/api/v1/models/{sent['id']}/files").json()["items"]) == 2
 
 

@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from app.settings import Settings
 from app.storage import migrate
-from app.storage.database import get_engine, read_session
-from app.tables import Alias, AliasVersion, Deployment, Run
+from app.storage.database import get_engine, read_session, transaction
+from app.tables import Alias, AliasVersion, Deployment, Event, EventType, Run
 from trainers.configs import GenerateConfig
 
 # SQLite does not report the sort order of an index, so Alembic sees a difference; the second test checks it.
@@ -79,6 +79,17 @@ def test_a_queued_generate_run_of_an_older_version_has_a_valid_config(settings: 
         run = session.get_one(Run, "run_3")
         assert isinstance(run.stage_config(), GenerateConfig)
         assert run.device_count == 2
+
+
+def test_the_newest_migrations_can_be_undone_with_rows(settings: Settings) -> None:
+    _upgrade_with_old_rows()
+    with transaction() as session:
+        session.add(Event(run_id="run_1", seq=1, attempt=1, type=EventType.warning, data={}))
+    migrate.downgrade_database(get_engine(), "0010")
+    migrate.upgrade_database(get_engine())
+    with read_session() as session:
+        assert session.get_one(Run, "run_1").full_name == "old-sft"
+        assert session.get(Event, ("run_1", 1)) is not None
 
 
 def _upgrade_with_old_rows() -> None:
