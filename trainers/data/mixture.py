@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from trainers.configs.base import DatasetShare
 from trainers.data.faults import Fault
-from trainers.data.files.file_checks import find_file_fault
+from trainers.data.files.file_checks import empty_file_fault, find_file_fault
 from trainers.data.files.json_line import RowParser
 from trainers.data.files.jsonl import iter_lines
 
@@ -48,6 +48,8 @@ class _Lines:
                     self.offsets.append(file.tell() - len(line))
                     self.sizes.append(len(line))
                     self.numbers.append(number)
+        if not self.offsets:
+            raise ValueError(f"{path.name}: {empty_file_fault().message}")
 
     def __len__(self) -> int:
         return len(self.offsets)

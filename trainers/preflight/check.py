@@ -87,7 +87,14 @@ def _check_stage(
         yield from (one for check in checks for one in check())
         return
     hashes = [hash_file(path) for path in held_out if path.is_file()]
-    key = [config.model_dump(mode="json", exclude={"held_out"}), hashes, exact_only]
+    key = [
+        config.model_dump(mode="json", exclude={"held_out"}),
+        # The files of the base may have been corrected since.
+        model_config(config).to_json_string(),
+        sorted(end_tokens(config, tokenizer)),
+        hashes,
+        exact_only,
+    ]
     yield from find_once(rows.mapped.entry, key, checks, dataset.stat().st_size)
 
 

@@ -18,6 +18,7 @@ MAX_COLUMNS: Final = 1000
 DELIMITERS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 # Fields of a row that are lists, which a cell contains as JSON.
 JSON_COLUMNS: Final = frozenset({"messages", "conversations", "tools", "history", "chosen", "rejected"})
+COMPLETION_COLUMNS: Final = frozenset({"chosen", "rejected"})
 BOOLEAN_COLUMNS: Final = frozenset({"label"})
 # An empty cell of another column means that the row does not have the field.
 REQUIRED_COLUMNS: Final = frozenset(
@@ -179,10 +180,13 @@ def _read_cell(name: str, cell: str) -> Any:
         return cell.lower() == "true"
     if name in JSON_COLUMNS and cell.lstrip().startswith("["):
         try:
-            return json.loads(cell)
+            value = json.loads(cell)
         except (ValueError, RecursionError):
             # Validation reports the text where a list is expected.
             return cell
+        # A completion such as "[1, 2]" is a text, unless its elements are messages.
+        is_text = name in COMPLETION_COLUMNS and not all(isinstance(part, dict) for part in value or [cell])
+        return cell if is_text else value
     return cell
 
 

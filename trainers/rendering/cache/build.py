@@ -4,6 +4,7 @@ A large file is left to a program of its own: the memory that it needs is return
 processes are forked from one that has loaded no ML package and has one thread.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -34,7 +35,6 @@ from trainers.runtime.process_tree import MARKER, die_with_parent, new_marker
 ROWS = "rows.arrow"
 SPEC = "spec.json"
 TOKENIZER = "tokenizer.json"
-ERROR = "error.json"
 # Below this size the start of a program takes longer than the rendering.
 MIN_PROGRAM_BYTES = 2**20
 MAX_PROCESSES = 32
@@ -65,20 +65,20 @@ def build_in_program(spec: RenderSpec, tokenizer: Tokenizer, folder: Path) -> No
     # With a marker, its processes end with it.
     environment = {MARKER: new_marker()} | os.environ | {"TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "trainers.rendering.cache.program", str(folder)]
-    status = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode
-    error = files.read_json(folder / ERROR)
-    for name in (SPEC, TOKENIZER, ERROR):
+    ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    for name in (SPEC, TOKENIZER):
         (folder / name).unlink(missing_ok=True)
-    if error is not None:
+    if ended.returncode != 0 and ended.stdout:
+        error = json.loads(ended.stdout)
         is_of_data = error["code"] == ErrorCode.dataset_invalid
         raise (
             DatasetInvalid(error["message"], error["hint"])
             if is_of_data
             else BuildFailed(ErrorCode(error["code"]), error["message"], error["hint"])
         )
-    if status != 0:
+    if ended.returncode != 0:
         raise ProgramError(
-            f"The program that renders {spec.dataset} ended with status {status}.",
+            f"The program that renders {spec.dataset} ended with status {ended.returncode}.",
             "The log shows why. A negative status is the signal that ended it: 9 often is a lack of memory.",
         )
 

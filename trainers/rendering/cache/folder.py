@@ -8,6 +8,7 @@ longest first, until the others are within the limit.
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainers.runtime import run_dir as files
+from trainers.runtime.errors import has_disk_full_cause
 
 # The last file of an entry; its time of change is that of the entry's last use.
 META = "meta.json"
@@ -26,6 +28,8 @@ LIMIT_VARIABLE = "TUNESMITH_MAX_ROW_CACHE_BYTES"
 MIXTURE = "mixture.jsonl"
 # In the run directory of a program that was started by hand.
 RUN_FOLDER = "rendered"
+
+logger = logging.getLogger("trainers")
 
 # Shared locks on the entries in use; the kernel releases them at the end of the process.
 _in_use: list[int] = []
@@ -76,11 +80,15 @@ class RowCache:
 
 
 def cache_of_process(run_dir: Path) -> RowCache:
-    """Return the cache that the worker names; without one, a folder in the run directory."""
-    folder = os.environ.get(FOLDER_VARIABLE)
-    if folder is None:
+    """Return the cache that the worker names; without one that can be written, a folder of the run."""
+    name = os.environ.get(FOLDER_VARIABLE)
+    if name is None:
         return RowCache(run_dir / RUN_FOLDER)
-    return RowCache(Path(folder), int(os.environ.get(LIMIT_VARIABLE, "0")))
+    folder = Path(name)
+    if not _can_write(folder):
+        logger.warning("The row cache %s cannot be written; the run keeps its rows for itself.", folder)
+        return RowCache(run_dir / RUN_FOLDER)
+    return RowCache(folder, int(os.environ.get(LIMIT_VARIABLE, "0")))
 
 
 @contextmanager
@@ -117,6 +125,16 @@ def folder_bytes(folder: Path) -> int:
             status = path.lstat()
             total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if has_disk_full_cause(error):
+            raise
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _hold(entry: Path) -> bool:

@@ -1,6 +1,9 @@
 """The cache of rendered datasets: its tokens are those of rows rendered one by one; it survives crashes."""
 
+import json
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,10 +18,17 @@ from trainers.modeling import families
 from trainers.modeling.load import load_tokenizer
 from trainers.preflight import stored_findings
 from trainers.preflight.check import check_stage
-from trainers.preflight.findings import Finding
+from trainers.preflight.findings import Finding, FindingCode
 from trainers.preflight.stored_findings import find_once
 from trainers.rendering.cache import build, open_rows
-from trainers.rendering.cache.folder import META, RowCache, folder_bytes
+from trainers.rendering.cache.folder import (
+    FOLDER_VARIABLE,
+    META,
+    RUN_FOLDER,
+    RowCache,
+    cache_of_process,
+    folder_bytes,
+)
 from trainers.rendering.preference_examples import load_preferences
 from trainers.rendering.render import (
     Example,
@@ -27,7 +37,8 @@ from trainers.rendering.render import (
     render_example,
 )
 from trainers.rendering.sft_examples import load_examples
-from trainers.runtime.errors import DatasetInvalid
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import DatasetInvalid, ProgramError
 from trainers.training.samplers import StepSampler
 
 WriteRows = Callable[[list[dict[str, Any]]], str]
@@ -217,3 +228,50 @@ def test_the_error_of_a_check_in_a_child_is_raised(tmp_path: Path) -> None:
     with pytest.raises(DatasetInvalid, match=r"No\."):
         find_once(tmp_path, "key", [list, fail], 2**30)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_findings_are_not_those_of_a_base_that_was_corrected_since(
+    starter: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(starter, base)
+    settings = base / "config.json"
+    correct = settings.read_text()
+    dataset = write_rows([{"prompt": "What is 2 + 2?", "completion": "It is 4."}])
+    config = SftConfig(base=str(base), dataset=dataset)
+
+    def find() -> set[str]:
+        tokenizer = load_tokenizer(str(base))
+        examples = load_examples(dataset, tokenizer, config.max_length, cache=RowCache(tmp_path / "rows"))
+        return {one.code for one in check_stage(config, tokenizer, examples)}
+
+    settings.write_text(json.dumps(json.loads(correct) | {"max_position_embeddings": 8}))
+    assert FindingCode.length_beyond_model in find()
+    settings.write_text(correct)
+    assert FindingCode.length_beyond_model not in find()
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_one_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(occupied))
+    assert cache_of_process(tmp_path / "run").folder == tmp_path / "run" / RUN_FOLDER
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk to fill")
+def test_a_full_disk_is_reported_as_such(
+    tokenizer: PreTrainedTokenizerBase, training_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
+    monkeypatch.setattr(open_rows, "MIN_PROGRAM_BYTES", 1)
+    try:
+        with pytest.raises(ProgramError) as raised:
+            load_examples(training_rows, tokenizer, 64, cache=RowCache(small))
+        assert raised.value.code is ErrorCode.disk_full
+        assert not list(small.glob(".*.tmp"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -252,3 +252,14 @@ def test_a_damaged_parquet_file_is_named(
     for content in (whole[:-20], b"PAR1" + bytes(200) + b"PAR1", whole.replace(whole[8:40], bytes(32))):
         _, report = convert(content, "a.parquet")
         assert (report.faults[0].code, report.faults[0].line) == ("parquet_unreadable", None)
+
+
+def test_a_completion_of_a_pair_that_looks_like_a_list_stays_text(convert: Callable[..., Any]) -> None:
+    messages = [{"role": "assistant", "content": "4"}]
+    cells = json.dumps(messages).replace('"', '""')
+    table = f'prompt,chosen,rejected\nPrimes?,"[2, 3]",[]\nSum?,"{cells}",no\n'
+    rows, _ = convert(table.encode(), "pairs.csv")
+    assert rows == [
+        {"prompt": "Primes?", "chosen": "[2, 3]", "rejected": "[]"},
+        {"prompt": "Sum?", "chosen": messages, "rejected": "no"},
+    ]
