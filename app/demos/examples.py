@@ -15,13 +15,13 @@ from app.datasets import service as datasets
 from app.deployments import service as deployments
 from app.deployments.schemas import DeploymentCreate
 from app.http.paging import PageQuery
+from app.models.references import STARTER
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from trainers.data.recipes import arithmetic
 
 logger = logging.getLogger(__name__)
 
-STARTER = "starter"
 TRAIN, TEST = "arithmetic-train", "arithmetic-test"
 TRAIN_ROWS, TEST_ROWS = 1000, 240
 POLL_SECONDS = 0.2

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from app.demos import examples
 from app.demos.quickstart import check_response, follow_run, run_service
+from app.models.references import STARTER
 from app.settings import Settings, get_settings
 from trainers.data.recipes import arithmetic
 
@@ -66,8 +67,8 @@ def build_job(seed: int, tuning: str) -> dict[str, Any]:
         "name": f"maths chain, {tuning}, seed {seed}",
         "labels": {"chain": tuning, "seed": str(seed)},
         "stages": [
-            {"stage": "sft", "base": examples.STARTER, "dataset": f"chain-sft-{seed}", **shared, **sft},
-            _evaluate_stage("sft", baseline=examples.STARTER),
+            {"stage": "sft", "base": STARTER, "dataset": f"chain-sft-{seed}", **shared, **sft},
+            _evaluate_stage("sft", baseline=STARTER),
             {
                 "stage": "prepare",
                 "name": "pairs",

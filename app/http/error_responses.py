@@ -196,4 +196,4 @@ def _field_message(error: dict[str, Any]) -> str:
         message = "The list must not be empty"
     if error["type"] == "json_invalid":
         message = f"The body is not JSON: {error['ctx']['error']}"
-    return message if message.endswith(".") else f"{message}."
+    return message if message.endswith((".", "?")) else f"{message}."

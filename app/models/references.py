@@ -16,6 +16,9 @@ from trainers.configs.references import (
     parse_location,
 )
 
+# The example model of `python -m app --with-examples`, which the documentation's examples name.
+STARTER = "starter"
+
 
 def resolve_model(session: Session, reference: str, field: str) -> ModelLocation:
     """Return the location of a model; raises UnprocessableContent naming the field.
@@ -37,8 +40,17 @@ def resolve_model(session: Session, reference: str, field: str) -> ModelLocation
             field,
             f"{reference!r} is not a folder under {_join(roots)}, a hub id such as 'org/name', or a registry "
             "id 'model_…'.",
-            "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS.",
+            _missing_folder_hint(reference),
         ) from error
+
+
+def _missing_folder_hint(reference: str) -> str:
+    if reference == STARTER:
+        return (
+            "`make run` trains this example model when it first starts, in a minute or two: wait, and send the "
+            "request again. A service without --with-examples does not have it."
+        )
+    return "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS."
 
 
 def find_folder(reference: str) -> Path | None:

@@ -9,9 +9,10 @@ import pytest
 from sqlmodel import select
 from starlette.testclient import TestClient
 
-from app.demos.examples import STARTER, TEST, TRAIN
+from app.demos.examples import TEST, TRAIN
 from app.jobs.examples import JOB_EXAMPLES
 from app.jobs.schemas import JobCreate
+from app.models.references import STARTER
 from app.scheduling.queue import get_notifier
 from app.settings import Settings
 from app.storage.database import read_session, transaction
@@ -119,6 +120,21 @@ def test_an_invalid_job_is_refused_with_the_name_of_the_field(
 
 def test_every_invalid_field_is_named_at_once(client: TestClient) -> None:
     assert set(list_errors(client, spec(SFT | {"base": "nowhere"}))) == {"stages.0.base", "stages.0.dataset"}
+
+
+def test_the_hint_of_an_invalid_job_belongs_to_its_message(client: TestClient) -> None:
+    body = spec(SFT | {"dataset": "unknown"}, DEPLOY | {"model": "nowhere"})
+    error = client.post("/api/v1/jobs", json=body).json()["error"]
+    assert "No dataset has the id or name 'unknown'" in error["message"]
+    assert "folder" not in (error["hint"] or "")
+
+
+def test_the_example_model_that_is_still_trained_is_refused_with_a_hint_to_wait(
+    client: TestClient, rows: Dataset
+) -> None:
+    error = client.post("/api/v1/jobs", json=spec(SFT | {"base": STARTER})).json()["error"]
+    assert "'starter' is not a folder" in error["message"]
+    assert "--with-examples" in error["hint"]
 
 
 def test_a_body_that_is_not_json_is_refused_with_a_clear_message(client: TestClient) -> None:
