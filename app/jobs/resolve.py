@@ -394,4 +394,6 @@ def _error(path: str, message: str) -> UnprocessableContent:
 def _combine(errors: Sequence[UnprocessableContent]) -> UnprocessableContent:
     """Combine all errors into one, whose message and hint are those of the first."""
     fields: list[dict[str, Any]] = [field for error in errors for field in error.fields or ()]
-    return UnprocessableContent(f"The job is invalid. {errors[0].message}", hint=errors[0].hint, fields=fields)
+    return UnprocessableContent(
+        f"The job is invalid. {errors[0].message}", hint=errors[0].hint, fields=fields
+    )

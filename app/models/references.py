@@ -47,8 +47,8 @@ def resolve_model(session: Session, reference: str, field: str) -> ModelLocation
 def _missing_folder_hint(reference: str) -> str:
     if reference == STARTER:
         return (
-            "`make run` trains this example model when it first starts, in a minute or two: wait, and send the "
-            "request again. A service without --with-examples does not have it."
+            "`make run` trains this example model when it first starts, in a minute or two: wait, and send "
+            "the request again. A service without --with-examples does not have it."
         )
     return "Put the model's folder there, or add its parent folder to TUNESMITH_MODEL_ROOTS."
 

@@ -170,6 +170,13 @@ class DatasetShare(Config):
         "its rows before any is repeated again.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_bare_name(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f'each dataset of a list is an object: write {{"dataset": "{value[:100]}"}}')
+        return value
+
     @model_validator(mode="after")
     def _check_amount(self) -> Self:
         if self.weight is not None and self.rows is not None:

@@ -81,6 +81,7 @@ def test_each_row_of_a_mixture_can_be_found_in_its_dataset(tmp_path: Path) -> No
         ([{"dataset": "a", "weight": 1, "rows": 1}], "weight and rows exclude each other"),
         ([{"dataset": "a"}, {"dataset": "a"}], "'a' is listed twice; give it one entry"),
         ([], "at least 1 item"),
+        (["a", "b"], 'each dataset of a list is an object: write {"dataset": "a"}'),
     ],
 )
 def test_a_mixture_that_makes_no_sense_is_refused(dataset: list[dict[str, Any]], message: str) -> None:
