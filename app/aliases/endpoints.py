@@ -16,12 +16,13 @@ from app.aliases.schemas import (
 from app.aliases.targets import list_all_aliases
 from app.http.paging import Page, Paging
 from app.storage.database import ReadSession, WriteSession
+from trainers.configs.base import NAME_PATTERN
 
 router = APIRouter(prefix="/aliases", tags=["aliases"])
 
 AliasName = Annotated[
     str,
-    Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", examples=["starter-prod"], description="Name of the alias."),
+    Path(pattern=NAME_PATTERN, examples=["starter-prod"], description="Name of the alias."),
 ]
 
 

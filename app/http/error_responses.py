@@ -14,7 +14,7 @@ from starlette.routing import Match, Mount
 
 from app.http.errors import HttpError, MethodNotSupported, NotFound, PayloadTooLarge, UnprocessableContent
 from serving.http.errors import ApiError
-from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.base import NAME_PATTERN, PRINTABLE_PATTERN
 from trainers.runtime.error_codes import ErrorCode
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -27,6 +27,11 @@ VALIDATION_MESSAGES = {
     "model_type": "Input should be a JSON object.",
     "dict_type": "Input should be a JSON object.",
     "list_type": "Input should be a JSON array.",
+}
+PATTERN_MESSAGES = {
+    PRINTABLE_PATTERN: "It must not contain control characters",
+    NAME_PATTERN: "A name has at most 63 lower-case letters, digits, `_` and `-`, and begins with one of the "
+    "first two",
 }
 
 
@@ -188,8 +193,8 @@ def _field_message(error: dict[str, Any]) -> str:
     message = VALIDATION_MESSAGES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "union_tag_invalid":
         message = f"Input should be one of {error['ctx']['expected_tags']}"
-    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == PRINTABLE_PATTERN:
-        message = "It must not contain control characters"
+    if error["type"] == "string_pattern_mismatch":
+        message = PATTERN_MESSAGES.get(error["ctx"]["pattern"], message)
     if error["type"] == "missing" and error["loc"] == ("body",):
         message = "The request has no body"
     if error["type"] == "too_short" and error["ctx"]["min_length"] == 1:

@@ -22,7 +22,7 @@ from app.jobs.schemas import (
     job_view,
 )
 from app.jobs.scored_rows import check_scored_rows
-from app.jobs.training_time import list_time_warnings
+from app.jobs.training_time import list_step_warnings, list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.names import make_full_name
@@ -219,5 +219,5 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
         workers=[worker.name for worker in capable],
         waiting_for=workers.explain_missing_worker(alive_workers, *needs),
-        warnings=list_time_warnings(stage, capable),
+        warnings=[*list_time_warnings(stage, capable), *list_step_warnings(stage)],
     )

@@ -1,4 +1,4 @@
-"""A warning about training stages that would take hours on a CPU, before anything runs."""
+"""Warnings about training stages that take hours on a CPU, or too few steps, before anything runs."""
 
 import json
 from collections.abc import Sequence
@@ -21,6 +21,20 @@ from trainers.preflight.compute_estimate import (
 )
 
 MAX_CONFIG_BYTES = 1 << 20
+# With fewer steps at a default learning rate, a model hardly differs from its base.
+MIN_STEPS = 10
+
+
+def list_step_warnings(stage: ResolvedStage) -> list[str]:
+    """Return a warning if the rows make few optimizer steps; a number that the spec states is meant."""
+    config, rows, steps = stage.config, stage.training_rows, stage.estimated_steps
+    if not isinstance(config, TrainingConfig) or config.max_steps or not steps or steps >= MIN_STEPS:
+        return []
+    return [
+        f"The stage takes {steps} optimizer step{'s' if steps > 1 else ''} ({rows} rows, "
+        f"{config.rows_per_step} a step, epochs {config.epochs:g}), which hardly changes a model. Use "
+        "more rows, raise epochs, or lower batch_size."
+    ]
 
 
 def list_time_warnings(stage: ResolvedStage, workers: Sequence[Worker]) -> list[str]:

@@ -18,7 +18,8 @@ from pydantic_core.core_schema import no_info_wrap_validator_function
 
 from trainers.configs.parsing.unknown_fields import suggest_fields
 
-StageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+StageName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 # Step and token counts pass through 32-bit columns and counters; no run comes near this.
 MAX_COUNT = 10_000_000
 MAX_SECONDS = 366 * 24 * 3600.0

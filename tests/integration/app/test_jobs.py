@@ -315,6 +315,18 @@ def test_a_dry_run_warns_of_training_that_takes_hours_on_a_cpu(
     )
 
 
+def test_a_dry_run_warns_of_rows_that_make_few_steps(
+    client: TestClient, make_dataset: Callable[..., Dataset]
+) -> None:
+    make_dataset("few", row_count=3)
+    sft = SFT | {"dataset": "few"}
+    meant = [sft | {"name": "stated", "max_steps": 1}, sft | {"name": "enough", "epochs": 60}]
+    planned = client.post("/api/v1/jobs/dry-run", json=spec(sft, *meant)).json()["stages"]
+    warnings = [stage["warnings"] for stage in planned]
+    assert warnings[0][0].startswith("The stage takes 1 optimizer step (3 rows, 16 a step, epochs 1)")
+    assert warnings[1:] == [[], []]
+
+
 @pytest.mark.parametrize("name", JOB_EXAMPLES)
 def test_every_example_of_the_documentation_is_accepted_unchanged(
     client: TestClient, make_dataset: Callable[..., Dataset], settings: Settings, name: str

@@ -43,6 +43,14 @@ def test_a_known_query_parameter_is_text_and_is_converted(client: TestClient, pa
     assert client.get(f"{path}?{query}").status_code == 200
 
 
+def test_a_name_that_does_not_fit_is_refused_with_the_characters_that_do(client: TestClient) -> None:
+    body = {"name": "My Model!", "model": "org/model"}
+    error = client.post("/api/v1/deployments", json=body).json()["error"]
+    assert error["message"].startswith(
+        "The request is malformed. name: A name has at most 63 lower-case letters"
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
