@@ -70,6 +70,9 @@ def create_dataset(path: Path, name: str, report: ValidationReport | None = None
     existing = _find_by_hash(sha256)
     if existing is not None and existing.deleted_at is None:
         _restore_content(existing, path)
+        if existing.fault_count:
+            # The faults depend on the name and the options that the file was sent with.
+            existing = _update_report(existing.id, report or validate_file(path))
         return existing, True
     report = report or validate_file(path)
     # A key is never used twice, or the deletion of an earlier file could remove this one.
@@ -79,11 +82,8 @@ def create_dataset(path: Path, name: str, report: ValidationReport | None = None
         "name": name,
         "artifact": artifact,
         "size_bytes": path.stat().st_size,
-        "format": report.format,
-        "row_count": report.row_count,
-        "fault_count": report.fault_count,
-        "report": report.model_dump(mode="json"),
         "created_at": utc_now(),
+        **_report_columns(report),
     }
     dataset = _insert(sha256, content) if existing is None else _restore(existing.id, content)
     if dataset is not None:
@@ -207,6 +207,24 @@ def _restore_content(dataset: Dataset, path: Path) -> None:
         get_store().fetch_file(dataset.artifact, dataset.sha256)
     except (ArtifactCorrupt, FileNotFoundError):
         get_store().publish_file(path, dataset.artifact)
+
+
+def _report_columns(report: ValidationReport) -> dict[str, Any]:
+    return {
+        "format": report.format,
+        "row_count": report.row_count,
+        "fault_count": report.fault_count,
+        "report": report.model_dump(mode="json"),
+    }
+
+
+def _update_report(dataset_id: str, report: ValidationReport) -> Dataset:
+    """Replace the report of a dataset with faults, and return the dataset."""
+    with transaction() as session:
+        dataset = session.get_one(Dataset, dataset_id, with_for_update=True)
+        if dataset.deleted_at is None:
+            dataset.sqlmodel_update(_report_columns(report))
+        return dataset
 
 
 def _insert(sha256: str, content: dict[str, Any]) -> Dataset | None:

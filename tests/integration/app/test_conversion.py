@@ -65,6 +65,17 @@ def test_a_table_with_a_fault_is_stored_as_it_is_and_refused_for_training(client
     assert client.post("/api/v1/jobs", json=job).json()["error"]["code"] == "dataset_not_ready"
 
 
+def test_a_file_that_is_sent_again_has_the_faults_of_its_new_name_and_options(client: TestClient) -> None:
+    content = (CSV + "only one cell\n").encode()
+    first = upload(client, "mine.txt", content).json()
+    assert first["report"]["faults"][0]["code"] == "invalid_json"
+    for name, code in {"mine.csv": "wrong_columns", "mine.txt": "invalid_json"}.items():
+        again = upload(client, name, content)
+        assert (again.status_code, again.json()["id"]) == (200, first["id"])
+        assert {fault["code"] for fault in again.json()["report"]["faults"]} == {code}
+        assert client.get(f"/api/v1/datasets/{first['id']}").json() == again.json()
+
+
 @pytest.mark.parametrize("field", ["delimiter", "encoding"])
 def test_an_unknown_option_is_refused_with_those_that_exist(client: TestClient, field: str) -> None:
     response = upload(client, "mine.csv", CSV.encode(), **{field: "zip"})
