@@ -16,7 +16,11 @@ _SEPARATOR = (
 # To the end of the line: `18, 3 of which are red` is 18.
 _LIST = re.compile(rf"(?:{_UNITS}{_SEPARATOR}{_NUMERAL}%?{_UNITS}){{1,8}}[^\w]{{0,20}}$")
 _LABELLED = re.compile(rf"{_UNITS}[ ,;]{{1,3}}\(?[A-Za-z]\)?[ ]?[:=)][ ]?{_NUMERAL}")
-_RANGE = re.compile(rf"([0-9]+(?:\.[0-9]+)?)[ ]?-[ ]?([0-9]+(?:\.[0-9]+)?){_UNITS}[^\w]{{0,20}}$")
+_END = r"[^\w]{0,20}$"
+_RANGE = re.compile(rf"([0-9]+(?:\.[0-9]+)?)[kKM%]?[ ]?-[ ]?([0-9]+(?:\.[0-9]+)?)%?{_UNITS}{_END}")
+_ALTERNATIVES = re.compile(
+    rf"(?i:between|either)[ ]{_NUMERAL}%?{_UNITS}[ ](?:and|or)[ ]{_NUMERAL}%?{_UNITS}{_END}"
+)
 
 
 def has_more_answers(line: str, end: int) -> bool:
@@ -26,6 +30,7 @@ def has_more_answers(line: str, end: int) -> bool:
 
 
 def is_range(line: str, start: int) -> bool:
-    """Return whether a rising range such as `5-10` fills a normalized line from `start`."""
-    match = _RANGE.match(line[start : start + MAX_LINE])
-    return match is not None and float(match[1]) < float(match[2])
+    """Return whether `between 5 and 10`, or a rising range such as `5-10`, fills a line from `start`."""
+    rest = line[start : start + MAX_LINE]
+    match = _RANGE.match(rest)
+    return _ALTERNATIVES.match(rest) is not None or (match is not None and float(match[1]) < float(match[2]))

@@ -29,6 +29,8 @@ SINGLE = [
     ("Question: 5 apples\nA: 6", 6),
     ("The answer is 18, 3 of which are red.", 18),
     ("The answer is 25 to the nearest 5.", 25),
+    ("The answer is between 3 and 4, so 3.5 rounds to 4", 4),
+    ("10k-3k = 7k", 7_000),
     ("He buys 5 apples and 6 pears, so 11", 11),
 ]
 SEVERAL = [
@@ -39,6 +41,10 @@ SEVERAL = [
     "5 apples, 6 pears",
     "5, 6 and 7",
     "3 or 4",
+    "between 3 and 4",
+    "either 3 or 4 apples",
+    "3k-4k",
+    "5%-10%",
     "3 또는 4",
     "5개와 6개",
 ]
