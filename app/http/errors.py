@@ -115,6 +115,11 @@ class UnprocessableContent(HttpError):
     code = ErrorCode.invalid
 
 
+def field_error(field: str, message: str) -> UnprocessableContent:
+    """Return the error of one field of a request."""
+    return UnprocessableContent(f"{field}: {message}", fields=[{"field": field, "message": message}])
+
+
 class InternalServerError(HttpError):
     """A request that failed because of a bug."""
 

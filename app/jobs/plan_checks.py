@@ -1,14 +1,23 @@
-"""Checks of a stage against the stages before it and the hardware that is alive, when a job is posted."""
+"""Checks of a stage when a job is posted: its names and limits, the stages before it, the hardware alive."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from sqlmodel import Session
 
-from app.http.errors import UnprocessableContent
-from app.settings import Settings
-from app.tables import Model, ModelKind
+from app.http.errors import UnprocessableContent, field_error
+from app.settings import Settings, get_settings
+from app.tables import Alias, Model, ModelKind
 from app.workers import service as workers
-from trainers.configs import MergeConfig, Queue, StageOutput
+from trainers.configs import (
+    DeployConfig,
+    EngineClientConfig,
+    ExportConfig,
+    ImportConfig,
+    MergeConfig,
+    Queue,
+    StageKind,
+    StageOutput,
+)
 from trainers.configs.references import REGISTRY_PREFIX
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import FullTuning, TrainingConfig
@@ -27,7 +36,7 @@ def check_merge(
         row = session.get(Model, stage.model) if str(stage.model).startswith(REGISTRY_PREFIX) else None
         whole = row is not None and row.kind is ModelKind.base
     if whole:
-        yield _error(
+        yield field_error(
             f"{path}.model",
             "The model has whole weights, so there is no adapter to merge: leave out this stage, or train "
             "with LoRA before it.",
@@ -43,17 +52,82 @@ def check_processes(
     alive = [one for one in workers.list_alive_workers(session, settings) if queue in one.queues]
     most = max((one.hardware.get("cpus") or 0 for one in alive), default=0)
     if 0 < most < stage.devices:
-        yield _error(
+        yield field_error(
             f"{path}.devices",
             f"{stage.devices} processes are more than the {most} CPUs of the largest live worker of queue "
             "cpu. Omit devices, or set the queue to cuda on a host with GPUs.",
         )
 
 
+def check_names(
+    session: Session, stage: AnyStage, name: str, path: str, earlier: Collection[str]
+) -> list[UnprocessableContent]:
+    """Return an error for each name that is taken, and for the address of an engine.
+
+    `earlier` contains the names of the stages before it.
+    """
+    errors: list[UnprocessableContent] = []
+    if name in earlier:
+        errors.append(
+            field_error(f"{path}.name", f"An earlier stage is also called {name!r}: name this one.")
+        )
+    if isinstance(stage, EngineClientConfig):
+        for field in ("engine_url", "engine_model"):
+            if getattr(stage, field) is not None:
+                errors.append(
+                    field_error(f"{path}.{field}", "Omit this field: the worker starts the engine.")
+                )
+    if isinstance(stage, ExportConfig) and stage.gguf_environment is not None:
+        errors.append(field_error(f"{path}.gguf_environment", "Omit this field: the worker sets it."))
+    if isinstance(stage, ExportConfig) and stage.push is not None:
+        errors += _check_push(stage.push.repository, path)
+    if isinstance(stage, ImportConfig):
+        errors += _check_import(stage, path)
+    if isinstance(stage, DeployConfig) and session.get(Alias, stage.deployment) is not None:
+        message = f"{stage.deployment!r} is an alias. Choose another name, and point the alias at it later."
+        errors.append(field_error(f"{path}.deployment", message))
+    return errors
+
+
+def _check_push(repository: str, path: str) -> list[UnprocessableContent]:
+    """Return an error unless the operator allows uploads to the namespace: they use the worker's token."""
+    namespace, allowed = repository.partition("/")[0], get_settings().hub_push_namespaces
+    if namespace in allowed:
+        return []
+    message = (
+        f"This service may not upload to {namespace} on the hub; allowed: {', '.join(allowed) or 'none'}. "
+        "The operator can add it to TUNESMITH_HUB_PUSH_NAMESPACES."
+    )
+    return [field_error(f"{path}.push.repository", message)]
+
+
+def _check_import(stage: ImportConfig, path: str) -> list[UnprocessableContent]:
+    """Return an error for each model that an import cannot have: it comes from outside the registry."""
+    errors: list[UnprocessableContent] = []
+    if not isinstance(stage.model, str) or stage.model.startswith(REGISTRY_PREFIX):
+        errors.append(
+            field_error(f"{path}.model", "Name a hub id or a folder; a model of the registry is in it.")
+        )
+    if stage.base is not None and not isinstance(stage.base, str):
+        errors.append(field_error(f"{path}.base", "Name a hub id, a folder or a registry id."))
+    return errors
+
+
+def check_limits(stage: AnyStage, path: str, settings: Settings) -> list[UnprocessableContent]:
+    """Return an error for each limit that is above the service's own."""
+    errors: list[UnprocessableContent] = []
+    allowed = settings.limits_of(StageKind(stage.stage))
+    for name, value in stage.limits or ():
+        limit = getattr(allowed, name)
+        if value is not None and limit is not None and value > limit:
+            message = (
+                f"{value:,} is above the service's limit of {limit:,} for a stage of kind {stage.stage}. "
+                f"Lower it, or ask an operator to raise {name} in TUNESMITH_STAGE_LIMITS."
+            )
+            errors.append(field_error(f"{path}.limits.{name}", message))
+    return errors
+
+
 def _writes_whole_weights(config: AnyStage) -> bool:
     is_full = isinstance(config, TrainingConfig) and isinstance(config.tuning, FullTuning)
     return is_full or isinstance(config, MergeConfig)
-
-
-def _error(path: str, message: str) -> UnprocessableContent:
-    return UnprocessableContent(f"{path}: {message}", fields=[{"field": path, "message": message}])

@@ -12,6 +12,7 @@ from sqlmodel import Session, col
 from app.http.errors import Conflict, NotFound
 from app.jobs.inputs import find_deleted_inputs
 from app.jobs.resolve import ResolvedStage, resolve_stages
+from app.jobs.row_checks import check_scored_rows
 from app.jobs.schemas import (
     DryRunView,
     JobCreate,
@@ -21,7 +22,6 @@ from app.jobs.schemas import (
     PlannedStageView,
     job_view,
 )
-from app.jobs.scored_rows import check_scored_rows
 from app.jobs.training_time import list_step_warnings, list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle

@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from app.datasets.schemas import MAX_NAME_LENGTH
 from app.datasets.upload import FormUpload, UploadedFile, upload_name
-from app.http.errors import UnprocessableContent
+from app.http.errors import UnprocessableContent, field_error
 from app.models import references
 from app.storage.artifacts import PublishedArtifact, get_store
 from app.storage.database import read_session, transaction
@@ -132,13 +132,13 @@ def _resolve_base(session: Session, role: ModelRole, named: str, model_id: str) 
     """Return the location of an adapter's base; whole weights are their own base."""
     if role is ModelRole.base:
         if named:
-            raise _invalid("base", "These are whole weights, which need no base.")
+            raise field_error("base", "These are whole weights, which need no base.")
         return model_id
     if not named:
-        raise _invalid("base", "adapter_config.json names no base: send it as the form field `base`.")
+        raise field_error("base", "adapter_config.json names no base: send it as the form field `base`.")
     location = references.resolve_model(session, named, "base")
     if isinstance(location, RegistryModel) and session.get_one(Model, location.id).kind is ModelKind.adapter:
-        raise _invalid("base", f"{location} is an adapter itself: name its merged form.")
+        raise field_error("base", f"{location} is an adapter itself: name its merged form.")
     return str(location)
 
 
@@ -262,7 +262,3 @@ def _refused(reason: str) -> UploadRefused:
         f"The upload cannot be used as a model: {reason}.",
         hint="Send the files of a model's folder as form fields `file`, or as one uncompressed .tar archive.",
     )
-
-
-def _invalid(field: str, message: str) -> UnprocessableContent:
-    return UnprocessableContent(f"{field}: {message}", fields=[{"field": field, "message": message}])

@@ -35,6 +35,7 @@ FileName = Annotated[
     str,
     Path(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        max_length=255,
         description="Name of the file: `log.txt`, `events.jsonl`, or one that the run's `result` names.",
     ),
 ]

@@ -1,11 +1,7 @@
-"""Sessions, the database's clock, and the SQLite settings that several writers need."""
+"""Sessions, and the database's clock."""
 
 import json
-import random
-import sqlite3
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,18 +10,16 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import (
-    Connection,
     DateTime,
     Dialect,
     Engine,
-    ExceptionContext,
     Float,
     create_engine,
     event,
     literal,
     text,
 )
-from sqlalchemy.exc import DatabaseError, DisconnectionError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -35,11 +29,10 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import Session
 
 from app.settings import get_settings
+from app.storage import sqlite
 
 # A client waits for a connection and for a lock for seconds, and then gets 503.
 POOL_TIMEOUT_SECONDS = 5
-BUSY_TIMEOUT_SECONDS = 5.0
-BUSY_POLL_SECONDS = 0.001
 # More writers at once only compete for the processor and for rows, and finish in an order of chance. A
 # connection beyond the pool would be opened for one transaction, which costs more than the transaction.
 POOL_SIZE = 10
@@ -59,8 +52,6 @@ POSTGRESQL_OPTIONS = {
     "options": "-c idle_in_transaction_session_timeout=15s",
 }
 
-_turns: dict[str, threading.Lock] = defaultdict(threading.Lock)
-
 
 @lru_cache
 def get_engine() -> Engine:
@@ -77,7 +68,7 @@ def create_database_engine(url: str) -> Engine:
     # A server that disappears without closing its connections is noticed in seconds: leases depend on it.
     options: dict[str, Any] = POSTGRESQL_OPTIONS if url.startswith("postgresql") else {}
     if url.startswith("sqlite"):
-        options = {"factory": _TurnConnection}
+        options = {"factory": sqlite.TurnConnection}
     engine = create_engine(
         url,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -87,9 +78,9 @@ def create_database_engine(url: str) -> Engine:
         connect_args=options,
     )
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        event.listen(engine, "handle_error", _classify_damage, retval=True)
+        event.listen(engine, "connect", sqlite.prepare_connection)
+        event.listen(engine, "begin", sqlite.begin_transaction)
+        event.listen(engine, "handle_error", sqlite.classify_damage, retval=True)
     else:
         event.listen(engine, "checkin", _record_use)
         event.listen(engine, "checkout", partial(_check_idle_connection, engine.dialect))
@@ -195,48 +186,6 @@ def _dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
-class _TurnConnection(sqlite3.Connection):
-    """A connection to SQLite that has the turn of its process during a writing transaction.
-
-    SQLite lets a writer wait by sleeping, longer and longer, up to 100 ms: the lock is often free while all
-    writers sleep, and one that has just begun to wait overtakes those that have waited for long. Here the
-    writers of a process wait for a lock in memory, which wakes the next one at once. Only the one whose turn
-    it is polls the lock of the file, for which it competes with other processes.
-    """
-
-    def __init__(self, database: str, *args: Any, **options: Any) -> None:
-        super().__init__(database, *args, **options)
-        self._turn = _turns[database]
-        self._has_turn = False
-
-    def wait_for_turn(self, seconds: float) -> None:
-        """Wait until no other connection of this process writes."""
-        self._has_turn = self._turn.acquire(timeout=max(0.0, seconds))
-
-    def end_turn(self) -> None:
-        """Let the next connection write."""
-        if self._has_turn and not self.in_transaction:
-            self._has_turn = False
-            self._turn.release()
-
-    def commit(self) -> None:
-        """Commit, and end the turn unless the commit failed."""
-        super().commit()
-        self.end_turn()
-
-    def rollback(self) -> None:
-        """Roll back, and end the turn."""
-        super().rollback()
-        self.end_turn()
-
-    def close(self) -> None:
-        """Close, which rolls back what is not committed."""
-        super().close()
-        if self._has_turn:
-            self._has_turn = False
-            self._turn.release()
-
-
 def _record_use(_connection: Any, record: ConnectionPoolEntry) -> None:
     record.info["used_at"] = time.monotonic()
 
@@ -251,59 +200,3 @@ def _check_idle_connection(
         dialect.do_ping(connection)
     except dialect.loaded_dbapi.Error as error:
         raise DisconnectionError("The connection was closed while it was idle.") from error
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own implicit BEGIN is deferred; ours (below) is not.
-    connection.isolation_level = None
-    for pragma in (
-        f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}",
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _classify_damage(context: ExceptionContext) -> Exception | None:
-    """Report a file that is damaged as any other one that cannot be used: SQLite has no class for it."""
-    error = context.sqlalchemy_exception
-    if type(error) is DatabaseError and error.orig is not None:
-        return OperationalError(error.statement, error.params, error.orig)
-    return None
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A deferred transaction that turns from reading to writing fails at once when another transaction
-    # wrote in between, and ignores the busy timeout; an immediate one waits.
-    read_only = connection.get_execution_options().get("read_only", False)
-    if read_only:
-        connection.exec_driver_sql("BEGIN")
-    else:
-        _begin_immediate(connection)
-
-
-def _begin_immediate(connection: Connection) -> None:
-    """Begin a writing transaction; raises OperationalError if that is not possible in time."""
-    sqlite = connection.connection.dbapi_connection
-    assert isinstance(sqlite, _TurnConnection)
-    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
-    sqlite.wait_for_turn(BUSY_TIMEOUT_SECONDS)
-    try:
-        # Without SQLite's own waiting. Readers keep it, because they wait for recoveries only.
-        sqlite.execute("PRAGMA busy_timeout = 0")
-        while not _try_begin(connection, is_last=time.monotonic() > deadline):
-            time.sleep(BUSY_POLL_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
-    finally:
-        sqlite.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
-        sqlite.end_turn()
-
-
-def _try_begin(connection: Connection, *, is_last: bool) -> bool:
-    try:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    except OperationalError as error:
-        if is_last or getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
-            raise
-        return False
-    return True

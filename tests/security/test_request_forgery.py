@@ -119,7 +119,7 @@ REGRESSIONS = [
     ),
     Regression(
         "an engine's address is taken from the job",
-        "app.jobs.resolve:EngineClientConfig",
+        "app.jobs.plan_checks:EngineClientConfig",
         type("Nothing", (), {}),
         "test_a_job_names_no_address_of_an_engine",
     ),

@@ -90,7 +90,7 @@ def test_a_hostile_row_is_a_fault_of_its_line_and_is_never_trained_on(client: Te
 REGRESSIONS = [
     Regression(
         "a dataset with faults is trained on",
-        "app.jobs.resolve:_require_ready",
+        "app.jobs.resolve:require_ready",
         ignore,
         "test_a_hostile_row_is_a_fault_of_its_line_and_is_never_trained_on",
     ),

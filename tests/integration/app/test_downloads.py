@@ -253,6 +253,8 @@ def test_datasets_and_predictions_have_ranges(
         ("log.txt", len(rows)),
         ("predictions.jsonl", len(rows)),
     ]
+    # Longer than a name in a file system can be.
+    assert client.get(f"/api/v1/runs/{run.id}/files/{'a' * 256}").status_code == 422
     for url in (
         f"/api/v1/datasets/{dataset['id']}/content",
         f"/api/v1/runs/{run.id}/files/predictions.jsonl",

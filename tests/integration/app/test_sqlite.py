@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from app.storage import database
+from app.storage import sqlite
 from app.storage.database import create_database_engine
 
 
@@ -43,7 +43,7 @@ def test_the_end_of_a_transaction_passes_the_turn_on(engine: Engine, end: str) -
     next_writer = threading.Thread(target=increment, args=(engine,))
     next_writer.start()
     getattr(connection, end)()
-    next_writer.join(database.BUSY_TIMEOUT_SECONDS)
+    next_writer.join(sqlite.BUSY_TIMEOUT_SECONDS)
     assert not next_writer.is_alive()
     connection.close()
 
@@ -51,11 +51,11 @@ def test_the_end_of_a_transaction_passes_the_turn_on(engine: Engine, end: str) -
 def test_a_writer_gives_up_after_a_time_and_passes_the_turn_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.1)
     with engine.begin(), pytest.raises(OperationalError, match="locked"):
         increment(engine)
     foreign = create_database_engine(str(engine.url))
-    monkeypatch.setattr(database, "_turns", {engine.url.database: threading.Lock()})
+    monkeypatch.setattr(sqlite, "_turns", {engine.url.database: threading.Lock()})
     with foreign.begin(), pytest.raises(OperationalError, match="locked"):
         increment(engine)
     increment(engine)

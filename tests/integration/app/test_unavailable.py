@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from app.storage import database
+from app.storage import database, sqlite
 from app.storage.database import create_database_engine, get_engine
 from tests.integration.app.conftest import clear_caches
 
@@ -36,7 +36,7 @@ def assert_unavailable(response: Response, code: str = "database_unavailable") -
 @pytest.fixture
 def quick_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "POOL_TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.2)
 
 
 @pytest.fixture

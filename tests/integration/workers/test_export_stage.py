@@ -111,7 +111,7 @@ def test_a_model_is_uploaded_with_its_card_and_without_the_token_in_any_record(
 def test_a_worker_checks_the_namespace_itself(
     client: TestClient, worker: WorkerContext, hub: FakeHub, model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.jobs.resolve._check_push", lambda *_: [])
+    monkeypatch.setattr("app.jobs.plan_checks._check_push", lambda *_: [])
     stage = {"stage": "export", "model": "org/base", "push": {"repository": "other/stolen"}}
     job = client.post("/api/v1/jobs", json={"name": "push", "queue": "cpu", "stages": [stage]}).json()
     assert execute_next(worker)
