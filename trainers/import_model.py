@@ -26,7 +26,7 @@ from trainers.modeling.load import (
 from trainers.modeling.model_files import ADAPTER_WEIGHTS
 from trainers.modeling.model_source import link_files, open_adapter, open_base
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.errors import ConfigInvalid, join_names
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
@@ -84,7 +84,7 @@ def _check_fit(adapter: Path, base: str) -> None:
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as weights:
         actual = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     if missing := sorted(expected.keys() - actual.keys()):
-        raise _unfit(adapter, base, f"it lacks {_join(missing)}, which its config asks for")
+        raise _unfit(adapter, base, f"it lacks {join_names(missing, MAX_LISTED)}, which its config asks for")
     # An adapter may contain a layer that PEFT saves only sometimes, such as embeddings that were resized.
     unlike = sorted(name for name in expected.keys() & actual.keys() if expected[name] != actual[name])
     if unlike:
@@ -93,7 +93,9 @@ def _check_fit(adapter: Path, base: str) -> None:
             adapter, base, f"its tensor {name} has the shape {actual[name]} instead of {expected[name]}"
         )
     if unknown := sorted(name for name in actual.keys() - expected.keys() if ".lora_" in name):
-        raise _unfit(adapter, base, f"the base has no layer for its tensors {_join(unknown)}")
+        raise _unfit(
+            adapter, base, f"the base has no layer for its tensors {join_names(unknown, MAX_LISTED)}"
+        )
 
 
 def _unfit(adapter: Path, base: str, reason: str) -> AdapterUnreadable:
@@ -101,11 +103,6 @@ def _unfit(adapter: Path, base: str, reason: str) -> AdapterUnreadable:
         f"The adapter {adapter} does not fit the base {base}: {reason}.",
         "Name the base that it was trained on as `base`.",
     )
-
-
-def _join(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from trainers.runtime.errors import join_names
+
 README = "README.md"
 # The reader of each kind of file; compressed files are recognized by the reader.
 READERS = {
@@ -158,5 +160,4 @@ def _has_word(name: str, word: str) -> bool:
 
 
 def _join(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "none") + more
+    return join_names(names, 5) or "none"

@@ -21,7 +21,7 @@ from trainers.modeling.hub import REQUEST_TIMEOUT_SECONDS, UNAVAILABLE, HubUnrea
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.error_codes import ErrorCode
-from trainers.runtime.errors import ProgramError, as_program_error
+from trainers.runtime.errors import ProgramError, as_program_error, first_line
 
 CARD = "README.md"
 LICENCE_LINE = "Licence of the base: "
@@ -97,20 +97,16 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 def _unreachable(name: str, error: Exception) -> HubUnreachable:
     return HubUnreachable(
-        f"The hub {constants.ENDPOINT} cannot be reached for the upload of {name}: {_first_line(error)}",
+        f"The hub {constants.ENDPOINT} cannot be reached for the upload of {name}: {first_line(error)}",
         "Check this host's network.",
     )
 
 
 def _refused(name: str, error: Exception) -> HubPushRefused:
     return HubPushRefused(
-        f"The hub refuses the upload of {name}: {_first_line(error)}",
+        f"The hub refuses the upload of {name}: {first_line(error)}",
         "HF_TOKEN on the worker must be allowed to write to this repository.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @program.command(help=make_help(__doc__))

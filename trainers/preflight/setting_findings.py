@@ -121,7 +121,7 @@ def check_template(
     """Yield an information if the rows are rendered in another way than with the base's own template."""
     if has_documents or tokenizer.chat_template is None:
         what = (
-            "The rows are documents: every token carries loss, and the end-of-text token follows each"
+            "Rows of `text` are documents: every token carries loss, and the end-of-text token follows"
             if has_documents
             else "The base has no chat template: prompt and completion follow each other as they are"
         )

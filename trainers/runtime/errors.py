@@ -4,7 +4,7 @@ An error that a single module raises is defined in that module.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.redaction import redact
@@ -97,20 +97,31 @@ def as_program_error(error: BaseException) -> ProgramError:
         )
     if any(_is_out_of_memory(cause) for cause in _causes(error)):
         return OutOfMemory(
-            f"The device ran out of memory: {_first_line(error)}",
+            f"The device ran out of memory: {first_line(error)}",
             "Lower micro_batch_size (batch_size, and with it the result, stays the same) or max_length.",
         )
     if isinstance(error, ProgramError):
         return error
     if any(_is_collective(cause) for cause in _causes(error)):
         return CollectiveFailed(
-            f"The processes of the run have lost contact with each other: {_first_line(error)}",
+            f"The processes of the run have lost contact with each other: {first_line(error)}",
             "The run resumes from its last checkpoint. The log shows which process failed first.",
         )
     return ProgramError(
-        f"{type(error).__name__}: {_first_line(error)}",
+        f"{type(error).__name__}: {first_line(error)}",
         "This is a fault of the program. The traceback is at the end of log.txt.",
     )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def join_names(names: Sequence[str], limit: int) -> str:
+    """Return the first names and the number of the others, for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def has_disk_full_cause(error: BaseException) -> bool:
@@ -146,7 +157,3 @@ def _is_collective(error: BaseException) -> bool:
     return type(error).__name__ in COLLECTIVE_ERRORS or (
         isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in COLLECTIVE_PHRASES)
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

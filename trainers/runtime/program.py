@@ -126,7 +126,7 @@ def _exit_with(run_dir: Path | None, work: Callable[[], None]) -> NoReturn:
 def _print_plan(kind: type[C], config_path: Path, plan: PlanFunction[C]) -> None:
     config = _load_config(kind, config_path)
     with temporary_cache() as cache:
-        config, mixture = _mix_datasets(config, cache)
+        config, mixture = _mix_datasets(config, lambda: cache)
         planned = plan(config) | mixture
     sys.stdout.write(json.dumps(planned, ensure_ascii=False) + "\n")
 
@@ -142,20 +142,20 @@ def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]
     if is_main_process() and config_path.resolve() != copy.resolve():
         files.write_json(copy, config.model_dump(mode="json"))
     with EventWriter(run_dir / files.EVENTS if is_main_process() else None) as events:
-        config, mixture = _mix_datasets(config, cache_of_process(run_dir))
+        config, mixture = _mix_datasets(config, lambda: cache_of_process(run_dir))
         result = run(config, run_dir, events) | mixture
     if is_main_process():
         files.write_result(run_dir, result)
 
 
-def _mix_datasets(config: C, cache: RowCache) -> tuple[C, dict[str, Any]]:
+def _mix_datasets(config: C, open_cache: Callable[[], RowCache]) -> tuple[C, dict[str, Any]]:
     """Return the config with one file in place of a mixture, and the part of the result about it."""
     # Most programs read no mixture.
     from trainers.rendering.mixtures import has_mixture, mix_datasets
 
     if not has_mixture(config):
         return config, {}
-    config, mixed = mix_datasets(config, cache)
+    config, mixed = mix_datasets(config, open_cache())
     for part in mixed:
         logger.info(
             "%d rows of dataset %d of the mixture%s.",

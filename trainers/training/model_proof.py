@@ -21,7 +21,7 @@ from trainers.modeling.architecture import (
     pick_attention,
 )
 from trainers.modeling.load import ModelUnsupported, load_config, pick_device, pick_precision
-from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.errors import ConfigInvalid, first_line, join_names
 from trainers.training.padding_free import check_packing
 from trainers.training.policy import new_adapter_config
 
@@ -61,7 +61,7 @@ def prove_model(config: TrainingConfig) -> None:
         model = build_empty_model(base, attention)
     except _LIBRARY_ERRORS as error:
         raise ModelUnsupported(
-            f"The model {base} cannot be built with {attention} attention: {_first_line(error)}",
+            f"The model {base} cannot be built with {attention} attention: {first_line(error)}",
             "Correct its config.json, or set attention to another value.",
         ) from error
     if isinstance(config.tuning, LoraTuning):
@@ -88,7 +88,7 @@ def _prove_adapter(config: TrainingConfig, tuning: LoraTuning, model: PreTrained
             raise _missing(missing, model, layers) from error
         raise TuningUnsupported(
             f"An adapter with these settings cannot be added to a model of type {model.config.model_type}: "
-            f"{_first_line(error)}",
+            f"{first_line(error)}",
             f"Change tuning. The layers of the model are {_join(layers)}.",
         ) from error
     # PEFT ignores a name without a layer if others have one. It renames those of fused experts.
@@ -124,9 +124,4 @@ def _check_trainable_adapter(model: AdaptedModel) -> None:
 
 
 def _join(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_LISTED_LAYERS])
-    return f"{shown} and {len(names) - MAX_LISTED_LAYERS} more" if len(names) > MAX_LISTED_LAYERS else shown
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return join_names(names, MAX_LISTED_LAYERS)
