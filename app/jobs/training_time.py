@@ -12,29 +12,26 @@ from trainers.configs import Queue, TrainingConfig
 from trainers.preflight.compute_estimate import (
     BYTES_PER_TOKEN,
     CORE_FLOPS,
+    FEW_STEPS_HINT,
     TRAINING_SHARE,
     WARNING_SECONDS,
     count_parameters,
     describe_duration,
+    describe_few_steps,
     estimate_flops,
     read_size_in_name,
 )
 
 MAX_CONFIG_BYTES = 1 << 20
-# With fewer steps at a default learning rate, a model hardly differs from its base.
-MIN_STEPS = 10
 
 
 def list_step_warnings(stage: ResolvedStage) -> list[str]:
-    """Return a warning if the rows make few optimizer steps; a number that the spec states is meant."""
-    config, rows, steps = stage.config, stage.training_rows, stage.estimated_steps
-    if not isinstance(config, TrainingConfig) or config.max_steps or not steps or steps >= MIN_STEPS:
+    """Return a warning if the rows make few optimizer steps."""
+    config, rows = stage.config, stage.training_rows
+    if not isinstance(config, TrainingConfig) or rows is None:
         return []
-    return [
-        f"The stage takes {steps} optimizer step{'s' if steps > 1 else ''} ({rows} rows, "
-        f"{config.rows_per_step} a step, epochs {config.epochs:g}), which hardly changes a model. Use "
-        "more rows, raise epochs, or lower batch_size."
-    ]
+    found = describe_few_steps(config, rows)
+    return [f"{found} {FEW_STEPS_HINT}"] if found is not None else []
 
 
 def list_time_warnings(stage: ResolvedStage, workers: Sequence[Worker]) -> list[str]:

@@ -23,7 +23,7 @@ from trainers.preflight.feedback.reward_findings import check_references
 from trainers.preflight.findings import Finding, FindingCode, FindingExample, FindingLevel, new_finding
 from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
 from trainers.preflight.row_findings import RowTexts, check_file, check_texts
-from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_template
+from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_steps, check_template
 from trainers.preflight.stored_findings import Check, find_once
 from trainers.preflight.token_findings import check_model_limits, check_tokens
 from trainers.rendering.labelled_examples import LabelledSet, read_labelled
@@ -71,6 +71,7 @@ def _check_stage(
     yield from check_settings(config, model_config(config))
     n_rows = len(rows) if isinstance(rows, Sequence) else rows.rows
     yield from check_cpu_time(config, model_config(config), n_rows, getattr(rows, "tokens", 0))
+    yield from check_steps(config, n_rows)
     yield from check_template(config, tokenizer, isinstance(rows, ExampleSet) and rows.has_documents)
     held_out = [dataset_path(reference) for reference in config.held_out]
     checks: list[Check] = [

@@ -1,5 +1,6 @@
 """Estimates of the arithmetic of a training stage, for its time on a CPU. Imports no torch."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,9 @@ WARNING_SECONDS = 3600.0
 # A core of a server reaches 60 to 100 GFLOP/s in large products of float32 matrices; training about half.
 CORE_FLOPS = 40e9
 TRAINING_SHARE = 0.5
+# With fewer steps at a default learning rate, a model hardly differs from its base.
+MIN_STEPS = 10
+FEW_STEPS_HINT = "Use more rows, raise epochs, or lower batch_size."
 # English has about four bytes of JSON per token, Korean about three.
 BYTES_PER_TOKEN = 4
 _SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
@@ -38,6 +42,17 @@ def estimate_flops(config: TrainingConfig, parameters: float, rows: int, tokens_
     elif isinstance(config, DpoConfig | KtoConfig):
         per_token += 2
     return sequences * tokens * per_token * parameters
+
+
+def describe_few_steps(config: TrainingConfig, rows: int) -> str | None:
+    """Return what is wrong if the rows make few optimizer steps; a number that the config states is meant."""
+    steps = math.ceil(rows * config.epochs / config.rows_per_step)
+    if config.max_steps or not 0 < steps < MIN_STEPS:
+        return None
+    return (
+        f"The stage takes {steps} optimizer step{'s' if steps > 1 else ''} ({rows} rows, "
+        f"{config.rows_per_step} a step, epochs {config.epochs:g}), which hardly changes a model."
+    )
 
 
 def count_parameters(config: Mapping[str, Any]) -> float | None:

@@ -63,6 +63,7 @@ class FindingCode(StrEnum):
     vocabulary_mismatch = "vocabulary_mismatch"  # Tokens without an embedding.
     length_beyond_model = "length_beyond_model"  # Positions that the model was not trained on.
     cpu_training_slow = "cpu_training_slow"  # Hours on a CPU.
+    few_steps = "few_steps"  # Too few to change the model.
     learning_rate_unusual = "learning_rate_unusual"  # Far from the usual range for the model's size.
     loss_depends_on_micro_batch = "loss_depends_on_micro_batch"  # Its size changes the objective.
     reference_without_answer = "reference_without_answer"  # No completion can be correct.

@@ -9,10 +9,12 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trainers.configs.training import TrainingConfig
 from trainers.modeling.load import pick_device
 from trainers.preflight.compute_estimate import (
+    FEW_STEPS_HINT,
     TRAINING_SHARE,
     WARNING_SECONDS,
     count_parameters,
     describe_duration,
+    describe_few_steps,
     estimate_flops,
 )
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
@@ -40,6 +42,12 @@ def check_settings(config: TrainingConfig, model: PreTrainedConfig) -> Iterator[
             "not recomputed.",
             "Set activation_checkpointing: true if the stage runs out of memory, else false.",
         )
+
+
+def check_steps(config: TrainingConfig, rows: int) -> Iterator[Finding]:
+    """Yield a finding if the rows make few optimizer steps."""
+    if (found := describe_few_steps(config, rows)) is not None:
+        yield new_finding(FindingCode.few_steps, FindingLevel.warning, found, FEW_STEPS_HINT)
 
 
 def check_cpu_time(

@@ -32,11 +32,24 @@ LONG_ANSWER = "I am sorry, but I cannot help with that. #### 1"
 
 
 def run_preflight(base: Path, tmp_path: Path, dataset: str, **target: Any) -> dict[str, Any]:
-    values = {"stage": "sft", "base": str(base), "dataset": dataset, "max_length": 256} | target
+    # Stated steps are meant, however few the rows are.
+    values = {
+        "stage": "sft",
+        "base": str(base),
+        "dataset": dataset,
+        "max_length": 256,
+        "max_steps": 20,
+    } | target
     if values["stage"] == "grpo":
         del values["max_length"]
     config = PreflightConfig.model_validate({"target": values})
     return preflight(config, tmp_path, EventWriter(None))
+
+
+def test_rows_that_make_few_steps_are_found(starter: Path, tmp_path: Path, write_rows: Write) -> None:
+    (found,) = run_preflight(starter, tmp_path, write_rows(CLEAN), max_steps=None)["findings"]
+    assert (found["code"], found["level"]) == ("few_steps", "warning")
+    assert found["message"].startswith("The stage takes 3 optimizer steps (40 rows, 16 a step, epochs 1)")
 
 
 def codes(result: dict[str, Any]) -> list[str]:

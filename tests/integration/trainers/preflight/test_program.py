@@ -17,7 +17,13 @@ def test_the_program_succeeds_with_the_errors_that_it_finds(
     programs: Programs, starter: Path, write_rows: Write, tmp_path: Path
 ) -> None:
     rows = [*CLEAN, {"question": "Two?", "answer": ""}]
-    target = {"stage": "sft", "base": str(starter), "dataset": write_rows(rows), "max_length": 256}
+    target = {
+        "stage": "sft",
+        "base": str(starter),
+        "dataset": write_rows(rows),
+        "max_length": 256,
+        "max_steps": 20,
+    }
     config = {"stage": "preflight", "target": target, "shown_rows": 1}
     status, out, err = programs.run("trainers.preflight", config, tmp_path)
     assert (status, "⟦" in out, "\x1b" in out) == (0, True, False), err
@@ -30,7 +36,7 @@ def test_the_program_succeeds_with_the_errors_that_it_finds(
 
 def test_a_dry_run_of_training_lists_the_findings(starter: Path, write_rows: Write) -> None:
     config = {"stage": "sft", "base": str(starter), "dataset": write_rows([*CLEAN, CLEAN[7]])}
-    (found,) = plan(SftConfig.model_validate(config | {"max_length": 256}))["findings"]
+    (found,) = plan(SftConfig.model_validate(config | {"max_length": 256, "max_steps": 20}))["findings"]
     assert found["code"] == "duplicates"
     assert found["examples"] == [{"line": 41, "text": "The row has the content of line 8."}]
 
