@@ -76,6 +76,8 @@ def _explain(
     if queue is suitable[0]:
         reason = "an Apple chip" if queue is Queue.mlx else "it needs no GPU"
         return f"The best hardware for the stage {kind}: {reason}."
+    if suitable[0] is Queue.cpu:
+        return f"No live worker of queue cpu can run the stage {kind}."
     missing = {Queue.cuda: "a GPU", Queue.mlx: "an Apple chip"}[suitable[0]]
     notes = {note for worker in alive_workers if (note := worker.hardware.get("unused")) is not None}
     return " ".join([f"No live worker that runs the stage {kind} has {missing}.", *sorted(notes)])

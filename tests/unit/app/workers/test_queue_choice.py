@@ -47,6 +47,7 @@ PAIRS = PREPARE | {"base": "org/base", "recipe": {"kind": "on_policy_pairs"}}
         (PAIRS, [CPU, GPU], "cuda"),
         (MERGE, [CPU, GPU], "cpu"),
         (PREPARE, [worker(Queue.cuda, gpus=1)], "cuda"),
+        (PREPARE, [worker(Queue.mlx)], "mlx"),
     ],
 )
 def test_the_best_hardware_that_the_stage_can_use_is_chosen(
