@@ -1,5 +1,8 @@
 """Mixtures of datasets, written to one file that the rest of a stage reads like any other dataset."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,12 +12,15 @@ from trainers.configs.base import DatasetShare
 from trainers.data.mixture import MixedDataset, describe_repeats, find_origin, write_mixture
 from trainers.rendering.cache.folder import META, MIXTURE, RowCache
 from trainers.rendering.cache.spec import code_version, hash_values
+from trainers.rendering.plain_text import TemplateMissing
 from trainers.rendering.render import dataset_path, require_file
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
 from trainers.runtime.verified_files import hash_file
 
 ORIGINS = "origins.bin"
+# A row in the message of an error: of the mixture, or of a file that is not named.
+_ROW = re.compile(rf"\b([Rr]ow (\d+))\b(?: of \S*{re.escape(MIXTURE)}|(?! of ))")
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -75,3 +81,19 @@ def describe_origin(dataset: Path, line: int) -> str | None:
         return None
     position, original = find_origin(origins, line)
     return f"line {original} of dataset {position + 1} of the mixture"
+
+
+@contextmanager
+def name_origins(config: BaseModel) -> Iterator[None]:
+    """Name in an error about a row of a mixture the dataset and the line that it comes from."""
+    try:
+        yield
+    except (DatasetInvalid, TemplateMissing) as error:
+        stage = getattr(config, "target", config)
+        dataset, match = getattr(stage, "dataset", None), _ROW.search(error.message)
+        if match and MIXTURE not in match[0] and getattr(stage, "validation_dataset", None) is not None:
+            match = None  # The row may be one of the validation rows.
+        origin = describe_origin(Path(dataset), int(match[2])) if match and isinstance(dataset, str) else None
+        if origin is not None:
+            error.message = _ROW.sub(rf"\1 ({origin})", error.message, count=1)
+        raise

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -127,7 +127,8 @@ def _print_plan(kind: type[C], config_path: Path, plan: PlanFunction[C]) -> None
     config = _load_config(kind, config_path)
     with temporary_cache() as cache:
         config, mixture = _mix_datasets(config, lambda: cache)
-        planned = plan(config) | mixture
+        with _name_origins(config):
+            planned = plan(config) | mixture
     sys.stdout.write(json.dumps(planned, ensure_ascii=False) + "\n")
 
 
@@ -143,7 +144,8 @@ def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]
         files.write_json(copy, config.model_dump(mode="json"))
     with EventWriter(run_dir / files.EVENTS if is_main_process() else None) as events:
         config, mixture = _mix_datasets(config, lambda: cache_of_process(run_dir))
-        result = run(config, run_dir, events) | mixture
+        with _name_origins(config):
+            result = run(config, run_dir, events) | mixture
     if is_main_process():
         files.write_result(run_dir, result)
 
@@ -164,6 +166,12 @@ def _mix_datasets(config: C, open_cache: Callable[[], RowCache]) -> tuple[C, dic
             f", {part.repeats}" if part.repeats else "",
         )
     return config, {"mixture": [part.model_dump() for part in mixed]}
+
+
+def _name_origins(config: StageConfig) -> AbstractContextManager[None]:
+    from trainers.rendering.mixtures import name_origins
+
+    return name_origins(config)
 
 
 def _remove_errors(run_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """Training on a mixture of datasets: counts in plan and result, exact resumption, and findings by dataset."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tests.integration.trainers.stages import run_stage
 from trainers import sft
 from trainers.configs.stages.sft import SftConfig
 from trainers.rendering.cache.folder import RowCache
-from trainers.rendering.mixtures import mix_datasets
+from trainers.rendering.mixtures import mix_datasets, name_origins
+from trainers.rendering.render import read_prompt_completions
 from trainers.runtime import program
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
@@ -67,3 +69,18 @@ def test_a_dataset_under_two_names_is_refused(short_sft: dict[str, Any], tmp_pat
     mixture = [{"dataset": short_sft["dataset"]}, {"dataset": str(copy)}]
     with pytest.raises(DatasetInvalid, match="Datasets 1 and 2 of the mixture have the same rows"):
         mix_datasets(SftConfig.model_validate(short_sft | {"dataset": mixture}), RowCache(tmp_path / "cache"))
+
+
+def test_an_error_in_a_row_names_the_line_of_the_dataset(
+    write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path
+) -> None:
+    right = write_rows([{"prompt": f"{n}?", "completion": str(n)} for n in range(3)])
+    wrong = write_rows([{"prompt": "3?", "completion": "3"}, {"prompt": "4?"}])
+    config = SftConfig.model_validate(
+        {"stage": "sft", "base": "none", "dataset": [{"dataset": right}, {"dataset": wrong}]}
+    )
+    mixed, _ = mix_datasets(config, RowCache(tmp_path))
+    message = r"Row \d \(line 2 of dataset 2 of the mixture\) has no known format"
+    with pytest.raises(DatasetInvalid) as raised, name_origins(mixed):
+        list(read_prompt_completions(mixed.dataset))
+    assert re.match(message, raised.value.message)
