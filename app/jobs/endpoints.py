@@ -50,8 +50,7 @@ IdempotencyKey = Annotated[
         "job of the first, so that a client can safely repeat a request.",
     ),
 ]
-# Requests beyond these wait their turn: all share one interpreter, and more at once would finish in an order
-# of chance.
+# Requests beyond these wait in the order of their arrival (docs/decisions/0039).
 _SUBMISSIONS = CapacityLimiter(4)
 REPLAY: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job that this Idempotency-Key has already created."}
