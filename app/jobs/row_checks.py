@@ -99,6 +99,12 @@ def require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
     if reads is Rows.labels:
         _require_labels(dataset, stage, path)
         return
+    if reads is Rows.completions and (n_bad := (_count_labels(dataset) or {}).get("false")):
+        raise field_error(
+            path,
+            f"{n_bad} of {dataset.row_count} rows of {dataset.id} have `label: false`, which only kto reads: "
+            "use that stage, or remove these rows.",
+        )
     if dataset.format.has_pairs == (reads is Rows.pairs):
         return
     if dataset.format.has_pairs:
@@ -116,9 +122,9 @@ def require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
 
 def _require_labels(dataset: Dataset, stage: StageKind, path: str) -> None:
     """Refuse rows without a label, and labels of one kind, from which KTO learns nothing."""
-    labels = dataset.report.get("statistics", {}).get("labels")
+    labels = _count_labels(dataset)
     if labels is None:
-        return  # It was validated before labels were counted: the stage itself checks them.
+        return  # The stage itself checks them.
     expected = "each row needs a `label` that is true or false, or is a pair of `chosen` and `rejected`"
     if (labelled := sum(labels.values())) < dataset.row_count:
         raise field_error(
@@ -133,6 +139,12 @@ def _require_labels(dataset: Dataset, stage: StageKind, path: str) -> None:
             f"All {labelled} rows of dataset {dataset.id} have the label {found}, but {stage} learns from "
             "the difference between good and bad completions: add rows with the other label.",
         )
+
+
+def _count_labels(dataset: Dataset) -> dict[str, int] | None:
+    """Return the number of rows by label; None for a dataset that was validated before they were counted."""
+    counts: dict[str, int] | None = dataset.report.get("statistics", {}).get("labels")
+    return counts
 
 
 def require_ready(dataset: Dataset, path: str) -> None:

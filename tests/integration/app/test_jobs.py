@@ -212,6 +212,14 @@ def test_kto_needs_a_label_in_every_row_and_both_labels(
         assert refused in list_errors(client, spec(stage))["stages.0.dataset"]
 
 
+def test_rows_labelled_as_bad_are_refused_for_a_stage_that_would_learn_them(
+    client: TestClient, make_dataset: Callable[..., Dataset]
+) -> None:
+    make_dataset("rows", row_count=3, report={"statistics": {"labels": {"true": 2, "false": 1}}})
+    errors = list_errors(client, spec({"stage": "sft", "base": "org/model", "dataset": "rows"}))
+    assert "1 of 3 rows" in errors["stages.0.dataset"] and "only kto reads" in errors["stages.0.dataset"]
+
+
 def test_kto_reads_pairs_and_a_teacher_is_resolved_like_a_base(
     client: TestClient, make_dataset: Callable[..., Dataset]
 ) -> None:
