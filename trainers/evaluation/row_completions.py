@@ -93,17 +93,19 @@ def complete_rows(
     Raises:
         EngineFailed: The engine does not respond, or fails on a row.
     """
-    pool = ThreadPoolExecutor(config.concurrency)
+    pool, client = ThreadPoolExecutor(config.concurrency), _open_client(config.concurrency)
     try:
-        with _open_client(config.concurrency) as client:
-            for n_written, line in enumerate(
-                _complete_in_order(pool, client, config, prompts, endpoint), start=1
-            ):
-                files.append_line(output, line)
-                report_count(n_written)
-    finally:
-        # A stop must not wait for long completions: the engine cancels them when it stops.
+        lines = _complete_in_order(pool, client, config, prompts, endpoint)
+        for n_written, line in enumerate(lines, start=1):
+            files.append_line(output, line)
+            report_count(n_written)
+    except BaseException:
+        # A stop must not wait for long completions: the engine cancels them when it stops. Nor may it close
+        # their connections: a thread that begins to read from one that is closed waits for the time limit.
         pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    client.close()
 
 
 def _with_system_prompt(system_prompt: str | None, prompt: PromptCompletion) -> PromptCompletion:

@@ -442,6 +442,7 @@ def test_the_sweeper_notifies_only_while_a_worker_is_idle(
         lifecycle.claim(session, worker.worker_id, [Queue.cpu], worker.stages, 60)
     submit(FOREVER, notified_at=datetime.now(UTC) - timedelta(hours=1))
     sweeper.sweep_once(worker.settings)
+    assert queue.get_notifier().wait(10)
     assert list(messages.iterdir()) == [], "its only worker is busy"
     with transaction() as session:
         lifecycle.release_expired(session, 3)
@@ -449,6 +450,7 @@ def test_the_sweeper_notifies_only_while_a_worker_is_idle(
     move(busy, RunStatus.cancelling)
     move(busy, RunStatus.cancelled)
     sweeper.sweep_once(worker.settings)
+    assert queue.get_notifier().wait(10)
     assert len(list(messages.iterdir())) == 1
 
 
