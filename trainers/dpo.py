@@ -31,14 +31,14 @@ from trainers.rendering.cache.folder import RowCache, cache_of_process
 from trainers.rendering.preference_examples import TRIPLE, PreferenceSet, load_preferences
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
-from trainers.runtime.program import StopFlag, is_main_process, run_program, stop_after_step
+from trainers.runtime.program import is_main_process, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
-from trainers.training.callback import RunDirCallback, wait_for_all
+from trainers.training.callback import wait_for_all
 from trainers.training.datasets import map_dataset
 from trainers.training.loop import run_training_loop
 from trainers.training.pair_weights import PairWeightMixin
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
-from trainers.training.preferences.reference import check_reference
+from trainers.training.preferences.reference import ReferenceCallback
 from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.save import add_validation_callback, save_model, training_result
 from trainers.training.schedule import ScheduleMixin
@@ -107,14 +107,8 @@ class PairTrainer(PairWeightMixin, StepSamplerMixin, ScheduleMixin, IsolatedVali
         return dataset
 
 
-class DpoCallback(RunDirCallback[DpoConfig]):
-    """Also checks the reference, and warns if the chosen completions become less likely."""
-
-    def __init__(
-        self, config: DpoConfig, run_dir: Path, events: EventWriter, stop: StopFlag, precision: Precision
-    ) -> None:
-        super().__init__(config, run_dir, events, stop)
-        self._precision = precision
+class DpoCallback(ReferenceCallback[DpoConfig]):
+    """Also warns if the chosen completions become less likely."""
 
     def on_log(
         self,
@@ -128,8 +122,6 @@ class DpoCallback(RunDirCallback[DpoConfig]):
         history = [entry for entry in state.log_history if "rewards/margins" in entry]
         if logs is None or "rewards/margins" not in logs:
             return
-        if state.global_step == 1:
-            check_reference(logs, self._config.beta, self._precision)
         beta = self._config.beta
         if _chosen_falls(history, beta) and not any(
             _chosen_falls(history[:end], beta) for end in range(FALL_WINDOW, len(history))

@@ -14,8 +14,7 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
-from transformers import TrainingArguments as Arguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from trl import KTOConfig as TrlConfig
 
 from trainers.configs.stages.kto import KtoConfig
@@ -26,13 +25,12 @@ from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.labelled_examples import LabelledSet, load_labelled
 from trainers.runtime.events import EventWriter
-from trainers.runtime.program import StopFlag, run_program, stop_after_step
+from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
-from trainers.training.callback import RunDirCallback
 from trainers.training.loop import run_training_loop
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
 from trainers.training.preferences.labelled_trainer import LabelledTrainer, MismatchSampler, RowsWithMismatch
-from trainers.training.preferences.reference import check_reference
+from trainers.training.preferences.reference import ReferenceCallback
 from trainers.training.save import add_validation_callback, save_model, training_result
 
 
@@ -47,7 +45,7 @@ def run(config: KtoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
         trainer = _build_trainer(config, run_dir, model, tokenizer, labelled, precision)
-        callback = KtoCallback(config, run_dir, events, stop, precision)
+        callback = ReferenceCallback(config, run_dir, events, stop, precision)
         add_validation_callback(trainer, config, run_dir, tokenizer)
         run_training_loop(trainer, config, callback, run_dir, stop, labelled.summary())
         save_model(trainer, config, run_dir, tokenizer)
@@ -77,28 +75,6 @@ def plan(config: KtoConfig) -> dict[str, Any]:
         **plan_training(config, steps, max(labelled.lengths())),
         "findings": findings_to_json(check_stage(config, tokenizer, labelled)),
     }
-
-
-class KtoCallback(RunDirCallback[KtoConfig]):
-    """Also checks the reference."""
-
-    def __init__(
-        self, config: KtoConfig, run_dir: Path, events: EventWriter, stop: StopFlag, precision: Precision
-    ) -> None:
-        super().__init__(config, run_dir, events, stop)
-        self._precision = precision
-
-    def on_log(
-        self,
-        args: Arguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().on_log(args, state, control, logs=logs, **kwargs)
-        if logs is not None and "loss" in logs and state.global_step == 1:
-            check_reference(logs, self._config.beta, self._precision)
 
 
 def _build_trainer(

@@ -19,7 +19,7 @@ class WorkerView(BaseModel):
     queues: list[str] = Field(description="Queues that it serves.")
     stages: list[str] = Field(description="Kinds of stages that it can run.")
     capabilities: list[str] = Field(
-        description="Programs that it has beside the packages of the stages, such as `gguf`."
+        description="Programs that it has in addition to the packages of the stages, such as `gguf`."
     )
     slots: dict[str, int] = Field(
         description="By queue, how many runs it can hold at once; on `cuda`, how many GPUs."

@@ -1,1 +1,1 @@
-"""Findings in what tells a stage which completions are good: labels and rewards."""
+"""Findings in labels and rewards, which show a stage the good completions."""
