@@ -14,7 +14,7 @@ from app.tables import Dataset
 from trainers.configs import EvaluateConfig, PreflightConfig, Rows, StageKind
 from trainers.configs.references import DatasetField
 from trainers.configs.stage_config import AnyStage
-from trainers.configs.stages.evaluate import Metric
+from trainers.configs.stages.evaluate import JudgedMetric
 from trainers.data.formats import RowFormat
 from trainers.evaluation.scored_rows import read_scored_rows
 from trainers.runtime.error_codes import ErrorCode
@@ -68,7 +68,7 @@ def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _find_error(artifact: str, sha256: str, metric: Metric, max_rows: int) -> DatasetInvalid | None:
+def _find_error(artifact: str, sha256: str, metric: JudgedMetric, max_rows: int) -> DatasetInvalid | None:
     """Return the error of the first row that cannot be scored; a stored file never changes."""
     try:
         read_scored_rows(get_store().fetch_file(artifact, sha256), metric, max_rows, name="the dataset")

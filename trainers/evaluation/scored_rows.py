@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.configs.stages.evaluate import EvaluateConfig, Metric
+from trainers.configs.stages.evaluate import EvaluateConfig, JudgedMetric
 from trainers.metrics.maths import exact_match, final_answer
 from trainers.rendering.render import PromptCompletion, dataset_path, read_prompt_completions
 from trainers.runtime.errors import DatasetInvalid
@@ -26,7 +26,7 @@ class Judge:
 
 JUDGES = {
     # To add a metric, add a line.
-    Metric.maths_exact_match: Judge(
+    JudgedMetric.maths_exact_match: Judge(
         exact_match,
         lambda reference: final_answer(reference) is not None,
         "final answer",
@@ -44,7 +44,7 @@ def load_scored_rows(config: EvaluateConfig) -> list[PromptCompletion]:
 
 
 def read_scored_rows(
-    path: Path, metric: Metric, max_rows: int | None, name: str | None = None
+    path: Path, metric: JudgedMetric, max_rows: int | None, name: str | None = None
 ) -> list[PromptCompletion]:
     """Return the last turn of the first rows of a file, called `name`; raises as `load_scored_rows`."""
     pairs = [turns[-1] for turns in read_prompt_completions(str(path), max_rows)]
@@ -57,6 +57,6 @@ def read_scored_rows(
                 f"Row {pair.row} of {name or path} has no {judge.requirement} in its reference, which the "
                 f"metric {metric} needs.",
                 f"Write {judge.example} at the end of each reference, or leave the evaluation out. "
-                f"The metrics are {', '.join(Metric)}.",
+                f"The metrics are {', '.join(JudgedMetric)}.",
             )
     return pairs

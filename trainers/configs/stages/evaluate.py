@@ -8,7 +8,7 @@ from pydantic import Field
 from trainers.configs.base import MAX_COUNT, DatasetRef, ModelRef, Queue, Seed, StageConfig
 
 
-class Metric(StrEnum):
+class JudgedMetric(StrEnum):
     """Measure of a completion against the row's reference."""
 
     maths_exact_match = "maths_exact_match"
@@ -23,7 +23,7 @@ class EvaluateConfig(StageConfig):
         None, description="A second model to compare with, such as the untuned base."
     )
     dataset: DatasetRef
-    metric: Metric = Field(Metric.maths_exact_match, description="Score of a completion.")
+    metric: JudgedMetric = Field(JudgedMetric.maths_exact_match, description="Score of a completion.")
     max_rows: int | None = Field(
         None, ge=1, le=MAX_COUNT, description="Score the first rows of the dataset only; null scores all."
     )

@@ -1,0 +1,44 @@
+"""Configs of metrics: what an evaluation measures of a model's responses."""
+
+from typing import Annotated, Any, Union
+
+from pydantic import BeforeValidator, Field, GetPydanticSchema
+
+from trainers.configs.metrics.base import MetricConfig
+from trainers.configs.metrics.exact import ExactMatch, MathsExactMatch
+
+MAX_METRICS = 32
+
+# To add a metric, add its config.
+_CONFIGS = (MathsExactMatch, ExactMatch)
+METRIC_KINDS = tuple(config.model_fields["metric"].default for config in _CONFIGS)
+
+
+def _expand_name(value: Any) -> Any:
+    """Return the config of a metric that is given by its kind alone."""
+    return {"metric": value} if isinstance(value, str) else value
+
+
+_UNION: Any = Annotated[Union[_CONFIGS], Field(discriminator="metric")]  # noqa: UP007
+AnyMetric = Annotated[
+    MetricConfig, GetPydanticSchema(lambda _, handler: handler(_UNION)), BeforeValidator(_expand_name)
+]
+Metrics = Annotated[
+    list[AnyMetric],
+    Field(
+        min_length=1,
+        max_length=MAX_METRICS,
+        description="What to measure: the kind of a metric, such as `bleu`, or an object with its options, "
+        'such as `{"metric": "bleu", "tokenizer": "ko-mecab"}`. The first is the main one.',
+    ),
+]
+
+__all__ = [
+    "MAX_METRICS",
+    "METRIC_KINDS",
+    "AnyMetric",
+    "ExactMatch",
+    "MathsExactMatch",
+    "MetricConfig",
+    "Metrics",
+]

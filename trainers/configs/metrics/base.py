@@ -1,0 +1,19 @@
+"""What the configs of all metrics share."""
+
+from pydantic import Field
+
+from trainers.configs.base import Config, StageName
+
+
+class MetricConfig(Config):
+    """Fields of every metric."""
+
+    metric: str = Field(description="Kind of metric.")
+    name: StageName | None = Field(
+        None, description="Name in results, unique in the list. Defaults to the kind of metric."
+    )
+
+    @property
+    def label(self) -> str:
+        """The name in results."""
+        return self.name or self.metric

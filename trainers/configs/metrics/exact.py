@@ -1,0 +1,20 @@
+"""Configs of metrics that compare response and reference for equality."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainers.configs.metrics.base import MetricConfig
+
+
+class MathsExactMatch(MetricConfig):
+    """Share of the rows whose final answer equals the reference's as a number."""
+
+    metric: Literal["maths_exact_match"] = Field("maths_exact_match", description="Kind of metric.")
+
+
+class ExactMatch(MetricConfig):
+    """Share of the rows whose response is the reference."""
+
+    metric: Literal["exact_match"] = Field("exact_match", description="Kind of metric.")
+    ignore_case: bool = Field(False, description="Compare without regard to upper and lower case.")

@@ -1,0 +1,71 @@
+"""The result of an evaluation, as programs write it and the API stores it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+Interval = tuple[float, float]
+
+
+class Score(BaseModel):
+    """The value of one metric for one model."""
+
+    metric: str = Field(description="Name of the metric in the evaluation.")
+    value: float = Field(description="Value over all rows, on the metric's own scale.")
+    interval_95: Interval | None = Field(description="95 % confidence interval; null if none is known.")
+    n: int = Field(description="Rows that the value is computed from.")
+    failed: int = Field(0, description="Rows without a response, which count as wrong.")
+    higher_is_better: bool = Field(True, description="Whether a higher value is better.")
+    signature: str = Field(description="Library, version and options on which the value depends.")
+    details: dict[str, Any] = Field(default_factory=dict, description="Counts and further values.")
+
+
+class ModelScores(BaseModel):
+    """The scores of one model."""
+
+    role: str = Field(description="Name of the model in the evaluation, such as `model` or `baseline`.")
+    model: str = Field(description="The model as a person reads it.")
+    scores: list[Score] = Field(description="One for each metric, the main one first.")
+    provenance: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What the scores depend on: hashes of model, template, dataset and prompts; engine, "
+        "versions, sampling, seeds, hardware.",
+    )
+
+
+class PairedDifference(BaseModel):
+    """The paired difference of two models on one metric: `role` minus `other`."""
+
+    metric: str = Field(description="Name of the metric.")
+    role: str = Field(description="The model whose difference it is.")
+    other: str = Field(description="The model that it is compared with.")
+    n: int = Field(description="Rows that both models have a value for.")
+    difference: float = Field(description="Value of `role` minus value of `other`.")
+    interval_95: Interval = Field(description="95 % confidence interval, which agrees with the test.")
+    p_value: float = Field(description="Two-sided probability of such a difference between equal models.")
+    p_adjusted: float = Field(description="Corrected for the number of comparisons in this evaluation.")
+    method: str = Field(description="Name of the test and of the interval.")
+    wins: int = Field(description="Rows on which `role` is better.")
+    losses: int = Field(description="Rows on which `other` is better.")
+    ties: int = Field(description="Rows on which both are equal.")
+    detectable: float | None = Field(
+        None, description="Smallest true difference that as many such rows would find with 80 %."
+    )
+    verdict: Literal["better", "worse", "undecided"] = Field(
+        description="`better` or `worse` if the corrected test decides at 5 %, with regard to the metric's "
+        "direction."
+    )
+
+
+class EvaluationResult(BaseModel):
+    """`result.json` of the stage `evaluate`, and of a comparison of stored evaluations."""
+
+    stage: str = Field(description="Kind of the stage.")
+    n: int = Field(description="Rows of the evaluation.")
+    models: list[ModelScores] = Field(description="The models, the first one evaluated against the others.")
+    differences: list[PairedDifference] = Field(
+        default_factory=list, description="Of the first model to each other one, for each metric."
+    )
+    warnings: list[str] = Field(default_factory=list, description="What weakens the scores.")
+    details: dict[str, Any] = Field(default_factory=dict, description="Contamination, slices, power.")
+    rows: str = Field("rows.jsonl", description="File with a line for each row, in the run directory.")

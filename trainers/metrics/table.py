@@ -1,0 +1,19 @@
+"""The table of metrics: which class measures what a config asks for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from trainers.configs.metrics import ExactMatch, MathsExactMatch, MetricConfig
+from trainers.metrics.exact import ExactMatchMetric, MathsExactMatchMetric
+from trainers.metrics.metric import Metric
+
+# To add a metric, add a line. A module that imports a large package imports it in the class.
+_METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
+    ExactMatch: ExactMatchMetric,
+    MathsExactMatch: MathsExactMatchMetric,
+}
+
+
+def make_metric(config: MetricConfig) -> Metric:
+    """Return the metric of a config."""
+    return _METRICS[type(config)](config)
