@@ -39,7 +39,7 @@ def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
     """
     check_template(body.model, "model")
     reference = str(references.resolve_model(session, body.model, "model"))
-    chooser = QueueChooser(session, get_settings())
+    chooser = QueueChooser(session, get_settings(), workers.AliveWorkers(get_settings()))
     queue = body.queue or chooser.choose(StageKind.deploy, body.engine.suitable_queues).queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))
 

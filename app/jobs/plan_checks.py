@@ -44,13 +44,13 @@ def check_merge(
 
 
 def check_processes(
-    session: Session, settings: Settings, stage: AnyStage, queue: Queue, path: str
+    session: Session, alive: workers.AliveWorkers, stage: AnyStage, queue: Queue, path: str
 ) -> Iterator[UnprocessableContent]:
     """Yield an error for more processes than any live worker of the queue `cpu` has CPUs."""
     if queue is not Queue.cpu or not isinstance(stage, TrainingConfig) or stage.devices == 1:
         return
-    alive = [one for one in workers.list_alive_workers(session, settings) if queue in one.queues]
-    most = max((one.hardware.get("cpus") or 0 for one in alive), default=0)
+    serving = [worker for worker in alive.read(session) if queue in worker.queues]
+    most = max((worker.hardware.get("cpus") or 0 for worker in serving), default=0)
     if 0 < most < stage.devices:
         yield field_error(
             f"{path}.devices",

@@ -68,9 +68,9 @@ def create_preflight(
     check_stage_templates(spec.stages)
     check_scored_rows(spec.stages)
     draft = _Draft()
-    alive_workers = workers.list_alive_workers(session, settings)
-    for stage in resolve_stages(session, spec, settings):
-        _add(draft, stage, alive_workers, options)
+    alive = workers.AliveWorkers(settings)
+    for stage in resolve_stages(session, spec, settings, alive):
+        _add(draft, stage, alive.read(session), options)
     if not any(isinstance(stage, PreflightConfig) for stage in draft.stages):
         reasons = "".join(f" {skipped.stage}: {skipped.reason}" for skipped in draft.skipped)
         raise NothingToCheck(

@@ -16,6 +16,7 @@ from app.models import references
 from app.settings import Settings
 from app.tables import Dataset
 from app.workers.queue_choice import QueueChoice, QueueChooser
+from app.workers.service import AliveWorkers
 from trainers.configs import (
     AdaptedModel,
     DatasetRef,
@@ -78,19 +79,21 @@ class ResolvedStage:
         return math.ceil(self.training_rows * self.config.epochs / self.config.rows_per_step)
 
 
-def resolve_stages(session: Session, spec: JobCreate, settings: Settings) -> list[ResolvedStage]:
+def resolve_stages(
+    session: Session, spec: JobCreate, settings: Settings, alive: AliveWorkers
+) -> list[ResolvedStage]:
     """Resolve every stage of a job.
 
     Raises UnprocessableContent, which lists every field that names nothing, and DatasetNotReady.
     """
     errors: list[UnprocessableContent] = []
     stages: list[ResolvedStage] = []
-    chooser = QueueChooser(session, settings)
+    chooser = QueueChooser(session, settings, alive)
     for position, stage in enumerate(spec.stages):
         choice = _choose_queue(spec, stage, chooser)
         path = f"stages.{position}"
         errors += check_limits(stage, path, settings)
-        errors += check_processes(session, settings, stage, choice.queue, path)
+        errors += check_processes(session, alive, stage, choice.queue, path)
         errors += check_merge(session, stage, path, {other.name: other.config for other in stages})
         stages.append(_resolve_stage(session, spec, position, choice, stages, errors))
     if errors:

@@ -57,12 +57,13 @@ def submit_job(
 
     The view, which counts the runs ahead, is read after the commit, so that other writers do not wait for it.
     """
+    alive = workers.AliveWorkers(settings)
     with transaction() as session:
-        job, new_runs = _create(session, settings, spec, created_by, idempotency_key)
+        job, new_runs = _create(session, settings, alive, spec, created_by, idempotency_key)
     with read_session() as session:
         if not new_runs:
             return view_job(session, settings, job), True
-        return _view(session, settings, job, new_runs, deleted_inputs=[]), False
+        return _view(session, alive, job, new_runs, deleted_inputs=[]), False
 
 
 def create_job(
@@ -72,12 +73,18 @@ def create_job(
 
     Raises the errors of `resolve_stages`, TemplateUnusable and IdempotencyKeyReused.
     """
-    job, new_runs = _create(session, settings, spec, created_by, idempotency_key)
+    alive = workers.AliveWorkers(settings)
+    job, new_runs = _create(session, settings, alive, spec, created_by, idempotency_key)
     return job, not new_runs
 
 
 def _create(
-    session: Session, settings: Settings, spec: JobCreate, created_by: str, idempotency_key: str | None
+    session: Session,
+    settings: Settings,
+    alive: workers.AliveWorkers,
+    spec: JobCreate,
+    created_by: str,
+    idempotency_key: str | None,
 ) -> tuple[Job, list[Run]]:
     """Insert a job; return it and its runs, which are none if an earlier request had created it."""
     check_stage_templates(spec.stages)
@@ -86,7 +93,7 @@ def _create(
     spec_sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
         return existing, []
-    stages = resolve_stages(session, spec, settings)
+    stages = resolve_stages(session, spec, settings, alive)
     job = Job(
         name=spec.name,
         labels=spec.labels,
@@ -118,8 +125,9 @@ def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView
     """
     check_stage_templates(spec.stages)
     check_scored_rows(spec.stages)
-    alive_workers = workers.list_alive_workers(session, settings)
-    stages = [_planned_stage_view(stage, alive_workers) for stage in resolve_stages(session, spec, settings)]
+    alive = workers.AliveWorkers(settings)
+    resolved = resolve_stages(session, spec, settings, alive)
+    stages = [_planned_stage_view(stage, alive.read(session)) for stage in resolved]
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
 
 
@@ -145,13 +153,17 @@ def view_job(session: Session, settings: Settings, job: Job) -> JobView:
         # It was deleted after it was read.
         session.expire_all()
         get_job(session, job_id)
-    return _view(session, settings, job, runs, find_deleted_inputs(session, runs))
+    return _view(session, workers.AliveWorkers(settings), job, runs, find_deleted_inputs(session, runs))
 
 
 def _view(
-    session: Session, settings: Settings, job: Job, runs: Sequence[Run], deleted_inputs: list[str]
+    session: Session,
+    alive: workers.AliveWorkers,
+    job: Job,
+    runs: Sequence[Run],
+    deleted_inputs: list[str],
 ) -> JobView:
-    waiting = workers.explain_waiting(session, settings, runs)
+    waiting = workers.explain_waiting(session, alive, runs)
     views = [run_view(run, waiting.get(run.id)) for run in runs]
     return job_view(job, runs, views, deleted_inputs, list_warnings(session, runs))
 

@@ -34,8 +34,9 @@ def get_run(session: Session, run_id: str) -> Run:
 
 def explain_waiting(session: Session, settings: Settings, run: Run) -> str | None:
     """Return what a queued run waits for, or None."""
-    runs_of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
-    return workers.explain_waiting(session, settings, session.scalars(runs_of_job).all()).get(run.id)
+    of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
+    alive = workers.AliveWorkers(settings)
+    return workers.explain_waiting(session, alive, session.scalars(of_job).all()).get(run.id)
 
 
 def list_events(

@@ -22,21 +22,19 @@ class QueueChoice:
 
 
 class QueueChooser:
-    """Chooses the queues of one request; it reads the live workers once, and only if they matter."""
+    """Chooses the queues of one request."""
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session, settings: Settings, alive: workers.AliveWorkers) -> None:
         self._session = session
         self._settings = settings
-        self._workers: Sequence[Worker] | None = None
+        self._alive = alive
 
     def choose(self, kind: StageKind, suitable: Sequence[Queue]) -> QueueChoice:
         """Choose for a stage that names no queue; the queues that it can use are sorted, the best first."""
         if self._settings.default_queue is not None:
             default = self._settings.default_queue
             return QueueChoice(default, f"TUNESMITH_DEFAULT_QUEUE is {default}.")
-        if self._workers is None:
-            self._workers = workers.list_alive_workers(self._session, self._settings)
-        return choose_queue(kind, suitable, self._workers, local_hardware())
+        return choose_queue(kind, suitable, self._alive.read(self._session), local_hardware())
 
 
 def choose_queue(

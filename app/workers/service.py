@@ -56,6 +56,20 @@ def list_alive_workers(session: Session, settings: Settings) -> Sequence[Worker]
     return session.scalars(select(Worker).where(is_alive(settings)).order_by(col(Worker.id))).all()
 
 
+class AliveWorkers:
+    """The workers that are alive as of one request, which reads them once, and only if they matter."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workers: Sequence[Worker] | None = None
+
+    def read(self, session: Session) -> Sequence[Worker]:
+        """Return the workers, oldest first."""
+        if self._workers is None:
+            self._workers = list_alive_workers(session, self._settings)
+        return self._workers
+
+
 def read_alive_workers() -> Sequence[Worker]:
     """Return the workers that are alive, in a session of its own."""
     with read_session() as session:
@@ -187,11 +201,11 @@ def explain_missing_deployment_worker(session: Session, queue: Queue, engine: En
     return explain_missing_worker(alive, queue, StageKind.deploy, capability=engine.capability)
 
 
-def explain_waiting(session: Session, settings: Settings, runs: Sequence[Run]) -> dict[str, str | None]:
+def explain_waiting(session: Session, alive: AliveWorkers, runs: Sequence[Run]) -> dict[str, str | None]:
     """Return what each queued run of one job waits for, by the run's id; None if it is about to start."""
     reasons: dict[str, str | None] = {}
     queued = [run for run in runs if run.status is RunStatus.queued]
-    workers = list_alive_workers(session, settings) if queued else []
+    workers = alive.read(session) if queued else []
     for run in queued:
         earlier = next(
             (r for r in runs if r.position < run.position and r.status is not RunStatus.succeeded), None
