@@ -6,15 +6,14 @@ batch: the same command on the same run directory continues after the last batch
     python -m trainers.evaluate --config evaluate.yaml --run-dir runs/first-score
 """
 
-import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from trainers.configs.stages.evaluate import EvaluateConfig
-from trainers.evaluation.scored_rows import JUDGES, Judge, load_scored_rows
-from trainers.metrics.intervals import wilson_interval
+from trainers.evaluation.results import EvaluationResult, ModelScores
+from trainers.evaluation.scored_rows import load_scored_rows
+from trainers.evaluation.scores import describe_model, list_rows, list_scores, measure, publish_rows
 from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import ModelReference, load_tokenizer, pick_device
 from trainers.rendering.render import PromptCompletion, tokenize_prompt
@@ -41,23 +40,17 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     for by, reference in models.items():
         if any((by, pair.row) not in predictions for pair in pairs):
             _generate(by, reference, config, pairs, predictions, run_dir / PREDICTIONS, events, total)
-    rows = [_score_row(pair, list(models), predictions, JUDGES[config.metric]) for pair in pairs]
-    _publish_rows(run_dir / ROWS, rows)
-    model = _summarize(rows, "model")
-    baseline = None if config.baseline is None else _summarize(rows, "baseline")
-    scores = {"score": model["score"]}
-    if baseline is not None:
-        scores["baseline_score"] = baseline["score"]
-    events.write_metrics(total, total, scores)
-    return {
-        "stage": "evaluate",
-        "metric": config.metric,
-        "n": len(rows),
-        "model": model,
-        "baseline": baseline,
-        "difference": None if baseline is None else model["score"] - baseline["score"],
-        "rows": ROWS,
-    }
+    responses = {by: {pair.row: [predictions[by, pair.row]] for pair in pairs} for by in models}
+    values = {by: measure(config.metrics, pairs, responses[by]) for by in models}
+    publish_rows(run_dir / ROWS, list_rows(pairs, responses, values))
+    scores = [
+        ModelScores(role=by, model=describe_model(reference), scores=list_scores(values[by], responses[by]))
+        for by, reference in models.items()
+    ]
+    events.write_metrics(
+        total, total, {f"{one.role}/{score.metric}": score.value for one in scores for score in one.scores}
+    )
+    return EvaluationResult(stage="evaluate", n=len(pairs), models=scores, rows=ROWS).model_dump(mode="json")
 
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:
@@ -109,31 +102,6 @@ def _generate(
         predictions.update(new)
         events.write_progress(len(predictions), total)
         logger.info("%s: %d of %d completions", by, len(predictions), total)
-
-
-def _score_row(
-    pair: PromptCompletion, models: list[str], predictions: Predictions, judge: Judge
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"row": pair.row, "prompt": pair.prompt, "reference": pair.completion_text}
-    for by in models:
-        prediction = predictions[by, pair.row]
-        row[by] = {"prediction": prediction, "correct": judge.is_correct(prediction, pair.completion_text)}
-    return row
-
-
-def _publish_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    files.sync_folder(path.parent)
-
-
-def _summarize(rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
-    n, correct = len(rows), sum(row[by]["correct"] for row in rows)
-    return {"score": correct / n, "correct": correct, "n": n, "interval_95": wilson_interval(correct, n)}
 
 
 if __name__ == "__main__":

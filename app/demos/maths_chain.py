@@ -24,6 +24,7 @@ from app.settings import Settings, get_settings
 from trainers.data.recipes import arithmetic
 
 STAGES = ("sft", "dpo", "grpo")
+METRIC = "maths_exact_match"
 # The settings were chosen on other problems: with other number combinations held out, and other starters.
 HELD_OUT_SEED = 7
 HELD_OUT_ROWS = 240
@@ -135,9 +136,13 @@ def _load_correctness(client: httpx2.Client, runs: list[dict[str, Any]]) -> Corr
         lines = client.get(f"/api/v1/runs/{run['id']}/files/rows.jsonl").raise_for_status().text.splitlines()
         rows = [json.loads(line) for line in lines]
         if stage == STAGES[0]:
-            correctness["base"] = [row["baseline"]["correct"] for row in rows]
-        correctness[stage] = [row["model"]["correct"] for row in rows]
+            correctness["base"] = _list_correct(rows, "baseline")
+        correctness[stage] = _list_correct(rows, "model")
     return correctness
+
+
+def _list_correct(rows: list[dict[str, Any]], role: str) -> list[bool]:
+    return [row["models"][role]["values"][METRIC] == 1 for row in rows]
 
 
 def _evaluate_stage(stage: str, **more: Any) -> dict[str, Any]:
@@ -146,6 +151,7 @@ def _evaluate_stage(stage: str, **more: Any) -> dict[str, Any]:
         "name": f"after-{stage}",
         "model": {"stage": stage},
         "dataset": "chain-test",
+        "metrics": [METRIC],
         "max_new_tokens": 32,
         "batch_size": 120,
         **more,

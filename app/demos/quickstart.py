@@ -40,7 +40,8 @@ def main() -> int:
         evaluation = print_evaluation(client, job["id"])
         chat(base_url)
     print_next_steps(settings)
-    return 0 if evaluation["model"]["score"] > evaluation["baseline"]["score"] else 1
+    tuned, base = (model["scores"][0]["value"] for model in evaluation["models"])
+    return 0 if tuned > base else 1
 
 
 @contextmanager
@@ -136,11 +137,12 @@ def print_evaluation(client: httpx2.Client, job_id: str) -> dict[str, Any]:
     console.print("[bold]5. Accuracy on held-out problems, greedy decoding[/]")
     runs = check_response(client.get(f"/api/v1/jobs/{job_id}"))["runs"]
     result: dict[str, Any] = next(run["result"] for run in runs if run["stage"] == "evaluate")
-    for name, score in (("base", result["baseline"]), ("tuned", result["model"])):
+    for model in reversed(result["models"]):
+        score = model["scores"][0]
         low, high = score["interval_95"]
         console.print(
-            f"   {name:6} {score['score']:.1%}  "
-            f"({score['correct']} of {score['n']}, 95% interval {low:.1%}–{high:.1%})"
+            f"   {model['role']:9} {score['value']:.1%}  "
+            f"({score['n']} rows, 95% interval {low:.1%}–{high:.1%})"
         )
     return result
 

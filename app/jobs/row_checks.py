@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from functools import lru_cache
 
+from pydantic import TypeAdapter
 from sqlalchemy import or_, select
 from sqlmodel import col
 
@@ -12,18 +13,20 @@ from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
 from app.tables import Dataset
 from trainers.configs import EvaluateConfig, PreflightConfig, Rows, StageKind
+from trainers.configs.metrics import MetricConfig, Metrics
 from trainers.configs.references import DatasetField
 from trainers.configs.stage_config import AnyStage
-from trainers.configs.stages.evaluate import JudgedMetric
 from trainers.data.formats import RowFormat
 from trainers.evaluation.scored_rows import read_scored_rows
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import DatasetInvalid
 
-# A fraction of a second; what the metric cannot score is seldom a single row of a large file.
+# A fraction of a second; what a metric cannot score is seldom a single row of a large file.
 MAX_ROWS = 1000
 # A larger file takes seconds to verify or to download.
 MAX_BYTES = 64 << 20
+
+_METRICS: TypeAdapter[list[MetricConfig]] = TypeAdapter(Metrics)
 
 
 class DatasetNotReady(Conflict):
@@ -33,7 +36,7 @@ class DatasetNotReady(Conflict):
 
 
 def check_scored_rows(stages: Iterable[AnyStage]) -> None:
-    """Raise UnprocessableContent for a stored dataset whose first rows the metric of its stage cannot score.
+    """Raise UnprocessableContent for a stored dataset whose first rows a metric of its stage cannot score.
 
     The stage itself checks every row in its first second, and a training stage of the job before it trains.
     This reads files: call it before the first statement of a transaction.
@@ -56,7 +59,7 @@ def _find_dataset(reference: str) -> Dataset | None:
 def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
     rows = min(stage.max_rows or MAX_ROWS, MAX_ROWS)
     try:
-        found = _find_error(dataset.artifact, dataset.sha256, stage.metric, rows)
+        found = _find_error(dataset.artifact, dataset.sha256, _dump(stage.metrics), rows)
     except (OSError, ArtifactCorrupt):
         # Without the store a job can be posted, and its worker reports what the store lacks.
         return
@@ -68,13 +71,19 @@ def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _find_error(artifact: str, sha256: str, metric: JudgedMetric, max_rows: int) -> DatasetInvalid | None:
-    """Return the error of the first row that cannot be scored; a stored file never changes."""
+def _find_error(artifact: str, sha256: str, metrics: bytes, max_rows: int) -> DatasetInvalid | None:
+    """Return the error of the first row that a metric cannot score; a stored file never changes."""
+    configs = _METRICS.validate_json(metrics)
     try:
-        read_scored_rows(get_store().fetch_file(artifact, sha256), metric, max_rows, name="the dataset")
+        read_scored_rows(get_store().fetch_file(artifact, sha256), configs, max_rows, name="the dataset")
     except DatasetInvalid as error:
         return error
     return None
+
+
+def _dump(metrics: list[MetricConfig]) -> bytes:
+    # The key of a cache must be hashable, which a config with a list is not.
+    return _METRICS.dump_json(metrics)
 
 
 def reading_stage(reference: DatasetField, stage: AnyStage) -> StageKind | None:

@@ -30,7 +30,7 @@ def test_later_stages_train_and_evaluate_on_the_parts_of_prepare(platform: Platf
     parts = {part["part"]: part for part in prepared["result"]["datasets"]}
     assert parts["train"]["rows"] + parts["test"]["rows"] == 160
     assert platform.get(f"/datasets/{parts['test']['id']}")["row_count"] == parts["test"]["rows"]
-    assert evaluated["result"]["model"]["n"] == parts["test"]["rows"]
+    assert evaluated["result"]["n"] == parts["test"]["rows"]
     model = platform.get(f"/models/{trained['model_id']}")
     assert (model["kind"], model["run_id"]) == ("adapter", trained["id"])
     assert model["dataset"]["id"] == parts["train"]["id"]

@@ -51,5 +51,5 @@ def test_runs_are_found_where_the_api_points_to(embedded: Platform, mlflow: Mlfl
     assert links["wandb"]["run_id"] == trained["id"] and Path(links["wandb"]["url"][7:]).is_dir()
     assert list((boards / f"test-sft-{trained['id'][-8:]}").glob("events.*"))
 
-    score = mlflow.history(mlflow.run_of(evaluated["id"]), "result.model.score")
-    assert [value for _, value in score] == [evaluated["result"]["model"]["score"]]
+    score = mlflow.history(mlflow.run_of(evaluated["id"]), "model/maths_exact_match")
+    assert [value for _, value in score] == [evaluated["result"]["models"][0]["scores"][0]["value"]]

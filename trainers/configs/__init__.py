@@ -24,7 +24,7 @@ from trainers.configs.stage_table import Product, Rows, Stage, StageKind
 from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, ParityMode
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig, DpoLoss
-from trainers.configs.stages.evaluate import EvaluateConfig, JudgedMetric
+from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.export import ExportConfig, ExportFormat
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss, RewardScale
@@ -72,7 +72,6 @@ __all__ = [
     "GrpoLoss",
     "HostMemory",
     "ImportConfig",
-    "JudgedMetric",
     "KtoConfig",
     "KtoLoss",
     "LearningRateSchedule",

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import String, cast, or_, select
 from sqlmodel import Session, col
 
 from app.storage.database import read_session
 from app.tables import Dataset, Model, Run, RunStatus
 from trainers.configs import StageKind
+from trainers.evaluation.results import EvaluationResult, Interval
 
 MAX_ANCESTORS = 20
+SCORE_HEADER = ["dataset", "metric", "score", "n", "95 % interval", "signature"]
 # Fields of a stage that name models, datasets or places of this installation, or do not change the weights.
 LEFT_OUT = frozenset(
     {"stage", "name", "queue", "preset", "base", "model", "teacher", "dataset", "validation_dataset"}
@@ -48,7 +51,7 @@ def render_card(name: str, base: str, model_id: str | None, checks: dict[str, An
         header = ["stage", "dataset", "rows", "SHA-256", "settings"]
         parts += ["## Training", _table(header, map(_row, trained))]
     if scores:
-        parts += ["## Scores", _table(["dataset", "metric", "score", "n", "95 % interval"], scores)]
+        parts += ["## Scores", _table(SCORE_HEADER, scores)]
     if checks:
         header = ["file", "mean difference", "largest", "tokens"]
         rows = [[name, check["mean"], check["max"], check["tokens"]] for name, check in checks.items()]
@@ -82,8 +85,8 @@ def _load_scores(session: Session, model_id: str) -> list[list[Any]]:
     )
     rows = []
     for run in session.scalars(evaluations.order_by(col(Run.id))):
-        if _find_evaluated(session, run) == model_id and (row := _score_row(session, run)) is not None:
-            rows.append(row)
+        if _find_evaluated(session, run) == model_id:
+            rows += _score_rows(session, run)
     return rows
 
 
@@ -98,18 +101,31 @@ def _find_evaluated(session: Session, run: Run) -> str | None:
     return session.scalar(by_name)
 
 
-def _score_row(session: Session, run: Run) -> list[Any] | None:
-    result = run.result or {}
-    scored = result.get("model") or {}
-    if "score" not in scored:
-        return None
+def _score_rows(session: Session, run: Run) -> list[list[Any]]:
+    """Return a row for each metric of an evaluation."""
+    try:
+        result = EvaluationResult.model_validate(run.result)
+    except ValidationError:
+        # The run is of an older version.
+        return []
     dataset = run.config.get("dataset")
     row = session.get(Dataset, dataset) if isinstance(dataset, str) else None
-    low, high = scored.get("interval_95") or (None, None)
-    interval = f"{low:.4f} – {high:.4f}" if low is not None and high is not None else ""
     name = f"{row.name} (`{row.sha256[:12]}`)" if row else ""
-    n = scored.get("n", result.get("n"))
-    return [name, result.get("metric", ""), f"{scored['score']:.4f}", n, interval]
+    return [
+        [
+            name,
+            score.metric,
+            f"{score.value:.4f}",
+            score.n,
+            _interval(score.interval_95),
+            f"`{score.signature}`",
+        ]
+        for score in result.models[0].scores
+    ]
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} – {interval[1]:.4f}"
 
 
 def _row(ancestor: _Ancestor) -> list[Any]:

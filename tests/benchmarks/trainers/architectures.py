@@ -111,11 +111,12 @@ def _score_and_merge(row: Row, base: Path, rows: Path, folder: Path) -> None:
     adapted = {"base": str(base), "adapter": str(folder / "sft" / files.MODEL)}
     evaluated = {"stage": "evaluate", "dataset": str(rows), "max_new_tokens": 6}
     both = _run(evaluated | {"model": adapted, "baseline": str(base)}, folder / "evaluate-adapter")
-    row.base_score, row.adapter_score = both["baseline"]["score"], both["model"]["score"]
+    row.adapter_score, row.base_score = (model["scores"][0]["value"] for model in both["models"])
     row.merge, _ = _attempt(lambda: _run({"stage": "merge", "model": adapted}, folder / "merge"))
     if row.merge == "ok":
         merged = {"model": str(folder / "merge" / files.MODEL)}
-        row.merged_score = _run(evaluated | merged, folder / "evaluate-merged")["model"]["score"]
+        [scored] = _run(evaluated | merged, folder / "evaluate-merged")["models"]
+        row.merged_score = scored["scores"][0]["value"]
 
 
 def _serve(model: Path, folder: Path) -> None:

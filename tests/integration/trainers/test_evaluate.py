@@ -1,14 +1,18 @@
 """Scores of real models, also after the process was stopped."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.integration.trainers.conftest import Programs, events, wait_for
 from tests.integration.trainers.stages import run_stage
+from trainers.configs import parse_stage
+from trainers.evaluation.results import EvaluationResult
 from trainers.metrics.maths import exact_match
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
@@ -38,21 +42,34 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_result_counts_what_the_rows_say(run: Path) -> None:
-    result = files.read_result(run)
+    result = EvaluationResult.model_validate(files.read_result(run))
+    share = sum(row["models"]["model"]["values"]["maths_exact_match"] for row in rows(run)) / 40
+    score = result.models[0].scores[0]
+    assert (score.metric, score.value, score.n, score.failed) == ("maths_exact_match", share, 40, 0)
+    assert (result.n, result.rows, score.signature) == (40, "rows.jsonl", "maths_exact_match")
+    assert score.interval_95 is not None
+    assert score.interval_95[0] <= share <= score.interval_95[1]
+
+
+def test_several_metrics_score_the_same_responses(config: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    exact = {"metric": "exact_match", "name": "exact", "ignore_case": True}
+    shutil.copyfile(run / "predictions.jsonl", tmp_path / "predictions.jsonl")
+    result = run_stage(config | {"metrics": ["maths_exact_match", exact]}, tmp_path)
     assert result is not None
-    correct = sum(row["model"]["correct"] for row in rows(run))
-    assert result["model"]["correct"] == correct
-    assert result["model"]["score"] == correct / 40
-    assert (result["metric"], result["n"], result["rows"]) == ("maths_exact_match", 40, "rows.jsonl")
-    low, high = result["model"]["interval_95"]
-    assert low <= correct / 40 <= high
+    assert [score["metric"] for score in result["models"][0]["scores"]] == ["maths_exact_match", "exact"]
+    assert rows(tmp_path)[0]["models"]["model"]["values"].keys() == {"maths_exact_match", "exact"}
 
 
 def test_model_that_is_its_own_baseline_shows_no_difference(run: Path) -> None:
-    result = files.read_result(run)
-    assert result is not None
-    assert result["model"] == result["baseline"]
-    assert result["difference"] == 0
+    result = EvaluationResult.model_validate(files.read_result(run))
+    model, baseline = result.models
+    assert (model.role, baseline.role) == ("model", "baseline")
+    assert model.scores == baseline.scores
+
+
+def test_the_former_field_for_one_metric_names_its_successor(config: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Did you mean metrics"):
+        parse_stage(config | {"metric": "maths_exact_match"})
 
 
 def test_rows_keep_the_order_of_the_dataset_with_their_own_answers(run: Path, held_out_rows: str) -> None:
@@ -61,7 +78,9 @@ def test_rows_keep_the_order_of_the_dataset_with_their_own_answers(run: Path, he
     for row, source in zip(rows(run), dataset, strict=True):
         assert row["prompt"] == [{"role": "user", "content": source["question"]}]
         assert row["reference"] == source["answer"]
-        assert row["model"]["correct"] == exact_match(row["model"]["prediction"], source["answer"])
+        scored = row["models"]["model"]
+        right = exact_match(scored["responses"][0], source["answer"])
+        assert scored["values"] == {"maths_exact_match": float(right)}
 
 
 def test_progress_counts_answers_of_both_models(run: Path) -> None:

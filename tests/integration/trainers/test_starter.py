@@ -78,6 +78,7 @@ def test_fine_tuning_lifts_a_whole_starter_above_60_percent(
     assert programs.run("trainers.evaluate", score, tmp_path / "score")[0] == 0
     result = files.read_result(tmp_path / "score")
     assert result is not None
-    assert result["baseline"]["score"] < 0.45
-    assert result["model"]["score"] > 0.6
-    assert result["model"]["interval_95"][0] > result["baseline"]["interval_95"][1]
+    tuned, base = (model["scores"][0] for model in result["models"])
+    assert base["value"] < 0.45
+    assert tuned["value"] > 0.6
+    assert tuned["interval_95"][0] > base["interval_95"][1]

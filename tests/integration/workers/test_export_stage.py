@@ -65,8 +65,9 @@ def model_id(worker: WorkerContext, hub: FakeHub, adapted: dict[str, str]) -> st
         session.add(Model(id="model_x", name="sft", kind=ModelKind.adapter, **lineage))
         session.flush()
         sft.model_id = "model_x"
-        score = {"score": 0.75, "n": 40, "interval_95": [0.6, 0.86]}
-        result = {"metric": "maths_exact_match", "n": 40, "model": score}
+        score = {"metric": "maths_exact_match", "value": 0.75, "n": 40, "interval_95": [0.6, 0.86]}
+        scored = {"role": "model", "model": "sft", "scores": [score | {"signature": "maths_exact_match"}]}
+        result = {"stage": "evaluate", "n": 40, "models": [scored]}
         config = {"model": {"stage": "sft"}, "dataset": data.id}
         session.add(
             Run(position=1, name="evaluate", stage=StageKind.evaluate, config=config, result=result, **fields)
@@ -95,7 +96,7 @@ def test_a_model_is_uploaded_with_its_card_and_without_the_token_in_any_record(
     card = files["README.md"].decode()
     assert card.startswith("---\n") and "base_model: org/base" in card and "license: apache-2.0" in card
     assert f"| sft | pairs | 158 | `{DATA_HASH}` |" in card and "learning_rate" in card
-    assert "| maths_exact_match | 0.7500 | 40 | 0.6000 – 0.8600 |" in card
+    assert "| maths_exact_match | 0.7500 | 40 | 0.6000 – 0.8600 | `maths_exact_match` |" in card
     assert "Licence of the base: apache-2.0." in card
     assert TOKEN not in json.dumps([run.result, run.config])
     assert not [path for path in stored.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Union
 
-from pydantic import BeforeValidator, Field, GetPydanticSchema
+from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema
 
 from trainers.configs.metrics.base import MetricConfig
 from trainers.configs.metrics.exact import ExactMatch, MathsExactMatch
@@ -19,12 +19,21 @@ def _expand_name(value: Any) -> Any:
     return {"metric": value} if isinstance(value, str) else value
 
 
+def _check_names(metrics: list[MetricConfig]) -> list[MetricConfig]:
+    labels = [one.label for one in metrics]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two metrics are called {twice!r}: give one of them a `name`")
+    return metrics
+
+
 _UNION: Any = Annotated[Union[_CONFIGS], Field(discriminator="metric")]  # noqa: UP007
 AnyMetric = Annotated[
     MetricConfig, GetPydanticSchema(lambda _, handler: handler(_UNION)), BeforeValidator(_expand_name)
 ]
 Metrics = Annotated[
     list[AnyMetric],
+    AfterValidator(_check_names),
     Field(
         min_length=1,
         max_length=MAX_METRICS,

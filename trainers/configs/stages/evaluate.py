@@ -1,17 +1,11 @@
 """Config of the `evaluate` stage: generate on held-out rows and score the completions."""
 
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
 from trainers.configs.base import MAX_COUNT, DatasetRef, ModelRef, Queue, Seed, StageConfig
-
-
-class JudgedMetric(StrEnum):
-    """Measure of a completion against the row's reference."""
-
-    maths_exact_match = "maths_exact_match"
+from trainers.configs.metrics import MathsExactMatch, Metrics
 
 
 class EvaluateConfig(StageConfig):
@@ -23,7 +17,7 @@ class EvaluateConfig(StageConfig):
         None, description="A second model to compare with, such as the untuned base."
     )
     dataset: DatasetRef
-    metric: JudgedMetric = Field(JudgedMetric.maths_exact_match, description="Score of a completion.")
+    metrics: Metrics = Field([MathsExactMatch()])
     max_rows: int | None = Field(
         None, ge=1, le=MAX_COUNT, description="Score the first rows of the dataset only; null scores all."
     )

@@ -1,0 +1,92 @@
+"""The scores of the models of an evaluation, and its rows with the value of each response."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainers.configs.base import AdaptedModel, ModelRef
+from trainers.configs.metrics import MetricConfig
+from trainers.evaluation.results import Score
+from trainers.evaluation.scored_rows import evaluated_row, other_fields
+from trainers.metrics.intervals import wilson_interval
+from trainers.metrics.metric import MetricValues
+from trainers.metrics.table import make_metric
+from trainers.rendering.render import PromptCompletion
+from trainers.runtime import run_dir as files
+
+Responses = Mapping[int, Sequence[str | None]]
+"""The samples of one model by row; None where the engine rejected the request."""
+
+Values = dict[str, MetricValues]
+"""The values of one model by the metric's name."""
+
+
+def measure(
+    metrics: Sequence[MetricConfig], pairs: Sequence[PromptCompletion], responses: Responses
+) -> Values:
+    """Return the values of all metrics for one model."""
+    rows = [evaluated_row(pair, responses[pair.row]) for pair in pairs]
+    return {config.label: make_metric(config).score(rows) for config in metrics}
+
+
+def list_scores(values: Values, responses: Responses) -> list[Score]:
+    """Return the scores of one model, the main metric's first."""
+    n_failed = sum(None in samples for samples in responses.values())
+    return [_make_score(name, one, n_failed) for name, one in values.items()]
+
+
+def list_rows(
+    pairs: Sequence[PromptCompletion], responses: Mapping[str, Responses], values: Mapping[str, Values]
+) -> list[dict[str, Any]]:
+    """Return the lines of `rows.jsonl`; the mappings are by the model's role."""
+    return [
+        {
+            "row": pair.row,
+            "prompt": pair.prompt,
+            "reference": pair.completion_text,
+            "fields": other_fields(pair),
+            "models": {
+                role: {
+                    "responses": list(responses[role][pair.row]),
+                    "values": {name: one.row_values[position] for name, one in values[role].items()},
+                }
+                for role in responses
+            },
+        }
+        for position, pair in enumerate(pairs)
+    ]
+
+
+def publish_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows so that a reader sees all of them or no file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    files.sync_folder(path.parent)
+
+
+def describe_model(reference: ModelRef) -> str:
+    """Return a model as a person reads it; a folder is named by its last parts, as the others are private."""
+    if isinstance(reference, AdaptedModel):
+        return f"{describe_model(reference.adapter)} on {describe_model(reference.base)}"
+    return "/".join(Path(str(reference)).parts[-2:])
+
+
+def _make_score(name: str, values: MetricValues, n_failed: int) -> Score:
+    scored = [value for value in values.row_values if value is not None]
+    interval = wilson_interval(round(sum(scored)), len(scored)) if values.is_share else None
+    return Score(
+        metric=name,
+        value=values.value,
+        interval_95=interval,
+        n=len(scored),
+        failed=n_failed,
+        higher_is_better=values.higher_is_better,
+        signature=values.signature,
+        details=dict(values.details),
+    )
