@@ -5,12 +5,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.http.addresses import is_private
 from serving.http.cross_site import parse_origin
 from trainers.configs import EngineKind, ParityMode, Queue, StageKind, StageLimits
+from trainers.configs.base import EndpointName
 
 
 def _check_web_address(url: str) -> str:
@@ -20,7 +30,7 @@ def _check_web_address(url: str) -> str:
     if "@" in url:
         raise ValueError(
             "the address must not contain credentials: set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, on the workers"
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, on the workers; an endpoint has `api_key`"
         )
     return url.rstrip("/")
 
@@ -37,6 +47,15 @@ LogLevelName = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 LogLevel = Annotated[LogLevelName, BeforeValidator(str.upper)]
 Origin = Annotated[str, AfterValidator(parse_origin)]
 WebAddress = Annotated[str, AfterValidator(_check_web_address)]
+
+
+class EvaluationEndpoint(BaseModel):
+    """An OpenAI-compatible endpoint of the operator's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: WebAddress = Field(min_length=1, description="Base URL, up to the version, such as `…/v1`.")
+    api_key: SecretStr = Field(SecretStr(""), description="Key that requests carry; empty sends none.")
 
 
 class Settings(BaseSettings):
@@ -251,6 +270,12 @@ class Settings(BaseSettings):
         "which programs without a GPU start in a tenth of a second. It takes about 430 MiB of memory.",
     )
 
+    evaluation_endpoints: dict[EndpointName, EvaluationEndpoint] = Field(
+        default_factory=dict,
+        description="OpenAI-compatible endpoints that evaluations may use as judges or evaluate, as JSON: "
+        '`{"openai": {"url": "https://api.openai.com/v1", "api_key": "sk-…"}}`. A job names the endpoint; '
+        "set the same names on the API, which checks them, and on the workers, which send the requests.",
+    )
     hub_push_namespaces: list[str] = Field(
         default_factory=list,
         description="Users and organizations of the hub to which the stage `export` may upload with the "

@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from app.http.errors import UnprocessableContent, field_error
 from app.settings import Settings, get_settings
-from app.tables import Alias, Model, ModelKind
+from app.tables import Alias, Deployment, Model, ModelKind
 from app.workers import service as workers
 from trainers.configs import (
     DeployConfig,
@@ -18,7 +18,8 @@ from trainers.configs import (
     StageKind,
     StageOutput,
 )
-from trainers.configs.references import REGISTRY_PREFIX
+from trainers.configs.base import DeployedModel, EndpointModel
+from trainers.configs.references import REGISTRY_PREFIX, find_served_models
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import FullTuning, TrainingConfig
 
@@ -111,6 +112,29 @@ def _check_import(stage: ImportConfig, path: str) -> list[UnprocessableContent]:
     if stage.base is not None and not isinstance(stage.base, str):
         errors.append(field_error(f"{path}.base", "Name a hub id, a folder or a registry id."))
     return errors
+
+
+def check_served_models(
+    session: Session, stage: AnyStage, path: str, settings: Settings
+) -> Iterator[UnprocessableContent]:
+    """Yield an error for each endpoint that the operator has not named, and each deployment without a row."""
+    for field, model in find_served_models(stage):
+        if isinstance(model, EndpointModel) and model.endpoint not in settings.evaluation_endpoints:
+            names = ", ".join(sorted(settings.evaluation_endpoints)) or "none"
+            yield field_error(
+                f"{path}.{field}.endpoint",
+                f"There is no endpoint {model.endpoint!r}; there are: {names}. The operator adds them to "
+                "TUNESMITH_EVALUATION_ENDPOINTS.",
+            )
+        if isinstance(model, DeployedModel) and not _is_deployed(session, model.deployment):
+            yield field_error(
+                f"{path}.{field}.deployment", f"There is no live deployment {model.deployment!r}."
+            )
+
+
+def _is_deployed(session: Session, name: str) -> bool:
+    query = select(Deployment).where(col(Deployment.name) == name)
+    return any(not deployment.status.finished for deployment in session.exec(query))
 
 
 def check_limits(stage: AnyStage, path: str, settings: Settings) -> list[UnprocessableContent]:

@@ -9,7 +9,13 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.http.errors import UnprocessableContent, field_error
-from app.jobs.plan_checks import check_limits, check_merge, check_names, check_processes
+from app.jobs.plan_checks import (
+    check_limits,
+    check_merge,
+    check_names,
+    check_processes,
+    check_served_models,
+)
 from app.jobs.row_checks import reading_stage, require_format, require_ready
 from app.jobs.schemas import JobCreate
 from app.models import references
@@ -93,6 +99,7 @@ def resolve_stages(
         choice = _choose_queue(spec, stage, chooser)
         path = f"stages.{position}"
         errors += check_limits(stage, path, settings)
+        errors += check_served_models(session, stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
         errors += check_merge(session, stage, path, {other.name: other.config for other in stages})
         stages.append(_resolve_stage(session, spec, position, choice, stages, errors))

@@ -125,6 +125,43 @@ ModelRef = Annotated[
 ]
 
 
+# Part of the names of environment variables, which have no hyphen.
+EndpointName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class EndpointModel(Config):
+    """A model behind an OpenAI-compatible endpoint of the operator's.
+
+    A job gives neither address nor key: nobody can make a worker send requests to an address of their choice.
+    """
+
+    endpoint: EndpointName = Field(description="Name of the endpoint in `TUNESMITH_EVALUATION_ENDPOINTS`.")
+    model: NonEmpty = Field(description="Name of the model in requests to the endpoint.")
+
+    def __str__(self) -> str:
+        """Return the model and its endpoint."""
+        return f"{self.model} at {self.endpoint}"
+
+
+class DeployedModel(Config):
+    """A model that this service has deployed."""
+
+    deployment: StageName = Field(description="Name of a deployment that is ready when the stage starts.")
+
+    def __str__(self) -> str:
+        """Return the deployment."""
+        return f"deployment {self.deployment}"
+
+
+ServedModel = Annotated[
+    EndpointModel | DeployedModel,
+    Field(
+        description="A model that already generates: `{endpoint: NAME, model: …}` for an OpenAI-compatible "
+        "endpoint that the operator has named in the settings, or `{deployment: NAME}`."
+    ),
+]
+
+
 class DatasetPart(StrEnum):
     """Part of a dataset by its purpose."""
 

@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainers.configs.base import AdaptedModel, DatasetRef, DatasetShare, ModelRef, StageOutput
+from trainers.configs.base import (
+    AdaptedModel,
+    DatasetRef,
+    DatasetShare,
+    DeployedModel,
+    EndpointModel,
+    ModelRef,
+    ServedModel,
+    StageOutput,
+)
 from trainers.runtime.errors import ConfigInvalid
 
 C = TypeVar("C", bound=BaseModel)
@@ -61,7 +70,8 @@ def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField 
     """Yield the references of a config in the order of its fields; null ones are skipped."""
     for name, value in config:
         path = f"{prefix}{name}"
-        if value is None:
+        # Of a model behind an endpoint, `model` is its name there.
+        if value is None or isinstance(value, EndpointModel | DeployedModel):
             continue
         if name in MODEL_FIELDS:
             yield ModelField(path, name, value)
@@ -77,8 +87,25 @@ def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField 
             yield from find_references(value, f"{path}.")
         elif isinstance(value, list):
             for position, item in enumerate(value):
-                if isinstance(item, BaseModel):
+                if isinstance(item, BaseModel) and not isinstance(item, EndpointModel | DeployedModel):
                     yield from find_references(item, f"{path}.{position}.")
+
+
+def find_served_models(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, ServedModel]]:
+    """Yield the models of a config that already generate, at any depth, with the paths of their fields."""
+    for name, value in config:
+        yield from _find_served(value, f"{prefix}{name}")
+
+
+def _find_served(value: object, path: str) -> Iterator[tuple[str, ServedModel]]:
+    if isinstance(value, EndpointModel | DeployedModel):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        yield from find_served_models(value, f"{path}.")
+    elif isinstance(value, list | tuple | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _find_served(item, f"{path}.{key}")
 
 
 def replace_references(config: C, replacements: Mapping[str, Any], prefix: str = "") -> C:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +18,7 @@ _PATTERNS = [
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{6,}"), r"\1***"),
     (re.compile(r"(://[^/:@\s]*:)[^@/\s]+@"), r"\1***@"),
 ]
+_added: set[str] = set()
 _SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
 
 
@@ -27,6 +28,12 @@ def redact(text: str) -> str:
         text = pattern.sub(replacement, text)
     values = _secret_values()
     return values.sub(REPLACEMENT, text) if values is not None else text
+
+
+def add_secrets(values: Iterable[str]) -> None:
+    """Remove these values as well, which are not variables of this process."""
+    _added.update(value for value in values if len(value) >= MIN_SECRET_CHARACTERS)
+    _secret_values.cache_clear()
 
 
 def redact_file(path: Path) -> None:
@@ -57,5 +64,5 @@ def _secret_values() -> re.Pattern[str] | None:
         if _SECRET_VARIABLE.search(name) and len(value) >= MIN_SECRET_CHARACTERS
     }
     # A long value first: it may contain a short one.
-    ordered = sorted(values, key=len, reverse=True)
+    ordered = sorted(values | _added, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered))) if ordered else None

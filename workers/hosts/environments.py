@@ -17,9 +17,12 @@ INHERITED_VARIABLES = (
     "HF_HOME", "OMP_NUM_THREADS", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES",
 )  # fmt: skip
 # Only a download reaches a network, and only a download has the hub's token.
-NETWORK_VARIABLES = (
-    "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+PROXY_VARIABLES = (
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+NETWORK_VARIABLES = (
+    "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", *PROXY_VARIABLES,
 )  # fmt: skip
 
 
@@ -54,6 +57,11 @@ def empty_folder(parent: Path, name: str = ".empty") -> Path:
 def download_environment() -> dict[str, str]:
     """Return the environment variables of a download from the hub."""
     return _inherit([*INHERITED_VARIABLES, *NETWORK_VARIABLES])
+
+
+def proxy_environment() -> dict[str, str]:
+    """Return the environment variables with which a program reaches an endpoint outside this host."""
+    return {name: os.environ[name] for name in PROXY_VARIABLES if name in os.environ}
 
 
 def _inherit(names: Sequence[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from workers.hosts.resource_limits import ResourceLimits
 from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
 from workers.inputs.models import ResolvedModel, fetch_import, fetch_model
+from workers.inputs.served_models import served_model_environment
 from workers.runs.later_stages import write_later_stages
 from workers.runs.limits import choose_limits
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
@@ -81,6 +82,7 @@ def prepare_launch(
         config, models, dataset_id = _resolve_references(run, settings, should_stop)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         base = models.get("base") or models.get("model")
+        environment = served_model_environment(config, settings)
         write_later_stages(run, base.reference if base is not None else None, run_dir)
         _restore_checkpoint(run, run_dir)
     except BaseException as error:
@@ -91,11 +93,12 @@ def prepare_launch(
     python = settings.trainer_python or sys.executable
     # The engine gets the devices; the program itself only sends requests.
     devices = NO_DEVICES if isinstance(config, EngineClientConfig) else devices
+    environment |= program_environment(devices) | row_cache_environment(settings)
     return Launch(
         run_dir=run_dir,
         config=config,
         command=launch_command.build_command(python, config, run_dir / files.CONFIG, run_dir),
-        environment=program_environment(devices) | row_cache_environment(settings),
+        environment=environment,
         devices=devices,
         limits=choose_limits(run, config, settings, str(run_dir)),
         dataset_id=dataset_id,

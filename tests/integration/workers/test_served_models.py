@@ -1,0 +1,77 @@
+"""A program gets address and key of the endpoints that its config names in its environment."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+from pydantic import SecretStr
+
+from app.settings import EvaluationEndpoint
+from app.storage.database import transaction
+from app.tables import Deployment
+from app.tables.deployment import DeploymentStatus
+from tests.integration.workers.conftest import worker
+from trainers.configs import EngineKind, Queue
+from trainers.configs.base import DeployedModel, EndpointModel, ServedModel, StageConfig
+from trainers.runtime import redaction
+from workers.hosts.worker import WorkerContext
+from workers.inputs.served_models import ServedModelMissing, served_model_environment
+
+__all__ = ["worker"]
+
+KEY = "canary-judge-0123456789"
+
+
+class JudgedStage(StageConfig):
+    stage: Literal["judged"] = "judged"
+    judge: ServedModel
+
+
+@pytest.fixture
+def judge(worker: WorkerContext) -> Iterator[JudgedStage]:
+    worker.settings.evaluation_endpoints = {
+        name: EvaluationEndpoint(url="https://judge.example/v1", api_key=SecretStr(KEY))
+        for name in ("judge", "other")
+    }
+    yield JudgedStage(judge=EndpointModel(endpoint="judge", model="gpt"))
+    redaction._added.clear()
+    redaction._secret_values.cache_clear()
+
+
+def test_a_program_gets_the_named_endpoint_only(worker: WorkerContext, judge: JudgedStage) -> None:
+    variables = served_model_environment(judge, worker.settings)
+    assert variables["TUNESMITH_ENDPOINT_JUDGE_URL"] == "https://judge.example/v1"
+    assert variables["TUNESMITH_ENDPOINT_JUDGE_API_KEY"] == KEY
+    assert not any("OTHER" in name for name in variables)
+    assert KEY not in judge.model_dump_json() + repr(worker.settings)
+
+
+def test_what_a_program_writes_loses_the_key(worker: WorkerContext, judge: JudgedStage) -> None:
+    served_model_environment(judge, worker.settings)
+    assert redaction.redact(f"401 for {KEY}") == "401 for ***"
+
+
+def test_an_endpoint_that_the_worker_lacks_is_an_error(worker: WorkerContext) -> None:
+    stage = JudgedStage(judge=EndpointModel(endpoint="absent", model="gpt"))
+    with pytest.raises(ServedModelMissing, match="no endpoint 'absent'"):
+        served_model_environment(stage, worker.settings)
+
+
+def test_a_deployment_is_reached_at_its_engine_once_it_is_ready(worker: WorkerContext) -> None:
+    stage = JudgedStage(judge=DeployedModel(deployment="chat"))
+    with pytest.raises(ServedModelMissing, match="'chat' is not ready"):
+        served_model_environment(stage, worker.settings)
+    with transaction() as session:
+        session.add(
+            Deployment(
+                name="chat",
+                base="/m",
+                engine=EngineKind.hf,
+                queue=Queue.cpu,
+                status=DeploymentStatus.ready,
+                address="http://127.0.0.1:9",
+                upstream_model="base",
+            )
+        )
+    variables = served_model_environment(stage, worker.settings)
+    assert variables == {"TUNESMITH_DEPLOYMENT_ADDRESSES": '{"chat": ["http://127.0.0.1:9/v1", "base"]}'}
