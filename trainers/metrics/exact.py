@@ -1,9 +1,9 @@
 """Equality of response and reference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from trainers.configs.metrics import ExactMatch, MathsExactMatch
-from trainers.metrics.maths import exact_match, final_answer
+from trainers.configs.metrics import ExactMatch
 from trainers.metrics.metric import EvaluatedRow, MetricValues
 
 
@@ -26,24 +26,7 @@ class ExactMatchMetric:
         return text.strip().casefold() if self._ignore_case else text.strip()
 
 
-class MathsExactMatchMetric:
-    """Share of the rows whose final answer equals the reference's; as in the reward `correctness`."""
-
-    def __init__(self, _config: MathsExactMatch) -> None:
-        pass
-
-    def check_row(self, row: EvaluatedRow) -> str | None:
-        """Return that the reference has no final answer, if so."""
-        if final_answer(row.reference) is not None:
-            return None
-        return "has no final answer in its reference: write the answer, such as `#### 7`, at its end"
-
-    def score(self, rows: Sequence[EvaluatedRow]) -> MetricValues:
-        """Compare the final answer of the first response of each row."""
-        return share_of([exact_match(row.response, row.reference) for row in rows], "maths_exact_match")
-
-
-def share_of(hits: Sequence[bool], signature: str) -> MetricValues:
+def share_of(hits: Sequence[bool], signature: str, details: Mapping[str, Any] | None = None) -> MetricValues:
     """Return the share of true values as a metric's values."""
     values = [float(hit) for hit in hits]
-    return MetricValues(sum(values) / len(values), values, signature, is_share=True)
+    return MetricValues(sum(values) / len(values), values, signature, is_share=True, details=details or {})

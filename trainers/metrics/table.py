@@ -3,14 +3,29 @@
 from collections.abc import Callable
 from typing import Any
 
-from trainers.configs.metrics import ExactMatch, MathsExactMatch, MetricConfig
-from trainers.metrics.exact import ExactMatchMetric, MathsExactMatchMetric
+from trainers.configs.metrics import (
+    ExactMatch,
+    MajorityAtK,
+    MathsExactMatch,
+    MathsStrictMatch,
+    MathVerify,
+    MetricConfig,
+    PassAtK,
+)
+from trainers.metrics.exact import ExactMatchMetric
+from trainers.metrics.maths.answers import MathsExactMatchMetric, MathsStrictMatchMetric
+from trainers.metrics.maths.samples import MajorityAtKMetric, PassAtKMetric
+from trainers.metrics.maths.verification import MathVerifyMetric
 from trainers.metrics.metric import Metric
 
 # To add a metric, add a line. A module that imports a large package imports it in the class.
 _METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
     ExactMatch: ExactMatchMetric,
     MathsExactMatch: MathsExactMatchMetric,
+    MathsStrictMatch: MathsStrictMatchMetric,
+    MathVerify: MathVerifyMetric,
+    PassAtK: PassAtKMetric,
+    MajorityAtK: MajorityAtKMetric,
 }
 
 

@@ -4,7 +4,7 @@ import re
 from itertools import islice
 
 from trainers.configs.rewards import AnswerForm
-from trainers.metrics.final_answer import BOX, CUE, MARK, last_box, parse_box, parse_line
+from trainers.metrics.maths.final_answer import BOX, CUE, MARK, last_box, parse_box, parse_line
 
 _UNIT = re.compile(r"[^0-9\n]{0,24}\s*")
 _CLOSING = re.compile(r"[\s.。*$)\]\\]{0,20}")

@@ -16,7 +16,7 @@ from trainers.configs.rewards import (
     StepsReward,
     reward_name,
 )
-from trainers.metrics.final_answer import find_answer, judge_answer
+from trainers.metrics.maths.final_answer import find_answer, judge_answer
 from trainers.rewards.answer_form import find_form_fault
 from trainers.rewards.equations import count_true_equations
 

@@ -49,7 +49,7 @@ def _graded_solutions() -> list[tuple[str, str, bool]]:
 
 
 def _ours() -> Callable[[str, str], bool]:
-    from trainers.metrics.final_answer import judge_answer
+    from trainers.metrics.maths.final_answer import judge_answer
 
     return lambda text, reference: judge_answer(text, reference).correct
 

@@ -13,7 +13,7 @@ from tests.integration.trainers.conftest import Programs, events, wait_for
 from tests.integration.trainers.stages import run_stage
 from trainers.configs import parse_stage
 from trainers.evaluation.results import EvaluationResult
-from trainers.metrics.maths import exact_match
+from trainers.metrics.maths.final_answer import exact_match
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
 

@@ -5,12 +5,19 @@ from typing import Annotated, Any, Union
 from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema
 
 from trainers.configs.metrics.base import MetricConfig
-from trainers.configs.metrics.exact import ExactMatch, MathsExactMatch
+from trainers.configs.metrics.exact import ExactMatch
+from trainers.configs.metrics.maths import (
+    MajorityAtK,
+    MathsExactMatch,
+    MathsStrictMatch,
+    MathVerify,
+    PassAtK,
+)
 
 MAX_METRICS = 32
 
 # To add a metric, add its config.
-_CONFIGS = (MathsExactMatch, ExactMatch)
+_CONFIGS = (MathsExactMatch, ExactMatch, MathsStrictMatch, MathVerify, PassAtK, MajorityAtK)
 METRIC_KINDS = tuple(config.model_fields["metric"].default for config in _CONFIGS)
 
 
@@ -47,7 +54,11 @@ __all__ = [
     "METRIC_KINDS",
     "AnyMetric",
     "ExactMatch",
+    "MajorityAtK",
+    "MathVerify",
     "MathsExactMatch",
+    "MathsStrictMatch",
     "MetricConfig",
     "Metrics",
+    "PassAtK",
 ]

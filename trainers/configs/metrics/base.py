@@ -17,3 +17,8 @@ class MetricConfig(Config):
     def label(self) -> str:
         """The name in results."""
         return self.name or self.metric
+
+    @property
+    def min_samples(self) -> int:
+        """Responses to each prompt that the metric needs."""
+        return 1

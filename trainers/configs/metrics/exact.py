@@ -7,12 +7,6 @@ from pydantic import Field
 from trainers.configs.metrics.base import MetricConfig
 
 
-class MathsExactMatch(MetricConfig):
-    """Share of the rows whose final answer equals the reference's as a number."""
-
-    metric: Literal["maths_exact_match"] = Field("maths_exact_match", description="Kind of metric.")
-
-
 class ExactMatch(MetricConfig):
     """Share of the rows whose response is the reference."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from trainers.configs.rewards import AnswerForm
-from trainers.metrics.final_answer import judge_answer
+from trainers.metrics.maths.final_answer import judge_answer
 from trainers.rewards.answer_form import find_form_fault
 from trainers.rewards.equations import count_true_equations
 

@@ -3,7 +3,7 @@
 import re
 
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems, list_equations
-from trainers.metrics.maths import final_answer
+from trainers.metrics.maths.final_answer import final_answer
 
 
 def numbers(row: dict[str, str]) -> tuple[str, ...]:

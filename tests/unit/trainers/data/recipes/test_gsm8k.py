@@ -18,7 +18,7 @@ from trainers.data.recipes.gsm8k import (
     sft_rows,
     split_solution,
 )
-from trainers.metrics.maths import exact_match
+from trainers.metrics.maths.final_answer import exact_match
 
 ROW = (4, {"question": "How many?", "answer": "Half of 48 is <<48/2=24>>24.\n#### 24"})
 

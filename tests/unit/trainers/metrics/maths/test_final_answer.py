@@ -4,8 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from trainers.metrics.final_answer import find_answer, judge_answer
-from trainers.metrics.maths import exact_match, final_answer
+from trainers.metrics.maths.final_answer import exact_match, final_answer, find_answer, judge_answer
 
 PLACES = [
     ("#### Step 1: add\n3 + 4 = 7\n#### 7", 7),

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from trainers.metrics.maths import exact_match, final_answer
+from trainers.metrics.maths.final_answer import exact_match, final_answer
 
 SPELLINGS = [
     ("3/4", "3/4"),

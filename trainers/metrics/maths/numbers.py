@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from trainers.metrics.korean_numbers import write_in_digits
+from trainers.metrics.maths.korean_numbers import write_in_digits
 
 MAX_LENGTH = 400
 MAX_EXPONENT = 400

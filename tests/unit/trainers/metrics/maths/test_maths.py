@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from trainers.metrics.intervals import wilson_interval
-from trainers.metrics.maths import exact_match, final_answer
+from trainers.metrics.maths.final_answer import exact_match, final_answer
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
-from trainers.metrics.numbers import NUMBER, Number, is_same_number, normalize_text, parse_number
-from trainers.metrics.several_answers import MAX_LINE, has_more_answers, is_range
+from trainers.configs.rewards import AnswerForm
+from trainers.metrics.maths.numbers import NUMBER, Number, is_same_number, normalize_text, parse_number
+from trainers.metrics.maths.several_answers import MAX_LINE, has_more_answers, is_range
 
 BOX = r"\boxed{"
 MARK = "####"
@@ -88,6 +89,17 @@ def judge_answer(
     return Judgement(correct, answer.number, expected.number, reason)
 
 
+def exact_match(prediction: str, reference: str) -> bool:
+    """Return whether both texts have the same final answer; a text without one never matches."""
+    return judge_answer(prediction, reference).correct
+
+
+def final_answer(text: str) -> Fraction | None:
+    """Return the final answer of a text as an exact number, a time of day in hours, or None."""
+    number = find_answer(text).number
+    return None if number is None else number.value
+
+
 def find_answer(text: str) -> FoundAnswer:
     """Return the final answer of a text and where it was found, or why there is none."""
     start = text.rfind(TAG)
@@ -101,6 +113,16 @@ def find_answer(text: str) -> FoundAnswer:
         return parse_box(boxed[0])
     tail = normalize_text(text[-WINDOW:])
     return _after_cue(tail) or _last_number(tail)
+
+
+def find_formed_answer(text: str, form: AnswerForm | None) -> FoundAnswer:
+    r"""Return the answer after `####` or in the last `\boxed{}`, one of them if `form` names it."""
+    found = None
+    if form is not AnswerForm.boxed:
+        found = _after_mark(text)
+    if found is None and form is not AnswerForm.hashes and (box := last_box(text)) is not None:
+        found = parse_box(box[0]) if box[1] is not None else FoundAnswer(None, "the box is not closed")
+    return found or FoundAnswer(None, "it has none in the required form")
 
 
 def last_box(text: str) -> tuple[str, int | None] | None:

@@ -3,7 +3,7 @@
 import json
 
 from tests.shared_data import MODELS, SharedData
-from trainers.metrics.maths import exact_match, final_answer
+from trainers.metrics.maths.final_answer import exact_match, final_answer
 
 
 def test_judge_agrees_with_every_label(shared_data: SharedData) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainers.metrics.maths import exact_match, final_answer
+from trainers.metrics.maths.final_answer import exact_match, final_answer
 
 SINGLE = [
     ("<answer>42</answer> (3 steps)", 42),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties import QUICK, THOROUGH
-from trainers.metrics.final_answer import find_answer, judge_answer
+from trainers.metrics.maths.final_answer import find_answer, judge_answer
 
 PLACES = (
     "Some steps: 1 + 1.\n#### {}",
