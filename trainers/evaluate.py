@@ -20,6 +20,7 @@ from trainers.rendering.render import PromptCompletion, tokenize_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
+from trainers.statistics.comparison import compare_models
 
 PREDICTIONS = "predictions.jsonl"
 ROWS = "rows.jsonl"
@@ -50,7 +51,13 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     events.write_metrics(
         total, total, {f"{one.role}/{score.metric}": score.value for one in scores for score in one.scores}
     )
-    return EvaluationResult(stage="evaluate", n=len(pairs), models=scores, rows=ROWS).model_dump(mode="json")
+    return EvaluationResult(
+        stage="evaluate",
+        n=len(pairs),
+        models=scores,
+        differences=compare_models(values),
+        rows=ROWS,
+    ).model_dump(mode="json")
 
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:

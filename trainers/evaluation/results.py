@@ -40,8 +40,12 @@ class PairedDifference(BaseModel):
     role: str = Field(description="The model whose difference it is.")
     other: str = Field(description="The model that it is compared with.")
     n: int = Field(description="Rows that both models have a value for.")
-    difference: float = Field(description="Value of `role` minus value of `other`.")
-    interval_95: Interval = Field(description="95 % confidence interval, which agrees with the test.")
+    excluded: int = Field(0, description="Rows without a value for one of the models, which do not count.")
+    difference: float = Field(description="Value of `role` minus value of `other`, over these rows.")
+    interval_95: Interval | None = Field(
+        description="95 % confidence interval: it excludes 0 exactly if `p_value` is at most 0.05. Null if "
+        "the rows are too few for one."
+    )
     p_value: float = Field(description="Two-sided probability of such a difference between equal models.")
     p_adjusted: float = Field(description="Corrected for the number of comparisons in this evaluation.")
     method: str = Field(description="Name of the test and of the interval.")
@@ -49,7 +53,9 @@ class PairedDifference(BaseModel):
     losses: int = Field(description="Rows on which `other` is better.")
     ties: int = Field(description="Rows on which both are equal.")
     detectable: float | None = Field(
-        None, description="Smallest true difference that as many such rows would find with 80 %."
+        None,
+        description="Smallest true difference that as many such rows would find with 80 %, with regard to "
+        "the number of comparisons.",
     )
     verdict: Literal["better", "worse", "undecided"] = Field(
         description="`better` or `worse` if the corrected test decides at 5 %, with regard to the metric's "

@@ -10,11 +10,11 @@ from trainers.configs.base import AdaptedModel, ModelRef
 from trainers.configs.metrics import MetricConfig
 from trainers.evaluation.results import Score
 from trainers.evaluation.scored_rows import evaluated_row, other_fields
-from trainers.metrics.intervals import wilson_interval
 from trainers.metrics.metric import MetricValues
 from trainers.metrics.table import make_metric
 from trainers.rendering.render import PromptCompletion
 from trainers.runtime import run_dir as files
+from trainers.statistics.score_interval import score_interval
 
 Responses = Mapping[int, Sequence[str | None]]
 """The samples of one model by row; None where the engine rejected the request."""
@@ -79,11 +79,10 @@ def describe_model(reference: ModelRef) -> str:
 
 def _make_score(name: str, values: MetricValues, n_failed: int) -> Score:
     scored = [value for value in values.row_values if value is not None]
-    interval = wilson_interval(round(sum(scored)), len(scored)) if values.is_share else None
     return Score(
         metric=name,
         value=values.value,
-        interval_95=interval,
+        interval_95=score_interval(values),
         n=len(scored),
         failed=n_failed,
         higher_is_better=values.higher_is_better,

@@ -65,6 +65,9 @@ def test_model_that_is_its_own_baseline_shows_no_difference(run: Path) -> None:
     model, baseline = result.models
     assert (model.role, baseline.role) == ("model", "baseline")
     assert model.scores == baseline.scores
+    (difference,) = result.differences
+    assert (difference.wins, difference.losses, difference.ties) == (0, 0, difference.n)
+    assert (difference.difference, difference.p_value, difference.verdict) == (0, 1, "undecided")
 
 
 def test_the_former_field_for_one_metric_names_its_successor(config: dict[str, Any]) -> None:

@@ -1,10 +1,9 @@
-"""Exact match of final answers, and the interval of a share."""
+"""Exact match of final answers."""
 
 from decimal import Decimal
 
 import pytest
 
-from trainers.metrics.intervals import wilson_interval
 from trainers.metrics.maths.final_answer import exact_match, final_answer
 
 
@@ -46,15 +45,3 @@ def test_numbers_are_compared_by_value_and_not_by_notation() -> None:
     assert exact_match("It is 1,000.0", "#### 1000")
     assert not exact_match("#### 1000.1", "#### 1000")
     assert not exact_match("#### 0.30000000000000004", "#### 0.3")
-
-
-def test_wilson_interval_agrees_with_published_values() -> None:
-    # Newcombe, 1998, Statistics in Medicine 17, table I, method 3.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
-
-
-def test_wilson_interval_without_rows_knows_nothing() -> None:
-    assert wilson_interval(0, 0) == (0.0, 1.0)

@@ -1,0 +1,1 @@
+"""Intervals, paired tests and power: when one model is better than another."""
