@@ -43,7 +43,15 @@ def read_scored_rows(
 
 def evaluated_row(pair: PromptCompletion, responses: Sequence[str | None] = ()) -> EvaluatedRow:
     """Return a row with a model's responses to it, as a metric reads it."""
-    return EvaluatedRow(pair.row, pair.prompt, pair.completion_text, tuple(responses), pair.source)
+    calls = pair.completion[-1].get("tool_calls") or () if pair.completion else ()
+    return EvaluatedRow(
+        pair.row,
+        pair.prompt,
+        pair.completion_text,
+        tuple(responses),
+        pair.source,
+        reference_tool_calls=calls,
+    )
 
 
 def other_fields(pair: PromptCompletion) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainers.configs.metrics import ExactMatch
-from trainers.metrics.metric import EvaluatedRow, MetricValues
+from trainers.metrics.metric import EvaluatedRow, MetricValues, missing_reference
 
 
 class ExactMatchMetric:
@@ -15,7 +15,7 @@ class ExactMatchMetric:
 
     def check_row(self, row: EvaluatedRow) -> str | None:
         """Return that the reference is empty, if it is."""
-        return None if row.reference.strip() else "has no reference"
+        return missing_reference(row)
 
     def score(self, rows: Sequence[EvaluatedRow]) -> MetricValues:
         """Compare the first response of each row."""

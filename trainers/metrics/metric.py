@@ -19,6 +19,14 @@ class EvaluatedRow:
     """One for each sample; None where the engine rejected the request."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The row as it is in the file, for metrics and slices that read a field of their own."""
+    reference_tool_calls: Sequence[Mapping[str, Any]] = ()
+    """The calls of the last assistant turn, in OpenAI's form."""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+    """The calls of the first sample."""
+    reference_logprobs: Sequence[float] | None = None
+    """Log-probability of each token of the reference under the model, if a metric needs it."""
+    others: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    """The responses of the evaluation's other models, by role."""
 
     @property
     def source(self) -> str:
@@ -71,3 +79,8 @@ class Metric(Protocol):
     def score(self, rows: Sequence[EvaluatedRow]) -> MetricValues:
         """Score the responses; every row has passed `check_row`."""
         ...
+
+
+def missing_reference(row: EvaluatedRow) -> str | None:
+    """Return that a row has no reference, as `Metric.check_row` reports it."""
+    return None if row.reference.strip() else "has no reference"

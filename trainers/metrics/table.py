@@ -5,14 +5,24 @@ from typing import Any
 
 from trainers.configs.metrics import (
     ExactMatch,
+    JsonSchema,
     MajorityAtK,
     MathsExactMatch,
     MathsStrictMatch,
     MathVerify,
     MetricConfig,
     PassAtK,
+    Perplexity,
+    RegularExpression,
+    RougeL,
+    TokenF1,
+    ToolCalls,
 )
 from trainers.metrics.exact import ExactMatchMetric
+from trainers.metrics.general.overlap import RougeLMetric, TokenF1Metric
+from trainers.metrics.general.patterns import JsonSchemaMetric, RegularExpressionMetric
+from trainers.metrics.general.perplexity import PerplexityMetric
+from trainers.metrics.general.tool_calls import ToolCallsMetric
 from trainers.metrics.maths.answers import MathsExactMatchMetric, MathsStrictMatchMetric
 from trainers.metrics.maths.samples import MajorityAtKMetric, PassAtKMetric
 from trainers.metrics.maths.verification import MathVerifyMetric
@@ -26,6 +36,12 @@ _METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
     MathVerify: MathVerifyMetric,
     PassAtK: PassAtKMetric,
     MajorityAtK: MajorityAtKMetric,
+    TokenF1: TokenF1Metric,
+    RougeL: RougeLMetric,
+    RegularExpression: RegularExpressionMetric,
+    JsonSchema: JsonSchemaMetric,
+    ToolCalls: ToolCallsMetric,
+    Perplexity: PerplexityMetric,
 }
 
 

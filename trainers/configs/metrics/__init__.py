@@ -6,6 +6,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema
 
 from trainers.configs.metrics.base import MetricConfig
 from trainers.configs.metrics.exact import ExactMatch
+from trainers.configs.metrics.general import (
+    JsonSchema,
+    Perplexity,
+    RegularExpression,
+    RougeL,
+    TokenF1,
+    ToolCalls,
+)
 from trainers.configs.metrics.maths import (
     MajorityAtK,
     MathsExactMatch,
@@ -17,7 +25,10 @@ from trainers.configs.metrics.maths import (
 MAX_METRICS = 32
 
 # To add a metric, add its config.
-_CONFIGS = (MathsExactMatch, ExactMatch, MathsStrictMatch, MathVerify, PassAtK, MajorityAtK)
+_CONFIGS = (
+    MathsExactMatch, ExactMatch, MathsStrictMatch, MathVerify, PassAtK, MajorityAtK,
+    TokenF1, RougeL, RegularExpression, JsonSchema, ToolCalls, Perplexity,
+)  # fmt: skip
 METRIC_KINDS = tuple(config.model_fields["metric"].default for config in _CONFIGS)
 
 
@@ -54,6 +65,7 @@ __all__ = [
     "METRIC_KINDS",
     "AnyMetric",
     "ExactMatch",
+    "JsonSchema",
     "MajorityAtK",
     "MathVerify",
     "MathsExactMatch",
@@ -61,4 +73,9 @@ __all__ = [
     "MetricConfig",
     "Metrics",
     "PassAtK",
+    "Perplexity",
+    "RegularExpression",
+    "RougeL",
+    "TokenF1",
+    "ToolCalls",
 ]
