@@ -32,7 +32,8 @@ from trainers.modeling.teacher import check_teacher, load_teacher, teacher_name
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
-from trainers.rendering.render import PromptCompletion
+from trainers.rendering.cache.folder import cache_of_process
+from trainers.rendering.examples.prompts import PromptSet
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
@@ -50,15 +51,15 @@ def run(config: DistillConfig, run_dir: Path, events: EventWriter) -> dict[str, 
     started = time.monotonic()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base, config.template)
-    prompts = load_student_prompts(config.dataset, tokenizer)
+    prompts = load_student_prompts(config.dataset, tokenizer, cache_of_process(run_dir))
     _check_pair(config, tokenizer, prompts)
     check_before_training(config, tokenizer, prompts, run_dir, events)
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
         trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, precision)
-        epochs = len(trainer.train_dataset) / len(prompts)
+        epochs = len(trainer.train_dataset) / prompts.rows
         callback = OnPolicyCallback(config, run_dir, events, stop, trainer.samples, epochs)
-        run_training_loop(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
+        run_training_loop(trainer, config, callback, run_dir, stop, f"{prompts.rows} prompts")
         save_model(trainer, config, run_dir, tokenizer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return training_result(
@@ -76,11 +77,11 @@ def plan(config: DistillConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.base, config.template)
     prompts = load_student_prompts(config.dataset, tokenizer)
     _check_pair(config, tokenizer, prompts)
-    steps = total_steps(config, len(prompts), config.rows_per_step)
+    steps = total_steps(config, prompts.rows, config.rows_per_step)
     return {
         "stage": "distill",
-        "rows": len(prompts),
-        **plan_training(config, steps, longest_sequence(config, prompts, tokenizer)),
+        "rows": prompts.rows,
+        **plan_training(config, steps, longest_sequence(config, prompts)),
         "findings": findings_to_json(check_stage(config, tokenizer, prompts)),
     }
 
@@ -103,9 +104,7 @@ class StudentTrainer(ScheduleMixin, DistillationTrainer):
         return generated
 
 
-def _check_pair(
-    config: DistillConfig, tokenizer: PreTrainedTokenizerBase, prompts: list[PromptCompletion]
-) -> None:
+def _check_pair(config: DistillConfig, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> None:
     """Raise an error for a teacher from which nothing can be learned, whatever `preflight` says."""
     if config.teacher == config.base:
         raise ConfigInvalid(
@@ -113,7 +112,7 @@ def _check_pair(
             "itself.",
             "Name a stronger model as teacher.",
         )
-    check_teacher(config.teacher, config.base, tokenizer, prompts)
+    check_teacher(config.teacher, config.base, tokenizer, prompts.pairs)
 
 
 def _build_trainer(
@@ -121,12 +120,12 @@ def _build_trainer(
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[PromptCompletion],
+    prompts: PromptSet,
     precision: Precision,
 ) -> StudentTrainer:
-    steps = total_steps(config, len(prompts), config.rows_per_step)
+    steps = total_steps(config, prompts.rows, config.rows_per_step)
     arguments = (
-        training_arguments(config, run_dir, precision, steps, longest_sequence(config, prompts, tokenizer))
+        training_arguments(config, run_dir, precision, steps, longest_sequence(config, prompts))
         | generation_arguments(config)
         | {"beta": config.beta}
     )

@@ -28,7 +28,7 @@ from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.cache.folder import RowCache, cache_of_process
-from trainers.rendering.preference_examples import TRIPLE, PreferenceSet, load_preferences
+from trainers.rendering.examples.preferences import TRIPLE, PreferenceSet, load_preferences
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import is_main_process, run_program, stop_after_step

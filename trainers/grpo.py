@@ -24,7 +24,8 @@ from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
-from trainers.rendering.render import PromptCompletion
+from trainers.rendering.cache.folder import cache_of_process
+from trainers.rendering.examples.prompts import PromptSet
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments
@@ -41,15 +42,15 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
     started = time.monotonic()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base, config.template)
-    prompts = load_prompts(config.dataset, config.rewards, tokenizer)
+    prompts = load_prompts(config.dataset, config.rewards, tokenizer, cache_of_process(run_dir))
     check_before_training(config, tokenizer, prompts, run_dir, events)
     rollouts = RolloutRecorder(config.rewards, config.num_generations)
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
         trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision)
-        epochs = len(trainer.train_dataset) / len(prompts)
+        epochs = len(trainer.train_dataset) / prompts.rows
         callback = GrpoCallback(config, run_dir, events, stop, rollouts, epochs)
-        run_training_loop(trainer, config, callback, run_dir, stop, f"{len(prompts)} prompts")
+        run_training_loop(trainer, config, callback, run_dir, stop, f"{prompts.rows} prompts")
         save_model(trainer, config, run_dir, tokenizer)
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     return training_result(
@@ -66,12 +67,12 @@ def plan(config: GrpoConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base, config.template)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer)
-    steps = total_steps(config, len(prompts), config.rows_per_step)
+    steps = total_steps(config, prompts.rows, config.rows_per_step)
     return {
         "stage": "grpo",
-        "rows": len(prompts),
+        "rows": prompts.rows,
         "prompts_per_step": config.rows_per_step,
-        **plan_training(config, steps, longest_sequence(config, prompts, tokenizer)),
+        **plan_training(config, steps, longest_sequence(config, prompts)),
         "findings": findings_to_json(check_stage(config, tokenizer, prompts)),
     }
 
@@ -122,12 +123,12 @@ def _build_trainer(
     run_dir: Path,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[PromptCompletion],
+    prompts: PromptSet,
     rollouts: RolloutRecorder,
     precision: Precision,
 ) -> PromptTrainer:
-    steps = total_steps(config, len(prompts), config.rows_per_step)
-    longest = longest_sequence(config, prompts, tokenizer)
+    steps = total_steps(config, prompts.rows, config.rows_per_step)
+    longest = longest_sequence(config, prompts)
     trainer = PromptTrainer(
         model=model,
         reward_funcs=list(rollouts.functions),

@@ -23,13 +23,20 @@ from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
-from trainers.rendering.labelled_examples import LabelledSet, load_labelled
+from trainers.rendering.cache.folder import RowCache, cache_of_process
+from trainers.rendering.examples.labelled import RECORD, LabelledSet, load_labelled
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
+from trainers.training.datasets import map_dataset
 from trainers.training.loop import run_training_loop
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
-from trainers.training.preferences.labelled_trainer import LabelledTrainer, MismatchSampler, RowsWithMismatch
+from trainers.training.preferences.labelled_trainer import (
+    LabelledTrainer,
+    MismatchSampler,
+    RowsWithMismatch,
+    ValidationRows,
+)
 from trainers.training.preferences.reference import ReferenceCallback
 from trainers.training.save import add_validation_callback, save_model, training_result
 
@@ -40,11 +47,12 @@ def run(config: KtoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     disable_progress_bars()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base, config.template)
-    labelled = load_labelled(config.dataset, tokenizer, config.max_length)
+    cache = cache_of_process(run_dir)
+    labelled = load_labelled(config.dataset, tokenizer, config.max_length, cache=cache)
     check_before_training(config, tokenizer, labelled, run_dir, events)
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
-        trainer = _build_trainer(config, run_dir, model, tokenizer, labelled, precision)
+        trainer = _build_trainer(config, run_dir, model, tokenizer, labelled, precision, cache)
         callback = ReferenceCallback(config, run_dir, events, stop, precision)
         add_validation_callback(trainer, config, run_dir, tokenizer)
         run_training_loop(trainer, config, callback, run_dir, stop, labelled.summary())
@@ -63,16 +71,16 @@ def plan(config: KtoConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without training."""
     tokenizer = load_tokenizer(config.base, config.template)
     labelled = load_labelled(config.dataset, tokenizer, config.max_length)
-    steps = total_steps(config, len(labelled.records), config.batch_size)
+    steps = total_steps(config, labelled.count, config.batch_size)
     return {
         "stage": "kto",
         "rows": labelled.rows,
         "good": labelled.desirable,
-        "bad": len(labelled.records) - labelled.desirable,
+        "bad": labelled.count - labelled.desirable,
         "truncated": labelled.truncated,
         "dropped": labelled.dropped,
         "tokens": labelled.tokens,
-        **plan_training(config, steps, max(labelled.lengths())),
+        **plan_training(config, steps, int(labelled.lengths.max())),
         "findings": findings_to_json(check_stage(config, tokenizer, labelled)),
     }
 
@@ -84,10 +92,11 @@ def _build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     labelled: LabelledSet,
     precision: Precision,
+    cache: RowCache,
 ) -> LabelledTrainer:
-    steps = total_steps(config, len(labelled.records), config.batch_size)
+    steps = total_steps(config, labelled.count, config.batch_size)
     arguments = TrlConfig(
-        **training_arguments(config, run_dir, precision, steps, max(labelled.lengths())),
+        **training_arguments(config, run_dir, precision, steps, int(labelled.lengths.max())),
         **validation_arguments(config),
         logging_first_step=True,
         # The rows are already truncated; completions of other prompts may make them longer again.
@@ -98,7 +107,8 @@ def _build_trainer(
         # TRL refuses the loss `kto` with micro-batches of one row, from which it could not estimate the KL.
         loss_type="apo_zero_unpaired",
     )
-    dataset = Dataset.from_list(labelled.records)
+    dataset = map_dataset(labelled.mapped, RECORD, labelled.trained)
+    validation = _load_validation_dataset(config, tokenizer, cache)
     needs_copy = isinstance(config.tuning, FullTuning)
     trainer = LabelledTrainer(
         model=model,
@@ -106,27 +116,27 @@ def _build_trainer(
         ref_model=load_policy(config, precision, EventWriter(None)) if needs_copy else None,
         args=arguments,
         train_dataset=dataset,
-        eval_dataset=_load_validation_dataset(config, tokenizer),
+        eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
     trainer.set_loss(config.loss.value)
     trainer.train_dataset = RowsWithMismatch(dataset)
-    trainer.step_sampler = MismatchSampler(labelled.lengths(), config.batch_size, config.seed)
+    if validation is not None:
+        trainer.eval_dataset = ValidationRows(validation)
+    trainer.step_sampler = MismatchSampler(labelled.lengths, config.batch_size, config.seed)
     return cast_adapter_to_fp32(trainer)
 
 
-def _load_validation_dataset(config: KtoConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+def _load_validation_dataset(
+    config: KtoConfig, tokenizer: PreTrainedTokenizerBase, cache: RowCache
+) -> Dataset | None:
     if config.validation_dataset is None:
         return None
-    records = load_labelled(
-        config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows
-    ).records
-    shift = len(records) // 2
-    mismatched = [records[row - shift]["completion_ids"] for row in range(len(records))]
-    return Dataset.from_list(
-        [record | {"KL_completion_ids": other} for record, other in zip(records, mismatched, strict=True)]
+    rows = load_labelled(
+        config.validation_dataset, tokenizer, config.max_length, config.max_validation_rows, cache
     )
+    return map_dataset(rows.mapped, RECORD, rows.trained)
 
 
 def _last(state: TrainerState, name: str) -> float | None:

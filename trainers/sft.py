@@ -25,7 +25,7 @@ from trainers.preflight.findings import findings_to_json
 from trainers.preflight.start.before_training import check_before_training
 from trainers.rendering.cache.folder import RowCache, cache_of_process
 from trainers.rendering.cache.mapped import Int32s
-from trainers.rendering.sft_examples import ExampleSet, load_examples
+from trainers.rendering.examples.sft import ExampleSet, load_examples
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program, stop_after_step
 from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments

@@ -27,16 +27,18 @@ from trainers.preflight.memory_estimate import estimate_memory
 from trainers.preflight.probe import run_probe
 from trainers.preflight.row_findings import check_file
 from trainers.preflight.start.later_stages import find_faults, render_rows
-from trainers.rendering.labelled_examples import LabelledSet
+from trainers.rendering.examples.labelled import LabelledSet
+from trainers.rendering.examples.preferences import PreferenceSet
+from trainers.rendering.examples.prompts import PromptSet
+from trainers.rendering.examples.sft import ExampleSet
 from trainers.rendering.plain_text import TemplateMissing
-from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.preview import highlight_loss, preview_example
-from trainers.rendering.render import PromptCompletion, dataset_path, render_prompt, tokenize_prompt
-from trainers.rendering.sft_examples import ExampleSet
+from trainers.rendering.render import dataset_path, render_prompt
 from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, ProgramError
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 from trainers.training.model_proof import prove_model
+from trainers.training.on_policy.generation import longest_sequence
 
 logger = logging.getLogger("trainers")
 
@@ -55,12 +57,12 @@ def run(config: PreflightConfig, run_dir: Path, events: EventWriter) -> dict[str
     found = [*check_stage(target, tokenizer, rows, exact_only=False)]
     events.write_progress(1, 3)
     found += check_near_duplicates(dataset_path(target.dataset))
-    if isinstance(target, GrpoConfig) and isinstance(rows, list):
-        found += check_rewards(target, rows)
+    if isinstance(target, GrpoConfig) and isinstance(rows, PromptSet):
+        found += check_rewards(target, rows.pairs)
     events.write_progress(2, 3)
     preview = _preview_rows(rows, tokenizer, config.shown_rows)
     _print_findings(found, preview)
-    memory = estimate_memory(target, config.hosts, _longest_sequence(target, rows, tokenizer))
+    memory = estimate_memory(target, config.hosts, _longest_sequence(target, rows))
     probed = run_probe(config, run_dir, memory) if config.probe_steps and not _has_error(found) else None
     events.write_progress(3, 3)
     return _make_result(target, found, rows=preview, memory=memory, probe=probed)
@@ -78,7 +80,7 @@ def plan(config: PreflightConfig) -> dict[str, Any]:
     if not isinstance(config.target, TrainingConfig):
         return {"stage": "preflight", "target": config.target.stage, "examples": None}
     rows = render_rows(config.target, load_tokenizer(config.target.base, config.target.template))
-    count = len(rows) if isinstance(rows, Sequence) else len(_list_examples(rows))
+    count = rows.rows if isinstance(rows, PromptSet) else len(_list_examples(rows))
     return {"stage": "preflight", "target": config.target.stage, "examples": count}
 
 
@@ -119,13 +121,12 @@ def _list_examples(rows: RenderedRows) -> Sequence[Any]:
     return [example for pair in rows.pairs for example in pair] if isinstance(rows, PreferenceSet) else []
 
 
-def _longest_sequence(target: Any, rows: RenderedRows, tokenizer: PreTrainedTokenizerBase) -> int:
+def _longest_sequence(target: Any, rows: RenderedRows) -> int:
     """Return the tokens of the longest sequence of a forward pass."""
-    if isinstance(rows, ExampleSet | PreferenceSet | LabelledSet):
-        longest = max((len(example.input_ids) for example in _list_examples(rows)), default=1)
-        return target.max_length if getattr(target, "packing", False) else longest
-    prompts: Sequence[PromptCompletion] = rows
-    return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + int(target.max_completion_length)
+    if isinstance(rows, PromptSet):
+        return longest_sequence(target, rows)
+    longest = max((len(example.input_ids) for example in _list_examples(rows)), default=1)
+    return target.max_length if getattr(target, "packing", False) else longest
 
 
 def _preview_rows(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count: int) -> list[dict[str, Any]]:
@@ -141,8 +142,8 @@ def _preview_rows(rows: RenderedRows, tokenizer: PreTrainedTokenizerBase, count:
             preview_example(example, 1, tokenizer) | {"side": "chosen" if label else "rejected"}
             for example, label in rows.labelled[:count]
         ]
-    if not isinstance(rows, ExampleSet):
-        return [preview_example(render_prompt(pair, tokenizer), 1, tokenizer) for pair in rows[:count]]
+    if isinstance(rows, PromptSet):
+        return [preview_example(render_prompt(pair, tokenizer), 1, tokenizer) for pair in rows.pairs[:count]]
     turns = groupby(rows.rendered, key=lambda example: example.row)
     return [
         preview_example(example, turn, tokenizer)

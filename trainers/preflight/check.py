@@ -21,27 +21,28 @@ from trainers.preflight.duplicates import check_overlap
 from trainers.preflight.feedback.label_findings import check_labels
 from trainers.preflight.feedback.reward_findings import check_references
 from trainers.preflight.findings import Finding, FindingCode, FindingExample, FindingLevel, new_finding
-from trainers.preflight.omission_findings import check_omissions, count_prompt_omissions
+from trainers.preflight.omission_findings import check_omissions
 from trainers.preflight.row_findings import RowTexts, check_file, check_texts
 from trainers.preflight.setting_findings import check_cpu_time, check_settings, check_steps, check_template
 from trainers.preflight.stored_findings import Check, find_once
 from trainers.preflight.token_findings import check_model_limits, check_tokens
-from trainers.rendering.labelled_examples import LabelledSet, read_labelled
+from trainers.rendering.examples.labelled import LabelledSet
+from trainers.rendering.examples.preferences import PreferenceSet
+from trainers.rendering.examples.prompts import PromptSet
+from trainers.rendering.examples.sft import ExampleSet
+from trainers.rendering.labelled_rows import read_labelled
 from trainers.rendering.mixtures import describe_origin
 from trainers.rendering.plain_text import text_end
-from trainers.rendering.preference_examples import PreferenceSet
 from trainers.rendering.render import (
     PromptCompletion,
     dataset_path,
     read_preferences,
     read_prompt_completions,
     read_prompts,
-    tokenize_prompt,
 )
-from trainers.rendering.sft_examples import ExampleSet
 from trainers.runtime.verified_files import hash_file
 
-RenderedRows = ExampleSet | PreferenceSet | LabelledSet | Sequence[PromptCompletion]
+RenderedRows = ExampleSet | PreferenceSet | LabelledSet | PromptSet
 
 
 def check_stage(
@@ -69,9 +70,9 @@ def _check_stage(
     exact_only: bool,
 ) -> Iterator[Finding]:
     yield from check_settings(config, model_config(config))
-    n_rows = len(rows) if isinstance(rows, Sequence) else rows.rows
-    yield from check_cpu_time(config, model_config(config), n_rows, getattr(rows, "tokens", 0))
-    yield from check_steps(config, n_rows)
+    tokens = 0 if isinstance(rows, PromptSet) else rows.tokens
+    yield from check_cpu_time(config, model_config(config), rows.rows, tokens)
+    yield from check_steps(config, rows.rows)
     yield from check_template(config, tokenizer, isinstance(rows, ExampleSet) and rows.has_documents)
     held_out = [dataset_path(reference) for reference in config.held_out]
     checks: list[Check] = [
@@ -84,9 +85,6 @@ def _check_stage(
         partial(_check_rendered, config, tokenizer, rows),
         partial(check_overlap, dataset, held_out, exact_only=exact_only),
     ]
-    if not isinstance(rows, ExampleSet | PreferenceSet):
-        yield from (one for check in checks for one in check())
-        return
     hashes = [hash_file(path) for path in held_out if path.is_file()]
     key = [
         config.model_dump(mode="json", exclude={"held_out"}),
@@ -97,6 +95,9 @@ def _check_stage(
         exact_only,
     ]
     yield from find_once(rows.mapped.entry, key, checks, dataset.stat().st_size)
+    if isinstance(config, DistillConfig) and isinstance(rows, PromptSet):
+        # Not stored: it depends on the files of the teacher too.
+        yield from _check_teacher(config, tokenizer, rows.pairs)
 
 
 def model_config(config: TrainingConfig) -> PreTrainedConfig:
@@ -156,11 +157,8 @@ def _check_rendered(
         yield from check_tokens(rows.rendered, tokenizer, model, ends, config.max_length)
     else:
         assert isinstance(config, OnPolicyConfig)
-        yield from check_omissions(count_prompt_omissions(rows, tokenizer))
-        prompts = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in rows]
-        yield from check_model_limits(prompts, tokenizer, model, config.max_completion_length)
-        if isinstance(config, DistillConfig):
-            yield from _check_teacher(config, tokenizer, rows)
+        yield from check_omissions(rows.omissions)
+        yield from check_model_limits(rows.tokens_of_rows, tokenizer, model, config.max_completion_length)
         if isinstance(config, GrpoConfig) and any(
             isinstance(reward, CorrectnessReward) for reward in config.rewards
         ):

@@ -1,15 +1,10 @@
 """Findings in what the rendered rows lack of the rows in the file."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Final, NamedTuple
-
-from transformers import PreTrainedTokenizerBase
 
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 from trainers.rendering.omissions.counts import OmissionCounts, OmissionKind
-from trainers.rendering.omissions.search import find_omissions
-from trainers.rendering.render import PromptCompletion, render_prompt_text
 
 MAX_FIELDS: Final = 8
 
@@ -106,14 +101,3 @@ def check_omissions(omissions: OmissionCounts) -> Iterator[Finding]:
             count=count,
             rows=omissions.rows,
         )
-
-
-def count_prompt_omissions(
-    prompts: Sequence[PromptCompletion], tokenizer: PreTrainedTokenizerBase
-) -> OmissionCounts:
-    """Count what the rendered prompts lack; their completions are not rendered."""
-    omissions = OmissionCounts()
-    for pair in prompts:
-        text = render_prompt_text(pair, tokenizer)
-        omissions.add(pair.row, find_omissions([replace(pair, completion=[])], [text]))
-    return omissions

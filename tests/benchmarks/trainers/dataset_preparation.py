@@ -29,8 +29,8 @@ from tests.e2e.platform import ROOT
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.cache.folder import RowCache
+from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import read_prompt_completions, render_example
-from trainers.rendering.sft_examples import load_examples
 
 MAX_LENGTH = 1024
 

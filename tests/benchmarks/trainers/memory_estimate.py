@@ -109,7 +109,7 @@ def _stage(
 
 def _longest(folder: Path, stage: dict[str, Any]) -> int:
     from trainers.modeling.load import load_tokenizer
-    from trainers.rendering.sft_examples import load_examples
+    from trainers.rendering.examples.sft import load_examples
 
     rows = load_examples(stage["dataset"], load_tokenizer(stage["base"]), stage["max_length"])
     return max(len(example.input_ids) for example in rows.examples)

@@ -24,7 +24,7 @@ from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
-from trainers.rendering.sft_examples import load_examples
+from trainers.rendering.examples.sft import load_examples
 from trainers.training.samplers import StepSampler
 from workers.hosts import guarded_process
 from workers.hosts.devices import NO_DEVICES

@@ -25,7 +25,7 @@ from tests.benchmarks.report import p50, print_table
 from tests.e2e.platform import ROOT
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
-from trainers.rendering.sft_examples import load_examples
+from trainers.rendering.examples.sft import load_examples
 
 DATA = ROOT.parent / "shared" / "data"
 ROWS_PER_STEP = 16

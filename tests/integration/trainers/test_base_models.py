@@ -17,10 +17,10 @@ from trainers.configs.stages.prepare import PrepareConfig
 from trainers.configs.training import ChatTemplateName
 from trainers.modeling.load import TemplateUnsuitable, load_tokenizer, template_sha256
 from trainers.prepare import run as prepare
+from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.named_templates import TEMPLATES
 from trainers.rendering.plain_text import TemplateMissing
 from trainers.rendering.render import PromptCompletion, render_example, tokenize_prompt
-from trainers.rendering.sft_examples import load_examples
 from trainers.runtime.errors import DatasetInvalid
 from trainers.runtime.events import EventWriter
 

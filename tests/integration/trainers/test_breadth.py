@@ -17,7 +17,7 @@ from tests.integration.trainers.stages import Recorder, run_stage
 from trainers import grpo, sft
 from trainers.configs import parse_stage
 from trainers.modeling.load import load_tokenizer
-from trainers.rendering.sft_examples import load_examples
+from trainers.rendering.examples.sft import load_examples
 from trainers.runtime.errors import DeviceUnavailable
 from trainers.runtime.events import EventWriter
 from trainers.training.diagnosis.non_finite import LossNotFinite, diagnose_non_finite

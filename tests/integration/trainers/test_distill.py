@@ -130,10 +130,10 @@ def test_teacher_with_other_tokens_is_refused(
     rows = load_student_prompts(prompts, tokenizer)
     other = with_swapped_tokens(teacher, tmp_path / "other")
     with pytest.raises(TeacherMismatch, match=r"another tokenizer than the student: 2 of \d+ tokens"):
-        check_teacher(str(other), str(undecided), tokenizer, rows)
+        check_teacher(str(other), str(undecided), tokenizer, rows.pairs)
     smaller = resized(teacher, tmp_path / "smaller", -8)
     with pytest.raises(TeacherMismatch, match="no probability for the rest"):
-        check_teacher(str(smaller), str(undecided), tokenizer, rows)
+        check_teacher(str(smaller), str(undecided), tokenizer, rows.pairs)
     found = check_stage(parse_stage(lora | {"teacher": str(other)}), tokenizer, rows)  # type: ignore[arg-type]
     assert "teacher_mismatch" in [one.code for one in found]
     # Without the checks before training, too.

@@ -16,7 +16,7 @@ from trainers.configs import DpoConfig, DpoLoss, parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.dpo import plan
 from trainers.modeling.load import load_tokenizer
-from trainers.rendering.preference_examples import load_preferences
+from trainers.rendering.examples.preferences import load_preferences
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
 

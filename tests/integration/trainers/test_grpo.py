@@ -1,6 +1,7 @@
 """Goal: GRPO raises the reward, writes samples, and resumes after a kill. Method: tiny real runs."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,20 @@ def test_dry_run_returns_the_resolved_plan(lora: dict[str, Any]) -> None:
     assert expected.items() <= planned.items()
 
 
-def test_every_pass_holds_every_prompt_once_in_another_order(training_rows: str) -> None:
-    pairs = [turns[-1] for turns in read_prompt_completions(training_rows, 10)]
-    asked = [row["prompt"][0]["content"] for row in build_prompt_dataset(pairs, 25, seed=1)]
-    questions = {pair.prompt[0]["content"] for pair in pairs}
-    assert set(asked[:10]) == set(asked[10:20]) == questions
-    assert asked[:10] != asked[10:20]
-    assert len(asked) == 25
+def test_every_pass_holds_every_prompt_once_in_the_order_of_earlier_versions(
+    training_rows: str, starter: Path
+) -> None:
+    """A run that another version has begun resumes with the same prompts."""
+    pairs = [turns[-1] for turns in read_prompt_completions(training_rows)]
+    prompts = load_prompts(training_rows, [], load_tokenizer(str(starter)))
+    count = 2 * len(pairs) + 5
+    asked = list(build_prompt_dataset(prompts, count, seed=1))
+    rng = random.Random(1)
+    order = [row for _ in range(3) for row in rng.sample(range(len(pairs)), len(pairs))]
+    assert asked == [
+        {"prompt": pairs[row].prompt, "reference": pairs[row].completion_text} for row in order[:count]
+    ]
+    assert order[: len(pairs)] != order[len(pairs) : 2 * len(pairs)]
 
 
 def test_reward_is_constant_only_after_groups_in_a_row(training_rows: str) -> None:
@@ -153,7 +161,7 @@ def test_references_without_an_answer_are_named(
     good, vague = {"question": "2 + 2?", "answer": "#### 4"}, {"question": "Why?", "answer": "Because."}
     with pytest.raises(DatasetInvalid, match=r"1 of 2 rows .* have no number .* first in row 2"):
         load_prompts(write_rows([good, vague]), [CorrectnessReward()], tokenizer)
-    assert len(load_prompts(write_rows([good, vague]), [FormatReward()], tokenizer)) == 2
+    assert load_prompts(write_rows([good, vague]), [FormatReward()], tokenizer).rows == 2
     call = {"type": "function", "function": {"name": "add", "parameters": {}}}
     turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
     with pytest.raises(DatasetInvalid, match=r"Row 1 .* has tools"):

@@ -15,7 +15,7 @@ from trainers.configs.stages.kto import KtoConfig
 from trainers.kto import plan
 from trainers.modeling.load import load_tokenizer
 from trainers.preflight.feedback.label_findings import check_labels
-from trainers.rendering.labelled_examples import load_labelled
+from trainers.rendering.examples.labelled import load_labelled
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DatasetInvalid
 
@@ -105,8 +105,8 @@ def test_pair_is_a_good_and_a_bad_completion(starter: Path, labelled_rows: str, 
         for question, n in number_task.TRAINED
     ]
     tokenizer = load_tokenizer(str(starter))
-    of_pairs = load_labelled(write_rows(pairs), tokenizer, 64).records
-    of_rows = load_labelled(labelled_rows, tokenizer, 64).records
+    of_pairs = list(load_labelled(write_rows(pairs), tokenizer, 64).records)
+    of_rows = list(load_labelled(labelled_rows, tokenizer, 64).records)
     assert [*of_pairs[::2], *of_pairs[1::2]] == of_rows
 
 

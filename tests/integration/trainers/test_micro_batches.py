@@ -21,7 +21,7 @@ from trainers.configs.training import Precision
 from trainers.modeling.load import load_config, load_tokenizer
 from trainers.preflight.findings import FindingCode
 from trainers.preflight.setting_findings import check_settings
-from trainers.rendering.preference_examples import load_preferences
+from trainers.rendering.examples.preferences import load_preferences
 from trainers.runtime.events import EventWriter
 from trainers.training.on_policy.rollouts import RolloutRecorder, load_prompts
 from trainers.training.policy import load_policy

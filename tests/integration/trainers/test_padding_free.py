@@ -18,8 +18,8 @@ from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import Attention
 from trainers.modeling.architecture import pick_attention
 from trainers.modeling.load import load_tokenizer
+from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
-from trainers.rendering.sft_examples import load_examples
 from trainers.training.padding_free import (
     PACKABLE_ARCHITECTURES,
     ROW_BY_ROW,

@@ -22,7 +22,7 @@ from trainers.modeling.load import (
     pick_precision,
 )
 from trainers.modeling.model_files import BaseModelNotFound
-from trainers.rendering.sft_examples import load_examples
+from trainers.rendering.examples.sft import load_examples
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import (
     ConfigInvalid,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from trainers.configs.stages.kto import KtoConfig
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
-from trainers.rendering.labelled_examples import LabelledSet
+from trainers.rendering.examples.labelled import LabelledSet
 
 # The paper's bounds of the weight of good completions over that of bad ones (arXiv:2402.01306, equation 8).
 MIN_RATIO, MAX_RATIO = 1.0, 4 / 3
@@ -14,18 +14,18 @@ TOLERANCE = 3.0
 
 def check_labels(config: KtoConfig, rows: LabelledSet) -> Iterator[Finding]:
     """Yield a finding if there is one label only, or if one has far more weight than the other."""
-    good, bad = rows.desirable, len(rows.records) - rows.desirable
-    if not rows.records:
+    good, bad = rows.desirable, rows.count - rows.desirable
+    if not rows.count:
         return
     if not good or not bad:
         found, missing = ("true", "false") if good else ("false", "true")
         yield new_finding(
             FindingCode.labels_of_one_kind,
             FindingLevel.error,
-            f"All {len(rows.records)} trained completions have the label {found}: KTO learns from the "
+            f"All {rows.count} trained completions have the label {found}: KTO learns from the "
             f"difference to those with the label {missing}.",
             "Add rows with the other label, or train on good completions alone with sft.",
-            count=len(rows.records),
+            count=rows.count,
             rows=rows.rows,
         )
         return
@@ -42,5 +42,5 @@ def check_labels(config: KtoConfig, rows: LabelledSet) -> Iterator[Finding]:
         f"weight of the bad ones; the paper's range is {MIN_RATIO:g} to {MAX_RATIO:.2f}.",
         f"Set {weaker} to about {value:.2g}.",
         count=min(good, bad),
-        rows=len(rows.records),
+        rows=rows.count,
     )

@@ -9,9 +9,10 @@ from trainers.configs.rewards import reward_name
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import pick_device
-from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
+from trainers.preflight.findings import MAX_EXAMPLES, Finding, FindingCode, FindingLevel, new_finding
+from trainers.rendering.examples.prompts import PromptSet
 from trainers.rendering.render import PromptCompletion
-from trainers.rewards.score import find_references_without_answer, score_completion
+from trainers.rewards.score import score_completion
 
 MAX_SAMPLED_PROMPTS = 16
 MAX_SAMPLED_TOKENS = 256
@@ -19,18 +20,19 @@ MAX_SAMPLED_TOKENS = 256
 MAX_REWARDS = {"length": 0.0, "correctness": 1.0, "format": 1.0, "steps": 1.0, "chrf": 1.0, "bleu": 1.0}
 
 
-def check_references(pairs: Sequence[PromptCompletion]) -> Iterator[Finding]:
+def check_references(prompts: PromptSet) -> Iterator[Finding]:
     """Yield a finding if references have no final answer, so that no completion can be correct."""
-    missing = find_references_without_answer([pair.completion_text for pair in pairs])
+    missing = prompts.without_answer
     if missing:
+        first = [prompts.pairs[position] for position in missing[:MAX_EXAMPLES]]
         yield new_finding(
             FindingCode.reference_without_answer,
             FindingLevel.error,
-            f"{len(missing)} of {len(pairs)} references have no final answer.",
+            f"{len(missing)} of {prompts.rows} references have no final answer.",
             "Add the final answer as a last line such as `#### 8`, or drop these rows.",
-            places=[(pairs[n].row, pairs[n].completion_text) for n in missing],
+            places=[(pair.row, pair.completion_text) for pair in first],
             count=len(missing),
-            rows=len(pairs),
+            rows=prompts.rows,
         )
 
 

@@ -30,11 +30,11 @@ from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
 from trainers.preflight.token_findings import check_model_limits
 from trainers.rendering.cache.folder import temporary_cache
-from trainers.rendering.labelled_examples import render_labelled
+from trainers.rendering.examples.labelled import render_labelled
+from trainers.rendering.examples.preferences import render_preferences
+from trainers.rendering.examples.sft import render_examples
 from trainers.rendering.mixtures import has_mixture, mix_datasets
-from trainers.rendering.preference_examples import render_preferences
 from trainers.rendering.render import PromptCompletion, dataset_path, tokenize_prompt
-from trainers.rendering.sft_examples import render_examples
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import DatasetInvalid, ProgramError

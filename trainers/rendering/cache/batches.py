@@ -15,6 +15,7 @@ from trainers.data.files.json_line import RowParser
 from trainers.data.formats import Row
 from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.cache.tokenize import ExampleRenderer
+from trainers.rendering.labelled_rows import completion_labels, parse_labelled
 from trainers.rendering.omissions.counts import OmissionCounts
 from trainers.rendering.omissions.search import find_omissions
 from trainers.rendering.render import (
@@ -23,6 +24,7 @@ from trainers.rendering.render import (
     check_label,
     document_refused,
     parse_preference,
+    parse_prompt,
     parse_prompt_completions,
     unreadable,
 )
@@ -66,9 +68,21 @@ SCHEMAS = {
             ("is_trained", pa.bool_()),
         ]
     ),
-    RowKind.prompts: pa.schema(
+    RowKind.labelled: pa.schema(
+        [
+            _ROW,
+            ("text", pa.large_string()),
+            ("prompt_ids", _IDS),
+            ("completion_ids", _IDS),
+            ("label", pa.bool_()),
+            ("length", pa.int32()),
+            ("prompt_is_prefix", pa.bool_()),
+        ]
+    ),
+    RowKind.references: pa.schema(
         [_ROW, ("record", pa.large_string()), ("prompt_ids", _IDS), ("has_answer", pa.bool_())]
     ),
+    RowKind.prompts: pa.schema([_ROW, ("record", pa.large_string()), ("prompt_ids", _IDS)]),
 }
 
 
@@ -114,29 +128,33 @@ class LineRenderer:
         return row
 
     def _read(self, number: int, row: Row) -> Sequence[PromptCompletion]:
-        if self._kind is RowKind.pairs:
-            return parse_preference(number, row, self._dataset)
+        match self._kind:
+            case RowKind.pairs:
+                return parse_preference(number, row, self._dataset)
+            case RowKind.labelled:
+                return parse_labelled(number, row, self._dataset)
+            case RowKind.prompts:
+                return [_without_tools(parse_prompt(number, row, self._dataset), self._dataset)]
         check_label(number, row, self._dataset)
         turns = parse_prompt_completions(number, row, self._dataset)
         if self._kind is RowKind.completions:
             return turns
         if turns[0].is_document:
             raise document_refused(number, self._dataset)
-        if turns[-1].tools:
-            raise DatasetInvalid(
-                f"Row {number} of {self._dataset} has tools, which GRPO does not render.",
-                "Remove the row, or train on it with SFT.",
-            )
-        return turns[-1:]
+        return [_without_tools(turns[-1], self._dataset)]
 
     def _render_rows(self, pairs: Sequence[Sequence[PromptCompletion]]) -> RenderedBatch:
         flat = [pair for of_row in pairs for pair in of_row]
         omissions = OmissionCounts()
-        if self._kind is RowKind.prompts:
+        if self._kind.has_prompts_only:
             prompts = self._renderer.prompts(flat)
             for pair, (text, _) in zip(flat, prompts, strict=True):
                 omissions.add(pair.row, find_omissions([replace(pair, completion=[])], [text]))
-            columns = [_prompt_columns(pair, ids) for pair, (_, ids) in zip(flat, prompts, strict=True)]
+            has_answer = self._kind is RowKind.references
+            columns = [
+                _prompt_columns(pair, ids, has_answer=has_answer)
+                for pair, (_, ids) in zip(flat, prompts, strict=True)
+            ]
             return RenderedBatch(self._as_batch(columns), len(pairs), omissions)
         examples = iter(self._renderer.examples(flat))
         per_row = [[next(examples) for _ in of_row] for of_row in pairs]
@@ -149,6 +167,12 @@ class LineRenderer:
             omissions.add(of_row[0].row, find_omissions(of_row, texts))
         if self._kind is RowKind.pairs:
             columns = [_pair_columns(*(pieces[0] for pieces in rendered)) for rendered in per_row]
+        elif self._kind is RowKind.labelled:
+            columns = [
+                _labelled_columns(pieces[0], label)
+                for of_row, rendered in zip(pairs, per_row, strict=True)
+                for label, pieces in zip(completion_labels(of_row), rendered, strict=True)
+            ]
         else:
             examples_of_rows = chain.from_iterable(chain.from_iterable(per_row))
             columns = [_completion_columns(example) for example in examples_of_rows]
@@ -207,7 +231,31 @@ def _pair_columns(chosen: Example, rejected: Example) -> tuple[Any, ...]:
     )
 
 
-def _prompt_columns(pair: PromptCompletion, prompt_ids: list[int]) -> tuple[Any, ...]:
+def _labelled_columns(example: Example, label: bool) -> tuple[Any, ...]:
+    start = len(example.labels) - example.loss_tokens
+    return (
+        example.row,
+        example.text,
+        example.input_ids[:start],
+        example.input_ids[start:],
+        label,
+        example.length,
+        example.prompt_is_prefix,
+    )
+
+
+def _prompt_columns(pair: PromptCompletion, prompt_ids: list[int], *, has_answer: bool) -> tuple[Any, ...]:
     # As JSON text: in an Arrow table every message would have the fields of all other messages.
     record = json.dumps({"prompt": pair.prompt, "reference": pair.completion_text})
+    if not has_answer:
+        return pair.row, record, prompt_ids
     return pair.row, record, prompt_ids, not find_references_without_answer([pair.completion_text])
+
+
+def _without_tools(pair: PromptCompletion, dataset: Path) -> PromptCompletion:
+    if pair.tools:
+        raise DatasetInvalid(
+            f"Row {pair.row} of {dataset} has tools, which TRL's sampling does not render.",
+            "Remove the row, or train on it with SFT.",
+        )
+    return pair

@@ -17,8 +17,8 @@ from trainers.rendering.plain_text import TemplateMissing
 from trainers.rendering.render import (
     PromptCompletion,
     dataset_path,
-    read_preferences,
-    read_prompt_completions,
+    read_prompts,
+    read_turns,
     require_file,
 )
 from trainers.runtime.errors import DatasetInvalid
@@ -74,7 +74,10 @@ def _find_renderer(
     renderer = BatchRenderer(spec, tokenizer.backend_tokenizer)
     try:
         pairs = _first_pairs(spec)
-        are_equal = renderer.examples(pairs) == slow.examples(pairs)
+        if spec.kind.has_prompts_only:
+            are_equal = renderer.prompts(pairs) == slow.prompts(pairs)
+        else:
+            are_equal = renderer.examples(pairs) == slow.examples(pairs)
     except (DatasetInvalid, TemplateMissing):
         return renderer  # The build reports the row.
     except BaseException:
@@ -87,7 +90,6 @@ def _find_renderer(
 
 
 def _first_pairs(spec: RenderSpec) -> list[PromptCompletion]:
-    if spec.kind is RowKind.pairs:
-        return [pair for pairs in read_preferences(str(spec.dataset), N_COMPARED_ROWS) for pair in pairs]
-    rows = read_prompt_completions(str(spec.dataset), N_COMPARED_ROWS, has_documents=True)
-    return [pair for pairs in rows for pair in pairs]
+    if spec.kind.has_prompts_only:
+        return list(read_prompts(str(spec.dataset), N_COMPARED_ROWS))
+    return [pair for pairs in read_turns(spec.dataset, N_COMPARED_ROWS) for pair in pairs]

@@ -27,7 +27,14 @@ class RowKind(StrEnum):
 
     completions = "completions"  # Each assistant turn, for `sft`.
     pairs = "pairs"  # A chosen and a rejected completion, for `dpo`.
-    prompts = "prompts"  # The last prompt with its reference, for `grpo`.
+    labelled = "labelled"  # A completion and whether it is good, for `kto`.
+    references = "references"  # The last prompt with its reference, for `grpo`.
+    prompts = "prompts"  # The last prompt of a row in any format, for `distill`.
+
+    @property
+    def has_prompts_only(self) -> bool:
+        """Whether the completions are not rendered."""
+        return self in (RowKind.references, RowKind.prompts)
 
 
 class RenderSpec(BaseModel):

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 from trl.import_utils import is_vllm_available
 
 from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
-from trainers.rendering.render import PromptCompletion, tokenize_prompt
+from trainers.rendering.examples.prompts import PromptSet
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import DeviceUnavailable
 from trainers.runtime.events import EventWriter
@@ -83,8 +83,6 @@ def generation_arguments(config: OnPolicyConfig) -> dict[str, Any]:
     }
 
 
-def longest_sequence(
-    config: OnPolicyConfig, prompts: list[PromptCompletion], tokenizer: PreTrainedTokenizerBase
-) -> int:
+def longest_sequence(config: OnPolicyConfig, prompts: PromptSet) -> int:
     """Return the tokens of the longest prompt with a completion of the maximum length."""
-    return max(len(tokenize_prompt(pair, tokenizer)) for pair in prompts) + config.max_completion_length
+    return int(prompts.lengths.max()) + config.max_completion_length

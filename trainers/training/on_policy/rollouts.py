@@ -5,63 +5,58 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import TrainingData
 from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
-from trainers.rendering.plain_text import TemplateMissing
-from trainers.rendering.render import (
-    PromptCompletion,
-    read_prompt_completions,
-    read_prompts,
-    tokenize_prompt,
-)
-from trainers.rewards.score import find_references_without_answer
+from trainers.rendering.cache.folder import RowCache
+from trainers.rendering.cache.spec import RowKind
+from trainers.rendering.examples.prompts import PromptSet, render_prompts
 from trainers.rewards.trl_functions import RewardFunction, completion_text, reward_functions
 from trainers.runtime.errors import DatasetInvalid
+from trainers.training.datasets import map_dataset
 
 # One group that is right or wrong as a whole is common; this many in a row mean a useless reward.
 MIN_CONSTANT_GROUPS = 16
 
 
 def load_prompts(
-    dataset: TrainingData, rewards: Sequence[Reward], tokenizer: PreTrainedTokenizerBase
-) -> list[PromptCompletion]:
+    dataset: TrainingData,
+    rewards: Sequence[Reward],
+    tokenizer: PreTrainedTokenizerBase,
+    cache: RowCache | None = None,
+) -> PromptSet:
     """Return the last turn of each row; its completion is the reference.
 
-    Raises DatasetFileNotFound or DatasetInvalid.
+    Raises DatasetFileNotFound, DatasetInvalid or TemplateMissing.
     """
-    pairs = [turns[-1] for turns in read_prompt_completions(dataset)]
-    _check_prompts(pairs, dataset, tokenizer)
+    prompts = render_prompts(RowKind.references, dataset, tokenizer, cache)
     if any(isinstance(reward, CorrectnessReward) for reward in rewards):
-        _require_answers(pairs, dataset)
-    return pairs
+        _require_answers(prompts, dataset)
+    return prompts
 
 
-def load_student_prompts(dataset: TrainingData, tokenizer: PreTrainedTokenizerBase) -> list[PromptCompletion]:
+def load_student_prompts(
+    dataset: TrainingData, tokenizer: PreTrainedTokenizerBase, cache: RowCache | None = None
+) -> PromptSet:
     """Return the last prompt of each row in any format; a completion is not needed.
 
-    Raises DatasetFileNotFound or DatasetInvalid.
+    Raises DatasetFileNotFound, DatasetInvalid or TemplateMissing.
     """
-    pairs = list(read_prompts(dataset))
-    _check_prompts(pairs, dataset, tokenizer)
-    return pairs
+    return render_prompts(RowKind.prompts, dataset, tokenizer, cache)
 
 
-def build_prompt_dataset(pairs: list[PromptCompletion], count: int, seed: int) -> Dataset:
+def build_prompt_dataset(prompts: PromptSet, count: int, seed: int) -> Dataset:
     """Return `count` prompts: epoch after epoch over all rows, each in a new random order.
 
     The dataset contains all epochs, because TRL's sampler does not restore its shuffling when a run resumes.
     """
     rng = random.Random(seed)  # noqa: S311  # Not for secrets.
-    order: list[int] = []
-    while len(order) < count:
-        order += rng.sample(range(len(pairs)), len(pairs))
-    # As JSON text: in an Arrow table every message would have the fields of all other messages.
-    rows = [json.dumps({"prompt": pair.prompt, "reference": pair.completion_text}) for pair in pairs]
-    dataset = Dataset.from_dict({"row": [rows[i] for i in order[:count]]})
-    return dataset.with_transform(_decode_rows)
+    rows, epochs = prompts.rows, -(-count // prompts.rows)
+    order = np.concatenate([np.array(rng.sample(range(rows), rows), np.int32) for _ in range(epochs)])
+    return map_dataset(prompts.mapped, ("record",)).select(order[:count]).with_transform(_decode_rows)
 
 
 class RolloutRecorder:
@@ -118,32 +113,16 @@ class RolloutRecorder:
         return sum(weight * rewards[name] for name, weight in zip(self.names, self.weights, strict=True))
 
 
-def _check_prompts(
-    pairs: Sequence[PromptCompletion], dataset: TrainingData, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    if not pairs:
-        raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
-    if tokenizer.chat_template is None:
-        raise TemplateMissing(pairs[0].row, "is the prompt of a chat")
-    for pair in pairs:
-        if pair.tools:
-            raise DatasetInvalid(
-                f"Row {pair.row} of {dataset} has tools, which TRL's sampling does not render.",
-                "Remove the row, or train on it with SFT.",
-            )
-    tokenize_prompt(pairs[0], tokenizer)
-
-
-def _require_answers(pairs: list[PromptCompletion], dataset: TrainingData) -> None:
-    missing = find_references_without_answer([pair.completion_text for pair in pairs])
+def _require_answers(prompts: PromptSet, dataset: TrainingData) -> None:
+    missing = prompts.without_answer
     if missing:
         raise DatasetInvalid(
-            f"{len(missing)} of {len(pairs)} rows of {dataset} have no number in their reference answer, the "
-            f"first in row {pairs[missing[0]].row}, so no completion can be correct.",
+            f"{len(missing)} of {prompts.rows} rows of {dataset} have no number in their reference answer, "
+            f"the first in row {prompts.pairs[missing[0]].row}, so no completion can be correct.",
             "Write the final answer after `####` or in a box, or remove the reward correctness.",
         )
 
 
 def _decode_rows(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-    rows = [json.loads(row) for row in batch["row"]]
+    rows = [json.loads(row) for row in batch["record"]]
     return {name: [row[name] for row in rows] for name in ("prompt", "reference")}

@@ -46,6 +46,19 @@ class RowsWithMismatch(TorchDataset[dict[str, Any]]):
         return example | {"KL_completion_ids": self._rows[other]["completion_ids"]}
 
 
+class ValidationRows(TorchDataset[dict[str, Any]]):
+    """The validation rows, each with the completion of the row that is half of all rows away."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self._rows = RowsWithMismatch(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._rows[index, (index - len(self) // 2) % len(self)]
+
+
 class LabelledTrainer(StepSamplerMixin, ScheduleMixin, IsolatedValidationMixin, KTOTrainer):
     """TRL's trainer on rows that are already tokenized, whose loss does not depend on the micro-batch."""
 

@@ -29,14 +29,20 @@ from trainers.rendering.cache.folder import (
     cache_of_process,
     folder_bytes,
 )
-from trainers.rendering.preference_examples import load_preferences
+from trainers.rendering.cache.spec import RowKind
+from trainers.rendering.examples.labelled import load_labelled
+from trainers.rendering.examples.preferences import load_preferences
+from trainers.rendering.examples.prompts import render_prompts
+from trainers.rendering.examples.sft import load_examples
+from trainers.rendering.labelled_rows import read_labelled
 from trainers.rendering.render import (
     Example,
     read_preferences,
     read_prompt_completions,
+    read_prompts,
     render_example,
+    tokenize_prompt,
 )
-from trainers.rendering.sft_examples import load_examples
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import DatasetInvalid, ProgramError
 from trainers.training.samplers import StepSampler
@@ -111,6 +117,45 @@ def test_pairs_have_the_tokens_of_pairs_that_are_rendered_one_by_one(
         for chosen, rejected in read_preferences(dataset)
     ]
     assert list(load_preferences(dataset, tokenizer, 64).pairs) == expected
+
+
+def test_labelled_rows_have_the_tokens_of_rows_that_are_rendered_one_by_one(
+    tokenizer: PreTrainedTokenizerBase, write_rows: WriteRows
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": a, "completion": b, "label": len(b) % 2 == 0} for a in TEXTS for b in TEXTS
+    ]
+    pairs = [{"prompt": a, "chosen": a + "1", "rejected": a + "2"} for a in TEXTS]
+    dataset = write_rows(rows + pairs)
+    expected = [
+        (render_example(pair, tokenizer, 64), label) for row in read_labelled(dataset) for pair, label in row
+    ]
+    labelled = load_labelled(dataset, tokenizer, 64)
+    assert list(labelled.labelled) == expected
+    trained = [(example, label) for example, label in expected if example.loss_tokens]
+    assert 0 < labelled.count == len(trained) < labelled.rows == len(expected)
+    assert labelled.lengths.tolist() == [len(example.input_ids) for example, _ in trained]
+    assert [
+        (record["prompt_ids"] + record["completion_ids"], record["label"]) for record in labelled.records
+    ] == [(example.input_ids, label) for example, label in trained]
+    assert labelled.truncated == sum(example.truncated for example, _ in expected) > 0
+
+
+@pytest.mark.parametrize("kind", [RowKind.prompts, RowKind.references])
+def test_prompts_have_the_tokens_of_prompts_that_are_rendered_one_by_one(
+    tokenizer: PreTrainedTokenizerBase, write_rows: WriteRows, kind: RowKind
+) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": a, "completion": b} for a in TEXTS for b in TEXTS]
+    other = [{"prompt": "1?", "chosen": "1", "rejected": "2"}, {"prompt": "Without an answer?"}]
+    dataset = write_rows(rows + other if kind is RowKind.prompts else rows)
+    expected = list(read_prompts(dataset))
+    prompts = render_prompts(kind, dataset, tokenizer)
+    assert [(pair.row, pair.prompt, pair.completion_text) for pair in prompts.pairs] == [
+        (pair.row, pair.prompt, pair.completion_text) for pair in expected
+    ]
+    tokens = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in expected]
+    assert list(prompts.tokens_of_rows) == tokens
+    assert prompts.lengths.tolist() == [len(ids) for _, ids in tokens]
 
 
 def test_a_large_file_is_rendered_by_several_processes_to_the_same_rows(
