@@ -14,7 +14,7 @@ from trainers.rendering.cache.open_rows import open_rows
 from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.omissions.counts import OmissionCounts
 from trainers.rendering.plain_text import TemplateMissing
-from trainers.rendering.render import PromptCompletion, dataset_path, read_rows
+from trainers.rendering.render import PromptCompletion
 from trainers.runtime.errors import DatasetInvalid
 
 
@@ -65,12 +65,12 @@ def render_prompts(
     cache: RowCache | None = None,
 ) -> PromptSet:
     """Render the prompts; raises DatasetFileNotFound, DatasetInvalid or TemplateMissing."""
-    if tokenizer.chat_template is None:
-        first, _ = next(read_rows(dataset_path(dataset)), (1, {}))
-        raise TemplateMissing(first, "is the prompt of a chat")
     prompts = PromptSet(open_rows(kind, dataset, tokenizer, max_length=0, cache=cache))
     if not prompts.rows:
         raise DatasetInvalid(f"The dataset {dataset} has no prompts.", "Add rows.")
+    if tokenizer.chat_template is None:
+        # TRL samples from rendered chats only.
+        raise TemplateMissing(prompts.pairs[0].row, "is the prompt of a chat")
     return prompts
 
 
