@@ -5,10 +5,10 @@ import platform
 from collections.abc import Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from sqlalchemy import exists, func, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import func, select
 from sqlmodel import Session, col
 
+from app.jobs.graph.status import decides_unsuccessful
 from app.settings import get_settings
 from app.storage import usage
 from app.tables import Checkpoint, Dataset, Deployment, Job, Model, Run, RunStatus
@@ -74,16 +74,8 @@ def _add_storage(session: Session, registry: CollectorRegistry) -> None:
 
 
 def _jobs_by_status(session: Session) -> dict[RunStatus, int]:
-    """Count jobs by status: that of the first run that has not succeeded, or `succeeded`."""
-    earlier = aliased(Run)
-    follows_unfinished = exists().where(
-        col(earlier.job_id) == col(Run.job_id),
-        col(earlier.position) < col(Run.position),
-        col(earlier.status) != RunStatus.succeeded,
-    )
-    unfinished = select(col(Run.status), func.count()).where(
-        col(Run.status) != RunStatus.succeeded, ~follows_unfinished
-    )
-    counts = dict(session.execute(unfinished.group_by(col(Run.status))).all())
+    """Count jobs by the status of the run that decides it."""
+    unsuccessful = select(col(Run.status), func.count()).where(*decides_unsuccessful())
+    counts = dict(session.execute(unsuccessful.group_by(col(Run.status))).all())
     total = session.scalar(select(func.count()).select_from(Job)) or 0
     return counts | {RunStatus.succeeded: total - sum(counts.values())}

@@ -1,7 +1,7 @@
-"""Cancel, pause, resume and retry, each a transition of the job's current run; and deletion.
+"""Cancel, pause, resume and retry, each a transition of all runs of a job that allow it; and deletion.
 
-A worker may claim or finish the run between our read and our update. The update is guarded by the status that
-was read; if it matches no row, the job is read again and the action starts over.
+The rows of a job's runs are locked first, in the order of the stages, so that no worker changes one between
+the decision and the update. A worker locks the run that it ends before those that need it: the same order.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,13 @@ import sqlalchemy as sa
 from sqlmodel import Session, col
 
 from app.http.errors import Conflict
+from app.jobs.graph.status import find_deciding_run
 from app.jobs.inputs import find_deleted_inputs
-from app.jobs.schemas import current_run
-from app.jobs.service import get_job, list_runs
-from app.runs import lifecycle
-from app.tables import Checkpoint, Event, Job, JobLabel, Run, RunStatus
+from app.jobs.service import get_job
+from app.runs import graph, lifecycle
+from app.tables import Checkpoint, Event, Job, JobLabel, Run, RunNeed, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 
-# Between two requests a run changes its status a few times at most.
-MAX_ATTEMPTS = 10
 RETRY_VALUES: dict[str, Any] = {
     "failure_count": 0,
     "error": None,
@@ -44,10 +42,11 @@ class InputDeleted(Conflict):
 
 @dataclass(frozen=True)
 class Action:
-    """An action on a job: its transitions, and the statuses in which it has already been done."""
+    """An action on a job: the transitions of its runs, and the job's statuses in which it has been done."""
 
     participle: str
     transitions: dict[RunStatus, RunStatus]
+    """A job can be acted on if its own status is one of the keys."""
     done: frozenset[RunStatus] = frozenset()
 
 
@@ -69,56 +68,40 @@ PAUSE = Action(
 RESUME = Action(
     "resumed", {RunStatus.paused: RunStatus.queued}, frozenset({RunStatus.queued, RunStatus.running})
 )
-RETRY = Action("retried", {RunStatus.failed: RunStatus.queued, RunStatus.cancelled: RunStatus.queued})
+RETRYABLE = (RunStatus.failed, RunStatus.cancelled)
 
 
 def cancel(session: Session, job_id: str) -> Job:
-    """Cancel a job: at once if no run is active, otherwise when its program has stopped."""
-    runs, moved = _move_current(session, job_id, CANCEL)
-    if moved is not None and moved.status is RunStatus.cancelling:
-        # The program may still succeed before it receives the signal; the next stage must not start then.
-        error = lifecycle.EarlierStageEnded(
-            f"The job was cancelled while the stage before this one, {moved.name!r}, was running.",
-            "Retry the job to run both.",
-        ).as_dict()
-        for run in _next_run(runs, moved):
-            lifecycle.move(
-                session, run.id, RunStatus.cancelled, values={"error": error}, data={"error": error}
-            )
-    return get_job(session, job_id)
+    """Cancel all unfinished runs of a job: at once, or when their programs have stopped."""
+    return _act(session, job_id, CANCEL)
 
 
 def pause(session: Session, job_id: str) -> Job:
-    """Stop a job so that it can resume from its last checkpoint."""
+    """Stop a job so that it can resume from its last checkpoints; no other stage starts meanwhile."""
     # A run that waits for disk space shows that error; paused, it waits for a person.
-    runs, moved = _move_current(session, job_id, PAUSE, {"error": None})
-    if moved is not None and moved.status is RunStatus.pausing:
-        # If the program succeeds before it receives the signal, the job pauses before the next stage.
-        for run in _next_run(runs, moved):
-            lifecycle.move(session, run.id, RunStatus.paused)
-    return get_job(session, job_id)
+    return _act(session, job_id, PAUSE, {"error": None})
 
 
 def resume(session: Session, job_id: str) -> Job:
-    """Queue a paused job again."""
-    runs, moved = _move_current(session, job_id, RESUME)
-    for run in runs[moved.position + 1 :] if moved is not None else ():
-        lifecycle.move(session, run.id, RunStatus.queued, sources=[RunStatus.paused])
-    return get_job(session, job_id)
+    """Queue the paused runs of a job again."""
+    return _act(session, job_id, RESUME)
 
 
 def retry(session: Session, job_id: str) -> Job:
-    """Queue a failed or cancelled run again, and the later stages that ended for that reason.
+    """Queue the failed and cancelled runs of a job again, and those that were skipped because of them.
 
-    Raises InputDeleted if one of them reads a dataset or a model that was deleted since.
+    Other branches may still be running. Raises JobNotFound, JobStatusConflict, and InputDeleted if one of
+    the runs reads a dataset or a model that was deleted since.
     """
-    runs, moved = _move_current(session, job_id, RETRY, RETRY_VALUES)
-    for run in runs[moved.position + 1 :] if moved is not None else ():
-        if run.error is not None and run.error["code"] == ErrorCode.earlier_stage_ended:
-            lifecycle.move(
-                session, run.id, RunStatus.queued, sources=[RunStatus.cancelled], values=RETRY_VALUES
-            )
-    if moved is not None and (deleted := find_deleted_inputs(session, runs, moved.position)):
+    runs = _lock_runs(session, job_id)
+    status = find_deciding_run(runs).status
+    has_ended = any(run.status in RETRYABLE and not run.handled for run in runs)
+    if status not in (*RETRYABLE, RunStatus.queued, RunStatus.running) or not has_ended:
+        raise _conflict(job_id, status, RETRYABLE, "retried")
+    plan = list(graph.plan_retry(runs, graph.load_needs(session, job_id)))
+    for run, to in plan:
+        lifecycle.move(session, run.id, to, values=RETRY_VALUES if to is RunStatus.queued else None)
+    if deleted := find_deleted_inputs(session, runs, [run for run, _ in plan]):
         raise InputDeleted(
             f"Job {job_id} cannot be retried: {deleted[0]}, which it reads, was deleted.",
             hint="Submit a new job with another one. Uploading the same file restores a deleted dataset.",
@@ -133,8 +116,7 @@ def delete(session: Session, job_id: str) -> None:
     Raises JobNotFound and JobStatusConflict.
     """
     # The lock excludes a retry between this check and the deletion.
-    runs = session.scalars(sa.select(Run).where(col(Run.job_id) == job_id).with_for_update()).all()
-    get_job(session, job_id)
+    runs = _lock_runs(session, job_id)
     if any(not run.status.finished for run in runs):
         raise JobStatusConflict(
             f"Job {job_id} is not finished; only a job that has succeeded, failed or been cancelled can be "
@@ -142,46 +124,45 @@ def delete(session: Session, job_id: str) -> None:
             hint=f"Cancel it first: POST /api/v1/jobs/{job_id}/cancel.",
         )
     run_ids = [run.id for run in runs]
-    for table, column in ((Event, Event.run_id), (Checkpoint, Checkpoint.run_id), (Run, Run.id)):
+    columns = (RunNeed, RunNeed.run_id), (Event, Event.run_id), (Checkpoint, Checkpoint.run_id), (Run, Run.id)
+    for table, column in columns:
         session.execute(sa.delete(table).where(col(column).in_(run_ids)))
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))
 
 
-def _move_current(
-    session: Session, job_id: str, action: Action, values: dict[str, Any] | None = None
-) -> tuple[Sequence[Run], Run | None]:
-    """Move the job's current run; return all runs, and the one that moved or None if the action was done.
+def _act(session: Session, job_id: str, action: Action, values: dict[str, Any] | None = None) -> Job:
+    """Move the runs of a job by the transitions of an action; raises JobNotFound and JobStatusConflict."""
+    runs = _lock_runs(session, job_id)
+    status = find_deciding_run(runs).status
+    if status in action.done:
+        return get_job(session, job_id)
+    if status not in action.transitions:
+        raise _conflict(job_id, status, tuple(action.transitions), action.participle)
+    for run in runs:
+        if (to := action.transitions.get(run.status)) is not None:
+            # None of them is moved if the one before it was: a cancelled run ends those that need it.
+            lifecycle.move(session, run.id, to, sources=[run.status], values=values)
+    return get_job(session, job_id)
 
-    Raises JobNotFound and JobStatusConflict.
-    """
+
+def _lock_runs(session: Session, job_id: str) -> Sequence[Run]:
+    """Return the runs of a job in order, as they are now, and keep others from changing them."""
     get_job(session, job_id)
-    for _ in range(MAX_ATTEMPTS):
-        runs = list_runs(session, job_id)
-        if not runs:
-            # It was deleted after the first check.
-            session.expire_all()
-            get_job(session, job_id)
-        run = current_run(runs)
-        status = run.status
-        if status in action.done:
-            return runs, None
-        target = action.transitions.get(status)
-        if target is None:
-            *others, last = action.transitions
-            allowed = f"{', '.join(others)} or {last}" if others else str(last)
-            raise JobStatusConflict(
-                f"The status of job {job_id} is {status}; only a job that is {allowed} can be "
-                f"{action.participle}."
-            )
-        if (moved := lifecycle.move(session, run.id, target, sources=[status], values=values)) is not None:
-            return runs, moved
-    raise JobStatusConflict(
-        f"Job {job_id} changed its status {MAX_ATTEMPTS} times during the request.",
-        hint="Send the request again.",
+    of_job = sa.select(Run).where(col(Run.job_id) == job_id).order_by(col(Run.position)).with_for_update()
+    runs = session.scalars(of_job.execution_options(populate_existing=True)).all()
+    if not runs:
+        # It was deleted after the first check.
+        session.expire_all()
+        get_job(session, job_id)
+    return runs
+
+
+def _conflict(
+    job_id: str, status: RunStatus, allowed: Sequence[RunStatus], participle: str
+) -> JobStatusConflict:
+    *others, last = allowed
+    names = f"{', '.join(others)} or {last}" if others else str(last)
+    return JobStatusConflict(
+        f"The status of job {job_id} is {status}; only a job that is {names} can be {participle}."
     )
-
-
-def _next_run(runs: Sequence[Run], run: Run) -> Sequence[Run]:
-    """Return the run after this one as a list, which is empty after the last."""
-    return runs[run.position + 1 : run.position + 2]

@@ -64,7 +64,7 @@ async def create_job(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Queue a job: stages that run one after another, each on the hardware that it names."""
+    """Queue a job: stages, each of which starts on its hardware when those that it needs have succeeded."""
     job, exists = await to_thread.run_sync(
         service.submit_job, get_settings(), spec, caller.key_id, idempotency_key, limiter=_SUBMISSIONS
     )

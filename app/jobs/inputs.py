@@ -38,11 +38,13 @@ def is_trained_on(dataset_id: str) -> ColumnElement[bool]:
     return or_(col(Model.dataset_id) == dataset_id, col(Model.run_id).in_(select(col(Run.id)).where(named)))
 
 
-def find_deleted_inputs(session: Session, runs: Sequence[Run], start: int = 0) -> list[str]:
-    """Return the ids that the runs of a job from position `start` read, and whose data was deleted."""
+def find_deleted_inputs(
+    session: Session, runs: Sequence[Run], readers: Sequence[Run] | None = None
+) -> list[str]:
+    """Return the ids that some runs of a job read, all by default, and whose data was deleted."""
     named = {run.name: run for run in runs}
     ids: set[str] = set()
-    for run in runs[start:]:
+    for run in runs if readers is None else readers:
         ids.update(INPUT_ID.findall(json.dumps(run.config)))
         ids.update(_find_stage_inputs(run, named))
     existing: set[str] = set()

@@ -9,6 +9,7 @@ from sqlmodel import Session, col
 
 from app.http.errors import UnprocessableContent
 from app.http.paging import PageQuery, paginate_newest_first
+from app.jobs.graph.status import decides
 from app.jobs.schemas import JobSummaryView, summary_view
 from app.tables import Job, JobLabel, Run, RunStatus
 
@@ -70,15 +71,9 @@ def _label_filter(label: str) -> Filter:
 
 
 def _status_filter(status: RunStatus) -> Filter:
-    """Filter by the one run that decides a job's status, as `current_run` does."""
-    run, other = aliased(Run), aliased(Run)
-    blocking = [col(other.job_id) == col(run.job_id), col(other.status) != RunStatus.succeeded]
-    if status is RunStatus.succeeded:
-        decides = col(run.position) == 0
-    else:
-        decides = col(run.status) == status
-        blocking.append(col(other.position) < col(run.position))
-    return col(run.job_id), [col(run.status) == status, decides, ~exists().where(*blocking)]
+    """Filter by the one run that decides a job's status."""
+    run = aliased(Run)
+    return col(run.job_id), decides(run, status)
 
 
 def _runs_by_job(session: Session, job_ids: Sequence[str]) -> dict[str, list[Run]]:

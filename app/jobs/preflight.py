@@ -95,7 +95,8 @@ def _add(
     config = stage.config
     missing = _explain_missing_input(draft, config)
     if isinstance(config, PrepareConfig):
-        draft.stages += [config] if missing is None else []
+        # One check after another: several side by side would share the memory that each of them measures.
+        draft.stages += [config.model_copy(update={"needs": None})] if missing is None else []
     start = _find_start(draft, config)
     if start is not None:
         draft.bases[stage.name], draft.templates[stage.name] = start

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.http.errors import UnprocessableContent, field_error
+from app.jobs.graph.needs import ResolvedNeeds, StageNeed, resolve_needs, stage_name
 from app.jobs.plan_checks import (
     check_limits,
     check_merge,
@@ -54,6 +55,12 @@ class ResolvedStage:
     config: AnyStage
     datasets: dict[str, Dataset]
     """The existing datasets that it reads, by the path of the field that names them."""
+    resolved_needs: ResolvedNeeds
+
+    @property
+    def needs(self) -> tuple[StageNeed, ...]:
+        """The earlier stages that it needs directly."""
+        return self.resolved_needs.direct
 
     @property
     def mixture(self) -> list[tuple[Dataset, int]]:
@@ -98,11 +105,13 @@ def resolve_stages(
     for position, stage in enumerate(spec.stages):
         choice = _choose_queue(spec, stage, chooser)
         path = f"stages.{position}"
+        needs = resolve_needs(spec.stages, position, {other.name: other.resolved_needs for other in stages})
+        errors += needs.errors
         errors += check_limits(stage, path, settings)
         errors += check_served_models(session, stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
         errors += check_merge(session, stage, path, {other.name: other.config for other in stages})
-        stages.append(_resolve_stage(session, spec, position, choice, stages, errors))
+        stages.append(_resolve_stage(session, spec, position, choice, needs, stages, errors))
     if errors:
         raise _combine(errors)
     for position, resolved in enumerate(stages):
@@ -124,17 +133,21 @@ def _resolve_stage(
     spec: JobCreate,
     position: int,
     choice: QueueChoice,
+    needs: ResolvedNeeds,
     earlier: Sequence[ResolvedStage],
     errors: list[UnprocessableContent],
 ) -> ResolvedStage:
     """Resolve one stage; a reference that names nothing is left unchanged and added to the errors."""
     stage, path = spec.stages[position], f"stages.{position}"
-    name = stage.name or stage.stage
+    name = stage_name(stage)
     errors += check_names(session, stage, name, path, {other.name for other in earlier})
     own_paths = {reference.path for reference in find_references(stage)}
-    config = stage.model_copy(update={"name": name, "queue": choice.queue})
+    upstream = [other for other in earlier if other.name in needs.upstream]
+    config = stage.model_copy(
+        update={"name": name, "queue": choice.queue, "needs": [need.name for need in needs.direct]}
+    )
     if isinstance(config, TrainingConfig):
-        held_out = _add_evaluation_datasets(spec, config, earlier)
+        held_out = _add_evaluation_datasets(spec, config, upstream)
         config = config.model_copy(update={"held_out": held_out})
         if len(held_out) > MAX_HELD_OUT:
             message = (
@@ -147,8 +160,8 @@ def _resolve_stage(
     for reference in find_references(config):
         try:
             if isinstance(reference, ModelField):
-                replacements |= _resolve_model(session, reference, path, earlier)
-            elif (dataset := _find_dataset(session, reference, stage, path, earlier)) is not None:
+                replacements |= _resolve_model(session, reference, path, earlier, needs)
+            elif (dataset := _find_dataset(session, reference, stage, path, earlier, needs)) is not None:
                 replacements[reference.path] = dataset.id
                 datasets[reference.path] = dataset
         except UnprocessableContent as error:
@@ -157,7 +170,7 @@ def _resolve_stage(
                 errors.append(error)
     errors += _check_distinct(replacements, path)
     config = replace_references(config, replacements)
-    return ResolvedStage(name, StageKind(stage.stage), choice.queue, choice.reason, config, datasets)
+    return ResolvedStage(name, StageKind(stage.stage), choice.queue, choice.reason, config, datasets, needs)
 
 
 def _check_distinct(replacements: Mapping[str, str], path: str) -> list[UnprocessableContent]:
@@ -174,20 +187,24 @@ def _check_distinct(replacements: Mapping[str, str], path: str) -> list[Unproces
 
 
 def _add_evaluation_datasets(
-    spec: JobCreate, config: TrainingConfig, earlier: Sequence[ResolvedStage]
+    spec: JobCreate, config: TrainingConfig, upstream: Sequence[ResolvedStage]
 ) -> list[DatasetRef]:
     """Return the held-out datasets of a stage and those of the job's evaluate stages.
 
-    A dataset that a later stage produces does not exist yet and is left out.
+    A dataset that a stage produces which this one does not need may not exist yet and is left out.
     """
-    names = {stage.name for stage in earlier}
+    names = {stage.name for stage in upstream}
     evaluated = [stage.dataset for stage in spec.stages if isinstance(stage, EvaluateConfig)]
     existing = [dataset for dataset in evaluated if isinstance(dataset, str) or dataset.stage in names]
     return list(dict.fromkeys([*config.held_out, *existing]))
 
 
 def _resolve_model(
-    session: Session, reference: ModelField, path: str, earlier: Sequence[ResolvedStage]
+    session: Session,
+    reference: ModelField,
+    path: str,
+    earlier: Sequence[ResolvedStage],
+    needs: ResolvedNeeds,
 ) -> dict[str, str]:
     """Return the resolved model by its path; nothing for the output of an earlier stage."""
     value, field = reference.value, f"{path}.{reference.path}"
@@ -195,7 +212,7 @@ def _resolve_model(
         return {reference.path: str(references.resolve_model(session, value, field))}
     if isinstance(value, AdaptedModel):
         raise field_error(field, "Name a registry model ('model_…') instead of a base and an adapter.")
-    producer = _find_earlier(value.stage, field, earlier)
+    producer = find_upstream(value.stage, field, earlier, needs)
     if not producer.kind.produces_model:
         raise field_error(
             field, f"Stage {producer.name!r} is of kind {producer.kind}, which produces no model; sft does."
@@ -209,11 +226,12 @@ def _find_dataset(
     stage: AnyStage,
     path: str,
     earlier: Sequence[ResolvedStage],
+    needs: ResolvedNeeds,
 ) -> Dataset | None:
     """Return the dataset with this id, or the newest with this name; None if an earlier stage produces it."""
     value, field = reference.value, f"{path}.{reference.path}"
     if isinstance(value, StageDataset):
-        _check_part(value, field, earlier)
+        _check_part(value, field, earlier, needs)
         return None
     # The lock makes a request that deletes the dataset wait until this job is visible to it.
     stored = select(Dataset).where(col(Dataset.deleted_at).is_(None)).with_for_update(read=True)
@@ -230,8 +248,10 @@ def _find_dataset(
     return dataset
 
 
-def _check_part(value: StageDataset, field: str, earlier: Sequence[ResolvedStage]) -> None:
-    producer = _find_earlier(value.stage, field, earlier)
+def _check_part(
+    value: StageDataset, field: str, earlier: Sequence[ResolvedStage], needs: ResolvedNeeds
+) -> None:
+    producer = find_upstream(value.stage, field, earlier, needs)
     if producer.kind.stage.product is not Product.datasets:
         message = (
             f"Stage {producer.name!r} is of kind {producer.kind}, which produces no datasets; prepare does."
@@ -243,11 +263,19 @@ def _check_part(value: StageDataset, field: str, earlier: Sequence[ResolvedStage
         raise field_error(field, message)
 
 
-def _find_earlier(name: str, field: str, earlier: Sequence[ResolvedStage]) -> ResolvedStage:
+def find_upstream(
+    name: str, field: str, earlier: Sequence[ResolvedStage], needs: ResolvedNeeds
+) -> ResolvedStage:
+    """Return the stage with this name, whose output exists when the stage with these needs starts."""
     found = next((stage for stage in earlier if stage.name == name), None)
     if found is None:
         names = ", ".join(stage.name for stage in earlier) or "none"
         raise field_error(field, f"No earlier stage is called {name!r}. Stages before this one: {names}.")
+    if name not in needs.upstream:
+        raise field_error(
+            field,
+            f"This stage may start before stage {name!r} has ended: add {name!r} to `needs`.",
+        )
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.jobs.graph.status import find_deciding_run
 from app.runs.schemas import ErrorView, RunView, RunWarningView, progress
 from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Config, Queue, StageKind
@@ -19,8 +20,15 @@ LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-
 LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=PRINTABLE_PATTERN)]
 
 
+JOB_STATUS = (
+    "The first of these statuses that one of its runs has: `cancelling`, `pausing`, `running`, `queued`, "
+    "`paused`, `failed`, `cancelled`, `succeeded`. Skipped runs do not count, nor does a gate that is not "
+    "met if a stage runs `when: not_met`."
+)
+
+
 class JobCreate(Config):
-    """A job spec: stages that run one after another."""
+    """A job spec: stages, each of which starts when those that it needs have succeeded."""
 
     name: JobName = Field(description="Name of the job; several jobs may have the same.")
     labels: dict[LabelKey, LabelValue] = Field(
@@ -31,7 +39,9 @@ class JobCreate(Config):
     )
     queue: Queue | None = Field(None, description="Hardware for the stages that do not name any.")
     stages: list[AnyStage] = Field(
-        min_length=1, max_length=20, description="The stages in order; each needs the ones that it refers to."
+        min_length=1,
+        max_length=20,
+        description="The stages in order; each needs the one before it, unless `needs` names others.",
     )
 
 
@@ -53,7 +63,7 @@ class JobSummaryView(BaseModel):
     name: str = Field(description="Name of the job.")
     labels: dict[str, str] = Field(description="Its labels.")
     priority: int = Field(description="A higher priority starts first.")
-    status: RunStatus = Field(description="Status of the first run that has not succeeded, or `succeeded`.")
+    status: RunStatus = Field(description=JOB_STATUS)
     created_at: datetime = Field(description="When it was submitted.")
     stages: list[StageSummaryView] = Field(description="Its runs in order.")
 
@@ -65,8 +75,8 @@ class JobView(BaseModel):
     name: str = Field(description="Name of the job.")
     labels: dict[str, str] = Field(description="Its labels.")
     priority: int = Field(description="A higher priority starts first.")
-    status: RunStatus = Field(description="Status of the first run that has not succeeded, or `succeeded`.")
-    error: ErrorView | None = Field(description="Error of that run.")
+    status: RunStatus = Field(description=JOB_STATUS)
+    error: ErrorView | None = Field(description="Error of the run that decides the status.")
     created_at: datetime = Field(description="When it was submitted.")
     created_by: str | None = Field(description="Id of the API key that submitted it; null without keys.")
     spec: dict[str, Any] = Field(description="The request as it was submitted.")
@@ -107,6 +117,7 @@ class PlannedStageView(BaseModel):
     stage: StageKind = Field(description="Kind of the stage.")
     queue: Queue = Field(description="Hardware that it would run on.")
     queue_reason: str = Field(description="Why this hardware was chosen.")
+    needs: list[str] = Field(description="Names of the stages after which it starts.")
     config: dict[str, Any] = Field(description="The stage with every default resolved.")
     models: dict[str, Any] = Field(description="Its models as the worker will read them, by field.")
     dataset: PlannedDatasetView | None = Field(
@@ -162,11 +173,6 @@ class PreflightView(BaseModel):
     skipped: list[SkippedStageView] = Field(description="The stages that it does not check.")
 
 
-def current_run(runs: Sequence[Run]) -> Run:
-    """Return the run that decides the job's status: the first that has not succeeded, or the last."""
-    return next((run for run in runs if run.status is not RunStatus.succeeded), runs[-1])
-
-
 def summary_view(job: Job, runs: Sequence[Run]) -> JobSummaryView:
     """Build the view of a job in a list."""
     stages = [
@@ -182,7 +188,7 @@ def summary_view(job: Job, runs: Sequence[Run]) -> JobSummaryView:
     ]
     return JobSummaryView(
         **job.model_dump(include={"id", "name", "labels", "priority", "created_at"}),
-        status=current_run(runs).status,
+        status=find_deciding_run(runs).status,
         stages=stages,
     )
 
@@ -195,12 +201,12 @@ def job_view(
     warnings: tuple[list[RunWarningView], int],
 ) -> JobView:
     """Build the view of a job with its runs, and their warnings with the number of those left out."""
-    current = current_run(runs)
+    deciding = find_deciding_run(runs)
     return JobView(
         **job.model_dump(include={"id", "name", "labels", "priority", "spec", "created_at"}),
         created_by=job.created_by or None,
-        status=current.status,
-        error=ErrorView.model_validate(current.error) if current.error else None,
+        status=deciding.status,
+        error=ErrorView.model_validate(deciding.error) if deciding.error else None,
         deleted_inputs=deleted_inputs,
         runs=run_views,
         warnings=warnings[0],

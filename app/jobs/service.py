@@ -25,12 +25,14 @@ from app.jobs.schemas import (
 from app.jobs.training_time import list_step_warnings, list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
+from app.runs.graph import list_needed_names, load_needs
 from app.runs.names import make_full_name
 from app.runs.schemas import run_view
 from app.runs.service import list_warnings
 from app.settings import Settings
 from app.storage.database import read_session, transaction
-from app.tables import Job, JobLabel, Run, Worker
+from app.tables import Job, JobLabel, Run, RunNeed, Worker
+from app.tables.base import new_id
 from app.workers import service as workers
 from trainers.configs.references import ModelField, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
@@ -113,8 +115,16 @@ def _create(
         assert existing is not None, "the idempotency key is the only unique column"
         return existing, []
     session.add_all(JobLabel(key=key, value=value, job_id=job.id) for key, value in job.labels.items())
-    runs = [_new_run(job, position, stage) for position, stage in enumerate(stages)]
-    lifecycle.create_runs(session, runs)
+    # In the order of the stages, which is also that of locks: see `actions`.
+    ids = sorted(new_id("run") for _ in stages)
+    runs = [_new_run(job, position, stage, ids[position]) for position, stage in enumerate(stages)]
+    ids_by_name = {run.name: run.id for run in runs}
+    needs = [
+        RunNeed(run_id=run.id, needed_id=ids_by_name[need.name], required_status=need.required_status)
+        for run, stage in zip(runs, stages, strict=True)
+        for need in stage.needs
+    ]
+    lifecycle.create_runs(session, runs, needs)
     return job, runs
 
 
@@ -163,8 +173,10 @@ def _view(
     runs: Sequence[Run],
     deleted_inputs: list[str],
 ) -> JobView:
-    waiting = workers.explain_waiting(session, alive, runs)
-    views = [run_view(run, waiting.get(run.id)) for run in runs]
+    needs = load_needs(session, job.id)
+    waiting = workers.explain_waiting(session, alive, runs, needs)
+    needed = list_needed_names(runs, needs)
+    views = [run_view(run, waiting.get(run.id), needed[run.id]) for run in runs]
     return job_view(job, runs, views, deleted_inputs, list_warnings(session, runs))
 
 
@@ -185,8 +197,9 @@ def _find_by_idempotency_key(
     return job
 
 
-def _new_run(job: Job, position: int, stage: ResolvedStage) -> Run:
+def _new_run(job: Job, position: int, stage: ResolvedStage, run_id: str) -> Run:
     return Run(
+        id=run_id,
         job_id=job.id,
         position=position,
         name=stage.name,
@@ -210,6 +223,7 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         stage=stage.kind,
         queue=stage.queue,
         queue_reason=stage.queue_reason,
+        needs=[need.name for need in stage.needs],
         config=stage.config.model_dump(mode="json"),
         models={reference.path: reference.value for reference in models},
         dataset=dataset

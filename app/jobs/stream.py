@@ -7,7 +7,7 @@ is the `id` of each event, so a client that reconnects misses none and receives 
 
 from app.http.errors import UnprocessableContent
 from app.jobs import service
-from app.jobs.schemas import current_run
+from app.jobs.graph.status import find_deciding_run
 from app.runs.schemas import EventView, JobEventView
 from app.runs.stream import MAX_EVENTS_PER_POLL, EventBatch, make_frame, read_events
 from app.storage.database import read_session
@@ -28,8 +28,8 @@ def parse_position(text: str, field: str) -> Position:
 def poll_job_events(job_id: str, after: Position) -> EventBatch[Position]:
     """Return the next events of the job's runs, with the session closed again; raises JobNotFound.
 
-    The events of one poll are in the order of the stages: a stage begins after the one before it has ended,
-    unless that one is retried.
+    The events of one poll are in the order of the stages; those of stages that run side by side alternate
+    from poll to poll.
     """
     frames: list[bytes] = []
     with read_session() as session:
@@ -44,7 +44,7 @@ def poll_job_events(job_id: str, after: Position) -> EventBatch[Position]:
         is_complete = all(
             run.status.finished and seq >= run.event_seq for run, seq in zip(runs, position, strict=True)
         )
-        end = current_run(runs).status if runs and is_complete else None
+        end = find_deciding_run(runs).status if runs and is_complete else None
     return EventBatch(frames, tuple(position), end)
 
 

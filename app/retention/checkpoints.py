@@ -116,7 +116,7 @@ def _expired(settings: Settings) -> ColumnElement[bool]:
     if settings.checkpoint_weights_days:
         conditions.append(succeeded & _ended_before(settings.checkpoint_weights_days))
     if settings.failed_checkpoint_days:
-        unsuccessful = col(Run.status).in_((RunStatus.failed, RunStatus.cancelled))
+        unsuccessful = col(Run.status).in_((RunStatus.failed, RunStatus.cancelled, RunStatus.skipped))
         conditions.append(unsuccessful & _ended_before(settings.failed_checkpoint_days))
     # False, in a form that both databases can combine with other conditions.
     return or_(col(Run.id) == "", *conditions)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 from sqlmodel import Session, col
 
+from app.runs.graph import lacks_need
 from app.storage.database import database_now
 from app.tables import Run, RunStatus
 from trainers.configs import Queue, StageKind
@@ -35,12 +35,6 @@ def select_claimable(
 
     With `free`, a run that needs more GPUs or disk space is left to another host, or until they are free.
     """
-    earlier = aliased(Run)
-    waits_for_earlier = exists().where(
-        col(earlier.job_id) == col(Run.job_id),
-        col(earlier.position) < col(Run.position),
-        col(earlier.status) != RunStatus.succeeded,
-    )
     fits: list[ColumnElement[bool]] = []
     if free is not None:
         needed_bytes = col(Run.needed_disk_bytes)
@@ -58,7 +52,7 @@ def select_claimable(
             col(Run.queue).in_(queues),
             col(Run.stage).in_(stages),
             or_(col(Run.claimable_at).is_(None), col(Run.claimable_at) <= database_now()),
-            ~waits_for_earlier,
+            ~lacks_need(),
         )
         .order_by(col(Run.priority).desc(), col(Run.id))
     )

@@ -21,7 +21,6 @@ from app.runs.schemas import (
     log_view,
     metrics_view,
     run_summary_view,
-    run_view,
 )
 from app.runs.stream import MEDIA_TYPE, STREAM_HEADERS, poll_events, stream_events
 from app.settings import get_settings
@@ -60,8 +59,7 @@ def list_runs(
 @router.get("/{run_id}")
 def get_run(run_id: RunId, session: ReadSession) -> RunView:
     """Return a run: its status, progress, error and result."""
-    run = service.get_run(session, run_id)
-    return run_view(run, service.explain_waiting(session, get_settings(), run))
+    return service.view_run(session, get_settings(), run_id)
 
 
 @router.get("/{run_id}/events")

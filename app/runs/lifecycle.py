@@ -1,10 +1,4 @@
-"""The life cycle of a run: the only writer of its status.
-
-    queued → running → succeeded | failed
-    running → pausing → paused → queued           (pause, resume)
-    running → cancelling → cancelled              (cancel)
-    running → queued                              (the attempt is retried: see `end_attempt`)
-    failed | cancelled → queued                   (retry)
+"""The life cycle of a run: the only writer of its status, by the table in `transitions.py`.
 
 Every change is one guarded UPDATE that also takes the number of its event. A writer that holds a run
 under a lease passes `lease_guards(attempt)`: the UPDATE then matches only while that attempt is the
@@ -18,54 +12,40 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, insert, select, update
 from sqlmodel import Session, col
 
+from app.runs import graph
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
 from app.runs.claimable import FreeResources, order_queues, select_next
+from app.runs.transitions import TRANSITIONS, explain_unstarted
 from app.scheduling.queue import notify_after_commit
 from app.storage.database import database_now
-from app.tables import HELD, Event, EventType, Run, RunStatus
+from app.tables import HELD, Event, EventType, Run, RunNeed, RunStatus
 from app.tables.base import utc_now
 from trainers.configs import Queue, StageKind
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
-
-TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.queued: frozenset({RunStatus.running, RunStatus.paused, RunStatus.cancelled}),
-    RunStatus.running: frozenset(
-        {RunStatus.pausing, RunStatus.cancelling, RunStatus.succeeded, RunStatus.failed, RunStatus.queued}
-    ),
-    RunStatus.pausing: frozenset(
-        {RunStatus.paused, RunStatus.cancelling, RunStatus.succeeded, RunStatus.failed}
-    ),
-    RunStatus.paused: frozenset({RunStatus.queued, RunStatus.cancelled}),
-    # A program may end before its worker has seen the cancellation: its result is kept.
-    RunStatus.cancelling: frozenset({RunStatus.cancelled, RunStatus.succeeded, RunStatus.failed}),
-    RunStatus.failed: frozenset({RunStatus.queued}),
-    RunStatus.cancelled: frozenset({RunStatus.queued}),
-    RunStatus.succeeded: frozenset(),
-}
 
 
 class LeaseLost(TunesmithError):
     code = ErrorCode.lease_lost
 
 
-class EarlierStageEnded(TunesmithError):
-    code = ErrorCode.earlier_stage_ended
-
-
 class StaleAttempt(Exception):
     """An attempt that no longer holds the run: the worker must stop its program and write nothing."""
 
 
-def create_runs(session: Session, runs: Sequence[Run]) -> None:
-    """Insert the runs of a new job, each with its event `queued`, and notify the queue of the first."""
+def create_runs(session: Session, runs: Sequence[Run], needs: Sequence[RunNeed]) -> None:
+    """Insert the runs of a new job, each with its event `queued`, and notify the queues of the first ones."""
     for run in runs:
         run.event_seq = 1
     session.add_all(runs)
     session.flush()
+    if needs:
+        session.execute(insert(RunNeed), [need.model_dump() for need in needs])
     for run in runs:
         _add_events(session, run, [NewEvent(EventType.status, {"status": run.status})])
-    notify_after_commit(session, runs[0].queue)
+    waiting = {need.run_id for need in needs}
+    for queue in dict.fromkeys(run.queue for run in runs if run.id not in waiting):
+        notify_after_commit(session, queue)
 
 
 def claim(
@@ -103,8 +83,25 @@ def move(
     """Change a run's status and write the event; None if its current status does not allow the change.
 
     `sources` narrows the statuses from which to move, `guards` are further conditions (`lease_guards`),
-    `values` are further columns, `data` is added to the event, and `events` are written before it.
+    `values` are further columns, `data` is added to the event, and `events` are written before it. The runs
+    that need this one follow: they become startable, or end as well.
     """
+    run = _move(session, run_id, to, sources, guards, values, data, events)
+    if run is not None:
+        _handle_new_status(session, run)
+    return run
+
+
+def _move(
+    session: Session,
+    run_id: str,
+    to: RunStatus,
+    sources: Iterable[RunStatus] | None,
+    guards: Sequence[ColumnElement[bool]] = (),
+    values: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    events: Sequence[NewEvent] = (),
+) -> Run | None:
     allowed = [status for status in (sources or RunStatus) if to in TRANSITIONS[status]]
     if not to.held:
         values = {"lease_expires_at": None, "worker_id": None, **(values or {})}
@@ -115,7 +112,6 @@ def move(
     if run is None:
         return None
     _add_events(session, run, [*events, NewEvent(EventType.status, {"status": to, **(data or {})})])
-    _handle_new_status(session, run)
     return run
 
 
@@ -189,6 +185,8 @@ def end_attempt(
     data: dict[str, Any] = {"error": end.error.as_dict()} if end.error is not None else {}
     if end.reason is not None and to is RunStatus.queued:
         data["reason"] = end.reason
+    if to is RunStatus.failed and end.code is ErrorCode.gate_not_met:
+        changes["handled"] = graph.is_handled(run.id)
     return move(
         session,
         run.id,
@@ -277,20 +275,22 @@ def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
 
 
 def _handle_new_status(session: Session, run: Run) -> None:
-    """Notify the queue of a run that can start now, or cancel the job's next run if this one failed."""
+    """Notify the queues of the runs that may start now, and end those that cannot start any more.
+
+    A run that also needs another one may not be startable yet. Its queue is notified all the same: two runs
+    that end at once do not see each other, and each would leave the notification to the other one.
+    """
     if run.status is RunStatus.queued:
         notify_after_commit(session, run.queue)
-    if not run.status.finished:
+    needs = graph.load_needs(session, run.job_id) if run.status.finished else {}
+    if not needs:
         return
-    following = session.scalars(
-        select(Run).where(col(Run.job_id) == run.job_id, col(Run.position) == run.position + 1)
-    ).one_or_none()
-    if following is None:
-        return
-    if run.status is RunStatus.succeeded:
-        notify_after_commit(session, following.queue)
-        return
-    error = EarlierStageEnded(
-        f"The stage before it, {run.name!r}, is {run.status}.", "Retry the job to run both."
-    ).as_dict()
-    move(session, following.id, RunStatus.cancelled, values={"error": error}, data={"error": error})
+    runs = session.scalars(select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))).all()
+    effects = list(graph.find_effects(runs, needs, run))
+    for queue in dict.fromkeys(other.queue for other, to in effects if to is RunStatus.queued):
+        notify_after_commit(session, queue)
+    for other, to in effects:
+        if to is not RunStatus.queued:
+            error = {"error": explain_unstarted(to, run).as_dict()}
+            unstarted = [RunStatus.queued, RunStatus.paused]
+            _move(session, other.id, to, unstarted, values=error, data=error)

@@ -55,6 +55,7 @@ class RunView(BaseModel):
     queue: Queue = Field(description="Hardware that it runs on.")
     priority: int = Field(description="Priority of the job; a higher one starts first.")
     status: RunStatus = Field(description="State of the run.")
+    needs: list[str] = Field(description="Names of the stages after which it starts.")
     waiting_for: str | None = Field(
         description="What a queued run waits for; null if it is about to start or is not queued."
     )
@@ -187,10 +188,14 @@ class CheckpointView(BaseModel):
     created_at: datetime = Field(description="When it was published.")
 
 
-def run_view(run: Run, waiting_for: str | None) -> RunView:
-    """Build the view of a run; `waiting_for` explains why a queued run has not started."""
+def run_view(run: Run, waiting_for: str | None, needs: list[str]) -> RunView:
+    """Build the view of a run; `waiting_for` explains why a queued run has not started.
+
+    `needs` are the names of the stages that it needs directly.
+    """
     return RunView(
         **run.model_dump(include=RunView.model_fields.keys() & Run.model_fields.keys()),
+        needs=needs,
         waiting_for=waiting_for,
         progress=progress(run),
         eta_seconds=_eta_seconds(run),

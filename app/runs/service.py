@@ -7,7 +7,8 @@ from sqlmodel import Session, col
 
 from app.http.errors import NotFound
 from app.http.paging import EventPageQuery, PageQuery, paginate_by_seq, paginate_newest_first
-from app.runs.schemas import RunWarningView, warning_view
+from app.runs.graph import list_needed_names, load_needs
+from app.runs.schemas import RunView, RunWarningView, run_view, warning_view
 from app.settings import Settings
 from app.tables import Checkpoint, Event, EventType, Run
 from app.tables.base import enum_type
@@ -32,11 +33,13 @@ def get_run(session: Session, run_id: str) -> Run:
     return run
 
 
-def explain_waiting(session: Session, settings: Settings, run: Run) -> str | None:
-    """Return what a queued run waits for, or None."""
-    of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
-    alive = workers.AliveWorkers(settings)
-    return workers.explain_waiting(session, alive, session.scalars(of_job).all()).get(run.id)
+def view_run(session: Session, settings: Settings, run_id: str) -> RunView:
+    """Build the view of a run, with what it needs and waits for; raises RunNotFound."""
+    run = get_run(session, run_id)
+    runs_of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
+    runs, needs = session.scalars(runs_of_job).all(), load_needs(session, run.job_id)
+    waiting = workers.explain_waiting(session, workers.AliveWorkers(settings), runs, needs).get(run.id)
+    return run_view(run, waiting, list_needed_names(runs, needs)[run.id])
 
 
 def list_events(

@@ -12,7 +12,7 @@ from trainers.configs import AnyStage, Queue, StageKind, parse_stage
 
 
 class RunStatus(StrEnum):
-    """The state of a run."""
+    """The state of a run. Final are `cancelled`, `succeeded`, `failed` and `skipped`."""
 
     queued = "queued"
     running = "running"
@@ -22,6 +22,7 @@ class RunStatus(StrEnum):
     cancelled = "cancelled"
     succeeded = "succeeded"
     failed = "failed"
+    skipped = "skipped"  # A gate decided that the stage does not run.
 
     @property
     def finished(self) -> bool:
@@ -42,7 +43,7 @@ class TrackingService(StrEnum):
     tensorboard = "tensorboard"
 
 
-FINISHED = frozenset({RunStatus.cancelled, RunStatus.succeeded, RunStatus.failed})
+FINISHED = frozenset({RunStatus.cancelled, RunStatus.succeeded, RunStatus.failed, RunStatus.skipped})
 HELD = frozenset({RunStatus.running, RunStatus.pausing, RunStatus.cancelling})
 
 
@@ -96,6 +97,11 @@ class Run(SQLModel, table=True):
     total_steps: int | None = None
     seconds_per_step: float | None = None
     error: dict[str, Any] | None = Field(default=None, sa_type=Json)
+    handled: bool = Field(
+        default=False,
+        description="Whether it failed as a gate that is not met, and a stage with `when: not_met` continues "
+        "the job: the failure does not decide the job's status.",
+    )
     result: dict[str, Any] | None = Field(default=None, sa_type=Json)
     model_id: str | None = Field(default=None, foreign_key="model.id")
     log_artifact: str | None = None

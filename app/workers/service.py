@@ -10,9 +10,10 @@ from sqlmodel import Session, col
 from app.http.errors import Conflict, InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.runs.claimable import is_ahead_of, select_claimable
+from app.runs.graph import Needs
 from app.settings import Settings, get_settings
 from app.storage.database import database_now, read_session
-from app.tables import HELD, Deployment, DeploymentStatus, Run, RunStatus, Worker
+from app.tables import HELD, Deployment, DeploymentStatus, Run, RunNeed, RunStatus, Worker
 from app.workers.schemas import WorkerView
 from app.workers.slots import count_free_slots, count_gpus
 from trainers.configs import EngineKind, Queue, StageKind
@@ -201,25 +202,34 @@ def explain_missing_deployment_worker(session: Session, queue: Queue, engine: En
     return explain_missing_worker(alive, queue, StageKind.deploy, capability=engine.capability)
 
 
-def explain_waiting(session: Session, alive: AliveWorkers, runs: Sequence[Run]) -> dict[str, str | None]:
+def explain_waiting(
+    session: Session, alive: AliveWorkers, runs: Sequence[Run], needs: Needs
+) -> dict[str, str | None]:
     """Return what each queued run of one job waits for, by the run's id; None if it is about to start."""
     reasons: dict[str, str | None] = {}
     queued = [run for run in runs if run.status is RunStatus.queued]
     workers = alive.read(session) if queued else []
     for run in queued:
-        earlier = next(
-            (r for r in runs if r.position < run.position and r.status is not RunStatus.succeeded), None
+        reasons[run.id] = (
+            _explain_needs(runs, needs.get(run.id, ()))
+            or explain_missing_worker(workers, run.queue, run.stage, run.device_count, run.capability)
+            or _explain_disk_wait(run)
+            or _explain_retry_delay(session, run)
+            or _explain_busy_workers(session, run, workers)
         )
-        if earlier is not None:
-            reasons[run.id] = f"Waits for the stage {earlier.name!r}, which is {earlier.status}."
-        else:
-            reasons[run.id] = (
-                explain_missing_worker(workers, run.queue, run.stage, run.device_count, run.capability)
-                or _explain_disk_wait(run)
-                or _explain_retry_delay(session, run)
-                or _explain_busy_workers(session, run, workers)
-            )
     return reasons
+
+
+def _explain_needs(runs: Sequence[Run], needs: Sequence[RunNeed]) -> str | None:
+    required = {need.needed_id: need.required_status for need in needs}
+    waiting = [
+        f"{run.name!r}, which is {run.status}"
+        for run in runs
+        if run.id in required and run.status is not required[run.id]
+    ]
+    if not waiting:
+        return None
+    return f"Waits for the stage{'s' if len(waiting) > 1 else ''} {'; '.join(waiting)}."
 
 
 def _explain_disk_wait(run: Run) -> str | None:

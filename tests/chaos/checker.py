@@ -12,7 +12,7 @@ from tests.chaos.ledger import Entry, Kind
 from tests.chaos.platforms import Suspension
 from tests.chaos.process import UnexpectedExit
 
-FINISHED = {"succeeded", "failed", "cancelled"}
+FINISHED = {"succeeded", "failed", "cancelled", "skipped"}
 
 
 class Promise(StrEnum):

@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 10
 POLL_SECONDS = 0.5
 START_SECONDS = 120
 RETURN_SECONDS = 60
-FINISHED = {"succeeded", "failed", "cancelled"}
+FINISHED = {"succeeded", "failed", "cancelled", "skipped"}
 STEPS = (10, 60)
 SAVE_EVERY_STEPS = 10
 

@@ -187,6 +187,7 @@ DatasetRef = Annotated[
     ),
 ]
 MAX_DATASETS = 32
+MAX_NEEDS = 64
 
 
 class DatasetShare(Config):
@@ -285,6 +286,12 @@ class StageConfig(Config):
     stage: str = Field(description="Kind of the stage.")
     name: StageName | None = Field(
         None, description="Name by which later stages refer to this one. Defaults to the kind of the stage."
+    )
+    needs: list[StageName] | None = Field(
+        None,
+        max_length=MAX_NEEDS,
+        description="Names of the earlier stages after which this one starts: stages that do not need each "
+        "other run side by side. Defaults to the stage before it; `[]` needs none.",
     )
     queue: Queue | None = Field(
         None,

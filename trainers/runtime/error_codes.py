@@ -74,7 +74,9 @@ class ErrorCode(StrEnum):
     lease_lost = "lease_lost", "The worker stopped renewing its lease.", True
     deployment_failed = "deployment_failed", "The deployment that the stage created failed."
     parity_failed = "parity_failed", "The engine's responses differ from those of the trained model."
-    earlier_stage_ended = "earlier_stage_ended", "A stage that this one depends on failed or was cancelled."
+    earlier_stage_ended = "earlier_stage_ended", "A stage that this one needs failed or was cancelled."
+    gate_not_met = "gate_not_met", "The condition of a gate is not met. The message contains the values."
+    skipped_by_gate = "skipped_by_gate", "The outcome of a gate excludes the stage, which has not run."
 
     # The API and the gateway.
     bad_request = "bad_request", "The request cannot be carried out."

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlmodel import col, select
 
+from app.runs.graph import list_dependents, load_needs
 from app.storage.database import read_session
 from app.tables import Run, RunStatus
 from trainers.configs import AnyStage, GenerateConfig, ModelRef, StageDataset, StageOutput
@@ -51,11 +52,11 @@ def write_later_stages(run: Run, model: ModelRef | None, run_dir: Path) -> None:
 
 
 def _list_later_runs(run: Run) -> Sequence[Run]:
-    statement = select(Run).where(
-        col(Run.job_id) == run.job_id, col(Run.position) > run.position, col(Run.status) == RunStatus.queued
-    )
+    """Return the queued runs that need this one, directly or through others."""
+    of_job = select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))
     with read_session() as session:
-        return session.exec(statement.order_by(col(Run.position))).all()
+        runs, needs = session.exec(of_job).all(), load_needs(session, run.job_id)
+    return [later for later in list_dependents(runs, needs, run) if later.status is RunStatus.queued]
 
 
 def _find_start(config: AnyStage) -> Any:

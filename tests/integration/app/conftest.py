@@ -1,5 +1,6 @@
 """Fixtures: a migrated database of each kind, and a client of the API on it."""
 
+import itertools
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from app.settings import Settings, get_settings
 from app.storage import artifacts, migrate
 from app.storage import database as database
 from app.storage.database import create_database_engine, database_now, transaction
-from app.tables import Dataset, Job, Run, RunStatus, Worker
+from app.tables import Dataset, Job, Run, RunNeed, RunStatus, Worker
 from tests.services import postgres_url
 from trainers.configs import Queue, StageKind
 from trainers.data.formats import RowFormat
@@ -115,6 +116,8 @@ def make_job(settings: Settings) -> Callable[..., list[Run]]:
                 for position, status in enumerate(statuses)
             ]
             session.add_all(runs)
+            session.flush()
+            session.add_all(RunNeed(run_id=b.id, needed_id=a.id) for a, b in itertools.pairwise(runs))
         return runs
 
     return make

@@ -22,7 +22,7 @@ from app.runs.lifecycle import StaleAttempt
 from app.scheduling import queue, sweeper
 from app.settings import Settings
 from app.storage.database import read_session, transaction
-from app.tables import Event, EventType, Job, Run, RunStatus
+from app.tables import Event, EventType, Job, Run, RunNeed, RunStatus
 from tests.integration.app.machines import reset_database
 from tests.integration.app.run_model import (
     HOST_CLOCK,
@@ -30,7 +30,7 @@ from tests.integration.app.run_model import (
     ModelRun,
     ModelWorker,
     check_events,
-    check_stages,
+    check_job,
 )
 from trainers.configs import Queue, StageKind
 
@@ -44,6 +44,20 @@ MAX_DRAIN_ROUNDS = 5
 MAX_JOBS = 3
 CLOCK_COLUMNS = ("lease_expires_at", "claimable_at", "notified_at", "created_at")
 Pick = st.integers(0, 1000)
+# For each stage: the earlier ones that it needs, as the bits of a number, and whether it runs when the last
+# of them is a gate that is not met.
+Graph = list[tuple[int, bool]]
+GRAPHS = st.lists(st.tuples(st.integers(0, 7), st.booleans()), min_size=1, max_size=4)
+
+
+def make_needs(runs: Sequence[Run], graph: Graph) -> Iterator[RunNeed]:
+    """Yield the needs of new runs."""
+    for position, (bits, when_not_met) in enumerate(graph):
+        needed = [runs[i] for i in range(position) if bits >> i & 1]
+        for other in needed:
+            is_gate = when_not_met and other is needed[-1]
+            required = RunStatus.failed if is_gate else RunStatus.succeeded
+            yield RunNeed(run_id=runs[position].id, needed_id=other.id, required_status=required)
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -66,14 +80,14 @@ class RunMachine(RuleBasedStateMachine):
         ids = reset_database(len(CLOCK_ERRORS))
         self.workers = [ModelWorker(*worker) for worker in zip(ids, CLOCK_ERRORS, strict=True)]
         # Hypothesis leaves out some rules in each example: without a run, nothing would happen.
-        self._submit(2, 0)
+        self._submit([(0, False), (1, False)], 0)
 
     # Clients
 
     @precondition(lambda self: len(self.jobs) < MAX_JOBS)
-    @rule(n_stages=st.integers(1, 2), priority=st.integers(0, 1))
-    def submit(self, n_stages: int, priority: int) -> None:
-        self._submit(n_stages, priority)
+    @rule(graph=GRAPHS, priority=st.integers(0, 1))
+    def submit(self, graph: Graph, priority: int) -> None:
+        self._submit(graph, priority)
 
     @precondition(lambda self: self.jobs)
     @rule(pick=Pick, name=st.sampled_from(["cancel", "pause", "resume", "retry"]))
@@ -174,11 +188,13 @@ class RunMachine(RuleBasedStateMachine):
             rows = session.exec(select(Run).order_by(col(Run.job_id), col(Run.position))).all()
             events = session.exec(select(Event).order_by(col(Event.run_id), col(Event.seq))).all()
             jobs = session.exec(select(Job)).all()
+            needs = session.exec(select(RunNeed)).all()
         for row in rows:
             self._check_run(row)
             check_events(row, [event for event in events if event.run_id == row.id])
         for job in jobs:
-            check_stages(job, [row for row in rows if row.job_id == job.id])
+            of_job = [row for row in rows if row.job_id == job.id]
+            check_job(job, of_job, [n for n in needs if n.run_id in {row.id for row in of_job}])
 
     def _check_run(self, row: Run) -> None:
         run = self.runs[row.id]
@@ -221,7 +237,7 @@ class RunMachine(RuleBasedStateMachine):
                 if not run.status.finished and run.status is not RunStatus.paused
             ]  # fmt: skip
 
-    def _submit(self, n_stages: int, priority: int) -> None:
+    def _submit(self, graph: Graph, priority: int) -> None:
         job = Job(name="job")
         with transaction() as session:
             session.add(job)
@@ -229,9 +245,9 @@ class RunMachine(RuleBasedStateMachine):
             runs = [
                 Run(job_id=job.id, position=i, name=f"s{i}", stage=StageKind.sft, queue=Queue.cpu,
                     priority=priority, config={})
-                for i in range(n_stages)
+                for i in range(len(graph))
             ]  # fmt: skip
-            lifecycle.create_runs(session, runs)
+            lifecycle.create_runs(session, runs, list(make_needs(runs, graph)))
         self.jobs.append(job.id)
         self.runs |= {run.id: ModelRun() for run in runs}
 
@@ -240,7 +256,7 @@ class RunMachine(RuleBasedStateMachine):
             getattr(actions, name)(session, job_id)
             if name == "retry":
                 for run in session.exec(select(Run).where(Run.job_id == job_id)).all():
-                    if not run.status.finished:
+                    if self.runs[run.id].final is not RunStatus.succeeded and not run.handled:
                         self.runs[run.id].final = None
 
     def _claim(self, worker: ModelWorker) -> None:

@@ -1,4 +1,4 @@
-"""What the state machine of runs expects: attempts, clocks, events and jobs."""
+"""What the state machine of runs expects: attempts, clocks, events, and the graphs of jobs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from app.jobs.schemas import summary_view
 from app.runs.attempt_outcome import AttemptOutcome
-from app.tables import Event, EventType, Job, Run, RunStatus
+from app.tables import Event, EventType, Job, Run, RunNeed, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
@@ -24,8 +24,14 @@ OUTCOMES = {
     "infrastructure": AttemptOutcome(Failure(ErrorCode.program_killed)),
     "person": AttemptOutcome(Failure(ErrorCode.config_invalid)),
     "memory": AttemptOutcome(Failure(ErrorCode.out_of_memory), smaller_config={"micro_batch_size": 1}),
+    "not_met": AttemptOutcome(Failure(ErrorCode.gate_not_met)),
     "disk": AttemptOutcome(Failure(ErrorCode.disk_full), needed_disk_bytes=1),
 }
+
+STATUS_ORDER = [
+    RunStatus(name)
+    for name in ("cancelling", "pausing", "running", "queued", "paused", "failed", "cancelled", "succeeded")
+]
 
 
 @dataclass
@@ -69,10 +75,37 @@ def check_events(row: Run, events: Sequence[Event]) -> None:
     assert statuses[-1] == row.status
 
 
-def check_stages(job: Job, rows: Sequence[Run]) -> None:
-    """Check that stages run in order, and that the first that has not succeeded decides the job's status."""
-    statuses = [row.status for row in rows]
-    unfinished = [status for status in statuses if status is not RunStatus.succeeded]
-    assert summary_view(job, rows).status == (unfinished or statuses)[0]
-    later = statuses[statuses.index(unfinished[0]) + 1 :] if unfinished else []
-    assert not any(status.held or status is RunStatus.succeeded for status in later)
+def check_job(job: Job, rows: Sequence[Run], needs: Sequence[RunNeed]) -> None:
+    """Check the status of a job, and each of its runs against those that it needs."""
+    counted = {row.status for row in rows if row.status is not RunStatus.skipped}
+    handled = {need.needed_id for need in needs if need.required_status is RunStatus.failed}
+    if all(row.status is not RunStatus.failed or (is_not_met(row) and row.id in handled) for row in rows):
+        counted -= {RunStatus.failed}
+    assert summary_view(job, rows).status == next(status for status in STATUS_ORDER if status in counted)
+    by_id = {row.id: row for row in rows}
+    for row in rows:
+        check_needs(row, [(by_id[n.needed_id], n.required_status) for n in needs if n.run_id == row.id])
+
+
+def check_needs(row: Run, needed: Sequence[tuple[Run, RunStatus]]) -> None:
+    """Check that a run has started only after those that it needs, and has ended only because of them."""
+    unmet = [
+        other
+        for other, required in needed
+        if other.status is not required or (other.status is RunStatus.failed and not is_not_met(other))
+    ]
+    if row.status.held or row.status is RunStatus.succeeded:
+        assert not unmet, "it started although it lacks what it needs"
+    if row.status in (RunStatus.queued, RunStatus.paused):
+        assert not any(other.status.finished for other in unmet), "it can never start"
+    if row.status is RunStatus.skipped:
+        deciding = (RunStatus.skipped, RunStatus.succeeded)
+        assert any(other.status in deciding or is_not_met(other) for other in unmet), "nothing skipped it"
+    if row.status is RunStatus.cancelled and row.error is not None:
+        ended = [other for other in unmet if other.status in (RunStatus.failed, RunStatus.cancelled)]
+        assert any(not is_not_met(other) for other in ended), "nothing has cancelled it"
+
+
+def is_not_met(row: Run) -> bool:
+    """Return whether the run failed as a gate that is not met."""
+    return row.status is RunStatus.failed and (row.error or {}).get("code") == ErrorCode.gate_not_met

@@ -14,6 +14,7 @@ from app.runs import lifecycle
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent
 from app.runs.claimable import FreeResources
 from app.runs.lifecycle import StaleAttempt
+from app.runs.transitions import TRANSITIONS
 from app.settings import Settings
 from app.storage.database import get_engine, read_session, transaction
 from app.tables import Deployment, Event, EventType, Run, RunStatus, Worker
@@ -36,9 +37,7 @@ def events(session: Session, run: Run) -> list[Event]:
 
 
 def test_every_transition_outside_the_table_is_rejected(make_job: Make) -> None:
-    refused = [
-        pair for pair in product(RunStatus, RunStatus) if pair[1] not in lifecycle.TRANSITIONS[pair[0]]
-    ]
+    refused = [pair for pair in product(RunStatus, RunStatus) if pair[1] not in TRANSITIONS[pair[0]]]
     runs = make_job(*(source for source, _ in refused))
     with transaction() as session:
         moved = [lifecycle.move(session, run.id, to) for run, (_, to) in zip(runs, refused, strict=True)]
@@ -46,7 +45,7 @@ def test_every_transition_outside_the_table_is_rejected(make_job: Make) -> None:
 
 
 def test_every_transition_in_the_table_writes_an_event(make_job: Make) -> None:
-    allowed = [(source, to) for source in RunStatus for to in lifecycle.TRANSITIONS[source]]
+    allowed = [(source, to) for source in RunStatus for to in TRANSITIONS[source]]
     for source, to in allowed:
         (run,) = make_job(source)
         with transaction() as session:

@@ -3,7 +3,7 @@
 Each planted mutant breaks one rule of the life cycle; the machine must find it within its budget.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import ColumnElement, Select, literal, select
 from sqlmodel import Session, col
 
-from app.runs import claimable, lifecycle
+from app.runs import claimable, graph, lifecycle
 from app.runs.attempt_outcome import NewEvent
 from app.scheduling import sweeper
 from app.settings import Settings
@@ -91,6 +91,50 @@ def without_the_end_of_later_stages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lifecycle, "_handle_new_status", lambda session, run: None)
 
 
+def with_direct_dependents_only(patch: pytest.MonkeyPatch) -> None:
+    find_effects = graph.find_effects
+
+    def find_direct(runs: Sequence[Run], needs: graph.Needs, ended: Run) -> Iterator[tuple[Run, RunStatus]]:
+        for run, to in find_effects(runs, needs, ended):
+            if any(need.needed_id == ended.id for need in needs[run.id]):
+                yield run, to
+
+    patch.setattr(graph, "find_effects", find_direct)
+
+
+def with_the_end_of_independent_branches(patch: pytest.MonkeyPatch) -> None:
+    def find_all(runs: Sequence[Run], needs: graph.Needs, ended: Run) -> Iterator[tuple[Run, RunStatus]]:
+        if ended.status is not RunStatus.succeeded:
+            yield from ((run, RunStatus.cancelled) for run in runs)
+
+    patch.setattr(graph, "find_effects", find_all)
+
+
+def with_a_gate_as_a_failure(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(graph, "is_gate_not_met", lambda run: False)
+
+
+def without_handled_gates(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(graph, "is_handled", lambda run_id: literal(False))
+
+
+def with_skipped_runs_left_out_of_retries(patch: pytest.MonkeyPatch) -> None:
+    plan_retry = graph.plan_retry
+
+    def plan_some(runs: Sequence[Run], needs: graph.Needs) -> list[tuple[Run, RunStatus]]:
+        return [(run, to) for run, to in plan_retry(runs, needs) if run.status is not RunStatus.skipped]
+
+    patch.setattr(graph, "plan_retry", plan_some)
+
+
+def with_retries_of_runs_that_a_gate_excludes(patch: pytest.MonkeyPatch) -> None:
+    def plan_all(runs: Sequence[Run], needs: graph.Needs) -> list[tuple[Run, RunStatus]]:
+        ended = (RunStatus.failed, RunStatus.cancelled, RunStatus.skipped)
+        return [(run, RunStatus.queued) for run in runs if run.status in ended and not run.handled]
+
+    patch.setattr(graph, "plan_retry", plan_all)
+
+
 MUTANTS: list[Plant] = [
     without_attempt_check,
     without_lease_check,
@@ -101,6 +145,12 @@ MUTANTS: list[Plant] = [
     with_later_stages_claimed_early,
     without_events_of_released_runs,
     without_the_end_of_later_stages,
+    with_direct_dependents_only,
+    with_the_end_of_independent_branches,
+    with_a_gate_as_a_failure,
+    without_handled_gates,
+    with_skipped_runs_left_out_of_retries,
+    with_retries_of_runs_that_a_gate_excludes,
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.storage.database import transaction
-from app.tables import Run
+from app.tables import Run, RunNeed
 from tests.integration.workers.conftest import row
 from trainers.configs import Queue, StageKind
 from trainers.runtime import run_dir as files
@@ -20,11 +20,16 @@ Submit = Callable[..., str]
 
 
 def add_stages(first: Run, stages: list[dict[str, Any]]) -> None:
+    needed_id = first.id
     with transaction() as session:
         for position, config in enumerate(stages, start=1):
             fields: dict[str, Any] = {"stage": StageKind(config["stage"]), "queue": Queue.cpu}
             name = config.get("name", config["stage"])
-            session.add(Run(job_id=first.job_id, position=position, name=name, config=config, **fields))
+            run = Run(job_id=first.job_id, position=position, name=name, config=config, **fields)
+            session.add(run)
+            session.flush()
+            session.add(RunNeed(run_id=run.id, needed_id=needed_id))
+            needed_id = run.id
 
 
 def test_a_program_receives_what_starts_from_its_own_model(worker: WorkerContext, submit: Submit) -> None:

@@ -1,0 +1,70 @@
+"""What the stages of a job need: resolved when it is posted, so that every stage can start at some time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from app.http.errors import UnprocessableContent, field_error
+from app.tables import RunStatus
+from trainers.configs.stage_config import AnyStage
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """An earlier stage that a stage needs, and how that one must have ended."""
+
+    name: str
+    required_status: RunStatus = RunStatus.succeeded
+
+
+@dataclass(frozen=True)
+class ResolvedNeeds:
+    """What a stage needs."""
+
+    direct: tuple[StageNeed, ...] = ()
+    upstream: frozenset[str] = frozenset()
+    """Names of the stages that it needs directly or through others: their outputs exist when it starts."""
+    errors: list[UnprocessableContent] = field(default_factory=list)
+
+
+def stage_name(stage: AnyStage) -> str:
+    """Return the name of a stage, which is its kind unless it has one."""
+    return stage.name or stage.stage
+
+
+def resolve_needs(
+    stages: Sequence[AnyStage], position: int, earlier: Mapping[str, ResolvedNeeds]
+) -> ResolvedNeeds:
+    """Resolve what a stage needs: by default the stage before it.
+
+    `earlier` contains the resolved needs of the stages before this one, by name.
+    """
+    stage = stages[position]
+    errors: list[UnprocessableContent] = []
+    if stage.needs is None:
+        names = [stage_name(other) for other in stages[max(position - 1, 0) : position]]
+    else:
+        names = list(dict.fromkeys(stage.needs))
+        for index, name in enumerate(stage.needs):
+            if (reason := _explain_unusable(stages, position, index)) is not None:
+                errors.append(field_error(f"stages.{position}.needs.{index}", reason))
+                names = [other for other in names if other != name]
+    # A stage before this one can only be missing here if its name is taken, which is an error of its own.
+    known = [earlier[name].upstream | {name} for name in names if name in earlier]
+    direct = tuple(StageNeed(name) for name in names)
+    return ResolvedNeeds(direct, frozenset[str]().union(*known), errors)
+
+
+def _explain_unusable(stages: Sequence[AnyStage], position: int, index: int) -> str | None:
+    """Return why a stage cannot need the one that `needs[index]` names, or None."""
+    stage = stages[position]
+    name = (stage.needs or [])[index]
+    if name in (stage.needs or [])[:index]:
+        return f"{name!r} is listed twice."
+    earlier = [stage_name(other) for other in stages[:position]]
+    if name in earlier:
+        return None
+    if name == stage_name(stage):
+        return f"{name!r} is this stage itself."
+    if name in (stage_name(other) for other in stages[position + 1 :]):
+        return f"The stage {name!r} comes after this one: move it before this one."
+    return f"No stage is called {name!r}. Stages before this one: {', '.join(earlier) or 'none'}."
