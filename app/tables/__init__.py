@@ -9,8 +9,7 @@ from app.tables.event import Event, EventType
 from app.tables.job import Job
 from app.tables.job_label import JobLabel
 from app.tables.model import Model, ModelKind
-from app.tables.run import FINISHED, HELD, Run, RunStatus, TrackingService
-from app.tables.run_need import RunNeed
+from app.tables.run import FINISHED, HELD, Run, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
 from app.tables.worker import Worker
 

@@ -1,4 +1,4 @@
-"""Runs: the execution of one stage of a job. Only `runs/lifecycle.py` writes their status."""
+"""Runs, each the execution of one stage of a job, and what they need. `runs/lifecycle.py` writes statuses."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -117,3 +117,17 @@ class Run(SQLModel, table=True):
     def stage_config(self) -> AnyStage:
         """Parse the stored config; raises ValidationError if a newer version has changed its fields."""
         return parse_stage(self.config)
+
+
+class RunNeed(SQLModel, table=True):
+    """An edge of a job's graph: a run of an earlier stage that a run needs, so there are no cycles."""
+
+    __tablename__ = "run_need"
+
+    run_id: str = Field(foreign_key="run.id", primary_key=True)
+    needed_id: str = Field(foreign_key="run.id", primary_key=True, index=True)
+    required_status: RunStatus = Field(
+        default=RunStatus.succeeded,
+        sa_type=enum_type(RunStatus),
+        description="`succeeded`; or `failed`, for a stage that runs when a gate is not met.",
+    )
