@@ -58,7 +58,7 @@ def compare(
         ValueError: If the models have values for different rows, or of different metrics.
     """
     pairs = pair_rows(a, b, clusters)
-    test = _make_test(a, b, pairs, seed)
+    test = make_test(a, b, pairs, seed)
     p_value = test.p_value()
     wins, losses = _count_wins(a, b, pairs)
     return PairedDifference(
@@ -121,7 +121,7 @@ def paired_test(
     a: MetricValues, b: MetricValues, *, clusters: Sequence[Hashable] | None = None, seed: int = 0
 ) -> PairedTest:
     """Return the test behind `compare`, for other levels and other hypotheses."""
-    return _make_test(a, b, pair_rows(a, b, clusters), seed)
+    return make_test(a, b, pair_rows(a, b, clusters), seed)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class _NoTest:
         return None
 
 
-def _make_test(a: MetricValues, b: MetricValues, pairs: Pairs, seed: int) -> PairedTest:
+def make_test(a: MetricValues, b: MetricValues, pairs: Pairs, seed: int) -> PairedTest:
+    """Return the test that fits the metric and the clusters."""
     if pairs.n == 0:
         return _NoTest()
     if a.corpus is not None and b.corpus is not None:
