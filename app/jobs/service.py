@@ -30,7 +30,7 @@ from app.runs.names import make_full_name
 from app.runs.schemas import run_view
 from app.runs.service import list_warnings
 from app.settings import Settings
-from app.storage.database import read_session, transaction
+from app.storage.database import insert_rows, read_session, transaction
 from app.tables import Job, JobLabel, Run, RunNeed, Worker
 from app.tables.base import new_id
 from app.workers import service as workers
@@ -108,13 +108,15 @@ def _create(
     try:
         # Only a key can be violated; a savepoint costs two round trips.
         with session.begin_nested() if idempotency_key is not None else nullcontext():
-            session.add(job)
+            insert_rows(session, Job, [job.model_dump()])
     except IntegrityError:
         # Another request with this key was committed first: its job is the result of both.
         existing = _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)
         assert existing is not None, "the idempotency key is the only unique column"
         return existing, []
-    session.add_all(JobLabel(key=key, value=value, job_id=job.id) for key, value in job.labels.items())
+    if job.labels:
+        labels = [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()]
+        insert_rows(session, JobLabel, labels)
     # In the order of the stages, which is also that of locks: see `actions`.
     ids = sorted(new_id("run") for _ in stages)
     runs = [_new_run(job, position, stage, ids[position]) for position, stage in enumerate(stages)]

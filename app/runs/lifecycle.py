@@ -9,7 +9,7 @@ therefore writes nothing.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlmodel import Session, col
 
 from app.runs import graph
@@ -17,7 +17,7 @@ from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
 from app.runs.claimable import FreeResources, order_queues, select_next
 from app.runs.transitions import TRANSITIONS, explain_unstarted
 from app.scheduling.queue import notify_after_commit
-from app.storage.database import database_now
+from app.storage.database import database_now, insert_rows
 from app.tables import HELD, Event, EventType, Run, RunNeed, RunStatus
 from app.tables.base import utc_now
 from trainers.configs import Queue, StageKind
@@ -37,10 +37,9 @@ def create_runs(session: Session, runs: Sequence[Run], needs: Sequence[RunNeed])
     """Insert the runs of a new job, each with its event `queued`, and notify the queues of the first ones."""
     for run in runs:
         run.event_seq = 1
-    session.add_all(runs)
-    session.flush()
+    insert_rows(session, Run, [run.model_dump() for run in runs])
     if needs:
-        session.execute(insert(RunNeed), [need.model_dump() for need in needs])
+        insert_rows(session, RunNeed, [need.model_dump() for need in needs])
     for run in runs:
         _add_events(session, run, [NewEvent(EventType.status, {"status": run.status})])
     waiting = {need.run_id for need in needs}
@@ -258,7 +257,6 @@ def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
     if not events:
         return
     first = run.event_seq - len(events) + 1
-    # Rows instead of objects: a worker sends many, and nobody reads them from this session.
     rows = [
         {
             "run_id": run.id,
@@ -271,7 +269,7 @@ def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
         }
         for i, event in enumerate(events)
     ]
-    session.execute(insert(Event), rows)
+    insert_rows(session, Event, rows)
 
 
 def _handle_new_status(session: Session, run: Run) -> None:

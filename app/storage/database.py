@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -16,6 +16,8 @@ from sqlalchemy import (
     Float,
     create_engine,
     event,
+    insert,
+    inspect,
     literal,
     text,
 )
@@ -26,7 +28,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from app.settings import get_settings
 from app.storage import sqlite
@@ -106,6 +108,11 @@ def read_session(*, streaming: bool = False) -> Iterator[Session]:
         engine = engine.execution_options(isolation_level="AUTOCOMMIT")
     with Session(engine, expire_on_commit=False) as session:
         yield session
+
+
+def insert_rows(session: Session, table: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows without objects in the session: a third of the work, where nobody changes them later."""
+    session.connection().execute(insert(inspect(table).local_table), rows)
 
 
 def lock_name(session: Session, name: str) -> None:
