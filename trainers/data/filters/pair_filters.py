@@ -1,33 +1,31 @@
 """Filters of Korean-English pairs, against noise in web corpora and news archives.
 
-A language is detected by its script: the share of Hangul, or of Latin letters, among all letters. That finds
-untranslated sentences, swapped columns and other alphabets; it does not distinguish English from French.
+A language is detected by its script: the share of Hangul, or of Latin letters, among all letters.
 """
 
-import re
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 from trainers.data.files.aligned import TranslationPair
 from trainers.data.filters.drops import DropReason, DropRecorder
 from trainers.data.texts.folding import fold_text, is_blank
+from trainers.data.texts.scripts import HANGUL, LATIN, MIN_ENGLISH_SHARE, MIN_KOREAN_SHARE, script_share
 
 Pairs = Iterable[TranslationPair]
 
-HANGUL: Final = re.compile(r"[가-힣\u1100-\u11FF\u3130-\u318F\uA960-\uA97F\uD7B0-\uD7FF]")
-LATIN: Final = re.compile(r"[A-Za-z\u00AA-\u024F\u1E00-\u1EFF]")
-
 
 def filter_by_language(
-    pairs: Pairs, drops: DropRecorder, *, korean_share: float = 0.3, english_share: float = 0.8
+    pairs: Pairs,
+    drops: DropRecorder,
+    *,
+    korean_share: float = MIN_KOREAN_SHARE,
+    english_share: float = MIN_ENGLISH_SHARE,
 ) -> Iterator[TranslationPair]:
     """Yield the pairs with text on both sides and at least these shares of Hangul and of Latin letters.
 
-    The minimum for Korean is low because names stay in Latin letters, of which a syllable needs several. A
-    side without letters, such as a date, passes.
+    A side without letters, such as a date, passes.
     """
     for pair in pairs:
-        shares = (_share(HANGUL, pair.korean), _share(LATIN, pair.english))
+        shares = (script_share(HANGUL, pair.korean), script_share(LATIN, pair.english))
         if is_blank(pair.korean) or is_blank(pair.english):
             drops.add(pair.line, DropReason.empty_side, "One side of the pair is empty.")
         elif shares[0] is not None and shares[0] < korean_share:
@@ -64,8 +62,3 @@ def drop_identical_sides(pairs: Pairs, drops: DropRecorder) -> Iterator[Translat
             drops.add(pair.line, DropReason.identical_sides, "Both sides have the same text.")
         else:
             yield pair
-
-
-def _share(script: re.Pattern[str], text: str) -> float | None:
-    letters = sum(map(str.isalpha, text))
-    return len(script.findall(text)) / letters if letters else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import Final
 
 from trainers.data.files.aligned import TranslationPair
@@ -72,3 +73,12 @@ def _row(pair: TranslationPair, direction: Direction, wordings: int, seed: int) 
         # A split uses this to keep both directions of a pair in the same part.
         "pair": f"{fingerprint([korean, english]):016x}",
     }
+
+
+def extract_source(request: str) -> str | None:
+    """Return the text in a request that `translation_rows` wrote; None for any other request."""
+    for wording in chain.from_iterable(WORDINGS.values()):
+        before, _, after = wording.partition("{text}")
+        if request.startswith(before) and request.endswith(after) and len(request) > len(wording) - 6:
+            return request[len(before) : len(request) - len(after)]
+    return None

@@ -1,0 +1,1 @@
+"""Metrics of translations, and the cleaning of responses."""
