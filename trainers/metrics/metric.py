@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,12 @@ class Metric(Protocol):
 def missing_reference(row: EvaluatedRow) -> str | None:
     """Return that a row has no reference, as `Metric.check_row` reports it."""
     return None if row.reference.strip() else "has no reference"
+
+
+@runtime_checkable
+class HostMetric(Protocol):
+    """A metric that needs a program or a package which not every host has."""
+
+    def check_host(self, rows: Sequence[EvaluatedRow]) -> None:
+        """Raise a ProgramError that says how to add what is missing, before a response exists."""
+        ...

@@ -1,6 +1,6 @@
 """The table of metrics: which class measures what a config asks for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainers.configs.metrics import (
@@ -18,6 +18,15 @@ from trainers.configs.metrics import (
     TokenF1,
     ToolCalls,
 )
+from trainers.configs.metrics.translation import (
+    Bleu,
+    Chrf,
+    ChrfPlusPlus,
+    LengthRatio,
+    NumbersKept,
+    Ter,
+    WrongLanguage,
+)
 from trainers.metrics.exact import ExactMatchMetric
 from trainers.metrics.general.overlap import RougeLMetric, TokenF1Metric
 from trainers.metrics.general.patterns import JsonSchemaMetric, RegularExpressionMetric
@@ -26,7 +35,13 @@ from trainers.metrics.general.tool_calls import ToolCallsMetric
 from trainers.metrics.maths.answers import MathsExactMatchMetric, MathsStrictMatchMetric
 from trainers.metrics.maths.samples import MajorityAtKMetric, PassAtKMetric
 from trainers.metrics.maths.verification import MathVerifyMetric
-from trainers.metrics.metric import Metric
+from trainers.metrics.metric import EvaluatedRow, HostMetric, Metric
+from trainers.metrics.translation.metrics import BleuMetric, ChrfMetric, TerMetric
+from trainers.metrics.translation.text_metrics import (
+    LengthRatioMetric,
+    NumbersKeptMetric,
+    WrongLanguageMetric,
+)
 
 # To add a metric, add a line. A module that imports a large package imports it in the class.
 _METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
@@ -42,9 +57,23 @@ _METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
     JsonSchema: JsonSchemaMetric,
     ToolCalls: ToolCallsMetric,
     Perplexity: PerplexityMetric,
+    Bleu: BleuMetric,
+    Chrf: ChrfMetric,
+    ChrfPlusPlus: ChrfMetric,
+    Ter: TerMetric,
+    LengthRatio: LengthRatioMetric,
+    WrongLanguage: WrongLanguageMetric,
+    NumbersKept: NumbersKeptMetric,
 }
 
 
 def make_metric(config: MetricConfig) -> Metric:
     """Return the metric of a config."""
     return _METRICS[type(config)](config)
+
+
+def check_host(configs: Sequence[MetricConfig], rows: Sequence[EvaluatedRow]) -> None:
+    """Raise a ProgramError if this host cannot compute one of the metrics; the rows have no responses."""
+    for metric in map(make_metric, configs):
+        if isinstance(metric, HostMetric):
+            metric.check_host(rows)

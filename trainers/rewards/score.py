@@ -114,7 +114,7 @@ def _steps(completion: str) -> RewardPart:
 
 def _translation(reward: ChrfReward | BleuReward, completion: str, reference: str) -> RewardPart:
     # sacrebleu takes 0.2 s to import, which evaluation and the maths rewards need not spend.
-    from trainers.metrics.sentence_scores import sentence_bleu, sentence_chrf
+    from trainers.metrics.translation.sentence_scores import sentence_bleu, sentence_chrf
 
     if isinstance(reward, ChrfReward):
         value = sentence_chrf(completion, reference, reward.word_order)

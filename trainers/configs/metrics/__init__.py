@@ -21,6 +21,7 @@ from trainers.configs.metrics.maths import (
     MathVerify,
     PassAtK,
 )
+from trainers.configs.metrics.translation import TRANSLATION_CONFIGS
 
 MAX_METRICS = 32
 
@@ -28,6 +29,7 @@ MAX_METRICS = 32
 _CONFIGS = (
     MathsExactMatch, ExactMatch, MathsStrictMatch, MathVerify, PassAtK, MajorityAtK,
     TokenF1, RougeL, RegularExpression, JsonSchema, ToolCalls, Perplexity,
+    *TRANSLATION_CONFIGS,
 )  # fmt: skip
 METRIC_KINDS = tuple(config.model_fields["metric"].default for config in _CONFIGS)
 

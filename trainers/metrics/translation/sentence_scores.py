@@ -1,4 +1,4 @@
-"""Sentence chrF and BLEU by sacrebleu, scaled to 0 to 1.
+"""Sentence chrF and BLEU by sacreBLEU as rewards: scaled to 0 to 1, and the same on every host.
 
 Korean is split into characters: words would require the packages of the `ko-mecab` tokenizer, and subwords a
 vocabulary from the network. Scores of one language are comparable with each other, not with published scores.
@@ -9,14 +9,17 @@ from functools import lru_cache
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from trainers.configs.metrics.translation import BleuTokenizer
 from trainers.configs.rewards import TargetLanguage
+from trainers.metrics.translation.sacrebleu_metrics import make_chrf, make_sentence_bleu
+from trainers.metrics.translation.texts import as_line
 
 TOKENIZERS = {
-    TargetLanguage.en: "13a",
-    TargetLanguage.ko: "char",
-    TargetLanguage.ja: "char",
-    TargetLanguage.zh: "zh",
-    TargetLanguage.other: "13a",
+    TargetLanguage.en: BleuTokenizer.v13a,
+    TargetLanguage.ko: BleuTokenizer.char,
+    TargetLanguage.ja: BleuTokenizer.char,
+    TargetLanguage.zh: BleuTokenizer.zh,
+    TargetLanguage.other: BleuTokenizer.v13a,
 }
 # Counting the n-grams of an endless completion would take seconds, and its score is near 0 in any case.
 MAX_CHARACTERS = 10_000
@@ -36,13 +39,13 @@ def sentence_bleu(completion: str, reference: str, language: TargetLanguage) -> 
 
 @lru_cache
 def _chrf(word_order: int) -> CHRF:
-    return CHRF(word_order=word_order)
+    return make_chrf(word_order)
 
 
 @lru_cache
-def _bleu(tokenizer: str) -> BLEU:
-    return BLEU(tokenize=tokenizer, smooth_method="exp", effective_order=True)
+def _bleu(tokenizer: BleuTokenizer) -> BLEU:
+    return make_sentence_bleu(tokenizer)
 
 
 def _truncate(text: str) -> str:
-    return text.strip()[:MAX_CHARACTERS]
+    return as_line(text.strip()[:MAX_CHARACTERS])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainers.configs.rewards import TargetLanguage
-from trainers.metrics.sentence_scores import TOKENIZERS, sentence_bleu, sentence_chrf
+from trainers.metrics.translation.sentence_scores import TOKENIZERS, sentence_bleu, sentence_chrf
 
 ENGLISH = "The cat sat quietly on the old mat today."
 KOREAN = "고양이가 오늘 낡은 매트 위에 조용히 앉았다."

@@ -1,0 +1,110 @@
+"""Configs of metrics of translations."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from trainers.configs.base import NonEmpty
+from trainers.configs.metrics.base import MetricConfig
+from trainers.configs.rewards import TargetLanguage
+
+
+class BleuTokenizer(StrEnum):
+    """How sacreBLEU splits words for BLEU; `auto` decides by the references."""
+
+    auto = "auto"
+    v13a = "13a"
+    intl = "intl"
+    ko_mecab = "ko-mecab"
+    ja_mecab = "ja-mecab"
+    zh = "zh"
+    char = "char"
+    none = "none"
+
+
+class TranslationMetric(MetricConfig):
+    """Fields of every metric of translations."""
+
+    clean: bool = Field(
+        True,
+        description="Remove what chat models write around a translation, where it is certain: thinking, code "
+        "fences, the repeated source, labels such as `Translation:`, and quotation marks around all. Each is "
+        "counted in the details.",
+    )
+    source_field: NonEmpty | None = Field(
+        None,
+        description="Field of the row with the text that was translated. By default the last user message, "
+        "without the request if a recipe of ours wrote it.",
+    )
+
+
+class Bleu(TranslationMetric):
+    """Corpus BLEU by sacreBLEU, 0 to 100; a row's value is its sentence BLEU."""
+
+    metric: Literal["bleu"] = Field("bleu", description="Kind of metric.")
+    tokenizer: BleuTokenizer = Field(
+        BleuTokenizer.auto,
+        description="How words are split. `auto` is `ko-mecab` for Korean references, `zh` for Chinese, "
+        "`ja-mecab` for Japanese where it is installed and else `char`, and `13a` for others. Scores of "
+        "different tokenizers do not compare.",
+    )
+    lowercase: bool = Field(False, description="Compare without regard to upper and lower case.")
+
+
+class Chrf(TranslationMetric):
+    """Corpus chrF by sacreBLEU, 0 to 100: n-grams of characters (Popović, 2015, W15-3049)."""
+
+    metric: Literal["chrf"] = Field("chrf", description="Kind of metric.")
+    lowercase: bool = Field(False, description="Compare without regard to upper and lower case.")
+
+
+class ChrfPlusPlus(TranslationMetric):
+    """Corpus chrF++ by sacreBLEU, 0 to 100: n-grams of characters, words and pairs of words (W17-4770)."""
+
+    metric: Literal["chrf_plus_plus"] = Field("chrf_plus_plus", description="Kind of metric.")
+    lowercase: bool = Field(False, description="Compare without regard to upper and lower case.")
+
+
+class Ter(TranslationMetric):
+    """Translation edit rate by sacreBLEU: edits for each 100 words of the reference; lower is better."""
+
+    metric: Literal["ter"] = Field("ter", description="Kind of metric.")
+    normalized: bool | None = Field(
+        None,
+        description="Separate punctuation from words. Null: if the references are Korean, Chinese or "
+        "Japanese.",
+    )
+    asian_support: bool | None = Field(
+        None,
+        description="Split Chinese characters and Asian punctuation too, which needs `normalized`. Null: if "
+        "the references are Korean, Chinese or Japanese.",
+    )
+    case_sensitive: bool = Field(False, description="Count a change of case as an edit.")
+
+
+class LengthRatio(TranslationMetric):
+    """How equal the lengths of responses and references are: the shorter by the longer, at most 1.
+
+    The details have the ratio itself, characters of the responses for each of the references.
+    """
+
+    metric: Literal["length_ratio"] = Field("length_ratio", description="Kind of metric.")
+
+
+class WrongLanguage(TranslationMetric):
+    """Share of the responses whose letters are of another script than the language's; lower is better."""
+
+    metric: Literal["wrong_language"] = Field("wrong_language", description="Kind of metric.")
+    language: TargetLanguage | None = Field(
+        None, description="Language of the translations; null: that of the references, by their script."
+    )
+
+
+class NumbersKept(TranslationMetric):
+    """Share of the source's numbers that the response contains, a mean over the rows that have any."""
+
+    metric: Literal["numbers_kept"] = Field("numbers_kept", description="Kind of metric.")
+
+
+TRANSLATION_CONFIGS = (Bleu, Chrf, ChrfPlusPlus, Ter, LengthRatio, WrongLanguage, NumbersKept)
