@@ -1,6 +1,6 @@
 """The rows of an evaluation, and the check that its metrics can score them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ def read_scored_rows(
     return pairs
 
 
-def evaluated_row(pair: PromptCompletion, responses: Sequence[str | None] = ()) -> EvaluatedRow:
+def evaluated_row(
+    pair: PromptCompletion,
+    responses: Sequence[str | None] = (),
+    others: Mapping[str, Sequence[str | None]] | None = None,
+) -> EvaluatedRow:
     """Return a row with a model's responses to it, as a metric reads it."""
     calls = pair.completion[-1].get("tool_calls") or () if pair.completion else ()
     return EvaluatedRow(
@@ -54,6 +58,7 @@ def evaluated_row(pair: PromptCompletion, responses: Sequence[str | None] = ()) 
         tuple(responses),
         pair.source,
         reference_tool_calls=calls,
+        others=others or {},
     )
 
 

@@ -10,8 +10,8 @@ from trainers.configs.base import AdaptedModel, ModelRef
 from trainers.configs.metrics import MetricConfig
 from trainers.evaluation.results import Score
 from trainers.evaluation.scored_rows import evaluated_row, other_fields
-from trainers.metrics.metric import MetricValues
-from trainers.metrics.table import make_metric
+from trainers.metrics.metric import MetricValues, ModelContext
+from trainers.metrics.table import score_rows
 from trainers.rendering.render import PromptCompletion
 from trainers.runtime import run_dir as files
 from trainers.statistics.score_interval import score_interval
@@ -24,11 +24,21 @@ Values = dict[str, MetricValues]
 
 
 def measure(
-    metrics: Sequence[MetricConfig], pairs: Sequence[PromptCompletion], responses: Responses
+    metrics: Sequence[MetricConfig],
+    pairs: Sequence[PromptCompletion],
+    responses: Responses,
+    context: ModelContext | None = None,
+    others: Mapping[str, Responses] | None = None,
 ) -> Values:
-    """Return the values of all metrics for one model."""
-    rows = [evaluated_row(pair, responses[pair.row]) for pair in pairs]
-    return {config.label: make_metric(config).score(rows) for config in metrics}
+    """Return the values of all metrics for one model; `others` are the responses of the other models."""
+    rows = [
+        evaluated_row(
+            pair, responses[pair.row], {role: samples[pair.row] for role, samples in (others or {}).items()}
+        )
+        for pair in pairs
+    ]
+    context = context or ModelContext("model")
+    return {config.label: score_rows(config, rows, context) for config in metrics}
 
 
 def list_scores(values: Values, responses: Responses) -> list[Score]:

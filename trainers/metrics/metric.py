@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -69,6 +70,16 @@ class MetricValues:
     """Counts and further values, as JSON."""
 
 
+@dataclass(frozen=True)
+class ModelContext:
+    """The model that a metric scores, for metrics that do more than compute."""
+
+    role: str
+    """Name of the model in the evaluation, such as `model` or `baseline`."""
+    folder: Path | None = None
+    """Folder of what must survive an interruption, such as the answers of a judge; None keeps nothing."""
+
+
 class Metric(Protocol):
     """A function of a metric's config that scores all rows of one model."""
 
@@ -78,6 +89,15 @@ class Metric(Protocol):
 
     def score(self, rows: Sequence[EvaluatedRow]) -> MetricValues:
         """Score the responses; every row has passed `check_row`."""
+        ...
+
+
+@runtime_checkable
+class ModelMetric(Metric, Protocol):
+    """A metric that sends requests, and keeps the responses to them."""
+
+    def score_model(self, rows: Sequence[EvaluatedRow], context: ModelContext) -> MetricValues:
+        """Score the responses of one model, as `score`."""
         ...
 
 

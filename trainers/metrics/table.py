@@ -6,6 +6,8 @@ from typing import Any
 from trainers.configs.metrics import (
     ExactMatch,
     JsonSchema,
+    JudgePreference,
+    JudgeScore,
     MajorityAtK,
     MathsExactMatch,
     MathsStrictMatch,
@@ -32,10 +34,11 @@ from trainers.metrics.general.overlap import RougeLMetric, TokenF1Metric
 from trainers.metrics.general.patterns import JsonSchemaMetric, RegularExpressionMetric
 from trainers.metrics.general.perplexity import PerplexityMetric
 from trainers.metrics.general.tool_calls import ToolCallsMetric
+from trainers.metrics.judge.metrics import JudgePreferenceMetric, JudgeScoreMetric
 from trainers.metrics.maths.answers import MathsExactMatchMetric, MathsStrictMatchMetric
 from trainers.metrics.maths.samples import MajorityAtKMetric, PassAtKMetric
 from trainers.metrics.maths.verification import MathVerifyMetric
-from trainers.metrics.metric import EvaluatedRow, HostMetric, Metric
+from trainers.metrics.metric import EvaluatedRow, HostMetric, Metric, MetricValues, ModelContext, ModelMetric
 from trainers.metrics.translation.metrics import BleuMetric, ChrfMetric, TerMetric
 from trainers.metrics.translation.text_metrics import (
     LengthRatioMetric,
@@ -64,6 +67,8 @@ _METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
     LengthRatio: LengthRatioMetric,
     WrongLanguage: WrongLanguageMetric,
     NumbersKept: NumbersKeptMetric,
+    JudgeScore: JudgeScoreMetric,
+    JudgePreference: JudgePreferenceMetric,
 }
 
 
@@ -77,3 +82,9 @@ def check_host(configs: Sequence[MetricConfig], rows: Sequence[EvaluatedRow]) ->
     for metric in map(make_metric, configs):
         if isinstance(metric, HostMetric):
             metric.check_host(rows)
+
+
+def score_rows(config: MetricConfig, rows: Sequence[EvaluatedRow], context: ModelContext) -> MetricValues:
+    """Score the responses of one model."""
+    metric = make_metric(config)
+    return metric.score_model(rows, context) if isinstance(metric, ModelMetric) else metric.score(rows)

@@ -14,6 +14,7 @@ from trainers.configs.metrics.general import (
     TokenF1,
     ToolCalls,
 )
+from trainers.configs.metrics.judge import JudgePreference, JudgeScore
 from trainers.configs.metrics.maths import (
     MajorityAtK,
     MathsExactMatch,
@@ -28,7 +29,7 @@ MAX_METRICS = 32
 # To add a metric, add its config.
 _CONFIGS = (
     MathsExactMatch, ExactMatch, MathsStrictMatch, MathVerify, PassAtK, MajorityAtK,
-    TokenF1, RougeL, RegularExpression, JsonSchema, ToolCalls, Perplexity,
+    TokenF1, RougeL, RegularExpression, JsonSchema, ToolCalls, Perplexity, JudgeScore, JudgePreference,
     *TRANSLATION_CONFIGS,
 )  # fmt: skip
 METRIC_KINDS = tuple(config.model_fields["metric"].default for config in _CONFIGS)
@@ -68,6 +69,8 @@ __all__ = [
     "AnyMetric",
     "ExactMatch",
     "JsonSchema",
+    "JudgePreference",
+    "JudgeScore",
     "MajorityAtK",
     "MathVerify",
     "MathsExactMatch",
