@@ -135,7 +135,7 @@ class StageKind(StrEnum):
         reads=Rows.any,
         limits=_MERGE_LIMITS,
     )
-    evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE)
+    evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE, resumes=True)
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)
 
