@@ -11,8 +11,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from app.aliases import endpoints as aliases
+from app.comparisons import endpoints as comparisons
 from app.datasets import endpoints as datasets
 from app.deployments import endpoints as deployments
+from app.evaluations import endpoints as evaluations
 from app.http import health
 from app.http.auth import require_by_method
 from app.http.edges.middleware import EdgeMiddleware
@@ -50,6 +52,10 @@ TAGS = [
     {"name": "jobs", "description": "Ordered lists of stages, such as training, evaluation and deployment."},
     {"name": "runs", "description": "Executions of one stage: events, metrics, logs and checkpoints."},
     {"name": "models", "description": "Weights that can be served, with their lineage."},
+    {
+        "name": "evaluations",
+        "description": "Scores of models with their rows and reports, and comparisons of them.",
+    },
     {"name": "presets", "description": "Settings for a kind of hardware or a model family."},
     {"name": "deployments", "description": "Models kept ready on an engine."},
     {"name": "aliases", "description": "Names that route to deployments and can be changed at any time."},
@@ -113,7 +119,20 @@ def create_app() -> FastAPI:
 
 def _api_router() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
-    for noun in (datasets, jobs, runs, models, presets, deployments, aliases, workers, storage):
+    nouns = (
+        datasets,
+        jobs,
+        runs,
+        models,
+        evaluations,
+        comparisons,
+        presets,
+        deployments,
+        aliases,
+        workers,
+        storage,
+    )
+    for noun in nouns:
         api.include_router(noun.router, dependencies=[Depends(require_by_method), Depends(check_query)])
     # These routers state the scopes that they require. The query is checked after the key.
     for router in (deployments.gateways, routes.router, keys.own_key_router, keys.router):

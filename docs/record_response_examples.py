@@ -9,6 +9,7 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -32,6 +33,7 @@ JOB = {
         {
             "stage": "evaluate",
             "model": {"stage": "sft"},
+            "baseline": "starter",
             "dataset": "arithmetic-test",
             "max_rows": 20,
             "max_new_tokens": 24,
@@ -92,6 +94,8 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded["retry_job"] = post(f"/jobs/{later}/retry")
     post(f"/jobs/{later}/cancel")
     recorded["list_jobs"] = get("/jobs", limit=1, name="arithmetic")
+    recorded |= _record_evaluations(client, recorded["get_job"]["runs"][1]["id"], get, post)
+    recorded["get_leaderboard"] = get(f"/datasets/{dataset_id}/leaderboard", metric="maths_exact_match")
     recorded["list_datasets"] = get("/datasets", limit=1)
     recorded["get_dataset"] = get(f"/datasets/{dataset_id}")
     recorded["list_rows"] = get(f"/datasets/{dataset_id}/rows", limit=1)
@@ -145,6 +149,26 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
         name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}
         for name, error in sorted(errors.items(), key=lambda item: item[1].status_code)
     }
+    return recorded
+
+
+def _record_evaluations(
+    client: httpx2.Client, run_id: str, get: Callable[..., Any], post: Callable[..., Any]
+) -> dict[str, Any]:
+    recorded = {"list_evaluations": get("/evaluations", run=run_id)}
+    model, baseline = sorted(
+        (each["id"] for each in recorded["list_evaluations"]["items"]),
+        key=lambda each: get(f"/evaluations/{each}")["role"],
+        reverse=True,
+    )
+    recorded["get_evaluation"] = get(f"/evaluations/{model}")
+    recorded["list_evaluation_rows"] = get(f"/evaluations/{model}/rows", limit=1)
+    recorded["create_comparison"] = post("/comparisons", {"evaluations": [model, baseline]})
+    job_id = recorded["create_comparison"]["id"]
+    _await_job(client, job_id)
+    recorded["list_comparisons"] = get("/comparisons", job=job_id)
+    comparison_id = recorded["list_comparisons"]["items"][0]["id"]
+    recorded["get_comparison"] = get(f"/comparisons/{comparison_id}")
     return recorded
 
 

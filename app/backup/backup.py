@@ -39,6 +39,8 @@ from app.storage.local_files import fsync_folder
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
 
 PARTIAL_SUFFIX = ".part"
+# The tables whose artifacts no running job deletes.
+LASTING = ("dataset", "model", "evaluation", "comparison")
 
 Report = Callable[[str], None]
 
@@ -112,9 +114,10 @@ def _export_database(engine: Engine, folder: Path) -> tuple[Snapshot, list[_Name
 
 def _list_named(connection: Connection, reflected: dict[str, Table]) -> list[_NamedArtifact]:
     named = []
-    for name in ("dataset", "model", "checkpoint"):
+    for name in ("dataset", "model", "checkpoint", "evaluation", "comparison"):
         table = reflected[name]
-        rows = select(table.c.artifact, table.c.sha256)
+        # The evaluations of a run share an artifact.
+        rows = select(table.c.artifact, table.c.sha256).distinct()
         if "deleted_at" in table.c:
             rows = rows.where(table.c.deleted_at.is_(None))
         named += [_NamedArtifact(name, key, sha256) for key, sha256 in connection.execute(rows)]
@@ -146,7 +149,7 @@ def _copy_artifacts(
     snapshot.n_files, snapshot.files_sha256 = write_lines(partial / FILES, files)
     snapshot.size_bytes = sum(file.size_bytes for file in files)
     # A running job deletes its older checkpoints at any time; run files are not needed.
-    snapshot.unreadable = sorted(a.key for a in named if a.key in lost and a.table in ("dataset", "model"))
+    snapshot.unreadable = sorted(a.key for a in named if a.key in lost and a.table in LASTING)
     return lost
 
 

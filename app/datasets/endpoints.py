@@ -17,6 +17,8 @@ from app.datasets.schemas import (
 )
 from app.datasets.upload import csv_options, receive_upload, upload_folder, upload_name
 from app.downloads.response import download_response, download_responses
+from app.evaluations import leaderboard
+from app.evaluations.schemas import LeaderboardView
 from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
 from app.jobs import service as jobs
@@ -109,3 +111,16 @@ def create_preview(
     """Queue a run that renders rows with a model's template; its `result` marks the loss tokens."""
     job = service.create_preview(session, get_settings(), dataset_id, body, caller.key_id)
     return jobs.view_job(session, get_settings(), job)
+
+
+@router.get("/{dataset_id}/leaderboard")
+def get_leaderboard(
+    dataset_id: DatasetId,
+    session: ReadSession,
+    metric: Annotated[str, Query(max_length=1024, description="Name of a metric, such as `exact_match`.")],
+) -> LeaderboardView:
+    """Rank the models that were evaluated on a dataset, each by its best evaluation.
+
+    Scores with other signatures, or of other rows, are in a ranking of their own.
+    """
+    return leaderboard.view_leaderboard(session, dataset_id, metric)

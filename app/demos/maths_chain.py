@@ -153,8 +153,7 @@ def _evaluate_stage(stage: str, **more: Any) -> dict[str, Any]:
         "dataset": "chain-test",
         "metrics": [METRIC],
         "max_new_tokens": 32,
-        "concurrency": 120,
-        "options": {"max_batch_size": 120},
+        "batch_size": 120,
         **more,
     }
 

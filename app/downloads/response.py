@@ -5,7 +5,7 @@ A download holds a file and one chunk, but no database session and no thread whi
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from starlette.datastructures import Headers
@@ -38,6 +38,10 @@ class Download:
     open: Callable[[ByteRange | None], Chunks]
     """Opens the file, and returns the chunks of the range, or all of them."""
     accepts_ranges: bool = True
+    is_inline: bool = False
+    """Whether a browser shows it in place of saving it."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers, such as a policy of what it may load."""
 
 
 def download_response(request_headers: Headers, download: Download) -> Response:
@@ -46,12 +50,14 @@ def download_response(request_headers: Headers, download: Download) -> Response:
     The file is opened here, so that an error is still an error response. Raises RangeNotSatisfiable and
     TooManyDownloads.
     """
+    disposition = "inline" if download.is_inline else "attachment"
     headers = {
         "ETag": download.etag,
         "Accept-Ranges": "bytes" if download.accepts_ranges else "none",
-        "Content-Disposition": f'attachment; filename="{download.filename}"',
+        "Content-Disposition": f'{disposition}; filename="{download.filename}"',
         # The tag decides whether a copy is still right: a model may be deleted at any time.
         "Cache-Control": "private, no-cache",
+        **download.headers,
     }
     if is_unchanged(request_headers, download.etag):
         return Response(status_code=304, headers=headers)

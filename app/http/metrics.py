@@ -11,7 +11,17 @@ from sqlmodel import Session, col
 from app.jobs.graph.status import decides_unsuccessful
 from app.settings import get_settings
 from app.storage import usage
-from app.tables import Checkpoint, Dataset, Deployment, Job, Model, Run, RunStatus
+from app.tables import (
+    Checkpoint,
+    Comparison,
+    Dataset,
+    Deployment,
+    Evaluation,
+    Job,
+    Model,
+    Run,
+    RunStatus,
+)
 
 VERSION = importlib.metadata.version("tunesmith")
 
@@ -52,9 +62,16 @@ def _add_storage(session: Session, registry: CollectorRegistry) -> None:
     def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
         return Gauge(f"tunesmith_storage_{name}", text, labels, registry=registry)
 
-    rows = gauge("rows", "Datasets, models and checkpoints.", ["kind"])
+    rows = gauge("rows", "Datasets, models, checkpoints, evaluations and comparisons.", ["kind"])
     row_bytes = gauge("row_bytes", "Size of the files that rows name.", ["kind"])
-    for kind, table in (("datasets", Dataset), ("models", Model), ("checkpoints", Checkpoint)):
+    tables: dict[str, type[usage.ArtifactTable]] = {
+        "datasets": Dataset,
+        "models": Model,
+        "checkpoints": Checkpoint,
+        "evaluations": Evaluation,
+        "comparisons": Comparison,
+    }
+    for kind, table in tables.items():
         view = usage.count_rows(session, table)
         rows.labels(kind).set(view.count)
         row_bytes.labels(kind).set(view.size_bytes)

@@ -16,7 +16,18 @@ from app.jobs.graph.status import find_deciding_run
 from app.jobs.inputs import find_deleted_inputs
 from app.jobs.service import get_job
 from app.runs import graph, lifecycle
-from app.tables import Checkpoint, Event, Job, JobLabel, Run, RunNeed, RunStatus
+from app.tables import (
+    Checkpoint,
+    Comparison,
+    Evaluation,
+    EvaluationScore,
+    Event,
+    Job,
+    JobLabel,
+    Run,
+    RunNeed,
+    RunStatus,
+)
 from trainers.runtime.error_codes import ErrorCode
 
 RETRY_VALUES: dict[str, Any] = {
@@ -110,7 +121,7 @@ def retry(session: Session, job_id: str) -> Job:
 
 
 def delete(session: Session, job_id: str) -> None:
-    """Delete a finished job with its runs, events and checkpoints in one transaction.
+    """Delete a finished job with its runs, events, checkpoints and evaluations in one transaction.
 
     Their files are not deleted here: no row names them any more, so the next collection removes them.
     Raises JobNotFound and JobStatusConflict.
@@ -124,8 +135,17 @@ def delete(session: Session, job_id: str) -> None:
             hint=f"Cancel it first: POST /api/v1/jobs/{job_id}/cancel.",
         )
     run_ids = [run.id for run in runs]
-    columns = (RunNeed, RunNeed.run_id), (Event, Event.run_id), (Checkpoint, Checkpoint.run_id), (Run, Run.id)
-    for table, column in columns:
+    evaluations = sa.select(col(Evaluation.id)).where(col(Evaluation.job_id) == job_id)
+    session.execute(sa.delete(EvaluationScore).where(col(EvaluationScore.evaluation_id).in_(evaluations)))
+    of_runs = (
+        (RunNeed, RunNeed.run_id),
+        (Evaluation, Evaluation.run_id),
+        (Comparison, Comparison.run_id),
+        (Event, Event.run_id),
+        (Checkpoint, Checkpoint.run_id),
+        (Run, Run.id),
+    )
+    for table, column in of_runs:
         session.execute(sa.delete(table).where(col(column).in_(run_ids)))
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))

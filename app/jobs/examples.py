@@ -181,6 +181,24 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     "evaluate": [
         {"stage": "evaluate", "model": "starter", "dataset": "arithmetic-test", "max_new_tokens": 32}
     ],
+    "compare": [
+        {
+            "stage": "evaluate",
+            "name": "short",
+            "model": "starter",
+            "dataset": "arithmetic-test",
+            "max_rows": 9,
+        },
+        {
+            "stage": "evaluate",
+            "name": "long",
+            "model": "starter",
+            "dataset": "arithmetic-test",
+            "max_rows": 9,
+            "max_new_tokens": 64,
+        },
+        {"stage": "compare", "evaluations": [{"stage": "long"}, {"stage": "short"}]},
+    ],
     "generate": [{"stage": "generate", "model": "starter", "dataset": "arithmetic-test", "max_rows": 50}],
     "deploy": [{"stage": "deploy", "model": "starter", "deployment": "starter-next"}],
     "preflight": [
@@ -202,6 +220,7 @@ SUMMARIES = {
     "merge": "Merge an adapter into its base",
     "export": "Write a model in the formats of other programs",
     "evaluate": "Score a model on a dataset",
+    "compare": "Compare evaluations row by row",
     "generate": "Complete every row of a dataset",
     "deploy": "Serve a model under a name",
     "preflight": "Check a training stage without training",

@@ -6,19 +6,23 @@ from sqlmodel import Session, col, select
 
 from app.http.errors import UnprocessableContent, field_error
 from app.settings import Settings, get_settings
-from app.tables import Alias, Checkpoint, Deployment, Model, ModelKind, Run
+from app.tables import Alias, Deployment, Evaluation, Model, ModelKind
 from app.workers import service as workers
 from trainers.configs import (
+    CompareConfig,
     DeployConfig,
     EngineClientConfig,
+    EvaluateConfig,
+    EvaluationFolder,
     ExportConfig,
     ImportConfig,
     MergeConfig,
     Queue,
+    StageEvaluation,
     StageKind,
     StageOutput,
 )
-from trainers.configs.base import CheckpointModel, DeployedModel, EndpointModel
+from trainers.configs.base import DeployedModel, EndpointModel
 from trainers.configs.references import REGISTRY_PREFIX, find_served_models
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import FullTuning, TrainingConfig
@@ -73,8 +77,8 @@ def check_names(
             field_error(f"{path}.name", f"An earlier stage is also called {name!r}: name this one.")
         )
     if isinstance(stage, EngineClientConfig):
-        for field in ("engine_url", "engine_model", "engines", "pending", "origins"):
-            if getattr(stage, field, None):
+        for field in ("engine_url", "engine_model"):
+            if getattr(stage, field) is not None:
                 errors.append(
                     field_error(f"{path}.{field}", "Omit this field: the worker starts the engine.")
                 )
@@ -88,6 +92,40 @@ def check_names(
         message = f"{stage.deployment!r} is an alias. Choose another name, and point the alias at it later."
         errors.append(field_error(f"{path}.deployment", message))
     return errors
+
+
+def check_evaluations(
+    session: Session, stage: AnyStage, path: str, upstream: Mapping[str, AnyStage]
+) -> Iterator[UnprocessableContent]:
+    """Yield an error for each evaluation of a comparison that is a folder or does not exist.
+
+    `upstream` contains the stages that this one needs, by name.
+    """
+    if not isinstance(stage, CompareConfig):
+        return
+    for position, evaluation in enumerate(stage.evaluations):
+        field = f"{path}.evaluations.{position}"
+        if isinstance(evaluation, EvaluationFolder):
+            yield field_error(field, "Name the id of an evaluation (`evaluation_…`) instead of a folder.")
+        elif isinstance(evaluation, StageEvaluation):
+            yield from _check_producer(evaluation, field, upstream)
+        # The lock makes a request that deletes the evaluation's job wait until this job is visible to it.
+        elif session.get(Evaluation, evaluation, with_for_update={"read": True}) is None:
+            message = f"There is no evaluation {evaluation}. List them with GET /api/v1/evaluations."
+            yield field_error(field, message)
+
+
+def _check_producer(
+    evaluation: StageEvaluation, field: str, upstream: Mapping[str, AnyStage]
+) -> Iterator[UnprocessableContent]:
+    producer = upstream.get(evaluation.stage)
+    if producer is None:
+        names = ", ".join(upstream) or "none"
+        message = f"This stage needs no stage called {evaluation.stage!r}. It needs: {names}."
+        yield field_error(field, message)
+    elif not isinstance(producer, EvaluateConfig):
+        message = f"Stage {evaluation.stage!r} is of kind {producer.stage}, which evaluates no model."
+        yield field_error(field, message)
 
 
 def _check_push(repository: str, path: str) -> list[UnprocessableContent]:
@@ -130,22 +168,6 @@ def check_served_models(
             yield field_error(
                 f"{path}.{field}.deployment", f"There is no live deployment {model.deployment!r}."
             )
-
-
-def require_checkpoint(session: Session, model: CheckpointModel, field: str) -> None:
-    """Raise an error for a checkpoint that is not stored, or of a run that trains no model."""
-    run = session.get(Run, model.run)
-    if run is None or not run.stage.trains:
-        raise field_error(f"{field}.run", f"There is no training run {model.run!r}.")
-    query = select(Checkpoint.step).where(col(Checkpoint.run_id) == run.id).order_by(col(Checkpoint.step))
-    steps = list(session.exec(query))
-    if not steps or (model.step is not None and model.step not in steps):
-        known = ", ".join(map(str, steps)) or "none"
-        raise field_error(
-            f"{field}.step",
-            f"No such checkpoint of {run.id} is stored; its checkpoints: {known}. `keep_checkpoints` of the "
-            "training stage, and TUNESMITH_SUCCEEDED_CHECKPOINTS, decide which are kept.",
-        )
 
 
 def _is_deployed(session: Session, name: str) -> bool:

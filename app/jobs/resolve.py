@@ -11,12 +11,12 @@ from sqlmodel import Session, col
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.needs import ResolvedNeeds, StageNeed, resolve_needs, stage_name
 from app.jobs.plan_checks import (
+    check_evaluations,
     check_limits,
     check_merge,
     check_names,
     check_processes,
     check_served_models,
-    require_checkpoint,
 )
 from app.jobs.row_checks import reading_stage, require_format, require_ready
 from app.jobs.schemas import JobCreate
@@ -34,7 +34,6 @@ from trainers.configs import (
     StageDataset,
     StageKind,
 )
-from trainers.configs.base import CheckpointModel
 from trainers.configs.references import (
     DatasetField,
     ModelField,
@@ -112,7 +111,10 @@ def resolve_stages(
         errors += check_limits(stage, path, settings)
         errors += check_served_models(session, stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
-        errors += check_merge(session, stage, path, {other.name: other.config for other in stages})
+        earlier = {other.name: other.config for other in stages}
+        errors += check_merge(session, stage, path, earlier)
+        upstream = {name: config for name, config in earlier.items() if name in needs.upstream}
+        errors += check_evaluations(session, stage, path, upstream)
         stages.append(_resolve_stage(session, spec, position, choice, needs, stages, errors))
     if errors:
         raise _combine(errors)
@@ -212,9 +214,6 @@ def _resolve_model(
     value, field = reference.value, f"{path}.{reference.path}"
     if isinstance(value, str):
         return {reference.path: str(references.resolve_model(session, value, field))}
-    if isinstance(value, CheckpointModel):
-        require_checkpoint(session, value, field)
-        return {}
     if isinstance(value, AdaptedModel):
         raise field_error(field, "Name a registry model ('model_…') instead of a base and an adapter.")
     producer = find_upstream(value.stage, field, earlier, needs)

@@ -20,9 +20,11 @@ from app.retention.report import Removal, RemovalReason
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session
 from app.storage.inventory import ArtifactKind, StoredArtifact
-from app.tables import HELD, Checkpoint, Dataset, Model, Run, RunStatus
+from app.tables import HELD, Checkpoint, Comparison, Dataset, Evaluation, Model, Run, RunStatus
 
 BATCH = 500
+# The kinds of artifacts whose key contains their run.
+OF_RUNS = (ArtifactKind.checkpoints, ArtifactKind.evaluations, ArtifactKind.runs)
 # Allowance for the difference between the clocks of the database and of the store.
 CLOCK_SKEW_SECONDS = 3600.0
 
@@ -72,12 +74,14 @@ def _load_names(session: Session, batch: Sequence[StoredArtifact]) -> _BatchName
     checkpoint_keys = {*keys, *(key.removesuffix(WEIGHTS_SUFFIX) for key in keys)}
     of_checkpoints = select(col(Checkpoint.artifact)).where(col(Checkpoint.artifact).in_(checkpoint_keys))
     named = set(session.scalars(of_checkpoints))
+    for artifact in (col(Evaluation.artifact), col(Comparison.artifact)):
+        named |= set(session.scalars(select(artifact).where(artifact.in_(keys))))
     deleted: set[str] = set()
     for table in (Dataset, Model):
         rows = select(col(table.artifact), col(table.deleted_at)).where(col(table.artifact).in_(keys))
         for key, deleted_at in session.execute(rows):
             (named if deleted_at is None else deleted).add(key)
-    of_runs = [a for a in batch if a.kind in (ArtifactKind.checkpoints, ArtifactKind.runs)]
+    of_runs = [a for a in batch if a.kind in OF_RUNS]
     rows_of_runs = select(col(Run.id), col(Run.status), col(Run.attempt), col(Run.log_artifact))
     runs: dict[str, tuple[RunStatus, int]] = {}
     for run_id, status, attempt, log in session.execute(
@@ -106,6 +110,6 @@ def _find_reason(artifact: StoredArtifact, names: _BatchNames, newest: float) ->
         # Another process may be about to move the checkpoint's row to its weights.
         is_pending = artifact.key.removesuffix(WEIGHTS_SUFFIX) in names.named
         return None if is_pending and artifact.changed_at >= newest else RemovalReason.unnamed
-    # The current attempt publishes its files and checkpoints before it commits their rows.
+    # The current attempt publishes its files, checkpoints and evaluations before it commits their rows.
     is_old = artifact.attempt < attempt or artifact.changed_at < newest
     return RemovalReason.unnamed if is_old else None

@@ -20,6 +20,7 @@ class ArtifactKind(StrEnum):
     datasets = "datasets"
     models = "models"
     checkpoints = "checkpoints"
+    evaluations = "evaluations"
     runs = "runs"
     partial = "partial"
     other = "other"
@@ -30,6 +31,7 @@ KEY_PARTS = {
     ArtifactKind.datasets: 2,
     ArtifactKind.models: 2,
     ArtifactKind.checkpoints: 3,
+    ArtifactKind.evaluations: 3,
     ArtifactKind.runs: 3,
 }
 
@@ -45,7 +47,7 @@ class StoredArtifact:
 
     @property
     def run_id(self) -> str:
-        """The run to which a checkpoint or a run's file belongs."""
+        """The run to which a checkpoint, an evaluation or a run's file belongs."""
         return self.key.split("/")[1]
 
     @property

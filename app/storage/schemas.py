@@ -30,6 +30,8 @@ class StorageView(BaseModel):
     datasets: StorageRowsView = Field(description="The datasets.")
     models: StorageRowsView = Field(description="The models.")
     checkpoints: StorageRowsView = Field(description="The checkpoints.")
+    evaluations: StorageRowsView = Field(description="The evaluations, with their rows and reports.")
+    comparisons: StorageRowsView = Field(description="The comparisons, with their rows and reports.")
     database_bytes: int = Field(description="Size of the database.")
     disks: list[DiskView] = Field(
         description="The disks of this host's data directory and, if it is local, of the artifact store."

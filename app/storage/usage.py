@@ -10,7 +10,17 @@ from app.retention.report import CollectionReport
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.schemas import DiskView, StorageRowsView, StorageView
-from app.tables import STORAGE_STATE_ID, Checkpoint, Dataset, Model, StorageState
+from app.tables import (
+    STORAGE_STATE_ID,
+    Checkpoint,
+    Comparison,
+    Dataset,
+    Evaluation,
+    Model,
+    StorageState,
+)
+
+ArtifactTable = Dataset | Model | Checkpoint | Evaluation | Comparison
 
 
 def view_storage(session: Session, settings: Settings) -> StorageView:
@@ -22,6 +32,8 @@ def view_storage(session: Session, settings: Settings) -> StorageView:
         datasets=count_rows(session, Dataset),
         models=count_rows(session, Model),
         checkpoints=count_rows(session, Checkpoint),
+        evaluations=count_rows(session, Evaluation),
+        comparisons=count_rows(session, Comparison),
         database_bytes=measure_database(session),
         disks=measure_disks(settings),
         reclaimable_bytes=report.reclaimable_bytes if report else None,
@@ -35,12 +47,16 @@ def load_report(session: Session) -> CollectionReport | None:
     return CollectionReport.model_validate(state.report) if state and state.report else None
 
 
-def count_rows(session: Session, table: type[Dataset] | type[Model] | type[Checkpoint]) -> StorageRowsView:
-    """Return the number and size of the artifacts that the rows of a table name."""
+def count_rows(session: Session, table: type[ArtifactTable]) -> StorageRowsView:
+    """Return the number of rows of a table, and the size of the artifacts that they name."""
     statement = select(func.count(), func.coalesce(func.sum(col(table.size_bytes)), 0)).select_from(table)
     if table is Dataset or table is Model:
         statement = statement.where(col(table.deleted_at).is_(None))
     count, size_bytes = session.execute(statement).one()
+    if table is Evaluation:
+        # The evaluations of a run share an artifact.
+        artifacts = select(col(Evaluation.artifact), col(Evaluation.size_bytes)).distinct().subquery()
+        size_bytes = session.scalar(select(func.coalesce(func.sum(artifacts.c.size_bytes), 0)))
     return StorageRowsView(count=count, size_bytes=int(size_bytes))
 
 

@@ -15,13 +15,13 @@ from sqlmodel import col, select
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
-from app.tables import Checkpoint, Dataset, Model, Run
+from app.tables import Checkpoint, Comparison, Dataset, Evaluation, Model, Run
 
 # An artifact is published before its row is committed, and a folder on S3 file by file.
 UNKNOWN_AFTER_SECONDS = 3600.0
 # What a failing disk reports for one file, and what a file of another kind does: others can still be read.
 DAMAGE_ERRNOS = {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
-DATASETS, MODELS, CHECKPOINTS, RUNS = "datasets", "models", "checkpoints", "runs"
+DATASETS, MODELS, CHECKPOINTS, EVALUATIONS, RUNS = "datasets", "models", "checkpoints", "evaluations", "runs"
 
 Report = Callable[["VerifyProgress"], None]
 
@@ -94,6 +94,10 @@ def list_named_artifacts() -> list[NamedArtifact]:
             if table is Dataset or table is Model:
                 rows = rows.where(col(table.deleted_at).is_(None))
             named += [NamedArtifact(*row, is_folder=table is not Dataset) for row in session.exec(rows)]
+        # The evaluations of a run share an artifact.
+        for name in (Evaluation, Comparison):
+            distinct = select(name.run_id, name.artifact, name.sha256, name.size_bytes).distinct()
+            named += [NamedArtifact(*row, is_folder=True) for row in session.exec(distinct)]
     return named
 
 
@@ -134,7 +138,8 @@ def _verify_artifact(store: ArtifactStore, artifact: NamedArtifact) -> StoreFaul
 def _list_stored(store: ArtifactStore) -> Iterator[str]:
     """Yield the key of each artifact that is old enough to have a row."""
     newest = time.time() - UNKNOWN_AFTER_SECONDS
-    folders = [DATASETS, MODELS, RUNS, *(entry.key for entry in store.list_folder(CHECKPOINTS))]
+    of_runs = [entry.key for kind in (CHECKPOINTS, EVALUATIONS) for entry in store.list_folder(kind)]
+    folders = [DATASETS, MODELS, RUNS, *of_runs]
     for folder in folders:
         for entry in store.list_folder(folder):
             if entry.changed_at is None or entry.changed_at < newest:

@@ -5,9 +5,9 @@ from app.tables.api_key import ApiKey, Scope
 from app.tables.checkpoint import Checkpoint
 from app.tables.dataset import Dataset
 from app.tables.deployment import Deployment, DeploymentStatus
+from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
 from app.tables.event import Event, EventType
-from app.tables.job import Job
-from app.tables.job_label import JobLabel
+from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
 from app.tables.run import FINISHED, HELD, Run, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
@@ -21,9 +21,12 @@ __all__ = [
     "AliasVersion",
     "ApiKey",
     "Checkpoint",
+    "Comparison",
     "Dataset",
     "Deployment",
     "DeploymentStatus",
+    "Evaluation",
+    "EvaluationScore",
     "Event",
     "EventType",
     "Job",

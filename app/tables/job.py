@@ -30,3 +30,13 @@ class Job(SQLModel, table=True):
     idempotency_key: str | None = None
     spec_sha256: str = ""
     created_at: datetime = time_field(default_now=True)
+
+
+class JobLabel(SQLModel, table=True):
+    """One label of one job; the primary key is the index that lists the jobs with a label by age."""
+
+    __tablename__ = "job_label"
+
+    key: str = Field(primary_key=True)
+    value: str = Field(primary_key=True)
+    job_id: str = Field(primary_key=True, foreign_key="job.id")

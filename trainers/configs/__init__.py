@@ -25,6 +25,7 @@ from trainers.configs.stages.deploy import DeployConfig, DeploymentChoice, Parit
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.evaluations.compare import CompareConfig, EvaluationFolder, StageEvaluation
 from trainers.configs.stages.export import ExportConfig, ExportFormat
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss, RewardScale
@@ -49,6 +50,7 @@ __all__ = [
     "AdaptedModel",
     "AnyStage",
     "Attention",
+    "CompareConfig",
     "Config",
     "DatasetPart",
     "DatasetRef",
@@ -63,6 +65,7 @@ __all__ = [
     "EngineOptions",
     "EngineQuantization",
     "EvaluateConfig",
+    "EvaluationFolder",
     "ExportConfig",
     "ExportFormat",
     "FullTuning",
@@ -93,6 +96,7 @@ __all__ = [
     "SftConfig",
     "Stage",
     "StageDataset",
+    "StageEvaluation",
     "StageKind",
     "StageLimits",
     "StageOutput",

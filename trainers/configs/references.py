@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from trainers.configs.base import (
     AdaptedModel,
-    CheckpointModel,
     DatasetRef,
     DatasetShare,
     DeployedModel,
@@ -30,8 +29,6 @@ C = TypeVar("C", bound=BaseModel)
 
 # A field with one of these names has the same meaning in every config.
 MODEL_FIELDS = frozenset({"base", "model", "baseline", "teacher"})
-# Fields with several models by name.
-MODEL_MAPS = frozenset({"others"})
 DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in"})
 
 # ORG/NAME, and the revision after an @: a commit, a tag or a branch.
@@ -47,7 +44,7 @@ class ModelField:
 
     path: str
     name: str
-    value: ModelRef | CheckpointModel
+    value: ModelRef
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,6 @@ def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField 
                     yield DatasetField(f"{path}.{position}", name, item)
         elif name in DATASET_FIELDS:
             yield DatasetField(path, name, value)
-        elif name in MODEL_MAPS:
-            for role, model in value.items():
-                if not isinstance(model, EndpointModel | DeployedModel):
-                    yield ModelField(f"{path}.{role}", name, model)
         elif isinstance(value, BaseModel):
             yield from find_references(value, f"{path}.")
         elif isinstance(value, list):
@@ -130,8 +123,6 @@ def replace_references(config: C, replacements: Mapping[str, Any], prefix: str =
             return replace_references(value, replacements, f"{path}.")
         if isinstance(value, list):
             return [replace(item, f"{path}.{position}") for position, item in enumerate(value)]
-        if isinstance(value, dict):
-            return {name: replace(item, f"{path}.{name}") for name, item in value.items()}
         return value
 
     changed = {field: replace(value, f"{prefix}{field}") for field, value in config}

@@ -9,6 +9,7 @@ from trainers.configs.stages.deploy import DeployConfig
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.evaluations.compare import CompareConfig
 from trainers.configs.stages.export import ExportConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
@@ -31,10 +32,12 @@ class Rows(StrEnum):
 
 
 class Product(StrEnum):
-    """Output of a stage that later stages of the job can use."""
+    """What a stage produces in addition to its result."""
 
     model = "model"
     datasets = "datasets"
+    evaluation = "evaluation"
+    comparison = "comparison"
 
 
 _HOUR = 3600.0
@@ -43,10 +46,12 @@ _GIB = 1 << 30
 _PREPARE_LIMITS = StageLimits(max_seconds=12 * _HOUR, max_memory_bytes=32 * _GIB, max_disk_bytes=200 * _GIB)
 _DEFAULT_LIMITS = StageLimits(max_seconds=48 * _HOUR, max_disk_bytes=200 * _GIB)
 _MERGE_LIMITS = StageLimits(max_seconds=12 * _HOUR, max_disk_bytes=2048 * _GIB)
+_COMPARE_LIMITS = StageLimits(max_seconds=12 * _HOUR, max_memory_bytes=32 * _GIB, max_disk_bytes=200 * _GIB)
 # A checkpoint of full fine-tuning has up to 16 bytes for each parameter, and several exist at once.
 _TRAINING_LIMITS = StageLimits(max_seconds=720 * _HOUR, max_disk_bytes=8192 * _GIB)
 
 _INFERENCE = ("torch", "transformers", "peft")
+_REPORTS = ("scipy", "matplotlib", "pyarrow")
 _TRAINING = (*_INFERENCE, "trl", "datasets")
 
 
@@ -135,7 +140,15 @@ class StageKind(StrEnum):
         reads=Rows.any,
         limits=_MERGE_LIMITS,
     )
-    evaluate = Stage(EvaluateConfig, "trainers.evaluate", _INFERENCE, resumes=True)
+    evaluate = Stage(EvaluateConfig, "trainers.evaluate", (*_INFERENCE, *_REPORTS), Product.evaluation)
+    compare = Stage(
+        CompareConfig,
+        "trainers.compare",
+        _REPORTS,
+        Product.comparison,
+        reads=Rows.any,
+        limits=_COMPARE_LIMITS,
+    )
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)
 

@@ -25,7 +25,7 @@ class ModelScores(BaseModel):
 
     role: str = Field(description="Name of the model in the evaluation, such as `model` or `baseline`.")
     model: str = Field(description="The model as a person reads it.")
-    scores: list[Score] = Field(description="One for each metric, the main one first.")
+    scores: list[Score] = Field(min_length=1, description="One for each metric, the main one first.")
     provenance: dict[str, Any] = Field(
         default_factory=dict,
         description="What the scores depend on: hashes of model, template, dataset and prompts; engine, "
@@ -68,10 +68,16 @@ class EvaluationResult(BaseModel):
 
     stage: str = Field(description="Kind of the stage.")
     n: int = Field(description="Rows of the evaluation.")
-    models: list[ModelScores] = Field(description="The models, the first one evaluated against the others.")
+    models: list[ModelScores] = Field(
+        min_length=1, description="The models, the first one evaluated against the others."
+    )
     differences: list[PairedDifference] = Field(
         default_factory=list, description="Of the first model to each other one, for each metric."
     )
     warnings: list[str] = Field(default_factory=list, description="What weakens the scores.")
     details: dict[str, Any] = Field(default_factory=dict, description="Contamination, slices, power.")
+    metrics: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Configs of the metrics, by which the responses can be scored again.",
+    )
     rows: str = Field("rows.jsonl", description="File with a line for each row, in the run directory.")

@@ -52,6 +52,8 @@ class ErrorCode(StrEnum):
         "later_stage_invalid",
         "A later stage of the job would fail, as a check before the first one trains has found.",
     )
+    evaluation_not_found = "evaluation_not_found", "There is no evaluation with this id."
+    evaluations_differ = "evaluations_differ", "The evaluations have no rows or no metrics in common."
     merge_differs = "merge_differs", "The merged model does not respond as the adapter on its base does."
     export_failed = "export_failed", "The model cannot be converted to the format."
     export_differs = "export_differs", "The exported file does not compute what the trained model does."
@@ -97,6 +99,7 @@ class ErrorCode(StrEnum):
     model_form_missing = "model_form_missing", "The model does not exist in the requested form."
     range_not_satisfiable = "range_not_satisfiable", "The range begins after the end of the file."
     too_many_downloads = "too_many_downloads", "The process is sending as many downloads as it may."
+    comparison_not_found = "comparison_not_found", "There is no comparison with this id."
     deployment_not_found = "deployment_not_found", "There is no deployment with this id or name."
     alias_not_found = "alias_not_found", "There is no alias with this name."
     key_not_found = "key_not_found", "There is no API key with this id."

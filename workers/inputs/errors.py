@@ -18,6 +18,10 @@ class InputDatasetNotFound(LaunchError):
     code = ErrorCode.dataset_not_found
 
 
+class InputEvaluationNotFound(LaunchError):
+    code = ErrorCode.evaluation_not_found
+
+
 class InputUnreadable(LaunchError):
     code = ErrorCode.artifacts_unreachable
 

@@ -27,9 +27,10 @@ from trainers.runtime.redaction import redact_file
 from workers.exports.upload import HubPushFailed, complete_export
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
-from workers.hosts.stage_limits import explain_limit
+from workers.outputs.evaluations import publish_evaluation
 from workers.runs import recovery, results
 from workers.runs.launch import Launch
+from workers.runs.limits import explain_limit
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
     try:
         model = _retry_storing(attempt, lambda: _publish_model(run, launch, result))
         result = _retry_storing(attempt, lambda: _publish_datasets(run, launch, result))
+        evaluation = _retry_storing(attempt, lambda: publish_evaluation(run, launch, result))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return end_attempt(
@@ -141,7 +143,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         if model is not None:
             session.add(model)
             session.flush()
-        return lifecycle.move(
+        ended = lifecycle.move(
             session,
             run.id,
             RunStatus.succeeded,
@@ -149,6 +151,9 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
             values={"result": result, **produced, **_log_column(run)},
             data=produced,
         )
+        if ended is not None:
+            evaluation.add_to(session)
+        return ended
 
     try:
         return _commit_end(attempt, write)

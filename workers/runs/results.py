@@ -6,13 +6,16 @@ import signal
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from app.tables import ModelKind, Run
 from serving.engines.child_engine import log_tail
-from trainers.configs import TrainingConfig
+from trainers.configs import Product, TrainingConfig
 from trainers.configs.references import HubModel, parse_location
+from trainers.evaluation.results import EvaluationResult
+from trainers.evaluation.row_index import INDEX, hash_keys
 from trainers.modeling.model_files import ADAPTER_CONFIG
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
@@ -86,7 +89,11 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     try:
         folders = [ProducedModel.model_validate(result.get("model")).path] if run.stage.produces_model else []
         paths = [ProducedDataset.model_validate(dataset).path for dataset in result.get("datasets", [])]
-    except (ValidationError, TypeError) as error:
+        if run.stage.stage.product in (Product.evaluation, Product.comparison):
+            EvaluationResult.model_validate(result)
+            hash_keys(run_dir / files.EVALUATION / INDEX)
+            folders.append(files.EVALUATION)
+    except (ValidationError, TypeError, msgspec.MsgspecError, FileNotFoundError) as error:
         logger.warning("result.json is not valid: %s", error, extra={"run_id": run.id})
         return None
     is_inside = all(_is_inside(run_dir / path, run_dir) for path in folders + paths)

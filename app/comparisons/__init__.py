@@ -1,0 +1,1 @@
+"""Comparisons of stored evaluations, which a short run on a worker computes."""

@@ -1,0 +1,1 @@
+"""Evaluations: the scores of models on datasets, their rows, reports and leaderboards."""

@@ -1,0 +1,168 @@
+"""Stored evaluations: lists, rows next to those of another evaluation, downloads, leaderboards, deletion.
+
+Method: evaluations are published as a worker publishes them, on both databases, and read over HTTP.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from app.settings import Settings
+from app.tables import Dataset, Evaluation, Run
+from tests.integration.app.stored_artifacts import run_collection, stored_keys
+from tests.integration.app.stored_evaluations import (
+    METRIC,
+    make_difference,
+    store_evaluations,
+)
+
+Make = Callable[..., list[Run]]
+BETTER, BASE = [1, 0, 1, 1], [1, 1, 0, 0]
+
+
+@pytest.fixture
+def stored(client: TestClient, make_job: Make, tmp_path: Path) -> list[Evaluation]:
+    differences = [make_difference("model", "baseline", 0.25)]
+    return store_evaluations(make_job, tmp_path, {"model": BETTER, "baseline": BASE}, differences=differences)
+
+
+def get(client: TestClient, path: str, **params: Any) -> Any:
+    response = client.get(f"/api/v1{path}", params=params)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_evaluations_are_listed_by_dataset_model_job_and_metric(
+    client: TestClient, make_job: Make, make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset("held-out")
+    columns: dict[str, Any] = {"dataset_id": dataset.id, "model_id": "model_1"}
+    first, second = store_evaluations(make_job, tmp_path, {"model": BETTER, "baseline": BASE})
+    (third,) = store_evaluations(make_job, tmp_path, {"model": BASE}, **columns)
+
+    def ids(**params: Any) -> list[str]:
+        return [each["id"] for each in get(client, "/evaluations", **params)["items"]]
+
+    assert ids() == [third.id, *sorted([first.id, second.id], reverse=True)]
+    assert ids(dataset=dataset.id) == ids(model="model_1") == ids(job=third.job_id) == [third.id]
+    assert ids(model="org/baseline") == [second.id]
+    assert ids(metric=METRIC) == ids() and ids(metric="bleu") == []
+    page = get(client, "/evaluations", limit=2)
+    assert [each["id"] for each in page["items"]] + ids(after=page["next"]) == ids()
+
+
+def test_an_evaluation_has_the_differences_of_its_run(client: TestClient, stored: list[Evaluation]) -> None:
+    model, baseline = stored
+    view = get(client, f"/evaluations/{model.id}")
+    assert (view["scores"][0]["value"], view["provenance"], view["n"]) == (0.75, {"seed": 42}, 4)
+    assert [each["difference"] for each in view["differences"]] == [0.25]
+    assert view["siblings"] == [baseline.id]
+    missing = client.get(f"/api/v1/evaluations/{model.id[:-1]}_")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "evaluation_not_found")
+
+
+def test_rows_that_changed_against_the_baseline_come_first(
+    client: TestClient, stored: list[Evaluation]
+) -> None:
+    path = f"/evaluations/{stored[0].id}/rows"
+    page = get(client, path, limit=3)
+    assert [(row["row"], row["change"]) for row in page["items"]] == [(2, "lost"), (3, "won"), (4, "won")]
+    assert page["items"][0]["responses"] == ["model says 2"]
+    assert page["items"][0]["other"]["responses"] == ["baseline says 2"]
+    rest = get(client, path, limit=3, after=page["next"])
+    assert [row["row"] for row in rest["items"]] == [1] and rest["next"] is None
+
+
+def test_rows_are_filtered_by_their_change_and_by_their_value(
+    client: TestClient, stored: list[Evaluation]
+) -> None:
+    def rows(evaluation: Evaluation, **params: Any) -> list[int]:
+        return [row["row"] for row in get(client, f"/evaluations/{evaluation.id}/rows", **params)["items"]]
+
+    model, baseline = stored
+    assert rows(model, filter="won") == [3, 4]
+    assert rows(model, filter="lost") == rows(model, filter="wrong") == [2]
+    assert rows(baseline, filter="lost", against=model.id) == [3, 4]
+    refused = client.get(f"/api/v1/evaluations/{baseline.id}/rows", params={"filter": "won"})
+    assert refused.status_code == 422 and refused.json()["error"]["fields"][0]["field"] == "filter"
+    unknown = client.get(f"/api/v1/evaluations/{model.id}/rows", params={"metric": "bleu"})
+    assert unknown.status_code == 422 and "Its metrics: exact_match" in unknown.json()["error"]["message"]
+
+
+def test_the_rows_of_another_run_are_found_by_prompt_and_reference(
+    client: TestClient, make_job: Make, tmp_path: Path
+) -> None:
+    (own,) = store_evaluations(make_job, tmp_path, {"model": [1, 0, 1]}, prompts=["a", "b", "c"])
+    (other,) = store_evaluations(make_job, tmp_path, {"model": [0, 1, 1]}, prompts=["c", "b", "x"])
+    rows = get(client, f"/evaluations/{own.id}/rows", against=other.id)["items"]
+    assert [(row["row"], row["change"]) for row in rows] == [(2, "lost"), (3, "won"), (1, None)]
+    assert rows[1]["other"]["responses"] == ["model says 1"]
+
+
+def test_equal_rows_are_paired_in_their_order(client: TestClient, make_job: Make, tmp_path: Path) -> None:
+    values = {"model": [1, 0], "baseline": [0, 0]}
+    own, _ = store_evaluations(make_job, tmp_path, values, prompts=["same", "same"])
+    rows = get(client, f"/evaluations/{own.id}/rows")["items"]
+    assert [row["other"]["responses"] for row in rows] == [["baseline says 1"], ["baseline says 2"]]
+
+
+def test_all_rows_are_downloaded_as_json_lines_and_parquet(
+    client: TestClient, stored: list[Evaluation], tmp_path: Path
+) -> None:
+    path = f"/api/v1/evaluations/{stored[0].id}/download"
+    lines = client.get(path, params={"format": "jsonl"}).text.splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [1, 2, 3, 4]
+    (tmp_path / "rows.parquet").write_bytes(client.get(path).content)
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.column(f"model.{METRIC}").to_pylist() == BETTER
+    assert table.column("baseline.response").to_pylist()[0] == "baseline says 1"
+
+
+def test_a_leaderboard_ranks_the_best_evaluation_of_each_model_by_signature_and_rows(
+    client: TestClient, make_job: Make, make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset("held-out")
+    on = {"dataset_id": dataset.id, "dataset_sha256": dataset.sha256}
+
+    def store(values: list[int], model: str, **options: Any) -> Evaluation:
+        return store_evaluations(make_job, tmp_path, {"model": values}, model_id=model, **(on | options))[0]
+
+    store([1, 0, 0, 0], "model_a")
+    best = store([1, 1, 1, 0], "model_a")
+    equal = [store([1, 1, 0, 0], "model_b"), store([0, 0, 1, 1], "model_c")]
+    last = store([0, 0, 0, 1], "model_d")
+    store([1, 1, 1, 1], "model_e", signature="exact_match|version:2")
+    store([1], "model_f")
+    board = get(client, f"/datasets/{dataset.id}/leaderboard", metric=METRIC)
+    first, *others = board["rankings"]
+    ranks = {entry["evaluation_id"]: entry["rank"] for entry in first["entries"]}
+    assert ranks == {best.id: 1, equal[0].id: 2, equal[1].id: 2, last.id: 4}
+    assert [len(ranking["entries"]) for ranking in others] == [1, 1]
+    assert get(client, f"/datasets/{dataset.id}/leaderboard", metric="bleu")["rankings"] == []
+
+
+def test_the_evaluations_of_a_deleted_job_and_their_files_go(
+    client: TestClient, settings: Settings, stored: list[Evaluation]
+) -> None:
+    run_collection(settings)
+    assert {key.split("/")[0] for key in stored_keys()} == {"evaluations"}
+    storage = get(client, "/storage")
+    assert storage["evaluations"] == {"count": 2, "size_bytes": stored[0].size_bytes}
+    assert client.delete(f"/api/v1/jobs/{stored[0].job_id}").status_code == 204
+    assert get(client, "/evaluations")["items"] == []
+    run_collection(settings)
+    assert stored_keys() == set()
+
+
+def test_a_damaged_row_is_reported_as_a_damaged_artifact(
+    client: TestClient, settings: Settings, stored: list[Evaluation]
+) -> None:
+    path = settings.data_dir / "artifacts" / stored[0].artifact / "index.jsonl"
+    path.write_text(path.read_text().replace("question", "other").replace("1", "2", 1))
+    response = client.get(f"/api/v1/evaluations/{stored[0].id}/rows")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "artifact_corrupt")

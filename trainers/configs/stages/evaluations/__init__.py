@@ -1,0 +1,1 @@
+"""Configs of the stages that read stored evaluations: no model, no hardware."""

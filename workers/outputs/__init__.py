@@ -1,0 +1,1 @@
+"""What programs produce: published in the store first, and committed with the end of their run."""
