@@ -165,7 +165,7 @@ def complete_rows(serving: ServingOptions, input: Path | None, output: Path | No
     from serving.engines.child_engine import free_port, latest_model_name, run_engine
     from trainers.configs.stages.generate import GenerateConfig
     from trainers.evaluation import row_completions
-    from trainers.evaluation.row_completions import EngineEndpoint
+    from trainers.runtime.endpoints import Endpoint
 
     if input is None or output is None:
         missing = "--input" if input is None else "--output"
@@ -191,7 +191,7 @@ def complete_rows(serving: ServingOptions, input: Path | None, output: Path | No
                 row_completions.complete_rows(
                     config,
                     remaining,
-                    EngineEndpoint(url, latest_model_name(engine, engine_config)),
+                    Endpoint(f"{url}/v1", latest_model_name(engine, engine_config), is_engine=True),
                     output,
                     lambda count: bar.show(n_kept + count, len(prompts)),
                 )

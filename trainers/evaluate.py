@@ -1,62 +1,202 @@
-"""Generate a completion for every held-out row and score it, for the model and an optional baseline.
+"""Complete every held-out row by one or several models, score the completions, and compare the models.
 
-Decoding is greedy, so that a score can be repeated. Predictions are appended to `predictions.jsonl` batch by
-batch: the same command on the same run directory continues after the last batch.
+Responses come from running engines, and each is appended to `responses.jsonl` at once: the same command on
+the same run directory asks for the missing ones only. A worker starts the engines of a job. By hand:
 
+    python -m serving --engine hf --model BASE --adapter tuned=PATH --port 8001
     python -m trainers.evaluate --config evaluate.yaml --run-dir runs/first-score
+
+where the config has `engines: {model: {url: http://127.0.0.1:8001, model: tuned}}`.
 """
 
+import json
 import logging
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from trainers.configs.base import DeployedModel, EndpointModel
 from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.evaluation.checkpoints import CompletionProgress, restore_completions
+from trainers.evaluation.contamination import describe_contamination, find_contamination
+from trainers.evaluation.identity import identify
+from trainers.evaluation.provenance import (
+    describe_model,
+    describe_provenance,
+    explain_differences,
+    read_engine,
+)
+from trainers.evaluation.response_log import RESPONSES, ResponseLog
 from trainers.evaluation.results import EvaluationResult, ModelScores
+from trainers.evaluation.row_completions import SampleRequest, Sampling, complete
 from trainers.evaluation.scored_rows import load_scored_rows
-from trainers.evaluation.scores import describe_model, list_rows, list_scores, measure, publish_rows
-from trainers.modeling.generation import TextGenerator
-from trainers.modeling.load import ModelReference, load_tokenizer, pick_device
-from trainers.rendering.render import PromptCompletion, tokenize_prompt
+from trainers.evaluation.scores import Values, list_rows, list_scores, measure, publish_rows
+from trainers.evaluation.slices import score_slices
+from trainers.metrics.metric import ModelContext
+from trainers.rendering.render import PromptCompletion, dataset_path
 from trainers.reports.evaluation_folder import write_evaluation_folder
-from trainers.runtime import run_dir as files
-from trainers.runtime.events import EventWriter
-from trainers.runtime.program import run_program
-from trainers.statistics.comparison import compare_models
+from trainers.runtime.endpoints import Endpoint, read_endpoint
+from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.events import MAX_METRICS, EventWriter
 
-PREDICTIONS = "predictions.jsonl"
 ROWS = "rows.jsonl"
-
-Predictions = dict[tuple[str, int], str]
-"""Completions by the model's role, `model` or `baseline`, and the row."""
+# No two samples of an evaluation share a seed, whatever their number: a file has fewer rows than this.
+SEED_STRIDE = 10_000_019
 
 logger = logging.getLogger("trainers")
 
 
-def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
-    """Generate and score all rows, write `rows.jsonl` and return the result."""
+def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any] | None:
+    """Generate what is missing, score all responses, and return the result.
+
+    Returns None if the engines of some models are started later.
+    """
     pairs = load_scored_rows(config)
-    models = _list_models(config)
-    predictions = _read_predictions(run_dir / PREDICTIONS)
-    total = len(pairs) * len(models)
-    events.write_progress(len(predictions), total)
-    for by, reference in models.items():
-        if any((by, pair.row) not in predictions for pair in pairs):
-            _generate(by, reference, config, pairs, predictions, run_dir / PREDICTIONS, events, total)
-    responses = {by: {pair.row: [predictions[by, pair.row]] for pair in pairs} for by in models}
-    values = {by: measure(config.metrics, pairs, responses[by]) for by in models}
-    publish_rows(run_dir / ROWS, list_rows(pairs, responses, values))
-    scores = [
-        ModelScores(role=by, model=describe_model(reference), scores=list_scores(values[by], responses[by]))
-        for by, reference in models.items()
+    output = run_dir / RESPONSES
+    restore_completions(output)
+    # A worker names the origins; a hub model without a revision may have a new commit at the next attempt.
+    log = ResponseLog(output, identify(config), discards_others=bool(config.origins))
+    with closing(log):
+        progress = CompletionProgress(output, events, len(pairs) * config.samples * len(config.models))
+        progress.report(len(log))
+        for role in config.models:
+            if role not in config.pending:
+                _complete_model(role, config, pairs, log, progress)
+        if config.pending:
+            return None
+        return _score(config, pairs, log, run_dir, events)
+
+
+def plan(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the resolved plan of a run, without sending a request."""
+    pairs = load_scored_rows(config)
+    return {
+        "stage": "evaluate",
+        "rows": len(pairs),
+        "models": list(config.models),
+        "completions": len(pairs) * config.samples * len(config.models),
+        "metrics": [metric.label for metric in config.metrics],
+        "engine": config.engine,
+        "max_new_tokens": config.max_new_tokens,
+        "concurrency": config.concurrency,
+    }
+
+
+def list_missing(
+    config: EvaluateConfig, role: str, pairs: list[PromptCompletion], log: ResponseLog
+) -> list[SampleRequest]:
+    """Return the requests of a model that have no response yet, the longest first.
+
+    Rows of similar length are decoded together, and no long one is left to run alone at the end.
+    """
+    ordered = sorted(pairs, key=lambda pair: -len(json.dumps(pair.prompt, ensure_ascii=False)))
+    return [
+        SampleRequest(pair, _seed(config, pair.row, sample), sample)
+        for pair in ordered
+        for sample in range(config.samples)
+        if (role, pair.row, sample) not in log
     ]
-    events.write_metrics(
-        total, total, {f"{one.role}/{score.metric}": score.value for one in scores for score in one.scores}
-    )
+
+
+def _complete_model(
+    role: str,
+    config: EvaluateConfig,
+    pairs: list[PromptCompletion],
+    log: ResponseLog,
+    progress: CompletionProgress,
+) -> None:
+    requests = list_missing(config, role, pairs, log)
+    if not requests:
+        return
+    endpoint = _find_endpoint(role, config)
+    log.add_engine(role, read_engine(role, config, endpoint))
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
+    completed = complete(requests, endpoint, sampling, config.concurrency, in_order=False)
+    with closing(completed):
+        for request, completion in completed:
+            log.add((role, request.prompt.row, request.sample), completion)
+            progress.report(len(log))
+    logger.info("%s: %d responses", role, len(requests))
+
+
+def _seed(config: EvaluateConfig, row: int, sample: int) -> int:
+    return (config.seed + row + SEED_STRIDE * sample) % 2**32
+
+
+def _find_endpoint(role: str, config: EvaluateConfig) -> Endpoint:
+    model = config.models[role]
+    if isinstance(model, EndpointModel | DeployedModel):
+        return read_endpoint(model)
+    engine = config.engines.get(role)
+    if engine is None:
+        raise ConfigInvalid(
+            f"No engine is named for {role!r}: this program sends requests to running engines.",
+            f"Start one with `python -m serving --engine {config.engine} --model … --port 8001`, and set "
+            f"engines: {{{role}: {{url: http://127.0.0.1:8001, model: …}}}}.",
+        )
+    return Endpoint(f"{engine.url.rstrip('/')}/v1", engine.model, is_engine=True)
+
+
+def _score(
+    config: EvaluateConfig,
+    pairs: list[PromptCompletion],
+    log: ResponseLog,
+    run_dir: Path,
+    events: EventWriter,
+) -> dict[str, Any]:
+    # Importing scipy takes a second, which a program that only generates need not spend.
+    from trainers.statistics.comparison import compare_models
+
+    numbers = [pair.row for pair in pairs]
+    responses = {role: log.list_samples(role, numbers, config.samples) for role in config.models}
+    values: dict[str, Values] = {
+        role: measure(
+            config.metrics,
+            pairs,
+            responses[role],
+            ModelContext(role, run_dir),
+            {other: samples for other, samples in responses.items() if other != role},
+            log.list_tool_calls(role),
+        )
+        for role in responses
+    }
+    publish_rows(run_dir / ROWS, list_rows(pairs, responses, values))
+    models = [
+        ModelScores(
+            role=role,
+            model=describe_model(role, config),
+            scores=list_scores(values[role], responses[role]),
+            provenance=describe_provenance(role, config, pairs, log, values[role]),
+        )
+        for role in responses
+    ]
+    sets = find_contamination(dataset_path(config.dataset), config.origins)
+    slices = score_slices(config.slices, pairs, values)
+    warnings = [
+        *slices.warnings,
+        *describe_contamination(sets),
+        *(
+            warning
+            for other in models[1:]
+            if (warning := explain_differences(models[0], other, within_evaluation=True)) is not None
+        ),
+        *_describe_failures(models),
+    ]
+    for warning in warnings:
+        events.write_warning("evaluation_weakened", warning)
+    total = len(pairs) * config.samples * len(models)
+    scores = [(f"{one.role}/{score.metric}", score.value) for one in models for score in one.scores]
+    events.write_metrics(total, total, dict(scores[:MAX_METRICS]))
     result = EvaluationResult(
         stage="evaluate",
         n=len(pairs),
-        models=scores,
-        differences=compare_models(values),
+        models=models,
+        differences=compare_models(values, seed=config.seed),
+        warnings=warnings,
+        details={
+            "contamination": [one.model_dump(mode="json") for one in sets],
+            "slices": [one.model_dump(mode="json") for one in slices.slices],
+        },
         metrics=[metric.model_dump(mode="json") for metric in config.metrics],
         rows=ROWS,
     )
@@ -64,56 +204,18 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     return result.model_dump(mode="json")
 
 
-def plan(config: EvaluateConfig) -> dict[str, Any]:
-    """Return the resolved plan of a run, without generating."""
-    pairs = load_scored_rows(config)
-    tokenizer = load_tokenizer(config.model)
-    return {
-        "stage": "evaluate",
-        "rows": len(pairs),
-        "completions": len(pairs) * len(_list_models(config)),
-        "longest_prompt_tokens": max(len(tokenize_prompt(pair, tokenizer)) for pair in pairs),
-        "max_new_tokens": config.max_new_tokens,
-        "batch_size": config.batch_size,
-        "device": pick_device(config.queue).type,
-    }
-
-
-def _list_models(config: EvaluateConfig) -> dict[str, ModelReference]:
-    models: dict[str, ModelReference] = {"model": config.model}
-    if config.baseline is not None:
-        models["baseline"] = config.baseline
-    return models
-
-
-def _read_predictions(path: Path) -> Predictions:
-    return {(line["by"], line["row"]): line["prediction"] for line in files.read_lines(path)}
-
-
-def _generate(
-    by: str,
-    reference: ModelReference,
-    config: EvaluateConfig,
-    pairs: list[PromptCompletion],
-    predictions: Predictions,
-    path: Path,
-    events: EventWriter,
-    total: int,
-) -> None:
-    generator = TextGenerator(reference, pick_device(config.queue), config.max_new_tokens)
-    # The batches are those of an uninterrupted run, because padding can change the last bits of a logit.
-    for batch in generator.split_into_batches(pairs, config.batch_size):
-        if all((by, pair.row) in predictions for pair in batch):
-            continue
-        texts = generator.generate(batch)
-        new = {(by, pair.row): text for pair, text in zip(batch, texts, strict=True)}
-        files.append_lines(
-            path, [{"by": by, "row": row, "prediction": text} for (_, row), text in new.items()]
-        )
-        predictions.update(new)
-        events.write_progress(len(predictions), total)
-        logger.info("%s: %d of %d completions", by, len(predictions), total)
+def _describe_failures(models: list[ModelScores]) -> list[str]:
+    """Return a warning for each model with rejected requests, which score as empty responses."""
+    failed = {model.role: model.scores[0].failed for model in models if model.scores}
+    return [
+        f"{count} of the rows have no response of {role!r}: the engine rejected the requests. The field "
+        f"`error` in {RESPONSES} contains the reasons."
+        for role, count in failed.items()
+        if count
+    ]
 
 
 if __name__ == "__main__":
+    from trainers.runtime.program import run_program
+
     run_program(EvaluateConfig, run, plan)

@@ -8,29 +8,26 @@ a job. By hand:
     python -m trainers.generate --config generate.yaml --run-dir runs/predictions
 """
 
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from trainers.configs.stages.generate import GenerateConfig
-from trainers.evaluation.row_completions import EngineEndpoint, complete_rows, load_prompts, skip_completed
+from trainers.evaluation.checkpoints import CompletionProgress, restore_completions
+from trainers.evaluation.row_completions import complete_rows, load_prompts, skip_completed
 from trainers.runtime import run_dir as files
+from trainers.runtime.endpoints import Endpoint
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
-PREDICTIONS = "predictions.jsonl"
-CHECKPOINT_SECONDS = 60.0
+PREDICTIONS = GenerateConfig.completions_file
 
 
 def run(config: GenerateConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
     """Generate the completions that are missing, and return their counts."""
     endpoint = _endpoint(config)
     output = run_dir / PREDICTIONS
-    checkpoint = files.last_complete_checkpoint(run_dir)
-    if checkpoint is not None and not output.exists():
-        shutil.copyfile(checkpoint / PREDICTIONS, output)
+    restore_completions(output)
     prompts = load_prompts(config)
     if (run_dir / files.LATER_STAGES).exists():
         # Importing torch takes seconds, which a stage without later ones need not spend.
@@ -39,7 +36,7 @@ def run(config: GenerateConfig, run_dir: Path, events: EventWriter) -> dict[str,
         check_later_stages(run_dir)
     missing = skip_completed(prompts, output)
     n_kept = len(prompts) - len(missing)
-    progress = _ProgressWriter(run_dir, events, len(prompts))
+    progress = CompletionProgress(output, events, len(prompts))
     progress.report(n_kept)
     complete_rows(config, missing, endpoint, output, lambda count: progress.report(n_kept + count))
     lines = files.read_lines(output)
@@ -70,29 +67,7 @@ def plan(config: GenerateConfig) -> dict[str, Any]:
     }
 
 
-class _ProgressWriter:
-    """Writes progress, and now and then a checkpoint, from which another worker can resume."""
-
-    def __init__(self, run_dir: Path, events: EventWriter, n_rows: int) -> None:
-        self._run_dir = run_dir
-        self._events = events
-        self._n_rows = n_rows
-        self._saved_at = time.monotonic()
-
-    def report(self, n_completed: int) -> None:
-        """Write the progress, and a checkpoint if the last one is older than `CHECKPOINT_SECONDS`."""
-        self._events.write_progress(n_completed, self._n_rows)
-        if time.monotonic() - self._saved_at < CHECKPOINT_SECONDS or n_completed == self._n_rows:
-            return
-        self._saved_at = time.monotonic()
-        folder = self._run_dir / files.SCRATCH
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(self._run_dir / PREDICTIONS, folder / PREDICTIONS)
-        files.publish_checkpoint(self._run_dir, n_completed, folder)
-        files.prune_checkpoints(self._run_dir, 1)
-
-
-def _endpoint(config: GenerateConfig) -> EngineEndpoint:
+def _endpoint(config: GenerateConfig) -> Endpoint:
     if config.engine_url is None:
         raise ConfigInvalid(
             "engine_url is missing: this program sends requests to a running engine.",
@@ -105,7 +80,7 @@ def _endpoint(config: GenerateConfig) -> EngineEndpoint:
             "engine_model is missing: the engine serves the adapter under a name of its own.",
             "Set engine_model to the NAME of `python -m serving --adapter NAME=PATH`.",
         )
-    return EngineEndpoint(config.engine_url.rstrip("/"), model)
+    return Endpoint(f"{config.engine_url.rstrip('/')}/v1", model, is_engine=True)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ def _evaluate_stage(stage: str, **more: Any) -> dict[str, Any]:
         "dataset": "chain-test",
         "metrics": [METRIC],
         "max_new_tokens": 32,
-        "batch_size": 120,
+        "concurrency": 120,
+        "options": {"max_batch_size": 120},
         **more,
     }
 

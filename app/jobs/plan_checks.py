@@ -6,7 +6,7 @@ from sqlmodel import Session, col, select
 
 from app.http.errors import UnprocessableContent, field_error
 from app.settings import Settings, get_settings
-from app.tables import Alias, Deployment, Evaluation, Model, ModelKind
+from app.tables import Alias, Checkpoint, Deployment, Evaluation, Model, ModelKind, Run
 from app.workers import service as workers
 from trainers.configs import (
     CompareConfig,
@@ -22,7 +22,7 @@ from trainers.configs import (
     StageKind,
     StageOutput,
 )
-from trainers.configs.base import DeployedModel, EndpointModel
+from trainers.configs.base import CheckpointModel, DeployedModel, EndpointModel
 from trainers.configs.references import REGISTRY_PREFIX, find_served_models
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import FullTuning, TrainingConfig
@@ -77,8 +77,8 @@ def check_names(
             field_error(f"{path}.name", f"An earlier stage is also called {name!r}: name this one.")
         )
     if isinstance(stage, EngineClientConfig):
-        for field in ("engine_url", "engine_model"):
-            if getattr(stage, field) is not None:
+        for field in ("engine_url", "engine_model", "engines", "pending", "origins"):
+            if getattr(stage, field, None):
                 errors.append(
                     field_error(f"{path}.{field}", "Omit this field: the worker starts the engine.")
                 )
@@ -168,6 +168,22 @@ def check_served_models(
             yield field_error(
                 f"{path}.{field}.deployment", f"There is no live deployment {model.deployment!r}."
             )
+
+
+def require_checkpoint(session: Session, model: CheckpointModel, field: str) -> None:
+    """Raise an error for a checkpoint that is not stored, or of a run that trains no model."""
+    run = session.get(Run, model.run)
+    if run is None or not run.stage.trains:
+        raise field_error(f"{field}.run", f"There is no training run {model.run!r}.")
+    query = select(Checkpoint.step).where(col(Checkpoint.run_id) == run.id).order_by(col(Checkpoint.step))
+    steps = list(session.exec(query))
+    if not steps or (model.step is not None and model.step not in steps):
+        known = ", ".join(map(str, steps)) or "none"
+        raise field_error(
+            f"{field}.step",
+            f"No such checkpoint of {run.id} is stored; its checkpoints: {known}. `keep_checkpoints` of the "
+            "training stage, and TUNESMITH_SUCCEEDED_CHECKPOINTS, decide which are kept.",
+        )
 
 
 def _is_deployed(session: Session, name: str) -> bool:

@@ -17,6 +17,7 @@ from app.jobs.plan_checks import (
     check_names,
     check_processes,
     check_served_models,
+    require_checkpoint,
 )
 from app.jobs.row_checks import reading_stage, require_format, require_ready
 from app.jobs.schemas import JobCreate
@@ -34,6 +35,7 @@ from trainers.configs import (
     StageDataset,
     StageKind,
 )
+from trainers.configs.base import CheckpointModel
 from trainers.configs.references import (
     DatasetField,
     ModelField,
@@ -214,6 +216,9 @@ def _resolve_model(
     value, field = reference.value, f"{path}.{reference.path}"
     if isinstance(value, str):
         return {reference.path: str(references.resolve_model(session, value, field))}
+    if isinstance(value, CheckpointModel):
+        require_checkpoint(session, value, field)
+        return {}
     if isinstance(value, AdaptedModel):
         raise field_error(field, "Name a registry model ('model_…') instead of a base and an adapter.")
     producer = find_upstream(value.stage, field, earlier, needs)

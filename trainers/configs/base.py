@@ -125,6 +125,17 @@ ModelRef = Annotated[
 ]
 
 
+class CheckpointModel(Config):
+    """A checkpoint of a training run of this service."""
+
+    run: NonEmpty = Field(description="Id of the run (`run_…`).")
+    step: int | None = Field(None, ge=0, le=MAX_COUNT, description="Its step; null is the newest.")
+
+    def __str__(self) -> str:
+        """Return the run and the step."""
+        return f"{self.run} at step {'newest' if self.step is None else self.step}"
+
+
 # Part of the names of environment variables, which have no hyphen.
 EndpointName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 

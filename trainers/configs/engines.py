@@ -1,12 +1,12 @@
 """Engines and their options, as an allow-list: names that differ between engines are translated."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import Config, ModelRef, NonEmpty, Queue, StageConfig
+from trainers.configs.base import Config, NonEmpty, Queue, StageConfig
 
 
 class EngineKind(StrEnum):
@@ -144,34 +144,45 @@ class EngineChoice(Config):
         return self
 
 
-class EngineClientConfig(StageConfig, EngineChoice):
-    """Fields of a stage whose program sends requests to an engine, which the worker starts for a job."""
+class RunningEngine(Config):
+    """An engine that is running, and the name of a model on it."""
 
-    model: ModelRef
-    engine_url: NonEmpty | None = Field(
-        None,
-        description="URL of a running engine, such as `http://127.0.0.1:8001`. Only by hand: for a job, the "
-        "worker starts the engine.",
+    url: NonEmpty = Field(description="Root URL, such as `http://127.0.0.1:8001`, without `/v1`.")
+    model: NonEmpty = Field(description="Name of the model in requests.")
+    hardware: NonEmpty | None = Field(
+        None, description="What it runs on, for the record; the CPU of this host by default."
     )
-    engine_model: NonEmpty | None = Field(
-        None,
-        description="Name of the model in requests to `engine_url`; by default `model` as it is written.",
-    )
+
+
+class EngineClientConfig(StageConfig, EngineChoice):
+    """Fields of a stage whose program sends requests to engines, which the worker starts for a job."""
+
+    completions_file: ClassVar[str]
+    """File in the run directory to which the program appends what must not be generated again."""
+
+    @property
+    def engine_models(self) -> dict[str, Any]:
+        """The models that an engine must serve, as references, by their names in the stage."""
+        raise NotImplementedError
+
+    def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str] = ()) -> Self:
+        """Return the config for a program whose models in `engines` are served; those of `pending` later."""
+        raise NotImplementedError
 
     @property
     def device_count(self) -> int:
         """Devices of the engine."""
-        return self.options.tensor_parallel
+        return self.options.tensor_parallel if self.engine_models else 0
 
     @property
     def capability(self) -> str | None:
         """The engine."""
-        return self.engine.capability
+        return self.engine.capability if self.engine_models else None
 
     @property
     def suitable_queues(self) -> tuple[Queue, ...]:
         """The queues of the engine."""
-        return self.engine.suitable_queues
+        return self.engine.suitable_queues if self.engine_models else super().suitable_queues
 
 
 def _check_supported(

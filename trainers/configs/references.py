@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from trainers.configs.base import (
     AdaptedModel,
+    CheckpointModel,
     DatasetRef,
     DatasetShare,
     DeployedModel,
@@ -29,6 +30,8 @@ C = TypeVar("C", bound=BaseModel)
 
 # A field with one of these names has the same meaning in every config.
 MODEL_FIELDS = frozenset({"base", "model", "baseline", "teacher"})
+# Fields with several models by name.
+MODEL_MAPS = frozenset({"others"})
 DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in"})
 
 # ORG/NAME, and the revision after an @: a commit, a tag or a branch.
@@ -44,7 +47,7 @@ class ModelField:
 
     path: str
     name: str
-    value: ModelRef
+    value: ModelRef | CheckpointModel
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField 
                     yield DatasetField(f"{path}.{position}", name, item)
         elif name in DATASET_FIELDS:
             yield DatasetField(path, name, value)
+        elif name in MODEL_MAPS:
+            for role, model in value.items():
+                if not isinstance(model, EndpointModel | DeployedModel):
+                    yield ModelField(f"{path}.{role}", name, model)
         elif isinstance(value, BaseModel):
             yield from find_references(value, f"{path}.")
         elif isinstance(value, list):
@@ -123,6 +130,8 @@ def replace_references(config: C, replacements: Mapping[str, Any], prefix: str =
             return replace_references(value, replacements, f"{path}.")
         if isinstance(value, list):
             return [replace(item, f"{path}.{position}") for position, item in enumerate(value)]
+        if isinstance(value, dict):
+            return {name: replace(item, f"{path}.{name}") for name, item in value.items()}
         return value
 
     changed = {field: replace(value, f"{prefix}{field}") for field, value in config}

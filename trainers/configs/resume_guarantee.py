@@ -5,9 +5,9 @@ from enum import StrEnum
 from pydantic import Field
 
 from trainers.configs.base import Config, Queue, StageConfig
+from trainers.configs.engines import EngineClientConfig
 from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
 from trainers.configs.stage_table import StageKind
-from trainers.configs.stages.generate import GenerateConfig
 
 DEVICE_REASONS = {
     Queue.cuda: (
@@ -46,7 +46,7 @@ def get_resume_guarantee(config: StageConfig, queue: Queue) -> ResumeGuarantee |
     """Return how a run of this config continues after a stop, or None if it starts from the beginning."""
     if not StageKind(config.stage).stage.resumes:
         return None
-    if isinstance(config, GenerateConfig):
+    if isinstance(config, EngineClientConfig):
         return make_guarantee([BATCHING_REASON])
     reasons = [DEVICE_REASONS[queue]] if queue in DEVICE_REASONS else []
     if isinstance(config, OnPolicyConfig) and config.generation is not GenerationBackend.transformers:

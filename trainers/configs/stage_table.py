@@ -140,7 +140,13 @@ class StageKind(StrEnum):
         reads=Rows.any,
         limits=_MERGE_LIMITS,
     )
-    evaluate = Stage(EvaluateConfig, "trainers.evaluate", (*_INFERENCE, *_REPORTS), Product.evaluation)
+    evaluate = Stage(
+        EvaluateConfig,
+        "trainers.evaluate",
+        (*_INFERENCE, *_REPORTS),
+        Product.evaluation,
+        resumes=True,
+    )
     compare = Stage(
         CompareConfig,
         "trainers.compare",

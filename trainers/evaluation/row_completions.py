@@ -1,9 +1,10 @@
-"""Completions of the rows of a file by a running engine: in order, concurrent, and resumable."""
+"""Completions of the rows of a file by a running engine: concurrent, and resumable."""
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import httpx2
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.rendering.render import PromptCompletion, read_prompts
 from trainers.runtime import run_dir as files
+from trainers.runtime.endpoints import Endpoint
 from trainers.runtime.errors import DatasetInvalid, EngineFailed
 
 # A long completion may wait behind many others.
 REQUEST_TIMEOUT_SECONDS = 3600.0
 # A request that the engine rejects, such as one that is too long, fails its row and not the others.
 ROW_ERROR_STATUSES = {400, 413, 422}
+# An endpoint that limits the rate of requests, or a proxy whose upstream starts again.
+BUSY_STATUSES = {429, 502, 503, 504}
+BUSY_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 MAX_ERROR_CHARACTERS = 1000
 # In the message with which an engine, ours or vLLM, rejects a chat with a model that has no template.
 TEMPLATE_MISSING = "chat template"
@@ -27,11 +32,25 @@ logger = logging.getLogger("trainers")
 
 
 @dataclass(frozen=True)
-class EngineEndpoint:
-    """A running engine with an OpenAI-compatible API, and the name of the model in its requests."""
+class Sampling:
+    """How completions are decoded; temperature 0 is greedy."""
 
-    url: str
-    model: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """A prompt, the sample of it that is requested, and the seed of that sample."""
+
+    prompt: PromptCompletion
+    seed: int
+    sample: int = 0
+
+
+Completion = dict[str, Any]
+"""`prediction` with `finish_reason` and `completion_tokens`; null with `error` for a rejected request."""
 
 
 class RowRejected(Exception):
@@ -81,7 +100,7 @@ def skip_completed(prompts: Sequence[PromptCompletion], output: Path) -> Sequenc
 def complete_rows(
     config: GenerateConfig,
     prompts: Sequence[PromptCompletion],
-    endpoint: EngineEndpoint,
+    endpoint: Endpoint,
     output: Path,
     report_count: Callable[[int], None],
 ) -> None:
@@ -93,12 +112,41 @@ def complete_rows(
     Raises:
         EngineFailed: The engine does not respond, or fails on a row.
     """
-    pool, client = ThreadPoolExecutor(config.concurrency), _open_client(config.concurrency)
+    requests = [SampleRequest(prompt, config.seed + prompt.row) for prompt in prompts]
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
+    completed = complete(requests, endpoint, sampling, config.concurrency, in_order=True)
+    for n_written, (request, completion) in enumerate(completed, start=1):
+        line = {
+            "row": request.prompt.row,
+            "prompt": request.prompt.prompt,
+            "reference": request.prompt.completion_text or None,
+        }
+        files.append_line(output, line | completion)
+        report_count(n_written)
+
+
+def complete(
+    requests: Sequence[SampleRequest],
+    endpoint: Endpoint,
+    sampling: Sampling,
+    concurrency: int,
+    *,
+    in_order: bool,
+) -> Generator[tuple[SampleRequest, Completion]]:
+    """Yield each request with its completion, in the order of the requests or as they complete.
+
+    Raises:
+        EngineFailed: The engine does not respond, or fails on a row.
+    """
+    pool, client = ThreadPoolExecutor(concurrency), _open_client(endpoint, concurrency)
+
+    def send(request: SampleRequest) -> tuple[SampleRequest, Completion]:
+        return request, _complete_row(client, endpoint, request, sampling)
+
     try:
-        lines = _complete_in_order(pool, client, config, prompts, endpoint)
-        for n_written, line in enumerate(lines, start=1):
-            files.append_line(output, line)
-            report_count(n_written)
+        # As many again wait, so that no thread does while a completion is written.
+        collect = _collect_in_order if in_order else _collect_completed
+        yield from collect((pool.submit(send, request) for request in requests), 2 * concurrency)
     except BaseException:
         # A stop must not wait for long completions: the engine cancels them when it stops. Nor may it close
         # their connections: a thread that begins to read from one that is closed waits for the time limit.
@@ -115,72 +163,89 @@ def _with_system_prompt(system_prompt: str | None, prompt: PromptCompletion) -> 
     return replace(prompt, prompt=[{"role": "system", "content": system_prompt}, *others])
 
 
-def _open_client(concurrency: int) -> httpx2.Client:
-    # An engine listens on loopback or a private address: proxies of the environment do not apply.
+def _open_client(endpoint: Endpoint, concurrency: int) -> httpx2.Client:
     limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    return httpx2.Client(timeout=REQUEST_TIMEOUT_SECONDS, limits=limits, trust_env=False)
+    return httpx2.Client(
+        timeout=REQUEST_TIMEOUT_SECONDS,
+        limits=limits,
+        headers=endpoint.headers,
+        # An engine listens on loopback or a private address: proxies of the environment do not apply.
+        trust_env=not endpoint.is_engine,
+    )
 
 
-def _complete_in_order(
-    pool: ThreadPoolExecutor,
-    client: httpx2.Client,
-    config: GenerateConfig,
-    prompts: Sequence[PromptCompletion],
-    endpoint: EngineEndpoint,
-) -> Iterator[dict[str, Any]]:
-    """Yield the lines in the order of the rows. Up to twice `concurrency` rows are in progress."""
-    waiting: deque[Future[dict[str, Any]]] = deque()
-    for prompt in prompts:
-        waiting.append(pool.submit(_complete_row, client, config, prompt, endpoint))
-        if len(waiting) == 2 * config.concurrency:
+Sent = Future[tuple[SampleRequest, Completion]]
+
+
+def _collect_in_order(sent: Iterator[Sent], max_waiting: int) -> Iterator[tuple[SampleRequest, Completion]]:
+    waiting: deque[Sent] = deque()
+    for future in sent:
+        waiting.append(future)
+        if len(waiting) == max_waiting:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
+def _collect_completed(sent: Iterator[Sent], max_waiting: int) -> Iterator[tuple[SampleRequest, Completion]]:
+    waiting: set[Sent] = set()
+    for future in sent:
+        waiting.add(future)
+        if len(waiting) == max_waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (one.result() for one in done)
+    while waiting:
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        yield from (one.result() for one in done)
+
+
 def _complete_row(
-    client: httpx2.Client, config: GenerateConfig, prompt: PromptCompletion, endpoint: EngineEndpoint
-) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "row": prompt.row,
-        "prompt": prompt.prompt,
-        "reference": prompt.completion_text or None,
-    }
+    client: httpx2.Client, endpoint: Endpoint, request: SampleRequest, sampling: Sampling
+) -> Completion:
+    prompt = request.prompt
     body = {
         "model": endpoint.model,
-        "max_tokens": config.max_new_tokens,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "seed": config.seed + prompt.row,
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": request.seed,
     }
     chat = {"messages": prompt.prompt, **({"tools": prompt.tools} if prompt.tools else {})}
     try:
         try:
-            response = _send(client, f"{endpoint.url}/v1/chat/completions", body | chat, prompt.row)
+            response = _send(client, f"{endpoint.base_url}/chat/completions", body | chat, prompt.row)
         except RowRejected as error:
             if TEMPLATE_MISSING not in str(error) or not prompt.is_text:
                 raise
             # A model without a chat template continues the text of the prompt, as it was trained.
             text = {"prompt": prompt.prompt[0]["content"]}
-            response = _send(client, f"{endpoint.url}/v1/completions", body | text, prompt.row)
+            response = _send(client, f"{endpoint.base_url}/completions", body | text, prompt.row)
     except RowRejected as error:
         logger.warning("row %d has no completion: %s", prompt.row, error)
-        return line | {"prediction": None, "error": str(error)}
+        return {"prediction": None, "error": str(error)}
     choice = response["choices"][0]
-    return line | {
-        "prediction": choice["message"]["content"] if "message" in choice else choice["text"],
+    message = choice.get("message") or {"content": choice.get("text")}
+    calls = {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {}
+    return {
+        # A message that only calls tools has no content.
+        "prediction": message["content"] or "",
+        **calls,
         "finish_reason": choice["finish_reason"],
         "completion_tokens": response["usage"]["completion_tokens"],
     }
 
 
 def _send(client: httpx2.Client, url: str, body: dict[str, Any], row: int) -> Any:
-    hint = "Start the same command again: it resumes after the last row that was written."
-    try:
-        response = client.post(url, json=body)
-    except (httpx2.TransportError, httpx2.InvalidURL) as error:
-        reason = str(error) or type(error).__name__
-        raise EngineFailed(f"The engine did not respond to row {row}: {url}: {reason}.", hint) from error
+    hint = "Start the same command again: it resumes after the rows that were written."
+    for seconds in (*BUSY_RETRY_SECONDS, None):
+        try:
+            response = client.post(url, json=body)
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise EngineFailed(f"The engine did not respond to row {row}: {url}: {reason}.", hint) from error
+        if response.status_code not in BUSY_STATUSES or seconds is None:
+            break
+        time.sleep(seconds)
     if response.is_success:
         return response.json()
     if response.status_code in ROW_ERROR_STATUSES:

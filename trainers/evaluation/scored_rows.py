@@ -48,6 +48,7 @@ def evaluated_row(
     pair: PromptCompletion,
     responses: Sequence[str | None] = (),
     others: Mapping[str, Sequence[str | None]] | None = None,
+    tool_calls: Sequence[Mapping[str, Any]] = (),
 ) -> EvaluatedRow:
     """Return a row with a model's responses to it, as a metric reads it."""
     calls = pair.completion[-1].get("tool_calls") or () if pair.completion else ()
@@ -58,6 +59,7 @@ def evaluated_row(
         tuple(responses),
         pair.source,
         reference_tool_calls=calls,
+        tool_calls=tool_calls,
         others=others or {},
     )
 

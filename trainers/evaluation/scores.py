@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.configs.base import AdaptedModel, ModelRef
 from trainers.configs.metrics import MetricConfig
 from trainers.evaluation.results import Score
 from trainers.evaluation.scored_rows import evaluated_row, other_fields
@@ -14,10 +13,12 @@ from trainers.metrics.metric import MetricValues, ModelContext
 from trainers.metrics.table import score_rows
 from trainers.rendering.render import PromptCompletion
 from trainers.runtime import run_dir as files
-from trainers.statistics.score_interval import score_interval
 
 Responses = Mapping[int, Sequence[str | None]]
 """The samples of one model by row; None where the engine rejected the request."""
+
+ToolCalls = Sequence[Mapping[str, Any]]
+"""Calls of tools in one response, in OpenAI's form."""
 
 Values = dict[str, MetricValues]
 """The values of one model by the metric's name."""
@@ -29,11 +30,18 @@ def measure(
     responses: Responses,
     context: ModelContext | None = None,
     others: Mapping[str, Responses] | None = None,
+    tool_calls: Mapping[int, ToolCalls] | None = None,
 ) -> Values:
-    """Return the values of all metrics for one model; `others` are the responses of the other models."""
+    """Return the values of all metrics for one model.
+
+    `others` are the responses of the other models, `tool_calls` those of the model's first samples, by row.
+    """
     rows = [
         evaluated_row(
-            pair, responses[pair.row], {role: samples[pair.row] for role, samples in (others or {}).items()}
+            pair,
+            responses[pair.row],
+            {role: samples[pair.row] for role, samples in (others or {}).items()},
+            (tool_calls or {}).get(pair.row, ()),
         )
         for pair in pairs
     ]
@@ -44,7 +52,7 @@ def measure(
 def list_scores(values: Values, responses: Responses) -> list[Score]:
     """Return the scores of one model, the main metric's first."""
     n_failed = sum(None in samples for samples in responses.values())
-    return [_make_score(name, one, n_failed) for name, one in values.items()]
+    return [make_score(name, one, n_failed) for name, one in values.items()]
 
 
 def list_rows(
@@ -80,20 +88,16 @@ def publish_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     files.sync_folder(path.parent)
 
 
-def describe_model(reference: ModelRef) -> str:
-    """Return a model as a person reads it; a folder is named by its last parts, as the others are private."""
-    if isinstance(reference, AdaptedModel):
-        return f"{describe_model(reference.adapter)} on {describe_model(reference.base)}"
-    return "/".join(Path(str(reference)).parts[-2:])
+def make_score(name: str, values: MetricValues, n_failed: int) -> Score:
+    """Return the score of one metric with its interval; `n_failed` rows have no response."""
+    # Importing scipy takes a second, which a program that only generates need not spend.
+    from trainers.statistics.score_interval import score_interval
 
-
-def _make_score(name: str, values: MetricValues, n_failed: int) -> Score:
-    scored = [value for value in values.row_values if value is not None]
     return Score(
         metric=name,
         value=values.value,
         interval_95=score_interval(values),
-        n=len(scored),
+        n=sum(value is not None for value in values.row_values),
         failed=n_failed,
         higher_is_better=values.higher_is_better,
         signature=values.signature,

@@ -48,8 +48,6 @@ class CorpusStatistics:
     """The statistics of each row: shape (rows, statistics)."""
     compute: Callable[[Sequence[float]], float]
     """Returns the value of the metric from the sums over the rows of a sample."""
-    compute_all: Callable[[Any], Any] | None = None
-    """The same for an array of sums (samples, statistics), where the metric has a vectorized form."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ class Endpoint:
     """Ends with the version, such as `/v1`, as in OpenAI's SDK."""
     model: str
     api_key: str = field(default="", repr=False)
+    is_engine: bool = False
+    """Whether it is an engine of this installation, on loopback or a private address."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -47,7 +49,7 @@ def read_endpoint(model: ServedModel) -> Endpoint:
                 "TUNESMITH_ENDPOINT_LOCAL_URL=http://127.0.0.1:8000/v1.",
             )
         address, name = known[model.deployment]
-        return Endpoint(address, name)
+        return Endpoint(address, name, is_engine=True)
     url, key = endpoint_variables(model.endpoint)
     if not os.environ.get(url):
         raise ConfigInvalid(

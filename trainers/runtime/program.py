@@ -35,7 +35,7 @@ from trainers.runtime.ranks import DEATH_SECONDS, EXIT_FAILED, RankLost, RankWat
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, resumes the run.
 
 C = TypeVar("C", bound=StageConfig)
-RunFunction = Callable[[C, Path, EventWriter], dict[str, Any]]
+RunFunction = Callable[[C, Path, EventWriter], dict[str, Any] | None]
 PlanFunction = Callable[[C], dict[str, Any]]
 
 logger = logging.getLogger("trainers")
@@ -145,9 +145,10 @@ def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]
     with EventWriter(run_dir / files.EVENTS if is_main_process() else None) as events:
         config, mixture = _mix_datasets(config, lambda: cache_of_process(run_dir))
         with _name_origins(config):
-            result = run(config, run_dir, events) | mixture
-    if is_main_process():
-        files.write_result(run_dir, result)
+            result = run(config, run_dir, events)
+    # Without a result, the worker starts the program again for the rest of the work.
+    if result is not None and is_main_process():
+        files.write_result(run_dir, result | mixture)
 
 
 def _mix_datasets(config: C, open_cache: Callable[[], RowCache]) -> tuple[C, dict[str, Any]]:

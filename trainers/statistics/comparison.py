@@ -7,16 +7,17 @@ from typing import Literal
 import numpy as np
 
 from trainers.evaluation.results import PairedDifference
-from trainers.metrics.metric import MetricValues
+from trainers.metrics.metric import CorpusStatistics, MetricValues
 from trainers.statistics.adjustment import adjust_holm
-from trainers.statistics.corpus import compute_many, statistics_of
-from trainers.statistics.mcnemar import McNemarTest
-from trainers.statistics.paired_test import Interval, PairedTest
-from trainers.statistics.pairs import Pairs, pair_rows
-from trainers.statistics.permutation import (
+from trainers.statistics.corpus import compute_many, jackknife, statistics_of
+from trainers.statistics.paired_tests.mcnemar import McNemarTest
+from trainers.statistics.paired_tests.paired_test import Interval, PairedTest
+from trainers.statistics.paired_tests.permutation import (
     corpus_permutation_test,
     mean_permutation_test,
 )
+from trainers.statistics.paired_tests.sparse import allow_for_unseen
+from trainers.statistics.pairs import Pairs, pair_rows
 from trainers.statistics.power import detectable_mean, detectable_share
 from trainers.statistics.spread import spread_of_difference
 
@@ -143,16 +144,21 @@ def make_test(a: MetricValues, b: MetricValues, pairs: Pairs, seed: int) -> Pair
     if pairs.n == 0:
         return _NoTest()
     if a.corpus is not None and b.corpus is not None:
-        return corpus_permutation_test(
-            statistics_of(a.corpus, pairs.rows),
-            statistics_of(b.corpus, pairs.rows),
-            compute_many(a.corpus),
-            pairs.cluster_of,
-            seed=seed,
-        )
+        return _make_corpus_test(a.corpus, b.corpus, pairs, seed)
     if _are_shares(a, b, pairs):
         return McNemarTest(int((pairs.a > pairs.b).sum()), int((pairs.a < pairs.b).sum()), pairs.n)
-    return mean_permutation_test(pairs.a - pairs.b, pairs.cluster_of, seed=seed)
+    differences = pairs.a - pairs.b
+    test = mean_permutation_test(differences, pairs.cluster_of, seed=seed)
+    return allow_for_unseen(test, differences != 0, np.concatenate([pairs.a, pairs.b]), pairs.cluster_of)
+
+
+def _make_corpus_test(a: CorpusStatistics, b: CorpusStatistics, pairs: Pairs, seed: int) -> PairedTest:
+    first, second = statistics_of(a, pairs.rows), statistics_of(b, pairs.rows)
+    test = corpus_permutation_test(first, second, compute_many(a), pairs.cluster_of, seed=seed)
+    contributions = [jackknife(one, pairs.rows, pairs.cluster_of)[0] for one in (a, b)]
+    return allow_for_unseen(
+        test, (first != second).any(axis=1), np.concatenate(contributions), pairs.cluster_of
+    )
 
 
 def _are_shares(a: MetricValues, b: MetricValues, pairs: Pairs) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from trainers.metrics.metric import CorpusStatistics
+from trainers.statistics.paired_tests.permutation import MAX_BLOCKS, sum_blocks
 from trainers.statistics.pairs import FloatArray, IntArray
-from trainers.statistics.permutation import MAX_BLOCKS, sum_blocks
 
 
 def statistics_of(corpus: CorpusStatistics, rows: IntArray) -> FloatArray:
@@ -16,9 +16,6 @@ def statistics_of(corpus: CorpusStatistics, rows: IntArray) -> FloatArray:
 
 def compute_many(corpus: CorpusStatistics) -> Callable[[FloatArray], FloatArray]:
     """Return the function that computes the metric for each line of an array of sums."""
-    compute_all = corpus.compute_all
-    if compute_all is not None:
-        return lambda sums: np.asarray(compute_all(sums), dtype=np.float64)
     return lambda sums: np.array([corpus.compute(line) for line in sums.tolist()], dtype=np.float64)
 
 

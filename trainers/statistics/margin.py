@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from trainers.metrics.metric import MetricValues
 from trainers.statistics.comparison import make_test
-from trainers.statistics.paired_test import p_value_above, p_value_below
+from trainers.statistics.paired_tests.paired_test import p_value_above, p_value_below
 from trainers.statistics.pairs import pair_rows
 
 

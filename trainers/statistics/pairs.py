@@ -11,6 +11,7 @@ import numpy.typing as npt
 from trainers.metrics.metric import MetricValues
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 LARGEST = 1e100

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from trainers.metrics.metric import MetricValues
-from trainers.statistics.paired_test import Interval
+from trainers.statistics.paired_tests.paired_test import Interval
 from trainers.statistics.pairs import number_clusters, usable
 from trainers.statistics.spread import spread_of_values
 from trainers.statistics.wilson import wilson_interval

@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 
 from trainers.metrics.metric import MetricValues
 from trainers.statistics.corpus import jackknife
-from trainers.statistics.paired_test import Interval
+from trainers.statistics.paired_tests.paired_test import Interval
 from trainers.statistics.pairs import FloatArray, IntArray, Pairs
 
 

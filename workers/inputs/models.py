@@ -39,6 +39,10 @@ class ResolvedModel:
     origin: str
     """The location of the base weights: a hub id with its commit, a folder, or a registry id."""
     model_id: str | None
+    checkpoint_of: str | None = None
+    """The training run of which it is a checkpoint."""
+    checkpoint: int | None = None
+    """The step of that checkpoint."""
 
     @property
     def reference(self) -> ModelRef:
@@ -103,9 +107,9 @@ def _fetch_registered(
     folder = _fetch_artifact(model)
     try:
         if model.kind is ModelKind.base:
-            opened = open_model(folder, ModelRole.base, [], _views(settings))
+            opened = open_model(folder, ModelRole.base, [], find_views(settings))
             return ResolvedModel(str(opened), None, model.id, model.id)
-        adapter = open_model(folder, ModelRole.adapter, [], _views(settings))
+        adapter = open_model(folder, ModelRole.adapter, [], find_views(settings))
     except ProgramError as error:
         raise InputRefused(error) from error
     base = fetch_model(None, model.base, settings, should_stop)
@@ -123,7 +127,7 @@ def _open_location(
     The base of an adapter is the one that is given, or that its config names, resolved like any other name.
     """
     folder, origin = _find_folder(location, settings, should_stop)
-    roots, views = settings.model_roots, _views(settings)
+    roots, views = settings.model_roots, find_views(settings)
     if not is_adapter(folder):
         return ResolvedModel(str(open_model(folder, ModelRole.base, roots, views)), None, origin, None)
     adapter = open_model(folder, ModelRole.adapter, roots, views)
@@ -184,7 +188,8 @@ def _check_folder(path: Path, settings: Settings) -> Path:
     return real
 
 
-def _views(settings: Settings) -> Path:
+def find_views(settings: Settings) -> Path:
+    """Return the folder of the links through which programs and engines see models."""
     return settings.data_dir / MODEL_VIEWS
 
 

@@ -27,10 +27,10 @@ from trainers.runtime.redaction import redact_file
 from workers.exports.upload import HubPushFailed, complete_export
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
+from workers.hosts.stage_limits import explain_limit
 from workers.outputs.evaluations import publish_evaluation
 from workers.runs import recovery, results
 from workers.runs.launch import Launch
-from workers.runs.limits import explain_limit
 
 logger = logging.getLogger(__name__)
 

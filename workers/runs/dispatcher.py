@@ -7,7 +7,8 @@ from collections import Counter
 from app.scheduling.incidents import Incident
 from trainers.configs import Queue
 from workers.hosts.worker import WorkerContext
-from workers.runs.execute import ClaimedRun, claim_next, execute
+from workers.runs.claim import ClaimedRun, claim_next
+from workers.runs.execute import execute
 
 JITTER = 0.2
 ROOM_POLL_SECONDS = 0.5

@@ -1,27 +1,25 @@
-"""Execution of one run: claim, launch, follow, complete. No session is open while its program works."""
+"""Execution of one run: launch, follow, complete. No session is open while its program works."""
 
 import contextlib
 import logging
-import shutil
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sqlmodel import col, select
 
 from app.runs import lifecycle
 from app.runs.attempt_outcome import AttemptOutcome
-from app.runs.claimable import FreeResources
 from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Run, RunStatus
-from trainers.configs import EngineClientConfig, Queue, StageKind
+from trainers.configs import EngineClientConfig, StageKind
+from trainers.evaluation.checkpoints import publish_unsaved
 from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import EngineFailed, TunesmithError
-from workers.hosts.devices import Devices, count_usable
+from workers.hosts.devices import Devices
 from workers.hosts.environments import empty_folder
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.lease import Lease
@@ -31,10 +29,11 @@ from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
 from workers.runs import complete, deploy_stage
 from workers.runs.checkpoints import CheckpointUploads
+from workers.runs.claim import ClaimedRun
 from workers.runs.complete import RunAttempt
 from workers.runs.follow import RunDirChanges, RunDirFollower
 from workers.runs.launch import Launch, prepare_launch, remove_run_dir
-from workers.runs.run_engine import RunEngine
+from workers.runs.run_engine import ModelGroup, RunEngine, find_incomplete_models, group_models
 
 logger = logging.getLogger(__name__)
 
@@ -45,53 +44,6 @@ FAILED_RANK_SECONDS = 60.0
 
 class WorkerFailed(TunesmithError):
     code = ErrorCode.worker_failed
-
-
-@dataclass(frozen=True)
-class ClaimedRun:
-    """A run that this worker holds, and the devices that it reserved for it."""
-
-    run: Run
-    devices: Devices
-    claimed_at: float
-    """Monotonic time before the claim: the lease can only end later than one counted from here."""
-
-
-def claim_next(worker: WorkerContext, full_queues: Collection[Queue] = ()) -> ClaimedRun | None:
-    """Claim the first run that this worker can take; None if there is none.
-
-    On `full_queues` only runs that need no device are taken. The free GPUs are reserved before the claim, so
-    that no engine, and no other worker of this host, can take the run's GPUs meanwhile.
-    """
-    devices = worker.devices.take_free()
-    try:
-        free = FreeResources(
-            gpus=count_usable(devices.gpus),
-            max_gpus=worker.devices.max_gpus,
-            disk_bytes=shutil.disk_usage(worker.settings.data_dir).free,
-            capabilities=frozenset(worker.capabilities),
-            full_queues=frozenset(full_queues),
-        )
-        claimed_at = time.monotonic()
-        with transaction() as session:
-            run = lifecycle.claim(
-                session,
-                worker.worker_id,
-                worker.queues,
-                worker.stages,
-                worker.settings.lease_seconds,
-                free,
-                worker.settings.max_overtake_seconds,
-            )
-    except BaseException:
-        worker.devices.release(devices)
-        raise
-    if run is None:
-        worker.devices.release(devices)
-        return None
-    logger.info("claimed", extra={"run_id": run.id, "attempt": run.attempt, "stage": run.stage})
-    n_gpus = run.device_count if run.queue is Queue.cuda else 0
-    return ClaimedRun(run, worker.devices.keep(devices, n_gpus), claimed_at)
 
 
 def execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
@@ -157,9 +109,10 @@ class _RunExecution:
         self.worker.tracker.begin_attempt(self.run, launch.run_dir)
         try:
             if isinstance(launch.config, EngineClientConfig):
-                self._run_with_engine(launch, launch.config, devices)
+                self._run_with_engines(launch, launch.config, devices)
             else:
-                self._run_program(launch)
+                # Created before the program starts: a checkpoint to resume from is not new.
+                self._run_program(launch, RunDirFollower(launch.run_dir))
             self.lease.end()
             self.worker.tracker.end_attempt(self.run, launch.run_dir)
         except BaseException:
@@ -169,20 +122,42 @@ class _RunExecution:
             self.uploads.close()
             remove_run_dir(launch.run_dir)
 
-    def _run_with_engine(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
-        engine = RunEngine(config, launch.run_dir, self.worker)
+    def _run_with_engines(self, launch: Launch, config: EngineClientConfig, devices: Devices) -> None:
+        """Run the program once for each engine that it needs; the last time, it completes its work."""
+        follower = RunDirFollower(launch.run_dir)
+        incomplete = find_incomplete_models(config, launch.run_dir)
+        groups = group_models(config, {role: config.engine_models[role] for role in incomplete})
+        for position, group in enumerate(groups):
+            later = [role for other in groups[position + 1 :] for role in other.names]
+            if not self._run_with_engine(launch, config, group, later, devices, follower):
+                return
+        if not groups:
+            self._run_program(launch, follower)
+
+    def _run_with_engine(
+        self,
+        launch: Launch,
+        config: EngineClientConfig,
+        group: ModelGroup,
+        later: list[str],
+        devices: Devices,
+        follower: RunDirFollower,
+    ) -> bool:
+        """Run the program with one engine; return whether the attempt continues with the next engine."""
+        engine = RunEngine(config, group, launch.run_dir, self.worker)
         try:
             if engine.start(devices, self.lease, self._poll_stop):
-                self._run_program(launch.with_engine(engine.url, engine.model), engine)
-            else:
-                engine.stop()
-                complete.end_attempt(self._attempt(), None)
+                with_engine = launch.with_engines(engine.describe(devices), later)
+                return self._run_program(with_engine, follower, engine, has_more=bool(later))
+            engine.stop()
+            complete.end_attempt(self._attempt(), None)
         except (EngineFailed, ChatTemplateError) as error:
             engine.stop()
             complete.publish_files(launch.run_dir, self.run)
             complete.end_attempt(self._attempt(), error)
         finally:
             engine.kill()
+        return False
 
     def _must_stop(self) -> bool:
         """Return whether the run must stop while its inputs are being downloaded."""
@@ -198,9 +173,15 @@ class _RunExecution:
         self._handle_stop(process)
         return self.kill_at is not None
 
-    def _run_program(self, launch: Launch, engine: RunEngine | None = None) -> None:
-        # Created before the program starts: a checkpoint to resume from is not new.
-        follower = RunDirFollower(launch.run_dir)
+    def _run_program(
+        self,
+        launch: Launch,
+        follower: RunDirFollower,
+        engine: RunEngine | None = None,
+        *,
+        has_more: bool = False,
+    ) -> bool:
+        """Run the program and end the attempt; return True instead if it has more to do, and did this."""
         program = start_guarded_process(
             launch.command,
             log=launch.run_dir / files.LOG,
@@ -213,13 +194,16 @@ class _RunExecution:
         )
         try:
             self.lease.bind(program)
-            exit_status = self._watch(program, follower)
+            exit_status = self._watch(program, launch, follower)
             if engine is not None:
                 # Its devices must be free before the run's status lets another one start.
                 engine.stop()
+            if has_more and exit_status == 0 and self.kill_at is None:
+                return True
             complete.complete_attempt(self._attempt(program.exceeded_limit), launch, exit_status)
         finally:
             program.kill()
+        return False
 
     def _attempt(self, exceeded: ExceededLimit | None = None) -> RunAttempt:
         return RunAttempt(self.run, self.settings, self.lease, self.kill_at is not None, exceeded)
@@ -228,13 +212,16 @@ class _RunExecution:
         if self.lease.lost.is_set():
             raise StaleAttempt(f"attempt {self.run.attempt} of {self.run.id} lost its lease")
 
-    def _watch(self, program: GuardedProcess, follower: RunDirFollower) -> int:
+    def _watch(self, program: GuardedProcess, launch: Launch, follower: RunDirFollower) -> int:
         """Save the program's progress and pass on requests to stop, until it ends; return its exit status."""
         while (exit_status := program.wait(POLL_SECONDS)) is None:
             self._check_lease()
             self._save(follower.poll())
             self._handle_stop(program)
             self._handle_failed_rank(program, follower)
+        if isinstance(launch.config, EngineClientConfig) and not (launch.run_dir / files.RESULT).exists():
+            # The next attempt may be on another host, and must not generate these again.
+            publish_unsaved(launch.run_dir / launch.config.completions_file)
         self._save(follower.poll(to_end=True), wait=True)
         while self.unsaved.events or self.uploads.pending:
             self.lease.lost.wait(POLL_SECONDS)

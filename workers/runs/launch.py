@@ -4,7 +4,7 @@ import contextlib
 import errno
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from trainers.configs import (
     AnyStage,
     CompareConfig,
     EngineClientConfig,
+    EvaluateConfig,
     ExportConfig,
     ImportConfig,
     PrepareConfig,
 )
+from trainers.configs.engines import RunningEngine
 from trainers.configs.references import ModelField, find_references, replace_references
 from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
@@ -33,13 +35,15 @@ from trainers.runtime.verified_files import hash_file
 from workers.hosts.devices import NO_DEVICES, Devices
 from workers.hosts.environments import program_environment, row_cache_environment
 from workers.hosts.resource_limits import ResourceLimits
+from workers.hosts.stage_limits import choose_limits
+from workers.inputs.checkpoints import fetch_any_model
 from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
 from workers.inputs.evaluations import fetch_evaluation
-from workers.inputs.models import ResolvedModel, fetch_import, fetch_model
+from workers.inputs.lineage import find_origins
+from workers.inputs.models import ResolvedModel, fetch_import
 from workers.inputs.served_models import served_model_environment
 from workers.runs.later_stages import write_later_stages
-from workers.runs.limits import choose_limits
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
 
 
@@ -69,9 +73,10 @@ class Launch:
     n_oom_kills: int
     """Processes that the kernel had killed for lack of memory before the program started."""
 
-    def with_engine(self, url: str, model: str) -> "Launch":
-        """Return the launch with the address of the engine in the program's config, and write that config."""
-        config = self.config.model_copy(update={"engine_url": url, "engine_model": model})
+    def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str]) -> "Launch":
+        """Return the launch with the addresses of engines in the program's config, and write that config."""
+        assert isinstance(self.config, EngineClientConfig)
+        config = self.config.with_engines(engines, pending)
         files.write_json(self.run_dir / files.CONFIG, config.model_dump(mode="json"))
         return replace(self, config=config)
 
@@ -88,6 +93,7 @@ def prepare_launch(
         # A folder that is there already cannot be of this attempt: nothing in it is resumed from.
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
+        _keep_completions(run, run_dir)
         _remove_earlier_attempts(run_dir, run.attempt)
         config, models, dataset_id = _resolve_references(run, settings, should_stop)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
@@ -124,6 +130,22 @@ def remove_run_dir(run_dir: Path) -> None:
     # Workers that share a data directory may have another attempt's directory next to it.
     with contextlib.suppress(OSError):
         run_dir.parent.rmdir()
+
+
+def _keep_completions(run: Run, run_dir: Path) -> None:
+    """Copy what an earlier attempt on this host has generated into the run directory.
+
+    A worker that was killed could not publish its last responses. The program uses them if they are of the
+    same models and rows.
+    """
+    config = run.stage_config()
+    if not isinstance(config, EngineClientConfig):
+        return
+    earlier = [run_dir.with_name(f"attempt-{attempt}") for attempt in range(1, run.attempt)]
+    found = [folder / config.completions_file for folder in earlier]
+    written = [path for path in found if path.is_file() and not path.is_symlink()]
+    if written:
+        shutil.copyfile(max(written, key=lambda path: path.stat().st_size), run_dir / config.completions_file)
 
 
 def _remove_earlier_attempts(run_dir: Path, attempt: int) -> None:
@@ -173,14 +195,17 @@ def _resolve_references(
     dataset_id = None
     for reference in find_references(config):
         if isinstance(reference, ModelField):
-            model = fetch_model(run.job_id, reference.value, settings, should_stop)
+            model = fetch_any_model(run.job_id, reference.value, settings, should_stop)
             models[reference.path] = model
             paths[reference.path] = model.reference
         else:
             dataset = find_dataset(run.job_id, reference.value)
             dataset_id = dataset.id if reference.path == "dataset" else dataset_id
             paths[reference.path] = str(fetch_dataset(dataset))
-    return replace_references(config, paths), models, dataset_id
+    config = replace_references(config, paths)
+    if isinstance(config, EvaluateConfig):
+        config = config.model_copy(update={"origins": find_origins(models)})
+    return config, models, dataset_id
 
 
 def _restore_checkpoint(run: Run, run_dir: Path) -> None:

@@ -1,7 +1,9 @@
 """The routes of the engine's HTTP server."""
 
 import asyncio
+import importlib.metadata
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
@@ -35,6 +37,7 @@ from serving.http.limits import MAX_BODY_BYTES
 
 LOOP: web.AppKey[GenerationLoop] = web.AppKey("loop", GenerationLoop)
 SERVER_STATE: web.AppKey["EngineServerState"] = web.AppKey("state")
+NUMERIC_PACKAGES = ("torch", "transformers", "peft", "mlx", "mlx-lm")
 logger = logging.getLogger("tunesmith.engine")
 
 
@@ -55,6 +58,7 @@ def make_app(loop: GenerationLoop, host: str) -> web.Application:
     app.add_routes(
         [
             web.get("/health", health),
+            web.get("/version", version),
             web.get("/v1/models", list_models),
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
@@ -81,6 +85,13 @@ async def health(request: web.Request) -> web.Response:
     return web.json_response(
         {"status": "ok" if ready else "unavailable", **counts}, status=200 if ready else 503
     )
+
+
+async def version(request: web.Request) -> web.Response:
+    """Return the versions on which completions depend, under vLLM's path."""
+    loaded = [name for name in NUMERIC_PACKAGES if name.replace("-", "_") in sys.modules]
+    versions = {name: importlib.metadata.version(name) for name in ("tunesmith", *loaded)}
+    return web.json_response({"version": versions["tunesmith"], "packages": versions})
 
 
 async def list_models(request: web.Request) -> web.Response:

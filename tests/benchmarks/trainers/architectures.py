@@ -1,6 +1,6 @@
 """Which architectures can be trained, merged, scored and served: a table of tiny random models.
 
-Each model learns four codes by LoRA, is merged, loaded again and scored by the stage `evaluate`, and is
+Each model learns four codes by LoRA, is merged, loaded again and scored on its greedy completions, and is
 served by the engine `hf`. The verdict of the dry run is in the same row: no row may be accepted and fail.
 
     python -m tests.benchmarks.trainers.architectures --json docs/benchmarks/architectures.json [NAME …]
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import torch
 from aiohttp import web
 
 from serving.engines.decoding.loop import GenerationLoop
@@ -28,11 +29,14 @@ from serving.engines.hf.model import load_runner
 from serving.engines.openai_server.server import make_app
 from tests.architectures import ARCHITECTURES, Architecture, find_architecture, write_model
 from tests.e2e.platform import ROOT
-from trainers import evaluate, merge, sft
-from trainers.configs import parse_stage
+from trainers import merge, sft
+from trainers.configs import AdaptedModel, parse_stage
 from trainers.configs.engines import EngineOptions
+from trainers.metrics.maths.final_answer import judge_answer
 from trainers.modeling.architecture import explain_hf_refusal
-from trainers.modeling.load import load_config
+from trainers.modeling.generation import TextGenerator
+from trainers.modeling.load import ModelReference, load_config
+from trainers.rendering.render import parse_prompt
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import EngineFailed, as_program_error
 from trainers.runtime.events import EventWriter
@@ -98,7 +102,7 @@ def try_architecture(architecture: Architecture, starter: Path, folder: Path, *,
     row.packing = row.packing.replace("ok", "accepted", 1)
     row.train, _ = _attempt(lambda: _run(stage, folder / "sft"))
     if row.train == "ok":
-        _score_and_merge(row, base, rows, folder)
+        _score_and_merge(row, base, folder)
     if row.merge == "ok" and serve:
         reason = explain_hf_refusal(load_config(str(base)), None)
         row.deploy_verdict = "accepted" if reason is None else f"{REFUSED}: {reason}"
@@ -107,25 +111,37 @@ def try_architecture(architecture: Architecture, starter: Path, folder: Path, *,
     return row
 
 
-def _score_and_merge(row: Row, base: Path, rows: Path, folder: Path) -> None:
-    adapted = {"base": str(base), "adapter": str(folder / "sft" / files.MODEL)}
-    evaluated = {"stage": "evaluate", "dataset": str(rows), "max_new_tokens": 6}
-    both = _run(evaluated | {"model": adapted, "baseline": str(base)}, folder / "evaluate-adapter")
-    row.adapter_score, row.base_score = (model["scores"][0]["value"] for model in both["models"])
-    row.merge, _ = _attempt(lambda: _run({"stage": "merge", "model": adapted}, folder / "merge"))
+def _score_and_merge(row: Row, base: Path, folder: Path) -> None:
+    adapted = AdaptedModel(base=str(base), adapter=str(folder / "sft" / files.MODEL))
+    row.base_score, row.adapter_score = _score(_complete(str(base))), _score(_complete(adapted))
+    stage = {"stage": "merge", "model": adapted.model_dump()}
+    row.merge, _ = _attempt(lambda: _run(stage, folder / "merge"))
     if row.merge == "ok":
-        merged = {"model": str(folder / "merge" / files.MODEL)}
-        [scored] = _run(evaluated | merged, folder / "evaluate-merged")["models"]
-        row.merged_score = scored["scores"][0]["value"]
+        row.merged_score = _score(_complete(str(folder / "merge" / files.MODEL)))
+
+
+def _complete(model: ModelReference) -> list[str]:
+    generator = TextGenerator(model, torch.device("cpu"), 6)
+    rows = [_make_row(*code) for code in CODES.items()]
+    prompts = [parse_prompt(number, row, Path("rows")) for number, row in enumerate(rows, start=1)]
+    # One by one, as the engine completes them below: no padding.
+    return [generator.generate([prompt])[0] for prompt in prompts]
+
+
+def _score(completions: list[str]) -> float:
+    rows = [_make_row(*code) for code in CODES.items()]
+    right = [
+        judge_answer(text, row["completion"]).correct for text, row in zip(completions, rows, strict=True)
+    ]
+    return sum(right) / len(right)
 
 
 def _serve(model: Path, folder: Path) -> None:
-    """Ask the engine for each code, and require the completions that `evaluate` made.
+    """Ask the engine for each code, and require the completions of the merged model.
 
     A forked process has torch loaded already, and may end as an engine does whose generation fails.
     """
-    lines = files.read_lines(folder / "evaluate-merged" / evaluate.PREDICTIONS)
-    expected = [line["prediction"] for line in sorted(lines, key=lambda line: int(line["row"]))]
+    expected = _complete(str(model))
     log = folder / "engine.txt"
     engine = multiprocessing.get_context("fork").Process(target=_run_engine, args=(model, expected, log))
     engine.start()
@@ -170,7 +186,7 @@ def _make_row(fruit: str, code: int) -> dict[str, str]:
 def _run(values: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     config = parse_stage(values)
     run_dir.mkdir()
-    program: Any = {"sft": sft.run, "merge": merge.run, "evaluate": evaluate.run}[config.stage]
+    program: Any = {"sft": sft.run, "merge": merge.run}[config.stage]
     with EventWriter(run_dir / files.EVENTS) as events:
         result: dict[str, Any] = program(config, run_dir, events)
     return result

@@ -298,10 +298,8 @@ def test_a_dry_run_returns_the_plan_and_queues_nothing(
     ).json()["stages"]
     assert sft["dataset"] == {"id": rows.id, "name": "rows", "sha256": rows.sha256, "rows": 100}
     assert (sft["models"], sft["estimated_steps"], sft["workers"]) == ({"base": "org/base"}, 13, ["mac"])
-    assert (sft["resume_guarantee"], evaluate["resume_guarantee"]) == (
-        {"exactness": "exact", "reasons": []},
-        None,
-    )
+    assert sft["resume_guarantee"] == {"exactness": "exact", "reasons": []}
+    assert evaluate["resume_guarantee"]["exactness"] == "approximate"
     assert (evaluate["workers"], evaluate["models"]) == ([], {"model": {"stage": "sft"}})
     assert "python -m workers --queue cuda" in evaluate["waiting_for"]
     assert client.get("/api/v1/jobs").json()["items"] == []

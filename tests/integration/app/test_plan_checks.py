@@ -53,6 +53,25 @@ def test_rows_that_the_metric_cannot_score_are_refused(
     assert "maths_exact_match" in result["error"]["hint"]
 
 
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"engines": {"model": {"url": "http://10.0.0.1", "model": "m"}}}, "engines"),
+        ({"origins": {"model": {"name": "m", "training_data": {"x": "/etc/passwd"}}}}, "origins"),
+        ({"pending": ["model"]}, "pending"),
+        ({"baseline": {"run": "run_a", "step": 3}}, "baseline.run"),
+        ({"others": {"live": {"deployment": "live"}}}, "others.live.deployment"),
+        ({"others": {"large": {"endpoint": "openai", "model": "m"}}}, "others.large.endpoint"),
+        ({"others": {"next": {"stage": "dpo"}}}, "others.next"),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_is_refused_at_its_field(
+    post: Callable[..., Any], values: dict[str, Any], field: str
+) -> None:
+    evaluate = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "rows", **values}
+    assert message(post(SUMS, SFT, evaluate), f"stages.1.{field}")
+
+
 def test_rows_after_those_that_are_scored_may_be_anything(post: Callable[..., Any]) -> None:
     evaluate = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "rows", "max_rows": 3}
     assert "stages" in post([*SUMS[:3], *SENTENCES], SFT, evaluate)

@@ -1,73 +1,233 @@
-"""Scores of real models, also after the process was stopped."""
+"""Evaluations of several models on the same prompts, and their continuation after the program has ended."""
 
 import json
-import shutil
 import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from tests.counting_engine import CountingEngine, read_ledger
 from tests.integration.trainers.conftest import Programs, events, wait_for
-from tests.integration.trainers.stages import run_stage
+from trainers import evaluate
 from trainers.configs import parse_stage
+from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.evaluation.identity import hash_file
 from trainers.evaluation.results import EvaluationResult
-from trainers.metrics.maths.final_answer import exact_match
 from trainers.runtime import run_dir as files
-from trainers.runtime.errors import DatasetInvalid
+from trainers.runtime.errors import ConfigInvalid, DatasetInvalid
+from trainers.runtime.events import EventWriter
+
+ROWS = 40
+CONCURRENCY = 4
 
 
-@pytest.fixture(scope="module")
-def config(starter: Path, held_out_rows: str) -> dict[str, Any]:
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[CountingEngine]:
+    with CountingEngine(tmp_path / "ledger.jsonl", wrong="base") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def config(engine: CountingEngine, tmp_path: Path) -> dict[str, Any]:
+    """Return an evaluation of a model that is always right and a baseline that is right on even rows."""
+    rows = [
+        {"question": f"Say {n}.", "answer": f"#### {n}", "level": "odd" if n % 2 else "even"}
+        for n in range(1, ROWS + 1)
+    ]
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "stage": "evaluate",
-        "model": str(starter),
-        "baseline": str(starter),
-        "dataset": held_out_rows,
-        "batch_size": 16,
+        "model": "tuned",
+        "baseline": "base",
+        "engines": {name: {"url": engine.url, "model": served} for name, served in SERVED.items()},
+        "dataset": str(dataset),
+        "concurrency": CONCURRENCY,
         "max_new_tokens": 12,
     }
 
 
-@pytest.fixture(scope="module")
-def run(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("evaluate") / "run"
-    run_stage(config, run_dir)
-    return run_dir
+SERVED = {"model": "tuned", "baseline": "base"}
+
+
+def run(config: dict[str, Any], run_dir: Path) -> EvaluationResult:
+    result = run_program(config, run_dir)
+    assert result is not None
+    return EvaluationResult.model_validate(result)
+
+
+def run_program(config: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
+    run_dir.mkdir(exist_ok=True)
+    parsed = parse_stage(config)
+    assert isinstance(parsed, EvaluateConfig)
+    with EventWriter(run_dir / files.EVENTS) as writer:
+        return evaluate.run(parsed, run_dir, writer)
+
+
+def _has_asked(ledger: Path, count: int) -> bool:
+    return len(read_ledger(ledger)) >= count
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "rows.jsonl").read_text().splitlines()]
 
 
-def test_result_counts_what_the_rows_say(run: Path) -> None:
-    result = EvaluationResult.model_validate(files.read_result(run))
-    share = sum(row["models"]["model"]["values"]["maths_exact_match"] for row in rows(run)) / 40
-    score = result.models[0].scores[0]
-    assert (score.metric, score.value, score.n, score.failed) == ("maths_exact_match", share, 40, 0)
-    assert (result.n, result.rows, score.signature) == (40, "rows.jsonl", "maths_exact_match")
-    assert score.interval_95 is not None
-    assert score.interval_95[0] <= share <= score.interval_95[1]
+def test_the_scores_count_what_the_rows_say(config: dict[str, Any], tmp_path: Path) -> None:
+    result = run(config, tmp_path / "run")
+    tuned, base = (model.scores[0] for model in result.models)
+    assert [model.role for model in result.models] == ["model", "baseline"]
+    assert (result.n, tuned.value, base.value, base.n, base.failed) == (ROWS, 1.0, 0.5, ROWS, 0)
+    assert base.interval_95 is not None and base.interval_95[0] < 0.5 < base.interval_95[1]
+    lines = rows(tmp_path / "run")
+    assert [row["row"] for row in lines] == list(range(1, ROWS + 1))
+    assert lines[2]["models"]["baseline"] == {"responses": ["#### 4"], "values": {"maths_exact_match": 0.0}}
+    assert lines[2]["fields"] == {"level": "odd"}
+    [difference] = result.differences
+    assert (difference.wins, difference.losses, difference.verdict) == (20, 0, "better")
+    assert events(tmp_path / "run", "progress")[-1]["step"] == 2 * ROWS
 
 
-def test_several_metrics_score_the_same_responses(config: dict[str, Any], run: Path, tmp_path: Path) -> None:
+def test_each_sample_has_a_seed_of_its_own_that_a_repetition_uses_again(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path
+) -> None:
+    sampled = config | {"samples": 3, "temperature": 0.7, "max_rows": 5, "baseline": None}
+    run(sampled, tmp_path / "first")
+    first = read_ledger(engine.ledger)
+    assert len({(request["prompt"], request["seed"]) for request in first}) == 15
+    assert len({request["seed"] for request in first}) == 15
+    run(sampled, tmp_path / "second")
+    assert Counter(json.dumps(one) for one in read_ledger(engine.ledger)[15:]) == Counter(
+        json.dumps(one) for one in first
+    )
+    assert len(rows(tmp_path / "first")[0]["models"]["model"]["responses"]) == 3
+
+
+def test_the_longest_prompts_are_sent_first(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path
+) -> None:
+    run(config | {"concurrency": 1, "baseline": None}, tmp_path / "run")
+    lengths = [len(request["prompt"]) for request in read_ledger(engine.ledger)]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_row_is_asked_twice_after_the_program_was_ended_twice(
+    programs: Programs, config: dict[str, Any], engine: CountingEngine, tmp_path: Path, number: signal.Signals
+) -> None:
+    engine.seconds = 0.05
+    run_dir = tmp_path / "run"
+    for asked in (15, 50):
+        process = programs.start("trainers.evaluate", config, run_dir)
+        wait_for(partial(_has_asked, engine.ledger, asked), process)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert not (run_dir / files.RESULT).exists()
+    status, _, err = programs.run("trainers.evaluate", config, run_dir)
+    assert status == 0, err
+    requests = read_ledger(engine.ledger)
+    assert 2 * ROWS <= len(requests) <= 2 * ROWS + 2 * CONCURRENCY
+    assert {(one["model"], one["prompt"]) for one in requests} == {
+        (model, f"Say {n}.") for model in ("tuned", "base") for n in range(1, ROWS + 1)
+    }
+    result = EvaluationResult.model_validate(files.read_result(run_dir))
+    assert [model.scores[0].value for model in result.models] == [1.0, 0.5]
+
+
+def test_a_finished_evaluation_is_scored_by_other_metrics_without_an_engine(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path
+) -> None:
+    run(config, tmp_path / "run")
     exact = {"metric": "exact_match", "name": "exact", "ignore_case": True}
-    shutil.copyfile(run / "predictions.jsonl", tmp_path / "predictions.jsonl")
-    result = run_stage(config | {"metrics": ["maths_exact_match", exact]}, tmp_path)
-    assert result is not None
-    assert [score["metric"] for score in result["models"][0]["scores"]] == ["maths_exact_match", "exact"]
-    assert rows(tmp_path)[0]["models"]["model"]["values"].keys() == {"maths_exact_match", "exact"}
+    metrics = ["maths_exact_match", exact]
+    result = run(config | {"metrics": metrics, "engines": {}}, tmp_path / "run")
+    assert [score.metric for score in result.models[0].scores] == ["maths_exact_match", "exact"]
+    assert len(read_ledger(engine.ledger)) == 2 * ROWS
 
 
-def test_model_that_is_its_own_baseline_shows_no_difference(run: Path) -> None:
-    result = EvaluationResult.model_validate(files.read_result(run))
-    model, baseline = result.models
-    assert (model.role, baseline.role) == ("model", "baseline")
-    assert model.scores == baseline.scores
-    (difference,) = result.differences
-    assert (difference.wins, difference.losses, difference.ties) == (0, 0, difference.n)
-    assert (difference.difference, difference.p_value, difference.verdict) == (0, 1, "undecided")
+def test_responses_of_another_evaluation_are_not_used(config: dict[str, Any], tmp_path: Path) -> None:
+    run(config, tmp_path / "run")
+    with pytest.raises(ConfigInvalid, match="another evaluation"):
+        run(config | {"max_new_tokens": 13}, tmp_path / "run")
+
+
+def test_a_model_without_an_engine_is_named_with_the_command_that_starts_one(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match="'model'") as error:
+        run(config | {"engines": {}}, tmp_path / "run")
+    assert "python -m serving --engine hf" in str(error.value.hint)
+
+
+def test_a_program_whose_other_engines_start_later_ends_without_a_result(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path
+) -> None:
+    only = {"model": config["engines"]["model"]}
+    assert run_program(config | {"engines": only, "pending": ["baseline"]}, tmp_path / "run") is None
+    assert {request["model"] for request in read_ledger(engine.ledger)} == {"tuned"}
+    rest = {"baseline": config["engines"]["baseline"]}
+    assert run(config | {"engines": rest}, tmp_path / "run").models[1].scores[0].value == 0.5
+    assert len(read_ledger(engine.ledger)) == 2 * ROWS
+
+
+def test_an_endpoint_gets_its_key_and_the_model_that_the_config_names(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_ENDPOINT_LOCAL_URL", f"{engine.url}/v1")
+    others = {"large": {"endpoint": "local", "model": "base"}}
+    result = run(config | {"baseline": None, "others": others}, tmp_path / "run")
+    assert [(model.role, model.model) for model in result.models] == [
+        ("model", "tuned"),
+        ("large", "base at local"),
+    ]
+    assert result.differences[0].other == "large"
+
+
+def test_scores_name_what_they_depend_on_and_the_comparison_what_is_unequal(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    engines = config["engines"]
+    engines["baseline"] |= {"hardware": "another machine"}
+    result = run(config | {"engines": engines}, tmp_path / "run")
+    provenance = result.models[0].provenance
+    assert provenance["dataset"]["sha256"] == hash_file(Path(config["dataset"]))
+    assert provenance["engine"]["version"] == "1.2.3"
+    assert provenance["metrics"] == {"maths_exact_match": "maths_exact_match"}
+    assert provenance["sampling"]["seed"] == 42
+    [warning] = [one for one in result.warnings if "differ" in one]
+    assert "engine.hardware" in warning and "another machine" in warning
+
+
+def test_slices_that_became_worse_come_first_with_a_warning(config: dict[str, Any], tmp_path: Path) -> None:
+    worse = config | {"model": "base", "baseline": "tuned", "slices": ["level", {"by": "length"}]}
+    worse["engines"] = {"model": config["engines"]["baseline"], "baseline": config["engines"]["model"]}
+    result = run(worse, tmp_path / "run")
+    slices = {one["slice"]: one for one in result.details["slices"]}
+    assert result.details["slices"][0]["slice"] == "level=odd"
+    assert slices["level=odd"]["differences"][0]["verdict"] == "worse"
+    assert slices["level=even"]["differences"][0]["verdict"] == "undecided"
+    assert any("On level=odd (n = 20)" in warning for warning in result.warnings)
+
+
+def test_test_rows_in_the_training_data_of_the_lineage_are_counted(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    training = tmp_path / "train.jsonl"
+    known = [{"question": "Say  7.", "answer": "#### 7"}, {"question": "Name 99.", "answer": "#### 99"}]
+    training.write_text("".join(json.dumps(row) + "\n" for row in known))
+    origin = {"name": "tuned", "training_data": {"train": str(training)}}
+    result = run(config | {"origins": {"model": origin}}, tmp_path / "run")
+    [found] = result.details["contamination"]
+    assert (found["exact_rows"], found["test_rows"]) == (1, ROWS)
+    assert found["first"][0]["test_line"] == 7
+    assert any("1 of 40 test rows" in warning and "'model'" in warning for warning in result.warnings)
 
 
 def test_the_former_field_for_one_metric_names_its_successor(config: dict[str, Any]) -> None:
@@ -75,41 +235,23 @@ def test_the_former_field_for_one_metric_names_its_successor(config: dict[str, A
         parse_stage(config | {"metric": "maths_exact_match"})
 
 
-def test_rows_keep_the_order_of_the_dataset_with_their_own_answers(run: Path, held_out_rows: str) -> None:
-    dataset = [json.loads(line) for line in Path(held_out_rows).read_text().splitlines()]
-    assert [row["row"] for row in rows(run)] == list(range(1, 41))
-    for row, source in zip(rows(run), dataset, strict=True):
-        assert row["prompt"] == [{"role": "user", "content": source["question"]}]
-        assert row["reference"] == source["answer"]
-        scored = row["models"]["model"]
-        right = exact_match(scored["responses"][0], source["answer"])
-        assert scored["values"] == {"maths_exact_match": float(right)}
-
-
-def test_progress_counts_answers_of_both_models(run: Path) -> None:
-    progress = events(run, "progress")
-    assert (progress[0]["step"], progress[-1]["step"], progress[-1]["total_steps"]) == (0, 80, 80)
-
-
-def test_stopped_evaluation_goes_on_to_the_same_answers(
-    programs: Programs, config: dict[str, Any], run: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"samples": 2}, "temperature above 0"),
+        ({"metrics": [{"metric": "pass_at_k", "k": 4}]}, "needs 4 samples"),
+        ({"others": {"baseline": "x"}}, "field of its own"),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(
+    config: dict[str, Any], values: dict[str, Any], message: str
 ) -> None:
-    process = programs.start("trainers.evaluate", config | {"batch_size": 16, "max_new_tokens": 12}, tmp_path)
-    wait_for((tmp_path / "predictions.jsonl").exists, process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert (process.returncode, (tmp_path / "result.json").exists()) == (75, False), err
-    kept = (tmp_path / "predictions.jsonl").read_bytes()
-    (tmp_path / "predictions.jsonl").write_bytes(kept + b'{"by": "model", "row": 40, "pred')
-
-    run_stage(config, tmp_path)
-    assert (tmp_path / "predictions.jsonl").read_bytes().startswith(kept)
-    assert rows(tmp_path) == rows(run)
-    assert files.read_result(tmp_path) == files.read_result(run)
+    with pytest.raises(ValidationError, match=message):
+        parse_stage(config | values)
 
 
 def test_reference_without_a_number_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
-    dataset = tmp_path / "rows.jsonl"
+    dataset = tmp_path / "bad.jsonl"
     dataset.write_text('{"question": "2?", "answer": "#### 2"}\n{"question": "x?", "answer": "unknown"}\n')
     with pytest.raises(DatasetInvalid, match="Row 2"):
-        run_stage(config | {"dataset": str(dataset)}, tmp_path / "run")
+        run(config | {"dataset": str(dataset)}, tmp_path / "run")

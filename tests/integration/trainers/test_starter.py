@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, GenerationConfig
 
+from serving.engines import EngineConfig, find_engine
+from serving.engines.child_engine import free_port, run_engine
 from tests.integration.trainers.conftest import Programs
+from trainers.configs import EngineKind
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.modeling.load import load_tokenizer
 from trainers.runtime import run_dir as files
@@ -68,14 +71,20 @@ def test_fine_tuning_lifts_a_whole_starter_above_60_percent(
         "learning_rate": 2e-3,
     }
     assert programs.run("trainers.sft", train, tmp_path / "sft")[0] == 0
+    adapter = str(tmp_path / "sft" / "model")
     score = {
         "stage": "evaluate",
-        "model": {"base": str(base), "adapter": str(tmp_path / "sft" / "model")},
+        "model": {"base": str(base), "adapter": adapter},
         "baseline": str(base),
         "dataset": write_rows([dict(row) for row in generate_problems(240, ProblemSplit.held_out, seed=1)]),
         "max_new_tokens": 40,
     }
-    assert programs.run("trainers.evaluate", score, tmp_path / "score")[0] == 0
+    engine = find_engine(EngineKind.hf, [])
+    serving = EngineConfig(str(base), "base", "127.0.0.1", free_port("127.0.0.1"), {"tuned": adapter})
+    with run_engine(engine, serving, tmp_path / "engine.log") as url:
+        names = {"model": "tuned", "baseline": "base"}
+        score["engines"] = {role: {"url": url, "model": name} for role, name in names.items()}
+        assert programs.run("trainers.evaluate", score, tmp_path / "score")[0] == 0
     result = files.read_result(tmp_path / "score")
     assert result is not None
     tuned, base = (model["scores"][0] for model in result["models"])

@@ -14,7 +14,8 @@ from app.tables import Dataset, Job, Run
 from tests.integration.app.conftest import database_url, postgres, settings, sqlite
 from trainers.configs import Queue, StageKind
 from workers.hosts.worker import WorkerContext, register_worker
-from workers.runs.execute import claim_next, execute
+from workers.runs.claim import claim_next
+from workers.runs.execute import execute
 
 __all__ = ["database_url", "postgres", "settings", "sqlite"]
 

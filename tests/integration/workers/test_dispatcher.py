@@ -14,8 +14,8 @@ from tests.integration.workers.test_execute import deploy_stage, until
 from trainers.configs import Queue
 from workers.hosts.devices import DevicePool
 from workers.hosts.worker import WorkerContext
+from workers.runs.claim import ClaimedRun, claim_next
 from workers.runs.dispatcher import RunDispatcher
-from workers.runs.execute import ClaimedRun, claim_next
 
 Submit = Callable[..., str]
 HOUR = 3600

@@ -1,31 +1,153 @@
-"""Config of the `evaluate` stage: generate on held-out rows and score the completions."""
+"""Config of the `evaluate` stage: several models complete the same prompts, and metrics score them."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, DatasetRef, ModelRef, Queue, Seed, StageConfig
+from trainers.configs.base import (
+    MAX_COUNT,
+    AdaptedModel,
+    CheckpointModel,
+    Config,
+    DatasetRef,
+    DeployedModel,
+    EndpointModel,
+    NonEmpty,
+    Seed,
+    StageName,
+    StageOutput,
+)
+from trainers.configs.engines import EngineClientConfig, RunningEngine
 from trainers.configs.metrics import MathsExactMatch, Metrics
 
+MODEL, BASELINE = "model", "baseline"
+MAX_OTHERS = 6
+MAX_SAMPLES = 1024
+MAX_SLICES = 8
 
-class EvaluateConfig(StageConfig):
-    """Greedy generation on every held-out row, by the model and optionally by a baseline."""
+EvaluatedModel = Annotated[
+    NonEmpty | StageOutput | AdaptedModel | CheckpointModel | EndpointModel | DeployedModel,
+    Field(
+        description="A model: a hub id, a folder under an allowed root, an id of the registry (`model_…`), "
+        "`{stage: <name>}` for the output of an earlier stage, `{run: <id>, step: 50}` for a checkpoint, "
+        "`{deployment: <name>}`, or `{endpoint: <name>, model: …}` for an OpenAI-compatible endpoint that "
+        "the operator has named."
+    ),
+]
 
+
+class LengthSlices(Config):
+    """Slices by the length of the prompt."""
+
+    by: Literal["length"] = Field("length", description="What decides the slice of a row.")
+    bounds: list[Annotated[int, Field(ge=1, le=MAX_COUNT)]] = Field(
+        default_factory=list,
+        max_length=19,
+        description="Characters at which the next slice begins, in rising order; empty makes thirds.",
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if sorted(set(self.bounds)) != self.bounds:
+            raise ValueError("bounds must rise")
+        return self
+
+
+Slices = Annotated[
+    list[NonEmpty | LengthSlices],
+    Field(
+        max_length=MAX_SLICES,
+        description="Parts of the rows that are also scored and compared on their own: the name of a field, "
+        'such as `level` or `source`, or `{"by": "length"}`.',
+    ),
+]
+
+
+class ModelOrigin(Config):
+    """What a worker knows about a model."""
+
+    name: NonEmpty = Field(description="The model as a person reads it.")
+    facts: dict[str, str] = Field(
+        default_factory=dict, description="What identifies the weights: location, registry id, hashes."
+    )
+    training_data: dict[str, NonEmpty] = Field(
+        default_factory=dict, description="Files on which it and its ancestors were trained, by name."
+    )
+    missing_data: list[str] = Field(
+        default_factory=list, description="Training sets of its lineage that no longer exist."
+    )
+
+
+class EvaluateConfig(EngineClientConfig):
+    """Complete every row by each model, score the completions, and compare the first with the others."""
+
+    completions_file: ClassVar[str] = "responses.jsonl"
     stage: Literal["evaluate"] = Field("evaluate", description="Kind of the stage.")
-    model: ModelRef
-    baseline: ModelRef | None = Field(
+    model: EvaluatedModel
+    baseline: EvaluatedModel | None = Field(
         None, description="A second model to compare with, such as the untuned base."
+    )
+    others: dict[StageName, EvaluatedModel] = Field(
+        default_factory=dict, max_length=MAX_OTHERS, description="Further models to compare with, by name."
     )
     dataset: DatasetRef
     metrics: Metrics = Field([MathsExactMatch()])
     max_rows: int | None = Field(
         None, ge=1, le=MAX_COUNT, description="Score the first rows of the dataset only; null scores all."
     )
-    batch_size: int = Field(32, ge=1, le=MAX_COUNT, description="Prompts that are generated for at once.")
+    samples: int = Field(1, ge=1, le=MAX_SAMPLES, description="Completions of each row.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy decoding, which can be repeated.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the most likely tokens whose probabilities sum to this."
+    )
     max_new_tokens: int = Field(256, ge=1, le=MAX_COUNT, description="Maximum tokens of a completion.")
     seed: Seed = 42
+    concurrency: int = Field(32, ge=1, le=1024, description="Requests that an engine is sent at once.")
+    slices: Slices = Field(default_factory=list)
+    engines: dict[StageName, RunningEngine] = Field(
+        default_factory=dict,
+        max_length=MAX_OTHERS + 2,
+        description="Running engines by the names of their models (`model`, `baseline`, …). Only by hand: "
+        "for a job, the worker starts them.",
+    )
+    pending: list[StageName] = Field(
+        default_factory=list,
+        max_length=MAX_OTHERS + 2,
+        description="Models whose engine the worker starts later. Only the worker sets it.",
+    )
+    origins: dict[StageName, ModelOrigin] = Field(
+        default_factory=dict,
+        max_length=MAX_OTHERS + 2,
+        description="Name, identity and training data of the models. Only by hand: for a job, the worker "
+        "knows them.",
+    )
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples above 1 need a temperature above 0: greedy completions are all equal")
+        most = max(self.metrics, key=lambda metric: metric.min_samples)
+        if most.min_samples > self.samples:
+            raise ValueError(
+                f"the metric {most.label} needs {most.min_samples} samples; samples is {self.samples}"
+            )
+        if taken := self.others.keys() & {MODEL, BASELINE}:
+            raise ValueError(f"others may not contain {min(taken)!r}, which is a field of its own")
+        return self
 
     @property
-    def suitable_queues(self) -> tuple[Queue, ...]:
-        """A GPU, else the CPU."""
-        return (Queue.cuda, Queue.cpu)
+    def models(self) -> dict[str, EvaluatedModel]:
+        """All models by name, the first compared with the others."""
+        baseline = {} if self.baseline is None else {BASELINE: self.baseline}
+        return {MODEL: self.model, **baseline, **self.others}
+
+    @property
+    def engine_models(self) -> dict[str, Any]:
+        """The models that do not serve requests already."""
+        served = EndpointModel, DeployedModel
+        return {name: model for name, model in self.models.items() if not isinstance(model, served)}
+
+    def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str] = ()) -> Self:
+        """Return the config with the addresses of engines, and the models whose engines are not running."""
+        return self.model_copy(update={"engines": dict(engines), "pending": list(pending)})

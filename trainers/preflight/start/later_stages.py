@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from trainers.configs.base import AdaptedModel, ModelRef
 from trainers.configs.references import get_base_model
 from trainers.configs.stage_config import AnyStage, parse_stage
 from trainers.configs.stages.deploy import DeployConfig
@@ -116,11 +117,13 @@ def _check(config: AnyStage, template: ChatTemplateName | None) -> Iterator[Find
             # Without `check`, the stage itself continues despite these.
             yield from found if config.preflight is PreflightMode.check else ()
         case EvaluateConfig():
-            tokenizer = load_tokenizer(config.model, template)
-            yield from _check_prompts(config, tokenizer, load_scored_rows(config))
+            rows = load_scored_rows(config)
+            if isinstance(config.model, str | AdaptedModel):
+                tokenizer = load_tokenizer(config.model, template)
+                yield from _check_prompts(config, config.model, tokenizer, rows)
         case GenerateConfig():
             tokenizer = load_tokenizer(config.model, template)
-            yield from _check_prompts(config, tokenizer, load_generation_prompts(config))
+            yield from _check_prompts(config, config.model, tokenizer, load_generation_prompts(config))
         case MergeConfig():
             load_tokenizer(config.model, template)
             check_mergeable(get_base_model(config.model))
@@ -131,12 +134,13 @@ def _check(config: AnyStage, template: ChatTemplateName | None) -> Iterator[Find
 
 def _check_prompts(
     config: EvaluateConfig | GenerateConfig,
+    reference: ModelRef,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[PromptCompletion],
 ) -> Iterator[Finding]:
     """Yield findings in the first prompts as the model will read them."""
     rows = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in prompts[:MAX_PROMPTS]]
-    model = load_config(get_base_model(config.model))
+    model = load_config(get_base_model(reference))
     yield from check_model_limits(rows, tokenizer, model, config.max_new_tokens)
 
 

@@ -147,8 +147,9 @@ def test_an_approximate_resume_guarantee_has_reasons(
     assert all(part in reason for part, reason in zip(reasons, found.reasons, strict=True))
 
 
-def test_generate_resumes_approximately_because_batches_differ() -> None:
-    config = parse_stage({"stage": "generate", "model": "org/base", "dataset": "rows"})
+@pytest.mark.parametrize("kind", ["generate", "evaluate"])
+def test_completions_resume_approximately_because_batches_differ(kind: str) -> None:
+    config = parse_stage({"stage": kind, "model": "org/base", "dataset": "rows"})
     found = get_resume_guarantee(config, Queue.cpu)
     assert found is not None
     assert found.exactness == "approximate"
@@ -156,7 +157,7 @@ def test_generate_resumes_approximately_because_batches_differ() -> None:
 
 
 def test_a_stage_without_checkpoints_is_not_resumed() -> None:
-    config = parse_stage({"stage": "evaluate", "model": "org/base", "dataset": "rows"})
+    config = parse_stage({"stage": "merge", "model": "org/base"})
     assert get_resume_guarantee(config, Queue.cpu) is None
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.evaluation import row_completions
-from trainers.evaluation.row_completions import EngineEndpoint, complete_rows
+from trainers.evaluation.row_completions import complete_rows
 from trainers.rendering.render import PromptCompletion
+from trainers.runtime.endpoints import Endpoint
 
 COMPLETION = {
     "choices": [{"message": {"content": "4"}, "finish_reason": "stop"}],
@@ -31,10 +32,10 @@ def listener() -> Iterator[socket.socket]:
 def test_a_stop_leaves_the_connections_of_waiting_requests_to_the_engine(
     listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = row_completions._open_client(2)
-    monkeypatch.setattr(row_completions, "_open_client", lambda _: client)
+    endpoint = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "m", is_engine=True)
+    client = row_completions._open_client(endpoint, 2)
+    monkeypatch.setattr(row_completions, "_open_client", lambda *_: client)
     config = GenerateConfig(model="m", dataset="rows.jsonl", concurrency=2)
-    endpoint = EngineEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "m")
 
     def stop(_: int) -> None:
         raise KeyboardInterrupt

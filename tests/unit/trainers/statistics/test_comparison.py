@@ -90,6 +90,29 @@ def test_clusters_decide_how_many_rows_count() -> None:
     assert (result.verdict, result.p_value) == ("undecided", 8 / 32)
 
 
+def test_few_differing_rows_have_an_interval_for_unseen_differences() -> None:
+    rows = list(np.linspace(20, 80, 240))
+    equal = compare(values(rows), values(rows))
+    assert (equal.p_value, equal.difference, equal.verdict) == (1, 0, "undecided")
+    assert equal.interval_95 == pytest.approx((-60 * 3.84 / 243.84, 60 * 3.84 / 243.84), abs=1e-3)
+    few = compare(values([rows[0] + 9, rows[1] + 3, *rows[2:]]), values(rows))
+    assert few.p_value == pytest.approx(0.5, abs=0.02)
+    assert few.interval_95 is not None
+    assert equal.interval_95 is not None
+    assert few.interval_95[0] < 0.05 < equal.interval_95[1] < few.interval_95[1]
+
+
+@given(st.lists(st.sampled_from([0.0] * 12 + [0.5, -0.25, 0.1, 1.0]), min_size=6, max_size=40))
+@settings(deadline=None, max_examples=40)
+def test_sparse_differences_are_rejected_exactly_outside_of_the_interval(differences: list[float]) -> None:
+    test = paired_test(values(differences), values([0.0] * len(differences)))
+    for alpha in (0.05, 0.1, 0.3):
+        interval = test.interval(alpha)
+        for null in (0.0, 0.2, -0.1, test.estimate):
+            excluded = interval is not None and not interval[0] <= null <= interval[1]
+            assert (test.p_value(null) <= alpha) == excluded
+
+
 def test_no_rows_give_a_result_that_decides_nothing() -> None:
     result = compare(values([None, 0.1]), values([0.3, None]))
     assert (result.n, result.excluded, result.p_value, result.interval_95) == (0, 2, 1.0, None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import TTestPower
 
-from trainers.statistics.mcnemar import mid_p
+from trainers.statistics.paired_tests.mcnemar import mid_p
 from trainers.statistics.power import (
     describe_power,
     detectable_mean,

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from trainers.statistics.paired_test import Interval
+from trainers.statistics.paired_tests.paired_test import Interval
 from trainers.statistics.pairs import FloatArray, IntArray
 
 RESAMPLES = 9_999

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar
 
-from trainers.statistics.mcnemar import McNemarTest, exact_p, mid_p
+from trainers.statistics.paired_tests.mcnemar import McNemarTest, exact_p, mid_p
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400))
 TABLES = [(0, 1, 9), (4, 0, 30), (12, 5, 100), (64, 16, 1319), (300, 240, 2000)]

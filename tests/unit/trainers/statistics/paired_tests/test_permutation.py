@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainers.statistics.mcnemar import exact_p
-from trainers.statistics.permutation import (
+from trainers.statistics.paired_tests.mcnemar import exact_p
+from trainers.statistics.paired_tests.permutation import (
     MAX_BLOCKS,
     PermutationTest,
     corpus_permutation_test,

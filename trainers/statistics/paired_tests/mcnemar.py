@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from scipy.special import bdtr, ndtr, ndtri
 
-from trainers.statistics.paired_test import SMALLEST_P, Interval
+from trainers.statistics.paired_tests.paired_test import SMALLEST_P, Interval
 from trainers.statistics.pairs import FloatArray
 
 _EDGE = 1e-12
@@ -63,7 +63,7 @@ class McNemarTest:
 
     def p_value(self, null: float = 0.0) -> float:
         """Return the two-sided p-value of a true difference `null`, between -1 and 1."""
-        if null == 0:
+        if abs(null) < _EDGE:
             return mid_p(self.wins, self.losses)
         if abs(null) >= 1:
             return 1.0 if self.estimate == null else SMALLEST_P

@@ -1,0 +1,84 @@
+"""A stand-in for an engine that appends each request to a file, which survives whatever ends it.
+
+It completes with the last number of the prompt, which `--wrong MODEL` gets wrong for odd numbers.
+"""
+
+import argparse
+import json
+import os
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class CountingEngine(ThreadingHTTPServer):
+    """The server; `ledger` is the file of requests."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, ledger: Path, port: int = 0, seconds: float = 0.0, wrong: str = "") -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.ledger, self.seconds, self.wrong = ledger, seconds, wrong
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def record(self, request: dict[str, Any]) -> None:
+        with self._lock, self.ledger.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(request) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: CountingEngine
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._respond({"status": "ok", "version": "1.2.3", "data": []})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["max_tokens"] == 1:  # The worker's probe.
+            self._respond({"choices": [{"message": {"content": "1"}}]})
+            return
+        text = body["messages"][-1]["content"]
+        self.server.record({"model": body["model"], "prompt": text, "seed": body["seed"]})
+        time.sleep(self.server.seconds)
+        number = int(re.findall(r"\d+", text)[-1])
+        is_wrong = body["model"] == self.server.wrong and number % 2
+        message = {"role": "assistant", "content": f"#### {number + 1 if is_wrong else number}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        self._respond({"choices": [choice], "usage": {"completion_tokens": 3}})
+
+    def _respond(self, value: dict[str, Any]) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """Return all requests."""
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ledger", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    options, _ = parser.parse_known_args()
+    CountingEngine(options.ledger, options.port, options.seconds).serve_forever()

@@ -1,0 +1,1 @@
+"""Tests of the difference of two models on the same rows."""
