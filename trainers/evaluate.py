@@ -7,10 +7,15 @@ the same run directory asks for the missing ones only. A worker starts the engin
     python -m trainers.evaluate --config evaluate.yaml --run-dir runs/first-score
 
 where the config has `engines: {model: {url: http://127.0.0.1:8001, model: tuned}}`.
+
+Predictions that exist already are scored without a model:
+
+    python -m trainers.evaluate --predictions rows.jsonl --metric bleu --metric exact_match
 """
 
 import json
 import logging
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -149,6 +154,7 @@ def _score(
 
     numbers = [pair.row for pair in pairs]
     responses = {role: log.list_samples(role, numbers, config.samples) for role in config.models}
+    tool_calls = {role: log.list_tool_calls(role) for role in responses}
     values: dict[str, Values] = {
         role: measure(
             config.metrics,
@@ -156,11 +162,11 @@ def _score(
             responses[role],
             ModelContext(role, run_dir),
             {other: samples for other, samples in responses.items() if other != role},
-            log.list_tool_calls(role),
+            tool_calls[role],
         )
         for role in responses
     }
-    publish_rows(run_dir / ROWS, list_rows(pairs, responses, values))
+    publish_rows(run_dir / ROWS, list_rows(pairs, responses, values, tool_calls))
     models = [
         ModelScores(
             role=role,
@@ -216,6 +222,10 @@ def _describe_failures(models: list[ModelScores]) -> list[str]:
 
 
 if __name__ == "__main__":
+    if any(argument.partition("=")[0] == "--predictions" for argument in sys.argv[1:]):
+        from trainers.evaluation.score_file import main
+
+        main()
     from trainers.runtime.program import run_program
 
     run_program(EvaluateConfig, run, plan)

@@ -12,6 +12,9 @@ from trainers.metrics.table import check_host, make_metric
 from trainers.rendering.render import PromptCompletion, dataset_path, read_prompt_completions
 from trainers.runtime.errors import DatasetInvalid
 
+ToolCallList = Sequence[Mapping[str, Any]]
+"""Calls in OpenAI's form."""
+
 
 def load_scored_rows(config: EvaluateConfig) -> list[PromptCompletion]:
     """Return the last turn of each row.
@@ -31,37 +34,46 @@ def read_scored_rows(
     pairs = [turns[-1] for turns in read_prompt_completions(str(path), max_rows)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {path} has no rows to score.", "Add rows.")
+    check_scorable(pairs, metrics, name or str(path))
+    return pairs
+
+
+def check_scorable(pairs: Sequence[PromptCompletion], metrics: Sequence[MetricConfig], name: str) -> None:
+    """Raise DatasetInvalid for a row of the file called `name` that one of the metrics cannot score."""
     for config in metrics:
         metric = make_metric(config)
         for pair in pairs:
             reason = metric.check_row(evaluated_row(pair))
             if reason is not None:
                 raise DatasetInvalid(
-                    f"Row {pair.row} of {name or path} {reason}. The metric {config.label} cannot score it.",
+                    f"Row {pair.row} of {name} {reason}. The metric {config.label} cannot score it.",
                     "Correct the row, or choose another metric. The metrics are "
                     f"{', '.join(sorted(METRIC_KINDS))}.",
                 )
-    return pairs
 
 
 def evaluated_row(
     pair: PromptCompletion,
     responses: Sequence[str | None] = (),
     others: Mapping[str, Sequence[str | None]] | None = None,
-    tool_calls: Sequence[Mapping[str, Any]] = (),
+    tool_calls: ToolCallList = (),
 ) -> EvaluatedRow:
-    """Return a row with a model's responses to it, as a metric reads it."""
-    calls = pair.completion[-1].get("tool_calls") or () if pair.completion else ()
+    """Return a row with a model's responses to it, and the calls of the first, as a metric reads it."""
     return EvaluatedRow(
         pair.row,
         pair.prompt,
         pair.completion_text,
         tuple(responses),
         pair.source,
-        reference_tool_calls=calls,
+        reference_tool_calls=reference_tool_calls(pair),
         tool_calls=tool_calls,
         others=others or {},
     )
+
+
+def reference_tool_calls(pair: PromptCompletion) -> ToolCallList:
+    """Return the calls of the row's last assistant message."""
+    return pair.completion[-1].get("tool_calls") or () if pair.completion else ()
 
 
 def other_fields(pair: PromptCompletion) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainers.configs.metrics import MetricConfig
 from trainers.evaluation.results import Score
-from trainers.evaluation.scored_rows import evaluated_row, other_fields
+from trainers.evaluation.scored_rows import ToolCallList, evaluated_row, other_fields, reference_tool_calls
 from trainers.metrics.metric import MetricValues, ModelContext
 from trainers.metrics.table import score_rows
 from trainers.rendering.render import PromptCompletion
@@ -16,9 +16,6 @@ from trainers.runtime import run_dir as files
 
 Responses = Mapping[int, Sequence[str | None]]
 """The samples of one model by row; None where the engine rejected the request."""
-
-ToolCalls = Sequence[Mapping[str, Any]]
-"""Calls of tools in one response, in OpenAI's form."""
 
 Values = dict[str, MetricValues]
 """The values of one model by the metric's name."""
@@ -30,11 +27,11 @@ def measure(
     responses: Responses,
     context: ModelContext | None = None,
     others: Mapping[str, Responses] | None = None,
-    tool_calls: Mapping[int, ToolCalls] | None = None,
+    tool_calls: Mapping[int, ToolCallList] | None = None,
 ) -> Values:
     """Return the values of all metrics for one model.
 
-    `others` are the responses of the other models, `tool_calls` those of the model's first samples, by row.
+    `others` are the responses of the other models by role, `tool_calls` those of the first samples by row.
     """
     rows = [
         evaluated_row(
@@ -56,25 +53,34 @@ def list_scores(values: Values, responses: Responses) -> list[Score]:
 
 
 def list_rows(
-    pairs: Sequence[PromptCompletion], responses: Mapping[str, Responses], values: Mapping[str, Values]
+    pairs: Sequence[PromptCompletion],
+    responses: Mapping[str, Responses],
+    values: Mapping[str, Values],
+    tool_calls: Mapping[str, Mapping[int, ToolCallList]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the lines of `rows.jsonl`; the mappings are by the model's role."""
-    return [
-        {
-            "row": pair.row,
-            "prompt": pair.prompt,
-            "reference": pair.completion_text,
-            "fields": other_fields(pair),
-            "models": {
-                role: {
-                    "responses": list(responses[role][pair.row]),
-                    "values": {name: one.row_values[position] for name, one in values[role].items()},
-                }
-                for role in responses
-            },
-        }
-        for position, pair in enumerate(pairs)
-    ]
+    """Return the lines of `rows.jsonl`, with calls if there are any; the mappings are by the model's role."""
+    lines = []
+    for position, pair in enumerate(pairs):
+        models: dict[str, dict[str, Any]] = {}
+        for role, samples in responses.items():
+            calls = list((tool_calls or {}).get(role, {}).get(pair.row, ()))
+            models[role] = {
+                "responses": list(samples[pair.row]),
+                **({"tool_calls": calls} if calls else {}),
+                "values": {name: one.row_values[position] for name, one in values[role].items()},
+            }
+        expected = list(reference_tool_calls(pair))
+        lines.append(
+            {
+                "row": pair.row,
+                "prompt": pair.prompt,
+                "reference": pair.completion_text,
+                **({"reference_tool_calls": expected} if expected else {}),
+                "fields": other_fields(pair),
+                "models": models,
+            }
+        )
+    return lines
 
 
 def publish_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
