@@ -12,6 +12,7 @@ from typing import Any
 from trainers.comparison.common_rows import (
     CommonRows,
     EvaluationsDiffer,
+    list_common_clusters,
     load_common_rows,
     model_row,
     write_common_rows,
@@ -41,11 +42,13 @@ def run(config: CompareConfig, run_dir: Path, events: EventWriter) -> dict[str, 
             "None of the metrics can be computed on the common rows.", "Compare by other metrics."
         )
     values = {label: {metric: own[metric] for metric in compared} for label, own in loaded.items()}
+    field, clusters = list_common_clusters(evaluations, common)
     result = EvaluationResult(
         stage="compare",
         n=common.n,
-        models=[_summarize(each, common, values[each.label]) for each in evaluations],
-        differences=compare_models(values),
+        models=[_summarize(each, common, values[each.label], clusters) for each in evaluations],
+        differences=compare_models(values, clusters=clusters),
+        clusters=field,
         warnings=list_warnings(evaluations, common, loaded, metrics),
         metrics=evaluations[0].result.metrics,
     )
@@ -67,7 +70,10 @@ def plan(config: CompareConfig) -> dict[str, Any]:
 
 
 def _summarize(
-    evaluation: StoredEvaluation, common: CommonRows, values: dict[str, MetricValues]
+    evaluation: StoredEvaluation,
+    common: CommonRows,
+    values: dict[str, MetricValues],
+    clusters: list[str] | None,
 ) -> ModelScores:
     """Return the scores of an evaluation on the common rows."""
     rows = common.rows[evaluation.label]
@@ -76,7 +82,7 @@ def _summarize(
         Score(
             metric=metric,
             value=own.value,
-            interval_95=score_interval(own),
+            interval_95=score_interval(own, clusters=clusters),
             n=sum(value is not None for value in own.row_values),
             failed=failed,
             higher_is_better=own.higher_is_better,

@@ -34,7 +34,7 @@ from trainers.evaluation.provenance import (
 from trainers.evaluation.response_log import RESPONSES, ResponseLog
 from trainers.evaluation.results import EvaluationResult, ModelScores
 from trainers.evaluation.row_completions import SampleRequest, Sampling, complete
-from trainers.evaluation.scored_rows import load_scored_rows
+from trainers.evaluation.scored_rows import list_clusters, load_scored_rows
 from trainers.evaluation.scores import Values, list_rows, list_scores, measure, publish_rows
 from trainers.evaluation.slices import score_slices
 from trainers.metrics.metric import ModelContext
@@ -57,6 +57,7 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     Returns None if the engines of some models are started later.
     """
     pairs = load_scored_rows(config)
+    list_clusters(config.clusters, pairs)
     output = run_dir / RESPONSES
     restore_completions(output)
     # A worker names the origins; a hub model without a revision may have a new commit at the next attempt.
@@ -74,7 +75,10 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without sending a request."""
+    from trainers.statistics.power import describe_expected_power
+
     pairs = load_scored_rows(config)
+    list_clusters(config.clusters, pairs)
     return {
         "stage": "evaluate",
         "rows": len(pairs),
@@ -84,6 +88,7 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
         "engine": config.engine,
         "max_new_tokens": config.max_new_tokens,
         "concurrency": config.concurrency,
+        "power": describe_expected_power(len(pairs)),
     }
 
 
@@ -151,7 +156,9 @@ def _score(
 ) -> dict[str, Any]:
     # Importing scipy takes a second, which a program that only generates need not spend.
     from trainers.statistics.comparison import compare_models
+    from trainers.statistics.power import describe_power
 
+    clusters = list_clusters(config.clusters, pairs)
     numbers = [pair.row for pair in pairs]
     responses = {role: log.list_samples(role, numbers, config.samples) for role in config.models}
     tool_calls = {role: log.list_tool_calls(role) for role in responses}
@@ -171,13 +178,13 @@ def _score(
         ModelScores(
             role=role,
             model=describe_model(role, config),
-            scores=list_scores(values[role], responses[role]),
+            scores=list_scores(values[role], responses[role], clusters),
             provenance=describe_provenance(role, config, pairs, log, values[role]),
         )
         for role in responses
     ]
     sets = find_contamination(dataset_path(config.dataset), config.origins)
-    slices = score_slices(config.slices, pairs, values)
+    slices = score_slices(config.slices, pairs, values, clusters)
     warnings = [
         *slices.warnings,
         *describe_contamination(sets),
@@ -190,6 +197,7 @@ def _score(
     ]
     for warning in warnings:
         events.write_warning("evaluation_weakened", warning)
+    differences = compare_models(values, clusters=clusters, seed=config.seed)
     total = len(pairs) * config.samples * len(models)
     scores = [(f"{one.role}/{score.metric}", score.value) for one in models for score in one.scores]
     events.write_metrics(total, total, dict(scores[:MAX_METRICS]))
@@ -197,13 +205,19 @@ def _score(
         stage="evaluate",
         n=len(pairs),
         models=models,
-        differences=compare_models(values, seed=config.seed),
+        differences=differences,
         warnings=warnings,
         details={
             "contamination": [one.model_dump(mode="json") for one in sets],
             "slices": [one.model_dump(mode="json") for one in slices.slices],
+            "power": [
+                f"{one.metric} against {one.other!r}: "
+                + describe_power(one.n, one.detectable, is_share=values[one.role][one.metric].is_share)
+                for one in differences
+            ],
         },
         metrics=[metric.model_dump(mode="json") for metric in config.metrics],
+        clusters=config.clusters,
         rows=ROWS,
     )
     write_evaluation_folder(run_dir, result)

@@ -52,6 +52,18 @@ def load_common_rows(evaluations: Sequence[StoredEvaluation]) -> CommonRows:
     )
 
 
+def list_common_clusters(
+    evaluations: Sequence[StoredEvaluation], common: CommonRows
+) -> tuple[str | None, list[str] | None]:
+    """Return the field that the first evaluation with clusters names, and its value in each common row."""
+    for each in evaluations:
+        field = each.result.clusters
+        if field is not None:
+            rows = common.rows[each.label]
+            return field, [json.dumps(row.fields.get(field), sort_keys=True) for row in rows]
+    return None, None
+
+
 def model_row(row: StoredRow, role: str) -> ModelRow:
     """Return a model's part of a row; one without responses if it has none."""
     return row.models.get(role) or ModelRow([])

@@ -80,4 +80,7 @@ class EvaluationResult(BaseModel):
         default_factory=list,
         description="Configs of the metrics, by which the responses can be scored again.",
     )
+    clusters: str | None = Field(
+        None, description="Field whose equal values mark rows that are not independent; null if all are."
+    )
     rows: str = Field("rows.jsonl", description="File with a line for each row, in the run directory.")

@@ -1,5 +1,6 @@
 """The rows of an evaluation, and the check that its metrics can score them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,22 @@ def evaluated_row(
 def reference_tool_calls(pair: PromptCompletion) -> ToolCallList:
     """Return the calls of the row's last assistant message."""
     return pair.completion[-1].get("tool_calls") or () if pair.completion else ()
+
+
+def list_clusters(field: str | None, pairs: Sequence[PromptCompletion]) -> list[str] | None:
+    """Return the key of each row's cluster, or None if all rows are independent.
+
+    Raises DatasetInvalid for a row without the field.
+    """
+    if field is None:
+        return None
+    for pair in pairs:
+        if pair.source.get(field) is None:
+            raise DatasetInvalid(
+                f"Row {pair.row} has no field {field!r}, which `clusters` names.",
+                "Add the field to each row, or name another one.",
+            )
+    return [json.dumps(pair.source[field], sort_keys=True) for pair in pairs]
 
 
 def other_fields(pair: PromptCompletion) -> dict[str, Any]:

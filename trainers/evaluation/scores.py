@@ -46,10 +46,10 @@ def measure(
     return {config.label: score_rows(config, rows, context) for config in metrics}
 
 
-def list_scores(values: Values, responses: Responses) -> list[Score]:
+def list_scores(values: Values, responses: Responses, clusters: Sequence[str] | None = None) -> list[Score]:
     """Return the scores of one model, the main metric's first."""
     n_failed = sum(None in samples for samples in responses.values())
-    return [make_score(name, one, n_failed) for name, one in values.items()]
+    return [make_score(name, one, n_failed, clusters) for name, one in values.items()]
 
 
 def list_rows(
@@ -94,7 +94,9 @@ def publish_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     files.sync_folder(path.parent)
 
 
-def make_score(name: str, values: MetricValues, n_failed: int) -> Score:
+def make_score(
+    name: str, values: MetricValues, n_failed: int, clusters: Sequence[str] | None = None
+) -> Score:
     """Return the score of one metric with its interval; `n_failed` rows have no response."""
     # Importing scipy takes a second, which a program that only generates need not spend.
     from trainers.statistics.score_interval import score_interval
@@ -102,7 +104,7 @@ def make_score(name: str, values: MetricValues, n_failed: int) -> Score:
     return Score(
         metric=name,
         value=values.value,
-        interval_95=score_interval(values),
+        interval_95=score_interval(values, clusters=clusters),
         n=sum(value is not None for value in values.row_values),
         failed=n_failed,
         higher_is_better=values.higher_is_better,

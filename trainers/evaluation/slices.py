@@ -37,7 +37,10 @@ class SliceReport:
 
 
 def score_slices(
-    slices: Sequence[str | LengthSlices], pairs: Sequence[PromptCompletion], values: Mapping[str, Values]
+    slices: Sequence[str | LengthSlices],
+    pairs: Sequence[PromptCompletion],
+    values: Mapping[str, Values],
+    clusters: Sequence[str] | None = None,
 ) -> SliceReport:
     """Score each slice of at least 5 rows, and compare the models on it."""
     if not slices:
@@ -46,15 +49,22 @@ def score_slices(
 
     found: list[SliceScores] = []
     for label, positions in _list_slices(slices, pairs):
+        keys = clusters and [clusters[position] for position in positions]
         parts = {
             role: {name: take_rows(one, positions) for name, one in of_role.items()}
             for role, of_role in values.items()
         }
         scores = {
-            role: [make_score(name, one, 0) for name, one in part.items()] for role, part in parts.items()
+            role: [make_score(name, one, 0, keys) for name, one in part.items()]
+            for role, part in parts.items()
         }
         found.append(
-            SliceScores(slice=label, n=len(positions), scores=scores, differences=compare_models(parts))
+            SliceScores(
+                slice=label,
+                n=len(positions),
+                scores=scores,
+                differences=compare_models(parts, clusters=keys),
+            )
         )
     found = _adjust(found)
     found.sort(key=_worst)

@@ -73,6 +73,13 @@ def describe_power(n: int, detectable: float | None, *, is_share: bool) -> str:
     return f"With {rows}, a true difference of {size} would be found with a probability of {POWER:.0%}."
 
 
+def describe_expected_power(n: int) -> str:
+    """Return the power of comparing shares on n rows before an evaluation, with its assumption."""
+    assumed = f"{ASSUMED_DISCORDANT:.0%} of the rows"
+    sentence = describe_power(n, detectable_share(n), is_share=True)
+    return f"{sentence} This assumes that only one of two models is right on {assumed}."
+
+
 def _most_losses(m: FloatArray, alpha: float) -> FloatArray:
     """Return the largest number of losses among m rows with a mid-p of at most alpha; -1 for none."""
     losses = np.floor(m / 2 + ndtri(alpha / 2) * np.sqrt(m) / 2) + 2

@@ -57,6 +57,15 @@ def test_the_first_evaluation_is_compared_with_each_other_one(tmp_path: Path) ->
     assert result.warnings == []
 
 
+def test_the_clusters_of_an_evaluation_are_respected(tmp_path: Path) -> None:
+    clustered = make_result({"model": RIGHT}).model_copy(update={"clusters": "document"})
+    rows = [row | {"fields": {"document": i // 6}} for i, row in enumerate(make_rows({"model": RIGHT}))]
+    folder = write_folder(tmp_path / "a", clustered, rows)
+    result = compare(tmp_path, {"folder": str(folder)}, store(tmp_path / "b", HALF))
+    assert (result.clusters, result.differences[0].verdict) == ("document", "undecided")
+    assert result.differences[0].method.startswith("paired permutation")
+
+
 def test_rows_are_paired_by_prompt_and_reference_and_the_others_are_named(tmp_path: Path) -> None:
     first = store(tmp_path / "a", [1, 0, 1], ["x", "y", "z"])
     second = store(tmp_path / "b", [1, 1, 1, 0], ["z", "y", "w", "v"])

@@ -216,6 +216,29 @@ def test_slices_that_became_worse_come_first_with_a_warning(config: dict[str, An
     assert any("On level=odd (n = 20)" in warning for warning in result.warnings)
 
 
+def test_clusters_widen_the_intervals_and_decide_the_test(config: dict[str, Any], tmp_path: Path) -> None:
+    independent = run(config, tmp_path / "run")
+    (tmp_path / "run" / files.RESULT).unlink(missing_ok=True)
+    clustered = run(config | {"clusters": "level"}, tmp_path / "run")
+    assert (independent.clusters, clustered.clusters) == (None, "level")
+    # Two documents decide nothing, however many questions there are about each.
+    assert [result.differences[0].verdict for result in (independent, clustered)] == ["better", "undecided"]
+    narrow, wide = (result.models[1].scores[0].interval_95 or (0, 0) for result in (independent, clustered))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    with pytest.raises(DatasetInvalid, match="no field 'document'"):
+        run(config | {"clusters": "document"}, tmp_path / "other")
+
+
+def test_power_is_stated_before_and_after(config: dict[str, Any], tmp_path: Path) -> None:
+    parsed = parse_stage(config)
+    assert isinstance(parsed, EvaluateConfig)
+    assert evaluate.plan(parsed)["power"].startswith(
+        "With 40 rows, a true difference of 18.1 percentage points"
+    )
+    [sentence] = run(config, tmp_path / "run").details["power"]
+    assert sentence.startswith("maths_exact_match against 'baseline': With 40 rows, a true difference of ")
+
+
 def test_test_rows_in_the_training_data_of_the_lineage_are_counted(
     config: dict[str, Any], tmp_path: Path
 ) -> None:

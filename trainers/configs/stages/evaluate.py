@@ -105,6 +105,13 @@ class EvaluateConfig(EngineClientConfig):
     seed: Seed = 42
     concurrency: int = Field(32, ge=1, le=1024, description="Requests that an engine is sent at once.")
     slices: Slices = Field(default_factory=list)
+    clusters: NonEmpty | None = Field(
+        None,
+        max_length=200,
+        description="Field whose equal values mark rows that are not independent, such as several questions "
+        "about one `document`: intervals and tests count documents, not questions. Null takes each row as "
+        "independent.",
+    )
     engines: dict[StageName, RunningEngine] = Field(
         default_factory=dict,
         max_length=MAX_OTHERS + 2,

@@ -6,6 +6,7 @@ from statsmodels.stats.power import TTestPower
 
 from trainers.statistics.paired_tests.mcnemar import mid_p
 from trainers.statistics.power import (
+    describe_expected_power,
     describe_power,
     detectable_mean,
     detectable_share,
@@ -53,4 +54,8 @@ def test_power_is_a_sentence() -> None:
         "With 240 rows, a true difference of 8.1 percentage points would be found with a probability of 80%."
     )
     assert "1.35 would" in describe_power(1, 1.3512, is_share=False)
+    assert describe_expected_power(240) == (
+        "With 240 rows, a true difference of 7.9 percentage points would be found with a probability of 80%. "
+        "This assumes that only one of two models is right on 20% of the rows."
+    )
     assert "unknown" in describe_power(4, None, is_share=True)
