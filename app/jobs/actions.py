@@ -11,9 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
-from app.http.errors import Conflict
+from app.http.errors import Conflict, InUse
 from app.jobs.graph.status import find_deciding_run
-from app.jobs.inputs import find_deleted_inputs
+from app.jobs.inputs import find_deleted_inputs, list_unfinished_jobs
 from app.jobs.service import get_job
 from app.runs import graph, lifecycle
 from app.tables import (
@@ -124,7 +124,7 @@ def delete(session: Session, job_id: str) -> None:
     """Delete a finished job with its runs, events, checkpoints and evaluations in one transaction.
 
     Their files are not deleted here: no row names them any more, so the next collection removes them.
-    Raises JobNotFound and JobStatusConflict.
+    Raises JobNotFound, JobStatusConflict, and InUse while an unfinished job compares one of its evaluations.
     """
     # The lock excludes a retry between this check and the deletion.
     runs = _lock_runs(session, job_id)
@@ -135,11 +135,9 @@ def delete(session: Session, job_id: str) -> None:
             hint=f"Cancel it first: POST /api/v1/jobs/{job_id}/cancel.",
         )
     run_ids = [run.id for run in runs]
-    evaluations = sa.select(col(Evaluation.id)).where(col(Evaluation.job_id) == job_id)
-    session.execute(sa.delete(EvaluationScore).where(col(EvaluationScore.evaluation_id).in_(evaluations)))
+    _delete_evaluations(session, job_id)
     of_runs = (
         (RunNeed, RunNeed.run_id),
-        (Evaluation, Evaluation.run_id),
         (Comparison, Comparison.run_id),
         (Event, Event.run_id),
         (Checkpoint, Checkpoint.run_id),
@@ -149,6 +147,24 @@ def delete(session: Session, job_id: str) -> None:
         session.execute(sa.delete(table).where(col(column).in_(run_ids)))
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))
+
+
+def _delete_evaluations(session: Session, job_id: str) -> None:
+    """Delete the evaluations of a job; raises InUse while an unfinished job compares one of them.
+
+    The rows are locked before the check, so that a job which names one waits for its result.
+    """
+    statement = sa.select(col(Evaluation.id)).where(col(Evaluation.job_id) == job_id).with_for_update()
+    evaluations = session.scalars(statement).all()
+    for evaluation_id in evaluations:
+        if users := list_unfinished_jobs(session, evaluation_id):
+            raise InUse(
+                f"The evaluation {evaluation_id} of job {job_id} is used by the unfinished job {users[0]}.",
+                hint="Wait until it has finished, or cancel it.",
+                used_by=users,
+            )
+    session.execute(sa.delete(EvaluationScore).where(col(EvaluationScore.evaluation_id).in_(evaluations)))
+    session.execute(sa.delete(Evaluation).where(col(Evaluation.job_id) == job_id))
 
 
 def _act(session: Session, job_id: str, action: Action, values: dict[str, Any] | None = None) -> Job:

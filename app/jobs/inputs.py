@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, String, cast, or_, select
 from sqlmodel import Session, col
 
-from app.tables import FINISHED, Dataset, Model, Run
+from app.tables import FINISHED, Dataset, Evaluation, Model, Run
 from trainers.configs import StageDataset, StageOutput
 from trainers.configs.references import find_references
 
-INPUT_ID = re.compile(r"\b(?:dataset|model)_[0-9a-hjkmnp-tv-z]{26}\b")
+INPUT_ID = re.compile(r"\b(?:dataset|evaluation|model)_[0-9a-hjkmnp-tv-z]{26}\b")
 MAX_LISTED = 100
 
 
@@ -53,6 +53,10 @@ def find_deleted_inputs(
         if named_ids:
             rows = select(col(table.id)).where(col(table.id).in_(named_ids), col(table.deleted_at).is_(None))
             existing.update(session.scalars(rows))
+    if evaluations := [input_id for input_id in ids if input_id.startswith("evaluation_")]:
+        existing.update(
+            session.scalars(select(col(Evaluation.id)).where(col(Evaluation.id).in_(evaluations)))
+        )
     return sorted(ids - existing)
 
 

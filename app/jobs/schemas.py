@@ -81,7 +81,7 @@ class JobView(BaseModel):
     created_by: str | None = Field(description="Id of the API key that submitted it; null without keys.")
     spec: dict[str, Any] = Field(description="The request as it was submitted.")
     deleted_inputs: list[str] = Field(
-        description="Ids of datasets and models that its stages read and that have been deleted."
+        description="Ids of datasets, models and evaluations that its stages read and that have been deleted."
     )
     runs: list[RunView] = Field(description="Its runs in order, one for each stage.")
     warnings: list[RunWarningView] = Field(

@@ -25,7 +25,7 @@ from app.storage.artifacts import get_store
 from app.storage.cache import USED_SUFFIX
 from app.storage.database import read_session
 from app.storage.inventory import PARTIAL_SUFFIX
-from app.tables import HELD, Checkpoint, Dataset, Deployment, Model, Run
+from app.tables import HELD, Checkpoint, Dataset, Deployment, Evaluation, Model, Run
 
 LOCK = "gc.lock"
 # Folder in the data directory of the links through which programs and engines see models.
@@ -193,7 +193,7 @@ def _list_hashes_in_use(session: Session) -> set[str]:
             select(col(Checkpoint.sha256)).where(col(Checkpoint.run_id).in_([r.id for r in held]))
         )
     )
-    for table in (Model, Dataset):
+    for table in (Model, Dataset, Evaluation):
         hashes |= set(session.scalars(select(col(table.sha256)).where(col(table.id).in_(ids))))
     return hashes
 

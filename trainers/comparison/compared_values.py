@@ -13,7 +13,7 @@ from trainers.comparison.common_rows import CommonRows, EvaluationsDiffer, evalu
 from trainers.comparison.stored_evaluation import StoredEvaluation
 from trainers.configs.metrics import AnyMetric, MetricConfig
 from trainers.evaluation.results import Score
-from trainers.metrics.metric import MetricValues
+from trainers.metrics.metric import MetricValues, ModelMetric
 from trainers.metrics.table import make_metric
 
 # Of the value; sums in another order differ by less.
@@ -52,7 +52,11 @@ def _load_metric(evaluation: StoredEvaluation, common: CommonRows, score: Score)
     role, rows = evaluation.model.role, common.rows[evaluation.label]
     if not _is_mean(evaluation, score):
         config = _find_config(evaluation, score.metric)
-        return make_metric(config).score(evaluated_rows(rows, role)) if config is not None else None
+        metric = make_metric(config) if config is not None else None
+        # A metric of the model, such as perplexity, would need the model.
+        if metric is None or isinstance(metric, ModelMetric):
+            return None
+        return metric.score(evaluated_rows(rows, role))
     row_values = [model_row(row, role).values.get(score.metric) for row in rows]
     known = [value for value in row_values if value is not None]
     return MetricValues(

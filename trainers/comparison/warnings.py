@@ -5,11 +5,10 @@ from typing import Any
 
 from trainers.comparison.common_rows import CommonRows
 from trainers.comparison.stored_evaluation import StoredEvaluation
+from trainers.evaluation.provenance import find_differences
 from trainers.metrics.metric import MetricValues
 
 MAX_VALUE_CHARACTERS = 60
-# Which model it is must differ, or there would be nothing to compare.
-OF_THE_MODEL = ("model", "adapter", "base", "reference")
 
 
 def list_warnings(
@@ -61,14 +60,14 @@ def _name_signatures(evaluations: Sequence[StoredEvaluation], metrics: Sequence[
 
 def _name_conditions(evaluations: Sequence[StoredEvaluation]) -> list[str]:
     first, *others = evaluations
-    own = flatten(first.model.provenance)
     warnings = []
     for other in others:
-        theirs = flatten(other.model.provenance)
+        found = find_differences(first.model.provenance, other.model.provenance)
+        # Unequal signatures have a warning of their own.
         unequal = [
-            f"{name} ({_shorten(own.get(name))} and {_shorten(theirs.get(name))})"
-            for name in sorted(own.keys() | theirs.keys())
-            if own.get(name) != theirs.get(name) and not name.startswith(OF_THE_MODEL)
+            f"{name} ({_shorten(own)} and {_shorten(theirs)})"
+            for name, (own, theirs) in found.items()
+            if not name.startswith("metrics.")
         ]
         if unequal:
             warnings.append(
@@ -76,14 +75,6 @@ def _name_conditions(evaluations: Sequence[StoredEvaluation]) -> list[str]:
                 f"{', '.join(unequal)}."
             )
     return warnings
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested objects as one with dotted names."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    items = ((f"{prefix}.{name}" if prefix else str(name), inner) for name, inner in value.items())
-    return {name: leaf for path, inner in items for name, leaf in flatten(inner, path).items()}
 
 
 def _shorten(value: Any) -> str:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import ValidationError
 
 from trainers.evaluation.results import PairedDifference
+from trainers.evaluation.slices import SliceScores
 from trainers.reports.content import ReportContent, format_interval, format_p, format_value
 from trainers.reports.plots import ImageFormat, plot_differences, plot_scores
 from trainers.statistics.power import describe_power
@@ -85,12 +87,30 @@ def _describe_power(difference: PairedDifference) -> str:
 
 
 def _list_slices(content: ReportContent) -> Table:
-    """Return the slices of the result, in its order."""
-    slices = content.result.details.get("slices")
-    if not isinstance(slices, list) or not slices or not all(isinstance(each, dict) for each in slices):
+    """Return the differences on the slices of the rows, in the order of the result: the worst come first."""
+    lines = [
+        [
+            slice_scores.slice,
+            f"{slice_scores.n:,}",
+            each.metric,
+            f"{each.role} minus {each.other}",
+            f"{each.difference:+.3g}",
+            format_interval(each.interval_95),
+            format_p(each.p_adjusted),
+            VERDICTS[each.verdict],
+        ]
+        for slice_scores in _parse_slices(content.result.details.get("slices"))
+        for each in slice_scores.differences
+    ]
+    header = ["Slice", "Rows", "Metric", "Models", "Difference", "Interval", "p", "Verdict"]
+    return [header, *lines[:MAX_SLICES]] if lines else []
+
+
+def _parse_slices(slices: Any) -> list[SliceScores]:
+    try:
+        return [SliceScores.model_validate(each) for each in slices or ()]
+    except (ValidationError, TypeError):
         return []
-    names = list(dict.fromkeys(name for each in slices for name in each))
-    return [names, *([_cell(each.get(name)) for name in names] for each in slices[:MAX_SLICES])]
 
 
 def _list_provenance(content: ReportContent) -> Table:

@@ -114,7 +114,7 @@ class ErrorCode(StrEnum):
     )
     first_key_must_be_admin = "first_key_must_be_admin", "The first API key needs the scope `admin`."
     in_use = "in_use", "Other objects still use the object; `used_by` contains their ids."
-    input_deleted = "input_deleted", "A dataset or model that the job reads has been deleted."
+    input_deleted = "input_deleted", "A dataset, model or evaluation that the job reads has been deleted."
     worker_alive = "worker_alive", "The worker is alive, so its record cannot be deleted."
     deployment_live = "deployment_live", "The deployment has not ended, so its record cannot be deleted."
     deployment_has_alias = "deployment_has_alias", "An alias routes to this deployment."

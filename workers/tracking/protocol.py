@@ -16,8 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
+from trainers.evaluation.results import EvaluationResult, Interval
 from trainers.runtime import run_dir as files
 
 JOB = "job.json"
@@ -142,7 +143,38 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def result_metrics(end: AttemptEnd) -> dict[str, float]:
-    """Return the numbers of a result by their dotted names, each with the prefix `result.`."""
+    """Return the numbers of a result by their dotted names, each with the prefix `result.`.
+
+    Scores of an evaluation are named by model and metric: `result.model.bleu`, `result.model.bleu.low_95`.
+    """
     leaves = flatten(end.result or {}, "result").items()
     # To Python a bool is an int.
-    return {name: float(leaf) for name, leaf in leaves if type(leaf) in (int, float)}
+    numbers = {name: float(leaf) for name, leaf in leaves if type(leaf) in (int, float)}
+    try:
+        evaluation = EvaluationResult.model_validate(end.result)
+    except ValidationError:
+        return numbers
+    return numbers | _score_metrics(evaluation) | _difference_metrics(evaluation)
+
+
+def _score_metrics(evaluation: EvaluationResult) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for model in evaluation.models:
+        for score in model.scores:
+            name = f"result.{model.role}.{score.metric}"
+            numbers |= {name: score.value, f"{name}.n": score.n, f"{name}.failed": score.failed}
+            numbers |= _interval_metrics(name, score.interval_95)
+    return numbers
+
+
+def _difference_metrics(evaluation: EvaluationResult) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for each in evaluation.differences:
+        name = f"result.{each.role}.minus.{each.other}.{each.metric}"
+        numbers |= {name: each.difference, f"{name}.n": each.n, f"{name}.p_adjusted": each.p_adjusted}
+        numbers |= _interval_metrics(name, each.interval_95)
+    return numbers
+
+
+def _interval_metrics(name: str, interval: Interval | None) -> dict[str, float]:
+    return {} if interval is None else {f"{name}.low_95": interval[0], f"{name}.high_95": interval[1]}

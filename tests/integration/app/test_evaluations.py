@@ -12,9 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from app.backup.backup import create_backup
+from app.retention.collector import hold_storage_lease
 from app.settings import Settings
+from app.storage.artifacts import get_store
+from app.storage.database import get_engine
 from app.tables import Dataset, Evaluation, Run
-from tests.integration.app.stored_artifacts import run_collection, stored_keys
+from tests.integration.app.stored_artifacts import list_faults, run_collection, stored_keys
 from tests.integration.app.stored_evaluations import (
     METRIC,
     make_difference,
@@ -166,3 +170,44 @@ def test_a_damaged_row_is_reported_as_a_damaged_artifact(
     path.write_text(path.read_text().replace("question", "other").replace("1", "2", 1))
     response = client.get(f"/api/v1/evaluations/{stored[0].id}/rows")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "artifact_corrupt")
+
+
+def test_a_job_whose_evaluation_an_unfinished_comparison_reads_is_not_deleted(
+    client: TestClient, stored: list[Evaluation]
+) -> None:
+    ids = [evaluation.id for evaluation in stored]
+    job = client.post("/api/v1/comparisons", json={"evaluations": ids})
+    assert job.status_code == 202, job.text
+    refused = client.delete(f"/api/v1/jobs/{stored[0].job_id}")
+    assert refused.status_code == 409 and refused.json()["error"]["used_by"] == [job.json()["id"]]
+    client.post(f"/api/v1/jobs/{job.json()['id']}/cancel")
+    assert client.delete(f"/api/v1/jobs/{stored[0].job_id}").status_code == 204
+    retried = client.post(f"/api/v1/jobs/{job.json()['id']}/retry")
+    assert (retried.status_code, retried.json()["error"]["code"]) == (409, "input_deleted")
+
+
+def test_a_comparison_names_each_evaluation_that_does_not_exist(
+    client: TestClient, stored: list[Evaluation]
+) -> None:
+    known = stored[0].id
+    unknown = client.post("/api/v1/comparisons", json={"evaluations": [known, "evaluation_x"]})
+    twice = client.post("/api/v1/comparisons", json={"evaluations": [known, known]})
+    for refused, field in ((unknown, "evaluations.1"), (twice, "evaluations.1")):
+        assert refused.status_code == 422
+        assert refused.json()["error"]["fields"][0]["field"] == field
+    stages = [{"stage": "compare", "evaluations": [known, {"stage": "evaluate"}]}]
+    refused = client.post("/api/v1/jobs", json={"name": "x", "stages": stages})
+    assert refused.json()["error"]["fields"][0]["field"] == "stages.0.evaluations.1"
+
+
+def test_evaluations_are_verified_and_in_a_backup(
+    client: TestClient, settings: Settings, stored: list[Evaluation], tmp_path: Path
+) -> None:
+    assert list_faults() == []
+    with hold_storage_lease() as lease:
+        assert lease is not None
+        create_backup(get_engine(), get_store(), lease, tmp_path / "backup", 1, lambda progress: None)
+    copied = tmp_path / "backup" / "artifacts" / stored[0].artifact
+    assert {path.name for path in copied.iterdir()} >= {"rows.parquet", "report.html"}
+    Path(get_store().root, stored[0].artifact, "rows.parquet").write_bytes(b"damaged")
+    assert list_faults() == [f"damaged {stored[0].artifact}"]

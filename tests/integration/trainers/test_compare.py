@@ -78,18 +78,21 @@ def test_rows_are_paired_by_prompt_and_reference_and_the_others_are_named(tmp_pa
 
 
 def test_unequal_signatures_and_conditions_are_named(tmp_path: Path) -> None:
-    first = store(tmp_path / "a", RIGHT, engine="hf", model_sha256="1", sampling={"seed": 1})
+    first = store(tmp_path / "a", RIGHT, engine="hf", model={"sha256": "1"}, sampling={"seed": 1})
     second = store(
-        tmp_path / "b", HALF, signature=f"{EXACT}2", engine="vllm", model_sha256="2", sampling={"seed": 1}
+        *(tmp_path / "b", HALF),
+        signature=f"{EXACT}2",
+        engine="vllm",
+        model={"sha256": "2"},
+        sampling={"seed": 1},
     )
     signatures, conditions = compare(tmp_path, first, second).warnings
     assert "exact_match was measured in different ways" in signatures
-    assert "engine (hf and vllm)" in conditions and "model" not in conditions.split("engine (")[1]
+    assert conditions.endswith("were evaluated under different conditions: engine (hf and vllm).")
 
 
 def test_a_corpus_metric_is_computed_again_from_the_responses(tmp_path: Path) -> None:
     config = {"metric": "bleu", "tokenizer": "13a"}
-    bleu = pytest.importorskip("trainers.metrics.translation")
     folders = []
     for name, response in (("a", "the cat sat on the mat today"), ("b", "a cat was on some mat today")):
         rows = make_rows({"model": [0.0, 0.0]})
@@ -102,7 +105,7 @@ def test_a_corpus_metric_is_computed_again_from_the_responses(tmp_path: Path) ->
         result = result.model_copy(update={"models": [model], "metrics": [config]})
         folders.append({"folder": str(write_folder(tmp_path / name, result, rows))})
     result = compare(tmp_path, *folders)
-    assert bleu is not None and result.models[0].scores[0].value == pytest.approx(100)
+    assert result.models[0].scores[0].value == pytest.approx(100)
     assert 0 < result.models[1].scores[0].value < 50
 
 

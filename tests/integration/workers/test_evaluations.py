@@ -4,21 +4,31 @@ Method: programs that write the folder of an evaluation with the real writer.
 """
 
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlmodel import select
 
+from app.comparisons.schemas import ComparisonCreate
+from app.comparisons.service import create_comparison
+from app.settings import EvaluationEndpoint
 from app.storage.artifacts import get_store
-from app.storage.database import read_session
-from app.tables import Evaluation, EvaluationScore, Run, RunStatus
+from app.storage.database import read_session, transaction
+from app.tables import Comparison, Evaluation, EvaluationScore, Run, RunStatus
+from tests.integration.app.conftest import make_job
 from tests.integration.app.stored_artifacts import set_values
-from tests.integration.app.stored_evaluations import METRIC, make_result, make_rows
+from tests.integration.app.stored_evaluations import METRIC, make_result, make_rows, store_evaluations
 from tests.integration.workers.conftest import execute_next, row
-from trainers.configs import StageKind
+from trainers.configs import EvaluationFolder, StageEvaluation, StageKind
 from workers.hosts.worker import WorkerContext
+from workers.inputs.errors import InputEvaluationNotFound, InputRefused
+from workers.inputs.evaluations import fetch_evaluation
 from workers.outputs.evaluations import ProducedEvaluation, publish_evaluation
+
+__all__ = ["make_job"]
 
 Submit = Callable[..., str]
 VALUES = {"model": [1, 0, 1], "baseline": [0, 0, 1]}
@@ -41,13 +51,11 @@ def _poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def submit_evaluation(worker: WorkerContext, submit: Submit, body: str) -> str:
-    run_id, model = submit(body), str(worker.settings.data_dir / "models" / "base")
-    config = {
-        "stage": "evaluate",
-        "model": model,
-        "baseline": model,
-        "dataset": row(run_id).config["dataset"],
-    }
+    """Queue an `evaluate` run of endpoints, which need no engine, whose program has this body."""
+    worker.settings.evaluation_endpoints = {"mine": EvaluationEndpoint(url="http://127.0.0.1:9/v1")}
+    run_id, model = submit(body), {"endpoint": "mine", "model": "m"}
+    dataset = row(run_id).config["dataset"]
+    config = {"stage": "evaluate", "model": model, "baseline": model, "dataset": dataset}
     set_values(Run, run_id, stage=StageKind.evaluate, config=config)
     return run_id
 
@@ -101,3 +109,32 @@ def test_an_attempt_that_loses_its_run_while_it_publishes_stores_no_evaluation(
     assert execute_next(worker)
     assert row(run_id).status is RunStatus.running
     assert stored(Evaluation) == stored(EvaluationScore) == []
+
+
+def test_a_comparison_of_stored_evaluations_runs_on_a_worker(
+    worker: WorkerContext, make_job: Callable[..., list[Run]], tmp_path: Path
+) -> None:
+    worker.settings.trainer_python = sys.executable
+    model, baseline = store_evaluations(make_job, tmp_path, {"model": [1.0] * 8, "baseline": [0.0] * 8})
+    body = ComparisonCreate(evaluations=[model.id, baseline.id])
+    with transaction() as session:
+        job = create_comparison(session, worker.settings, body, "")
+    assert execute_next(worker)
+    (comparison,) = stored(Comparison)
+    assert (comparison.job_id, comparison.n) == (job.id, 8)
+    assert comparison.evaluations == [model.id, baseline.id]
+    (difference,) = comparison.result["differences"]
+    assert (difference["role"], difference["other"]) == (model.id, baseline.id)
+    assert (difference["difference"], difference["verdict"]) == (1.0, "better")
+
+
+def test_a_comparison_reads_the_evaluations_of_earlier_stages_of_its_job(
+    worker: WorkerContext, make_job: Callable[..., list[Run]], tmp_path: Path
+) -> None:
+    (own,) = store_evaluations(make_job, tmp_path, {"model": [1.0]})
+    found = fetch_evaluation(own.job_id, StageEvaluation(stage="stage0"))
+    assert found.id == own.id and Path(found.folder, "rows.jsonl").is_file()
+    with pytest.raises(InputEvaluationNotFound, match="model 'baseline' by the stage 'stage0'"):
+        fetch_evaluation(own.job_id, StageEvaluation(stage="stage0", role="baseline"))
+    with pytest.raises(InputRefused, match="not by folders"):
+        fetch_evaluation(own.job_id, EvaluationFolder(folder="/etc"))
