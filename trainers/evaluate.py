@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from trainers.configs.base import DeployedModel, EndpointModel
+from trainers.configs.base import DeployedModel, EndpointModel, StoredResponses
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.evaluation.checkpoints import CompletionProgress, restore_completions
 from trainers.evaluation.contamination import describe_contamination, find_contamination
@@ -34,14 +34,14 @@ from trainers.evaluation.provenance import (
 from trainers.evaluation.response_log import RESPONSES, ResponseLog
 from trainers.evaluation.results import EvaluationResult, ModelScores
 from trainers.evaluation.row_completions import SampleRequest, Sampling, complete
-from trainers.evaluation.scored_rows import list_clusters, load_scored_rows
+from trainers.evaluation.scored_rows import list_clusters, load_scored_rows, read_stored_samples
 from trainers.evaluation.scores import Values, list_rows, list_scores, measure, publish_rows
 from trainers.evaluation.slices import score_slices
 from trainers.metrics.metric import ModelContext
 from trainers.rendering.render import PromptCompletion, dataset_path
 from trainers.reports.evaluation_folder import write_evaluation_folder
 from trainers.runtime.endpoints import Endpoint, read_endpoint
-from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.errors import ConfigInvalid, DatasetInvalid
 from trainers.runtime.events import MAX_METRICS, EventWriter
 
 ROWS = "rows.jsonl"
@@ -118,6 +118,11 @@ def _complete_model(
     requests = list_missing(config, role, pairs, log)
     if not requests:
         return
+    model = config.models[role]
+    if isinstance(model, StoredResponses):
+        _copy_stored(role, model, requests, log)
+        progress.report(len(log))
+        return
     endpoint = _find_endpoint(role, config)
     log.add_engine(role, read_engine(role, config, endpoint))
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
@@ -127,6 +132,20 @@ def _complete_model(
             log.add((role, request.prompt.row, request.sample), completion)
             progress.report(len(log))
     logger.info("%s: %d responses", role, len(requests))
+
+
+def _copy_stored(role: str, model: StoredResponses, requests: list[SampleRequest], log: ResponseLog) -> None:
+    """Add the responses in a field of the rows to the log; raises DatasetInvalid for too few samples."""
+    log.add_engine(role, {"kind": "stored", "name": str(model)})
+    for request in requests:
+        row, samples = request.prompt.row, read_stored_samples(request.prompt.source, model.field)
+        if request.sample >= len(samples):
+            count = "1 response" if len(samples) == 1 else f"{len(samples)} responses"
+            raise DatasetInvalid(
+                f"Row {row} has {count} in `{model.field}`, which is fewer than `samples`.",
+                "Set `samples` to the number of responses of each row.",
+            )
+        log.add((role, row, request.sample), {"prediction": samples[request.sample]})
 
 
 def _seed(config: EvaluateConfig, row: int, sample: int) -> int:

@@ -59,7 +59,9 @@ def _find_dataset(reference: str) -> Dataset | None:
 def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
     rows = min(stage.max_rows or MAX_ROWS, MAX_ROWS)
     try:
-        found = _find_error(dataset.artifact, dataset.sha256, _dump(stage.metrics), rows)
+        found = _find_error(
+            dataset.artifact, dataset.sha256, _dump(stage.metrics), stage.response_fields, rows
+        )
     except (OSError, ArtifactCorrupt):
         # Without the store a job can be posted, and its worker reports what the store lacks.
         return
@@ -71,11 +73,14 @@ def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _find_error(artifact: str, sha256: str, metrics: bytes, max_rows: int) -> DatasetInvalid | None:
+def _find_error(
+    artifact: str, sha256: str, metrics: bytes, response_fields: tuple[str, ...], max_rows: int
+) -> DatasetInvalid | None:
     """Return the error of the first row that a metric cannot score; a stored file never changes."""
     configs = _METRICS.validate_json(metrics)
     try:
-        read_scored_rows(get_store().fetch_file(artifact, sha256), configs, max_rows, name="the dataset")
+        file = get_store().fetch_file(artifact, sha256)
+        read_scored_rows(file, configs, max_rows, "the dataset", response_fields)
     except DatasetInvalid as error:
         return error
     return None

@@ -164,6 +164,21 @@ class DeployedModel(Config):
         return f"deployment {self.deployment}"
 
 
+class StoredResponses(Config):
+    """Responses that exist already, in a field of each row of the dataset."""
+
+    field: NonEmpty = Field(
+        description="Field with the response: a text, a list of one for each sample, or null for none."
+    )
+
+    def __str__(self) -> str:
+        """Return the field."""
+        return f"responses in the field {self.field}"
+
+
+# Models of which no weights are loaded for the stage.
+WEIGHTLESS_MODELS = (EndpointModel, DeployedModel, StoredResponses)
+
 ServedModel = Annotated[
     EndpointModel | DeployedModel,
     Field(

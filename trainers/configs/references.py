@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from trainers.configs.base import (
+    WEIGHTLESS_MODELS,
     AdaptedModel,
     CheckpointModel,
     DatasetRef,
@@ -74,7 +75,7 @@ def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField 
     for name, value in config:
         path = f"{prefix}{name}"
         # Of a model behind an endpoint, `model` is its name there.
-        if value is None or isinstance(value, EndpointModel | DeployedModel):
+        if value is None or isinstance(value, WEIGHTLESS_MODELS):
             continue
         if name in MODEL_FIELDS:
             yield ModelField(path, name, value)
@@ -88,13 +89,13 @@ def find_references(config: BaseModel, prefix: str = "") -> Iterator[ModelField 
             yield DatasetField(path, name, value)
         elif name in MODEL_MAPS:
             for role, model in value.items():
-                if not isinstance(model, EndpointModel | DeployedModel):
+                if not isinstance(model, WEIGHTLESS_MODELS):
                     yield ModelField(f"{path}.{role}", name, model)
         elif isinstance(value, BaseModel):
             yield from find_references(value, f"{path}.")
         elif isinstance(value, list):
             for position, item in enumerate(value):
-                if isinstance(item, BaseModel) and not isinstance(item, EndpointModel | DeployedModel):
+                if isinstance(item, BaseModel) and not isinstance(item, WEIGHTLESS_MODELS):
                     yield from find_references(item, f"{path}.{position}.")
 
 

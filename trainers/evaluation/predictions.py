@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.formats import detect_format
+from trainers.evaluation.scored_rows import read_stored_samples
 from trainers.rendering.render import PromptCompletion, parse_prompt, read_rows
 from trainers.runtime.errors import DatasetInvalid
 
@@ -70,27 +71,16 @@ def read_predictions(path: Path) -> Predictions:
     return predictions
 
 
-def stored_samples(row: Mapping[str, Any], name: str) -> Sequence[str | None]:
-    """Return the responses in a field of a row: a text, null, or a list of these; raises ValueError."""
-    if name not in row:
-        raise ValueError(f"it has no field `{name}`")
-    value = row[name]
-    samples = value if isinstance(value, list) else [value]
-    if not samples or not all(isinstance(sample, str | None) for sample in samples):
-        raise ValueError(f"`{name}` must be a text, null, or a list of these")
-    return tuple(samples)
-
-
 def _read_samples(line: Mapping[str, Any]) -> dict[str, Sequence[str | None]]:
     models = line.get("models")
     if isinstance(models, Mapping):
         if not models or not all(isinstance(one, Mapping) for one in models.values()):
             raise ValueError("`models` must contain an object for each model")
-        return {str(role): stored_samples(one, "responses") for role, one in models.items()}
+        return {str(role): read_stored_samples(one, "responses") for role, one in models.items()}
     name = next((name for name in (*_SINGLE_FIELDS, *_LIST_FIELDS) if name in line), None)
     if name is None:
         raise ValueError(f"it has no prediction; its fields are {', '.join(list(line)[:8]) or 'none'}")
-    return {MODEL: stored_samples(line, name)}
+    return {MODEL: read_stored_samples(line, name)}
 
 
 def _read_calls(line: Mapping[str, Any], role: str) -> Sequence[Mapping[str, Any]]:

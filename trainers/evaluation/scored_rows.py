@@ -23,20 +23,49 @@ def load_scored_rows(config: EvaluateConfig) -> list[PromptCompletion]:
     Raises DatasetFileNotFound, DatasetInvalid for a row that one of the metrics cannot score, or the error
     of a metric that needs what this host lacks.
     """
-    pairs = read_scored_rows(dataset_path(config.dataset), config.metrics, config.max_rows)
+    pairs = read_scored_rows(
+        dataset_path(config.dataset), config.metrics, config.max_rows, response_fields=config.response_fields
+    )
     check_host(config.metrics, [evaluated_row(pair) for pair in pairs])
     return pairs
 
 
 def read_scored_rows(
-    path: Path, metrics: Sequence[MetricConfig], max_rows: int | None, name: str | None = None
+    path: Path,
+    metrics: Sequence[MetricConfig],
+    max_rows: int | None,
+    name: str | None = None,
+    response_fields: Sequence[str] = (),
 ) -> list[PromptCompletion]:
-    """Return the last turn of the first rows of a file, called `name`; raises as `load_scored_rows`."""
+    """Return the last turn of the first rows of a file, which is called `name`.
+
+    Raises as `load_scored_rows`, also for a row without responses in `response_fields`.
+    """
     pairs = [turns[-1] for turns in read_prompt_completions(str(path), max_rows)]
     if not pairs:
         raise DatasetInvalid(f"The dataset {path} has no rows to score.", "Add rows.")
     check_scorable(pairs, metrics, name or str(path))
+    for field in response_fields:
+        for pair in pairs:
+            try:
+                read_stored_samples(pair.source, field)
+            except ValueError as error:
+                raise DatasetInvalid(
+                    f"Row {pair.row} of {name or path} has no responses to score: {error}.",
+                    "Add the field to each row, or name another one in `{field: …}`.",
+                ) from None
     return pairs
+
+
+def read_stored_samples(row: Mapping[str, Any], name: str) -> tuple[str | None, ...]:
+    """Return the responses in a field of a row: a text, null, or a list of these; raises ValueError."""
+    if name not in row:
+        raise ValueError(f"it has no field `{name}`")
+    value = row[name]
+    samples = value if isinstance(value, list) else [value]
+    if not samples or not all(isinstance(sample, str | None) for sample in samples):
+        raise ValueError(f"`{name}` must be a text, null, or a list of these")
+    return tuple(samples)
 
 
 def check_scorable(pairs: Sequence[PromptCompletion], metrics: Sequence[MetricConfig], name: str) -> None:

@@ -278,3 +278,39 @@ def test_reference_without_a_number_is_refused(config: dict[str, Any], tmp_path:
     dataset.write_text('{"question": "2?", "answer": "#### 2"}\n{"question": "x?", "answer": "unknown"}\n')
     with pytest.raises(DatasetInvalid, match="Row 2"):
         run(config | {"dataset": str(dataset)}, tmp_path / "run")
+
+
+def test_responses_in_a_field_of_the_rows_are_scored_without_an_engine(tmp_path: Path) -> None:
+    """Models and stored responses can be compared; with stored ones alone nothing needs to run."""
+    lines = [
+        {
+            "question": f"Say {n}.",
+            "answer": f"#### {n}",
+            "new": f"#### {n}",
+            "old": None if n == 1 else "#### 0",
+        }
+        for n in range(1, 31)
+    ]
+    dataset = tmp_path / "rows.jsonl"
+    dataset.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = {
+        "stage": "evaluate",
+        "model": {"field": "new"},
+        "baseline": {"field": "old"},
+        "dataset": str(dataset),
+    }
+    parsed = parse_stage(config)
+    assert isinstance(parsed, EvaluateConfig) and parsed.engine_models == {} and parsed.device_count == 0
+    result = run(config, tmp_path / "run")
+    assert [(one.role, one.scores[0].value, one.scores[0].failed) for one in result.models] == [
+        ("model", 1, 0),
+        ("baseline", 0, 1),
+    ]
+    assert result.differences[0].verdict == "better"
+    assert result.models[0].provenance["engine"]["kind"] == "stored"
+    with pytest.raises(
+        DatasetInvalid, match=r"Row 1 of .* has no responses to score: it has no field `newer`"
+    ):
+        run(config | {"model": {"field": "newer"}}, tmp_path / "other")
+    with pytest.raises(DatasetInvalid, match=r"Row \d+ has 1 response in `new`, which is fewer"):
+        run(config | {"samples": 2, "temperature": 1.0}, tmp_path / "more")

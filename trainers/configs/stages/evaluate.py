@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from trainers.configs.base import (
     MAX_COUNT,
+    WEIGHTLESS_MODELS,
     AdaptedModel,
     CheckpointModel,
     Config,
@@ -17,9 +18,11 @@ from trainers.configs.base import (
     Seed,
     StageName,
     StageOutput,
+    StoredResponses,
 )
 from trainers.configs.engines import EngineClientConfig, RunningEngine
 from trainers.configs.metrics import MathsExactMatch, Metrics
+from trainers.configs.metrics.judge import REFERENCE
 
 MODEL, BASELINE = "model", "baseline"
 MAX_OTHERS = 6
@@ -27,12 +30,12 @@ MAX_SAMPLES = 1024
 MAX_SLICES = 8
 
 EvaluatedModel = Annotated[
-    NonEmpty | StageOutput | AdaptedModel | CheckpointModel | EndpointModel | DeployedModel,
+    NonEmpty | StageOutput | AdaptedModel | CheckpointModel | EndpointModel | DeployedModel | StoredResponses,
     Field(
         description="A model: a hub id, a folder under an allowed root, an id of the registry (`model_…`), "
         "`{stage: <name>}` for the output of an earlier stage, `{run: <id>, step: 50}` for a checkpoint, "
-        "`{deployment: <name>}`, or `{endpoint: <name>, model: …}` for an OpenAI-compatible endpoint that "
-        "the operator has named."
+        "`{deployment: <name>}`, `{endpoint: <name>, model: …}` for an OpenAI-compatible endpoint that "
+        "the operator has named, or `{field: <name>}` for responses that each row of the dataset contains."
     ),
 ]
 
@@ -139,8 +142,19 @@ class EvaluateConfig(EngineClientConfig):
             raise ValueError(
                 f"the metric {most.label} needs {most.min_samples} samples; samples is {self.samples}"
             )
-        if taken := self.others.keys() & {MODEL, BASELINE}:
-            raise ValueError(f"others may not contain {min(taken)!r}, which is a field of its own")
+        if taken := self.others.keys() & {MODEL, BASELINE, REFERENCE}:
+            raise ValueError(f"others may not contain {min(taken)!r}, which has a meaning of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _check_opponents(self) -> Self:
+        known = [REFERENCE, *self.models]
+        for metric in self.metrics:
+            against = getattr(metric, "against", REFERENCE)
+            if against not in known:
+                raise ValueError(
+                    f"the metric {metric.label} compares with {against!r}; there are: {', '.join(known)}"
+                )
         return self
 
     @property
@@ -151,9 +165,15 @@ class EvaluateConfig(EngineClientConfig):
 
     @property
     def engine_models(self) -> dict[str, Any]:
-        """The models that do not serve requests already."""
-        served = EndpointModel, DeployedModel
-        return {name: model for name, model in self.models.items() if not isinstance(model, served)}
+        """The models that need an engine of the stage's own."""
+        return {
+            name: model for name, model in self.models.items() if not isinstance(model, WEIGHTLESS_MODELS)
+        }
+
+    @property
+    def response_fields(self) -> tuple[str, ...]:
+        """The fields of the dataset's rows that contain responses."""
+        return tuple(model.field for model in self.models.values() if isinstance(model, StoredResponses))
 
     def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str] = ()) -> Self:
         """Return the config with the addresses of engines, and the models whose engines are not running."""

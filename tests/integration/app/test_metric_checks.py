@@ -1,0 +1,73 @@
+"""Goal: a metric that cannot be computed is refused at POST, and no job reaches an address that it chose."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from app.settings import EvaluationEndpoint, get_settings
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+KEY = "canary-judge-0123456789"
+ROWS = [{"prompt": f"{n}?", "completion": f"#### {n}", "answered": f"{n}"} for n in range(5)]
+JUDGE = {"metric": "judge_score", "rubric": "Be right.", "judge": {"endpoint": "judge", "model": "gpt"}}
+
+
+@pytest.fixture
+def rows(client: TestClient) -> str:
+    files = {"file": ("rows.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))}
+    assert client.post("/api/v1/datasets", data={"name": "rows"}, files=files).status_code == 201
+    get_settings().evaluation_endpoints = {
+        "judge": EvaluationEndpoint(url="https://judge.example/v1", api_key=SecretStr(KEY))
+    }
+    return "rows"
+
+
+def post(client: TestClient, *metrics: Any, **values: Any) -> tuple[int, str]:
+    stage = {"stage": "evaluate", "model": {"field": "answered"}, "dataset": "rows", "metrics": list(metrics)}
+    response = client.post("/api/v1/jobs", json={"name": "job", "stages": [stage | values]})
+    return response.status_code, response.text
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [
+        ({"metric": "regular_expression", "pattern": "(?=x)"}, "look-around"),
+        ({"metric": "regular_expression", "pattern": r"(\w{1,100}){1,100}"}, "cannot be used"),
+        ({"metric": "regular_expression", "pattern_field": "absent"}, "must contain a pattern"),
+        ({"metric": "json_schema", "json_schema": {"type": "strin"}}, "the schema is not valid"),
+        ({"metric": "json_schema", "json_schema": {"$ref": "http://10.0.0.1/"}}, "the schema refers to"),
+        ("tool_calls", "neither `tools` nor a tool call"),
+        (JUDGE | {"lowest": 5}, "must be below highest"),
+        (
+            JUDGE | {"judge": {"endpoint": "absent", "model": "gpt"}},
+            "There is no endpoint 'absent'; there are: judge",
+        ),
+        (JUDGE | {"judge": {"deployment": "absent"}}, "There is no live deployment 'absent'"),
+        (JUDGE | {"judge": {"url": "http://10.0.0.1", "model": "gpt"}}, "url"),
+        (JUDGE | {"judge": {"endpoint": "judge", "model": "gpt", "api_key": "x"}}, "api_key"),
+        (JUDGE | {"metric": "judge_preference", "against": "absent"}, "there are: reference"),
+    ],
+)
+def test_a_metric_that_cannot_be_computed_is_refused(
+    client: TestClient, rows: str, metric: Any, reason: str
+) -> None:
+    status, text = post(client, metric)
+    assert status == 422 and reason in text
+
+
+def test_stored_responses_are_scored_without_a_model(client: TestClient, rows: str) -> None:
+    assert post(client, "exact_match")[0] == 201
+    status, text = post(client, "exact_match", model={"field": "absent"})
+    assert status == 422 and "it has no field `absent`" in text
+
+
+def test_a_job_and_what_is_shown_of_it_contain_neither_key_nor_address(client: TestClient, rows: str) -> None:
+    status, text = post(client, JUDGE)
+    assert status == 201
+    shown = (
+        text + client.get(f"/api/v1/jobs/{json.loads(text)['id']}").text + client.get("/api/v1/settings").text
+    )
+    assert "judge.example" not in shown and KEY not in shown
