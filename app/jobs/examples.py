@@ -199,6 +199,34 @@ STAGES: dict[str, list[dict[str, Any]]] = {
         },
         {"stage": "compare", "evaluations": [{"stage": "long"}, {"stage": "short"}]},
     ],
+    "lm_eval": [
+        {
+            "stage": "lm_eval",
+            "model": "starter",
+            "tasks": [
+                {
+                    "definition": {
+                        "task": "arithmetic",
+                        "test_split": "test",
+                        "doc_to_text": "{{ question }}",
+                        "doc_to_target": "{{ answer.split('####')[-1].strip() }}",
+                        "filter_list": [
+                            {
+                                "name": "strict-match",
+                                "filter": [
+                                    {"function": "regex", "regex_pattern": "#### (-?[0-9]+)"},
+                                    {"function": "take_first"},
+                                ],
+                            }
+                        ],
+                    },
+                    "data": [{"split": "test", "dataset": "arithmetic-test"}],
+                }
+            ],
+            "max_rows": 50,
+            "max_new_tokens": 32,
+        }
+    ],
     "generate": [{"stage": "generate", "model": "starter", "dataset": "arithmetic-test", "max_rows": 50}],
     "deploy": [{"stage": "deploy", "model": "starter", "deployment": "starter-next"}],
     "preflight": [
@@ -221,6 +249,7 @@ SUMMARIES = {
     "export": "Write a model in the formats of other programs",
     "evaluate": "Score a model on a dataset",
     "compare": "Compare evaluations row by row",
+    "lm_eval": "Score a model on tasks of the lm-eval harness",
     "generate": "Complete every row of a dataset",
     "deploy": "Serve a model under a name",
     "preflight": "Check a training stage without training",

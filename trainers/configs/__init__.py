@@ -29,6 +29,7 @@ from trainers.configs.stages.evaluations.compare import CompareConfig, Evaluatio
 from trainers.configs.stages.export import ExportConfig, ExportFormat
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss, RewardScale
+from trainers.configs.stages.harness.lm_eval import HarnessBackend, LmEvalConfig
 from trainers.configs.stages.import_model import ImportConfig
 from trainers.configs.stages.kto import KtoConfig, KtoLoss
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
@@ -73,11 +74,13 @@ __all__ = [
     "GenerationBackend",
     "GrpoConfig",
     "GrpoLoss",
+    "HarnessBackend",
     "HostMemory",
     "ImportConfig",
     "KtoConfig",
     "KtoLoss",
     "LearningRateSchedule",
+    "LmEvalConfig",
     "LoraTuning",
     "MergeConfig",
     "MergeDtype",

@@ -158,7 +158,10 @@ class EngineClientConfig(StageConfig, EngineChoice):
     """Fields of a stage whose program sends requests to engines, which the worker starts for a job."""
 
     completions_file: ClassVar[str]
-    """File in the run directory to which the program appends what must not be generated again."""
+    """File in the run directory to which the program appends what must not be generated again.
+
+    Its name may contain `*`, if what determines the completions is a part of it.
+    """
 
     @property
     def engine_models(self) -> dict[str, Any]:
@@ -168,6 +171,11 @@ class EngineClientConfig(StageConfig, EngineChoice):
     def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str] = ()) -> Self:
         """Return the config for a program whose models in `engines` are served; those of `pending` later."""
         raise NotImplementedError
+
+    @property
+    def uses_engine(self) -> bool:
+        """Whether engines get the devices of the run, and not the program."""
+        return True
 
     @property
     def device_count(self) -> int:

@@ -13,6 +13,7 @@ from trainers.configs.stages.evaluations.compare import CompareConfig
 from trainers.configs.stages.export import ExportConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.harness.lm_eval import LmEvalConfig
 from trainers.configs.stages.import_model import ImportConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
@@ -154,6 +155,14 @@ class StageKind(StrEnum):
         Product.comparison,
         reads=Rows.any,
         limits=_COMPARE_LIMITS,
+    )
+    lm_eval = Stage(
+        LmEvalConfig,
+        "trainers.lm_eval",
+        (*_INFERENCE, *_REPORTS, "datasets", "lm-eval"),
+        Product.evaluation,
+        resumes=True,
+        reads=Rows.any,
     )
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)

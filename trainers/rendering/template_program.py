@@ -1,4 +1,4 @@
-"""A program that renders chat templates within a limit of time and memory.
+"""A program that renders chat templates, and templates of rows, within a limit of time and memory.
 
 A template is a program that comes with a model, so a hang or an explosion of memory must cost one child
 process and nothing else. The kernel enforces both limits: a single operation of a template can build a text
@@ -10,8 +10,10 @@ each preceded by its length in 4 bytes, on standard input and output. `TemplateR
     python -I template_program.py MEMORY_BYTES CPU_SECONDS MAX_CHARACTERS
 """
 
+import ast
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -122,16 +124,20 @@ def send(response: dict[str, Any]) -> None:
 
 
 def respond(request: dict[str, Any], max_characters: int) -> dict[str, Any]:
-    """Return `results`, one for each chat, or `error` for a template that cannot be compiled.
+    """Return `results`, one for each chat or row, or `error` for a template that cannot be compiled.
 
     A result has the chat's `text`, or `rejected` or `unsafe` with the reason. That of a chat with
-    `prompt_messages` also has `prompt`, the text of so many messages with the generation prompt.
+    `prompt_messages` also has `prompt`, the text of so many messages with the generation prompt. That of a
+    row has the `text`, or with `as_list` the `items` of the list that the text is.
     """
     try:
-        template = compile_template(request["template"])
+        template = (compile_row_template if "rows" in request else compile_template)(request["template"])
     except (jinja2.TemplateSyntaxError, RecursionError) as error:
         line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
         return {"error": f"{line}{error}"}
+    if "rows" in request:
+        as_list = request["as_list"]
+        return {"results": [_render_row(template, row, as_list, max_characters) for row in request["rows"]]}
     return {"results": [_render_chat(template, request, chat, max_characters) for chat in request["chats"]]}
 
 
@@ -151,9 +157,29 @@ def compile_template(source: str) -> Any:
     return environment.from_string(source)
 
 
+@lru_cache(maxsize=64)
+def compile_row_template(source: str) -> Any:
+    """Compile a template of a row, with the settings of lm-eval's templates; an absent field is an error."""
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["regex_replace"] = _regex_replace
+    return environment.from_string(source)
+
+
+def _render_row(template: Any, row: dict[str, Any], as_list: bool, max_characters: int) -> dict[str, Any]:
+    def render() -> dict[str, Any]:
+        text = template.render(**row)
+        if len(text) > max_characters:
+            raise MemoryError
+        return {"items": [str(item) for item in ast.literal_eval(text)]} if as_list else {"text": text}
+
+    return _guard(render)
+
+
 def _render_chat(
     template: Any, request: dict[str, Any], chat: dict[str, Any], max_characters: int
-) -> dict[str, str]:
+) -> dict[str, Any]:
     messages = [_alias_reasoning(message) for message in chat["messages"]]
     continues = chat.get("continue_final_message", False)
     n_prompt = chat.get("prompt_messages")
@@ -170,7 +196,7 @@ def _render_chat(
             messages,
         )
 
-    try:
+    def render_all() -> dict[str, Any]:
         prompt = None if n_prompt is None else render(messages[:n_prompt], True)
         last = messages[-1]
         if continues:
@@ -178,6 +204,17 @@ def _render_chat(
         text = render(messages, chat.get("add_generation_prompt", False))
         if continues:
             text = _cut_at_tag(text, last["content"])
+        if max(len(text), len(prompt or "")) > max_characters:
+            raise MemoryError
+        return {"text": text} if prompt is None else {"text": text, "prompt": prompt}
+
+    return _guard(render_all)
+
+
+def _guard(render: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what is rendered, or why the template is unsafe or rejects its input."""
+    try:
+        return render()
     except jinja2.exceptions.SecurityError as error:
         return {"unsafe": str(error)}
     except MemoryError:
@@ -186,9 +223,6 @@ def _render_chat(
         known = isinstance(error, jinja2.TemplateError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         return {"rejected": reason[:MAX_REASON_CHARACTERS]}
-    if max(len(text), len(prompt or "")) > max_characters:
-        raise MemoryError
-    return {"text": text} if prompt is None else {"text": text, "prompt": prompt}
 
 
 def try_argument_forms(render: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]) -> str:
@@ -269,6 +303,11 @@ def _to_json(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) -> str:
+    """Return the text with matches replaced, as the filter of lm-eval does."""
+    return re.sub(pattern, replacement, text, count=count)
 
 
 def _raise_exception(message: str) -> None:

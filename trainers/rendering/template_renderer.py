@@ -84,6 +84,15 @@ class RenderedChat:
     rejected: str | None = None
 
 
+@dataclass(frozen=True)
+class RenderedRow:
+    """A row's text, or the items of a list, or why the template rejects the row."""
+
+    text: str = ""
+    items: Sequence[str] = ()
+    rejected: str | None = None
+
+
 class TemplateRenderer:
     """A child process that renders templates; it may be used by several threads."""
 
@@ -105,6 +114,29 @@ class TemplateRenderer:
             ChatTemplateError: The template exceeds a limit, is unsafe or has a syntax error.
         """
         request = {"template": template, "variables": variables, "chats": [_as_json(chat) for chat in chats]}
+        return [RenderedChat(**found) for found in self._render(request)]
+
+    def render_rows(
+        self, template: str, rows: Sequence[dict[str, Any]], as_list: bool = False
+    ) -> list[RenderedRow]:
+        """Render a template with the fields of each row, within one limit of time; raises ChatTemplateError.
+
+        With `as_list`, the text is the literal of a list.
+        """
+        request = {"template": template, "rows": list(rows), "as_list": as_list}
+        return [RenderedRow(**found) for found in self._render(request)]
+
+    def start(self) -> None:
+        """Start the child now rather than with the first chat."""
+        with self._lock:
+            self._connect()
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._stop()
+
+    def _render(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         with self._lock:
             is_new = self._process is None
             try:
@@ -116,20 +148,11 @@ class TemplateRenderer:
                 response = self._request(request)
         if "error" in response:
             raise TemplateInvalid(f"The chat template is not valid: {response['error']}", HINT)
-        unsafe = next((found["unsafe"] for found in response["results"] if "unsafe" in found), None)
+        results: list[dict[str, Any]] = response["results"]
+        unsafe = next((found["unsafe"] for found in results if "unsafe" in found), None)
         if unsafe is not None:
             raise TemplateUnsafe(unsafe)
-        return [RenderedChat(**found) for found in response["results"]]
-
-    def start(self) -> None:
-        """Start the child now rather than with the first chat."""
-        with self._lock:
-            self._connect()
-
-    def close(self) -> None:
-        """End the child."""
-        with self._lock:
-            self._stop()
+        return results
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         body = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import trainers
@@ -26,11 +26,15 @@ NETWORK_VARIABLES = (
 )  # fmt: skip
 
 
-def program_environment(devices: Devices) -> dict[str, str]:
-    """Return the environment variables of a program or engine, which reaches no hub."""
+def program_environment(devices: Devices, reaches_hub: bool = False) -> dict[str, str]:
+    """Return the environment variables of a program or engine.
+
+    It reaches no hub, except for the public data of lm-eval's stock tasks: without a token in any case.
+    """
+    hub = _inherit(name for name in NETWORK_VARIABLES if name != "HF_TOKEN") if reaches_hub else OFFLINE
     return {
         **_inherit(INHERITED_VARIABLES),
-        **OFFLINE,
+        **hub,
         "TOKENIZERS_PARALLELISM": "false",
         # With mlflow installed for tracking, TRL would import it in every program, which takes a second.
         "DISABLE_MLFLOW_INTEGRATION": "TRUE",
@@ -64,7 +68,7 @@ def proxy_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in PROXY_VARIABLES if name in os.environ}
 
 
-def _inherit(names: Sequence[str]) -> dict[str, str]:
+def _inherit(names: Iterable[str]) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in names if name in os.environ}
     return inherited | {"PYTHONPATH": _python_path(inherited), "PYTHONUNBUFFERED": "1"}
 

@@ -221,7 +221,8 @@ class _RunExecution:
             self._handle_failed_rank(program, follower)
         if isinstance(launch.config, EngineClientConfig) and not (launch.run_dir / files.RESULT).exists():
             # The next attempt may be on another host, and must not generate these again.
-            publish_unsaved(launch.run_dir / launch.config.completions_file)
+            for completions in launch.run_dir.glob(launch.config.completions_file):
+                publish_unsaved(completions)
         self._save(follower.poll(to_end=True), wait=True)
         while self.unsaved.events or self.uploads.pending:
             self.lease.lost.wait(POLL_SECONDS)

@@ -24,6 +24,7 @@ from trainers.configs import (
     EvaluateConfig,
     ExportConfig,
     ImportConfig,
+    LmEvalConfig,
     PrepareConfig,
 )
 from trainers.configs.engines import RunningEngine
@@ -108,8 +109,9 @@ def prepare_launch(
         raise
     python = settings.trainer_python or sys.executable
     # The engine gets the devices; the program itself only sends requests.
-    devices = NO_DEVICES if isinstance(config, EngineClientConfig) else devices
-    environment |= program_environment(devices) | row_cache_environment(settings)
+    devices = NO_DEVICES if isinstance(config, EngineClientConfig) and config.uses_engine else devices
+    reaches_hub = isinstance(config, LmEvalConfig) and config.needs_hub
+    environment |= program_environment(devices, reaches_hub) | row_cache_environment(settings)
     return Launch(
         run_dir=run_dir,
         config=config,
@@ -142,10 +144,11 @@ def _keep_completions(run: Run, run_dir: Path) -> None:
     if not isinstance(config, EngineClientConfig):
         return
     earlier = [run_dir.with_name(f"attempt-{attempt}") for attempt in range(1, run.attempt)]
-    found = [folder / config.completions_file for folder in earlier]
+    found = [path for folder in earlier for path in folder.glob(config.completions_file)]
     written = [path for path in found if path.is_file() and not path.is_symlink()]
     if written:
-        shutil.copyfile(max(written, key=lambda path: path.stat().st_size), run_dir / config.completions_file)
+        kept = max(written, key=lambda path: path.stat().st_size)
+        shutil.copyfile(kept, run_dir / kept.name)
 
 
 def _remove_earlier_attempts(run_dir: Path, attempt: int) -> None:

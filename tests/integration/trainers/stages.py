@@ -12,6 +12,7 @@ import pytest
 
 from trainers import distill, dpo, evaluate, grpo, kto, sft
 from trainers.configs import parse_stage
+from trainers.lm_eval import __main__ as lm_eval_program
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopRequested
@@ -23,6 +24,7 @@ WORK: dict[str, Any] = {
     "grpo": grpo.run,
     "distill": distill.run,
     "evaluate": evaluate.run,
+    "lm_eval": lm_eval_program.run,
 }
 
 

@@ -11,6 +11,7 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.harness.lm_eval import LmEvalConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.sft import SftConfig
@@ -38,6 +39,7 @@ class PreflightConfig(StageConfig):
         | DistillConfig
         | EvaluateConfig
         | GenerateConfig
+        | LmEvalConfig
         | MergeConfig
         | DeployConfig,
         Field(discriminator="stage", description="The stage to check."),

@@ -6,6 +6,7 @@ stands in for the model that the stage will get: its tokenizer, template and arc
 
 import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,7 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
+from trainers.configs.stages.harness.lm_eval import LmEvalConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.sft import SftConfig
@@ -124,6 +126,9 @@ def _check(config: AnyStage, template: ChatTemplateName | None) -> Iterator[Find
         case GenerateConfig():
             tokenizer = load_tokenizer(config.model, template)
             yield from _check_prompts(config, config.model, tokenizer, load_generation_prompts(config))
+        case LmEvalConfig():
+            load_tokenizer(config.model, template)
+            _check_tasks(config)
         case MergeConfig():
             load_tokenizer(config.model, template)
             check_mergeable(get_base_model(config.model))
@@ -142,6 +147,21 @@ def _check_prompts(
     rows = [(pair.row, tokenize_prompt(pair, tokenizer)) for pair in prompts[:MAX_PROMPTS]]
     model = load_config(get_base_model(reference))
     yield from check_model_limits(rows, tokenizer, model, config.max_new_tokens)
+
+
+def _check_tasks(config: LmEvalConfig) -> None:
+    """Find all tasks, and load those with data of ours, without the hub."""
+    if find_spec("lm_eval") is None:
+        # Another worker runs the stage.
+        return
+    from trainers.lm_eval.stock_tasks import find_file
+    from trainers.lm_eval.tasks import load_tasks
+
+    for task in config.tasks:
+        if task.definition is None:
+            find_file(task.label)
+    if own := [task for task in config.tasks if task.data is not None]:
+        load_tasks(config.model_copy(update={"tasks": own}))
 
 
 def _check_engine(config: DeployConfig) -> None:

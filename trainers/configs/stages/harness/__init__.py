@@ -1,0 +1,1 @@
+"""Config of the stage that runs the lm-eval harness, and of its tasks."""

@@ -1,0 +1,1 @@
+"""EleutherAI's evaluation harness (lm-eval): its tasks, its models, and its results in our form."""

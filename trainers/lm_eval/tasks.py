@@ -1,0 +1,230 @@
+"""The tasks of a run: stock tasks and own ones, on datasets of ours or on data of the hub."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import datasets
+import evaluate
+import httpx2
+import jinja2
+import lm_eval.utils
+import pyarrow
+from huggingface_hub import constants
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from trainers.configs.stages.harness.lm_eval import HarnessBackend, LmEvalConfig
+from trainers.configs.stages.harness.tasks import HarnessTask
+from trainers.lm_eval import stock_tasks
+from trainers.lm_eval.definitions import Row, render_rows, task_config
+from trainers.modeling.hub import HubUnreachable
+from trainers.rendering.render import dataset_path, read_rows
+from trainers.rendering.template_renderer import TemplateRenderer
+from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, first_line
+
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+PROBE_SECONDS = 5.0
+
+TaskDict = dict[str, Any]
+"""What lm-eval's `TaskManager.load` returns: tasks, groups and the members of groups, by name."""
+
+
+class TaskRefused(ConfigInvalid):
+    """A task of lm-eval that would run code of others, or that the backend cannot run."""
+
+
+def load_tasks(config: LmEvalConfig) -> TaskDict:
+    """Return the tasks with their data and settings.
+
+    Raises:
+        TaskUnknown: lm-eval has no such task.
+        TaskRefused: The task runs generated code, or needs log-probabilities that the backend lacks.
+        TaskTemplateInvalid: A template of an own task cannot be used.
+        ConfigInvalid: The data lacks a split that the task reads.
+        DatasetInvalid: A row lacks a field that the task reads.
+        HubUnreachable: The data is on the hub, which does not respond, and is not in this host's cache.
+    """
+    _confine_lm_eval()
+    renderer = TemplateRenderer()
+    try:
+        specs = [_make_spec(task, renderer) for task in config.tasks]
+    finally:
+        renderer.close()
+    names = [spec for spec in specs if isinstance(spec, str)]
+    manager = stock_tasks.open_manager(names)
+    with _hub_errors(config) if config.needs_hub else contextlib.nullcontext(), _row_errors(config):
+        loaded: TaskDict = dict(manager.load(specs))
+    for name, task in loaded["tasks"].items():
+        _configure(name, task, config)
+    return loaded
+
+
+def _confine_lm_eval() -> None:
+    """Render the templates of all tasks in a sandbox, and let no task fetch code from a hub."""
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters.update(lm_eval.utils.env.filters)
+    lm_eval.utils.env = environment
+    evaluate.load = _refuse_metric
+
+
+def _refuse_metric(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise TaskRefused(
+        f"A task asks for the metric {name!r}, which is code on the hub.",
+        "Choose a task whose metrics are part of lm-eval.",
+    )
+
+
+def _make_spec(task: HarnessTask, renderer: TemplateRenderer) -> str | dict[str, Any]:
+    """Return the config of a task, or the name of a group or tag."""
+    if task.definition is not None:
+        definition = task.definition
+        return _with_data(task, task_config(definition), lambda rows: render_rows(definition, rows, renderer))
+    path = stock_tasks.find_file(task.label)
+    config = {} if path is None else stock_tasks.load_config(path)
+    if path is None or "group" in config or isinstance(config.get("task"), list):
+        if task.data is not None:
+            raise ConfigInvalid(
+                f"{task.label} is a group of tasks, which have different data.",
+                "Name its tasks, each with its own data.",
+            )
+        return task.label
+    return config if task.data is None else _with_data(task, config, list)
+
+
+def _with_data(
+    task: HarnessTask, config: dict[str, Any], convert: Callable[[Sequence[Row]], list[Row]]
+) -> dict[str, Any]:
+    """Return the task's config with our rows in place of its data, without the splits that are missing."""
+    rows = {part.split: _read(task.label, dataset_path(part.dataset), convert) for part in task.data or ()}
+    changes: dict[str, Any] = {name: None for name in SPLITS if config.get(name) not in rows}
+    if not (config.get("test_split") in rows or config.get("validation_split") in rows):
+        expected = [config[name] for name in ("test_split", "validation_split") if config.get(name)]
+        raise ConfigInvalid(
+            f"The data of the task {task.label} has the splits {', '.join(rows)}, but the task scores the "
+            f"rows of {' or '.join(expected) or 'no split: set test_split in its definition'}.",
+            "Name the split in `data`.",
+        )
+    fewshot = dict(config.get("fewshot_config") or {})
+    if fewshot.get("split") not in (None, *rows):
+        del fewshot["split"]
+        changes["fewshot_config"] = fewshot
+    # Called with the task's metadata.
+    changes["custom_dataset"] = lambda **_: datasets.DatasetDict(rows)
+    return config | changes
+
+
+def _read(name: str, path: Path, convert: Callable[[Sequence[Row]], list[Row]]) -> datasets.Dataset:
+    rows = convert([row for _, row in read_rows(path)])
+    if not rows:
+        raise DatasetInvalid(f"The dataset {path} of the task {name} has no rows.", "Add rows.")
+    names = rows[0].keys()
+    for number, row in enumerate(rows, start=1):
+        # The data set would have null in their place, and a prompt the text "None".
+        if missing := sorted((names - row.keys()) or (row.keys() - names)):
+            lacks = number if names - row.keys() else 1
+            raise DatasetInvalid(
+                f"Row {lacks} of {path}, for the task {name}, has no field {missing[0]}, which others have.",
+                "Give all rows the same fields.",
+            )
+    try:
+        return datasets.Dataset.from_list(rows)
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise DatasetInvalid(
+            f"The rows of {path} for the task {name} do not have the same types: {first_line(error)}",
+            "Give each field one type in all rows.",
+        ) from error
+
+
+def _configure(name: str, task: Any, config: LmEvalConfig) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise TaskRefused(
+            f"The task {name} executes the code that the model writes.",
+            "Choose another task: this one needs a sandbox.",
+        )
+    generates = task.get_config("output_type") == "generate_until"
+    if not generates and config.backend is HarnessBackend.chat_completions:
+        raise TaskRefused(
+            f"The task {name} compares log-probabilities, which chat_completions does not return.",
+            "Set backend to completions or hf.",
+        )
+    if generates and config.max_new_tokens is not None:
+        task.set_config(key="generation_kwargs", value={"max_gen_toks": config.max_new_tokens}, update=True)
+    # A task that sets 0 itself is meant without examples.
+    if config.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+        task.set_config(key="num_fewshot", value=config.num_fewshot)
+    elif task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=config.seed)
+    n_shots = task.get_config("num_fewshot")
+    if n_shots and not _has_examples(task):
+        raise ConfigInvalid(
+            f"The task {name} shows {n_shots} examples, but its data has only the rows that are scored.",
+            "Give data for the split with its examples, such as train, or set num_fewshot to 0.",
+        )
+
+
+def _has_examples(task: Any) -> bool:
+    fewshot = task.config.fewshot_config
+    has_own = getattr(fewshot, "split", None) is not None or getattr(fewshot, "samples", None) is not None
+    return bool(has_own or task.has_training_docs() or (task.has_test_docs() and task.has_validation_docs()))
+
+
+@contextlib.contextmanager
+def _row_errors(config: LmEvalConfig) -> Iterator[None]:
+    """Convert the errors of a task whose rows lack what it reads."""
+    try:
+        yield
+    except (jinja2.UndefinedError, KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
+        if isinstance(error, ConnectionError):
+            raise
+        names = ", ".join(task.label for task in config.tasks)
+        raise DatasetInvalid(
+            f"The rows of a task ({names}) do not have the fields that it reads: {type(error).__name__}: "
+            f"{first_line(error)}.",
+            "Name the fields as the task's own data does, or write a definition for yours.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _hub_errors(config: LmEvalConfig) -> Iterator[None]:
+    """Look for the hub first, so that one that is away costs seconds: the client would repeat for minutes."""
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _probe(constants.ENDPOINT)
+    if reason is not None:
+        # Data that an earlier run has downloaded is still usable.
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        names = ", ".join(task.label for task in config.tasks if task.data is None)
+        raise HubUnreachable(
+            f"The data of {names} is on the hub {constants.ENDPOINT}, which cannot be reached: "
+            f"{reason or first_line(error)}.",
+            "Give the task's rows as datasets in `data`, or run the stage on a worker that reaches the hub.",
+        ) from error
+
+
+def _probe(url: str) -> str | None:
+    """Return why a server does not respond within `PROBE_SECONDS`, or None."""
+    try:
+        httpx2.head(url, timeout=PROBE_SECONDS)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        return first_line(error)
+    return None
+
+
+def count_rows(loaded: Mapping[str, Any], max_rows: int | None) -> dict[str, int]:
+    """Return the number of rows that each task scores."""
+    sizes = {name: len(task.eval_docs) for name, task in loaded["tasks"].items()}
+    return {name: min(size, max_rows or size) for name, size in sizes.items()}
+
+
+def count_requests(loaded: Mapping[str, Any], max_rows: int | None) -> int:
+    """Return the number of requests of all tasks, for progress; of choices, as many as the first row has."""
+    total = 0
+    for name, n_rows in count_rows(loaded, max_rows).items():
+        task = loaded["tasks"][name]
+        is_choice = task.get_config("output_type") == "multiple_choice"
+        choices = task.doc_to_choice(task.eval_docs[0]) if is_choice else [None]
+        total += n_rows * len(choices) * (task.get_config("repeats") or 1)
+    return total
