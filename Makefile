@@ -1,6 +1,6 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit integration security e2e chaos slow reference check format lock audit gguf clean
+.PHONY: help setup demo run test unit integration security e2e chaos slow reference check format lock audit gguf comet clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -91,6 +91,22 @@ $(GGUF)/installed:
 	rm -rf $(GGUF)/llama.cpp && mv $(GGUF)/source/llama_cpp_python-*/vendor/llama.cpp $(GGUF)/llama.cpp
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF" \
 		$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check $(GGUF)/source/llama_cpp_python-*.tar.gz "numpy<2.5"
+	@touch $@
+
+# COMET's own pins would replace transformers and NumPy, so its environment is layered over the trainers'.
+COMET := .venv-comet
+COMET_PACKAGES := unbabel-comet==2.2.7 pytorch-lightning==2.6.6 torchmetrics==1.9.0 entmax==1.3 jsonargparse==4.53.0 \
+	lightning-utilities==0.15.3 typeshed-client==2.15.0 importlib-resources==7.1.0 docstring-parser==0.18.0 "setuptools<81"
+
+comet: $(COMET)/installed ## Build the environment of COMET with which workers score translations (a minute)
+	@echo "Set TUNESMITH_COMET_ENVIRONMENT=$(CURDIR)/$(COMET)"
+
+$(COMET)/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(COMET)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(COMET)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/trainers.pth"
+	$(COMET)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(COMET_PACKAGES)
+	$(COMET)/bin/python -c 'import comet'
 	@touch $@
 
 clean: ## Remove .venv and caches; the data directory stays

@@ -286,6 +286,11 @@ class Settings(BaseSettings):
         description="Folder of the environment of llama.cpp that `make gguf` creates; empty means that this "
         "worker writes no GGUF.",
     )
+    comet_environment: str = Field(
+        "",
+        description="Folder of the environment of COMET that `make comet` creates; empty means that this "
+        "worker scores no translations by COMET.",
+    )
 
     mlflow_uri: WebAddress = Field(
         "", description="Address of the MLflow server to which workers export runs; empty exports none."
@@ -348,6 +353,8 @@ class Settings(BaseSettings):
         ]
         if self.gguf_environment:
             self.gguf_environment = str(Path(self.gguf_environment).expanduser().absolute())
+        if self.comet_environment:
+            self.comet_environment = str(Path(self.comet_environment).expanduser().absolute())
         if self.tensorboard_dir:
             self.tensorboard_dir = str(Path(self.tensorboard_dir).expanduser().resolve())
         return self

@@ -34,10 +34,16 @@ from trainers.evaluation.provenance import (
 from trainers.evaluation.response_log import RESPONSES, ResponseLog
 from trainers.evaluation.results import EvaluationResult, ModelScores
 from trainers.evaluation.row_completions import SampleRequest, Sampling, complete
-from trainers.evaluation.scored_rows import list_clusters, load_scored_rows, read_stored_samples
+from trainers.evaluation.scored_rows import (
+    evaluated_row,
+    list_clusters,
+    load_scored_rows,
+    read_stored_samples,
+)
 from trainers.evaluation.scores import Values, list_rows, list_scores, measure, publish_rows
 from trainers.evaluation.slices import score_slices
 from trainers.metrics.metric import ModelContext
+from trainers.metrics.table import check_host
 from trainers.rendering.render import PromptCompletion, dataset_path
 from trainers.reports.evaluation_folder import write_evaluation_folder
 from trainers.runtime.endpoints import Endpoint, read_endpoint
@@ -56,8 +62,7 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
 
     Returns None if the engines of some models are started later.
     """
-    pairs = load_scored_rows(config)
-    list_clusters(config.clusters, pairs)
+    pairs = _load_rows(config)
     output = run_dir / RESPONSES
     restore_completions(output)
     # A worker names the origins; a hub model without a revision may have a new commit at the next attempt.
@@ -77,8 +82,7 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without sending a request."""
     from trainers.statistics.power import describe_expected_power
 
-    pairs = load_scored_rows(config)
-    list_clusters(config.clusters, pairs)
+    pairs = _load_rows(config)
     return {
         "stage": "evaluate",
         "rows": len(pairs),
@@ -90,6 +94,14 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
         "concurrency": config.concurrency,
         "power": describe_expected_power(len(pairs)),
     }
+
+
+def _load_rows(config: EvaluateConfig) -> list[PromptCompletion]:
+    """Return the rows; raises as `load_scored_rows`, or for a metric that this host cannot compute."""
+    pairs = load_scored_rows(config)
+    list_clusters(config.clusters, pairs)
+    check_host(config.metrics, [evaluated_row(pair) for pair in pairs])
+    return pairs
 
 
 def list_missing(

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from sqlmodel import Session, col, select
 
 from app.http.errors import UnprocessableContent, field_error
+from app.models.references import resolve_model
 from app.settings import Settings, get_settings
 from app.tables import Alias, Checkpoint, Deployment, Evaluation, Model, ModelKind, Run
 from app.workers import service as workers
@@ -23,6 +24,7 @@ from trainers.configs import (
     StageOutput,
 )
 from trainers.configs.base import CheckpointModel, DeployedModel, EndpointModel
+from trainers.configs.metrics.translation import Comet
 from trainers.configs.references import REGISTRY_PREFIX, find_served_models
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import FullTuning, TrainingConfig
@@ -84,6 +86,7 @@ def check_names(
                 )
     if isinstance(stage, ExportConfig) and stage.gguf_environment is not None:
         errors.append(field_error(f"{path}.gguf_environment", "Omit this field: the worker sets it."))
+    errors += _check_metric_programs(session, stage, path)
     if isinstance(stage, ExportConfig) and stage.push is not None:
         errors += _check_push(stage.push.repository, path)
     if isinstance(stage, ImportConfig):
@@ -126,6 +129,26 @@ def _check_producer(
     elif not isinstance(producer, EvaluateConfig):
         message = f"Stage {evaluation.stage!r} is of kind {producer.stage}, which evaluates no model."
         yield field_error(field, message)
+
+
+def _check_metric_programs(session: Session, stage: AnyStage, path: str) -> list[UnprocessableContent]:
+    """Return an error for a program that only a worker may name, or a model that is not in a folder."""
+    errors: list[UnprocessableContent] = []
+    for position, metric in enumerate(getattr(stage, "metrics", [])):
+        if not isinstance(metric, Comet):
+            continue
+        field = f"{path}.metrics.{position}"
+        if metric.environment is not None:
+            errors.append(field_error(f"{field}.environment", "Omit this field: the worker sets it."))
+        if not metric.checkpoint.startswith("/"):
+            message = "A COMET model is an absolute folder under a root of TUNESMITH_MODEL_ROOTS."
+            errors.append(field_error(f"{field}.checkpoint", message))
+            continue
+        try:
+            resolve_model(session, metric.checkpoint, f"{field}.checkpoint")
+        except UnprocessableContent as error:
+            errors.append(error)
+    return errors
 
 
 def _check_push(repository: str, path: str) -> list[UnprocessableContent]:

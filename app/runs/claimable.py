@@ -1,7 +1,8 @@
 """The runs that could start now, in the order in which they should: the queries behind a claim."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select
 from sqlmodel import Session, col
@@ -10,6 +11,10 @@ from app.runs.graph import lacks_need
 from app.storage.database import database_now
 from app.tables import Run, RunStatus
 from trainers.configs import Queue, StageKind
+from trainers.configs.engines import join_capabilities
+
+# A run needs at most an engine and the program of a metric.
+MAX_JOINED_CAPABILITIES = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def select_claimable(
             or_(col(Run.queue).not_in(free.full_queues), col(Run.device_count) == 0),
             or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
             or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
-            or_(col(Run.capability).is_(None), col(Run.capability).in_(free.capabilities)),
+            or_(col(Run.capability).is_(None), col(Run.capability).in_(_join_all(free.capabilities))),
         ]
     return (
         select(col(Run.id))
@@ -116,3 +121,11 @@ def _find_starved(
     )
     row = session.execute(waiting.with_only_columns(col(Run.priority), col(Run.id)).limit(1)).first()
     return row and (row[0], row[1])
+
+
+def _join_all(capabilities: Iterable[str]) -> list[str]:
+    """Return the capabilities, and each combination that a run may need at once."""
+    sizes = range(1, MAX_JOINED_CAPABILITIES + 1)
+    return [
+        str(join_capabilities(some)) for size in sizes for some in combinations(sorted(capabilities), size)
+    ]

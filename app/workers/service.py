@@ -17,6 +17,7 @@ from app.tables import HELD, Deployment, DeploymentStatus, Run, RunNeed, RunStat
 from app.workers.schemas import WorkerView
 from app.workers.slots import count_free_slots, count_gpus
 from trainers.configs import EngineKind, Queue, StageKind
+from trainers.configs.engines import split_capabilities
 from trainers.runtime.error_codes import ErrorCode
 
 MAX_MISSED_HEARTBEATS = 3
@@ -30,6 +31,8 @@ ENGINE_HINT = (
 CAPABILITIES = {
     **{engine.value: ENGINE_HINT for engine in EngineKind},
     "gguf": "Run `make gguf` on the worker's host, set TUNESMITH_GGUF_ENVIRONMENT to the folder that it "
+    "prints, and restart the worker.",
+    "comet": "Run `make comet` on the worker's host, set TUNESMITH_COMET_ENVIRONMENT to the folder that it "
     "prints, and restart the worker.",
 }
 
@@ -155,8 +158,9 @@ def filter_capable_workers(
 ) -> list[Worker]:
     """Return the workers that serve the queue and can run the stage.
 
-    They have enough GPUs on `cuda`, and the capability if one is needed.
+    They have enough GPUs on `cuda`, and the capabilities that are needed, joined by `+`.
     """
+    needed = split_capabilities(capability)
     n_gpus = device_count if queue is Queue.cuda else 0
     return [
         worker
@@ -164,7 +168,7 @@ def filter_capable_workers(
         if queue in worker.queues
         and stage in worker.stages
         and count_gpus(worker) >= n_gpus
-        and (capability is None or capability in worker.capabilities)
+        and needed <= set(worker.capabilities)
     ]
 
 
@@ -192,8 +196,15 @@ def explain_missing_worker(
 
 def _explain_missing_capability(lacking: Sequence[Worker], queue: Queue, capability: str) -> str:
     names = ", ".join(worker.name for worker in lacking[:MAX_SHOWN_PROBLEMS])
-    how = CAPABILITIES.get(capability, "Start a worker that has it.")
-    return f"No live worker of queue {queue} has the capability {capability}: {names} lack it. {how}"
+    needed = sorted(split_capabilities(capability))
+    missing = [one for one in needed if not any(one in worker.capabilities for worker in lacking)]
+    how = [CAPABILITIES.get(one, "Start a worker that has it.") for one in missing or needed]
+    nouns = "capability" if len(needed) == 1 else "capabilities"
+    lack = "lack it" if len(needed) == 1 else "lack one of them"
+    return (
+        f"No live worker of queue {queue} has the {nouns} {' and '.join(needed)}: {names} {lack}. "
+        f"{' '.join(dict.fromkeys(how))}"
+    )
 
 
 def explain_missing_deployment_worker(session: Session, queue: Queue, engine: EngineKind) -> str | None:

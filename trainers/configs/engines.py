@@ -1,6 +1,6 @@
 """Engines and their options, as an allow-list: names that differ between engines are translated."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
@@ -199,3 +199,13 @@ def _check_supported(
     if value is not None and value not in supported:
         names = ", ".join(sorted(supported))
         raise ValueError(f"options.{option} '{value}' is not supported by {engine}; choose one of {names}")
+
+
+def join_capabilities(capabilities: Iterable[str | None]) -> str | None:
+    """Return what a run needs that needs several capabilities: `comet+vllm`; None if it needs none."""
+    return "+".join(sorted({one for one in capabilities if one is not None})) or None
+
+
+def split_capabilities(needed: str | None) -> frozenset[str]:
+    """Return the capabilities that `join_capabilities` joined."""
+    return frozenset(needed.split("+")) if needed else frozenset()

@@ -9,7 +9,7 @@ from trainers.configs.metrics import METRIC_KINDS, MetricConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.data.formats import FIELD_SETS, detect_format
 from trainers.metrics.metric import EvaluatedRow
-from trainers.metrics.table import check_host, make_metric
+from trainers.metrics.table import make_metric
 from trainers.rendering.render import PromptCompletion, dataset_path, read_prompt_completions
 from trainers.runtime.errors import DatasetInvalid
 
@@ -20,14 +20,11 @@ ToolCallList = Sequence[Mapping[str, Any]]
 def load_scored_rows(config: EvaluateConfig) -> list[PromptCompletion]:
     """Return the last turn of each row.
 
-    Raises DatasetFileNotFound, DatasetInvalid for a row that one of the metrics cannot score, or the error
-    of a metric that needs what this host lacks.
+    Raises DatasetFileNotFound, or DatasetInvalid for a row that one of the metrics cannot score.
     """
-    pairs = read_scored_rows(
+    return read_scored_rows(
         dataset_path(config.dataset), config.metrics, config.max_rows, response_fields=config.response_fields
     )
-    check_host(config.metrics, [evaluated_row(pair) for pair in pairs])
-    return pairs
 
 
 def read_scored_rows(

@@ -24,6 +24,7 @@ from trainers.configs.metrics.translation import (
     Bleu,
     Chrf,
     ChrfPlusPlus,
+    Comet,
     LengthRatio,
     NumbersKept,
     Ter,
@@ -39,6 +40,7 @@ from trainers.metrics.maths.answers import MathsExactMatchMetric, MathsStrictMat
 from trainers.metrics.maths.samples import MajorityAtKMetric, PassAtKMetric
 from trainers.metrics.maths.verification import MathVerifyMetric
 from trainers.metrics.metric import EvaluatedRow, HostMetric, Metric, MetricValues, ModelContext, ModelMetric
+from trainers.metrics.translation.comet import CometMetric
 from trainers.metrics.translation.metrics import BleuMetric, ChrfMetric, TerMetric
 from trainers.metrics.translation.text_metrics import (
     LengthRatioMetric,
@@ -69,6 +71,7 @@ _METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
     NumbersKept: NumbersKeptMetric,
     JudgeScore: JudgeScoreMetric,
     JudgePreference: JudgePreferenceMetric,
+    Comet: CometMetric,
 }
 
 

@@ -59,6 +59,7 @@ class ErrorCode(StrEnum):
     export_differs = "export_differs", "The exported file does not compute what the trained model does."
     hub_push_refused = "hub_push_refused", "The model may not be uploaded to the hub."
     judge_failed = "judge_failed", "The judge model of a metric gave no verdict on too many rows."
+    metric_failed = "metric_failed", "A program that computes a metric failed or exceeded its limits."
     capability_missing = "capability_missing", "The worker lacks a program that the stage needs."
     engine_failed = "engine_failed", "The engine stopped or did not start.", True
     rank_lost = "rank_lost", "One of the run's processes died, or stopped responding to the others.", True

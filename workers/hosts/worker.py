@@ -31,8 +31,10 @@ from workers.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS = 10
-# Of the environment of llama.cpp: its interpreter, and the converter.
+# Of the environment of llama.cpp its interpreter and the converter; of COMET's its interpreter, and the file
+# that `make comet` writes last.
 GGUF_FILES = ("bin/python", "llama.cpp/convert_hf_to_gguf.py")
+COMET_FILES = ("bin/python", "installed")
 REPORTED_PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
 
 
@@ -128,13 +130,19 @@ def supports_stage(stage: StageKind) -> bool:
 def _find_capabilities(settings: Settings) -> list[str]:
     """Return the programs that this host has, beside the packages of the trainers."""
     engines = [kind.value for kind in EngineKind if kind.capability and _has_engine(kind, settings)]
-    if not settings.gguf_environment:
-        return engines
-    folder = Path(settings.gguf_environment)
-    if all((folder / part).is_file() for part in GGUF_FILES):
-        return ["gguf", *engines]
-    logger.warning("%s is not an environment of `make gguf`; this worker cannot write GGUF", folder)
-    return engines
+    environments = (
+        ("gguf", settings.gguf_environment, GGUF_FILES, "write GGUF"),
+        ("comet", settings.comet_environment, COMET_FILES, "score by COMET"),
+    )
+    found = []
+    for name, folder, parts, purpose in environments:
+        if folder and all((Path(folder) / part).is_file() for part in parts):
+            found.append(name)
+        elif folder:
+            logger.warning(
+                "%s is not an environment of `make %s`; this worker cannot %s", folder, name, purpose
+            )
+    return [*found, *engines]
 
 
 def _has_engine(kind: EngineKind, settings: Settings) -> bool:

@@ -152,7 +152,7 @@ def _find_folder(
     if isinstance(location, HubModel):
         snapshot = download_model(location, settings, should_stop)
         return snapshot.folder, str(HubModel(location.name, snapshot.commit))
-    return _check_folder(location.path, settings), str(location)
+    return check_folder(location.path, settings), str(location)
 
 
 def _locate_adapter_base(location: ModelLocation, folder: Path) -> ModelLocation:
@@ -172,7 +172,7 @@ def _locate_adapter_base(location: ModelLocation, folder: Path) -> ModelLocation
     )
 
 
-def _check_folder(path: Path, settings: Settings) -> Path:
+def check_folder(path: Path, settings: Settings) -> Path:
     """Return the real path of a folder under a root that this host allows."""
     real = path.resolve()
     if not any(real.is_relative_to(root) for root in settings.model_roots):

@@ -42,6 +42,7 @@ from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
 from workers.inputs.evaluations import fetch_evaluation
 from workers.inputs.lineage import find_origins
+from workers.inputs.metric_programs import place_metric_programs
 from workers.inputs.models import ResolvedModel, fetch_import
 from workers.inputs.served_models import served_model_environment
 from workers.runs.later_stages import write_later_stages
@@ -193,6 +194,7 @@ def _resolve_references(
         config = config.model_copy(update={"evaluations": folders})
     if isinstance(config, ExportConfig):
         config = config.model_copy(update={"gguf_environment": settings.gguf_environment or None})
+    config = place_metric_programs(config, settings)
     models: dict[str, ResolvedModel] = {}
     paths: dict[str, Any] = {}
     dataset_id = None

@@ -1,5 +1,6 @@
 """A run that needs a program which not every worker has waits for a worker that announces it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,14 @@ from app.runs.claimable import FreeResources
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Run, RunStatus, Worker
+from app.workers.service import explain_missing_worker
 from trainers.configs import Queue, StageKind
+from trainers.configs.engines import join_capabilities
+from trainers.configs.metrics.translation import Comet
+from trainers.configs.stages.evaluate import EvaluateConfig
 from workers.hosts.worker import register_worker
+from workers.inputs.errors import InputModelNotFound
+from workers.inputs.metric_programs import place_metric_programs
 
 
 def claim(worker: Worker, *capabilities: str) -> Run | None:
@@ -65,8 +72,86 @@ def test_a_job_cannot_name_the_program(client: TestClient) -> None:
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_worker_announces_a_complete_environment_only(settings: Settings, tmp_path: Path) -> None:
     settings.gguf_environment = str(tmp_path / "gguf")
-    for part, expected in (("bin/python", []), ("llama.cpp/convert_hf_to_gguf.py", ["gguf"])):
-        (tmp_path / "gguf" / part).parent.mkdir(parents=True)
-        (tmp_path / "gguf" / part).touch()
+    settings.comet_environment = str(tmp_path / "comet")
+    for environment, part, expected in (
+        ("gguf", "bin/python", []),
+        ("gguf", "llama.cpp/convert_hf_to_gguf.py", ["gguf"]),
+        ("comet", "bin/python", ["gguf"]),
+        ("comet", "installed", ["gguf", "comet"]),
+    ):
+        (tmp_path / environment / part).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / environment / part).touch()
         announced = register_worker(settings, [Queue.cpu], "here").capabilities
-        assert [name for name in announced if name == "gguf"] == expected
+        assert [name for name in announced if name in ("gguf", "comet")] == expected
+
+
+def evaluate(folder: Path, **more: Any) -> dict[str, Any]:
+    comet = {"metric": "comet", "checkpoint": str(folder), **more}
+    stage = {"stage": "evaluate", "model": "org/model", "dataset": "rows", "metrics": ["chrf", comet]}
+    return {"name": "evaluate", "queue": "cpu", "stages": [stage]}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_evaluation_by_comet_waits_for_a_worker_that_has_it(
+    client: TestClient, make_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    rows = {"prompt": "Korean to English:\n고양이.", "completion": "A cat."}
+    files = {"file": ("rows.jsonl", json.dumps(rows) + "\n")}
+    assert client.post("/api/v1/datasets", data={"name": "rows"}, files=files).status_code == 201
+    make_worker(name="first")
+    body, url = evaluate(tmp_path / "models" / "comet"), "/api/v1/jobs/dry-run"
+    (stage,) = client.post(url, json=body).json()["stages"]
+    assert stage["waiting_for"].startswith("No live worker of queue cpu has the capability comet: first lack")
+    assert "`make comet`" in stage["waiting_for"] and "TUNESMITH_COMET_ENVIRONMENT" in stage["waiting_for"]
+    make_worker(name="second", capabilities=["comet"])
+    (stage,) = client.post(url, json=body).json()["stages"]
+    assert (stage["waiting_for"], stage["workers"]) == (None, ["second"])
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_names_no_environment_and_only_a_model_under_an_allowed_root(
+    client: TestClient, tmp_path: Path
+) -> None:
+    outside = ["/etc", "../comet", "Unbabel/wmt22-comet-da", str(tmp_path / "models" / ".." / "secret")]
+    for folder, more, field in [
+        (tmp_path / "models" / "comet", {"environment": "/tmp/evil"}, "environment"),
+        *((Path(path), {}, "checkpoint") for path in outside),
+    ]:
+        refused = client.post("/api/v1/jobs", json=evaluate(folder, **more))
+        assert refused.status_code == 422
+        fields = [error["field"] for error in refused.json()["error"]["fields"]]
+        assert f"stages.0.metrics.1.{field}" in fields
+
+
+def test_a_run_that_needs_an_engine_and_a_metric_goes_to_a_worker_with_both(
+    make_job: Callable[..., list[Run]], make_worker: Callable[..., Worker]
+) -> None:
+    needed = join_capabilities(["vllm", None, "comet"])
+    assert needed == "comet+vllm"
+    (run,) = make_job(RunStatus.queued, stage=StageKind.evaluate, capability=needed)
+    worker = make_worker()
+    assert claim(worker, "comet") is claim(worker, "vllm") is None
+    missing = explain_missing_worker([worker], Queue.cpu, StageKind.evaluate, capability=needed)
+    assert missing is not None and "the capabilities comet and vllm" in missing
+    claimed = claim(worker, "gguf", "vllm", "comet")
+    assert claimed is not None and claimed.id == run.id
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_gives_a_metric_its_own_environment_and_a_model_under_its_roots(
+    settings: Settings, tmp_path: Path
+) -> None:
+    settings.comet_environment = str(tmp_path / "comet")
+    folder = settings.model_roots[0] / "comet"
+    (folder / "encoder").mkdir(parents=True)
+    (folder / "hparams.yaml").touch()
+    stage = EvaluateConfig.model_validate(evaluate(folder)["stages"][0])
+    (_, metric) = place_metric_programs(stage, settings).metrics
+    assert isinstance(metric, Comet)
+    assert (metric.environment, metric.checkpoint) == (settings.comet_environment, str(folder.resolve()))
+    (folder / "encoder" / "config.json").symlink_to("/etc/passwd")
+    with pytest.raises(InputModelNotFound, match="out of the roots"):
+        place_metric_programs(stage, settings)
+    other = EvaluateConfig.model_validate(evaluate(tmp_path)["stages"][0])
+    with pytest.raises(InputModelNotFound, match="not under a root"):
+        place_metric_programs(other, settings)

@@ -22,3 +22,8 @@ class MetricConfig(Config):
     def min_samples(self) -> int:
         """Responses to each prompt that the metric needs."""
         return 1
+
+    @property
+    def capability(self) -> str | None:
+        """What a worker must have, and announce, besides the packages of the trainers."""
+        return None

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.configs.base import NonEmpty
+from trainers.configs.base import MAX_BYTES, MAX_SECONDS, NonEmpty
 from trainers.configs.metrics.base import MetricConfig
 from trainers.configs.rewards import TargetLanguage
 
@@ -107,4 +107,30 @@ class NumbersKept(TranslationMetric):
     metric: Literal["numbers_kept"] = Field("numbers_kept", description="Kind of metric.")
 
 
-TRANSLATION_CONFIGS = (Bleu, Chrf, ChrfPlusPlus, Ter, LengthRatio, WrongLanguage, NumbersKept)
+class Comet(TranslationMetric):
+    """Mean score of a COMET model, which read source, response and reference (Rei et al., 2020)."""
+
+    metric: Literal["comet"] = Field("comet", description="Kind of metric.")
+    checkpoint: NonEmpty = Field(
+        description="Folder of the COMET model on the worker's host, under an allowed root: `hparams.yaml`, "
+        "`checkpoints/model.ckpt` or `model.safetensors`, and `encoder/` with the `config.json` and "
+        "`tokenizer.json` of its XLM-RoBERTa."
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="Translations that are scored at once.")
+    max_seconds: float = Field(3600.0, gt=0, le=MAX_SECONDS, description="Time limit for each model's rows.")
+    max_memory_bytes: int = Field(
+        16 << 30, ge=1 << 30, le=MAX_BYTES, description="Memory that scoring may use; on a CPU under Linux."
+    )
+    environment: NonEmpty | None = Field(
+        None,
+        description="Folder of the environment that `make comet` creates. Omit it in a job: the worker sets "
+        "it.",
+    )
+
+    @property
+    def capability(self) -> str | None:
+        """The environment of COMET."""
+        return "comet"
+
+
+TRANSLATION_CONFIGS = (Bleu, Chrf, ChrfPlusPlus, Ter, LengthRatio, WrongLanguage, NumbersKept, Comet)

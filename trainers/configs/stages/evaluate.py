@@ -20,7 +20,7 @@ from trainers.configs.base import (
     StageOutput,
     StoredResponses,
 )
-from trainers.configs.engines import EngineClientConfig, RunningEngine
+from trainers.configs.engines import EngineClientConfig, RunningEngine, join_capabilities
 from trainers.configs.metrics import MathsExactMatch, Metrics
 from trainers.configs.metrics.judge import REFERENCE
 
@@ -156,6 +156,11 @@ class EvaluateConfig(EngineClientConfig):
                     f"the metric {metric.label} compares with {against!r}; there are: {', '.join(known)}"
                 )
         return self
+
+    @property
+    def capability(self) -> str | None:
+        """The engine, and the programs of the metrics."""
+        return join_capabilities([super().capability, *(metric.capability for metric in self.metrics)])
 
     @property
     def models(self) -> dict[str, EvaluatedModel]:
