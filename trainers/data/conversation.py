@@ -272,6 +272,8 @@ def _text(value: Any, field: str) -> str:
 
 
 def _without_weight(message: Message) -> Message:
+    if "weight" not in message:
+        return message
     return {name: value for name, value in message.items() if name != "weight"}
 
 

@@ -45,6 +45,10 @@ FIELD_SETS: Final[dict[RowFormat, tuple[frozenset[str], ...]]] = {
     RowFormat.text: (frozenset({"text"}),),
 }
 
+_FIELDS_IN_ORDER: Final = [(row_format, fields) for row_format, sets in FIELD_SETS.items() for fields in sets]
+# Formats with the same field, which its text tells apart.
+_BY_TEXT: Final = frozenset({RowFormat.llama, RowFormat.text})
+
 # The fields for prompt and completion in formats with a single exchange.
 FLAT_FIELDS: Final = {
     RowFormat.instruction: ("instruction", "response"),
@@ -71,7 +75,11 @@ SHAREGPT_ROLES: Final = {
 
 def detect_format(row: Row) -> RowFormat | None:
     """Return the format whose fields the row has, or None; validation checks their types."""
-    return next((row_format for row_format in FIELD_SETS if has_format(row, row_format)), None)
+    names = row.keys()
+    for row_format, fields in _FIELDS_IN_ORDER:
+        if names >= fields and (row_format not in _BY_TEXT or has_format(row, row_format)):
+            return row_format
+    return None
 
 
 def has_format(row: Row, row_format: RowFormat) -> bool:
@@ -80,8 +88,7 @@ def has_format(row: Row, row_format: RowFormat) -> bool:
     for fields in FIELD_SETS[row_format]:
         if names >= fields:
             # A text is a conversation if it begins like Llama's template, and otherwise a document.
-            is_llama = row_format is RowFormat.llama
-            return not (is_llama or row_format is RowFormat.text) or is_llama_text(row["text"]) == is_llama
+            return row_format not in _BY_TEXT or is_llama_text(row["text"]) == (row_format is RowFormat.llama)
     return False
 
 

@@ -73,8 +73,9 @@ class ExampleSummary(NamedTuple):
 def _summarize(example: Example, end_tokens: frozenset[int], unknown_token: int | None) -> ExampleSummary:
     loss_tokens = example.loss_tokens
     is_whole = bool(loss_tokens and not example.truncated and example.ends)
-    has_end = not end_tokens.isdisjoint(example.labels[-END_WINDOW_TOKENS:])
-    unknown = 0 if unknown_token is None else example.labels.count(unknown_token)
+    learned = example.input_ids[example.loss_start :]
+    has_end = not end_tokens.isdisjoint(learned[-END_WINDOW_TOKENS:])
+    unknown = 0 if unknown_token is None else learned.count(unknown_token)
     text = ""
     if is_whole and not has_end:
         text = example.text[-60:]

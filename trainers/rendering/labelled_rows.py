@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainers.configs.base import TrainingData
 from trainers.data.faults import quote_value
 from trainers.data.formats import RowFormat, detect_format
 from trainers.rendering.render import (
@@ -16,8 +15,11 @@ from trainers.rendering.render import (
 )
 from trainers.runtime.errors import DatasetInvalid
 
+if TYPE_CHECKING:
+    from trainers.configs.base import TrainingData
 
-def read_labelled(dataset: TrainingData) -> Iterator[list[tuple[PromptCompletion, bool]]]:
+
+def read_labelled(dataset: "TrainingData") -> Iterator[list[tuple[PromptCompletion, bool]]]:
     """Yield the last completion of each row with its label, or both completions of a preference pair.
 
     Raises DatasetFileNotFound, or DatasetInvalid with the row.

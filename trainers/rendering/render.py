@@ -6,14 +6,13 @@ rendered conversation differ. The tokens before it carry no loss.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from trainers.configs.base import StageDataset, TrainingData
 from trainers.data.conversation import (
     extract_prompt_and_completion,
     offered_tools,
@@ -28,6 +27,8 @@ from trainers.runtime.errors import ConfigInvalid, DatasetFileNotFound, DatasetI
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from trainers.configs.base import TrainingData
 
 IGNORE_INDEX = -100  # torch's cross entropy ignores tokens with this label.
 
@@ -48,27 +49,31 @@ class RowTooLong(DatasetInvalid):
         self.min_tokens = -(-characters // MAX_CHARACTERS_PER_TOKEN)
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """One assistant turn of a row, as tokens.
 
     `row` is a line number from 1, `text` the output of the template, and `length` the number of tokens before
-    truncation. `input_ids` and `labels` have the same length. `ends` is false for a piece of a document that
+    truncation. The tokens from `loss_start` on carry loss. `ends` is false for a piece of a document that
     another piece follows.
     """
 
     row: int
     text: str
     input_ids: list[int]
-    labels: list[int]
+    loss_start: int
     truncated: bool
     prompt_is_prefix: bool
     length: int
     ends: bool = True
 
     @property
+    def labels(self) -> list[int]:
+        """The tokens that carry loss, and IGNORE_INDEX for each of those before them."""
+        return [IGNORE_INDEX] * self.loss_start + self.input_ids[self.loss_start :]
+
+    @property
     def loss_tokens(self) -> int:
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+        return len(self.input_ids) - self.loss_start
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,11 @@ class PromptCompletion:
         return "".join(message["content"] for message in self.completion)
 
 
-def dataset_path(reference: TrainingData) -> Path:
+def dataset_path(reference: "TrainingData") -> Path:
     """Return the file of a dataset; raises ConfigInvalid for a reference to another stage."""
+    # All configs take half a second, which the program that renders a large dataset need not spend.
+    from trainers.configs.base import StageDataset
+
     if isinstance(reference, StageDataset):
         raise ConfigInvalid(
             f"The dataset refers to the stage {reference.stage!r}, which only a job can resolve.",
@@ -109,7 +117,7 @@ def dataset_path(reference: TrainingData) -> Path:
 
 
 def read_prompt_completions(
-    dataset: TrainingData, max_rows: int | None = None, *, has_documents: bool = False
+    dataset: "TrainingData", max_rows: int | None = None, *, has_documents: bool = False
 ) -> Iterator[list[PromptCompletion]]:
     """Yield the assistant turns of each row; a document is a completion without a prompt.
 
@@ -134,7 +142,7 @@ def read_turns(dataset: Path, max_rows: int) -> Iterator[Sequence[PromptCompleti
         yield (parse_preference if is_pair else parse_prompt_completions)(number, row, dataset)
 
 
-def read_prompts(dataset: TrainingData, max_rows: int | None = None) -> Iterator[PromptCompletion]:
+def read_prompts(dataset: "TrainingData", max_rows: int | None = None) -> Iterator[PromptCompletion]:
     """Yield the last prompt of each row in any format; the completion may be missing.
 
     Raises DatasetFileNotFound, or DatasetInvalid with the row.
@@ -145,7 +153,7 @@ def read_prompts(dataset: TrainingData, max_rows: int | None = None) -> Iterator
 
 
 def read_preferences(
-    dataset: TrainingData, max_rows: int | None = None
+    dataset: "TrainingData", max_rows: int | None = None
 ) -> Iterator[tuple[PromptCompletion, PromptCompletion]]:
     """Yield the chosen and the rejected completion of each row.
 
@@ -170,12 +178,11 @@ def render_example(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase",
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise template_rejects(pair.row, error) from error
     start = common_prefix_length(prompt_ids, ids)
-    labels = [IGNORE_INDEX] * start + ids[start:]
     return Example(
         row=pair.row,
         text=text,
         input_ids=ids[:max_length],
-        labels=labels[:max_length],
+        loss_start=min(start, max_length),
         truncated=len(ids) > max_length,
         prompt_is_prefix=start == len(prompt_ids),
         length=len(ids),
@@ -198,11 +205,10 @@ def split_document(whole: Example, max_length: int, decode: Callable[[list[int]]
     count = max(1, -(-whole.length // max_length))
     bounds = [whole.length * piece // count for piece in range(count + 1)]
     return [
-        replace(
-            whole,
+        whole._replace(
             text=whole.text if count == 1 else decode(whole.input_ids[start:end]),
             input_ids=whole.input_ids[start:end],
-            labels=whole.input_ids[start:end],
+            loss_start=0,
             length=end - start,
             ends=end == whole.length,
         )
@@ -228,7 +234,7 @@ def render_prompt(pair: PromptCompletion, tokenizer: "PreTrainedTokenizerBase") 
         row=pair.row,
         text=tokenizer.decode(ids),
         input_ids=ids,
-        labels=[IGNORE_INDEX] * len(ids),
+        loss_start=len(ids),
         truncated=False,
         prompt_is_prefix=True,
         length=len(ids),
@@ -356,7 +362,11 @@ def require_text(pair: PromptCompletion) -> None:
 
 def check_size(row: int, messages: list[dict[str, Any]], max_length: int = 0) -> None:
     """Raise RowTooLong for a conversation that would take too long to tokenize."""
-    characters = sum(map(_count_characters, messages))
+    characters = sum(
+        len(value) if isinstance(value, str) else _count_characters(value)
+        for message in messages
+        for value in message.values()
+    )
     limit = max(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * max_length)
     if characters > limit:
         raise RowTooLong(row, characters, limit)

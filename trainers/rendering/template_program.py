@@ -127,8 +127,9 @@ def respond(request: dict[str, Any], max_characters: int) -> dict[str, Any]:
     """Return `results`, one for each chat or row, or `error` for a template that cannot be compiled.
 
     A result has the chat's `text`, or `rejected` or `unsafe` with the reason. That of a chat with
-    `prompt_messages` also has `prompt`, the text of so many messages with the generation prompt. That of a
-    row has the `text`, or with `as_list` the `items` of the list that the text is.
+    `prompt_messages` also has `prompt`, the text of so many messages with the generation prompt, or its
+    length in `prompt_characters` if the chat's text begins with it. That of a row has the `text`, or with
+    `as_list` the `items` of the list that the text is.
     """
     try:
         template = (compile_row_template if "rows" in request else compile_template)(request["template"])
@@ -206,7 +207,11 @@ def _render_chat(
             text = _cut_at_tag(text, last["content"])
         if max(len(text), len(prompt or "")) > max_characters:
             raise MemoryError
-        return {"text": text} if prompt is None else {"text": text, "prompt": prompt}
+        if prompt is None:
+            return {"text": text}
+        if text.startswith(prompt):
+            return {"text": text, "prompt_characters": len(prompt)}
+        return {"text": text, "prompt": prompt}
 
     return _guard(render_all)
 

@@ -10,7 +10,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from trainers.rendering import template_program
 from trainers.runtime.error_codes import ErrorCode
@@ -61,8 +63,7 @@ class TemplateInvalid(ChatTemplateError):
     code = ErrorCode.template_invalid
 
 
-@dataclass(frozen=True)
-class Chat:
+class Chat(NamedTuple):
     """The messages of a chat, and how its prompt ends.
 
     With `prompt_messages`, so many of the messages are also rendered as a prompt.
@@ -75,8 +76,7 @@ class Chat:
     prompt_messages: int | None = None
 
 
-@dataclass(frozen=True)
-class RenderedChat:
+class RenderedChat(NamedTuple):
     """A chat's text and that of its prompt, or why the template rejects the chat."""
 
     text: str = ""
@@ -114,7 +114,7 @@ class TemplateRenderer:
             ChatTemplateError: The template exceeds a limit, is unsafe or has a syntax error.
         """
         request = {"template": template, "variables": variables, "chats": [_as_json(chat) for chat in chats]}
-        return [RenderedChat(**found) for found in self._render(request)]
+        return [_read_result(**found) for found in self._render(request)]
 
     def render_rows(
         self, template: str, rows: Sequence[dict[str, Any]], as_list: bool = False
@@ -155,12 +155,12 @@ class TemplateRenderer:
         return results
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
-        body = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        body = _encode(request)
         connection = self._connect()
         try:
             connection.sendall(len(body).to_bytes(4, "big") + body)
             size = int.from_bytes(_receive(connection, 4), "big")
-            response: dict[str, Any] = json.loads(_receive(connection, size).decode("utf-8", "surrogatepass"))
+            response = _decode(_receive(connection, size))
         except (TimeoutError, OSError) as error:
             raise self._failure(error) from None
         return response
@@ -208,6 +208,33 @@ class TemplateRenderer:
             self._process.kill()
             self._process.wait()
         self._socket = self._process = None
+
+
+def _read_result(
+    text: str = "",
+    prompt: str | None = None,
+    rejected: str | None = None,
+    prompt_characters: int | None = None,
+) -> RenderedChat:
+    return RenderedChat(text, prompt if prompt_characters is None else text[:prompt_characters], rejected)
+
+
+def _encode(request: dict[str, Any]) -> bytes:
+    try:
+        # Rows of any file may have values of which the two libraries write different forms.
+        if "chats" in request:
+            return msgspec.json.encode(request)
+    except (UnicodeEncodeError, TypeError, OverflowError, RecursionError):
+        pass  # A lone surrogate, or a value that only `json` has a form for.
+    return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _decode(body: bytes) -> dict[str, Any]:
+    try:
+        response: dict[str, Any] = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        response = json.loads(body.decode("utf-8", "surrogatepass"))
+    return response
 
 
 def _as_json(chat: Chat) -> dict[str, Any]:

@@ -1,18 +1,16 @@
-"""Lines of a dataset as a batch of Arrow columns."""
+"""Lines of a dataset, rendered as a batch of Arrow columns."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from trainers.data.faults import Fault
 from trainers.data.files.json_line import RowParser
 from trainers.data.formats import Row
+from trainers.rendering.cache.columns import completion_batch, labelled_batch, pair_batch, prompt_batch
 from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.cache.tokenize import ExampleRenderer
 from trainers.rendering.labelled_rows import completion_labels, parse_labelled
@@ -28,62 +26,10 @@ from trainers.rendering.render import (
     parse_prompt_completions,
     unreadable,
 )
-from trainers.rewards.score import find_references_without_answer
 from trainers.runtime.errors import DatasetInvalid, ProgramError
 
 Line = tuple[int, bytes | Fault]
 """The number of a line, from 1, and its text; or the fault of a line that is too long."""
-
-_IDS = pa.list_(pa.int32())
-_ROW = ("row", pa.int32())
-SCHEMAS = {
-    RowKind.completions: pa.schema(
-        [
-            _ROW,
-            ("text", pa.large_string()),
-            ("input_ids", _IDS),
-            ("labels", _IDS),
-            ("length", pa.int32()),
-            ("loss_tokens", pa.int32()),
-            ("prompt_is_prefix", pa.bool_()),
-            ("ends", pa.bool_()),
-        ]
-    ),
-    RowKind.pairs: pa.schema(
-        [
-            _ROW,
-            ("prompt_ids", _IDS),
-            ("chosen_ids", _IDS),
-            ("rejected_ids", _IDS),
-            *(
-                (f"{side}_{name}", kind)
-                for side in ("chosen", "rejected")
-                for name, kind in (
-                    ("text", pa.large_string()),
-                    ("start", pa.int32()),
-                    ("length", pa.int32()),
-                    ("prompt_is_prefix", pa.bool_()),
-                )
-            ),
-            ("is_trained", pa.bool_()),
-        ]
-    ),
-    RowKind.labelled: pa.schema(
-        [
-            _ROW,
-            ("text", pa.large_string()),
-            ("prompt_ids", _IDS),
-            ("completion_ids", _IDS),
-            ("label", pa.bool_()),
-            ("length", pa.int32()),
-            ("prompt_is_prefix", pa.bool_()),
-        ]
-    ),
-    RowKind.references: pa.schema(
-        [_ROW, ("record", pa.large_string()), ("prompt_ids", _IDS), ("has_answer", pa.bool_())]
-    ),
-    RowKind.prompts: pa.schema([_ROW, ("record", pa.large_string()), ("prompt_ids", _IDS)]),
-}
 
 
 @dataclass
@@ -150,106 +96,29 @@ class LineRenderer:
             prompts = self._renderer.prompts(flat)
             for pair, (text, _) in zip(flat, prompts, strict=True):
                 omissions.add(pair.row, find_omissions([replace(pair, completion=[])], [text]))
-            has_answer = self._kind is RowKind.references
-            columns = [
-                _prompt_columns(pair, ids, has_answer=has_answer)
-                for pair, (_, ids) in zip(flat, prompts, strict=True)
-            ]
-            return RenderedBatch(self._as_batch(columns), len(pairs), omissions)
-        examples = iter(self._renderer.examples(flat))
-        per_row = [[next(examples) for _ in of_row] for of_row in pairs]
-        for of_row, rendered in zip(pairs, per_row, strict=True):
-            # A document is rendered as it is.
-            texts = [
-                pair.completion_text if pair.is_document else pieces[0].text
-                for pair, pieces in zip(of_row, rendered, strict=True)
-            ]
-            omissions.add(of_row[0].row, find_omissions(of_row, texts))
-        if self._kind is RowKind.pairs:
-            columns = [_pair_columns(*(pieces[0] for pieces in rendered)) for rendered in per_row]
-        elif self._kind is RowKind.labelled:
-            columns = [
-                _labelled_columns(pieces[0], label)
-                for of_row, rendered in zip(pairs, per_row, strict=True)
-                for label, pieces in zip(completion_labels(of_row), rendered, strict=True)
-            ]
-        else:
-            examples_of_rows = chain.from_iterable(chain.from_iterable(per_row))
-            columns = [_completion_columns(example) for example in examples_of_rows]
+            columns = prompt_batch(self._kind, flat, [ids for _, ids in prompts])
+            return RenderedBatch(columns, len(pairs), omissions)
+        pieces = self._renderer.examples(flat)
+        # A document is rendered as it is.
+        texts = iter(
+            pair.completion_text if pair.is_document else of_pair[0].text
+            for pair, of_pair in zip(flat, pieces, strict=True)
+        )
+        for of_row in pairs:
+            omissions.add(of_row[0].row, find_omissions(of_row, list(islice(texts, len(of_row)))))
         has_documents = any(pair.is_document for pair in flat)
-        return RenderedBatch(self._as_batch(columns), len(pairs), omissions, has_documents)
+        return RenderedBatch(self._make_columns(pairs, pieces), len(pairs), omissions, has_documents)
 
-    def _as_batch(self, rows: Sequence[tuple[Any, ...]]) -> pa.RecordBatch:
-        schema = SCHEMAS[self._kind]
-        columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-        arrays = [
-            _token_array(column) if column_type == _IDS else pa.array(column, column_type)
-            for column, column_type in zip(columns, schema.types, strict=True)
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _token_array(column: Sequence[list[int]]) -> pa.ListArray:
-    """Return lists of tokens as Arrow's; `pa.array` takes three times as long."""
-    offsets = np.cumsum([0, *map(len, column)], dtype=np.int32)
-    values = np.fromiter(chain.from_iterable(column), dtype=np.int32, count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(offsets, values)
-
-
-def _completion_columns(example: Example) -> tuple[Any, ...]:
-    return (
-        example.row,
-        example.text,
-        example.input_ids,
-        example.labels,
-        example.length,
-        example.loss_tokens,
-        example.prompt_is_prefix,
-        example.ends,
-    )
-
-
-def _pair_columns(chosen: Example, rejected: Example) -> tuple[Any, ...]:
-    # Both completions must start at the same token. Where a template renders the prompt differently before
-    # each of them, the earlier start is used.
-    starts = [len(example.labels) - example.loss_tokens for example in (chosen, rejected)]
-    start = min(starts)
-    return (
-        chosen.row,
-        chosen.input_ids[:start],
-        chosen.input_ids[start:],
-        rejected.input_ids[start:],
-        chosen.text,
-        starts[0],
-        chosen.length,
-        chosen.prompt_is_prefix,
-        rejected.text,
-        starts[1],
-        rejected.length,
-        rejected.prompt_is_prefix,
-        bool(chosen.loss_tokens and rejected.loss_tokens),
-    )
-
-
-def _labelled_columns(example: Example, label: bool) -> tuple[Any, ...]:
-    start = len(example.labels) - example.loss_tokens
-    return (
-        example.row,
-        example.text,
-        example.input_ids[:start],
-        example.input_ids[start:],
-        label,
-        example.length,
-        example.prompt_is_prefix,
-    )
-
-
-def _prompt_columns(pair: PromptCompletion, prompt_ids: list[int], *, has_answer: bool) -> tuple[Any, ...]:
-    # As JSON text: in an Arrow table every message would have the fields of all other messages.
-    record = json.dumps({"prompt": pair.prompt, "reference": pair.completion_text})
-    if not has_answer:
-        return pair.row, record, prompt_ids
-    return pair.row, record, prompt_ids, not find_references_without_answer([pair.completion_text])
+    def _make_columns(
+        self, pairs: Sequence[Sequence[PromptCompletion]], pieces: Sequence[Sequence[Example]]
+    ) -> pa.RecordBatch:
+        examples = list(chain.from_iterable(pieces))
+        match self._kind:
+            case RowKind.pairs:
+                return pair_batch(list(zip(examples[::2], examples[1::2], strict=True)))
+            case RowKind.labelled:
+                return labelled_batch(examples, [label for row in pairs for label in completion_labels(row)])
+        return completion_batch(examples)
 
 
 def _without_tools(pair: PromptCompletion, dataset: Path) -> PromptCompletion:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from trainers.data.files.file_checks import find_file_fault
 from trainers.data.files.json_line import RowParser
 from trainers.data.files.jsonl import READ_BUFFER_BYTES, iter_lines
-from trainers.rendering.cache.batches import SCHEMAS, Line, LineRenderer, RenderedBatch
+from trainers.rendering.cache.batches import Line, LineRenderer, RenderedBatch
+from trainers.rendering.cache.columns import SCHEMAS
 from trainers.rendering.cache.folder import META, MIXTURE
 from trainers.rendering.cache.spec import RenderSpec
 from trainers.rendering.cache.tokenize import BatchRenderer
@@ -58,29 +59,46 @@ def build_here(spec: RenderSpec, renderer: LineRenderer, folder: Path) -> None:
     _write(spec, (renderer.render(batch) for batch in _read_batches(spec)), folder)
 
 
-def build_in_program(spec: RenderSpec, tokenizer: Tokenizer, folder: Path) -> None:
-    """Fill the folder of an entry by a program that uses all cores; raises as `build_here`."""
+def build_in_program(
+    spec: RenderSpec, tokenizer: Tokenizer, folder: Path, confirm: Callable[[], bool]
+) -> bool:
+    """Fill the folder of an entry by a program that uses all cores; raises as `build_here`.
+
+    Return False, and leave the folder empty, if `confirm`, which is called meanwhile, returns False.
+    """
     files.write_json(folder / SPEC, spec.model_dump(mode="json"))
     tokenizer.save(str(folder / TOKENIZER), pretty=False)
     # With a marker, its processes end with it.
     environment = {MARKER: new_marker()} | os.environ | {"TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "trainers.rendering.cache.program", str(folder)]
-    ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    for name in (SPEC, TOKENIZER):
-        (folder / name).unlink(missing_ok=True)
-    if ended.returncode != 0 and ended.stdout:
-        error = json.loads(ended.stdout)
+    program = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with program:
+        try:
+            is_confirmed = confirm()
+            output = program.communicate()[0] if is_confirmed else b""
+        finally:
+            program.kill()
+    for path in folder.iterdir() if not is_confirmed else (folder / SPEC, folder / TOKENIZER):
+        path.unlink(missing_ok=True)
+    if is_confirmed and program.returncode != 0:
+        raise _failure(spec, program.returncode, output)
+    return is_confirmed
+
+
+def _failure(spec: RenderSpec, status: int, output: bytes) -> ProgramError:
+    """Return the error that the program has written, or one for its status."""
+    if output:
+        error = json.loads(output)
         is_of_data = error["code"] == ErrorCode.dataset_invalid
-        raise (
+        return (
             DatasetInvalid(error["message"], error["hint"])
             if is_of_data
             else BuildFailed(ErrorCode(error["code"]), error["message"], error["hint"])
         )
-    if ended.returncode != 0:
-        raise ProgramError(
-            f"The program that renders {spec.dataset} ended with status {ended.returncode}.",
-            "The log shows why. A negative status is the signal that ended it: 9 often is a lack of memory.",
-        )
+    return ProgramError(
+        f"The program that renders {spec.dataset} ended with status {status}.",
+        "The log shows why. A negative status is the signal that ended it: 9 often is a lack of memory.",
+    )
 
 
 def build_in_processes(folder: Path) -> None:
@@ -88,14 +106,15 @@ def build_in_processes(folder: Path) -> None:
     spec = RenderSpec.model_validate_json((folder / SPEC).read_text())
     count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
     pa.array([])  # Imports pandas, if it is installed, once for all processes.
-    with ProcessPoolExecutor(count, get_context("fork"), _start_worker, (spec, folder / TOKENIZER)) as pool:
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    with ProcessPoolExecutor(count, get_context("fork"), _start_worker, (spec, tokenizer)) as pool:
         _write(spec, _map_in_order(pool, _read_batches(spec), 4 * count), folder)
 
 
-def _start_worker(spec: RenderSpec, tokenizer: Path) -> None:
+def _start_worker(spec: RenderSpec, tokenizer: Tokenizer) -> None:
     global _worker
     die_with_parent()
-    _worker = LineRenderer(spec.kind, spec.dataset, BatchRenderer(spec, Tokenizer.from_file(str(tokenizer))))
+    _worker = LineRenderer(spec.kind, spec.dataset, BatchRenderer(spec, tokenizer))
 
 
 _worker: LineRenderer

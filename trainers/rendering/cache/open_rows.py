@@ -1,7 +1,7 @@
 """Opening of a dataset's rendered rows, which are built first if no process of this host has built them."""
 
 import logging
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,41 +52,36 @@ def open_rows(
 
 
 def _build(spec: RenderSpec, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    renderer = _find_renderer(spec, tokenizer)
-    try:
-        is_large = spec.dataset.stat().st_size >= MIN_PROGRAM_BYTES and spec.max_rows is None
-        if is_large and isinstance(renderer, BatchRenderer):
-            logger.info("Rendering %s, once for all ranks and attempts on this host.", spec.dataset)
-            build_in_program(spec, tokenizer.backend_tokenizer, folder)
-        else:
-            build_here(spec, LineRenderer(spec.kind, spec.dataset, renderer), folder)
-    finally:
-        if isinstance(renderer, BatchRenderer):
-            renderer.close()
-
-
-def _find_renderer(
-    spec: RenderSpec, tokenizer: "PreTrainedTokenizerBase"
-) -> BatchRenderer | TransformersRenderer:
     slow = TransformersRenderer(tokenizer, spec.max_length)
     if not can_batch(tokenizer):
-        return slow
-    renderer = BatchRenderer(spec, tokenizer.backend_tokenizer)
+        build_here(spec, LineRenderer(spec.kind, spec.dataset, slow), folder)
+        return
+    with closing(BatchRenderer(spec, tokenizer.backend_tokenizer)) as batches:
+        if spec.dataset.stat().st_size >= MIN_PROGRAM_BYTES and spec.max_rows is None:
+            logger.info("Rendering %s, once for all ranks and attempts on this host.", spec.dataset)
+            # The rows are compared while the program starts.
+            confirm = partial(_are_alike, spec, batches, slow)
+            if build_in_program(spec, tokenizer.backend_tokenizer, folder, confirm):
+                return
+            renderer: BatchRenderer | TransformersRenderer = slow
+        else:
+            renderer = batches if _are_alike(spec, batches, slow) else slow
+        build_here(spec, LineRenderer(spec.kind, spec.dataset, renderer), folder)
+
+
+def _are_alike(spec: RenderSpec, batches: BatchRenderer, slow: TransformersRenderer) -> bool:
+    """Return whether both renderers have the same result for the first rows, or an error that both report."""
     try:
         pairs = _first_pairs(spec)
         if spec.kind.has_prompts_only:
-            are_equal = renderer.prompts(pairs) == slow.prompts(pairs)
+            are_equal = batches.prompts(pairs) == slow.prompts(pairs)
         else:
-            are_equal = renderer.examples(pairs) == slow.examples(pairs)
+            are_equal = batches.examples(pairs) == slow.examples(pairs)
     except (DatasetInvalid, TemplateMissing):
-        return renderer  # The build reports the row.
-    except BaseException:
-        renderer.close()
-        raise
+        return True  # The build reports the row.
     if not are_equal:
-        logger.warning("The tokenizer %s is used row by row, which is slower.", type(tokenizer).__name__)
-        renderer.close()
-    return renderer if are_equal else slow
+        logger.warning("The tokenizer of %s is used row by row, which is slower.", spec.dataset)
+    return are_equal
 
 
 def _first_pairs(spec: RenderSpec) -> list[PromptCompletion]:

@@ -14,7 +14,6 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from trainers.rendering.cache.spec import RenderSpec
 from trainers.rendering.plain_text import join_texts
 from trainers.rendering.render import (
-    IGNORE_INDEX,
     Example,
     PromptCompletion,
     check_size,
@@ -170,7 +169,7 @@ class BatchRenderer:
             row=pair.row,
             text=chat.text,
             input_ids=ids[:max_length],
-            labels=([IGNORE_INDEX] * start + ids[start:])[:max_length],
+            loss_start=min(start, max_length),
             truncated=len(ids) > max_length,
             prompt_is_prefix=is_prefix,
             length=len(ids),

@@ -14,7 +14,7 @@ from trainers.rendering.cache.mapped import Int32s, MappedRows, MappedSequence
 from trainers.rendering.cache.open_rows import open_rows
 from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.omissions.counts import OmissionCounts
-from trainers.rendering.render import IGNORE_INDEX, Example
+from trainers.rendering.render import Example
 from trainers.runtime.errors import DatasetInvalid
 
 RECORD = ("prompt_ids", "completion_ids", "label")
@@ -133,7 +133,7 @@ def _make_example(values: dict[str, Any]) -> Example:
         row=values["row"],
         text=values["text"],
         input_ids=ids,
-        labels=[IGNORE_INDEX] * len(prompt) + values["completion_ids"],
+        loss_start=len(prompt),
         truncated=values["length"] > len(ids),
         prompt_is_prefix=values["prompt_is_prefix"],
         length=values["length"],

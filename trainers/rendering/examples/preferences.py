@@ -14,7 +14,7 @@ from trainers.rendering.cache.mapped import Int32s, MappedRows, MappedSequence
 from trainers.rendering.cache.open_rows import open_rows
 from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.omissions.counts import OmissionCounts
-from trainers.rendering.render import IGNORE_INDEX, Example
+from trainers.rendering.render import Example
 from trainers.runtime.errors import DatasetInvalid
 
 TRIPLE = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -154,12 +154,11 @@ def _make_pair(values: dict[str, Any]) -> tuple[Example, Example]:
 
 def _make_side(values: dict[str, Any], side: str) -> Example:
     ids = values["prompt_ids"] + values[f"{side}_ids"]
-    start = values[f"{side}_start"]
     return Example(
         row=values["row"],
         text=values[f"{side}_text"],
         input_ids=ids,
-        labels=[IGNORE_INDEX] * start + ids[start:],
+        loss_start=values[f"{side}_start"],
         truncated=values[f"{side}_length"] > len(ids),
         prompt_is_prefix=values[f"{side}_prompt_is_prefix"],
         length=values[f"{side}_length"],

@@ -29,7 +29,8 @@ class ExampleSet:
     @property
     def rendered(self) -> MappedSequence[Example]:
         """All examples, in the order of their rows."""
-        return MappedSequence(self.mapped.table, _make_example)
+        # The labels follow from their number.
+        return MappedSequence(self.mapped.table.drop_columns("labels"), _make_example)
 
     @cached_property
     def trained(self) -> npt.NDArray[np.bool_]:
@@ -127,7 +128,7 @@ def _make_example(values: dict[str, Any]) -> Example:
         row=values["row"],
         text=values["text"],
         input_ids=ids,
-        labels=values["labels"],
+        loss_start=len(ids) - values["loss_tokens"],
         truncated=values["length"] > len(ids),
         prompt_is_prefix=values["prompt_is_prefix"],
         length=values["length"],

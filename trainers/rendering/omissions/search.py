@@ -90,6 +90,8 @@ _Part = tuple[int, OmissionKind, str, str]
 
 def _check_turn(turn: PromptCompletion, text: str, *, reports_prompt: bool) -> Iterator[_Part]:
     messages = [*turn.prompt, *turn.completion]
+    if _are_rendered_unchanged(messages, text):
+        return
     found = list(_find_contents(messages, len(turn.prompt), text))
     start = 0
     for index, message in enumerate(messages):
@@ -103,6 +105,18 @@ def _check_turn(turn: PromptCompletion, text: str, *, reports_prompt: bool) -> I
             yield index, OmissionKind.completion, path, missing
         elif reports_prompt or not is_prompt:
             yield from ((index, *part) for part in omitted)
+
+
+def _are_rendered_unchanged(messages: Sequence[Message], text: str) -> bool:
+    """Return whether messages that are only texts follow each other in the rendered text."""
+    position = 0
+    for message in messages:
+        content: str = message["content"]
+        start = text.find(content, position)
+        if start < 0 or len(message) > 2:
+            return False
+        position = start + len(content)
+    return True
 
 
 class _Place(NamedTuple):

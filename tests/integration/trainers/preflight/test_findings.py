@@ -270,7 +270,7 @@ def test_tokens_without_an_embedding_are_found(starter: Path) -> None:
     tokenizer, config = AutoTokenizer.from_pretrained(starter), AutoConfig.from_pretrained(starter)
     end = tokenizer.eos_token_id
     ids = [5, config.vocab_size + 3, end]
-    example = Example(1, "text", ids, ids, truncated=False, prompt_is_prefix=True, length=3)
+    example = Example(1, "text", ids, 0, truncated=False, prompt_is_prefix=True, length=3)
     (found,) = check_tokens([example], tokenizer, config, frozenset([end]), 64)
     assert (found.code, found.count, found.examples[0].line) == (FindingCode.vocabulary_mismatch, 1, 1)
 
@@ -281,8 +281,8 @@ def test_labels_that_the_tokenizer_does_not_have_are_found(starter: Path, unknow
     end = tokenizer.eos_token_id
     tokenizer.unk_token = tokenizer.convert_ids_to_tokens(7)
     ids = [5, *[7] * unknown, *[6] * (20 - unknown), end]
-    clean = Example(1, "text", [7, 6, end], [-100, 6, end], truncated=False, prompt_is_prefix=True, length=3)
-    example = Example(2, "text", ids, ids, truncated=False, prompt_is_prefix=True, length=len(ids))
+    clean = Example(1, "text", [7, 6, end], 1, truncated=False, prompt_is_prefix=True, length=3)
+    example = Example(2, "text", ids, 0, truncated=False, prompt_is_prefix=True, length=len(ids))
     (found,) = check_tokens([clean, example], tokenizer, config, frozenset([end]), 64)
     assert (found.code, found.level, found.count) == (FindingCode.unknown_tokens, level, 1)
     assert (found.examples[0].line, f"{unknown / 24:.1%} of all labels" in found.message) == (2, True)
