@@ -22,7 +22,7 @@ from trainers.modeling.architecture import (
 )
 from trainers.modeling.load import ModelUnsupported, load_config, pick_device, pick_precision
 from trainers.runtime.errors import ConfigInvalid, first_line, join_names
-from trainers.training.padding_free import check_packing
+from trainers.training.packing_proof import prove_packing
 from trainers.training.policy import new_adapter_config
 
 # What transformers and PEFT raise for a model or a setting that they do not support.
@@ -48,7 +48,7 @@ class TuningUnsupported(ConfigInvalid):
 def prove_model(config: TrainingConfig) -> None:
     """Raise an error if the model cannot be trained with the settings.
 
-    Raises the errors of `load_config`, `pick_attention`, `pick_precision` and `check_packing`,
+    Raises the errors of `load_config`, `pick_attention`, `pick_precision` and `prove_packing`,
     ModelUnsupported, TargetModulesMissing and TuningUnsupported.
     """
     base, device = get_base_model(config.base), pick_device(config.queue)
@@ -56,7 +56,7 @@ def prove_model(config: TrainingConfig) -> None:
     attention = pick_attention(config.attention, device, model_config)
     pick_precision(config.precision, device)
     if isinstance(config, SftConfig):
-        check_packing(config, model_config)
+        prove_packing(config, model_config)
     try:
         model = build_empty_model(base, attention)
     except _LIBRARY_ERRORS as error:

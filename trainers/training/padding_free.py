@@ -18,7 +18,6 @@ from trainers.configs.training import Attention
 from trainers.modeling.architecture import pick_attention
 from trainers.modeling.load import pick_device
 from trainers.rendering.render import IGNORE_INDEX
-from trainers.runtime.errors import ConfigInvalid
 
 ROW_BY_ROW: Final = "row_by_row"
 FLASH: Final = (Attention.flash_attention_2, Attention.flash_attention_3)
@@ -46,24 +45,6 @@ PACKABLE_ARCHITECTURES: Final = VERIFIED_ARCHITECTURES | {
     "stablelm",
     "starcoder2",
 }
-
-
-class PackingUnproven(ConfigInvalid):
-    """The architecture is not known to keep packed rows apart."""
-
-
-def check_packing(config: SftConfig, model: PreTrainedConfig) -> None:
-    """Raise PackingUnproven if rows are to be packed for a model that may mix them.
-
-    Recurrent layers and convolutions carry state from one row to the next unless their kernels reset it, and
-    some models compute their mask without the positions that separate rows.
-    """
-    if config.packing and model.model_type not in PACKABLE_ARCHITECTURES:
-        raise PackingUnproven(
-            f"packing is true, but models of type {model.model_type} are not known to keep the rows of a "
-            "packed sequence apart: a row could be trained on another one's text.",
-            f"Omit packing. It is proven for {', '.join(sorted(PACKABLE_ARCHITECTURES))}.",
-        )
 
 
 def uses_padding_free(config: SftConfig, model: PreTrainedConfig) -> bool:

@@ -1,6 +1,7 @@
 """Goal: padding-free training gives the losses of padded training, and is used where it is cheap."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainers.modeling.architecture import pick_attention
 from trainers.modeling.load import load_tokenizer
 from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
+from trainers.training import packing_proof
 from trainers.training.padding_free import (
     PACKABLE_ARCHITECTURES,
     ROW_BY_ROW,
@@ -83,6 +85,25 @@ def test_packed_rows_have_the_logits_of_each_alone(architecture: Architecture) -
     with torch.inference_mode():
         apart = [model(torch.tensor([row["input_ids"]])).logits[0] for row in LONG_ROWS]
         assert_close(model(**inputs, use_cache=False).logits[0], torch.cat(apart), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+def test_the_trial_at_the_start_agrees_with_the_list(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_packable = architecture.model_type in PACKABLE_ARCHITECTURES
+    monkeypatch.setattr(packing_proof, "PACKABLE_ARCHITECTURES", frozenset({"another"}))
+    config = SftConfig(base="org/base", dataset="rows", packing=True)
+    with nullcontext() if is_packable else pytest.raises(packing_proof.PackingUnproven):
+        packing_proof.prove_packing(config, architecture.config(64, 0, 1))
+
+
+def test_a_model_that_is_too_large_for_the_trial_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing_proof, "PACKABLE_ARCHITECTURES", frozenset({"another"}))
+    monkeypatch.setattr(packing_proof, "MAX_PARAMETERS", 1000)
+    config = SftConfig(base="org/base", dataset="rows", packing=True)
+    with pytest.raises(packing_proof.PackingUnproven, match="too large to be tried"):
+        packing_proof.prove_packing(config, find_architecture("Llama").config(64, 0, 1))
 
 
 def test_every_packable_architecture_is_proved() -> None:
