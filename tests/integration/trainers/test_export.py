@@ -93,6 +93,7 @@ def known(adapted: dict[str, str], tmp_path: Path) -> dict[str, str]:
     return {part: str(folder) for part, folder in copies.items()}
 
 
+@pytest.mark.slow
 @needs_gguf
 def test_gguf_files_compute_what_the_adapter_does(known: dict[str, str], tmp_path: Path) -> None:
     formats = ("gguf_f16", "gguf_q8_0", "gguf_q4_k_m", "gguf_adapter")
@@ -108,6 +109,7 @@ def test_gguf_files_compute_what_the_adapter_does(known: dict[str, str], tmp_pat
     print(checks)
 
 
+@pytest.mark.slow
 @needs_gguf
 def test_a_gguf_file_that_differs_is_not_published(
     adapted: dict[str, str], known: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

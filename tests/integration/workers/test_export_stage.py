@@ -121,6 +121,7 @@ def test_a_worker_checks_the_namespace_itself(
     assert "other/stolen" not in hub.models
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "TUNESMITH_GGUF_ENVIRONMENT" not in os.environ,
     reason="no environment of llama.cpp: run `make gguf`, which builds it for minutes",
