@@ -16,6 +16,7 @@ from trainers.configs import (
     EvaluateConfig,
     EvaluationFolder,
     ExportConfig,
+    ExportFormat,
     ImportConfig,
     MergeConfig,
     Queue,
@@ -33,8 +34,14 @@ from trainers.configs.training import FullTuning, TrainingConfig
 def check_merge(
     session: Session, stage: AnyStage, path: str, earlier: Mapping[str, AnyStage]
 ) -> Iterator[UnprocessableContent]:
-    """Yield an error for a merge of a model without an adapter; `earlier` contains the stages by name."""
-    if not isinstance(stage, MergeConfig):
+    """Yield an error for a merge or an adapter's export of a model that has none.
+
+    `earlier` contains the stages by name.
+    """
+    exports_adapter = isinstance(stage, ExportConfig) and ExportFormat.gguf_adapter in stage.formats
+    if not isinstance(stage, MergeConfig | ExportConfig) or not (
+        exports_adapter or isinstance(stage, MergeConfig)
+    ):
         return
     if isinstance(stage.model, StageOutput):
         producer = earlier.get(stage.model.stage)
@@ -42,7 +49,13 @@ def check_merge(
     else:
         row = session.get(Model, stage.model) if str(stage.model).startswith(REGISTRY_PREFIX) else None
         whole = row is not None and row.kind is ModelKind.base
-    if whole:
+    if whole and exports_adapter:
+        yield field_error(
+            f"{path}.formats",
+            "The model has whole weights, so there is no adapter for the format gguf_adapter: leave it out, "
+            "or train with LoRA before it.",
+        )
+    elif whole:
         yield field_error(
             f"{path}.model",
             "The model has whole weights, so there is no adapter to merge: leave out this stage, or train "
@@ -231,4 +244,4 @@ def check_limits(stage: AnyStage, path: str, settings: Settings) -> list[Unproce
 
 def _writes_whole_weights(config: AnyStage) -> bool:
     is_full = isinstance(config, TrainingConfig) and isinstance(config.tuning, FullTuning)
-    return is_full or isinstance(config, MergeConfig)
+    return is_full or isinstance(config, MergeConfig | ExportConfig)

@@ -1,7 +1,10 @@
 """Checks of the rows that a job's stages read, as far as the API knows them, when the job is posted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from pydantic import TypeAdapter
 from sqlalchemy import or_, select
@@ -23,8 +26,9 @@ from trainers.runtime.errors import DatasetInvalid
 
 # A fraction of a second; what a metric cannot score is seldom a single row of a large file.
 MAX_ROWS = 1000
-# A larger file takes seconds to verify or to download.
+# A larger file takes seconds to verify or to download, so only its start is read.
 MAX_BYTES = 64 << 20
+MAX_START_BYTES = 8 << 20
 
 _METRICS: TypeAdapter[list[MetricConfig]] = TypeAdapter(Metrics)
 
@@ -39,12 +43,13 @@ def check_scored_rows(stages: Iterable[AnyStage]) -> None:
     """Raise UnprocessableContent for a stored dataset whose first rows a metric of its stage cannot score.
 
     The stage itself checks every row in its first second, and a training stage of the job before it trains.
-    This reads files: call it before the first statement of a transaction.
+    Of a file above 64 MiB, the first 8 MiB are read. This reads files: call it before the first statement of
+    a transaction.
     """
     for position, stage in enumerate(stages):
         if isinstance(stage, EvaluateConfig) and isinstance(stage.dataset, str):
             dataset = _find_dataset(stage.dataset)
-            if dataset is not None and dataset.trainable and dataset.size_bytes <= MAX_BYTES:
+            if dataset is not None and dataset.trainable:
                 _check(dataset, stage, f"stages.{position}.dataset")
 
 
@@ -58,15 +63,22 @@ def _find_dataset(reference: str) -> Dataset | None:
 
 def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
     rows = min(stage.max_rows or MAX_ROWS, MAX_ROWS)
+    is_large = dataset.size_bytes > MAX_BYTES
     try:
         found = _find_error(
-            dataset.artifact, dataset.sha256, _dump(stage.metrics), stage.response_fields, rows
+            dataset.artifact,
+            dataset.sha256,
+            _dump(stage.metrics),
+            stage.response_fields,
+            rows,
+            starts_only=is_large,
         )
     except (OSError, ArtifactCorrupt):
         # Without the store a job can be posted, and its worker reports what the store lacks.
         return
     if found is not None:
-        message = f"Dataset {dataset.id} cannot be scored. {found.message}"
+        read = f" (the first {MAX_START_BYTES >> 20} of {dataset.size_bytes >> 20} MiB were read)"
+        message = f"Dataset {dataset.id} cannot be scored{read if is_large else ''}. {found.message}"
         raise UnprocessableContent(
             f"{field}: {message}", hint=found.hint, fields=[{"field": field, "message": message}]
         )
@@ -74,16 +86,38 @@ def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
 
 @lru_cache(maxsize=256)
 def _find_error(
-    artifact: str, sha256: str, metrics: bytes, response_fields: tuple[str, ...], max_rows: int
+    artifact: str,
+    sha256: str,
+    metrics: bytes,
+    response_fields: tuple[str, ...],
+    max_rows: int,
+    *,
+    starts_only: bool,
 ) -> DatasetInvalid | None:
     """Return the error of the first row that a metric cannot score; a stored file never changes."""
     configs = _METRICS.validate_json(metrics)
-    try:
-        file = get_store().fetch_file(artifact, sha256)
-        read_scored_rows(file, configs, max_rows, "the dataset", response_fields)
-    except DatasetInvalid as error:
-        return error
+    with ExitStack() as files:
+        path = (
+            files.enter_context(_start_of(artifact))
+            if starts_only
+            else get_store().fetch_file(artifact, sha256)
+        )
+        try:
+            if path is not None:
+                read_scored_rows(path, configs, max_rows, "the dataset", response_fields)
+        except DatasetInvalid as error:
+            return error
     return None
+
+
+@contextmanager
+def _start_of(artifact: str) -> Iterator[Path | None]:
+    """Yield a file with the first whole lines of a stored one; None if the first line is too long."""
+    with get_store().open(artifact) as source, NamedTemporaryFile(suffix=".jsonl") as start:
+        lines = source.read(MAX_START_BYTES)
+        start.write(lines[: lines.rfind(b"\n") + 1])
+        start.flush()
+        yield Path(start.name) if b"\n" in lines else None
 
 
 def _dump(metrics: list[MetricConfig]) -> bytes:

@@ -37,6 +37,23 @@ def test_model_folder_that_does_not_exist_is_named(embedded: Platform) -> None:
     assert str(folder) in error["message"]
 
 
+def test_later_stage_that_would_fail_ends_the_job_before_it_trains(embedded: Platform) -> None:
+    embedded.start_worker()
+    sums = [{"prompt": f"{n} + 1?", "completion": f"#### {n + 1}"} for n in range(1001)]
+    # The API reads the first 1,000 rows.
+    embedded.upload("scored", [*sums, {"prompt": "1 + 1?", "completion": "I do not know."}])
+    job = embedded.submit(
+        sft_stage(base=str(embedded.folder / "models" / "starter")),
+        {"stage": "evaluate", "name": "score", "model": {"stage": "sft"}, "dataset": "scored"},
+    )
+    error = read_error(embedded, job)
+    assert error["code"] == "later_stage_invalid"
+    assert "'score' (evaluate) would fail. Row 1002 " in error["message"]
+    assert error["hint"].endswith("Nothing has been trained yet.")
+    assert embedded.events(embedded.run(job)["id"], "metrics") == []
+    assert embedded.run(job, 1)["status"] == "cancelled"
+
+
 def test_unreadable_adapter_is_named_and_its_traceback_is_in_the_log(
     embedded: Platform, adapters: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """The later stages of a job, which the program of an earlier one checks before it trains.
 
 Only what exists is given to the program: a stage whose rows an unfinished stage will produce, or which starts
-from another model, is checked by a later run.
+from another model, is checked by a later run. An import is given to it if all that it reads is on this host.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,30 @@ from typing import Any
 from sqlmodel import col, select
 
 from app.runs.graph import list_dependents, load_needs
+from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Run, RunStatus
-from trainers.configs import AnyStage, GenerateConfig, ModelRef, StageDataset, StageOutput
-from trainers.configs.references import DatasetField, ModelField, find_references, replace_references
+from trainers.configs import AnyStage, GenerateConfig, ImportConfig, ModelRef, StageDataset, StageOutput
+from trainers.configs.references import (
+    DatasetField,
+    FolderModel,
+    ModelField,
+    find_references,
+    parse_location,
+    replace_references,
+)
 from trainers.configs.training import TrainingConfig
 from trainers.runtime import run_dir as files
 from workers.inputs.datasets import fetch_dataset, find_dataset
+from workers.inputs.errors import LaunchError
+from workers.inputs.hub_download import DownloadStopped
+from workers.inputs.models import fetch_import
 
 # The field of a stage's config with the model that it works on.
 MODEL_FIELDS = ("base", "model")
 
 
-def write_later_stages(run: Run, model: ModelRef | None, run_dir: Path) -> None:
+def write_later_stages(run: Run, model: ModelRef | None, settings: Settings, run_dir: Path) -> None:
     """Write the configs of the job's later stages that start from the same model as the run.
 
     In each, `model`, a path on this host, stands in for the model that the stage will get. Raises the errors
@@ -37,6 +48,9 @@ def write_later_stages(run: Run, model: ModelRef | None, run_dir: Path) -> None:
     stages = []
     for later in _list_later_runs(run):
         stage = later.stage_config()
+        if isinstance(stage, ImportConfig):
+            stages += _resolve_import(stage, settings)
+            continue
         origin = _find_start(stage)
         is_same = origin == start or (isinstance(origin, StageOutput) and origin.stage in same)
         if not is_same:
@@ -49,6 +63,19 @@ def write_later_stages(run: Run, model: ModelRef | None, run_dir: Path) -> None:
     if stages:
         template = config.template if isinstance(config, TrainingConfig) else None
         files.write_json(run_dir / files.LATER_STAGES, {"template": template, "stages": stages})
+
+
+def _resolve_import(config: ImportConfig, settings: Settings) -> list[dict[str, Any]]:
+    """Return the config of an import with paths of this host; nothing if it would have to be downloaded."""
+    try:
+        if not isinstance(parse_location(str(config.model)), FolderModel):
+            return []
+        model = fetch_import(config, settings, should_stop=lambda: True)
+    except (LaunchError, DownloadStopped, ValueError):
+        # Another worker, with other folders, may run it.
+        return []
+    changes = {"model": model.reference, "base": None if model.adapter else config.base}
+    return [config.model_copy(update=changes).model_dump(mode="json")]
 
 
 def _list_later_runs(run: Run) -> Sequence[Run]:

@@ -101,7 +101,7 @@ def prepare_launch(
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         base = models.get("base") or models.get("model")
         environment = served_model_environment(config, settings)
-        write_later_stages(run, base.reference if base is not None else None, run_dir)
+        write_later_stages(run, base.reference if base is not None else None, settings, run_dir)
         _restore_checkpoint(run, run_dir)
     except BaseException as error:
         remove_run_dir(run_dir)

@@ -72,6 +72,20 @@ def test_a_model_that_cannot_be_evaluated_is_refused_at_its_field(
     assert message(post(SUMS, SFT, evaluate), f"stages.1.{field}")
 
 
+def test_only_the_start_of_a_large_dataset_is_read(
+    post: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "rows"}
+    monkeypatch.setattr("app.jobs.row_checks.MAX_BYTES", 100)
+    result = post([*SUMS[:3], *SENTENCES, *SUMS[3:]], SFT, evaluate)
+    found = message(result, "stages.1.dataset")
+    assert "MiB were read). Row 4 of the dataset has no final answer" in found
+    # The start ends in the line before the one that cannot be scored, or in the first line.
+    for start in (130, 8):
+        monkeypatch.setattr("app.jobs.row_checks.MAX_START_BYTES", start)
+        assert "stages" in post([*SUMS[:3], *SENTENCES, *SUMS[:start]], SFT, evaluate)
+
+
 def test_rows_after_those_that_are_scored_may_be_anything(post: Callable[..., Any]) -> None:
     evaluate = {"stage": "evaluate", "model": {"stage": "sft"}, "dataset": "rows", "max_rows": 3}
     assert "stages" in post([*SUMS[:3], *SENTENCES], SFT, evaluate)
@@ -88,6 +102,9 @@ def test_a_model_without_an_adapter_is_not_merged(
     body = {"name": "job", "stages": [tuned, merge]}
     refused = client.post("/api/v1/jobs/dry-run", json=body).json()
     assert "no adapter to merge" in message(refused, "stages.1.model")
+    body["stages"] = [tuned, merge | {"stage": "export", "formats": ["gguf_adapter"]}]
+    refused = client.post("/api/v1/jobs/dry-run", json=body).json()
+    assert "no adapter for the format gguf_adapter" in message(refused, "stages.1.formats")
 
 
 def test_whole_weights_of_the_registry_are_not_merged(client: TestClient) -> None:

@@ -1,7 +1,9 @@
 """Goal: a worker gives a training program the later stages of the job that it can check already."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +59,16 @@ def test_a_program_receives_what_starts_from_its_own_model(worker: WorkerContext
 def test_a_program_without_later_stages_receives_none(worker: WorkerContext, submit: Submit) -> None:
     launch = prepare_launch(row(submit("succeed()")), worker.settings, NO_DEVICES)
     assert not (launch.run_dir / files.LATER_STAGES).exists()
+
+
+def test_a_program_receives_an_import_that_needs_no_download(worker: WorkerContext, submit: Submit) -> None:
+    run = row(submit("succeed()"))
+    folder = shutil.copytree(
+        worker.settings.model_roots[0] / "base", worker.settings.model_roots[0] / "whole"
+    )
+    named = {"local": str(folder), "hub": "org/elsewhere"}
+    imports = [{"stage": "import", "name": name, "model": model} for name, model in named.items()]
+    add_stages(run, imports)
+    launch = prepare_launch(run, worker.settings, NO_DEVICES)
+    [found] = json.loads((launch.run_dir / files.LATER_STAGES).read_text())["stages"]
+    assert found["stage"] == "import" and Path(found["model"]).is_absolute()

@@ -9,6 +9,7 @@ from trainers.configs.stages.deploy import DeployConfig
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.export import ExportConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.harness.lm_eval import LmEvalConfig
@@ -41,6 +42,7 @@ class PreflightConfig(StageConfig):
         | GenerateConfig
         | LmEvalConfig
         | MergeConfig
+        | ExportConfig
         | DeployConfig,
         Field(discriminator="stage", description="The stage to check."),
     ]

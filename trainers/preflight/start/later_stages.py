@@ -18,9 +18,11 @@ from trainers.configs.stages.deploy import DeployConfig
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.configs.stages.export import ExportConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.stages.harness.lm_eval import LmEvalConfig
+from trainers.configs.stages.import_model import ImportConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.sft import SftConfig
@@ -31,6 +33,7 @@ from trainers.modeling.architecture import check_mergeable, explain_hf_refusal
 from trainers.modeling.load import ModelUnsupported, load_config, load_tokenizer
 from trainers.preflight.check import RenderedRows, check_stage
 from trainers.preflight.findings import Finding, FindingCode, FindingLevel, new_finding
+from trainers.preflight.start.import_check import check_import
 from trainers.preflight.token_findings import check_model_limits
 from trainers.rendering.cache.folder import temporary_cache
 from trainers.rendering.examples.labelled import render_labelled
@@ -67,7 +70,8 @@ def check_later_stages(run_dir: Path) -> None:
     template = ChatTemplateName(later["template"]) if later["template"] else None
     for values in later["stages"]:
         config = parse_stage(values)
-        found = next((one for one in find_faults(config, template) if one.level is FindingLevel.error), None)
+        faults = find_faults(config, template, is_trained=True)
+        found = next((one for one in faults if one.level is FindingLevel.error), None)
         if found is not None:
             raise LaterStageInvalid(
                 f"The later stage {config.name!r} ({config.stage}) would fail. {found.message}",
@@ -76,13 +80,16 @@ def check_later_stages(run_dir: Path) -> None:
         logger.info("Checked the later stage %s.", config.name)
 
 
-def find_faults(config: AnyStage, template: ChatTemplateName | None = None) -> Iterator[Finding]:
+def find_faults(
+    config: AnyStage, template: ChatTemplateName | None = None, *, is_trained: bool = False
+) -> Iterator[Finding]:
     """Yield the findings that the stage's own code makes before its model exists.
 
-    `template` is the one with which the earlier stages train that model.
+    `template` is the one with which the earlier stages train that model, and `is_trained` whether an adapter
+    of it may be what the stage gets.
     """
     try:
-        yield from _check(config, template)
+        yield from _check(config, template, is_trained=is_trained)
     except DatasetInvalid as error:
         yield _finding(FindingCode.dataset_unusable, error)
     except ProgramError as error:
@@ -108,7 +115,7 @@ def render_rows(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> R
     raise AssertionError(f"the stage {config.stage} has no rows to render")
 
 
-def _check(config: AnyStage, template: ChatTemplateName | None) -> Iterator[Finding]:
+def _check(config: AnyStage, template: ChatTemplateName | None, *, is_trained: bool) -> Iterator[Finding]:
     match config:
         case TrainingConfig():
             prove_model(config)
@@ -132,6 +139,14 @@ def _check(config: AnyStage, template: ChatTemplateName | None) -> Iterator[Find
         case MergeConfig():
             load_tokenizer(config.model, template)
             check_mergeable(get_base_model(config.model))
+        case ExportConfig():
+            load_tokenizer(config.model, template)
+            # An adapter is merged into its base before it is written.
+            if is_trained or isinstance(config.model, AdaptedModel):
+                check_mergeable(get_base_model(config.model))
+        case ImportConfig():
+            check_import(config)
+            load_tokenizer(config.model)
         case DeployConfig():
             load_tokenizer(config.model, template)
             _check_engine(config)

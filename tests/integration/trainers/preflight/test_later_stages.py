@@ -82,6 +82,31 @@ def test_a_quantized_base_is_not_merged(starter: Path, tmp_path: Path) -> None:
     quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     assert "is quantized, so an adapter cannot be merged" in faults({"stage": "merge", "model": str(base)})
+    # An export merges what an earlier stage has trained; whole weights are only written in other formats.
+    export = parse_stage({"stage": "export", "model": str(base)})
+    [fault] = find_faults(export, is_trained=True)
+    assert "is quantized, so an adapter cannot be merged" in fault.message
+    assert list(find_faults(export)) == []
+
+
+def test_an_import_that_does_not_fit_is_found(starter: Path, adapted: dict[str, str], tmp_path: Path) -> None:
+    wider = write_model(find_architecture("Llama"), starter, tmp_path / "wider")
+    unfit = {"stage": "import", "model": {"base": str(wider), "adapter": adapted["adapter"]}}
+    assert "does not fit the base" in faults(unfit)
+    assert "needs no base" in faults({"stage": "import", "model": str(starter), "base": str(starter)})
+    assert faults({"stage": "import", "model": adapted}) == ""
+
+
+@pytest.mark.parametrize("target", ["export", "import"])
+def test_a_later_stage_without_rows_is_named(
+    target: str, starter: Path, write_rows: Write, tmp_path: Path
+) -> None:
+    folder = tmp_path / "nowhere"
+    stage = {"stage": "sft", "base": str(starter), "dataset": write_rows(CLEAN), "max_length": 256}
+    later = {"stage": target, "name": "last", "model": str(folder)}
+    (tmp_path / files.LATER_STAGES).write_text(json.dumps({"template": None, "stages": [later]}))
+    with pytest.raises(LaterStageInvalid, match=rf"'last' \({target}\) would fail\. .*nowhere"):
+        run_stage(stage, tmp_path)
 
 
 def test_preflight_checks_a_stage_that_does_not_train(
