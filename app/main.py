@@ -26,6 +26,7 @@ from app.http.middleware import API_PREFIX, RequestMiddleware
 from app.http.response_examples import add_response_examples
 from app.http.text_check import refuse_unstorable_text
 from app.jobs import endpoints as jobs
+from app.jobs.replays import endpoints as replays
 from app.keys import endpoints as keys
 from app.models import endpoints as models
 from app.presets import endpoints as presets
@@ -121,6 +122,7 @@ def _api_router() -> APIRouter:
     api = APIRouter(prefix=API_PREFIX)
     nouns = (
         datasets,
+        replays,  # Its path /jobs/diff comes before /jobs/{id}.
         jobs,
         runs,
         models,

@@ -93,6 +93,11 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded |= {f"{action}_job": post(f"/jobs/{later}/{action}") for action in ("pause", "resume", "cancel")}
     recorded["retry_job"] = post(f"/jobs/{later}/retry")
     post(f"/jobs/{later}/cancel")
+    replay = {"name": "arithmetic-seed-7", "priority": -1, "changes": {"sft": {"seed": 7}}, "reuse": True}
+    recorded["replay_job"] = post(f"/jobs/{job_id}/replay", replay)
+    replayed = recorded["replay_job"]["id"]
+    recorded["diff_jobs"] = get("/jobs/diff", a=job_id, b=replayed)
+    post(f"/jobs/{replayed}/cancel")
     recorded["list_jobs"] = get("/jobs", limit=1, name="arithmetic")
     recorded |= _record_evaluations(client, recorded["get_job"]["runs"][1]["id"], get, post)
     recorded["get_leaderboard"] = get(f"/datasets/{dataset_id}/leaderboard", metric="maths_exact_match")
@@ -105,7 +110,8 @@ def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
     recorded["list_run_files"] = get(f"/runs/{run['id']}/files")
     recorded["import_model"] = post("/models", {"source": "starter"})
     weights = settings.data_dir / "artifacts" / "models" / run["model_id"]
-    parts = [("file", (file.name, file.read_bytes())) for file in weights.iterdir() if file.is_file()]
+    shown = [file for file in weights.iterdir() if file.is_file() and not file.name.startswith(".")]
+    parts = [("file", (file.name, file.read_bytes())) for file in shown]
     uploaded = client.post("/api/v1/models/uploads", data={"name": "mine", "base": "starter"}, files=parts)
     recorded["upload_model"] = check_response(uploaded)
     deployment = {"name": "maths", "model": run["model_id"]}

@@ -38,6 +38,11 @@ class JobCreate(Config):
         0, ge=-100, le=100, description="A higher priority starts first; equal ones start by age."
     )
     queue: Queue | None = Field(None, description="Hardware for the stages that do not name any.")
+    reuse: bool = Field(
+        False,
+        description="Take the output of an earlier stage with an equal config, equal inputs and equal "
+        "versions instead of computing it again. A stage that did shows `reused_from`.",
+    )
     stages: list[AnyStage] = Field(
         min_length=1,
         max_length=20,

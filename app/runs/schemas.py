@@ -75,6 +75,13 @@ class RunView(BaseModel):
         description="The output of the program; its fields depend on the stage."
     )
     model_id: str | None = Field(description="Id of the registry model that the run produced.")
+    inputs: dict[str, Any] | None = Field(
+        description="The models and datasets that the last attempt has read, by hash, with the hash of the "
+        "programs' code and the versions of packages; null before the first attempt."
+    )
+    reused_from: str | None = Field(
+        description="Id of the run whose output this one has reused; null if it has computed its own."
+    )
     resume_guarantee: ResumeGuarantee | None = Field(
         description="Whether it resumes exactly after a stop, and if not, why; an event `resumed` reports "
         "how it did. Null for a stage that starts again from the beginning."

@@ -62,6 +62,7 @@ class Run(SQLModel, table=True):
         Index("ix_run_stage_id", "stage", "id"),
         Index("ix_run_queue_id", "queue", "id"),
         Index("ix_run_worker_id", "worker_id", "id"),
+        Index("ix_run_fingerprint", "fingerprint", "id"),
     )
 
     id: str = Field(default_factory=lambda: new_id("run"), primary_key=True)
@@ -104,6 +105,15 @@ class Run(SQLModel, table=True):
     )
     result: dict[str, Any] | None = Field(default=None, sa_type=Json)
     model_id: str | None = Field(default=None, foreign_key="model.id")
+    inputs: dict[str, Any] | None = Field(
+        default=None,
+        sa_type=Json,
+        description="The models and datasets of the last attempt by hash, and the versions of its code.",
+    )
+    fingerprint: str | None = Field(
+        default=None, description="Hash of config and inputs: equal runs have equal outputs."
+    )
+    reused_from: str | None = Field(default=None, description="The run whose output this one has reused.")
     log_artifact: str | None = None
     tracking: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)
 

@@ -6,7 +6,8 @@ The folder is published first; the rows are committed together with the end of t
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlmodel import Session
+from sqlalchemy import select
+from sqlmodel import Session, col
 
 from app.storage.artifacts import get_store
 from app.storage.database import read_session
@@ -57,15 +58,35 @@ def publish_evaluation(run: Run, launch: Launch, result: dict[str, Any]) -> Prod
         with read_session() as session:
             columns["dataset_sha256"] = session.get_one(Dataset, launch.dataset_id).sha256
     evaluations = [_make_evaluation(launch, model, columns) for model in parsed.models]
-    scores = [
-        EvaluationScore(
-            evaluation_id=evaluation.id,
-            **score.model_dump(include={"metric", "value", "signature", "higher_is_better"}),
-        )
-        for evaluation, model in zip(evaluations, parsed.models, strict=True)
-        for score in model.scores
+    return ProducedEvaluation(evaluations, [score for each in evaluations for score in _list_scores(each)])
+
+
+def copy_evaluation(source: Run, run: Run) -> ProducedEvaluation:
+    """Publish what an equal run has produced as this run's own, and return its rows of SQL.
+
+    Raises OSError or ArtifactCorrupt if the folder cannot be read or stored.
+    """
+    with read_session() as session:
+        found = session.scalars(select(Evaluation).where(col(Evaluation.run_id) == source.id)).all()
+    if not found:
+        return ProducedEvaluation()
+    folder = get_store().fetch_folder(found[0].artifact, found[0].sha256)
+    published = get_store().publish_folder(folder, f"evaluations/{run.id}/{run.attempt}")
+    owner = {"job_id": run.job_id, "run_id": run.id, "artifact": published.key}
+    columns = {"sha256": published.sha256, "size_bytes": published.size_bytes, **owner}
+    evaluations = [
+        Evaluation(**{**evaluation.model_dump(exclude={"id", "created_at"}), **columns})
+        for evaluation in found
     ]
-    return ProducedEvaluation(evaluations, scores)
+    return ProducedEvaluation(evaluations, [score for each in evaluations for score in _list_scores(each)])
+
+
+def _list_scores(evaluation: Evaluation) -> list[EvaluationScore]:
+    fields = "metric", "value", "signature", "higher_is_better"
+    return [
+        EvaluationScore(evaluation_id=evaluation.id, **{name: score[name] for name in fields})
+        for score in evaluation.scores
+    ]
 
 
 def _make_evaluation(launch: Launch, model: ModelScores, columns: dict[str, Any]) -> Evaluation:

@@ -27,6 +27,7 @@ from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
+from workers.reuse.equal_run import reuse_output
 from workers.runs import complete, deploy_stage
 from workers.runs.checkpoints import CheckpointUploads
 from workers.runs.claim import ClaimedRun
@@ -104,6 +105,12 @@ class _RunExecution:
             return
         except DownloadStopped:
             complete.end_attempt(replace(self._attempt(), stop_requested=True), None)
+            return
+        inputs, is_reused = reuse_output(self.run, launch, self.settings)
+        self.unsaved.values |= inputs
+        if is_reused:
+            self.lease.end()
+            remove_run_dir(launch.run_dir)
             return
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
         self.worker.tracker.begin_attempt(self.run, launch.run_dir)

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.storage.manifest import MANIFEST, ArtifactCorrupt
-from app.tables import Checkpoint, Run
+from app.tables import Checkpoint, Dataset, Run
 from trainers.configs import (
     AnyStage,
     CompareConfig,
@@ -68,12 +68,23 @@ class Launch:
     environment: dict[str, str]
     devices: Devices
     limits: ResourceLimits
-    dataset_id: str | None
-    base: ResolvedModel | None
     models: dict[str, ResolvedModel]
-    """The models by the path of the field that names them."""
+    """The models that it reads, by the path of the field that names them."""
+    datasets: dict[str, Dataset]
+    """The datasets that it reads, likewise."""
     n_oom_kills: int
     """Processes that the kernel had killed for lack of memory before the program started."""
+
+    @property
+    def base(self) -> ResolvedModel | None:
+        """The model that the stage starts from."""
+        return _find_base(self.models)
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The id of the stage's dataset; None without one, or with a mixture."""
+        dataset = self.datasets.get("dataset")
+        return None if dataset is None else dataset.id
 
     def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str]) -> "Launch":
         """Return the launch with the addresses of engines in the program's config, and write that config."""
@@ -97,9 +108,9 @@ def prepare_launch(
         run_dir.mkdir(parents=True)
         _keep_completions(run, run_dir)
         _remove_earlier_attempts(run_dir, run.attempt)
-        config, models, dataset_id = _resolve_references(run, settings, should_stop)
+        config, models, datasets = _resolve_references(run, settings, should_stop)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
-        base = models.get("base") or models.get("model")
+        base = _find_base(models)
         environment = served_model_environment(config, settings)
         write_later_stages(run, base.reference if base is not None else None, settings, run_dir)
         _restore_checkpoint(run, run_dir)
@@ -120,11 +131,14 @@ def prepare_launch(
         environment=environment,
         devices=devices,
         limits=choose_limits(run, config, settings, str(run_dir)),
-        dataset_id=dataset_id,
-        base=base,
         models=models,
+        datasets=datasets,
         n_oom_kills=count_oom_kills(),
     )
+
+
+def _find_base(models: Mapping[str, ResolvedModel]) -> ResolvedModel | None:
+    return models.get("base") or models.get("model")
 
 
 def remove_run_dir(run_dir: Path) -> None:
@@ -178,8 +192,8 @@ def _as_launch_error(run: Run, error: Exception) -> LaunchError:
 
 def _resolve_references(
     run: Run, settings: Settings, should_stop: Callable[[], bool]
-) -> tuple[AnyStage, dict[str, ResolvedModel], str | None]:
-    """Return the config with a path for each reference, its models by field, and its dataset's id."""
+) -> tuple[AnyStage, dict[str, ResolvedModel], dict[str, Dataset]]:
+    """Return the config with a path for each reference, and its models and datasets by field."""
     config = run.stage_config()
     if isinstance(config, PrepareConfig) and config.source is not None:
         source = fetch_source(config.source, settings, should_stop)
@@ -188,7 +202,7 @@ def _resolve_references(
         model = fetch_import(config, settings, should_stop)
         # The program refuses a base for whole weights.
         unused = None if model.adapter else config.base
-        return config.model_copy(update={"model": model.reference, "base": unused}), {"model": model}, None
+        return config.model_copy(update={"model": model.reference, "base": unused}), {"model": model}, {}
     if isinstance(config, CompareConfig):
         folders = [fetch_evaluation(run.job_id, evaluation) for evaluation in config.evaluations]
         config = config.model_copy(update={"evaluations": folders})
@@ -197,7 +211,7 @@ def _resolve_references(
     config = place_metric_programs(config, settings)
     models: dict[str, ResolvedModel] = {}
     paths: dict[str, Any] = {}
-    dataset_id = None
+    datasets: dict[str, Dataset] = {}
     for reference in find_references(config):
         if isinstance(reference, ModelField):
             model = fetch_any_model(run.job_id, reference.value, settings, should_stop)
@@ -205,12 +219,12 @@ def _resolve_references(
             paths[reference.path] = model.reference
         else:
             dataset = find_dataset(run.job_id, reference.value)
-            dataset_id = dataset.id if reference.path == "dataset" else dataset_id
+            datasets[reference.path] = dataset
             paths[reference.path] = str(fetch_dataset(dataset))
     config = replace_references(config, paths)
     if isinstance(config, EvaluateConfig):
         config = config.model_copy(update={"origins": find_origins(models)})
-    return config, models, dataset_id
+    return config, models, datasets
 
 
 def _restore_checkpoint(run: Run, run_dir: Path) -> None:

@@ -1,0 +1,1 @@
+"""Repeating a job, and what two jobs differ in."""
