@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.security.regression import Regression, ignore, unchanged
+from trainers.metrics.translation import comet_program
 from trainers.modeling.model_files import ModelRefused, ModelRole, open_model
 
 HEADER = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
@@ -153,7 +154,36 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path, content: by
         visible(model, tmp_path)
 
 
+def test_a_comet_checkpoint_with_a_pickle_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"state_dict": Executed(tmp_path / "executed")}))
+    with pytest.raises(comet_program.ScorerRefused, match="as tensors alone"):
+        comet_program.read_weights(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+class Executed:
+    """An object that creates a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
+
+
+def load_all_objects(folder: Path) -> Any:
+    import torch
+
+    return torch.load(folder / "model.ckpt", weights_only=False)["state_dict"]
+
+
 REGRESSIONS = [
+    Regression(
+        "a COMET checkpoint is loaded with the objects in it",
+        "trainers.metrics.translation.comet_program:read_weights",
+        load_all_objects,
+        "test_a_comet_checkpoint_with_a_pickle_runs_nothing",
+    ),
     Regression(
         "every file is visible",
         "trainers.modeling.model_files:is_visible",

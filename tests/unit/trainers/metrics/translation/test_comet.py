@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from trainers.configs.metrics.translation import Comet
+from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.evaluate import plan
+from trainers.evaluation.scored_rows import load_scored_rows
 from trainers.metrics.metric import EvaluatedRow
 from trainers.metrics.translation.comet import (
     CometFailed,
@@ -98,3 +101,15 @@ def test_missing_environment_or_model_is_reported_before_anything_is_generated(t
     with pytest.raises(CometModelRefused, match=r"has no hparams\.yaml") as refused:
         scorer.check_host(ROWS)
     assert "hparams.yaml, checkpoints/" in str(refused.value.hint)
+
+
+def test_only_the_program_that_evaluates_needs_the_environment(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Korean to English:\n고양이.", "completion": "A cat."}) + "\n")
+    stage = {"stage": "evaluate", "model": "org/model", "dataset": str(rows)}
+    config = EvaluateConfig.model_validate(stage | {"metrics": [{"metric": "comet", "checkpoint": "/comet"}]})
+    assert config.capability == "comet"
+    # A host that trains checks the rows of later stages, which may run on another one.
+    assert len(load_scored_rows(config)) == 1
+    with pytest.raises(CometUnavailable):
+        plan(config)
