@@ -38,7 +38,7 @@ class StoredRow(msgspec.Struct):
     fields: dict[str, Any] = {}
 
 
-class IndexedRow(msgspec.Struct):
+class IndexedRow(msgspec.Struct, gc=False):
     """A line of `index.jsonl`."""
 
     row: int

@@ -65,10 +65,21 @@ class ReportContent:
         """Return the differences by a metric."""
         return [each for each in self.result.differences if each.metric == metric]
 
+    def label(self, role: str) -> str:
+        """Return a short name: the role; in a comparison, whose roles are ids, the model if it is unique."""
+        models = [each.model for each in self.result.models]
+        model = self._model_of(role)
+        return model if self.result.stage == "compare" and models.count(model) == 1 else role
+
     def name(self, role: str) -> str:
         """Return a model as a person reads it, with its role."""
-        model = next((each.model for each in self.result.models if each.role == role), role)
-        return role if model == role else f"{role} ({model})"
+        model, label = self._model_of(role), self.label(role)
+        if model == role:
+            return role
+        return f"{model} ({role})" if label == model else f"{role} ({model})"
+
+    def _model_of(self, role: str) -> str:
+        return next((each.model for each in self.result.models if each.role == role), role)
 
 
 def read_content(folder: Path, result: EvaluationResult) -> ReportContent:
@@ -146,7 +157,10 @@ def format_value(value: float) -> str:
 
 def format_interval(interval: tuple[float, float] | None) -> str:
     """Return an interval, or a dash without one."""
-    return "–" if interval is None else f"{format_value(interval[0])} to {format_value(interval[1])}"
+    if interval is None:
+        return "–"
+    digits = 3 if max(map(abs, interval)) < 2 else 2
+    return f"{interval[0]:,.{digits}f} to {interval[1]:,.{digits}f}"
 
 
 def format_p(p: float) -> str:

@@ -93,7 +93,7 @@ def _list_slices(content: ReportContent) -> Table:
             slice_scores.slice,
             f"{slice_scores.n:,}",
             each.metric,
-            f"{each.role} minus {each.other}",
+            f"{content.label(each.role)} minus {content.label(each.other)}",
             f"{each.difference:+.3g}",
             format_interval(each.interval_95),
             format_p(each.p_adjusted),
@@ -119,7 +119,7 @@ def _list_provenance(content: ReportContent) -> Table:
     names = list(dict.fromkeys(name for column in columns for name in column))
     if not names:
         return []
-    header = ["", *(model.role for model in content.result.models)]
+    header = ["", *(content.label(model.role) for model in content.result.models)]
     return [header, *([name, *(_cell(column.get(name)) for column in columns)] for name in names)]
 
 

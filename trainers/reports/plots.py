@@ -48,7 +48,7 @@ def plot_scores(content: ReportContent, image_format: ImageFormat) -> bytes:
         for position, (_, score) in enumerate(scored):
             color = ACCENT if position == 0 else INK
             _draw_interval(axes, position, score.value, score.interval_95, color)
-        _label(axes, metric, [model.role for model, _ in scored])
+        _label(axes, metric, [content.label(model.role) for model, _ in scored])
 
     return _draw_panels(content.metrics, len(content.result.models), draw, image_format)
 
@@ -65,7 +65,7 @@ def plot_differences(content: ReportContent, image_format: ImageFormat) -> bytes
         for position, each in enumerate(differences):
             color = COLORS[each.verdict]
             _draw_interval(axes, position, each.difference, each.interval_95, color, is_signed=True)
-        _label(axes, metric, [f"minus {each.other}" for each in differences])
+        _label(axes, metric, [f"minus {content.label(each.other)}" for each in differences])
 
     return _draw_panels(metrics, len(content.result.models) - 1, draw, image_format)
 
