@@ -31,6 +31,7 @@ from trainers.evaluation.provenance import (
     explain_differences,
     read_engine,
 )
+from trainers.evaluation.reference_scores import score_references
 from trainers.evaluation.response_log import RESPONSES, ResponseLog
 from trainers.evaluation.results import EvaluationResult, ModelScores
 from trainers.evaluation.row_completions import SampleRequest, Sampling, complete
@@ -128,7 +129,10 @@ def _complete_model(
     progress: CompletionProgress,
 ) -> None:
     requests = list_missing(config, role, pairs, log)
-    if not requests:
+    unscored = [
+        pair for pair in pairs if config.scores_references and pair.row not in log.list_references(role)
+    ]
+    if not requests and not unscored:
         return
     model = config.models[role]
     if isinstance(model, StoredResponses):
@@ -143,6 +147,9 @@ def _complete_model(
         for request, completion in completed:
             log.add((role, request.prompt.row, request.sample), completion)
             progress.report(len(log))
+    with closing(score_references(unscored, endpoint, config.concurrency)) as scored:
+        for row, logprobs in scored:
+            log.add_reference(role, row, logprobs)
     logger.info("%s: %d responses", role, len(requests))
 
 
@@ -201,6 +208,7 @@ def _score(
             ModelContext(role, run_dir),
             {other: samples for other, samples in responses.items() if other != role},
             tool_calls[role],
+            log.list_references(role),
         )
         for role in responses
     }
@@ -268,7 +276,7 @@ def _describe_failures(models: list[ModelScores]) -> list[str]:
 
 if __name__ == "__main__":
     if any(argument.partition("=")[0] == "--predictions" for argument in sys.argv[1:]):
-        from trainers.evaluation.score_file import main
+        from trainers.evaluation.predictions.score_file import main
 
         main()
     from trainers.runtime.program import run_program

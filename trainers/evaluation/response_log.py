@@ -28,8 +28,8 @@ Key = tuple[str, int, int]
 class ResponseLog:
     """`responses.jsonl`, whose first line identifies what its responses depend on.
 
-    Each other line is a response, or what was known of an engine when it began: `model`, and `row`, `sample`
-    and `prediction`, or `engine`.
+    Each other line is a response, the scores of a reference, or what was known of an engine when it began:
+    `model`, and `row`, `sample` and `prediction`; `scored_row` and `reference_logprobs`; or `engine`.
     """
 
     def __init__(self, path: Path, identity: str, *, discards_others: bool = False) -> None:
@@ -61,6 +61,7 @@ class ResponseLog:
         self._responses: dict[Key, str | None] = {}
         self._engines: dict[str, list[dict[str, Any]]] = {}
         self._tool_calls: dict[str, dict[int, list[dict[str, Any]]]] = {}
+        self._references: dict[str, dict[int, list[float] | None]] = {}
         for line in lines[1:]:
             self._remember(line)
         self._file: TextIO = path.open("a", encoding="utf-8")
@@ -89,6 +90,16 @@ class ResponseLog:
         self._remember(line)
         self._write(line)
 
+    def add_reference(self, model: str, row: int, logprobs: list[float] | None) -> None:
+        """Append the log-probabilities of a row's reference under a model; None if it cannot be scored."""
+        line = {"model": model, "scored_row": row, "reference_logprobs": logprobs}
+        self._remember(line)
+        self._write(line)
+
+    def list_references(self, model: str) -> dict[int, list[float] | None]:
+        """Return the log-probabilities of the references under a model, by row."""
+        return self._references.get(model, {})
+
     def list_samples(self, model: str, rows: Sequence[int], samples: int) -> dict[int, list[str | None]]:
         """Return the samples of one model by row."""
         return {row: [self._responses[model, row, sample] for sample in range(samples)] for row in rows}
@@ -110,6 +121,9 @@ class ResponseLog:
     def _remember(self, line: Mapping[str, Any]) -> None:
         if "engine" in line:
             self._engines.setdefault(line["model"], []).append(line["engine"])
+        elif "scored_row" in line:
+            scored = self._references.setdefault(line["model"], {})
+            scored[line["scored_row"]] = line["reference_logprobs"]
         else:
             self._responses[line["model"], line["row"], line["sample"]] = line["prediction"]
             if line["sample"] == 0 and line.get("tool_calls"):
@@ -137,4 +151,8 @@ def has_all_responses(config: EvaluateConfig, role: str, run_dir: Path) -> bool:
     found = {
         (line["row"], line["sample"]) for line in lines[1:] if line.get("model") == role and "row" in line
     }
-    return len(found) == min(n_rows, config.max_rows or n_rows) * config.samples
+    n_expected = min(n_rows, config.max_rows or n_rows)
+    scored = {line["scored_row"] for line in lines[1:] if line.get("model") == role and "scored_row" in line}
+    if config.scores_references and len(scored) < n_expected:
+        return False
+    return len(found) == n_expected * config.samples

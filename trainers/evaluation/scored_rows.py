@@ -84,6 +84,7 @@ def evaluated_row(
     responses: Sequence[str | None] = (),
     others: Mapping[str, Sequence[str | None]] | None = None,
     tool_calls: ToolCallList = (),
+    reference_logprobs: Sequence[float] | None = None,
 ) -> EvaluatedRow:
     """Return a row with a model's responses to it, and the calls of the first, as a metric reads it."""
     return EvaluatedRow(
@@ -94,6 +95,7 @@ def evaluated_row(
         pair.source,
         reference_tool_calls=reference_tool_calls(pair),
         tool_calls=tool_calls,
+        reference_logprobs=reference_logprobs,
         others=others or {},
     )
 

@@ -28,10 +28,12 @@ def measure(
     context: ModelContext | None = None,
     others: Mapping[str, Responses] | None = None,
     tool_calls: Mapping[int, ToolCallList] | None = None,
+    reference_logprobs: Mapping[int, Sequence[float] | None] | None = None,
 ) -> Values:
     """Return the values of all metrics for one model.
 
-    `others` are the responses of the other models by role, `tool_calls` those of the first samples by row.
+    `others` are the responses of the other models by role, `tool_calls` those of the first samples by row,
+    and `reference_logprobs` the scores of the references' tokens by row.
     """
     rows = [
         evaluated_row(
@@ -39,6 +41,7 @@ def measure(
             responses[pair.row],
             {role: samples[pair.row] for role, samples in (others or {}).items()},
             (tool_calls or {}).get(pair.row, ()),
+            (reference_logprobs or {}).get(pair.row),
         )
         for pair in pairs
     ]

@@ -119,7 +119,7 @@ class Perplexity(MetricConfig):
 
     It is the exponential of the mean negative log-likelihood per token of all references, given their
     prompts. Models with different tokenizers cannot be compared by it. It needs an engine that scores the
-    tokens of a prompt: hf or vllm.
+    tokens of a prompt: hf, mlx or vllm.
     """
 
     metric: Literal["perplexity"] = Field("perplexity", description="Kind of metric.")

@@ -20,8 +20,9 @@ from trainers.configs.base import (
     StageOutput,
     StoredResponses,
 )
-from trainers.configs.engines import EngineClientConfig, RunningEngine, join_capabilities
+from trainers.configs.engines import EngineClientConfig, EngineKind, RunningEngine, join_capabilities
 from trainers.configs.metrics import MathsExactMatch, Metrics
+from trainers.configs.metrics.general import Perplexity
 from trainers.configs.metrics.judge import REFERENCE
 
 MODEL, BASELINE = "model", "baseline"
@@ -147,6 +148,20 @@ class EvaluateConfig(EngineClientConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_perplexity(self) -> Self:
+        if not self.scores_references:
+            return self
+        unable = [
+            name for name, model in self.models.items() if isinstance(model, EndpointModel | StoredResponses)
+        ]
+        if unable or (self.engine is EngineKind.sglang and self.engine_models):
+            raise ValueError(
+                "the metric perplexity needs an engine that scores the tokens of a prompt, hf, mlx or vllm; "
+                f"{unable[0] if unable else 'sglang'} does not"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_opponents(self) -> Self:
         known = [REFERENCE, *self.models]
         for metric in self.metrics:
@@ -174,6 +189,11 @@ class EvaluateConfig(EngineClientConfig):
         return {
             name: model for name, model in self.models.items() if not isinstance(model, WEIGHTLESS_MODELS)
         }
+
+    @property
+    def scores_references(self) -> bool:
+        """Whether a metric needs the log-probabilities of the references under each model."""
+        return any(isinstance(metric, Perplexity) for metric in self.metrics)
 
     @property
     def response_fields(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ class PerplexityMetric:
         if not sums:
             raise ConfigInvalid(
                 "The references have no log-probabilities under the model, which perplexity needs.",
-                "Use an engine that scores the tokens of a prompt: hf or vllm.",
+                "Use an engine that scores the tokens of a prompt: hf, mlx or vllm.",
             )
         total = [math.fsum(column) for column in zip(*sums, strict=True)]
         return MetricValues(

@@ -11,8 +11,8 @@ import sacrebleu
 
 from trainers.configs.metrics import ExactMatch, MetricConfig
 from trainers.configs.metrics.general import TokenF1, ToolCalls
-from trainers.evaluation.predictions import read_predictions
-from trainers.evaluation.score_file import parse_metrics, render_table, score_file
+from trainers.evaluation.predictions.prediction_file import read_predictions
+from trainers.evaluation.predictions.score_file import parse_metrics, render_table, score_file
 from trainers.runtime.errors import ConfigInvalid, DatasetInvalid
 
 CALL = {"type": "function", "function": {"name": "time", "arguments": "{}"}}

@@ -16,7 +16,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from trainers.configs.metrics import MetricConfig, Metrics
-from trainers.evaluation.predictions import Predictions, read_predictions
+from trainers.evaluation.predictions.prediction_file import Predictions, read_predictions
 from trainers.evaluation.results import EvaluationResult, ModelScores
 from trainers.evaluation.scored_rows import check_scorable
 from trainers.evaluation.scores import Values, list_rows, list_scores, measure, publish_rows

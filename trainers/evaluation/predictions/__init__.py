@@ -1,0 +1,1 @@
+"""Files of predictions that are scored without a model."""
