@@ -16,6 +16,8 @@ from trainers.runtime import run_dir as files
 
 Rows = list[dict[str, Any]]
 STOPS = 20
+# Enough for a stop in each of two epochs.
+SHORT = {"epochs": 2}
 LORA = {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.2}
 NO_DROPOUT = LORA | {"dropout": 0.0}
 PAIRS: Rows = [
@@ -95,7 +97,7 @@ class Interruption:
 def test_a_stopped_run_repeats_every_batch_and_loss(
     stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _check(stage, 2, tmp_path, monkeypatch)
+    _check(stage | SHORT, 2, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
@@ -111,7 +113,7 @@ def test_a_run_stopped_at_twenty_random_moments_repeats_every_batch_and_loss(
 def test_another_micro_batch_after_a_stop_meets_the_same_rows_in_each_step(
     stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = stage | {"tuning": stage["tuning"] | {"dropout": 0.0}}
+    stage = stage | SHORT | {"tuning": stage["tuning"] | {"dropout": 0.0}}
     assert run_stage(stage, tmp_path / "whole") is not None
     with monkeypatch.context() as patch:
         Interruption(patch, 37)
