@@ -227,6 +227,18 @@ STAGES: dict[str, list[dict[str, Any]]] = {
             "max_new_tokens": 32,
         }
     ],
+    "gate": [
+        _SHORT_SFT,
+        {
+            "stage": "evaluate",
+            "model": {"stage": "sft"},
+            "baseline": "starter",
+            "dataset": "arithmetic-test",
+            "max_new_tokens": 32,
+        },
+        {"stage": "gate", "evaluation": "evaluate", "against": "baseline", "on": "test", "margin": 0.05},
+        {"stage": "merge", "model": {"stage": "sft"}},
+    ],
     "generate": [{"stage": "generate", "model": "starter", "dataset": "arithmetic-test", "max_rows": 50}],
     "deploy": [{"stage": "deploy", "model": "starter", "deployment": "starter-next"}],
     "preflight": [
@@ -250,6 +262,7 @@ SUMMARIES = {
     "evaluate": "Score a model on a dataset",
     "compare": "Compare evaluations row by row",
     "lm_eval": "Score a model on tasks of the lm-eval harness",
+    "gate": "Continue only if the tuned model is not worse than its base",
     "generate": "Complete every row of a dataset",
     "deploy": "Serve a model under a name",
     "preflight": "Check a training stage without training",

@@ -8,7 +8,8 @@ from sqlmodel import Session
 
 from app.http.errors import UnprocessableContent
 from app.jobs import service
-from app.jobs.resolve import ResolvedStage, resolve_stages
+from app.jobs.graph.resolved_stage import ResolvedStage
+from app.jobs.resolve import resolve_stages
 from app.jobs.row_checks import check_scored_rows
 from app.jobs.schemas import JobCreate, PreflightOptions, SkippedStageView
 from app.models.templates import check_stage_templates

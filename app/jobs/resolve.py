@@ -1,15 +1,15 @@
 """Resolution of a job spec: each stage gets a name, a queue, and the ids of its datasets and models."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.http.errors import UnprocessableContent, field_error
-from app.jobs.graph.needs import ResolvedNeeds, StageNeed, resolve_needs, stage_name
+from app.jobs.graph.gates import check_gate
+from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
+from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.plan_checks import (
     check_evaluations,
     check_limits,
@@ -30,8 +30,8 @@ from trainers.configs import (
     AdaptedModel,
     DatasetRef,
     EvaluateConfig,
+    GateConfig,
     Product,
-    Queue,
     StageDataset,
     StageKind,
 )
@@ -44,55 +44,6 @@ from trainers.configs.references import (
 )
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import MAX_HELD_OUT, TrainingConfig
-from trainers.data.mixture import count_shares
-
-
-@dataclass(frozen=True)
-class ResolvedStage:
-    """A stage in which only the outputs of earlier stages are still unknown."""
-
-    name: str
-    kind: StageKind
-    queue: Queue
-    queue_reason: str
-    config: AnyStage
-    datasets: dict[str, Dataset]
-    """The existing datasets that it reads, by the path of the field that names them."""
-    resolved_needs: ResolvedNeeds
-
-    @property
-    def needs(self) -> tuple[StageNeed, ...]:
-        """The earlier stages that it needs directly."""
-        return self.resolved_needs.direct
-
-    @property
-    def mixture(self) -> list[tuple[Dataset, int]]:
-        """The datasets of a mixture with their rows in an epoch; empty if one does not exist yet."""
-        shares = getattr(self.config, "dataset", None)
-        if not isinstance(shares, list):
-            return []
-        found = [self.datasets.get(f"dataset.{position}.dataset") for position in range(len(shares))]
-        existing = [dataset for dataset in found if dataset is not None]
-        if len(existing) < len(shares):
-            return []
-        counts = count_shares(shares, [dataset.row_count for dataset in existing])
-        return list(zip(existing, counts, strict=True))
-
-    @property
-    def training_rows(self) -> int | None:
-        """Rows of an epoch; None if an earlier stage produces some of them."""
-        if (dataset := self.datasets.get("dataset")) is not None:
-            return dataset.row_count
-        return sum(rows for _, rows in self.mixture) or None
-
-    @property
-    def estimated_steps(self) -> int | None:
-        """Optimizer steps of a training stage; None if an earlier stage produces its dataset."""
-        if not isinstance(self.config, TrainingConfig):
-            return None
-        if self.config.max_steps or self.training_rows is None:
-            return self.config.max_steps
-        return math.ceil(self.training_rows * self.config.epochs / self.config.rows_per_step)
 
 
 def resolve_stages(
@@ -117,7 +68,11 @@ def resolve_stages(
         errors += check_merge(session, stage, path, earlier)
         upstream = {name: config for name, config in earlier.items() if name in needs.upstream}
         errors += check_evaluations(session, stage, path, upstream)
-        stages.append(_resolve_stage(session, spec, position, choice, needs, stages, errors))
+        resolved = _resolve_stage(session, spec, position, choice, needs, stages, errors)
+        if isinstance(resolved.config, GateConfig):
+            resolved, found = check_gate(session, resolved, resolved.config, path, stages)
+            errors += found
+        stages.append(resolved)
     if errors:
         raise _combine(errors)
     for position, resolved in enumerate(stages):

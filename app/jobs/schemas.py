@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.jobs.graph.status import find_deciding_run
 from app.runs.schemas import ErrorView, RunView, RunWarningView, progress
 from app.tables import Job, Run, RunStatus
-from trainers.configs import AnyStage, Config, Queue, StageKind
+from trainers.configs import AnyStage, Config, GateOutcome, Queue, StageKind
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.configs.resume_guarantee import ResumeGuarantee
 
@@ -123,6 +123,7 @@ class PlannedStageView(BaseModel):
     queue: Queue = Field(description="Hardware that it would run on.")
     queue_reason: str = Field(description="Why this hardware was chosen.")
     needs: list[str] = Field(description="Names of the stages after which it starts.")
+    when: GateOutcome = Field(description="Outcome of the gate among them after which it runs.")
     config: dict[str, Any] = Field(description="The stage with every default resolved.")
     models: dict[str, Any] = Field(description="Its models as the worker will read them, by field.")
     dataset: PlannedDatasetView | None = Field(

@@ -10,8 +10,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from app.http.errors import Conflict, NotFound
+from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.inputs import find_deleted_inputs
-from app.jobs.resolve import ResolvedStage, resolve_stages
+from app.jobs.resolve import resolve_stages
 from app.jobs.row_checks import check_scored_rows
 from app.jobs.schemas import (
     DryRunView,
@@ -25,6 +26,7 @@ from app.jobs.schemas import (
 from app.jobs.training_time import list_step_warnings, list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
+from app.runs.attempt_outcome import NewEvent
 from app.runs.graph import list_needed_names, load_needs
 from app.runs.names import make_full_name
 from app.runs.schemas import run_view
@@ -126,7 +128,11 @@ def _create(
         for run, stage in zip(runs, stages, strict=True)
         for need in stage.needs
     ]
-    lifecycle.create_runs(session, runs, needs)
+    warnings = {
+        run.id: [NewEvent.warning("gate_weak", warning) for warning in stage.warnings]
+        for run, stage in zip(runs, stages, strict=True)
+    }
+    lifecycle.create_runs(session, runs, needs, warnings)
     return job, runs
 
 
@@ -226,6 +232,7 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         queue=stage.queue,
         queue_reason=stage.queue_reason,
         needs=[need.name for need in stage.needs],
+        when=stage.config.when,
         config=stage.config.model_dump(mode="json"),
         models={reference.path: reference.value for reference in models},
         dataset=dataset
@@ -247,5 +254,5 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
         workers=[worker.name for worker in capable],
         waiting_for=workers.explain_missing_worker(alive_workers, *needs),
-        warnings=[*list_time_warnings(stage, capable), *list_step_warnings(stage)],
+        warnings=[*list_time_warnings(stage, capable), *list_step_warnings(stage), *stage.warnings],
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.jobs.resolve import ResolvedStage
+from app.jobs.graph.resolved_stage import ResolvedStage
 from app.models.references import find_folder
 from app.tables import Worker
 from trainers.configs import Queue, TrainingConfig

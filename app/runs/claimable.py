@@ -7,7 +7,6 @@ from itertools import combinations
 from sqlalchemy import ColumnElement, Select, and_, or_, select
 from sqlmodel import Session, col
 
-from app.runs.graph import lacks_need
 from app.storage.database import database_now
 from app.tables import Run, RunStatus
 from trainers.configs import Queue, StageKind
@@ -57,7 +56,7 @@ def select_claimable(
             col(Run.queue).in_(queues),
             col(Run.stage).in_(stages),
             or_(col(Run.claimable_at).is_(None), col(Run.claimable_at) <= database_now()),
-            ~lacks_need(),
+            col(Run.unmet_needs) == 0,
         )
         .order_by(col(Run.priority).desc(), col(Run.id))
     )

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, exists, select
-from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from app.tables import Run, RunNeed, RunStatus
@@ -24,16 +23,6 @@ def load_needs(session: Session, job_id: str) -> Needs:
     for need in session.scalars(of_job):
         needs[need.run_id].append(need)
     return needs
-
-
-def lacks_need() -> ColumnElement[bool]:
-    """Return the SQL condition that a run needs one that has not ended as it must have."""
-    needed = aliased(Run)
-    return exists().where(
-        col(RunNeed.run_id) == col(Run.id),
-        col(needed.id) == col(RunNeed.needed_id),
-        col(needed.status) != col(RunNeed.required_status),
-    )
 
 
 def is_handled(run_id: str) -> ColumnElement[bool]:

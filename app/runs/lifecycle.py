@@ -6,7 +6,8 @@ current one and its lease has not ended by the database's clock. A worker that s
 therefore writes nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select, update
@@ -33,17 +34,29 @@ class StaleAttempt(Exception):
     """An attempt that no longer holds the run: the worker must stop its program and write nothing."""
 
 
-def create_runs(session: Session, runs: Sequence[Run], needs: Sequence[RunNeed]) -> None:
-    """Insert the runs of a new job, each with its event `queued`, and notify the queues of the first ones."""
+def create_runs(
+    session: Session,
+    runs: Sequence[Run],
+    needs: Sequence[RunNeed],
+    warnings: Mapping[str, Sequence[NewEvent]] | None = None,
+) -> None:
+    """Insert the runs of a new job, each with its event `queued`, and notify the queues of the first ones.
+
+    `warnings` are further events by the id of the run.
+    """
+    events = {
+        run.id: [NewEvent(EventType.status, {"status": run.status}), *(warnings or {}).get(run.id, ())]
+        for run in runs
+    }
+    counts = Counter(need.run_id for need in needs)
     for run in runs:
-        run.event_seq = 1
+        run.event_seq, run.unmet_needs = len(events[run.id]), counts[run.id]
     insert_rows(session, Run, [run.model_dump() for run in runs])
     if needs:
         insert_rows(session, RunNeed, [need.model_dump() for need in needs])
     for run in runs:
-        _add_events(session, run, [NewEvent(EventType.status, {"status": run.status})])
-    waiting = {need.run_id for need in needs}
-    for queue in dict.fromkeys(run.queue for run in runs if run.id not in waiting):
+        _add_events(session, run, events[run.id])
+    for queue in dict.fromkeys(run.queue for run in runs if not run.unmet_needs):
         notify_after_commit(session, queue)
 
 
@@ -273,22 +286,23 @@ def _add_events(session: Session, run: Run, events: Sequence[NewEvent]) -> None:
 
 
 def _handle_new_status(session: Session, run: Run) -> None:
-    """Notify the queues of the runs that may start now, and end those that cannot start any more.
-
-    A run that also needs another one may not be startable yet. Its queue is notified all the same: two runs
-    that end at once do not see each other, and each would leave the notification to the other one.
-    """
+    """Notify the queues of the runs that can start now, and end those that cannot start any more."""
     if run.status is RunStatus.queued:
         notify_after_commit(session, run.queue)
     needs = graph.load_needs(session, run.job_id) if run.status.finished else {}
     if not needs:
         return
     runs = session.scalars(select(Run).where(col(Run.job_id) == run.job_id).order_by(col(Run.position))).all()
-    effects = list(graph.find_effects(runs, needs, run))
-    for queue in dict.fromkeys(other.queue for other, to in effects if to is RunStatus.queued):
-        notify_after_commit(session, queue)
-    for other, to in effects:
-        if to is not RunStatus.queued:
+    queues: list[Queue] = []
+    for other, to in list(graph.find_effects(runs, needs, run)):
+        if to is RunStatus.queued:
+            # Two runs that end at once do not see each other, but each counts itself on the same row.
+            counted = {"unmet_needs": col(Run.unmet_needs) - 1}
+            waiting = _update(session, [col(Run.id) == other.id], counted, n_events=0)
+            queues += [other.queue] if waiting is not None and not waiting.unmet_needs else []
+        else:
             error = {"error": explain_unstarted(to, run).as_dict()}
             unstarted = [RunStatus.queued, RunStatus.paused]
             _move(session, other.id, to, unstarted, values=error, data=error)
+    for queue in dict.fromkeys(queues):
+        notify_after_commit(session, queue)

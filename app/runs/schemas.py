@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.tables import Event, EventType, Run, RunStatus, TrackingService
-from trainers.configs import Queue, StageKind
+from trainers.configs import GateOutcome, Queue, StageKind
 from trainers.configs.resume_guarantee import ResumeGuarantee, get_resume_guarantee
 from trainers.runtime.error_codes import ErrorCode
 
@@ -17,6 +17,9 @@ class ErrorView(BaseModel):
     code: ErrorCode = Field(description="A code of the published list, for programs to branch on.")
     message: str = Field(description="What went wrong.")
     hint: str | None = Field(None, description="What to do about it.")
+    details: dict[str, Any] | None = Field(
+        None, description="Values for programs to read: those of a gate that is not met."
+    )
 
 
 class TrackingLinkView(BaseModel):
@@ -56,6 +59,7 @@ class RunView(BaseModel):
     priority: int = Field(description="Priority of the job; a higher one starts first.")
     status: RunStatus = Field(description="State of the run.")
     needs: list[str] = Field(description="Names of the stages after which it starts.")
+    when: GateOutcome = Field(description="Outcome of the gate among them after which it runs.")
     waiting_for: str | None = Field(
         description="What a queued run waits for; null if it is about to start or is not queued."
     )
@@ -203,6 +207,7 @@ def run_view(run: Run, waiting_for: str | None, needs: list[str]) -> RunView:
     return RunView(
         **run.model_dump(include=RunView.model_fields.keys() & Run.model_fields.keys()),
         needs=needs,
+        when=GateOutcome(run.config.get("when", GateOutcome.met)),
         waiting_for=waiting_for,
         progress=progress(run),
         eta_seconds=_eta_seconds(run),

@@ -85,6 +85,11 @@ class Run(SQLModel, table=True):
     failure_count: int = Field(default=0, description="Infrastructure failures since the last checkpoint.")
     worker_id: str | None = Field(default=None, foreign_key="worker.id")
     lease_expires_at: datetime | None = time_field()
+    unmet_needs: int = Field(
+        default=0,
+        description="Number of runs that it needs and that have not ended as they must; it never grows, "
+        "because only a run that stays as it is satisfies a need.",
+    )
     claimable_at: datetime | None = time_field()
     needed_disk_bytes: int | None = Field(
         default=None,

@@ -5,6 +5,7 @@ from trainers.configs.base import (
     Config,
     DatasetPart,
     DatasetRef,
+    GateOutcome,
     ModelRef,
     Queue,
     StageDataset,
@@ -26,6 +27,7 @@ from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.evaluations.compare import CompareConfig, EvaluationFolder, StageEvaluation
+from trainers.configs.stages.evaluations.gate import GateBasis, GateConfig, LatestEvaluation
 from trainers.configs.stages.export import ExportConfig, ExportFormat
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss, RewardScale
@@ -70,6 +72,9 @@ __all__ = [
     "ExportConfig",
     "ExportFormat",
     "FullTuning",
+    "GateBasis",
+    "GateConfig",
+    "GateOutcome",
     "GenerateConfig",
     "GenerationBackend",
     "GrpoConfig",
@@ -79,6 +84,7 @@ __all__ = [
     "ImportConfig",
     "KtoConfig",
     "KtoLoss",
+    "LatestEvaluation",
     "LearningRateSchedule",
     "LmEvalConfig",
     "LoraTuning",

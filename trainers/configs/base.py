@@ -272,6 +272,13 @@ TrainingData = Annotated[
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="Seed of the random choices.")]
 
 
+class GateOutcome(StrEnum):
+    """Outcome of a gate."""
+
+    met = "met"
+    not_met = "not_met"
+
+
 class StageLimits(Config):
     """Limits of one attempt at a stage. The worker enforces them; null sets none."""
 
@@ -318,6 +325,11 @@ class StageConfig(Config):
         max_length=MAX_NEEDS,
         description="Names of the earlier stages after which this one starts: stages that do not need each "
         "other run side by side. Defaults to the stage before it; `[]` needs none.",
+    )
+    when: GateOutcome = Field(
+        GateOutcome.met,
+        description="Outcome of the gate in `needs` after which the stage runs. With `not_met`, `needs` must "
+        "contain exactly one gate; the stage is skipped if that gate is met.",
     )
     queue: Queue | None = Field(
         None,

@@ -10,6 +10,7 @@ from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.evaluations.compare import CompareConfig
+from trainers.configs.stages.evaluations.gate import GateConfig
 from trainers.configs.stages.export import ExportConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
@@ -148,6 +149,7 @@ class StageKind(StrEnum):
         Product.evaluation,
         resumes=True,
     )
+    gate = Stage(GateConfig, "trainers.gate", ("scipy",), limits=_COMPARE_LIMITS)
     compare = Stage(
         CompareConfig,
         "trainers.compare",

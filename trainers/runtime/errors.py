@@ -5,6 +5,7 @@ An error that a single module raises is defined in that module.
 
 import errno
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.redaction import redact
@@ -18,15 +19,18 @@ class TunesmithError(Exception):
 
     code: ErrorCode = ErrorCode.internal_error
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = details
+        """Values for programs to read; None if the code says all. It must not contain secrets."""
 
-    def as_dict(self) -> dict[str, str | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the error as runs, deployments and the API show it, without secrets."""
         hint = redact(self.hint) if self.hint is not None else None
-        return {"code": self.code, "message": redact(self.message), "hint": hint}
+        error: dict[str, Any] = {"code": self.code, "message": redact(self.message), "hint": hint}
+        return error if self.details is None else {**error, "details": self.details}
 
 
 class ProgramError(TunesmithError):

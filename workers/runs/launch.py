@@ -23,6 +23,7 @@ from trainers.configs import (
     EngineClientConfig,
     EvaluateConfig,
     ExportConfig,
+    GateConfig,
     ImportConfig,
     LmEvalConfig,
     PrepareConfig,
@@ -40,7 +41,7 @@ from workers.hosts.stage_limits import choose_limits
 from workers.inputs.checkpoints import fetch_any_model
 from workers.inputs.datasets import fetch_dataset, fetch_source, find_dataset
 from workers.inputs.errors import STORE_HINT, InputCorrupt, InputUnreadable, LaunchError
-from workers.inputs.evaluations import fetch_evaluation
+from workers.inputs.evaluations import fetch_evaluation, fetch_gate_inputs
 from workers.inputs.lineage import find_origins
 from workers.inputs.metric_programs import place_metric_programs
 from workers.inputs.models import ResolvedModel, fetch_import
@@ -206,6 +207,8 @@ def _resolve_references(
     if isinstance(config, CompareConfig):
         folders = [fetch_evaluation(run.job_id, evaluation) for evaluation in config.evaluations]
         config = config.model_copy(update={"evaluations": folders})
+    if isinstance(config, GateConfig):
+        config = fetch_gate_inputs(run.job_id, config)
     if isinstance(config, ExportConfig):
         config = config.model_copy(update={"gguf_environment": settings.gguf_environment or None})
     config = place_metric_programs(config, settings)

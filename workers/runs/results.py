@@ -36,8 +36,10 @@ logger = logging.getLogger(__name__)
 class ReportedError(TunesmithError):
     """An error that a program or a deployment has reported, with any of the published codes."""
 
-    def __init__(self, code: ErrorCode, message: str, hint: str | None) -> None:
-        super().__init__(message, hint)
+    def __init__(
+        self, code: ErrorCode, message: str, hint: str | None, details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, hint, details)
         self.code = code
 
 
@@ -78,6 +80,7 @@ class _ErrorFile(BaseModel):
     code: ErrorCode
     message: str
     hint: str | None = None
+    details: dict[str, Any] | None = None
     time: str | None = None
 
 
@@ -113,7 +116,7 @@ def read_error(run_dir: Path) -> TunesmithError | None:
     if error.code is ErrorCode.engine_failed and (run_dir / ENGINE_LOG).exists():
         # The program only reports that the engine stopped responding.
         message += f"\nThe end of the engine's log:\n{log_tail(run_dir / ENGINE_LOG)}"
-    return ReportedError(error.code, message, error.hint)
+    return ReportedError(error.code, message, error.hint, error.details)
 
 
 def name_adapter_base(folder: Path, origin: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from app.http.errors import UnprocessableContent, field_error
 from app.tables import RunStatus
+from trainers.configs import GateConfig, GateOutcome
 from trainers.configs.stage_config import AnyStage
 
 
@@ -23,6 +24,8 @@ class ResolvedNeeds:
     direct: tuple[StageNeed, ...] = ()
     upstream: frozenset[str] = frozenset()
     """Names of the stages that it needs directly or through others: their outputs exist when it starts."""
+    outcomes: frozenset[tuple[str, GateOutcome]] = frozenset()
+    """The outcomes of gates after which it runs."""
     errors: list[UnprocessableContent] = field(default_factory=list)
 
 
@@ -49,9 +52,28 @@ def resolve_needs(
                 errors.append(field_error(f"stages.{position}.needs.{index}", reason))
                 names = [other for other in names if other != name]
     # A stage before this one can only be missing here if its name is taken, which is an error of its own.
-    known = [earlier[name].upstream | {name} for name in names if name in earlier]
-    direct = tuple(StageNeed(name) for name in names)
-    return ResolvedNeeds(direct, frozenset[str]().union(*known), errors)
+    known = [earlier[name] for name in names if name in earlier]
+    gates = [stage_name(other) for other in stages[:position] if isinstance(other, GateConfig)]
+    own = [name for name in names if name in gates]
+    outcomes = {(name, stage.when) for name in own}.union(*(each.outcomes for each in known))
+    if stage.when is GateOutcome.not_met and len(own) != 1:
+        found = ", ".join(own) or "none"
+        message = f"`not_met` requires exactly one gate in `needs`; it contains {found}."
+        errors.append(field_error(f"stages.{position}.when", message))
+    for gate in gates:
+        if {(gate, outcome) for outcome in GateOutcome} <= outcomes:
+            message = f"This stage can never start: it needs stages of both outcomes of the gate {gate!r}."
+            errors.append(field_error(f"stages.{position}.needs", message))
+    return ResolvedNeeds(
+        direct=tuple(StageNeed(name, _required_status(stage, name in gates)) for name in names),
+        upstream=frozenset(names).union(*(each.upstream for each in known)),
+        outcomes=frozenset(outcomes),
+        errors=errors,
+    )
+
+
+def _required_status(stage: AnyStage, is_gate: bool) -> RunStatus:
+    return RunStatus.failed if is_gate and stage.when is GateOutcome.not_met else RunStatus.succeeded
 
 
 def _explain_unusable(stages: Sequence[AnyStage], position: int, index: int) -> str | None:

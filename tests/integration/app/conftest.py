@@ -118,6 +118,8 @@ def make_job(settings: Settings) -> Callable[..., list[Run]]:
             session.add_all(runs)
             session.flush()
             session.add_all(RunNeed(run_id=b.id, needed_id=a.id) for a, b in itertools.pairwise(runs))
+            for before, run in itertools.pairwise(runs):
+                run.unmet_needs = int(before.status is not RunStatus.succeeded)
         return runs
 
     return make

@@ -97,6 +97,7 @@ def check_needs(row: Run, needed: Sequence[tuple[Run, RunStatus]]) -> None:
     if row.status.held or row.status is RunStatus.succeeded:
         assert not unmet, "it started although it lacks what it needs"
     if row.status in (RunStatus.queued, RunStatus.paused):
+        assert row.unmet_needs == len(unmet), "its count of unmet needs is wrong"
         assert not any(other.status.finished for other in unmet), "it can never start"
     if row.status is RunStatus.skipped:
         deciding = (RunStatus.skipped, RunStatus.succeeded)

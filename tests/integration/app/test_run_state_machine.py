@@ -110,6 +110,15 @@ def with_the_end_of_independent_branches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graph, "find_effects", find_all)
 
 
+def without_the_count_of_needs(patch: pytest.MonkeyPatch) -> None:
+    update = lifecycle._update
+
+    def update_some(session: Session, guards: Any, values: dict[str, Any], n_events: int) -> Run | None:
+        return update(session, guards, {n: v for n, v in values.items() if n != "unmet_needs"}, n_events)
+
+    patch.setattr(lifecycle, "_update", update_some)
+
+
 def with_a_gate_as_a_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graph, "is_gate_not_met", lambda run: False)
 
@@ -147,6 +156,7 @@ MUTANTS: list[Plant] = [
     without_the_end_of_later_stages,
     with_direct_dependents_only,
     with_the_end_of_independent_branches,
+    without_the_count_of_needs,
     with_a_gate_as_a_failure,
     without_handled_gates,
     with_skipped_runs_left_out_of_retries,

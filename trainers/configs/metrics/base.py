@@ -1,8 +1,34 @@
 """What the configs of all metrics share."""
 
+from dataclasses import dataclass
+
 from pydantic import Field
 
 from trainers.configs.base import Config, StageName
+
+
+@dataclass(frozen=True)
+class MetricScale:
+    """The values that a metric can have: by default the share of rows that are right."""
+
+    low: float = 0.0
+    high: float | None = 1.0
+    higher_is_better: bool = True
+    is_share: bool = True
+    """Whether each row's value is 0 or 1."""
+
+    @property
+    def best(self) -> float | None:
+        """The best value; None if there is none."""
+        return self.high if self.higher_is_better else self.low
+
+    def is_good(self, value: float, limit: float) -> bool:
+        """Return whether a value is at least as good as a limit."""
+        return value >= limit if self.higher_is_better else value <= limit
+
+    def loosen(self, limit: float, margin: float) -> float:
+        """Return the limit that is worse by a margin."""
+        return limit - margin if self.higher_is_better else limit + margin
 
 
 class MetricConfig(Config):
@@ -12,6 +38,11 @@ class MetricConfig(Config):
     name: StageName | None = Field(
         None, description="Name in results, unique in the list. Defaults to the kind of metric."
     )
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale()
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainers.configs.base import NonEmpty
-from trainers.configs.metrics.base import MetricConfig
+from trainers.configs.metrics.base import MetricConfig, MetricScale
 from trainers.configs.parsing.json_schema import compile_schema
 from trainers.configs.parsing.linear_pattern import MAX_PATTERN_CHARACTERS, LinearPattern
 
@@ -31,6 +31,11 @@ class TokenF1(MetricConfig):
     metric: Literal["f1"] = Field("f1", description="Kind of metric.")
     unit: TextUnit = _UNIT
 
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(is_share=False)
+
 
 class RougeL(MetricConfig):
     """Mean F-measure of the longest common subsequence of words, ROUGE-L: 0 to 1."""
@@ -38,6 +43,11 @@ class RougeL(MetricConfig):
     metric: Literal["rouge_l"] = Field("rouge_l", description="Kind of metric.")
     unit: TextUnit = _UNIT
     stemmer: bool = Field(False, description="Remove the endings of English words (Porter stemmer).")
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(is_share=False)
 
 
 def _check_pattern(pattern: str) -> str:
@@ -123,3 +133,8 @@ class Perplexity(MetricConfig):
     """
 
     metric: Literal["perplexity"] = Field("perplexity", description="Kind of metric.")
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(1.0, None, higher_is_better=False, is_share=False)

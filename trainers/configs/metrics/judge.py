@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from trainers.configs.base import ServedModel, StageName
-from trainers.configs.metrics.base import MetricConfig
+from trainers.configs.metrics.base import MetricConfig, MetricScale
 
 REFERENCE = "reference"
 MAX_SCORE = 100
@@ -53,6 +53,11 @@ class JudgeScore(JudgeConfig):
             raise ValueError(f"lowest ({self.lowest}) must be below highest ({self.highest})")
         return self
 
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(self.lowest, self.highest, is_share=False)
+
 
 class JudgePreference(JudgeConfig):
     """Mean preference of a judge model: 1 for a response that it prefers, 0.5 for a tie, 0 for the other.
@@ -66,3 +71,8 @@ class JudgePreference(JudgeConfig):
         description="What the response is compared with: `reference`, the row's own, or another model of the "
         "evaluation, such as `baseline`, whose own value is then 0.5.",
     )
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(is_share=False)

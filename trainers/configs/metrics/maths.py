@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.configs.metrics.base import MetricConfig
+from trainers.configs.metrics.base import MetricConfig, MetricScale
 from trainers.configs.rewards import AnswerForm
 
 MAX_SAMPLES = 1024
@@ -45,6 +45,11 @@ class PassAtK(MetricConfig):
     def min_samples(self) -> int:
         """Fewer samples than k cannot estimate it."""
         return self.k
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(is_share=False)
 
 
 class MajorityAtK(MetricConfig):

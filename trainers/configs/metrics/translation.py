@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainers.configs.base import MAX_BYTES, MAX_SECONDS, NonEmpty
-from trainers.configs.metrics.base import MetricConfig
+from trainers.configs.metrics.base import MetricConfig, MetricScale
 from trainers.configs.rewards import TargetLanguage
 
 
@@ -51,6 +51,11 @@ class Bleu(TranslationMetric):
     )
     lowercase: bool = Field(False, description="Compare without regard to upper and lower case.")
 
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(0.0, 100.0, is_share=False)
+
 
 class Chrf(TranslationMetric):
     """Corpus chrF by sacreBLEU, 0 to 100: n-grams of characters (Popović, 2015, W15-3049)."""
@@ -58,12 +63,22 @@ class Chrf(TranslationMetric):
     metric: Literal["chrf"] = Field("chrf", description="Kind of metric.")
     lowercase: bool = Field(False, description="Compare without regard to upper and lower case.")
 
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(0.0, 100.0, is_share=False)
+
 
 class ChrfPlusPlus(TranslationMetric):
     """Corpus chrF++ by sacreBLEU, 0 to 100: n-grams of characters, words and pairs of words (W17-4770)."""
 
     metric: Literal["chrf_plus_plus"] = Field("chrf_plus_plus", description="Kind of metric.")
     lowercase: bool = Field(False, description="Compare without regard to upper and lower case.")
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(0.0, 100.0, is_share=False)
 
 
 class Ter(TranslationMetric):
@@ -82,6 +97,11 @@ class Ter(TranslationMetric):
     )
     case_sensitive: bool = Field(False, description="Count a change of case as an edit.")
 
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(0.0, None, higher_is_better=False, is_share=False)
+
 
 class LengthRatio(TranslationMetric):
     """How equal the lengths of responses and references are: the shorter by the longer, at most 1.
@@ -90,6 +110,11 @@ class LengthRatio(TranslationMetric):
     """
 
     metric: Literal["length_ratio"] = Field("length_ratio", description="Kind of metric.")
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(is_share=False)
 
 
 class WrongLanguage(TranslationMetric):
@@ -100,11 +125,21 @@ class WrongLanguage(TranslationMetric):
         None, description="Language of the translations; null: that of the references, by their script."
     )
 
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(higher_is_better=False)
+
 
 class NumbersKept(TranslationMetric):
     """Share of the source's numbers that the response contains, a mean over the rows that have any."""
 
     metric: Literal["numbers_kept"] = Field("numbers_kept", description="Kind of metric.")
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have."""
+        return MetricScale(is_share=False)
 
 
 class Comet(TranslationMetric):
@@ -131,6 +166,11 @@ class Comet(TranslationMetric):
     def capability(self) -> str | None:
         """The environment of COMET."""
         return "comet"
+
+    @property
+    def scale(self) -> MetricScale:
+        """The values that the metric can have: most are between 0 and 1, but no formula bounds them."""
+        return MetricScale(high=None, is_share=False)
 
 
 TRANSLATION_CONFIGS = (Bleu, Chrf, ChrfPlusPlus, Ter, LengthRatio, WrongLanguage, NumbersKept, Comet)

@@ -1,0 +1,196 @@
+"""Checks of gates when a job is posted: a gate that no outcome could pass is refused with its field."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from sqlmodel import Session
+
+from app.evaluations.latest import find_latest_evaluation
+from app.http.errors import UnprocessableContent, field_error
+from app.jobs.graph.gate_power import GatedEvaluation, list_gate_warnings
+from app.jobs.graph.resolved_stage import ResolvedStage
+from app.jobs.graph.selection import find_selecting_stage
+from app.tables import Evaluation
+from trainers.configs import EvaluateConfig, EvaluationFolder, GateBasis, GateConfig, StageEvaluation
+from trainers.configs.stages.evaluations.gate import EVALUATION_PREFIX, LatestEvaluation
+
+# Squared quantile of the normal distribution for a 95 % interval (Wilson's).
+Z_SQUARED = 1.96**2
+
+
+def check_gate(
+    session: Session, resolved: ResolvedStage, gate: GateConfig, path: str, earlier: Sequence[ResolvedStage]
+) -> tuple[ResolvedStage, list[UnprocessableContent]]:
+    """Return the gate with its warnings, and an error for each field with which it could not be met."""
+    checker = GateChecker(session, gate, path, earlier, resolved.resolved_needs.upstream)
+    if errors := checker.list_errors():
+        return resolved, errors
+    warnings = tuple(list_gate_warnings(gate, checker.find_evaluation()))
+    return replace(resolved, warnings=warnings), []
+
+
+class GateChecker:
+    """The checks of one gate against the stages before it."""
+
+    def __init__(
+        self,
+        session: Session,
+        gate: GateConfig,
+        path: str,
+        earlier: Sequence[ResolvedStage],
+        upstream: frozenset[str],
+    ) -> None:
+        """Check a gate against the stages before it; `upstream` are the names of those that it needs."""
+        self._session = session
+        self._gate = gate
+        self._path = path
+        self._earlier = {stage.name: stage for stage in earlier}
+        self._upstream = upstream
+
+    def list_errors(self) -> list[UnprocessableContent]:
+        """Return an error for each field with which the gate could not be met."""
+        try:
+            evaluation = self.find_evaluation()
+        except UnprocessableContent as error:
+            return [error]
+        return [
+            *self._check_selection(evaluation),
+            *(
+                self._check_constant(evaluation, float(self._gate.against))
+                if isinstance(self._gate.against, float | int)
+                else self._check_pair(evaluation)
+            ),
+        ]
+
+    def find_evaluation(self) -> GatedEvaluation:
+        """Return what the gate decides on; raises UnprocessableContent naming the field."""
+        gate = self._gate
+        if isinstance(gate.evaluation, EvaluationFolder):
+            raise field_error(f"{self._path}.evaluation", "Name an earlier stage instead of a folder.")
+        return self._find_stage(StageEvaluation(stage=gate.evaluation, role=gate.role), "evaluation", "role")
+
+    def _find_stage(self, reference: StageEvaluation, field: str, role_field: str) -> GatedEvaluation:
+        name, path = reference.stage, f"{self._path}.{field}"
+        stage = self._earlier.get(name)
+        if stage is None:
+            names = ", ".join(self._earlier) or "none"
+            raise field_error(path, f"No earlier stage is called {name!r}. Stages before this one: {names}.")
+        config = stage.config
+        if not isinstance(config, EvaluateConfig):
+            raise field_error(path, f"Stage {name!r} is of kind {stage.kind}, which evaluates no model.")
+        if name not in self._upstream:
+            raise field_error(
+                path, f"This stage may start before stage {name!r} has ended: add {name!r} to `needs`."
+            )
+        self._require_role(name, config, reference.role, f"{self._path}.{role_field}")
+        wanted = self._gate.metric
+        metric = next((one for one in config.metrics if wanted in (None, one.label)), None)
+        if metric is None:
+            labels = ", ".join(one.label for one in config.metrics)
+            message = f"Stage {name!r} does not measure {wanted!r}; it measures {labels}."
+            raise field_error(f"{self._path}.metric", message)
+        return GatedEvaluation(name, config, metric, stage.datasets.get("dataset"))
+
+    @staticmethod
+    def _require_role(name: str, config: EvaluateConfig, role: str, field: str) -> None:
+        if role not in config.models:
+            roles = ", ".join(config.models)
+            raise field_error(
+                field, f"Stage {name!r} evaluates no model called {role!r}; it evaluates {roles}."
+            )
+
+    def _check_selection(self, evaluation: GatedEvaluation) -> Iterator[UnprocessableContent]:
+        """Yield an error if the rows have already selected the model: its score on them is too good."""
+        model = evaluation.config.models[self._gate.role]
+        earlier = {name: stage.config for name, stage in self._earlier.items()}
+        selecting = find_selecting_stage(self._session, model, evaluation.config.dataset, earlier)
+        if selecting is not None:
+            yield field_error(
+                f"{self._path}.evaluation",
+                f"The rows of stage {evaluation.name!r} have selected the model: they are the validation "
+                f"rows of {selecting}, which keeps the best model. Evaluate it on other rows.",
+            )
+
+    def _check_constant(self, evaluation: GatedEvaluation, constant: float) -> Iterator[UnprocessableContent]:
+        gate, scale, rows = self._gate, evaluation.metric.scale, evaluation.rows
+        limit, best = scale.loosen(constant, gate.margin), scale.best
+        name, field = evaluation.metric.label, f"{self._path}.against"
+        if best is not None and not scale.is_good(best, limit):
+            yield field_error(field, f"No model can reach {limit:g}: the best value of {name} is {best:g}.")
+        elif gate.on is GateBasis.bound and scale.is_share and rows is not None:
+            # Wilson's interval of rows that are all right.
+            low = rows / (rows + Z_SQUARED)
+            bound = low if scale.higher_is_better else 1 - low
+            if not scale.is_good(bound, limit):
+                yield field_error(
+                    field,
+                    f"No outcome can reach {limit:g}: with {rows:,} rows that are all right, the bound of "
+                    f"the 95 % interval is {bound:.3f}. Use more rows, or decide on: value.",
+                )
+
+    def _check_pair(self, evaluation: GatedEvaluation) -> Iterator[UnprocessableContent]:
+        try:
+            self._check_other(evaluation)
+        except UnprocessableContent as error:
+            yield error
+        gate, scale, rows = self._gate, evaluation.metric.scale, evaluation.rows
+        is_strict = gate.on is not GateBasis.value
+        if scale.high is not None:
+            width = scale.high - scale.low
+            if -gate.margin > width or (is_strict and -gate.margin == width):
+                yield field_error(
+                    f"{self._path}.margin",
+                    f"No difference of {evaluation.metric.label} is above {width:g}; a margin of "
+                    f"{gate.margin:g} asks for one of more than {-gate.margin:g}.",
+                )
+        # The smallest p-value that n rows can give is 2 / 2^n, of a mid-p test 1 / 2^n; half of it one-sided.
+        needed = {GateBasis.value: 1, GateBasis.bound: 6, GateBasis.test: 5}[gate.on] - int(scale.is_share)
+        if rows is not None and rows < needed and gate.margin <= 0:
+            yield field_error(
+                f"{self._path}.evaluation",
+                f"{rows} row{'' if rows == 1 else 's'} cannot show that one model is better than another "
+                f"with 95 % confidence, whatever the outcome: use at least {needed}.",
+            )
+
+    def _check_other(self, evaluation: GatedEvaluation) -> None:
+        """Raise UnprocessableContent if the evaluation to compare with lacks the metric or the rows."""
+        against, field = self._gate.against, f"{self._path}.against"
+        if isinstance(against, EvaluationFolder):
+            raise field_error(field, "Name the id of an evaluation (`evaluation_…`) instead of a folder.")
+        if isinstance(against, LatestEvaluation):
+            if find_latest_evaluation(
+                self._session, against.deployment, evaluation.metric.label, evaluation.dataset
+            ):
+                return
+            raise field_error(
+                f"{field}.deployment",
+                f"No evaluation of the model of deployment {against.deployment!r} measures "
+                f"{evaluation.metric.label} on this dataset: evaluate it first.",
+            )
+        if isinstance(against, StageEvaluation):
+            other = self._find_stage(against, "against.stage", "against.role")
+            if other.config.dataset != evaluation.config.dataset:
+                raise field_error(
+                    f"{field}.stage",
+                    f"{other.name!r} evaluates other rows than {evaluation.name!r}: there are no pairs.",
+                )
+        elif str(against).startswith(EVALUATION_PREFIX):
+            self._check_stored(evaluation, str(against), field)
+        elif against == self._gate.role:
+            raise field_error(field, f"{against!r} is the model itself.")
+        else:
+            self._require_role(evaluation.name, evaluation.config, str(against), field)
+
+    def _check_stored(self, evaluation: GatedEvaluation, evaluation_id: str, field: str) -> None:
+        # The lock makes a request that deletes the evaluation's job wait until this job is visible to it.
+        stored = self._session.get(Evaluation, evaluation_id, with_for_update={"read": True})
+        if stored is None:
+            message = f"There is no evaluation {evaluation_id}. List them with GET /api/v1/evaluations."
+            raise field_error(field, message)
+        metrics = [score["metric"] for score in stored.scores]
+        if evaluation.metric.label not in metrics:
+            message = f"{evaluation_id} does not measure {evaluation.metric.label}; it measures "
+            raise field_error(field, f"{message}{', '.join(metrics)}.")
+        if evaluation.dataset is not None and stored.dataset_sha256 != evaluation.dataset.sha256:
+            message = f"{evaluation_id} is of another dataset than {evaluation.name!r}: there are no pairs."
+            raise field_error(field, message)

@@ -1,0 +1,1 @@
+"""The gate: whether an evaluation is good enough for a job to continue."""
