@@ -34,7 +34,7 @@ from trainers.evaluation.provenance import (
 from trainers.evaluation.reference_scores import score_references
 from trainers.evaluation.response_log import RESPONSES, ResponseLog
 from trainers.evaluation.results import EvaluationResult, ModelScores
-from trainers.evaluation.row_completions import SampleRequest, Sampling, complete
+from trainers.evaluation.row_completions import Completion, SampleRequest, Sampling, complete
 from trainers.evaluation.scored_rows import (
     evaluated_row,
     list_clusters,
@@ -142,10 +142,13 @@ def _complete_model(
     endpoint = _find_endpoint(role, config)
     log.add_engine(role, read_engine(role, config, endpoint))
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
-    completed = complete(requests, endpoint, sampling, config.concurrency, in_order=False)
+
+    def record(request: SampleRequest, completion: Completion) -> None:
+        log.add((role, request.prompt.row, request.sample), completion)
+
+    completed = complete(requests, endpoint, sampling, config.concurrency, in_order=False, record=record)
     with closing(completed):
-        for request, completion in completed:
-            log.add((role, request.prompt.row, request.sample), completion)
+        for _ in completed:
             progress.report(len(log))
     with closing(score_references(unscored, endpoint, config.concurrency)) as scored:
         for row, logprobs in scored:

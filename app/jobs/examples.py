@@ -55,9 +55,13 @@ TRANSLATION_JOB: dict[str, Any] = {
             "learning_rate": 0.0002,
         },
         {
-            "stage": "generate",
+            "stage": "evaluate",
             "model": {"stage": "sft"},
+            "baseline": "Qwen/Qwen2.5-1.5B-Instruct",
             "dataset": {"stage": "data", "part": "test"},
+            "metrics": ["chrf_plus_plus", "bleu", "ter", "numbers_kept", "wrong_language"],
+            "slices": ["direction", {"by": "length"}],
+            "engine": "vllm",
             "max_new_tokens": 256,
         },
         {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "translator", "engine": "vllm"},
@@ -115,7 +119,10 @@ MATHS_JOB: dict[str, Any] = {
             "stage": "evaluate",
             "model": {"stage": "grpo"},
             "baseline": "Qwen/Qwen2.5-1.5B-Instruct",
+            "others": {"before-grpo": {"stage": "dpo"}},
             "dataset": {"stage": "held-out"},
+            "metrics": ["maths_exact_match", "maths_strict_match"],
+            "engine": "vllm",
         },
         {"stage": "deploy", "model": {"stage": "grpo"}, "deployment": "maths", "engine": "vllm"},
     ],
@@ -179,7 +186,16 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     "merge": [_SHORT_SFT, {"stage": "merge", "model": {"stage": "sft"}}],
     "export": [_SHORT_SFT, {"stage": "export", "model": {"stage": "sft"}}],
     "evaluate": [
-        {"stage": "evaluate", "model": "starter", "dataset": "arithmetic-test", "max_new_tokens": 32}
+        _SHORT_SFT,
+        {
+            "stage": "evaluate",
+            "model": {"stage": "sft"},
+            "baseline": "starter",
+            "dataset": "arithmetic-test",
+            "metrics": ["maths_exact_match", "maths_strict_match"],
+            "slices": [{"by": "length"}],
+            "max_new_tokens": 32,
+        },
     ],
     "compare": [
         {
@@ -259,7 +275,7 @@ SUMMARIES = {
     "import": "Register a model that was made elsewhere",
     "merge": "Merge an adapter into its base",
     "export": "Write a model in the formats of other programs",
-    "evaluate": "Score a model on a dataset",
+    "evaluate": "Score a model on a dataset, and compare it with others",
     "compare": "Compare evaluations row by row",
     "lm_eval": "Score a model on tasks of the lm-eval harness",
     "gate": "Continue only if the tuned model is not worse than its base",

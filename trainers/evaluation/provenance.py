@@ -77,7 +77,7 @@ def find_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tu
     return {
         name: (left.get(name), right.get(name))
         for name in names
-        if left.get(name) != right.get(name) and name.partition(".")[0] not in OF_MODEL
+        if left.get(name) != right.get(name) and not name.startswith(OF_MODEL)
     }
 
 
@@ -90,7 +90,9 @@ def explain_differences(a: ModelScores, b: ModelScores, *, within_evaluation: bo
     found = find_differences(a.provenance, b.provenance)
     if not found:
         return None
-    listed = "; ".join(f"{name}: {_show(left)} and {_show(right)}" for name, (left, right) in found.items())
+    listed = "; ".join(
+        f"{name}: {show_value(left)} and {show_value(right)}" for name, (left, right) in found.items()
+    )
     what = "was evaluated under other conditions than" if within_evaluation else "cannot be compared with"
     return f"{a.role!r} {what} {b.role!r} without reserve, because these differ: {listed}."
 
@@ -158,7 +160,10 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", inner
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """Return a value as a warning shows it: a hash, or anything long, by its beginning."""
+    if value is None:
+        return "unknown"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     is_hash = len(text) == 64 and all(character in "0123456789abcdef" for character in text)
     return text[:12] if is_hash else text[:MAX_SHOWN_CHARACTERS]

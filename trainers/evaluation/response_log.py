@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ class ResponseLog:
         self._references: dict[str, dict[int, list[float] | None]] = {}
         for line in lines[1:]:
             self._remember(line)
+        self._lock = threading.Lock()
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._unsynced, self._synced_at = 0, time.monotonic()
         if not lines:
@@ -78,11 +80,12 @@ class ResponseLog:
         return key in self._responses
 
     def add(self, key: Key, completion: Mapping[str, Any]) -> None:
-        """Append a response; it survives the end of this process at once, and that of the host soon."""
+        """Append a response, from any thread; it survives this process at once, and the host soon."""
         model, row, sample = key
         line = {"model": model, "row": row, "sample": sample, **completion}
-        self._remember(line)
-        self._write(line)
+        with self._lock:
+            self._remember(line)
+            self._write(line)
 
     def add_engine(self, model: str, facts: Mapping[str, Any]) -> None:
         """Append what is known of the engine from which the next responses of a model come."""
@@ -115,8 +118,9 @@ class ResponseLog:
 
     def close(self) -> None:
         """Make all responses durable."""
-        self._sync()
-        self._file.close()
+        with self._lock:
+            self._sync()
+            self._file.close()
 
     def _remember(self, line: Mapping[str, Any]) -> None:
         if "engine" in line:

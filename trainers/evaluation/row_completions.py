@@ -132,8 +132,12 @@ def complete(
     concurrency: int,
     *,
     in_order: bool,
+    record: Callable[[SampleRequest, Completion], None] = lambda *_: None,
 ) -> Generator[tuple[SampleRequest, Completion]]:
     """Yield each request with its completion, in the order of the requests or as they complete.
+
+    `record` is called in the thread of the request before that thread sends another one: a program that is
+    killed loses the requests that are in progress, and nothing else.
 
     Raises:
         EngineFailed: The engine does not respond, or fails on a row.
@@ -141,7 +145,9 @@ def complete(
     pool, client = ThreadPoolExecutor(concurrency), _open_client(endpoint, concurrency)
 
     def send(request: SampleRequest) -> tuple[SampleRequest, Completion]:
-        return request, _complete_row(client, endpoint, request, sampling)
+        completion = _complete_row(client, endpoint, request, sampling)
+        record(request, completion)
+        return request, completion
 
     try:
         # As many again wait, so that no thread does while a completion is written.

@@ -1,6 +1,7 @@
 """The engines of a run whose program sends requests to them."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,10 @@ class RunEngine:
         self._process.wait(self._engine.stop_seconds)
         self._process.kill()
         self._process = None
-        (self._folder / LOG).replace(self._run_dir / ENGINE_LOG)
+        # An earlier engine of the run may have left its log.
+        with (self._folder / LOG).open("rb") as own, (self._run_dir / ENGINE_LOG).open("ab") as log:
+            shutil.copyfileobj(own, log)
+        (self._folder / LOG).unlink()
 
     def kill(self) -> None:
         """Kill the engine, if it is still running."""

@@ -263,7 +263,7 @@ def test_the_former_field_for_one_metric_names_its_successor(config: dict[str, A
     [
         ({"samples": 2}, "temperature above 0"),
         ({"metrics": [{"metric": "pass_at_k", "k": 4}]}, "needs 4 samples"),
-        ({"others": {"baseline": "x"}}, "field of its own"),
+        ({"others": {"baseline": "x"}}, "meaning of its own"),
     ],
 )
 def test_fields_that_do_not_fit_together_are_refused(

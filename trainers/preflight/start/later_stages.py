@@ -130,9 +130,11 @@ def _check(config: AnyStage, template: ChatTemplateName | None, *, is_trained: b
             if isinstance(config.model, str | AdaptedModel):
                 tokenizer = load_tokenizer(config.model, template)
                 yield from _check_prompts(config, config.model, tokenizer, rows)
+                _check_engine(config, config.model)
         case GenerateConfig():
             tokenizer = load_tokenizer(config.model, template)
             yield from _check_prompts(config, config.model, tokenizer, load_generation_prompts(config))
+            _check_engine(config, config.model)
         case LmEvalConfig():
             load_tokenizer(config.model, template)
             _check_tasks(config)
@@ -149,7 +151,7 @@ def _check(config: AnyStage, template: ChatTemplateName | None, *, is_trained: b
             load_tokenizer(config.model)
         case DeployConfig():
             load_tokenizer(config.model, template)
-            _check_engine(config)
+            _check_engine(config, config.model)
 
 
 def _check_prompts(
@@ -179,10 +181,10 @@ def _check_tasks(config: LmEvalConfig) -> None:
         load_tasks(config.model_copy(update={"tasks": own}))
 
 
-def _check_engine(config: DeployConfig) -> None:
+def _check_engine(config: DeployConfig | EvaluateConfig | GenerateConfig, reference: ModelRef) -> None:
     if config.engine != "hf":
         return
-    base = get_base_model(config.model)
+    base = get_base_model(reference)
     reason = explain_hf_refusal(load_config(base), config.options.max_model_len)
     if reason is not None:
         raise ModelUnsupported(f"The model {base} {reason}.", "Choose another engine.")
