@@ -258,7 +258,7 @@ def _score(
                 for one in differences
             ],
         },
-        metrics=[metric.model_dump(mode="json") for metric in config.metrics],
+        metrics=[metric.model_dump(mode="json", exclude={"environment"}) for metric in config.metrics],
         clusters=config.clusters,
         rows=ROWS,
     )

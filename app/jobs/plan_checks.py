@@ -147,7 +147,7 @@ def _check_producer(
 def _check_metric_programs(session: Session, stage: AnyStage, path: str) -> list[UnprocessableContent]:
     """Return an error for a program that only a worker may name, or a model that is not in a folder."""
     errors: list[UnprocessableContent] = []
-    for position, metric in enumerate(getattr(stage, "metrics", [])):
+    for position, metric in enumerate(getattr(stage, "metrics", None) or ()):
         if not isinstance(metric, Comet):
             continue
         field = f"{path}.metrics.{position}"

@@ -18,7 +18,8 @@ def place_metric_programs(config: C, settings: Settings) -> C:
 
     Raises InputModelNotFound for a model that is absent or not under an allowed root.
     """
-    metrics: list[MetricConfig] = getattr(config, "metrics", [])
+    # The stage `compare` has names of metrics, or none.
+    metrics: list[MetricConfig] = getattr(config, "metrics", None) or []
     if not any(isinstance(metric, Comet) for metric in metrics):
         return config
     placed = [_place_comet(one, settings) if isinstance(one, Comet) else one for one in metrics]
