@@ -8,6 +8,8 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
 
 CHECKPOINT_SECONDS = 60.0
+# Answers of judge models, which are paid for as completions are.
+JUDGEMENTS = "*.judgements.jsonl"
 
 
 class CompletionProgress:
@@ -30,12 +32,14 @@ class CompletionProgress:
 
 
 def publish_completions(output: Path) -> None:
-    """Publish the file of completions as the only checkpoint of its run directory, by its number of lines."""
+    """Publish completions and judgements, by their number of lines, as the only checkpoint."""
     run_dir = output.parent
     folder = run_dir / files.SCRATCH
     folder.mkdir(exist_ok=True)
-    shutil.copyfile(output, folder / output.name)
-    files.publish_checkpoint(run_dir, _count_lines(output), folder)
+    paths = list_responses(output)
+    for path in paths:
+        shutil.copyfile(path, folder / path.name)
+    files.publish_checkpoint(run_dir, sum(map(_count_lines, paths)), folder)
     files.prune_checkpoints(run_dir, 1)
 
 
@@ -46,17 +50,24 @@ def publish_unsaved(output: Path) -> None:
     if not output.is_file() or any(path.is_symlink() for path in written):
         return
     saved = max((checkpoint.step for checkpoint in files.checkpoints(run_dir)), default=0)
-    if _count_lines(output) > saved:
+    if sum(map(_count_lines, list_responses(output))) > saved:
         publish_completions(output)
 
 
+def list_responses(output: Path) -> list[Path]:
+    """Return the files that must survive an attempt: `output`, and the judgements next to it."""
+    paths = [output, *sorted(output.parent.glob(JUDGEMENTS))]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
+
+
 def restore_completions(output: Path) -> None:
-    """Copy the completions of the last checkpoint into the run directory, unless it has more already."""
+    """Copy completions and judgements of the last checkpoint into the run directory, unless it has more."""
     checkpoint = files.last_complete_checkpoint(output.parent)
-    if checkpoint is None or not (checkpoint / output.name).exists():
+    if checkpoint is None:
         return
-    if _count_lines(checkpoint / output.name) > _count_lines(output):
-        shutil.copyfile(checkpoint / output.name, output)
+    for saved in list_responses(checkpoint / output.name):
+        if _count_lines(saved) > _count_lines(output.with_name(saved.name)):
+            shutil.copyfile(saved, output.with_name(saved.name))
 
 
 def _count_lines(path: Path) -> int:

@@ -30,6 +30,7 @@ from trainers.configs import (
 )
 from trainers.configs.engines import RunningEngine
 from trainers.configs.references import ModelField, find_references, replace_references
+from trainers.evaluation.checkpoints import list_responses
 from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
@@ -161,10 +162,10 @@ def _keep_completions(run: Run, run_dir: Path) -> None:
         return
     earlier = [run_dir.with_name(f"attempt-{attempt}") for attempt in range(1, run.attempt)]
     found = [path for folder in earlier for path in folder.glob(config.completions_file)]
-    written = [path for path in found if path.is_file() and not path.is_symlink()]
-    if written:
-        kept = max(written, key=lambda path: path.stat().st_size)
-        shutil.copyfile(kept, run_dir / kept.name)
+    written = [path for completions in found for path in list_responses(completions)]
+    # The largest file of each name is copied last.
+    for path in sorted(written, key=lambda path: path.stat().st_size):
+        shutil.copyfile(path, run_dir / path.name)
 
 
 def _remove_earlier_attempts(run_dir: Path, attempt: int) -> None:
