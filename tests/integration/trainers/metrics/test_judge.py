@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 
 from tests.integration.trainers.metrics.judge_server import JudgeServer, completion, serve_judge
+from trainers import evaluate
+from trainers.configs import parse_stage
 from trainers.configs.base import EndpointModel
 from trainers.configs.metrics.judge import JudgePreference, JudgeScore
+from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.evaluation.results import EvaluationResult
 from trainers.metrics.judge import requests
 from trainers.metrics.judge.metrics import JudgePreferenceMetric, JudgeScoreMetric
 from trainers.metrics.judge.requests import JudgeFailed
 from trainers.metrics.metric import EvaluatedRow, MetricValues, ModelContext
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
+from trainers.runtime.events import EventWriter
 
 KEY = "sk-canary-0123456789"
 RESPONSES = ["one", "two words", "three whole words", "four words are here", "!"]
@@ -235,3 +240,29 @@ def test_an_unknown_endpoint_is_an_error_before_anything_is_sent(monkeypatch: py
     monkeypatch.delenv("TUNESMITH_ENDPOINT_JUDGE_URL", raising=False)
     with pytest.raises(ConfigInvalid, match="TUNESMITH_ENDPOINT_JUDGE_URL is not set"):
         score(rows("x"))
+
+
+def test_an_evaluation_compares_its_models_by_a_judge_and_resumes(judge: JudgeServer, tmp_path: Path) -> None:
+    judge.respond = prefer_longer
+    dataset = tmp_path / "data.jsonl"
+    lines = [{"prompt": "q", "completion": "r", "new": "x" * n, "old": "x" * 3} for n in range(1, 7)]
+    dataset.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metric = {"metric": "judge_preference", "judge": {"endpoint": "judge", "model": "j"}, "rubric": "Longer."}
+    config = parse_stage(
+        {
+            "stage": "evaluate",
+            "dataset": str(dataset),
+            "model": {"field": "new"},
+            "baseline": {"field": "old"},
+            "metrics": [metric | {"against": "baseline"}],
+        }
+    )
+    assert isinstance(config, EvaluateConfig)
+    for _ in range(2):
+        with EventWriter(tmp_path / files.EVENTS) as writer:
+            result = EvaluationResult.model_validate(evaluate.run(config, tmp_path, writer))
+        values = {one.role: one.scores[0].value for one in result.models}
+        assert values == {"model": pytest.approx((0 + 0 + 0.5 + 1 + 1 + 1) / 6), "baseline": 0.5}
+        assert (result.differences[0].wins, result.differences[0].losses) == (3, 2)
+    assert len(judge.bodies) == 12
+    assert KEY not in "".join(path.read_text() for path in tmp_path.glob("*.json*"))
