@@ -26,7 +26,7 @@ def write_parquet(rows: Path, result: EvaluationResult, path: Path) -> None:
 
 
 def make_schema(result: EvaluationResult) -> pa.Schema:
-    """Return the columns: the row, then for each model `<role>.response`, `.responses` and `.<metric>`."""
+    """Return the columns: those of the row, then of each model `.response` and `.values.<metric>`."""
     columns = [
         pa.field("row", pa.int64()),
         pa.field("key", pa.string()),
@@ -37,7 +37,7 @@ def make_schema(result: EvaluationResult) -> pa.Schema:
     for model in result.models:
         columns.append(pa.field(f"{model.role}.response", pa.string()))
         columns.append(pa.field(f"{model.role}.responses", pa.list_(pa.string())))
-        columns += [pa.field(f"{model.role}.{score.metric}", pa.float64()) for score in model.scores]
+        columns += [pa.field(f"{model.role}.values.{score.metric}", pa.float64()) for score in model.scores]
     return pa.schema(columns)
 
 
@@ -56,7 +56,9 @@ def _flatten(row: StoredRow, result: EvaluationResult) -> dict[str, Any]:
         own = row.models.get(model.role, ModelRow([]))
         flat[f"{model.role}.response"] = own.responses[0] if own.responses else None
         flat[f"{model.role}.responses"] = own.responses
-        flat |= {f"{model.role}.{score.metric}": own.values.get(score.metric) for score in model.scores}
+        flat |= {
+            f"{model.role}.values.{score.metric}": own.values.get(score.metric) for score in model.scores
+        }
     return flat
 
 

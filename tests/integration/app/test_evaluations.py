@@ -123,7 +123,7 @@ def test_all_rows_are_downloaded_as_json_lines_and_parquet(
     assert [json.loads(line)["row"] for line in lines] == [1, 2, 3, 4]
     (tmp_path / "rows.parquet").write_bytes(client.get(path).content)
     table = pq.read_table(tmp_path / "rows.parquet")
-    assert table.column(f"model.{METRIC}").to_pylist() == BETTER
+    assert table.column(f"model.values.{METRIC}").to_pylist() == BETTER
     assert table.column("baseline.response").to_pylist()[0] == "baseline says 1"
 
 
@@ -211,3 +211,12 @@ def test_evaluations_are_verified_and_in_a_backup(
     assert {path.name for path in copied.iterdir()} >= {"rows.parquet", "report.html"}
     Path(get_store().root, stored[0].artifact, "rows.parquet").write_bytes(b"damaged")
     assert list_faults() == [f"damaged {stored[0].artifact}"]
+
+
+def test_a_metric_may_have_the_name_of_another_column(
+    client: TestClient, make_job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.integration.app.stored_evaluations.METRIC", "responses")
+    (evaluation,) = store_evaluations(make_job, tmp_path, {"model": [1, 0]})
+    (tmp_path / "rows").write_bytes(client.get(f"/api/v1/evaluations/{evaluation.id}/download").content)
+    assert pq.read_table(tmp_path / "rows").column("model.values.responses").to_pylist() == [1, 0]
