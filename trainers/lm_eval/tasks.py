@@ -25,6 +25,7 @@ from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, first_line
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 PROBE_SECONDS = 5.0
+MAX_REASON_CHARACTERS = 200
 
 TaskDict = dict[str, Any]
 """What lm-eval's `TaskManager.load` returns: tasks, groups and the members of groups, by name."""
@@ -199,7 +200,7 @@ def _hub_errors(config: LmEvalConfig) -> Iterator[None]:
         names = ", ".join(task.label for task in config.tasks if task.data is None)
         raise HubUnreachable(
             f"The data of {names} is on the hub {constants.ENDPOINT}, which cannot be reached: "
-            f"{reason or first_line(error)}.",
+            f"{reason or first_line(error)[:MAX_REASON_CHARACTERS]}.",
             "Give the task's rows as datasets in `data`, or run the stage on a worker that reaches the hub.",
         ) from error
 
@@ -207,10 +208,11 @@ def _hub_errors(config: LmEvalConfig) -> Iterator[None]:
 def _probe(url: str) -> str | None:
     """Return why a server does not respond within `PROBE_SECONDS`, or None."""
     try:
-        httpx2.head(url, timeout=PROBE_SECONDS)
+        response = httpx2.head(url, timeout=PROBE_SECONDS)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return first_line(error)
-    return None
+    # A proxy responds in place of a hub that it does not reach.
+    return f"it responds with status {response.status_code}" if response.is_error else None
 
 
 def count_rows(loaded: Mapping[str, Any], max_rows: int | None) -> dict[str, int]:
