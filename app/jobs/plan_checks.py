@@ -13,12 +13,12 @@ from trainers.configs import (
     CompareConfig,
     DeployConfig,
     EngineClientConfig,
-    EvaluateConfig,
     EvaluationFolder,
     ExportConfig,
     ExportFormat,
     ImportConfig,
     MergeConfig,
+    Product,
     Queue,
     StageEvaluation,
     StageKind,
@@ -139,7 +139,7 @@ def _check_producer(
         names = ", ".join(upstream) or "none"
         message = f"This stage needs no stage called {evaluation.stage!r}. It needs: {names}."
         yield field_error(field, message)
-    elif not isinstance(producer, EvaluateConfig):
+    elif StageKind(producer.stage).stage.product is not Product.evaluation:
         message = f"Stage {evaluation.stage!r} is of kind {producer.stage}, which evaluates no model."
         yield field_error(field, message)
 

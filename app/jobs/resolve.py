@@ -31,6 +31,7 @@ from trainers.configs import (
     DatasetRef,
     EvaluateConfig,
     GateConfig,
+    LmEvalConfig,
     Product,
     StageDataset,
     StageKind,
@@ -156,6 +157,8 @@ def _add_evaluation_datasets(
     """
     names = {stage.name for stage in upstream}
     evaluated = [stage.dataset for stage in spec.stages if isinstance(stage, EvaluateConfig)]
+    for stage in spec.stages:
+        evaluated += stage.scored_datasets if isinstance(stage, LmEvalConfig) else []
     existing = [dataset for dataset in evaluated if isinstance(dataset, str) or dataset.stage in names]
     return list(dict.fromkeys([*config.held_out, *existing]))
 

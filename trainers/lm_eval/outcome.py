@@ -52,6 +52,8 @@ def list_scores(results: Results, identity: ModelIdentity) -> list[Score]:
 def list_rows(results: Results) -> list[dict[str, Any]]:
     """Return the lines of `rows.jsonl`: one for each row of each task, numbered over all tasks."""
     rows = [row for name, samples in results["samples"].items() for row in _task_rows(name, samples)]
+    for name, scores in (results.get("groups") or {}).items():
+        _add_group_values(name, scores, set(_members(name, results)), rows)
     return [{"row": number, **row} for number, row in enumerate(rows, start=1)]
 
 
@@ -105,6 +107,24 @@ def _score_group(name: str, values: Mapping[str, Any], results: Results) -> Iter
             signature=f"lm_eval|version:{version('lm-eval')}|group:{name}|tasks:{len(members)}",
             details={"tasks": members},
         )
+
+
+def _add_group_values(
+    group: str, scores: Mapping[str, Any], members: set[str], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Repeat the values of a group's tasks under its name, where its score is the mean of all their rows."""
+    for key, score in scores.items():
+        metric, _, filter_name = key.partition(",")
+        found = [
+            (row["models"][ROLE]["values"], value)
+            for row in rows
+            if (task := row["fields"]["task"]) in members
+            for value in [row["models"][ROLE]["values"].get(TaskMetricKey(task, metric, filter_name).label)]
+            if value is not None
+        ]
+        if found and math.isclose(statistics.fmean(value for _, value in found), score, abs_tol=1e-9):
+            for values, value in found:
+                values[TaskMetricKey(group, metric, filter_name).label] = value
 
 
 def _members(group: str, results: Results) -> list[str]:

@@ -16,6 +16,7 @@ from tests.integration.trainers.conftest import Programs, wait_for
 from tests.integration.trainers.stages import run_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.evaluation.results import EvaluationResult
+from trainers.lm_eval.outcome import list_rows
 from trainers.lm_eval.stock_tasks import TaskUnknown
 from trainers.lm_eval.tasks import TaskRefused
 from trainers.modeling.hub import HubUnreachable
@@ -153,6 +154,21 @@ def test_scores_carry_what_they_depend_on_and_rows_what_was_sent(
     for part in model.values():
         assert part[:16] in cache.name
     assert "float32" in cache.name and "lm_eval-0.4.13" in cache.name
+
+
+def test_a_group_has_the_values_of_the_rows_of_its_tasks() -> None:
+    def sample(row: int, value: float) -> dict[str, Any]:
+        fields = {"doc": {}, "target": 0, "arguments": [("p", " a"), ("p", " b")], "filter": "none"}
+        hashes = dict.fromkeys(("doc_hash", "prompt_hash", "target_hash"), "x")
+        resps = [[(-1.0, True)], [(-2.0, False)]]
+        return {"doc_id": row, "resps": resps, "metrics": ["acc"], "acc": value, **fields, **hashes}
+
+    samples = {"a": [sample(0, 1.0), sample(1, 0.0)], "b": [sample(0, 1.0)]}
+    groups = {"mmlu": {"acc,none": 2 / 3, "acc_stderr,none": 0.1}}
+    rows = list_rows({"samples": samples, "groups": groups, "group_subtasks": {"mmlu": ["a", "b"]}})
+    assert [row["models"]["model"]["values"]["mmlu/acc"] for row in rows] == [1.0, 0.0, 1.0]
+    assert [row["row"] for row in rows] == [1, 2, 3]
+    assert {row["reference"] for row in rows} == {" a"}
 
 
 def test_a_killed_run_asks_only_for_what_is_missing(

@@ -1,12 +1,13 @@
 """lm-eval scores a model behind the gateway as it scores the same weights with its own `hf` backend.
 
-`TUNESMITH_LM_EVAL_PYTHON` is the Python of an environment with `lm-eval[api,hf]`.
+`TUNESMITH_LM_EVAL_PYTHON` is the Python of another environment with `lm-eval[api,hf]` than the tests' own.
 """
 
 import json
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import yaml
 from tests.integration.serving.conftest import BASE_SAYS, ENVIRONMENT, Server
 from tests.integration.serving.make_tiny import ALPHA_TEXT, BETA_TEXT, QUESTIONS
 
-PYTHON = os.environ.get("TUNESMITH_LM_EVAL_PYTHON", "")
+PYTHON = os.environ.get("TUNESMITH_LM_EVAL_PYTHON", sys.executable)
 # For sums of up to a hundred log-probabilities in fp32.
 TOLERANCE = 1e-3
 # A stop string of many tokens, no part of which may be emitted.
@@ -28,11 +29,7 @@ BOTH = ("tiny_choice", "tiny_answer")
 ANSWER = ("tiny_answer",)
 SCORES = ("acc", "acc_norm", "exact_match")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not PYTHON, reason="TUNESMITH_LM_EVAL_PYTHON is not set"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)

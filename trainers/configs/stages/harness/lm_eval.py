@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, ModelRef, NonEmpty, Queue, Seed
+from trainers.configs.base import MAX_COUNT, DatasetPart, DatasetRef, ModelRef, NonEmpty, Queue, Seed
 from trainers.configs.engines import EngineClientConfig, RunningEngine
 from trainers.configs.stages.harness.tasks import HarnessTasks
 
@@ -80,6 +80,12 @@ class LmEvalConfig(EngineClientConfig):
     def uses_engine(self) -> bool:
         """Whether the worker starts an engine."""
         return self.backend.uses_engine
+
+    @property
+    def scored_datasets(self) -> list[DatasetRef]:
+        """The datasets of ours whose rows may be scored, which must not be trained on."""
+        parts = [part for task in self.tasks for part in task.data or ()]
+        return [part.dataset for part in parts if part.split != DatasetPart.train]
 
     @property
     def engine_models(self) -> dict[str, Any]:
