@@ -32,13 +32,6 @@ def mid_p(wins: int, losses: int) -> float:
     return max(SMALLEST_P, float(bdtr(least - 1, m, 0.5) if least else 0.0) + float(bdtr(least, m, 0.5)))
 
 
-def exact_p(wins: int, losses: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test."""
-    if wins == losses:
-        return 1.0
-    return max(SMALLEST_P, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
-
-
 @dataclass(frozen=True)
 class McNemarTest:
     """The mid-p test of two shares on the same rows, extended to differences other than 0.

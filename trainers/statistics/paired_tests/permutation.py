@@ -2,7 +2,7 @@
 
 If two models are equal, each row's outputs could as well be exchanged between them. The test exchanges the
 outputs of random rows (all rows of a cluster at once) and counts how often the difference of the models
-becomes as large as the observed one. Up to 13 clusters it uses every exchange, and is exact.
+becomes as large as the observed one. Up to 14 clusters it uses every exchange, and is exact.
 
 Sources: Fisher, 1935, The Design of Experiments, section 21; for corpus metrics: Riezler and Maxwell, 2005,
 aclanthology.org/W05-0908 ("approximate randomization"); counting the observed difference among the exchanged
@@ -37,10 +37,10 @@ class PermutationTest:
 
     An exchange s turns the observed difference D into D(s). A true difference x is a constant that the first
     model is ahead on each row; without it, the exchange gives D(s) - x (1 - 2f), with f the exchanged share
-    of the rows. That is at least as large as D - x, both in absolute value, exactly if x is between (D -
-    D(s)) / 2f and (D + D(s)) / (2 - 2f): for a mean, the means over the exchanged and over the other rows.
-    The p-value of x is the share of exchanges whose bounds contain x. All contain D, so p decreases away from
-    D, and the interval of all x with p above alpha ends at an order statistic of the bounds.
+    of the rows. That is at least as large as D - x, both in absolute value, exactly if x is between
+    (D - D(s)) / 2f and (D + D(s)) / (2 - 2f): for a mean, the means over the exchanged and over the other
+    rows. The p-value of x is the share of exchanges whose bounds contain x. All contain D, so p decreases
+    away from D, and the interval of all x with p above alpha ends at an order statistic of the bounds.
     """
 
     estimate: float
