@@ -50,6 +50,7 @@ from trainers.reports.evaluation_folder import write_evaluation_folder
 from trainers.runtime.endpoints import Endpoint, read_endpoint
 from trainers.runtime.errors import ConfigInvalid, DatasetInvalid
 from trainers.runtime.events import MAX_METRICS, EventWriter
+from trainers.statistics.expected_power import describe_expected_power
 
 ROWS = "rows.jsonl"
 # No two samples of an evaluation share a seed, whatever their number: a file has fewer rows than this.
@@ -81,8 +82,6 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:
     """Return the resolved plan of a run, without sending a request."""
-    from trainers.statistics.power import describe_expected_power
-
     pairs = _load_rows(config)
     return {
         "stage": "evaluate",

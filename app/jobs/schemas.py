@@ -135,6 +135,11 @@ class PlannedStageView(BaseModel):
         "earlier stage produces one of them.",
     )
     estimated_steps: int | None = Field(description="Optimizer steps of a training stage.")
+    power: str | None = Field(
+        None,
+        description="How small a difference between its models an evaluation would find; null for other "
+        "stages, a single model, or a dataset that does not exist yet.",
+    )
     resume_guarantee: ResumeGuarantee | None = Field(
         description="Whether it would resume exactly after a stop; null for a stage that starts again."
     )

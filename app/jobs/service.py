@@ -33,13 +33,16 @@ from app.runs.schemas import run_view
 from app.runs.service import list_warnings
 from app.settings import Settings
 from app.storage.database import insert_rows, read_session, transaction
-from app.tables import Job, JobLabel, Run, RunNeed, Worker
+from app.tables import Dataset, Job, JobLabel, Run, RunNeed, Worker
 from app.tables.base import new_id
 from app.workers import service as workers
+from trainers.configs import AnyStage
 from trainers.configs.references import ModelField, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
+from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.data.mixture import describe_repeats
 from trainers.runtime.error_codes import ErrorCode
+from trainers.statistics.expected_power import describe_expected_power
 
 
 class JobNotFound(NotFound):
@@ -251,8 +254,15 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
             for each, rows in stage.mixture
         ],
         estimated_steps=stage.estimated_steps,
+        power=_describe_power(stage.config, dataset),
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
         workers=[worker.name for worker in capable],
         waiting_for=workers.explain_missing_worker(alive_workers, *needs),
         warnings=[*list_time_warnings(stage, capable), *list_step_warnings(stage), *stage.warnings],
     )
+
+
+def _describe_power(config: AnyStage, dataset: Dataset | None) -> str | None:
+    if not isinstance(config, EvaluateConfig) or len(config.models) < 2 or dataset is None:
+        return None
+    return describe_expected_power(min(dataset.row_count, config.max_rows or dataset.row_count))

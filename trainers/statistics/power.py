@@ -10,12 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import bdtr, gammaln, ndtri, stdtrit, xlog1py, xlogy
 
+from trainers.statistics.expected_power import ASSUMED_DISCORDANT, POWER
 from trainers.statistics.pairs import FloatArray
-
-POWER = 0.8
-"""The probability with which a detectable difference is found."""
-ASSUMED_DISCORDANT = 0.2
-"""Share of the rows on which only one of two models is right, assumed before an evaluation."""
 
 
 def share_power(n: int, discordant: float, difference: float, alpha: float = 0.05) -> float:
@@ -71,13 +67,6 @@ def describe_power(n: int, detectable: float | None, *, is_share: bool) -> str:
         return f"With {rows}, it is unknown how large a difference must be to be found."
     size = f"{100 * detectable:.1f} percentage points" if is_share else f"{detectable:.3g}"
     return f"With {rows}, a true difference of {size} would be found with a probability of {POWER:.0%}."
-
-
-def describe_expected_power(n: int) -> str:
-    """Return the power of comparing shares on n rows before an evaluation, with its assumption."""
-    assumed = f"{ASSUMED_DISCORDANT:.0%} of the rows"
-    sentence = describe_power(n, detectable_share(n), is_share=True)
-    return f"{sentence} This assumes that only one of two models is right on {assumed}."
 
 
 def _most_losses(m: FloatArray, alpha: float) -> FloatArray:

@@ -305,6 +305,18 @@ def test_a_dry_run_returns_the_plan_and_queues_nothing(
     assert client.get("/api/v1/jobs").json()["items"] == []
 
 
+def test_a_dry_run_states_how_small_a_difference_an_evaluation_would_find(
+    client: TestClient, rows: Dataset
+) -> None:
+    pair = EVALUATE | {"name": "pair", "baseline": "org/base"}
+    few = pair | {"name": "few", "max_rows": 4}
+    stages = client.post("/api/v1/jobs/dry-run", json=spec(SFT, EVALUATE, pair, few)).json()["stages"]
+    sft, alone, compared, small = (stage["power"] for stage in stages)
+    assert sft is alone is None
+    assert compared.startswith("With 100 rows, a true difference of about 12 percentage points would be")
+    assert small.startswith("4 rows cannot show a difference")
+
+
 def test_a_dry_run_warns_of_training_that_takes_hours_on_a_cpu(
     client: TestClient, make_dataset: Callable[..., Dataset], make_worker: Callable[..., Worker]
 ) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import TTestPower
 
+from trainers.statistics.expected_power import describe_expected_power, estimate_detectable_share
 from trainers.statistics.paired_tests.mcnemar import mid_p
 from trainers.statistics.power import (
-    describe_expected_power,
     describe_power,
     detectable_mean,
     detectable_share,
@@ -54,8 +54,19 @@ def test_power_is_a_sentence() -> None:
         "With 240 rows, a true difference of 8.1 percentage points would be found with a probability of 80%."
     )
     assert "1.35 would" in describe_power(1, 1.3512, is_share=False)
-    assert describe_expected_power(240) == (
-        "With 240 rows, a true difference of 7.9 percentage points would be found with a probability of 80%. "
-        "This assumes that only one of two models is right on 20% of the rows."
-    )
     assert "unknown" in describe_power(4, None, is_share=True)
+
+
+@pytest.mark.parametrize("n", [150, 240, 1319, 100_000])
+@pytest.mark.parametrize("discordant", [0.05, 0.2, 0.3])
+def test_the_estimate_before_an_evaluation_is_close_to_the_exact_power(n: int, discordant: float) -> None:
+    estimate = estimate_detectable_share(n, discordant)
+    assert estimate == pytest.approx(detectable_share(n, discordant), rel=0.1)
+
+
+def test_the_estimate_is_a_sentence_with_its_assumption() -> None:
+    assert describe_expected_power(240).startswith(
+        "With 240 rows, a true difference of about 8 percentage points would be found with a "
+    )
+    assert describe_expected_power(240).endswith("only one is right on 20% of the rows.")
+    assert describe_expected_power(4).startswith("4 rows cannot show a difference")
