@@ -19,6 +19,7 @@ from app.workers import service as workers
 from trainers.configs import (
     AnyStage,
     DistillConfig,
+    GateOutcome,
     HostMemory,
     ModelRef,
     PreflightConfig,
@@ -97,7 +98,8 @@ def _add(
     missing = _explain_missing_input(draft, config)
     if isinstance(config, PrepareConfig):
         # One check after another: several side by side would share the memory that each of them measures.
-        draft.stages += [config.model_copy(update={"needs": None})] if missing is None else []
+        unordered = config.model_copy(update={"needs": None, "when": GateOutcome.met})
+        draft.stages += [unordered] if missing is None else []
     start = _find_start(draft, config)
     if start is not None:
         draft.bases[stage.name], draft.templates[stage.name] = start

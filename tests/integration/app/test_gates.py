@@ -142,6 +142,20 @@ def test_a_stage_that_no_outcome_starts_is_refused(
     assert found["field"] == f"stages.5.{field}" and words in found["message"]
 
 
+def test_preflight_checks_the_stages_of_both_outcomes(client: TestClient) -> None:
+    branch = {
+        "stage": "prepare",
+        "dataset": "train",
+        "split": {"test": 1},
+        "needs": ["gate"],
+        "when": "not_met",
+    }
+    checked = post(client, SFT, EVALUATE, gate("baseline"), EXPORT, branch, path="/preflight")["job"]
+    assert [(run["name"], run["when"]) for run in checked["runs"] if run["stage"] == "prepare"] == [
+        ("prepare", "met")
+    ]
+
+
 def fail_gate(job: dict[str, Any]) -> None:
     """End the job's gate as a worker does whose gate is not met."""
     with transaction() as session:
