@@ -102,7 +102,7 @@ def check_needs(row: Run, needed: Sequence[tuple[Run, RunStatus]]) -> None:
     if row.status is RunStatus.skipped:
         deciding = (RunStatus.skipped, RunStatus.succeeded)
         assert any(other.status in deciding or is_not_met(other) for other in unmet), "nothing skipped it"
-    if row.status is RunStatus.cancelled and row.error is not None:
+    if row.status is RunStatus.cancelled and (row.error or {}).get("code") == ErrorCode.earlier_stage_ended:
         ended = [other for other in unmet if other.status in (RunStatus.failed, RunStatus.cancelled)]
         assert any(not is_not_met(other) for other in ended), "nothing has cancelled it"
 
