@@ -197,6 +197,8 @@ def test_an_adapter_that_crashes_the_engine_twice_fails_and_the_others_return(
     bad = deploy("bad", adapter("b"))
     row = wait_for_status(bad, DeploymentStatus.failed)
     assert row.error and "crashed 2 times while it loaded" in row.error["message"]
+    # Its row may still show the engine that has crashed.
+    wait_until(lambda: len(stand_in.processes()) == 3)
     wait_for_status(good, READY)
     assert len(stand_in.processes()) == 3 and len(stand_in.running()) == 1
 
