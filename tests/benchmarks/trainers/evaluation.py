@@ -2,8 +2,9 @@
 
 All complete the same prompts greedily with the same model, dtype and limit of tokens, and score them by exact
 match. "One by one" is a loop around `generate`; lm-eval's backend `hf` runs with its default batch size of 1,
-and with batches. Loading the model is not measured, scoring is. The order of the ways changes with each
-repetition, and CPU time includes all threads and the engine's process.
+and with batches. Loading the model is not measured, scoring is. A second table is for log-probabilities of
+the references, for which the stage `lm_eval` runs with its backends `hf` and `completions`. The order of the
+ways changes with each repetition, and CPU time includes all threads and the engine's process.
 
     nice -n 15 python -m tests.benchmarks.trainers.evaluation --rows 200
 """
@@ -32,6 +33,7 @@ from tests.benchmarks.report import print_table
 from trainers import evaluate
 from trainers.configs import EngineKind, EngineOptions, parse_stage
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
+from trainers.lm_eval.models import open_model
 from trainers.metrics.maths.final_answer import judge_answer
 from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import load_tokenizer
@@ -43,7 +45,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to evaluate: a function that returns the share of right answers."""
+    """One way to evaluate: a function that returns the share of right answers or the mean log-probability."""
 
     name: str
     run: Callable[[], float]
@@ -80,10 +82,17 @@ def main() -> None:
                 Way("lm-eval hf, batch 1", lambda: harness.evaluate(1)),
                 Way(f"lm-eval hf, batch {concurrency}", lambda: harness.evaluate(concurrency)),
             ]
-            _report(ways, options.rows, options.repetitions)
+            _report("Generation", ways, options.rows, options.repetitions)
+            ways = [
+                _our_loglikelihood(base, harness, "hf", url, concurrency),
+                _our_loglikelihood(base, harness, "completions", url, concurrency),
+                Way("lm-eval hf, batch 1", lambda: harness.score(1)),
+                Way(f"lm-eval hf, batch {concurrency}", lambda: harness.score(concurrency)),
+            ]
+            _report("Log-probabilities", ways, options.rows, options.repetitions)
 
 
-def _report(ways: list[Way], n_rows: int, repetitions: int) -> None:
+def _report(title: str, ways: list[Way], n_rows: int, repetitions: int) -> None:
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     cpu: dict[str, list[float]] = {way.name: [] for way in ways}
     shares: dict[str, float] = {}
@@ -100,8 +109,8 @@ def _report(ways: list[Way], n_rows: int, repetitions: int) -> None:
         figures = (n_rows / wall, wall / ours, 1000 * used / n_rows, shares[way.name])
         lines.append([way.name, *(f"{value:.2f}" for value in figures)])
     print_table(
-        f"{n_rows} rows, medians of {repetitions}",
-        ["way", "rows/s", "times our seconds", "CPU-ms a row", "accuracy"],
+        f"{title}: {n_rows} rows, medians of {repetitions}",
+        ["way", "rows/s", "times our seconds", "CPU-ms a row", "score"],
         lines,
     )
 
@@ -148,6 +157,14 @@ def _one_by_one(base: Path, pairs: list[PromptCompletion], tokens: int) -> Way:
     return Way("one by one", run)
 
 
+def _our_loglikelihood(base: Path, harness: "_Harness", backend: str, url: str, concurrency: int) -> Way:
+    stage: dict[str, Any] = {"stage": "lm_eval", "model": str(base), "tasks": ["gsm8k"], "backend": backend}
+    engine = {"engine_url": url, "engine_model": "base", "concurrency": concurrency}
+    config: Any = parse_stage(stage | engine | {"chat_template": False})
+    model = open_model(config).lm
+    return Way(f"lm_eval, backend {backend}", lambda: _mean_logprob(model, harness.references))
+
+
 class _Harness:
     """lm-eval's backend for transformers, with the rendered prompts of the same rows."""
 
@@ -166,6 +183,10 @@ class _Harness:
             Instance("generate_until", {}, (render_prompt_text(pair, tokenizer), arguments), position)
             for position, pair in enumerate(pairs)
         ]
+        self.references = [
+            Instance("loglikelihood", {}, (render_prompt_text(pair, tokenizer), pair.completion_text), n)
+            for n, pair in enumerate(pairs)
+        ]
         for size in (1, 32):
             self._models[size] = self._make(size)
 
@@ -174,6 +195,15 @@ class _Harness:
             self._models[batch_size] = self._make(batch_size)
         texts: list[str] = self._models[batch_size].generate_until(self._requests, disable_tqdm=True)
         return _share(texts, self._pairs)
+
+    def score(self, batch_size: int) -> float:
+        """Return the mean log-probability of the references."""
+        return _mean_logprob(self._models[batch_size], self.references)
+
+
+def _mean_logprob(model: Any, requests: list[Any]) -> float:
+    scored: list[tuple[float, bool]] = model.loglikelihood(requests, disable_tqdm=True)
+    return statistics.mean(logprob for logprob, _ in scored)
 
 
 def _share(texts: list[str], pairs: list[PromptCompletion]) -> float:
