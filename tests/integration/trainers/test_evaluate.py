@@ -232,7 +232,8 @@ def test_clusters_widen_the_intervals_and_decide_the_test(config: dict[str, Any]
 def test_power_is_stated_before_and_after(config: dict[str, Any], tmp_path: Path) -> None:
     parsed = parse_stage(config)
     assert isinstance(parsed, EvaluateConfig)
-    assert evaluate.plan(parsed)["power"].startswith("With 40 rows, a true difference of about 19 percentage points")
+    planned = evaluate.plan(parsed)["power"]
+    assert planned.startswith("With 40 rows, a true difference of about 19 percentage points")
     [sentence] = run(config, tmp_path / "run").details["power"]
     assert sentence.startswith("maths_exact_match against 'baseline': With 40 rows, a true difference of ")
 
