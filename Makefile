@@ -21,8 +21,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: setup ## Train, evaluate, deploy and chat with a tiny model; FULL=1 runs SFT, DPO and GRPO, three seeds
-	@$(BIN)/python -m $(if $(FULL),app.demos.maths_chain,app.demos.quickstart)
+demo: setup ## Train, evaluate, deploy and chat with a tiny model; CASE=translation or CASE=maths runs a worked case
+	@$(BIN)/python -m $(if $(CASE),app.demos.worked_case $(CASE),app.demos.quickstart)
 
 run: setup ## Keep the service up with the examples seeded; Swagger UI is at /docs
 	@$(BIN)/python -m app --with-examples

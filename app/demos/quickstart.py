@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.demos import examples
 from app.settings import Settings, get_settings
+from trainers.runtime.error_codes import ErrorCode
 
 DEPLOYMENT = "arithmetic"
 START_TIMEOUT_SECONDS = 60
@@ -97,7 +98,10 @@ def submit_job(client: httpx2.Client) -> dict[str, Any]:
 
 
 def follow_run(client: httpx2.Client, run: dict[str, Any]) -> None:
-    """Show a run's progress from its event stream until it ends; raise SystemExit if it fails."""
+    """Show a run's progress from its event stream until it ends.
+
+    Raises SystemExit if it fails, unless it is a gate that is not met.
+    """
     columns = (
         TextColumn("   {task.description:9}"),
         BarColumn(),
@@ -114,6 +118,8 @@ def follow_run(client: httpx2.Client, run: dict[str, Any]) -> None:
             if kind == "metrics" and "loss" in data:
                 progress.update(bar, note=f"loss {data['loss']:.3f}")
             if kind == "status" and data["status"] == "failed":
+                if data["error"]["code"] == ErrorCode.gate_not_met:
+                    return
                 raise SystemExit(f"{run['name']} failed: {data['error']['message']} {data['error']['hint']}")
             if kind == "status" and data["status"] == "succeeded":
                 total = progress.tasks[bar].total or 1

@@ -1,5 +1,7 @@
 """Job specs in the documentation of POST /jobs: one that works at once, worked cases, and each stage."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from trainers.configs import StageKind
@@ -28,105 +30,24 @@ ARITHMETIC_JOB: dict[str, Any] = {
     ],
 }
 
-TRANSLATION_JOB: dict[str, Any] = {
-    "name": "korean-english",
-    "labels": {"task": "translation"},
-    "queue": "cuda",
-    "stages": [
-        {
-            "stage": "prepare",
-            "name": "data",
-            "source": {"kind": "aligned", "korean": "/srv/data/train.ko", "english": "/srv/data/train.en"},
-            "filters": [
-                {"kind": "duplicates"},
-                {"kind": "characters", "minimum": 4, "maximum": 600},
-            ],
-            "recipe": {"kind": "translation", "directions": ["ko_en", "en_ko"]},
-            "split": {"validation": 500, "test": 1000},
-        },
-        {
-            "stage": "sft",
-            "base": "Qwen/Qwen2.5-1.5B-Instruct",
-            "dataset": {"stage": "data", "part": "train"},
-            "validation_dataset": {"stage": "data", "part": "validation"},
-            "early_stopping_patience": 3,
-            "epochs": 2,
-            "batch_size": 64,
-            "learning_rate": 0.0002,
-        },
-        {
-            "stage": "evaluate",
-            "model": {"stage": "sft"},
-            "baseline": "Qwen/Qwen2.5-1.5B-Instruct",
-            "dataset": {"stage": "data", "part": "test"},
-            "metrics": ["chrf_plus_plus", "bleu", "ter", "numbers_kept", "wrong_language"],
-            "slices": ["direction", {"by": "length"}],
-            "engine": "vllm",
-            "max_new_tokens": 256,
-        },
-        {"stage": "deploy", "model": {"stage": "sft"}, "deployment": "translator", "engine": "vllm"},
-    ],
+CASE_FOLDER = Path(__file__).parent / "cases"
+SIZES = {
+    "tiny": "with the starter model on a CPU",
+    "mac": "on a Mac with Apple silicon",
+    "gpu-24gb": "on one GPU with 24 GB",
+    "gpu-80gb": "on one GPU with 80 GB",
+}
+CASE_SUMMARIES = {
+    "translation": "Korean-English translation, from aligned files to a deployment behind a gate",
+    "maths": "maths by SFT, DPO and GRPO, with a gate after each",
 }
 
-MATHS_JOB: dict[str, Any] = {
-    "name": "maths",
-    "labels": {"task": "maths"},
-    "queue": "cuda",
-    "stages": [
-        {
-            "stage": "prepare",
-            "name": "problems",
-            "source": {"kind": "hub", "name": "openai/gsm8k", "subset": "main"},
-        },
-        {
-            "stage": "prepare",
-            "name": "held-out",
-            "source": {"kind": "hub", "name": "openai/gsm8k", "subset": "main", "split": "test"},
-        },
-        {
-            "stage": "sft",
-            "base": "Qwen/Qwen2.5-1.5B-Instruct",
-            "dataset": {"stage": "problems"},
-            "epochs": 2,
-        },
-        {
-            "stage": "prepare",
-            "name": "pairs",
-            "base": {"stage": "sft"},
-            "dataset": {"stage": "problems"},
-            "recipe": {"kind": "on_policy_pairs", "num_generations": 8, "pairs_per_prompt": 2},
-        },
-        {
-            "stage": "dpo",
-            "base": {"stage": "sft"},
-            "dataset": {"stage": "pairs"},
-            "beta": 0.1,
-            "losses": {"sigmoid": 1, "sft": 4},
-        },
-        {
-            "stage": "grpo",
-            "base": {"stage": "dpo"},
-            "dataset": {"stage": "problems"},
-            "rewards": [
-                {"kind": "correctness"},
-                {"kind": "format", "form": "hashes", "weight": 0.2},
-            ],
-            "num_generations": 8,
-            "max_completion_length": 256,
-            "max_steps": 500,
-        },
-        {
-            "stage": "evaluate",
-            "model": {"stage": "grpo"},
-            "baseline": "Qwen/Qwen2.5-1.5B-Instruct",
-            "others": {"before-grpo": {"stage": "dpo"}},
-            "dataset": {"stage": "held-out"},
-            "metrics": ["maths_exact_match", "maths_strict_match"],
-            "engine": "vllm",
-        },
-        {"stage": "deploy", "model": {"stage": "grpo"}, "deployment": "maths", "engine": "vllm"},
-    ],
-}
+
+def load_case(name: str) -> dict[str, Any]:
+    """Return the job spec of a worked case, such as `translation-tiny`."""
+    spec: dict[str, Any] = json.loads((CASE_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return spec
+
 
 _SHORT_SFT: dict[str, Any] = {
     "stage": "sft",
@@ -305,19 +226,20 @@ JOB_EXAMPLES: dict[str, Any] = {
         "summary": "Works at once: tune the starter model, compare it with its base, serve it",
         "value": ARITHMETIC_JOB,
     },
-    "translation": {
-        "summary": "Worked case: Korean-English translation, from aligned files to a deployment",
-        "value": TRANSLATION_JOB,
-    },
-    "maths": {
-        "summary": "Worked case: maths by SFT, DPO and GRPO, evaluated and deployed",
-        "value": MATHS_JOB,
-    },
     "mixture": {
         "summary": "Train on a mixture of datasets, by weight or by exact numbers of rows",
         "value": MIXTURE_JOB,
     },
-} | {
+}
+JOB_EXAMPLES |= {
+    f"{case}-{size}": {
+        "summary": f"Worked case, {place}: {summary}",
+        "value": load_case(f"{case}-{size}"),
+    }
+    for case, summary in CASE_SUMMARIES.items()
+    for size, place in SIZES.items()
+}
+JOB_EXAMPLES |= {
     kind: {
         "summary": f"Stage {kind}: {SUMMARIES[kind]}",
         "value": {"name": f"{kind} example", "stages": stages},
