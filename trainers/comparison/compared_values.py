@@ -14,7 +14,7 @@ from trainers.comparison.stored_evaluation import StoredEvaluation
 from trainers.configs.metrics import AnyMetric, MetricConfig
 from trainers.evaluation.results import Score
 from trainers.metrics.metric import MetricValues, ModelMetric
-from trainers.metrics.table import make_metric
+from trainers.metrics.table import make_metric, set_scale
 
 # Of the value; sums in another order differ by less.
 TOLERANCE = 1e-9
@@ -50,22 +50,23 @@ def load_values(
 
 def _load_metric(evaluation: StoredEvaluation, common: CommonRows, score: Score) -> MetricValues | None:
     role, rows = evaluation.model.role, common.rows[evaluation.label]
+    config = _find_config(evaluation, score.metric)
     if not _is_mean(evaluation, score):
-        config = _find_config(evaluation, score.metric)
         metric = make_metric(config) if config is not None else None
         # A metric of the model, such as perplexity, would need the model.
-        if metric is None or isinstance(metric, ModelMetric):
+        if config is None or metric is None or isinstance(metric, ModelMetric):
             return None
-        return metric.score(evaluated_rows(rows, role))
+        return set_scale(metric.score(evaluated_rows(rows, role)), config)
     row_values = [model_row(row, role).values.get(score.metric) for row in rows]
     known = [value for value in row_values if value is not None]
-    return MetricValues(
+    values = MetricValues(
         value=math.fsum(known) / len(known) if known else 0.0,
         row_values=row_values,
         signature=score.signature,
         higher_is_better=score.higher_is_better,
         is_share=all(value in (0, 1) for value in known),
     )
+    return values if config is None else set_scale(values, config)
 
 
 def _is_mean(evaluation: StoredEvaluation, score: Score) -> bool:

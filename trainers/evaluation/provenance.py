@@ -93,8 +93,9 @@ def explain_differences(a: ModelScores, b: ModelScores, *, within_evaluation: bo
     listed = "; ".join(
         f"{name}: {show_value(left)} and {show_value(right)}" for name, (left, right) in found.items()
     )
-    what = "was evaluated under other conditions than" if within_evaluation else "cannot be compared with"
-    return f"{a.role!r} {what} {b.role!r} without reserve, because these differ: {listed}."
+    if within_evaluation:
+        return f"{a.role!r} and {b.role!r} were evaluated under different conditions: {listed}."
+    return f"{a.role!r} cannot be compared with {b.role!r} without reserve, because these differ: {listed}."
 
 
 @cache

@@ -73,7 +73,8 @@ def _decide_constant(config: GateConfig, score: Score, constant: float) -> GateD
     higher = score.higher_is_better
     limit = constant - config.margin if higher else constant + config.margin
     decisive = score.value if config.on is GateBasis.value else _worse_end(score.interval_95, higher)
-    met = decisive is not None and (decisive >= limit if higher else decisive <= limit)
+    # A value of no rows is 0 by convention, which decides nothing.
+    met = score.n > 0 and decisive is not None and (decisive >= limit if higher else decisive <= limit)
     subject = "" if config.on is GateBasis.value else f"; the worse end of its {_describe(score.interval_95)}"
     return GateDecision(
         met=met,
@@ -106,7 +107,9 @@ def _decide_pair(
     p_value: float | None = None
     basis = f"95 % interval {_describe(difference.interval_95)}"
     if config.on is GateBasis.value:
-        met = difference.difference >= limit if higher else difference.difference <= limit
+        met = difference.n > 0 and (
+            difference.difference >= limit if higher else difference.difference <= limit
+        )
         requirement = f"the difference {_require(higher, limit)}"
     elif config.on is GateBasis.bound:
         worse = _worse_end(difference.interval_95, higher)

@@ -1,5 +1,6 @@
 """What every metric reads and returns."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,9 @@ class MetricValues:
     """For a metric of the corpus, whose value is not the mean of its rows' values."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Counts and further values, as JSON."""
+    lowest: float = -math.inf
+    highest: float = math.inf
+    """The values that the metric can have are between both, and so are the ends of intervals."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The table of metrics: which class measures what a config asks for."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trainers.configs.metrics import (
@@ -88,6 +90,13 @@ def check_host(configs: Sequence[MetricConfig], rows: Sequence[EvaluatedRow]) ->
 
 
 def score_rows(config: MetricConfig, rows: Sequence[EvaluatedRow], context: ModelContext) -> MetricValues:
-    """Score the responses of one model."""
+    """Score the responses of one model, on the scale of the metric."""
     metric = make_metric(config)
-    return metric.score_model(rows, context) if isinstance(metric, ModelMetric) else metric.score(rows)
+    values = metric.score_model(rows, context) if isinstance(metric, ModelMetric) else metric.score(rows)
+    return set_scale(values, config)
+
+
+def set_scale(values: MetricValues, config: MetricConfig) -> MetricValues:
+    """Return the values with the ends of the metric's scale."""
+    scale = config.scale
+    return replace(values, lowest=scale.low, highest=math.inf if scale.high is None else scale.high)

@@ -11,7 +11,7 @@ from trainers.metrics.metric import CorpusStatistics, MetricValues
 from trainers.statistics.adjustment import adjust_holm
 from trainers.statistics.corpus import compute_many, jackknife, statistics_of
 from trainers.statistics.paired_tests.mcnemar import McNemarTest
-from trainers.statistics.paired_tests.paired_test import Interval, PairedTest
+from trainers.statistics.paired_tests.paired_test import Interval, PairedTest, cut
 from trainers.statistics.paired_tests.permutation import (
     corpus_permutation_test,
     mean_permutation_test,
@@ -61,6 +61,8 @@ def compare(
     pairs = pair_rows(a, b, clusters)
     test = make_test(a, b, pairs, seed)
     p_value = test.p_value()
+    # A difference cannot be larger than the scale; 0 stays inside, so the interval still agrees with p.
+    width = a.highest - a.lowest
     wins, losses = _count_wins(a, b, pairs)
     return PairedDifference(
         metric=metric,
@@ -69,7 +71,7 @@ def compare(
         n=pairs.n,
         excluded=pairs.excluded,
         difference=test.estimate,
-        interval_95=test.interval(ALPHA),
+        interval_95=cut(test.interval(ALPHA), -width, width),
         p_value=p_value,
         p_adjusted=p_value,
         method=test.method,

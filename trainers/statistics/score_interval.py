@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from trainers.metrics.metric import MetricValues
-from trainers.statistics.paired_tests.paired_test import Interval
+from trainers.statistics.paired_tests.paired_test import Interval, cut
 from trainers.statistics.pairs import number_clusters, usable
 from trainers.statistics.spread import spread_of_values
 from trainers.statistics.wilson import wilson_interval
@@ -20,6 +20,8 @@ def score_interval(
     (Korn and Graubard, 1998, Survey Methodology 24(2)); any other metric gets Student's, whose standard error
     for a corpus metric is the jackknife's. Rows without a finite value do not count. Values without any
     spread get an interval of width 0: nothing measured says how far another row could be away.
+    The ends are values that the metric can have: Student's interval of few rows is cut there, which excludes
+    no possible value.
     """
     rows = np.array([row for row, value in enumerate(values.row_values) if usable(value)], dtype=np.int64)
     if len(rows) == 0:
@@ -27,7 +29,7 @@ def score_interval(
     cluster_of = number_clusters(clusters, len(values.row_values), rows.tolist())
     spread = spread_of_values(values, rows, cluster_of)
     if not values.is_share:
-        return spread.interval(alpha)
+        return cut(spread.interval(alpha), values.lowest, values.highest)
     n, share = float(len(rows)), min(1.0, max(0.0, spread.mean))
     if spread.n_clusters < n:
         variance = spread.standard_error**2

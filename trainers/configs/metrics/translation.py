@@ -1,5 +1,6 @@
 """Configs of metrics of translations."""
 
+import math
 from enum import StrEnum
 from typing import Literal
 
@@ -170,7 +171,7 @@ class Comet(TranslationMetric):
     @property
     def scale(self) -> MetricScale:
         """The values that the metric can have: most are between 0 and 1, but no formula bounds them."""
-        return MetricScale(high=None, is_share=False)
+        return MetricScale(-math.inf, None, is_share=False)
 
 
 TRANSLATION_CONFIGS = (Bleu, Chrf, ChrfPlusPlus, Ter, LengthRatio, WrongLanguage, NumbersKept, Comet)

@@ -8,6 +8,14 @@ SMALLEST_P = 1e-300
 """A p-value is never 0, however strong the evidence."""
 
 
+def cut(interval: Interval | None, lowest: float, highest: float) -> Interval | None:
+    """Return the part of an interval that is between two values, both of which it may contain."""
+    if interval is None:
+        return None
+    lower, upper = (min(max(end, lowest), highest) for end in interval)
+    return lower, upper
+
+
 class PairedTest(Protocol):
     """A two-sided test of each possible difference, and the interval of those that it does not reject.
 

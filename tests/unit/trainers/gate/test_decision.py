@@ -4,6 +4,7 @@ Method: stored evaluations whose values are written by hand, so that each decisi
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from trainers.gate.decision import GateDecision, decide
 from trainers.runtime.errors import ConfigInvalid, ProgramError
 
 N = 100
+Values = Sequence[float | None]
 
 
-def make_evaluation(folder: Path, higher_is_better: bool = True, **values: list[float]) -> Path:
+def make_evaluation(folder: Path, higher_is_better: bool = True, **values: Values) -> Path:
     """Write an evaluation of models whose rows have these values, and return its folder."""
     folder.mkdir(exist_ok=True)
     n = len(next(iter(values.values())))
@@ -41,9 +43,10 @@ def make_evaluation(folder: Path, higher_is_better: bool = True, **values: list[
     return folder
 
 
-def make_score(values: list[float], higher_is_better: bool) -> Score:
-    mean = sum(values) / len(values)
-    return Score(metric="share", value=mean, interval_95=(mean - 0.1, mean + 0.1), n=len(values),
+def make_score(values: Values, higher_is_better: bool) -> Score:
+    known = [value for value in values if value is not None]
+    mean = sum(known) / max(1, len(known))
+    return Score(metric="share", value=mean, interval_95=(mean - 0.1, mean + 0.1), n=len(known),
                  higher_is_better=higher_is_better, signature="s")  # fmt: skip
 
 
@@ -110,6 +113,14 @@ def test_models_are_compared_on_their_rows(
     decision = decide_on(tmp_path, on=on, against="baseline", margin=margin)
     assert (decision.met, decision.n) == (met, N)
     assert decision.difference == pytest.approx((60 - baseline) / N)
+
+
+@pytest.mark.parametrize("against", [0.0, "baseline"])
+def test_a_metric_that_applies_to_no_row_meets_no_gate(tmp_path: Path, against: float | str) -> None:
+    make_evaluation(tmp_path / "e", model=[None] * N, baseline=[None] * N)
+    decision = decide_on(tmp_path / "e", on="value", against=against)
+    assert not decision.met
+    assert "n = 0" in decision.message
 
 
 def test_rows_of_one_cluster_count_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,15 @@ def test_no_rows_give_a_result_that_decides_nothing() -> None:
     result = compare(values([None, 0.1]), values([0.3, None]))
     assert (result.n, result.excluded, result.p_value, result.interval_95) == (0, 2, 1.0, None)
     assert (result.verdict, result.detectable) == ("undecided", None)
+
+
+def test_no_difference_is_larger_than_the_scale() -> None:
+    rows, others = [*[1.0] * 5, 0.5], [*[0.0] * 5, 0.5]
+    lower, upper = compare(values(rows), values(others)).interval_95 or (0.0, 0.0)
+    assert upper > 1
+    a, b = (replace(values(each), lowest=0.0, highest=1.0) for each in (rows, others))
+    assert compare(a, b).interval_95 == (lower, 1.0)
+    assert compare(b, a).interval_95 == (-1.0, pytest.approx(-lower))
 
 
 def test_models_with_other_rows_are_refused() -> None:

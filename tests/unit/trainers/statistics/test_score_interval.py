@@ -82,6 +82,15 @@ def test_one_right_row_has_the_interval_of_wilson_and_constant_values_have_no_wi
     assert score_interval(values([0.7] * 9)) == pytest.approx((0.7, 0.7))
 
 
+def test_the_interval_of_few_rows_stays_on_the_scale_of_the_metric() -> None:
+    def score(*rows: float) -> MetricValues:
+        return MetricValues(sum(rows) / len(rows), rows, "test", lowest=0.0, highest=1.0)
+
+    assert score_interval(score(0.0, 1.0, 0.9)) == (0.0, 1.0)
+    lower, upper = score_interval(score(0.0, 0.1, 0.2)) or (0.0, 0.0)
+    assert (lower, upper) == pytest.approx((0.0, 0.1 + stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)))
+
+
 def test_wilson_interval_agrees_with_published_values() -> None:
     # Newcombe, 1998, Statistics in Medicine 17, table I, method 3.
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
