@@ -99,7 +99,6 @@ def plan(config: EvaluateConfig) -> dict[str, Any]:
 def _load_rows(config: EvaluateConfig) -> list[PromptCompletion]:
     """Return the rows; raises as `load_scored_rows`, or for a metric that this host cannot compute."""
     pairs = load_scored_rows(config)
-    list_clusters(config.clusters, pairs)
     check_host(config.metrics, [evaluated_row(pair) for pair in pairs])
     return pairs
 

@@ -40,7 +40,7 @@ class DatasetNotReady(Conflict):
 
 
 def check_scored_rows(stages: Iterable[AnyStage]) -> None:
-    """Raise UnprocessableContent for a stored dataset whose first rows a metric of its stage cannot score.
+    """Raise UnprocessableContent for a stored dataset whose first rows its stage cannot score.
 
     The stage itself checks every row in its first second, and a training stage of the job before it trains.
     Of a file above 64 MiB, the first 8 MiB are read. This reads files: call it before the first statement of
@@ -62,14 +62,19 @@ def _find_dataset(reference: str) -> Dataset | None:
 
 
 def _check(dataset: Dataset, stage: EvaluateConfig, field: str) -> None:
-    rows = min(stage.max_rows or MAX_ROWS, MAX_ROWS)
+    wanted = min(dataset.row_count, stage.max_rows or dataset.row_count)
+    rows = min(wanted, MAX_ROWS)
     is_large = dataset.size_bytes > MAX_BYTES
+    # A row that is not read may be one with the field of a slice.
+    slice_fields = () if is_large or rows < wanted else stage.slice_fields
     try:
         found = _find_error(
             dataset.artifact,
             dataset.sha256,
             _dump(stage.metrics),
             stage.response_fields,
+            stage.clusters,
+            slice_fields,
             rows,
             starts_only=is_large,
         )
@@ -90,6 +95,8 @@ def _find_error(
     sha256: str,
     metrics: bytes,
     response_fields: tuple[str, ...],
+    clusters: str | None,
+    slice_fields: tuple[str, ...],
     max_rows: int,
     *,
     starts_only: bool,
@@ -104,7 +111,9 @@ def _find_error(
         )
         try:
             if path is not None:
-                read_scored_rows(path, configs, max_rows, "the dataset", response_fields)
+                read_scored_rows(
+                    path, configs, max_rows, "the dataset", response_fields, clusters, slice_fields
+                )
         except DatasetInvalid as error:
             return error
     return None

@@ -23,7 +23,12 @@ def load_scored_rows(config: EvaluateConfig) -> list[PromptCompletion]:
     Raises DatasetFileNotFound, or DatasetInvalid for a row that one of the metrics cannot score.
     """
     return read_scored_rows(
-        dataset_path(config.dataset), config.metrics, config.max_rows, response_fields=config.response_fields
+        dataset_path(config.dataset),
+        config.metrics,
+        config.max_rows,
+        response_fields=config.response_fields,
+        clusters=config.clusters,
+        slice_fields=config.slice_fields,
     )
 
 
@@ -33,10 +38,13 @@ def read_scored_rows(
     max_rows: int | None,
     name: str | None = None,
     response_fields: Sequence[str] = (),
+    clusters: str | None = None,
+    slice_fields: Sequence[str] = (),
 ) -> list[PromptCompletion]:
     """Return the last turn of the first rows of a file, which is called `name`.
 
-    Raises as `load_scored_rows`, also for a row without responses in `response_fields`.
+    Raises as `load_scored_rows`, also for a row without responses in `response_fields` or without the field
+    `clusters`, and for one of `slice_fields` that no row has.
     """
     pairs = [turns[-1] for turns in read_prompt_completions(str(path), max_rows)]
     if not pairs:
@@ -51,6 +59,13 @@ def read_scored_rows(
                     f"Row {pair.row} of {name or path} has no responses to score: {error}.",
                     "Add the field to each row, or name another one in `{field: …}`.",
                 ) from None
+    list_clusters(clusters, pairs)
+    for field in slice_fields:
+        if all(pair.source.get(field) is None for pair in pairs):
+            raise DatasetInvalid(
+                f"No row of {name or path} has a field {field!r}, which `slices` names.",
+                "Name a field of the rows; a slice is made of the rows with one of its values.",
+            )
     return pairs
 
 

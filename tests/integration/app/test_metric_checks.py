@@ -31,6 +31,13 @@ def post(client: TestClient, *metrics: Any, **values: Any) -> tuple[int, str]:
     return response.status_code, response.text
 
 
+@pytest.mark.parametrize("values", [{"clusters": "absent"}, {"slices": ["answered", "absent"]}])
+def test_a_field_that_no_row_has_is_refused(client: TestClient, rows: str, values: dict[str, Any]) -> None:
+    status, text = post(client, "f1", **values)
+    assert status == 422 and "has a field 'absent'" in text.replace("has no field", "has a field")
+    assert post(client, "f1", slices=["answered"], clusters="answered")[0] == 201
+
+
 @pytest.mark.parametrize(
     ("metric", "reason"),
     [

@@ -200,6 +200,11 @@ class EvaluateConfig(EngineClientConfig):
         """The fields of the dataset's rows that contain responses."""
         return tuple(model.field for model in self.models.values() if isinstance(model, StoredResponses))
 
+    @property
+    def slice_fields(self) -> tuple[str, ...]:
+        """The fields of the dataset's rows whose values make slices."""
+        return tuple(one for one in self.slices if isinstance(one, str))
+
     def with_engines(self, engines: Mapping[str, RunningEngine], pending: Sequence[str] = ()) -> Self:
         """Return the config with the addresses of engines, and the models whose engines are not running."""
         return self.model_copy(update={"engines": dict(engines), "pending": list(pending)})
