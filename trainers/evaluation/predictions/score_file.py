@@ -58,9 +58,8 @@ def parse_metrics(texts: list[str]) -> list[MetricConfig]:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigInvalid(
-            f"--metric {texts[int(first['loc'][0])] if first['loc'] else ''}: {first['msg']}"
-        ) from None
+        option = f"--metric {texts[int(first['loc'][0])]}" if first["loc"] else "--metric"
+        raise ConfigInvalid(f"{option}: {first['msg'].removeprefix('Value error, ')}") from None
     except ValueError as error:
         raise ConfigInvalid(f"--metric is not JSON: {error}", "Quote it for the shell.") from None
 

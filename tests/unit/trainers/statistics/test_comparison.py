@@ -126,7 +126,7 @@ def test_no_difference_is_larger_than_the_scale() -> None:
     assert upper > 1
     a, b = (replace(values(each), lowest=0.0, highest=1.0) for each in (rows, others))
     assert compare(a, b).interval_95 == (lower, 1.0)
-    assert compare(b, a).interval_95 == (-1.0, pytest.approx(-lower))
+    assert compare(b, a).interval_95 == pytest.approx((-1.0, -lower))
 
 
 def test_models_with_other_rows_are_refused() -> None:
