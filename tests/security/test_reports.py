@@ -14,6 +14,8 @@ from starlette.testclient import TestClient
 
 from app.tables import Run
 from tests.integration.app.stored_evaluations import make_result, make_rows, store_evaluations, write_folder
+from tests.security.regression import Regression, unchanged
+from trainers.reports.documents import _environment
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -123,3 +125,25 @@ def test_a_job_cannot_compare_folders_of_the_worker(client: TestClient) -> None:
         "/api/v1/comparisons", json={"evaluations": [{"folder": "/etc"}, {"folder": "/root"}]}
     )
     assert short.status_code == 422
+
+
+REGRESSIONS = [
+    Regression(
+        "texts are written into the page as they are",
+        "trainers.reports.documents:_environment",
+        lambda autoescape: _environment(autoescape=False),
+        "test_no_text_becomes_an_element_of_the_page",
+    ),
+    Regression(
+        "texts are written into Markdown as they are",
+        "trainers.reports.documents:escape_inline",
+        unchanged,
+        "test_no_text_becomes_markup_of_the_markdown",
+    ),
+    Regression(
+        "a response can end its code block",
+        "trainers.reports.documents:fence",
+        lambda text: f"```text\n{text}\n```",
+        "test_no_text_becomes_markup_of_the_markdown",
+    ),
+]
