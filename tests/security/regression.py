@@ -34,15 +34,19 @@ class Regression:
     """Name of the test that must fail."""
 
 
-class _FailedTests:
-    """A plugin that collects the tests that failed in their body; errors of fixtures do not count."""
+class _FirstFailure:
+    """A plugin that ends at the first test that failed in its body; errors of fixtures do not count."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self._session = session
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.failed:
             self.names.add(report.nodeid.rpartition("::")[2].partition("[")[0])
+            self._session.shouldfail = "the regression is noticed"
 
 
 def plant(regression: Regression, patch: pytest.MonkeyPatch) -> None:
@@ -66,7 +70,7 @@ def find_unnoticed(module: str) -> list[str]:
 
 
 def _is_noticed(regression: Regression, file: Path) -> bool:
-    failed = _FailedTests()
+    failed = _FirstFailure()
     options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "-W", "default"]
     with pytest.MonkeyPatch.context() as patch:
         plant(regression, patch)
