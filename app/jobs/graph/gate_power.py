@@ -1,12 +1,10 @@
-"""What a gate decides on, and warnings about gates that chance would decide or that are always met."""
+"""Warnings about gates that chance would decide or that are always met."""
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 
-from app.tables import Dataset
-from trainers.configs import EvaluateConfig, GateBasis, GateConfig
-from trainers.configs.metrics import MetricConfig
+from app.jobs.graph.gated_evaluation import GatedEvaluation
+from trainers.configs import GateBasis, GateConfig
 
 POWER = 0.8
 # Share of the rows on which only one of two models is right, assumed before an evaluation.
@@ -16,32 +14,14 @@ WANTED_DIFFERENCE = 0.05
 ONE_SIDED = {GateBasis.bound: 0.975, GateBasis.test: 0.95}
 
 
-@dataclass(frozen=True)
-class GatedEvaluation:
-    """What a gate decides on: a stage that evaluates, its metric, and its rows as far as they are known."""
-
-    name: str
-    config: EvaluateConfig
-    metric: MetricConfig
-    dataset: Dataset | None
-    """None if an earlier stage produces it."""
-
-    @property
-    def rows(self) -> int | None:
-        """Number of rows; None if the dataset does not exist yet."""
-        if self.dataset is None:
-            return None
-        return min(self.dataset.row_count, self.config.max_rows or self.dataset.row_count)
-
-
 def list_gate_warnings(gate: GateConfig, evaluation: GatedEvaluation) -> list[str]:
     """Return what makes a gate weak: too few rows for its margin, or a limit that every model reaches."""
-    scale, against = evaluation.metric.scale, gate.against
+    scale, against = evaluation.scale, gate.against
     if isinstance(against, float | int):
         limit = scale.loosen(float(against), gate.margin)
         worst = scale.low if scale.higher_is_better else scale.high
         if worst is not None and scale.is_good(worst, limit):
-            return [f"The gate is always met: the worst value of {evaluation.metric.label} is {worst:g}."]
+            return [f"The gate is always met: the worst value of {evaluation.metric} is {worst:g}."]
         variance = max(0.0, limit * (1 - limit))
     else:
         variance = ASSUMED_DISCORDANT

@@ -7,11 +7,12 @@ from sqlmodel import Session
 
 from app.evaluations.latest import find_latest_evaluation
 from app.http.errors import UnprocessableContent, field_error
-from app.jobs.graph.gate_power import GatedEvaluation, list_gate_warnings
+from app.jobs.graph.gate_power import list_gate_warnings
+from app.jobs.graph.gated_evaluation import GatedEvaluation, MetricUnknown, describe_evaluation
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.selection import find_selecting_stage
 from app.tables import Evaluation
-from trainers.configs import EvaluateConfig, EvaluationFolder, GateBasis, GateConfig, StageEvaluation
+from trainers.configs import EvaluationFolder, GateBasis, GateConfig, StageEvaluation
 from trainers.configs.stages.evaluations.gate import EVALUATION_PREFIX, LatestEvaluation
 
 # Squared quantile of the normal distribution for a 95 % interval (Wilson's).
@@ -55,6 +56,7 @@ class GateChecker:
             return [error]
         return [
             *self._check_selection(evaluation),
+            *self._check_row_values(evaluation),
             *(
                 self._check_constant(evaluation, float(self._gate.against))
                 if isinstance(self._gate.against, float | int)
@@ -75,35 +77,34 @@ class GateChecker:
         if stage is None:
             names = ", ".join(self._earlier) or "none"
             raise field_error(path, f"No earlier stage is called {name!r}. Stages before this one: {names}.")
-        config = stage.config
-        if not isinstance(config, EvaluateConfig):
+        try:
+            evaluation = describe_evaluation(stage, self._gate.metric)
+        except MetricUnknown as error:
+            message = f"Stage {name!r} does not measure {self._gate.metric!r}; it measures {error}."
+            raise field_error(f"{self._path}.metric", message) from error
+        if evaluation is None:
             raise field_error(path, f"Stage {name!r} is of kind {stage.kind}, which evaluates no model.")
         if name not in self._upstream:
             raise field_error(
                 path, f"This stage may start before stage {name!r} has ended: add {name!r} to `needs`."
             )
-        self._require_role(name, config, reference.role, f"{self._path}.{role_field}")
-        wanted = self._gate.metric
-        metric = next((one for one in config.metrics if wanted in (None, one.label)), None)
-        if metric is None:
-            labels = ", ".join(one.label for one in config.metrics)
-            message = f"Stage {name!r} does not measure {wanted!r}; it measures {labels}."
-            raise field_error(f"{self._path}.metric", message)
-        return GatedEvaluation(name, config, metric, stage.datasets.get("dataset"))
+        self._require_role(evaluation, reference.role, f"{self._path}.{role_field}")
+        return evaluation
 
     @staticmethod
-    def _require_role(name: str, config: EvaluateConfig, role: str, field: str) -> None:
-        if role not in config.models:
-            roles = ", ".join(config.models)
+    def _require_role(evaluation: GatedEvaluation, role: str, field: str) -> None:
+        if role not in evaluation.models:
+            roles = ", ".join(evaluation.models)
             raise field_error(
-                field, f"Stage {name!r} evaluates no model called {role!r}; it evaluates {roles}."
+                field, f"Stage {evaluation.name!r} evaluates no model called {role!r}; it evaluates {roles}."
             )
 
     def _check_selection(self, evaluation: GatedEvaluation) -> Iterator[UnprocessableContent]:
         """Yield an error if the rows have already selected the model: its score on them is too good."""
-        model = evaluation.config.models[self._gate.role]
+        model = evaluation.models[self._gate.role]
         earlier = {name: stage.config for name, stage in self._earlier.items()}
-        selecting = find_selecting_stage(self._session, model, evaluation.config.dataset, earlier)
+        found = (find_selecting_stage(self._session, model, one, earlier) for one in evaluation.datasets)
+        selecting = next((stage for stage in found if stage is not None), None)
         if selecting is not None:
             yield field_error(
                 f"{self._path}.evaluation",
@@ -111,10 +112,21 @@ class GateChecker:
                 f"rows of {selecting}, which keeps the best model. Evaluate it on other rows.",
             )
 
+    def _check_row_values(self, evaluation: GatedEvaluation) -> Iterator[UnprocessableContent]:
+        is_constant = isinstance(self._gate.against, float | int)
+        if evaluation.has_row_values or (is_constant and self._gate.on is GateBasis.value):
+            return
+        missing = "has no interval" if is_constant else "cannot be compared row by row"
+        yield field_error(
+            f"{self._path}.{'on' if is_constant else 'against'}",
+            f"{evaluation.metric} is not a mean of the rows' values, so that it {missing}. Decide on: value "
+            "against a constant, or use another metric.",
+        )
+
     def _check_constant(self, evaluation: GatedEvaluation, constant: float) -> Iterator[UnprocessableContent]:
-        gate, scale, rows = self._gate, evaluation.metric.scale, evaluation.rows
+        gate, scale, rows = self._gate, evaluation.scale, evaluation.rows
         limit, best = scale.loosen(constant, gate.margin), scale.best
-        name, field = evaluation.metric.label, f"{self._path}.against"
+        name, field = evaluation.metric, f"{self._path}.against"
         if best is not None and not scale.is_good(best, limit):
             yield field_error(field, f"No model can reach {limit:g}: the best value of {name} is {best:g}.")
         elif gate.on is GateBasis.bound and scale.is_share and rows is not None:
@@ -133,14 +145,14 @@ class GateChecker:
             self._check_other(evaluation)
         except UnprocessableContent as error:
             yield error
-        gate, scale, rows = self._gate, evaluation.metric.scale, evaluation.rows
+        gate, scale, rows = self._gate, evaluation.scale, evaluation.rows
         is_strict = gate.on is not GateBasis.value
         if scale.high is not None:
             width = scale.high - scale.low
             if -gate.margin > width or (is_strict and -gate.margin == width):
                 yield field_error(
                     f"{self._path}.margin",
-                    f"No difference of {evaluation.metric.label} is above {width:g}; a margin of "
+                    f"No difference of {evaluation.metric} is above {width:g}; a margin of "
                     f"{gate.margin:g} asks for one of more than {-gate.margin:g}.",
                 )
         # The smallest p-value that n rows can give is 2 / 2^n, of a mid-p test 1 / 2^n; half of it one-sided.
@@ -159,17 +171,17 @@ class GateChecker:
             raise field_error(field, "Name the id of an evaluation (`evaluation_…`) instead of a folder.")
         if isinstance(against, LatestEvaluation):
             if find_latest_evaluation(
-                self._session, against.deployment, evaluation.metric.label, evaluation.dataset
+                self._session, against.deployment, evaluation.metric, evaluation.dataset
             ):
                 return
             raise field_error(
                 f"{field}.deployment",
                 f"No evaluation of the model of deployment {against.deployment!r} measures "
-                f"{evaluation.metric.label} on this dataset: evaluate it first.",
+                f"{evaluation.metric} on this dataset: evaluate it first.",
             )
         if isinstance(against, StageEvaluation):
             other = self._find_stage(against, "against.stage", "against.role")
-            if other.config.dataset != evaluation.config.dataset:
+            if other.source != evaluation.source:
                 raise field_error(
                     f"{field}.stage",
                     f"{other.name!r} evaluates other rows than {evaluation.name!r}: there are no pairs.",
@@ -179,7 +191,7 @@ class GateChecker:
         elif against == self._gate.role:
             raise field_error(field, f"{against!r} is the model itself.")
         else:
-            self._require_role(evaluation.name, evaluation.config, str(against), field)
+            self._require_role(evaluation, str(against), field)
 
     def _check_stored(self, evaluation: GatedEvaluation, evaluation_id: str, field: str) -> None:
         # The lock makes a request that deletes the evaluation's job wait until this job is visible to it.
@@ -188,8 +200,8 @@ class GateChecker:
             message = f"There is no evaluation {evaluation_id}. List them with GET /api/v1/evaluations."
             raise field_error(field, message)
         metrics = [score["metric"] for score in stored.scores]
-        if evaluation.metric.label not in metrics:
-            message = f"{evaluation_id} does not measure {evaluation.metric.label}; it measures "
+        if evaluation.metric not in metrics:
+            message = f"{evaluation_id} does not measure {evaluation.metric}; it measures "
             raise field_error(field, f"{message}{', '.join(metrics)}.")
         if evaluation.dataset is not None and stored.dataset_sha256 != evaluation.dataset.sha256:
             message = f"{evaluation_id} is of another dataset than {evaluation.name!r}: there are no pairs."

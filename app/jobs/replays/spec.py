@@ -11,7 +11,7 @@ from app.http.errors import UnprocessableContent, field_error
 from app.jobs.replays.schemas import ReplayCreate
 from app.jobs.schemas import JobCreate
 from app.tables import Job, Run
-from trainers.configs.references import HubModel, ModelField, find_references, parse_location
+from trainers.configs.references import HubModel, parse_location
 
 
 def make_replay(job: Job, runs: Sequence[Run], replay: ReplayCreate) -> JobCreate:
@@ -45,22 +45,16 @@ def make_replay(job: Job, runs: Sequence[Run], replay: ReplayCreate) -> JobCreat
 def _pin(run: Run) -> dict[str, Any]:
     """Return the run's config with its queue, and with the revisions of its models."""
     config = {**deepcopy(run.config), "name": run.name, "queue": run.queue.value}
-    used = (run.inputs or {}).get("models", {})
-    for reference in find_references(run.stage_config()):
-        if isinstance(reference, ModelField) and isinstance(reference.value, str):
-            location = parse_location(reference.value)
-            origin = used.get(reference.path, {}).get("origin")
-            if isinstance(location, HubModel) and origin is not None:
-                _set(config, reference.path, origin)
+    # The config is not parsed: it may be of an older version, whose fields the changes can correct.
+    for path, model in (run.inputs or {}).get("models", {}).items():
+        *parents, last = path.split(".")
+        target: Any = config
+        for name in parents:
+            target = target[int(name)] if isinstance(target, list) else target[name]
+        value = target[last]
+        if isinstance(value, str) and isinstance(parse_location(value), HubModel):
+            target[last] = model["origin"]
     return config
-
-
-def _set(config: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    target: Any = config
-    for name in parents:
-        target = target[int(name)] if isinstance(target, list) else target[name]
-    target[last] = value
 
 
 def _merge(target: Any, patch: Any) -> Any:

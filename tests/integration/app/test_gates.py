@@ -77,6 +77,70 @@ def test_a_gate_that_no_outcome_could_pass_is_refused_with_its_field(
     assert words in found["message"]
 
 
+SUMS = {
+    "task": "sums",
+    "test_split": "test",
+    "doc_to_text": "{{ question }}",
+    "doc_to_target": "{{ answer }}",
+    "metric_list": [{"metric": "exact_match"}, {"metric": "bleu"}],
+}
+LM_EVAL = {
+    "stage": "lm_eval",
+    "model": {"stage": "sft"},
+    "tasks": [{"definition": SUMS, "data": [{"split": "test", "dataset": "test"}]}],
+}
+BASE = {**LM_EVAL, "name": "base", "model": "org/base", "needs": ["sft"]}
+STOCK = {**LM_EVAL, "tasks": ["gsm8k"]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "field", "words"),
+    [
+        (LM_EVAL, {"metric": "exact_match"}, "metric", "it measures sums/exact_match, sums/bleu"),
+        (LM_EVAL, {"metric": "other/acc"}, "metric", "it measures sums/exact_match"),
+        (STOCK, {"metric": "exact_match"}, "metric", "it measures gsm8k/<metric>"),
+        (LM_EVAL, {"role": "baseline"}, "role", "it evaluates model"),
+        (LM_EVAL, {"against": "baseline"}, "against", "it evaluates model"),
+        (LM_EVAL, {"against": 1.5}, "against", "the best value of sums/exact_match is 1"),
+        (LM_EVAL, {"against": 0.99}, "against", "300 rows that are all right"),
+        (LM_EVAL, {"metric": "sums/bleu", "against": 20}, "on", "has no interval"),
+        (LM_EVAL, {"metric": "sums/bleu", "against": {"stage": "base"}}, "against", "row by row"),
+        ({**LM_EVAL, "max_rows": 3}, {"against": {"stage": "base"}}, "evaluation", "3 rows cannot show"),
+        ({**LM_EVAL, "num_fewshot": 1}, {"against": {"stage": "base"}}, "against.stage", "other rows"),
+    ],
+)
+def test_a_gate_on_a_stage_of_lm_eval_is_checked_as_far_as_its_tasks_are_known(
+    client: TestClient, stage: dict[str, Any], fields: dict[str, Any], field: str, words: str
+) -> None:
+    of_stage = gate(**{"against": 0.5, "evaluation": "lm_eval", "needs": ["lm_eval", "base"], **fields})
+    error = post(client, SFT, {**stage, "needs": ["sft"]}, BASE, of_stage)["error"]
+    assert [one["field"] for one in error["fields"]] == [f"stages.3.{field}"], error
+    assert words in error["fields"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields"),
+    [
+        (LM_EVAL, {}),
+        (LM_EVAL, {"metric": "sums/bleu", "against": 20, "on": "value"}),
+        (LM_EVAL, {"against": {"stage": "base"}, "on": "test"}),
+        (STOCK, {"metric": "gsm8k/exact_match,strict-match"}),
+        ({**STOCK, "tasks": ["mmlu"]}, {"metric": "mmlu_anatomy/acc"}),
+    ],
+)
+def test_a_gate_decides_on_a_stage_of_lm_eval(
+    client: TestClient, stage: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    of_stage = gate(**{"against": 0.5, "evaluation": "lm_eval", "needs": ["lm_eval", "base"], **fields})
+    assert "id" in post(client, SFT, {**stage, "needs": ["sft"]}, BASE, of_stage)
+
+
+def test_rows_of_lm_eval_that_selected_the_model_do_not_open_a_gate(client: TestClient) -> None:
+    tasks = [{"definition": SUMS, "data": [{"split": "test", "dataset": "validation"}]}]
+    found = post(client, SFT, {**LM_EVAL, "tasks": tasks}, gate(0.5, evaluation="lm_eval"))["error"]["fields"]
+    assert "validation rows of stage 'sft'" in found[0]["message"]
+
+
 def test_too_few_rows_for_any_conclusion_are_refused(client: TestClient) -> None:
     error = post(client, SFT, {**EVALUATE, "dataset": "tiny"}, gate("baseline"))["error"]
     assert "3 rows cannot show" in error["fields"][0]["message"]

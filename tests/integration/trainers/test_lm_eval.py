@@ -14,8 +14,12 @@ from huggingface_hub import constants
 from tests.integration.serving.conftest import Server, serving
 from tests.integration.trainers.conftest import Programs, wait_for
 from tests.integration.trainers.stages import run_stage
+from trainers.configs import EvaluationFolder, GateBasis, GateConfig
+from trainers.configs.stages.harness.measures import list_measures
+from trainers.configs.stages.harness.tasks import TaskDefinition
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 from trainers.evaluation.results import EvaluationResult
+from trainers.gate.decision import decide
 from trainers.lm_eval.outcome import list_rows
 from trainers.lm_eval.stock_tasks import TaskUnknown
 from trainers.lm_eval.tasks import TaskRefused
@@ -128,6 +132,23 @@ def test_engines_equal_the_hf_backend_row_by_row(
         expected = pytest.approx(row["fields"]["log_probabilities"], abs=1e-3)
         assert other["fields"]["log_probabilities"] == expected
     assert [s.value for s in served.models[0].scores] == [s.value for s in own.models[0].scores]
+
+
+def test_a_gate_decides_on_scores_by_the_names_that_a_config_promises(
+    starter: Path, sums: dict[str, Any], tmp_path: Path
+) -> None:
+    metrics = [{"metric": "exact_match"}, {"metric": "bleu"}]
+    plain = {**SUMS, "task": "plain", "metric_list": metrics, "filter_list": None, "num_fewshot": 0}
+    result, _ = run(stage(starter, sums, {**sums, "definition": plain}), tmp_path / "run")
+    measures = [one for task in (SUMS, plain) for one in list_measures(TaskDefinition.model_validate(task))]
+    names = [score.metric for score in result.models[0].scores]
+    assert names == [one.label for one in measures]
+    has_interval = [score.interval_95 is not None for score in result.models[0].scores]
+    assert has_interval == [one.has_row_values for one in measures]
+    folder = EvaluationFolder(folder=str(tmp_path / "run" / "evaluation"))
+    for name in names:
+        decision = decide(GateConfig(evaluation=folder, metric=name, against=0.0, on=GateBasis.value))
+        assert (decision.met, decision.metric, decision.n) == (True, name, N_ROWS)
 
 
 def test_scores_carry_what_they_depend_on_and_rows_what_was_sent(

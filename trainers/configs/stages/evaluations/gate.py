@@ -34,16 +34,19 @@ class GateConfig(StageConfig):
 
     stage: Literal["gate"] = Field("gate", description="Kind of the stage.")
     evaluation: StageName | EvaluationFolder = Field(
-        description="Name of an earlier `evaluate` stage. For a program that is started by hand, a folder."
+        description="Name of an earlier stage that evaluates, `evaluate` or `lm_eval`. For a program that is "
+        "started by hand, a folder."
     )
     role: NonEmpty = Field("model", description="Name of the model in that evaluation.")
     metric: NonEmpty | None = Field(
-        None, description="Name of a metric of that evaluation; null is its first one."
+        None,
+        description="Name of a metric of that evaluation, of `lm_eval` with its task, such as "
+        "`gsm8k/exact_match,strict-match`; null is its first one.",
     )
     against: Limit | NonEmpty | StageEvaluation | LatestEvaluation | EvaluationFolder = Field(
         description="What the model must not be worse than: a constant on the metric's scale; another model "
         "of the same evaluation by its name, such as `baseline`; a stored evaluation by its id "
-        "(`evaluation_…`); `{stage: <name>}` for that of another `evaluate` stage; or "
+        "(`evaluation_…`); `{stage: <name>}` for that of another stage; or "
         "`{deployment: <name>}` for the latest evaluation of the deployed model on the same dataset. Values "
         "are compared on the rows that both have."
     )

@@ -1,0 +1,53 @@
+"""Replays and differences of jobs over HTTP, without a worker."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlmodel import select
+from starlette.testclient import TestClient
+
+from app.demos.examples import TEST, TRAIN
+from app.jobs.examples import JOB_EXAMPLES
+from app.models.references import STARTER
+from app.settings import Settings
+from app.storage.database import transaction
+from app.tables import Dataset, Run
+
+
+@pytest.fixture(autouse=True)
+def inputs(make_dataset: Callable[..., Dataset], settings: Settings) -> None:
+    """Store the datasets and the model of the examples."""
+    for dataset in (TRAIN, TEST):
+        make_dataset(dataset)
+    (settings.model_roots[0] / STARTER).mkdir(parents=True)
+
+
+def post(client: TestClient, path: str, body: Any) -> dict[str, Any]:
+    response = client.post(f"/api/v1/jobs{path}", json=body)
+    assert response.status_code == 201, response.text
+    return dict(response.json())
+
+
+@pytest.mark.parametrize("name", JOB_EXAMPLES)
+def test_a_replay_of_every_example_has_the_same_stages(client: TestClient, name: str) -> None:
+    job = post(client, "", JOB_EXAMPLES[name]["value"])
+    again = post(client, f"/{job['id']}/replay", {"name": "again"})
+    for field in ("name", "config", "queue", "needs", "when"):
+        assert [run[field] for run in again["runs"]] == [run[field] for run in job["runs"]], field
+    difference = client.get("/api/v1/jobs/diff", params={"a": job["id"], "b": again["id"]}).json()
+    assert [stage["config"] for stage in difference["stages"]] == [[]] * len(job["runs"])
+
+
+def test_a_job_whose_stages_this_version_does_not_know_is_shown_but_not_replayed(client: TestClient) -> None:
+    job = post(client, "", JOB_EXAMPLES["arithmetic"]["value"])
+    with transaction() as session:
+        run = session.exec(select(Run).where(Run.job_id == job["id"], Run.name == "sft")).one()
+        run.config = {**run.config, "a_field_of_old": 1}
+    response = client.post(f"/api/v1/jobs/{job['id']}/replay", json={})
+    assert response.status_code == 422, response.text
+    error = response.json()["error"]
+    assert "a_field_of_old" in error["message"], error
+    assert client.get(f"/api/v1/jobs/{job['id']}").status_code == 200
+    changes = {"changes": {"sft": {"a_field_of_old": None}}}
+    assert client.post(f"/api/v1/jobs/{job['id']}/replay", json=changes).status_code == 201
