@@ -11,8 +11,8 @@ from app.scheduling.incidents import describe_error
 from app.settings import Settings
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.storage.manifest import ArtifactCorrupt
-from app.tables import Dataset, Job, Model, Run, RunStatus
-from trainers.configs import StageKind
+from app.tables import Dataset, Evaluation, Job, Model, Run, RunStatus
+from trainers.configs import Product, StageKind
 from workers.outputs.evaluations import copy_evaluation
 from workers.reuse.fingerprint import compute_fingerprint, describe_inputs, is_determined
 from workers.runs.launch import Launch
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # The newest of these whose output still exists is reused.
 MAX_CANDIDATES = 20
+REUSED = (Product.model, Product.datasets, Product.evaluation)
 
 
 def reuse_output(run: Run, launch: Launch, settings: Settings) -> tuple[dict[str, Any], bool]:
@@ -42,9 +43,10 @@ def reuse_output(run: Run, launch: Launch, settings: Settings) -> tuple[dict[str
 
 def _may_reuse(session: Session, run: Run) -> bool:
     """Return whether the run's job asks for it, and the stage's whole output is in rows and the store."""
-    # An export also leaves files elsewhere; a deployment is not an output; a gate is decided anew.
-    is_reusable = run.stage.stage.product is not None or run.stage is StageKind.evaluate
-    if not is_reusable or run.stage is StageKind.export or not is_determined(run.stage_config()):
+    # An export also leaves files elsewhere. A comparison, like a gate, is decided anew: its config names
+    # evaluations by their stages, which are others in another job.
+    is_reusable = run.stage is not StageKind.export and run.stage.stage.product in REUSED
+    if not is_reusable or not is_determined(run.stage_config()):
         return False
     return session.get_one(Job, run.job_id).spec.get("reuse") is True
 
@@ -83,7 +85,11 @@ def _end_as_equal(run: Run, columns: dict[str, Any]) -> bool:
 
 
 def _has_output(session: Session, run: Run) -> bool:
-    """Return whether the model and datasets of a run exist; a transaction keeps them until it ends."""
+    """Return whether the output of a run exists; a transaction keeps models and datasets until it ends."""
+    if run.stage.stage.product is Product.evaluation:
+        # They disappear with their job.
+        of_run = select(Evaluation).where(col(Evaluation.run_id) == run.id).limit(1)
+        return session.scalars(of_run).first() is not None
     ids = [dataset["id"] for dataset in (run.result or {}).get("datasets", [])]
     datasets = [session.get(Dataset, dataset_id, with_for_update=True) for dataset_id in ids]
     if any(dataset is None or dataset.deleted_at is not None for dataset in datasets):

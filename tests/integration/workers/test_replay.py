@@ -38,10 +38,17 @@ SFT = {
 EVALUATE = {
     "stage": "evaluate",
     "model": {"stage": "sft"},
+    "baseline": "starter",
     "dataset": {"stage": "prepare", "part": "test"},
     "max_rows": 3,
     "max_new_tokens": 4,
 }
+COMPARE = {
+    "stage": "compare",
+    "evaluations": [{"stage": "evaluate", "role": r} for r in ("model", "baseline")],
+}
+GATE = {"stage": "gate", "evaluation": "evaluate", "against": "baseline", "on": "value", "margin": 1}
+GATE |= {"needs": ["evaluate"]}
 
 
 def run_job(client: TestClient, worker: WorkerContext, path: str, body: Any) -> dict[str, Any]:
@@ -96,20 +103,30 @@ def test_a_replay_repeats_a_job_bit_by_bit_or_takes_its_output(
         "name": "third",
         "queue": "cpu",
         "reuse": True,
-        "stages": [PREPARE | {"dataset": first_dataset}, SFT, EVALUATE],
+        "stages": [
+            PREPARE | {"dataset": first_dataset},
+            SFT,
+            EVALUATE,
+            COMPARE,
+            GATE | {"needs": ["evaluate"]},
+        ],
     }
     evaluated = run_job(client, worker, "", body)
     prepared = repeated["runs"][0]["id"]
     # The rows of the evaluation must not be among those of the training, which is a field of its config.
-    assert [run["reused_from"] for run in evaluated["runs"]] == [prepared, None, None]
+    assert [run["reused_from"] for run in evaluated["runs"]] == [prepared, None, None, None, None]
     reused = run_job(client, worker, f"/{evaluated['id']}/replay", {"reuse": True})
-    sources = [prepared, *(run["id"] for run in evaluated["runs"][1:])]
+    # A comparison and a gate decide anew, on the rows that were copied.
+    sources = [prepared, *(run["id"] for run in evaluated["runs"][1:3]), None, None]
     assert [run["reused_from"] for run in reused["runs"]] == sources
     assert reused["runs"][1]["model_id"] == evaluated["runs"][1]["model_id"]
     assert reused["runs"][1]["result"] == evaluated["runs"][1]["result"]
     first, second = (
         client.get(f"/api/v1/evaluations?job={one['id']}").json()["items"] for one in (evaluated, reused)
     )
+    assert reused["runs"][3]["result"]["n"] == reused["runs"][4]["result"]["n"] == 3
+    compared = client.get("/api/v1/comparisons").json()["items"]
+    assert {one["job_id"] for one in compared} == {evaluated["id"], reused["id"]}
     assert first[0]["id"] != second[0]["id"] and first[0]["scores"] == second[0]["scores"]
     rows = client.get(f"/api/v1/evaluations/{second[0]['id']}/rows").json()["items"]
     assert len(rows) == 3
