@@ -120,6 +120,8 @@ def test_metrics_of_the_command_line_are_names_or_json() -> None:
         parse_metrics(["exact_match", "rouge"])
     with pytest.raises(ConfigInvalid, match="--metric is not JSON"):
         parse_metrics(["{metric: f1}"])
+    with pytest.raises(ConfigInvalid, match="--metric: two metrics are called 'f1'"):
+        parse_metrics(["f1", "f1"])
 
 
 def test_the_command_prints_a_table_and_writes_the_result(tmp_path: Path) -> None:
