@@ -34,11 +34,12 @@ def run(config: LmEvalConfig, run_dir: Path, events: EventWriter) -> dict[str, A
     from trainers.lm_eval.models import ENGINE_ERRORS, open_model
     from trainers.lm_eval.outcome import describe_provenance, list_rows, list_scores
     from trainers.lm_eval.response_cache import ResponseCache
-    from trainers.lm_eval.tasks import count_requests, load_tasks
+    from trainers.lm_eval.tasks import check_response_lengths, count_requests, load_tasks
     from trainers.reports.evaluation_folder import write_evaluation_folder
 
     tasks = load_tasks(config)
     model = open_model(config)
+    check_response_lengths(tasks, model.lm)
     output = run_dir / model.identity.file_name
     restore_completions(output)
     progress = CompletionProgress(output, events, count_requests(tasks, config.max_rows))

@@ -165,6 +165,21 @@ def _configure(name: str, task: Any, config: LmEvalConfig) -> None:
         )
 
 
+def check_response_lengths(loaded: Mapping[str, Any], lm: Any) -> None:
+    """Raise ConfigInvalid for a task whose responses may be as long as the context of a model of lm-eval."""
+    context = getattr(lm, "max_length", None)
+    for name, task in loaded["tasks"].items():
+        if context is None or task.get_config("output_type") != "generate_until":
+            continue
+        longest = (task.get_config("generation_kwargs") or {}).get("max_gen_toks") or lm.max_gen_toks
+        if longest >= context:
+            raise ConfigInvalid(
+                f"The task {name} generates up to {longest} tokens, which leaves no room for a prompt in the "
+                f"model's context of {context}.",
+                "Set max_new_tokens to fewer.",
+            )
+
+
 def _has_examples(task: Any) -> bool:
     fewshot = task.config.fewshot_config
     has_own = getattr(fewshot, "split", None) is not None or getattr(fewshot, "samples", None) is not None

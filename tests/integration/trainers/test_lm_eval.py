@@ -250,6 +250,7 @@ def test_what_a_task_lacks_is_named_before_the_model_is_asked(
         (stage(starter, gsm8k | {"task": "mmlu"}), ConfigInvalid, "is a group of tasks"),
         (stage(starter, sums | {"data": lacking}), DatasetInvalid, "Row 1 .* rendered by doc_to_target"),
         (stage(starter, arc, backend="chat_completions"), TaskRefused, "compares log-probabilities"),
+        (stage(starter, sums, max_new_tokens=256), ConfigInvalid, "no room for a prompt .* of 256"),
         (stage(starter, sums, backend="completions"), ConfigInvalid, "engine_url is missing"),
     ]
     for config, error, message in cases:
