@@ -12,10 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from trainers.comparison.common_rows import CommonRows, EvaluationsDiffer, evaluated_rows, model_row
 from trainers.comparison.stored_evaluation import StoredEvaluation
 from trainers.configs.metrics import AnyMetric, MetricConfig
+from trainers.configs.metrics.translation import Bleu, Chrf, ChrfPlusPlus, LengthRatio, Ter
 from trainers.evaluation.results import Score
 from trainers.metrics.metric import MetricValues, ModelMetric
 from trainers.metrics.table import make_metric, set_scale
 
+OF_CORPUS = (Bleu, Chrf, ChrfPlusPlus, Ter, LengthRatio)
 # Of the value; sums in another order differ by less.
 TOLERANCE = 1e-9
 
@@ -51,7 +53,8 @@ def load_values(
 def _load_metric(evaluation: StoredEvaluation, common: CommonRows, score: Score) -> MetricValues | None:
     role, rows = evaluation.model.role, common.rows[evaluation.label]
     config = _find_config(evaluation, score.metric)
-    if not _is_mean(evaluation, score):
+    # The mean of equal rows, such as empty responses, equals the value of the corpus by coincidence.
+    if isinstance(config, OF_CORPUS) or not _is_mean(evaluation, score):
         metric = make_metric(config) if config is not None else None
         # A metric of the model, such as perplexity, would need the model.
         if config is None or metric is None or isinstance(metric, ModelMetric):
