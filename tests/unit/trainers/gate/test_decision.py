@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sacrebleu.metrics import CHRF
 
 from trainers.configs.stages.evaluations.gate import GateConfig
 from trainers.evaluation.results import EvaluationResult, ModelScores, Score
@@ -161,3 +162,38 @@ def test_what_the_evaluation_lacks_is_named(tmp_path: Path, fields: dict[str, st
 def test_a_name_that_only_a_job_can_resolve_is_refused() -> None:
     with pytest.raises(ConfigInvalid):
         decide(GateConfig.model_validate({"evaluation": "evaluate", "against": 0.5}))
+
+
+def test_a_metric_of_the_corpus_is_compared_as_one_if_a_model_writes_nothing(tmp_path: Path) -> None:
+    references = [f"Sentence {n} is about {'very ' * (n % 7)}small houses." for n in range(40)]
+    responses = {"model": [""] * 40, "baseline": [text.replace("small", "tiny") for text in references]}
+    rows = [
+        {
+            "row": n + 1,
+            "prompt": [{"role": "user", "content": str(n)}],
+            "reference": text,
+            "models": {
+                role: {"responses": [own[n]], "values": {"chrf": score_chrf(text, own[n])}}
+                for role, own in responses.items()
+            },
+        }
+        for n, text in enumerate(references)
+    ]
+    (tmp_path / ROWS).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    write_index(tmp_path / ROWS, tmp_path / INDEX)
+    corpus = {role: CHRF().corpus_score(own, [references]).score for role, own in responses.items()}
+    scores = {
+        role: Score(metric="chrf", value=value, interval_95=None, n=40, signature="s")
+        for role, value in corpus.items()
+    }
+    models = [ModelScores(role=role, model=role, scores=[score]) for role, score in scores.items()]
+    result = EvaluationResult(stage="evaluate", n=40, models=models, metrics=[{"metric": "chrf"}])
+    (tmp_path / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
+    decision = decide_on(tmp_path, against="baseline", on="bound", metric="chrf")
+    assert decision.value == 0 and decision.other_value is not None
+    assert decision.difference == pytest.approx(-decision.other_value)
+
+
+def score_chrf(reference: str, response: str) -> float:
+    score: float = CHRF().sentence_score(response, [reference]).score
+    return score
