@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from serving.http.addresses import is_private
 from serving.http.cross_site import parse_origin
 from trainers.configs import EngineKind, ParityMode, Queue, StageKind, StageLimits
-from trainers.configs.base import EndpointName
+from trainers.configs.base import MAX_NEEDS, EndpointName
 
 
 def _check_web_address(url: str) -> str:
@@ -148,6 +148,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Maximum number of infrastructure failures since the last checkpoint; one more fails "
         "the run.",
+    )
+    max_sweep_runs: int = Field(
+        16, ge=1, le=MAX_NEEDS, description="Maximum number of runs that the sweeps of a job may add."
     )
     stop_grace_seconds: float = Field(
         5, gt=0, description="Seconds between the request to stop a cancelled program and killing it."

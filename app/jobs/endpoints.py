@@ -13,6 +13,7 @@ from app.http.paging import Page, Paging
 from app.jobs import actions, listing, preflight, service, stream
 from app.jobs.examples import JOB_EXAMPLES, PREFLIGHT_EXAMPLES
 from app.jobs.schemas import (
+    MAX_RUNS,
     DryRunView,
     JobCreate,
     JobSummaryView,
@@ -27,9 +28,9 @@ from app.tables import RunStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-# Numbers of events, one for each run: a job has at most 20.
-POSITION = r"^[0-9]{1,10}(\.[0-9]{1,10}){0,19}$"
-MAX_POSITION = 220
+# Numbers of events, one for each run.
+POSITION = rf"^[0-9]{{1,10}}(\.[0-9]{{1,10}}){{0,{MAX_RUNS - 1}}}$"
+MAX_POSITION = 11 * MAX_RUNS
 JOB_EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events: `id` is the position in the stream, the number of the last event "

@@ -55,6 +55,7 @@ _SHORT_SFT: dict[str, Any] = {
     "dataset": "arithmetic-train",
     "max_steps": 60,
 }
+_VALIDATED_SFT: dict[str, Any] = {**_SHORT_SFT, "validation_dataset": "arithmetic-test"}
 _ON_POLICY_PAIRS: dict[str, Any] = {
     "stage": "prepare",
     "name": "pairs",
@@ -164,6 +165,18 @@ STAGES: dict[str, list[dict[str, Any]]] = {
             "max_new_tokens": 32,
         }
     ],
+    "select": [
+        {**_VALIDATED_SFT, "name": "low", "learning_rate": 0.001, "needs": []},
+        {**_VALIDATED_SFT, "name": "high", "learning_rate": 0.004, "needs": []},
+        {
+            "stage": "select",
+            "tries": [
+                {"stage": "low", "values": {"learning_rate": 0.001}},
+                {"stage": "high", "values": {"learning_rate": 0.004}},
+            ],
+            "needs": ["low", "high"],
+        },
+    ],
     "gate": [
         _SHORT_SFT,
         {
@@ -199,10 +212,26 @@ SUMMARIES = {
     "evaluate": "Score a model on a dataset, and compare it with others",
     "compare": "Compare evaluations row by row",
     "lm_eval": "Score a model on tasks of the lm-eval harness",
+    "select": "Choose the best of several training stages",
     "gate": "Continue only if the tuned model is not worse than its base",
     "generate": "Complete every row of a dataset",
     "deploy": "Serve a model under a name",
     "preflight": "Check a training stage without training",
+}
+
+SWEEP_JOB: dict[str, Any] = {
+    "name": "sweep",
+    "stages": [
+        {"stage": "prepare", "name": "data", "dataset": "arithmetic-train", "split": {"validation": 200}},
+        {
+            **_SHORT_SFT,
+            "dataset": {"stage": "data", "part": "train"},
+            "validation_dataset": {"stage": "data", "part": "validation"},
+            "sweep": {"learning_rate": [0.001, 0.004], "tuning.rank": [4, 16]},
+            "sweep_max_seconds": 3600,
+        },
+        {"stage": "evaluate", "model": {"stage": "sft"}, "baseline": "starter", "dataset": "arithmetic-test"},
+    ],
 }
 
 MIXTURE_JOB: dict[str, Any] = {
@@ -229,6 +258,10 @@ JOB_EXAMPLES: dict[str, Any] = {
     "mixture": {
         "summary": "Train on a mixture of datasets, by weight or by exact numbers of rows",
         "value": MIXTURE_JOB,
+    },
+    "sweep": {
+        "summary": "Try several values, and keep the model with the lowest validation loss",
+        "value": SWEEP_JOB,
     },
 }
 JOB_EXAMPLES |= {

@@ -20,6 +20,7 @@ from trainers.configs import (
     MergeConfig,
     Product,
     Queue,
+    SelectConfig,
     StageEvaluation,
     StageKind,
     StageOutput,
@@ -45,6 +46,8 @@ def check_merge(
         return
     if isinstance(stage.model, StageOutput):
         producer = earlier.get(stage.model.stage)
+        if isinstance(producer, SelectConfig):
+            producer = earlier.get(producer.tries[0].stage)
         whole = producer is not None and _writes_whole_weights(producer)
     else:
         row = session.get(Model, stage.model) if str(stage.model).startswith(REGISTRY_PREFIX) else None

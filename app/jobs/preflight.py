@@ -31,6 +31,7 @@ from trainers.configs import (
 )
 from trainers.configs.references import find_references
 from trainers.configs.training import ChatTemplateName, TrainingConfig
+from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.runtime.error_codes import ErrorCode
 
 CHECKED = [
@@ -67,6 +68,12 @@ def create_preflight(
     tokenizer, template and size are the same. Returns the job and the skipped stages. Raises the errors of
     `resolve_stages`, TemplateUnusable and NothingToCheck.
     """
+    # A sweep is checked once, with the values of the stage itself.
+    stages = [
+        stage.model_copy(update={"sweep": None}) if isinstance(stage, ValidatedTrainingConfig) else stage
+        for stage in spec.stages
+    ]
+    spec = spec.model_copy(update={"stages": stages})
     check_stage_templates(spec.stages)
     check_scored_rows(spec.stages)
     draft = _Draft()

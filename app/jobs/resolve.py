@@ -10,6 +10,7 @@ from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.gates import check_gate
 from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
 from app.jobs.graph.resolved_stage import ResolvedStage
+from app.jobs.graph.sweeps import list_select_errors
 from app.jobs.plan_checks import (
     check_evaluations,
     check_limits,
@@ -33,6 +34,7 @@ from trainers.configs import (
     GateConfig,
     LmEvalConfig,
     Product,
+    SelectConfig,
     StageDataset,
     StageKind,
 )
@@ -73,6 +75,8 @@ def resolve_stages(
         if isinstance(resolved.config, GateConfig):
             resolved, found = check_gate(session, resolved, resolved.config, path, stages)
             errors += found
+        if isinstance(resolved.config, SelectConfig):
+            errors += list_select_errors(resolved.config, path, stages, needs.upstream)
         stages.append(resolved)
     if errors:
         raise _combine(errors)

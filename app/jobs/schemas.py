@@ -10,7 +10,7 @@ from app.jobs.graph.status import find_deciding_run
 from app.runs.schemas import ErrorView, RunView, RunWarningView, progress
 from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Config, GateOutcome, Queue, StageKind
-from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.base import MAX_NEEDS, PRINTABLE_PATTERN
 from trainers.configs.resume_guarantee import ResumeGuarantee
 
 JobName = Annotated[
@@ -19,6 +19,9 @@ JobName = Annotated[
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=200, pattern=PRINTABLE_PATTERN)]
 
+MAX_STAGES = 20
+# Each stage may be a sweep with its selecting stage; their runs share one limit.
+MAX_RUNS = 2 * MAX_STAGES + MAX_NEEDS
 
 JOB_STATUS = (
     "The first of these statuses that one of its runs has: `cancelling`, `pausing`, `running`, `queued`, "
@@ -45,9 +48,15 @@ class JobCreate(Config):
     )
     stages: list[AnyStage] = Field(
         min_length=1,
-        max_length=20,
+        max_length=MAX_STAGES,
         description="The stages in order; each needs the one before it, unless `needs` names others.",
     )
+
+
+class ReplayedSpec(JobCreate):
+    """A job spec with a stage for each run of another job: more than a user writes, if it has a sweep."""
+
+    stages: list[AnyStage] = Field(min_length=1, max_length=MAX_RUNS)
 
 
 class StageSummaryView(BaseModel):

@@ -9,8 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from app.http.errors import Conflict, NotFound
+from app.http.errors import Conflict, NotFound, UnprocessableContent
 from app.jobs.graph.resolved_stage import ResolvedStage
+from app.jobs.graph.sweeps import expand_sweeps
 from app.jobs.inputs import find_deleted_inputs
 from app.jobs.resolve import resolve_stages
 from app.jobs.row_checks import check_scored_rows
@@ -100,7 +101,7 @@ def _create(
     spec_sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
         return existing, []
-    stages = resolve_stages(session, spec, settings, alive)
+    stages = _resolve(session, spec, settings, alive)
     job = Job(
         name=spec.name,
         labels=spec.labels,
@@ -147,9 +148,20 @@ def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView
     check_stage_templates(spec.stages)
     check_scored_rows(spec.stages)
     alive = workers.AliveWorkers(settings)
-    resolved = resolve_stages(session, spec, settings, alive)
+    resolved = _resolve(session, spec, settings, alive)
     stages = [_planned_stage_view(stage, alive.read(session)) for stage in resolved]
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
+
+
+def _resolve(
+    session: Session, spec: JobCreate, settings: Settings, alive: workers.AliveWorkers
+) -> list[ResolvedStage]:
+    """Resolve the stages of a job, with a stage for each run of a sweep."""
+    expanded = expand_sweeps(spec, settings)
+    try:
+        return resolve_stages(session, expanded.spec, settings, alive)
+    except UnprocessableContent as error:
+        raise expanded.restore_fields(error) from error
 
 
 def get_job(session: Session, job_id: str) -> Job:

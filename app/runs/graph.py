@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from sqlalchemy import ColumnElement, exists, select
 from sqlmodel import Session, col
 
-from app.tables import Run, RunNeed, RunStatus
+from app.tables import RequiredEnd, Run, RunNeed, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 
 # The runs that each run needs, by the id of the run that needs them.
@@ -25,9 +25,10 @@ def load_needs(session: Session, job_id: str) -> Needs:
     return needs
 
 
-def is_handled(run_id: str) -> ColumnElement[bool]:
-    """Return the SQL condition that a stage runs if this run, a gate, is not met."""
-    return exists().where(col(RunNeed.needed_id) == run_id, col(RunNeed.required_status) == RunStatus.failed)
+def is_handled(run_id: str, *, not_met: bool) -> ColumnElement[bool]:
+    """Return the SQL condition that a stage runs although this run fails, or because it is a gate."""
+    ends = (RequiredEnd.failed, RequiredEnd.finished) if not_met else (RequiredEnd.finished,)
+    return exists().where(col(RunNeed.needed_id) == run_id, col(RunNeed.required_status).in_(ends))
 
 
 def list_dependents(runs: Sequence[Run], needs: Needs, start: Run) -> list[Run]:
@@ -55,7 +56,11 @@ def find_effects(runs: Sequence[Run], needs: Needs, ended: Run) -> Iterator[tupl
     for run in runs:
         of_run = needs.get(run.id, ())
         direct = [need for need in of_run if need.needed_id == ended.id]
-        is_unmet = any(need.required_status is not ended.status or not is_decision for need in direct)
+        is_unmet = any(
+            not need.required_status.allows(ended.status)
+            or not (is_decision or need.required_status is RequiredEnd.finished)
+            for need in direct
+        )
         if is_unmet or any(need.needed_id in lost_ids for need in of_run):
             lost_ids.add(run.id)
             yield run, lost
@@ -67,14 +72,15 @@ def plan_retry(runs: Sequence[Run], needs: Needs) -> Iterator[tuple[Run, RunStat
     """Yield each run whose status a retry changes, with the new one.
 
     Runs that failed, were cancelled or were skipped are queued again. The decision of a gate that a stage
-    with `when: not_met` has handled stays, and so the runs that it excludes are skipped.
+    with `when: not_met` has handled stays, and so the runs that it excludes are skipped. A failed run of a
+    sweep stays as well.
     """
     after = {run.id: run.status for run in runs}
     for run in runs:
         if run.handled or run.status not in (RunStatus.failed, RunStatus.cancelled, RunStatus.skipped):
             continue
         is_excluded = any(
-            after[need.needed_id].finished and after[need.needed_id] is not need.required_status
+            after[need.needed_id].finished and not need.required_status.allows(after[need.needed_id])
             for need in needs.get(run.id, ())
         )
         to = RunStatus.skipped if is_excluded else RunStatus.queued

@@ -197,8 +197,8 @@ def end_attempt(
     data: dict[str, Any] = {"error": end.error.as_dict()} if end.error is not None else {}
     if end.reason is not None and to is RunStatus.queued:
         data["reason"] = end.reason
-    if to is RunStatus.failed and end.code is ErrorCode.gate_not_met:
-        changes["handled"] = graph.is_handled(run.id)
+    if to is RunStatus.failed:
+        changes["handled"] = graph.is_handled(run.id, not_met=end.code is ErrorCode.gate_not_met)
     return move(
         session,
         run.id,

@@ -9,7 +9,7 @@ from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
 from app.tables.event import Event, EventType
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
-from app.tables.run import FINISHED, HELD, Run, RunNeed, RunStatus, TrackingService
+from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
 from app.tables.worker import Worker
 
@@ -33,6 +33,7 @@ __all__ = [
     "JobLabel",
     "Model",
     "ModelKind",
+    "RequiredEnd",
     "Run",
     "RunNeed",
     "RunStatus",

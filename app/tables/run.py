@@ -35,6 +35,20 @@ class RunStatus(StrEnum):
         return self in HELD
 
 
+class RequiredEnd(StrEnum):
+    """How a run must have ended for one that needs it to start."""
+
+    succeeded = "succeeded"
+    failed = "failed"  # As a gate that is not met.
+    finished = "finished"  # It succeeded or failed: a sweep tolerates runs that fail.
+
+    def allows(self, status: RunStatus) -> bool:
+        """Return whether a run with this status has ended so."""
+        if self is RequiredEnd.finished:
+            return status in (RunStatus.succeeded, RunStatus.failed)
+        return status.value == self.value
+
+
 class TrackingService(StrEnum):
     """A tracking service that shows the run in addition to this API."""
 
@@ -106,7 +120,7 @@ class Run(SQLModel, table=True):
     handled: bool = Field(
         default=False,
         description="Whether it failed as a gate that is not met, and a stage with `when: not_met` continues "
-        "the job: the failure does not decide the job's status.",
+        "the job, or as a run of a sweep: the failure does not decide the job's status.",
     )
     result: dict[str, Any] | None = Field(default=None, sa_type=Json)
     model_id: str | None = Field(default=None, foreign_key="model.id")
@@ -141,8 +155,9 @@ class RunNeed(SQLModel, table=True):
 
     run_id: str = Field(foreign_key="run.id", primary_key=True)
     needed_id: str = Field(foreign_key="run.id", primary_key=True, index=True)
-    required_status: RunStatus = Field(
-        default=RunStatus.succeeded,
-        sa_type=enum_type(RunStatus),
-        description="`succeeded`; or `failed`, for a stage that runs when a gate is not met.",
+    required_status: RequiredEnd = Field(
+        default=RequiredEnd.succeeded,
+        sa_type=enum_type(RequiredEnd),
+        description="`succeeded`; `failed`, for a stage that runs when a gate is not met; or `finished`, for "
+        "one that runs when the other has succeeded or failed.",
     )

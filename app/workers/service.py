@@ -236,7 +236,7 @@ def _explain_needs(runs: Sequence[Run], needs: Sequence[RunNeed]) -> str | None:
     waiting = [
         f"{run.name!r}, which is {run.status}"
         for run in runs
-        if run.id in required and run.status is not required[run.id]
+        if run.id in required and not required[run.id].allows(run.status)
     ]
     if not waiting:
         return None

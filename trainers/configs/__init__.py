@@ -28,6 +28,7 @@ from trainers.configs.stages.dpo import DpoConfig, DpoLoss
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.evaluations.compare import CompareConfig, EvaluationFolder, StageEvaluation
 from trainers.configs.stages.evaluations.gate import GateBasis, GateConfig, LatestEvaluation
+from trainers.configs.stages.evaluations.select import SelectConfig
 from trainers.configs.stages.export import ExportConfig, ExportFormat
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss, RewardScale
@@ -102,6 +103,7 @@ __all__ = [
     "Queue",
     "RewardScale",
     "Rows",
+    "SelectConfig",
     "SftConfig",
     "Stage",
     "StageDataset",

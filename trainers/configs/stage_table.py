@@ -11,6 +11,7 @@ from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.configs.stages.evaluations.compare import CompareConfig
 from trainers.configs.stages.evaluations.gate import GateConfig
+from trainers.configs.stages.evaluations.select import SelectConfig
 from trainers.configs.stages.export import ExportConfig
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.configs.stages.grpo import GrpoConfig
@@ -40,6 +41,7 @@ class Product(StrEnum):
     datasets = "datasets"
     evaluation = "evaluation"
     comparison = "comparison"
+    selected_model = "selected_model"  # The model of another stage, which becomes its own.
 
 
 _HOUR = 3600.0
@@ -149,6 +151,9 @@ class StageKind(StrEnum):
         Product.evaluation,
         resumes=True,
     )
+    select = Stage(
+        SelectConfig, "trainers.select", ("numpy",), Product.selected_model, limits=_COMPARE_LIMITS
+    )
     gate = Stage(GateConfig, "trainers.gate", ("scipy",), limits=_COMPARE_LIMITS)
     compare = Stage(
         CompareConfig,
@@ -179,7 +184,7 @@ class StageKind(StrEnum):
     @property
     def produces_model(self) -> bool:
         """Whether a later stage can use this stage's output as a model."""
-        return self.stage.product is Product.model
+        return self.stage.product in (Product.model, Product.selected_model)
 
     def __new__(cls, stage: Stage | str) -> Self:
         """Make the member for a line of the table; its value is the default of `stage` in the config."""

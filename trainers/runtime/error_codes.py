@@ -79,6 +79,7 @@ class ErrorCode(StrEnum):
     deployment_failed = "deployment_failed", "The deployment that the stage created failed."
     parity_failed = "parity_failed", "The engine's responses differ from those of the trained model."
     earlier_stage_ended = "earlier_stage_ended", "A stage that this one needs failed or was cancelled."
+    sweep_failed = "sweep_failed", "No run of a sweep has a validation loss. The message contains the errors."
     gate_not_met = "gate_not_met", "The condition of a gate is not met. The message contains the values."
     skipped_by_gate = "skipped_by_gate", "The outcome of a gate excludes the stage, which has not run."
 

@@ -32,6 +32,8 @@ def training_arguments(
 ) -> dict[str, Any]:
     """Return the arguments that all trainers of TRL share."""
     _check_processes(config)
+    if isinstance(config, ValidatedTrainingConfig) and config.sweep is not None:
+        raise ConfigInvalid("A program trains one run of a sweep.", "Submit the sweep as a job.")
     check_learning_rates(config, steps)
     is_cpu = pick_device(config.queue).type == "cpu"
     return {

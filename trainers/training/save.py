@@ -18,7 +18,13 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
 from trainers.runtime.ranks import world_size
 from trainers.training.callback import wait_for_all
-from trainers.training.validation import BEST_MODEL, BestModelCallback, best_step, validation_losses
+from trainers.training.validation import (
+    BEST_MODEL,
+    BestModelCallback,
+    best_block_losses,
+    best_step,
+    validation_losses,
+)
 
 logger = logging.getLogger("trainers")
 
@@ -71,6 +77,7 @@ def training_result(
             **validation,
             **metrics,
         },
+        **({"validation_block_losses": blocks} if (blocks := best_block_losses(state)) else {}),
     }
 
 

@@ -7,7 +7,7 @@ run that resumes on another host decides as if it had not been interrupted.
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers.configs.training import TrainingConfig
-from trainers.configs.validation import ValidatedTrainingConfig
+from trainers.configs.validation import MAX_LOSS_BLOCKS, ValidatedTrainingConfig
 from trainers.runtime import run_dir as files
 from trainers.runtime.program import is_main_process
 
@@ -23,6 +23,7 @@ BEST_MODEL = "best"
 # Not directly in the checkpoint: there the Trainer loads any folder of adapter weights as one more adapter.
 PACKED = "validation/best"
 EVAL_LOSS = "eval_loss"
+BLOCK_LOSSES = "block_losses"
 
 logger = logging.getLogger("trainers")
 
@@ -31,12 +32,37 @@ class IsolatedValidationMixin:
     """A Trainer whose training is the same with and without validation."""
 
     args: Any
+    state: TrainerState
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
         """Evaluate with a forked random state: the data loader draws a seed, which would change dropout."""
         device = self.args.device
+        self._batch_losses: list[torch.Tensor] = []
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return super().evaluate(*arguments, **options)  # type: ignore[misc]
+            metrics = super().evaluate(*arguments, **options)  # type: ignore[misc]
+        self._log_block_losses()
+        return metrics
+
+    def prediction_step(self, *arguments: Any, **options: Any) -> Any:
+        """Record the loss of a validation batch."""
+        step = super().prediction_step(*arguments, **options)  # type: ignore[misc]
+        if step[0] is not None:
+            self._batch_losses.append(step[0].detach().float().mean())
+        return step
+
+    def _log_block_losses(self) -> None:
+        """Add the losses of blocks of rows to the entry of the best validation in the Trainer's log.
+
+        Checkpoints contain the log, so the losses survive an interruption. Of several processes, each sees
+        a part of the rows only.
+        """
+        best = best_step(validation_losses(self.state))
+        if best != self.state.global_step or self.args.world_size > 1:
+            return
+        for entry in self.state.log_history:
+            entry.pop(BLOCK_LOSSES, None)
+            if entry["step"] == best and EVAL_LOSS in entry:
+                entry[BLOCK_LOSSES] = mean_blocks(self._batch_losses)
 
 
 class BestModelCallback(TrainerCallback):
@@ -69,6 +95,19 @@ class BestModelCallback(TrainerCallback):
 def validation_losses(state: TrainerState) -> dict[int, float]:
     """Return the validation loss by step, including earlier attempts."""
     return {entry["step"]: entry[EVAL_LOSS] for entry in state.log_history if EVAL_LOSS in entry}
+
+
+def mean_blocks(batch_losses: Sequence[torch.Tensor]) -> list[float]:
+    """Return the mean losses of at most `MAX_LOSS_BLOCKS` blocks of consecutive batches."""
+    size = -(-len(batch_losses) // MAX_LOSS_BLOCKS) or 1
+    blocks = [batch_losses[start : start + size] for start in range(0, len(batch_losses), size)]
+    return [float(torch.stack(list(block)).mean()) for block in blocks]
+
+
+def best_block_losses(state: TrainerState) -> list[float]:
+    """Return the losses of blocks of validation rows at the best step; empty if there are none."""
+    found = [entry[BLOCK_LOSSES] for entry in state.log_history if BLOCK_LOSSES in entry]
+    return list(found[-1]) if found else []
 
 
 def best_step(losses: dict[int, float]) -> int | None:

@@ -29,6 +29,7 @@ from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.stage_limits import explain_limit
 from workers.outputs.evaluations import publish_evaluation
+from workers.outputs.selection import find_selected_model
 from workers.runs import recovery, results
 from workers.runs.launch import Launch
 
@@ -137,7 +138,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
                 "Check that the artifact store is up and has free space.",
             ),
         )
-    produced = {"model_id": model.id} if model else {}
+    produced = {"model_id": model.id} if model else find_selected_model(run, result)
 
     def write(session: Session) -> Run | None:
         if model is not None:
@@ -208,7 +209,7 @@ def _retry_storing(attempt: RunAttempt, publish: Callable[[], T]) -> T:
 
 
 def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | None:
-    if not run.stage.produces_model:
+    if run.stage.stage.product is not Product.model:
         return None
     produced = results.ProducedModel.model_validate(result["model"])
     assert launch.base is not None

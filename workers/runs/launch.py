@@ -27,6 +27,7 @@ from trainers.configs import (
     ImportConfig,
     LmEvalConfig,
     PrepareConfig,
+    SelectConfig,
 )
 from trainers.configs.engines import RunningEngine
 from trainers.configs.references import ModelField, find_references, replace_references
@@ -46,6 +47,7 @@ from workers.inputs.evaluations import fetch_evaluation, fetch_gate_inputs
 from workers.inputs.lineage import find_origins
 from workers.inputs.metric_programs import place_metric_programs
 from workers.inputs.models import ResolvedModel, fetch_import
+from workers.inputs.selection import read_tries
 from workers.inputs.served_models import served_model_environment
 from workers.runs.later_stages import write_later_stages
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
@@ -210,6 +212,8 @@ def _resolve_references(
         config = config.model_copy(update={"evaluations": folders})
     if isinstance(config, GateConfig):
         config = fetch_gate_inputs(run.job_id, config)
+    if isinstance(config, SelectConfig):
+        config = read_tries(run.job_id, config)
     if isinstance(config, ExportConfig):
         config = config.model_copy(update={"gguf_environment": settings.gguf_environment or None})
     config = place_metric_programs(config, settings)

@@ -90,7 +90,8 @@ def read_result(run: Run, run_dir: Path) -> dict[str, Any] | None:
     if result is None:
         return None
     try:
-        folders = [ProducedModel.model_validate(result.get("model")).path] if run.stage.produces_model else []
+        writes_model = run.stage.stage.product is Product.model
+        folders = [ProducedModel.model_validate(result.get("model")).path] if writes_model else []
         paths = [ProducedDataset.model_validate(dataset).path for dataset in result.get("datasets", [])]
         if run.stage.stage.product in (Product.evaluation, Product.comparison):
             EvaluationResult.model_validate(result)

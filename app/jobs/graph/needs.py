@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.http.errors import UnprocessableContent, field_error
-from app.tables import RunStatus
-from trainers.configs import GateConfig, GateOutcome
+from app.tables import RequiredEnd
+from trainers.configs import GateConfig, GateOutcome, SelectConfig
 from trainers.configs.stage_config import AnyStage
 
 
@@ -14,7 +14,7 @@ class StageNeed:
     """An earlier stage that a stage needs, and how that one must have ended."""
 
     name: str
-    required_status: RunStatus = RunStatus.succeeded
+    required_status: RequiredEnd = RequiredEnd.succeeded
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,18 @@ def resolve_needs(
             message = f"This stage can never start: it needs stages of both outcomes of the gate {gate!r}."
             errors.append(field_error(f"stages.{position}.needs", message))
     return ResolvedNeeds(
-        direct=tuple(StageNeed(name, _required_status(stage, name in gates)) for name in names),
+        direct=tuple(StageNeed(name, _required_end(stage, name, name in gates)) for name in names),
         upstream=frozenset(names).union(*(each.upstream for each in known)),
         outcomes=frozenset(outcomes),
         errors=errors,
     )
 
 
-def _required_status(stage: AnyStage, is_gate: bool) -> RunStatus:
-    return RunStatus.failed if is_gate and stage.when is GateOutcome.not_met else RunStatus.succeeded
+def _required_end(stage: AnyStage, name: str, is_gate: bool) -> RequiredEnd:
+    if isinstance(stage, SelectConfig) and any(name == each.stage for each in stage.tries):
+        return RequiredEnd.finished
+    not_met = is_gate and stage.when is GateOutcome.not_met
+    return RequiredEnd.failed if not_met else RequiredEnd.succeeded
 
 
 def _explain_unusable(stages: Sequence[AnyStage], position: int, index: int) -> str | None:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
 from app.tables import Model, Run
-from trainers.configs import StageDataset, StageOutput
+from trainers.configs import SelectConfig, StageDataset, StageOutput
 from trainers.configs.references import REGISTRY_PREFIX
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.validation import ValidatedTrainingConfig
@@ -26,6 +26,9 @@ def find_selecting_stage(
         producer = earlier.get(model.stage)
         if producer is None:
             return None
+        if isinstance(producer, SelectConfig):
+            # All of its tries start from one model and have the same validation rows.
+            return find_selecting_stage(session, StageOutput(stage=producer.tries[0].stage), dataset, earlier)
         if dataset in list_selecting_datasets(producer):
             return f"stage {model.stage!r}"
         start = next((getattr(producer, name) for name in MODEL_FIELDS if hasattr(producer, name)), None)

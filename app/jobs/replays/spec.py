@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from app.http.error_responses import list_field_errors
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.replays.schemas import ReplayCreate
-from app.jobs.schemas import JobCreate
+from app.jobs.schemas import JobCreate, ReplayedSpec
 from app.tables import Job, Run
 from trainers.configs.references import HubModel, parse_location
 
@@ -37,7 +37,7 @@ def make_replay(job: Job, runs: Sequence[Run], replay: ReplayCreate) -> JobCreat
         "stages": stages,
     }
     try:
-        return JobCreate.model_validate(fields)
+        return ReplayedSpec.model_validate(fields)
     except ValidationError as error:
         raise _as_replay_error(error, fields, names) from error
 

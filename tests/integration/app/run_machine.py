@@ -22,7 +22,7 @@ from app.runs.lifecycle import StaleAttempt
 from app.scheduling import queue, sweeper
 from app.settings import Settings
 from app.storage.database import read_session, transaction
-from app.tables import Event, EventType, Job, Run, RunNeed, RunStatus
+from app.tables import Event, EventType, Job, RequiredEnd, Run, RunNeed, RunStatus
 from tests.integration.app.machines import reset_database
 from tests.integration.app.run_model import (
     HOST_CLOCK,
@@ -58,7 +58,7 @@ def make_needs(runs: Sequence[Run], graph: Graph) -> Iterator[RunNeed]:
         needed = [runs[i] for i in range(position) if bits >> i & 1]
         for other in needed:
             is_gate = when_not_met and other is needed[-1]
-            required = RunStatus.failed if is_gate else RunStatus.succeeded
+            required = RequiredEnd.failed if is_gate else RequiredEnd.succeeded
             yield RunNeed(run_id=runs[position].id, needed_id=other.id, required_status=required)
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from app.jobs.schemas import summary_view
 from app.runs.attempt_outcome import AttemptOutcome
-from app.tables import Event, EventType, Job, Run, RunNeed, RunStatus
+from app.tables import Event, EventType, Job, RequiredEnd, Run, RunNeed, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
@@ -78,7 +78,7 @@ def check_events(row: Run, events: Sequence[Event]) -> None:
 def check_job(job: Job, rows: Sequence[Run], needs: Sequence[RunNeed]) -> None:
     """Check the status of a job, and each of its runs against those that it needs."""
     counted = {row.status for row in rows if row.status is not RunStatus.skipped}
-    handled = {need.needed_id for need in needs if need.required_status is RunStatus.failed}
+    handled = {need.needed_id for need in needs if need.required_status is RequiredEnd.failed}
     if all(row.status is not RunStatus.failed or (is_not_met(row) and row.id in handled) for row in rows):
         counted -= {RunStatus.failed}
     assert summary_view(job, rows).status == next(status for status in STATUS_ORDER if status in counted)
@@ -87,12 +87,12 @@ def check_job(job: Job, rows: Sequence[Run], needs: Sequence[RunNeed]) -> None:
         check_needs(row, [(by_id[n.needed_id], n.required_status) for n in needs if n.run_id == row.id])
 
 
-def check_needs(row: Run, needed: Sequence[tuple[Run, RunStatus]]) -> None:
+def check_needs(row: Run, needed: Sequence[tuple[Run, RequiredEnd]]) -> None:
     """Check that a run has started only after those that it needs, and has ended only because of them."""
     unmet = [
         other
         for other, required in needed
-        if other.status is not required or (other.status is RunStatus.failed and not is_not_met(other))
+        if not required.allows(other.status) or (other.status is RunStatus.failed and not is_not_met(other))
     ]
     if row.status.held or row.status is RunStatus.succeeded:
         assert not unmet, "it started although it lacks what it needs"

@@ -124,7 +124,7 @@ def with_a_gate_as_a_failure(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_handled_gates(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(graph, "is_handled", lambda run_id: literal(False))
+    patch.setattr(graph, "is_handled", lambda run_id, not_met: literal(False))
 
 
 def with_skipped_runs_left_out_of_retries(patch: pytest.MonkeyPatch) -> None:
