@@ -25,7 +25,7 @@ def add_events(run: Run, warnings: int, first_seq: int = 1) -> None:
 def test_a_job_shows_the_warnings_of_all_its_runs_in_order(
     client: TestClient, make_job: Callable[..., list[Run]]
 ) -> None:
-    sft, dpo, _ = make_job(RunStatus.succeeded, RunStatus.running, RunStatus.queued, attempt=1)
+    sft, dpo, _ = make_job(RunStatus.succeeded, RunStatus.running, RunStatus.queued, attempt=1, event_seq=9)
     add_events(dpo, 1)
     add_events(sft, 2)
     with transaction() as session:
@@ -45,7 +45,7 @@ def test_a_job_shows_the_warnings_of_all_its_runs_in_order(
 def test_the_number_of_shown_warnings_is_bounded_and_the_rest_is_counted(
     client: TestClient, make_job: Callable[..., list[Run]]
 ) -> None:
-    (run,) = make_job(RunStatus.running, attempt=1)
+    (run,) = make_job(RunStatus.running, attempt=1, event_seq=9)
     add_events(run, MAX_WARNINGS + 7)
     job = client.get(f"/api/v1/jobs/{run.job_id}").json()
     assert (len(job["warnings"]), job["further_warnings"]) == (MAX_WARNINGS, 7)
@@ -54,7 +54,7 @@ def test_the_number_of_shown_warnings_is_bounded_and_the_rest_is_counted(
 
 
 def test_a_job_without_warnings_has_none(client: TestClient, make_job: Callable[..., list[Run]]) -> None:
-    (run,) = make_job(RunStatus.running, attempt=1)
+    (run,) = make_job(RunStatus.running, attempt=1, event_seq=9)
     job = client.get(f"/api/v1/jobs/{run.job_id}").json()
     assert (job["warnings"], job["further_warnings"]) == ([], 0)
 
@@ -63,7 +63,7 @@ def test_a_job_without_warnings_has_none(client: TestClient, make_job: Callable[
 def test_warnings_are_counted_by_their_index_and_not_by_reading_every_event(
     client: TestClient, make_job: Callable[..., list[Run]]
 ) -> None:
-    (run,) = make_job(RunStatus.running, attempt=1)
+    (run,) = make_job(RunStatus.running, attempt=1, event_seq=9)
     add_events(run, 3)
     statements: list[tuple[str, tuple[str, ...]]] = []
 

@@ -24,6 +24,7 @@ from trainers.metrics.metric import EvaluatedRow, MetricValues, ModelContext
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.events import EventWriter
+from trainers.runtime.redaction import add_secrets
 
 KEY = "sk-canary-0123456789"
 RESPONSES = ["one", "two words", "three whole words", "four words are here", "!"]
@@ -53,6 +54,8 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
     with serve_judge(grade_words) as server:
         monkeypatch.setenv("TUNESMITH_ENDPOINT_JUDGE_URL", server.url)
         monkeypatch.setenv("TUNESMITH_ENDPOINT_JUDGE_API_KEY", KEY)
+        # A program starts with its variables; this process has read its own before.
+        add_secrets([KEY])
         yield server
 
 
