@@ -24,7 +24,7 @@ from trainers.modeling.load import load_config, load_model, load_tokenizer, pick
 from trainers.modeling.model_source import open_adapter, open_base
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ConfigInvalid, ProgramError
-from trainers.runtime.verified_files import hash_file
+from trainers.runtime.verified_files import hash_files
 
 DEFAULT_LENGTH = 2048
 REQUEST_TIMEOUT_SECONDS = 3600
@@ -218,6 +218,4 @@ def _hash_model(model: ModelRef, config: LmEvalConfig) -> str:
 
 def _hash_folder(folder: Path) -> str:
     """Return the hash of the names and contents of the files that a loader sees."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    content = "".join(f"{hash_file(path)} {path.relative_to(folder)}\n" for path in found)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hash_files(folder, (path for path in folder.rglob("*") if path.is_file()))

@@ -6,7 +6,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,12 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(root: Path, paths: Iterable[Path]) -> str:
+    """Return a SHA-256 of the names, relative to the root, and the contents of files, in any order."""
+    lines = [f"{path.relative_to(root)} {hash_file(path)}\n" for path in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 class VerifiedFiles:

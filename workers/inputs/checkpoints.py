@@ -44,9 +44,9 @@ def fetch_any_model(
         raise InputRefused(error) from error
     step = checkpoint.step
     if role is ModelRole.base:
-        return ResolvedModel(str(opened), None, run.id, None, run.id, step)
+        return ResolvedModel(str(opened), None, run.id, None, None, run.id, step)
     base = fetch_model(run.job_id, config.base, settings, should_stop)
-    return ResolvedModel(base.base, opened, base.origin, None, run.id, step)
+    return ResolvedModel(base.base, opened, base.origin, None, None, run.id, step)
 
 
 def _find_checkpoint(reference: CheckpointModel) -> tuple[Run, Checkpoint]:

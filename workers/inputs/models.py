@@ -39,6 +39,8 @@ class ResolvedModel:
     origin: str
     """The location of the base weights: a hub id with its commit, a folder, or a registry id."""
     model_id: str | None
+    adapter_origin: str | None = None
+    """The location of the adapter, likewise; None without one, and for a checkpoint's."""
     checkpoint_of: str | None = None
     """The training run of which it is a checkpoint."""
     checkpoint: int | None = None
@@ -113,7 +115,7 @@ def _fetch_registered(
     except ProgramError as error:
         raise InputRefused(error) from error
     base = fetch_model(None, model.base, settings, should_stop)
-    return ResolvedModel(base.base, adapter, base.origin, model.id)
+    return ResolvedModel(base.base, adapter, base.origin, model.id, model.id)
 
 
 def _open_location(
@@ -139,10 +141,10 @@ def _open_location(
                 f"The base {base} of the adapter {location} is an adapter itself.",
                 "Name the merged form of that adapter as the base.",
             )
-        return ResolvedModel(registered.base, adapter, registered.origin, None)
+        return ResolvedModel(registered.base, adapter, registered.origin, None, origin)
     base_folder, base_origin = _find_folder(base, settings, should_stop)
     opened = open_model(base_folder, ModelRole.base, roots, views)
-    return ResolvedModel(str(opened), adapter, base_origin, None)
+    return ResolvedModel(str(opened), adapter, base_origin, None, origin)
 
 
 def _find_folder(

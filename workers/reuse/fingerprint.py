@@ -11,11 +11,11 @@ from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Model, Run
 from app.workers.host_hardware import find_version
-from trainers.configs import EvaluateConfig, LmEvalConfig, PrepareConfig
+from trainers.configs import EngineClientConfig, EvaluateConfig, LmEvalConfig, PrepareConfig
 from trainers.configs.base import StageConfig
 from trainers.configs.metrics.judge import JudgeConfig
-from trainers.configs.references import FolderModel, parse_location, replace_references
-from trainers.runtime.verified_files import hash_file
+from trainers.configs.references import FolderModel, RegistryModel, parse_location, replace_references
+from trainers.runtime.verified_files import hash_files
 from workers.inputs.models import ResolvedModel
 from workers.reuse.folder_hash import hash_folder
 from workers.runs.launch import Launch
@@ -66,32 +66,52 @@ def is_determined(config: StageConfig) -> bool:
 
 @cache
 def hash_code() -> str:
-    """Return the hash of the source of all programs."""
-    root = Path(str(resources.files("trainers")))
-    paths = sorted(path for pattern in ("*.py", "*.yaml") for path in root.rglob(pattern))
-    lines = [f"{path.relative_to(root)} {hash_file(path)}\n" for path in paths]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    """Return the hash of the source of all programs and of our engines."""
+    packages = [Path(str(resources.files(name))) for name in ("trainers", "serving")]
+    patterns = "*.py", "*.yaml"
+    paths = (path for folder in packages for pattern in patterns for path in folder.rglob(pattern))
+    return hash_files(packages[0].parent, paths)
 
 
 def _describe_model(model: ResolvedModel, data_dir: Path) -> dict[str, Any]:
-    described: dict[str, Any] = {"origin": model.origin, "model_id": model.model_id, "sha256": None}
-    if model.model_id is not None:
-        with read_session() as session:
-            described["sha256"] = session.get_one(Model, model.model_id).sha256
-    elif model.checkpoint_of is not None:
-        described["checkpoint"] = {"run": model.checkpoint_of, "step": model.checkpoint}
-    elif isinstance(location := parse_location(model.origin), FolderModel):
-        described["sha256"] = hash_folder(location.path, data_dir)
+    """Return where the weights of base and adapter are, and their hashes."""
+    is_checkpoint = model.checkpoint_of is not None
+    described: dict[str, Any] = {
+        "model_id": model.model_id,
+        "base": None,
+        "adapter": None,
+        "checkpoint": {"run": model.checkpoint_of, "step": model.checkpoint} if is_checkpoint else None,
+    }
+    # A checkpoint without an adapter has whole weights.
+    if not is_checkpoint or model.adapter is not None:
+        described["base"] = _describe_weights(model.origin, data_dir)
+    if model.adapter_origin is not None:
+        described["adapter"] = _describe_weights(model.adapter_origin, data_dir)
     return described
+
+
+def _describe_weights(origin: str, data_dir: Path) -> dict[str, str | None]:
+    location = parse_location(origin)
+    sha256 = None
+    if isinstance(location, RegistryModel):
+        with read_session() as session:
+            sha256 = session.get_one(Model, location.id).sha256
+    elif isinstance(location, FolderModel):
+        sha256 = hash_folder(location.path, data_dir)
+    # The location of a hub model has its commit.
+    return {"origin": origin, "sha256": sha256}
 
 
 def _identify_model(described: dict[str, Any]) -> str:
     """Return what decides the model: weights that were trained twice to the same bits are equal."""
-    return json.dumps({**described, "model_id": None}, sort_keys=True)
+    weights = [
+        part and (part["sha256"] or part["origin"]) for part in (described["base"], described["adapter"])
+    ]
+    return json.dumps([*weights, described["checkpoint"]])
 
 
 def _find_versions(run: Run) -> dict[str, str]:
-    engine = getattr(run.stage_config(), "engine", None)
-    packages = [*run.stage.stage.packages, *([engine.value] if engine is not None else [])]
-    found = {package: find_version(package) for package in packages}
+    config = run.stage_config()
+    engine = [config.engine.value] if isinstance(config, EngineClientConfig) else []
+    found = {package: find_version(package) for package in [*run.stage.stage.packages, *engine]}
     return {package: version for package, version in found.items() if version is not None}

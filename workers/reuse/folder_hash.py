@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trainers.runtime.verified_files import RACY_NS, hash_file
+from trainers.runtime.verified_files import RACY_NS, hash_files
 
 RECORD = "folder-hashes.json"
 MAX_FOLDERS = 1_000
@@ -30,8 +30,7 @@ def hash_folder(folder: Path, data_dir: Path) -> str:
     known = _read(record)
     if identity in known:
         return known[identity]
-    content = "".join(f"{path.relative_to(folder)} {hash_file(path)}\n" for path in paths)
-    sha256 = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
+    sha256 = hash_files(folder, paths)
     if started_ns - newest_ns > RACY_NS and _identify(folder, paths)[0] == identity:
         _remember(record, known | {identity: sha256})
     return sha256

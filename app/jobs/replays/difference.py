@@ -20,7 +20,10 @@ def compare_jobs(a: str, runs_a: Sequence[Run], b: str, runs_b: Sequence[Run]) -
 
 
 def _compare_runs(name: str, a: Run | None, b: Run | None) -> StageDifference:
-    inputs_a, inputs_b = ((run.inputs if run is not None else None) or {} for run in (a, b))
+    inputs_a, inputs_b = (run.inputs if run is not None else None for run in (a, b))
+    if inputs_a is None or inputs_b is None:
+        # A run that has not started has read nothing yet, which is no difference.
+        inputs_a = inputs_b = {}
     fingerprints = {run.fingerprint if run is not None else None for run in (a, b)}
     return StageDifference(
         stage=name,

@@ -49,9 +49,11 @@ class StageDifference(BaseModel):
         "stage has the same output."
     )
     config: list[FieldDifference] = Field(description="Fields of the resolved config.")
-    inputs: list[FieldDifference] = Field(description="Models and datasets, by hash.")
+    inputs: list[FieldDifference] = Field(
+        description="Models and datasets, by hash; empty until both runs have started."
+    )
     environment: list[FieldDifference] = Field(
-        description="Hash of the programs' code, versions of packages, and hardware."
+        description="Hash of the programs' code, versions of packages, and hardware, likewise."
     )
     results: list[FieldDifference] = Field(description="Numbers of the results, such as metrics.")
 

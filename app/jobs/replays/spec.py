@@ -51,9 +51,9 @@ def _pin(run: Run) -> dict[str, Any]:
         target: Any = config
         for name in parents:
             target = target[int(name)] if isinstance(target, list) else target[name]
-        value = target[last]
+        value, weights = target[last], model["adapter"] or model["base"]
         if isinstance(value, str) and isinstance(parse_location(value), HubModel):
-            target[last] = model["origin"]
+            target[last] = weights["origin"]
     return config
 
 

@@ -51,3 +51,25 @@ def test_a_job_whose_stages_this_version_does_not_know_is_shown_but_not_replayed
     assert client.get(f"/api/v1/jobs/{job['id']}").status_code == 200
     changes = {"changes": {"sft": {"a_field_of_old": None}}}
     assert client.post(f"/api/v1/jobs/{job['id']}/replay", json=changes).status_code == 201
+
+
+def test_a_replay_has_the_commit_of_an_adapter_of_the_hub_rather_than_of_its_base(client: TestClient) -> None:
+    stage = {"stage": "sft", "base": "org/adapter", "dataset": TRAIN, "tuning": {"method": "lora"}}
+    job = post(client, "", {"name": "continued", "stages": [stage]})
+    base, adapter = f"org/base@{'b' * 40}", f"org/adapter@{'a' * 40}"
+    model = {
+        "model_id": None,
+        "base": {"origin": base, "sha256": None},
+        "adapter": {"origin": adapter, "sha256": None},
+        "checkpoint": None,
+    }
+    with transaction() as session:
+        run = session.exec(select(Run).where(Run.job_id == job["id"])).one()
+        run.inputs = {"models": {"base": model}, "datasets": {}, "code_sha256": "c" * 64}
+    again = post(client, f"/{job['id']}/replay", {})
+    assert again["runs"][0]["config"]["base"] == adapter
+    # The replay has read nothing yet, which is no difference.
+    difference = client.get("/api/v1/jobs/diff", params={"a": job["id"], "b": again["id"]}).json()
+    (shown,) = difference["stages"]
+    assert (shown["equal"], shown["inputs"], shown["environment"]) == (False, [], [])
+    assert [one["field"] for one in shown["config"]] == ["base"]

@@ -18,6 +18,7 @@ from app.tables import Model, Run
 from tests.integration.app.conftest import client
 from tests.integration.trainers.conftest import training_rows, write_rows
 from tests.integration.workers.conftest import PROGRAM, execute_next
+from tests.integration.workers.test_inputs import write_adapter
 from trainers.modeling.model_files import ADAPTER_CONFIG
 from workers.hosts.worker import WorkerContext
 
@@ -158,6 +159,34 @@ def test_the_output_of_a_deleted_model_is_computed_again(
     assert client.delete(f"/api/v1/models/{first['model_id']}").status_code == 204
     (third,) = run_job(client, worker, "", body)["runs"]
     assert third["reused_from"] is None and third["model_id"] != first["model_id"]
+
+
+def test_other_weights_of_a_base_or_an_adapter_in_a_folder_are_trained_again(
+    client: TestClient, worker: WorkerContext, starter: Path, training_rows: str
+) -> None:
+    root, program = worker.settings.model_roots[0], Path(worker.settings.trainer_python)
+    base = shutil.copytree(starter, root / "starter")
+    for name in ("first", "second"):
+        write_adapter(root / name, str(base))
+    program.write_text(PROGRAM + "succeed()\n")
+    program.chmod(0o755)
+    upload(client, "rows", Path(training_rows).read_bytes())
+
+    def train(name: str) -> Any:
+        stages = [SFT | {"base": name, "dataset": "rows"}]
+        body = {"name": "job", "queue": "cpu", "reuse": True, "stages": stages}
+        return run_job(client, worker, "", body)["runs"][0]
+
+    first, second = train("first"), train("second")
+    # Both have the same base, and so the same adapter by content: the second takes the first one's output.
+    assert second["reused_from"] == first["id"]
+    assert second["inputs"]["models"]["base"]["adapter"]["origin"] == str(root / "second")
+    (root / "second" / "tokenizer_config.json").write_text('{"model_max_length": 99}')
+    assert train("second")["reused_from"] is None
+    assert train("first")["reused_from"] == first["id"]
+    # The base of an adapter decides as well.
+    (base / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert train("first")["reused_from"] is None
 
 
 def test_a_replay_names_the_change_that_is_wrong(
