@@ -9,7 +9,6 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -55,127 +54,158 @@ def main() -> None:
         settings = Settings()
         examples.ensure_starter_model(settings)
         with run_service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
-            recorded = _record(client, settings)
+            recorded = _Recorder(client, settings).record_all()
     text = json.dumps(recorded, indent=2, ensure_ascii=False) + "\n"
     for private, public in ((folder, "/var/lib/tunesmith"), (socket.gethostname(), "host-1")):
         text = text.replace(private, public)
     PATH.write_text(text, encoding="utf-8")
 
 
-def _record(client: httpx2.Client, settings: Settings) -> dict[str, Any]:
-    def get(path: str, **params: Any) -> Any:
-        return _shorten(check_response(client.get(f"/api/v1{path}", params=params)))
+class _Recorder:
+    """The responses that have been recorded, by operation, and the requests for more."""
 
-    def post(path: str, body: Any = None) -> Any:
-        return _shorten(check_response(client.post(f"/api/v1{path}", json=body)))
+    def __init__(self, client: httpx2.Client, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+        self.recorded: dict[str, Any] = {}
 
-    def put(path: str, body: Any) -> Any:
-        return _shorten(check_response(client.put(f"/api/v1{path}", json=body)))
+    def record_all(self) -> dict[str, Any]:
+        """Record every operation; the keys come last, because other requests need none until then."""
+        dataset_id = self._record_datasets()
+        self._record_jobs(dataset_id)
+        trained, evaluated = self.recorded["get_job"]["runs"]
+        self._record_evaluations(evaluated["id"], dataset_id)
+        self._record_models(trained)
+        self._record_deployments(trained["model_id"])
+        for name in ("workers", "storage", "presets"):
+            verb = "get" if name == "storage" else "list"
+            self.recorded[f"{verb}_{name}"] = self._get(f"/{name}")
+        self.recorded["get_preset"] = self.recorded["list_presets"]["items"][0]
+        for name in ("healthz", "readyz"):
+            self.recorded[name] = check_response(self._client.get(f"/{name}"))
+        self._record_errors_and_keys()
+        return self.recorded
 
-    recorded: dict[str, Any] = {}
-    for name, path in examples.write_datasets(settings.data_dir / "rows").items():
-        with path.open("rb") as file:
-            response = client.post("/api/v1/datasets", data={"name": name}, files={"file": (path.name, file)})
-        recorded["upload_dataset"] = _shorten(check_response(response))
-    dataset_id = recorded["upload_dataset"]["id"]
-    recorded["dry_run_job"] = post("/jobs/dry-run", JOB)
-    recorded["create_job"] = post("/jobs", JOB)
-    job_id = recorded["create_job"]["id"]
-    recorded["get_job"] = _await_job(client, job_id)
-    run = recorded["get_job"]["runs"][0]
-    recorded["get_run"] = get(f"/runs/{run['id']}")
-    recorded["list_runs"] = get("/runs", limit=1, stage="sft")
-    for name in ("events", "metrics", "logs", "checkpoints"):
-        recorded[f"list_{name}"] = get(f"/runs/{run['id']}/{name}", limit=MAX_ITEMS)
-    recorded["create_preflight"] = post("/jobs/preflight", JOB)
-    recorded["create_preview"] = post(f"/datasets/{dataset_id}/previews", {"model": "starter", "rows": 1})
-    later = post("/jobs", JOB | {"name": "later", "priority": -1})["id"]
-    recorded |= {f"{action}_job": post(f"/jobs/{later}/{action}") for action in ("pause", "resume", "cancel")}
-    recorded["retry_job"] = post(f"/jobs/{later}/retry")
-    post(f"/jobs/{later}/cancel")
-    replay = {"name": "arithmetic-seed-7", "priority": -1, "changes": {"sft": {"seed": 7}}, "reuse": True}
-    recorded["replay_job"] = post(f"/jobs/{job_id}/replay", replay)
-    replayed = recorded["replay_job"]["id"]
-    recorded["diff_jobs"] = get("/jobs/diff", a=job_id, b=replayed)
-    post(f"/jobs/{replayed}/cancel")
-    recorded["list_jobs"] = get("/jobs", limit=1, name="arithmetic")
-    recorded |= _record_evaluations(client, recorded["get_job"]["runs"][1]["id"], get, post)
-    recorded["get_leaderboard"] = get(f"/datasets/{dataset_id}/leaderboard", metric="maths_exact_match")
-    recorded["list_datasets"] = get("/datasets", limit=1)
-    recorded["get_dataset"] = get(f"/datasets/{dataset_id}")
-    recorded["list_rows"] = get(f"/datasets/{dataset_id}/rows", limit=1)
-    recorded["list_models"] = get("/models", limit=1)
-    recorded["get_model"] = get(f"/models/{run['model_id']}")
-    recorded["list_model_files"] = get(f"/models/{run['model_id']}/files")
-    recorded["list_run_files"] = get(f"/runs/{run['id']}/files")
-    recorded["import_model"] = post("/models", {"source": "starter"})
-    weights = settings.data_dir / "artifacts" / "models" / run["model_id"]
-    shown = [file for file in weights.iterdir() if file.is_file() and not file.name.startswith(".")]
-    parts = [("file", (file.name, file.read_bytes())) for file in shown]
-    uploaded = client.post("/api/v1/models/uploads", data={"name": "mine", "base": "starter"}, files=parts)
-    recorded["upload_model"] = check_response(uploaded)
-    deployment = {"name": "maths", "model": run["model_id"]}
-    recorded["create_deployment"] = post("/deployments", deployment)
-    deployment_id = recorded["create_deployment"]["id"]
-    recorded["get_deployment"] = _await_deployment(client, deployment_id)
-    recorded["list_deployments"] = get("/deployments", limit=1, name="maths")
-    recorded["wake_deployment"] = post(f"/deployments/{deployment_id}/wake")
-    recorded["update_alias"] = put("/aliases/solver", {"targets": [{"deployment": "maths"}]})
-    recorded["get_alias"] = get("/aliases/solver")
-    recorded["list_aliases"] = get("/aliases")
-    put("/aliases/solver", {"targets": [{"deployment": "maths", "share": 1}]})
-    recorded["list_routes"] = get("/routes")
-    recorded["roll_back_alias"] = post("/aliases/solver/rollback", {})
-    recorded["list_alias_versions"] = get("/aliases/solver/history")
-    recorded["stop_deployment"] = post(f"/deployments/{deployment_id}/stop?force=true")
-    recorded["list_workers"] = get("/workers")
-    recorded["get_storage"] = get("/storage")
-    recorded["list_presets"] = get("/presets")
-    recorded["get_preset"] = recorded["list_presets"]["items"][0]
-    for name in ("healthz", "readyz"):
-        recorded[name] = check_response(client.get(f"/{name}"))
-    errors = {
-        "not_found": client.get(f"/api/v1/jobs/{job_id[:-1]}0"),
-        "conflict": client.put("/api/v1/aliases/solver", json={"targets": [{"deployment": "other"}]}),
-        "malformed": client.post("/api/v1/jobs", json={"name": "mine", "stages": [{"stage": "sft"}]}),
-    }
-    # From here on, requests need the key.
-    secret = check_response(
-        client.post("/api/v1/keys", json={"name": "admin", "scopes": ["admin"], "lock_service": True})
-    )["key"]
-    errors["unauthorized"] = client.get("/api/v1/jobs")
-    client.headers["Authorization"] = f"Bearer {secret}"
-    created = post("/keys", {"name": "app", "scopes": ["inference"], "requests_per_minute": 60})
-    recorded["create_key"] = created | {"key": "ts_…"}
-    path = f"/keys/{created['id']}"
-    limits = check_response(client.patch(f"/api/v1{path}", json={"concurrent_requests": 8}))
-    recorded |= {"get_own_key": get("/keys/self"), "list_keys": get("/keys"), "update_key": limits}
-    recorded["revoke_key"] = check_response(client.delete(f"/api/v1{path}"))
-    recorded[ERRORS] = {
-        name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}
-        for name, error in sorted(errors.items(), key=lambda item: item[1].status_code)
-    }
-    return recorded
+    def _get(self, path: str, **params: Any) -> Any:
+        return _shorten(check_response(self._client.get(f"/api/v1{path}", params=params)))
 
+    def _post(self, path: str, body: Any = None) -> Any:
+        return _shorten(check_response(self._client.post(f"/api/v1{path}", json=body)))
 
-def _record_evaluations(
-    client: httpx2.Client, run_id: str, get: Callable[..., Any], post: Callable[..., Any]
-) -> dict[str, Any]:
-    recorded = {"list_evaluations": get("/evaluations", run=run_id)}
-    model, baseline = sorted(
-        (each["id"] for each in recorded["list_evaluations"]["items"]),
-        key=lambda each: get(f"/evaluations/{each}")["role"],
-        reverse=True,
-    )
-    recorded["get_evaluation"] = get(f"/evaluations/{model}")
-    recorded["list_evaluation_rows"] = get(f"/evaluations/{model}/rows", limit=1)
-    recorded["create_comparison"] = post("/comparisons", {"evaluations": [model, baseline]})
-    job_id = recorded["create_comparison"]["id"]
-    _await_job(client, job_id)
-    recorded["list_comparisons"] = get("/comparisons", job=job_id)
-    comparison_id = recorded["list_comparisons"]["items"][0]["id"]
-    recorded["get_comparison"] = get(f"/comparisons/{comparison_id}")
-    return recorded
+    def _put(self, path: str, body: Any) -> Any:
+        return _shorten(check_response(self._client.put(f"/api/v1{path}", json=body)))
+
+    def _record_datasets(self) -> str:
+        """Upload the example data; return the id of the last dataset, whose rows are evaluated."""
+        for name, path in examples.write_datasets(self._settings.data_dir / "rows").items():
+            with path.open("rb") as file:
+                parts = {"file": (path.name, file)}
+                response = self._client.post("/api/v1/datasets", data={"name": name}, files=parts)
+            self.recorded["upload_dataset"] = _shorten(check_response(response))
+        dataset_id: str = self.recorded["upload_dataset"]["id"]
+        self.recorded["list_datasets"] = self._get("/datasets", limit=1)
+        self.recorded["get_dataset"] = self._get(f"/datasets/{dataset_id}")
+        self.recorded["list_rows"] = self._get(f"/datasets/{dataset_id}/rows", limit=1)
+        return dataset_id
+
+    def _record_jobs(self, dataset_id: str) -> None:
+        record, post = self.recorded, self._post
+        record["dry_run_job"] = post("/jobs/dry-run", JOB)
+        record["create_job"] = post("/jobs", JOB)
+        job_id = record["create_job"]["id"]
+        record["get_job"] = _await_job(self._client, job_id)
+        run_id = record["get_job"]["runs"][0]["id"]
+        record["get_run"] = self._get(f"/runs/{run_id}")
+        record["list_runs"] = self._get("/runs", limit=1, stage="sft")
+        for name in ("events", "metrics", "logs", "checkpoints"):
+            record[f"list_{name}"] = self._get(f"/runs/{run_id}/{name}", limit=MAX_ITEMS)
+        record["list_run_files"] = self._get(f"/runs/{run_id}/files")
+        record["create_preflight"] = post("/jobs/preflight", JOB)
+        preview = {"model": "starter", "rows": 1}
+        record["create_preview"] = post(f"/datasets/{dataset_id}/previews", preview)
+        later = post("/jobs", JOB | {"name": "later", "priority": -1})["id"]
+        for action in ("pause", "resume", "cancel", "retry"):
+            record[f"{action}_job"] = post(f"/jobs/{later}/{action}")
+        post(f"/jobs/{later}/cancel")
+        replay = {"name": "seed 7", "priority": -1, "changes": {"sft": {"seed": 7}}, "reuse": True}
+        record["replay_job"] = post(f"/jobs/{job_id}/replay", replay)
+        replayed = record["replay_job"]["id"]
+        record["diff_jobs"] = self._get("/jobs/diff", a=job_id, b=replayed)
+        post(f"/jobs/{replayed}/cancel")
+        record["list_jobs"] = self._get("/jobs", limit=1, name="arithmetic")
+
+    def _record_evaluations(self, run_id: str, dataset_id: str) -> None:
+        record = self.recorded
+        record["list_evaluations"] = self._get("/evaluations", run=run_id)
+        model, baseline = sorted(
+            (each["id"] for each in record["list_evaluations"]["items"]),
+            key=lambda each: self._get(f"/evaluations/{each}")["role"],
+            reverse=True,
+        )
+        record["get_evaluation"] = self._get(f"/evaluations/{model}")
+        record["list_evaluation_rows"] = self._get(f"/evaluations/{model}/rows", limit=1)
+        record["create_comparison"] = self._post("/comparisons", {"evaluations": [model, baseline]})
+        job_id = record["create_comparison"]["id"]
+        _await_job(self._client, job_id)
+        record["list_comparisons"] = self._get("/comparisons", job=job_id)
+        comparison_id = record["list_comparisons"]["items"][0]["id"]
+        record["get_comparison"] = self._get(f"/comparisons/{comparison_id}")
+        leaderboard = f"/datasets/{dataset_id}/leaderboard"
+        record["get_leaderboard"] = self._get(leaderboard, metric="maths_exact_match")
+
+    def _record_models(self, trained: dict[str, Any]) -> None:
+        model_id = trained["model_id"]
+        self.recorded["list_models"] = self._get("/models", limit=1)
+        self.recorded["get_model"] = self._get(f"/models/{model_id}")
+        self.recorded["list_model_files"] = self._get(f"/models/{model_id}/files")
+        self.recorded["import_model"] = self._post("/models", {"source": "starter"})
+        weights = self._settings.data_dir / "artifacts" / "models" / model_id
+        shown = [file for file in weights.iterdir() if file.is_file() and not file.name.startswith(".")]
+        parts = [("file", (file.name, file.read_bytes())) for file in shown]
+        form = {"name": "mine", "base": "starter"}
+        uploaded = self._client.post("/api/v1/models/uploads", data=form, files=parts)
+        self.recorded["upload_model"] = check_response(uploaded)
+
+    def _record_deployments(self, model_id: str) -> None:
+        record = self.recorded
+        record["create_deployment"] = self._post("/deployments", {"name": "maths", "model": model_id})
+        path = f"/deployments/{record['create_deployment']['id']}"
+        record["get_deployment"] = _await_deployment(self._client, record["create_deployment"]["id"])
+        record["list_deployments"] = self._get("/deployments", limit=1, name="maths")
+        record["wake_deployment"] = self._post(f"{path}/wake")
+        record["update_alias"] = self._put("/aliases/solver", {"targets": [{"deployment": "maths"}]})
+        record["get_alias"] = self._get("/aliases/solver")
+        record["list_aliases"] = self._get("/aliases")
+        self._put("/aliases/solver", {"targets": [{"deployment": "maths", "share": 1}]})
+        record["list_routes"] = self._get("/routes")
+        record["roll_back_alias"] = self._post("/aliases/solver/rollback", {})
+        record["list_alias_versions"] = self._get("/aliases/solver/history")
+        record["stop_deployment"] = self._post(f"{path}/stop?force=true")
+
+    def _record_errors_and_keys(self) -> None:
+        client = self._client
+        job_id = self.recorded["get_job"]["id"]
+        errors = {
+            "not_found": client.get(f"/api/v1/jobs/{job_id[:-1]}0"),
+            "conflict": client.put("/api/v1/aliases/solver", json={"targets": [{"deployment": "other"}]}),
+            "malformed": client.post("/api/v1/jobs", json={"name": "mine", "stages": [{"stage": "sft"}]}),
+        }
+        # From here on, requests need the key.
+        admin = {"name": "admin", "scopes": ["admin"], "lock_service": True}
+        secret = check_response(client.post("/api/v1/keys", json=admin))["key"]
+        errors["unauthorized"] = client.get("/api/v1/jobs")
+        client.headers["Authorization"] = f"Bearer {secret}"
+        created = self._post("/keys", {"name": "app", "scopes": ["inference"], "requests_per_minute": 60})
+        self.recorded["create_key"] = created | {"key": "ts_…"}
+        path = f"/keys/{created['id']}"
+        limits = check_response(client.patch(f"/api/v1{path}", json={"concurrent_requests": 8}))
+        self.recorded |= {"get_own_key": self._get("/keys/self"), "list_keys": self._get("/keys")}
+        self.recorded["update_key"] = limits
+        self.recorded["revoke_key"] = check_response(client.delete(f"/api/v1{path}"))
+        self.recorded[ERRORS] = {
+            name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}
+            for name, error in sorted(errors.items(), key=lambda item: item[1].status_code)
+        }
 
 
 def _await_job(client: httpx2.Client, job_id: str) -> Any:
