@@ -33,7 +33,7 @@ from trainers.evaluation.provenance import (
 )
 from trainers.evaluation.reference_scores import score_references
 from trainers.evaluation.response_log import RESPONSES, ResponseLog
-from trainers.evaluation.results import EvaluationResult, ModelScores
+from trainers.evaluation.results import EvaluationResult, ModelScores, PairedDifference
 from trainers.evaluation.row_completions import Completion, SampleRequest, Sampling, complete
 from trainers.evaluation.scored_rows import (
     evaluated_row,
@@ -195,7 +195,6 @@ def _score(
 ) -> dict[str, Any]:
     # Importing scipy takes a second, which a program that only generates need not spend.
     from trainers.statistics.comparison import compare_models
-    from trainers.statistics.power import describe_power
 
     clusters = list_clusters(config.clusters, pairs)
     numbers = [pair.row for pair in pairs]
@@ -223,24 +222,15 @@ def _score(
         )
         for role in responses
     ]
-    sets = find_contamination(dataset_path(config.dataset), config.origins)
+    contamination = find_contamination(dataset_path(config.dataset), config.origins)
     slices = score_slices(config.slices, pairs, values, clusters)
     warnings = [
         *slices.warnings,
-        *describe_contamination(sets),
-        *(
-            warning
-            for other in models[1:]
-            if (warning := explain_differences(models[0], other, within_evaluation=True)) is not None
-        ),
+        *describe_contamination(contamination),
+        *_describe_conditions(models),
         *_describe_failures(models),
     ]
-    for warning in warnings:
-        events.write_warning("evaluation_weakened", warning)
     differences = compare_models(values, clusters=clusters, seed=config.seed)
-    total = len(pairs) * config.samples * len(models)
-    scores = [(f"{one.role}/{score.metric}", score.value) for one in models for score in one.scores]
-    events.write_metrics(total, total, dict(scores[:MAX_METRICS]))
     result = EvaluationResult(
         stage="evaluate",
         n=len(pairs),
@@ -248,20 +238,41 @@ def _score(
         differences=differences,
         warnings=warnings,
         details={
-            "contamination": [one.model_dump(mode="json") for one in sets],
+            "contamination": [one.model_dump(mode="json") for one in contamination],
             "slices": [one.model_dump(mode="json") for one in slices.slices],
-            "power": [
-                f"{one.metric} against {one.other!r}: "
-                + describe_power(one.n, one.detectable, is_share=values[one.role][one.metric].is_share)
-                for one in differences
-            ],
+            "power": _describe_power(differences, values),
         },
         metrics=[metric.model_dump(mode="json", exclude={"environment"}) for metric in config.metrics],
         clusters=config.clusters,
         rows=ROWS,
     )
+    _report(result, len(pairs) * config.samples * len(models), events)
     write_evaluation_folder(run_dir, result)
     return result.model_dump(mode="json")
+
+
+def _report(result: EvaluationResult, total: int, events: EventWriter) -> None:
+    """Write the warnings and the scores as events."""
+    for warning in result.warnings:
+        events.write_warning("evaluation_weakened", warning)
+    scores = [(f"{one.role}/{score.metric}", score.value) for one in result.models for score in one.scores]
+    events.write_metrics(total, total, dict(scores[:MAX_METRICS]))
+
+
+def _describe_power(differences: list[PairedDifference], values: dict[str, Values]) -> list[str]:
+    from trainers.statistics.power import describe_power
+
+    return [
+        f"{one.metric} against {one.other!r}: "
+        + describe_power(one.n, one.detectable, is_share=values[one.role][one.metric].is_share)
+        for one in differences
+    ]
+
+
+def _describe_conditions(models: list[ModelScores]) -> list[str]:
+    """Return a warning for each model that was evaluated under other conditions than the first one."""
+    found = (explain_differences(models[0], other, within_evaluation=True) for other in models[1:])
+    return [warning for warning in found if warning is not None]
 
 
 def _describe_failures(models: list[ModelScores]) -> list[str]:

@@ -28,7 +28,7 @@ class EvaluationNotFound(NotFound):
 
 @dataclass(frozen=True)
 class EvaluationFilters:
-    """The evaluations to list; None is no condition."""
+    """The evaluations to list: those that have every value that is not None."""
 
     dataset: str | None = None
     model: str | None = None
