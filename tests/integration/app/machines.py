@@ -26,7 +26,7 @@ QUICK = settings(max_examples=12, stateful_step_count=30, derandomize=True, **CO
 # Other examples in each run, for `make slow`.
 THOROUGH = settings(max_examples=3000, stateful_step_count=60, **COMMON)
 # A mutant is found or not: its example need not be small. The search ends when it is found.
-MUTANT = settings(QUICK, max_examples=300, report_multiple_bugs=False, print_blob=False)
+MUTANT = settings(QUICK, max_examples=100, report_multiple_bugs=False, print_blob=False)
 
 
 def run_machine(machine: type[RuleBasedStateMachine], service: Settings, profile: settings) -> None:

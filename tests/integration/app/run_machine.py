@@ -46,6 +46,9 @@ CLOCK_COLUMNS = ("lease_expires_at", "claimable_at", "notified_at", "created_at"
 Pick = st.integers(0, 1000)
 # What follows from a gate takes several steps, so that gates must be frequent.
 FREQUENT_OUTCOMES = [*sorted(OUTCOMES), "not_met", "not_met", "person"]
+# How the last attempts of an example end, the first one last; None is success, as every attempt after them.
+# Rules seldom end the runs of a whole job, and only a job that has ended can be retried.
+ENDINGS = st.lists(st.sampled_from([None, "not_met", "person"]), max_size=8)
 # For each stage: the earlier ones that it needs, as the bits of a number, and whether it runs when the last
 # of them is a gate that is not met.
 Graph = list[tuple[int, bool]]
@@ -67,9 +70,9 @@ class RunMachine(RuleBasedStateMachine):
 
     settings: Settings
 
-    @initialize()
-    def start(self) -> None:
-        """Empty the database, register the workers, and submit a job."""
+    @initialize(endings=ENDINGS)
+    def start(self, endings: list[str | None]) -> None:
+        """Empty the database, register the workers, and submit two jobs."""
         self.patch = pytest.MonkeyPatch()
         self.notifications: list[Queue] = []
         # The broker of the machine is a list, from which rules deliver, lose and repeat notifications.
@@ -79,10 +82,11 @@ class RunMachine(RuleBasedStateMachine):
         self.runs: dict[str, ModelRun] = {}
         self.jobs: list[str] = []
         self.stale: list[tuple[str, int]] = []
+        self.endings = endings
         ids = reset_database(len(CLOCK_ERRORS))
         self.workers = [ModelWorker(*worker) for worker in zip(ids, CLOCK_ERRORS, strict=True)]
         # Hypothesis leaves out some rules in each example: without a run, nothing would happen.
-        self._submit([(0, False), (1, False)], 0)
+        self._submit([(0, False), (1, False), (2, False)], 0)
         self._submit([(0, False), (1, True), (1, False)], 0)
 
     # Clients
@@ -143,17 +147,7 @@ class RunMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._busy_workers())
     @rule(pick=Pick, outcome=st.sampled_from(FREQUENT_OUTCOMES))
     def end_attempt(self, pick: int, outcome: str) -> None:
-        worker = self._pick_busy(pick)
-        with self._acting(worker), transaction() as session:
-            ended = lifecycle.end_attempt(
-                session,
-                self._run_id(worker),
-                OUTCOMES[outcome],
-                lifecycle.lease_guards(worker.attempt),
-                MAX_FAILURES,
-            )
-        assert (ended is not None) == self._is_live(worker), "an attempt ends once, while it holds the run"
-        self._release(worker, ended)
+        self._end_attempt(self._pick_busy(pick), outcome)
 
     @precondition(lambda self: self.stale)
     @rule(pick=Pick)
@@ -235,7 +229,7 @@ class RunMachine(RuleBasedStateMachine):
                 self.notifications.pop()
                 self._claim(self._idle_workers()[0])
             while busy := self._busy_workers():
-                self._succeed(busy[0])
+                self._end(busy[0], self.endings.pop() if self.endings else None)
         raise AssertionError(f"stuck: {self._unfinished()}")
 
     def _unfinished(self) -> Sequence[Run]:
@@ -279,6 +273,12 @@ class RunMachine(RuleBasedStateMachine):
         model.is_held, model.lease_ends = True, self.now + LEASE_SECONDS
         worker.run_id, worker.attempt = run.id, run.attempt
 
+    def _end(self, worker: ModelWorker, ending: str | None) -> None:
+        if ending is None:
+            self._succeed(worker)
+        else:
+            self._end_attempt(worker, ending)
+
     def _succeed(self, worker: ModelWorker) -> None:
         with self._acting(worker), transaction() as session:
             moved = lifecycle.move(
@@ -289,6 +289,18 @@ class RunMachine(RuleBasedStateMachine):
             )
         assert (moved is not None) == self._is_live(worker), "only the attempt that holds a run can finish it"
         self._release(worker, moved)
+
+    def _end_attempt(self, worker: ModelWorker, outcome: str) -> None:
+        with self._acting(worker), transaction() as session:
+            ended = lifecycle.end_attempt(
+                session,
+                self._run_id(worker),
+                OUTCOMES[outcome],
+                lifecycle.lease_guards(worker.attempt),
+                MAX_FAILURES,
+            )
+        assert (ended is not None) == self._is_live(worker), "an attempt ends once, while it holds the run"
+        self._release(worker, ended)
 
     def _release(self, worker: ModelWorker, ended: Run | None) -> None:
         """Forget the run of a worker, which takes the next one."""

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from app.jobs.schemas import MAX_RUNS
 from app.main import create_app
 from app.runs import lifecycle
 from app.runs.attempt_outcome import NewEvent
@@ -231,7 +232,7 @@ def test_a_client_that_reconnects_to_a_job_receives_each_event_of_each_run_once(
     assert json.loads(rest[-1]["data"]) == {"status": "succeeded"}
 
 
-@pytest.mark.parametrize("after", ["x", "1.", "-1", "1." * 30 + "1", "9999999999"])
+@pytest.mark.parametrize("after", ["x", "1.", "-1", "1." * MAX_RUNS + "1", "9999999999"])
 def test_a_position_that_no_event_has_is_refused(
     client: TestClient, make_job: Callable[..., list[Run]], after: str
 ) -> None:
