@@ -29,6 +29,8 @@ from app.jobs import endpoints as jobs
 from app.jobs.replays import endpoints as replays
 from app.keys import endpoints as keys
 from app.models import endpoints as models
+from app.openai_api.application import PREFIX as OPENAI_PREFIX
+from app.openai_api.application import create_openai_app
 from app.presets import endpoints as presets
 from app.retention.collector import Collector
 from app.routing_table import endpoints as routes
@@ -110,6 +112,7 @@ def create_app() -> FastAPI:
     install_error_handlers(app)
     app.include_router(_api_router())
     app.include_router(health.router)
+    app.mount(OPENAI_PREFIX, create_openai_app())
     # The middleware added last receives a request first.
     app.add_middleware(EdgeMiddleware, origins=origins)
     app.add_middleware(RequestMiddleware)

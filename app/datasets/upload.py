@@ -60,9 +60,9 @@ def upload_folder(parent: Path) -> Iterator[Path]:
 
 
 async def receive_upload(
-    request: Request, folder: Path, max_bytes: int, max_parts: int = MAX_PARTS
+    request: Request, folder: Path, max_bytes: int, max_parts: int = MAX_PARTS, field_name: str = "file"
 ) -> FormUpload:
-    """Read the request's form into `folder`.
+    """Read the request's form, whose files are in the field `field_name`, into `folder`.
 
     Raises NotMultipart, PayloadTooLarge, and UnprocessableContent if the form is incomplete or has no file.
     """
@@ -70,7 +70,7 @@ async def receive_upload(
     if content_type != b"multipart/form-data" or b"boundary" not in options:
         raise NotMultipart("The body is not multipart/form-data.", hint=CURL_HINT)
     upload = FormUpload()
-    parser = _make_parser(upload, options[b"boundary"], folder, max_parts)
+    parser = _make_parser(upload, options[b"boundary"], folder, max_parts, field_name)
     received_bytes = 0
     async for chunk in request.stream():
         received_bytes += len(chunk)
@@ -84,8 +84,8 @@ async def receive_upload(
     if not upload.files:
         raise UnprocessableContent(
             "The form contains no file.",
-            hint=CURL_HINT,
-            fields=[{"field": "file", "message": "A file is required."}],
+            hint=CURL_HINT.replace("file=", f"{field_name}=").replace("`file`", f"`{field_name}`"),
+            fields=[{"field": field_name, "message": "A file is required."}],
         )
     return upload
 
@@ -126,7 +126,9 @@ def _read_choice(upload: FormUpload, name: str, choices: type[TChoice]) -> TChoi
         raise UnprocessableContent(message, hint=hint, fields=fields) from None
 
 
-def _make_parser(upload: FormUpload, boundary: bytes, folder: Path, max_parts: int) -> FormParser:
+def _make_parser(
+    upload: FormUpload, boundary: bytes, folder: Path, max_parts: int, field_name: str
+) -> FormParser:
     n_parts = 0
 
     def count_part() -> None:
@@ -145,7 +147,7 @@ def _make_parser(upload: FormUpload, boundary: bytes, folder: Path, max_parts: i
         part.flush_to_disk() if part.in_memory else part.file_object.flush()
         part.close()
         count_part()
-        if part.field_name == b"file":
+        if part.field_name == field_name.encode():
             assert part.actual_file_name is not None
             name = (part.file_name or b"").decode("utf-8", "replace")
             upload.files.append(UploadedFile(Path(part.actual_file_name.decode()), name))

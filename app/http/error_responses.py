@@ -67,7 +67,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HttpError, _handle_http_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
-    app.add_exception_handler(DataError, _handle_data_error)
+    app.add_exception_handler(DataError, _handle_http_exception)
 
 
 def error_response(error: HttpError, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -77,8 +77,12 @@ def error_response(error: HttpError, headers: dict[str, str] | None = None) -> J
 
 def error_response_of(error: ApiError) -> JSONResponse:
     """Return the response for an error of `serving`, in the API's format."""
-    headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return JSONResponse({"error": error.as_dict()}, error.status, headers)
+    return JSONResponse({"error": error.as_dict()}, error.status, headers_of(error))
+
+
+def headers_of(error: ApiError) -> dict[str, str]:
+    """Return the headers of the response to an error of `serving`."""
+    return {name.decode(): value.decode() for name, value in error.headers()}
 
 
 def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -86,8 +90,14 @@ def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
-def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Convert the exceptions of FastAPI and Starlette."""
+def as_http_error(request: Request, error: Exception) -> tuple[HttpError, dict[str, str] | None]:
+    """Convert an exception of FastAPI, Starlette or the database's driver; return its headers as well."""
+    if isinstance(error, DataError):
+        # PostgreSQL refuses text that JSON allows, above all the character NUL.
+        return UnprocessableContent(
+            "The request contains a value that the database cannot store, such as the character NUL.",
+            hint="Remove control characters from the values.",
+        ), None
     assert isinstance(error, HTTPException)
     headers = dict(error.headers) if error.headers else None
     if error.status_code == 405 and (allowed := _allowed_methods(request)):
@@ -105,7 +115,11 @@ def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     else:
         converted = HttpError(f"{error.detail}.")
         converted.status, converted.code = error.status_code, ErrorCode.http_error
-    return error_response(converted, headers)
+    return converted, headers
+
+
+def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
+    return error_response(*as_http_error(request, error))
 
 
 def _allowed_methods(request: Request) -> list[str]:
@@ -119,16 +133,6 @@ def _allowed_methods(request: Request) -> list[str]:
     ]
     # The service responds to HEAD wherever it responds to GET.
     return [*allowed, "HEAD"] if "GET" in allowed else allowed
-
-
-def _handle_data_error(request: Request, error: Exception) -> JSONResponse:
-    """Convert PostgreSQL's refusal of text that JSON allows, above all the character NUL."""
-    return error_response(
-        UnprocessableContent(
-            "The request contains a value that the database cannot store, such as the character NUL.",
-            hint="Remove control characters from the values.",
-        )
-    )
 
 
 def _handle_validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -21,7 +21,7 @@ from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Scope
 from app.workers import service as workers
 from serving.gateway.downstream import ClientIdentity
-from serving.gateway.gateway import Gateway
+from serving.gateway.gateway import ENGINE_PATHS, MODELS_PATH, Gateway
 from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.mounted.openapi import components, paths
 from serving.gateway.rate_limits import AuthorizedClient
@@ -31,6 +31,7 @@ from serving.http.errors import EngineUnavailable, InvalidApiKey, KeyCheckUnavai
 
 WAKE_POLL_SECONDS = 0.3
 RETRY_AFTER_SECONDS = 5
+CHATS_PATH = "/v1/chat/completions"
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def create_gateway(origins: OriginPolicy) -> AsgiGateway:
 
 
 class GatewayMiddleware:
-    """A middleware that passes /v1 to the gateway and all other paths to the API.
+    """A middleware that passes generation and the list of models to the gateway, and the rest to the API.
 
     It is the outermost middleware, so that no other one slows down the tokens of a stream.
     """
@@ -51,10 +52,18 @@ class GatewayMiddleware:
         self.gateway = gateway
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or not _is_for_gateway(scope["method"], scope["path"]):
             await self.app(scope, receive, send)
             return
         await self.gateway(scope, receive, send)
+
+
+def _is_for_gateway(method: str, path: str) -> bool:
+    if path in ENGINE_PATHS:
+        # Stored chats are listed at the path that creates them.
+        return not (path == CHATS_PATH and method in ("GET", "HEAD"))
+    is_of_models = path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/")
+    return is_of_models and method != "DELETE"
 
 
 async def authorize_client(client: ClientIdentity) -> AuthorizedClient:

@@ -13,11 +13,13 @@ from app.http import metrics
 from app.http.error_responses import error_response
 from app.http.errors import HttpError, InternalServerError
 from app.http.unavailable import as_unavailable
+from app.openai_api.errors import openai_error_response
 from app.scheduling.incidents import describe_error
 
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 UNKNOWN_ROUTE = "none"
 API_PREFIX = "/api/v1"
+OPENAI_PREFIX = "/v1"
 
 logger = logging.getLogger("app.requests")
 
@@ -56,9 +58,14 @@ class RequestMiddleware:
                     hint="Send the request again; if it fails again, report the failure with that id.",
                 )
             if not status:
-                await error_response(response)(scope, receive, send_with_id)
+                respond = openai_error_response if _is_openai(scope) else error_response
+                await respond(response)(scope, receive, send_with_id)
         finally:
             _record(scope, status, time.perf_counter() - started)
+
+
+def _is_openai(scope: Scope) -> bool:
+    return bool(scope["path"].startswith(f"{OPENAI_PREFIX}/"))
 
 
 def _request_id(scope: Scope) -> str:
@@ -72,7 +79,8 @@ def _route_template(scope: Scope) -> str:
     route = scope.get("route")
     if not isinstance(route, Route):
         return UNKNOWN_ROUTE
-    return API_PREFIX + route.path if scope["path"].startswith(f"{API_PREFIX}/") else route.path
+    prefixes = (prefix for prefix in (API_PREFIX, OPENAI_PREFIX) if scope["path"].startswith(f"{prefix}/"))
+    return next(prefixes, "") + route.path
 
 
 def _record(scope: Scope, status: int, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """Keyset pagination: a page starts after the last item of the previous one, so all pages cost the same."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query
@@ -88,3 +89,24 @@ def _read_page(session: Session, statement: Select[Any], limit: int) -> tuple[Se
     """Return at most `limit` rows, and whether there are more, which one additional row shows."""
     rows = session.scalars(statement.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
+
+
+@dataclass(frozen=True)
+class CursorQuery:
+    """The query of a page in OpenAI's terms: after the item with an id, in the order of age."""
+
+    limit: int
+    after: str | None = None
+    descending: bool = True
+
+
+def paginate_by_id(
+    session: Session, statement: Select[Any], key: Any, cursor: CursorQuery
+) -> tuple[Sequence[Any], bool]:
+    """Return the page's rows in the order of their ids, which is that of their age, and whether more follow.
+
+    `key` is the column of the ids. An `after` whose row is gone is still a position.
+    """
+    if cursor.after is not None:
+        statement = statement.where(key < cursor.after if cursor.descending else key > cursor.after)
+    return _read_page(session, statement.order_by(key.desc() if cursor.descending else key), cursor.limit)

@@ -20,7 +20,7 @@ from app.retention.report import Removal, RemovalReason
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session
 from app.storage.inventory import ArtifactKind, StoredArtifact
-from app.tables import HELD, Checkpoint, Comparison, Dataset, Evaluation, Model, Run, RunStatus
+from app.tables import HELD, Checkpoint, Comparison, Dataset, Evaluation, File, Model, Run, RunStatus
 
 BATCH = 500
 # The kinds of artifacts whose key contains their run.
@@ -74,7 +74,7 @@ def _load_names(session: Session, batch: Sequence[StoredArtifact]) -> _BatchName
     checkpoint_keys = {*keys, *(key.removesuffix(WEIGHTS_SUFFIX) for key in keys)}
     of_checkpoints = select(col(Checkpoint.artifact)).where(col(Checkpoint.artifact).in_(checkpoint_keys))
     named = set(session.scalars(of_checkpoints))
-    for artifact in (col(Evaluation.artifact), col(Comparison.artifact)):
+    for artifact in (col(Evaluation.artifact), col(Comparison.artifact), col(File.artifact)):
         named |= set(session.scalars(select(artifact).where(artifact.in_(keys))))
     deleted: set[str] = set()
     for table in (Dataset, Model):
@@ -97,7 +97,7 @@ def _load_names(session: Session, batch: Sequence[StoredArtifact]) -> _BatchName
 def _find_reason(artifact: StoredArtifact, names: _BatchNames, newest: float) -> RemovalReason | None:
     if artifact.kind is ArtifactKind.partial:
         return RemovalReason.partial if artifact.changed_at < newest else None
-    if artifact.kind in (ArtifactKind.datasets, ArtifactKind.models):
+    if artifact.kind in (ArtifactKind.datasets, ArtifactKind.files, ArtifactKind.models):
         if artifact.key in names.deleted:
             return RemovalReason.deleted
         newest = min(newest, names.oldest_held_start - CLOCK_SKEW_SECONDS)

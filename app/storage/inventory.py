@@ -21,6 +21,7 @@ class ArtifactKind(StrEnum):
     models = "models"
     checkpoints = "checkpoints"
     evaluations = "evaluations"
+    files = "files"
     runs = "runs"
     partial = "partial"
     other = "other"
@@ -32,6 +33,7 @@ KEY_PARTS = {
     ArtifactKind.models: 2,
     ArtifactKind.checkpoints: 3,
     ArtifactKind.evaluations: 3,
+    ArtifactKind.files: 2,
     ArtifactKind.runs: 3,
 }
 

@@ -9,6 +9,7 @@ from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
 from app.tables.event import Event, EventType
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
+from app.tables.openai_api.file import File, FilePurpose
 from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
 from app.tables.worker import Worker
@@ -29,6 +30,8 @@ __all__ = [
     "EvaluationScore",
     "Event",
     "EventType",
+    "File",
+    "FilePurpose",
     "Job",
     "JobLabel",
     "Model",

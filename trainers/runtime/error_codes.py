@@ -136,6 +136,8 @@ class ErrorCode(StrEnum):
     too_many_connections = "too_many_connections", "The server has too many open connections."
     unsupported_encoding = "unsupported_encoding", "The body has a Content-Encoding other than gzip."
     request_timeout = "request_timeout", "The request did not arrive in time."
+    file_not_found = "file_not_found", "The file does not exist, or has expired."
+    unknown_parameter = "unknown_parameter", "The request has a parameter that does not exist."
     unknown_url = "unknown_url", "Nothing is served at this path."
     rate_limit_exceeded = "rate_limit_exceeded", "The API key has used its requests of the minute."
     concurrency_limit_exceeded = "concurrency_limit_exceeded", "The API key has too many open requests."

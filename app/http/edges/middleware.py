@@ -1,8 +1,10 @@
 """What the API checks and changes at its edge: pages of other origins, compressed bodies, HEAD and CORS."""
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.error_responses import error_response_of
+from app.http.error_responses import error_response_of, headers_of
+from app.http.middleware import OPENAI_PREFIX
 from serving.gateway.mounted.asgi import ClientDisconnected, add_headers, read_body
 from serving.http.content_encoding import check_encoding, unpack_body
 from serving.http.cross_site import OriginPolicy
@@ -40,7 +42,10 @@ class EdgeMiddleware:
         except ClientDisconnected:
             return
         except ApiError as error:
-            await error_response_of(error)(scope, receive, send)
+            if scope["path"].startswith(f"{OPENAI_PREFIX}/"):
+                await Response(error.body(), error.status, headers_of(error))(scope, receive, send)
+            else:
+                await error_response_of(error)(scope, receive, send)
             return
         if scope["method"] == "HEAD":
             await self._respond_to_head(scope, receive, send)

@@ -12,9 +12,7 @@ async def check_query(request: Request) -> None:
     """Raise UnprocessableContent for a query parameter that the route does not have."""
     if not request.scope["query_string"]:
         return
-    route = request.scope["route"]
-    assert isinstance(route, APIRoute)
-    known = _names(route.dependant)
+    known = known_parameters(request)
     unknown = sorted(set(request.query_params) - known)
     if not unknown:
         return
@@ -24,6 +22,13 @@ async def check_query(request: Request) -> None:
     raise UnprocessableContent(
         f"The request is malformed. {unknown[0]}: {fields[0]['message']}{more}", fields=fields
     )
+
+
+def known_parameters(request: Request) -> set[str]:
+    """Return the names of the query parameters of the request's route."""
+    route = request.scope["route"]
+    assert isinstance(route, APIRoute)
+    return _names(route.dependant)
 
 
 def _names(dependant: Dependant) -> set[str]:

@@ -1,0 +1,1 @@
+"""Files with a purpose: the noun behind OpenAI's Files API."""

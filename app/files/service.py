@@ -1,0 +1,132 @@
+"""Files with a purpose: the rows of one for training are a dataset, and of others the bytes are kept."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import Select, delete, or_, select
+from sqlmodel import Session, col
+
+from app.datasets import service as datasets
+from app.datasets.upload import UploadedFile
+from app.downloads.response import Download
+from app.downloads.stored_files import read_stored
+from app.http.errors import InUse, NotFound
+from app.http.paging import CursorQuery, paginate_by_id
+from app.storage.artifacts import get_store
+from app.storage.database import database_now, read_session, transaction
+from app.tables import Dataset, File, FilePurpose
+from app.tables.base import new_id, utc_now
+from trainers.data.conversion.csv_table import CsvOptions
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.verified_files import hash_file
+
+# A dataset keeps no more of a file than this name.
+MAX_DATASET_NAME = 200
+BYTES = "application/octet-stream"
+
+
+class FileNotFound(NotFound):
+    """No file has this id."""
+
+    code = ErrorCode.file_not_found
+
+
+def create_file(
+    file: UploadedFile, purpose: FilePurpose, expires_after_seconds: int | None, max_bytes: int
+) -> File:
+    """Store a file; the rows of one for training become a dataset, with the faults in its report.
+
+    No session is open while the file is read and copied.
+    """
+    row = File(filename=file.name, purpose=purpose, size_bytes=file.path.stat().st_size)
+    if expires_after_seconds is not None:
+        row.expires_at = utc_now() + timedelta(seconds=expires_after_seconds)
+    if purpose is FilePurpose.fine_tune:
+        name = (Path(file.name).stem or "file")[:MAX_DATASET_NAME]
+        dataset, existed = datasets.create_from_upload(file, name, CsvOptions(None, None), max_bytes)
+        row.dataset_id, row.owns_dataset = dataset.id, not existed
+    else:
+        row.artifact, row.sha256 = publish_content(file.path)
+    with transaction() as session:
+        if row.dataset_id is not None and not row.owns_dataset:
+            owners = select(col(File.id)).where(
+                col(File.dataset_id) == row.dataset_id, col(File.owns_dataset)
+            )
+            row.owns_dataset = session.scalar(owners.limit(1)) is not None
+        session.add(row)
+    return row
+
+
+def publish_content(path: Path) -> tuple[str, str]:
+    """Store the bytes of a file that no row names yet; return the artifact's key and hash."""
+    # A key is never used twice, or the deletion of an earlier file could remove this one.
+    artifact = f"files/{new_id('content')}"
+    get_store().publish_file(path, artifact)
+    return artifact, hash_file(path)
+
+
+def list_files(
+    session: Session, cursor: CursorQuery, purpose: FilePurpose | None
+) -> tuple[Sequence[File], bool]:
+    """Return a page of files, and whether more follow."""
+    statement = select_files()
+    if purpose is not None:
+        statement = statement.where(col(File.purpose) == purpose)
+    return paginate_by_id(session, statement, col(File.id), cursor)
+
+
+def get_file(session: Session, file_id: str) -> File:
+    """Return a file; raises FileNotFound, also for one that has expired."""
+    file = session.scalars(select_files().where(col(File.id) == file_id)).one_or_none()
+    if file is None:
+        raise FileNotFound(f"There is no file {file_id!r}.", hint="List the files with GET /v1/files.")
+    return file
+
+
+def get_dataset(session: Session, file: File) -> Dataset | None:
+    """Return the dataset with the rows of a file; None if it has none, or if that was deleted."""
+    return session.get(Dataset, file.dataset_id) if file.dataset_id is not None else None
+
+
+def delete_file(file_id: str) -> None:
+    """Delete a file, and the dataset that it owns alone; the bytes disappear with the next collection.
+
+    Raises FileNotFound, and InUse while an unfinished job reads the dataset.
+    """
+    with transaction() as session:
+        file = get_file(session, file_id)
+        session.execute(delete(File).where(col(File.id) == file_id))
+        others = select(col(File.id)).where(col(File.dataset_id) == file.dataset_id).limit(1)
+        if file.dataset_id is None or not file.owns_dataset or session.scalar(others) is not None:
+            return
+        try:
+            datasets.delete_dataset(session, file.dataset_id)
+        except datasets.DatasetNotFound:
+            return
+        except InUse as error:
+            raise InUse(
+                f"The file {file_id} is used: {error.message}", hint=error.hint, used_by=error.used_by
+            ) from None
+
+
+def find_content(file_id: str) -> Download:
+    """Return the bytes of a file, to send; raises FileNotFound and DatasetNotFound."""
+    with read_session() as session:
+        file = get_file(session, file_id)
+    if file.dataset_id is not None:
+        return datasets.find_content(file.dataset_id)
+    artifact, sha256 = file.artifact, file.sha256
+    assert artifact is not None and sha256 is not None, "a file has a dataset or an artifact"
+    return Download(
+        filename=f"{file.id}.jsonl" if file.filename.endswith(".jsonl") else file.id,
+        media_type=datasets.JSONL if file.filename.endswith(".jsonl") else BYTES,
+        size_bytes=file.size_bytes,
+        etag=f'"{sha256}"',
+        open=lambda part: read_stored(artifact, sha256, part),
+    )
+
+
+def select_files() -> Select[File]:
+    """Return the query of all files that have not expired."""
+    return select(File).where(or_(col(File.expires_at).is_(None), col(File.expires_at) > database_now()))

@@ -1,0 +1,67 @@
+"""The application of OpenAI's API at /v1; the gateway in front of it serves generation and lists models."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+
+from app.http.auth import require_by_method
+from app.http.metrics import VERSION
+from app.http.text_check import refuse_unstorable_text
+from app.openai_api.errors import OpenAIErrorResponse, install_openai_errors
+from app.openai_api.files import endpoints as files
+from app.openai_api.parameters import refuse_unknown_query
+from serving.gateway.mounted.openapi import components, paths
+from serving.http.limits import MAX_BODY_BYTES
+
+PREFIX = "/v1"
+NOUNS = (files,)
+DESCRIPTION = (
+    "OpenAI's API, for its official clients: set `base_url` to this address and `api_key` to a key of this "
+    "service. Fields that OpenAI does not have are named as such. Tunesmith's own API is at [/docs](/docs)."
+)
+TAGS = [
+    {"name": "generation", "description": "Chats, completions, responses and embeddings of deployed models."},
+    {"name": "files", "description": "Files for training, batches and evaluations."},
+]
+
+
+def create_openai_app() -> FastAPI:
+    """Create the application, to be mounted at /v1."""
+    # FastAPIOffline serves Swagger UI itself, so the documentation works without an internet connection.
+    app = FastAPIOffline(
+        title="Tunesmith: OpenAI's API",
+        version=VERSION,
+        dependencies=[Depends(refuse_unstorable_text)],
+        redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
+        generate_unique_id_function=lambda route: route.name,
+        swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True, "filter": True},
+        responses={"default": {"model": OpenAIErrorResponse, "description": "An error."}},
+    )
+    install_openai_errors(app)
+    router = APIRouter(dependencies=[Depends(require_by_method), Depends(refuse_unknown_query)])
+    for noun in NOUNS:
+        router.include_router(noun.router)
+    app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=DESCRIPTION,
+            tags=TAGS,
+            routes=app.routes,
+            servers=[{"url": PREFIX}],
+        )
+        for path, operations in paths().items():
+            added = {verb: item | {"security": [{"HTTPBearer": []}]} for verb, item in operations.items()}
+            schema["paths"].setdefault(path.removeprefix(PREFIX), {}).update(added)
+        schema["components"]["schemas"].update(components()["schemas"])
+        app.openapi_schema = schema
+    return app.openapi_schema

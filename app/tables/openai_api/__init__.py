@@ -1,0 +1,1 @@
+"""The tables of nouns that only OpenAI's API has."""

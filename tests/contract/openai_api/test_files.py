@@ -1,0 +1,114 @@
+"""OpenAI's Files API, through its official client."""
+
+import json
+from typing import Any
+
+import pytest
+from openai import BadRequestError, NotFoundError, OpenAI
+from starlette.testclient import TestClient
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{n} + 1"}, {"role": "assistant", "content": str(n + 1)}]}
+    for n in range(3)
+]
+CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def upload(openai: OpenAI, content: bytes = CONTENT, **fields: Any) -> Any:
+    return openai.files.create(**{"file": ("rows.jsonl", content), "purpose": "fine-tune"} | fields)
+
+
+def test_a_file_for_training_is_a_dataset(openai: OpenAI) -> None:
+    file = upload(openai)
+    assert (file.id[:5], file.object, file.filename, file.purpose) == (
+        "file-",
+        "file",
+        "rows.jsonl",
+        "fine-tune",
+    )
+    assert (file.bytes, file.status, file.status_details) == (len(CONTENT), "processed", None)
+    assert openai.files.wait_for_processing(file.id) == file == openai.files.retrieve(file.id)
+    assert openai.files.content(file.id).read() == CONTENT
+    assert file.dataset.startswith("dataset_")
+
+
+def test_the_faults_of_a_file_are_in_its_status_with_their_lines(openai: OpenAI) -> None:
+    file = upload(openai, CONTENT + b'{"messages": [{"role": "bananas", "content": "x"}]}\n')
+    assert file.status == "error"
+    assert file.status_details.startswith("line 4: ")
+    assert "bananas" in file.status_details
+
+
+def test_files_for_other_purposes_keep_their_bytes(openai: OpenAI) -> None:
+    content = b"\x00\xff any bytes"
+    file = upload(openai, content, purpose="user_data")
+    assert openai.files.content(file.id).read() == content
+    assert (file.status, file.expires_at) == ("processed", None)
+
+
+def test_a_list_of_files_is_read_to_its_end_in_either_order(openai: OpenAI) -> None:
+    ids = [upload(openai, CONTENT, purpose=purpose).id for purpose in ("batch", "fine-tune", "batch")]
+    assert [file.id for file in openai.files.list(limit=1)] == ids[::-1]
+    assert [file.id for file in openai.files.list(limit=2, order="asc")] == ids
+    assert [file.id for file in openai.files.list(purpose="batch")] == [ids[2], ids[0]]
+
+
+def test_a_file_expires(openai: OpenAI) -> None:
+    file = upload(openai, purpose="evals", expires_after={"anchor": "created_at", "seconds": 3600})
+    assert file.expires_at == file.created_at + 3600
+    assert upload(openai, purpose="batch").expires_at is not None
+
+
+def test_a_deleted_file_is_gone_with_the_dataset_that_it_owns(openai: OpenAI, client: TestClient) -> None:
+    first, second = upload(openai), upload(openai)
+    assert first.dataset == second.dataset
+    deleted = openai.files.delete(first.id)
+    assert (deleted.id, deleted.deleted, deleted.object) == (first.id, True, "file")
+    assert openai.files.content(second.id).read() == CONTENT
+    openai.files.delete(second.id)
+    with pytest.raises(NotFoundError) as caught:
+        openai.files.content(second.id)
+    assert caught.value.code == "file_not_found"
+    assert client.get(f"/api/v1/datasets/{first.dataset}").status_code == 404
+
+
+def test_a_deleted_file_leaves_a_dataset_that_was_uploaded_by_itself(
+    openai: OpenAI, client: TestClient
+) -> None:
+    dataset = client.post("/api/v1/datasets", files={"file": ("rows.jsonl", CONTENT)}).json()
+    file = upload(openai)
+    openai.files.delete(file.id)
+    assert file.dataset == dataset["id"]
+    assert client.get(f"/api/v1/datasets/{file.dataset}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"purpose": "bananas"}, "purpose", "invalid"),
+        ({"purpose": "batch_output"}, "purpose", "invalid"),
+        ({"expires_after": {"anchor": "created_at", "seconds": 60}}, "expires_after.seconds", "invalid"),
+        ({"extra_body": {"colour": "red"}}, "colour", "invalid"),
+    ],
+)
+def test_an_invalid_parameter_is_named(openai: OpenAI, fields: dict[str, Any], param: str, code: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        upload(openai, **fields)
+    assert (caught.value.param, caught.value.code, caught.value.type) == (
+        param,
+        code,
+        "invalid_request_error",
+    )
+
+
+def test_an_unknown_query_parameter_is_refused_by_name(openai: OpenAI) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        openai.files.list(extra_query={"colour": "red"})
+    assert (caught.value.param, caught.value.code) == ("colour", "unknown_parameter")
+
+
+def test_an_unknown_path_is_a_404_in_openais_shape(openai: OpenAI) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        openai.get("/bananas", cast_to=object)
+    assert caught.value.code == "unknown_url"
+    assert caught.value.request_id is not None
