@@ -320,6 +320,12 @@ class Settings(BaseSettings):
         description="Seconds after the end of a run during which an unavailable tracking service is retried.",
     )
 
+    webhook_retry_seconds: float = Field(
+        259_200,
+        gt=0,
+        description="Seconds for which the delivery of an event to a webhook is repeated until it succeeds.",
+    )
+
     def limits_of(self, stage: StageKind) -> StageLimits:
         """Return the limits of one attempt at a stage of this kind."""
         return stage.stage.limits.overridden_by(self.stage_limits.get(stage))

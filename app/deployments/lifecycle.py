@@ -21,6 +21,8 @@ from sqlmodel import Session, col
 from app.runs.lifecycle import StaleAttempt
 from app.storage.database import database_now
 from app.tables import Deployment, DeploymentStatus
+from app.webhooks.event_types import WebhookEventType
+from app.webhooks.outbox import record_event
 from trainers.configs import Queue
 
 LIVE = (
@@ -113,6 +115,7 @@ def mark_ready(
     )
     if moved:
         _take_name(session, deployment_id)
+        record_event(session, WebhookEventType.deployment_ready, deployment_id)
     return moved
 
 
@@ -162,7 +165,10 @@ def end(
         values["status"] = DeploymentStatus.failed
     if parity is not None:
         values["parity"] = parity
-    return _move_held(session, deployment_id, attempt, HELD, **values)
+    moved = _move_held(session, deployment_id, attempt, HELD, **values)
+    if moved and error is not None:
+        record_event(session, WebhookEventType.deployment_failed, deployment_id)
+    return moved
 
 
 def release(session: Session, deployment_id: str, attempt: int) -> bool:

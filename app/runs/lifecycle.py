@@ -21,6 +21,7 @@ from app.scheduling.queue import notify_after_commit
 from app.storage.database import database_now, insert_rows
 from app.tables import HELD, Event, EventType, Run, RunNeed, RunStatus
 from app.tables.base import utc_now
+from app.webhooks.outbox import note_run_end
 from trainers.configs import Queue, StageKind
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
@@ -124,6 +125,8 @@ def _move(
     if run is None:
         return None
     _add_events(session, run, [*events, NewEvent(EventType.status, {"status": to, **(data or {})})])
+    if to.finished:
+        note_run_end(session, run)
     return run
 
 

@@ -1,8 +1,9 @@
 """The tables, one per file, each together with its enums."""
 
 from app.tables.alias import Alias, AliasVersion
-from app.tables.api_key import ApiKey, Scope
 from app.tables.checkpoint import Checkpoint
+from app.tables.clients.api_key import ApiKey, Scope
+from app.tables.clients.webhook import DeliveryStatus, Webhook, WebhookDelivery
 from app.tables.dataset import Dataset
 from app.tables.deployment import Deployment, DeploymentStatus
 from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Comparison",
     "Dataset",
+    "DeliveryStatus",
     "Deployment",
     "DeploymentStatus",
     "Evaluation",
@@ -43,5 +45,7 @@ __all__ = [
     "Scope",
     "StorageState",
     "TrackingService",
+    "Webhook",
+    "WebhookDelivery",
     "Worker",
 ]

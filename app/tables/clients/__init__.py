@@ -1,0 +1,1 @@
+"""Tables about the clients of the service: their keys, and the webhooks that they have created."""
