@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -28,7 +29,7 @@ from app.jobs.training_time import list_step_warnings, list_time_warnings
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.attempt_outcome import NewEvent
-from app.runs.graph import list_needed_names, load_needs
+from app.runs.graph import Needs, group_needs, list_needed_names, load_needs
 from app.runs.names import make_full_name
 from app.runs.schemas import run_view
 from app.runs.service import list_warnings
@@ -67,11 +68,12 @@ def submit_job(
     """
     alive = workers.AliveWorkers(settings)
     with transaction() as session:
-        job, new_runs = _create(session, settings, alive, spec, created_by, idempotency_key)
+        created = _create(session, settings, alive, spec, created_by, idempotency_key)
     with read_session() as session:
-        if not new_runs:
-            return view_job(session, settings, job), True
-        return _view(session, alive, job, new_runs, deleted_inputs=[]), False
+        if not created.runs:
+            return view_job(session, settings, created.job), True
+        needs = group_needs(created.needs)
+        return _view(session, alive, created.job, created.runs, needs, deleted_inputs=[]), False
 
 
 def create_job(
@@ -82,8 +84,16 @@ def create_job(
     Raises the errors of `resolve_stages`, TemplateUnusable and IdempotencyKeyReused.
     """
     alive = workers.AliveWorkers(settings)
-    job, new_runs = _create(session, settings, alive, spec, created_by, idempotency_key)
-    return job, not new_runs
+    created = _create(session, settings, alive, spec, created_by, idempotency_key)
+    return created.job, not created.runs
+
+
+class _Created(NamedTuple):
+    """A job with the rows that were inserted for it, which are none if an earlier request had created it."""
+
+    job: Job
+    runs: Sequence[Run] = ()
+    needs: Sequence[RunNeed] = ()
 
 
 def _create(
@@ -93,14 +103,13 @@ def _create(
     spec: JobCreate,
     created_by: str,
     idempotency_key: str | None,
-) -> tuple[Job, list[Run]]:
-    """Insert a job; return it and its runs, which are none if an earlier request had created it."""
+) -> _Created:
     check_stage_templates(spec.stages)
     check_scored_rows(spec.stages)
     body = spec.model_dump(mode="json", exclude_unset=True)
     spec_sha256 = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
-        return existing, []
+        return _Created(existing)
     stages = _resolve(session, spec, settings, alive)
     job = Job(
         name=spec.name,
@@ -119,7 +128,7 @@ def _create(
         # Another request with this key was committed first: its job is the result of both.
         existing = _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)
         assert existing is not None, "the idempotency key is the only unique column"
-        return existing, []
+        return _Created(existing)
     if job.labels:
         labels = [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()]
         insert_rows(session, JobLabel, labels)
@@ -137,7 +146,7 @@ def _create(
         for run, stage in zip(runs, stages, strict=True)
     }
     lifecycle.create_runs(session, runs, needs, warnings)
-    return job, runs
+    return _Created(job, runs, needs)
 
 
 def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView:
@@ -186,7 +195,8 @@ def view_job(session: Session, settings: Settings, job: Job) -> JobView:
         # It was deleted after it was read.
         session.expire_all()
         get_job(session, job_id)
-    return _view(session, workers.AliveWorkers(settings), job, runs, find_deleted_inputs(session, runs))
+    alive, needs = workers.AliveWorkers(settings), load_needs(session, job_id)
+    return _view(session, alive, job, runs, needs, find_deleted_inputs(session, runs))
 
 
 def _view(
@@ -194,9 +204,9 @@ def _view(
     alive: workers.AliveWorkers,
     job: Job,
     runs: Sequence[Run],
+    needs: Needs,
     deleted_inputs: list[str],
 ) -> JobView:
-    needs = load_needs(session, job.id)
     waiting = workers.explain_waiting(session, alive, runs, needs)
     needed = list_needed_names(runs, needs)
     views = [run_view(run, waiting.get(run.id), needed[run.id]) for run in runs]

@@ -4,7 +4,7 @@ A run needs runs of earlier stages only, so the order of the stages is an order 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, exists, select
 from sqlmodel import Session, col
@@ -18,11 +18,16 @@ Needs = Mapping[str, Sequence[RunNeed]]
 
 def load_needs(session: Session, job_id: str) -> Needs:
     """Return what the runs of a job need; a run that needs none has no entry."""
-    needs: dict[str, list[RunNeed]] = defaultdict(list)
     of_job = select(RunNeed).join(Run, col(Run.id) == col(RunNeed.run_id)).where(col(Run.job_id) == job_id)
-    for need in session.scalars(of_job):
-        needs[need.run_id].append(need)
-    return needs
+    return group_needs(session.scalars(of_job))
+
+
+def group_needs(needs: Iterable[RunNeed]) -> Needs:
+    """Return the needs by the run that has them."""
+    by_run: dict[str, list[RunNeed]] = defaultdict(list)
+    for need in needs:
+        by_run[need.run_id].append(need)
+    return by_run
 
 
 def is_handled(run_id: str, *, not_met: bool) -> ColumnElement[bool]:
