@@ -67,7 +67,7 @@ class RougeLMetric:
         """Compare the first response of each row."""
         from rouge_score.rouge_scorer import RougeScorer
 
-        tokenizer = _UnicodeTokenizer(self._config)
+        tokenizer = UnicodeTokenizer(self._config.unit, self._config.stemmer)
         scorer = RougeScorer(["rougeL"], tokenizer=tokenizer)
         values = [float(scorer.score(row.reference, row.response)["rougeL"].fmeasure) for row in rows]
         signature = "|".join(
@@ -82,22 +82,26 @@ class RougeLMetric:
         return MetricValues(sum(values) / len(values), values, signature, details=details)
 
 
-class _UnicodeTokenizer:
+class UnicodeTokenizer:
     """The tokenizer of rouge-score for all scripts; for ASCII text the tokens are the same."""
 
-    def __init__(self, config: RougeL) -> None:
-        self._unit = config.unit
-        self._stem = _make_stemmer() if config.stemmer else None
+    def __init__(
+        self, unit: TextUnit = TextUnit.words, stemmer: bool = False, max_tokens: int = MAX_ROUGE_TOKENS
+    ) -> None:
+        self._unit = unit
+        self._stem = _make_stemmer() if stemmer else None
+        self._max_tokens = max_tokens
         self.n_truncated = 0
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the first words or characters."""
         words = _WORD.findall(unicodedata.normalize("NFC", text).lower())
         if self._stem is not None:
             # As in rouge-score, which keeps words of up to three characters.
             words = [self._stem(word) if len(word) > 3 else word for word in words]
         tokens = words if self._unit is TextUnit.words else list("".join(words))
-        self.n_truncated += len(tokens) > MAX_ROUGE_TOKENS
-        return tokens[:MAX_ROUGE_TOKENS]
+        self.n_truncated += len(tokens) > self._max_tokens
+        return tokens[: self._max_tokens]
 
 
 def _make_stemmer() -> Callable[[str], str]:

@@ -1,0 +1,1 @@
+"""Graders: the score of a completion, by the configs in `trainers.configs.graders`."""
