@@ -95,19 +95,14 @@ def delete_file(file_id: str) -> None:
     Raises FileNotFound, and InUse while an unfinished job reads the dataset.
     """
     with transaction() as session:
-        file = get_file(session, file_id)
-        session.execute(delete(File).where(col(File.id) == file_id))
-        others = select(col(File.id)).where(col(File.dataset_id) == file.dataset_id).limit(1)
-        if file.dataset_id is None or not file.owns_dataset or session.scalar(others) is not None:
-            return
-        try:
-            datasets.delete_dataset(session, file.dataset_id)
-        except datasets.DatasetNotFound:
-            return
-        except InUse as error:
-            raise InUse(
-                f"The file {file_id} is used: {error.message}", hint=error.hint, used_by=error.used_by
-            ) from None
+        _delete(session, get_file(session, file_id))
+
+
+def delete_expired(file_id: str) -> None:
+    """Delete a file that has expired, if it is still there; raises InUse while an unfinished job reads it."""
+    with transaction() as session:
+        if (file := session.get(File, file_id)) is not None:
+            _delete(session, file)
 
 
 def find_content(file_id: str) -> Download:
@@ -130,3 +125,18 @@ def find_content(file_id: str) -> Download:
 def select_files() -> Select[File]:
     """Return the query of all files that have not expired."""
     return select(File).where(or_(col(File.expires_at).is_(None), col(File.expires_at) > database_now()))
+
+
+def _delete(session: Session, file: File) -> None:
+    session.execute(delete(File).where(col(File.id) == file.id))
+    others = select(col(File.id)).where(col(File.dataset_id) == file.dataset_id).limit(1)
+    if file.dataset_id is None or not file.owns_dataset or session.scalar(others) is not None:
+        return
+    try:
+        datasets.delete_dataset(session, file.dataset_id)
+    except datasets.DatasetNotFound:
+        return
+    except InUse as error:
+        raise InUse(
+            f"The file {file.id} is used: {error.message}", hint=error.hint, used_by=error.used_by
+        ) from None

@@ -20,7 +20,18 @@ from app.retention.report import Removal, RemovalReason
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session
 from app.storage.inventory import ArtifactKind, StoredArtifact
-from app.tables import HELD, Checkpoint, Comparison, Dataset, Evaluation, File, Model, Run, RunStatus
+from app.tables import (
+    HELD,
+    Checkpoint,
+    Comparison,
+    Dataset,
+    Evaluation,
+    File,
+    Model,
+    Run,
+    RunStatus,
+    UploadPart,
+)
 
 BATCH = 500
 # The kinds of artifacts whose key contains their run.
@@ -74,7 +85,7 @@ def _load_names(session: Session, batch: Sequence[StoredArtifact]) -> _BatchName
     checkpoint_keys = {*keys, *(key.removesuffix(WEIGHTS_SUFFIX) for key in keys)}
     of_checkpoints = select(col(Checkpoint.artifact)).where(col(Checkpoint.artifact).in_(checkpoint_keys))
     named = set(session.scalars(of_checkpoints))
-    for artifact in (col(Evaluation.artifact), col(Comparison.artifact), col(File.artifact)):
+    for artifact in map(col, (Comparison.artifact, Evaluation.artifact, File.artifact, UploadPart.artifact)):
         named |= set(session.scalars(select(artifact).where(artifact.in_(keys))))
     deleted: set[str] = set()
     for table in (Dataset, Model):

@@ -42,9 +42,9 @@ class StoredKind(BaseModel):
     """The artifacts of one kind in the store."""
 
     kind: ArtifactKind = Field(
-        description="`datasets`, `models`, `checkpoints`, `evaluations` (with comparisons) or `runs` (logs "
-        "and other files of runs); `partial` for publications in progress or interrupted; `other` for files "
-        "that the service did not write."
+        description="`datasets`, `models`, `checkpoints`, `evaluations` (with comparisons), `files` (of the "
+        "OpenAI API) or `runs` (logs and other files of runs); `partial` for publications in progress or "
+        "interrupted; `other` for files that the service did not write."
     )
     count: int = Field(description="Number of artifacts.")
     size_bytes: int = Field(description="Size of all their files.")

@@ -11,6 +11,7 @@ from app.tables.event import Event, EventType
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
 from app.tables.openai_api.file import File, FilePurpose
+from app.tables.openai_api.upload import Upload, UploadPart, UploadStatus
 from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
 from app.tables.worker import Worker
@@ -45,6 +46,9 @@ __all__ = [
     "Scope",
     "StorageState",
     "TrackingService",
+    "Upload",
+    "UploadPart",
+    "UploadStatus",
     "Webhook",
     "WebhookDelivery",
     "Worker",

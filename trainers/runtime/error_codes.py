@@ -136,6 +136,8 @@ class ErrorCode(StrEnum):
     too_many_connections = "too_many_connections", "The server has too many open connections."
     unsupported_encoding = "unsupported_encoding", "The body has a Content-Encoding other than gzip."
     request_timeout = "request_timeout", "The request did not arrive in time."
+    upload_not_found = "upload_not_found", "There is no upload with this id."
+    upload_not_pending = "upload_not_pending", "The upload was completed or cancelled, or has expired."
     file_not_found = "file_not_found", "The file does not exist, or has expired."
     unknown_parameter = "unknown_parameter", "The request has a parameter that does not exist."
     unknown_url = "unknown_url", "Nothing is served at this path."

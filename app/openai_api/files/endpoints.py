@@ -44,7 +44,7 @@ async def create_file(request: Request) -> FileObject:
         file = await run_in_threadpool(
             service.create_file, upload.files[-1], purpose, expires_after_seconds, settings.max_upload_bytes
         )
-    return await run_in_threadpool(_load_view, file.id)
+    return await run_in_threadpool(load_view, file.id)
 
 
 @router.get("")
@@ -84,7 +84,8 @@ def get_file_content(request: Request, file_id: FileId) -> Response:
     return download_response(request.headers, service.find_content(file_id))
 
 
-def _load_view(file_id: str) -> FileObject:
+def load_view(file_id: str) -> FileObject:
+    """Return a file, read in a session of its own."""
     with read_session() as session:
         file = service.get_file(session, file_id)
         return view_file(file, service.get_dataset(session, file))

@@ -1,6 +1,6 @@
 """The shapes of OpenAI's Files API."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -10,14 +10,8 @@ from app.openai_api.errors import parameter_error
 from app.openai_api.parameters import OpenAIBody
 from app.tables import Dataset, File, FilePurpose
 
-CREATE_PURPOSES = (
-    FilePurpose.assistants,
-    FilePurpose.batch,
-    FilePurpose.evals,
-    FilePurpose.fine_tune,
-    FilePurpose.user_data,
-    FilePurpose.vision,
-)
+CreatePurpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
+CREATE_PURPOSES: tuple[str, ...] = get_args(CreatePurpose)
 MAX_LISTED_FAULTS = 10
 DAY_SECONDS = 24 * 3600
 # As OpenAI's: only the inputs of batches disappear by themselves.
@@ -71,7 +65,7 @@ FILE_FORM: dict[str, Any] = {
                         "file": {"type": "string", "format": "binary", "description": "The file."},
                         "purpose": {
                             "type": "string",
-                            "enum": [purpose.value for purpose in CREATE_PURPOSES],
+                            "enum": list(CREATE_PURPOSES),
                             "description": "What it is for; the rows of `fine-tune` are validated.",
                         },
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
@@ -102,6 +96,11 @@ def view_file(file: File, dataset: Dataset | None) -> FileObject:
     )
 
 
+def default_expiry(purpose: FilePurpose) -> int | None:
+    """Return after how many seconds a file expires for which nothing else was asked."""
+    return DEFAULT_BATCH_SECONDS if purpose is FilePurpose.batch else None
+
+
 def read_purpose(upload: FormUpload) -> FilePurpose:
     """Return the form's `purpose`; raises UnprocessableContent for one that is missing or unknown."""
     purpose = upload.fields.get("purpose", "")
@@ -118,7 +117,7 @@ def read_expiry(upload: FormUpload, purpose: FilePurpose) -> int | None:
         if (field := f"expires_after[{name}]") in upload.fields
     }
     if not given:
-        return DEFAULT_BATCH_SECONDS if purpose is FilePurpose.batch else None
+        return default_expiry(purpose)
     seconds = given.get("seconds", "")
     values = {**given, "seconds": int(seconds)} if seconds.isascii() and seconds.isdigit() else given
     try:

@@ -1,0 +1,1 @@
+"""Uploads in parts: the noun behind OpenAI's Uploads API."""

@@ -1,0 +1,202 @@
+"""Uploads in parts. A part is stored when it arrives, and the file is joined when the upload is completed."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import func, select, update
+from sqlmodel import Session, col
+
+from app.datasets.upload import UploadedFile, upload_folder
+from app.files import service as files
+from app.http.errors import HttpError, NotFound, PayloadTooLarge, field_error
+from app.settings import Settings
+from app.storage.artifacts import get_store
+from app.storage.database import read_session, transaction
+from app.tables import File, FilePurpose, Upload, UploadPart, UploadStatus
+from app.tables.base import utc_now
+from trainers.runtime.error_codes import ErrorCode
+
+LIFETIME_SECONDS = 3600
+MAX_PART_BYTES = 64 << 20
+# In OpenAI's API as well: a path of the client's is kept out of errors and file names.
+JOINED_NAME = "joined"
+
+
+class UploadNotFound(NotFound):
+    """No upload has this id."""
+
+    code = ErrorCode.upload_not_found
+
+
+class UploadNotPending(HttpError):
+    """The upload was completed or cancelled, or has expired."""
+
+    code = ErrorCode.upload_not_pending
+
+
+def create_upload(
+    session: Session,
+    settings: Settings,
+    filename: str,
+    purpose: FilePurpose,
+    size_bytes: int,
+    file_expires_after_seconds: int | None,
+) -> Upload:
+    """Begin an upload; raises PayloadTooLarge if the announced size exceeds the limit of a file."""
+    if size_bytes > settings.max_upload_bytes:
+        raise PayloadTooLarge(
+            f"bytes: The upload is larger than {settings.max_upload_bytes} bytes.",
+            hint="Split the file, or raise TUNESMITH_MAX_UPLOAD_BYTES.",
+            fields=[{"field": "bytes", "message": "It is too large."}],
+        )
+    upload = Upload(
+        filename=filename,
+        purpose=purpose,
+        size_bytes=size_bytes,
+        file_expires_after_seconds=file_expires_after_seconds,
+        expires_at=utc_now() + timedelta(seconds=LIFETIME_SECONDS),
+    )
+    session.add(upload)
+    return upload
+
+
+def add_part(upload_id: str, path: Path) -> UploadPart:
+    """Store the bytes of a part; raises UploadNotFound, UploadNotPending and PayloadTooLarge.
+
+    No session is open while the bytes are copied.
+    """
+    with read_session() as session:
+        _require_room(session, upload_id, path.stat().st_size)
+    artifact, sha256 = files.publish_content(path)
+    part = UploadPart(upload_id=upload_id, artifact=artifact, sha256=sha256, size_bytes=path.stat().st_size)
+    with transaction() as session:
+        # The lock makes parts that arrive at the same time count each other.
+        session.get_one(Upload, upload_id, with_for_update=True)
+        _require_room(session, upload_id, part.size_bytes)
+        session.add(part)
+    return part
+
+
+def complete_upload(
+    settings: Settings, upload_id: str, part_ids: Sequence[str], md5: str | None
+) -> tuple[Upload, File]:
+    """Join the parts in this order to a file; return it with the upload. A second call returns the same file.
+
+    Raises UploadNotFound, UploadNotPending, and UnprocessableContent if the parts are not those of the
+    upload, or if their size or hash is not the announced one.
+    """
+    with read_session() as session:
+        upload = get_upload(session, upload_id)
+        if upload.status is UploadStatus.completed:
+            return upload, _get_file(session, upload)
+        _require_pending(upload)
+        parts = _find_parts(session, upload, part_ids)
+    with upload_folder(settings.data_dir / "uploads") as folder:
+        path = folder / JOINED_NAME
+        digest = _join(parts, path)
+        if md5 is not None and digest != md5.lower():
+            raise field_error("md5", f"The parts have the MD5 {digest}, but {md5} was expected.")
+        content = UploadedFile(path, upload.filename)
+        expires_after_seconds = upload.file_expires_after_seconds
+        file = files.create_file(content, upload.purpose, expires_after_seconds, settings.max_upload_bytes)
+    if _end(upload_id, UploadStatus.completed, file.id):
+        upload.status, upload.file_id = UploadStatus.completed, file.id
+        return upload, file
+    # Another request has completed or cancelled it meanwhile.
+    files.delete_file(file.id)
+    with read_session() as session:
+        upload = get_upload(session, upload_id)
+        if upload.status is not UploadStatus.completed:
+            _require_pending(upload)
+        return upload, _get_file(session, upload)
+
+
+def cancel_upload(upload_id: str) -> Upload:
+    """Cancel an upload, also a second time; raises UploadNotFound and UploadNotPending."""
+    if not _end(upload_id, UploadStatus.cancelled, None):
+        with read_session() as session:
+            upload = get_upload(session, upload_id)
+        if upload.status is not UploadStatus.cancelled:
+            _require_pending(upload)
+    with read_session() as session:
+        return get_upload(session, upload_id)
+
+
+def get_upload(session: Session, upload_id: str) -> Upload:
+    """Return an upload; raises UploadNotFound."""
+    upload = session.get(Upload, upload_id)
+    if upload is None:
+        raise UploadNotFound(f"There is no upload {upload_id!r}.", hint="Create one with POST /v1/uploads.")
+    return upload
+
+
+def is_expired(upload: Upload, now: datetime) -> bool:
+    """Return whether the upload was pending at its expiry."""
+    return upload.status is UploadStatus.pending and upload.expires_at <= now
+
+
+def _require_pending(upload: Upload) -> None:
+    state = "expired" if is_expired(upload, utc_now()) else upload.status.value
+    if state != UploadStatus.pending:
+        raise UploadNotPending(f"The upload {upload.id} is {state}.", hint="Create another one.")
+
+
+def _require_room(session: Session, upload_id: str, size_bytes: int) -> None:
+    upload = get_upload(session, upload_id)
+    _require_pending(upload)
+    sizes = select(func.sum(col(UploadPart.size_bytes))).where(col(UploadPart.upload_id) == upload_id)
+    total = int(session.scalar(sizes) or 0) + size_bytes
+    # Parts that were sent again after an error count as well.
+    if total > 2 * upload.size_bytes + MAX_PART_BYTES:
+        raise PayloadTooLarge(
+            f"The parts of {upload_id} have {total} bytes, but {upload.size_bytes} were announced.",
+            fields=[{"field": "data", "message": "It is too large."}],
+        )
+
+
+def _find_parts(session: Session, upload: Upload, part_ids: Sequence[str]) -> list[UploadPart]:
+    stored = select(UploadPart).where(col(UploadPart.upload_id) == upload.id)
+    by_id = {part.id: part for part in session.scalars(stored)}
+    for position, part_id in enumerate(part_ids):
+        if part_id not in by_id:
+            raise field_error(f"part_ids.{position}", f"The upload {upload.id} has no part {part_id!r}.")
+    if len(set(part_ids)) < len(part_ids):
+        raise field_error("part_ids", "A part is named twice.")
+    parts = [by_id[part_id] for part_id in part_ids]
+    total = sum(part.size_bytes for part in parts)
+    if total != upload.size_bytes:
+        raise field_error(
+            "part_ids", f"The parts have {total} bytes, but the upload announced {upload.size_bytes}."
+        )
+    return parts
+
+
+def _join(parts: Sequence[UploadPart], path: Path) -> str:
+    """Write the parts one after the other; return the MD5 of them all, as 32 hexadecimal digits."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    with path.open("wb") as joined:
+        for part in parts:
+            with get_store().open(part.artifact, part.sha256) as source:
+                shutil.copyfileobj(source, joined, 1 << 20)
+    with path.open("rb") as joined:
+        while chunk := joined.read(1 << 20):
+            md5.update(chunk)
+    return md5.hexdigest()
+
+
+def _end(upload_id: str, status: UploadStatus, file_id: str | None) -> bool:
+    """End a pending upload; return False if it is not pending any more."""
+    pending = col(Upload.id) == upload_id, col(Upload.status) == UploadStatus.pending
+    statement = update(Upload).where(*pending, col(Upload.expires_at) > utc_now())
+    statement = statement.values(status=status, file_id=file_id).returning(col(Upload.id))
+    with transaction() as session:
+        ended = session.scalar(statement.execution_options(synchronize_session=False))
+    return ended is not None
+
+
+def _get_file(session: Session, upload: Upload) -> File:
+    assert upload.file_id is not None, "a completed upload has a file"
+    return files.get_file(session, upload.file_id)
