@@ -71,6 +71,7 @@ def list_rows(
                 "responses": list(samples[pair.row]),
                 **({"tool_calls": calls} if calls else {}),
                 "values": {name: one.row_values[position] for name, one in values[role].items()},
+                **_list_details(values[role], position),
             }
         expected = list(reference_tool_calls(pair))
         lines.append(
@@ -84,6 +85,12 @@ def list_rows(
             }
         )
     return lines
+
+
+def _list_details(values: Values, position: int) -> dict[str, Any]:
+    """Return what metrics report of a row besides its values."""
+    details = {name: dict(one.row_details[position]) for name, one in values.items() if one.row_details}
+    return {"details": details} if details else {}
 
 
 def publish_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -20,12 +20,17 @@ from trainers.configs.graders import (
     parse_template,
 )
 from trainers.configs.graders.formulas import Formula, FormulaUndefined
-from trainers.configs.graders.templates import SampleNotJson, VariableMissing
+from trainers.configs.graders.templates import SampleUnsuitable, VariableMissing
 from trainers.graders.embeddings import cosine_similarity
 from trainers.graders.model_graders import ModelGraderClient, model_grader_signature
 from trainers.graders.result import GradeFailed, GraderErrors, GradeResult, Sample, join_usage
 from trainers.graders.sandbox import require_sandbox, run_python_grader
-from trainers.graders.similarity import similarity_package, similarity_signature, text_similarity
+from trainers.graders.similarity import (
+    is_installed,
+    similarity_package,
+    similarity_signature,
+    text_similarity,
+)
 from trainers.metrics.judge.requests import EndpointClient
 from trainers.metrics.signatures import short_hash
 from trainers.runtime.endpoints import read_endpoint
@@ -57,9 +62,8 @@ class GraderRunner:
         self._grader = grader
         self._clients: dict[str, EndpointClient] = {}
         self._models: dict[int, ModelGraderClient] = {}
+        check_grader_host(grader)
         for one in list_graders(grader):
-            if isinstance(one, PythonGrader):
-                require_sandbox()
             if isinstance(one, ModelGraderConfig):
                 self._models[id(one)] = ModelGraderClient(one, self._connect(one.model, max_connections))
             elif isinstance(one, TextSimilarityGrader) and one.embedding_model is not None:
@@ -76,7 +80,7 @@ class GraderRunner:
 
     def grade_all(
         self, pairs: Sequence[tuple[Mapping[str, Any], Sample]], concurrency: int = 8
-    ) -> Iterator[GradeResult]:
+    ) -> Generator[GradeResult]:
         """Yield the scores of many completions in their order, several at once."""
         pool = ThreadPoolExecutor(min(concurrency, max(1, len(pairs))))
         try:
@@ -93,7 +97,7 @@ class GraderRunner:
             result = replace(result, usage=error.usage)
         except VariableMissing as error:
             result = _failed(grader, str(error), GraderErrors(invalid_variable_error=True))
-        except SampleNotJson as error:
+        except SampleUnsuitable as error:
             result = _failed(grader, str(error), GraderErrors(sample_parse_error=True))
         passed = None if result.score is None else result.score >= grader.threshold
         return replace(result, passed=passed, seconds=round(time.monotonic() - started, 6))
@@ -117,14 +121,7 @@ class GraderRunner:
     def _similarity(self, grader: TextSimilarityGrader, text: str, reference: str) -> float:
         if grader.embedding_model is not None:
             return cosine_similarity(self._clients[str(grader.embedding_model)], text, reference)
-        try:
-            return text_similarity(grader.evaluation_metric, text, reference)
-        except ModuleNotFoundError as error:
-            raise GraderPackageMissing(
-                f"text_similarity by {grader.evaluation_metric} needs the package "
-                f"{similarity_package(grader.evaluation_metric)}, which this host lacks.",
-                "Install the extra `evaluation` where graders run, as in the image of the workers.",
-            ) from error
+        return text_similarity(grader.evaluation_metric, text, reference)
 
     def _combine(self, grader: MultiGrader, values: Mapping[str, Any]) -> GradeResult:
         results = {name: self._grade(one, values) for name, one in grader.graders.items()}
@@ -153,6 +150,21 @@ class GraderRunner:
         if name not in self._clients:
             self._clients[name] = EndpointClient(f"model {name}", read_endpoint(model), max_connections)
         return self._clients[name]
+
+
+def check_grader_host(grader: GraderConfig) -> None:
+    """Raise a ProgramError if this host lacks a package or the sandbox that the grader needs."""
+    for one in list_graders(grader):
+        if isinstance(one, PythonGrader):
+            require_sandbox()
+        elif isinstance(one, TextSimilarityGrader) and one.embedding_model is None:
+            package = similarity_package(one.evaluation_metric)
+            if not is_installed(package):
+                raise GraderPackageMissing(
+                    f"text_similarity by {one.evaluation_metric} needs the package {package}, which this "
+                    "host lacks.",
+                    "Install the extra `evaluation` where graders run, as in the image of the workers.",
+                )
 
 
 def grader_signature(grader: GraderConfig) -> str:

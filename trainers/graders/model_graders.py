@@ -50,7 +50,7 @@ class ModelGraderClient:
 
         Raises:
             GradeFailed: The model gave no score or label.
-            VariableMissing, SampleNotJson: A template has no value.
+            VariableMissing, SampleUnsuitable: A template has no value.
             JudgeFailed: The endpoint would reject any request.
         """
         messages: list[tuple[str, str]] = [

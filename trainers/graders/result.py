@@ -114,6 +114,16 @@ class GradeResult:
     """The tokens by the model that the endpoint reports."""
     seconds: float = 0.0
 
+    @property
+    def is_completion_fault(self) -> bool:
+        """Whether there is no score only because the completion lacks what the grader reads of it."""
+        return self.errors.names == ["sample_parse_error"]
+
+    @staticmethod
+    def read_usage(values: Mapping[str, Any]) -> dict[str, Usage]:
+        """Return the tokens of a result that `as_dict` wrote."""
+        return {model: Usage(**tokens) for model, tokens in values["usage"].items()}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         return asdict(self)

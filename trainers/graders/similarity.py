@@ -14,7 +14,7 @@ download: NLTK fetches that data from the network.
 
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from trainers.configs.graders.text import SimilarityMetric
@@ -46,6 +46,15 @@ def text_similarity(metric: SimilarityMetric, text: str, reference: str) -> floa
 def similarity_package(metric: SimilarityMetric) -> str:
     """Return the package that computes a metric."""
     return _PACKAGES.get(metric, "rouge-score")
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package is installed in this environment."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def similarity_signature(metric: SimilarityMetric) -> str:

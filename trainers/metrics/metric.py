@@ -67,6 +67,8 @@ class MetricValues:
     """For a metric of the corpus, whose value is not the mean of its rows' values."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Counts and further values, as JSON."""
+    row_details: Sequence[Mapping[str, Any]] = ()
+    """Further values of each row, as JSON; empty for a metric that has none."""
     lowest: float = -math.inf
     highest: float = math.inf
     """The values that the metric can have are between both, and so are the ends of intervals."""

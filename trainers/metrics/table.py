@@ -7,6 +7,7 @@ from typing import Any
 
 from trainers.configs.metrics import (
     ExactMatch,
+    GraderScore,
     JsonSchema,
     JudgePreference,
     JudgeScore,
@@ -37,6 +38,7 @@ from trainers.metrics.general.overlap import RougeLMetric, TokenF1Metric
 from trainers.metrics.general.patterns import JsonSchemaMetric, RegularExpressionMetric
 from trainers.metrics.general.perplexity import PerplexityMetric
 from trainers.metrics.general.tool_calls import ToolCallsMetric
+from trainers.metrics.graded import GraderMetric
 from trainers.metrics.judge.metrics import JudgePreferenceMetric, JudgeScoreMetric
 from trainers.metrics.maths.answers import MathsExactMatchMetric, MathsStrictMatchMetric
 from trainers.metrics.maths.samples import MajorityAtKMetric, PassAtKMetric
@@ -73,6 +75,7 @@ _METRICS: dict[type[MetricConfig], Callable[[Any], Metric]] = {
     NumbersKept: NumbersKeptMetric,
     JudgeScore: JudgeScoreMetric,
     JudgePreference: JudgePreferenceMetric,
+    GraderScore: GraderMetric,
     Comet: CometMetric,
 }
 

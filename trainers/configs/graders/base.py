@@ -23,6 +23,11 @@ class GraderConfig(Config):
         return 1.0
 
     @property
+    def worst_score(self) -> float:
+        """The score of a completion that lacks what the grader reads of it."""
+        return 0.0
+
+    @property
     def threshold(self) -> float:
         """The score from which a completion passes: by default the best one."""
         given: float | None = getattr(self, "pass_threshold", None)

@@ -112,6 +112,11 @@ class ScoreModelGrader(ModelGraderConfig):
         """The highest score."""
         return self.range[1]
 
+    @property
+    def worst_score(self) -> float:
+        """The lowest score."""
+        return self.range[0]
+
 
 class LabelModelGrader(ModelGraderConfig):
     """1 if the label that a model assigns is a passing one, else 0."""

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 MAX_TEMPLATE_CHARACTERS = 65_536
@@ -22,11 +23,11 @@ _NAMESPACE = re.compile(r"[^\s.\[\]{}'\"]*")
 
 
 class VariableMissing(ValueError):
-    """A row or a completion has no value for a variable of a template."""
+    """A row has no value for a variable of a template."""
 
 
-class SampleNotJson(ValueError):
-    """A template reads `sample.output_json`, and the completion is not JSON."""
+class SampleUnsuitable(ValueError):
+    """A completion has no value for a variable, such as `sample.output_json` if it is not JSON."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,17 @@ class Variable:
         return self.namespace + "".join(steps)
 
     def find(self, values: Mapping[str, Any]) -> Any:
-        """Return the value in `{"item": …, "sample": …}`; raises VariableMissing or SampleNotJson."""
+        """Return the value in `{"item": …, "sample": …}`; raises VariableMissing or SampleUnsuitable."""
         value: Any = values[self.namespace]
         for depth, step in enumerate(self.path):
             if _has(value, step):
                 value = value[step]
-            elif self.namespace == "sample" and self.path[: depth + 1] == ("output_json",):
-                raise SampleNotJson(f"`{{{{ {self} }}}}` needs a completion that is JSON")
-            else:
-                found = str(Variable(self.namespace, self.path[: depth + 1]))
-                raise VariableMissing(f"`{{{{ {self} }}}}` has no value: there is no `{found}`")
+                continue
+            found = Variable(self.namespace, self.path[: depth + 1])
+            if str(found) == "sample.output_json":
+                raise SampleUnsuitable(f"`{{{{ {self} }}}}` needs a completion that is JSON")
+            error = VariableMissing if self.namespace == "item" else SampleUnsuitable
+            raise error(f"`{{{{ {self} }}}}` has no value: there is no `{found}`")
         return value
 
 
@@ -67,10 +69,11 @@ class Template:
         return tuple(part for part in self.parts if isinstance(part, Variable))
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Return the text with the values of the variables; raises VariableMissing or SampleNotJson."""
+        """Return the text with the values of the variables; raises VariableMissing or SampleUnsuitable."""
         return "".join(part if isinstance(part, str) else _as_text(part.find(values)) for part in self.parts)
 
 
+@lru_cache(maxsize=128)
 def parse_template(text: str) -> Template:
     """Parse a template; raises ValueError for a variable that no row can have."""
     parts: list[str | Variable] = []

@@ -14,6 +14,7 @@ from trainers.configs.metrics.general import (
     TokenF1,
     ToolCalls,
 )
+from trainers.configs.metrics.grader import GraderScore
 from trainers.configs.metrics.judge import JudgePreference, JudgeScore
 from trainers.configs.metrics.maths import (
     MajorityAtK,
@@ -30,6 +31,7 @@ MAX_METRICS = 32
 _CONFIGS = (
     MathsExactMatch, ExactMatch, MathsStrictMatch, MathVerify, PassAtK, MajorityAtK,
     TokenF1, RougeL, RegularExpression, JsonSchema, ToolCalls, Perplexity, JudgeScore, JudgePreference,
+    GraderScore,
     *TRANSLATION_CONFIGS,
 )  # fmt: skip
 METRIC_KINDS = tuple(config.model_fields["metric"].default for config in _CONFIGS)
@@ -68,6 +70,7 @@ __all__ = [
     "METRIC_KINDS",
     "AnyMetric",
     "ExactMatch",
+    "GraderScore",
     "JsonSchema",
     "JudgePreference",
     "JudgeScore",

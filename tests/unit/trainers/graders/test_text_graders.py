@@ -119,11 +119,17 @@ def test_a_formula_combines_the_scores_as_in_the_documented_example() -> None:
 
 
 def test_a_row_without_a_field_is_an_error_and_not_a_zero() -> None:
-    result = run(MULTI, '{"name": "John Doe"}', **PERSON)
+    result = run(MULTI, '{"name": "John Doe", "email": "e"}', name="John Doe")
     assert result.score is None and result.passed is None
     assert result.errors.names == ["invalid_variable_error"]
-    assert "email: `{{ sample.output_json.email }}` has no value" in result.reason
-    assert run(MULTI, "no JSON", **PERSON).errors.names == ["sample_parse_error"]
+    assert "email: `{{ item.email }}` has no value" in result.reason
+
+
+@pytest.mark.parametrize("completion", ["no JSON", '{"name": "John Doe"}', "[]"])
+def test_a_completion_without_the_form_is_told_from_a_faulty_row(completion: str) -> None:
+    result = run(MULTI, completion, **PERSON)
+    assert result.score is None and result.errors.names == ["sample_parse_error"]
+    assert result.is_completion_fault
 
 
 def test_a_formula_without_a_value_is_an_error_of_the_row() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.configs.graders.templates import SampleNotJson, VariableMissing, parse_template
+from trainers.configs.graders.templates import SampleUnsuitable, VariableMissing, parse_template
 from trainers.graders.result import Sample
 
 ITEM = {
@@ -51,7 +51,7 @@ def test_the_json_of_a_completion_can_be_read() -> None:
 
 @pytest.mark.parametrize("completion", ["not JSON", "", '{"name": NaN}', "[" * 100_000, "9" * 5000])
 def test_a_completion_that_is_not_json_has_none(completion: str) -> None:
-    with pytest.raises(SampleNotJson, match="needs a completion that is JSON"):
+    with pytest.raises(SampleUnsuitable, match="needs a completion that is JSON"):
         render("{{sample.output_json.name}}", completion)
 
 
@@ -62,6 +62,12 @@ def test_a_completion_that_is_not_json_has_none(completion: str) -> None:
 def test_a_field_that_a_row_lacks_is_named(template: str) -> None:
     with pytest.raises(VariableMissing, match="has no value: there is no `item"):
         render(template)
+
+
+@pytest.mark.parametrize("template", ["{{sample.output_json.b}}", "{{sample.output_tools[1].id}}"])
+def test_a_field_that_a_completion_lacks_is_its_own_fault(template: str) -> None:
+    with pytest.raises(SampleUnsuitable, match="has no value: there is no `sample"):
+        render(template, '{"a": 1}')
 
 
 @pytest.mark.parametrize(
