@@ -1,4 +1,4 @@
-"""Write `docs/reference/` from the code: settings, stages, events, error codes, metrics and OpenAPI.
+"""Write `docs/reference/` and `docs/openai-coverage.md` from the code.
 
 `python -m docs.generate_reference` rewrites the pages; with `--check` it exits with status 1 if one is out of
 date.
@@ -17,8 +17,10 @@ from sqlmodel import Session, SQLModel, create_engine
 from app.http.errors import list_error_codes
 from app.http.metrics import render_metrics
 from app.main import create_app
+from app.openai_api.application import create_openai_app
 from app.settings import Settings
 from app.tables import EventType
+from docs.openai_coverage import coverage_page
 from serving.gateway.mounted import openapi
 from trainers.configs import StageKind, TrainingConfig
 from trainers.configs.base import StageConfig
@@ -59,6 +61,8 @@ def pages() -> dict[str, str]:
         "error-codes.md": error_codes_page(),
         "metrics.md": metrics_page(),
         "openapi.json": to_json(create_app().openapi()),
+        "openai-openapi.json": to_json(create_openai_app().openapi()),
+        "../openai-coverage.md": f"{NOTICE}\n\n{coverage_page()}\n",
         "gateway-openapi.json": to_json({"paths": openapi.paths(), "components": openapi.components()}),
     }
 
