@@ -3,7 +3,7 @@
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.http.addresses import is_private
 from serving.http.cross_site import parse_origin
-from trainers.configs import EngineKind, ParityMode, Queue, StageKind, StageLimits
+from trainers.configs import EngineKind, EngineOptions, ParityMode, Queue, StageKind, StageLimits
 from trainers.configs.base import MAX_NEEDS, EndpointName
 
 
@@ -56,6 +56,23 @@ class EvaluationEndpoint(BaseModel):
 
     url: WebAddress = Field(min_length=1, description="Base URL, up to the version, such as `…/v1`.")
     api_key: SecretStr = Field(SecretStr(""), description="Key that requests carry; empty sends none.")
+
+
+class FineTuningBase(BaseModel):
+    """The model that is trained in place of one of OpenAI's, and how the result is served."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: str = Field(min_length=1, max_length=1024, description="A hub id, a folder, or a registry id.")
+    engine: EngineKind | None = Field(None, description="Engine that serves the trained models.")
+    options: EngineOptions = Field(EngineOptions(), description="Options of that engine.")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the training stage, such as `preset` and `max_length`."
+    )
+
+
+def _name_base(value: Any) -> Any:
+    return {"base": value} if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -293,6 +310,26 @@ class Settings(BaseSettings):
         "",
         description="Folder of the environment of COMET that `make comet` creates; empty means that this "
         "worker scores no translations by COMET.",
+    )
+
+    openai_models: dict[str, Annotated[FineTuningBase, BeforeValidator(_name_base)]] = Field(
+        default_factory=dict,
+        description='Models that are trained in place of OpenAI\'s, as JSON: `{"gpt-4o-mini-2024-07-18": '
+        '"Qwen/Qwen2.5-7B-Instruct"}`. In place of the base, an object may set `base`, `engine`, `options` '
+        "of the engine, and `training`, fields of the training stage.",
+    )
+    organization: str = Field(
+        "tunesmith",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="Name of the organization in the names of fine-tuned models, and in `owned_by`.",
+    )
+    fine_tuned_engine: EngineKind = Field(
+        EngineKind.hf, description="Engine of fine-tuned models whose base names none in OPENAI_MODELS."
+    )
+    fine_tuned_idle_seconds: float = Field(
+        900,
+        ge=0,
+        description="Seconds without a request until a fine-tuned model is put to sleep; 0 means never.",
     )
 
     mlflow_uri: WebAddress = Field(

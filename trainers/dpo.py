@@ -146,7 +146,7 @@ def _build_trainer(
     steps = total_steps(config, preferences.count, config.batch_size)
     arguments = TrlConfig(
         **training_arguments(config, run_dir, precision, steps, int(preferences.lengths.max())),
-        **validation_arguments(config),
+        **validation_arguments(config, steps),
         logging_first_step=True,
         max_length=config.max_length,
         loss_type=[loss.value for loss in config.losses],

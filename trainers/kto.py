@@ -97,7 +97,7 @@ def _build_trainer(
     steps = total_steps(config, labelled.count, config.batch_size)
     arguments = TrlConfig(
         **training_arguments(config, run_dir, precision, steps, int(labelled.lengths.max())),
-        **validation_arguments(config),
+        **validation_arguments(config, steps),
         logging_first_step=True,
         # The rows are already truncated; completions of other prompts may make them longer again.
         max_length=config.max_length,

@@ -131,7 +131,7 @@ def _build_arguments(
     longest = int(lengths.max())
     return {
         **training_arguments(config, run_dir, precision, steps, longest),
-        **validation_arguments(config),
+        **validation_arguments(config, steps),
         # The rows are already truncated, and TRL refuses padding-free batches that it may have to truncate.
         "max_length": None,
         "padding_free": is_padding_free,

@@ -21,8 +21,10 @@ def list_alias_names(session: Session, deployment: str) -> list[str]:
 
 
 def find_name_holders(session: Session, names: Iterable[str] | None = None) -> dict[str, Deployment]:
-    """Return, by name, the deployments that serve requests or that were ready before and start again."""
-    starts_again = and_(col(Deployment.status).in_(STARTING), col(Deployment.ready_at).is_not(None))
+    """Return, by name, the deployments that serve requests or that start again or for a request."""
+    # A deployment that was created asleep has not been ready before a request wakes it.
+    is_expected = or_(col(Deployment.ready_at).is_not(None), col(Deployment.last_used_at).is_not(None))
+    starts_again = and_(col(Deployment.status).in_(STARTING), is_expected)
     statement = select(Deployment).where(
         col(Deployment.replaces).is_(None), or_(col(Deployment.status).in_(SERVING), starts_again)
     )
@@ -33,7 +35,11 @@ def find_name_holders(session: Session, names: Iterable[str] | None = None) -> d
 
 def list_first_starts(session: Session) -> Sequence[Deployment]:
     """Return the deployments that start and have not been ready before, oldest first."""
-    never_ready = col(Deployment.status).in_(STARTING), col(Deployment.ready_at).is_(None)
+    never_ready = (
+        col(Deployment.status).in_(STARTING),
+        col(Deployment.ready_at).is_(None),
+        col(Deployment.last_used_at).is_(None),
+    )
     return session.scalars(select(Deployment).where(*never_ready).order_by(col(Deployment.id))).all()
 
 

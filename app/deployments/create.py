@@ -11,7 +11,7 @@ from app.deployments import lifecycle
 from app.http.errors import Conflict
 from app.settings import get_settings
 from app.storage.database import lock_name
-from app.tables import Alias, Deployment, Model, ModelKind
+from app.tables import Alias, Deployment, DeploymentStatus, Model, ModelKind
 from trainers.configs import DeploymentChoice, Queue
 from trainers.runtime.error_codes import ErrorCode
 
@@ -64,6 +64,14 @@ def insert_deployment(session: Session, deployment: Deployment) -> Deployment:
             # Another request for this name was committed meanwhile: check again.
             continue
         return deployment
+
+
+def insert_sleeping_deployment(session: Session, deployment: Deployment) -> Deployment:
+    """Insert a deployment that the first request for its name wakes; no other may have the name."""
+    deployment.status = DeploymentStatus.asleep
+    session.add(deployment)
+    session.flush()
+    return deployment
 
 
 def _find_base(session: Session, reference: str) -> tuple[str, str | None]:

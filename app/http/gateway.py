@@ -143,7 +143,8 @@ def _read_routes() -> list[Route]:
     with read_session() as session:
         table = routes.list_routes(session)
     return [
-        Route(row.name, tuple(map(_to_target, row.targets)), row.created_at, row.not_ready) for row in table
+        Route(row.name, tuple(map(_to_target, row.targets)), row.created_at, row.not_ready, row.owned_by)
+        for row in table
     ]
 
 

@@ -22,6 +22,8 @@ from app.tables import (
     Evaluation,
     EvaluationScore,
     Event,
+    FineTuningCheckpoint,
+    FineTuningJob,
     Job,
     JobLabel,
     Run,
@@ -145,8 +147,17 @@ def delete(session: Session, job_id: str) -> None:
     )
     for table, column in of_runs:
         session.execute(sa.delete(table).where(col(column).in_(run_ids)))
+    _delete_fine_tuning_jobs(session, job_id)
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))
+
+
+def _delete_fine_tuning_jobs(session: Session, job_id: str) -> None:
+    """Delete what clients of the OpenAI API see of a job; its models and their deployments stay."""
+    ids = sa.select(col(FineTuningJob.id)).where(col(FineTuningJob.job_id) == job_id).scalar_subquery()
+    of_job = col(FineTuningCheckpoint.fine_tuning_job_id).in_(ids)
+    session.execute(sa.delete(FineTuningCheckpoint).where(of_job))
+    session.execute(sa.delete(FineTuningJob).where(col(FineTuningJob.job_id) == job_id))
 
 
 def _delete_evaluations(session: Session, job_id: str) -> None:

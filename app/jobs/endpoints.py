@@ -52,7 +52,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 # Requests beyond these wait in the order of their arrival (docs/decisions/0039).
-_SUBMISSIONS = CapacityLimiter(4)
+SUBMISSIONS = CapacityLimiter(4)
 REPLAY: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job that this Idempotency-Key has already created."}
 }
@@ -67,7 +67,7 @@ async def create_job(
 ) -> JobView:
     """Queue a job: stages, each of which starts on its hardware when those that it needs have succeeded."""
     job, exists = await to_thread.run_sync(
-        service.submit_job, get_settings(), spec, caller.key_id, idempotency_key, limiter=_SUBMISSIONS
+        service.submit_job, get_settings(), spec, caller.key_id, idempotency_key, limiter=SUBMISSIONS
     )
     if exists:
         response.status_code = 200

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.settings import get_settings
 from trainers.configs import Config
 
 
@@ -26,6 +27,9 @@ class RouteView(BaseModel):
         None,
         description="Status of a deployment that starts for the first time, and has no target yet; null for "
         "every other route.",
+    )
+    owned_by: str = Field(
+        default_factory=lambda: get_settings().organization, description="Name of the organization."
     )
 
 

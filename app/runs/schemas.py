@@ -210,7 +210,7 @@ def run_view(run: Run, waiting_for: str | None, needs: list[str]) -> RunView:
         when=GateOutcome(run.config.get("when", GateOutcome.met)),
         waiting_for=waiting_for,
         progress=progress(run),
-        eta_seconds=_eta_seconds(run),
+        eta_seconds=eta_seconds(run),
         resume_guarantee=_resume_guarantee(run),
         log_published=run.log_artifact is not None,
     )
@@ -221,7 +221,7 @@ def run_summary_view(run: Run) -> RunSummaryView:
     return RunSummaryView(
         **run.model_dump(include=RunSummaryView.model_fields.keys() & Run.model_fields.keys()),
         progress=progress(run),
-        eta_seconds=_eta_seconds(run),
+        eta_seconds=eta_seconds(run),
     )
 
 
@@ -257,7 +257,8 @@ def _resume_guarantee(run: Run) -> ResumeGuarantee | None:
         return None
 
 
-def _eta_seconds(run: Run) -> float | None:
+def eta_seconds(run: Run) -> float | None:
+    """Return the estimated seconds until the last step of a running program; None if unknown."""
     if not run.status.held or not run.total_steps or run.seconds_per_step is None:
         return None
     return round(max(0, run.total_steps - run.step) * run.seconds_per_step, 1)

@@ -11,6 +11,7 @@ from app.tables.event import Event, EventType
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
 from app.tables.openai_api.file import File, FilePurpose
+from app.tables.openai_api.fine_tuning import CheckpointPermission, FineTuningCheckpoint, FineTuningJob
 from app.tables.openai_api.upload import Upload, UploadPart, UploadStatus
 from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
@@ -24,6 +25,7 @@ __all__ = [
     "AliasVersion",
     "ApiKey",
     "Checkpoint",
+    "CheckpointPermission",
     "Comparison",
     "Dataset",
     "DeliveryStatus",
@@ -35,6 +37,8 @@ __all__ = [
     "EventType",
     "File",
     "FilePurpose",
+    "FineTuningCheckpoint",
+    "FineTuningJob",
     "Job",
     "JobLabel",
     "Model",

@@ -13,7 +13,7 @@ from sqlmodel import Session, col
 from app.jobs.graph.status import find_deciding_run
 from app.settings import get_settings
 from app.storage.database import database_now
-from app.tables import Job, Run, RunStatus, Webhook, WebhookDelivery
+from app.tables import FineTuningJob, Job, Run, RunStatus, Webhook, WebhookDelivery
 from app.webhooks.event_types import WebhookEventType, make_payload, new_event_id
 
 _ENDED_RUNS = "ended_runs"
@@ -82,6 +82,9 @@ def _discard_ends(session: Session) -> None:
 
 def _record_job_end(session: Session, job_id: str, status: RunStatus) -> None:
     record_event(session, f"job.{status}", job_id)
+    fine_tuning_job = session.scalar(select(col(FineTuningJob.id)).where(col(FineTuningJob.job_id) == job_id))
+    if fine_tuning_job is not None:
+        record_event(session, f"fine_tuning.job.{status}", fine_tuning_job)
 
 
 def _lock_job(session: Session, job_id: str) -> None:

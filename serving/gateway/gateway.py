@@ -238,4 +238,4 @@ class Gateway:
 def view_model(route: Route) -> dict[str, Any]:
     """Return a route as OpenAI's model object."""
     created = int(route.created_at.timestamp())
-    return {"id": route.name, "object": "model", "created": created, "owned_by": "tunesmith"}
+    return {"id": route.name, "object": "model", "created": created, "owned_by": route.owned_by}

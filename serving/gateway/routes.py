@@ -40,12 +40,14 @@ class Route:
     """A model name and its targets: one for a deployment, one or several for an alias.
 
     `not_ready` is the status of a deployment that starts for the first time, which has no target yet.
+    `owned_by` is the name of the organization.
     """
 
     name: str
     targets: tuple[Target, ...]
     created_at: datetime
     not_ready: str | None = None
+    owned_by: str = "tunesmith"
 
     def choose(self, avoided: Collection[Target] = ()) -> Target | None:
         """Return a random target by share, except those to avoid, or None if none is left."""

@@ -208,6 +208,11 @@ class TrainingConfig(StageConfig):
     save_every_steps: int = Field(
         100, ge=1, le=MAX_COUNT, description="Optimizer steps between two checkpoints."
     )
+    save_every_epoch: bool = Field(
+        False,
+        description="Save a checkpoint after each epoch instead, and keep it until it is stored: it is a "
+        "result of the run, and not only a state to resume from. It has no effect with max_steps.",
+    )
     keep_checkpoints: int = Field(
         2, ge=1, le=1000, description="Number of checkpoints to keep on the worker's disk."
     )

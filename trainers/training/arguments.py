@@ -57,20 +57,20 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "steps",
-        "save_steps": config.save_every_steps,
+        "save_steps": _steps_between_checkpoints(config, steps),
         "report_to": "none",
         "disable_tqdm": True,
         "ddp_timeout": COLLECTIVE_TIMEOUT_SECONDS,
     } | parallel_arguments(config)
 
 
-def validation_arguments(config: ValidatedTrainingConfig) -> dict[str, Any]:
+def validation_arguments(config: ValidatedTrainingConfig, steps: int) -> dict[str, Any]:
     """Return the arguments of validation during training; none without a validation dataset."""
     if config.validation_dataset is None:
         return {}
     return {
         "eval_strategy": "steps",
-        "eval_steps": config.validate_every_steps or config.save_every_steps,
+        "eval_steps": config.validate_every_steps or _steps_between_checkpoints(config, steps),
         "per_device_eval_batch_size": config.micro_batch_size,
     }
 
@@ -114,6 +114,13 @@ def _check_processes(config: TrainingConfig) -> None:
             "Start the stage with `python -m torch.distributed.run --nproc_per_node "
             f"{config.devices} -m trainers.{config.stage} …`, or change devices.",
         )
+
+
+def _steps_between_checkpoints(config: TrainingConfig, steps: int) -> int:
+    if config.save_every_epoch and config.max_steps is None:
+        # `total_steps` rounds the steps of an epoch up, so whole epochs have equal numbers of steps.
+        return max(1, round(steps / config.epochs))
+    return config.save_every_steps
 
 
 def _accumulation_steps(config: TrainingConfig) -> int:

@@ -157,7 +157,9 @@ class DeploymentRunner:
         else:
             with read_session() as session:
                 weights = session.get_one(Model, deployment.model_id).sha256
-        return f"{deployment.name}-{weights[:12]}-{deployment.id[-6:]}-{deployment.attempt}"
+        # sglang separates the adapter from its base by a colon, which names of fine-tuned models contain.
+        name = deployment.name.replace(":", "-")
+        return f"{name}-{weights[:12]}-{deployment.id[-6:]}-{deployment.attempt}"
 
     def _wait_for_engine(self) -> EngineStart:
         while (start := self.engine_process.current_start) is None:

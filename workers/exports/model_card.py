@@ -20,7 +20,8 @@ SCORE_HEADER = ["dataset", "metric", "score", "n", "95 % interval", "signature"]
 # Fields of a stage that name models, datasets or places of this installation, or do not change the weights.
 LEFT_OUT = frozenset(
     {"stage", "name", "queue", "preset", "base", "model", "teacher", "dataset", "validation_dataset"}
-    | {"held_out", "limits", "devices", "parallelism", "preflight", "save_every_steps", "log_every_steps"}
+    | {"held_out", "limits", "devices", "parallelism", "preflight"}
+    | {"save_every_steps", "save_every_epoch", "log_every_steps"}
 )
 
 

@@ -2,7 +2,7 @@
 
 The program deletes its older checkpoints at any time. So that a slow store does not end up without any,
 each checkpoint is kept by hard links until it is stored. Of those that wait, only the newest is kept, which
-bounds the disk space.
+bounds the disk space; with `save_every_epoch`, as many as the stage keeps.
 """
 
 import logging
@@ -45,12 +45,14 @@ class CheckpointUploads:
         self._run = run
         self._key = f"checkpoints/{run.id}/{run.attempt}-"
         self._run_dir = run_dir
+        self._max_waiting = _max_waiting(run)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
 
     def add(self, checkpoint: files.CheckpointRecord) -> None:
-        """Store a checkpoint after the current upload, and drop the ones that are waiting."""
-        for upload in [upload for upload in self.pending if upload.stored.cancel()]:
-            self.remove(upload)
+        """Store a checkpoint after the current upload, and drop the ones that wait and are not results."""
+        for upload in self.pending[: -self._max_waiting or None]:
+            if upload.stored.cancel():
+                self.remove(upload)
         folder = self._link_files(checkpoint)
         stored = self._executor.submit(_store_checkpoint, folder, f"{self._key}{checkpoint.step:08d}")
         self.pending.append(CheckpointUpload(checkpoint, folder, stored))
@@ -94,6 +96,14 @@ class CheckpointUploads:
             shutil.rmtree(links, ignore_errors=True)
             return source
         return links
+
+
+def _max_waiting(run: Run) -> int:
+    """Return how many checkpoints may wait when another one comes: results of the run, as it keeps them."""
+    config = run.stage_config()
+    if isinstance(config, TrainingConfig) and config.save_every_epoch:
+        return config.keep_checkpoints - 1
+    return 0
 
 
 def _store_checkpoint(folder: Path, key: str) -> PublishedArtifact | None:

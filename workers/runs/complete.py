@@ -29,6 +29,7 @@ from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.stage_limits import explain_limit
 from workers.outputs.evaluations import publish_evaluation
+from workers.outputs.fine_tuned import publish_fine_tuned
 from workers.outputs.selection import find_selected_model
 from workers.runs import recovery, results
 from workers.runs.launch import Launch
@@ -123,6 +124,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         model = _retry_storing(attempt, lambda: _publish_model(run, launch, result))
         result = _retry_storing(attempt, lambda: _publish_datasets(run, launch, result))
         evaluation = _retry_storing(attempt, lambda: publish_evaluation(run, launch, result))
+        fine_tuned = _retry_storing(attempt, lambda: publish_fine_tuned(run, launch.run_dir, model))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return end_attempt(
@@ -154,6 +156,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         )
         if ended is not None:
             evaluation.add_to(session)
+            fine_tuned.add_to(session, model, attempt.settings)
         return ended
 
     try:

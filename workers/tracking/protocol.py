@@ -44,6 +44,8 @@ class WandbTarget(BaseModel):
     entity: str | None
     mode: Literal["online", "offline"]
     folder: Path
+    name: str | None = None
+    tags: list[str] = []
 
 
 class TensorboardTarget(BaseModel):

@@ -3,7 +3,11 @@
 import importlib.util
 import os
 
+from sqlmodel import select
+
 from app.settings import Settings
+from app.storage.database import read_session
+from app.tables import FineTuningJob, Run
 from workers.tracking.protocol import MlflowTarget, TensorboardTarget, TrackingTarget, WandbTarget
 
 SERVICE_TITLES = {"mlflow": "MLflow", "wandb": "W&B", "tensorboard": "TensorBoard"}
@@ -49,6 +53,28 @@ def list_targets(settings: Settings) -> list[TrackingTarget]:
         )
     if settings.tensorboard_dir:
         targets.append(TensorboardTarget(folder=settings.tensorboard_dir))
+    return targets
+
+
+def list_run_targets(settings: Settings, run: Run) -> list[TrackingTarget]:
+    """Return the services of the settings, and the W&B project of the run's fine-tuning job in its place."""
+    targets = list_targets(settings)
+    with read_session() as session:
+        job = session.exec(select(FineTuningJob).where(FineTuningJob.job_id == run.job_id)).one_or_none()
+    if job is None:
+        return targets
+    for integration in job.integrations:
+        wandb = integration["wandb"]
+        default_tags = ["openai/finetune", f"openai/{job.base_name}", f"openai/{job.id}"]
+        own = WandbTarget(
+            project=wandb["project"],
+            entity=wandb["entity"],
+            mode=settings.wandb_mode,
+            folder=settings.data_dir,
+            name=wandb["name"] or job.id,
+            tags=[*default_tags, *wandb["tags"]],
+        )
+        targets = [target for target in targets if target.service != own.service] + [own]
     return targets
 
 

@@ -35,11 +35,18 @@ from workers.tracking.protocol import (
     AttemptEnd,
     TrackingJob,
     TrackingState,
+    TrackingTarget,
     list_attempts,
     read_job,
     read_state,
 )
-from workers.tracking.services import SERVICE_TITLES, SETTINGS, exporter_environment, list_targets
+from workers.tracking.services import (
+    SERVICE_TITLES,
+    SETTINGS,
+    exporter_environment,
+    list_run_targets,
+    list_targets,
+)
 
 SPOOL = "tracking"
 LOCK = "worker.lock"
@@ -63,12 +70,13 @@ class Tracker:
         self._next_start_at = 0.0
         self._incident = Incident("tracking")
         self._stopping = threading.Event()
+        self._start_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def start(self) -> None:
         """Start the thread, if the settings name a tracking service."""
         if list_targets(self._settings):
-            self._thread.start()
+            self._ensure_started()
 
     def stop(self) -> None:
         """Wait a bounded time for the ends of this worker's runs to arrive, then stop the exporter."""
@@ -78,10 +86,10 @@ class Tracker:
 
     def begin_attempt(self, run: Run, run_dir: Path) -> None:
         """Add an attempt to the spool before its program starts; an error does not affect the run."""
-        if not list_targets(self._settings):
-            return
         try:
-            self._add_folder(run, run_dir)
+            if targets := list_run_targets(self._settings, run):
+                self._add_folder(run, run_dir, targets)
+                self._ensure_started()
         except Exception as error:
             logger.warning("this attempt is not tracked: %r", error, extra={"run_id": run.id})
 
@@ -110,8 +118,12 @@ class Tracker:
     def _folder(self, run: Run) -> Path:
         return self._spool / f"{run.id}.{run.attempt}"
 
-    def _add_folder(self, run: Run, run_dir: Path) -> None:
-        targets = list_targets(self._settings)
+    def _ensure_started(self) -> None:
+        with self._start_lock:
+            if not self._thread.is_alive() and not self._stopping.is_set():
+                self._thread.start()
+
+    def _add_folder(self, run: Run, run_dir: Path, targets: Sequence[TrackingTarget]) -> None:
         known = {link["service"]: link for link in run.tracking}
         states = [
             TrackingState.model_validate({"service": target.service} | known.get(target.service, {}))
@@ -142,7 +154,7 @@ class Tracker:
             labels=job.labels,
             config=run.config,
             first_step=first_step,
-            targets=targets,
+            targets=list(targets),
         )
         folder = self._folder(run)
         draft = folder.with_name(f".{folder.name}")

@@ -39,7 +39,8 @@ class WandbTrackingClient:
             resume="allow",
             # Runs of several attempts are open in this process at once.
             reinit="create_new",
-            name=job.name,
+            name=target.name or job.name,
+            tags=target.tags or None,
             group=job.tags["job_id"],
             job_type=job.tags["stage"],
             config=job.config | {"tunesmith": job.tags | {"labels": job.labels}},

@@ -134,7 +134,7 @@ def response_schemas() -> Json:
             "id": text("Name of the deployment or alias."),
             "object": text("Always `model`."),
             "created": integer("Unix time at which the route was created."),
-            "owned_by": text("Always `tunesmith`."),
+            "owned_by": text("Name of the organization (`TUNESMITH_ORGANIZATION`)."),
         }
     )
     usage = obj(

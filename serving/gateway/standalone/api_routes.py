@@ -35,6 +35,7 @@ class ApiRoutingTable(CachedRoutingTable):
                 tuple(Target(**target) for target in row["targets"]),
                 datetime.fromisoformat(row["created_at"]),
                 row.get("not_ready"),
+                row.get("owned_by", "tunesmith"),
             )
             for row in response.json()["items"]
         ]

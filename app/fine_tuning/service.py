@@ -1,0 +1,251 @@
+"""Fine-tuning jobs: created, read, cancelled, paused and resumed as the jobs that carry them out."""
+
+import math
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from app.files import service as files
+from app.fine_tuning.bases import TrainedBase, resolve_base
+from app.fine_tuning.hyperparameters import ChosenHyperparameters, choose_hyperparameters
+from app.fine_tuning.names import make_model_name, new_job_id
+from app.fine_tuning.spec import FineTuningSpec
+from app.http.errors import HttpError, NotFound, UnprocessableContent
+from app.http.paging import CursorQuery, paginate_by_id
+from app.jobs import actions
+from app.jobs import service as jobs
+from app.jobs.schemas import JobCreate
+from app.settings import Settings
+from app.storage.database import read_session, transaction
+from app.tables import Dataset, FilePurpose, FineTuningJob, Run
+from trainers.configs import parse_stage
+from trainers.configs.training import TrainingConfig
+from trainers.runtime.error_codes import ErrorCode
+
+KEPT_CHECKPOINTS = 3
+# A step-wise log of more steps would fill the database, and no curve shows more points.
+MAX_LOGGED_STEPS = 1000
+LABEL = "fine_tuning_job"
+# The parameters of a request that become these fields of the stage.
+PARAMETERS = {
+    "base": "model",
+    "dataset": "training_file",
+    "validation_dataset": "validation_file",
+    "seed": "seed",
+    "rewards": "method.reinforcement.grader",
+    "epochs": "n_epochs",
+    "batch_size": "batch_size",
+    "learning_rate": "learning_rate_multiplier",
+    "beta": "beta",
+}
+HYPERPARAMETERS = ("epochs", "batch_size", "learning_rate", "beta")
+
+
+class FineTuningJobNotFound(NotFound):
+    """No fine-tuning job has this id."""
+
+    code = ErrorCode.job_not_found
+
+
+class TrainingFileUnusable(UnprocessableContent):
+    """A file of a fine-tuning job does not exist, or has no rows to train on."""
+
+    code = ErrorCode.file_not_found
+
+
+@dataclass(frozen=True)
+class FineTuningState:
+    """A fine-tuning job, and the run that trains its model."""
+
+    job: FineTuningJob
+    run: Run
+
+
+@dataclass(frozen=True)
+class _Plan:
+    base: TrainedBase
+    hyperparameters: ChosenHyperparameters
+    seed: int
+    stage: dict[str, Any]
+
+
+def create_job(settings: Settings, spec: FineTuningSpec, created_by: str) -> str:
+    """Commit a fine-tuning job with the job that carries it out; return its id.
+
+    Raises BaseUnknown, TrainingFileUnusable, and the errors of a job with the names of OpenAI's parameters.
+    """
+    with read_session() as session:
+        plan = _make_plan(session, settings, spec)
+    job_id = new_job_id()
+    name = make_model_name(plan.base.name, settings.organization, spec.suffix, job_id)
+    try:
+        create = JobCreate.model_validate(
+            {"name": name, "labels": {LABEL: job_id}, "queue": spec.queue, "stages": [plan.stage]}
+        )
+        with transaction() as session:
+            job, _ = jobs.create_job(session, settings, create, created_by, None)
+            session.add(_make_row(settings, spec, plan, job_id, job.id, name))
+    except HttpError as error:
+        raise _name_parameters(error, spec) from error
+    return job_id
+
+
+def get_state(session: Session, fine_tuning_job_id: str) -> FineTuningState:
+    """Return a fine-tuning job; raises FineTuningJobNotFound."""
+    job = session.get(FineTuningJob, fine_tuning_job_id)
+    if job is None:
+        raise FineTuningJobNotFound(
+            f"There is no fine-tuning job {fine_tuning_job_id!r}.",
+            hint="List the jobs with GET /v1/fine_tuning/jobs.",
+        )
+    return FineTuningState(job, jobs.list_runs(session, job.job_id)[0])
+
+
+def list_states(
+    session: Session, cursor: CursorQuery, metadata: Mapping[str, str], *, without_metadata: bool
+) -> tuple[list[FineTuningState], bool]:
+    """Return a page of fine-tuning jobs with these metadata, and whether more follow."""
+    statement = select(FineTuningJob)
+    for key, value in metadata.items():
+        statement = statement.where(col(FineTuningJob.client_metadata)[key].as_string() == value)
+    if without_metadata:
+        statement = statement.where(col(FineTuningJob.client_metadata) == {})
+    found, has_more = paginate_by_id(session, statement, col(FineTuningJob.id), cursor)
+    runs = {run.job_id: run for run in _list_first_runs(session, [job.job_id for job in found])}
+    return [FineTuningState(job, runs[job.job_id]) for job in found], has_more
+
+
+def cancel_job(session: Session, fine_tuning_job_id: str) -> None:
+    """Cancel a fine-tuning job; raises FineTuningJobNotFound and JobStatusConflict."""
+    actions.cancel(session, get_state(session, fine_tuning_job_id).job.job_id)
+
+
+def pause_job(session: Session, fine_tuning_job_id: str) -> None:
+    """Pause a fine-tuning job after a checkpoint; raises FineTuningJobNotFound and JobStatusConflict."""
+    actions.pause(session, get_state(session, fine_tuning_job_id).job.job_id)
+
+
+def resume_job(session: Session, fine_tuning_job_id: str) -> None:
+    """Queue a paused fine-tuning job again; raises FineTuningJobNotFound and JobStatusConflict."""
+    actions.resume(session, get_state(session, fine_tuning_job_id).job.job_id)
+
+
+def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _Plan:
+    base = resolve_base(session, settings, spec.model)
+    dataset = _find_rows(session, spec.training_file, "training_file")
+    fields = {
+        **base.training,
+        **spec.training,
+        "stage": spec.method.stage,
+        "base": base.reference,
+        "dataset": dataset.id,
+    }
+    if spec.validation_file is not None:
+        fields["validation_dataset"] = _find_rows(session, spec.validation_file, "validation_file").id
+    rows = max(1, dataset.row_count)
+    chosen = choose_hyperparameters(spec.method, spec.hyperparameters, rows, _parse(fields, spec))
+    seed = secrets.randbelow(2**31) if spec.seed is None else spec.seed
+    steps = math.ceil(rows / chosen.values["batch_size"]) * int(chosen.values["n_epochs"])
+    stage = {
+        **fields,
+        **chosen.fields,
+        "seed": seed,
+        "log_every_steps": max(1, steps // MAX_LOGGED_STEPS),
+        "save_every_epoch": True,
+        "keep_checkpoints": KEPT_CHECKPOINTS,
+    }
+    if spec.method.stage in ("sft", "dpo"):
+        # As OpenAI: the model is that of the last step, and earlier ones have names of their own.
+        stage["keep_best"] = False
+    _parse(stage, spec)
+    return _Plan(base, chosen, seed, stage)
+
+
+def _parse(stage: dict[str, Any], spec: FineTuningSpec) -> TrainingConfig:
+    """Validate a stage; the errors name the request's parameters."""
+    try:
+        config = parse_stage(stage)
+    except ValidationError as error:
+        faults = [
+            {"field": ".".join(["stages", "0", *map(str, found["loc"][1:])]), "message": found["msg"]}
+            for found in error.errors()
+        ]
+        raise _name_parameters(
+            UnprocessableContent(f"{faults[0]['field']}: {faults[0]['message']}", fields=faults), spec
+        ) from error
+    assert isinstance(config, TrainingConfig), "every method is a training stage"
+    return config
+
+
+def _find_rows(session: Session, file_id: str, field: str) -> Dataset:
+    """Return the dataset of a file for training; raises TrainingFileUnusable naming the field."""
+    try:
+        file = files.get_file(session, file_id)
+    except files.FileNotFound as error:
+        raise _unusable(field, error.message, "Upload it with purpose='fine-tune'.") from error
+    dataset = files.get_dataset(session, file)
+    if file.purpose is not FilePurpose.fine_tune or dataset is None or dataset.deleted_at is not None:
+        message = f"The file {file_id} has the purpose {file.purpose} and no rows to train on."
+        raise _unusable(field, message, "Upload it with purpose='fine-tune'.")
+    return dataset
+
+
+def _unusable(field: str, message: str, hint: str) -> TrainingFileUnusable:
+    return TrainingFileUnusable(message, hint=hint, fields=[{"field": field, "message": message}])
+
+
+def _make_row(
+    settings: Settings, spec: FineTuningSpec, plan: _Plan, id: str, job_id: str, name: str
+) -> FineTuningJob:
+    config: dict[str, Any] = {"hyperparameters": plan.hyperparameters.values}
+    if spec.grader is not None:
+        config["grader"] = spec.grader
+    return FineTuningJob(
+        id=id,
+        job_id=job_id,
+        model=spec.model,
+        base=plan.base.reference,
+        base_name=plan.base.name,
+        training_file=spec.training_file,
+        validation_file=spec.validation_file,
+        suffix=spec.suffix,
+        seed=plan.seed,
+        method={"type": spec.method, spec.method.value: config},
+        explanation=plan.hyperparameters.explanation,
+        integrations=spec.integrations,
+        client_metadata=spec.metadata,
+        engine=plan.base.engine.model_dump(mode="json"),
+        organization=settings.organization,
+        fine_tuned_model=name,
+    )
+
+
+def _name_parameters(error: HttpError, spec: FineTuningSpec) -> HttpError:
+    """Replace the paths of our stage in an error by the parameters of the request that they come from."""
+
+    def rename(match: re.Match[str]) -> str:
+        field = match[1].partition(".")[0]
+        if field not in PARAMETERS:
+            return f"training.{match[1]}"
+        name = PARAMETERS[field]
+        return f"method.{spec.method}.hyperparameters.{name}" if field in HYPERPARAMETERS else name
+
+    def replace(text: str) -> str:
+        return re.sub(r"stages\.0\.([A-Za-z0-9_.]*[A-Za-z0-9_])", rename, text)
+
+    error.message = replace(error.message)
+    error.fields = error.fields and [
+        {name: replace(text) if isinstance(text, str) else text for name, text in field.items()}
+        for field in error.fields
+    ]
+    return error
+
+
+def _list_first_runs(session: Session, job_ids: Sequence[str]) -> Sequence[Run]:
+    return session.scalars(select(Run).where(col(Run.job_id).in_(job_ids), col(Run.position) == 0)).all()

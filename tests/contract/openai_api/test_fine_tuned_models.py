@@ -1,0 +1,146 @@
+"""Fine-tuning jobs that train, their results and requests to their models, through OpenAI's client."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.e2e.platform import Platform, wait_until
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
+
+MODEL = "gpt-4o-mini-2024-07-18"
+FINISHED = ("succeeded", "failed", "cancelled")
+QUICK = {"max_length": 128, "tuning": {"rank": 4}, "learning_rate": 2e-3}
+
+
+def chat(question: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+class Trained:
+    """A service with jobs that have ended."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.openai = OpenAI(base_url=f"{platform.base_url}/v1", api_key="unused", max_retries=0)
+        problems = list(generate_problems(24, ProblemSplit.train, seed=3))
+        rows = [{"messages": chat(each["question"], each["answer"])} for each in problems]
+        pairs = [
+            {
+                "input": {"messages": row["messages"][:1]},
+                "preferred_output": row["messages"][1:],
+                "non_preferred_output": [{"role": "assistant", "content": "No."}],
+            }
+            for row in rows
+        ]
+        self.validation = self.upload(rows[16:])
+        self.supervised = self.create(rows[:16], "supervised", validation_file=self.validation)
+        self.dpo = self.create(pairs[:16], "dpo")
+        ids = (self.supervised, self.dpo)
+        wait_until(lambda: all(self.job(each).status in FINISHED for each in ids), 240, f"{ids} do not end")
+
+    def upload(self, rows: list[dict[str, Any]]) -> str:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        return self.openai.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+
+    def create(self, rows: list[dict[str, Any]], method: str, **fields: Any) -> str:
+        chosen: Any = {"type": method, method: {"hyperparameters": {"n_epochs": 3, "batch_size": 8}}}
+        job = self.openai.fine_tuning.jobs.create(
+            model=MODEL,
+            training_file=self.upload(rows),
+            suffix=method,
+            method=chosen,
+            extra_body={"training": QUICK},
+            **fields,
+        )
+        return job.id
+
+    def job(self, job_id: str) -> Any:
+        return self.openai.fine_tuning.jobs.retrieve(job_id)
+
+    def ask(self, model: str) -> Any:
+        return self.openai.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "1 + 1"}], max_tokens=4
+        )
+
+
+@pytest.fixture(scope="module")
+def trained(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    settings = {"TUNESMITH_OPENAI_MODELS": json.dumps({MODEL: "starter"}), "TUNESMITH_ORGANIZATION": "acme"}
+    platform = Platform(tmp_path_factory.mktemp("fine-tuning") / "data", starter, **settings)
+    platform.environment["TUNESMITH_WARM_START"] = "true"
+    try:
+        platform.start_service()
+        yield Trained(platform)
+    finally:
+        platform.stop()
+
+
+def test_a_succeeded_job_names_its_model_its_tokens_and_its_results(trained: Trained) -> None:
+    job = trained.job(trained.supervised)
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.fine_tuned_model == f"ft:{MODEL}:acme:supervised:{job.id[-8:]}"
+    assert job.trained_tokens > 0 and job.finished_at >= job.created_at
+    text = base64.b64decode(trained.openai.files.content(job.result_files[0]).read()).decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert text.splitlines()[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, 7)]
+    assert all(float(row["train_loss"]) > 0 and 0 <= float(row["train_accuracy"]) <= 1 for row in rows)
+    assert [bool(row["valid_loss"]) for row in rows] == [False, True] * 3
+
+
+def test_each_epoch_has_a_checkpoint_with_validation_metrics(trained: Trained) -> None:
+    found = list(trained.openai.fine_tuning.jobs.checkpoints.list(trained.supervised, limit=2))
+    assert [checkpoint.step_number for checkpoint in found] == [6, 4, 2]
+    model = trained.job(trained.supervised).fine_tuned_model
+    assert [checkpoint.fine_tuned_model_checkpoint for checkpoint in found] == [
+        model,
+        f"{model}:ckpt-step-4",
+        f"{model}:ckpt-step-2",
+    ]
+    for checkpoint in found:
+        metrics = checkpoint.metrics
+        assert metrics.full_valid_loss is not None and metrics.full_valid_loss > 0
+        assert metrics.train_mean_token_accuracy is not None
+        assert metrics.valid_mean_token_accuracy is not None
+
+
+def test_events_tell_the_story_of_the_job(trained: Trained) -> None:
+    events = list(trained.openai.fine_tuning.jobs.list_events(trained.supervised, limit=3))
+    messages = [event.message for event in events][::-1]
+    assert messages[0].startswith("Created fine-tuning job")
+    assert messages[1].startswith("Hyperparameters for 16 rows: ")
+    assert messages[-1].startswith("The job has succeeded; its model is ft:")
+    assert "Checkpoint created at step 2." in messages
+    assert len({event.id for event in events}) == len(events)
+    first_metrics: Any = [event.data for event in events if event.type == "metrics"][-1]
+    assert (first_metrics["step"], first_metrics["total_steps"]) == (1, 6)
+
+
+@pytest.mark.parametrize("method", ["supervised", "dpo"])
+def test_a_model_and_its_checkpoint_can_be_requested(trained: Trained, method: str) -> None:
+    job = trained.job(getattr(trained, method))
+    assert (job.status, job.error) == ("succeeded", None)
+    listed = {model.id: model.owned_by for model in trained.openai.models.list()}
+    for name in (job.fine_tuned_model, f"{job.fine_tuned_model}:ckpt-step-2"):
+        assert listed[name] == "acme"
+        completion = trained.ask(name)
+        assert completion.model == name
+        assert completion.choices[0].message.content is not None
+
+
+def test_permissions_of_a_model_are_created_listed_and_deleted(trained: Trained) -> None:
+    permissions = trained.openai.fine_tuning.checkpoints.permissions
+    name = trained.job(trained.supervised).fine_tuned_model
+    created = list(permissions.create(name, project_ids=["proj_a", "proj_b", "proj_a"]))
+    assert [each.project_id for each in created] == ["proj_a", "proj_b"]
+    assert [each.id for each in permissions.list(name, limit=1, order="ascending")] == [
+        each.id for each in created
+    ]
+    assert permissions.delete(created[0].id, fine_tuned_model_checkpoint=name).deleted
+    assert [each.project_id for each in permissions.retrieve(name).data] == ["proj_b"]

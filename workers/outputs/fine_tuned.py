@@ -1,0 +1,154 @@
+"""The output of a fine-tuning job for clients of the OpenAI API: models by name, and a file of results.
+
+The files are published first. Then one transaction, that of the run's success, adds all rows: a client that
+sees the job succeeded can request its models.
+"""
+
+import base64
+import io
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from app.deployments.create import build_deployment, insert_sleeping_deployment
+from app.files.service import publish_content
+from app.fine_tuning.metrics import StepMetrics, checkpoint_metrics, read_step_metrics, write_results
+from app.fine_tuning.names import make_checkpoint_name
+from app.settings import Settings
+from app.storage.artifacts import get_store
+from app.storage.database import read_session
+from app.tables import Checkpoint, File, FilePurpose, FineTuningCheckpoint, FineTuningJob, Model, Run
+from app.tables.base import new_id
+from trainers.configs import DeploymentChoice
+from workers.runs.results import name_adapter_base
+
+RESULTS = "step_metrics.csv"
+# What an engine needs of a checkpoint; the rest is the state of the training.
+MODEL_FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "*config.json", "chat_template*"),
+    *("token*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json"),
+)
+
+
+@dataclass(frozen=True)
+class FineTunedOutput:
+    """The rows that the success of a run adds; none if the run is of another kind of job."""
+
+    job: FineTuningJob | None = None
+    run: Run | None = None
+    results: File | None = None
+    steps: StepMetrics = field(default_factory=dict)
+    checkpoints: list[tuple[int, Model]] = field(default_factory=list)
+    """The models of the checkpoints before the last step, by that step."""
+
+    def add_to(self, session: Session, model: Model | None, settings: Settings) -> None:
+        """Add the rows, with a sleeping deployment for each model, which its first request wakes."""
+        if self.job is None or self.run is None or self.results is None or model is None:
+            return
+        job, last_step = self.job, max(self.steps, default=0)
+        session.add(self.results)
+        session.add_all([checkpoint for _, checkpoint in self.checkpoints])
+        session.flush()
+        models = [
+            (step, make_checkpoint_name(job.fine_tuned_model, step), each) for step, each in self.checkpoints
+        ]
+        models.append((last_step, job.fine_tuned_model, model))
+        # In the order of the steps, by which they are listed.
+        ids = sorted(new_id("ftckpt") for _ in models)
+        for checkpoint_id, (step, name, each) in zip(ids, models, strict=True):
+            session.add(
+                FineTuningCheckpoint(
+                    id=checkpoint_id,
+                    fine_tuning_job_id=job.id,
+                    step=step,
+                    name=name,
+                    model_id=each.id,
+                    metrics=checkpoint_metrics(self.steps, step),
+                )
+            )
+            choice = DeploymentChoice(**job.engine, idle_seconds=settings.fine_tuned_idle_seconds)
+            suitable = choice.engine.suitable_queues
+            queue = self.run.queue if self.run.queue in suitable else suitable[0]
+            insert_sleeping_deployment(session, build_deployment(session, name, each.id, choice, queue))
+        session.execute(
+            update(FineTuningJob)
+            .where(col(FineTuningJob.id) == job.id)
+            .values(result_file_id=self.results.id)
+        )
+
+
+def publish_fine_tuned(run: Run, run_dir: Path, model: Model | None) -> FineTunedOutput:
+    """Publish the file of results and the models of the checkpoints of a fine-tuning job."""
+    with read_session() as session:
+        job = session.exec(select(FineTuningJob).where(FineTuningJob.job_id == run.job_id)).one_or_none()
+        if job is None or model is None:
+            return FineTunedOutput()
+        steps = read_step_metrics(session, run.id)
+        stored = session.exec(
+            select(Checkpoint)
+            .where(Checkpoint.run_id == run.id, col(Checkpoint.step) < max(steps, default=0))
+            .order_by(col(Checkpoint.step), col(Checkpoint.attempt).desc())
+        ).all()
+    newest = {checkpoint.step: checkpoint for checkpoint in reversed(stored)}
+    checkpoints = [
+        (step, _publish_checkpoint(newest[step], f"{run.full_name}-step-{step}", model, run_dir))
+        for step in sorted(newest)
+    ]
+    return FineTunedOutput(job, run, _publish_results(steps), steps, checkpoints)
+
+
+def _publish_results(steps: StepMetrics) -> File:
+    """Publish the CSV in base64: so does OpenAI, and its users decode what they download."""
+    text = io.StringIO()
+    write_results(steps, text)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / RESULTS
+        path.write_bytes(base64.b64encode(text.getvalue().encode()))
+        artifact, sha256 = publish_content(path)
+        size_bytes = path.stat().st_size
+    return File(
+        filename=RESULTS,
+        purpose=FilePurpose.fine_tune_results,
+        size_bytes=size_bytes,
+        artifact=artifact,
+        sha256=sha256,
+    )
+
+
+def _publish_checkpoint(checkpoint: Checkpoint, name: str, trained: Model, run_dir: Path) -> Model:
+    """Publish the weights of a checkpoint as a model like the trained one, independent of the checkpoint."""
+    model_id = new_id("model")
+    source = get_store().fetch_folder(checkpoint.artifact, checkpoint.sha256)
+    with _link_files([path for glob in MODEL_FILES for path in source.glob(glob)], run_dir) as folder:
+        name_adapter_base(folder, trained.base)
+        published = get_store().publish_folder(folder, f"models/{model_id}")
+    return Model(
+        **trained.model_dump(
+            include={"kind", "base", "parent_id", "dataset_id", "run_id", "template_sha256"}
+        ),
+        id=model_id,
+        name=name,
+        artifact=published.key,
+        sha256=published.sha256,
+        size_bytes=published.size_bytes,
+    )
+
+
+@contextmanager
+def _link_files(paths: Sequence[Path], parent: Path) -> Iterator[Path]:
+    """Yield a folder with these files, as links where they are on the disk of its parent."""
+    with TemporaryDirectory(dir=parent, prefix=".model-") as folder:
+        for path in set(paths):
+            target = Path(folder) / path.name
+            try:
+                os.link(path, target)
+            except OSError:
+                shutil.copyfile(path, target)
+        yield Path(folder)
