@@ -40,6 +40,8 @@ from app.scheduling.sweeper import create_sweeper
 from app.settings import get_settings
 from app.storage import endpoints as storage
 from app.storage.database import get_engine
+from app.webhooks import endpoints as webhooks
+from app.webhooks.sender import WebhookSender
 from app.workers import endpoints as workers
 from serving.http.cross_site import OriginPolicy
 from serving.http.limits import MAX_BODY_BYTES
@@ -68,6 +70,7 @@ TAGS = [
     },
     {"name": "generation", "description": "The OpenAI-compatible API of the deployments."},
     {"name": "workers", "description": "Worker processes, with their queues and hardware."},
+    {"name": "webhooks", "description": "Addresses that receive signed events, and their deliveries."},
     {"name": "storage", "description": "Disk space, and the collection of what is no longer needed."},
     {"name": "keys", "description": "API keys with scopes and limits."},
     {"name": "operations", "description": "Health, readiness and metrics."},
@@ -136,6 +139,7 @@ def _api_router() -> APIRouter:
         aliases,
         workers,
         storage,
+        webhooks,
     )
     for noun in nouns:
         api.include_router(noun.router, dependencies=[Depends(require_by_method), Depends(check_query)])
@@ -147,7 +151,7 @@ def _api_router() -> APIRouter:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Prepare the database, and run the sweeper and the garbage collector.
+    """Prepare the database, and run the sweeper, the garbage collector and the sender of webhooks.
 
     While the database is unavailable, requests get 503.
     """
@@ -156,11 +160,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sweeper.start()
     collector = Collector(get_settings())
     collector.start()
+    sender = WebhookSender(get_settings())
+    sender.start()
     yield
     app.state.stopping.set()
     await run_in_threadpool(preparation.stop)
     await run_in_threadpool(sweeper.stop)
     await run_in_threadpool(collector.stop)
+    await run_in_threadpool(sender.stop)
     await app.state.gateway.aclose()
     with suppress(OSError):
         get_engine().dispose()

@@ -357,6 +357,27 @@ class Settings(BaseSettings):
         description="Seconds after the end of a run during which an unavailable tracking service is retried.",
     )
 
+    encryption_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key with which the API encrypts the signing secrets of webhooks: 32 random bytes in "
+        "base64 (`openssl rand -base64 32`). Of several, separated by spaces, the first encrypts and all "
+        "decrypt. Empty reads the file below.",
+    )
+    encryption_key_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="File with that key; empty means `encryption.key` in the data directory, which is "
+        "created if the database is the embedded one. A backup does not contain it.",
+    )
+    webhook_allowed_hosts: list[str] = Field(
+        default_factory=list,
+        description="Hosts and networks to which webhooks may be sent although they are private, or without "
+        'TLS, as a JSON list of names, addresses and networks, such as `["hooks.internal", "10.1.0.0/16"]`.',
+    )
+    webhook_disable_seconds: float = Field(
+        432_000,
+        gt=0,
+        description="Seconds without a successful delivery after which a webhook that fails is disabled.",
+    )
     webhook_retry_seconds: float = Field(
         259_200,
         gt=0,

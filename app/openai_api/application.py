@@ -14,11 +14,17 @@ from app.openai_api.files import endpoints as files
 from app.openai_api.fine_tuning import endpoints as fine_tuning
 from app.openai_api.parameters import refuse_unknown_query
 from app.openai_api.uploads import endpoints as uploads
+from app.openai_api.webhooks import endpoints as webhooks
 from serving.gateway.mounted.openapi import components, paths
 from serving.http.limits import MAX_BODY_BYTES
 
 PREFIX = "/v1"
-NOUNS = (files, uploads, fine_tuning)
+NOUNS = (
+    files,
+    fine_tuning,
+    uploads,
+    webhooks,
+)
 DESCRIPTION = (
     "OpenAI's API, for its official clients: set `base_url` to this address and `api_key` to a key of this "
     "service. Fields that OpenAI does not have are named as such. Tunesmith's own API is at [/docs](/docs)."
@@ -28,6 +34,7 @@ TAGS = [
     {"name": "files", "description": "Files for training, batches and evaluations."},
     {"name": "uploads", "description": "Files that are sent in parts."},
     {"name": "fine-tuning", "description": "Fine-tuning jobs, their events and their checkpoints."},
+    {"name": "webhooks", "description": "Addresses that receive signed events."},
 ]
 
 

@@ -123,6 +123,15 @@ class ErrorCode(StrEnum):
     name_is_alias = "name_is_alias", "The name belongs to an alias."
     name_is_deployment = "name_is_deployment", "The name belongs to a deployment."
     target_not_ready = "target_not_ready", "The alias's target is not a deployment that is ready."
+    webhook_not_found = "webhook_not_found", "There is no webhook with this id."
+    delivery_not_found = "delivery_not_found", "The webhook has no delivery with this id."
+    webhook_disabled = "webhook_disabled", "The webhook is disabled, so that nothing is sent to it."
+    webhook_unreachable = "webhook_unreachable", "The receiver of a test event could not be reached."
+    too_many_webhooks = "too_many_webhooks", "The service has as many webhooks as it allows."
+    encryption_key_missing = (
+        "encryption_key_missing",
+        "No usable key is set with which the service could encrypt the secret.",
+    )
     nothing_to_restore = "nothing_to_restore", "The alias has no earlier target."
 
     # The gateway and our engines, in OpenAI's shape.
