@@ -235,8 +235,8 @@ class Settings(BaseSettings):
     record_days: float = Field(
         90,
         ge=0,
-        description="Days after which the records of absent workers, ended deployments, revoked keys and "
-        "deleted datasets and models are removed; 0 means never.",
+        description="Days after which the records of absent workers, ended deployments and deliveries of "
+        "webhooks, revoked keys and deleted datasets and models are removed; 0 means never.",
     )
 
     stage_limits: dict[StageKind, StageLimits] = Field(

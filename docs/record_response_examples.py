@@ -50,13 +50,19 @@ def main() -> None:
         os.environ |= {
             "TUNESMITH_DATA_DIR": folder,
             "TUNESMITH_MODEL_ROOTS": json.dumps([f"{folder}/models"]),
+            "TUNESMITH_WEBHOOK_ALLOWED_HOSTS": json.dumps(["127.0.0.1"]),
         }
         settings = Settings()
         examples.ensure_starter_model(settings)
         with run_service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
             recorded = _Recorder(client, settings).record_all()
     text = json.dumps(recorded, indent=2, ensure_ascii=False) + "\n"
-    for private, public in ((folder, "/var/lib/tunesmith"), (socket.gethostname(), "host-1")):
+    receiver = f"http://127.0.0.1:{client.base_url.port}/hooks"
+    for private, public in (
+        (folder, "/var/lib/tunesmith"),
+        (socket.gethostname(), "host-1"),
+        (receiver, "https://example.com/hooks"),
+    ):
         text = text.replace(private, public)
     PATH.write_text(text, encoding="utf-8")
 
@@ -83,6 +89,7 @@ class _Recorder:
         self.recorded["get_preset"] = self.recorded["list_presets"]["items"][0]
         for name in ("healthz", "readyz"):
             self.recorded[name] = check_response(self._client.get(f"/{name}"))
+        self._record_webhooks()
         self._record_errors_and_keys()
         return self.recorded
 
@@ -181,6 +188,36 @@ class _Recorder:
         record["roll_back_alias"] = self._post("/aliases/solver/rollback", {})
         record["list_alias_versions"] = self._get("/aliases/solver/history")
         record["stop_deployment"] = self._post(f"{path}/stop?force=true")
+
+    def _record_webhooks(self) -> None:
+        """Record a webhook whose receiver is a server of this machine that never saw a webhook."""
+        record = self.recorded
+        port = self._client.base_url.port
+        body = {
+            "name": "ci",
+            "url": f"http://127.0.0.1:{port}/hooks/tunesmith",
+            "event_types": ["job.succeeded", "job.cancelled"],
+        }
+        record["create_webhook"] = self._post("/webhooks", body)
+        path = f"/webhooks/{record['create_webhook']['id']}"
+        record["test_webhook"] = self._post(f"{path}/test", {"event_type": "job.succeeded"})
+        job_id = self._post("/jobs", JOB | {"name": "cancelled"})["id"]
+        self._post(f"/jobs/{job_id}/cancel")
+        _await_job(self._client, job_id)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not (deliveries := self._get(f"{path}/deliveries"))["items"][0]["attempts"]:
+            assert time.monotonic() < deadline, "no delivery was attempted"
+            time.sleep(0.5)
+        record["list_webhook_deliveries"] = deliveries
+        delivery = f"{path}/deliveries/{deliveries['items'][0]['id']}"
+        record["redeliver_event"] = self._post(f"{delivery}/redeliver")
+        record["list_webhooks"] = self._get("/webhooks")
+        record["get_webhook"] = self._get(path)
+        changed = self._client.patch(f"/api/v1{path}", json={"event_types": ["job.succeeded"]})
+        record["update_webhook"] = check_response(changed)
+        rotated = self._post(f"{path}/rotate-secret", {"keep_previous_hours": 24})
+        for name, view in (("create_webhook", record["create_webhook"]), ("rotate_webhook_secret", rotated)):
+            record[name] = view | {"secret": f"{view['secret_hint']}…"}
 
     def _record_errors_and_keys(self) -> None:
         client = self._client

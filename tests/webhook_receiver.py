@@ -1,4 +1,4 @@
-"""A receiver of webhooks for tests: an HTTP server that records requests and responds as it is told to."""
+"""A receiver of webhooks for tests: an HTTP server that records requests, with the statuses of a list."""
 
 import threading
 from collections.abc import Iterator, Mapping

@@ -22,6 +22,7 @@ from app.tables import (
     DeploymentStatus,
     Model,
     Run,
+    WebhookDelivery,
     Worker,
 )
 
@@ -30,7 +31,7 @@ MAX_ALIAS_VERSIONS = 1000
 
 
 def delete_records(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    """Delete the rows of absent workers, ended deployments, revoked keys, and deleted datasets and models.
+    """Delete the rows of what has ended: workers, deployments, keys, deliveries, datasets and models.
 
     Of the versions of an alias, the newest stay.
     """
@@ -91,6 +92,7 @@ def _expired_records(before: Any) -> list[tuple[type[Any], ColumnElement[bool]]]
         ),
         (Deployment, col(Deployment.status).in_(ended) & (col(Deployment.stopped_at) < before)),
         (ApiKey, col(ApiKey.revoked_at) < before),
+        (WebhookDelivery, col(WebhookDelivery.finished_at) < before),
         (AliasVersion, col(AliasVersion.version) <= newest_version - MAX_ALIAS_VERSIONS),
         (
             Model,

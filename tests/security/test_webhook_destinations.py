@@ -222,7 +222,7 @@ def _drip(listener: socket.socket, stage: str, ended: threading.Event) -> None:
 
 def test_a_response_without_end_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = AllowedHosts(frozenset(), (ipaddress.ip_network("127.0.0.1/32"),))
-    sent = []
+    sent: list[int] = []
 
     def flood(listener: socket.socket) -> None:
         connection, _ = listener.accept()

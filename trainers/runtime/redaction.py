@@ -15,11 +15,12 @@ MAX_LINE_CHARACTERS = 1 << 20
 _PATTERNS = [
     (re.compile(r"\bts_[A-Za-z0-9_-]{16,}"), "ts_***"),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
+    (re.compile(r"\bwhsec_[A-Za-z0-9+/=]{16,}"), "whsec_***"),
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{6,}"), r"\1***"),
     (re.compile(r"(://[^/:@\s]*:)[^@/\s]+@"), r"\1***@"),
 ]
 _added: set[str] = set()
-_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|ENCRYPTION_KEY)$", re.IGNORECASE)
 
 
 def redact(text: str) -> str:

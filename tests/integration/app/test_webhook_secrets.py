@@ -53,7 +53,7 @@ def verifies(message: ReceivedMessage, secret: str) -> bool:
             OPENAI.webhooks.unwrap(message.body, headers, secret=secret)
         return False
     unwrapped = OPENAI.webhooks.unwrap(message.body, headers, secret=secret)
-    return unwrapped.to_dict() == json.loads(message.body)
+    return bool(unwrapped.to_dict() == json.loads(message.body))
 
 
 @on_sqlite

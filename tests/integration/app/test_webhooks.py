@@ -14,6 +14,7 @@ from sqlalchemy import update
 from sqlmodel import col, select
 from starlette.testclient import TestClient
 
+from app.retention.records import delete_records
 from app.settings import Settings, get_settings
 from app.storage.database import database_now, read_session, transaction
 from app.tables import DeliveryStatus, Webhook, WebhookDelivery
@@ -24,6 +25,7 @@ from app.webhooks.outbox import record_event
 from app.webhooks.schemas import WebhookCreate
 from app.webhooks.sender import WebhookSender
 from app.webhooks.service import create_webhook
+from app.webhooks.transport import PostResult
 from tests.webhook_receiver import WebhookReceiver, receive_webhooks
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -126,7 +128,7 @@ def test_a_sender_that_died_is_replaced_and_its_late_outcome_ignored(receiver: W
     make_due()
     poll()
     with transaction() as session:
-        failed = sender.PostResult(1.0, 500, "late")
+        failed = PostResult(1.0, 500, "late")
         deliveries.record_attempt(session, get_settings(), lost, failed)
     assert (only_delivery().status, len(only_delivery().attempts)) == (DeliveryStatus.delivered, 1)
 
@@ -256,3 +258,14 @@ def test_a_running_service_delivers_by_itself(receiver: WebhookReceiver, client:
     record()
     wait_until_delivered()
     assert len(receiver.received) == 1
+
+
+@on_sqlite
+def test_old_deliveries_are_removed(receiver: WebhookReceiver) -> None:
+    make(receiver)
+    record()
+    poll()
+    assert list(delete_records(get_settings(), dry_run=False)) == []
+    with transaction() as session:
+        session.execute(update(WebhookDelivery).values(finished_at=utc_now() - timedelta(days=91)))
+    assert [removal.name[:9] for removal in delete_records(get_settings(), dry_run=False)] == ["delivery_"]
