@@ -296,6 +296,25 @@ class Settings(BaseSettings):
         '`{"openai": {"url": "https://api.openai.com/v1", "api_key": "sk-…"}}`. A job names the endpoint; '
         "set the same names on the API, which checks them, and on the workers, which send the requests.",
     )
+    grader_models: dict[str, str] = Field(
+        default_factory=dict,
+        description="Models of graders by the names in requests, as JSON: "
+        '`{"gpt-4o-2024-08-06": "openai/gpt-4o-2024-08-06", "o4-mini": "judge"}`. Each is ENDPOINT/MODEL '
+        "with an endpoint of TUNESMITH_EVALUATION_ENDPOINTS, or the name of a deployment.",
+    )
+    grader_embedding_model: str = Field(
+        "",
+        description="Embedding model of graders by `cosine` that name none, as ENDPOINT/MODEL, such as "
+        "`openai/text-embedding-3-large`; empty refuses them.",
+    )
+    python_graders: bool = Field(
+        False,
+        description="Whether graders may be code in Python, which runs in a sandbox of bubblewrap without "
+        "network and files. Set it on the API and on the workers.",
+    )
+    python_grader_seconds: float = Field(
+        60, gt=0, le=600, description="Seconds that a grader in Python may take for one completion."
+    )
     hub_push_namespaces: list[str] = Field(
         default_factory=list,
         description="Users and organizations of the hub to which the stage `export` may upload with the "

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator, Mapping
 
 from sqlmodel import Session, col, select
 
+from app.deployments.served_models import explain_missing_model
 from app.http.errors import UnprocessableContent, field_error
 from app.models.references import resolve_model
 from app.settings import Settings, get_settings
-from app.tables import Alias, Checkpoint, Deployment, Evaluation, Model, ModelKind, Run
+from app.tables import Alias, Checkpoint, Evaluation, Model, ModelKind, Run
 from app.workers import service as workers
 from trainers.configs import (
     CompareConfig,
@@ -25,7 +26,7 @@ from trainers.configs import (
     StageKind,
     StageOutput,
 )
-from trainers.configs.base import CheckpointModel, DeployedModel, EndpointModel
+from trainers.configs.base import CheckpointModel, EndpointModel
 from trainers.configs.metrics.translation import Comet
 from trainers.configs.references import REGISTRY_PREFIX, find_served_models
 from trainers.configs.stage_config import AnyStage
@@ -196,17 +197,10 @@ def check_served_models(
 ) -> Iterator[UnprocessableContent]:
     """Yield an error for each endpoint that the operator has not named, and each deployment without a row."""
     for field, model in find_served_models(stage):
-        if isinstance(model, EndpointModel) and model.endpoint not in settings.evaluation_endpoints:
-            names = ", ".join(sorted(settings.evaluation_endpoints)) or "none"
-            yield field_error(
-                f"{path}.{field}.endpoint",
-                f"There is no endpoint {model.endpoint!r}; there are: {names}. The operator adds them to "
-                "TUNESMITH_EVALUATION_ENDPOINTS.",
-            )
-        if isinstance(model, DeployedModel) and not _is_deployed(session, model.deployment):
-            yield field_error(
-                f"{path}.{field}.deployment", f"There is no live deployment {model.deployment!r}."
-            )
+        fault = explain_missing_model(session, model, settings)
+        if fault is not None:
+            part = "endpoint" if isinstance(model, EndpointModel) else "deployment"
+            yield field_error(f"{path}.{field}.{part}", fault)
 
 
 def require_checkpoint(session: Session, model: CheckpointModel, field: str) -> None:
@@ -223,11 +217,6 @@ def require_checkpoint(session: Session, model: CheckpointModel, field: str) -> 
             f"No such checkpoint of {run.id} is stored; its checkpoints: {known}. `keep_checkpoints` of the "
             "training stage, and TUNESMITH_SUCCEEDED_CHECKPOINTS, decide which are kept.",
         )
-
-
-def _is_deployed(session: Session, name: str) -> bool:
-    query = select(Deployment).where(col(Deployment.name) == name)
-    return any(not deployment.status.finished for deployment in session.exec(query))
 
 
 def check_limits(stage: AnyStage, path: str, settings: Settings) -> list[UnprocessableContent]:

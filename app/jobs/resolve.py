@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
+from app.graders.service import check_python_graders
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.gates import check_gate
 from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
@@ -66,6 +67,7 @@ def resolve_stages(
         errors += needs.errors
         errors += check_limits(stage, path, settings)
         errors += check_served_models(session, stage, path, settings)
+        errors += check_python_graders(stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)

@@ -12,6 +12,7 @@ from app.http.text_check import refuse_unstorable_text
 from app.openai_api.errors import OpenAIErrorResponse, install_openai_errors
 from app.openai_api.files import endpoints as files
 from app.openai_api.fine_tuning import endpoints as fine_tuning
+from app.openai_api.graders import endpoints as graders
 from app.openai_api.parameters import refuse_unknown_query
 from app.openai_api.uploads import endpoints as uploads
 from app.openai_api.webhooks import endpoints as webhooks
@@ -22,6 +23,7 @@ PREFIX = "/v1"
 NOUNS = (
     files,
     fine_tuning,
+    graders,
     uploads,
     webhooks,
 )
@@ -35,6 +37,7 @@ TAGS = [
     {"name": "uploads", "description": "Files that are sent in parts."},
     {"name": "fine-tuning", "description": "Fine-tuning jobs, their events and their checkpoints."},
     {"name": "webhooks", "description": "Addresses that receive signed events."},
+    {"name": "graders", "description": "Graders, tried on one completion."},
 ]
 
 

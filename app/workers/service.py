@@ -32,6 +32,8 @@ CAPABILITIES = {
     **{engine.value: ENGINE_HINT for engine in EngineKind},
     "gguf": "Run `make gguf` on the worker's host, set TUNESMITH_GGUF_ENVIRONMENT to the folder that it "
     "prints, and restart the worker.",
+    "python_grader": "Install bubblewrap on the worker's host, set TUNESMITH_PYTHON_GRADERS=true on it, and "
+    "restart it; it logs why it cannot run a sandbox.",
     "comet": "Run `make comet` on the worker's host, set TUNESMITH_COMET_ENVIRONMENT to the folder that it "
     "prints, and restart the worker.",
 }

@@ -101,6 +101,7 @@ class ErrorCode(StrEnum):
     model_form_missing = "model_form_missing", "The model does not exist in the requested form."
     range_not_satisfiable = "range_not_satisfiable", "The range begins after the end of the file."
     too_many_downloads = "too_many_downloads", "The process is sending as many downloads as it may."
+    graders_busy = "graders_busy", "The process is running as many graders as it may."
     comparison_not_found = "comparison_not_found", "There is no comparison with this id."
     deployment_not_found = "deployment_not_found", "There is no deployment with this id or name."
     alias_not_found = "alias_not_found", "There is no alias with this name."

@@ -23,6 +23,8 @@ from app.workers.gpus import Gpu
 from app.workers.host_hardware import HostHardware, find_version, inspect_host
 from serving.engines import ENGINES
 from trainers.configs import EngineKind, Queue, StageKind
+from trainers.configs.graders import PYTHON_GRADER
+from trainers.graders.sandbox import find_sandbox_fault
 from workers.hosts.devices import DevicePool, Devices
 from workers.hosts.lease import Leases
 from workers.hosts.warm_start import ForkServer, create_fork_server
@@ -142,6 +144,12 @@ def _find_capabilities(settings: Settings) -> list[str]:
             logger.warning(
                 "%s is not an environment of `make %s`; this worker cannot %s", folder, name, purpose
             )
+    if settings.python_graders:
+        fault = find_sandbox_fault()
+        if fault is None:
+            found.append(PYTHON_GRADER)
+        else:
+            logger.warning("This worker cannot run graders in Python: %s", fault)
     return [*found, *engines]
 
 

@@ -5,14 +5,20 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from sqlmodel import select
 from starlette.testclient import TestClient
 
 from app.settings import EvaluationEndpoint, get_settings
+from app.storage.database import read_session
+from app.tables import Run
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 KEY = "canary-judge-0123456789"
 ROWS = [{"prompt": f"{n}?", "completion": f"#### {n}", "answered": f"{n}"} for n in range(5)]
 JUDGE = {"metric": "judge_score", "rubric": "Be right.", "judge": {"endpoint": "judge", "model": "gpt"}}
+CHECK = {"type": "string_check", "input": "{{sample.output_text}}", "reference": "{{item.answered}}"}
+GRADER = {"metric": "grader", "grader": CHECK | {"operation": "eq"}}
+PYTHON = {"metric": "grader", "grader": {"type": "python", "source": "def grade(sample, item): return 1"}}
 
 
 @pytest.fixture
@@ -56,6 +62,12 @@ def test_a_field_that_no_row_has_is_refused(client: TestClient, rows: str, value
         (JUDGE | {"judge": {"url": "http://10.0.0.1", "model": "gpt"}}, "url"),
         (JUDGE | {"judge": {"endpoint": "judge", "model": "gpt", "api_key": "x"}}, "api_key"),
         (JUDGE | {"metric": "judge_preference", "against": "absent"}, "there are: reference"),
+        (GRADER | {"grader": CHECK | {"operation": "is"}}, "'eq', 'ne', 'like' or 'ilike'"),
+        (
+            GRADER | {"grader": CHECK | {"operation": "eq", "reference": "{{item.absent}}"}},
+            "lacks a field of the grader",
+        ),
+        (PYTHON, "Python graders are off"),
     ],
 )
 def test_a_metric_that_cannot_be_computed_is_refused(
@@ -63,6 +75,14 @@ def test_a_metric_that_cannot_be_computed_is_refused(
 ) -> None:
     status, text = post(client, metric)
     assert status == 422 and reason in text
+
+
+def test_a_grader_in_python_waits_for_a_worker_with_a_sandbox(client: TestClient, rows: str) -> None:
+    assert post(client, GRADER)[0] == 201
+    get_settings().python_graders = True
+    assert post(client, PYTHON)[0] == 201
+    with read_session() as session:
+        assert set(session.exec(select(Run.capability))) == {None, "python_grader"}
 
 
 def test_stored_responses_are_scored_without_a_model(client: TestClient, rows: str) -> None:

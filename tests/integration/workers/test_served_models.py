@@ -13,6 +13,9 @@ from app.tables.deployment import DeploymentStatus
 from tests.integration.workers.conftest import worker
 from trainers.configs import EngineKind, Queue
 from trainers.configs.base import DeployedModel, EndpointModel, ServedModel, StageConfig
+from trainers.configs.metrics import ExactMatch
+from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.graders import sandbox
 from trainers.runtime import redaction
 from workers.hosts.worker import WorkerContext
 from workers.inputs.served_models import ServedModelMissing, served_model_environment
@@ -44,6 +47,20 @@ def test_a_program_gets_the_named_endpoint_only(worker: WorkerContext, judge: Ju
     assert variables["TUNESMITH_ENDPOINT_JUDGE_API_KEY"] == KEY
     assert not any("OTHER" in name for name in variables)
     assert KEY not in judge.model_dump_json() + repr(worker.settings)
+
+
+def test_a_program_runs_python_graders_only_where_the_operator_allows_them(worker: WorkerContext) -> None:
+    source = "def grade(sample, item): return 1"
+    metric = {"metric": "grader", "grader": {"type": "python", "source": source}}
+    stage = EvaluateConfig.model_validate(
+        {"stage": "evaluate", "model": {"field": "a"}, "dataset": "d", "metrics": [metric]}
+    )
+    assert served_model_environment(stage, worker.settings) == {}
+    worker.settings.python_graders = True
+    variables = served_model_environment(stage, worker.settings)
+    assert variables == {sandbox.ALLOWED_VARIABLE: "true", sandbox.SECONDS_VARIABLE: "60"}
+    other = stage.model_copy(update={"metrics": [ExactMatch()]})
+    assert served_model_environment(other, worker.settings) == {}
 
 
 def test_what_a_program_writes_loses_the_key(worker: WorkerContext, judge: JudgedStage) -> None:

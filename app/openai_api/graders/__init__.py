@@ -1,0 +1,1 @@
+"""OpenAI's graders, run on one completion."""
