@@ -144,7 +144,13 @@ def _api_router() -> APIRouter:
     for noun in nouns:
         api.include_router(noun.router, dependencies=[Depends(require_by_method), Depends(check_query)])
     # These routers state the scopes that they require. The query is checked after the key.
-    for router in (deployments.gateways, routes.router, keys.own_key_router, keys.router):
+    for router in (
+        deployments.gateways,
+        routes.router,
+        routes.traffic_router,
+        keys.own_key_router,
+        keys.router,
+    ):
         api.include_router(router)
     return api
 

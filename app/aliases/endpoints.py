@@ -14,6 +14,7 @@ from app.aliases.schemas import (
     AliasView,
 )
 from app.aliases.targets import list_all_aliases
+from app.http.auth import CallerDependency
 from app.http.paging import Page, Paging
 from app.storage.database import ReadSession, WriteSession
 from trainers.configs.base import NAME_PATTERN
@@ -29,11 +30,12 @@ AliasName = Annotated[
 @router.put("/{name}")
 def update_alias(
     session: WriteSession,
+    caller: CallerDependency,
     name: AliasName,
     body: Annotated[AliasUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
 ) -> AliasView:
     """Create an alias or change its targets; all later requests go to the new targets."""
-    return service.view_alias(session, service.update_alias(session, name, body))
+    return service.view_alias(session, service.update_alias(session, name, body, caller.key_id or None))
 
 
 @router.get("")
@@ -58,11 +60,14 @@ def list_alias_versions(session: ReadSession, name: AliasName, paging: Paging) -
 @router.post("/{name}/rollback")
 def roll_back_alias(
     session: WriteSession,
+    caller: CallerDependency,
     name: AliasName,
     body: Annotated[AliasRollback, Body(openapi_examples=ROLLBACK_EXAMPLES)],
 ) -> AliasView:
     """Restore the targets of an earlier version; repeated rollbacks go further back."""
-    return service.view_alias(session, service.roll_back_alias(session, name, body.version))
+    return service.view_alias(
+        session, service.roll_back_alias(session, name, body.version, caller.key_id or None)
+    )
 
 
 @router.delete("/{name}", status_code=204)

@@ -79,6 +79,9 @@ class AliasView(BaseModel):
     name: str = Field(description="Name of the alias, which clients send as `model`.")
     version: int = Field(description="Number of the current version; every change adds one.")
     targets: list[AliasTargetView] = Field(description="Deployments that serve the alias's requests.")
+    changed_by: str | None = Field(
+        description="Id of the run or of the API key that made the change; null on a service without keys."
+    )
     created_at: datetime = Field(description="Time of creation.")
     updated_at: datetime = Field(description="Time of the last change of the targets.")
 
@@ -93,5 +96,8 @@ class AliasVersionView(BaseModel):
     targets: list[AliasTarget] = Field(description="Targets of this version.")
     restored_version: int | None = Field(
         description="The version whose targets a rollback restored; null for any other change."
+    )
+    changed_by: str | None = Field(
+        description="Id of the run or of the API key that made the change; null on a service without keys."
     )
     created_at: datetime = Field(description="Time of the change.")

@@ -3,22 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select
 from sqlmodel import Session, col
 
+from app.aliases.changes import create_alias, find_version, write_targets
 from app.aliases.schemas import AliasTargetView, AliasUpdate, AliasView
 from app.aliases.targets import find_name_holders
 from app.deployments.lifecycle import LIVE
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
-from app.storage.database import database_now, lock_name
+from app.storage.database import lock_name
 from app.tables import Alias, AliasVersion, Deployment
 from trainers.runtime.error_codes import ErrorCode
 
 
-def update_alias(session: Session, name: str, body: AliasUpdate) -> Alias:
+def update_alias(session: Session, name: str, body: AliasUpdate, changed_by: str | None) -> Alias:
     """Create an alias or change its targets; raise NameIsDeployment or TargetNotReady."""
-    return _set_targets(session, name, [target.model_dump() for target in body.targets], None)
+    return _set_targets(session, name, [target.model_dump() for target in body.targets], changed_by)
 
 
 class NothingToRestore(Conflict):
@@ -27,7 +28,7 @@ class NothingToRestore(Conflict):
     code = ErrorCode.nothing_to_restore
 
 
-def roll_back_alias(session: Session, name: str, version: int | None) -> Alias:
+def roll_back_alias(session: Session, name: str, version: int | None, changed_by: str | None) -> Alias:
     """Restore the targets of a version, by default the previous one; repeated calls go further back.
 
     Raises:
@@ -37,13 +38,13 @@ def roll_back_alias(session: Session, name: str, version: int | None) -> Alias:
     """
     alias = get_alias(session, name)
     number = version if version is not None else _previous_version(session, alias)
-    found = _find_version(session, name, number)
+    found = find_version(session, name, number)
     if found is None:
         raise NothingToRestore(
             f"The alias {name!r} has no version {number} to restore.",
             hint=f"List its versions: GET /api/v1/aliases/{name}/history.",
         )
-    return _set_targets(session, name, found.targets, number)
+    return _set_targets(session, name, found.targets, changed_by, number)
 
 
 class AliasNotFound(NotFound):
@@ -94,21 +95,18 @@ def view_aliases(session: Session, aliases: Sequence[Alias]) -> list[AliasView]:
 
 
 def _set_targets(
-    session: Session, name: str, targets: list[dict[str, Any]], restored_version: int | None
+    session: Session,
+    name: str,
+    targets: list[dict[str, Any]],
+    changed_by: str | None,
+    restored_version: int | None = None,
 ) -> Alias:
     lock_name(session, name)
     _check_name_is_free(session, name)
     _check_targets_are_ready(session, name, targets)
-    updated = update(Alias).where(col(Alias.name) == name).returning(col(Alias.version))
-    updated = updated.values(targets=targets, version=col(Alias.version) + 1, updated_at=database_now())
-    version = session.scalar(updated.execution_options(synchronize_session=False))
+    version = write_targets(session, name, targets, changed_by=changed_by, restored_version=restored_version)
     if version is None:
-        # A deleted alias that is created again continues the numbers of its versions.
-        last = select(func.max(col(AliasVersion.version))).where(col(AliasVersion.alias) == name)
-        version = (session.scalar(last) or 0) + 1
-        session.add(Alias(name=name, version=version, targets=targets))
-    session.add(AliasVersion(alias=name, version=version, targets=targets, restored_version=restored_version))
-    session.flush()
+        create_alias(session, name, targets, changed_by=changed_by, restored_version=restored_version)
     session.expire_all()
     return get_alias(session, name)
 
@@ -152,15 +150,9 @@ def _check_targets_are_ready(session: Session, name: str, targets: Sequence[dict
 
 def _previous_version(session: Session, alias: Alias) -> int:
     """Return the version before the current one, or before the one that the current one restored."""
-    current = _find_version(session, alias.name, alias.version)
+    current = find_version(session, alias.name, alias.version)
     assert current is not None, "every change is recorded"
     return (current.restored_version or current.version) - 1
-
-
-def _find_version(session: Session, name: str, version: int) -> AliasVersion | None:
-    return session.scalars(
-        select(AliasVersion).where(col(AliasVersion.alias) == name, col(AliasVersion.version) == version)
-    ).one_or_none()
 
 
 def _view_target(target: dict[str, Any], holder: Deployment | None) -> AliasTargetView:

@@ -14,6 +14,7 @@ from app.deployments import lifecycle
 from app.http import auth
 from app.http.errors import HttpError, Unauthorized
 from app.routing_table import service as routes
+from app.routing_table import traffic
 from app.routing_table.schemas import RouteTargetView
 from app.scheduling.incidents import describe_error
 from app.settings import get_settings
@@ -113,6 +114,14 @@ class SqlRoutingTable(CachedRoutingTable):
         except DATABASE_UNAVAILABLE as error:
             logger.warning("cannot record the use of deployments: %s", describe_error(error))
 
+    async def record_traffic(self, reporter: str, rows: list[dict[str, Any]]) -> bool:
+        try:
+            await run_in_threadpool(_record_traffic, reporter, rows)
+        except DATABASE_UNAVAILABLE as error:
+            logger.warning("cannot record the traffic of aliases: %s", describe_error(error))
+            return False
+        return True
+
     async def _wake(self, target: Target) -> Target:
         seconds = get_settings().wake_timeout_seconds
         deadline = time.monotonic() + seconds
@@ -143,7 +152,14 @@ def _read_routes() -> list[Route]:
     with read_session() as session:
         table = routes.list_routes(session)
     return [
-        Route(row.name, tuple(map(_to_target, row.targets)), row.created_at, row.not_ready, row.owned_by)
+        Route(
+            row.name,
+            tuple(map(_to_target, row.targets)),
+            row.created_at,
+            row.not_ready,
+            row.owned_by,
+            row.measured_version,
+        )
         for row in table
     ]
 
@@ -178,6 +194,11 @@ def _wake_or_get(target: Target) -> Target | DeploymentStatus:
 def _record_use(deployment_ids: list[str]) -> None:
     with transaction() as session:
         routes.record_use(session, deployment_ids)
+
+
+def _record_traffic(reporter: str, rows: list[dict[str, Any]]) -> None:
+    with transaction() as session:
+        traffic.record_traffic(session, reporter, rows)
 
 
 def _unavailable(message: str) -> EngineUnavailable:

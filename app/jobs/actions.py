@@ -26,6 +26,7 @@ from app.tables import (
     FineTuningJob,
     Job,
     JobLabel,
+    Promotion,
     Run,
     RunNeed,
     RunStatus,
@@ -143,6 +144,7 @@ def delete(session: Session, job_id: str) -> None:
         (Comparison, Comparison.run_id),
         (Event, Event.run_id),
         (Checkpoint, Checkpoint.run_id),
+        (Promotion, Promotion.run_id),
         (Run, Run.id),
     )
     for table, column in of_runs:

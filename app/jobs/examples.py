@@ -191,6 +191,21 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     ],
     "generate": [{"stage": "generate", "model": "starter", "dataset": "arithmetic-test", "max_rows": 50}],
     "deploy": [{"stage": "deploy", "model": "starter", "deployment": "starter-next"}],
+    "promote": [
+        {"stage": "deploy", "model": "starter", "deployment": "starter-next"},
+        {
+            "stage": "promote",
+            "alias": "starter-prod",
+            "steps": [
+                {"share": 0.05, "min_seconds": 600},
+                {"share": 0.5, "min_seconds": 600},
+                {"share": 1.0, "min_seconds": 60},
+            ],
+            "conditions": {"max_error_rate": 0.02, "max_error_rate_increase": 0.01, "max_p95_seconds": 5},
+            "min_requests": 230,
+            "max_seconds": 86_400,
+        },
+    ],
     "preflight": [
         {
             "stage": "preflight",
@@ -216,6 +231,7 @@ SUMMARIES = {
     "gate": "Continue only if the tuned model is not worse than its base",
     "generate": "Complete every row of a dataset",
     "deploy": "Serve a model under a name",
+    "promote": "Move an alias to the new deployment by growing shares, and roll back if it fails",
     "preflight": "Check a training stage without training",
 }
 

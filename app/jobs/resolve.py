@@ -10,6 +10,7 @@ from app.graders.service import check_python_graders
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.gates import check_gate
 from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
+from app.jobs.graph.promotions import check_promotion
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors
 from app.jobs.plan_checks import (
@@ -35,6 +36,7 @@ from trainers.configs import (
     GateConfig,
     LmEvalConfig,
     Product,
+    PromoteConfig,
     SelectConfig,
     StageDataset,
     StageKind,
@@ -76,6 +78,9 @@ def resolve_stages(
         resolved = _resolve_stage(session, spec, position, choice, needs, stages, errors)
         if isinstance(resolved.config, GateConfig):
             resolved, found = check_gate(session, resolved, resolved.config, path, stages)
+            errors += found
+        if isinstance(resolved.config, PromoteConfig):
+            resolved, found = check_promotion(session, resolved, resolved.config, path, stages)
             errors += found
         if isinstance(resolved.config, SelectConfig):
             errors += list_select_errors(resolved.config, path, stages, needs.upstream)

@@ -38,13 +38,16 @@ from app.storage.database import insert_rows, read_session, transaction
 from app.tables import Dataset, Job, JobLabel, Run, RunNeed, Worker
 from app.tables.base import new_id
 from app.workers import service as workers
-from trainers.configs import AnyStage
+from trainers.configs import AnyStage, StageKind
 from trainers.configs.references import ModelField, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.data.mixture import describe_repeats
 from trainers.runtime.error_codes import ErrorCode
 from trainers.statistics.expected_power import describe_expected_power
+
+# The kinds of stages that have warnings of their own, and the codes of these.
+_WARNING_CODES = {StageKind.gate: "gate_weak", StageKind.promote: "promotion_slow"}
 
 
 class JobNotFound(NotFound):
@@ -142,7 +145,7 @@ def _create(
         for need in stage.needs
     ]
     warnings = {
-        run.id: [NewEvent.warning("gate_weak", warning) for warning in stage.warnings]
+        run.id: [NewEvent.warning(_WARNING_CODES[stage.kind], warning) for warning in stage.warnings]
         for run, stage in zip(runs, stages, strict=True)
     }
     lifecycle.create_runs(session, runs, needs, warnings)

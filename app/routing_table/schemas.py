@@ -1,11 +1,14 @@
 """Requests and responses of the endpoints of the routing table."""
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.settings import get_settings
+from serving.gateway.traffic.counts import MAX_BUCKET
 from trainers.configs import Config
+from trainers.configs.base import StageName
 
 
 class RouteTargetView(BaseModel):
@@ -31,6 +34,11 @@ class RouteView(BaseModel):
     owned_by: str = Field(
         default_factory=lambda: get_settings().organization, description="Name of the organization."
     )
+    measured_version: int | None = Field(
+        None,
+        description="Version of an alias whose requests gateways count for a promotion; null for every other "
+        "route.",
+    )
 
 
 class RouteUseCreate(Config):
@@ -40,4 +48,54 @@ class RouteUseCreate(Config):
 
     deployment_ids: list[str] = Field(
         max_length=1000, description="Ids of the deployments; unknown ids are ignored."
+    )
+
+
+# JSON numbers are exact to here, and no process serves as many requests.
+MAX_REQUESTS = 2**53
+BucketNumber = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,3}$")]
+Requests = Annotated[int, Field(ge=0, le=MAX_REQUESTS)]
+Histogram = Annotated[dict[BucketNumber, Requests], Field(max_length=MAX_BUCKET + 1)]
+GatewayId = Annotated[str, StringConstraints(pattern=r"^gateway_[0-9a-f]{24}$")]
+
+
+class TrafficCountsBody(Config):
+    """Requests by outcome, and histograms of times; a bucket is a power of 10^(1/100) above a millisecond."""
+
+    succeeded: Requests = Field(description="Requests with a complete response.")
+    failed: Requests = Field(
+        description="Requests with status 500 or above except 501, or 429 of the engine, with a broken "
+        "stream, and attempts without a response."
+    )
+    rejected: Requests = Field(description="Requests with another status of 400 or above.")
+    cancelled: Requests = Field(description="Requests whose client disconnected early.")
+    seconds: Histogram = Field(description="Durations of the requests that succeeded.")
+    cancelled_seconds: Histogram = Field(description="Times after which clients disconnected.")
+    first_token_seconds: Histogram = Field(description="Times until a stream began.")
+    cancelled_first_token_seconds: Histogram = Field(
+        description="Times after which clients disconnected from streams that had not begun."
+    )
+
+
+class TrafficItem(Config):
+    """The requests to one deployment under one version of an alias."""
+
+    alias: StageName = Field(description="Name of the alias.")
+    version: int = Field(ge=1, le=2**31 - 1, description="Version of the alias.")
+    deployment_id: str = Field(min_length=1, max_length=64, description="Id of the deployment.")
+    counts: TrafficCountsBody = Field(description="Counts since the gateway process started.")
+
+
+class TrafficCreate(Config):
+    """What one gateway process has counted since it started; each report replaces the one before it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"reporter": "gateway_000000000000000000000000", "items": []}],
+        }
+    )
+
+    reporter: GatewayId = Field(description="Id of the gateway process.")
+    items: list[TrafficItem] = Field(
+        max_length=200, description="The counts; those of an alias without a promotion are ignored."
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import update
 from sqlmodel import Session, col
 
+from app.aliases.promotions import list_measured_versions
 from app.aliases.targets import find_name_holders, list_all_aliases, list_first_starts
 from app.routing_table.schemas import RouteTargetView, RouteView
 from app.storage.database import database_now
@@ -25,7 +26,10 @@ def list_routes(session: Session) -> list[RouteView]:
         for deployment in list_first_starts(session)
         if deployment.name not in holders
     ]
-    aliased = [_view_alias_route(alias, holders) for alias in list_all_aliases(session)]
+    measured = list_measured_versions(session)
+    aliased = [
+        _view_alias_route(alias, holders, measured.get(alias.name)) for alias in list_all_aliases(session)
+    ]
     return [*deployed, *starting, *aliased]
 
 
@@ -46,10 +50,13 @@ def record_use(session: Session, deployment_ids: Sequence[str]) -> None:
     session.execute(used.values(last_used_at=database_now()).execution_options(synchronize_session=False))
 
 
-def _view_alias_route(alias: Alias, holders: dict[str, Deployment]) -> RouteView:
+def _view_alias_route(
+    alias: Alias, holders: dict[str, Deployment], measured_version: int | None
+) -> RouteView:
     """Return the route of an alias; existing deployments share the requests of missing ones.
 
-    An alias without any deployment has a route too: the attempt to wake its target reports the reason.
+    Requests are counted under a version only while the alias has its targets. An alias
+    without any deployment has a route too: the attempt to wake its target reports the reason.
     """
     targets = [
         view_target(holders[target["deployment"]], target["share"])
@@ -57,4 +64,9 @@ def _view_alias_route(alias: Alias, holders: dict[str, Deployment]) -> RouteView
         if target["deployment"] in holders
     ]
     missing = RouteTargetView(deployment_id="", base_url="", upstream_model="", share=1.0)
-    return RouteView(name=alias.name, targets=targets or [missing], created_at=alias.created_at)
+    return RouteView(
+        name=alias.name,
+        targets=targets or [missing],
+        created_at=alias.created_at,
+        measured_version=measured_version if measured_version == alias.version else None,
+    )

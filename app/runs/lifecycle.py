@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlmodel import Session, col
 
+from app.aliases.promotions import end_promotion
 from app.runs import graph
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
 from app.runs.claimable import FreeResources, order_queues, select_next
@@ -124,6 +125,11 @@ def _move(
     run = _update(session, guards, {"status": to, **(values or {})}, n_events=len(events) + 1)
     if run is None:
         return None
+    if to.finished and run.stage is StageKind.promote:
+        # In the same transaction, for each way in which a run ends: its worker, a cancellation, the sweeper.
+        succeeded = to is RunStatus.succeeded
+        ended = end_promotion(session, run.id, roll_back=not succeeded, succeeded=succeeded)
+        data = {**(data or {}), **ended}
     _add_events(session, run, [*events, NewEvent(EventType.status, {"status": to, **(data or {})})])
     if to.finished:
         note_run_end(session, run)

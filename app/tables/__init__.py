@@ -1,6 +1,6 @@
 """The tables, one per file, each together with its enums."""
 
-from app.tables.alias import Alias, AliasVersion
+from app.tables.alias import Alias, AliasTraffic, AliasVersion, Promotion, PromotionStatus
 from app.tables.checkpoint import Checkpoint
 from app.tables.clients.api_key import ApiKey, Scope
 from app.tables.clients.webhook import DeliveryStatus, Webhook, WebhookDelivery
@@ -22,6 +22,7 @@ __all__ = [
     "HELD",
     "STORAGE_STATE_ID",
     "Alias",
+    "AliasTraffic",
     "AliasVersion",
     "ApiKey",
     "Checkpoint",
@@ -43,6 +44,8 @@ __all__ = [
     "JobLabel",
     "Model",
     "ModelKind",
+    "Promotion",
+    "PromotionStatus",
     "RequiredEnd",
     "Run",
     "RunNeed",

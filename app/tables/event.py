@@ -20,6 +20,7 @@ class EventType(StrEnum):
     checkpoint = "checkpoint"
     resumed = "resumed"
     warning = "warning"
+    promotion = "promotion"
 
 
 _IS_WARNING = text("type = 'warning'")

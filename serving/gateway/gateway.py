@@ -77,7 +77,7 @@ class Gateway:
         self.limits = limits or RequestLimits()
         self.rate_limits = rate_limits or RateLimits()
         self.origins = origins or OriginPolicy()
-        self.recorder = RequestRecorder(log)
+        self.recorder = RequestRecorder(log, self.upstreams.traffic.observe)
         self._authorize = authorize
         self._clients: dict[ClientIdentity, tuple[AuthorizedClient, float]] = {}
 

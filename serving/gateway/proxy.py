@@ -15,7 +15,7 @@ from serving.gateway.connection_pool import (
 )
 from serving.gateway.downstream import Downstream, Headers
 from serving.gateway.request_body import RequestBody, model_name_replacements, replace_model_name
-from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext
+from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext, TrafficKey
 from serving.gateway.routes import Route, Target
 from serving.gateway.stream_end import LineBuffer, StreamEnd, stream_end_for
 from serving.gateway.upstreams import Upstreams
@@ -49,6 +49,7 @@ class ProxiedRequest:
 
     upstream: UpstreamConnection | None = None
     task: asyncio.Task[None] | None = None
+    failed_key: TrafficKey | None = None
     stream_end: StreamEnd
     attempts = status = buffered_bytes = 0
     ended = streamed = started = False
@@ -105,6 +106,8 @@ class ProxiedRequest:
 
     def _send_to(self, target: Target, fresh: bool = False) -> None:
         self.target = target
+        if self.route.measured_version is not None:
+            self._measure(self.route.measured_version)
         if not target.base_url:
             self._run_in_task(self._wake(target))
             return
@@ -112,6 +115,14 @@ class ProxiedRequest:
         self.replacements = model_name_replacements(target.upstream_model, self.route.name)
         body = self.body.encode(target.upstream_model)
         self.upstreams.send(target, self.context.path, self.extra_headers, body, self, fresh)
+
+    def _measure(self, version: int) -> None:
+        """Count the request for the target, and for one that failed before this one takes over."""
+        key = self.route.name, version, self.target.deployment_id
+        if self.failed_key is not None and self.failed_key != key:
+            self.upstreams.traffic.count_failed_attempt(self.failed_key)
+        self.context.traffic_key = key
+        self.context.streamed = bytes(self.body.fields.get("stream", b"")) == b"true"
 
     async def _wake(self, target: Target) -> None:
         self._send_to(await self.upstreams.routes.wake(target))
@@ -191,6 +202,7 @@ class ProxiedRequest:
         elif self.parts or (self.streamed and self.line_buffer.remainder):
             self._fail(EngineDisconnected(self.route.name))
         elif self.attempts < 2:
+            self.failed_key = None if isinstance(error, UpstreamStale) else self.context.traffic_key
             self._run_in_task(self._retry(isinstance(error, UpstreamStale)))
         else:
             self._fail(
@@ -271,7 +283,8 @@ class ProxiedRequest:
         breakers = self.upstreams.breakers
         # An engine that does not implement a feature, or asks to retry later, is healthy.
         healthy = self.status < 500 or self.status == NOT_IMPLEMENTED or b"retry-after" in self.headers
-        if not healthy or (self.streamed and self.stream_end.failed):
+        self.context.stream_failed = self.streamed and self.stream_end.failed
+        if not healthy or self.context.stream_failed:
             breakers.record_failure(self.target)
         elif breakers.circuits:
             breakers.record_success(self.target)

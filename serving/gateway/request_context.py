@@ -35,6 +35,9 @@ LOG_FIELDS = (
     "completion_tokens",
 )
 
+# Alias, its version, and the id of the deployment.
+TrafficKey = tuple[str, int, str]
+
 logger = logging.getLogger("tunesmith.gateway")
 
 
@@ -56,6 +59,9 @@ class RequestContext:
         "seconds",
         "started_at",
         "status",
+        "stream_failed",
+        "streamed",
+        "traffic_key",
     )
 
     def __init__(self, method: str, path: str, client_id: bytes | None, recorder: "RequestRecorder") -> None:
@@ -70,6 +76,9 @@ class RequestContext:
         self.status = CLIENT_CLOSED_REQUEST
         self.first_byte_seconds: float | None = None
         self.response_tail = b""
+        self.traffic_key: TrafficKey | None = None
+        self.streamed = False
+        self.stream_failed = False
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
 
@@ -122,8 +131,13 @@ class RequestRecorder:
     have left the processor's caches.
     """
 
-    def __init__(self, log: Callable[[list[RequestContext]], None]) -> None:
+    def __init__(
+        self,
+        log: Callable[[list[RequestContext]], None],
+        observe: Callable[[RequestContext], None] = lambda context: None,
+    ) -> None:
         self.log = log
+        self.observe = observe
         self.pending: list[RequestContext] = []
         self.timer: asyncio.TimerHandle | None = None
 
@@ -143,6 +157,7 @@ class RequestRecorder:
         pending, self.pending = self.pending, []
         for context in pending:
             context.record_metrics()
+            self.observe(context)
         if pending:
             self.log(pending)
 

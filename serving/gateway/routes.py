@@ -41,6 +41,7 @@ class Route:
 
     `not_ready` is the status of a deployment that starts for the first time, which has no target yet.
     `owned_by` is the name of the organization.
+    `measured_version` is the version of an alias whose requests are counted for a promotion.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Route:
     created_at: datetime
     not_ready: str | None = None
     owned_by: str = "tunesmith"
+    measured_version: int | None = None
 
     def choose(self, avoided: Collection[Target] = ()) -> Target | None:
         """Return a random target by share, except those to avoid, or None if none is left."""
@@ -88,6 +90,9 @@ class RoutingTable(Protocol):
     async def record_use(self, deployment_ids: Collection[str]) -> None:
         """Record that these deployments received requests; called once in a few seconds."""
 
+    async def record_traffic(self, reporter: str, rows: list[dict[str, Any]]) -> bool:
+        """Record what a gateway process has counted since it started; return False to get it again."""
+
 
 class StaticRoutingTable:
     """Routes that never change."""
@@ -125,6 +130,9 @@ class StaticRoutingTable:
 
     async def record_use(self, deployment_ids: Collection[str]) -> None:
         pass
+
+    async def record_traffic(self, reporter: str, rows: list[dict[str, Any]]) -> bool:
+        return True
 
 
 class CachedRoutingTable(StaticRoutingTable, ABC):

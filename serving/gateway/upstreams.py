@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from serving.gateway.breaker import CircuitBreakers
 from serving.gateway.connection_pool import ConnectionPool, ResponseHandler
 from serving.gateway.routes import RoutingTable, Target
+from serving.gateway.traffic.recorder import TrafficRecorder
 
 REPORT_USE_SECONDS = 3.0
 
@@ -20,12 +21,14 @@ class Upstreams:
     def __init__(self, routes: RoutingTable) -> None:
         self.routes = routes
         self.breakers = CircuitBreakers()
+        self.traffic = TrafficRecorder(routes.record_traffic)
         self._pool: ConnectionPool | None = None
         self._used: set[str] = set()
         self._report_task: asyncio.Task[None] | None = None
 
     async def aclose(self) -> None:
-        """Report the last use and close the connections."""
+        """Report the last use and the last traffic, and close the connections."""
+        await self.traffic.aclose()
         if self._report_task is not None:
             self._report_task.cancel()
             await self._report_use()

@@ -38,6 +38,7 @@ from trainers.configs.stages.kto import KtoConfig, KtoLoss
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.configs.stages.preflight import HostMemory, PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
+from trainers.configs.stages.serving.promote import PromoteConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import (
     Attention,
@@ -99,6 +100,7 @@ __all__ = [
     "PreflightConfig",
     "PrepareConfig",
     "Product",
+    "PromoteConfig",
     "Quantization",
     "Queue",
     "RewardScale",

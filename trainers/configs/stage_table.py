@@ -21,6 +21,7 @@ from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
+from trainers.configs.stages.serving.promote import PromoteConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import TrainingConfig
 
@@ -173,6 +174,8 @@ class StageKind(StrEnum):
     )
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)
+    # A judge runs the program of `evaluate`.
+    promote = Stage(PromoteConfig, None, (*_INFERENCE, *_REPORTS))
 
     stage: Stage
 

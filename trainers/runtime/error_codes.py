@@ -83,6 +83,24 @@ class ErrorCode(StrEnum):
     gate_not_met = "gate_not_met", "The condition of a gate is not met. The message contains the values."
     skipped_by_gate = "skipped_by_gate", "The outcome of a gate excludes the stage, which has not run."
 
+    promotion_rolled_back = (
+        "promotion_rolled_back",
+        "A condition of a promotion did not hold. The message contains condition, value, bound and count.",
+    )
+    promotion_stopped = (
+        "promotion_stopped",
+        "A condition of a promotion did not hold, and the alias keeps its share as `on_failure` says.",
+    )
+    promotion_undecided = (
+        "promotion_undecided",
+        "A step of a promotion had too few requests for a decision in its longest time.",
+    )
+    promotion_impossible = (
+        "promotion_impossible",
+        "The alias or the deployment is not in a state that allows the promotion.",
+    )
+    alias_moved = "alias_moved", "Somebody else changed the alias during its promotion."
+
     # The API and the gateway.
     bad_request = "bad_request", "The request cannot be carried out."
     invalid = "invalid", "The payload is malformed; `fields` names each invalid field."

@@ -27,6 +27,7 @@ from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
+from workers.promotions.stage import run_promote_stage
 from workers.reuse.equal_run import reuse_output
 from workers.runs import complete, deploy_stage
 from workers.runs.checkpoints import CheckpointUploads
@@ -73,6 +74,8 @@ def _execute(worker: WorkerContext, claimed: ClaimedRun) -> None:
     with worker.leases.hold(lease):
         if run.stage is StageKind.deploy:
             deploy_stage.run_deploy_stage(worker, run, lease)
+        elif run.stage is StageKind.promote:
+            run_promote_stage(worker, run, lease)
         else:
             _RunExecution(worker, run, lease).execute(claimed.devices)
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Collection
 from datetime import datetime
+from typing import Any
 
 import httpx2
 
@@ -36,6 +37,7 @@ class ApiRoutingTable(CachedRoutingTable):
                 datetime.fromisoformat(row["created_at"]),
                 row.get("not_ready"),
                 row.get("owned_by", "tunesmith"),
+                row.get("measured_version"),
             )
             for row in response.json()["items"]
         ]
@@ -82,3 +84,16 @@ class ApiRoutingTable(CachedRoutingTable):
             (await self.api.post("/routes/use", json=body)).raise_for_status()
         except httpx2.HTTPError as error:
             logger.warning("cannot report which deployments are in use: %r", error)
+
+    async def record_traffic(self, reporter: str, rows: list[dict[str, Any]]) -> bool:
+        try:
+            (await self.api.post("/traffic", json={"reporter": reporter, "items": rows})).raise_for_status()
+        except httpx2.HTTPStatusError as error:
+            status = error.response.status_code
+            logger.warning("the service refuses the traffic of aliases with status %d", status)
+            # A key without the scope `write`, or an older service: a repetition would fail, too.
+            return status < 500
+        except httpx2.HTTPError as error:
+            logger.warning("cannot report the traffic of aliases: %r", error)
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Counts of the traffic that a promotion is decided on."""

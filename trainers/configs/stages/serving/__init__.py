@@ -1,0 +1,1 @@
+"""Configs of stages that change what is served."""

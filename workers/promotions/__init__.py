@@ -1,0 +1,1 @@
+"""Promotions: the `promote` stage, which this worker runs itself."""
