@@ -148,6 +148,8 @@ def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _P
     }
     if spec.validation_file is not None:
         fields["validation_dataset"] = _find_rows(session, spec.validation_file, "validation_file").id
+    if spec.grader is not None:
+        fields["rewards"] = [{"kind": "grader", "grader": spec.grader}]
     rows = max(1, dataset.row_count)
     chosen = choose_hyperparameters(spec.method, spec.hyperparameters, rows, _parse(fields, spec))
     seed = secrets.randbelow(2**31) if spec.seed is None else spec.seed

@@ -150,6 +150,12 @@ def require_format(dataset: Dataset, stage: StageKind, path: str) -> None:
             f"Dataset {dataset.id} contains rows of `text` without a prompt, on which only `sft` can train: "
             f"{stage} needs rows with a prompt.",
         )
+    if dataset.format is RowFormat.prompt and not stage.stage.reads_prompts:
+        raise field_error(
+            path,
+            f"Dataset {dataset.id} contains prompts without a completion, which `grpo` reads: {stage} needs "
+            "rows whose last message is the assistant's.",
+        )
     reads = stage.stage.reads
     if dataset.format is None or (dataset.format.has_pairs and reads is Rows.labels):
         return

@@ -78,6 +78,8 @@ class Stage:
     merges: bool = False
     # Whether its rows may be documents, which have no prompt.
     reads_documents: bool = False
+    # Whether its rows may be prompts without a completion.
+    reads_prompts: bool = False
     # Limits of one attempt, which a setting can change.
     limits: StageLimits = _DEFAULT_LIMITS
 
@@ -122,7 +124,15 @@ class StageKind(StrEnum):
         reads=Rows.labels,
         limits=_TRAINING_LIMITS,
     )
-    grpo = Stage(GrpoConfig, "trainers.grpo", _TRAINING, Product.model, resumes=True, limits=_TRAINING_LIMITS)
+    grpo = Stage(
+        GrpoConfig,
+        "trainers.grpo",
+        _TRAINING,
+        Product.model,
+        resumes=True,
+        reads_prompts=True,
+        limits=_TRAINING_LIMITS,
+    )
     distill = Stage(
         DistillConfig,
         "trainers.distill",
@@ -172,7 +182,7 @@ class StageKind(StrEnum):
         resumes=True,
         reads=Rows.any,
     )
-    generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True)
+    generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True, reads_prompts=True)
     deploy = Stage(DeployConfig, None, _INFERENCE)
     # A judge runs the program of `evaluate`.
     promote = Stage(PromoteConfig, None, (*_INFERENCE, *_REPORTS))

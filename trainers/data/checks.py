@@ -106,6 +106,10 @@ def _check_messages(row: Row, _: RowFormat, faults: list[Fault]) -> None:
         )
 
 
+def _check_prompt_row(row: Row, _: RowFormat, faults: list[Fault]) -> None:
+    check_conversation(row["messages"], "messages", faults, ends=False)
+
+
 def _check_sharegpt(row: Row, _: RowFormat, faults: list[Fault]) -> None:
     check_conversation(row["conversations"], "conversations", faults, turn=SHAREGPT_TURN)
 
@@ -234,6 +238,7 @@ def _is_tool(tool: Any) -> bool:
 
 _CHECKS: Final[dict[RowFormat, Callable[[Row, RowFormat, list[Fault]], None]]] = {
     RowFormat.messages: _check_messages,
+    RowFormat.prompt: _check_prompt_row,
     RowFormat.sharegpt: _check_sharegpt,
     RowFormat.prompt_completion: _check_prompt_completion,
     RowFormat.instruction: _check_flat,

@@ -38,6 +38,10 @@ def prompt_completions(row: Row, row_format: RowFormat) -> list[tuple[list[Messa
             "A preference row has two completions, so it cannot be used for SFT: train on it with DPO, or "
             "rename `prompt` and `chosen` to `prompt` and `completion`, and remove `rejected`."
         )
+    if row_format is RowFormat.prompt:
+        raise ValueError(
+            "The row is a prompt without a completion: only reinforcement learning trains on it."
+        )
     if row_format is RowFormat.text:
         return [([], weighted_messages(row, row_format))]
     prompt_length = len(prompt_messages(row)) if row_format is RowFormat.prompt_completion else 1
@@ -104,7 +108,7 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
 
 def weighted_messages(row: Row, row_format: RowFormat) -> list[Message]:
     """Return the same as `to_messages`, and keep the `weight` of messages that have one."""
-    if row_format is RowFormat.messages:
+    if row_format in (RowFormat.messages, RowFormat.prompt):
         return _introduce(row, _messages(row.get("messages"), "messages"))
     if row_format is RowFormat.sharegpt:
         turns = _list(row.get("conversations"), "conversations")

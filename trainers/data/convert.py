@@ -84,11 +84,11 @@ SHAREGPT_NAMES: Final = {"system": "system", "user": "human", "assistant": "gpt"
 
 
 def detect_shape(row: Row) -> RowShape | None:
-    """Return the shape of a row, or None if its fields match none."""
+    """Return the shape of a row; None if its fields match none, or if it is a prompt without completion."""
     row_format = detect_format(row)
     if row_format is RowFormat.preference:
         return RowShape.openai_preference if is_openai_preference(row) else RowShape.trl_preference
-    return RowShape(row_format.value) if row_format else None
+    return RowShape(row_format.value) if row_format not in (None, RowFormat.prompt) else None
 
 
 def convert_row(row: Row, source: RowShape, target: RowShape) -> Row:

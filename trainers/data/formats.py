@@ -13,6 +13,7 @@ class RowFormat(StrEnum):
     """Format of the rows of a dataset; all rows have the same one."""
 
     messages = "messages"
+    prompt = "prompt"  # A conversation without its completion, and fields for graders, as OpenAI's.
     prompt_completion = "prompt_completion"
     instruction = "instruction"
     alpaca = "alpaca"
@@ -34,6 +35,7 @@ FIELD_SETS: Final[dict[RowFormat, tuple[frozenset[str], ...]]] = {
         frozenset({"chosen", "rejected"}),
         frozenset({"input", "preferred_output", "non_preferred_output"}),
     ),
+    RowFormat.prompt: (frozenset({"messages"}),),
     RowFormat.messages: (frozenset({"messages"}),),
     RowFormat.sharegpt: (frozenset({"conversations"}),),
     RowFormat.prompt_completion: (frozenset({"prompt", "completion"}),),
@@ -48,6 +50,11 @@ FIELD_SETS: Final[dict[RowFormat, tuple[frozenset[str], ...]]] = {
 _FIELDS_IN_ORDER: Final = [(row_format, fields) for row_format, sets in FIELD_SETS.items() for fields in sets]
 # Formats with the same field, which its text tells apart.
 _BY_TEXT: Final = frozenset({RowFormat.llama, RowFormat.text})
+
+# Fields that belong to a conversation; a row of prompts has others, which its graders read.
+CONVERSATION_FIELDS: Final = frozenset(
+    {"messages", "system", "history", "tools", "functions", "parallel_tool_calls", "label"}
+)
 
 # The fields for prompt and completion in formats with a single exchange.
 FLAT_FIELDS: Final = {
@@ -77,9 +84,20 @@ def detect_format(row: Row) -> RowFormat | None:
     """Return the format whose fields the row has, or None; validation checks their types."""
     names = row.keys()
     for row_format, fields in _FIELDS_IN_ORDER:
+        if row_format is RowFormat.prompt and not _is_prompt(row):
+            continue
         if names >= fields and (row_format not in _BY_TEXT or has_format(row, row_format)):
             return row_format
     return None
+
+
+def _is_prompt(row: Row) -> bool:
+    """Return whether a conversation waits for its completion, and has something to grade that by."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages or row.keys() <= CONVERSATION_FIELDS:
+        return False
+    last = messages[-1]
+    return isinstance(last, dict) and last.get("role") in ("user", "tool")
 
 
 def has_format(row: Row, row_format: RowFormat) -> bool:

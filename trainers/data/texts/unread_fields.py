@@ -47,6 +47,8 @@ def unread_texts(row: Row, row_format: RowFormat, *, named_only: bool = False) -
 @lru_cache(maxsize=256)
 def _other_fields(names: tuple[str, ...], row_format: RowFormat) -> tuple[tuple[str, bool], ...]:
     """Return the fields of a row that its format does not read, and whether each has a name for text."""
+    if row_format is RowFormat.prompt:
+        return ()  # A grader may read any field.
     own = {*SHARED_FIELDS, *next(fields for fields in FIELD_SETS[row_format] if set(names) >= fields)}
     if row_format is RowFormat.text:
         own = {"text"}

@@ -5,7 +5,12 @@ from typing import Any
 from trainers.data.conversation import introduction
 from trainers.data.formats import FLAT_FIELDS, Row, RowFormat, is_openai_preference
 
-LIST_FIELDS = {RowFormat.messages: "messages", RowFormat.sharegpt: "conversations", RowFormat.llama: "text"}
+LIST_FIELDS = {
+    RowFormat.messages: "messages",
+    RowFormat.prompt: "messages",
+    RowFormat.sharegpt: "conversations",
+    RowFormat.llama: "text",
+}
 
 
 def message_field(row: Row, row_format: RowFormat, index: int, side: str = "") -> str:

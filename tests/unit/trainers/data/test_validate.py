@@ -19,6 +19,13 @@ CLEAN: dict[RowFormat, list[Row]] = {
         {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]}
         for n in range(5)
     ],
+    RowFormat.prompt: [
+        {
+            "messages": [{"role": "user", "content": f"q{n}"}],
+            "reference": {"answer": "a sentence of six words"},
+        }
+        for n in range(5)
+    ],
     RowFormat.prompt_completion: [{"prompt": f"q{n}", "completion": "a"} for n in range(5)],
     RowFormat.instruction: [{"instruction": f"q{n}", "response": "a"} for n in range(5)],
     RowFormat.alpaca: [{"instruction": "do", "input": f"q{n}", "output": "a"} for n in range(5)],
@@ -31,6 +38,18 @@ CLEAN: dict[RowFormat, list[Row]] = {
     RowFormat.text: [{"text": f"Document {n}."} for n in range(5)],
     RowFormat.preference: [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(5)],
 }
+
+
+def test_a_conversation_without_completion_is_a_prompt_only_if_it_has_fields_for_graders(
+    write: Callable[..., Path],
+) -> None:
+    question = {"messages": [{"role": "user", "content": "q"}]}
+    graded = {**question, "reference": "a"}
+    answered = {"messages": [*question["messages"], {"role": "assistant", "content": "a"}]}
+    assert validate_file(write(graded)).format is RowFormat.prompt
+    assert validate_file(write(question)).faults[0].code is FaultCode.no_assistant_turn
+    mixed = validate_file(write(answered, answered, graded))
+    assert (mixed.format, mixed.faults[0].code) == (RowFormat.messages, FaultCode.no_assistant_turn)
 
 
 def rows(count: int) -> list[Row]:
