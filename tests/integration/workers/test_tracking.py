@@ -24,7 +24,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from app.runs import lifecycle
 from app.storage.database import read_session, transaction
-from app.tables import Event, EventType, Run, RunStatus
+from app.tables import Event, EventType, FineTuningJob, Run, RunStatus
 from tests.integration.workers.conftest import execute_next, row
 from tests.integration.workers.test_execute import in_thread, move, until
 from tests.services import MlflowServer
@@ -184,6 +184,33 @@ def test_a_resumed_attempt_continues_the_same_run_and_sends_no_step_twice(
     assert [step for folder in folders for step in wandb_steps(folder)] == [1, 2, 3, 4, 5, 6]
     expected: list[tuple[int, Any]] = [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4, 5, 6)]
     assert scalars(folder_of(after["tensorboard"]), "loss") == expected
+
+
+def test_a_fine_tuning_job_goes_to_the_wandb_project_that_it_names(
+    worker: WorkerContext, submit: Submit
+) -> None:
+    worker.settings.wandb_mode = "offline"
+    worker.tracker.start()
+    run_id = submit(PROGRAM + "log(1, 2)\nsucceed()")
+    wandb = {"project": "support", "entity": None, "name": None, "tags": ["a"]}
+    values: dict[str, Any] = {
+        **dict.fromkeys(("model", "base", "base_name", "organization", "fine_tuned_model"), "m"),
+        **{"training_file": "file-1", "seed": 1, "method": {}, "explanation": "", "engine": {}},
+        "integrations": [{"type": "wandb", "wandb": wandb}],
+    }
+    fine_tuning_job = FineTuningJob(job_id=row(run_id).job_id, **values)
+    with transaction() as session:
+        session.add(fine_tuning_job)
+        session.flush()
+        job_id = fine_tuning_job.id
+    assert execute_next(worker)
+    wait_until_complete(worker, run_id)
+    worker.tracker.stop()
+    assert list(links(run_id)) == ["wandb"]
+    records = wandb_records(folder_of(links(run_id)["wandb"]))
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert (run.project, run.display_name) == ("support", job_id)
+    assert set(run.tags) == {"openai/finetune", "openai/m", f"openai/{job_id}", "a"}
 
 
 def test_a_killed_exporter_is_started_again_and_sends_each_step_once(
