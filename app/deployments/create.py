@@ -40,6 +40,7 @@ def build_deployment(
         queue=queue,
         engine_key=hashlib.sha256(json.dumps(engine, sort_keys=True).encode()).hexdigest()[:16],
         idle_seconds=idle_seconds,
+        store_days=choice.store_days,
         parity_mode=settings.parity if choice.parity is None else choice.parity,
     )
 

@@ -59,6 +59,9 @@ class DeploymentView(BaseModel):
     idle_seconds: float = Field(
         description="Seconds without a request after which the engine is stopped; 0 is never."
     )
+    store_days: float = Field(
+        description="Days for which chats with `store: true` and responses are kept; 0 stores none."
+    )
     parity_mode: ParityMode = Field(
         description="What happens if the served model differs from the trained one."
     )

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from app.completions.answer_store import SqlAnswerStore
 from app.deployments import lifecycle
 from app.http import auth
 from app.http.errors import HttpError, Unauthorized
@@ -39,7 +40,8 @@ logger = logging.getLogger(__name__)
 
 def create_gateway(origins: OriginPolicy) -> AsgiGateway:
     """Create the gateway for the deployments and aliases of the database."""
-    return AsgiGateway(Gateway(SqlRoutingTable(), authorize_client, origins=origins))
+    gateway = Gateway(SqlRoutingTable(), authorize_client, origins=origins, store=SqlAnswerStore())
+    return AsgiGateway(gateway)
 
 
 class GatewayMiddleware:

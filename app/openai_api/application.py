@@ -6,14 +6,16 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
-from app.http.auth import require_by_method
+from app.http.auth import require_by_method, require_inference
 from app.http.metrics import VERSION
 from app.http.text_check import refuse_unstorable_text
+from app.openai_api.chat_completions import endpoints as chat_completions
 from app.openai_api.errors import OpenAIErrorResponse, install_openai_errors
 from app.openai_api.files import endpoints as files
 from app.openai_api.fine_tuning import endpoints as fine_tuning
 from app.openai_api.graders import endpoints as graders
 from app.openai_api.parameters import refuse_unknown_query
+from app.openai_api.responses import endpoints as responses
 from app.openai_api.uploads import endpoints as uploads
 from app.openai_api.webhooks import endpoints as webhooks
 from serving.gateway.mounted.openapi import components, paths
@@ -27,12 +29,15 @@ NOUNS = (
     uploads,
     webhooks,
 )
+STORED_NOUNS = (chat_completions, responses)
 DESCRIPTION = (
     "OpenAI's API, for its official clients: set `base_url` to this address and `api_key` to a key of this "
     "service. Fields that OpenAI does not have are named as such. Tunesmith's own API is at [/docs](/docs)."
 )
 TAGS = [
     {"name": "generation", "description": "Chats, completions, responses and embeddings of deployed models."},
+    {"name": "chat", "description": "Stored chat completions, of deployments with `store_days`."},
+    {"name": "responses", "description": "Stored responses, of deployments with `store_days`."},
     {"name": "files", "description": "Files for training, batches and evaluations."},
     {"name": "uploads", "description": "Files that are sent in parts."},
     {"name": "fine-tuning", "description": "Fine-tuning jobs, their events and their checkpoints."},
@@ -59,6 +64,11 @@ def create_openai_app() -> FastAPI:
     for noun in NOUNS:
         router.include_router(noun.router)
     app.include_router(router)
+    # Who may generate may read what was generated.
+    stored = APIRouter(dependencies=[Depends(require_inference), Depends(refuse_unknown_query)])
+    for noun in STORED_NOUNS:
+        stored.include_router(noun.router)
+    app.include_router(stored)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

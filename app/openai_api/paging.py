@@ -6,6 +6,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 from fastapi import Depends, Query
 from pydantic import BaseModel, Field
 
+from app.http.errors import field_error
 from app.http.paging import CursorQuery
 
 Item = TypeVar("Item", bound=BaseModel)
@@ -57,5 +58,27 @@ def _newest_first(
     return CursorQuery(limit, after)
 
 
+def _oldest_first(
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of items.")] = DEFAULT_LIMIT,
+    after: After = None,
+    order: Order = "asc",
+) -> CursorQuery:
+    return CursorQuery(limit, after, order == "desc")
+
+
+def page_of(items: Sequence[Item], cursor: CursorQuery) -> ListPage[Item]:
+    """Return a page of a complete list, given oldest first; raises UnprocessableContent for its `after`."""
+    ordered = list(reversed(items)) if cursor.descending else list(items)
+    start = 0
+    if cursor.after is not None:
+        ids = [item.id for item in ordered]  # type: ignore[attr-defined]  # As in `list_page`.
+        if cursor.after not in ids:
+            raise field_error("after", f"The list has no item {cursor.after!r}.")
+        start = ids.index(cursor.after) + 1
+    end = start + cursor.limit
+    return list_page(ordered[start:end], len(ordered) > end)
+
+
+OldestFirst = Annotated[CursorQuery, Depends(_oldest_first)]
 Cursor = Annotated[CursorQuery, Depends(_cursor)]
 NewestFirst = Annotated[CursorQuery, Depends(_newest_first)]

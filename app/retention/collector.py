@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, or_, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
-from app.retention import checkpoints, events, files, garbage, host_files, records
+from app.retention import answers, checkpoints, events, files, garbage, host_files, records
 from app.retention.report import CollectionReport, Removal, RemovalCounts, count_stored
 from app.scheduling.periodic import repeat
 from app.settings import Settings
@@ -211,6 +211,7 @@ def _remove_all(
     yield from records.delete_records(settings, dry_run=dry_run)
     yield from files.delete_expired_files(dry_run=dry_run)
     yield from files.delete_upload_parts(dry_run=dry_run)
+    yield from answers.delete_expired_answers(lease.renew, dry_run=dry_run)
     yield from events.thin_events(settings, lease.renew, dry_run=dry_run)
     yield from checkpoints.expire_checkpoints(store, settings, lease.renew, dry_run=dry_run)
     yield from checkpoints.drop_training_state(store, settings, lease.renew, dry_run=dry_run)

@@ -18,6 +18,9 @@ class RouteTargetView(BaseModel):
     base_url: str = Field(description="Root URL of the engine, without /v1; empty unless it is ready.")
     upstream_model: str = Field(description="Name of the model on the engine.")
     share: float = Field(description="Share of the requests, relative to the sum of the route's shares.")
+    store_days: float = Field(
+        0, description="Days for which a gateway with a store keeps answers; 0 stores none."
+    )
 
 
 class RouteView(BaseModel):

@@ -41,6 +41,7 @@ def view_target(deployment: Deployment, share: float) -> RouteTargetView:
         base_url=(deployment.address or "").rstrip("/") if is_ready else "",
         upstream_model=deployment.upstream_model or deployment.name,
         share=share,
+        store_days=deployment.store_days,
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Dialect,
     Engine,
     Float,
+    String,
     create_engine,
     event,
     insert,
@@ -186,6 +187,32 @@ def _sqlite_now(element: database_now, compiler: SQLCompiler, **options: Any) ->
     seconds = compiler.process(element.clause_expr, **options)
     # The three zeros complete the six digits that SQLAlchemy writes, so that text compares like time.
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"
+
+
+class json_text(FunctionElement[str]):  # noqa: N801 — as `database_now`
+    """The text under a key of a JSON object, or null.
+
+    The key is a parameter. In a path, one with a quote would be an error of SQLite.
+    """
+
+    type = String()
+    inherit_cache = True
+
+    def __init__(self, column: Any, key: str) -> None:
+        super().__init__(column, literal(key, String()))
+
+
+@compiles(json_text, "postgresql")
+def _postgresql_json_text(element: json_text, compiler: SQLCompiler, **options: Any) -> str:
+    column, key = (compiler.process(part, **options) for part in element.clauses)
+    return f"({column} ->> {key})"
+
+
+@compiles(json_text, "sqlite")
+def _sqlite_json_text(element: json_text, compiler: SQLCompiler, **options: Any) -> str:
+    column, key = (compiler.process(part, **options) for part in element.clauses)
+    # Both are SQL that the compiler wrote: a column and a parameter.
+    return f"(SELECT pair.value FROM json_each({column}) AS pair WHERE pair.key = {key})"  # noqa: S608
 
 
 def _dump_json(value: Any) -> str:

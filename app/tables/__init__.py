@@ -12,6 +12,7 @@ from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
 from app.tables.openai_api.file import File, FilePurpose
 from app.tables.openai_api.fine_tuning import CheckpointPermission, FineTuningCheckpoint, FineTuningJob
+from app.tables.openai_api.stored_completion import StoredCompletion, StoredResponse
 from app.tables.openai_api.upload import Upload, UploadPart, UploadStatus
 from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunNeed, RunStatus, TrackingService
 from app.tables.storage_state import STORAGE_STATE_ID, StorageState
@@ -52,6 +53,8 @@ __all__ = [
     "RunStatus",
     "Scope",
     "StorageState",
+    "StoredCompletion",
+    "StoredResponse",
     "TrackingService",
     "Upload",
     "UploadPart",

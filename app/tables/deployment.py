@@ -73,6 +73,9 @@ class Deployment(SQLModel, table=True):
     idle_seconds: float = Field(
         default=0, description="Idle time after which the engine is stopped; 0 is never."
     )
+    store_days: float = Field(
+        default=0, description="Days for which answers are kept whose storage is requested; 0 stores none."
+    )
     parity_mode: ParityMode = Field(default=ParityMode.off, sa_type=enum_type(ParityMode))
     parity: dict[str, Any] | None = Field(
         default=None, sa_type=Json, description="Comparison of the served model with the trained one."

@@ -17,12 +17,15 @@ from serving.gateway.rate_limits import AuthorizedClient, RateLimits
 from serving.gateway.request_body import RequestLimits, parse_request_body
 from serving.gateway.request_context import RequestContext, RequestRecorder, log_requests
 from serving.gateway.routes import REFRESH_SECONDS, Route, RoutingTable
+from serving.gateway.stored_answers.proxied_request import StoredRequest, needs_store
+from serving.gateway.stored_answers.store import AnswerStore
 from serving.gateway.upstreams import Upstreams
 from serving.http.addresses import is_local_request
 from serving.http.content_encoding import unpack_body
 from serving.http.cross_site import OriginPolicy
 from serving.http.errors import (
     ApiError,
+    InvalidRequest,
     KeyCheckUnavailable,
     MethodNotAllowed,
     ModelNotReady,
@@ -35,6 +38,10 @@ ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/respon
 MODELS_PATH = "/v1/models"
 FORWARDED_HEADERS = (b"accept", b"traceparent")
 MAX_CACHED_CLIENTS = 1000
+NO_STORE = (
+    "This gateway stores no responses, so there is none to continue. Send the whole conversation in 'input', "
+    "or use the gateway of the API, which stores responses of deployments with 'store_days'."
+)
 # While API keys cannot be checked, one that was valid so recently still is.
 MAX_UNCHECKED_SECONDS = 300.0
 
@@ -60,7 +67,8 @@ class Gateway:
     """Serves requests from the engines of a routing table.
 
     `authorize` raises InvalidApiKey or PermissionDenied; its result is reused for a second. `log` gets closed
-    request contexts, several at a time.
+    request contexts, several at a time. With a `store`, answers are
+    stored where the deployment allows it.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class Gateway:
         log: Callable[[list[RequestContext]], None] = log_requests,
         rate_limits: RateLimits | None = None,
         origins: OriginPolicy | None = None,
+        store: AnswerStore | None = None,
     ) -> None:
         self.routes = routes
         self.upstreams = Upstreams(routes)
@@ -78,6 +87,7 @@ class Gateway:
         self.rate_limits = rate_limits or RateLimits()
         self.origins = origins or OriginPolicy()
         self.recorder = RequestRecorder(log, self.upstreams.traffic.observe)
+        self.store = store
         self._authorize = authorize
         self._clients: dict[ClientIdentity, tuple[AuthorizedClient, float]] = {}
 
@@ -85,6 +95,8 @@ class Gateway:
         """Log the last requests, report the last use, and close the connections to the engines."""
         self.recorder.flush()
         await self.upstreams.aclose()
+        if self.store is not None:
+            await self.store.aclose()
 
     def cached_client(self, identity: ClientIdentity) -> AuthorizedClient | None:
         """Return the client if it was authorized within the last second, else None."""
@@ -224,7 +236,13 @@ class Gateway:
         for name in FORWARDED_HEADERS:
             if name in request.headers:
                 extra_headers += b"%b: %b\r\n" % (name, request.headers[name])
-        ProxiedRequest(self.upstreams, context, route, body, extra_headers, downstream).start()
+        forwarded = self.upstreams, context, route, body, extra_headers, downstream
+        if self.store is not None and needs_store(context.path, body, route):
+            StoredRequest(*forwarded, self.store, client.key_id).start()
+        elif self.store is None and body.previous_response_id is not None:
+            raise InvalidRequest(NO_STORE, "previous_response_id")
+        else:
+            ProxiedRequest(*forwarded).start()
 
     def _find(self, name: str) -> Route:
         route = self.routes.find(name)

@@ -64,8 +64,8 @@ NEUTRAL_VALUES: dict[str, Any] = {
 # Values that mean "not set" in any field.
 EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
 
-# Fields that need stored responses. One engine's memory is not shared with the other engines of a model.
-STATEFUL_FIELDS = frozenset({"background", "conversation", "previous_response_id"})
+# Fields of responses that outlive their request, which no gateway offers.
+STATEFUL_FIELDS = frozenset({"background", "conversation"})
 QUOTE, BRACKET = b'"['
 # Endpoints whose streams contain usage only if the request asks for it.
 STREAM_USAGE_PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -117,6 +117,16 @@ class RequestBody:
         """
         self.fields["model"] = _encode_text(upstream_model)
         return _encode(self.fields)
+
+    @property
+    def previous_response_id(self) -> str | None:
+        """The id of the response that this request continues; raises InvalidRequest for another value."""
+        if "previous_response_id" not in self.fields:
+            return None
+        value = _decode(self.fields["previous_response_id"])
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequest("'previous_response_id' must be a string.", "previous_response_id")
+        return value or None
 
     def request_stream_usage(self, path: str) -> bool:
         """Make a stream report its token counts, for the log; return False if the client decided itself."""
@@ -191,8 +201,8 @@ def _check_restricted(fields: Fields) -> None:
     for field in sorted(STATEFUL_FIELDS.intersection(fields)):
         if _decode(fields[field]):
             raise InvalidRequest(
-                f"{field!r} needs stored responses, and responses are not stored. "
-                "Send the whole conversation in 'input', and wait for the response.",
+                f"{field!r} is not offered here. Send the conversation in 'input', or its last response as "
+                "'previous_response_id', and wait for the response or request a stream.",
                 field,
             )
     options = _decode(fields[TEMPLATE_OPTIONS]) if TEMPLATE_OPTIONS in fields else None

@@ -26,13 +26,15 @@ class Target:
     """An engine of a route, and the engine's name of the model.
 
     `base_url` is the engine's root without /v1, such as `http://127.0.0.1:8001`. It is empty while the
-    deployment is asleep. `share` is the target's weight among the targets of the route.
+    deployment is asleep. `share` is the target's weight among the targets of the route. Answers are stored
+    for `store_days`, by a gateway that has a store; 0 stores none.
     """
 
     deployment_id: str
     base_url: str
     upstream_model: str
     share: float = 1.0
+    store_days: float = 0.0
 
 
 @dataclass(frozen=True)

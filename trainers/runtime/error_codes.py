@@ -167,6 +167,19 @@ class ErrorCode(StrEnum):
     upload_not_found = "upload_not_found", "There is no upload with this id."
     upload_not_pending = "upload_not_pending", "The upload was completed or cancelled, or has expired."
     file_not_found = "file_not_found", "The file does not exist, or has expired."
+    stored_completion_not_found = (
+        "stored_completion_not_found",
+        "No chat completion with this id is stored for the API key.",
+    )
+    stored_response_not_found = (
+        "stored_response_not_found",
+        "No response with this id is stored for the API key.",
+    )
+    previous_response_not_found = (
+        "previous_response_not_found",
+        "The response to continue is not stored for the API key, or has expired.",
+    )
+    not_offered = "not_offered", "A method of OpenAI's API that this service does not have."
     unknown_parameter = "unknown_parameter", "The request has a parameter that does not exist."
     unknown_url = "unknown_url", "Nothing is served at this path."
     rate_limit_exceeded = "rate_limit_exceeded", "The API key has used its requests of the minute."

@@ -101,11 +101,19 @@ def _described_requests() -> Json:
                 "model": model,
                 "input": {
                     "oneOf": [{"type": "string"}, messages],
-                    "description": "A text, or a conversation. Earlier responses are not stored.",
+                    "description": "A text, or a conversation.",
                 },
                 "instructions": text("A system prompt, placed before the input."),
                 "max_output_tokens": integer("Maximum tokens of the response.", 1, LIMITS.max_tokens),
                 **sampling(),
+                "store": {
+                    "type": "boolean",
+                    "default": True,
+                    "description": "Store the response if its deployment has `store_days`.",
+                },
+                "previous_response_id": text(
+                    "The stored response that this one continues; its items come before the input."
+                ),
             },
             ["model", "input"],
         ),
@@ -164,7 +172,7 @@ def response_schemas() -> Json:
         "CompletionResult": completion_result("Each has an `index`, a `text` and a `finish_reason`.", usage),
         "ResponseResult": obj(
             {
-                "id": text("Id of the response, which is not stored."),
+                "id": text("Id of the response."),
                 "object": text("Always `response`."),
                 "created_at": integer("Unix time of the response."),
                 "status": text("`completed`, `incomplete` or `failed`."),

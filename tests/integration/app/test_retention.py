@@ -1,5 +1,6 @@
 """Retention: what the settings remove of checkpoints, logs, events and records, and what stays."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ from app.tables import (
     ModelKind,
     Run,
     RunStatus,
+    StoredCompletion,
+    StoredResponse,
     Worker,
 )
+from app.tables.base import utc_now
 from tests.integration.app.stored_artifacts import (
     LONG_AGO,
     STATE_BYTES,
@@ -195,6 +199,23 @@ def test_old_records_that_nothing_refers_to_go(settings: Settings, make_job: Mak
     assert [worker.id for worker in rows(Worker)] == [working.id]
     assert [row.id for row in rows(Dataset)] == [dataset.id]
     assert (rows(Deployment), rows(ApiKey), run.worker_id) == ([], [], working.id)
+
+
+def test_stored_answers_go_when_their_time_is_over(settings: Settings) -> None:
+    answer: dict[str, Any] = {"key_id": "", "model": "m", "deployment_id": "d"}
+    for number in range(3):
+        times: dict[str, Any] = {"expires_at": LONG_AGO if number else utc_now() + timedelta(days=1)}
+        add(
+            StoredCompletion(
+                **answer, **times, id=f"c{number}", client_metadata={}, request="{}", completion="{}"
+            )
+        )
+        add(StoredResponse(**answer, **times, id=f"r{number}", input_items="[]", response="{}", size_bytes=4))
+    dry, _ = run_collection(settings, dry_run=True)
+    report, _ = run_collection(settings)
+    assert [(count.reason, count.count) for count in report.removed] == [(RemovalReason.record_expired, 4)]
+    assert dry.removed == report.removed
+    assert [row.id for table in (StoredCompletion, StoredResponse) for row in rows(table)] == ["c0", "r0"]
 
 
 def test_of_the_versions_of_an_alias_the_newest_thousand_stay(settings: Settings) -> None:

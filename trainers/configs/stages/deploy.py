@@ -25,7 +25,7 @@ class ParityMode(StrEnum):
 
 
 class DeploymentChoice(EngineChoice):
-    """An engine for a deployment, with its parity check and idle time."""
+    """An engine for a deployment, with its parity check, idle time and storage of answers."""
 
     parity: Annotated[ParityMode | None, BeforeValidator(_restore_word)] = Field(
         None,
@@ -37,6 +37,14 @@ class DeploymentChoice(EngineChoice):
         ge=0,
         description="Seconds without a request after which the engine is stopped; the next request starts it "
         "again. 0 is never, null the service's default.",
+    )
+    store_days: float = Field(
+        0,
+        ge=0,
+        le=3650,
+        description="Days for which the gateway of the API keeps chats with `store: true`, and responses "
+        "without `store: false`, in the database, readable for the key that sent them and for admins. 0 "
+        "stores none.",
     )
 
 

@@ -1,0 +1,1 @@
+"""Stored chat completions and responses, of deployments with `store_days`."""

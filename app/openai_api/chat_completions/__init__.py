@@ -1,0 +1,1 @@
+"""OpenAI's stored chat completions; the gateway creates them."""

@@ -1,0 +1,1 @@
+"""OpenAI's stored responses; the gateway creates them."""

@@ -1,0 +1,1 @@
+"""Answers that are stored after their last token, by a gateway with a store."""
