@@ -18,8 +18,10 @@ from transformers import TrainingArguments as Arguments
 from trl import GRPOConfig as TrlConfig
 from trl import GRPOTrainer
 
+from trainers.configs.rewards import list_reward_graders
 from trainers.configs.stages.grpo import GrpoConfig, GrpoLoss
 from trainers.configs.training import FullTuning, Precision
+from trainers.graders.grade import check_grader_host
 from trainers.modeling.load import load_tokenizer, pick_device, pick_precision
 from trainers.preflight.check import check_stage
 from trainers.preflight.findings import findings_to_json
@@ -42,6 +44,8 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
     started = time.monotonic()
     precision = pick_precision(config.precision, pick_device(config.queue))
     tokenizer = load_tokenizer(config.base, config.template)
+    for grader in list_reward_graders(config.rewards):
+        check_grader_host(grader)
     prompts = load_prompts(config.dataset, config.rewards, tokenizer, cache_of_process(run_dir))
     check_before_training(config, tokenizer, prompts, run_dir, events)
     rollouts = RolloutRecorder(config.rewards, config.num_generations)
@@ -60,7 +64,20 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
         first_reward=rewards[0],
         last_reward=rewards[-1],
         seconds=round(time.monotonic() - started, 3),
+        **_count_graded(rollouts),
     )
+
+
+def _count_graded(rollouts: RolloutRecorder) -> dict[str, float]:
+    """Return what the graders have counted in this attempt."""
+    counts = rollouts.grader_counts.values()
+    if not counts:
+        return {}
+    return {
+        "graded": sum(one.graded for one in counts),
+        "grader_errors": sum(one.errors for one in counts),
+        "grader_unsuitable": sum(one.unsuitable for one in counts),
+    }
 
 
 def plan(config: GrpoConfig) -> dict[str, Any]:
@@ -104,6 +121,15 @@ class GrpoCallback(OnPolicyCallback[GrpoConfig]):
         **kwargs: Any,
     ) -> None:
         super().on_log(args, state, control, logs=logs, **kwargs)
+        for name, counts in self._rollouts.grader_counts.items():
+            if counts.errors and f"{name} errors" not in self._warned:
+                self._warned.add(f"{name} errors")
+                self._events.write_warning(
+                    "grader_failed",
+                    f"By step {state.global_step} the reward {name!r} has no score for {counts.errors} of "
+                    f"{counts.graded} completions, which have the lowest instead. The last reason: "
+                    f"{counts.last_error}",
+                )
         for name in set(self._rollouts.constant_rewards()) - self._warned:
             self._warned.add(name)
             self._events.write_warning(

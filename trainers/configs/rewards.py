@@ -1,12 +1,15 @@
 """Configs of rewards, which score completions in GRPO, in preflight and for preference pairs."""
 
 from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from trainers.configs.base import MAX_COUNT, Config, StageName
+from trainers.configs.engines import join_capabilities
+from trainers.configs.graders import Grader, GraderConfig, grader_capability
 
 
 class AnswerForm(StrEnum):
@@ -104,15 +107,43 @@ class BleuReward(RewardConfig):
     )
 
 
+class GraderReward(RewardConfig):
+    """The score of a grader of OpenAI's API, which reads the row's fields as `item`."""
+
+    kind: Literal["grader"] = Field("grader", description="Kind of reward.")
+    grader: Grader = Field(description="The grader, with the fields of OpenAI's API.")
+    max_error_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of the completions, counted over at least 100, that may have no score because a "
+        "model or program failed or a formula is undefined; above it training fails. Such a completion has "
+        "the grader's lowest score, and so has one that lacks what the grader reads of it, such as JSON.",
+    )
+    concurrency: int = Field(8, ge=1, le=128, description="Completions that are graded at once.")
+
+
 Reward = Annotated[
-    CorrectnessReward | FormatReward | LengthReward | StepsReward | ChrfReward | BleuReward,
+    CorrectnessReward | FormatReward | LengthReward | StepsReward | ChrfReward | BleuReward | GraderReward,
     Field(discriminator="kind"),
 ]
+NEEDS_REFERENCE = (CorrectnessReward, ChrfReward, BleuReward)
+"""Rewards that compare a completion with the row's own."""
 
 
 def reward_name(reward: RewardConfig) -> str:
     """Return the name of a reward in logs and results."""
     return reward.name or reward.kind
+
+
+def list_reward_graders(rewards: Sequence[RewardConfig]) -> list[GraderConfig]:
+    """Return the graders among the rewards."""
+    return [reward.grader for reward in rewards if isinstance(reward, GraderReward)]
+
+
+def rewards_capability(rewards: Sequence[RewardConfig]) -> str | None:
+    """Return what a worker must have to compute the rewards."""
+    return join_capabilities([grader_capability(grader) for grader in list_reward_graders(rewards)])
 
 
 def _check_names(rewards: list[Reward]) -> list[Reward]:

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trainers.configs.on_policy import OnPolicyConfig
 from trainers.configs.references import get_base_model
-from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward
+from trainers.configs.rewards import BleuReward, ChrfReward, CorrectnessReward, list_reward_graders
 from trainers.configs.stages.distill import DistillConfig
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.configs.stages.grpo import GrpoConfig
@@ -122,7 +122,9 @@ def _read_texts(config: TrainingConfig) -> Iterator[RowTexts]:
     elif isinstance(config, DpoConfig):
         for pairs in read_preferences(config.dataset):
             yield RowTexts(pairs, pairs[:1])
-    elif isinstance(config, DistillConfig):
+    elif isinstance(config, DistillConfig) or (
+        isinstance(config, GrpoConfig) and list_reward_graders(config.rewards)
+    ):
         for prompt in read_prompts(config.dataset):
             yield RowTexts([prompt], [])
     else:

@@ -84,7 +84,7 @@ def _score(recipe: OnPolicyPairsRecipe, completion: str, pair: PromptCompletion)
     try:
         # The generator returns text only, so words stand in for tokens where a reward counts them.
         return score_completion(
-            recipe.rewards, completion, pair.completion_text, tokens=len(completion.split())
+            recipe.rewards, completion, pair.completion_text, len(completion.split()), pair.source
         ).total
     except ValueError as error:
         raise DatasetInvalid(

@@ -1,15 +1,16 @@
 """Weighted total of several rewards for a completion, with the value and the reason of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trainers.configs.rewards import (
     BleuReward,
     ChrfReward,
     CorrectnessReward,
     FormatReward,
+    GraderReward,
     LengthReward,
     LengthUnit,
     Reward,
@@ -46,10 +47,19 @@ class RewardPart(NamedTuple):
 
 
 def score_completion(
-    rewards: Sequence[Reward], completion: str, reference: str | None = None, tokens: int | None = None
+    rewards: Sequence[Reward],
+    completion: str,
+    reference: str | None = None,
+    tokens: int | None = None,
+    item: Mapping[str, Any] | None = None,
 ) -> RewardResult:
-    """Score a completion; raises ValueError if a reward needs a reference or token count that is missing."""
-    parts = {reward_name(reward): score_reward(reward, completion, reference, tokens) for reward in rewards}
+    """Score a completion; raises ValueError if a reward needs a reference or token count that is missing.
+
+    `item` is the row that graders read.
+    """
+    parts = {
+        reward_name(reward): score_reward(reward, completion, reference, tokens, item) for reward in rewards
+    }
     weights = {reward_name(reward): reward.weight for reward in rewards}
     return RewardResult(
         total=sum(weights[name] * part.value for name, part in parts.items()),
@@ -65,7 +75,13 @@ def find_references_without_answer(references: Sequence[str]) -> list[int]:
     return [i for i, reference in enumerate(references) if find_answer(reference).number is None]
 
 
-def score_reward(reward: Reward, completion: str, reference: str | None, tokens: int | None) -> RewardPart:
+def score_reward(
+    reward: Reward,
+    completion: str,
+    reference: str | None,
+    tokens: int | None,
+    item: Mapping[str, Any] | None = None,
+) -> RewardPart:
     """Return the value of one reward; raises ValueError if a reference or token count is missing."""
     match reward:
         case CorrectnessReward():
@@ -79,6 +95,23 @@ def score_reward(reward: Reward, completion: str, reference: str | None, tokens:
             return _steps(completion)
         case ChrfReward() | BleuReward():
             return _translation(reward, completion, _require_reference(reference, reward))
+        case GraderReward():
+            return _grade(reward, completion, item or {})
+
+
+def graded_part(reward: GraderReward, score: float | None, reason: str) -> RewardPart:
+    """Return the value of a grader's score, the lowest one if there is none."""
+    if score is None:
+        return RewardPart(reward.grader.worst_score, f"There is no score: {reason}.")
+    return RewardPart(score, reason or f"The score of {reward.grader.name} is {score:g}.")
+
+
+def _grade(reward: GraderReward, completion: str, item: Mapping[str, Any]) -> RewardPart:
+    from trainers.graders.grade import grade
+    from trainers.graders.result import Sample
+
+    result = grade(reward.grader, item, Sample(completion))
+    return graded_part(reward, result.score, result.reason)
 
 
 def _require_reference(reference: str | None, reward: Reward) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trainers.configs.rewards import Reward, reward_name
+from trainers.configs.rewards import GraderReward, Reward, reward_name
+from trainers.rewards.completion_texts import Completion, completion_text
+from trainers.rewards.grader_function import GraderFunction
 from trainers.rewards.score import score_reward
 
-Completion = str | list[dict[str, Any]]
 RewardFunction = Callable[..., list[float]]
 REFERENCE_COLUMNS = ("reference", "answer")
 
@@ -16,17 +17,10 @@ def reward_functions(rewards: Sequence[Reward]) -> tuple[list[RewardFunction], l
     return [_make_function(reward) for reward in rewards], [reward.weight for reward in rewards]
 
 
-def completion_text(completion: Completion) -> str:
-    """Return the text of a completion: a string, or the content of its last assistant message."""
-    if isinstance(completion, str):
-        return completion
-    content = next((m.get("content") for m in reversed(completion) if m.get("role") == "assistant"), None)
-    if isinstance(content, list):
-        return "".join(piece.get("text") or "" for piece in content)
-    return content or ""
-
-
 def _make_function(reward: Reward) -> RewardFunction:
+    if isinstance(reward, GraderReward):
+        return GraderFunction(reward)
+
     def function(completions: list[Completion], **columns: Any) -> list[float]:
         texts = [completion_text(completion) for completion in completions]
         references, tokens = _references(columns, len(texts)), _token_counts(columns, len(texts))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from rapidfuzz import fuzz, utils
 from safetensors.torch import load_file
 
 from tests.integration.trainers.conftest import Programs, assert_same_run, events, kill_at_step, losses
@@ -117,6 +118,41 @@ def test_full_tuning_moves_away_from_the_merged_adapter_and_warns_of_a_useless_r
     [warning] = events(tmp_path, "warning")
     assert (warning["code"], "'length'" in warning["message"]) == ("reward_constant", True)
     assert max(losses(tmp_path)) == 8
+
+
+def test_a_grader_rewards_completions_by_fields_of_their_rows(
+    lora: dict[str, Any], write_rows: Callable[[list[dict[str, Any]]], str], tmp_path: Path
+) -> None:
+    asked = [{"role": "user", "content": f"What is {n} + {n}?"} for n in range(8)]
+    rows = [{"messages": [one], "reference_answer": f"{2 * n}"} for n, one in enumerate(asked)]
+    fuzzy = {
+        "type": "text_similarity",
+        "name": "close",
+        "evaluation_metric": "fuzzy_match",
+        "input": "{{sample.output_text}}",
+        "reference": "The answer is {{item.reference_answer}}.",
+    }
+    config = lora | {"dataset": write_rows(rows), "max_steps": 2, "save_every_steps": 2}
+    run_to_end(config | {"rewards": [{"kind": "grader", "name": "close", "grader": fuzzy}]}, tmp_path)
+    for sample in files.read_lines(tmp_path / "samples.jsonl"):
+        n = int(sample["prompt"][-1]["content"].split()[-1].rstrip("?"))
+        expected = fuzz.WRatio(
+            sample["completion"], f"The answer is {2 * n}.", processor=utils.default_process
+        )
+        assert sample["rewards"]["close"] == pytest.approx(expected / 100)
+    result = files.read_result(tmp_path)
+    assert result is not None
+    assert [result["metrics"][name] for name in ("graded", "grader_errors", "grader_unsuitable")] == [
+        32,
+        0,
+        0,
+    ]
+    unknown = fuzzy | {"reference": "{{item.absent}}"}
+    with pytest.raises(DatasetInvalid, match=r"Row 1 .* there is no `item.absent`"):
+        plan(parse_stage(config | {"rewards": [{"kind": "grader", "grader": unknown}]}))  # type: ignore[arg-type]
+    both = [{"kind": "grader", "grader": fuzzy}, {"kind": "chrf"}]
+    with pytest.raises(DatasetInvalid, match=r"Row 1 .* has no completion"):
+        plan(parse_stage(config | {"rewards": both}))  # type: ignore[arg-type]
 
 
 def test_dry_run_returns_the_resolved_plan(lora: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from trainers.configs.base import MAX_COUNT
+from trainers.configs.engines import join_capabilities
 from trainers.configs.on_policy import OnPolicyConfig
-from trainers.configs.rewards import Rewards
+from trainers.configs.rewards import Rewards, rewards_capability
 
 
 class GrpoLoss(StrEnum):
@@ -64,6 +65,11 @@ class GrpoConfig(OnPolicyConfig):
     mask_truncated_completions: bool = Field(
         False, description="Exclude truncated completions from the loss."
     )
+
+    @property
+    def capability(self) -> str | None:
+        """The sandbox of graders in Python."""
+        return join_capabilities([super().capability, rewards_capability(self.rewards)])
 
     @property
     def rows_per_step(self) -> int:

@@ -64,6 +64,11 @@ class PreflightConfig(StageConfig):
     )
 
     @property
+    def capability(self) -> str | None:
+        """What computes the rewards of the stage, which are tried on completions."""
+        return self.target.capability if isinstance(self.target, GrpoConfig) else None
+
+    @property
     def suitable_queues(self) -> tuple[Queue, ...]:
         """Those of the stage that it checks."""
         return self.target.suitable_queues

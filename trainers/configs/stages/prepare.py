@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from trainers.configs.base import MAX_COUNT, DatasetPart, DatasetRef, ModelRef, Queue, StageConfig
 from trainers.configs.recipes import Filter, OnPolicyPairsRecipe, Recipe, SplitSizes, TranslationRecipe
+from trainers.configs.rewards import rewards_capability
 from trainers.configs.sources import Source
 from trainers.configs.training import TemplateField
 from trainers.data.convert import RowShape
@@ -47,6 +48,12 @@ class PrepareConfig(StageConfig):
         le=MAX_COUNT,
         description="Maximum tokens of a row in the preview, as the training stage would truncate them.",
     )
+
+    @property
+    def capability(self) -> str | None:
+        """What computes the rewards of the recipe."""
+        recipe = self.recipe
+        return rewards_capability(recipe.rewards) if isinstance(recipe, OnPolicyPairsRecipe) else None
 
     @property
     def makes_datasets(self) -> bool:

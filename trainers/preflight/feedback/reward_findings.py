@@ -5,7 +5,7 @@ from statistics import pstdev
 
 from transformers import set_seed
 
-from trainers.configs.rewards import reward_name
+from trainers.configs.rewards import GraderReward, Reward, reward_name
 from trainers.configs.stages.grpo import GrpoConfig
 from trainers.modeling.generation import TextGenerator
 from trainers.modeling.load import pick_device
@@ -52,12 +52,13 @@ def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> It
     )
     texts = generator.generate(sample)
     groups = [texts[n : n + config.num_generations] for n in range(0, len(texts), config.num_generations)]
-    kinds = {reward_name(reward): reward.kind for reward in config.rewards}
+    highest = {reward_name(reward): _highest(reward) for reward in config.rewards}
     values: dict[str, list[list[float]]] = {}  # By reward, for each prompt those of its completions.
     for pair, group in zip(sample, groups, strict=True):
         reference = pair.completion_text
         scored = [
-            score_completion(config.rewards, text, reference, tokens=len(text.split())) for text in group
+            score_completion(config.rewards, text, reference, len(text.split()), pair.source)
+            for text in group
         ]
         for name in scored[0].parts:
             values.setdefault(name, []).append([result.parts[name] for result in scored])
@@ -68,7 +69,7 @@ def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> It
     ]
     for name in constant:
         mean = sum(map(sum, values[name])) / len(texts)
-        if mean >= MAX_REWARDS[kinds[name]] and len(constant) < len(values):
+        if mean >= highest[name] and len(constant) < len(values):
             continue  # All completions have the maximum already, and another reward is not constant.
         yield new_finding(
             FindingCode.reward_constant,
@@ -78,3 +79,7 @@ def check_rewards(config: GrpoConfig, prompts: Sequence[PromptCompletion]) -> It
             "Choose prompts that the model solves sometimes, train with SFT first, or correct the reward.",
             places=[(pair.row, group[0]) for pair, group in zip(sample, groups, strict=True)],
         )
+
+
+def _highest(reward: Reward) -> float:
+    return reward.grader.best_score if isinstance(reward, GraderReward) else MAX_REWARDS[reward.kind]

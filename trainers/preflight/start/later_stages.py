@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import AdaptedModel, ModelRef
 from trainers.configs.references import get_base_model
+from trainers.configs.rewards import GraderReward
 from trainers.configs.stage_config import AnyStage, parse_stage
 from trainers.configs.stages.deploy import DeployConfig
 from trainers.configs.stages.distill import DistillConfig
@@ -110,8 +111,9 @@ def render_rows(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> R
         case DistillConfig():
             return load_student_prompts(config.dataset, tokenizer)
         case GrpoConfig():
-            # Without rewards: a reference without an answer is a finding here, not a failure.
-            return load_prompts(str(dataset_path(config.dataset)), [], tokenizer)
+            # Without other rewards: a reference without an answer is a finding here, not a failure.
+            graders = [reward for reward in config.rewards if isinstance(reward, GraderReward)]
+            return load_prompts(str(dataset_path(config.dataset)), graders, tokenizer)
     raise AssertionError(f"the stage {config.stage} has no rows to render")
 
 

@@ -79,7 +79,7 @@ class LineRenderer:
                 return parse_preference(number, row, self._dataset)
             case RowKind.labelled:
                 return parse_labelled(number, row, self._dataset)
-            case RowKind.prompts:
+            case RowKind.prompts | RowKind.graded:
                 return [_without_tools(parse_prompt(number, row, self._dataset), self._dataset)]
         check_label(number, row, self._dataset)
         turns = parse_prompt_completions(number, row, self._dataset)

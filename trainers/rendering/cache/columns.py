@@ -60,6 +60,9 @@ SCHEMAS = {
     RowKind.references: pa.schema(
         [_ROW, ("record", pa.large_string()), ("prompt_ids", _IDS), ("has_answer", pa.bool_())]
     ),
+    RowKind.graded: pa.schema(
+        [_ROW, ("record", pa.large_string()), ("prompt_ids", _IDS), ("has_answer", pa.bool_())]
+    ),
     RowKind.prompts: pa.schema([_ROW, ("record", pa.large_string()), ("prompt_ids", _IDS)]),
 }
 
@@ -129,10 +132,16 @@ def prompt_batch(
     """Return the columns of a kind that has prompts only."""
     rows = [pair.row for pair in pairs]
     # As JSON text: in an Arrow table every message would have the fields of all other messages.
-    records = [json.dumps({"prompt": pair.prompt, "reference": pair.completion_text}) for pair in pairs]
+    records = [
+        json.dumps(
+            {"prompt": pair.prompt, "reference": pair.completion_text}
+            | ({"item": pair.source} if kind is RowKind.graded else {})
+        )
+        for pair in pairs
+    ]
     if kind is RowKind.prompts:
         return _make_batch(kind, rows, records, _token_array(prompt_ids))
-    # Of all kinds, only this one needs the configs of rewards, which take long to import.
+    # Only these kinds need the configs of rewards, which take long to import.
     from trainers.rewards.score import find_references_without_answer
 
     missing = set(find_references_without_answer([pair.completion_text for pair in pairs]))

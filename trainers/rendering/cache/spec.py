@@ -29,12 +29,13 @@ class RowKind(StrEnum):
     pairs = "pairs"  # A chosen and a rejected completion, for `dpo`.
     labelled = "labelled"  # A completion and whether it is good, for `kto`.
     references = "references"  # The last prompt with its reference, for `grpo`.
+    graded = "graded"  # The last prompt of a row in any format, with the row, for `grpo` by a grader.
     prompts = "prompts"  # The last prompt of a row in any format, for `distill`.
 
     @property
     def has_prompts_only(self) -> bool:
         """Whether the completions are not rendered."""
-        return self in (RowKind.references, RowKind.prompts)
+        return self in (RowKind.references, RowKind.graded, RowKind.prompts)
 
 
 class RenderSpec(BaseModel):

@@ -77,4 +77,4 @@ def render_prompts(
 def _make_pair(values: dict[str, Any]) -> PromptCompletion:
     record = json.loads(values["record"])
     completion = [{"role": "assistant", "content": record["reference"]}]
-    return PromptCompletion(values["row"], record["prompt"], completion, None)
+    return PromptCompletion(values["row"], record["prompt"], completion, None, record.get("item", {}))

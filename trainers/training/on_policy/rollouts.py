@@ -10,11 +10,21 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.base import TrainingData
-from trainers.configs.rewards import CorrectnessReward, Reward, reward_name
+from trainers.configs.graders import GraderConfig, find_variables
+from trainers.configs.graders.templates import VariableMissing
+from trainers.configs.rewards import (
+    NEEDS_REFERENCE,
+    CorrectnessReward,
+    Reward,
+    list_reward_graders,
+    reward_name,
+)
 from trainers.rendering.cache.folder import RowCache
 from trainers.rendering.cache.spec import RowKind
 from trainers.rendering.examples.prompts import PromptSet, render_prompts
-from trainers.rewards.trl_functions import RewardFunction, completion_text, reward_functions
+from trainers.rewards.completion_texts import completion_text
+from trainers.rewards.grader_function import GraderCounts, GraderFunction
+from trainers.rewards.trl_functions import RewardFunction, reward_functions
 from trainers.runtime.errors import DatasetInvalid
 from trainers.training.datasets import map_dataset
 
@@ -28,11 +38,16 @@ def load_prompts(
     tokenizer: PreTrainedTokenizerBase,
     cache: RowCache | None = None,
 ) -> PromptSet:
-    """Return the last turn of each row; its completion is the reference.
+    """Return the last turn of each row; its completion is the reference, which graders do not need.
 
     Raises DatasetFileNotFound, DatasetInvalid or TemplateMissing.
     """
-    prompts = render_prompts(RowKind.references, dataset, tokenizer, cache)
+    graders = list_reward_graders(rewards)
+    prompts = render_prompts(RowKind.graded if graders else RowKind.references, dataset, tokenizer, cache)
+    for grader in graders:
+        _require_fields(prompts, dataset, grader)
+    if graders and any(isinstance(reward, NEEDS_REFERENCE) for reward in rewards):
+        _require_references(prompts, dataset)
     if any(isinstance(reward, CorrectnessReward) for reward in rewards):
         _require_answers(prompts, dataset)
     return prompts
@@ -64,6 +79,8 @@ class RolloutRecorder:
 
     def __init__(self, rewards: Sequence[Reward], num_generations: int) -> None:
         functions, self.weights = reward_functions(rewards)
+        graders = [function for function in functions if isinstance(function, GraderFunction)]
+        self.grader_counts: dict[str, GraderCounts] = {one.__name__: one.counts for one in graders}
         self.names = [reward_name(reward) for reward in rewards]
         self.functions = [
             self._record_calls(name, function) for name, function in zip(self.names, functions, strict=True)
@@ -113,6 +130,28 @@ class RolloutRecorder:
         return sum(weight * rewards[name] for name, weight in zip(self.names, self.weights, strict=True))
 
 
+def _require_fields(prompts: PromptSet, dataset: TrainingData, grader: GraderConfig) -> None:
+    variables = [one for one in find_variables(grader) if one.namespace == "item"]
+    for pair in prompts.pairs if variables else ():
+        for variable in variables:
+            try:
+                variable.find({"item": pair.source})
+            except VariableMissing as error:
+                raise DatasetInvalid(
+                    f"Row {pair.row} of {dataset} lacks a field of the grader {grader.name!r}: {error}.",
+                    "Add the field to each row, or correct the grader's templates.",
+                ) from None
+
+
+def _require_references(prompts: PromptSet, dataset: TrainingData) -> None:
+    missing = next((pair.row for pair in prompts.pairs if not pair.completion_text.strip()), None)
+    if missing is not None:
+        raise DatasetInvalid(
+            f"Row {missing} of {dataset} has no completion, which one of the rewards compares with.",
+            "Add an assistant message to each row, or use only rewards that need none.",
+        )
+
+
 def _require_answers(prompts: PromptSet, dataset: TrainingData) -> None:
     missing = prompts.without_answer
     if missing:
@@ -125,4 +164,5 @@ def _require_answers(prompts: PromptSet, dataset: TrainingData) -> None:
 
 def _decode_rows(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
     rows = [json.loads(row) for row in batch["record"]]
-    return {name: [row[name] for row in rows] for name in ("prompt", "reference")}
+    names = [name for name in ("prompt", "reference", "item") if name in rows[0]]
+    return {name: [row[name] for row in rows] for name in names}

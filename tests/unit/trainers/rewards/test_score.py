@@ -8,11 +8,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from trainers.configs.rewards import Reward, Rewards
+from trainers.rewards.completion_texts import completion_text
 from trainers.rewards.score import (
     find_references_without_answer,
     score_completion,
 )
-from trainers.rewards.trl_functions import completion_text, reward_functions
+from trainers.rewards.trl_functions import reward_functions
 
 MATHS: list[dict[str, Any]] = [
     {"kind": "correctness", "weight": 2},
