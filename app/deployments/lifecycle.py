@@ -4,6 +4,7 @@
     starting | ready → starting    (the engine stopped and is restarted)
     starting | ready → queued      (the worker left or lost its lease)
     starting → failed              (the engine does not start, or does not match the trained model)
+    starting → asleep              (likewise, for a fine-tuned model: the next request tries again)
     ready → asleep → queued        (idle, or another deployment needed the room; a request wakes it)
 
 As with runs, each change is one guarded UPDATE, and a worker's writes carry the attempt that holds the
@@ -159,10 +160,13 @@ def end(
     error: dict[str, Any] | None,
     parity: dict[str, Any] | None = None,
 ) -> bool:
-    """End the deployment: failed with an error, or stopped on request without one."""
+    """End the deployment: failed or, on demand, asleep with an error; stopped on request without one."""
     values = _stopped_values() | {"error": error}
     if error is not None:
-        values["status"] = DeploymentStatus.failed
+        is_on_demand = session.get_one(Deployment, deployment_id).is_on_demand
+        values["status"] = DeploymentStatus.asleep if is_on_demand else DeploymentStatus.failed
+        if is_on_demand:
+            del values["stopped_at"]
     if parity is not None:
         values["parity"] = parity
     moved = _move_held(session, deployment_id, attempt, HELD, **values)

@@ -8,6 +8,7 @@ from app.aliases.targets import list_alias_names
 from app.deployments import lifecycle
 from app.deployments.create import build_deployment, insert_deployment
 from app.deployments.schemas import DeploymentCreate, DeploymentView, deployment_view
+from app.deployments.waiting import explain_unclaimed
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.models import references
@@ -112,5 +113,5 @@ def view_deployment(session: Session, deployment: Deployment) -> DeploymentView:
     if deployment.status is not DeploymentStatus.queued:
         return deployment_view(deployment, None)
     missing = workers.explain_missing_deployment_worker(session, deployment.queue, deployment.engine)
-    unclaimed = f"No worker of queue {deployment.queue} has claimed it yet; all their devices may be in use."
-    return deployment_view(deployment, missing or unclaimed, has_worker=missing is None)
+    unclaimed = missing or explain_unclaimed(session, deployment)
+    return deployment_view(deployment, unclaimed, has_worker=missing is None)

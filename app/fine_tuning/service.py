@@ -16,6 +16,7 @@ from app.fine_tuning.bases import TrainedBase, resolve_base
 from app.fine_tuning.hyperparameters import ChosenHyperparameters, choose_hyperparameters
 from app.fine_tuning.names import make_model_name, new_job_id
 from app.fine_tuning.spec import FineTuningSpec
+from app.graders.service import read_grader
 from app.http.errors import HttpError, NotFound, UnprocessableContent
 from app.http.paging import CursorQuery, paginate_by_id
 from app.jobs import actions
@@ -32,13 +33,14 @@ KEPT_CHECKPOINTS = 3
 # A step-wise log of more steps would fill the database, and no curve shows more points.
 MAX_LOGGED_STEPS = 1000
 LABEL = "fine_tuning_job"
+GRADER_FIELD = "method.reinforcement.grader"
 # The parameters of a request that become these fields of the stage.
 PARAMETERS = {
     "base": "model",
     "dataset": "training_file",
     "validation_dataset": "validation_file",
     "seed": "seed",
-    "rewards": "method.reinforcement.grader",
+    "rewards": GRADER_FIELD,
     "epochs": "n_epochs",
     "batch_size": "batch_size",
     "learning_rate": "learning_rate_multiplier",
@@ -149,7 +151,8 @@ def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _P
     if spec.validation_file is not None:
         fields["validation_dataset"] = _find_rows(session, spec.validation_file, "validation_file").id
     if spec.grader is not None:
-        fields["rewards"] = [{"kind": "grader", "grader": spec.grader}]
+        grader = read_grader(session, spec.grader, settings, GRADER_FIELD)
+        fields["rewards"] = [{"kind": "grader", "grader": grader.model_dump(mode="json")}]
     rows = max(1, dataset.row_count)
     chosen = choose_hyperparameters(spec.method, spec.hyperparameters, rows, _parse(fields, spec))
     seed = secrets.randbelow(2**31) if spec.seed is None else spec.seed

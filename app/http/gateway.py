@@ -12,6 +12,7 @@ from starlette.types import Scope as AsgiScope
 
 from app.completions.answer_store import SqlAnswerStore
 from app.deployments import lifecycle
+from app.deployments.waiting import explain_unclaimed
 from app.http import auth
 from app.http.errors import HttpError, Unauthorized
 from app.routing_table import service as routes
@@ -128,10 +129,12 @@ class SqlRoutingTable(CachedRoutingTable):
         seconds = get_settings().wake_timeout_seconds
         deadline = time.monotonic() + seconds
         try:
-            while isinstance(found := await run_in_threadpool(_wake_or_get, target), DeploymentStatus):
+            found = await run_in_threadpool(_wake_or_get, target, True)
+            while isinstance(found, DeploymentStatus):
                 if time.monotonic() > deadline:
-                    raise _unavailable(f"The deployment is {found}, and was not ready within {seconds:g} s.")
+                    raise await run_in_threadpool(_explain_timeout, target.deployment_id, seconds)
                 await asyncio.sleep(WAKE_POLL_SECONDS)
+                found = await run_in_threadpool(_wake_or_get, target, False)
         except (OSError, *DATABASE_UNAVAILABLE) as error:
             raise _unavailable("The deployment is asleep, and the database is unavailable.") from error
         finally:
@@ -170,8 +173,11 @@ def _to_target(view: RouteTargetView) -> Target:
     return Target(**view.model_dump())
 
 
-def _wake_or_get(target: Target) -> Target | DeploymentStatus:
-    """Return the target if its deployment is ready, else wake the deployment and return its status."""
+def _wake_or_get(target: Target, may_wake: bool) -> Target | DeploymentStatus:
+    """Return the target if its deployment is ready, else its status; wake the deployment if it is asleep.
+
+    Without `may_wake`, one that is asleep has been woken before, and has failed since or was not used.
+    """
     with read_session() as session:
         deployment = session.get(Deployment, target.deployment_id)
         missing = deployment and workers.explain_missing_deployment_worker(
@@ -185,12 +191,26 @@ def _wake_or_get(target: Target) -> Target | DeploymentStatus:
         reason = f": {deployment.error['message']}" if deployment.error else "."
         raise _unavailable(f"The deployment {deployment.name!r} is {deployment.status}{reason}")
     if deployment.status is DeploymentStatus.asleep:
+        if not may_wake and deployment.error is not None:
+            raise _unavailable(
+                f"The deployment {deployment.name!r} did not start: {deployment.error['message']}"
+            )
         with transaction() as session:
             lifecycle.wake(session, deployment.id)
     if missing is not None and not deployment.status.held:
         # It stays queued, for a worker that is started later.
         raise _unavailable(f"The deployment {deployment.name!r} cannot start: {missing}")
     return deployment.status
+
+
+def _explain_timeout(deployment_id: str, seconds: float) -> EngineUnavailable:
+    with read_session() as session:
+        deployment = session.get(Deployment, deployment_id)
+        status = deployment.status if deployment is not None else "gone"
+        message = f"The deployment is {status}, and was not ready within {seconds:g} s."
+        if deployment is not None and deployment.status is DeploymentStatus.queued:
+            message = f"{message} {explain_unclaimed(session, deployment)}"
+    return _unavailable(message)
 
 
 def _record_use(deployment_ids: list[str]) -> None:

@@ -33,6 +33,8 @@ class DeploymentStatus(StrEnum):
         return self in {DeploymentStatus.stopped, DeploymentStatus.failed}
 
 
+# Names that people choose contain no colon.
+FINE_TUNED_PREFIX = "ft:"
 _LIVE = "status IN ('queued', 'starting', 'ready', 'asleep')"
 _OWNS_NAME = text(f"{_LIVE} AND replaces IS NULL")
 _IS_SUCCESSOR = text(f"{_LIVE} AND replaces IS NOT NULL")
@@ -102,3 +104,8 @@ class Deployment(SQLModel, table=True):
     ready_at: datetime | None = time_field()
     last_used_at: datetime | None = time_field()
     stopped_at: datetime | None = time_field()
+
+    @property
+    def is_on_demand(self) -> bool:
+        """Whether each request may start it again after a failure; its name is that of a fine-tuned model."""
+        return self.name.startswith(FINE_TUNED_PREFIX)

@@ -210,9 +210,12 @@ class DeploymentRunner:
 
     def _check_parity(self, start: EngineStart, model: ResolvedModel) -> dict[str, Any] | None:
         """Return the parity report, or None if parity is off; raises _DeploymentFailed in mode `on`."""
-        mode = self.deployment.parity_mode
+        mode, earlier = self.deployment.parity_mode, self.deployment.parity
         if mode is ParityMode.off:
             return None
+        if self.deployment.is_on_demand and earlier is not None and earlier["passed"]:
+            # Requests wake it often, and its weights, its engine and its options never change.
+            return earlier
         report = check_parity(
             self.worker,
             self.deployment,
