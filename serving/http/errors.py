@@ -46,6 +46,12 @@ class ContextLengthExceeded(ApiError):
     code = ErrorCode.context_length_exceeded
 
 
+class MaxTokensTooLarge(ApiError):
+    """The request asks for more tokens than the prompt leaves room for."""
+
+    code = ErrorCode.max_tokens_too_large
+
+
 class BodyTooLarge(ApiError):
     """The request body is larger than the limit."""
 
@@ -269,3 +275,17 @@ class InternalError(ApiError):
     status = 500
     type = "server_error"
     code = ErrorCode.internal_error
+
+
+class GenerationFailed(ApiError):
+    """A completion could not be continued within its grammar."""
+
+    status = 500
+    type = "server_error"
+    code = ErrorCode.generation_failed
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The completion cannot be continued within the grammar of the request: {reason}. Simplify the "
+            "schema."
+        )

@@ -65,8 +65,15 @@ SUPPORTED_QUANTIZATIONS = {
     EngineKind.hf: _LOCAL_QUANTIZATIONS,
     EngineKind.mlx: _LOCAL_QUANTIZATIONS,
 }
-# hf and mlx do not parse tool calls: they reject requests with tools.
+_OWN_TOOL_CALL_PARSERS = {
+    ToolCallParser.qwen,
+    ToolCallParser.llama3,
+    ToolCallParser.mistral,
+    ToolCallParser.phi4_mini,
+}
 SUPPORTED_TOOL_CALL_PARSERS = {
+    EngineKind.hf: _OWN_TOOL_CALL_PARSERS,
+    EngineKind.mlx: _OWN_TOOL_CALL_PARSERS,
     EngineKind.vllm: set(ToolCallParser),
     EngineKind.sglang: set(ToolCallParser) - {ToolCallParser.phi4_mini},
 }
@@ -105,13 +112,13 @@ class EngineOptions(Config):
     max_adapter_rank: int = Field(64, ge=1, le=512, description="Maximum LoRA rank of an adapter.")
     tool_call_parser: ToolCallParser | None = Field(
         None,
-        description="Family whose tool calls vllm and sglang parse; vllm rejects requests with tools without "
-        "it.",
+        description="Family whose tool calls are parsed. Without it, vllm rejects requests with tools, and "
+        "hf and mlx take the family from the chat template.",
     )
     compact_json: bool = Field(
         True,
-        description="Forbid white space between the parts of structured JSON output on vllm and sglang; a "
-        "small model may otherwise generate white space up to the limit.",
+        description="Forbid white space between the parts of structured JSON output, but for one space after "
+        "a comma or colon on hf and mlx; a small model may otherwise generate white space up to the limit.",
     )
     sleep_mode: bool = Field(
         False,
@@ -129,12 +136,8 @@ class EngineChoice(Config):
     def _check_options(self) -> Self:
         options, engine = self.options, self.engine
         _check_supported("quantization", options.quantization, SUPPORTED_QUANTIZATIONS[engine], engine)
-        parsers = SUPPORTED_TOOL_CALL_PARSERS.get(engine)
-        if options.tool_call_parser is not None and parsers is None:
-            raise ValueError(
-                f"options.tool_call_parser is for vllm and sglang; {engine} rejects requests with tools"
-            )
-        _check_supported("tool_call_parser", options.tool_call_parser, parsers or (), engine)
+        parsers = SUPPORTED_TOOL_CALL_PARSERS[engine]
+        _check_supported("tool_call_parser", options.tool_call_parser, parsers, engine)
         if options.tensor_parallel > 1 and engine in (EngineKind.hf, EngineKind.mlx):
             raise ValueError(
                 f"options.tensor_parallel is for vllm and sglang; {engine} runs on a single device"

@@ -155,7 +155,12 @@ class ErrorCode(StrEnum):
 
     # The gateway and our engines, in OpenAI's shape.
     invalid_request = "invalid_request", "A parameter of the request is invalid."
-    context_length_exceeded = "context_length_exceeded", "Prompt and completion exceed the context length."
+    context_length_exceeded = (
+        "context_length_exceeded",
+        "The prompt leaves no room for a completion in the model's context.",
+    )
+    max_tokens_too_large = "max_tokens_too_large", "The prompt leaves less room than the request asks for."
+    generation_failed = "generation_failed", "A completion cannot be continued within its grammar."
     request_too_large = "request_too_large", "The request's body is larger than the limit."
     invalid_api_key = "invalid_api_key", "The request has no API key, or one that is not valid."
     malformed_request = "malformed_request", "The bytes are not a valid HTTP/1.1 request."

@@ -194,6 +194,9 @@ def append_tokens(sequences: list[SequenceState], logits_bv: Any) -> None:
         if sequence.finished:
             continue
         token, n_top = sequence.select_token(most_likely, logits_v), sequence.params.sampling.logprobs
+        if token is None:
+            sequence.end()
+            continue
         sequence.append(token, None if n_top is None else token_logprob(logits_v, token, n_top))
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 # OpenAI's replacement for minus infinity, which JSON cannot represent.
@@ -84,6 +85,17 @@ def adjust_logits(
         times = torch.tensor(list(counts.values()), dtype=torch.float32, device=logits_v.device)
         logits_v[list(counts)] -= params.presence_penalty + params.frequency_penalty * times
     return logits_v
+
+
+def mask_logits(logits_v: Any, allowed: bytes) -> Any | None:
+    """Return the logits with minus infinity for each token whose bit in `allowed` is 0; None if all are.
+
+    The lowest bit of a byte comes first. Biases and penalties of earlier steps stay as they are.
+    """
+    bits_v = np.unpackbits(np.frombuffer(allowed, dtype=np.uint8), count=len(logits_v), bitorder="little")
+    allowed_v = torch.from_numpy(bits_v).to(logits_v.device).bool()
+    masked_v = logits_v.masked_fill(~allowed_v, -torch.inf)
+    return masked_v if bool(torch.isfinite(masked_v).any()) else None
 
 
 def sample_token(logits_v: Any, params: SamplingParams, generator: Any) -> int:

@@ -10,10 +10,12 @@ from serving.engines.decoding.sampling import (
     TokenLogprob,
     adjust_logits,
     make_generator,
+    mask_logits,
     sample_token,
 )
 from serving.engines.decoding.served import ServedModel
 from serving.engines.decoding.text import Detokenizer, StopMatcher
+from serving.engines.structured.constraint import Constraint, ConstraintState
 
 
 class FinishReason(StrEnum):
@@ -21,13 +23,16 @@ class FinishReason(StrEnum):
 
     stop = "stop"
     length = "length"
+    failed = "failed"
+    """The completion cannot be continued; no response contains this reason."""
 
 
 @dataclass(frozen=True)
 class OutputChunk:
     """The text and tokens that a completion gained since the last chunk.
 
-    `finish_reason` is set in the last chunk; `end_logprob` scores the end token, which has no text.
+    `finish_reason` is set in the last chunk; `end_logprob` scores the end token, which has no text. `error`
+    is why a completion has failed.
     """
 
     text: str
@@ -36,6 +41,7 @@ class OutputChunk:
     finish_reason: FinishReason | None
     prompt_logprobs: list[TokenLogprob] | None = None
     end_logprob: TokenLogprob | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class SequenceParams:
     skip_special_tokens: bool = True
     prompt_logprobs: bool = False
     stream: bool = False
+    constraint: Constraint | None = None
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -81,6 +88,9 @@ class SequenceState:
             self.params.served.tokenizer, self.params.prompt_ids, self.params.skip_special_tokens
         )
         self.stop_matcher = StopMatcher(self.params.stops)
+        constraint = self.params.constraint
+        self.constraint = None if constraint is None else ConstraintState(constraint)
+        self.error: str | None = None
         self.prompt_logprobs: list[TokenLogprob] | None = None
         self.decoded_characters = 0
         self.visible_characters = 0
@@ -107,14 +117,31 @@ class SequenceState:
         if self.params.max_tokens == 0:
             self._finish(FinishReason.length)
 
-    def select_token(self, most_likely: int, logits_v: Any) -> int:
-        """Select the next token from the logits (v); sampling depends on this sequence alone."""
+    def select_token(self, most_likely: int, logits_v: Any) -> int | None:
+        """Select the next token from the logits (v); sampling depends on this sequence alone.
+
+        Return None if no token may follow.
+        """
         sampling = self.params.sampling
         banned = self.end_ids if len(self.output_ids) < self.params.min_tokens else frozenset()
         if banned or sampling.adjusts_logits:
             logits_v = adjust_logits(logits_v, sampling, self.params.prompt_ids, self.output_ids, banned)
             most_likely = int(logits_v.argmax())
+        if self.constraint is not None and self.constraint.in_force:
+            if sampling.greedy and most_likely not in banned and self.constraint.allows(most_likely):
+                return most_likely
+            if self.constraint.error is not None:
+                return None
+            logits_v = mask_logits(logits_v, self.constraint.allowed_tokens())
+            if logits_v is None:
+                return None
+            most_likely = int(logits_v.argmax())
         return most_likely if sampling.greedy else sample_token(logits_v, sampling, self.generator)
+
+    def end(self) -> None:
+        """Finish a completion that no token may follow."""
+        self.error = None if self.constraint is None else self.constraint.explain_end()
+        self._finish(FinishReason.stop if self.error is None else FinishReason.failed)
 
     def append(self, token: int, logprob: TokenLogprob | None) -> None:
         """Append a token, emit the text that it completes, and finish if it is the last."""
@@ -124,7 +151,10 @@ class SequenceState:
             return
         if logprob is not None:
             self.pending_logprobs.append((self.decoded_characters, logprob))
-        self._add_text(self.detokenizer.push(token))
+        text = self.detokenizer.push(token)
+        if self.constraint is not None:
+            self.constraint.advance(token, text)
+        self._add_text(text)
         if self.stop_matcher.matched:
             self._finish(FinishReason.stop)
         elif len(self.output_ids) >= self.params.max_tokens:
@@ -164,7 +194,13 @@ class SequenceState:
         self.pending_logprobs = self.pending_logprobs[len(ready) :]
         self.emit(
             OutputChunk(
-                self.pending_text, ready, len(self.output_ids), reason, self.prompt_logprobs, end_logprob
+                self.pending_text,
+                ready,
+                len(self.output_ids),
+                reason,
+                self.prompt_logprobs,
+                end_logprob,
+                self.error,
             )
         )
         self.pending_text, self.prompt_logprobs = "", None

@@ -12,16 +12,17 @@ from serving.engines.decoding.loop import GenerationLoop
 from serving.engines.decoding.sampling import SamplingParams
 from serving.engines.decoding.sequence import OutputChunk, SequenceParams, SequenceState
 from serving.engines.decoding.served import ServedModel
+from serving.engines.openai_server.chat_format import ChatFormat
 from serving.engines.openai_server.edges import read_body
-from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE
+from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE, PromptWorker
 from serving.engines.openai_server.prompts import (
     chat_token_ids,
     check_token_ids,
     encode_prompts,
+    prompt_too_long,
     refuse_long_prompts,
 )
 from serving.engines.openai_server.response_shapes import (
-    ChatFormat,
     ChoicesWriter,
     CompletionFormat,
     ResponseEnvelope,
@@ -30,12 +31,15 @@ from serving.engines.openai_server.response_shapes import (
     encode_json,
 )
 from serving.engines.openai_server.schemas import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
+    TemplateOptions,
     parse_request,
 )
-from serving.http.errors import ContextLengthExceeded, EngineUnavailable, ModelNotServed
+from serving.engines.structured.output import FREE_OUTPUT, OutputPlan, OutputRequest, plan_output
+from serving.http.errors import EngineUnavailable, GenerationFailed, MaxTokensTooLarge, ModelNotServed
 
 MAX_WAITING_SEQUENCES = 1024
 SAMPLING_PARAMETERS = (
@@ -61,13 +65,15 @@ async def create_chat_completion(
     request = parse_request(ChatRequest, body)
     served = find_served_model(runner, request.model)
     check_room(loop, request.n or 1)
-    prompt_ids = await http.app[PROMPT_QUEUE].run(
-        lambda worker: chat_token_ids(worker, served, runner.max_model_len, request.messages, request),
+    prompt_ids, plan = await http.app[PROMPT_QUEUE].run(
+        lambda worker: prepare_chat(
+            worker, runner, served, request, request.messages, request.output, request.prompt_param
+        ),
         len(body),
     )
-    sequences = make_sequence_params(runner, served, request, [prompt_ids], request.n_logprobs)
+    sequences = make_sequence_params(runner, served, request, [prompt_ids], request.n_logprobs, plan=plan)
     writer = ChoicesWriter(
-        ChatFormat(served.tokenizer),
+        ChatFormat(served.tokenizer, plan),
         ResponseEnvelope("chatcmpl", request.model),
         TokenUsage(len(prompt_ids)),
         len(sequences),
@@ -106,6 +112,22 @@ async def create_completion(
     return await send_response(http, loop, runner, sequences, writer)
 
 
+def prepare_chat(
+    worker: PromptWorker,
+    runner: ModelRunner,
+    served: ServedModel,
+    options: TemplateOptions,
+    messages: list[ChatMessage],
+    output: OutputRequest,
+    param: str,
+) -> tuple[list[int], OutputPlan]:
+    """Return the token ids of a chat, and how its completions are constrained and read. Raises ApiError."""
+    prompt_ids = chat_token_ids(
+        worker, served, runner.max_model_len, messages, options, param, output.definitions
+    )
+    return prompt_ids, plan_output(served, runner.vocabulary_size, runner.options, output)
+
+
 def find_served_model(runner: ModelRunner, name: str) -> ServedModel:
     """Return the model with this name in requests. Raises ModelNotServed."""
     if name not in runner.models:
@@ -120,6 +142,7 @@ def make_sequence_params(
     prompts: list[list[int]],
     n_logprobs: int | None,
     score_prompts: bool = False,
+    plan: OutputPlan = FREE_OUTPUT,
 ) -> list[SequenceParams]:
     """Return the parameters of each choice of each prompt.
 
@@ -142,9 +165,10 @@ def make_sequence_params(
             stop_token_ids=frozenset(request.stop_token_ids or ()),
             min_tokens=request.min_tokens or 0,
             ignore_eos=bool(request.ignore_eos),
-            skip_special_tokens=request.skip_special_tokens is not False,
+            skip_special_tokens=request.skip_special_tokens is not False and not plan.shows_special_tokens,
             prompt_logprobs=score_prompts,
             stream=bool(request.stream),
+            constraint=plan.constraint,
         )
         for prompt_ids in prompts
         for choice in range(request.n or 1)
@@ -164,15 +188,22 @@ def sampling_params(
 
 
 def completion_limit(runner: ModelRunner, request: GenerationRequest, prompt_ids: list[int]) -> int:
-    """Return the maximum number of completion tokens. Raises ContextLengthExceeded."""
+    """Return the maximum number of completion tokens.
+
+    Raises:
+        ContextLengthExceeded: The prompt leaves no room for a token.
+        MaxTokensTooLarge: It leaves less room than the request asks for.
+    """
     wanted = request.max_new_tokens
     left = runner.max_model_len - len(prompt_ids)
-    if left < (1 if wanted is None else wanted):
-        completion = "a completion" if wanted is None else f"{wanted} tokens of completion"
-        raise ContextLengthExceeded(
-            f"The context has {runner.max_model_len} tokens and the prompt {len(prompt_ids)}, which leaves "
-            f"no room for {completion}; shorten the prompt or ask for fewer tokens.",
-            request.length_param if left > 0 else request.prompt_param,
+    if left < (1 if wanted is None else min(wanted, 1)):
+        raise prompt_too_long(runner.max_model_len, str(len(prompt_ids)), request.prompt_param)
+    if wanted is not None and wanted > left:
+        # Agents shorten the conversation on an overflow, which would not help here.
+        raise MaxTokensTooLarge(
+            f"{request.length_param!r} is {wanted}, but of the {runner.max_model_len} tokens of the model's "
+            f"window the prompt leaves {left}. Ask for fewer tokens, or leave {request.length_param!r} out.",
+            request.length_param,
         )
     return left if wanted is None else wanted
 
@@ -247,17 +278,23 @@ async def send_stream(
         # An empty write would end a chunked response.
         if opening := writer.opening():
             await response.write(opening)
-        async for index, chunk in until_finished(chunks, count):
-            if events := writer.events(index, chunk):
-                await response.write(events)
-        if closing := writer.closing():
+        try:
+            async for index, chunk in until_finished(chunks, count):
+                if events := writer.events(index, chunk):
+                    await response.write(events)
+            closing = writer.closing()
+        except GenerationFailed as error:
+            closing = writer.failure(error)
+        if closing:
             await response.write(closing)
     return response
 
 
 async def until_finished(chunks: ChunkQueue, count: int) -> AsyncIterator[tuple[int, OutputChunk]]:
-    """Yield chunks until each of `count` sequences has sent its last one."""
+    """Yield chunks until each of `count` sequences has sent its last one. Raises GenerationFailed."""
     while count:
         index, chunk = await chunks.get()
+        if chunk.error is not None:
+            raise GenerationFailed(chunk.error)
         count -= chunk.finish_reason is not None
         yield index, chunk

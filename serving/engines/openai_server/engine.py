@@ -15,6 +15,8 @@ ARGUMENTS = (
     "max_batch_size",
     "max_adapters",
     "max_adapter_rank",
+    "tool_call_parser",
+    "compact_json",
 )
 
 
@@ -27,9 +29,11 @@ class BuiltinEngine(Engine):
         for name, path in config.adapters.items():
             command += ["--adapter", f"{name}={path}"]
         for option in ARGUMENTS:
-            value = getattr(config.options, option)
-            if value is not None:
-                command += [f"--{option.replace('_', '-')}", str(value)]
+            value, flag = getattr(config.options, option), option.replace("_", "-")
+            if isinstance(value, bool):
+                command.append(f"--{flag}" if value else f"--no-{flag}")
+            elif value is not None:
+                command += [f"--{flag}", str(value)]
         return [*command, "--host", config.host, "--port", str(config.port)]
 
     def count_requests(self, address: str) -> int | None:

@@ -3,7 +3,9 @@
 All of it runs in the threads of the `PromptQueue`, except `refuse_long_prompts`, the cheap check before it.
 """
 
+import json
 import re
+from contextlib import suppress
 from typing import Any
 
 from serving.engines.decoding.served import ServedModel
@@ -12,6 +14,7 @@ from serving.engines.openai_server.prompt_queue import PromptWorker
 from serving.engines.openai_server.schemas import ChatMessage, TemplateOptions
 from serving.http.errors import ApiError, ContextLengthExceeded, InvalidRequest
 from trainers.data.conversation import with_parsed_arguments
+from trainers.rendering.omissions.search import fold_space
 from trainers.rendering.template_renderer import Chat, ChatTemplateError
 
 RESERVED_VARIABLES = {
@@ -40,15 +43,16 @@ def chat_token_ids(
     messages: list[ChatMessage],
     options: TemplateOptions,
     param: str = "messages",
+    tools: list[dict[str, Any]] | None = None,
 ) -> list[int]:
     """Return the token ids of a chat, rendered with the template that the model was trained with.
 
     Raises:
         ContextLengthExceeded: The rendered chat has more than `max_tokens` tokens.
         ChatNotRendered: The template exceeds a limit or cannot be used.
-        InvalidRequest: The model has no template, or its template rejects the messages.
+        InvalidRequest: The model has no template, or its template rejects the messages or omits tools.
     """
-    text = render_chat(worker, served, messages, options, param)
+    text = render_chat(worker, served, messages, options, param, tools)
     return encode(worker, served, max_tokens, text, add_special_tokens=False, param=param)
 
 
@@ -58,6 +62,7 @@ def render_chat(
     messages: list[ChatMessage],
     options: TemplateOptions,
     param: str,
+    tools: list[dict[str, Any]] | None = None,
 ) -> str:
     """Return the text of a chat; raises ChatNotRendered or InvalidRequest."""
     tokenizer = served.tokenizer
@@ -72,12 +77,12 @@ def render_chat(
             "chat_template_kwargs",
         )
     try:
-        template: str = tokenizer.get_chat_template()
+        template: str = tokenizer.get_chat_template(tools=tools)
         shown = [
             replace_developer_role(_parse_arguments(message.for_template(), param), template)
             for message in messages
         ]
-        chat = Chat(shown, None, *prompt_end_options(options))
+        chat = Chat(shown, tools, *prompt_end_options(options))
         rendered = worker.renderer.render(template, chat, {**tokenizer.special_tokens_map, **variables})
     except ChatTemplateError as error:
         raise ChatNotRendered(served.name, error, param) from error
@@ -87,7 +92,40 @@ def render_chat(
         ) from error
     if rendered.rejected is not None:
         raise InvalidRequest(f"The chat template rejects these messages: {rendered.rejected}", param)
+    check_tools_are_rendered(served.name, rendered.text, shown, tools or [], param)
     return rendered.text
+
+
+def check_tools_are_rendered(
+    model: str, text: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], param: str
+) -> None:
+    """Raise InvalidRequest if the template does not render tools, calls or results."""
+    remedy = "Use a model that was trained to call tools, with the chat template for that."
+    for tool in tools:
+        if tool["function"]["name"] not in text:
+            raise InvalidRequest(
+                f"The chat template of the model {model!r} does not render tools. {remedy}", "tools"
+            )
+    for message in messages:
+        called = [call["function"]["name"] for call in message.get("tool_calls") or ()]
+        if any(str(name) not in text for name in called):
+            raise InvalidRequest(
+                f"The chat template of the model {model!r} does not render calls of tools. {remedy}", param
+            )
+        if message["role"] == "tool" and not _is_rendered(message["content"], text):
+            raise InvalidRequest(
+                f"The chat template of the model {model!r} does not render results of tools. {remedy}", param
+            )
+
+
+def _is_rendered(content: str, text: str) -> bool:
+    """Return whether a text contains a tool's result, as it is or in another form of JSON."""
+    forms = [content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]]
+    with suppress(ValueError):
+        value = json.loads(content)
+        forms += [json.dumps(value), json.dumps(value, ensure_ascii=False)]
+    folded = fold_space(text)
+    return any(fold_space(form) in folded for form in forms)
 
 
 def _parse_arguments(message: dict[str, Any], param: str) -> dict[str, Any]:
@@ -181,8 +219,11 @@ def encode(
 
 def prompt_too_long(max_tokens: int, n_tokens: str, param: str) -> ContextLengthExceeded:
     """Return the error for a prompt that does not fit the context."""
+    # OpenAI's words: LiteLLM and others recognize an overflow by the first sentence.
     return ContextLengthExceeded(
-        f"The context has {max_tokens} tokens and the prompt {n_tokens}; shorten the prompt.", param
+        f"This model's maximum context length is {max_tokens} tokens. However, the prompt has {n_tokens} "
+        "tokens. Shorten the prompt.",
+        param,
     )
 
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 from serving.engines.decoding.sampling import TokenLogprob
 from serving.engines.decoding.sequence import OutputChunk
 from serving.engines.decoding.text import REPLACEMENT, decode, token_bytes, token_text
+from serving.http.errors import ApiError
 
 Json = dict[str, Any]
 
@@ -44,6 +45,9 @@ class ResponseWriter(Protocol):
     def closing(self) -> bytes:
         """Return the last events of a stream, after the last chunk of every sequence."""
 
+    def failure(self, error: ApiError) -> bytes:
+        """Return the last events of a stream that fails."""
+
 
 class ChoiceFormat(Protocol):
     """The format of the choices of one endpoint."""
@@ -59,8 +63,8 @@ class ChoiceFormat(Protocol):
     def opening(self, index: int) -> Json | None:
         """Return the choice of a stream's first chunk, if the format has one."""
 
-    def delta(self, index: int, chunk: OutputChunk) -> Json:
-        """Return a choice of a stream's chunk."""
+    def deltas(self, index: int, chunk: OutputChunk) -> list[Json]:
+        """Return the choices of a stream's chunks, each to be sent in an event of its own."""
 
     def choice(self, index: int, chunks: list[OutputChunk]) -> Json:
         """Return a choice of a plain response."""
@@ -105,54 +109,21 @@ class ChoicesWriter:
         return b"".join(self._event([opening]) for opening in openings if opening is not None)
 
     def events(self, index: int, chunk: OutputChunk) -> bytes:
-        """Return the event of a chunk."""
+        """Return the events of a chunk."""
         self.usage.completion_tokens += chunk.completion_tokens if chunk.finish_reason else 0
-        return self._event([self.format.delta(index, chunk)])
+        return b"".join(self._event([delta]) for delta in self.format.deltas(index, chunk))
 
     def closing(self) -> bytes:
         """Return the usage, if asked for, and the end marker."""
-        usage = self._event([], self.usage.json()) if self.include_usage else b""
+        usage = self._event([], usage=self.usage.json()) if self.include_usage else b""
         return usage + b"data: [DONE]\n\n"
 
-    def _event(self, choices: list[Json], usage: Json | None = None) -> bytes:
-        # With include_usage every chunk has the field, which is null in all but the last.
-        fields = {"usage": usage} if self.include_usage else {}
+    def failure(self, error: ApiError) -> bytes:
+        """Return the error, without an end marker after it."""
+        return b"data: " + error.body() + b"\n\n"
+
+    def _event(self, choices: list[Json], **fields: Any) -> bytes:
         return sse_event(self.envelope.wrap(self.format.chunk_type, choices, **fields))
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """Choices of /v1/chat/completions."""
-
-    tokenizer: Any
-    object_type: str = "chat.completion"
-    chunk_type: str = "chat.completion.chunk"
-
-    def opening(self, index: int) -> Json | None:
-        """Return a choice with the role, as OpenAI sends first."""
-        return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-
-    def delta(self, index: int, chunk: OutputChunk) -> Json:
-        """Return a choice of a stream's chunk."""
-        return {
-            "index": index,
-            "delta": {"content": chunk.text} if chunk.text else {},
-            "logprobs": self._logprobs(chunk.logprobs),
-            "finish_reason": chunk.finish_reason,
-        }
-
-    def choice(self, index: int, chunks: list[OutputChunk]) -> Json:
-        """Return a choice of a plain response."""
-        text = "".join(chunk.text for chunk in chunks)
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._logprobs([entry for chunk in chunks for entry in chunk.logprobs]),
-            "finish_reason": chunks[-1].finish_reason,
-        }
-
-    def _logprobs(self, entries: list[TokenLogprob]) -> Json | None:
-        return {"content": format_logprobs(self.tokenizer, entries), "refusal": None} if entries else None
 
 
 @dataclass
@@ -173,8 +144,16 @@ class CompletionFormat:
         """Return None: this format has no first chunk."""
         return None
 
-    def delta(self, index: int, chunk: OutputChunk) -> Json:
-        """Return a choice of a stream's chunk."""
+    def deltas(self, index: int, chunk: OutputChunk) -> list[Json]:
+        """Return the choice of a stream's chunk, and as OpenAI does another for its finish reason."""
+        choice = self._choice(index, chunk)
+        if chunk.finish_reason is None:
+            return [choice]
+        ends_with_text = choice["text"] or (choice["logprobs"] or {}).get("tokens")
+        last = choice | {"text": "", "logprobs": None}
+        return [choice | {"finish_reason": None}, last] if ends_with_text else [last]
+
+    def _choice(self, index: int, chunk: OutputChunk) -> Json:
         # Only the first chunk of a sequence has the prompt's scores, and only it may echo the prompt.
         first = index not in self.offsets
         echoed = decode(self.tokenizer, self._prompt_ids(index)) if self.echo and first else ""
@@ -196,7 +175,7 @@ class CompletionFormat:
             chunks[0].prompt_logprobs,
             chunks[-1].end_logprob,
         )
-        return self.delta(index, whole)
+        return self._choice(index, whole)
 
     def _prompt_ids(self, index: int) -> list[int]:
         return self.prompts[index // self.choices_per_prompt]

@@ -4,6 +4,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from serving.engines.openai_server.tools import (
+    ResponseFormat,
+    ToolChoice,
+    Tools,
+    chat_output,
+)
+from serving.engines.structured.output import OutputRequest
 from serving.http.errors import InvalidRequest
 
 # These parameters describe the client, not the completion.
@@ -15,7 +22,11 @@ IGNORED_PARAMETERS = {
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
+    # How long other servers keep a model or the cache of a prompt.
+    "cache_prompt",
+    "keep_alive",
+    # Whether a response contains its costs; ours always contains the token counts.
+    "usage",
 }
 # Values that have no effect, whatever the parameter.
 NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, "none", "auto", {"type": "text"}, ["text"])
@@ -23,8 +34,13 @@ NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {}, "none", "auto", {"type":
 NEUTRAL_BY_NAME: dict[str, Any] = {
     "best_of": 1,
     "length_penalty": 1,
+    "mirostat": 0,
     "reasoning": {"effort": None},
+    "repeat_penalty": 1,
     "spaces_between_special_tokens": True,
+    "tfs_z": 1,
+    "thinking": {"type": "disabled"},
+    "typical_p": 1,
     "verbosity": "medium",
 }
 MAX_LOGIT_BIASES = 1024
@@ -58,9 +74,8 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    # The parameters that errors name when the context is too small.
+    # The parameter that errors name when the prompt is too long.
     prompt_param: ClassVar[str] = "prompt"
-    length_param: ClassVar[str] = "max_tokens"
     # Hints for parameters that our engines do not support.
     hints: ClassVar[dict[str, str]] = {}
 
@@ -101,6 +116,11 @@ class GenerationRequest(BaseModel):
         return self.max_tokens
 
     @property
+    def length_param(self) -> str:
+        """The parameter with the maximum number of tokens."""
+        return "max_tokens"
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -139,8 +159,20 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    role: str = Field(min_length=1)
+    # Those of rows of training data: a template renders any other, and the model has never seen it.
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
+
+    @model_validator(mode="after")
+    def check_content(self) -> Self:
+        """Reject a message without content, unless it is the assistant's, whose content may be calls."""
+        if self.content is None and self.role != "assistant":
+            raise InvalidRequest(
+                f"A message with the role {self.role!r} has no 'content', which must be a text or a list of "
+                "parts.",
+                "messages",
+            )
+        return self
 
     def for_template(self) -> dict[str, Any]:
         """Return the message in the form that chat templates expect."""
@@ -163,16 +195,36 @@ class ChatRequest(GenerationRequest, TemplateOptions):
     """POST /v1/chat/completions."""
 
     prompt_param = "messages"
+    hints: ClassVar[dict[str, str]] = {
+        "functions": "use 'tools' with the type 'function'",
+        "function_call": "use 'tool_choice'",
+    }
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def output(self) -> OutputRequest:
+        """What a completion may be. Raises InvalidRequest."""
+        return chat_output(
+            self.tools or (), self.tool_choice, self.parallel_tool_calls is not False, self.response_format
+        )
 
     @property
     def max_new_tokens(self) -> int | None:
         """The maximum number of tokens; OpenAI replaced `max_tokens` by `max_completion_tokens`."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def length_param(self) -> str:
+        """The parameter with the maximum number of tokens."""
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
     @property
     def n_logprobs(self) -> int | None:

@@ -13,14 +13,16 @@ from aiohttp import web
 from serving.engines.decoding.adapters import AdapterNotLoadable
 from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
+from serving.engines.decoding.served import ServedModel
 from serving.engines.openai_server.completions import (
     STREAMING,
     create_chat_completion,
     create_completion,
+    find_served_model,
 )
 from serving.engines.openai_server.edges import OWN_HOST, check_edges, read_body
 from serving.engines.openai_server.prompt_queue import PROMPT_QUEUE, PromptQueue
-from serving.engines.openai_server.responses import create_response
+from serving.engines.openai_server.responses.endpoint import create_response
 from serving.engines.openai_server.schemas import LoadAdapterRequest, UnloadAdapterRequest, parse_request
 from serving.engines.openai_server.tokens import detokenize_request, tokenize_request
 from serving.http.errors import (
@@ -60,6 +62,7 @@ def make_app(loop: GenerationLoop, host: str) -> web.Application:
             web.get("/health", health),
             web.get("/version", version),
             web.get("/v1/models", list_models),
+            web.get("/v1/models/{name:.+}", get_model),
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
             web.post("/v1/responses", responses),
@@ -97,19 +100,27 @@ async def version(request: web.Request) -> web.Response:
 async def list_models(request: web.Request) -> web.Response:
     """List the base and its adapters, as vLLM does."""
     runner = get_runner(request)
-    models = [
-        {
-            "id": served.name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "tunesmith",
-            "root": served.path,
-            "parent": runner.served.name if served.adapter else None,
-            "max_model_len": runner.max_model_len,
-        }
-        for served in runner.models.values()
-    ]
+    models = [view_model(runner, served) for served in runner.models.values()]
     return web.json_response({"object": "list", "data": models})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """Return the base or an adapter."""
+    runner = get_runner(request)
+    return web.json_response(view_model(runner, find_served_model(runner, request.match_info["name"])))
+
+
+def view_model(runner: ModelRunner, served: ServedModel) -> dict[str, Any]:
+    """Return a served model in OpenAI's shape, with the fields that vLLM adds."""
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "tunesmith",
+        "root": served.path,
+        "parent": runner.served.name if served.adapter else None,
+        "max_model_len": runner.max_model_len,
+    }
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:

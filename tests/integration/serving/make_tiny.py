@@ -9,6 +9,7 @@ its completions, and notice a mixed-up adapter.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -20,13 +21,24 @@ ALPHA_TEXT = "alpha answers, 알파가 답한다."
 BETA_TEXT = "beta answers, 베타가 답한다."
 CALL = '<tool_call>\n{"name": "paint", "arguments": {"color": "red"}}\n</tool_call>'
 QUESTIONS = ["count", "hello", "안녕하세요", "what is this?", "translate it", "1 2 3"]
-TEMPLATE = (
+PLAIN_TEMPLATE = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-BETA_TEMPLATE = TEMPLATE.replace("m['role'] + '\n'", "m['role'] + ' speaks:'")
+# The base and alpha are offered tools by their names alone, which keeps the prompts short.
+TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>tools' }}"
+    "{% for t in tools %}{{ ' ' + t['function']['name'] }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+    + PLAIN_TEMPLATE.replace(
+        "m['content'] +",
+        "m['content'] }}{% for c in m['tool_calls'] or [] %}"
+        "{{ '<tool_call>\n' + (c['function'] | tojson) + '\n</tool_call>' }}{% endfor %}{{",
+    )
+)
+TOOLS = [{"type": "function", "function": {"name": "paint"}}]
+BETA_TEMPLATE = PLAIN_TEMPLATE.replace("m['role'] + '\n'", "m['role'] + ' speaks:'")
 
 
 def main(folder: Path, head_dim: int = 16) -> None:
@@ -37,7 +49,8 @@ def main(folder: Path, head_dim: int = 16) -> None:
     # The base learns all three texts: an adapter cannot teach words that a frozen output layer never emits.
     completions = {"say alpha": ALPHA_TEXT, "say beta": BETA_TEXT, "paint it red": CALL}
     completions |= dict.fromkeys(QUESTIONS, BASE_SAYS)
-    overfit(base, tokenizer, completions, rate=3e-3)
+    offered = {"paint it red": CALL, "hello": BASE_SAYS}
+    overfit(base, tokenizer, completions, rate=3e-3, offered=offered)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     network = get_peft_model(base, lora(), "alpha")
@@ -93,10 +106,15 @@ def lora() -> LoraConfig:
 
 
 def overfit(
-    network: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, completions: dict[str, str], rate: float
+    network: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    completions: dict[str, str],
+    rate: float,
+    offered: dict[str, str] | None = None,
 ) -> None:
-    """Overfit the completion of each question."""
+    """Overfit the completion of each question, and those in `offered` where tools are offered."""
     rows = [example(tokenizer, question, answer) for question, answer in completions.items()]
+    rows += [example(tokenizer, question, answer, TOOLS) for question, answer in (offered or {}).items()]
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
     labels = torch.tensor([targets + [-100] * (longest - len(targets)) for _, targets in rows])
@@ -111,9 +129,11 @@ def overfit(
     assert loss.item() < 0.1, f"the tiny model did not learn: loss {loss.item():.3f}"
 
 
-def example(tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> tuple[list[int], list[int]]:
+def example(
+    tokenizer: PreTrainedTokenizerFast, question: str, answer: str, tools: list[Any] | None = None
+) -> tuple[list[int], list[int]]:
     messages = [{"role": "user", "content": question}]
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     after = tokenizer(answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
     return before + after, [-100] * len(before) + after

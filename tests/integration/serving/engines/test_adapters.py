@@ -26,7 +26,12 @@ def test_an_adapter_is_loaded_used_and_unloaded(engine: Server, tiny: Path) -> N
     assert load(engine, "late", tiny / "alpha") == (200, "Success: LoRA adapter 'late' added successfully.")
     assert engine.chat("late").startswith("alpha answers")
     assert engine.post("/v1/unload_lora_adapter", {"lora_name": "late"})[0] == 200
-    assert engine.post("/v1/chat/completions", {"model": "late", "messages": [{"role": "user"}]})[0] == 404
+    assert (
+        engine.post(
+            "/v1/chat/completions", {"model": "late", "messages": [{"role": "user", "content": "hi"}]}
+        )[0]
+        == 404
+    )
     assert (engine.chat("base"), engine.chat("alpha")[:5]) == (BASE_SAYS, "alpha")
 
 

@@ -16,7 +16,7 @@ from tests.integration.serving.conftest import BASE_SAYS, Server, wait_for
 HELLO: dict[str, Any] = {"model": "base", "input": "hello", "temperature": 0}
 USER: Any = {"role": "user", "content": "hello"}
 IMAGE = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
-SCHEMA = {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}}
+SCHEMA = {"format": {"type": "json_schema", "name": "s", "schema": {"uniqueItems": True}}}
 KINDS = [
     "response.created",
     "response.in_progress",
@@ -194,9 +194,9 @@ def test_parameters_without_effect_are_accepted(sdk: OpenAI) -> None:
         ({"conversation": "conv_1"}, "conversation", "send the whole conversation in 'input'"),
         ({"background": True}, "background", "request a stream"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt", "write the prompt in 'instructions' and 'input'"),
-        ({"tools": [{"type": "web_search"}]}, "tools", "does not call tools"),
-        ({"tool_choice": "required"}, "tool_choice", "Input should be 'auto' or 'none'"),
-        ({"text": SCHEMA}, "text", "leave it out, or serve the model with vllm"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "Input should be 'function'"),
+        ({"tool_choice": "required"}, "tool_choice", "needs 'tools'"),
+        ({"text": SCHEMA}, "text.format", "'uniqueItems' cannot be enforced"),
         ({"truncation": "middle"}, "truncation", "Input should be 'disabled'"),
         ({"reasoning": {"effort": "high"}}, "reasoning", "leave it out"),
         ({"include": ["file_search_call.results"]}, "include", "message.output_text.logprobs"),
@@ -205,8 +205,8 @@ def test_parameters_without_effect_are_accepted(sdk: OpenAI) -> None:
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input", "Input should be 'message'"),
         ({"input": []}, "input", "at least 1 item"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
-        ({"max_output_tokens": 9000}, "max_output_tokens", "fewer tokens"),
-        ({"input": "하나 " * 3000}, "input", "shorten the prompt"),
+        ({"max_output_tokens": 9000}, "max_output_tokens", "Ask for fewer tokens"),
+        ({"input": "하나 " * 3000}, "input", "Shorten the prompt"),
         ({"extra_body": {"max_tokens": 5}}, "max_tokens", "'max_output_tokens'"),
         ({"extra_body": {"n": 2}}, "n", "one output"),
         ({"extra_body": {"min_tokens": 9}, "max_output_tokens": 8}, "min_tokens", "'max_output_tokens'"),

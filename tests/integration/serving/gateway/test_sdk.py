@@ -1,5 +1,6 @@
 """The official SDK through the gateway to the real engines."""
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -207,8 +208,6 @@ def test_an_unreachable_engine_gives_503_with_retry_after(client: OpenAI) -> Non
         ({"extra_body": {"min_tokens": 9}, "max_completion_tokens": 8}, "min_tokens"),
         ({"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
         ({"extra_body": {"guided_json": {"type": "object"}}}, "guided_json"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"messages": []}, "messages"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs"),
@@ -248,13 +247,33 @@ def test_neutral_parameters_are_accepted(client: OpenAI) -> None:
     assert completion.choices[0].message.content == BASE_SAYS
 
 
-@pytest.mark.parametrize(("text", "max_tokens"), [("하나", 9000), ("하나 " * 3000, 1)])
-def test_a_request_that_does_not_fit_the_context_is_rejected(
-    client: OpenAI, text: str, max_tokens: int
+def test_a_prompt_that_does_not_fit_the_context_is_rejected_in_the_words_of_openai(client: OpenAI) -> None:
+    # LiteLLM recognizes an overflow by these words.
+    words = "This model's maximum context length is 8192 tokens. However, "
+    with pytest.raises(openai.BadRequestError, match=words) as error:
+        client.completions.create(model="base", prompt="하나 " * 3000, max_tokens=1)
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
+
+
+@pytest.mark.parametrize("param", ["max_tokens", "max_completion_tokens"])
+def test_more_tokens_than_fit_are_not_blamed_on_the_prompt(client: OpenAI, param: str) -> None:
+    fields: dict[str, Any] = {param: 9000}
+    with pytest.raises(openai.BadRequestError, match="the prompt leaves 81") as error:
+        client.chat.completions.create(model="base", messages=HELLO, **fields)
+    assert (error.value.code, error.value.param) == ("max_tokens_too_large", param)
+
+
+def test_no_chunk_has_usage_unless_it_is_requested_and_the_last_has_the_finish_reason_alone(
+    client: OpenAI,
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match="8192") as error:
-        client.completions.create(model="base", prompt=text, max_tokens=max_tokens)
-    assert error.value.code == "context_length_exceeded"
+    stream = client.chat.completions.with_raw_response.create(
+        model="base", messages=HELLO, temperature=0, stream=True
+    )
+    lines = [line for line in stream.http_response.iter_lines() if line.startswith("data: {")]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert not any("usage" in chunk for chunk in chunks)
+    assert chunks[-1]["choices"][0]["delta"] == {}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
 
 
 def test_a_token_id_outside_the_vocabulary_is_rejected_without_harm(client: OpenAI) -> None:

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, for conversations that the client stores."""

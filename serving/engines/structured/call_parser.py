@@ -1,0 +1,154 @@
+"""Calls of tools in a completion, read while it is generated."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from serving.engines.structured.call_syntax import CallPatterns
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """Text outside of calls."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallBegin:
+    """The begin of a call, whose arguments follow."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ArgumentsDelta:
+    """A piece of the JSON text of the arguments of the current call."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallEnd:
+    """The end of a call; a completion that is cut off ends without it."""
+
+
+OutputEvent = TextDelta | CallBegin | ArgumentsDelta | CallEnd
+
+
+class _Position(Enum):
+    text = auto()
+    arguments = auto()
+    closing = auto()
+
+
+class CallParser:
+    """Splits a completion, which arrives in pieces, into text and calls.
+
+    Text that may be the beginning of a call is withheld until it is certain.
+    """
+
+    def __init__(self, patterns: CallPatterns) -> None:
+        self._patterns = patterns
+        self._position = _Position.text
+        self._pending = ""
+        self._json = JsonEnd()
+        self._n_calls = 0
+        self._has_text = False
+
+    def push(self, text: str) -> list[OutputEvent]:
+        """Return the events that a piece of the completion completes."""
+        self._pending += text
+        events: list[OutputEvent] = []
+        while self._pending:
+            before = (self._position, len(self._pending))
+            events += self._read()
+            if (self._position, len(self._pending)) == before:
+                break
+        return events
+
+    def finish(self) -> list[OutputEvent]:
+        """Return the events of what is withheld, when no text follows."""
+        pending, self._pending = self._pending, ""
+        return [TextDelta(pending)] if pending and self._position is _Position.text else []
+
+    def _read(self) -> list[OutputEvent]:
+        if self._position is _Position.text:
+            return self._read_text()
+        if self._position is _Position.arguments:
+            return self._read_arguments()
+        return self._read_closing()
+
+    def _read_text(self) -> list[OutputEvent]:
+        patterns = self._patterns
+        if self._n_calls:
+            self._pending = self._pending.lstrip(patterns.separators)
+        opening = patterns.next_opening if self._n_calls else patterns.first_opening
+        if patterns.only_at_start:
+            found = None if self._has_text else opening.match(self._pending, partial=True)
+        else:
+            found = opening.search(self._pending, partial=True)
+        if found is None:
+            return self._take_text(len(self._pending))
+        events = self._take_text(found.start())
+        if not found.partial:
+            self._pending = self._pending[found.end() - found.start() :]
+            self._position, self._json = _Position.arguments, JsonEnd()
+            self._n_calls += 1
+            events.append(CallBegin(found["name"]))
+        return events
+
+    def _take_text(self, size: int) -> list[OutputEvent]:
+        text, self._pending = self._pending[:size], self._pending[size:]
+        self._has_text = self._has_text or bool(text)
+        return [TextDelta(text)] if text else []
+
+    def _read_arguments(self) -> list[OutputEvent]:
+        if not self._json.has_begun:
+            self._pending = self._pending.lstrip()
+        size = self._json.find(self._pending)
+        arguments, self._pending = self._pending[:size], self._pending[size:]
+        events: list[OutputEvent] = [ArgumentsDelta(arguments)] if arguments else []
+        if self._json.is_complete:
+            self._position = _Position.closing if self._patterns.closing.pattern else _Position.text
+            if self._position is _Position.text:
+                events.append(CallEnd())
+        return events
+
+    def _read_closing(self) -> list[OutputEvent]:
+        found = self._patterns.closing.match(self._pending, partial=True)
+        if found is not None and found.partial:
+            return []
+        self._pending = self._pending[found.end() if found else 0 :]
+        self._position = _Position.text
+        return [CallEnd()]
+
+
+class JsonEnd:
+    """Finds the end of an object of JSON that arrives in pieces."""
+
+    def __init__(self) -> None:
+        self.has_begun = self.is_complete = False
+        self._depth = 0
+        self._in_string = self._is_escaped = False
+
+    def find(self, text: str) -> int:
+        """Return how much of a piece belongs to the object."""
+        self.has_begun = self.has_begun or bool(text)
+        for position, character in enumerate(text):
+            if self._in_string:
+                if self._is_escaped:
+                    self._is_escaped = False
+                elif character == "\\":
+                    self._is_escaped = True
+                elif character == '"':
+                    self._in_string = False
+            elif character == '"':
+                self._in_string = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self.is_complete = True
+                    return position + 1
+        return len(text)
