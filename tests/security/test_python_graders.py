@@ -3,9 +3,11 @@
 The tests need bubblewrap and user namespaces. CI fails without them; elsewhere they are skipped.
 """
 
+import functools
 import json
 import os
 import resource
+import struct
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.security.regression import Regression, ignore
 from trainers.configs.graders import GRADER, PythonGrader
 from trainers.graders import sandbox
 from trainers.graders.grade import check_grader_host, grade
@@ -216,3 +219,31 @@ def test_a_host_that_forbids_user_namespaces_is_reported(
         assert "user namespaces" in str(caught.value.hint)
     finally:
         sandbox.find_sandbox_fault.cache_clear()
+
+
+# Instructions of a filter that allows every system call.
+ALLOW_ALL = struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
+
+REGRESSIONS = [
+    Regression(
+        "the operator's permission is not needed",
+        "trainers.graders.grade:require_sandbox",
+        ignore,
+        "test_python_graders_are_off_unless_the_operator_allows_them",
+    ),
+    Regression(
+        "a host without a sandbox runs graders",
+        "trainers.graders.sandbox:find_sandbox_fault",
+        functools.lru_cache(lambda: None),
+        "test_a_host_without_bubblewrap_refuses",
+    ),
+]
+if FAULT is None:
+    REGRESSIONS += [
+        Regression(
+            "no system call is denied",
+            "trainers.graders.sandbox:denial_filter",
+            lambda: ALLOW_ALL,
+            "test_no_socket_can_be_opened",
+        )
+    ]
