@@ -19,6 +19,7 @@ from app.fine_tuning.spec import FineTuningSpec
 from app.graders.service import read_grader
 from app.http.errors import HttpError, NotFound, UnprocessableContent
 from app.http.paging import CursorQuery, paginate_by_id
+from app.idempotency.creation import Record, ignore_creation
 from app.jobs import actions
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
@@ -77,8 +78,10 @@ class _Plan:
     stage: dict[str, Any]
 
 
-def create_job(settings: Settings, spec: FineTuningSpec, created_by: str) -> str:
-    """Commit a fine-tuning job with the job that carries it out; return its id.
+def create_job(
+    settings: Settings, spec: FineTuningSpec, created_by: str, record: Record = ignore_creation
+) -> str:
+    """Commit a fine-tuning job with the job that carries it out; return its id. See `RepeatableRequest`.
 
     Raises BaseUnknown, TrainingFileUnusable, and the errors of a job with the names of OpenAI's parameters.
     """
@@ -93,6 +96,7 @@ def create_job(settings: Settings, spec: FineTuningSpec, created_by: str) -> str
         with transaction() as session:
             job, _ = jobs.create_job(session, settings, create, created_by, None)
             session.add(_make_row(settings, spec, plan, job_id, job.id, name))
+            record(session, job_id)
     except HttpError as error:
         raise _name_parameters(error, spec) from error
     return job_id

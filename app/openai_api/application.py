@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from app.http.auth import require_by_method, require_inference
 from app.http.metrics import VERSION
 from app.http.text_check import refuse_unstorable_text
+from app.idempotency.creation import CreationMiddleware
 from app.openai_api.chat_completions import endpoints as chat_completions
 from app.openai_api.errors import OpenAIErrorResponse, install_openai_errors
 from app.openai_api.files import endpoints as files
@@ -60,6 +61,7 @@ def create_openai_app() -> FastAPI:
         responses={"default": {"model": OpenAIErrorResponse, "description": "An error."}},
     )
     install_openai_errors(app)
+    app.add_middleware(CreationMiddleware)
     router = APIRouter(dependencies=[Depends(require_by_method), Depends(refuse_unknown_query)])
     for noun in NOUNS:
         router.include_router(noun.router)

@@ -3,6 +3,7 @@
 from app.tables.alias import Alias, AliasTraffic, AliasVersion, Promotion, PromotionStatus
 from app.tables.checkpoint import Checkpoint
 from app.tables.clients.api_key import ApiKey, Scope
+from app.tables.clients.creation import CreationRecord
 from app.tables.clients.webhook import DeliveryStatus, Webhook, WebhookDelivery
 from app.tables.dataset import Dataset
 from app.tables.deployment import Deployment, DeploymentStatus
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointPermission",
     "Comparison",
+    "CreationRecord",
     "Dataset",
     "DeliveryStatus",
     "Deployment",

@@ -6,6 +6,7 @@ transactions that end the last two runs of a job must not both overlook the othe
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import event, insert, select
 from sqlmodel import Session, col
@@ -17,6 +18,14 @@ from app.tables import FineTuningJob, Job, Run, RunStatus, Webhook, WebhookDeliv
 from app.webhooks.event_types import WebhookEventType, make_payload, new_event_id
 
 _ENDED_RUNS = "ended_runs"
+# Objects that end with their job; each table has the columns `id` and `job_id`.
+JOB_OBJECTS: dict[type[Any], dict[RunStatus, WebhookEventType]] = {
+    FineTuningJob: {
+        RunStatus.succeeded: WebhookEventType.fine_tuning_job_succeeded,
+        RunStatus.failed: WebhookEventType.fine_tuning_job_failed,
+        RunStatus.cancelled: WebhookEventType.fine_tuning_job_cancelled,
+    },
+}
 
 
 def record_event(
@@ -81,10 +90,12 @@ def _discard_ends(session: Session) -> None:
 
 
 def _record_job_end(session: Session, job_id: str, status: RunStatus) -> None:
+    """Record the end of a job, and of the object of OpenAI's API that it carries out."""
     record_event(session, f"job.{status}", job_id)
-    fine_tuning_job = session.scalar(select(col(FineTuningJob.id)).where(col(FineTuningJob.job_id) == job_id))
-    if fine_tuning_job is not None:
-        record_event(session, f"fine_tuning.job.{status}", fine_tuning_job)
+    for table, event_types in JOB_OBJECTS.items():
+        object_id = session.scalar(select(col(table.id)).where(col(table.job_id) == job_id))
+        if object_id is not None:
+            record_event(session, event_types[status], object_id)
 
 
 def _lock_job(session: Session, job_id: str) -> None:

@@ -127,6 +127,10 @@ class ErrorCode(StrEnum):
     preset_not_found = "preset_not_found", "There is no preset with this name."
     job_status_conflict = "job_status_conflict", "The job's status does not allow this action."
     idempotency_key_reused = "idempotency_key_reused", "The idempotency key was used with another payload."
+    creation_superseded = (
+        "creation_superseded",
+        "The client has sent the request again, and the repetition has created the object.",
+    )
     dataset_not_ready = "dataset_not_ready", "The dataset's validation found errors, or has not ended."
     nothing_to_check = "nothing_to_check", "The job has no training stage to check."
     first_key_not_confirmed = (

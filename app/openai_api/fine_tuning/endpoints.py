@@ -1,5 +1,6 @@
 """OpenAI's Fine-tuning API: a job is one of ours, and its models can be requested once it has succeeded."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from anyio import to_thread
@@ -8,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query
 from app.fine_tuning import checkpoints, events, service
 from app.http.auth import CallerDependency, require_admin
 from app.http.paging import CursorQuery
+from app.idempotency.creation import Creation
 from app.jobs.endpoints import SUBMISSIONS
 from app.openai_api.fine_tuning.requests import FineTuningCreate, PermissionsCreate, read_spec
 from app.openai_api.fine_tuning.schemas import (
@@ -36,12 +38,12 @@ PERMISSIONS = "/checkpoints/{model_name}/permissions"
 
 
 @router.post("/jobs")
-async def create_fine_tuning_job(body: FineTuningCreate, caller: CallerDependency) -> FineTuningJobObject:
+async def create_fine_tuning_job(
+    body: FineTuningCreate, caller: CallerDependency, creation: Creation
+) -> FineTuningJobObject:
     """Create a fine-tuning job."""
-    spec = read_spec(body)
-    job_id = await to_thread.run_sync(
-        service.create_job, get_settings(), spec, caller.key_id, limiter=SUBMISSIONS
-    )
+    create = partial(service.create_job, get_settings(), read_spec(body), caller.key_id)
+    job_id = await to_thread.run_sync(creation.once, create, limiter=SUBMISSIONS)
     return await to_thread.run_sync(_load_view, job_id)
 
 

@@ -18,7 +18,17 @@ from app.jobs import actions
 from app.runs import lifecycle
 from app.settings import Settings
 from app.storage.database import get_engine, read_session, transaction
-from app.tables import Deployment, DeploymentStatus, Run, RunNeed, RunStatus, Webhook, WebhookDelivery, Worker
+from app.tables import (
+    Deployment,
+    DeploymentStatus,
+    FineTuningJob,
+    Run,
+    RunNeed,
+    RunStatus,
+    Webhook,
+    WebhookDelivery,
+    Worker,
+)
 from app.webhooks.event_types import WebhookEventType
 from app.webhooks.outbox import record_event
 from trainers.configs import EngineKind, Queue
@@ -152,3 +162,15 @@ def test_without_webhooks_nothing_is_written(make_job: Make) -> None:
     with transaction() as session:
         lifecycle.move(session, run.id, RunStatus.succeeded)
     assert list_events() == []
+
+
+def test_the_end_of_a_job_is_that_of_its_fine_tuning_job(make_job: Make, webhook: Webhook) -> None:
+    (run,) = make_job(RunStatus.running)
+    texts = dict.fromkeys(("model", "base", "base_name", "training_file", "explanation", "organization"), "x")
+    values: dict[str, Any] = {"seed": 1, "method": {}, "engine": {}, "fine_tuned_model": "m", **texts}
+    tuning = FineTuningJob(job_id=run.job_id, **values)
+    with transaction() as session:
+        session.add(tuning)
+    with transaction() as session:
+        lifecycle.move(session, run.id, RunStatus.failed)
+    assert list_events("fine_tuning.") == [("fine_tuning.job.failed", {"id": tuning.id})]
