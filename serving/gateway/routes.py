@@ -53,6 +53,11 @@ class Route:
     owned_by: str = "tunesmith"
     measured_version: int | None = None
 
+    @property
+    def stores_answers(self) -> bool:
+        """Whether a target has a time of storage."""
+        return any(target.store_days for target in self.targets)
+
     def choose(self, avoided: Collection[Target] = ()) -> Target | None:
         """Return a random target by share, except those to avoid, or None if none is left."""
         if len(self.targets) == 1 and not avoided:

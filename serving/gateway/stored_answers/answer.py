@@ -19,10 +19,11 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class AnswerFields:
-    """The values to set. Without an id, the engine's stays, and the answer is not stored."""
+    """The values to set. Without an id, that of the engine stays."""
 
     path: str
     id: str | None
+    stored: bool
     previous_response_id: str | None
     _replacements: tuple[tuple[bytes, bytes], ...] | None = None
 
@@ -44,7 +45,7 @@ class AnswerFields:
         if self.id is not None:
             answer["id"] = msgspec.Raw(_encode(self.id))
         if self.path == RESPONSES_PATH:
-            answer["store"] = msgspec.Raw(_encode(self.id is not None))
+            answer["store"] = msgspec.Raw(_encode(self.stored))
             answer["previous_response_id"] = msgspec.Raw(_encode(self.previous_response_id))
             # The token counts are read from the end of an answer.
             if "usage" in answer:

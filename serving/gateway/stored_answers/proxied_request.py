@@ -36,19 +36,20 @@ def needs_store(path: str, body: RequestBody, route: Route) -> bool:
 
     As with OpenAI, a chat is stored if it asks for that, and a response unless it asks not to be.
     """
-    stores = any(target.store_days for target in route.targets)
-    if path == RESPONSES_PATH:
-        if body.previous_response_id is not None:
-            if not stores:
-                raise InvalidRequest(
-                    f"'previous_response_id' needs stored responses, but the deployment of {route.name!r} "
-                    "stores none: its 'store_days' is 0. Send the whole conversation in 'input', or deploy "
-                    "the model with 'store_days'.",
-                    "previous_response_id",
-                )
-            return True
-        return stores and _read(body, "store") is not False
-    return stores and path == CHATS_PATH and _read(body, "store") is True
+    if path == CHATS_PATH:
+        return "store" in body.fields and _read(body, "store") is True and route.stores_answers
+    if path != RESPONSES_PATH:
+        return False
+    if body.previous_response_id is None:
+        return route.stores_answers and _read(body, "store") is not False
+    if not route.stores_answers:
+        raise InvalidRequest(
+            f"'previous_response_id' needs stored responses, but the deployment of {route.name!r} stores "
+            "none: its 'store_days' is 0. Send the whole conversation in 'input', or deploy the model with "
+            "'store_days'.",
+            "previous_response_id",
+        )
+    return True
 
 
 class StoredRequest(ProxiedRequest):
@@ -113,7 +114,7 @@ class StoredRequest(ProxiedRequest):
         is_stored = self.wanted and target.store_days > 0
         self.collected = [] if is_stored else None
         answer_id = self.store.new_id(self.context.path) if is_stored else None
-        self.answer = AnswerFields(self.context.path, answer_id, self.previous_id)
+        self.answer = AnswerFields(self.context.path, answer_id, is_stored, self.previous_id)
         super()._send_to(target, fresh)
 
     # Called by the engine's connection.
@@ -182,7 +183,7 @@ class StoredRequest(ProxiedRequest):
         is_stored = not self.stream_end.failed and await self._store(content)
         self._drop_collected()
         if not is_stored:
-            self.answer.id = None
+            self.answer.stored = False
             ending = self.answer.set_in_lines(ending)
         super()._finish_stream(ending)
 
@@ -206,7 +207,7 @@ class StoredRequest(ProxiedRequest):
             else:
                 is_stored = await self._store(marked)
             if not is_stored and marked is not content:
-                self.answer.id = None
+                self.answer.stored = False
                 marked = self.answer.set_in_object(content)
         super()._respond(marked)
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from openai import BadRequestError, NotFoundError
 from openai.types.responses import Response
-from sqlalchemy import update
+from sqlalchemy import text, update
+from starlette.testclient import TestClient
 
 from app.storage.database import transaction
 from app.tables import Scope, StoredResponse
@@ -129,3 +130,34 @@ def test_methods_that_are_not_offered_say_so(openai: Any, engine: TalkingEngine)
     with pytest.raises(BadRequestError) as refused:
         openai.responses.retrieve(response_id, stream=True)
     assert refused.value.param == "stream"
+
+
+def test_an_answer_that_cannot_be_stored_is_delivered_and_reports_it(
+    openai: Any, engine: TalkingEngine, client: TestClient
+) -> None:
+    with transaction() as session:
+        session.execute(text("ALTER TABLE stored_response RENAME TO away"))
+    try:
+        plain = ask(openai, "one")
+        events = list(ask(openai, "one", stream=True))
+        lost = client.get("/metrics").text
+    finally:
+        with transaction() as session:
+            session.execute(text("ALTER TABLE away RENAME TO stored_response"))
+    assert {event.response.id for event in (events[0], events[-1])} == {events[0].response.id}
+    assert (plain.store, events[-1].response.store) == (False, False)
+    assert (plain.output_text, events[-1].response.output_text) == ("one", "one")
+    assert 'tunesmith_gateway_answers_lost_total{reason="database"}' in lost
+    assert ask(openai, "two").store is True
+
+
+def test_an_answer_beyond_the_limit_is_not_stored(
+    openai: Any, engine: TalkingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.gateway.stored_answers.proxied_request.MAX_ANSWER_BYTES", 100)
+    assert ask(openai, "one").store is False
+    chunks = openai.chat.completions.create(
+        model="talk", messages=[{"role": "user", "content": "one two"}], store=True, stream=True
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one two"
+    assert openai.chat.completions.list().data == []
