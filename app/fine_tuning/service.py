@@ -24,7 +24,7 @@ from app.jobs import actions
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.settings import Settings
-from app.storage.database import read_session, transaction
+from app.storage.database import json_text, read_session, transaction
 from app.tables import Dataset, FilePurpose, FineTuningJob, Run
 from trainers.configs import parse_stage
 from trainers.configs.training import TrainingConfig
@@ -119,7 +119,7 @@ def list_states(
     """Return a page of fine-tuning jobs with these metadata, and whether more follow."""
     statement = select(FineTuningJob)
     for key, value in metadata.items():
-        statement = statement.where(col(FineTuningJob.client_metadata)[key].as_string() == value)
+        statement = statement.where(json_text(col(FineTuningJob.client_metadata), key) == value)
     if without_metadata:
         statement = statement.where(col(FineTuningJob.client_metadata) == {})
     found, has_more = paginate_by_id(session, statement, col(FineTuningJob.id), cursor)

@@ -1,23 +1,32 @@
 """OpenAI's stored responses: retrieved, deleted, and their input items."""
 
+from typing import Annotated, Any
+
 from fastapi import APIRouter, Depends
+from fastapi.responses import Response
 
 from app.completions import service
 from app.http.auth import CallerDependency
 from app.http.errors import NotFound
 from app.openai_api.paging import Cursor, ListPage, page_of
+from app.openai_api.responses.events import replay
 from app.openai_api.responses.schemas import (
     InputItem,
     ResponseDeleted,
     ResponseId,
     ResponseObject,
+    StreamQuery,
     check_includes,
-    refuse_stream,
+    read_stream_query,
     view_input_item,
     view_response,
 )
 from app.storage.database import ReadSession, WriteSession
 from trainers.runtime.error_codes import ErrorCode
+
+EVENT_STREAM: dict[str, Any] = {
+    "text/event-stream": {"schema": {"type": "string", "description": "Server-sent events, with `stream`."}}
+}
 
 router = APIRouter(prefix="/responses", tags=["responses"])
 
@@ -40,10 +49,23 @@ def refuse_method() -> None:
     )
 
 
-@router.get("/{response_id}", dependencies=[Depends(refuse_stream), Depends(check_includes)])
-def get_response(session: ReadSession, caller: CallerDependency, response_id: ResponseId) -> ResponseObject:
-    """Return a stored response."""
-    return view_response(service.get_response(session, caller, response_id))
+@router.get(
+    "/{response_id}",
+    dependencies=[Depends(check_includes)],
+    response_model=ResponseObject,
+    responses={200: {"content": EVENT_STREAM}},
+)
+def get_response(
+    session: ReadSession,
+    caller: CallerDependency,
+    response_id: ResponseId,
+    query: Annotated[StreamQuery, Depends(read_stream_query)],
+) -> ResponseObject | Response:
+    """Return a stored response, also as the events of a stream."""
+    response = view_response(service.get_response(session, caller, response_id))
+    if not query.stream:
+        return response
+    return Response(replay(response.model_dump(), query.after), media_type="text/event-stream")
 
 
 @router.delete("/{response_id}")

@@ -1,5 +1,6 @@
 """The shapes of OpenAI's stored responses."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
@@ -20,6 +21,9 @@ Includable = Literal[
     "web_search_call.action.sources",
     "web_search_call.results",
 ]
+
+
+MAX_SEQUENCE_NUMBER = 2**31 - 1
 
 
 class ResponseObject(BaseModel):
@@ -68,19 +72,30 @@ async def check_includes(
     """Accept the parts of a response that OpenAI leaves out unless asked."""
 
 
-async def refuse_stream(
+@dataclass(frozen=True)
+class StreamQuery:
+    """Whether a response is requested as a stream, and the last event that the client has."""
+
+    stream: bool
+    after: int | None
+
+
+async def read_stream_query(
     stream: Annotated[
-        bool | None, Query(description="Only false: a stored response is complete, and has no events.")
+        bool | None, Query(description="Return the events that would have generated it in one piece.")
     ] = None,
     starting_after: Annotated[
-        int | None, Query(ge=0, le=2**31, description="Only with `stream`, which is not offered.")
+        int | None,
+        Query(ge=0, le=MAX_SEQUENCE_NUMBER, description="With `stream`: omit the events up to this number."),
     ] = None,
-    include_obfuscation: Annotated[bool | None, Query(description="No effect without a stream.")] = None,
-) -> None:
-    """Raise UnprocessableContent if the response is requested as a stream."""
-    if stream or starting_after is not None:
-        name = "stream" if stream else "starting_after"
-        raise field_error(name, "A stored response is complete, and is not sent as a stream. Leave it out.")
+    include_obfuscation: Annotated[
+        bool | None, Query(description="No effect: events are not obfuscated.")
+    ] = None,
+) -> StreamQuery:
+    """Return the query of a stream; raises UnprocessableContent for `starting_after` without one."""
+    if starting_after is not None and not stream:
+        raise field_error("starting_after", "It needs stream=true.")
+    return StreamQuery(bool(stream), starting_after)
 
 
 def view_response(row: StoredResponse) -> ResponseObject:

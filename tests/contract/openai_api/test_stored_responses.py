@@ -14,6 +14,8 @@ from app.tables import Scope, StoredResponse
 from app.tables.base import utc_now
 from tests.contract.openai_api.talking_engine import RESPONSE_ID, TalkingEngine
 
+SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
 
 def ask(openai: Any, text: Any, **options: Any) -> Any:
     values = {"model": "talk", "input": text} | options
@@ -49,6 +51,7 @@ def test_a_conversation_continues_without_its_instructions(openai: Any, engine: 
     assert texts(openai, third.id, limit=2) == ["three", "two", "two", "one", "one"]
 
 
+@SQLITE
 def test_a_streamed_response_can_be_continued_at_once(openai: Any, engine: TalkingEngine) -> None:
     with openai.responses.stream(model="talk", input="one") as stream:
         first = stream.get_final_response()
@@ -59,6 +62,7 @@ def test_a_streamed_response_can_be_continued_at_once(openai: Any, engine: Talki
     assert openai.responses.retrieve(completed.id).output_text == "two"
 
 
+@SQLITE
 def test_a_deployment_without_store_days_stores_nothing_and_continues_nothing(
     openai: Any, engine: TalkingEngine, set_store_days: Callable[[float], None]
 ) -> None:
@@ -98,6 +102,7 @@ def test_a_deleted_foreign_or_expired_response_cannot_be_continued(
         ask(own, "three", previous_response_id=second.id)
 
 
+@SQLITE
 def test_a_conversation_beyond_the_size_of_a_request_is_refused(openai: Any, engine: TalkingEngine) -> None:
     first = ask(openai, "one")
     with transaction() as session:
@@ -107,15 +112,39 @@ def test_a_conversation_beyond_the_size_of_a_request_is_refused(openai: Any, eng
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "previous_response_id")
 
 
-@pytest.mark.parametrize("fields", [{"background": True}, {"conversation": "conv_1"}])
-def test_a_field_that_is_not_offered_is_refused_by_name(
-    openai: Any, engine: TalkingEngine, fields: dict[str, Any]
-) -> None:
-    with pytest.raises(BadRequestError, match="not offered") as caught:
-        ask(openai, "one", **fields)
-    assert caught.value.param in fields
+@SQLITE
+def test_a_stored_response_is_replayed_as_a_stream(openai: Any, engine: TalkingEngine) -> None:
+    response_id = ask(openai, "one").id
+    events = list(openai.responses.retrieve(response_id, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type.removeprefix("response.") for event in events][2:6] == [
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.done",
+    ]
+    assert (events[4].delta, events[0].response.status, events[0].response.output) == (
+        "one",
+        "in_progress",
+        [],
+    )
+    assert events[-1].response == openai.responses.retrieve(response_id)
+    later = openai.responses.retrieve(response_id, stream=True, starting_after=4)
+    assert list(later) == events[5:]
+    with pytest.raises(BadRequestError) as caught:
+        openai.responses.retrieve(response_id, extra_query={"starting_after": 4})
+    assert caught.value.param == "starting_after"
 
 
+@SQLITE
+def test_a_field_that_is_not_offered_is_refused_by_name(openai: Any, engine: TalkingEngine) -> None:
+    for fields in ({"background": True}, {"conversation": "conv_1"}):
+        with pytest.raises(BadRequestError, match="not offered") as caught:
+            ask(openai, "one", **fields)
+        assert caught.value.param in fields
+
+
+@SQLITE
 def test_methods_that_are_not_offered_say_so(openai: Any, engine: TalkingEngine) -> None:
     response_id = ask(openai, "one").id
     calls: list[Callable[[], object]] = [
@@ -127,9 +156,6 @@ def test_methods_that_are_not_offered_say_so(openai: Any, engine: TalkingEngine)
         with pytest.raises(NotFoundError, match="not offered") as caught:
             call()
         assert caught.value.code == "not_offered"
-    with pytest.raises(BadRequestError) as refused:
-        openai.responses.retrieve(response_id, stream=True)
-    assert refused.value.param == "stream"
 
 
 def test_an_answer_that_cannot_be_stored_is_delivered_and_reports_it(
@@ -151,6 +177,7 @@ def test_an_answer_that_cannot_be_stored_is_delivered_and_reports_it(
     assert ask(openai, "two").store is True
 
 
+@SQLITE
 def test_an_answer_beyond_the_limit_is_not_stored(
     openai: Any, engine: TalkingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
