@@ -118,7 +118,8 @@ def end_promotion(
 ) -> dict[str, Any]:
     """End the promotion of a run, if one is active; return what the event of its end contains.
 
-    A rollback restores the targets from before the first step, unless somebody else has moved the alias.
+    A rollback restores the targets from before the first step, unless somebody else has moved the alias or no
+    deployment of them is left, which would leave the alias without any.
     """
     promotion = find_promotion(session, run_id)
     if promotion is None:
@@ -179,6 +180,8 @@ def _check_no_other(session: Session, alias_name: str, run_id: str) -> None:
 
 def _roll_back(session: Session, promotion: Promotion) -> int | None:
     targets = _targets_before(session, promotion)
+    if not find_name_holders(session, [target["deployment"] for target in targets]):
+        return None
     lock_name(session, promotion.alias)
     return write_targets(
         session,

@@ -5,19 +5,29 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import and_, or_, select
 from sqlmodel import Session, col
 
-from app.tables import Alias, Deployment, DeploymentStatus
+from app.tables import Alias, AliasVersion, Deployment, DeploymentStatus, Promotion, PromotionStatus
 
 SERVING = (DeploymentStatus.ready, DeploymentStatus.asleep)
 STARTING = (DeploymentStatus.queued, DeploymentStatus.starting)
 
 
 def list_alias_names(session: Session, deployment: str) -> list[str]:
-    """Return the names of the aliases that route to a deployment of this name."""
-    return [
-        alias.name
-        for alias in list_all_aliases(session)
-        if any(target["deployment"] == deployment for target in alias.targets)
+    """Return the names of the aliases that route to a deployment of this name, or would after a rollback."""
+    before = and_(
+        col(AliasVersion.alias) == col(Promotion.alias),
+        col(AliasVersion.version) == col(Promotion.version_before),
+        col(Promotion.status) == PromotionStatus.active,
+    )
+    promoted = session.execute(
+        select(col(AliasVersion.alias), col(AliasVersion.targets)).join(Promotion, before)
+    )
+    current = [(alias.name, alias.targets) for alias in list_all_aliases(session)]
+    names = [
+        name
+        for name, targets in [*current, *promoted]
+        if any(target["deployment"] == deployment for target in targets)
     ]
+    return list(dict.fromkeys(names))
 
 
 def find_name_holders(session: Session, names: Iterable[str] | None = None) -> dict[str, Deployment]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -137,11 +138,11 @@ def promote(platform: Platform, alias: str, conditions: dict[str, Any], **fields
 
 
 @contextmanager
-def traffic(platform: Platform, model: str, *gateways: str) -> Iterator[list[int]]:
+def traffic(platform: Platform, model: str, *gateways: str, stream: bool = False) -> Iterator[list[int]]:
     """Send chats to the API and other gateways while the block lasts; yields their statuses."""
     statuses: list[int] = []
     done = threading.Event()
-    body = {"model": model, "messages": QUESTION, "max_tokens": 8}
+    body = {"model": model, "messages": QUESTION, "max_tokens": 8, "stream": stream}
 
     def send(url: str) -> None:
         with httpx2.Client(base_url=url, timeout=30) as client:
@@ -281,7 +282,7 @@ def test_too_few_requests_never_promote(platform: Platform, alias: str) -> None:
     assert shares_of(platform, alias) == {"stable": 1}
 
 
-def test_a_step_that_may_advance_undecided_says_so(platform: Platform, alias: str) -> None:
+def test_a_step_that_may_advance_undecided_warns(platform: Platform, alias: str) -> None:
     options = {"max_seconds": 1, "on_undecided": "advance"}
     job = platform.wait_until_finished(promote(platform, alias, ERRORS, **options))
     assert (job["status"], shares_of(platform, alias)) == ("succeeded", {"next": 1})
@@ -323,3 +324,65 @@ def test_a_killed_worker_costs_no_step_and_moves_nothing_twice(platform: Platfor
 
 def is_worker(process: subprocess.Popen[bytes]) -> bool:
     return isinstance(process.args, list) and "workers" in process.args
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_the_judge_works_pays_for_no_judgement_twice(
+    platform: Platform, alias: str, judge: JudgeServer
+) -> None:
+    decide = judge.respond
+
+    def respond(body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(0.3)
+        return decide(body)
+
+    judge.respond = respond
+    judge.bodies.clear()
+    condition = {
+        "judge": {"endpoint": "judge", "model": "any"},
+        "rubric": "Brevity.",
+        "dataset": "test",
+        "max_rows": 24,
+        "min_preference": 0.4,
+    }
+    [worker] = [each for each in platform.processes if is_worker(each) and each.poll() is None]
+    job_id = promote(platform, alias, {**ERRORS, "judge": condition})
+    wait_until(lambda: len(judge.bodies) > 16, 120, "the judge is not asked")
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    platform.start_worker()
+    with traffic(platform, alias):
+        job = platform.wait_until_finished(job_id)
+    judge.respond = decide
+    run = job["runs"][0]
+    assert (job["status"], run["attempt"]) == ("succeeded", 2), job
+    assert run["result"]["judgement"]["value"] == 0.5
+    # 24 rows in both orders; at most the requests that were open when the worker died are repeated.
+    assert 48 <= len(judge.bodies) <= 48 + 8
+
+
+@pytest.mark.slow
+def test_a_tuned_model_is_promoted_on_real_engines_while_its_worker_is_killed(
+    embedded: Platform, adapters: dict[str, Path]
+) -> None:
+    embedded.start_worker()
+    # The engines are on another worker than the promotion: their death would be a failure of the new model.
+    worker = embedded.start_worker("promoter", queue="mlx")
+    embedded.deploy("stable")
+    model = embedded.register_adapter("next", adapters["a"])
+    put_alias(embedded, "prod", stable=1)
+    deploy = {"stage": "deploy", "model": model, "deployment": "next"}
+    conditions = {**ERRORS, "max_p95_seconds": 60, "max_p95_first_token_seconds": 60}
+    stage = {"stage": "promote", "alias": "prod", "steps": STEPS, "conditions": conditions, "min_seconds": 1}
+    with traffic(embedded, "prod", stream=True) as statuses:
+        limits = {"min_requests": 10, "max_seconds": 300, "queue": "mlx"}
+        job_id = embedded.submit(deploy, {**stage, **limits})
+        wait_until(lambda: shares_of(embedded, "prod").get("next") == 0.6, 240, f"{embedded.job(job_id)}")
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        embedded.start_worker("promoter", queue="mlx")
+        job = embedded.wait_until_finished(job_id, 400)
+    result = job["runs"][1]["result"]
+    assert job["status"] == "succeeded", job["runs"][1]["error"]
+    assert shares_of(embedded, "prod") == {"next": 1} and set(statuses) == {200}
+    assert [step["requests"] >= 89 for step in result["steps"]] == [True] * 3

@@ -2,10 +2,14 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from app.aliases.targets import find_name_holders
+from app.deployments import lifecycle as deployments
 from app.settings import Settings
-from app.tables import Run
+from app.storage.database import transaction
+from app.tables import DeploymentStatus, Run
 from trainers.configs import EvaluateConfig
 from trainers.configs.base import DeployedModel
 from trainers.configs.metrics.judge import JudgePreference
@@ -50,11 +54,13 @@ class PromotionJudge:
         self._process: GuardedProcess | None = None
 
     def poll(self, candidate: str, present: str, lease: Lease) -> dict[str, Any] | None:
-        """Start the program unless it runs; return its result when it has ended.
+        """Start the program once both deployments are ready; return its result when it has ended.
 
         Raises LaunchError if its inputs cannot be fetched, and the error of the program if it failed.
         """
         if self._process is None:
+            if not wake_deployments([candidate, present]):
+                return None
             self._process = self._start(candidate, present, lease)
         status = self._process.wait(0)
         if status is None:
@@ -111,6 +117,19 @@ class PromotionJudge:
         # Of an attempt that failed; what was asked before stays.
         for name in (files.ERROR, files.RESULT):
             (self._run_dir / name).unlink(missing_ok=True)
+
+
+def wake_deployments(names: Sequence[str]) -> bool:
+    """Wake deployments that sleep; return whether none has to be waited for.
+
+    The judge's requests go to the engines directly, and so wake nothing. A missing one is not waited for.
+    """
+    with transaction() as session:
+        holders = find_name_holders(session, names).values()
+        for deployment in holders:
+            if deployment.status is DeploymentStatus.asleep:
+                deployments.wake(session, deployment.id)
+        return all(deployment.status is DeploymentStatus.ready for deployment in holders)
 
 
 def build_evaluation(condition: JudgeCondition, candidate: str, present: str, dataset: str) -> EvaluateConfig:

@@ -6,47 +6,46 @@ follows one which was killed therefore continues the same step, and moves nothin
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import suppress
 from typing import Any
 
-from sqlmodel import Session, select
+from sqlmodel import Session
 
-from app.aliases.changes import find_version
 from app.aliases.promotions import (
-    AliasMoved,
-    PromotionImpossible,
     begin_next_step,
     begin_promotion,
     check_unmoved,
     end_promotion,
     find_promotion,
-    list_others,
 )
-from app.routing_table.traffic import read_traffic
 from app.runs import lifecycle
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent
 from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
-from app.storage.database import DATABASE_UNAVAILABLE, database_now, read_session, transaction
-from app.tables import Deployment, DeploymentStatus, EventType, Promotion, Run, RunStatus
-from serving.gateway.traffic.counts import TrafficCounts
+from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
+from app.tables import EventType, Promotion, Run, RunStatus
 from trainers.configs import PromoteConfig
 from trainers.configs.stages.serving.promote import FailureAction, UndecidedAction
-from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.promotions.decision import (
     Assessment,
-    ConditionState,
     StepOutcome,
     assess,
     count_requests,
     decide_step,
     describe_measurement,
 )
+from workers.promotions.errors import (
+    PromotionRolledBack,
+    PromotionStopped,
+    PromotionUndecided,
+    build_error,
+    explain_outcome,
+)
 from workers.promotions.judge import PromotionJudge, assess_judgement, describe_judgement
+from workers.promotions.snapshot import StepSnapshot, read_snapshot
 
 POLL_SECONDS = 1.0
 # An event with the values follows each such growth of the requests: few, however long a step lasts.
@@ -55,47 +54,25 @@ METRICS_GROWTH = 1.25
 logger = logging.getLogger(__name__)
 
 
-class PromotionRolledBack(TunesmithError):
-    code = ErrorCode.promotion_rolled_back
-
-
-class PromotionStopped(TunesmithError):
-    code = ErrorCode.promotion_stopped
-
-
-class PromotionUndecided(TunesmithError):
-    code = ErrorCode.promotion_undecided
-
-
-@dataclass(frozen=True)
-class StepSnapshot:
-    """The state of a promotion at one look."""
-
-    status: RunStatus
-    promotion: Promotion | None
-    seconds: float
-    """Time since the step began, by the database's clock."""
-    candidate: TrafficCounts
-    """Requests to the new deployment in this step."""
-    present: TrafficCounts
-    """Requests to the present deployments in all steps."""
-    present_deployment: str
-    """The present deployment with the largest share."""
-    failure: Assessment | None
-    """Why the new deployment can serve no more, if it cannot."""
-
-
 def run_promote_stage(worker: WorkerContext, run: Run, lease: Lease) -> None:
     """Move the alias until the last step has passed, a condition fails, or the run must stop."""
     config = run.stage_config()
     assert isinstance(config, PromoteConfig)
     execution = _PromotionExecution(worker, run, lease, config)
     try:
-        while not execution.poll():
+        while not _poll(execution, run):
             if lease.lost.wait(POLL_SECONDS):
                 raise StaleAttempt(f"attempt {run.attempt} of {run.id} lost its lease")
     finally:
         execution.close()
+
+
+def _poll(execution: "_PromotionExecution", run: Run) -> bool:
+    try:
+        return execution.poll()
+    except DATABASE_UNAVAILABLE as error:
+        logger.warning("cannot watch the promotion: %s", describe_error(error), extra={"run_id": run.id})
+        return False
 
 
 class _PromotionExecution:
@@ -111,9 +88,13 @@ class _PromotionExecution:
         self._shown_requests = 0
 
     def close(self) -> None:
-        """Kill the judge's program, if it runs."""
-        if self._judge is not None:
-            self._judge.close()
+        """Kill the judge's program, if it runs; its files stay for the next attempt, if there is one."""
+        if self._judge is None:
+            return
+        self._judge.close()
+        with suppress(*DATABASE_UNAVAILABLE), read_session() as session:
+            if session.get_one(Run, self._run.id).status.finished:
+                self._judge.remove_files()
 
     def poll(self) -> bool:
         """Look at the traffic once, and act; return whether the attempt has ended."""
@@ -125,16 +106,9 @@ class _PromotionExecution:
                 return self._begin()
             judgement = self._poll_judge(snapshot, snapshot.promotion)
             return self._act(snapshot, snapshot.promotion, self._list_assessments(snapshot, judgement))
-        except DATABASE_UNAVAILABLE as error:
-            logger.warning(
-                "cannot watch the promotion: %s", describe_error(error), extra={"run_id": self._run.id}
-            )
-        except (AliasMoved, PromotionImpossible) as error:
-            return self._end(AttemptOutcome(error), roll_back=False)
         except TunesmithError as error:
-            # Of the judge. Its infrastructure errors are retried, with the alias as it is.
+            # The alias was moved, or the judge failed: after an infrastructure error, the run is retried.
             return self._end(AttemptOutcome(error))
-        return False
 
     def _list_assessments(self, snapshot: StepSnapshot, judgement: dict[str, Any] | None) -> list[Assessment]:
         conditions = self._config.conditions
@@ -177,7 +151,7 @@ class _PromotionExecution:
         measured = self._describe_step(snapshot, promotion, assessments)
         if outcome is StepOutcome.passed:
             return self._advance(measured, [])
-        reason = _explain(
+        reason = explain_outcome(
             promotion, measured, assessments, outcome, snapshot.candidate, step.min_requests or 0
         )
         if outcome is StepOutcome.violated:
@@ -188,8 +162,7 @@ class _PromotionExecution:
         else:
             keeps = self._config.on_undecided is UndecidedAction.keep
             kind = PromotionUndecided
-        error = kind(*_conclude(reason, promotion, keeps=keeps), details=measured)
-        return self._end(AttemptOutcome(error), roll_back=not keeps, measured=measured)
+        return self._fail(kind, reason, measured, keeps=keeps)
 
     def _advance(self, measured: dict[str, Any], events: list[NewEvent]) -> bool:
         """Begin the next step, or succeed after the last one; return whether the attempt has ended."""
@@ -223,39 +196,37 @@ class _PromotionExecution:
             # Otherwise a cancellation came first, which the next look handles.
             return moved is not None
 
-    def _end(
-        self,
-        outcome: AttemptOutcome,
-        *,
-        roll_back: bool | None = None,
-        measured: dict[str, Any] | None = None,
+    def _fail(
+        self, kind: type[TunesmithError], reason: str, measured: dict[str, Any], *, keeps: bool
     ) -> bool:
-        """End the attempt; a run that fails or is cancelled rolls back unless `roll_back` is False.
-
-        If somebody else has moved the alias by then, this becomes the error.
-        """
+        """Fail, and roll back unless `keeps`; return whether the attempt has ended."""
         run = self._run
         with transaction() as session:
             self._lock_run(session)
             promotion = find_promotion(session, run.id)
-            if promotion is not None and roll_back is not None:
-                error = None
-                try:
-                    check_unmoved(session, promotion)
-                except AliasMoved as moved:
-                    error = moved
-                step = {"step": promotion.step + 1, "step_values": measured} if measured is not None else {}
-                ended = end_promotion(session, run.id, roll_back=roll_back and error is None)
-                event = NewEvent(EventType.promotion, {**ended, **step})
-                lifecycle.append_events(session, run.id, run.attempt, [event])
-                outcome = AttemptOutcome(error) if error is not None else outcome
-            guards = lifecycle.lease_guards(run.attempt)
-            failures = self._worker.settings.max_failures
-            ended_run = lifecycle.end_attempt(session, run.id, outcome, guards, failures)
-        if ended_run is not None and ended_run.status.finished and self._judge is not None:
-            self._judge.close()
-            self._judge.remove_files()
-        return ended_run is not None
+            assert promotion is not None, "only this attempt ends it"
+            check_unmoved(session, promotion)
+            ended = end_promotion(session, run.id, roll_back=not keeps)
+            restored = "restored_version" in ended
+            error = build_error(kind, reason, promotion, measured, keeps=keeps, restored=restored)
+            step = {"step": promotion.step + 1, "step_values": measured}
+            event = NewEvent(EventType.promotion, {**ended, **step}, promotion.step + 1)
+            lifecycle.append_events(session, run.id, run.attempt, [event])
+            return self._end_attempt(session, AttemptOutcome(error))
+
+    def _end(self, outcome: AttemptOutcome) -> bool:
+        """End the attempt; a run that becomes failed or cancelled rolls back, unless the alias was moved."""
+        with transaction() as session:
+            return self._end_attempt(session, outcome)
+
+    def _end_attempt(self, session: Session, outcome: AttemptOutcome) -> bool:
+        guards = lifecycle.lease_guards(self._run.attempt)
+        failures = self._worker.settings.max_failures
+        ended = lifecycle.end_attempt(session, self._run.id, outcome, guards, failures)
+        if ended is None:
+            # Raises StaleAttempt unless this attempt still holds the run; then the next look decides again.
+            self._lock_run(session)
+        return ended is not None
 
     def _show_progress(self, snapshot: StepSnapshot, promotion: Promotion) -> None:
         n = count_requests(snapshot.candidate)
@@ -298,95 +269,6 @@ class _PromotionExecution:
     def _lock_run(self, session: Session) -> None:
         """Lock the run's row before the alias, as everybody does; raises StaleAttempt."""
         lifecycle.append_events(session, self._run.id, self._run.attempt, [])
-
-
-def read_snapshot(run: Run) -> StepSnapshot:
-    """Read the state of a promotion; raises AliasMoved if somebody else has changed the alias."""
-    with read_session() as session:
-        current = session.get_one(Run, run.id)
-        if current.attempt != run.attempt:
-            raise StaleAttempt(f"attempt {run.attempt} no longer holds {run.id}")
-        promotion = find_promotion(session, run.id)
-        if promotion is None:
-            empty = TrafficCounts()
-            return StepSnapshot(current.status, None, 0.0, empty, empty, "", None)
-        if current.status is RunStatus.running:
-            check_unmoved(session, promotion, lock=False)
-        now: datetime = session.exec(select(database_now())).one()
-        candidate, present = _sum_traffic(session, promotion)
-        return StepSnapshot(
-            status=current.status,
-            promotion=promotion,
-            seconds=(now - promotion.step_started_at).total_seconds(),
-            candidate=candidate,
-            present=present,
-            present_deployment=_find_present(session, promotion),
-            failure=_find_failure(session, promotion),
-        )
-
-
-def _sum_traffic(session: Session, promotion: Promotion) -> tuple[TrafficCounts, TrafficCounts]:
-    candidate, present = TrafficCounts(), TrafficCounts()
-    for version, counts in read_traffic(session, promotion).items():
-        for deployment_id, count in counts.items():
-            if deployment_id != promotion.deployment_id:
-                present.add(count)
-            elif version == promotion.version:
-                candidate.add(count)
-    return candidate, present
-
-
-def _find_present(session: Session, promotion: Promotion) -> str:
-    before = find_version(session, promotion.alias, promotion.version_before)
-    assert before is not None, "the promotion began from it"
-    others = list_others(before.targets, promotion.deployment)
-    name: str = max(others, key=lambda target: target["share"])["deployment"]
-    return name
-
-
-def _find_failure(session: Session, promotion: Promotion) -> Assessment | None:
-    deployment = session.get(Deployment, promotion.deployment_id)
-    if deployment is None:
-        message = f"the deployment {promotion.deployment!r} was deleted"
-    elif deployment.status.finished or deployment.status is DeploymentStatus.stopping:
-        reason = f": {deployment.error['message']}" if deployment.error else ""
-        message = f"the deployment {promotion.deployment!r} is {deployment.status}{reason}"
-    else:
-        return None
-    return Assessment("deployment", ConditionState.violated, None, 0.0, 0, None, message)
-
-
-def _explain(
-    promotion: Promotion,
-    measured: dict[str, Any],
-    assessments: Sequence[Assessment],
-    outcome: StepOutcome,
-    candidate: TrafficCounts,
-    min_requests: int,
-) -> str:
-    """Return why a step has not passed."""
-    where = (
-        f"In step {promotion.step + 1} (share {measured['share']:g}) of {promotion.alias!r}, after "
-        f"{measured['seconds']:.0f} s"
-    )
-    if outcome is StepOutcome.violated:
-        found = [one for one in assessments if one.state is ConditionState.violated]
-        return f"{where}: " + "; ".join(f"{one.condition}: {one.message}" for one in found) + "."
-    open_ones = [one for one in assessments if one.state is ConditionState.undecided]
-    parts = [f"{one.condition}: {one.message}" for one in open_ones]
-    if (n := count_requests(candidate)) < min_requests:
-        parts.insert(0, f"{n} of the {min_requests} requests that the step needs were served")
-    return f"{where}, there is no decision: " + "; ".join(parts) + "."
-
-
-def _conclude(reason: str, promotion: Promotion, *, keeps: bool) -> tuple[str, str]:
-    """Return the message and the hint of a promotion that has failed."""
-    if keeps:
-        message = f"{reason} The alias keeps the share of this step."
-        hint = f"Roll back: POST /api/v1/aliases/{promotion.alias}/rollback with version "
-        return message, f"{hint}{promotion.version_before}; or move it on by hand."
-    message = f"{reason} The alias has the targets of version {promotion.version_before} again."
-    return message, "The values are in the run's error and events. A retry begins from the first step."
 
 
 def _numbers(measured: dict[str, Any]) -> dict[str, float]:

@@ -213,6 +213,20 @@ def test_an_alias_that_a_person_has_moved_is_not_rolled_back(client: TestClient,
     assert (promotion_of(begun).status, get_shares(client)) == ("ended", {"stable": 0.5, "next": 0.5})
 
 
+def test_a_deployment_that_a_rollback_needs_is_stopped_only_by_force(client: TestClient, begun: Run) -> None:
+    with transaction() as session:
+        begin_next_step(session, session.get_one(Promotion, begun.id), 1.0, {})
+    assert get_shares(client) == {"next": 1}
+    stable = client.get("/api/v1/deployments", params={"name": "stable"}).json()["items"][0]["id"]
+    url = f"/api/v1/deployments/{stable}/stop"
+    assert code_of(client.post(url)) == (409, "deployment_has_alias")
+    assert client.post(url, params={"force": True}).is_success
+    with transaction() as session:
+        lifecycle.move(session, begun.id, RunStatus.failed)
+    # Without any target the alias would respond with 503.
+    assert (promotion_of(begun).status, get_shares(client)) == ("ended", {"next": 1})
+
+
 def test_a_second_promotion_of_the_alias_and_a_deleted_job(
     client: TestClient, begun: Run, make_worker: Callable[..., Worker]
 ) -> None:
