@@ -24,7 +24,7 @@ def run(body: GraderRunRequest) -> GraderRunResult:
     # No session is open while the grader runs.
     with read_session() as session:
         grader = service.read_grader(session, body.grader, settings)
-    return view_grade(grader, run_grader(grader, body.model_sample, body.item or {}, settings))
+    return view_grade(grader, run_grader(grader, body.model_sample, body.row, settings))
 
 
 @router.post("/validate")

@@ -34,6 +34,16 @@ class GraderRunRequest(OpenAIBody):
     item: dict[str, Any] | None = Field(
         None, description="The row, which templates read as `item`; null is an empty one."
     )
+    reference_answer: Any = Field(
+        None,
+        description="The field `item.reference_answer`, which the client's first versions send alone.",
+    )
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row that the grader reads."""
+        answer = {} if self.reference_answer is None else {"reference_answer": self.reference_answer}
+        return answer | (self.item or {})
 
 
 class GraderValidateRequest(OpenAIBody):

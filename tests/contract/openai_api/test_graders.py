@@ -1,6 +1,7 @@
 """OpenAI's graders, through its official client: each response is what the client's types say."""
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,11 @@ from app.storage.database import transaction
 from app.tables import Deployment
 from tests.integration.trainers.metrics.judge_server import JudgeServer, serve_judge
 from trainers.configs import EngineKind, Queue
+from trainers.graders.sandbox import find_sandbox_fault
 
+needs_sandbox = pytest.mark.skipif(
+    (fault := find_sandbox_fault()) is not None and "REQUIRE_BWRAP" not in os.environ, reason=str(fault)
+)
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 CHECK: Any = {
@@ -112,6 +117,17 @@ def test_a_model_of_openai_is_the_one_that_the_settings_name(openai: OpenAI, jud
     assert body["model"] == "gpt-4o" and body["messages"][1]["content"] == "Reference: 4. Model answer: four"
     judge.respond = lambda _: (401, {})
     assert errors(grade(openai, SCORE, "four", answer="4")) == ["model_grader_server_error"]
+
+
+@needs_sandbox
+def test_code_in_python_runs_where_the_operator_allows_it(openai: OpenAI, settings: Settings) -> None:
+    settings.python_graders = True
+    # The first versions of the client send no row.
+    source = "def grade(sample, item):\n    return len(item['reference_answer'] + sample['output_text'])"
+    response = openai.fine_tuning.alpha.graders.run(
+        grader=PYTHON | {"source": source}, model_sample="ab", extra_body={"reference_answer": "c"}
+    )
+    assert response.reward == 3
 
 
 def test_a_valid_grader_is_returned_as_it_was_sent(

@@ -16,8 +16,10 @@ from app.tables import Run, RunStatus, Worker
 from app.workers.service import explain_missing_worker
 from trainers.configs import Queue, StageKind
 from trainers.configs.engines import join_capabilities
+from trainers.configs.graders import PYTHON_GRADER
 from trainers.configs.metrics.translation import Comet
 from trainers.configs.stages.evaluate import EvaluateConfig
+from trainers.graders.sandbox import find_sandbox_fault
 from workers.hosts.worker import register_worker
 from workers.inputs.errors import InputModelNotFound
 from workers.inputs.metric_programs import place_metric_programs
@@ -83,6 +85,20 @@ def test_a_worker_announces_a_complete_environment_only(settings: Settings, tmp_
         (tmp_path / environment / part).touch()
         announced = register_worker(settings, [Queue.cpu], "here").capabilities
         assert [name for name in announced if name in ("gguf", "comet")] == expected
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_announces_a_sandbox_that_it_has_tried(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert PYTHON_GRADER not in register_worker(settings, [Queue.cpu], "here").capabilities
+    settings.python_graders = True
+    has_sandbox = find_sandbox_fault() is None
+    assert (PYTHON_GRADER in register_worker(settings, [Queue.cpu], "here").capabilities) is has_sandbox
+    find_sandbox_fault.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert PYTHON_GRADER not in register_worker(settings, [Queue.cpu], "here").capabilities
+    find_sandbox_fault.cache_clear()
 
 
 def evaluate(folder: Path, **more: Any) -> dict[str, Any]:

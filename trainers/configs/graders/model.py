@@ -42,7 +42,7 @@ GraderContent = Annotated[
 class GraderMessage(Config):
     """A message to the grading model."""
 
-    type: Literal["message"] = Field("message", description="Always `message`.")
+    type: Literal["message"] | None = Field("message", description="Always `message`.")
     role: Literal["user", "assistant", "system", "developer"] = Field(description="Author of the message.")
     content: GraderContent = Field(description="Template of the text, or parts with text.")
 
@@ -96,7 +96,9 @@ class ScoreModelGrader(ModelGraderConfig):
 
     type: Literal["score_model"] = Field("score_model", description="Kind of grader.")
     range: Annotated[
-        list[Annotated[float, Field(ge=-_FINITE, le=_FINITE)]], Field(min_length=2, max_length=2)
+        list[Annotated[float, Field(ge=-_FINITE, le=_FINITE)]],
+        Field(min_length=2, max_length=2),
+        BeforeValidator(lambda value: [0.0, 1.0] if value is None else value),
     ] = Field([0.0, 1.0], description="Lowest and highest score; an answer outside counts as the nearer one.")
     pass_threshold: float | None = PASS_THRESHOLD
 
