@@ -200,6 +200,7 @@ def _score(
     numbers = [pair.row for pair in pairs]
     responses = {role: log.list_samples(role, numbers, config.samples) for role in config.models}
     tool_calls = {role: log.list_tool_calls(role) for role in responses}
+    ends = {role: log.list_ends(role) for role in responses}
     values: dict[str, Values] = {
         role: measure(
             config.metrics,
@@ -212,7 +213,7 @@ def _score(
         )
         for role in responses
     }
-    publish_rows(run_dir / ROWS, list_rows(pairs, responses, values, tool_calls))
+    publish_rows(run_dir / ROWS, list_rows(pairs, responses, values, tool_calls, ends))
     models = [
         ModelScores(
             role=role,

@@ -122,6 +122,16 @@ def find_content(file_id: str) -> Download:
     )
 
 
+def fetch_content(file: File) -> Path:
+    """Return a file with the bytes on this host, verified; raises DatasetNotFound and ArtifactCorrupt."""
+    if file.dataset_id is None:
+        assert file.artifact is not None and file.sha256 is not None, "a file has a dataset or an artifact"
+        return get_store().fetch_file(file.artifact, file.sha256)
+    with read_session() as session:
+        dataset = datasets.get_dataset(session, file.dataset_id)
+    return get_store().fetch_file(dataset.artifact, dataset.sha256)
+
+
 def select_files() -> Select[File]:
     """Return the query of all files that have not expired."""
     return select(File).where(or_(col(File.expires_at).is_(None), col(File.expires_at) > database_now()))

@@ -12,6 +12,7 @@ from app.http.text_check import refuse_unstorable_text
 from app.idempotency.creation import CreationMiddleware
 from app.openai_api.chat_completions import endpoints as chat_completions
 from app.openai_api.errors import OpenAIErrorResponse, install_openai_errors
+from app.openai_api.evals import endpoints as evals
 from app.openai_api.files import endpoints as files
 from app.openai_api.fine_tuning import endpoints as fine_tuning
 from app.openai_api.graders import endpoints as graders
@@ -24,6 +25,7 @@ from serving.http.limits import MAX_BODY_BYTES
 
 PREFIX = "/v1"
 NOUNS = (
+    evals,
     files,
     fine_tuning,
     graders,
@@ -40,6 +42,7 @@ TAGS = [
     {"name": "chat", "description": "Stored chat completions, of deployments with `store_days`."},
     {"name": "responses", "description": "Stored responses, of deployments with `store_days`."},
     {"name": "files", "description": "Files for training, batches and evaluations."},
+    {"name": "evals", "description": "Evaluations by graders, with their runs and items."},
     {"name": "uploads", "description": "Files that are sent in parts."},
     {"name": "fine-tuning", "description": "Fine-tuning jobs, their events and their checkpoints."},
     {"name": "webhooks", "description": "Addresses that receive signed events."},

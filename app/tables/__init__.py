@@ -11,6 +11,7 @@ from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
 from app.tables.event import Event, EventType
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
+from app.tables.openai_api.eval import Eval, EvalRun
 from app.tables.openai_api.file import File, FilePurpose
 from app.tables.openai_api.fine_tuning import CheckpointPermission, FineTuningCheckpoint, FineTuningJob
 from app.tables.openai_api.stored_completion import StoredCompletion, StoredResponse
@@ -35,6 +36,8 @@ __all__ = [
     "DeliveryStatus",
     "Deployment",
     "DeploymentStatus",
+    "Eval",
+    "EvalRun",
     "Evaluation",
     "EvaluationScore",
     "Event",

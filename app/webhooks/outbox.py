@@ -14,7 +14,7 @@ from sqlmodel import Session, col
 from app.jobs.graph.status import find_deciding_run
 from app.settings import get_settings
 from app.storage.database import database_now
-from app.tables import FineTuningJob, Job, Run, RunStatus, Webhook, WebhookDelivery
+from app.tables import EvalRun, FineTuningJob, Job, Run, RunStatus, Webhook, WebhookDelivery
 from app.webhooks.event_types import WebhookEventType, make_payload, new_event_id
 
 _ENDED_RUNS = "ended_runs"
@@ -24,6 +24,11 @@ JOB_OBJECTS: dict[type[Any], dict[RunStatus, WebhookEventType]] = {
         RunStatus.succeeded: WebhookEventType.fine_tuning_job_succeeded,
         RunStatus.failed: WebhookEventType.fine_tuning_job_failed,
         RunStatus.cancelled: WebhookEventType.fine_tuning_job_cancelled,
+    },
+    EvalRun: {
+        RunStatus.succeeded: WebhookEventType.eval_run_succeeded,
+        RunStatus.failed: WebhookEventType.eval_run_failed,
+        RunStatus.cancelled: WebhookEventType.eval_run_canceled,
     },
 }
 

@@ -16,6 +16,8 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid
 
 RESPONSES = EvaluateConfig.completions_file
+# What is kept of the end of a first sample.
+END_FIELDS = ("finish_reason", "prompt_tokens", "completion_tokens")
 # A killed program loses nothing that was written; a host that loses power, no more than these.
 SYNC_RESPONSES = 256
 SYNC_SECONDS = 1.0
@@ -62,6 +64,7 @@ class ResponseLog:
         self._responses: dict[Key, str | None] = {}
         self._engines: dict[str, list[dict[str, Any]]] = {}
         self._tool_calls: dict[str, dict[int, list[dict[str, Any]]]] = {}
+        self._ends: dict[str, dict[int, dict[str, Any]]] = {}
         self._references: dict[str, dict[int, list[float] | None]] = {}
         for line in lines[1:]:
             self._remember(line)
@@ -111,6 +114,10 @@ class ResponseLog:
         """Return the tool calls of a model's first samples, for the rows that have any."""
         return self._tool_calls.get(model, {})
 
+    def list_ends(self, model: str) -> dict[int, dict[str, Any]]:
+        """Return why and after how many tokens a model's first samples ended, by row."""
+        return self._ends.get(model, {})
+
     def list_engines(self, model: str) -> list[dict[str, Any]]:
         """Return the engines from which a model's responses come, each once, the first one first."""
         found = self._engines.get(model, [])
@@ -130,7 +137,11 @@ class ResponseLog:
             scored[line["scored_row"]] = line["reference_logprobs"]
         else:
             self._responses[line["model"], line["row"], line["sample"]] = line["prediction"]
-            if line["sample"] == 0 and line.get("tool_calls"):
+            if line["sample"] != 0:
+                return
+            ends = self._ends.setdefault(line["model"], {})
+            ends[line["row"]] = {name: line[name] for name in END_FIELDS if name in line}
+            if line.get("tool_calls"):
                 self._tool_calls.setdefault(line["model"], {})[line["row"]] = line["tool_calls"]
 
     def _write(self, line: Mapping[str, Any]) -> None:

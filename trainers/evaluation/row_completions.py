@@ -237,6 +237,7 @@ def _complete_row(
         "prediction": message["content"] or "",
         **calls,
         "finish_reason": choice["finish_reason"],
+        "prompt_tokens": response["usage"].get("prompt_tokens", 0),
         "completion_tokens": response["usage"]["completion_tokens"],
     }
 

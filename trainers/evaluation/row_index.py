@@ -26,6 +26,12 @@ class ModelRow(msgspec.Struct):
     """One for each sample; None where the engine rejected the request."""
     values: dict[str, float | None] = {}
     """By the name of the metric; None where the metric does not apply."""
+    details: dict[str, dict[str, Any]] = {}
+    """What metrics report of the row besides its values, by the name of the metric."""
+    finish_reason: str | None = None
+    """Why the first response ended; None for a response that existed already."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class StoredRow(msgspec.Struct):

@@ -60,8 +60,12 @@ def list_rows(
     responses: Mapping[str, Responses],
     values: Mapping[str, Values],
     tool_calls: Mapping[str, Mapping[int, ToolCallList]] | None = None,
+    ends: Mapping[str, Mapping[int, Mapping[str, Any]]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the lines of `rows.jsonl`, with calls if there are any; the mappings are by the model's role."""
+    """Return the lines of `rows.jsonl`, with calls if there are any; the mappings are by the model's role.
+
+    `ends` are the reasons and token counts of the first samples.
+    """
     lines = []
     for position, pair in enumerate(pairs):
         models: dict[str, dict[str, Any]] = {}
@@ -70,6 +74,7 @@ def list_rows(
             models[role] = {
                 "responses": list(samples[pair.row]),
                 **({"tool_calls": calls} if calls else {}),
+                **(ends or {}).get(role, {}).get(pair.row, {}),
                 "values": {name: one.row_values[position] for name, one in values[role].items()},
                 **_list_details(values[role], position),
             }

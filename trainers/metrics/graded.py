@@ -36,7 +36,7 @@ class GraderMetric:
         for variable in find_variables(self._config.grader):
             if variable.namespace == "item":
                 try:
-                    variable.find({"item": row.fields})
+                    variable.find({"item": _item(self._config, row)})
                 except VariableMissing as error:
                     return f"lacks a field of the grader: {error}"
         return None
@@ -73,7 +73,7 @@ def _grade(
     Raises JudgeFailed as soon as too many rows have no score.
     """
     path = None if context.folder is None or not _is_paid(config) else _grades_file(config, context.folder)
-    pairs = [(row.fields, Sample(row.response, row.tool_calls)) for row in rows]
+    pairs = [(_item(config, row), Sample(row.response, row.tool_calls)) for row in rows]
     keys = [_key(config, context.role, row) for row in rows]
     known = {} if path is None else {line["key"]: line for line in files.read_lines(path)}
     known = {key: grade for key, grade in known.items() if grade["score"] is not None}
@@ -101,6 +101,13 @@ def _grade(
             if n_errors > max_errors:
                 raise _too_many_errors(config, n_errors, len(rows), result.reason)
             yield grade
+
+
+def _item(config: GraderScore, row: EvaluatedRow) -> Mapping[str, Any]:
+    if config.item is None:
+        return row.fields
+    value = row.fields.get(config.item)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_paid(config: GraderScore) -> bool:

@@ -175,6 +175,7 @@ class ErrorCode(StrEnum):
     request_timeout = "request_timeout", "The request did not arrive in time."
     upload_not_found = "upload_not_found", "There is no upload with this id."
     upload_not_pending = "upload_not_pending", "The upload was completed or cancelled, or has expired."
+    eval_not_found = "eval_not_found", "There is no eval, run of it or output item with this id."
     file_not_found = "file_not_found", "The file does not exist, or has expired."
     stored_completion_not_found = (
         "stored_completion_not_found",

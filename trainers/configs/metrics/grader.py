@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from trainers.configs.base import NonEmpty
 from trainers.configs.graders import (
     Grader,
     LabelModelGrader,
@@ -25,6 +26,9 @@ class GraderScore(MetricConfig):
 
     metric: Literal["grader"] = Field("grader", description="Kind of metric.")
     grader: Grader = Field(description="The grader, with the fields of OpenAI's API.")
+    item: NonEmpty | None = Field(
+        None, max_length=200, description="Field of the row that is `item`; null means the row itself."
+    )
     report: Literal["score", "passed"] = Field(
         "score", description="`score` is the mean score; `passed` the share of the rows that pass."
     )

@@ -1,0 +1,222 @@
+"""Evals and their runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlmodel import Session, col
+
+from app.datasets import service as datasets
+from app.datasets.upload import upload_folder
+from app.evals.data_source import DataSource, FileIdSource, GeneratedDataSource
+from app.evals.rows import ITEM, SAMPLE, write_rows
+from app.files import service as files
+from app.http.errors import HttpError, InUse, NotFound, UnprocessableContent
+from app.http.paging import CursorQuery, paginate_by_id
+from app.jobs import actions
+from app.jobs import service as jobs
+from app.jobs.schemas import JobCreate
+from app.settings import Settings
+from app.storage.database import read_session, transaction
+from app.tables import Dataset, Eval, EvalRun, Evaluation, Run, RunStatus
+from trainers.runtime.error_codes import ErrorCode
+
+JOB_STAGE = "evaluate"
+# The fields of the job's stage, as the client named them.
+FIELDS = {"stages.0.model": "data_source.model", "stages.0.metrics": "testing_criteria"}
+MAX_JOB_NAME = 200
+
+
+class EvalNotFound(NotFound):
+    """No eval, run of it or output item has this id."""
+
+    code = ErrorCode.eval_not_found
+
+
+def list_evals(session: Session, cursor: CursorQuery) -> tuple[Sequence[Eval], bool]:
+    """Return a page of evals, and whether more follow."""
+    return paginate_by_id(session, select(Eval), col(Eval.id), cursor)
+
+
+def get_eval(session: Session, eval_id: str) -> Eval:
+    """Return an eval; raises EvalNotFound."""
+    found = session.get(Eval, eval_id)
+    if found is None:
+        raise EvalNotFound(f"There is no eval {eval_id!r}.", hint="List the evals with GET /v1/evals.")
+    return found
+
+
+def delete_eval(session: Session, eval_id: str) -> None:
+    """Delete an eval with its runs; raises EvalNotFound, and InUse while a run is not finished.
+
+    The jobs and evaluations of the runs remain.
+    """
+    get_eval(session, eval_id)
+    of_eval = col(EvalRun.eval_id) == eval_id
+    unfinished = select(col(EvalRun.id)).join(Run, col(Run.job_id) == col(EvalRun.job_id))
+    running = session.scalars(unfinished.where(of_eval, col(Run.finished_at).is_(None))).all()
+    if running:
+        raise InUse(
+            f"The eval {eval_id} has unfinished runs, such as {running[0]}.",
+            hint="Cancel them, or wait until they have finished.",
+            used_by=list(running),
+        )
+    session.execute(delete(EvalRun).where(of_eval))
+    session.execute(delete(Eval).where(col(Eval.id) == eval_id))
+
+
+def create_run(
+    settings: Settings,
+    eval_id: str,
+    name: str,
+    data_source: DataSource,
+    custom: dict[str, str],
+    created_by: str,
+) -> EvalRun:
+    """Queue a run of an eval; raises EvalNotFound, FileNotFound and UnprocessableContent.
+
+    No session is open while the rows are read and stored.
+    """
+    with read_session() as session:
+        definition = get_eval(session, eval_id)
+    dataset = _store_rows(settings, definition, name, data_source)
+    spec = _make_spec(definition, name, data_source, dataset)
+    with transaction() as session:
+        try:
+            job, _ = jobs.create_job(session, settings, spec, created_by, None)
+        except UnprocessableContent as error:
+            raise _rename_fields(error) from None
+        run = EvalRun(
+            eval_id=eval_id,
+            job_id=job.id,
+            name=name,
+            model=data_source.model if isinstance(data_source, GeneratedDataSource) else "",
+            data_source=data_source.model_dump(mode="json", exclude_none=True),
+            testing_criteria=definition.testing_criteria,
+            custom=custom,
+        )
+        session.add(run)
+    return run
+
+
+def list_runs(
+    session: Session, eval_id: str, cursor: CursorQuery, statuses: Sequence[RunStatus] | None
+) -> tuple[Sequence[EvalRun], bool]:
+    """Return a page of the runs of an eval, perhaps with one of these statuses; raises EvalNotFound."""
+    get_eval(session, eval_id)
+    statement = select(EvalRun).where(col(EvalRun.eval_id) == eval_id)
+    if statuses is not None:
+        of_status = select(col(Run.job_id)).where(col(Run.status).in_(statuses))
+        statement = statement.where(col(EvalRun.job_id).in_(of_status))
+    return paginate_by_id(session, statement, col(EvalRun.id), cursor)
+
+
+def get_run(session: Session, eval_id: str, run_id: str) -> EvalRun:
+    """Return a run of an eval; raises EvalNotFound."""
+    get_eval(session, eval_id)
+    run = session.get(EvalRun, run_id)
+    if run is None or run.eval_id != eval_id:
+        raise EvalNotFound(
+            f"The eval {eval_id} has no run {run_id!r}.", hint=f"List them with GET /v1/evals/{eval_id}/runs."
+        )
+    return run
+
+
+def find_progress(session: Session, runs: Sequence[EvalRun]) -> dict[str, tuple[Run, Evaluation | None]]:
+    """Return the run of the stage of each run's job, with its evaluation if it has ended, by the id."""
+    jobs_by_run = {run.id: run.job_id for run in runs}
+    stages = select(Run).where(col(Run.job_id).in_(jobs_by_run.values()), col(Run.position) == 0)
+    by_job = {run.job_id: run for run in session.scalars(stages)}
+    ended = select(Evaluation).where(col(Evaluation.run_id).in_([run.id for run in by_job.values()]))
+    evaluations = {evaluation.run_id: evaluation for evaluation in session.scalars(ended)}
+    found = {}
+    for run_id, job_id in jobs_by_run.items():
+        stage = by_job[job_id]
+        found[run_id] = stage, evaluations.get(stage.id)
+    return found
+
+
+def cancel_run(session: Session, eval_id: str, run_id: str) -> EvalRun:
+    """Cancel a run; one that has ended stays as it is. Raises EvalNotFound."""
+    run = get_run(session, eval_id, run_id)
+    stage, _ = find_progress(session, [run])[run.id]
+    if not stage.status.finished:
+        actions.cancel(session, run.job_id)
+    return run
+
+
+def delete_run(session: Session, eval_id: str, run_id: str) -> None:
+    """Delete a run that has ended; its job and its evaluation remain. Raises EvalNotFound and InUse."""
+    run = get_run(session, eval_id, run_id)
+    stage, _ = find_progress(session, [run])[run.id]
+    if not stage.status.finished:
+        raise InUse(f"The run {run_id} is {stage.status}.", hint="Cancel it first.", used_by=[run.job_id])
+    session.delete(run)
+
+
+def _store_rows(settings: Settings, definition: Eval, name: str, data_source: DataSource) -> Dataset:
+    source = data_source.source
+    schema = definition.data_source_config.get("item_schema")
+    with upload_folder(settings.data_dir / "uploads") as folder:
+        path = folder / "rows.jsonl"
+        if isinstance(source, FileIdSource):
+            with _open_file(source.id) as content:
+                write_rows(data_source, content, schema, path)
+        else:
+            write_rows(data_source, None, schema, path)
+        dataset, _ = datasets.create_dataset(path, name[:MAX_JOB_NAME])
+    if not dataset.trainable:
+        fault = dataset.report["faults"][0]
+        raise UnprocessableContent(
+            f"data_source.source: Line {fault['line']}: {fault['message']}",
+            fields=[{"field": "data_source.source", "message": fault["message"]}],
+        )
+    return dataset
+
+
+def _open_file(file_id: str) -> Any:
+    with read_session() as session:
+        try:
+            file = files.get_file(session, file_id)
+        except NotFound as error:
+            error.fields = [{"field": "data_source.source.id", "message": error.message}]
+            raise
+    path: Path = files.fetch_content(file)
+    return path.open("rb")
+
+
+def _make_spec(definition: Eval, name: str, data_source: DataSource, dataset: Dataset) -> JobCreate:
+    metrics = [
+        # Every row counts as passed, failed or errored, and an error is no reason to end the run.
+        {"metric": "grader", "name": f"criterion_{i}", "grader": grader, "item": ITEM, "max_error_share": 1.0}
+        for i, grader in enumerate(definition.testing_criteria)
+    ]
+    stage: dict[str, Any] = {"stage": "evaluate", "dataset": dataset.id, "metrics": metrics}
+    if isinstance(data_source, GeneratedDataSource):
+        sampling = data_source.sampling_params
+        stage |= {
+            "model": {"deployment": data_source.model},
+            "temperature": 1.0 if sampling.temperature is None else sampling.temperature,
+        }
+        given = {
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+            "max_new_tokens": sampling.max_completion_tokens or sampling.max_completions_tokens,
+        }
+        stage |= {field: value for field, value in given.items() if value is not None}
+    else:
+        stage["model"] = {"field": SAMPLE}
+    return JobCreate.model_validate(
+        {"name": f"eval: {name}"[:MAX_JOB_NAME], "labels": {"eval": definition.id}, "stages": [stage]}
+    )
+
+
+def _rename_fields(error: UnprocessableContent) -> HttpError:
+    """Return the error of the job with the fields of the client's request."""
+    for field in error.fields or []:
+        for own, given in FIELDS.items():
+            if field["field"].startswith(own):
+                error.message = error.message.replace(field["field"], given)
+                field["field"] = given
+    return error

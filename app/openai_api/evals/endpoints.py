@@ -1,0 +1,205 @@
+"""OpenAI's Evals API, on evaluations of this service."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+
+from app.evals import results, service
+from app.http.auth import CallerDependency
+from app.http.paging import CursorQuery
+from app.openai_api.evals.schemas import (
+    STATUSES,
+    EvalCreate,
+    EvalDeleted,
+    EvalId,
+    EvalObject,
+    EvalOutputItem,
+    EvalRunCreate,
+    EvalRunDeleted,
+    EvalRunId,
+    EvalRunObject,
+    EvalStatus,
+    EvalUpdate,
+    OutputItemId,
+    output_item_id,
+    view_eval,
+    view_item,
+    view_run,
+)
+from app.openai_api.paging import DEFAULT_LIMIT, MAX_LIMIT, After, ListPage, Order, list_page
+from app.settings import get_settings
+from app.storage.database import ReadSession, WriteSession, read_session
+from app.tables import Eval, EvalRun, Evaluation, Run
+
+router = APIRouter(prefix="/evals", tags=["evals"])
+
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of items.")]
+
+
+@router.post("", status_code=201)
+def create_eval(session: WriteSession, body: EvalCreate) -> EvalObject:
+    """Define an eval: what the items look like, and the graders that judge the responses."""
+    definition = Eval(
+        name=body.name,
+        data_source_config=body.data_source_config.model_dump(),
+        testing_criteria=body.testing_criteria,
+        custom=body.metadata or {},
+    )
+    session.add(definition)
+    return view_eval(definition)
+
+
+@router.get("")
+def list_evals(
+    session: ReadSession,
+    limit: Limit = DEFAULT_LIMIT,
+    after: After = None,
+    order: Order = "asc",
+    order_by: Annotated[Literal["created_at"], Query(description="Always by age.")] = "created_at",
+) -> ListPage[EvalObject]:
+    """List the evals."""
+    definitions, has_more = service.list_evals(session, CursorQuery(limit, after, order == "desc"))
+    return list_page([view_eval(definition) for definition in definitions], has_more)
+
+
+@router.get("/{eval_id}")
+def get_eval(session: ReadSession, eval_id: EvalId) -> EvalObject:
+    """Return an eval."""
+    return view_eval(service.get_eval(session, eval_id))
+
+
+@router.post("/{eval_id}")
+def update_eval(session: WriteSession, eval_id: EvalId, body: EvalUpdate) -> EvalObject:
+    """Change the name or the metadata of an eval."""
+    definition = service.get_eval(session, eval_id)
+    if body.name is not None:
+        definition.name = body.name
+    if body.metadata is not None:
+        definition.custom = body.metadata
+    return view_eval(definition)
+
+
+@router.delete("/{eval_id}")
+def delete_eval(session: WriteSession, eval_id: EvalId) -> EvalDeleted:
+    """Delete an eval whose runs have ended, and these runs."""
+    service.delete_eval(session, eval_id)
+    return EvalDeleted(eval_id=eval_id, object="eval.deleted", deleted=True)
+
+
+@router.post("/{eval_id}/runs", status_code=201)
+def create_eval_run(
+    request: Request, caller: CallerDependency, eval_id: EvalId, body: EvalRunCreate
+) -> EvalRunObject:
+    """Start a run: a model responds to each item, and the graders judge the responses."""
+    run = service.create_run(
+        get_settings(), eval_id, body.name, body.data_source, body.metadata or {}, caller.key_id
+    )
+    return _load_view(run, _base_url(request))
+
+
+@router.get("/{eval_id}/runs")
+def list_eval_runs(
+    request: Request,
+    eval_id: EvalId,
+    limit: Limit = DEFAULT_LIMIT,
+    after: After = None,
+    order: Order = "asc",
+    status: Annotated[EvalStatus | None, Query(description="Return only runs with this status.")] = None,
+) -> ListPage[EvalRunObject]:
+    """List the runs of an eval."""
+    statuses = None if status is None else [own for own, shown in STATUSES.items() if shown == status]
+    with read_session() as session:
+        runs, has_more = service.list_runs(
+            session, eval_id, CursorQuery(limit, after, order == "desc"), statuses
+        )
+        progress = service.find_progress(session, runs)
+    base_url = _base_url(request)
+    return list_page([_view(run, *progress[run.id], base_url) for run in runs], has_more)
+
+
+@router.get("/{eval_id}/runs/{run_id}")
+def get_eval_run(request: Request, eval_id: EvalId, run_id: EvalRunId) -> EvalRunObject:
+    """Return a run."""
+    with read_session() as session:
+        run = service.get_run(session, eval_id, run_id)
+    return _load_view(run, _base_url(request))
+
+
+@router.post("/{eval_id}/runs/{run_id}/cancel")
+def cancel_eval_run(
+    request: Request, session: WriteSession, eval_id: EvalId, run_id: EvalRunId
+) -> EvalRunObject:
+    """Cancel a run; one that has ended stays as it is."""
+    run = service.cancel_run(session, eval_id, run_id)
+    stage, evaluation = service.find_progress(session, [run])[run.id]
+    return _view(run, stage, evaluation, _base_url(request))
+
+
+@router.delete("/{eval_id}/runs/{run_id}")
+def delete_eval_run(session: WriteSession, eval_id: EvalId, run_id: EvalRunId) -> EvalRunDeleted:
+    """Delete a run that has ended; its job and its evaluation remain."""
+    service.delete_run(session, eval_id, run_id)
+    return EvalRunDeleted(run_id=run_id, object="eval.run.deleted", deleted=True)
+
+
+@router.get("/{eval_id}/runs/{run_id}/output_items")
+def list_output_items(
+    eval_id: EvalId,
+    run_id: EvalRunId,
+    limit: Limit = DEFAULT_LIMIT,
+    after: After = None,
+    order: Order = "asc",
+    status: Annotated[Literal["fail", "pass"] | None, Query(description="Return only these items.")] = None,
+) -> ListPage[EvalOutputItem]:
+    """List the items of a run with their results; there are none before it is completed."""
+    run, evaluation = _load_evaluation(eval_id, run_id)
+    if evaluation is None:
+        return list_page([], has_more=False)
+    rows = results.list_items(run, evaluation, passed=None if status is None else status == "pass")
+    if order == "desc":
+        rows.reverse()
+    if after is not None:
+        # Ids sort by the number of the row, whichever of them are listed.
+        ids = [(row, output_item_id(run, row.row)) for row in rows]
+        rows = [row for row, item_id in ids if (item_id < after if order == "desc" else item_id > after)]
+    page = rows[:limit]
+    stored = results.read_items(evaluation, page)
+    items = [view_item(run, evaluation, row, whole) for row, whole in zip(page, stored, strict=True)]
+    return list_page(items, has_more=len(rows) > limit)
+
+
+@router.get("/{eval_id}/runs/{run_id}/output_items/{output_item_id}")
+def get_output_item(eval_id: EvalId, run_id: EvalRunId, output_item_id: OutputItemId) -> EvalOutputItem:
+    """Return an item of a run with its results."""
+    run, evaluation = _load_evaluation(eval_id, run_id)
+    rows = results.list_items(run, evaluation, passed=None) if evaluation is not None else []
+    found = [row for row in rows if _item_id(run, row.row) == output_item_id]
+    if evaluation is None or not found:
+        raise service.EvalNotFound(f"The run {run_id} has no output item {output_item_id!r}.")
+    [stored] = results.read_items(evaluation, found)
+    return view_item(run, evaluation, found[0], stored)
+
+
+# The endpoint's parameter has the name of the function.
+_item_id = output_item_id
+
+
+def _load_evaluation(eval_id: str, run_id: str) -> tuple[EvalRun, Evaluation | None]:
+    with read_session() as session:
+        run = service.get_run(session, eval_id, run_id)
+        return run, service.find_progress(session, [run])[run.id][1]
+
+
+def _load_view(run: EvalRun, base_url: str) -> EvalRunObject:
+    with read_session() as session:
+        stage, evaluation = service.find_progress(session, [run])[run.id]
+    return _view(run, stage, evaluation, base_url)
+
+
+def _view(run: EvalRun, stage: Run, evaluation: Evaluation | None, base_url: str) -> EvalRunObject:
+    counts = results.count_results(run, evaluation) if evaluation is not None else None
+    return view_run(run, stage, evaluation, counts, base_url)
+
+
+def _base_url(request: Request) -> str:
+    return str(request.url.replace(path="/", query=""))
