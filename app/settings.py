@@ -21,6 +21,7 @@ from serving.http.addresses import is_private
 from serving.http.cross_site import parse_origin
 from trainers.configs import EngineKind, EngineOptions, ParityMode, Queue, StageKind, StageLimits
 from trainers.configs.base import MAX_NEEDS, EndpointName
+from trainers.configs.stages.serving.batch import MAX_CONCURRENCY
 
 
 def _check_web_address(url: str) -> str:
@@ -397,6 +398,18 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds without a successful delivery after which a webhook that fails is disabled.",
     )
+
+    batch_concurrency: int = Field(
+        32,
+        ge=1,
+        le=MAX_CONCURRENCY,
+        description="Maximum number of requests of a batch in progress at each model; while the engine "
+        "responds that it is busy, there are fewer.",
+    )
+    max_batches_per_worker: int = Field(
+        4, ge=1, description="Maximum number of batches that a worker sends at once, besides its other runs."
+    )
+
     webhook_retry_seconds: float = Field(
         259_200,
         gt=0,

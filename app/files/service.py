@@ -15,7 +15,7 @@ from app.http.errors import InUse, NotFound
 from app.http.paging import CursorQuery, paginate_by_id
 from app.storage.artifacts import get_store
 from app.storage.database import database_now, read_session, transaction
-from app.tables import Dataset, File, FilePurpose
+from app.tables import FINISHED, Batch, Dataset, File, FilePurpose, Run
 from app.tables.base import new_id, utc_now
 from trainers.data.conversion.csv_table import CsvOptions
 from trainers.runtime.error_codes import ErrorCode
@@ -92,7 +92,7 @@ def get_dataset(session: Session, file: File) -> Dataset | None:
 def delete_file(file_id: str) -> None:
     """Delete a file, and the dataset that it owns alone; the bytes disappear with the next collection.
 
-    Raises FileNotFound, and InUse while an unfinished job reads the dataset.
+    Raises FileNotFound, and InUse while an unfinished batch reads the file, or an unfinished job the dataset.
     """
     with transaction() as session:
         _delete(session, get_file(session, file_id))
@@ -132,12 +132,24 @@ def fetch_content(file: File) -> Path:
     return get_store().fetch_file(dataset.artifact, dataset.sha256)
 
 
+def _check_unused(session: Session, file: File) -> None:
+    statement = select(col(Batch.id)).join(Run, col(Run.id) == col(Batch.run_id))
+    unfinished = col(Batch.input_file_id) == file.id, col(Run.status).not_in(FINISHED)
+    if batches := session.scalars(statement.where(*unfinished)).all():
+        raise InUse(
+            f"The file {file.id} is the input of the unfinished batch {batches[0]}.",
+            hint="Wait until the batch has ended, or cancel it.",
+            used_by=list(batches),
+        )
+
+
 def select_files() -> Select[File]:
     """Return the query of all files that have not expired."""
     return select(File).where(or_(col(File.expires_at).is_(None), col(File.expires_at) > database_now()))
 
 
 def _delete(session: Session, file: File) -> None:
+    _check_unused(session, file)
     session.execute(delete(File).where(col(File.id) == file.id))
     others = select(col(File.id)).where(col(File.dataset_id) == file.dataset_id).limit(1)
     if file.dataset_id is None or not file.owns_dataset or session.scalar(others) is not None:

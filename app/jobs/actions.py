@@ -17,6 +17,7 @@ from app.jobs.inputs import find_deleted_inputs, list_unfinished_jobs
 from app.jobs.service import get_job
 from app.runs import graph, lifecycle
 from app.tables import (
+    Batch,
     Checkpoint,
     Comparison,
     Evaluation,
@@ -140,6 +141,7 @@ def delete(session: Session, job_id: str) -> None:
     run_ids = [run.id for run in runs]
     _delete_evaluations(session, job_id)
     of_runs = (
+        (Batch, Batch.run_id),
         (RunNeed, RunNeed.run_id),
         (Comparison, Comparison.run_id),
         (Event, Event.run_id),

@@ -8,9 +8,10 @@ from app.deployments.served_models import explain_missing_model
 from app.http.errors import UnprocessableContent, field_error
 from app.models.references import resolve_model
 from app.settings import Settings, get_settings
-from app.tables import Alias, Checkpoint, Evaluation, Model, ModelKind, Run
+from app.tables import Alias, Batch, Checkpoint, Evaluation, Model, ModelKind, Run
 from app.workers import service as workers
 from trainers.configs import (
+    BatchConfig,
     CompareConfig,
     DeployConfig,
     EngineClientConfig,
@@ -31,6 +32,15 @@ from trainers.configs.metrics.translation import Comet
 from trainers.configs.references import REGISTRY_PREFIX, find_served_models
 from trainers.configs.stage_config import AnyStage
 from trainers.configs.training import FullTuning, TrainingConfig
+
+
+def check_batch(session: Session, stage: AnyStage, path: str) -> Iterator[UnprocessableContent]:
+    """Yield an error for a batch that is not being created now, together with this job."""
+    if not isinstance(stage, BatchConfig):
+        return
+    batch = session.get(Batch, stage.batch) if stage.batch is not None else None
+    if batch is None or batch.job_id is not None:
+        yield field_error(f"{path}.batch", "A batch is created, with its job, by POST /v1/batches.")
 
 
 def check_merge(

@@ -14,6 +14,7 @@ from app.jobs.graph.promotions import check_promotion
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors
 from app.jobs.plan_checks import (
+    check_batch,
     check_evaluations,
     check_limits,
     check_merge,
@@ -67,6 +68,7 @@ def resolve_stages(
         path = f"stages.{position}"
         needs = resolve_needs(spec.stages, position, {other.name: other.resolved_needs for other in stages})
         errors += needs.errors
+        errors += check_batch(session, stage, path)
         errors += check_limits(stage, path, settings)
         errors += check_served_models(session, stage, path, settings)
         errors += check_python_graders(stage, path, settings)

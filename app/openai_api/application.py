@@ -10,6 +10,7 @@ from app.http.auth import require_by_method, require_inference
 from app.http.metrics import VERSION
 from app.http.text_check import refuse_unstorable_text
 from app.idempotency.creation import CreationMiddleware
+from app.openai_api.batches import endpoints as batches
 from app.openai_api.chat_completions import endpoints as chat_completions
 from app.openai_api.errors import OpenAIErrorResponse, install_openai_errors
 from app.openai_api.evals import endpoints as evals
@@ -31,6 +32,7 @@ NOUNS = (
     graders,
     uploads,
     webhooks,
+    batches,
 )
 STORED_NOUNS = (chat_completions, responses)
 DESCRIPTION = (
@@ -47,6 +49,7 @@ TAGS = [
     {"name": "fine-tuning", "description": "Fine-tuning jobs, their events and their checkpoints."},
     {"name": "webhooks", "description": "Addresses that receive signed events."},
     {"name": "graders", "description": "Graders, tried on one completion."},
+    {"name": "batches", "description": "Files of requests whose responses become files."},
 ]
 
 

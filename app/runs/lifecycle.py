@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlmodel import Session, col
 
 from app.aliases.promotions import end_promotion
+from app.batches.run_end import end_batch
 from app.runs import graph
 from app.runs.attempt_outcome import AttemptOutcome, NewEvent, next_status
 from app.runs.claimable import FreeResources, order_queues, select_next
@@ -133,6 +134,7 @@ def _move(
     _add_events(session, run, [*events, NewEvent(EventType.status, {"status": to, **(data or {})})])
     if to.finished:
         note_run_end(session, run)
+        end_batch(session, run)
     return run
 
 

@@ -9,6 +9,7 @@ import logging
 from sqlalchemy import func, update
 from sqlmodel import Session, col
 
+from app.batches import lifecycle as batches
 from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
 from app.runs.claimable import select_claimable
@@ -32,6 +33,7 @@ def sweep_once(settings: Settings) -> None:
         for run in lifecycle.release_expired(session, settings.max_failures):
             logger.warning("released run %s, now %s", run.id, run.status, extra={"run_id": run.id})
         deployments.release_expired(session)
+        batches.expire_unstarted(session)
     with transaction() as session:
         for queue in list_idle_queues(session, settings):
             if _claim_notification(session, queue, settings.renotify_seconds):

@@ -11,6 +11,7 @@ from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
 from app.tables.event import Event, EventType
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
+from app.tables.openai_api.batch import Batch, BatchStatus
 from app.tables.openai_api.eval import Eval, EvalRun
 from app.tables.openai_api.file import File, FilePurpose
 from app.tables.openai_api.fine_tuning import CheckpointPermission, FineTuningCheckpoint, FineTuningJob
@@ -28,6 +29,8 @@ __all__ = [
     "AliasTraffic",
     "AliasVersion",
     "ApiKey",
+    "Batch",
+    "BatchStatus",
     "Checkpoint",
     "CheckpointPermission",
     "Comparison",

@@ -39,7 +39,7 @@ class UpstreamBroken(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """The engine sent nothing for READ_TIMEOUT_SECONDS."""
+    """The engine sent nothing during the time that the pool allows."""
 
 
 class ResponseHandler(Protocol):
@@ -65,8 +65,9 @@ class ResponseHandler(Protocol):
 class ConnectionPool:
     """Kept-alive connections by the engine's address; must be created inside the running event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_timeout_seconds: float = READ_TIMEOUT_SECONDS) -> None:
         self.loop = asyncio.get_running_loop()
+        self.read_timeout_seconds = read_timeout_seconds
         self.idle: dict[str, deque[UpstreamConnection]] = {}
         self.all: set[UpstreamConnection] = set()
         self.sweep_timer = self.loop.call_later(SWEEP_SECONDS, self._sweep)
@@ -170,8 +171,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self.handler is None:
             if seconds > IDLE_SECONDS:
                 self.abort()
-        elif seconds > READ_TIMEOUT_SECONDS and not self.paused:
-            self._fail(UpstreamTimeout(f"the engine sent nothing for {READ_TIMEOUT_SECONDS:.0f} s"))
+        elif seconds > (limit := self.pool.read_timeout_seconds) and not self.paused:
+            self._fail(UpstreamTimeout(f"the engine sent nothing for {limit:.0f} s"))
 
     async def _connect(self) -> None:
         address = urlsplit(self.base_url)

@@ -38,6 +38,7 @@ from trainers.configs.stages.kto import KtoConfig, KtoLoss
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
 from trainers.configs.stages.preflight import HostMemory, PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
+from trainers.configs.stages.serving.batch import BatchConfig, BatchEndpoint
 from trainers.configs.stages.serving.promote import PromoteConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import (
@@ -55,6 +56,8 @@ __all__ = [
     "AdaptedModel",
     "AnyStage",
     "Attention",
+    "BatchConfig",
+    "BatchEndpoint",
     "CompareConfig",
     "Config",
     "DatasetPart",

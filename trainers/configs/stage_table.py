@@ -21,6 +21,7 @@ from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
+from trainers.configs.stages.serving.batch import BatchConfig
 from trainers.configs.stages.serving.promote import PromoteConfig
 from trainers.configs.stages.sft import SftConfig
 from trainers.configs.training import TrainingConfig
@@ -42,6 +43,7 @@ class Product(StrEnum):
     datasets = "datasets"
     evaluation = "evaluation"
     comparison = "comparison"
+    batch = "batch"  # Files of responses and of errors.
     selected_model = "selected_model"  # The model of another stage, which becomes its own.
 
 
@@ -54,6 +56,9 @@ _MERGE_LIMITS = StageLimits(max_seconds=12 * _HOUR, max_disk_bytes=2048 * _GIB)
 _COMPARE_LIMITS = StageLimits(max_seconds=12 * _HOUR, max_memory_bytes=32 * _GIB, max_disk_bytes=200 * _GIB)
 # A checkpoint of full fine-tuning has up to 16 bytes for each parameter, and several exist at once.
 _TRAINING_LIMITS = StageLimits(max_seconds=720 * _HOUR, max_disk_bytes=8192 * _GIB)
+
+# Longer than a batch may take, so that its own end comes first.
+_BATCH_LIMITS = StageLimits(max_seconds=30 * _HOUR, max_memory_bytes=4 * _GIB, max_disk_bytes=200 * _GIB)
 
 _INFERENCE = ("torch", "transformers", "peft")
 _REPORTS = ("scipy", "matplotlib", "pyarrow")
@@ -183,6 +188,9 @@ class StageKind(StrEnum):
         reads=Rows.any,
     )
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True, reads_prompts=True)
+    batch = Stage(
+        BatchConfig, "serving.batch", (), Product.batch, resumes=True, reads=Rows.any, limits=_BATCH_LIMITS
+    )
     deploy = Stage(DeployConfig, None, _INFERENCE)
     # A judge runs the program of `evaluate`.
     promote = Stage(PromoteConfig, None, (*_INFERENCE, *_REPORTS))

@@ -10,7 +10,7 @@ from app.runs import lifecycle
 from app.runs.claimable import FreeResources
 from app.storage.database import transaction
 from app.tables import Run
-from trainers.configs import Queue
+from trainers.configs import Queue, StageKind
 from workers.hosts.devices import Devices, count_usable
 from workers.hosts.worker import WorkerContext
 
@@ -27,11 +27,14 @@ class ClaimedRun:
     """Monotonic time before the claim: the lease can only end later than one counted from here."""
 
 
-def claim_next(worker: WorkerContext, full_queues: Collection[Queue] = ()) -> ClaimedRun | None:
+def claim_next(
+    worker: WorkerContext, full_queues: Collection[Queue] = (), full_stages: Collection[StageKind] = ()
+) -> ClaimedRun | None:
     """Claim the first run that this worker can take; None if there is none.
 
-    On `full_queues` only runs that need no device are taken. The free GPUs are reserved before the claim, so
-    that no engine, and no other worker of this host, can take the run's GPUs meanwhile.
+    On `full_queues` only runs that need no device are taken, and of `full_stages` none. The free GPUs are
+    reserved before the claim, so that no engine, and no other worker of this host, can take the run's GPUs
+    meanwhile.
     """
     devices = worker.devices.take_free()
     try:
@@ -48,7 +51,7 @@ def claim_next(worker: WorkerContext, full_queues: Collection[Queue] = ()) -> Cl
                 session,
                 worker.worker_id,
                 worker.queues,
-                worker.stages,
+                [stage for stage in worker.stages if stage not in full_stages],
                 worker.settings.lease_seconds,
                 free,
                 worker.settings.max_overtake_seconds,

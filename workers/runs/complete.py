@@ -24,6 +24,7 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from trainers.runtime.redaction import redact_file
+from workers.batches.outputs import publish_batch
 from workers.exports.upload import HubPushFailed, complete_export
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
@@ -125,6 +126,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         result = _retry_storing(attempt, lambda: _publish_datasets(run, launch, result))
         evaluation = _retry_storing(attempt, lambda: publish_evaluation(run, launch, result))
         fine_tuned = _retry_storing(attempt, lambda: publish_fine_tuned(run, launch.run_dir, model))
+        batch = _retry_storing(attempt, lambda: publish_batch(run, launch, result))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return end_attempt(
@@ -157,6 +159,7 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         if ended is not None:
             evaluation.add_to(session)
             fine_tuned.add_to(session, model, attempt.settings)
+            batch.add_to(session)
         return ended
 
     try:

@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 
 from app.scheduling.incidents import Incident
-from trainers.configs import Queue
+from trainers.configs import Queue, StageKind
 from workers.hosts.worker import WorkerContext
 from workers.runs.claim import ClaimedRun, claim_next
 from workers.runs.execute import execute
@@ -69,7 +69,7 @@ class RunDispatcher:
 
     def _claim_all(self) -> None:
         while not self._worker.stopping.is_set():
-            claimed = claim_next(self._worker, self._full_queues())
+            claimed = claim_next(self._worker, self._full_queues(), self._full_stages())
             if claimed is None:
                 return
             self._start(claimed)
@@ -104,3 +104,9 @@ class RunDispatcher:
         held = Counter(c.run.queue for c in list(self._threads.values()) if c.run.device_count)
         limit = self._worker.settings.max_runs_per_queue
         return frozenset(queue for queue, count in held.items() if queue is not Queue.cuda and count >= limit)
+
+    def _full_stages(self) -> frozenset[StageKind]:
+        """Return the stage `batch` while this worker sends as many batches as the settings allow."""
+        n_batches = sum(c.run.stage is StageKind.batch for c in list(self._threads.values()))
+        is_full = n_batches >= self._worker.settings.max_batches_per_worker
+        return frozenset({StageKind.batch}) if is_full else frozenset()

@@ -13,12 +13,13 @@ from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Run, RunStatus
-from trainers.configs import EngineClientConfig, StageKind
+from trainers.configs import BatchConfig, EngineClientConfig, StageKind
 from trainers.evaluation.checkpoints import publish_unsaved
 from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import EngineFailed, TunesmithError
+from workers.batches.follower import BatchFollower
 from workers.hosts.devices import Devices
 from workers.hosts.environments import empty_folder
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
@@ -98,6 +99,7 @@ class _RunExecution:
         self.kill_at: float | None = None
         """When a program that was asked to stop is killed."""
         self.unsaved = RunDirChanges()
+        self.batch: BatchFollower | None = None
 
     def execute(self, devices: Devices) -> None:
         """Run the attempt from its inputs to its end."""
@@ -116,6 +118,8 @@ class _RunExecution:
             remove_run_dir(launch.run_dir)
             return
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
+        if isinstance(launch.config, BatchConfig) and launch.config.batch is not None:
+            self.batch = BatchFollower(launch.config.batch, launch.run_dir)
         self.worker.tracker.begin_attempt(self.run, launch.run_dir)
         try:
             if isinstance(launch.config, EngineClientConfig):
@@ -229,12 +233,14 @@ class _RunExecution:
             self._save(follower.poll())
             self._handle_stop(program)
             self._handle_failed_rank(program, follower)
-        if isinstance(launch.config, EngineClientConfig) and not (launch.run_dir / files.RESULT).exists():
+        config = launch.config
+        has_result = (launch.run_dir / files.RESULT).exists()
+        if isinstance(config, EngineClientConfig | BatchConfig) and not has_result:
             # The next attempt may be on another host, and must not generate these again.
-            for completions in launch.run_dir.glob(launch.config.completions_file):
+            for completions in launch.run_dir.glob(config.completions_file):
                 publish_unsaved(completions)
         self._save(follower.poll(to_end=True), wait=True)
-        while self.unsaved.events or self.uploads.pending:
+        while self.unsaved.events or self.uploads.pending or (self.batch and self.batch.has_unsaved):
             self.lease.lost.wait(POLL_SECONDS)
             self._check_lease()
             self._save(RunDirChanges(), wait=True)
@@ -245,14 +251,20 @@ class _RunExecution:
         for checkpoint in changes.checkpoints:
             self.uploads.add(checkpoint)
         self.unsaved.add(changes)
+        if self.batch is not None:
+            self.batch.poll()
         try:
             self.uploads.record_stored(self.unsaved.events, wait=wait)
-            if self.unsaved.events or self.unsaved.values:
+            if self.unsaved.events or self.unsaved.values or (self.batch and self.batch.has_unsaved):
                 with transaction() as session:
                     self.status = lifecycle.append_events(
                         session, self.run.id, self.run.attempt, self.unsaved.events, self.unsaved.values
                     )
+                    if self.batch is not None:
+                        self.batch.save(session)
                 self.unsaved = RunDirChanges()
+                if self.batch is not None:
+                    self.batch.mark_saved()
             else:
                 self.status = self._read_status()
         except DATABASE_UNAVAILABLE as error:

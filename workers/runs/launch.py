@@ -19,6 +19,7 @@ from app.storage.manifest import MANIFEST, ArtifactCorrupt
 from app.tables import Checkpoint, Dataset, Run
 from trainers.configs import (
     AnyStage,
+    BatchConfig,
     CompareConfig,
     EngineClientConfig,
     EvaluateConfig,
@@ -36,6 +37,7 @@ from trainers.runtime import launch_command
 from trainers.runtime import run_dir as files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.verified_files import hash_file
+from workers.batches.inputs import prepare_batch
 from workers.hosts.devices import NO_DEVICES, Devices
 from workers.hosts.environments import program_environment, row_cache_environment
 from workers.hosts.resource_limits import ResourceLimits
@@ -113,6 +115,8 @@ def prepare_launch(
         _keep_completions(run, run_dir)
         _remove_earlier_attempts(run_dir, run.attempt)
         config, models, datasets = _resolve_references(run, settings, should_stop)
+        if isinstance(config, BatchConfig):
+            config = prepare_batch(run, config, run_dir)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         base = _find_base(models)
         environment = served_model_environment(config, settings)
@@ -160,7 +164,7 @@ def _keep_completions(run: Run, run_dir: Path) -> None:
     same models and rows.
     """
     config = run.stage_config()
-    if not isinstance(config, EngineClientConfig):
+    if not isinstance(config, EngineClientConfig | BatchConfig):
         return
     earlier = [run_dir.with_name(f"attempt-{attempt}") for attempt in range(1, run.attempt)]
     found = [path for folder in earlier for path in folder.glob(config.completions_file)]

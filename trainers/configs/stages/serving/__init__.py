@@ -1,1 +1,1 @@
-"""Configs of stages that change what is served."""
+"""Configs of stages that change what is served, or send it requests."""
