@@ -200,7 +200,10 @@ def _view_row(
         fields=row.fields,
         responses=ours.responses,
         values=ours.values,
-        other=OtherRowView(responses=theirs.responses, values=theirs.values) if theirs is not None else None,
+        details=ours.details,
+        other=None
+        if theirs is None
+        else OtherRowView(responses=theirs.responses, values=theirs.values, details=theirs.details),
         change=pair.change,
     )
 

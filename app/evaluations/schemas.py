@@ -85,6 +85,10 @@ class OtherRowView(BaseModel):
     values: dict[str, float | None] = Field(
         description="The value of each metric; null if it does not apply."
     )
+    details: dict[str, dict[str, Any]] = Field(
+        description="What metrics report besides: of a grader `passed`, and its `label`, `reason`, `errors` "
+        "and `sub_scores` if it has them."
+    )
 
 
 class EvaluationRowView(OtherRowView):

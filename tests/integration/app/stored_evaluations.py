@@ -74,7 +74,11 @@ def make_rows(
             "reference": f"answer to {prompt}",
             "fields": {"source": "test"},
             "models": {
-                role: {"responses": [f"{role} says {number}"], "values": {METRIC: each[number - 1]}}
+                role: {
+                    "responses": [f"{role} says {number}"],
+                    "values": {METRIC: each[number - 1]},
+                    "details": {METRIC: {"reason": f"{role} {number}"}},
+                }
                 for role, each in values.items()
             },
         }

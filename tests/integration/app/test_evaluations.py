@@ -78,6 +78,8 @@ def test_rows_that_changed_against_the_baseline_come_first(
     assert [(row["row"], row["change"]) for row in page["items"]] == [(2, "lost"), (3, "won"), (4, "won")]
     assert page["items"][0]["responses"] == ["model says 2"]
     assert page["items"][0]["other"]["responses"] == ["baseline says 2"]
+    reasons = [row["details"][METRIC]["reason"] for row in (page["items"][0], page["items"][0]["other"])]
+    assert reasons == ["model 2", "baseline 2"]
     rest = get(client, path, limit=3, after=page["next"])
     assert [row["row"] for row in rest["items"]] == [1] and rest["next"] is None
 
