@@ -140,7 +140,7 @@ class Gateway:
     def handle(self, request: GatewayRequest, downstream: Downstream) -> asyncio.Task[None] | None:
         """Handle a request: at once, or in a task if the client or the routes must be looked up first."""
         client = self.cached_client(request.identity())
-        if client is not None and self.routes.is_fresh():
+        if client is not None and self.routes.is_fresh() and not self._must_ask_engines(request):
             return self._dispatch(request, client, downstream)
         return asyncio.get_running_loop().create_task(self._prepare(request, downstream))
 
@@ -154,11 +154,19 @@ class Gateway:
             client = self.cached_client(identity) or await self.authorize(identity)
             if not self.routes.is_fresh():
                 await self.routes.refresh()
+            if self._must_ask_engines(request):
+                await self.upstreams.details.learn(self.routes.all())
         except Exception as error:
             self.open_context(request.method, request.path, request.headers).fail(error, downstream)
         else:
             if (task := self._dispatch(request, client, downstream)) is not None:
                 await task
+
+    def _must_ask_engines(self, request: GatewayRequest) -> bool:
+        """Return whether a list of models needs the engines' own lists."""
+        return request.path.startswith(MODELS_PATH) and not self.upstreams.details.are_known(
+            self.routes.all()
+        )
 
     def _dispatch(
         self, request: GatewayRequest, client: AuthorizedClient, downstream: Downstream
@@ -214,8 +222,20 @@ class Gateway:
     def _view_models(self, name: str) -> dict[str, Any]:
         """Return one model in OpenAI's shape, or the list of all if the name is empty."""
         if name:
-            return view_model(self._find(name))
-        return {"object": "list", "data": [view_model(route) for route in self.routes.all()]}
+            return self._view_model(self._find(name))
+        return {"object": "list", "data": [self._view_model(route) for route in self.routes.all()]}
+
+    def _view_model(self, route: Route) -> dict[str, Any]:
+        """Return a route as OpenAI's model object, with the details that its engine reports."""
+        created = int(route.created_at.timestamp())
+        details = self.upstreams.details.view(route, self.routes.all())
+        return {
+            "id": route.name,
+            "object": "model",
+            "created": created,
+            "owned_by": route.owned_by,
+            **details,
+        }
 
     def _generate(
         self,
@@ -251,9 +271,3 @@ class Gateway:
         if route.not_ready is not None:
             raise ModelNotReady(name, route.not_ready)
         return route
-
-
-def view_model(route: Route) -> dict[str, Any]:
-    """Return a route as OpenAI's model object."""
-    created = int(route.created_at.timestamp())
-    return {"id": route.name, "object": "model", "created": created, "owned_by": route.owned_by}

@@ -5,8 +5,9 @@ import logging
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from serving.gateway.breaker import CircuitBreakers
 from serving.gateway.connection_pool import ConnectionPool, ResponseHandler
+from serving.gateway.engine_state.breaker import CircuitBreakers
+from serving.gateway.engine_state.model_details import ModelDetails
 from serving.gateway.routes import RoutingTable, Target
 from serving.gateway.traffic.recorder import TrafficRecorder
 
@@ -22,6 +23,7 @@ class Upstreams:
         self.routes = routes
         self.breakers = CircuitBreakers()
         self.traffic = TrafficRecorder(routes.record_traffic)
+        self.details = ModelDetails(self.get)
         self._pool: ConnectionPool | None = None
         self._used: set[str] = set()
         self._report_task: asyncio.Task[None] | None = None
@@ -52,10 +54,19 @@ class Upstreams:
         if self._report_task is None:
             self._report_task = asyncio.get_running_loop().create_task(self._report_use_later())
         head = build_request_head(target.base_url, path)
+        request = b"%b%bcontent-length: %d\r\n\r\n%b" % (head, extra_headers, len(body), body)
+        self._open_pool().request(target.base_url, request, handler, fresh)
+
+    def get(self, base_url: str, path: str, handler: ResponseHandler) -> None:
+        """Send a GET to an engine, which counts neither as use of its deployment nor as a failure."""
+        address = urlsplit(base_url)
+        head = f"GET {address.path}{path} HTTP/1.1\r\nhost: {address.netloc}\r\n\r\n"
+        self._open_pool().request(base_url, head.encode(), handler)
+
+    def _open_pool(self) -> ConnectionPool:
         if self._pool is None:
             self._pool = ConnectionPool()
-        request = b"%b%bcontent-length: %d\r\n\r\n%b" % (head, extra_headers, len(body), body)
-        self._pool.request(target.base_url, request, handler, fresh)
+        return self._pool
 
     async def _report_use_later(self) -> None:
         # After a delay, with all deployments used by then, so that the last request is reported, too.

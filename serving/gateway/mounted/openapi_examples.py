@@ -53,7 +53,13 @@ RESPONSE_REQUESTS: Json = {
     },
 }
 
-MODEL: Json = {"id": "starter", "object": "model", "created": 1795856400, "owned_by": "tunesmith"}
+MODEL: Json = {
+    "id": "starter",
+    "object": "model",
+    "created": 1795856400,
+    "owned_by": "tunesmith",
+    "max_model_len": 256,
+}
 MODEL_LIST: Json = {"object": "list", "data": [MODEL]}
 CHAT: Json = {
     "id": "chatcmpl-9afbedb2dfb94eb39160c8c35022728e",

@@ -143,7 +143,10 @@ def response_schemas() -> Json:
             "object": text("Always `model`."),
             "created": integer("Unix time at which the route was created."),
             "owned_by": text("Name of the organization (`TUNESMITH_ORGANIZATION`)."),
-        }
+            "max_model_len": integer("Tokens of prompt and completion together, if the engine responds."),
+            "parent": text("Name of the base of an adapter."),
+        },
+        ["id", "object", "created", "owned_by"],
     )
     usage = obj(
         {

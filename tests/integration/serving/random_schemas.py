@@ -7,14 +7,18 @@ Schema = dict[str, Any]
 
 NAMES = ["name", "age", "city", "tags", "이름", "value", "id", "unit", "note", "a b"]
 LEAVES = ["string", "enum", "integer", "number", "boolean", "null", "const"]
-NODE: Schema = {
-    "type": "object",
-    "properties": {
-        "label": {"type": "string", "maxLength": 8},
-        "next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]},
+# A recursive schema would be followed for ever by a model that prefers to open a brace.
+DEFINITIONS: Schema = {
+    "Label": {"type": "string", "maxLength": 8},
+    "Node": {
+        "type": "object",
+        "properties": {
+            "label": {"$ref": "#/$defs/Label"},
+            "next": {"anyOf": [{"$ref": "#/$defs/Label"}, {"type": "null"}]},
+        },
+        "required": ["label", "next"],
+        "additionalProperties": False,
     },
-    "required": ["label", "next"],
-    "additionalProperties": False,
 }
 STRINGS: list[Schema] = [
     {"type": "string", "maxLength": 20},
@@ -30,7 +34,7 @@ NUMBERS: dict[str, list[Schema]] = {
 
 def random_schema(rng: random.Random) -> Schema:
     """Return the schema of an object."""
-    return {**_object(rng, 2), "$defs": {"Node": NODE}}
+    return {**_object(rng, 2), "$defs": DEFINITIONS}
 
 
 def _value(rng: random.Random, depth: int) -> Schema:

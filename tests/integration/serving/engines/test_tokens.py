@@ -89,3 +89,9 @@ def test_embeddings_are_rejected_with_a_hint(engine: Server) -> None:
     status, response = engine.post("/v1/embeddings", {"model": "base", "input": "x"})
     assert status == 404
     assert "embedding model" in response["error"]["message"]
+
+
+def test_a_model_can_be_retrieved_by_its_name(engine: Server) -> None:
+    status, model = engine.get("/v1/models/alpha")
+    assert (status, model["id"], model["parent"], model["max_model_len"]) == (200, "alpha", "base", 8192)
+    assert engine.get("/v1/models/nobody")[0] == 404

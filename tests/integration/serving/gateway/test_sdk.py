@@ -180,6 +180,15 @@ def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
     assert client.models.retrieve("alpha").id == "alpha"
 
 
+def test_models_have_the_context_and_the_base_that_their_engine_reports(client: OpenAI) -> None:
+    details = {model.id: model.model_extra for model in client.models.list()}
+    assert details["starter"] == {"max_model_len": 8192}
+    assert details["alpha"] == {"max_model_len": 8192, "parent": "base"}
+    # Its engine does not run.
+    assert details["gone"] == {}
+    assert client.models.retrieve("beta").model_extra == details["beta"]
+
+
 def test_an_unknown_model_is_rejected_with_the_served_names(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="alpha") as error:
         client.chat.completions.create(model="nobody", messages=HELLO)

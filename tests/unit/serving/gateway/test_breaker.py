@@ -1,6 +1,6 @@
 """Circuit breakers under a clock that the test sets."""
 
-from serving.gateway.breaker import FAILURES_TO_OPEN, OPEN_SECONDS, CircuitBreakers
+from serving.gateway.engine_state.breaker import FAILURES_TO_OPEN, OPEN_SECONDS, CircuitBreakers
 from serving.gateway.routes import Target
 
 TARGET = Target("deployment_a", "http://127.0.0.1:1", "a")
