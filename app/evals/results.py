@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from app.evaluations.stored_files import fetch_stored_file
+from app.graders.service import name_models
+from app.settings import get_settings
 from app.tables import EvalRun, Evaluation
 from trainers.configs.graders import GRADER
 from trainers.evaluation.row_index import (
@@ -52,7 +54,8 @@ def count_results(run: EvalRun, evaluation: Evaluation) -> RunCounts:
 
 def list_thresholds(run: EvalRun) -> tuple[float, ...]:
     """Return the score from which an item passes, for each criterion."""
-    return tuple(GRADER.validate_python(criterion).threshold for criterion in run.testing_criteria)
+    graders = (GRADER.validate_python(name_models(one, get_settings())) for one in run.testing_criteria)
+    return tuple(grader.threshold for grader in graders)
 
 
 def metric_name(position: int) -> str:

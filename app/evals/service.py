@@ -12,12 +12,13 @@ from app.datasets.upload import upload_folder
 from app.evals.data_source import DataSource, FileIdSource, GeneratedDataSource
 from app.evals.rows import ITEM, SAMPLE, write_rows
 from app.files import service as files
+from app.graders.service import name_models
 from app.http.errors import HttpError, InUse, NotFound, UnprocessableContent
 from app.http.paging import CursorQuery, paginate_by_id
 from app.jobs import actions
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
-from app.settings import Settings
+from app.settings import Settings, get_settings
 from app.storage.database import read_session, transaction
 from app.tables import Dataset, Eval, EvalRun, Evaluation, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
@@ -190,7 +191,7 @@ def _make_spec(definition: Eval, name: str, data_source: DataSource, dataset: Da
     metrics = [
         # Every row counts as passed, failed or errored, and an error is no reason to end the run.
         {"metric": "grader", "name": f"criterion_{i}", "grader": grader, "item": ITEM, "max_error_share": 1.0}
-        for i, grader in enumerate(definition.testing_criteria)
+        for i, grader in enumerate(name_models(one, get_settings()) for one in definition.testing_criteria)
     ]
     stage: dict[str, Any] = {"stage": "evaluate", "dataset": dataset.id, "metrics": metrics}
     if isinstance(data_source, GeneratedDataSource):

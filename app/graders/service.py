@@ -33,7 +33,7 @@ def read_grader(
         UnprocessableContent: The grader is malformed, names a model that does not exist, or is in Python
             where the operator has not allowed that.
     """
-    named = _name_models(values, settings)
+    named = name_models(values, settings)
     try:
         grader = GRADER.validate_python(named)
     except ValidationError as error:
@@ -50,13 +50,25 @@ def read_grader(
     return grader
 
 
+def parse_grader(values: Mapping[str, Any], settings: Settings) -> Grader:
+    """Return a grader with the models of the settings, without looking for them.
+
+    Raises ValueError, which pydantic's ValidationError is too, for a malformed one and for one in Python
+    where the operator has not allowed that.
+    """
+    grader = GRADER.validate_python(name_models(values, settings))
+    if grader_capability(grader) is not None and not settings.python_graders:
+        raise ValueError(PYTHON_GRADERS_OFF)
+    return grader
+
+
 def check_python_graders(stage: AnyStage, path: str, settings: Settings) -> Iterator[UnprocessableContent]:
     """Yield an error for a stage with a Python grader, unless the operator allows them."""
     if PYTHON_GRADER in split_capabilities(stage.capability) and not settings.python_graders:
         yield field_error(path, PYTHON_GRADERS_OFF)
 
 
-def _name_models(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def name_models(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """Return the grader with the models of the settings in place of the names that OpenAI gives them."""
     named = dict(values)
     model = named.get("model")
@@ -68,7 +80,7 @@ def _name_models(values: Mapping[str, Any], settings: Settings) -> dict[str, Any
     graders = named.get("graders")
     if isinstance(graders, Mapping):
         if isinstance(graders.get("type"), str):
-            named["graders"] = _name_models(graders, settings)
+            named["graders"] = name_models(graders, settings)
         else:
             named["graders"] = {name: _name_any(one, settings) for name, one in graders.items()}
     elif isinstance(graders, list):
@@ -81,7 +93,7 @@ def _name_any(value: Any, settings: Settings) -> Any:
     inner = {"graders": value["graders"]} if isinstance(value, Mapping) and "graders" in value else {}
     if not isinstance(value, Mapping):
         return value
-    return _name_models({name: one for name, one in value.items() if name != "graders"}, settings) | inner
+    return name_models({name: one for name, one in value.items() if name != "graders"}, settings) | inner
 
 
 def _nest(field: str, value: Any) -> Any:

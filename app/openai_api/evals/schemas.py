@@ -7,9 +7,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from app.evals.data_source import DataSource
 from app.evals.results import Counts, RunCounts, judge, list_thresholds, metric_name
+from app.graders.service import parse_grader
 from app.openai_api.parameters import Metadata, OpenAIBody
+from app.settings import get_settings
 from app.tables import Eval, EvalRun, Evaluation, Run, RunStatus
-from trainers.configs.graders import GRADER
 from trainers.evaluation.row_index import IndexedRow, ModelRow, StoredRow
 
 MAX_NAME = 200
@@ -34,7 +35,7 @@ OutputItemId = Annotated[str, Field(max_length=96, description="Id of an output 
 
 def _check_grader(criterion: dict[str, Any]) -> dict[str, Any]:
     try:
-        GRADER.validate_python(criterion)
+        parse_grader(criterion, get_settings())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"][1:])

@@ -17,11 +17,12 @@ from openai.types.graders import (
 )
 from pydantic import TypeAdapter
 from rapidfuzz import fuzz, utils
+from sqlmodel import select
 
 from app.graders import run
 from app.settings import EvaluationEndpoint, Settings
-from app.storage.database import transaction
-from app.tables import Deployment
+from app.storage.database import read_session, transaction
+from app.tables import Deployment, Run
 from tests.integration.trainers.metrics.judge_server import JudgeServer, serve_judge
 from trainers.configs import EngineKind, Queue
 from trainers.graders.sandbox import find_sandbox_fault
@@ -178,6 +179,21 @@ def test_a_grader_that_cannot_be_used_is_refused_with_the_field(openai: OpenAI) 
         assert message in caught.value.message and caught.value.param == param
     with pytest.raises(BadRequestError, match="unknown namespace"):
         graders.run(grader=REFUSED[2][0], model_sample="x")
+
+
+def test_an_eval_and_its_run_name_the_models_of_openai(openai: OpenAI, judge: JudgeServer) -> None:
+    schema: Any = {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True}
+    created = openai.evals.create(data_source_config=schema, testing_criteria=[SCORE])
+    rows: Any = [{"item": {"answer": "4"}, "sample": {"output_text": "four"}}]
+    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+    openai.evals.runs.create(created.id, data_source=source)
+    with read_session() as session:
+        [run] = session.exec(select(Run))
+    assert run.config["metrics"][0]["grader"]["model"] == {"endpoint": "openai", "model": "gpt-4o"}
+    shown: Any = openai.evals.retrieve(created.id).testing_criteria[0]
+    assert shown.model == "gpt-4o-2024-08-06"
+    with pytest.raises(BadRequestError, match="Python graders are off"):
+        openai.evals.create(data_source_config=schema, testing_criteria=[PYTHON])
 
 
 def test_as_many_graders_run_as_may(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
