@@ -1,6 +1,7 @@
 """Evals and their runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from app.files import service as files
 from app.graders.service import name_models
 from app.http.errors import HttpError, InUse, NotFound, UnprocessableContent
 from app.http.paging import CursorQuery, paginate_by_id
+from app.idempotency.creation import Record
 from app.jobs import actions
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
@@ -48,6 +50,14 @@ def get_eval(session: Session, eval_id: str) -> Eval:
     return found
 
 
+def create_eval(definition: Eval, record: Record) -> str:
+    """Keep a new eval, and return its id."""
+    with transaction() as session:
+        session.add(definition)
+        record(session, definition.id)
+    return definition.id
+
+
 def delete_eval(session: Session, eval_id: str) -> None:
     """Delete an eval with its runs; raises EvalNotFound, and InUse while a run is not finished.
 
@@ -67,38 +77,43 @@ def delete_eval(session: Session, eval_id: str) -> None:
     session.execute(delete(Eval).where(col(Eval.id) == eval_id))
 
 
-def create_run(
-    settings: Settings,
-    eval_id: str,
-    name: str,
-    data_source: DataSource,
-    custom: dict[str, str],
-    created_by: str,
-) -> EvalRun:
-    """Queue a run of an eval; raises EvalNotFound, FileNotFound and UnprocessableContent.
+@dataclass(frozen=True)
+class EvalRunSpec:
+    """A run of an eval, as a client asks for it."""
+
+    eval_id: str
+    name: str
+    data_source: DataSource
+    custom: dict[str, str]
+
+
+def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: Record) -> str:
+    """Queue a run of an eval and return its id; raises EvalNotFound, FileNotFound and UnprocessableContent.
 
     No session is open while the rows are read and stored.
     """
+    data_source = asked.data_source
     with read_session() as session:
-        definition = get_eval(session, eval_id)
-    dataset = _store_rows(settings, definition, name, data_source)
-    spec = _make_spec(definition, name, data_source, dataset)
+        definition = get_eval(session, asked.eval_id)
+    dataset = _store_rows(settings, definition, asked.name, data_source)
+    spec = _make_spec(definition, asked.name, data_source, dataset)
     with transaction() as session:
         try:
             job, _ = jobs.create_job(session, settings, spec, created_by, None)
         except UnprocessableContent as error:
             raise _rename_fields(error) from None
         run = EvalRun(
-            eval_id=eval_id,
+            eval_id=asked.eval_id,
             job_id=job.id,
-            name=name,
+            name=asked.name,
             model=data_source.model if isinstance(data_source, GeneratedDataSource) else "",
             data_source=data_source.model_dump(mode="json", exclude_none=True),
             testing_criteria=definition.testing_criteria,
-            custom=custom,
+            custom=asked.custom,
         )
         session.add(run)
-    return run
+        record(session, run.id)
+    return run.id
 
 
 def list_runs(

@@ -20,6 +20,7 @@ from app.tables import (
     Batch,
     Checkpoint,
     Comparison,
+    EvalRun,
     Evaluation,
     EvaluationScore,
     Event,
@@ -152,6 +153,7 @@ def delete(session: Session, job_id: str) -> None:
     for table, column in of_runs:
         session.execute(sa.delete(table).where(col(column).in_(run_ids)))
     _delete_fine_tuning_jobs(session, job_id)
+    session.execute(sa.delete(EvalRun).where(col(EvalRun.job_id) == job_id))
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))
 

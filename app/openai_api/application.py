@@ -17,6 +17,7 @@ from app.openai_api.evals import endpoints as evals
 from app.openai_api.files import endpoints as files
 from app.openai_api.fine_tuning import endpoints as fine_tuning
 from app.openai_api.graders import endpoints as graders
+from app.openai_api.models import endpoints as models
 from app.openai_api.parameters import refuse_unknown_query
 from app.openai_api.responses import endpoints as responses
 from app.openai_api.uploads import endpoints as uploads
@@ -30,6 +31,7 @@ NOUNS = (
     files,
     fine_tuning,
     graders,
+    models,
     uploads,
     webhooks,
     batches,
@@ -45,6 +47,7 @@ TAGS = [
     {"name": "responses", "description": "Stored responses, of deployments with `store_days`."},
     {"name": "files", "description": "Files for training, batches and evaluations."},
     {"name": "evals", "description": "Evaluations by graders, with their runs and items."},
+    {"name": "models", "description": "Deployed and fine-tuned models."},
     {"name": "uploads", "description": "Files that are sent in parts."},
     {"name": "fine-tuning", "description": "Fine-tuning jobs, their events and their checkpoints."},
     {"name": "webhooks", "description": "Addresses that receive signed events."},

@@ -12,10 +12,11 @@ from sqlmodel import Session, col
 from app.datasets.upload import UploadedFile, upload_folder
 from app.files import service as files
 from app.http.errors import HttpError, NotFound, PayloadTooLarge, field_error
+from app.idempotency.creation import Record
 from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
-from app.tables import File, FilePurpose, Upload, UploadPart, UploadStatus
+from app.tables import File, Upload, UploadPart, UploadStatus
 from app.tables.base import utc_now
 from trainers.runtime.error_codes import ErrorCode
 
@@ -37,30 +38,19 @@ class UploadNotPending(HttpError):
     code = ErrorCode.upload_not_pending
 
 
-def create_upload(
-    session: Session,
-    settings: Settings,
-    filename: str,
-    purpose: FilePurpose,
-    size_bytes: int,
-    file_expires_after_seconds: int | None,
-) -> Upload:
-    """Begin an upload; raises PayloadTooLarge if the announced size exceeds the limit of a file."""
-    if size_bytes > settings.max_upload_bytes:
+def create_upload(settings: Settings, upload: Upload, record: Record) -> str:
+    """Begin an upload and return its id; raises PayloadTooLarge if it is to be larger than a file may be."""
+    if upload.size_bytes > settings.max_upload_bytes:
         raise PayloadTooLarge(
             f"bytes: The upload is larger than {settings.max_upload_bytes} bytes.",
             hint="Split the file, or raise TUNESMITH_MAX_UPLOAD_BYTES.",
             fields=[{"field": "bytes", "message": "It is too large."}],
         )
-    upload = Upload(
-        filename=filename,
-        purpose=purpose,
-        size_bytes=size_bytes,
-        file_expires_after_seconds=file_expires_after_seconds,
-        expires_at=utc_now() + timedelta(seconds=LIFETIME_SECONDS),
-    )
-    session.add(upload)
-    return upload
+    upload.expires_at = utc_now() + timedelta(seconds=LIFETIME_SECONDS)
+    with transaction() as session:
+        session.add(upload)
+        record(session, upload.id)
+    return upload.id
 
 
 def add_part(upload_id: str, path: Path) -> UploadPart:

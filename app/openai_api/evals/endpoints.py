@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 
 from app.evals import results, service
+from app.evals.service import EvalRunSpec
 from app.http.auth import CallerDependency
 from app.http.paging import CursorQuery
+from app.idempotency.creation import Creation
 from app.openai_api.evals.schemas import (
     STATUSES,
     EvalCreate,
@@ -37,7 +39,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of 
 
 
 @router.post("", status_code=201)
-def create_eval(session: WriteSession, body: EvalCreate) -> EvalObject:
+def create_eval(body: EvalCreate, creation: Creation) -> EvalObject:
     """Define an eval: what the items look like, and the graders that judge the responses."""
     definition = Eval(
         name=body.name,
@@ -45,8 +47,9 @@ def create_eval(session: WriteSession, body: EvalCreate) -> EvalObject:
         testing_criteria=body.testing_criteria,
         custom=body.metadata or {},
     )
-    session.add(definition)
-    return view_eval(definition)
+    eval_id = creation.once(lambda record: service.create_eval(definition, record))
+    with read_session() as session:
+        return view_eval(service.get_eval(session, eval_id))
 
 
 @router.get("")
@@ -88,13 +91,12 @@ def delete_eval(session: WriteSession, eval_id: EvalId) -> EvalDeleted:
 
 @router.post("/{eval_id}/runs", status_code=201)
 def create_eval_run(
-    request: Request, caller: CallerDependency, eval_id: EvalId, body: EvalRunCreate
+    request: Request, caller: CallerDependency, eval_id: EvalId, body: EvalRunCreate, creation: Creation
 ) -> EvalRunObject:
     """Start a run: a model responds to each item, and the graders judge the responses."""
-    run = service.create_run(
-        get_settings(), eval_id, body.name, body.data_source, body.metadata or {}, caller.key_id
-    )
-    return _load_view(run, _base_url(request))
+    spec = EvalRunSpec(eval_id, body.name, body.data_source, body.metadata or {})
+    run_id = creation.once(lambda record: service.create_run(get_settings(), spec, caller.key_id, record))
+    return get_eval_run(request, eval_id, run_id)
 
 
 @router.get("/{eval_id}/runs")

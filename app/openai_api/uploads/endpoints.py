@@ -7,6 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.datasets.upload import receive_upload, upload_folder
 from app.http.errors import field_error
+from app.idempotency.creation import Creation
 from app.openai_api.files.endpoints import load_view
 from app.openai_api.files.schemas import default_expiry
 from app.openai_api.uploads.schemas import (
@@ -20,8 +21,8 @@ from app.openai_api.uploads.schemas import (
     view_upload,
 )
 from app.settings import get_settings
-from app.storage.database import WriteSession
-from app.tables import FilePurpose
+from app.storage.database import read_session
+from app.tables import FilePurpose, Upload
 from app.tables.base import utc_now
 from app.uploads import service
 
@@ -29,12 +30,20 @@ router = APIRouter(prefix="/uploads", tags=["uploads"])
 
 
 @router.post("")
-def create_upload(session: WriteSession, body: UploadCreate) -> UploadObject:
+def create_upload(body: UploadCreate, creation: Creation) -> UploadObject:
     """Begin an upload in parts, which expires after an hour."""
     purpose = FilePurpose(body.purpose)
-    expiry = body.expires_after.seconds if body.expires_after else default_expiry(purpose)
-    upload = service.create_upload(session, get_settings(), body.filename, purpose, body.bytes, expiry)
-    return view_upload(upload, None, utc_now())
+    upload = Upload(
+        filename=body.filename,
+        purpose=purpose,
+        size_bytes=body.bytes,
+        file_expires_after_seconds=(
+            body.expires_after.seconds if body.expires_after else default_expiry(purpose)
+        ),
+    )
+    upload_id = creation.once(lambda record: service.create_upload(get_settings(), upload, record))
+    with read_session() as session:
+        return view_upload(service.get_upload(session, upload_id), None, utc_now())
 
 
 @router.post("/{upload_id}/parts", openapi_extra=PART_FORM, max_body_size=sys.maxsize)

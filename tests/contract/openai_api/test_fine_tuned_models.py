@@ -4,12 +4,13 @@ import base64
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
 
 from tests.e2e.platform import Platform, wait_until
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
@@ -143,4 +144,20 @@ def test_permissions_of_a_model_are_created_listed_and_deleted(trained: Trained)
         each.id for each in created
     ]
     assert permissions.delete(created[0].id, fine_tuned_model_checkpoint=name).deleted
-    assert [each.project_id for each in permissions.retrieve(name).data] == ["proj_b"]
+    with pytest.deprecated_call():
+        retrieved = permissions.retrieve(name)
+    assert [each.project_id for each in retrieved.data] == ["proj_b"]
+
+
+def test_a_model_is_deleted_once_it_is_not_deployed(trained: Trained) -> None:
+    models, name = trained.openai.models, f"{trained.job(trained.dpo).fine_tuned_model}:ckpt-step-2"
+    with pytest.raises(BadRequestError, match="is deployed") as caught:
+        models.delete(name)
+    [path] = re.findall(r"POST (\S+/stop)", caught.value.message)
+    trained.openai.post(str(trained.openai.base_url.join(path)), cast_to=object)
+    wait_until(lambda: name not in {model.id for model in models.list()}, 30, "it does not stop")
+    deleted = models.delete(name)
+    assert (deleted.id, deleted.deleted, deleted.object) == (name, True, "model")
+    with pytest.raises(NotFoundError) as missing:
+        models.delete(name)
+    assert missing.value.code == "model_not_found"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import Session, col, select
+from sqlalchemy.event import listen
+from sqlmodel import Session, SQLModel, col, select
 from starlette.testclient import TestClient
 
 from app.datasets import service as datasets
@@ -17,7 +18,7 @@ from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.settings import Settings
 from app.storage.artifacts import get_store
-from app.storage.database import read_session, transaction
+from app.storage.database import get_engine, read_session, transaction
 from app.tables import (
     Checkpoint,
     Dataset,
@@ -186,6 +187,26 @@ def test_a_job_is_deleted_with_everything_that_belongs_to_it(
         rows = [session.scalars(select(table)).all() for table in (Run, Event, Checkpoint, JobLabel)]
     assert rows == [[], [], [], []]
     assert client.get(f"/api/v1/models/{model.id}").json()["run"] is None
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_deletion_reaches_every_table_that_refers_to_jobs_or_runs(
+    client: TestClient, tmp_path: Path
+) -> None:
+    upload(tmp_path)
+    job = submit(client, "rows")
+    client.post(f"/api/v1/jobs/{job['id']}/cancel")
+    statements: list[str] = []
+    listen(get_engine(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    assert client.delete(f"/api/v1/jobs/{job['id']}").status_code == 204
+    referring = {
+        key.parent.table.name
+        for table in SQLModel.metadata.tables.values()
+        for key in table.foreign_keys
+        if key.column.table.name in ("job", "run")
+    }
+    reached = {statement.split()[2] for statement in statements if statement.startswith("DELETE FROM")}
+    assert referring <= reached
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

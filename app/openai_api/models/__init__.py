@@ -1,0 +1,1 @@
+"""The part of OpenAI's Models API that the gateway leaves to this application: deletion."""
