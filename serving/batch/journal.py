@@ -47,9 +47,12 @@ class _Response(msgspec.Struct):
     body: _Body
 
 
-class _Line(msgspec.Struct):
-    custom_id: str
+class _LineUsage(msgspec.Struct):
     response: _Response | None = None
+
+
+class _LineId(msgspec.Struct):
+    custom_id: str
 
 
 class _Status(msgspec.Struct):
@@ -60,7 +63,8 @@ class _LineStatus(msgspec.Struct):
     response: _Status | None = None
 
 
-_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_id = msgspec.json.Decoder(_LineId).decode
+_decode_usage = msgspec.json.Decoder(_LineUsage).decode
 _decode_status = msgspec.json.Decoder(_LineStatus).decode
 
 
@@ -113,8 +117,7 @@ class Journal:
         self._lines = lines
         _remove_partial_line(path)
         for content in read_lines(path):
-            line = _decode_line(content)
-            number = lines.find(line.custom_id)
+            number = lines.find(_decode_id(content).custom_id)
             if number is not None and not self.done[number]:
                 self._count(number, content)
         self._file = path.open("ab")
@@ -183,7 +186,7 @@ class Journal:
             return
         self.state.completed += 1
         try:
-            response = _decode_line(content).response
+            response = _decode_usage(content).response
         except msgspec.ValidationError:
             # An engine reports its usage in another form.
             return

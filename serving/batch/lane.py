@@ -106,7 +106,7 @@ class Lane:
         line = self._lines.read(file, number)
         line_id = make_line_id(self._batch_id, line.custom_id)
         try:
-            body = parse_request_body(self._lines.endpoint, line.body, LIMITS)
+            body = _parse_body(self._lines.endpoint, line.body)
         except InvalidRequest as error:
             return refusal_line(line_id, line.custom_id, error)
         failures = _Failures()
@@ -198,6 +198,17 @@ class Lane:
             content = msgspec.json.format(content, indent=-1)
         request_id = response.headers.get(b"x-request-id", b"").decode("latin-1") or line_id
         return response_line(line_id, custom_id, response.status, request_id, content)
+
+
+def _parse_body(endpoint: str, content: bytes) -> RequestBody:
+    """Parse and check the body of a request as a gateway does that stores nothing; raises InvalidRequest."""
+    body = parse_request_body(endpoint, content, LIMITS)
+    if body.previous_response_id is not None:
+        raise InvalidRequest(
+            "A batch continues no stored response: send the whole conversation in 'input'.",
+            "previous_response_id",
+        )
+    return body
 
 
 def make_line_id(batch_id: str, custom_id: str) -> str:

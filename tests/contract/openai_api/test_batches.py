@@ -190,13 +190,16 @@ def test_each_endpoint_has_batches(
     openai: OpenAI, worker: WorkerContext, engine: tuple[str, Path], url: str
 ) -> None:
     deploy("starter", engine[0])
-    batch = create(openai, [line("a", "text", url=url)], url)
+    stateful = line("b", "text", url=url)
+    stateful["body"]["previous_response_id"] = "resp_x"
+    batch = create(openai, [line("a", "text", url=url), stateful], url)
     run_next(worker)
     done = openai.batches.retrieve(batch.id)
     assert (done.status, done.endpoint) == ("completed", url)
     assert done.usage is not None and done.usage.input_tokens == 3
     assert read(openai, done.output_file_id)["a"]["response"]["body"]["model"] == "starter"
-    assert done.error_file_id is None
+    error = read(openai, done.error_file_id)["b"]["response"]
+    assert (error["status_code"], error["body"]["error"]["param"]) == (400, "previous_response_id")
 
 
 def test_a_file_with_faults_fails_with_their_lines(
