@@ -17,6 +17,7 @@ from app.scheduling.queue import get_notifier
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import Dataset, Event, Job, Model, ModelKind, Run, RunStatus, Worker
+from tests.integration.app.test_deployments import insert_row
 from trainers.configs import Queue, StageKind, StageLimits
 from trainers.data.formats import RowFormat
 
@@ -352,6 +353,8 @@ def test_every_example_of_the_documentation_is_accepted_unchanged(
     for dataset in (TRAIN, TEST):
         make_dataset(dataset)
     (settings.model_roots[0] / STARTER).mkdir(parents=True)
+    insert_row(name="starter")
+    client.put("/api/v1/aliases/starter-prod", json={"targets": [{"deployment": "starter"}]})
     job = client.post("/api/v1/jobs", json=JOB_EXAMPLES[name]["value"])
     assert job.status_code == 201, job.text
 

@@ -13,14 +13,17 @@ from app.models.references import STARTER
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Dataset, Run
+from tests.integration.app.test_deployments import insert_row
 
 
 @pytest.fixture(autouse=True)
-def inputs(make_dataset: Callable[..., Dataset], settings: Settings) -> None:
-    """Store the datasets and the model of the examples."""
+def inputs(client: TestClient, make_dataset: Callable[..., Dataset], settings: Settings) -> None:
+    """Store the datasets, the model and the alias of the examples."""
     for dataset in (TRAIN, TEST):
         make_dataset(dataset)
     (settings.model_roots[0] / STARTER).mkdir(parents=True)
+    insert_row(name="starter")
+    client.put("/api/v1/aliases/starter-prod", json={"targets": [{"deployment": "starter"}]})
 
 
 def post(client: TestClient, path: str, body: Any) -> dict[str, Any]:
