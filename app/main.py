@@ -108,20 +108,27 @@ def create_app() -> FastAPI:
             }
         },
     )
-    app.state.stopping = threading.Event()
-    origins = OriginPolicy(get_settings().allowed_origins)
-    app.state.gateway = create_gateway(origins)
-    app.state.readiness = health.ReadinessChecks()
     install_error_handlers(app)
     app.include_router(_api_router())
     app.include_router(health.router)
     app.mount(OPENAI_PREFIX, create_openai_app())
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    configure_app(app)
+    return app
+
+
+def configure_app(app: FastAPI) -> None:
+    """Apply the settings, in place of earlier ones: tests serve one application with the settings of each."""
+    origins = OriginPolicy(get_settings().allowed_origins)
+    app.state.stopping = threading.Event()
+    app.state.gateway = create_gateway(origins)
+    app.state.readiness = health.ReadinessChecks()
+    app.middleware_stack = None
+    app.user_middleware.clear()
     # The middleware added last receives a request first.
     app.add_middleware(EdgeMiddleware, origins=origins)
     app.add_middleware(RequestMiddleware)
     app.add_middleware(GatewayMiddleware, gateway=app.state.gateway)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    return app
 
 
 def _api_router() -> APIRouter:

@@ -12,12 +12,12 @@ from pydantic import TypeAdapter
 
 from app.http.error_responses import ErrorResponse
 from app.http.response_examples import ERRORS, PATH, load_response_examples
-from app.main import create_app
+from tests.application import built_app
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return create_app().openapi()
+    return built_app().openapi()
 
 
 def validate(model: Any, example: Any) -> Any:
@@ -75,7 +75,7 @@ def test_every_response_with_a_schema_has_a_real_example(document: dict[str, Any
 def test_every_recorded_response_is_one_that_its_endpoint_can_return() -> None:
     examples = load_response_examples()
     errors = examples.pop(ERRORS)
-    routes = [context.original_route for context in iter_route_contexts(create_app().routes)]
+    routes = [context.original_route for context in iter_route_contexts(built_app().routes)]
     models = {route.name: route.response_model for route in routes if isinstance(route, APIRoute)}
     for name, example in examples.items():
         assert validate(models[name], example) == example, name

@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 
 from app.__main__ import main
 from app.keys.service import HINT_CHARACTERS
-from app.main import create_app
 from app.settings import Settings
 from app.tables import ApiKey, Scope
+from tests.application import configured_app
 from tests.security.regression import Regression, accept
 
 OPEN_PATHS = ("/api/v1/jobs", "/api/v1/keys", "/v1/models", "/metrics")
@@ -48,7 +48,7 @@ def test_a_service_without_keys_does_not_listen_on_a_public_address(
 @pytest.mark.parametrize("path", OPEN_PATHS)
 @pytest.mark.parametrize("address", ["10.0.0.7", "::ffff:10.0.0.7", "192.168.1.2", "fe80::1"])
 def test_a_request_from_another_machine_is_refused(settings: Settings, path: str, address: str) -> None:
-    with TestClient(create_app(), base_url="http://127.0.0.1", client=(address, 50000)) as remote:
+    with TestClient(configured_app(), base_url="http://127.0.0.1", client=(address, 50000)) as remote:
         assert remote.get(path).status_code == 403
 
 

@@ -7,9 +7,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.keys import service
-from app.main import create_app
 from app.storage.database import transaction
 from app.tables import Scope
+from tests.application import built_app
 from tests.security.regression import Regression, ignore
 
 PUBLIC = {"/healthz", "/readyz"}
@@ -24,7 +24,7 @@ NEEDED_SCOPES = {
 }
 ROUTES = [
     (method.upper(), path)
-    for path, operations in create_app().openapi()["paths"].items()
+    for path, operations in built_app().openapi()["paths"].items()
     for method in operations
     if path not in PUBLIC
 ]

@@ -12,13 +12,13 @@ from sqlalchemy import update
 from sqlmodel import SQLModel, col
 from starlette.testclient import TestClient
 
-from app.main import create_app
 from app.scheduling import incidents, queue
 from app.settings import Settings, get_settings
 from app.storage import artifacts, migrate
 from app.storage import database as database
 from app.storage.database import create_database_engine, database_now, transaction
 from app.tables import Dataset, Job, Run, RunNeed, RunStatus, Worker
+from tests.application import configured_app
 from tests.services import postgres_url
 from trainers.configs import Queue, StageKind
 from trainers.data.formats import RowFormat
@@ -72,7 +72,7 @@ def settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """Yield a client on this machine, which a service without keys accepts."""
-    with TestClient(create_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
+    with TestClient(configured_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
         yield client
 
 

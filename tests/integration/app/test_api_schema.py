@@ -17,10 +17,10 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from app.keys import service
 from app.keys.schemas import KeyCreate
-from app.main import create_app
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Scope
+from tests.application import built_app, configured_app
 
 pytestmark = [
     pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
@@ -41,7 +41,7 @@ LEFT_OUT = {("GET", "/api/v1/runs/{run_id}/stream"), ("GET", "/api/v1/jobs/{job_
 ANY_PARAMETER = {"/healthz", "/readyz"}
 OPERATIONS = [
     (method.upper(), path)
-    for path, operations in create_app().openapi()["paths"].items()
+    for path, operations in built_app().openapi()["paths"].items()
     for method in operations
     if (method.upper(), path) not in LEFT_OUT
 ]
@@ -57,7 +57,7 @@ def has_whole_float(value: Any) -> bool:
 
 @pytest.fixture
 def schema(settings: Settings) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", create_app())
+    return schemathesis.openapi.from_asgi("/openapi.json", configured_app())
 
 
 @pytest.fixture

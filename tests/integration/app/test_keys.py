@@ -10,10 +10,10 @@ from app.http.auth import hash_key
 from app.keys import service
 from app.keys.endpoints import CREATE_EXAMPLES
 from app.keys.schemas import KeyCreate
-from app.main import create_app
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import ApiKey, Scope
+from tests.application import configured_app
 
 REQUESTS = {
     "read": ("GET", "/api/v1/jobs"),
@@ -70,7 +70,7 @@ def test_dns_rebinding_is_rejected_on_a_service_without_keys(client: TestClient)
 
 def test_other_machines_are_rejected_on_a_service_without_keys(settings: Settings) -> None:
     """The last key of a public service can be revoked while the service runs."""
-    with TestClient(create_app(), base_url="http://127.0.0.1", client=("10.0.0.7", 50000)) as remote:
+    with TestClient(configured_app(), base_url="http://127.0.0.1", client=("10.0.0.7", 50000)) as remote:
         assert [remote.get(path).status_code for path in ("/api/v1/jobs", "/v1/models")] == [403, 403]
 
 

@@ -14,7 +14,6 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from app.jobs.schemas import MAX_RUNS
-from app.main import create_app
 from app.runs import lifecycle
 from app.runs.attempt_outcome import NewEvent
 from app.settings import Settings
@@ -22,6 +21,7 @@ from app.storage.artifacts import get_store
 from app.storage.database import transaction
 from app.tables import Checkpoint, EventType, Run, RunStatus, Worker
 from app.tables.base import utc_now
+from tests.application import configured_app
 from tests.services import free_port
 from trainers.configs import Queue, StageKind
 
@@ -41,7 +41,7 @@ class ApiServer:
     """The API on a real server."""
 
     def __init__(self) -> None:
-        self.app = create_app()
+        self.app = configured_app()
         self.address = f"127.0.0.1:{free_port()}"
         port = int(self.address.partition(":")[2])
         self.uvicorn = uvicorn.Server(uvicorn.Config(self.app, port=port, log_config=None))

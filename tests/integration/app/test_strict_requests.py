@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.main import create_app
+from tests.application import built_app
 
 SFT = {"stage": "sft", "base": "starter", "dataset": "rows"}
 OPERATIONS = [
     (method, path)
-    for path, item in create_app().openapi()["paths"].items()
+    for path, item in built_app().openapi()["paths"].items()
     if not path.startswith("/v1/")
     for method in item
 ]

@@ -14,10 +14,10 @@ from httpx2 import Response
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from app.main import create_app
 from app.settings import Settings
 from app.storage import database, sqlite
 from app.storage.database import create_database_engine, get_engine
+from tests.application import configured_app
 from tests.integration.app.conftest import clear_caches
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -143,7 +143,7 @@ def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestC
     monkeypatch.setenv("TUNESMITH_DATA_DIR", str(folder))
     clear_caches()
     try:
-        with TestClient(create_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
+        with TestClient(configured_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
             with pytest.raises(OSError), (folder / "ballast").open("wb") as ballast:
                 while True:
                     ballast.write(bytes(4096))
