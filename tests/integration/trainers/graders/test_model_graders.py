@@ -3,7 +3,9 @@
 The model is a server in this process that answers by a rule, so that each score is known beforehand.
 """
 
+import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from trainers.configs.graders import GRADER
 from trainers.configs.metrics.grader import GraderScore
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.evaluation.results import EvaluationResult
+from trainers.graders.__main__ import main
 from trainers.graders.grade import grade
 from trainers.graders.result import GradeResult, Sample, Usage
 from trainers.metrics.graded import GraderMetric
@@ -188,6 +191,23 @@ def test_a_key_or_an_address_that_is_wrong_is_no_fault_of_a_row(
     monkeypatch.delenv("TUNESMITH_ENDPOINT_GRADER_URL")
     with pytest.raises(ConfigInvalid, match="TUNESMITH_ENDPOINT_GRADER_URL is not set"):
         run(SCORE)
+
+
+def test_the_program_reports_an_endpoint_that_rejects_every_request_as_its_error(
+    model: JudgeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(requests, "MAX_RETRIES", 0)
+    monkeypatch.setattr(sys, "argv", ["graders"])
+    model.respond = lambda _: (401, {"error": "invalid key"})
+    request = {"grader": SCORE, "item": {"ref": "r"}, "sample": "abc"}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+    main()
+    printed = json.loads(capsys.readouterr().out)["grade"]
+    assert printed["score"] is None and printed["errors"]["model_grader_server_error"] is True
+    unknown = request | {"grader": SCORE | {"model": "elsewhere/g"}}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(unknown)))
+    main()
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "config_invalid"
 
 
 def rows(*responses: str | None) -> list[EvaluatedRow]:
