@@ -42,7 +42,8 @@ class Trained:
         self.validation = self.upload(rows[16:])
         self.supervised = self.create(rows[:16], "supervised", validation_file=self.validation)
         self.dpo = self.create(pairs[:16], "dpo")
-        ids = (self.supervised, self.dpo)
+        self.reinforcement = self.create_reinforcement(problems[:4])
+        ids = (self.supervised, self.dpo, self.reinforcement)
         wait_until(lambda: all(self.job(each).status in FINISHED for each in ids), 240, f"{ids} do not end")
 
     def upload(self, rows: list[dict[str, Any]]) -> str:
@@ -58,6 +59,31 @@ class Trained:
             method=chosen,
             extra_body={"training": QUICK},
             **fields,
+        )
+        return job.id
+
+    def create_reinforcement(self, problems: list[Any]) -> str:
+        rows = [
+            {"messages": chat(each["question"], "")[:1], "reference": {"answer": each["answer"]}}
+            for each in problems
+        ]
+        grader = {
+            "type": "text_similarity",
+            "name": "similar",
+            "input": "{{sample.output_text}}",
+            "reference": "{{item.reference.answer}}",
+            "evaluation_metric": "fuzzy_match",
+        }
+        hyperparameters = {"n_epochs": 2, "batch_size": 2, "compute_multiplier": 0.5}
+        chosen: Any = {
+            "type": "reinforcement",
+            "reinforcement": {"grader": grader, "hyperparameters": hyperparameters},
+        }
+        job = self.openai.fine_tuning.jobs.create(
+            model=MODEL,
+            training_file=self.upload(rows),
+            method=chosen,
+            extra_body={"training": {"tuning": {"rank": 4}, "max_completion_length": 12}},
         )
         return job.id
 
@@ -123,7 +149,20 @@ def test_events_tell_the_story_of_the_job(trained: Trained) -> None:
     assert (first_metrics["step"], first_metrics["total_steps"]) == (1, 6)
 
 
-@pytest.mark.parametrize("method", ["supervised", "dpo"])
+def test_reinforcement_trains_on_the_scores_of_its_grader(trained: Trained) -> None:
+    job = trained.job(trained.reinforcement)
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.method.reinforcement.grader.name == "similar"
+    steps = [
+        checkpoint.step_number for checkpoint in trained.openai.fine_tuning.jobs.checkpoints.list(job.id)
+    ]
+    assert steps == [4, 2]
+    text = base64.b64decode(trained.openai.files.content(job.result_files[0]).read()).decode()
+    rewards = [float(row["train_mean_reward"]) for row in csv.DictReader(io.StringIO(text))]
+    assert len(rewards) == 4 and all(0 <= reward <= 1 for reward in rewards)
+
+
+@pytest.mark.parametrize("method", ["supervised", "dpo", "reinforcement"])
 def test_a_model_and_its_checkpoint_can_be_requested(trained: Trained, method: str) -> None:
     job = trained.job(getattr(trained, method))
     assert (job.status, job.error) == ("succeeded", None)

@@ -123,9 +123,7 @@ def test_many_jobs_are_created_at_once(openai: OpenAI) -> None:
     assert {job.id for job in openai.fine_tuning.jobs.list()} == {job.id for job in jobs}
 
 
-SUPERVISED = {"type": "supervised"}
-
-
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
@@ -138,6 +136,11 @@ SUPERVISED = {"type": "supervised"}
         ({"method": {"type": "bananas"}}, "method.type", "invalid"),
         ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", "invalid"),
         ({"method": {"type": "reinforcement"}}, "method.reinforcement", "invalid"),
+        (
+            {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "x"}}}},
+            "method.reinforcement.grader",
+            "invalid",
+        ),
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid"),
         ({"hyperparameters": {"n_epochs": 1}, "method": {"type": "dpo"}}, "hyperparameters", "invalid"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "invalid"),
@@ -153,6 +156,7 @@ def test_an_invalid_parameter_is_named(openai: OpenAI, fields: dict[str, Any], p
     assert list(openai.fine_tuning.jobs.list()) == []
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("rows", "purpose", "method", "code"),
     [
