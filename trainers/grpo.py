@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
@@ -30,7 +32,7 @@ from trainers.rendering.cache.folder import cache_of_process
 from trainers.rendering.examples.prompts import PromptSet
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, run_program, stop_after_step
-from trainers.training.arguments import plan_training, total_steps, training_arguments
+from trainers.training.arguments import plan_training, total_steps, training_arguments, validation_arguments
 from trainers.training.loop import run_training_loop
 from trainers.training.on_policy.generation import OnPolicyCallback, generation_arguments, longest_sequence
 from trainers.training.on_policy.rollouts import RolloutRecorder, build_prompt_dataset, load_prompts
@@ -51,7 +53,8 @@ def run(config: GrpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any
     rollouts = RolloutRecorder(config.rewards, config.num_generations)
     model = load_policy(config, precision, events)
     with stop_after_step() as stop:
-        trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision)
+        validation = _load_validation_dataset(config, tokenizer, run_dir)
+        trainer = _build_trainer(config, run_dir, model, tokenizer, prompts, rollouts, precision, validation)
         epochs = len(trainer.train_dataset) / prompts.rows
         callback = GrpoCallback(config, run_dir, events, stop, rollouts, epochs)
         run_training_loop(trainer, config, callback, run_dir, stop, f"{prompts.rows} prompts")
@@ -143,6 +146,15 @@ class GrpoCallback(OnPolicyCallback[GrpoConfig]):
 class PromptTrainer(ScheduleMixin, GRPOTrainer):  # type: ignore[misc]  # Untyped in TRL.
     """TRL's trainer with our schedule of the learning rate."""
 
+    rollouts: RolloutRecorder
+
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        """Validate with a random state of its own, so that training is the same with and without it."""
+        device = self.args.device
+        with self.rollouts.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.args.seed)
+            return super().evaluate(*arguments, **options)
+
 
 def _build_trainer(
     config: GrpoConfig,
@@ -152,6 +164,7 @@ def _build_trainer(
     prompts: PromptSet,
     rollouts: RolloutRecorder,
     precision: Precision,
+    validation: Dataset | None = None,
 ) -> PromptTrainer:
     steps = total_steps(config, prompts.rows, config.rows_per_step)
     longest = longest_sequence(config, prompts)
@@ -160,14 +173,27 @@ def _build_trainer(
         reward_funcs=list(rollouts.functions),
         args=TrlConfig(**_build_arguments(config, run_dir, precision, steps, longest, rollouts.weights)),
         train_dataset=build_prompt_dataset(prompts, steps * config.rows_per_step, config.seed),
+        eval_dataset=validation,
         processing_class=tokenizer,
         peft_config=new_adapter_config(config, model),
     )
+    trainer.rollouts = rollouts
     if config.beta and isinstance(config.tuning, FullTuning):
         # TRL loaded the reference from the path in the model's config, which need not be this model: an
         # adapter may have been merged into it.
         trainer.ref_model.load_state_dict(model.state_dict())
     return cast_adapter_to_fp32(trainer)
+
+
+def _load_validation_dataset(
+    config: GrpoConfig, tokenizer: PreTrainedTokenizerBase, run_dir: Path
+) -> Dataset | None:
+    if config.validation_dataset is None:
+        return None
+    cache = cache_of_process(run_dir)
+    prompts = load_prompts(config.validation_dataset, config.rewards, tokenizer, cache)
+    count = min(prompts.rows, config.max_validation_rows or prompts.rows)
+    return build_prompt_dataset(prompts, count, config.seed)
 
 
 def _build_arguments(
@@ -181,8 +207,10 @@ def _build_arguments(
     return (
         training_arguments(config, run_dir, precision, steps, longest_tokens)
         | generation_arguments(config)
+        | validation_arguments(config, steps)
         | {
             "num_generations": config.num_generations,
+            "num_generations_eval": 1,
             "loss_type": config.loss.value,
             # LUSPO defines its importance weights for whole completions.
             "importance_sampling_level": "sequence" if config.loss is GrpoLoss.luspo else "token",

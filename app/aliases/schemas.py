@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.tables import DeploymentStatus
 from trainers.configs import Config
-from trainers.configs.base import StageName
+from trainers.configs.base import DeploymentName
 
 UPDATE_EXAMPLES = {
     "whole": {"summary": "All requests to one deployment", "value": {"targets": [{"deployment": "starter"}]}},
@@ -28,7 +28,7 @@ ROLLBACK_EXAMPLES = {"previous": {"summary": "Restore the previous version", "va
 class AliasTarget(Config):
     """A deployment and its share of an alias's requests."""
 
-    deployment: StageName = Field(description="Name of a deployment that is ready or asleep.")
+    deployment: DeploymentName = Field(description="Name of a deployment that is ready or asleep.")
     share: float = Field(
         1.0, gt=0, le=1, description="Share of the requests; the shares of all targets sum to 1."
     )

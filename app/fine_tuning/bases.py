@@ -1,6 +1,5 @@
 """The bases of fine-tuning jobs: which model is trained for the name in a request, and what serves it."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +49,7 @@ def resolve_base(session: Session, settings: Settings, model: str) -> TrainedBas
         reference = str(references.resolve_model(session, model, "model"))
     except UnprocessableContent as error:
         raise _unknown(settings, model) from error
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.partition("@")[0].rstrip("/").rpartition("/")[2])
+    name = model.partition("@")[0].rstrip("/").rpartition("/")[2]
     return TrainedBase(reference, name, _engine(settings, None), {})
 
 

@@ -67,6 +67,9 @@ def choose_hyperparameters(
             f"each prompt gets {n_generations} completions = max(2, {GENERATIONS} × compute_multiplier)"
         )
         fields |= {"num_generations": n_generations, "batch_size": batch_size * n_generations}
+        fields |= chosen.copy(
+            {"eval_interval": "validate_every_steps", "eval_samples": "max_validation_rows"}
+        )
     noun = "row" if rows == 1 else "rows"
     return ChosenHyperparameters(
         chosen.values, fields, f"Hyperparameters for {rows} {noun}: {'; '.join(chosen.reasons)}."
@@ -90,6 +93,13 @@ class _Choice:
             self.values[name] = value
             self.reasons.append(f"{name} = {value:g} (given)")
         return self.values[name]
+
+    def copy(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Return the stage's fields for values that were given."""
+        given = {name: self._given[name] for name in names if self._given.get(name) not in (None, AUTO)}
+        self.values |= given
+        self.reasons += [f"{name} = {value:g} (given)" for name, value in given.items()]
+        return {names[name]: value for name, value in given.items()}
 
     def add(self, reason: str) -> None:
         self.reasons.append(reason)

@@ -16,6 +16,7 @@ NAMES = {
     "valid_loss": ("validation_loss",),
     "valid_mean_token_accuracy": ("validation_rewards/accuracies", "validation_mean_token_accuracy"),
     "train_mean_reward": ("reward",),
+    "valid_mean_reward": ("validation_reward",),
 }
 COLUMNS = {
     "step": "step",
@@ -24,7 +25,7 @@ COLUMNS = {
     "valid_loss": "valid_loss",
     "valid_mean_token_accuracy": "valid_mean_token_accuracy",
 }
-REWARD_COLUMNS = {"train_mean_reward": "train_mean_reward"}
+REWARD_COLUMNS = {"train_mean_reward": "train_mean_reward", "valid_mean_reward": "valid_mean_reward"}
 
 StepMetrics = dict[int, dict[str, float]]
 

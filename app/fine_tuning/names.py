@@ -13,8 +13,13 @@ ID_CHARACTERS = 8
 
 def make_model_name(base: str, organization: str, suffix: str | None, job_id: str) -> str:
     """Return the name of the model that a fine-tuning job trains."""
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", suffix or "").strip("-").lower()
-    return f"ft:{base}:{organization}:{slug}:{job_id[-ID_CHARACTERS:]}"
+    slug = _slugify(suffix or "").strip("-").lower()
+    return f"ft:{_slugify(base)}:{organization}:{slug}:{job_id[-ID_CHARACTERS:]}"
+
+
+def _slugify(text: str) -> str:
+    """Return a part of a name, without what separates parts and without what a path would need encoded."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
 
 
 def make_checkpoint_name(model_name: str, step: int) -> str:

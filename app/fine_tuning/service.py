@@ -17,7 +17,7 @@ from app.fine_tuning.hyperparameters import ChosenHyperparameters, choose_hyperp
 from app.fine_tuning.names import make_model_name, new_job_id
 from app.fine_tuning.spec import FineTuningSpec
 from app.graders.service import read_grader
-from app.http.errors import HttpError, NotFound, UnprocessableContent
+from app.http.errors import HttpError, NotFound, UnprocessableContent, field_error
 from app.http.paging import CursorQuery, paginate_by_id
 from app.idempotency.creation import Record, ignore_creation
 from app.jobs import actions
@@ -144,6 +144,7 @@ def resume_job(session: Session, fine_tuning_job_id: str) -> None:
 
 def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _Plan:
     base = resolve_base(session, settings, spec.model)
+    _refuse_other_parameters(spec, {**base.training, **spec.training})
     dataset = _find_rows(session, spec.training_file, "training_file")
     fields = {
         **base.training,
@@ -174,6 +175,16 @@ def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _P
         stage["keep_best"] = False
     _parse(stage, spec)
     return _Plan(base, chosen, seed, stage)
+
+
+def _refuse_other_parameters(spec: FineTuningSpec, training: Mapping[str, Any]) -> None:
+    """Raise UnprocessableContent for a field of the stage that is set by a parameter of its own."""
+    own = PARAMETERS.keys() | {"stage"} - {"learning_rate"}
+    own -= {"learning_rate"} if spec.method.stage == "dpo" else {"learning_rate", "beta"}
+    for name in training:
+        if name in own:
+            parameter = _name_parameter(name, spec) if name in PARAMETERS else "method.type"
+            raise field_error(f"training.{name}", f"Set {parameter} instead.")
 
 
 def _parse(stage: dict[str, Any], spec: FineTuningSpec) -> TrainingConfig:
@@ -240,10 +251,7 @@ def _name_parameters(error: HttpError, spec: FineTuningSpec) -> HttpError:
 
     def rename(match: re.Match[str]) -> str:
         field = match[1].partition(".")[0]
-        if field not in PARAMETERS:
-            return f"training.{match[1]}"
-        name = PARAMETERS[field]
-        return f"method.{spec.method}.hyperparameters.{name}" if field in HYPERPARAMETERS else name
+        return _name_parameter(field, spec) if field in PARAMETERS else f"training.{match[1]}"
 
     def replace(text: str) -> str:
         return re.sub(r"stages\.0\.([A-Za-z0-9_.]*[A-Za-z0-9_])", rename, text)
@@ -254,6 +262,11 @@ def _name_parameters(error: HttpError, spec: FineTuningSpec) -> HttpError:
         for field in error.fields
     ]
     return error
+
+
+def _name_parameter(field: str, spec: FineTuningSpec) -> str:
+    name = PARAMETERS[field]
+    return f"method.{spec.method}.hyperparameters.{name}" if field in HYPERPARAMETERS else name
 
 
 def _list_first_runs(session: Session, job_ids: Sequence[str]) -> Sequence[Run]:

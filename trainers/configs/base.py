@@ -20,6 +20,10 @@ from trainers.configs.parsing.unknown_fields import suggest_fields
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 StageName = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+# A deployment that a person has named, or a fine-tuned model.
+DeploymentName = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9_-]{0,62}|ft:[A-Za-z0-9._:-]{1,400})$")
+]
 # Step and token counts pass through 32-bit columns and counters; no run comes near this.
 MAX_COUNT = 10_000_000
 MAX_SECONDS = 366 * 24 * 3600.0
@@ -157,7 +161,9 @@ class EndpointModel(Config):
 class DeployedModel(Config):
     """A model that this service has deployed."""
 
-    deployment: StageName = Field(description="Name of a deployment that is ready when the stage starts.")
+    deployment: DeploymentName = Field(
+        description="Name of a deployment that is ready when the stage starts, or of a fine-tuned model."
+    )
 
     def __str__(self) -> str:
         """Return the deployment."""

@@ -75,14 +75,14 @@ def _plan_steps(config: PreflightConfig, folder: Path) -> int:
 
 def _train_steps(config: PreflightConfig, folder: Path, steps: int) -> int | None:
     """Train and return the peak memory in bytes: of the GPU if the result has it, else of the processes."""
-    has_validation = "validation_dataset" in type(config.target).model_fields
+    own = type(config.target).model_fields
     path = _write_config(
         config,
         folder,
         max_steps=steps,
         log_every_steps=1,
         save_every_steps=steps + 1,
-        **({"validation_dataset": None, "early_stopping_patience": None} if has_validation else {}),
+        **{name: None for name in ("validation_dataset", "early_stopping_patience") if name in own},
     )
     with (folder / files.LOG).open("w") as log:
         command = build_command(sys.executable, config.target, path, folder)

@@ -7,6 +7,7 @@ from typing import Any
 from peft import get_peft_model
 
 from trainers.configs.references import get_base_model
+from trainers.configs.stages.grpo import GrpoConfig
 from trainers.configs.training import Precision, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.modeling.architecture import pick_attention
@@ -64,7 +65,7 @@ def training_arguments(
     } | parallel_arguments(config)
 
 
-def validation_arguments(config: ValidatedTrainingConfig, steps: int) -> dict[str, Any]:
+def validation_arguments(config: ValidatedTrainingConfig | GrpoConfig, steps: int) -> dict[str, Any]:
     """Return the arguments of validation during training; none without a validation dataset."""
     if config.validation_dataset is None:
         return {}

@@ -60,7 +60,9 @@ def training_result(
     """Return the content of `result.json`; `metrics` are added to those of all training stages."""
     losses = validation_losses(state)
     best = best_step(losses)
-    validation = {} if best is None else {"best_validation_loss": losses[best], "best_step": best}
+    # The loss of reinforcement learning, which validates as well, does not compare models.
+    has_best = best is not None and isinstance(config, ValidatedTrainingConfig)
+    validation = {"best_validation_loss": min(losses.values()), "best_step": best} if has_best else {}
     return {
         "stage": config.stage,
         "model": {

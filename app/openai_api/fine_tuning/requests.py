@@ -10,7 +10,7 @@ from app.http.errors import field_error
 from app.openai_api.files.schemas import FileId
 from app.openai_api.parameters import Metadata, OpenAIBody
 from trainers.configs import Queue
-from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.base import MAX_COUNT, PRINTABLE_PATTERN
 
 Auto = Literal["auto"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PRINTABLE_PATTERN)]
@@ -44,8 +44,12 @@ class ReinforcementHyperparameters(Hyperparameters):
     compute_multiplier: Auto | Annotated[float, Field(gt=0, le=10)] | None = Field(
         None, description="Factor of the 8 completions that each prompt gets."
     )
-    eval_interval: Auto | None = Field(None, description="Only `auto`: a checkpoint is saved each epoch.")
-    eval_samples: Auto | None = Field(None, description="Only `auto`.")
+    eval_interval: Auto | Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
+        None, description="Steps between two validations; by default those of an epoch."
+    )
+    eval_samples: Auto | Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
+        None, description="Completions of a validation, each of another prompt; by default of all."
+    )
     reasoning_effort: Literal["default"] | None = Field(None, description="Only `default`.")
 
 

@@ -82,6 +82,7 @@ class Trained:
         job = self.openai.fine_tuning.jobs.create(
             model=MODEL,
             training_file=self.upload(rows),
+            validation_file=self.upload(rows[:1]),
             method=chosen,
             extra_body={"training": {"tuning": {"rank": 4}, "max_completion_length": 12}},
         )
@@ -158,8 +159,9 @@ def test_reinforcement_trains_on_the_scores_of_its_grader(trained: Trained) -> N
     ]
     assert steps == [4, 2]
     text = base64.b64decode(trained.openai.files.content(job.result_files[0]).read()).decode()
-    rewards = [float(row["train_mean_reward"]) for row in csv.DictReader(io.StringIO(text))]
-    assert len(rewards) == 4 and all(0 <= reward <= 1 for reward in rewards)
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert all(0 <= float(row["train_mean_reward"]) <= 1 for row in table)
+    assert [bool(row["valid_mean_reward"]) for row in table] == [False, True] * 2
 
 
 @pytest.mark.parametrize("method", ["supervised", "dpo", "reinforcement"])

@@ -146,6 +146,11 @@ def test_many_jobs_are_created_at_once(openai: OpenAI) -> None:
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "invalid"),
         ({"extra_body": {"colour": "red"}}, "colour", "unknown_parameter"),
         ({"extra_body": {"training": {"max_lenght": 8}}}, "training.max_lenght", "invalid"),
+        ({"extra_body": {"training": {"epochs": 2}}}, "training.epochs", "invalid"),
+        ({"extra_body": {"training": {"base": "/etc"}}}, "training.base", "invalid"),
+        ({"extra_body": {"training": {"sweep": {"seed": [1, 2]}}}}, "training.sweep", "invalid"),
+        ({"model": "../../etc"}, "model", "model_not_found"),
+        ({"model": "/etc"}, "model", "model_not_found"),
         ({"integrations": [{"type": "mlflow"}]}, "integrations.0.type", "invalid"),
     ],
 )

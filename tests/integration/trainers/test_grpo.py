@@ -155,6 +155,19 @@ def test_a_grader_rewards_completions_by_fields_of_their_rows(
         plan(parse_stage(config | {"rewards": both}))  # type: ignore[arg-type]
 
 
+def test_training_is_the_same_with_and_without_validation(
+    lora: dict[str, Any], held_out_rows: str, tmp_path: Path
+) -> None:
+    short = lora | {"max_steps": 4, "save_every_steps": 2}
+    validation = {"validation_dataset": held_out_rows, "max_validation_rows": 3}
+    plain = run_to_end(short, tmp_path / "plain")
+    validated = run_to_end(short | validation, tmp_path / "validated")
+    assert losses(validated) == losses(plain)
+    found = [event for event in events(validated, "metrics") if "validation_reward" in event["values"]]
+    assert [event["step"] for event in found] == [2, 4]
+    assert "best_step" not in (files.read_json(validated / files.RESULT) or {})["metrics"]
+
+
 def test_dry_run_returns_the_resolved_plan(lora: dict[str, Any]) -> None:
     planned = plan(parse_stage(lora | {"max_steps": None}))  # type: ignore[arg-type]
     expected = {"stage": "grpo", "rows": 158, "prompts_per_step": 4, "steps": 40, "batch_size": 16}

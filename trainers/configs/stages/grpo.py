@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT
+from trainers.configs.base import MAX_COUNT, DatasetRef
 from trainers.configs.engines import join_capabilities
 from trainers.configs.on_policy import OnPolicyConfig
 from trainers.configs.rewards import Rewards, rewards_capability
@@ -61,6 +61,20 @@ class GrpoConfig(OnPolicyConfig):
     )
     scale_rewards: RewardScale = Field(
         RewardScale.group, description="Rows whose standard deviation scales the rewards."
+    )
+    validation_dataset: DatasetRef | None = Field(
+        None,
+        description="Rows that are not trained on: the rewards score one completion of each during training. "
+        "Null disables validation.",
+    )
+    validate_every_steps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Optimizer steps between two validations. Defaults to save_every_steps.",
+    )
+    max_validation_rows: int | None = Field(
+        None, ge=1, le=MAX_COUNT, description="Maximum number of rows of a validation; null uses all."
     )
     mask_truncated_completions: bool = Field(
         False, description="Exclude truncated completions from the loss."

@@ -15,6 +15,7 @@ from trainers.runtime.errors import DeviceUnavailable
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
 from trainers.training.callback import RunDirCallback
+from trainers.training.validation import EVAL_LOSS
 
 SAMPLES = "samples.jsonl"
 
@@ -49,11 +50,11 @@ class OnPolicyCallback(RunDirCallback[TOnPolicy]):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs:
+        if logs is None or not {"loss", EVAL_LOSS} & logs.keys():
             return
         epoch = round(logs["epoch"] * self._epochs, 4)
         super().on_log(args, state, control, logs=logs | {"epoch": epoch}, **kwargs)
-        if is_main_process():
+        if is_main_process() and "loss" in logs:
             samples = self._samples(self._config.samples_per_log)
             files.append_lines(self._run_dir / SAMPLES, [{"step": state.global_step, **s} for s in samples])
 

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,18 @@ class RolloutRecorder:
             self._record_calls(name, function) for name, function in zip(self.names, functions, strict=True)
         ]
         self._num_generations = num_generations
+        self._is_paused = False
         self._batch: list[dict[str, Any]] = []
         self._constant_groups = dict.fromkeys(self.names, 0)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing in the block, whose completions are not trained on."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def samples(self, count: int) -> list[dict[str, Any]]:
         """Return the first completions of the last batch with their unweighted rewards and the total."""
@@ -100,7 +111,8 @@ class RolloutRecorder:
     def _record_calls(self, name: str, function: RewardFunction) -> RewardFunction:
         def reward(completions: list[Any], **columns: Any) -> list[float]:
             values = function(completions, **columns)
-            self._record(name, completions, values, columns)
+            if not self._is_paused:
+                self._record(name, completions, values, columns)
             return values
 
         reward.__name__ = name  # TRL logs a function's rewards under this name.
