@@ -179,10 +179,10 @@ def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _P
 
 def _refuse_other_parameters(spec: FineTuningSpec, training: Mapping[str, Any]) -> None:
     """Raise UnprocessableContent for a field of the stage that is set by a parameter of its own."""
-    own = PARAMETERS.keys() | {"stage"} - {"learning_rate"}
-    own -= {"learning_rate"} if spec.method.stage == "dpo" else {"learning_rate", "beta"}
+    # The learning rate is that of multiplier 1; a beta of GRPO is another one than DPO's.
+    free = {"learning_rate"} if spec.method.stage == "dpo" else {"learning_rate", "beta"}
     for name in training:
-        if name in own:
+        if name in {"stage", *PARAMETERS} - free:
             parameter = _name_parameter(name, spec) if name in PARAMETERS else "method.type"
             raise field_error(f"training.{name}", f"Set {parameter} instead.")
 
@@ -193,14 +193,18 @@ def _parse(stage: dict[str, Any], spec: FineTuningSpec) -> TrainingConfig:
         config = parse_stage(stage)
     except ValidationError as error:
         faults = [
-            {"field": ".".join(["stages", "0", *map(str, found["loc"][1:])]), "message": found["msg"]}
-            for found in error.errors()
+            {"field": _name_field(found["loc"][1:]), "message": found["msg"]} for found in error.errors()
         ]
         raise _name_parameters(
             UnprocessableContent(f"{faults[0]['field']}: {faults[0]['message']}", fields=faults), spec
         ) from error
     assert isinstance(config, TrainingConfig), "every method is a training stage"
     return config
+
+
+def _name_field(location: Sequence[int | str]) -> str:
+    # An error of several fields together has no location.
+    return ".".join(["stages", "0", *map(str, location)]) if location else "training"
 
 
 def _find_rows(session: Session, file_id: str, field: str) -> Dataset:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +26,7 @@ from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.tables import Checkpoint, File, FilePurpose, FineTuningCheckpoint, FineTuningJob, Model, Run
 from app.tables.base import new_id
-from trainers.configs import DeploymentChoice
+from trainers.configs import DeploymentChoice, Queue
 from workers.runs.results import name_adapter_base
 
 RESULTS = "step_metrics.csv"
@@ -38,70 +38,76 @@ MODEL_FILES = (
 
 
 @dataclass(frozen=True)
+class NamedModel:
+    """A model of a fine-tuning job, after one of its steps."""
+
+    step: int
+    name: str
+    model: Model
+
+
+@dataclass(frozen=True)
 class FineTunedOutput:
-    """The rows that the success of a run adds; none if the run is of another kind of job."""
+    """The rows that the success of a fine-tuning job adds besides its model."""
 
-    job: FineTuningJob | None = None
-    run: Run | None = None
-    results: File | None = None
-    steps: StepMetrics = field(default_factory=dict)
-    checkpoints: list[tuple[int, Model]] = field(default_factory=list)
-    """The models of the checkpoints before the last step, by that step."""
+    job: FineTuningJob
+    queue: Queue
+    results: File
+    steps: StepMetrics
+    models: list[NamedModel]
+    """Those of the checkpoints, and last the trained one."""
 
-    def add_to(self, session: Session, model: Model | None, settings: Settings) -> None:
+    def add_to(self, session: Session, settings: Settings) -> None:
         """Add the rows, with a sleeping deployment for each model, which its first request wakes."""
-        if self.job is None or self.run is None or self.results is None or model is None:
-            return
-        job, last_step = self.job, max(self.steps, default=0)
-        session.add(self.results)
-        session.add_all([checkpoint for _, checkpoint in self.checkpoints])
+        session.add_all([self.results, *(named.model for named in self.models)])
         session.flush()
-        models = [
-            (step, make_checkpoint_name(job.fine_tuned_model, step), each) for step, each in self.checkpoints
-        ]
-        models.append((last_step, job.fine_tuned_model, model))
+        choice = DeploymentChoice(**self.job.engine, idle_seconds=settings.fine_tuned_idle_seconds)
+        suitable = choice.engine.suitable_queues
+        queue = self.queue if self.queue in suitable else suitable[0]
         # In the order of the steps, by which they are listed.
-        ids = sorted(new_id("ftckpt") for _ in models)
-        for checkpoint_id, (step, name, each) in zip(ids, models, strict=True):
+        ids = sorted(new_id("ftckpt") for _ in self.models)
+        for checkpoint_id, named in zip(ids, self.models, strict=True):
             session.add(
                 FineTuningCheckpoint(
                     id=checkpoint_id,
-                    fine_tuning_job_id=job.id,
-                    step=step,
-                    name=name,
-                    model_id=each.id,
-                    metrics=checkpoint_metrics(self.steps, step),
+                    fine_tuning_job_id=self.job.id,
+                    step=named.step,
+                    name=named.name,
+                    model_id=named.model.id,
+                    metrics=checkpoint_metrics(self.steps, named.step),
                 )
             )
-            choice = DeploymentChoice(**job.engine, idle_seconds=settings.fine_tuned_idle_seconds)
-            suitable = choice.engine.suitable_queues
-            queue = self.run.queue if self.run.queue in suitable else suitable[0]
-            insert_sleeping_deployment(session, build_deployment(session, name, each.id, choice, queue))
-        session.execute(
-            update(FineTuningJob)
-            .where(col(FineTuningJob.id) == job.id)
-            .values(result_file_id=self.results.id)
-        )
+            deployment = build_deployment(session, named.name, named.model.id, choice, queue)
+            insert_sleeping_deployment(session, deployment)
+        of_job = update(FineTuningJob).where(col(FineTuningJob.id) == self.job.id)
+        session.execute(of_job.values(result_file_id=self.results.id))
 
 
-def publish_fine_tuned(run: Run, run_dir: Path, model: Model | None) -> FineTunedOutput:
-    """Publish the file of results and the models of the checkpoints of a fine-tuning job."""
+def publish_fine_tuned(run: Run, run_dir: Path, model: Model | None) -> FineTunedOutput | None:
+    """Publish the file of results and the models of the checkpoints; None for a run of another job."""
     with read_session() as session:
         job = session.exec(select(FineTuningJob).where(FineTuningJob.job_id == run.job_id)).one_or_none()
         if job is None or model is None:
-            return FineTunedOutput()
+            return None
         steps = read_step_metrics(session, run.id)
+        last_step = max(steps, default=0)
         stored = session.exec(
             select(Checkpoint)
-            .where(Checkpoint.run_id == run.id, col(Checkpoint.step) < max(steps, default=0))
-            .order_by(col(Checkpoint.step), col(Checkpoint.attempt).desc())
+            .where(Checkpoint.run_id == run.id, col(Checkpoint.step) < last_step)
+            .order_by(col(Checkpoint.step), col(Checkpoint.attempt))
         ).all()
-    newest = {checkpoint.step: checkpoint for checkpoint in reversed(stored)}
-    checkpoints = [
-        (step, _publish_checkpoint(newest[step], f"{run.full_name}-step-{step}", model, run_dir))
-        for step in sorted(newest)
+    # The last attempt that saved a step decides.
+    by_step = {checkpoint.step: checkpoint for checkpoint in stored}
+    models = [
+        NamedModel(
+            step,
+            make_checkpoint_name(job.fine_tuned_model, step),
+            _publish_checkpoint(checkpoint, f"{run.full_name}-step-{step}", model, run_dir),
+        )
+        for step, checkpoint in by_step.items()
     ]
-    return FineTunedOutput(job, run, _publish_results(steps), steps, checkpoints)
+    models.append(NamedModel(last_step, job.fine_tuned_model, model))
+    return FineTunedOutput(job, run.queue, _publish_results(steps), steps, models)
 
 
 def _publish_results(steps: StepMetrics) -> File:

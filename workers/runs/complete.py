@@ -158,7 +158,8 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         )
         if ended is not None:
             evaluation.add_to(session)
-            fine_tuned.add_to(session, model, attempt.settings)
+            if fine_tuned is not None:
+                fine_tuned.add_to(session, attempt.settings)
             batch.add_to(session)
         return ended
 

@@ -138,7 +138,7 @@ def test_many_jobs_are_created_at_once(openai: OpenAI) -> None:
         ({"method": {"type": "reinforcement"}}, "method.reinforcement", "invalid"),
         (
             {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "x"}}}},
-            "method.reinforcement.grader",
+            "method.reinforcement.grader.type",
             "invalid",
         ),
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid"),
@@ -148,7 +148,7 @@ def test_many_jobs_are_created_at_once(openai: OpenAI) -> None:
         ({"extra_body": {"training": {"max_lenght": 8}}}, "training.max_lenght", "invalid"),
         ({"extra_body": {"training": {"epochs": 2}}}, "training.epochs", "invalid"),
         ({"extra_body": {"training": {"base": "/etc"}}}, "training.base", "invalid"),
-        ({"extra_body": {"training": {"sweep": {"seed": [1, 2]}}}}, "training.sweep", "invalid"),
+        ({"extra_body": {"training": {"sweep": {"seed": [1, 2]}}}}, "training", "invalid"),
         ({"model": "../../etc"}, "model", "model_not_found"),
         ({"model": "/etc"}, "model", "model_not_found"),
         ({"integrations": [{"type": "mlflow"}]}, "integrations.0.type", "invalid"),
