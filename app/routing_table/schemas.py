@@ -85,7 +85,9 @@ class TrafficItem(Config):
 
     alias: StageName = Field(description="Name of the alias.")
     version: int = Field(ge=1, le=2**31 - 1, description="Version of the alias.")
-    deployment_id: str = Field(min_length=1, max_length=64, description="Id of the deployment.")
+    deployment_id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,64}$")] = Field(
+        description="Id of the deployment."
+    )
     counts: TrafficCountsBody = Field(description="Counts since the gateway process started.")
 
 

@@ -106,7 +106,8 @@ class ProxiedRequest:
 
     def _send_to(self, target: Target, fresh: bool = False) -> None:
         self.target = target
-        if self.route.measured_version is not None:
+        # The target of an alias without any deployment has no id.
+        if self.route.measured_version is not None and target.deployment_id:
             self._measure(self.route.measured_version)
         if not target.base_url:
             self._run_in_task(self._wake(target))

@@ -57,6 +57,13 @@ def test_each_outcome_of_an_engine_is_counted(model: str, expected: dict[str, in
     assert bool(counts["seconds"]) is ("succeeded" in expected)
 
 
+def test_an_alias_without_a_deployment_counts_nothing() -> None:
+    routes = RecordingRoutingTable(Target("", "", ""))
+    with TestClient(mount(Gateway(routes))) as client:
+        assert client.post("/v1/chat/completions", json={"model": "prod"}).status_code == 503
+    assert routes.counts == {}
+
+
 def test_an_attempt_that_another_target_takes_over_has_failed() -> None:
     fake_engine = FakeEngine()
     gone = Target("deployment_gone", f"http://127.0.0.1:{free_port()}", "plain", share=0.999)
