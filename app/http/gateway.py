@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Collection
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -53,7 +55,8 @@ class GatewayMiddleware:
 
     def __init__(self, app: ASGIApp, gateway: AsgiGateway) -> None:
         self.app = app
-        self.gateway = gateway
+        # The gateway has a limit of its own, and responds with OpenAI's error object.
+        self.gateway = RequestBodyLimitMiddleware(gateway, sys.maxsize)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _is_for_gateway(scope["method"], scope["path"]):

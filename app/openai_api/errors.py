@@ -52,7 +52,11 @@ def openai_error_response(error: HttpError, headers: dict[str, str] | None = Non
     message = f"{error.message} {error.hint or ''}".strip()
     code = ErrorCode.invalid_api_key if status == 401 else error.code
     detail = OpenAIError(message=message, type=kind, param=param, code=code)
-    return JSONResponse({"error": detail.model_dump()}, status, headers or error.headers)
+    headers = dict(headers or error.headers or {})
+    if (seconds := headers.get("Retry-After", "")).isdigit():
+        # OpenAI's clients prefer the milliseconds.
+        headers["Retry-After-Ms"] = str(int(seconds) * 1000)
+    return JSONResponse({"error": detail.model_dump()}, status, headers)
 
 
 def _handle_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -25,12 +25,12 @@ from serving.http.errors import (
     EngineTimeout,
     EngineUnavailable,
     ResponseTooLarge,
-    UnknownUrl,
+    describe_engine_error,
 )
 
-FORWARDED_HEADERS = (b"content-type", b"retry-after")
+FORWARDED_HEADERS = (b"content-type", b"retry-after", b"retry-after-ms")
 UNBUFFERED_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-NOT_FOUND, NOT_IMPLEMENTED = 404, 501
+NOT_IMPLEMENTED = 501
 # A response that is not streamed has its usage at its end.
 USAGE_TAIL_BYTES = 4096
 MAX_RESPONSE_BYTES = 256 * 1024 * 1024
@@ -268,10 +268,11 @@ class ProxiedRequest:
         if self.parts:
             self.parts.append(chunk)
             chunk = b"".join(self.parts)
-        if self.status == NOT_FOUND and b'"error"' not in chunk:
-            # A 404 without OpenAI's error object comes from the engine's web framework: an unknown path.
-            path = self.context.path
-            self._fail(UnknownUrl(f"The engine of {self.route.name!r} does not serve {path}."))
+        if self.status >= 400 and b'"error"' not in chunk:
+            # It comes from the engine's web framework.
+            self._record_engine_status()
+            path, seconds = self.context.path, self.headers.get(b"retry-after", b"")
+            self._fail(describe_engine_error(self.route.name, path, self.status, seconds, chunk))
             return
         chunk = replace_model_name(chunk, self.replacements)
         self.context.start_response(self.status)

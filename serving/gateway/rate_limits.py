@@ -79,10 +79,10 @@ class RateLimits:
         now = time.monotonic_ns()
         full_at = max(self.cells[slot + FULL_AT], now) + WINDOW // requests_per_minute
         if full_at > now + WINDOW:
-            seconds = math.ceil((full_at - now - WINDOW) / NANOSECONDS)
+            seconds = (full_at - now - WINDOW) / NANOSECONDS
             raise RateLimitExceeded(
                 f"This API key has reached its rate limit (requests per minute: {requests_per_minute}). "
-                f"Try again in {seconds} s.",
+                f"Try again in {math.ceil(seconds)} s.",
                 seconds,
             )
         self.cells[slot + FULL_AT] = full_at

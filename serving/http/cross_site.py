@@ -15,7 +15,9 @@ Headers = list[tuple[bytes, bytes]]
 
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 # Response headers that a page may read, in addition to the content type.
-EXPOSED_HEADERS = b"accept-ranges, content-disposition, content-range, etag, retry-after, x-request-id"
+EXPOSED_HEADERS = (
+    b"accept-ranges, content-disposition, content-range, etag, retry-after, retry-after-ms, x-request-id"
+)
 PREFLIGHT_SECONDS = 600
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 

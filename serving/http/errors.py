@@ -1,12 +1,14 @@
 """Errors in the shape that OpenAI's clients understand."""
 
 import json
+import math
 from collections.abc import Iterable
 
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
 MAX_LISTED_NAMES = 20
+MAX_ENGINE_ERROR_BYTES = 500
 
 
 class ApiError(TunesmithError):
@@ -15,7 +17,7 @@ class ApiError(TunesmithError):
     status = 400
     type = "invalid_request_error"
     code = ErrorCode.bad_request
-    retry_after_seconds: int | None = None
+    retry_after_seconds: float | None = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -29,8 +31,10 @@ class ApiError(TunesmithError):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of a response."""
         headers = [(b"content-type", b"application/json")]
-        if self.retry_after_seconds is not None:
-            headers.append((b"retry-after", str(self.retry_after_seconds).encode()))
+        if (seconds := self.retry_after_seconds) is not None:
+            # OpenAI's clients prefer the milliseconds.
+            headers.append((b"retry-after", b"%d" % math.ceil(seconds)))
+            headers.append((b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)))
         return headers
 
 
@@ -153,9 +157,9 @@ class ModelNotServed(ApiError):
 class RetryableError(ApiError):
     """The request failed, and may succeed after `retry_after_seconds`."""
 
-    retry_after_seconds: int
+    retry_after_seconds: float
 
-    def __init__(self, message: str, retry_after_seconds: int | None = None) -> None:
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         if retry_after_seconds is not None:
             self.retry_after_seconds = retry_after_seconds
@@ -258,6 +262,18 @@ class ResponseTooLarge(ApiError):
         )
 
 
+class PlainEngineError(ApiError):
+    """The engine responded with an error that is not in OpenAI's shape, whose status it keeps."""
+
+    code = ErrorCode.engine_error
+
+    def __init__(self, name: str, status: int, content: bytes) -> None:
+        details = content[:MAX_ENGINE_ERROR_BYTES].decode("utf-8", "replace").strip()
+        super().__init__(f"The engine of {name!r} responded with status {status}: {details or 'no details'}")
+        self.status = status
+        self.type = "server_error" if status >= 500 else "invalid_request_error"
+
+
 class EngineTimeout(ApiError):
     """The engine sent nothing for too long."""
 
@@ -289,3 +305,12 @@ class GenerationFailed(ApiError):
             f"The completion cannot be continued within the grammar of the request: {reason}. Simplify the "
             "schema."
         )
+
+
+def describe_engine_error(name: str, path: str, status: int, retry_after: bytes, content: bytes) -> ApiError:
+    """Return the error for a response of an engine's web framework, which is not in OpenAI's shape."""
+    if status == UnknownUrl.status:
+        return UnknownUrl(f"The engine of {name!r} does not serve {path}.")
+    error = PlainEngineError(name, status, content)
+    error.retry_after_seconds = float(retry_after) if retry_after.isdigit() else None
+    return error

@@ -198,6 +198,7 @@ class ErrorCode(StrEnum):
     rate_limit_exceeded = "rate_limit_exceeded", "The API key has used its requests of the minute."
     concurrency_limit_exceeded = "concurrency_limit_exceeded", "The API key has too many open requests."
     engine_unavailable = "engine_unavailable", "No engine can take the request now."
+    engine_error = "engine_error", "The engine failed, or refused the request, without an error object."
     engine_disconnected = "engine_disconnected", "The engine closed the connection in mid-response."
     response_too_large = "response_too_large", "The engine's response is larger than the gateway buffers."
     engine_timeout = "engine_timeout", "The engine sent nothing for too long."

@@ -161,17 +161,15 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     announced = headers.get(b"content-length", b"0")
     if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
         raise BodyTooLarge(MAX_BODY_BYTES)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] != "http.disconnect" and not message.get("more_body"):
-        return body
-    parts, size = [body], len(body)
-    while message["type"] != "http.disconnect" and message.get("more_body"):
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY_BYTES:
             raise BodyTooLarge(MAX_BODY_BYTES)
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnected
-    return b"".join(parts)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

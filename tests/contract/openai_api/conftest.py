@@ -73,9 +73,10 @@ def set_store_days(client: TestClient) -> Callable[[float], None]:
 def key_of(openai: OpenAI) -> Callable[..., OpenAI]:
     """Return a function that creates a key with scopes, and returns a client with it."""
 
-    def create(*scopes: Scope) -> OpenAI:
+    def create(*scopes: Scope, **limits: int) -> OpenAI:
         with transaction() as session:
-            _, secret = keys.create_key(session, KeyCreate(name="test", scopes=list(scopes)))
+            body = KeyCreate(name="test", scopes=list(scopes), **limits)
+            _, secret = keys.create_key(session, body)
         return openai.with_options(api_key=secret)
 
     return create

@@ -26,6 +26,14 @@ class TalkingEngine(FakeEngine):
         await stream.write(b"".join(chat_events(body) if is_chat else response_events(body)))
         return stream
 
+    async def text_error(self, request: web.Request) -> web.Response:
+        """Fail as a web framework does."""
+        return web.Response(status=500, text="Internal Server Error: details of the engine")
+
+    async def detail_error(self, request: web.Request) -> web.Response:
+        """Refuse as a web framework does."""
+        return web.json_response({"detail": [{"msg": "details of the engine"}]}, status=422)
+
     async def cut_talk(self, request: web.Request) -> web.StreamResponse:
         """End the stream before its last event."""
         stream = await self._stream(request)
