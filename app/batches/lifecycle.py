@@ -76,12 +76,16 @@ def expire_unstarted(session: Session) -> None:
     )
     for batch in session.scalars(expired).all():
         assert batch.run_id is not None
-        unstarted = [col(Run.attempt) == 0]
-        cancelled = runs.move(
-            session, batch.run_id, RunStatus.cancelled, sources=[RunStatus.queued], guards=unstarted
-        )
-        if cancelled is not None:
+        with session.begin_nested() as savepoint:
+            # Before the run's end, which would cancel the batch.
             finish(session, batch.id, BatchStatus.expired, {})
+            guards = [col(Run.attempt) == 0]
+            cancelled = runs.move(
+                session, batch.run_id, RunStatus.cancelled, sources=[RunStatus.queued], guards=guards
+            )
+            if cancelled is None:
+                # A worker has claimed it meanwhile, and writes the files of the expired batch.
+                savepoint.rollback()
 
 
 def _read_now(session: Session) -> datetime:

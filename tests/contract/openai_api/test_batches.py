@@ -17,6 +17,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types import Batch
 from sqlalchemy import update
 from sqlmodel import col
+from starlette.testclient import TestClient
 
 from app.scheduling.sweeper import sweep_once
 from app.settings import Settings
@@ -24,6 +25,7 @@ from app.storage.database import database_now, read_session, transaction
 from app.tables import Batch as BatchRow
 from app.tables import Deployment, DeploymentStatus, Run, RunStatus
 from tests.conftest import ROOT
+from tests.integration.app.test_webhook_outbox import list_events, make_webhook
 from tests.services import free_port
 from trainers.configs import EngineKind, Queue
 from workers.hosts.worker import WorkerContext, register_worker
@@ -235,9 +237,11 @@ def test_a_file_with_faults_fails_with_their_lines(
 
 def test_a_batch_that_no_worker_has_started_is_cancelled_at_once(openai: OpenAI) -> None:
     batch = create(openai, [line("a", "text")])
+    make_webhook("batch.cancelled")
     cancelled = openai.batches.cancel(batch.id)
     assert cancelled.status == "cancelled" and cancelled.cancelling_at and cancelled.cancelled_at
     assert openai.batches.cancel(batch.id) == cancelled
+    assert list_events() == [("batch.cancelled", {"id": batch.id})]
 
 
 def test_a_cancelled_batch_keeps_what_was_completed(
@@ -279,12 +283,18 @@ def test_an_expired_batch_names_each_request_that_was_not_executed(
     assert finished.value.code == "batch_finished"
 
 
-def test_a_batch_without_a_worker_expires(openai: OpenAI, settings: Settings) -> None:
+def test_a_batch_without_a_worker_expires(openai: OpenAI, settings: Settings, client: TestClient) -> None:
     batch = create(openai, [line("a", "text")])
+    make_webhook("batch.expired", "batch.cancelled")
     with transaction() as session:
         session.execute(update(BatchRow).values(expires_at=database_now(-1)))
     sweep_once(settings)
     assert openai.batches.retrieve(batch.id).status == "expired"
+    assert list_events() == [("batch.expired", {"id": batch.id})]
+    job_id = batch.model_dump()["job"]
+    assert client.delete(f"/api/v1/jobs/{job_id}").status_code == 204
+    with pytest.raises(NotFoundError):
+        openai.batches.retrieve(batch.id)
 
 
 def test_a_sleeping_deployment_is_woken_and_kept_awake(
@@ -407,7 +417,7 @@ def test_an_invalid_parameter_is_named(openai: OpenAI) -> None:
         assert caught.value.param == param
 
 
-def test_only_this_api_creates_the_job_of_a_batch(openai: OpenAI, client: Any) -> None:
+def test_only_this_api_creates_the_job_of_a_batch(openai: OpenAI, client: TestClient) -> None:
     batch = create(openai, [line("a", "text")])
     stages = [{"stage": "batch", "batch": batch.id}, {"stage": "batch", "input": "/etc/passwd"}]
     response = client.post("/api/v1/jobs", json={"name": "mine", "stages": stages[:1]})
