@@ -162,6 +162,13 @@ def create_key(
     concurrent_requests: Annotated[
         int | None, typer.Option(help="Maximum number of simultaneous ones. [default: no limit]")
     ] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens on a day. [default: no limit]")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model that it may use; can be repeated, and end with *. [default: all]"),
+    ] = None,
 ) -> None:
     """Create an API key and print it; it is not shown again."""
     try:
@@ -170,6 +177,8 @@ def create_key(
             scopes=scope,
             requests_per_minute=requests_per_minute,
             concurrent_requests=concurrent_requests,
+            tokens_per_day=tokens_per_day,
+            models=model or None,
         )
     except ValidationError as error:
         details = error.errors(include_url=False)[0]

@@ -156,6 +156,7 @@ def _api_router() -> APIRouter:
         routes.router,
         routes.traffic_router,
         keys.own_key_router,
+        keys.token_use_router,
         keys.router,
     ):
         api.include_router(router)

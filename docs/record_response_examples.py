@@ -9,6 +9,7 @@ import os
 import socket
 import tempfile
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -238,6 +239,10 @@ class _Recorder:
         limits = check_response(client.patch(f"/api/v1{path}", json={"concurrent_requests": 8}))
         self.recorded |= {"get_own_key": self._get("/keys/self"), "list_keys": self._get("/keys")}
         self.recorded["update_key"] = limits
+        self.recorded["get_key"] = self._get(path)
+        report = {"key_id": created["id"], "day": f"{datetime.now(UTC):%Y-%m-%d}", "tokens": 1280}
+        body = {"reporter": f"gateway_{'0' * 24}", "items": [report]}
+        self.recorded["record_token_use"] = self._post("/token-use", body)
         self.recorded["revoke_key"] = check_response(client.delete(f"/api/v1{path}"))
         self.recorded[ERRORS] = {
             name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}

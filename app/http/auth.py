@@ -35,6 +35,8 @@ class Caller:
     scopes: frozenset[str]
     requests_per_minute: int | None = None
     concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+    models: tuple[str, ...] | None = None
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden if the caller lacks the scope."""
@@ -97,7 +99,14 @@ def authenticate(token: str | None, host: bytes, client: str, forwarded: bool) -
         key, outdated = found
         if outdated and _LAST_USE_INCIDENT.seconds_since_failure > LAST_USE_RETRY_SECONDS:
             _record_last_use(key.id)
-        return Caller(key.id, frozenset(key.scopes), key.requests_per_minute, key.concurrent_requests)
+        return Caller(
+            key.id,
+            frozenset(key.scopes),
+            key.requests_per_minute,
+            key.concurrent_requests,
+            key.tokens_per_day,
+            None if key.models is None else tuple(key.models),
+        )
     if not is_open:
         message = "The API key is unknown or revoked." if token else "The request has no API key."
         raise Unauthorized(message, hint="Send `Authorization: Bearer ts_…`. " + CREATE_KEY_HINT)

@@ -17,6 +17,7 @@ from app.deployments import lifecycle
 from app.deployments.waiting import explain_unclaimed
 from app.http import auth
 from app.http.errors import HttpError, Unauthorized
+from app.keys import token_use
 from app.routing_table import service as routes
 from app.routing_table import traffic
 from app.routing_table.schemas import RouteTargetView
@@ -76,9 +77,7 @@ def _is_for_gateway(method: str, path: str) -> bool:
 async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
     """Require the scope `inference`; raise InvalidApiKey or PermissionDenied."""
     try:
-        caller = await run_in_threadpool(
-            auth.authenticate, client.token(), client.host, client.address, client.forwarded
-        )
+        caller, tokens_today = await run_in_threadpool(_authenticate, client)
         caller.require(Scope.inference)
     except (OSError, *DATABASE_UNAVAILABLE) as error:
         logger.warning("cannot check API keys: %s", describe_error(error))
@@ -87,7 +86,23 @@ async def authorize_client(client: ClientIdentity) -> AuthorizedClient:
         raise InvalidApiKey(_message_with_hint(error)) from error
     except HttpError as error:
         raise PermissionDenied(_message_with_hint(error)) from error
-    return AuthorizedClient(caller.key_id, caller.requests_per_minute, caller.concurrent_requests)
+    return AuthorizedClient(
+        caller.key_id,
+        caller.requests_per_minute,
+        caller.concurrent_requests,
+        caller.tokens_per_day,
+        tokens_today,
+        caller.models,
+    )
+
+
+def _authenticate(client: ClientIdentity) -> tuple[auth.Caller, int]:
+    """Return the caller, and the tokens that its key has used today if they are limited."""
+    caller = auth.authenticate(client.token(), client.host, client.address, client.forwarded)
+    if caller.tokens_per_day is None:
+        return caller, 0
+    with read_session() as session:
+        return caller, token_use.count_tokens_today(session, [caller.key_id]).get(caller.key_id, 0)
 
 
 class SqlRoutingTable(CachedRoutingTable):
@@ -127,6 +142,13 @@ class SqlRoutingTable(CachedRoutingTable):
             logger.warning("cannot record the traffic of aliases: %s", describe_error(error))
             return False
         return True
+
+    async def record_tokens(self, reporter: str, rows: list[dict[str, Any]]) -> dict[str, int] | None:
+        try:
+            return await run_in_threadpool(_record_tokens, reporter, rows)
+        except DATABASE_UNAVAILABLE as error:
+            logger.warning("cannot record the tokens of keys: %s", describe_error(error))
+            return None
 
     async def _wake(self, target: Target) -> Target:
         seconds = get_settings().wake_timeout_seconds
@@ -219,6 +241,11 @@ def _explain_timeout(deployment_id: str, seconds: float) -> EngineUnavailable:
 def _record_use(deployment_ids: list[str]) -> None:
     with transaction() as session:
         routes.record_use(session, deployment_ids)
+
+
+def _record_tokens(reporter: str, rows: list[dict[str, Any]]) -> dict[str, int]:
+    with transaction() as session:
+        return token_use.record_tokens(session, reporter, rows)
 
 
 def _record_traffic(reporter: str, rows: list[dict[str, Any]]) -> None:

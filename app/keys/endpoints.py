@@ -4,16 +4,30 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query
 
-from app.http.auth import CallerDependency, get_caller, require_admin
+from app.http.auth import CallerDependency, get_caller, require_admin, require_by_method
 from app.http.edges.query import check_query
 from app.http.paging import Page, Paging
-from app.keys import service
-from app.keys.schemas import CallerView, KeyCreate, KeySecretView, KeyUpdate, KeyView, caller_view
+from app.keys import service, token_use
+from app.keys.schemas import (
+    CallerView,
+    KeyCreate,
+    KeySecretView,
+    KeyUpdate,
+    KeyView,
+    TokenUseCreate,
+    TokenUseTotal,
+    TokenUseView,
+    caller_view,
+    key_view,
+)
 from app.storage.database import ReadSession, WriteSession
 
 router = APIRouter(prefix="/keys", tags=["keys"], dependencies=[Depends(require_admin), Depends(check_query)])
 own_key_router = APIRouter(
     prefix="/keys", tags=["keys"], dependencies=[Depends(get_caller), Depends(check_query)]
+)
+token_use_router = APIRouter(
+    prefix="/token-use", tags=["routes"], dependencies=[Depends(require_by_method), Depends(check_query)]
 )
 
 CREATE_EXAMPLES = {
@@ -25,6 +39,8 @@ CREATE_EXAMPLES = {
             "scopes": ["inference"],
             "requests_per_minute": 600,
             "concurrent_requests": 8,
+            "tokens_per_day": 1_000_000,
+            "models": ["starter", "ft:*"],
         },
     },
 }
@@ -49,14 +65,20 @@ def create_key(
     these pages, click Authorize and paste it.
     """
     key, secret, notice = service.create_key_over_http(session, body)
-    return KeySecretView(**KeyView.model_validate(key).model_dump(), key=secret, notice=notice)
+    return KeySecretView(**key_view(key, 0).model_dump(), key=secret, notice=notice)
 
 
 @router.get("")
 def list_keys(session: ReadSession, paging: Paging) -> Page[KeyView]:
     """List API keys, newest first, including revoked ones."""
     keys, after = service.list_keys(session, paging)
-    return Page(items=[KeyView.model_validate(key) for key in keys], next=after)
+    return Page(items=service.view_keys(session, keys), next=after)
+
+
+@router.get("/{key_id}")
+def get_key(session: ReadSession, key_id: KeyId) -> KeyView:
+    """Return an API key with its limits and the tokens that it has used today."""
+    return service.view_keys(session, [service.get_key(session, key_id)])[0]
 
 
 @router.delete("/{key_id}")
@@ -72,9 +94,10 @@ def revoke_key(
     The API rejects it at once, `/v1` within a second, and a standalone gateway within six seconds.
     """
     key = service.revoke_key(session, key_id)
+    view = service.view_keys(session, [key])[0]
     if purge:
         service.delete_key(session, key)
-    return KeyView.model_validate(key)
+    return view
 
 
 @router.patch("/{key_id}")
@@ -85,10 +108,20 @@ def update_key(
 
     They take effect in `/v1` within a second, and in a standalone gateway within six seconds.
     """
-    return KeyView.model_validate(service.update_key(session, key_id, body))
+    return service.view_keys(session, [service.update_key(session, key_id, body)])[0]
 
 
 @own_key_router.get("/self")
-def get_own_key(caller: CallerDependency) -> CallerView:
+def get_own_key(session: ReadSession, caller: CallerDependency) -> CallerView:
     """Return the scopes and limits of the API key that the request was sent with. Requires no scope."""
-    return caller_view(caller)
+    return caller_view(caller, token_use.count_tokens_today(session, [caller.key_id]).get(caller.key_id, 0))
+
+
+@token_use_router.post("")
+def record_token_use(session: WriteSession, body: TokenUseCreate) -> TokenUseView:
+    """Record the tokens of keys that a gateway process has counted, and return their totals.
+
+    It requires the scope `write`: a report can use up the tokens of any key.
+    """
+    totals = token_use.record_tokens(session, body.reporter, [item.model_dump() for item in body.items])
+    return TokenUseView(items=[TokenUseTotal(key_id=key, tokens=tokens) for key, tokens in totals.items()])

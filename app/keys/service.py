@@ -9,7 +9,8 @@ from sqlmodel import Session, col
 from app.http.auth import has_active_key, hash_key
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
-from app.keys.schemas import KeyCreate, KeyUpdate
+from app.keys.schemas import KeyCreate, KeyUpdate, KeyView, key_view
+from app.keys.token_use import count_tokens_today
 from app.storage.database import database_now
 from app.tables import ApiKey, Scope
 from trainers.runtime.error_codes import ErrorCode
@@ -31,6 +32,8 @@ def create_key(session: Session, body: KeyCreate) -> tuple[ApiKey, str]:
         scopes=[*dict.fromkeys(map(str, body.scopes))],
         requests_per_minute=body.requests_per_minute,
         concurrent_requests=body.concurrent_requests,
+        tokens_per_day=body.tokens_per_day,
+        models=body.models,
     )
     session.add(key)
     session.flush()
@@ -77,6 +80,12 @@ def create_key_over_http(session: Session, body: KeyCreate) -> tuple[ApiKey, str
 def list_keys(session: Session, paging: PageQuery) -> tuple[Sequence[ApiKey], str | None]:
     """Return a page of keys, newest first, including revoked ones."""
     return paginate_newest_first(session, select(ApiKey), col(ApiKey.id), paging)
+
+
+def view_keys(session: Session, keys: Sequence[ApiKey]) -> list[KeyView]:
+    """Return the responses for keys, with the tokens that each has used today."""
+    tokens = count_tokens_today(session, [key.id for key in keys])
+    return [key_view(key, tokens.get(key.id, 0)) for key in keys]
 
 
 def list_all_keys(session: Session) -> Iterable[ApiKey]:

@@ -22,6 +22,7 @@ from app.tables import (
     DeploymentStatus,
     Model,
     Run,
+    TokenUse,
     WebhookDelivery,
     Worker,
 )
@@ -92,6 +93,7 @@ def _expired_records(before: Any) -> list[tuple[type[Any], ColumnElement[bool]]]
         ),
         (Deployment, col(Deployment.status).in_(ended) & (col(Deployment.stopped_at) < before)),
         (ApiKey, col(ApiKey.revoked_at) < before),
+        (TokenUse, col(TokenUse.day) < func.date(before)),
         (WebhookDelivery, col(WebhookDelivery.finished_at) < before),
         (AliasVersion, col(AliasVersion.version) <= newest_version - MAX_ALIAS_VERSIONS),
         (

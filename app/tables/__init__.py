@@ -4,6 +4,7 @@ from app.tables.alias import Alias, AliasTraffic, AliasVersion, Promotion, Promo
 from app.tables.checkpoint import Checkpoint
 from app.tables.clients.api_key import ApiKey, Scope
 from app.tables.clients.creation import CreationRecord
+from app.tables.clients.token_use import TokenUse
 from app.tables.clients.webhook import DeliveryStatus, Webhook, WebhookDelivery
 from app.tables.dataset import Dataset
 from app.tables.deployment import Deployment, DeploymentStatus
@@ -63,6 +64,7 @@ __all__ = [
     "StorageState",
     "StoredCompletion",
     "StoredResponse",
+    "TokenUse",
     "TrackingService",
     "Upload",
     "UploadPart",

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from serving.gateway.downstream import JSON_HEADERS, ClientIdentity, Downstream, GatewayRequest
+from serving.gateway.key_limits.headers import check_model, make_limit_headers
 from serving.gateway.proxy import ProxiedRequest
 from serving.gateway.rate_limits import AuthorizedClient, RateLimits
 from serving.gateway.request_body import RequestLimits, parse_request_body
@@ -86,7 +87,7 @@ class Gateway:
         self.limits = limits or RequestLimits()
         self.rate_limits = rate_limits or RateLimits()
         self.origins = origins or OriginPolicy()
-        self.recorder = RequestRecorder(log, self.upstreams.traffic.observe)
+        self.recorder = RequestRecorder(log, self._observe)
         self.store = store
         self._authorize = authorize
         self._clients: dict[ClientIdentity, tuple[AuthorizedClient, float]] = {}
@@ -97,6 +98,10 @@ class Gateway:
         await self.upstreams.aclose()
         if self.store is not None:
             await self.store.aclose()
+
+    def _observe(self, context: RequestContext) -> None:
+        self.upstreams.traffic.observe(context)
+        self.upstreams.tokens.observe(context)
 
     def cached_client(self, identity: ClientIdentity) -> AuthorizedClient | None:
         """Return the client if it was authorized within the last second, else None."""
@@ -211,7 +216,7 @@ class Gateway:
         elif path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/"):
             if method not in ("GET", "HEAD"):
                 raise MethodNotAllowed(path, method, "GET, HEAD")
-            models = self._view_models(path.removeprefix(MODELS_PATH).removeprefix("/"))
+            models = self._view_models(path.removeprefix(MODELS_PATH).removeprefix("/"), client)
             context.start_response(200)
             context.close()
             headers = [*JSON_HEADERS, (b"x-request-id", context.request_id.encode())]
@@ -219,11 +224,13 @@ class Gateway:
         else:
             raise UnknownUrl(f"{method} {path} does not exist.")
 
-    def _view_models(self, name: str) -> dict[str, Any]:
-        """Return one model in OpenAI's shape, or the list of all if the name is empty."""
+    def _view_models(self, name: str, client: AuthorizedClient) -> dict[str, Any]:
+        """Return one model in OpenAI's shape, or the list of those that the key may use."""
         if name:
+            check_model(name, client)
             return self._view_model(self._find(name))
-        return {"object": "list", "data": [self._view_model(route) for route in self.routes.all()]}
+        routes = [route for route in self.routes.all() if client.may_use(route.name)]
+        return {"object": "list", "data": [self._view_model(route) for route in routes]}
 
     def _view_model(self, route: Route) -> dict[str, Any]:
         """Return a route as OpenAI's model object, with the details that its engine reports."""
@@ -248,10 +255,11 @@ class Gateway:
         if b"content-encoding" in request.headers:
             content = unpack_body(request.headers[b"content-encoding"], content)
         body = parse_request_body(request.path, content, self.limits)
+        check_model(body.model, client)
         route = self._find(body.model)
         context.model = route.name
         if client.has_limits:
-            context.release_limits = self.rate_limits.acquire(client)
+            self._admit(context, client)
         extra_headers = b"x-request-id: %b\r\n" % context.request_id.encode()
         for name in FORWARDED_HEADERS:
             if name in request.headers:
@@ -263,6 +271,18 @@ class Gateway:
             raise InvalidRequest(NO_STORE, "previous_response_id")
         else:
             ProxiedRequest(*forwarded).start()
+
+    def _admit(self, context: RequestContext, client: AuthorizedClient) -> None:
+        """Count the request against the limits of its key, or raise the error of one that is reached."""
+        tokens = self.upstreams.tokens
+        try:
+            if client.tokens_per_day is not None:
+                # With the requests that have ended since the last flush.
+                self.recorder.flush()
+                tokens.check(client)
+            context.release_limits = self.rate_limits.acquire(client)
+        finally:
+            context.limit_headers = make_limit_headers(client, self.rate_limits, tokens)
 
     def _find(self, name: str) -> Route:
         route = self.routes.find(name)

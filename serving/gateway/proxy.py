@@ -33,6 +33,8 @@ UNBUFFERED_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"
 NOT_IMPLEMENTED = 501
 # A response that is not streamed has its usage at its end.
 USAGE_TAIL_BYTES = 4096
+# Of a prompt, where the engine does not report its tokens.
+BYTES_PER_TOKEN = 4
 MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 
 logger = logging.getLogger("tunesmith.gateway")
@@ -51,7 +53,7 @@ class ProxiedRequest:
     task: asyncio.Task[None] | None = None
     failed_key: TrafficKey | None = None
     stream_end: StreamEnd
-    attempts = status = buffered_bytes = 0
+    attempts = status = buffered_bytes = sent_bytes = 0
     ended = streamed = started = False
     last_lines = previous_lines = b""
 
@@ -86,6 +88,7 @@ class ProxiedRequest:
         """Abort the request because the client disconnected, which makes the engine stop."""
         if not self.ended:
             self.context.status = CLIENT_CLOSED_REQUEST
+            self._estimate_prompt_tokens()
             self._end()
 
     def pause(self) -> None:
@@ -115,6 +118,7 @@ class ProxiedRequest:
         self.attempts += 1
         self.replacements = model_name_replacements(target.upstream_model, self.route.name)
         body = self.body.encode(target.upstream_model)
+        self.sent_bytes = len(body)
         self.upstreams.send(target, self.context.path, self.extra_headers, body, self, fresh)
 
     def _measure(self, version: int) -> None:
@@ -233,6 +237,8 @@ class ProxiedRequest:
     def _take_lines(self, chunk: bytes) -> bytes:
         """Return the lines to forward; half a line before an error event would hide the event."""
         lines = self.line_buffer.take_lines(chunk)
+        # About one token for each event: the count of a stream that ends before its usage.
+        self.context.estimated_tokens += lines.count(b"data:")
         return replace_model_name(self.stream_end.inspect(lines), self.replacements) if lines else lines
 
     def _forward(self, lines: bytes) -> None:
@@ -250,6 +256,7 @@ class ProxiedRequest:
             self._forward(lines)
             lines = b""
         self.context.response_tail = self.stream_end.usage or self.previous_lines + self.last_lines + lines
+        self._estimate_prompt_tokens()
         self._record_engine_status()
         self._end()
         self.downstream.finish(lines)
@@ -261,6 +268,7 @@ class ProxiedRequest:
         self.upstreams.breakers.record_failure(self.target)
         error = EngineDisconnected(self.route.name)
         self.context.status = error.status
+        self._estimate_prompt_tokens()
         self._end()
         self.downstream.finish(lines + self.stream_end.error_event(error, lines or self.last_lines))
 
@@ -280,6 +288,9 @@ class ProxiedRequest:
         self._record_engine_status()
         self._end()
         self.downstream.respond(self.status, self._response_headers(), chunk)
+
+    def _estimate_prompt_tokens(self) -> None:
+        self.context.estimated_tokens += self.sent_bytes // BYTES_PER_TOKEN
 
     def _record_engine_status(self) -> None:
         breakers = self.upstreams.breakers
@@ -307,4 +318,4 @@ class ProxiedRequest:
     def _response_headers(self) -> Headers:
         headers = [(name, self.headers[name]) for name in FORWARDED_HEADERS if name in self.headers]
         headers.append((b"x-request-id", self.context.request_id.encode()))
-        return headers
+        return headers + self.context.limit_headers

@@ -32,10 +32,25 @@ class AuthorizedClient:
     key_id: str = ""
     requests_per_minute: int | None = None
     concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+    tokens_today: int = 0
+    """Tokens that all gateways together had reported when the key was looked up."""
+    models: tuple[str, ...] | None = None
+    """Names that the key may use; one that ends with `*` stands for all that begin so."""
 
     @property
     def has_limits(self) -> bool:
-        return self.requests_per_minute is not None or self.concurrent_requests is not None
+        return (
+            self.requests_per_minute is not None
+            or self.concurrent_requests is not None
+            or self.tokens_per_day is not None
+        )
+
+    def may_use(self, model: str) -> bool:
+        """Return whether the key may use the model of this name."""
+        return self.models is None or any(
+            model.startswith(name[:-1]) if name.endswith("*") else model == name for name in self.models
+        )
 
 
 class RateLimits:
@@ -74,6 +89,13 @@ class RateLimits:
             self._spend(slot, client.requests_per_minute)
         self.cells[slot + self.column] += 1
         return partial(self._release, slot)
+
+    def remaining(self, client: AuthorizedClient) -> tuple[int, float]:
+        """Return how many requests the key may send at once now, and in how many seconds all of them."""
+        assert client.requests_per_minute is not None, "the key has a rate"
+        busy = max(0, self.cells[self._slot(client.key_id) + FULL_AT] - time.monotonic_ns())
+        free = (WINDOW - busy) * client.requests_per_minute // WINDOW
+        return max(0, free), busy / NANOSECONDS
 
     def _spend(self, slot: int, requests_per_minute: int) -> None:
         now = time.monotonic_ns()

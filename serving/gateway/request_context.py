@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 
-from serving.gateway.downstream import Downstream
+from serving.gateway.downstream import Downstream, Headers
 from serving.gateway.metrics import REQUEST_METRICS
 from serving.http.errors import ApiError, InternalError
 
@@ -46,8 +46,10 @@ class RequestContext:
 
     __slots__ = (
         "completion_tokens",
+        "estimated_tokens",
         "first_byte_seconds",
         "key_id",
+        "limit_headers",
         "method",
         "model",
         "path",
@@ -79,6 +81,8 @@ class RequestContext:
         self.traffic_key: TrafficKey | None = None
         self.streamed = False
         self.stream_failed = False
+        self.limit_headers: Headers = []
+        self.estimated_tokens = 0
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
 
@@ -102,8 +106,14 @@ class RequestContext:
             error = InternalError("The gateway failed to handle this request. Its log has the details.")
         self.start_response(error.status)
         self.close()
-        headers = [*error.headers(), (b"x-request-id", self.request_id.encode())]
+        headers = [*error.headers(), *self.limit_headers, (b"x-request-id", self.request_id.encode())]
         downstream.respond(error.status, headers, error.body())
+
+    def used_tokens(self) -> int:
+        """Return the tokens of the request; estimated if a stream ended before its usage."""
+        if self.prompt_tokens is None:
+            return self.estimated_tokens
+        return self.prompt_tokens + (self.completion_tokens or 0)
 
     def record_metrics(self) -> None:
         """Add the request to the metrics, with the token counts from the end of the response."""

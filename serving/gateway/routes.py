@@ -100,6 +100,12 @@ class RoutingTable(Protocol):
     async def record_traffic(self, reporter: str, rows: list[dict[str, Any]]) -> bool:
         """Record what a gateway process has counted since it started; return False to get it again."""
 
+    async def record_tokens(self, reporter: str, rows: list[dict[str, Any]]) -> dict[str, int] | None:
+        """Record the tokens of keys that a gateway process has counted since it started.
+
+        Returns the totals of these keys today, over all gateways; None to get the counts again.
+        """
+
 
 class StaticRoutingTable:
     """Routes that never change."""
@@ -140,6 +146,9 @@ class StaticRoutingTable:
 
     async def record_traffic(self, reporter: str, rows: list[dict[str, Any]]) -> bool:
         return True
+
+    async def record_tokens(self, reporter: str, rows: list[dict[str, Any]]) -> dict[str, int] | None:
+        return {}
 
 
 class CachedRoutingTable(StaticRoutingTable, ABC):

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from serving.gateway.connection_pool import ConnectionPool, ResponseHandler
 from serving.gateway.engine_state.breaker import CircuitBreakers
 from serving.gateway.engine_state.model_details import ModelDetails
+from serving.gateway.key_limits.token_use import TokenRecorder
 from serving.gateway.routes import RoutingTable, Target
 from serving.gateway.traffic.recorder import TrafficRecorder
 
@@ -24,13 +25,15 @@ class Upstreams:
         self.breakers = CircuitBreakers()
         self.traffic = TrafficRecorder(routes.record_traffic)
         self.details = ModelDetails(self.get)
+        self.tokens = TokenRecorder(routes.record_tokens)
         self._pool: ConnectionPool | None = None
         self._used: set[str] = set()
         self._report_task: asyncio.Task[None] | None = None
 
     async def aclose(self) -> None:
-        """Report the last use and the last traffic, and close the connections."""
+        """Report the last use, traffic and tokens, and close the connections."""
         await self.traffic.aclose()
+        await self.tokens.aclose()
         if self._report_task is not None:
             self._report_task.cancel()
             await self._report_use()

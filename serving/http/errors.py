@@ -180,6 +180,32 @@ class ConcurrencyLimitExceeded(RateLimitExceeded):
     code = ErrorCode.concurrency_limit_exceeded
 
 
+class TokensOfDayUsed(RetryableError):
+    """The API key has used its tokens of the day."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = ErrorCode.insufficient_quota
+    retry_after_seconds = 86_400
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        # OpenAI's clients repeat a 429 within seconds unless this header forbids it.
+        return [*super().headers(), (b"x-should-retry", b"false")]
+
+
+class ModelNotAllowed(ApiError):
+    """The API key may not use the model."""
+
+    status = 403
+    type = "permission_error"
+    code = ErrorCode.model_not_allowed
+
+    def __init__(self, name: str, allowed: Iterable[str]) -> None:
+        super().__init__(
+            f"This API key may not use the model {name!r}. Allowed: {', '.join(allowed) or 'none'}.", "model"
+        )
+
+
 class EngineUnavailable(RetryableError):
     """No engine can take the request now."""
 

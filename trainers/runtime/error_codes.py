@@ -197,6 +197,8 @@ class ErrorCode(StrEnum):
     unknown_url = "unknown_url", "Nothing is served at this path."
     rate_limit_exceeded = "rate_limit_exceeded", "The API key has used its requests of the minute."
     concurrency_limit_exceeded = "concurrency_limit_exceeded", "The API key has too many open requests."
+    insufficient_quota = "insufficient_quota", "The API key has used its tokens of the day."
+    model_not_allowed = "model_not_allowed", "The API key may not use the model."
     engine_unavailable = "engine_unavailable", "No engine can take the request now."
     engine_error = "engine_error", "The engine failed, or refused the request, without an error object."
     engine_disconnected = "engine_disconnected", "The engine closed the connection in mid-response."

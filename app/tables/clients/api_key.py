@@ -3,6 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
+from sqlalchemy import BigInteger
 from sqlmodel import Field, SQLModel
 
 from app.tables.base import Json, new_id, time_field
@@ -31,6 +32,14 @@ class ApiKey(SQLModel, table=True):
         default=None, description="Requests to models per minute; None is unlimited."
     )
     concurrent_requests: int | None = Field(default=None, description="Open requests; None is unlimited.")
+    tokens_per_day: int | None = Field(
+        default=None,
+        sa_type=BigInteger,
+        description="Tokens of prompts and completions on a day in UTC; None is unlimited.",
+    )
+    models: list[str] | None = Field(
+        default=None, sa_type=Json, description="Names that it may use; None means all."
+    )
     created_at: datetime = time_field(default_now=True)
     last_used_at: datetime | None = time_field()
     revoked_at: datetime | None = time_field()

@@ -129,5 +129,13 @@ class KeyVerifier:
             message = "The API key lacks the scope inference. Use a key with this scope."
             return KeyLookup(rejection=(PermissionDenied, message))
         return KeyLookup(
-            AuthorizedClient(key["key_id"], key["requests_per_minute"], key["concurrent_requests"])
+            AuthorizedClient(
+                key["key_id"],
+                key["requests_per_minute"],
+                key["concurrent_requests"],
+                # Absent from an older service.
+                key.get("tokens_per_day"),
+                key.get("tokens_today") or 0,
+                None if key.get("models") is None else tuple(key["models"]),
+            )
         )

@@ -85,6 +85,20 @@ class ApiRoutingTable(CachedRoutingTable):
         except httpx2.HTTPError as error:
             logger.warning("cannot report which deployments are in use: %r", error)
 
+    async def record_tokens(self, reporter: str, rows: list[dict[str, Any]]) -> dict[str, int] | None:
+        try:
+            response = await self.api.post("/token-use", json={"reporter": reporter, "items": rows})
+            response.raise_for_status()
+            return {row["key_id"]: row["tokens"] for row in response.json()["items"]}
+        except httpx2.HTTPStatusError as error:
+            status = error.response.status_code
+            logger.warning("the service refuses the tokens of keys with status %d", status)
+            # A key without the scope `write`, or an older service: a repetition would fail, too.
+            return {} if status < 500 else None
+        except self.load_errors as error:
+            logger.warning("cannot report the tokens of keys: %r", error)
+            return None
+
     async def record_traffic(self, reporter: str, rows: list[dict[str, Any]]) -> bool:
         try:
             (await self.api.post("/traffic", json={"reporter": reporter, "items": rows})).raise_for_status()

@@ -1,6 +1,8 @@
 """Limits of API keys, in the gateway of the API and in a standalone gateway."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,8 +16,9 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.keys import service
+from app.keys import service, token_use
 from app.keys.schemas import KeyCreate
+from app.main import create_app
 from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Deployment, DeploymentStatus, Scope
@@ -32,7 +35,7 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
     """Yield an engine with two ready deployments, named like its models."""
     fake_engine = FakeEngine()
     with transaction() as session:
-        for name in ("plain", "endless"):
+        for name in ("plain", "endless", "usage"):
             values: dict[str, Any] = {
                 "base": "hub/base",
                 "engine": EngineKind.hf,
@@ -45,7 +48,7 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
     fake_engine.close()
 
 
-def make_key(*scopes: Scope, **limits: int) -> tuple[str, dict[str, str]]:
+def make_key(*scopes: Scope, **limits: Any) -> tuple[str, dict[str, str]]:
     with transaction() as session:
         key, secret = service.create_key(session, KeyCreate(name="test", scopes=list(scopes), **limits))
     return key.id, {"Authorization": f"Bearer {secret}"}
@@ -87,6 +90,9 @@ def test_the_endpoint_of_the_own_key_returns_its_scopes_and_limits(client: TestC
         "scopes": ["admin"],
         "requests_per_minute": None,
         "concurrent_requests": None,
+        "tokens_per_day": None,
+        "tokens_today": 0,
+        "models": None,
     }
     assert client.get("/api/v1/keys/self").json() == local_caller
     key_id, headers = make_key(Scope.read, Scope.inference, requests_per_minute=5)
@@ -96,8 +102,106 @@ def test_the_endpoint_of_the_own_key_returns_its_scopes_and_limits(client: TestC
         "scopes": ["inference", "read"],
         "requests_per_minute": 5,
         "concurrent_requests": None,
+        "tokens_per_day": None,
+        "tokens_today": 0,
+        "models": None,
     }
     assert client.get("/api/v1/keys/self").status_code == 401
+
+
+def test_a_key_over_its_tokens_of_the_day_gets_429_until_the_next(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    key_id, limited = make_key(Scope.inference, tokens_per_day=20)
+    _, admin = make_key(Scope.admin)
+    # Each response has 8 tokens; the one that crosses the limit is complete.
+    assert statuses(client, limited, 4) == [200, 200, 200, 429]
+    refused = client.post(CHAT, json={"model": "plain"}, headers=limited)
+    error = refused.json()["error"]
+    assert (error["code"], error["type"]) == ("insufficient_quota", "insufficient_quota")
+    assert "T00:00Z" in error["message"] and 0 < int(refused.headers["retry-after"]) <= 86_400
+    # OpenAI's client would repeat it within seconds.
+    assert refused.headers["x-should-retry"] == "false"
+    assert refused.headers["x-ratelimit-remaining-tokens"] == "0"
+    secret = limited["Authorization"].split()[1]
+    sdk = openai.OpenAI(base_url="http://127.0.0.1/v1", api_key=secret, http_client=client)
+    with pytest.raises(openai.RateLimitError):
+        sdk.chat.completions.create(model="plain", messages=[])
+    assert engine.request_counts["plain"] == 3
+    wait_for_tokens(client, key_id, admin, 24)
+
+
+def wait_for_tokens(client: Any, key_id: str, admin: dict[str, str], tokens: int) -> None:
+    deadline = time.monotonic() + 10
+    while (found := client.get(f"/api/v1/keys/{key_id}", headers=admin).json()["tokens_today"]) != tokens:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+def test_all_gateways_of_a_database_count_the_same_tokens(settings: Settings, engine: FakeEngine) -> None:
+    _, limited = make_key(Scope.inference, tokens_per_day=20)
+    for expected in ([200, 200], [200, 429]):
+        # A gateway reports what is left when it stops.
+        with TestClient(create_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as gateway:
+            assert statuses(gateway, limited, 2) == expected
+
+
+def test_the_tokens_of_a_stream_count_with_and_without_its_usage(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    key_id, limited = make_key(Scope.inference, tokens_per_day=1000)
+    _, admin = make_key(Scope.admin)
+    body = {"model": "usage", "stream": True}
+    assert b"usage" not in client.post(CHAT, json=body, headers=limited).content
+    wait_for_tokens(client, key_id, admin, 8)
+    # The client has asked for no usage: two events, and a quarter of the bytes of the prompt.
+    without = body | {"stream_options": {"include_usage": False}}
+    client.post(CHAT, json=without, headers=limited)
+    wait_for_tokens(
+        client, key_id, admin, 8 + 2 + len(json.dumps(engine.bodies[-1], separators=(",", ":"))) // 4
+    )
+
+
+def test_a_repeated_or_late_report_changes_nothing(settings: Settings) -> None:
+    key_id, _ = make_key(Scope.inference)
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    for reporter, tokens, total in (("a", 5, 5), ("a", 9, 9), ("a", 5, 9), ("b", 1, 10)):
+        with transaction() as session:
+            items = [{"key_id": each, "day": day, "tokens": tokens} for each in (key_id, "key_gone")]
+            assert token_use.record_tokens(session, reporter, items) == {key_id: total}
+
+
+def test_a_report_over_http_requires_the_scope_write(client: TestClient) -> None:
+    key_id, reader = make_key(Scope.inference, Scope.read)
+    _, writer = make_key(Scope.write)
+    item = {"key_id": key_id, "day": time.strftime("%Y-%m-%d", time.gmtime()), "tokens": 7}
+    body = {"reporter": "gateway_" + "0" * 24, "items": [item]}
+    assert client.post("/api/v1/token-use", json=body, headers=reader).status_code == 403
+    recorded = client.post("/api/v1/token-use", json=body, headers=writer)
+    assert recorded.json() == {"items": [{"key_id": key_id, "tokens": 7}]}
+
+
+def test_a_key_uses_and_sees_the_models_that_it_may_use(client: TestClient, engine: FakeEngine) -> None:
+    _, limited = make_key(Scope.inference, models=["pla*", "other"])
+    assert statuses(client, limited, 1) == [200]
+    refused = client.post(CHAT, json={"model": "usage"}, headers=limited)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
+    assert [model["id"] for model in client.get("/v1/models", headers=limited).json()["data"]] == ["plain"]
+    assert client.get("/v1/models/usage", headers=limited).status_code == 403
+    assert client.get("/v1/models/plain", headers=limited).status_code == 200
+
+
+def test_responses_of_a_limited_key_show_what_is_left(client: TestClient, engine: FakeEngine) -> None:
+    _, limited = make_key(Scope.inference, requests_per_minute=60, tokens_per_day=100)
+    _, free = make_key(Scope.inference)
+    for left in (59, 58):
+        headers = client.post(CHAT, json={"model": "plain"}, headers=limited).headers
+        assert headers["x-ratelimit-limit-requests"] == "60"
+        assert int(headers["x-ratelimit-remaining-requests"]) in (left, left + 1)
+        assert re.fullmatch(r"[0-9.]+s", headers["x-ratelimit-reset-requests"])
+    assert (headers["x-ratelimit-limit-tokens"], headers["x-ratelimit-remaining-tokens"]) == ("100", "92")
+    response = client.post(CHAT, json={"model": "plain"}, headers=free)
+    assert not [name for name in response.headers if name.startswith("x-ratelimit")]
 
 
 @contextmanager
@@ -139,6 +243,8 @@ def test_a_standalone_gateway_checks_keys_and_counts_over_all_processes(
         # Each call opens a new connection, so both processes get some of them.
         responses = [httpx2.post(url + CHAT, json={"model": "plain"}, headers=limited) for _ in range(9)]
         assert sorted(response.status_code for response in responses) == [200] * 6 + [429] * 3
+        with httpx2.Client(base_url=service_url) as service_client:
+            wait_for_tokens(service_client, key_id, admin, 48)
         httpx2.delete(f"{service_url}/api/v1/keys/{key_id}", headers=admin)
         deadline = time.monotonic() + 10
         while httpx2.get(f"{url}/v1/models", headers=limited).status_code != 401:

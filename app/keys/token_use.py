@@ -1,0 +1,59 @@
+"""The tokens that keys have used on a day, as the gateways report them."""
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from sqlalchemy import case, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlmodel import Session, col
+
+from app.tables import ApiKey, TokenUse
+from app.tables.base import new_id
+
+
+def record_tokens(session: Session, reporter: str, items: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Replace the counts of a gateway process; return the totals of today of the reported keys.
+
+    A count never decreases: a report that arrives late changes nothing. Unknown keys are ignored.
+    """
+    reported = {item["key_id"] for item in items}
+    known = set(session.scalars(select(col(ApiKey.id)).where(col(ApiKey.id).in_(reported))))
+    rows = [
+        {
+            "id": new_id("tokens"),
+            "key_id": item["key_id"],
+            "day": _as_date(item["day"]),
+            "reporter": reporter,
+            "tokens": item["tokens"],
+        }
+        for item in items
+        if item["key_id"] in known
+    ]
+    if rows:
+        session.execute(_upsert(session), rows)
+    return count_tokens_today(session, known)
+
+
+def count_tokens_today(session: Session, key_ids: Collection[str]) -> dict[str, int]:
+    """Return the tokens that each of these keys has used today; keys that have used none are absent."""
+    statement = (
+        select(col(TokenUse.key_id), func.sum(col(TokenUse.tokens)))
+        .where(col(TokenUse.key_id).in_(key_ids), col(TokenUse.day) == datetime.now(UTC).date())
+        .group_by(col(TokenUse.key_id))
+    )
+    return {key_id: int(tokens) for key_id, tokens in session.execute(statement)}
+
+
+def _as_date(day: str | date) -> date:
+    return day if isinstance(day, date) else date.fromisoformat(day)
+
+
+def _upsert(session: Session) -> Any:
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    statement = dialect.insert(TokenUse)
+    new = statement.excluded.tokens
+    larger = case((new > col(TokenUse.tokens), new), else_=col(TokenUse.tokens))
+    return statement.on_conflict_do_update(
+        index_elements=["key_id", "day", "reporter"], set_={"tokens": larger}
+    )
