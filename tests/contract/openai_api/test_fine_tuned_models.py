@@ -192,6 +192,7 @@ def test_permissions_of_a_model_are_created_listed_and_deleted(trained: Trained)
 
 def test_a_model_is_deleted_once_it_is_not_deployed(trained: Trained) -> None:
     models, name = trained.openai.models, f"{trained.job(trained.dpo).fine_tuned_model}:ckpt-step-2"
+    trained.ask(name)
     with pytest.raises(BadRequestError, match="is deployed") as caught:
         models.delete(name)
     [path] = re.findall(r"POST (\S+/stop)", caught.value.message)
