@@ -29,9 +29,11 @@ def delete_model(session: Session, name: str) -> None:
     )
     for deployment in session.scalars(live.with_for_update()).all():
         if deployment.status is not DeploymentStatus.asleep:
+            is_stopping = deployment.status is DeploymentStatus.stopping
+            stop = f"Stop it first: POST /api/v1/deployments/{deployment.id}/stop."
             raise InUse(
                 f"The model {name!r} is deployed: {deployment.id} is {deployment.status}.",
-                hint=f"Stop it first: POST /api/v1/deployments/{deployment.id}/stop.",
+                hint="Wait until it has stopped." if is_stopping else stop,
                 used_by=[deployment.id],
             )
         lifecycle.stop(session, deployment.id)

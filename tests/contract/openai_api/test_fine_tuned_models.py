@@ -195,9 +195,11 @@ def test_a_model_is_deleted_once_it_is_not_deployed(trained: Trained) -> None:
     trained.ask(name)
     with pytest.raises(BadRequestError, match="is deployed") as caught:
         models.delete(name)
-    [path] = re.findall(r"POST (\S+/stop)", caught.value.message)
-    trained.openai.post(str(trained.openai.base_url.join(path)), cast_to=object)
-    wait_until(lambda: name not in {model.id for model in models.list()}, 30, "it does not stop")
+    [path] = re.findall(r"POST (/\S+)/stop", caught.value.message)
+    deployment = str(trained.openai.base_url.join(path))
+    trained.openai.post(f"{deployment}/stop", cast_to=object)
+    shown: Any = lambda: trained.openai.get(deployment, cast_to=object)  # noqa: E731
+    wait_until(lambda: shown()["status"] == "stopped", 30, "it does not stop")
     deleted = models.delete(name)
     assert (deleted.id, deleted.deleted, deleted.object) == (name, True, "model")
     with pytest.raises(NotFoundError) as missing:
