@@ -64,6 +64,7 @@ def create_openai_app() -> FastAPI:
         version=VERSION,
         dependencies=[Depends(refuse_unstorable_text)],
         redoc_url=None,
+        redirect_slashes=False,  # A path is served as it is written or not at all, as by the gateway.
         max_body_size=MAX_BODY_BYTES,
         generate_unique_id_function=lambda route: route.name,
         swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True, "filter": True},

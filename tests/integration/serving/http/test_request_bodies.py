@@ -117,7 +117,7 @@ def test_a_malformed_chunk_is_refused_and_ends_the_request(api: Server) -> None:
         "/v1/../sleep",
         "/v1/%2e%2e/sleep",
         "/v1//chat/completions",
-        "/v1/files",
+        "/v1/images/generations",
         "/v1/chat/completions;x",
         "/sleep",
         "/tokenize",

@@ -177,8 +177,8 @@ def test_head_of_an_endless_stream_ends(api: Server) -> None:
     ("method", "path", "allowed"),
     [
         ("PUT", "/v1/models", {"GET", "HEAD"}),
-        ("GET", "/v1/chat/completions", {"POST"}),
-        ("HEAD", "/v1/chat/completions", {"POST"}),
+        ("GET", "/v1/completions", {"POST"}),
+        ("HEAD", "/v1/completions", {"POST"}),
     ],
 )
 def test_a_refused_method_lists_the_allowed_ones(
