@@ -95,3 +95,13 @@ def test_a_model_can_be_retrieved_by_its_name(engine: Server) -> None:
     status, model = engine.get("/v1/models/alpha")
     assert (status, model["id"], model["parent"], model["max_model_len"]) == (200, "alpha", "base", 8192)
     assert engine.get("/v1/models/nobody")[0] == 404
+
+
+def test_values_of_other_clients_pass_if_they_change_nothing(engine: Server) -> None:
+    neutral = {"repeat_penalty": 1.0, "typical_p": 1, "cache_prompt": True, "keep_alive": "5m", "mirostat": 0}
+    neutral |= {"reasoning": {"effort": None}, "verbosity": "medium", "usage": {"include": True}}
+    neutral |= {"thinking": {"type": "disabled"}, "parallel_tool_calls": True, "tool_choice": "auto"}
+    assert engine.chat("base", **neutral) == engine.chat("base")
+    body = {"model": "base", "messages": HELLO, "repeat_penalty": 1.1}
+    status, response = engine.post("/v1/chat/completions", body)
+    assert (status, response["error"]["param"]) == (400, "repeat_penalty")

@@ -6,15 +6,20 @@ python tests/integration/serving/gateway/langchain_client.py http://127.0.0.1:80
 import asyncio
 import json
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import openai
 from langchain_core.exceptions import LangChainException
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
 
-TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+
+class paint(BaseModel):  # noqa: N801
+    """Paint something."""
+
+    color: Literal["red", "green"]
 
 
 def main(url: str) -> None:
@@ -44,7 +49,11 @@ def main(url: str) -> None:
         "seeded": [random.invoke("hello").content for _ in range(2)],
         "logprobs": scored.response_metadata["logprobs"]["content"],
         "unknown_model": error_of(model(url, "nobody")),
-        "tools": error_of(base.bind_tools([TOOL])),
+        "tool_calls": base.bind_tools([paint]).invoke("paint it red").tool_calls,
+        "structured": [
+            base.with_structured_output(paint, method=method).invoke("hello").color
+            for method in ("function_calling", "json_schema")
+        ],
         "engine_gone": error_of(model(url, "gone")),
     }
     print(json.dumps(results, ensure_ascii=False))

@@ -65,10 +65,14 @@ def test_bound_options_reach_the_engine(results: dict[str, Any]) -> None:
     assert bytes(byte for token in results["logprobs"] for byte in token["bytes"]).decode() == BASE_SAYS
 
 
+def test_tools_are_called_and_both_methods_of_structured_output_work(results: dict[str, Any]) -> None:
+    (call,) = results["tool_calls"]
+    assert (call["name"], call["args"]) == ("paint", {"color": "red"})
+    assert all(color in ("red", "green") for color in results["structured"])
+
+
 def test_errors_are_openai_s_and_langchain_s_own_and_name_the_cause(results: dict[str, Any]) -> None:
     assert {"NotFoundError", "ModelNotFoundError"} <= set(results["unknown_model"]["kinds"])
-    assert "Served now: alpha" in results["unknown_model"]["message"]
-    assert {"BadRequestError", "ModelInvalidRequestError"} <= set(results["tools"]["kinds"])
-    assert "'tools' is not supported" in results["tools"]["message"]
+    assert "Available: alpha" in results["unknown_model"]["message"]
     assert "InternalServerError" in results["engine_gone"]["kinds"]
     assert "503" in results["engine_gone"]["message"]
