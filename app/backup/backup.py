@@ -40,7 +40,7 @@ from app.storage.manifest import MANIFEST, ArtifactCorrupt
 
 PARTIAL_SUFFIX = ".part"
 # The tables whose artifacts no running job deletes.
-LASTING = ("dataset", "model", "evaluation", "comparison")
+LASTING = ("dataset", "model", "evaluation", "comparison", "file")
 
 Report = Callable[[str], None]
 
@@ -121,6 +121,9 @@ def _list_named(connection: Connection, reflected: dict[str, Table]) -> list[_Na
         if "deleted_at" in table.c:
             rows = rows.where(table.c.deleted_at.is_(None))
         named += [_NamedArtifact(name, key, sha256) for key, sha256 in connection.execute(rows)]
+    file = reflected["file"]
+    contents = select(file.c.artifact, file.c.sha256).where(file.c.artifact.is_not(None))
+    named += [_NamedArtifact("file", key, sha256) for key, sha256 in connection.execute(contents)]
     run = reflected["run"]
     logs = connection.scalars(select(run.c.log_artifact).where(run.c.log_artifact.is_not(None)))
     return named + [_NamedArtifact("run", log.rpartition("/")[0], None) for log in logs]
@@ -180,7 +183,7 @@ def _copy_artifact(
 
 def _list_files(store: ArtifactStore, artifact: _NamedArtifact) -> Iterator[tuple[str, str | None]]:
     """Yield the key and the published hash of each file of an artifact."""
-    if artifact.table == "dataset":
+    if artifact.table in ("dataset", "file"):
         yield artifact.key, artifact.sha256
     elif artifact.sha256 is None:
         yield from ((entry.key, None) for entry in store.list_folder(artifact.key))

@@ -35,6 +35,7 @@ from app.tables import (
     Run,
     RunStatus,
     StorageState,
+    StoredResponse,
 )
 from tests.integration.app.conftest import clear_caches
 from trainers.configs import EngineKind, Queue
@@ -150,7 +151,15 @@ def test_a_restored_installation_serves_everything_and_continues_its_runs(
     client: TestClient, make_worker: Any, tmp_path: Path, restore: Restore
 ) -> None:
     ids = fill(client, make_worker, tmp_path)
-    kept = {table: read_rows(table) for table in (Model, Checkpoint)}
+    file = client.post("/v1/files", files={"file": b"any bytes"}, data={"purpose": "user_data"}).json()
+    with transaction() as session:
+        times: dict[str, Any] = {
+            "created_at": datetime.now(UTC),
+            "expires_at": datetime.now(UTC) + timedelta(days=1),
+        }
+        texts: dict[str, Any] = {"input_items": "[]", "response": "{}", "size_bytes": 4}
+        session.add(StoredResponse(id="r", key_id="", model="m", deployment_id="d", **texts, **times))
+    kept = {table: read_rows(table) for table in (Model, Checkpoint, StoredResponse)}
     backup(tmp_path / "backup")
     restored = restore()
     assert (restored.n_requeued, restored.snapshot.unreadable) == (1, [])
@@ -158,6 +167,7 @@ def test_a_restored_installation_serves_everything_and_continues_its_runs(
     headers = {"Authorization": f"Bearer {ids['key']}"}
     with TestClient(create_app(), base_url="http://127.0.0.1", headers=headers) as new:
         assert new.get(f"/api/v1/datasets/{ids['dataset']}/content").text == ROW
+        assert new.get(f"/v1/files/{file['id']}/content").text == "any bytes"
         run = new.get(f"/api/v1/runs/{ids['run']}").json()
         assert (run["status"], run["attempt"], run["failure_count"], run["worker_id"]) == (
             "queued",
