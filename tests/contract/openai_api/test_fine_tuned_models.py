@@ -1,10 +1,11 @@
-"""Fine-tuning jobs that train, their results and requests to their models, through OpenAI's client."""
+"""Fine-tuning jobs that train, requests to their models, and the guide, through OpenAI's client."""
 
 import base64
 import csv
 import io
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from tests.e2e.platform import Platform, wait_until
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
+GUIDE = Path(__file__).parents[3] / "docs/guides/moving-from-openai.md"
 MODEL = "gpt-4o-mini-2024-07-18"
 FINISHED = ("succeeded", "failed", "cancelled")
 QUICK = {"max_length": 128, "tuning": {"rank": 4}, "learning_rate": 2e-3}
@@ -28,6 +30,7 @@ class Trained:
     """A service with jobs that have ended."""
 
     def __init__(self, platform: Platform) -> None:
+        self.platform = platform
         self.openai = OpenAI(base_url=f"{platform.base_url}/v1", api_key="unused", max_retries=0)
         problems = list(generate_problems(24, ProblemSplit.train, seed=3))
         rows = [{"messages": chat(each["question"], each["answer"])} for each in problems]
@@ -205,3 +208,33 @@ def test_a_model_is_deleted_once_it_is_not_deployed(trained: Trained) -> None:
     with pytest.raises(NotFoundError) as missing:
         models.delete(name)
     assert missing.value.code == "model_not_found"
+
+
+def test_the_blocks_of_the_guide_run_in_their_order(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform = trained.platform
+    platform.deploy("starter", store_days=1)
+    row = {"messages": chat("What is 1 + 2?", "3")}
+    prompt = {"messages": row["messages"][:1], "answer": "3"}
+    request = {
+        "custom_id": "a",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "starter", "messages": row["messages"][:1], "max_tokens": 4},
+    }
+    for name, line in (("rows", row), ("prompts", prompt), ("requests", request)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    program = tmp_path / "guide.py"
+    program.write_text("".join(blocks).replace("http://127.0.0.1:8000", platform.base_url))
+    monkeypatch.chdir(tmp_path)
+    values = runpy.run_path(str(program))
+    values["client"].close()
+    assert len(blocks) == GUIDE.read_text(encoding="utf-8").count("```python")
+    assert values["file"].status == "processed" == values["upload"].file.status
+    assert values["result"].reward == 1.0
+    assert values["second"].previous_response_id == values["first"].id
+    assert isinstance(values["completion"].choices[0].message.parsed, values["Ticket"])
+    assert values["batch"].errors is None
+    assert {values["job"].object, values["run"].object} == {"fine_tuning.job", "eval.run"}
