@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.http import metrics
 from app.http.error_responses import error_response
-from app.http.errors import HttpError, InternalServerError
-from app.http.unavailable import as_unavailable
+from app.http.errors import ServiceUnavailable
+from app.http.unavailable import as_server_error
 from app.openai_api.errors import openai_error_response
 from app.scheduling.incidents import describe_error
 
@@ -48,15 +48,11 @@ class RequestMiddleware:
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
-            response: HttpError | None = as_unavailable(error)
-            if response is not None:
+            response = as_server_error(error, request_id)
+            if isinstance(response, ServiceUnavailable):
                 logger.error("%s %s failed: %s", scope["method"], scope["path"], describe_error(error))
             else:
                 logger.exception("%s %s failed", scope["method"], scope["path"])
-                response = InternalServerError(
-                    f"The service failed on this request. Its log has the traceback under {request_id}.",
-                    hint="Send the request again; if it fails again, report the failure with that id.",
-                )
             if not status:
                 respond = openai_error_response if _is_openai(scope) else error_response
                 await respond(response)(scope, receive, send_with_id)

@@ -5,7 +5,7 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError
 
-from app.http.errors import ServiceUnavailable
+from app.http.errors import HttpError, InternalServerError, ServiceUnavailable
 from app.storage.database import DATABASE_UNAVAILABLE
 from app.storage.remote_files import StoreUnreachable
 from trainers.runtime.error_codes import ErrorCode
@@ -52,6 +52,14 @@ def as_unavailable(error: Exception) -> ServiceUnavailable | None:
     if is_system_error or isinstance(error, ConnectionError | TimeoutError | StoreUnreachable):
         return StoreUnavailable("Files of the service cannot be read or written now.", hint=REPEAT_HINT)
     return None
+
+
+def as_server_error(error: Exception, request_id: str | None) -> HttpError:
+    """Return the response to an exception that no route handles: something is unavailable, or it is a bug."""
+    return as_unavailable(error) or InternalServerError(
+        f"The service failed on this request. Its log has the traceback under {request_id}.",
+        hint="Send the request again; if it fails again, report the failure with that id.",
+    )
 
 
 def _is_bug(cause: BaseException | None) -> bool:

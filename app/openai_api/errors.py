@@ -13,8 +13,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
+from app import logs
 from app.http.error_responses import as_http_error, list_field_errors
 from app.http.errors import HttpError, UnprocessableContent
+from app.http.unavailable import as_server_error
 from trainers.runtime.error_codes import ErrorCode
 
 STATUSES = {409: 400, 422: 400}
@@ -42,6 +44,8 @@ def install_openai_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(DataError, _handle_http_exception)
+    # Without it, Starlette would respond in plain text before the outermost middleware sees the exception.
+    app.add_exception_handler(Exception, _handle_bug)
 
 
 def openai_error_response(error: HttpError, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -69,6 +73,10 @@ def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     if converted.status == 404 and converted.code == ErrorCode.not_found:
         converted.code, converted.hint = ErrorCode.unknown_url, "The routes are listed at /v1/docs."
     return openai_error_response(converted, headers)
+
+
+def _handle_bug(request: Request, error: Exception) -> JSONResponse:
+    return openai_error_response(as_server_error(error, logs.request_id.get()))
 
 
 def _handle_validation_error(request: Request, error: Exception) -> JSONResponse:

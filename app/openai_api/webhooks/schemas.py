@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from app.openai_api.parameters import OpenAIBody
 from app.tables import Webhook
 from app.webhooks.event_types import WebhookEventType
-from app.webhooks.schemas import WebhookCreate, WebhookUpdate
+from app.webhooks.schemas import WebhookCreate, WebhookName, WebhookUpdate, WebhookUrl
 
 WebhookEndpointId = Annotated[str, Field(max_length=64, description="Id of a webhook endpoint.")]
 # A strict field would accept members of the enum alone, not their names.
@@ -16,16 +16,14 @@ EventTypeNames = Annotated[
     list[EventTypeName],
     Field(min_length=1, max_length=100, description="Types of the events that it receives."),
 ]
-Name = Annotated[str, Field(min_length=1, max_length=100, description="A name for people.")]
-Url = Annotated[str, Field(min_length=1, max_length=2000, description="The `https://` URL of the receiver.")]
 
 
 class WebhookEndpointCreate(OpenAIBody):
     """A new webhook endpoint."""
 
     event_types: EventTypeNames
-    name: Name
-    url: Url
+    name: WebhookName = Field(description="A name for people.")
+    url: WebhookUrl
 
     def to_native(self) -> WebhookCreate:
         """Return the request in the service's own terms."""
@@ -36,8 +34,8 @@ class WebhookEndpointUpdate(OpenAIBody):
     """Changes of a webhook endpoint."""
 
     event_types: EventTypeNames | None = Field(None, description="Types of the events that it receives.")
-    name: Name | None = Field(None, description="A name for people.")
-    url: Url | None = Field(None, description="The `https://` URL of the receiver.")
+    name: WebhookName | None = Field(None, description="A name for people.")
+    url: WebhookUrl | None = Field(None, description="The `https://` URL of the receiver.")
 
     def to_native(self) -> WebhookUpdate:
         """Return the request in the service's own terms."""

@@ -53,12 +53,13 @@ def damaged(client: TestClient, settings: Settings) -> TestClient:
 @on_sqlite
 def test_every_route_reports_a_database_that_cannot_be_read(damaged: TestClient) -> None:
     routes = [
-        (method, path)
-        for path, operations in damaged.get("/openapi.json").json()["paths"].items()
+        (method, prefix + path)
+        for prefix in ("", "/v1")
+        for path, operations in damaged.get(f"{prefix}/openapi.json").json()["paths"].items()
         for method in operations
         if path not in ("/healthz", "/readyz")
     ]
-    assert len(routes) > 40
+    assert len(routes) > 140
     for method, path in routes:
         response = damaged.request(method, path.replace("{", "").replace("}", ""), json=CHAT)
         assert response.status_code == 503, (method, path, response.text)

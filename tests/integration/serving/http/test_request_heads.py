@@ -194,7 +194,7 @@ def test_a_refused_method_lists_the_allowed_ones(
         ("/api/v1/jobs", {"GET", "HEAD", "POST"}),
         ("/api/v1/datasets", {"GET", "HEAD", "POST"}),
         ("/api/v1/aliases/x", {"GET", "HEAD", "PUT", "DELETE"}),
-        ("/api/v1/keys/key_x", {"DELETE", "PATCH"}),
+        ("/api/v1/keys/key_x", {"GET", "HEAD", "DELETE", "PATCH"}),
         ("/healthz", {"GET", "HEAD"}),
         ("/docs", {"GET", "HEAD"}),
     ],
