@@ -4,13 +4,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from trainers.configs.graders.templates import MAX_TEMPLATE_CHARACTERS, check_template
+from trainers.configs.base import DeploymentName
+from trainers.configs.graders.templates import MAX_TEMPLATE_CHARACTERS, check_template, parse_template
 
 MAX_ROWS = 50_000
 MAX_MESSAGES = 256
 
 Item = Annotated[dict[str, Any], Field(description="The fields of the item.")]
 TemplateText = Annotated[str, Field(max_length=MAX_TEMPLATE_CHARACTERS), AfterValidator(check_template)]
+
+
+def _check_reference(path: str) -> str:
+    variables = parse_template("{{" + path + "}}").parts
+    if len(variables) != 1:
+        raise ValueError("it is not the path of one field, such as `item.input`")
+    return path
 
 
 class _Part(BaseModel):
@@ -77,7 +85,7 @@ class ReferenceInput(_Part):
     """Messages that each item contains."""
 
     type: Literal["item_reference"]
-    item_reference: str = Field(
+    item_reference: Annotated[str, AfterValidator(_check_reference)] = Field(
         pattern=r"^item\.", max_length=200, description="Path of the messages, such as `item.input`."
     )
 
@@ -108,7 +116,7 @@ class GeneratedDataSource(_Part):
     type: Literal["completions", "responses"]
     source: Source
     input_messages: InputMessages = Field(description="The prompt of each item.")
-    model: str = Field(min_length=1, max_length=512, description="Name of a deployed model.")
+    model: DeploymentName = Field(description="Name of a deployed model.")
     sampling_params: EvalSampling = Field(default_factory=EvalSampling, description="How it generates.")
 
 

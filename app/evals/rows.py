@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jsonschema_rs
 from pydantic import TypeAdapter, ValidationError
 
 from app.evals.data_source import (
@@ -23,9 +22,12 @@ from app.evals.data_source import (
 )
 from app.http.errors import HttpError, field_error
 from trainers.configs.graders.templates import VariableMissing, parse_template
+from trainers.configs.parsing.json_schema import compile_schema
 
 ITEM, SAMPLE = "item", "sample"
 MAX_LINE_BYTES = 16 << 20
+# The message of a fault contains the value, which may be the whole item.
+MAX_FAULT_CHARACTERS = 500
 SOURCE = "data_source.source"
 _ROW: TypeAdapter[SourceRow] = TypeAdapter(SourceRow)
 _MESSAGES: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(list[dict[str, Any]])
@@ -38,12 +40,14 @@ def write_rows(
 
     Raises UnprocessableContent for a row that is not valid, with its line.
     """
-    validator = jsonschema_rs.validator_for(schema) if schema is not None else None
+    validator = compile_schema(schema) if schema is not None else None
     n_rows = 0
     with path.open("w", encoding="utf-8") as file:
         for line, row in _read_rows(data_source.source, content):
             if validator is not None and (error := next(validator.iter_errors(row.item), None)) is not None:
-                raise _row_error(line, f"the item does not match the schema: {error.message}")
+                raise _row_error(
+                    line, f"the item does not match the schema: {error.message[:MAX_FAULT_CHARACTERS]}"
+                )
             file.write(json.dumps(_make_row(data_source, line, row), ensure_ascii=False) + "\n")
             n_rows += 1
     if not n_rows:

@@ -42,9 +42,9 @@ def list_evals(session: Session, cursor: CursorQuery) -> tuple[Sequence[Eval], b
     return paginate_by_id(session, select(Eval), col(Eval.id), cursor)
 
 
-def get_eval(session: Session, eval_id: str) -> Eval:
-    """Return an eval; raises EvalNotFound."""
-    found = session.get(Eval, eval_id)
+def get_eval(session: Session, eval_id: str, *, lock: bool = False) -> Eval:
+    """Return an eval, perhaps locked until the end of the transaction; raises EvalNotFound."""
+    found = session.get(Eval, eval_id, with_for_update=lock)
     if found is None:
         raise EvalNotFound(f"There is no eval {eval_id!r}.", hint="List the evals with GET /v1/evals.")
     return found
@@ -63,7 +63,7 @@ def delete_eval(session: Session, eval_id: str) -> None:
 
     The jobs and evaluations of the runs remain.
     """
-    get_eval(session, eval_id)
+    get_eval(session, eval_id, lock=True)
     of_eval = col(EvalRun.eval_id) == eval_id
     unfinished = select(col(EvalRun.id)).join(Run, col(Run.job_id) == col(EvalRun.job_id))
     running = session.scalars(unfinished.where(of_eval, col(Run.finished_at).is_(None))).all()
@@ -98,6 +98,8 @@ def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: 
     dataset = _store_rows(settings, definition, asked.name, data_source)
     spec = _make_spec(definition, asked.name, data_source, dataset)
     with transaction() as session:
+        # The lock excludes a deletion of the eval, which may have happened while the rows were stored.
+        get_eval(session, asked.eval_id, lock=True)
         try:
             job, _ = jobs.create_job(session, settings, spec, created_by, None)
         except UnprocessableContent as error:

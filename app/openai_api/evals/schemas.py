@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import jsonschema_rs
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from app.evals.data_source import DataSource
@@ -11,6 +10,8 @@ from app.graders.service import parse_grader
 from app.openai_api.parameters import Metadata, OpenAIBody
 from app.settings import get_settings
 from app.tables import Eval, EvalRun, Evaluation, Run, RunStatus
+from trainers.configs.base import PRINTABLE_PATTERN
+from trainers.configs.parsing.json_schema import compile_schema
 from trainers.evaluation.row_index import IndexedRow, ModelRow, StoredRow
 
 MAX_NAME = 200
@@ -45,10 +46,7 @@ def _check_grader(criterion: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    try:
-        jsonschema_rs.validator_for(schema)
-    except ValueError as error:
-        raise ValueError(f"it is not a JSON schema: {error}") from None
+    compile_schema(schema)
     return schema
 
 
@@ -92,7 +90,7 @@ class EvalUpdate(OpenAIBody):
 class EvalRunCreate(OpenAIBody):
     """A run of an eval."""
 
-    name: str = Field("", max_length=MAX_NAME, description="Name of the run.")
+    name: str = Field("", max_length=MAX_NAME, pattern=PRINTABLE_PATTERN, description="Name of the run.")
     data_source: DataSource = Field(description="The items, and the model that responds to them.")
     metadata: Metadata | None = None
 

@@ -10,6 +10,7 @@ import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from sqlalchemy import select
 
+from app.datasets import service as datasets
 from app.settings import Settings
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Webhook, WebhookDelivery
@@ -199,6 +200,22 @@ def test_a_run_is_cancelled_and_then_its_eval_can_be_deleted(openai: OpenAI, eng
     assert openai.evals.delete(created.id).deleted
 
 
+def test_a_run_of_an_eval_that_is_deleted_meanwhile_is_refused(
+    openai: OpenAI, engine: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = define(openai)
+    store = datasets.create_dataset
+
+    def store_and_delete(*arguments: Any) -> Any:
+        openai.evals.delete(created.id)
+        return store(*arguments)
+
+    monkeypatch.setattr(datasets, "create_dataset", store_and_delete)
+    with pytest.raises(NotFoundError) as caught:
+        ask(openai, created.id)
+    assert caught.value.code == "eval_not_found"
+
+
 Call = Callable[[OpenAI], Any]
 REFUSALS: list[tuple[Call, type[APIStatusError], str | None, str]] = [
     (
@@ -212,7 +229,42 @@ REFUSALS: list[tuple[Call, type[APIStatusError], str | None, str]] = [
         lambda o: define(o, data_source_config={"type": "custom", "item_schema": {"type": 3}}),
         BadRequestError,
         "data_source_config.item_schema",
-        "JSON schema",
+        "schema is not valid",
+    ),
+    (
+        lambda o: define(
+            o, data_source_config={"type": "custom", "item_schema": {"$ref": "file:///etc/hostname"}}
+        ),
+        BadRequestError,
+        "data_source_config.item_schema",
+        "refers to 'file:///etc/hostname'",
+    ),
+    (lambda o: ask(o, define(o).id, model="My Model"), BadRequestError, "data_source.model", "match"),
+    (
+        lambda o: ask(
+            o, define(o).id, input_messages={"type": "item_reference", "item_reference": "item.a b"}
+        ),
+        BadRequestError,
+        "data_source.input_messages.item_reference",
+        "path",
+    ),
+    (
+        lambda o: ask(
+            o, define(o).id, input_messages={"type": "item_reference", "item_reference": "item.a}}x"}
+        ),
+        BadRequestError,
+        "data_source.input_messages.item_reference",
+        "path",
+    ),
+    (
+        lambda o: o.evals.runs.create(
+            define(o).id,
+            name="two\nlines",
+            data_source={"type": "jsonl", "source": content([{"item": ITEMS[0]}])},
+        ),
+        BadRequestError,
+        "name",
+        "control characters",
     ),
     (
         lambda o: define(o, data_source_config={"type": "logs"}),

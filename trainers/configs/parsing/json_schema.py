@@ -15,6 +15,10 @@ class SchemaCheck(Protocol):
         """Return whether a value fulfils the schema."""
         ...
 
+    def iter_errors(self, instance: Any) -> Iterator[Any]:
+        """Yield the faults of a value, each with its `message`."""
+        ...
+
 
 def compile_schema(schema: Any) -> SchemaCheck:
     """Return a check of values against a schema of drafts 4 to 2020-12; raises ValueError.
