@@ -34,6 +34,8 @@ KEPT_CHECKPOINTS = 3
 # A step-wise log of more steps would fill the database, and no curve shows more points.
 MAX_LOGGED_STEPS = 1000
 LABEL = "fine_tuning_job"
+# The folder of a base may have a longer name than a job.
+MAX_JOB_NAME = 200
 GRADER_FIELD = "method.reinforcement.grader"
 # The parameters of a request that become these fields of the stage.
 PARAMETERS = {
@@ -91,7 +93,12 @@ def create_job(
     name = make_model_name(plan.base.name, settings.organization, spec.suffix, job_id)
     try:
         create = JobCreate.model_validate(
-            {"name": name, "labels": {LABEL: job_id}, "queue": spec.queue, "stages": [plan.stage]}
+            {
+                "name": name[:MAX_JOB_NAME],
+                "labels": {LABEL: job_id},
+                "queue": spec.queue,
+                "stages": [plan.stage],
+            }
         )
         with transaction() as session:
             job, _ = jobs.create_job(session, settings, create, created_by, None)

@@ -14,6 +14,7 @@ from starlette.routing import Match, Mount
 
 from app.http.errors import HttpError, MethodNotSupported, NotFound, PayloadTooLarge, UnprocessableContent
 from serving.http.errors import ApiError
+from serving.http.limits import MAX_BODY_BYTES
 from trainers.configs.base import NAME_PATTERN, PRINTABLE_PATTERN
 from trainers.runtime.error_codes import ErrorCode
 
@@ -111,7 +112,10 @@ def as_http_error(request: Request, error: Exception) -> tuple[HttpError, dict[s
             f"There is no route {request.method} {request.url.path}.", hint="The routes are listed at /docs."
         )
     elif error.status_code == 413:
-        converted = PayloadTooLarge(f"{error.detail}.")
+        converted = PayloadTooLarge(
+            f"The body is larger than {MAX_BODY_BYTES} bytes.",
+            hint="Send rows as a file: POST /v1/files or POST /api/v1/datasets.",
+        )
     else:
         converted = HttpError(f"{error.detail}.")
         converted.status, converted.code = error.status_code, ErrorCode.http_error
@@ -124,7 +128,9 @@ def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
 
 def _allowed_methods(request: Request) -> list[str]:
     """Return the methods of all routes of the path: Starlette lists those of the first one only."""
-    scope = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
+    # The routes of a mounted application have paths below its own.
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    scope = {"type": "http", "path": path, "root_path": "", "headers": []}
     routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     allowed = [
         method
@@ -190,7 +196,13 @@ def _most_likely_member(
     members: dict[str, list[tuple[str, dict[str, Any]]]],
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return the errors of the union's member that has the right type and the fewest errors."""
-    return min(members.values(), key=lambda errors: (errors[0][1]["type"].endswith("_type"), len(errors)))
+
+    def rank(errors: list[tuple[str, dict[str, Any]]]) -> tuple[bool, int]:
+        kind = errors[0][1]["type"]
+        # A number that is out of bounds was not meant as one of the other member's words.
+        return kind.endswith("_type") or kind == "literal_error", len(errors)
+
+    return min(members.values(), key=rank)
 
 
 def _field_message(error: dict[str, Any]) -> str:

@@ -3,8 +3,10 @@
 import logging
 import re
 import secrets
+import sys
 import time
 
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,6 +45,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if status == 413:
+                    await _lift_body_limit(scope, receive, send)
             await send(message)
 
         try:
@@ -58,6 +62,15 @@ class RequestMiddleware:
                 await respond(response)(scope, receive, send_with_id)
         finally:
             _record(scope, status, time.perf_counter() - started)
+
+
+async def _lift_body_limit(scope: Scope, receive: Receive, send: Send) -> None:
+    """Keep Starlette from replacing the refusal of a body over the limit by one in plain text."""
+
+    async def do_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+    await RequestBodyLimitMiddleware(do_nothing, sys.maxsize)(scope, receive, send)
 
 
 def _is_openai(scope: Scope) -> bool:

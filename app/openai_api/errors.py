@@ -51,7 +51,8 @@ def install_openai_errors(app: FastAPI) -> None:
 def openai_error_response(error: HttpError, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return the response for an error, with its own headers unless others are given."""
     status = STATUSES.get(error.status, error.status)
-    param = error.fields[0]["field"] if error.fields else None
+    # The whole body has no name.
+    param = (error.fields[0]["field"] or None) if error.fields else None
     kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
     message = f"{error.message} {error.hint or ''}".strip()
     code = ErrorCode.invalid_api_key if status == 401 else error.code
@@ -71,7 +72,9 @@ def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
 def _handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     converted, headers = as_http_error(request, error)
     if converted.status == 404 and converted.code == ErrorCode.not_found:
-        converted.code, converted.hint = ErrorCode.unknown_url, "The routes are listed at /v1/docs."
+        converted.code = ErrorCode.unknown_url
+    if converted.status in (404, 405):
+        converted.hint = "The routes are listed at /v1/docs."
     return openai_error_response(converted, headers)
 
 

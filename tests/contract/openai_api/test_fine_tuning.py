@@ -161,6 +161,16 @@ def test_an_invalid_parameter_is_named(openai: OpenAI, fields: dict[str, Any], p
     assert list(openai.fine_tuning.jobs.list()) == []
 
 
+def test_the_error_of_a_number_names_its_bound(openai: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="less than or equal to 50"):
+        create(openai, hyperparameters={"n_epochs": 51})
+
+
+def test_a_base_may_have_a_longer_name_than_a_job(openai: OpenAI) -> None:
+    job = create(openai, model=f"org/{'x' * 190}", suffix="y" * 40)
+    assert openai.fine_tuning.jobs.retrieve(job.id) == job
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("rows", "purpose", "method", "code"),
