@@ -124,6 +124,10 @@ def _list_named(connection: Connection, reflected: dict[str, Table]) -> list[_Na
     file = reflected["file"]
     contents = select(file.c.artifact, file.c.sha256).where(file.c.artifact.is_not(None))
     named += [_NamedArtifact("file", key, sha256) for key, sha256 in connection.execute(contents)]
+    if (part := reflected.get("upload_part")) is not None:
+        pending = select(reflected["upload"].c.id).where(reflected["upload"].c.status == "pending")
+        parts = select(part.c.artifact, part.c.sha256).where(part.c.upload_id.in_(pending))
+        named += [_NamedArtifact("upload_part", key, sha256) for key, sha256 in connection.execute(parts)]
     run = reflected["run"]
     logs = connection.scalars(select(run.c.log_artifact).where(run.c.log_artifact.is_not(None)))
     return named + [_NamedArtifact("run", log.rpartition("/")[0], None) for log in logs]
@@ -183,7 +187,7 @@ def _copy_artifact(
 
 def _list_files(store: ArtifactStore, artifact: _NamedArtifact) -> Iterator[tuple[str, str | None]]:
     """Yield the key and the published hash of each file of an artifact."""
-    if artifact.table in ("dataset", "file"):
+    if artifact.table in ("dataset", "file", "upload_part"):
         yield artifact.key, artifact.sha256
     elif artifact.sha256 is None:
         yield from ((entry.key, None) for entry in store.list_folder(artifact.key))

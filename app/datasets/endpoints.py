@@ -51,6 +51,8 @@ async def upload_dataset(request: Request, response: Response) -> DatasetView:
         dataset, exists = await run_in_threadpool(
             service.create_from_upload, file, name, options, settings.max_upload_bytes
         )
+    if exists:
+        await run_in_threadpool(service.keep_without_files, dataset.id)
     response.status_code = 200 if exists else 201
     return await run_in_threadpool(service.load_view, dataset.id)
 

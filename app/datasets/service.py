@@ -23,7 +23,7 @@ from app.settings import Settings
 from app.storage.artifacts import get_store
 from app.storage.database import database_now, read_session, transaction
 from app.storage.manifest import ArtifactCorrupt
-from app.tables import Dataset, Job, Model
+from app.tables import Dataset, File, Job, Model
 from app.tables.base import new_id, utc_now
 from trainers.configs import PrepareConfig
 from trainers.data.checks import validate_row
@@ -93,6 +93,13 @@ def create_dataset(path: Path, name: str, report: ValidationReport | None = None
     existing = _find_by_hash(sha256)
     assert existing is not None, "the hash is the only unique column"
     return existing, True
+
+
+def keep_without_files(dataset_id: str) -> None:
+    """Record that a dataset was uploaded by itself as well: it stays when files with its rows are deleted."""
+    statement = update(File).where(col(File.dataset_id) == dataset_id).values(owns_dataset=False)
+    with transaction() as session:
+        session.execute(statement.execution_options(synchronize_session=False))
 
 
 def list_datasets(

@@ -25,7 +25,6 @@ FORM_OVERHEAD_BYTES = 64 << 10
 MAX_FIELD_BYTES = 4 << 10
 MAX_PARTS = 16
 TChoice = TypeVar("TChoice", bound=StrEnum)
-CURL_HINT = "Send the file as the form field `file`: curl -F file=@…"
 
 
 class NotMultipart(HttpError):
@@ -68,7 +67,7 @@ async def receive_upload(
     """
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or b"boundary" not in options:
-        raise NotMultipart("The body is not multipart/form-data.", hint=CURL_HINT)
+        raise NotMultipart("The body is not multipart/form-data.", hint=_send_hint(field_name))
     upload = FormUpload()
     parser = _make_parser(upload, options[b"boundary"], folder, max_parts, field_name)
     received_bytes = 0
@@ -76,18 +75,26 @@ async def receive_upload(
         received_bytes += len(chunk)
         if received_bytes > max_bytes + FORM_OVERHEAD_BYTES:
             raise PayloadTooLarge(
-                f"The upload is larger than {max_bytes} bytes.",
-                hint="Split the file, or raise TUNESMITH_MAX_UPLOAD_BYTES.",
+                f"{field_name}: The upload is larger than {max_bytes} bytes.",
+                # Only the size of a whole file has a setting.
+                hint="Split the file, or raise TUNESMITH_MAX_UPLOAD_BYTES."
+                if field_name == "file"
+                else "Send smaller parts.",
+                fields=[{"field": field_name, "message": "It is too large."}],
             )
         await run_in_threadpool(_feed, parser, chunk)
     await run_in_threadpool(_feed, parser, None)
     if not upload.files:
         raise UnprocessableContent(
             "The form contains no file.",
-            hint=CURL_HINT.replace("file=", f"{field_name}=").replace("`file`", f"`{field_name}`"),
+            hint=_send_hint(field_name),
             fields=[{"field": field_name, "message": "A file is required."}],
         )
     return upload
+
+
+def _send_hint(field_name: str) -> str:
+    return f"Send the file as the form field `{field_name}`: curl -F {field_name}=@…"
 
 
 def upload_name(upload: FormUpload) -> str:

@@ -11,8 +11,10 @@ from app.datasets import service as datasets
 from app.datasets.upload import UploadedFile
 from app.downloads.response import Download
 from app.downloads.stored_files import read_stored
-from app.http.errors import InUse, NotFound
+from app.http.errors import InUse, NotFound, field_error
 from app.http.paging import CursorQuery, paginate_by_id
+from app.http.text_check import UNSTORABLE
+from app.idempotency.creation import Record, ignore_creation
 from app.storage.artifacts import get_store
 from app.storage.database import database_now, read_session, transaction
 from app.tables import FINISHED, Batch, Dataset, File, FilePurpose, Run
@@ -23,6 +25,7 @@ from trainers.runtime.verified_files import hash_file
 
 # A dataset keeps no more of a file than this name.
 MAX_DATASET_NAME = 200
+MAX_FILENAME = 512
 BYTES = "application/octet-stream"
 
 
@@ -33,12 +36,21 @@ class FileNotFound(NotFound):
 
 
 def create_file(
-    file: UploadedFile, purpose: FilePurpose, expires_after_seconds: int | None, max_bytes: int
+    file: UploadedFile,
+    purpose: FilePurpose,
+    expires_after_seconds: int | None,
+    max_bytes: int,
+    record: Record = ignore_creation,
 ) -> File:
     """Store a file; the rows of one for training become a dataset, with the faults in its report.
 
-    No session is open while the file is read and copied.
+    No session is open while the file is read and copied. `record` is called in the transaction that adds the
+    row, and prevents it by an exception. Raises UnprocessableContent for its name.
     """
+    if len(file.name) > MAX_FILENAME or UNSTORABLE.search(file.name):
+        raise field_error(
+            "file", f"A file name has at most {MAX_FILENAME} characters, none of them NUL or a surrogate."
+        )
     row = File(filename=file.name, purpose=purpose, size_bytes=file.path.stat().st_size)
     if expires_after_seconds is not None:
         row.expires_at = utc_now() + timedelta(seconds=expires_after_seconds)
@@ -55,6 +67,7 @@ def create_file(
             )
             row.owns_dataset = session.scalar(owners.limit(1)) is not None
         session.add(row)
+        record(session, row.id)
     return row
 
 
@@ -85,8 +98,16 @@ def get_file(session: Session, file_id: str) -> File:
 
 
 def get_dataset(session: Session, file: File) -> Dataset | None:
-    """Return the dataset with the rows of a file; None if it has none, or if that was deleted."""
+    """Return the dataset with the rows of a file, also a deleted one; None if it has none."""
     return session.get(Dataset, file.dataset_id) if file.dataset_id is not None else None
+
+
+def list_datasets(session: Session, files: Sequence[File]) -> dict[str | None, Dataset]:
+    """Return the datasets with the rows of files, by their ids."""
+    ids = {file.dataset_id for file in files if file.dataset_id is not None}
+    return {
+        dataset.id: dataset for dataset in session.scalars(select(Dataset).where(col(Dataset.id).in_(ids)))
+    }
 
 
 def delete_file(file_id: str) -> None:

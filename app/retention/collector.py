@@ -209,8 +209,9 @@ def _remove_all(
     settings: Settings, store: ArtifactStore, lease: StorageLease, *, dry_run: bool
 ) -> Iterator[Removal]:
     yield from records.delete_records(settings, dry_run=dry_run)
-    yield from files.delete_expired_files(dry_run=dry_run)
-    yield from files.delete_upload_parts(dry_run=dry_run)
+    yield from files.delete_expired_files(lease.renew, dry_run=dry_run)
+    yield from files.delete_upload_parts(lease.renew, dry_run=dry_run)
+    yield from files.delete_old_uploads(dry_run=dry_run)
     yield from answers.delete_expired_answers(lease.renew, dry_run=dry_run)
     yield from events.thin_events(settings, lease.renew, dry_run=dry_run)
     yield from checkpoints.expire_checkpoints(store, settings, lease.renew, dry_run=dry_run)

@@ -15,7 +15,7 @@ from sqlmodel import col, select
 from app.storage.artifacts import ArtifactStore
 from app.storage.database import read_session
 from app.storage.manifest import ArtifactCorrupt
-from app.tables import Checkpoint, Comparison, Dataset, Evaluation, Model, Run
+from app.tables import Checkpoint, Comparison, Dataset, Evaluation, File, Model, Run, UploadPart
 
 # An artifact is published before its row is committed, and a folder on S3 file by file.
 UNKNOWN_AFTER_SECONDS = 3600.0
@@ -94,6 +94,11 @@ def list_named_artifacts() -> list[NamedArtifact]:
             if table is Dataset or table is Model:
                 rows = rows.where(col(table.deleted_at).is_(None))
             named += [NamedArtifact(*row, is_folder=table is not Dataset) for row in session.exec(rows)]
+        # The rows of other files are datasets.
+        contents = select(File).where(col(File.artifact).is_not(None))
+        for file in (*session.exec(contents), *session.exec(select(UploadPart))):
+            assert file.artifact is not None and file.sha256 is not None, "its bytes are kept"
+            named.append(NamedArtifact(file.id, file.artifact, file.sha256, file.size_bytes, is_folder=False))
         # The evaluations of a run share an artifact.
         for name in (Evaluation, Comparison):
             distinct = select(name.run_id, name.artifact, name.sha256, name.size_bytes).distinct()

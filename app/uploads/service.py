@@ -22,6 +22,9 @@ from trainers.runtime.error_codes import ErrorCode
 
 LIFETIME_SECONDS = 3600
 MAX_PART_BYTES = 64 << 20
+MAX_PARTS = 10_000
+# With those that were sent again after an error.
+MAX_STORED_PARTS = 2 * MAX_PARTS
 # In OpenAI's API as well: a path of the client's is kept out of errors and file names.
 JOINED_NAME = "joined"
 
@@ -36,6 +39,10 @@ class UploadNotPending(HttpError):
     """The upload was completed or cancelled, or has expired."""
 
     code = ErrorCode.upload_not_pending
+
+
+class _EndedMeanwhile(Exception):
+    """Another request has ended the upload, so that this one must not add its file."""
 
 
 def create_upload(settings: Settings, upload: Upload, record: Record) -> str:
@@ -91,22 +98,30 @@ def complete_upload(
             raise field_error("md5", f"The parts have the MD5 {digest}, but {md5} was expected.")
         content = UploadedFile(path, upload.filename)
         expires_after_seconds = upload.file_expires_after_seconds
-        file = files.create_file(content, upload.purpose, expires_after_seconds, settings.max_upload_bytes)
-    if _end(upload_id, UploadStatus.completed, file.id):
-        upload.status, upload.file_id = UploadStatus.completed, file.id
-        return upload, file
-    # Another request has completed or cancelled it meanwhile.
-    files.delete_file(file.id)
-    with read_session() as session:
-        upload = get_upload(session, upload_id)
-        if upload.status is not UploadStatus.completed:
-            _require_pending(upload)
-        return upload, _get_file(session, upload)
+        try:
+            # The upload ends in the transaction that adds the file: neither is without the other.
+            file = files.create_file(
+                content,
+                upload.purpose,
+                expires_after_seconds,
+                settings.max_upload_bytes,
+                lambda session, file_id: _complete(session, upload_id, file_id),
+            )
+        except _EndedMeanwhile:
+            with read_session() as session:
+                upload = get_upload(session, upload_id)
+                if upload.status is not UploadStatus.completed:
+                    _require_pending(upload)
+                return upload, _get_file(session, upload)
+    upload.status, upload.file_id = UploadStatus.completed, file.id
+    return upload, file
 
 
 def cancel_upload(upload_id: str) -> Upload:
     """Cancel an upload, also a second time; raises UploadNotFound and UploadNotPending."""
-    if not _end(upload_id, UploadStatus.cancelled, None):
+    with transaction() as session:
+        ended = _end(session, upload_id, UploadStatus.cancelled, None)
+    if not ended:
         with read_session() as session:
             upload = get_upload(session, upload_id)
         if upload.status is not UploadStatus.cancelled:
@@ -137,8 +152,11 @@ def _require_pending(upload: Upload) -> None:
 def _require_room(session: Session, upload_id: str, size_bytes: int) -> None:
     upload = get_upload(session, upload_id)
     _require_pending(upload)
-    sizes = select(func.sum(col(UploadPart.size_bytes))).where(col(UploadPart.upload_id) == upload_id)
-    total = int(session.scalar(sizes) or 0) + size_bytes
+    sizes = select(func.count(), func.sum(col(UploadPart.size_bytes)))
+    n_parts, stored_bytes = session.execute(sizes.where(col(UploadPart.upload_id) == upload_id)).one()
+    total = int(stored_bytes or 0) + size_bytes
+    if n_parts >= MAX_STORED_PARTS:
+        raise field_error("data", f"The upload {upload_id} has {n_parts} parts already, the most possible.")
     # Parts that were sent again after an error count as well.
     if total > 2 * upload.size_bytes + MAX_PART_BYTES:
         raise PayloadTooLarge(
@@ -177,14 +195,18 @@ def _join(parts: Sequence[UploadPart], path: Path) -> str:
     return md5.hexdigest()
 
 
-def _end(upload_id: str, status: UploadStatus, file_id: str | None) -> bool:
+def _complete(session: Session, upload_id: str, file_id: str) -> None:
+    """Complete a pending upload; raises _EndedMeanwhile if another request has completed or cancelled it."""
+    if not _end(session, upload_id, UploadStatus.completed, file_id):
+        raise _EndedMeanwhile
+
+
+def _end(session: Session, upload_id: str, status: UploadStatus, file_id: str | None) -> bool:
     """End a pending upload; return False if it is not pending any more."""
     pending = col(Upload.id) == upload_id, col(Upload.status) == UploadStatus.pending
     statement = update(Upload).where(*pending, col(Upload.expires_at) > utc_now())
     statement = statement.values(status=status, file_id=file_id).returning(col(Upload.id))
-    with transaction() as session:
-        ended = session.scalar(statement.execution_options(synchronize_session=False))
-    return ended is not None
+    return session.scalar(statement.execution_options(synchronize_session=False)) is not None
 
 
 def _get_file(session: Session, upload: Upload) -> File:

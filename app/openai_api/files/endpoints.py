@@ -57,7 +57,8 @@ def list_files(
 ) -> ListPage[FileObject]:
     """List the files."""
     files, has_more = service.list_files(session, CursorQuery(limit, after, order == "desc"), purpose)
-    return list_page([view_file(file, service.get_dataset(session, file)) for file in files], has_more)
+    datasets = service.list_datasets(session, files)
+    return list_page([view_file(file, datasets.get(file.dataset_id)) for file in files], has_more)
 
 
 @router.get("/{file_id}")

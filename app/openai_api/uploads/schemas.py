@@ -5,12 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from app.files.service import MAX_FILENAME
 from app.openai_api.files.schemas import CreatePurpose, ExpiresAfter, FileObject
 from app.openai_api.parameters import OpenAIBody
 from app.tables import FilePurpose, Upload, UploadPart
-from app.uploads.service import is_expired
-
-MAX_PARTS = 10_000
+from app.uploads.service import MAX_PARTS, is_expired
 
 UploadId = Annotated[str, Field(max_length=64, description="Id of an upload, `upload_…`.")]
 PartId = Annotated[str, Field(max_length=64, description="Id of a part, `part_…`.")]
@@ -20,7 +19,7 @@ class UploadCreate(OpenAIBody):
     """A file to send in parts."""
 
     bytes: int = Field(ge=1, description="Size of the whole file.")
-    filename: str = Field(min_length=1, max_length=512, description="Name of the file.")
+    filename: str = Field(min_length=1, max_length=MAX_FILENAME, description="Name of the file.")
     mime_type: str = Field(min_length=1, max_length=255, description="Type of the content; it is not kept.")
     purpose: CreatePurpose = Field(description="What the file is for.")
     expires_after: ExpiresAfter | None = Field(None, description="When the file is deleted.")

@@ -4,8 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
+from sqlalchemy import event
 from starlette.testclient import TestClient
+
+from app.settings import get_settings
+from app.storage.database import get_engine
+from serving.http.limits import MAX_BODY_BYTES
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n} + 1"}, {"role": "assistant", "content": str(n + 1)}]}
@@ -82,6 +87,33 @@ def test_a_deleted_file_leaves_a_dataset_that_was_uploaded_by_itself(
     assert client.get(f"/api/v1/datasets/{file.dataset}").status_code == 200
 
 
+def test_a_dataset_that_was_later_uploaded_by_itself_stays_as_well(
+    openai: OpenAI, client: TestClient
+) -> None:
+    file = upload(openai)
+    client.post("/api/v1/datasets", files={"file": ("rows.jsonl", CONTENT)})
+    openai.files.delete(file.id)
+    assert client.get(f"/api/v1/datasets/{file.dataset}").status_code == 200
+
+
+def test_a_list_of_files_reads_their_datasets_in_one_statement(openai: OpenAI) -> None:
+    for number in range(5):
+        upload(openai, CONTENT + json.dumps(ROWS[0] | {"number": number}).encode() + b"\n")
+    statements: list[str] = []
+    event.listen(get_engine(), "before_cursor_execute", lambda *given: statements.append(given[2]))
+    assert len(openai.files.list().data) == 5
+    assert len([text for text in statements if "FROM dataset" in text]) == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 600, "a\0b"])
+def test_a_file_name_that_cannot_be_stored_is_refused(client: TestClient, name: str) -> None:
+    part = f'--x\r\ncontent-disposition: form-data; name="file"; filename="{name}"\r\n\r\na\r\n'
+    purpose = '--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    response = client.post("/v1/files", content=part + purpose, headers=headers)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "file")
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
@@ -105,6 +137,34 @@ def test_an_unknown_query_parameter_is_refused_by_name(openai: OpenAI) -> None:
     with pytest.raises(BadRequestError) as caught:
         openai.files.list(extra_query={"colour": "red"})
     assert (caught.value.param, caught.value.code) == ("colour", "unknown_parameter")
+
+
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs", "/api/v1/jobs"])
+def test_a_body_over_the_limit_is_refused_in_the_shape_of_its_api(client: TestClient, path: str) -> None:
+    headers = {"content-type": "application/json"}
+    response = client.post(path, content=b" " * (MAX_BODY_BYTES + 1), headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (413, "too_large")
+    assert f"larger than {MAX_BODY_BYTES} bytes" in error["message"]
+    assert ("type" in error) is path.startswith("/v1/")
+
+
+def test_an_upload_over_the_limit_names_its_field(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_settings(), "max_upload_bytes", 1000)
+    with pytest.raises(APIStatusError) as caught:
+        upload(openai, b"x" * 200_000)
+    assert (caught.value.status_code, caught.value.param) == (413, "file")
+
+
+def test_a_body_that_is_not_json_has_no_parameter(client: TestClient) -> None:
+    response = client.post("/v1/evals", content=b"{", headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, None)
+
+
+def test_the_methods_of_a_path_are_all_named(client: TestClient) -> None:
+    response = client.put("/v1/files")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, POST, HEAD")
+    assert "/v1/docs" in response.json()["error"]["message"]
 
 
 def test_an_unknown_path_is_a_404_in_openais_shape(openai: OpenAI) -> None:

@@ -4,18 +4,22 @@ import hashlib
 import io
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
+from openai import APIStatusError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 from sqlalchemy import select, update
 from sqlmodel import col
 
+from app.files import service as files
+from app.retention import files as retention
 from app.retention.files import delete_expired_files, delete_upload_parts
 from app.storage.artifacts import get_store
 from app.storage.database import read_session, transaction
 from app.tables import File, Upload, UploadPart
 from app.tables.base import utc_now
+from app.uploads import service as uploads
 
 CONTENT = bytes(range(256)) * 400
 
@@ -63,9 +67,76 @@ def test_a_cancelled_upload_takes_no_part_and_leaves_none(openai: OpenAI) -> Non
     with pytest.raises(BadRequestError) as caught:
         openai.uploads.parts.create(upload.id, data=b"cd")
     assert caught.value.code == "upload_not_pending"
-    assert len(list(delete_upload_parts(dry_run=False))) == 1
+    assert len(list(delete_upload_parts(lambda: None, dry_run=False))) == 1
     with read_session() as session:
         assert session.scalars(select(UploadPart)).all() == []
+
+
+def test_a_completion_that_stops_halfway_leaves_no_file(
+    openai: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(openai, bytes=2)
+    part = openai.uploads.parts.create(upload.id, data=b"ab")
+    with monkeypatch.context() as patched:
+        patched.setattr(uploads, "_end", lambda *arguments: 1 / 0)
+        with pytest.raises(InternalServerError):
+            openai.uploads.complete(upload.id, part_ids=[part.id])
+    assert openai.files.list().data == []
+    completed = openai.uploads.complete(upload.id, part_ids=[part.id])
+    assert openai.files.list().data == [completed.file]
+
+
+def test_a_completion_during_which_the_upload_is_cancelled_adds_no_file(
+    openai: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(openai, bytes=2)
+    part = openai.uploads.parts.create(upload.id, data=b"ab")
+    publish = files.publish_content
+
+    def publish_and_cancel(path: Path) -> tuple[str, str]:
+        openai.uploads.cancel(upload.id)
+        return publish(path)
+
+    monkeypatch.setattr(files, "publish_content", publish_and_cancel)
+    with pytest.raises(BadRequestError, match="cancelled"):
+        openai.uploads.complete(upload.id, part_ids=[part.id])
+    assert openai.files.list().data == []
+
+
+def test_an_upload_takes_so_many_parts_only(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_STORED_PARTS", 2)
+    upload = begin(openai)
+    for _ in range(2):
+        openai.uploads.parts.create(upload.id, data=b"")
+    with pytest.raises(BadRequestError, match="2 parts") as caught:
+        openai.uploads.parts.create(upload.id, data=b"")
+    assert caught.value.param == "data"
+
+
+def test_a_collection_deletes_all_parts_and_old_uploads(
+    openai: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    upload = begin(openai)
+    parts = {openai.uploads.parts.create(upload.id, data=b"a").id for _ in range(5)}
+    openai.uploads.cancel(upload.id)
+    assert {removal.name for removal in delete_upload_parts(lambda: None, dry_run=True)} == parts
+    assert {removal.name for removal in delete_upload_parts(lambda: None, dry_run=False)} == parts
+    assert list(retention.delete_old_uploads(dry_run=False)) == []
+    with transaction() as session:
+        session.execute(update(Upload).values(expires_at=utc_now() - timedelta(days=31)))
+    assert [removal.name for removal in retention.delete_old_uploads(dry_run=False)] == [upload.id]
+    with pytest.raises(NotFoundError):
+        openai.uploads.cancel(upload.id)
+
+
+def test_a_collection_deletes_all_expired_files(openai: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    for _ in range(5):
+        openai.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
+    with transaction() as session:
+        session.execute(update(File).values(expires_at=utc_now() - timedelta(seconds=1)))
+    assert len(list(delete_expired_files(lambda: None, dry_run=False))) == 5
 
 
 def test_an_upload_expires(openai: OpenAI) -> None:
@@ -85,7 +156,7 @@ def test_an_expired_file_is_gone_at_once_and_collected_later(openai: OpenAI) -> 
         session.execute(update(File).values(expires_at=utc_now() - timedelta(seconds=1)))
     with pytest.raises(NotFoundError):
         openai.files.retrieve(file.id)
-    assert [removal.name for removal in delete_expired_files(dry_run=False)] == [file.id]
+    assert [removal.name for removal in delete_expired_files(lambda: None, dry_run=False)] == [file.id]
     with read_session() as session:
         assert session.scalars(select(col(File.id))).all() == []
     assert artifact is not None and get_store().exists(artifact), "garbage is deleted after its grace period"

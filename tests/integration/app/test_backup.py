@@ -152,6 +152,9 @@ def test_a_restored_installation_serves_everything_and_continues_its_runs(
 ) -> None:
     ids = fill(client, make_worker, tmp_path)
     file = client.post("/v1/files", files={"file": b"any bytes"}, data={"purpose": "user_data"}).json()
+    sizes = {"bytes": 2, "filename": "a.bin", "mime_type": "text/plain", "purpose": "user_data"}
+    upload = client.post("/v1/uploads", json=sizes).json()["id"]
+    part = client.post(f"/v1/uploads/{upload}/parts", files={"data": b"ab"}).json()["id"]
     with transaction() as session:
         times: dict[str, Any] = {
             "created_at": datetime.now(UTC),
@@ -168,6 +171,8 @@ def test_a_restored_installation_serves_everything_and_continues_its_runs(
     with TestClient(create_app(), base_url="http://127.0.0.1", headers=headers) as new:
         assert new.get(f"/api/v1/datasets/{ids['dataset']}/content").text == ROW
         assert new.get(f"/v1/files/{file['id']}/content").text == "any bytes"
+        completed = new.post(f"/v1/uploads/{upload}/complete", json={"part_ids": [part]})
+        assert completed.json()["status"] == "completed"
         run = new.get(f"/api/v1/runs/{ids['run']}").json()
         assert (run["status"], run["attempt"], run["failure_count"], run["worker_id"]) == (
             "queued",
@@ -185,7 +190,8 @@ def test_a_restored_installation_serves_everything_and_continues_its_runs(
     assert list(verify_store(get_store(), lambda progress: None)) == []
     with hold_storage_lease() as lease:
         assert lease is not None
-        assert collect(get_settings(), get_store(), lease).removed == []
+        # The part of the completed upload.
+        assert [count.count for count in collect(get_settings(), get_store(), lease).removed] == [1]
 
 
 def test_a_second_backup_copies_only_what_is_new_and_older_snapshots_go(

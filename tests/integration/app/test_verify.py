@@ -29,6 +29,7 @@ def artifacts(
 ) -> Path:
     """Return the folder of a store with one artifact of each kind, all old enough to have a row."""
     upload(client, GOOD)
+    client.post("/v1/files", files={"file": b"any bytes"}, data={"purpose": "user_data"})
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights").write_bytes(b"w" * 5000)
@@ -76,6 +77,7 @@ def test_an_intact_store_has_no_faults(artifacts: Path, capsys: pytest.CaptureFi
         (lambda root: next((root / "datasets").iterdir()).write_bytes(b""), "damaged\tdatasets/"),
         (lambda root: next((root / "datasets").iterdir()).unlink(), "missing\tdatasets/"),
         (lambda root: replace_by_folder(next((root / "datasets").iterdir())), "damaged\tdatasets/"),
+        (lambda root: next((root / "files").iterdir()).write_bytes(b"other"), "damaged\tfiles/"),
         (lambda root: next(root.glob("checkpoints/*/*/weights")).unlink(), "damaged\tcheckpoints/"),
         (lambda root: (root / "models/model_1").rename(root / "models/model_2"), "missing\tmodels/model_1"),
         (lambda root: (root / "models/model_1").rename(root / "models/model_2"), "unknown\tmodels/model_2"),
