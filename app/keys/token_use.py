@@ -1,4 +1,4 @@
-"""The tokens that keys have used on a day, as the gateways report them."""
+"""The tokens that keys have used on a day, as the gateways and the workers of batches report them."""
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime
@@ -33,6 +33,18 @@ def record_tokens(session: Session, reporter: str, items: Sequence[dict[str, Any
     if rows:
         session.execute(_upsert(session), rows)
     return count_tokens_today(session, known)
+
+
+def record_total(session: Session, key_id: str, reporter: str, tokens: int) -> None:
+    """Record the tokens of a key since the reporter began, of which earlier days have been recorded."""
+    today = datetime.now(UTC).date()
+    earlier = session.scalar(
+        select(func.sum(col(TokenUse.tokens))).where(
+            col(TokenUse.key_id) == key_id, col(TokenUse.reporter) == reporter, col(TokenUse.day) < today
+        )
+    )
+    if (new := tokens - int(earlier or 0)) > 0:
+        record_tokens(session, reporter, [{"key_id": key_id, "day": today, "tokens": new}])
 
 
 def count_tokens_today(session: Session, key_ids: Collection[str]) -> dict[str, int]:

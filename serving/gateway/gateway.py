@@ -228,7 +228,7 @@ class Gateway:
         """Return one model in OpenAI's shape, or the list of those that the key may use."""
         if name:
             check_model(name, client)
-            return self._view_model(self._find(name))
+            return self._view_model(self._find(name, client))
         routes = [route for route in self.routes.all() if client.may_use(route.name)]
         return {"object": "list", "data": [self._view_model(route) for route in routes]}
 
@@ -256,7 +256,7 @@ class Gateway:
             content = unpack_body(request.headers[b"content-encoding"], content)
         body = parse_request_body(request.path, content, self.limits)
         check_model(body.model, client)
-        route = self._find(body.model)
+        route = self._find(body.model, client)
         context.model = route.name
         if client.has_limits:
             self._admit(context, client)
@@ -284,10 +284,11 @@ class Gateway:
         finally:
             context.limit_headers = make_limit_headers(client, self.rate_limits, tokens)
 
-    def _find(self, name: str) -> Route:
+    def _find(self, name: str, client: AuthorizedClient) -> Route:
         route = self.routes.find(name)
         if route is None:
-            raise ModelNotServed(name, [known.name for known in self.routes.all()])
+            names = [known.name for known in self.routes.all() if client.may_use(known.name)]
+            raise ModelNotServed(name, names)
         if route.not_ready is not None:
             raise ModelNotReady(name, route.not_ready)
         return route

@@ -15,7 +15,7 @@ from serving.gateway.connection_pool import (
 )
 from serving.gateway.downstream import Downstream, Headers
 from serving.gateway.request_body import RequestBody, model_name_replacements, replace_model_name
-from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext, TrafficKey
+from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext, TrafficKey, find_usage
 from serving.gateway.routes import Route, Target
 from serving.gateway.stream_end import LineBuffer, StreamEnd, stream_end_for
 from serving.gateway.upstreams import Upstreams
@@ -31,8 +31,7 @@ from serving.http.errors import (
 FORWARDED_HEADERS = (b"content-type", b"retry-after", b"retry-after-ms")
 UNBUFFERED_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 NOT_IMPLEMENTED = 501
-# A response that is not streamed has its usage at its end.
-USAGE_TAIL_BYTES = 4096
+USAGE_BYTES = 4096
 # Of a prompt, where the engine does not report its tokens.
 BYTES_PER_TOKEN = 4
 MAX_RESPONSE_BYTES = 256 * 1024 * 1024
@@ -284,7 +283,9 @@ class ProxiedRequest:
             return
         chunk = replace_model_name(chunk, self.replacements)
         self.context.start_response(self.status)
-        self.context.response_tail = chunk[-USAGE_TAIL_BYTES:]
+        # At the end; vLLM's prompt_logprobs and prompt_token_ids follow it.
+        if (place := find_usage(chunk)) >= 0:
+            self.context.response_tail = chunk[place : place + USAGE_BYTES]
         self._record_engine_status()
         self._end()
         self.downstream.respond(self.status, self._response_headers(), chunk)

@@ -124,9 +124,7 @@ class RequestContext:
         )
 
     def _parse_usage(self, tail: bytes) -> None:
-        # A quote inside a JSON string is escaped, so generated text cannot be mistaken for the usage object.
-        place = tail.rfind(b'"usage"')
-        if place < 0 or not USAGE.match(tail, place):
+        if (place := find_usage(tail)) < 0:
             return
         prompt = PROMPT_TOKENS.search(tail, place)
         completion = COMPLETION_TOKENS.search(tail, place)
@@ -170,6 +168,18 @@ class RequestRecorder:
             self.observe(context)
         if pending:
             self.log(pending)
+
+
+def find_usage(content: bytes) -> int:
+    """Return where the last usage object begins, -1 without one.
+
+    A quote inside a JSON string is escaped, so generated text cannot be mistaken for the object.
+    """
+    place = content.rfind(b'"usage"')
+    while place >= 0 and not USAGE.match(content, place):
+        # The name as a value, such as that of a token.
+        place = content.rfind(b'"usage"', 0, place)
+    return place
 
 
 def choose_request_id(client_id: bytes | None) -> str:

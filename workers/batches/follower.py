@@ -1,7 +1,8 @@
 """Follows the program of a batch: its counts reach SQL, and it learns where the engines of its models are.
 
 While requests to a model are left, its deployment is woken, and its use is recorded: it neither falls asleep
-nor loses its place to one that is used less.
+nor loses its place to one that is used less. A batch whose key has used its tokens of the day waits for the
+next one.
 """
 
 import logging
@@ -16,7 +17,7 @@ from sqlmodel import Session
 from app.batches import lifecycle as batches
 from app.deployments import lifecycle as deployments
 from app.routing_table.schemas import RouteView
-from app.routing_table.service import list_routes, record_use
+from app.routing_table.service import record_use
 from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Batch
@@ -31,9 +32,18 @@ from serving.batch.files import (
     write_replaced,
 )
 from workers.batches.inputs import find_expiry
+from workers.batches.key_limits import (
+    find_creator,
+    has_tokens_left,
+    list_allowed_routes,
+    record_batch_tokens,
+)
 
 CONTROL_SECONDS = 2.0
 MAX_STATE_BYTES = 4 * 1024 * 1024
+NO_TOKENS = ModelTargets(
+    availability=Availability.waiting, reason="the API key has used its tokens of the day"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +83,8 @@ class BatchFollower:
             validated=self._state.validated,
             finalizing=self._state.finalizing,
         )
+        if (batch := session.get(Batch, self._batch_id)) is not None:
+            record_batch_tokens(session, batch, self._state.usage)
 
     def mark_saved(self) -> None:
         """Note that the state is committed."""
@@ -90,16 +102,22 @@ class BatchFollower:
     def _update_control(self) -> None:
         with read_session() as session:
             batch = session.get(Batch, self._batch_id)
-            routes = {route.name: route for route in list_routes(session)} if self._state.models else {}
+            creator = find_creator(session, batch) if batch is not None else None
+            allowed = list_allowed_routes(session, creator) if self._state.models else []
+            waits = not has_tokens_left(session, creator)
+        routes = {route.name: route for route in allowed}
         control = self._control.model_copy(
             update={
-                "models": {name: _find_targets(routes.get(name)) for name in self._state.models},
+                "models": {
+                    name: NO_TOKENS if waits else _find_targets(routes.get(name))
+                    for name in self._state.models
+                },
                 "cancelled": batch is None or batch.cancelling_at is not None,
                 "expires_at": None if batch is None else find_expiry(batch),
             }
         )
         used = [routes[name] for name in self._state.models if name in routes]
-        if used and not control.cancelled:
+        if used and not control.cancelled and not waits:
             _keep_awake(used)
         if control != self._control:
             self._control = control

@@ -5,13 +5,13 @@ from pathlib import Path
 from sqlmodel import Session
 
 from app.files import service as files
-from app.routing_table.service import list_routes
 from app.storage.artifacts import get_store
 from app.storage.database import read_session
 from app.tables import Batch, Run
 from serving.batch.files import CONTROL, Control, write_replaced
 from trainers.configs import BatchConfig
 from trainers.runtime.error_codes import ErrorCode
+from workers.batches.key_limits import find_creator, list_allowed_routes
 from workers.inputs.errors import LaunchError
 
 
@@ -34,7 +34,7 @@ def prepare_batch(run: Run, config: BatchConfig, run_dir: Path) -> BatchConfig:
             file = files.get_file(session, batch.input_file_id)
         except files.FileNotFound as error:
             raise BatchFileMissing(error.message, "Upload the file again and create a new batch.") from error
-        names = [route.name for route in list_routes(session)]
+        names = [route.name for route in list_allowed_routes(session, find_creator(session, batch))]
     assert file.artifact is not None and file.sha256 is not None, "the API checks that it is no dataset"
     path = get_store().fetch_file(file.artifact, file.sha256)
     validated = batch.in_progress_at is not None

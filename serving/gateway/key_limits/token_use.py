@@ -77,6 +77,7 @@ class TokenRecorder:
         """Report the last changes."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self._changed:
             await self._send()
@@ -101,8 +102,11 @@ class TokenRecorder:
             totals = await self._report(self._reporter, rows)
         except Exception:
             logger.exception("cannot report the tokens of keys")
+        finally:
+            # Also of a report that is cancelled because the process ends.
+            if totals is None:
+                self._changed.update(sent)
         if totals is None:
-            self._changed.update(sent)
             return
         self._accepted.update(sent)
         self._totals.update({(key_id, today()): total for key_id, total in totals.items()})

@@ -47,6 +47,7 @@ class TrafficRecorder:
         """Report the last changes."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self._changed:
             await self._send()
@@ -85,5 +86,7 @@ class TrafficRecorder:
             accepted = await self._report(self._reporter, rows)
         except Exception:
             logger.exception("cannot report the traffic of aliases")
-        if not accepted:
-            self._changed.update(key for key in keys if key in self._counts)
+        finally:
+            # Also of a report that is cancelled because the process ends.
+            if not accepted:
+                self._changed.update(key for key in keys if key in self._counts)

@@ -15,19 +15,22 @@ import psutil
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types import Batch
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlmodel import col
 from starlette.testclient import TestClient
 
+from app.keys import token_use
 from app.scheduling.sweeper import sweep_once
 from app.settings import Settings
 from app.storage.database import database_now, read_session, transaction
+from app.tables import ApiKey, Deployment, DeploymentStatus, Run, RunStatus, Scope
 from app.tables import Batch as BatchRow
-from app.tables import Deployment, DeploymentStatus, Run, RunStatus
+from serving.batch.files import CONTROL, STATE, Availability, BatchState, Control, write_replaced
 from tests.conftest import ROOT
 from tests.integration.app.test_webhook_outbox import list_events, make_webhook
 from tests.services import free_port
 from trainers.configs import EngineKind, Queue
+from workers.batches.follower import BatchFollower
 from workers.hosts.worker import WorkerContext, register_worker
 from workers.runs.claim import claim_next
 from workers.runs.execute import execute
@@ -233,6 +236,59 @@ def test_a_file_with_faults_fails_with_their_lines(
         (8, "invalid_value", "body.stream"),
     ]
     assert failed.output_file_id is None and failed.in_progress_at is None
+
+
+def find_key_id() -> str:
+    with read_session() as session:
+        return session.scalars(select(col(ApiKey.id))).one()
+
+
+def count_tokens(key_id: str) -> int:
+    with read_session() as session:
+        return token_use.count_tokens_today(session, [key_id]).get(key_id, 0)
+
+
+def test_a_batch_uses_the_models_of_its_key_and_counts_its_tokens(
+    key_of: Callable[..., OpenAI], worker: WorkerContext, engine: tuple[str, Path]
+) -> None:
+    deploy("starter", engine[0])
+    deploy("other", engine[0])
+    limited = key_of(Scope.read, Scope.write, models=["start*"], tokens_per_day=1000)
+    refused = create(limited, [line("a", "text", "other")])
+    run_next(worker)
+    failed = limited.batches.retrieve(refused.id)
+    assert failed.status == "failed" and failed.errors and failed.errors.data
+    assert [(error.code, error.param) for error in failed.errors.data] == [("model_not_found", "body.model")]
+    batch = create(limited, [line("a", "text"), line("b", "text")])
+    run_next(worker)
+    assert limited.batches.retrieve(batch.id).status == "completed"
+    assert count_tokens(find_key_id()) == 10
+
+
+def test_a_batch_waits_while_its_key_has_no_tokens_left(
+    key_of: Callable[..., OpenAI], engine: tuple[str, Path], tmp_path: Path
+) -> None:
+    deploy("starter", engine[0])
+    batch = create(key_of(Scope.read, Scope.write, tokens_per_day=10), [line("a", "text")])
+    write_replaced(tmp_path / CONTROL, Control())
+    follower = BatchFollower(batch.id, tmp_path)
+
+    def look(tokens: int) -> Availability:
+        state = BatchState(total=9, completed=tokens, models=["starter"], validated=True)
+        state.usage.input_tokens = tokens
+        write_replaced(tmp_path / STATE, state)
+        follower.poll()
+        with transaction() as session:
+            follower.save(session)
+        follower._controlled_at = 0.0
+        follower.poll()
+        return Control.model_validate_json((tmp_path / CONTROL).read_bytes()).models["starter"].availability
+
+    assert [look(tokens) for tokens in (0, 9, 10)] == ["ready", "ready", "waiting"]
+    with transaction() as session:
+        session.execute(update(ApiKey).values(models=["other"], tokens_per_day=None))
+    assert look(10) == "missing"
+    assert count_tokens(find_key_id()) == 10
 
 
 def test_a_batch_that_no_worker_has_started_is_cancelled_at_once(openai: OpenAI) -> None:

@@ -35,7 +35,7 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
     """Yield an engine with two ready deployments, named like its models."""
     fake_engine = FakeEngine()
     with transaction() as session:
-        for name in ("plain", "endless", "usage"):
+        for name in ("plain", "endless", "usage", "scored"):
             values: dict[str, Any] = {
                 "base": "hub/base",
                 "engine": EngineKind.hf,
@@ -162,6 +162,24 @@ def test_the_tokens_of_a_stream_count_with_and_without_its_usage(
     )
 
 
+def test_the_tokens_of_a_response_count_wherever_its_usage_is(client: TestClient, engine: FakeEngine) -> None:
+    key_id, limited = make_key(Scope.inference, tokens_per_day=1000)
+    _, admin = make_key(Scope.admin)
+    client.post(CHAT, json={"model": "scored", "prompt_logprobs": 1}, headers=limited).raise_for_status()
+    wait_for_tokens(client, key_id, admin, 8)
+
+
+def test_a_total_over_several_days_counts_on_the_days_on_which_it_grew(settings: Settings) -> None:
+    key_id, _ = make_key(Scope.inference)
+    with transaction() as session:
+        yesterday = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86_400))
+        token_use.record_tokens(session, "batch_x", [{"key_id": key_id, "day": yesterday, "tokens": 5}])
+    for total, today in ((5, {}), (9, {key_id: 4}), (9, {key_id: 4}), (11, {key_id: 6})):
+        with transaction() as session:
+            token_use.record_total(session, key_id, "batch_x", total)
+            assert token_use.count_tokens_today(session, [key_id]) == today
+
+
 def test_a_repeated_or_late_report_changes_nothing(settings: Settings) -> None:
     key_id, _ = make_key(Scope.inference)
     day = time.strftime("%Y-%m-%d", time.gmtime())
@@ -189,6 +207,8 @@ def test_a_key_uses_and_sees_the_models_that_it_may_use(client: TestClient, engi
     assert [model["id"] for model in client.get("/v1/models", headers=limited).json()["data"]] == ["plain"]
     assert client.get("/v1/models/usage", headers=limited).status_code == 403
     assert client.get("/v1/models/plain", headers=limited).status_code == 200
+    missing = client.get("/v1/models/plaice", headers=limited)
+    assert missing.status_code == 404 and "usage" not in missing.json()["error"]["message"]
 
 
 def test_responses_of_a_limited_key_show_what_is_left(client: TestClient, engine: FakeEngine) -> None:

@@ -87,6 +87,12 @@ class FakeEngine:
         usage = {"prompt_tokens": 3, "completion_tokens": 5}
         return web.json_response({"text": '"usage": {"prompt_tokens": 9}', "usage": usage})
 
+    async def scored(self, request: web.Request) -> web.Response:
+        """Report the prompt after the usage, as vLLM does for prompt_logprobs and return_token_ids."""
+        usage = {"prompt_tokens": 3, "completion_tokens": 5}
+        prompt = [{"1": {"decoded_token": "usage"}}] * 500
+        return web.json_response({"text": "x", "usage": usage, "prompt_logprobs": prompt})
+
     async def usage(self, request: web.Request) -> web.StreamResponse:
         """Report the token counts of the stream if the request asks for them."""
         options = (await request.json()).get("stream_options") or {}
