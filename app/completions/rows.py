@@ -35,10 +35,12 @@ def _build_completion(answer: CompleteAnswer) -> StoredCompletion:
     completion = assemble_completion(answer.content) if answer.streamed else _decode(answer.content)
     if not isinstance(completion, dict) or not isinstance(completion.get("choices"), list):
         raise ValueError("the answer is not a chat completion")
+    # Decoded, because what is stored must be readable: the raw JSON may have a number that is out of range.
+    request = {name: _decode(value) for name, value in answer.request.items()}
     return StoredCompletion(
         **_common(answer),
-        client_metadata=_decode(answer.request["metadata"]) or {} if "metadata" in answer.request else {},
-        request=dump_text(answer.request),
+        client_metadata=request.get("metadata") or {},
+        request=dump_text(request),
         completion=dump_text(completion),
     )
 

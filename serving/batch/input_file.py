@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -109,7 +109,7 @@ def parse_line(line: bytes, endpoint: BatchEndpoint) -> RequestLine:
     for name in REQUIRED:
         if name not in fields:
             raise LineInvalid("missing_required_parameter", f"The line has no {name!r}.", name)
-    custom_id, method, url = (_decode(fields[name]) for name in REQUIRED[:3])
+    custom_id, method, url = (_read(fields, name, name) for name in REQUIRED[:3])
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_ID_CHARACTERS:
         raise LineInvalid(
             "invalid_type",
@@ -124,12 +124,12 @@ def parse_line(line: bytes, endpoint: BatchEndpoint) -> RequestLine:
         )
     body = bytes(fields["body"])
     values = _parse_object(body, "'body'", "body")
-    model = _decode(values["model"]) if "model" in values else None
+    model = _read(values, "model", "body.model")
     if not isinstance(model, str) or not model:
         raise LineInvalid(
             "missing_required_parameter", "'body' must name a model in 'model', as a string.", "body.model"
         )
-    if "stream" in values and _decode(values["stream"]) not in (False, None):
+    if _read(values, "stream", "body.stream") not in (False, None):
         raise LineInvalid("invalid_value", "A batch cannot stream: remove 'stream'.", "body.stream")
     return RequestLine(custom_id, model, body)
 
@@ -151,7 +151,9 @@ def _add(
         )
     if known_models is not None and request.model not in known_models:
         raise LineInvalid(
-            "model_not_found", f"No deployment or alias has the name {_show(request.model)}.", "body.model"
+            "model_not_found",
+            f"No deployment or alias that the batch may use has the name {_show(request.model)}.",
+            "body.model",
         )
     if request.model not in model_numbers:
         if len(found.models) == MAX_MODELS:
@@ -189,6 +191,16 @@ def _parse_object(content: bytes, name: str, param: str | None = None) -> Fields
         raise LineInvalid("invalid_json_line", f"{name} must be a JSON object.", param) from None
     except (ValueError, RecursionError) as error:
         raise LineInvalid("invalid_json_line", f"{name} is not valid JSON: {error}.", param) from None
+
+
+def _read(fields: Fields, name: str, param: str) -> Any:
+    """Return the value of a field, None without it; raises LineInvalid for a number such as 1e999."""
+    try:
+        return _decode(fields[name]) if name in fields else None
+    except msgspec.ValidationError:
+        raise LineInvalid(
+            "invalid_value", f"{param!r} contains a number that is out of range.", param
+        ) from None
 
 
 def _hash(custom_id: str) -> bytes:

@@ -121,9 +121,7 @@ class RequestBody:
     @property
     def previous_response_id(self) -> str | None:
         """The id of the response that this request continues; raises InvalidRequest for another value."""
-        if "previous_response_id" not in self.fields:
-            return None
-        value = _decode(self.fields["previous_response_id"])
+        value = read_field(self.fields, "previous_response_id")
         if value is not None and not isinstance(value, str):
             raise InvalidRequest("'previous_response_id' must be a string.", "previous_response_id")
         return value or None
@@ -131,9 +129,9 @@ class RequestBody:
     def request_stream_usage(self, path: str) -> bool:
         """Make a stream report its token counts, for the log; return False if the client decided itself."""
         fields = self.fields
-        if path not in STREAM_USAGE_PATHS or "stream" not in fields or _decode(fields["stream"]) is not True:
+        if path not in STREAM_USAGE_PATHS or read_field(fields, "stream") is not True:
             return False
-        if "stream_options" in fields and _decode(fields["stream_options"]) is not None:
+        if read_field(fields, "stream_options") is not None:
             return False
         fields["stream_options"] = INCLUDE_USAGE
         return True
@@ -149,7 +147,7 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
         raise InvalidRequest("The body must be a JSON object.") from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
-    model = _decode(fields["model"]) if "model" in fields else None
+    model = read_field(fields, "model")
     if not isinstance(model, str):
         raise InvalidRequest("'model' must be the name of a deployment.", "model")
     try:
@@ -162,6 +160,17 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
     except RecursionError as error:
         raise InvalidRequest("The body has too many levels of lists and objects.") from error
     return RequestBody(model, fields)
+
+
+def read_field(fields: Fields, name: str) -> Any:
+    """Return the value of a field, None without it; raises InvalidRequest for one that cannot be read."""
+    if name not in fields:
+        return None
+    try:
+        return _decode(fields[name])
+    except msgspec.ValidationError as error:
+        # What is valid JSON, but no value: a number such as 1e999.
+        raise InvalidRequest(f"{name!r} contains a number that is out of range.", name) from error
 
 
 def replace_model_name(chunk: bytes, replacements: Replacements) -> bytes:
@@ -187,7 +196,7 @@ def model_name_replacements(upstream: str, requested: str) -> Replacements:
 def _remove_neutral_fields(path: str, fields: Fields) -> None:
     """Remove unknown fields whose value has no effect. Raise InvalidRequest for another unknown field."""
     for name in sorted(fields.keys() - ALLOWED_FIELDS[path]):
-        value, neutral = _decode(fields[name]), NEUTRAL_VALUES.get(name, ())
+        value, neutral = read_field(fields, name), NEUTRAL_VALUES.get(name, ())
         if neutral is not ... and value not in EMPTY_VALUES and value not in neutral:
             raise InvalidRequest(
                 f"{name!r} is not a parameter of {path} here. Remove it; the guide to serving lists the "
@@ -199,13 +208,13 @@ def _remove_neutral_fields(path: str, fields: Fields) -> None:
 
 def _check_restricted(fields: Fields) -> None:
     for field in sorted(STATEFUL_FIELDS.intersection(fields)):
-        if _decode(fields[field]):
+        if read_field(fields, field):
             raise InvalidRequest(
                 f"{field!r} is not offered here. Send the conversation in 'input', or its last response as "
                 "'previous_response_id', and wait for the response or request a stream.",
                 field,
             )
-    options = _decode(fields[TEMPLATE_OPTIONS]) if TEMPLATE_OPTIONS in fields else None
+    options = read_field(fields, TEMPLATE_OPTIONS)
     if isinstance(options, dict) and not REFUSED_TEMPLATE_OPTIONS.isdisjoint(options):
         raise InvalidRequest(
             f"{TEMPLATE_OPTIONS!r} cannot replace the chat template. A model is served with its own.",
@@ -215,7 +224,7 @@ def _check_restricted(fields: Fields) -> None:
 
 def _check_limits(fields: Fields, limits: RequestLimits) -> None:
     for field in LIMITED_FIELDS.keys() & fields.keys():
-        value, maximum = _decode(fields[field]), getattr(limits, LIMITED_FIELDS[field])
+        value, maximum = read_field(fields, field), getattr(limits, LIMITED_FIELDS[field])
         if value is None:
             continue
         # Some engines accept a number as a string, which would bypass the limit.

@@ -30,7 +30,11 @@ def check_media(path: str, fields: dict[str, msgspec.Raw]) -> None:
     field = CONTENT_FIELDS.get(path)
     if field is None or field not in fields:
         return
-    if any(_names_url(_decode_dict(message)) for message in _list_messages(fields[field])):
+    try:
+        names_url = any(_names_url(_decode_dict(message)) for message in _list_messages(fields[field]))
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{field!r} contains a number that is out of range.", field) from error
+    if names_url:
         raise InvalidRequest(
             f"{field!r} names an image, a sound or a file by its URL, which is not fetched. Send the data "
             "itself as a `data:` URL.",

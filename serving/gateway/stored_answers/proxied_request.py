@@ -7,7 +7,7 @@ import msgspec
 from serving.gateway.connection_pool import UpstreamError
 from serving.gateway.downstream import Downstream
 from serving.gateway.proxy import ProxiedRequest
-from serving.gateway.request_body import RequestBody, replace_model_name
+from serving.gateway.request_body import RequestBody, read_field, replace_model_name
 from serving.gateway.request_context import RequestContext
 from serving.gateway.routes import Route, Target
 from serving.gateway.stored_answers.answer import RESPONSES_PATH, AnswerFields, end_position, join_input
@@ -22,8 +22,6 @@ MAX_ANSWER_BYTES = 32 * 2**20
 MAX_COLLECTED_BYTES = 256 * 2**20
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 
-_decode = msgspec.json.Decoder().decode
-
 
 class CollectedBytes:
     """The bytes that the requests of this process have collected."""
@@ -37,11 +35,11 @@ def needs_store(path: str, body: RequestBody, route: Route) -> bool:
     As with OpenAI, a chat is stored if it asks for that, and a response unless it asks not to be.
     """
     if path == CHATS_PATH:
-        return "store" in body.fields and _read(body, "store") is True and route.stores_answers
+        return read_field(body.fields, "store") is True and route.stores_answers
     if path != RESPONSES_PATH:
         return False
     if body.previous_response_id is None:
-        return route.stores_answers and _read(body, "store") is not False
+        return route.stores_answers and read_field(body.fields, "store") is not False
     if not route.stores_answers:
         raise InvalidRequest(
             f"'previous_response_id' needs stored responses, but the deployment of {route.name!r} stores "
@@ -75,7 +73,7 @@ class StoredRequest(ProxiedRequest):
         self.key_id = key_id
         self.request_fields = dict(body.fields)
         self.previous_id = body.previous_response_id
-        self.wanted = _read(body, "store") is not False
+        self.wanted = read_field(body.fields, "store") is not False
         self.collected: list[bytes] | None = None
         self.n_collected = 0
         self.held = b""
@@ -239,7 +237,7 @@ class StoredRequest(ProxiedRequest):
 
 def check_metadata(body: RequestBody) -> None:
     """Raise InvalidRequest unless the metadata are at most 16 pairs of short strings."""
-    metadata = _read(body, "metadata")
+    metadata = read_field(body.fields, "metadata")
     if metadata is None:
         return
     if (
@@ -258,7 +256,3 @@ def check_metadata(body: RequestBody) -> None:
 def _is_text(value: Any, max_length: int) -> bool:
     # PostgreSQL cannot store the character NUL.
     return isinstance(value, str) and len(value) <= max_length and "\0" not in value
-
-
-def _read(body: RequestBody, name: str) -> Any:
-    return _decode(body.fields[name]) if name in body.fields else None

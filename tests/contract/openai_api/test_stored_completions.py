@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from openai import BadRequestError, NotFoundError, PermissionDeniedError
 from sqlalchemy import update
+from starlette.testclient import TestClient
 
 from app.storage.database import transaction
 from app.tables import Scope, StoredCompletion
@@ -117,6 +118,29 @@ def test_an_expired_completion_is_gone_at_once(openai: Any, engine: TalkingEngin
     assert openai.chat.completions.list().data == []
     with pytest.raises(NotFoundError):
         openai.chat.completions.update(answer_id, metadata={})
+
+
+@SQLITE
+def test_a_request_that_cannot_be_read_again_does_not_break_the_list(
+    openai: Any, client: TestClient, engine: TalkingEngine
+) -> None:
+    answer_id = ask(openai).id
+    messages = b'[{"role": "user", "content": "x"}]'
+    body = b'{"model": "talk", "store": true, "tools": [1e999], "messages": ' + messages + b"}"
+    headers = {"content-type": "application/json"}
+    assert client.post("/v1/chat/completions", content=body, headers=headers).status_code == 200
+    assert [item.id for item in openai.chat.completions.list()] == [answer_id]
+
+
+@SQLITE
+@pytest.mark.parametrize("field", ["store", "metadata"])
+def test_a_number_that_is_out_of_range_is_refused_with_its_field(
+    client: TestClient, engine: TalkingEngine, field: str
+) -> None:
+    body = f'{{"model": "talk", "messages": [], "store": true, "{field}": 1e999}}'.encode()
+    headers = {"content-type": "application/json"}
+    refused = client.post("/v1/chat/completions", content=body, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
 
 
 @SQLITE

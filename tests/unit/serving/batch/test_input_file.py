@@ -50,6 +50,8 @@ def test_lines_are_read_again_by_their_number_and_found_by_their_id(tmp_path: Pa
         (line(body={"model": 7}), "missing_required_parameter", "body.model"),
         (line(body={"model": "m", "stream": True}), "invalid_value", "body.stream"),
         (line(model="x"), "model_not_found", "body.model"),
+        (line().replace('"a"', "1e999"), "invalid_value", "custom_id"),
+        (line().replace('"m"', "1e999"), "invalid_value", "body.model"),
     ],
 )
 def test_a_fault_has_a_code_and_its_field(tmp_path: Path, content: str, code: str, param: str | None) -> None:

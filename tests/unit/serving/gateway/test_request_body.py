@@ -63,6 +63,22 @@ def test_json_that_engines_might_parse_differently_is_rejected(body: bytes) -> N
 
 
 @pytest.mark.parametrize(
+    "field",
+    ["model", "n", "max_tokens", "stream", "stream_options", "previous_response_id", "input", "other"],
+)
+def test_a_number_that_is_out_of_range_is_refused_with_its_field(field: str) -> None:
+    """Valid JSON of which no value can be made; only the fields that are read here are concerned."""
+    value = '[{"role": "user", "content": [1e999]}]' if field == "input" else "1e999"
+    content = f'{{"model": "x", "stream": true, "{field}": {value}}}'.encode()
+    with pytest.raises(InvalidRequest) as caught:
+        for path in (CHAT, "/v1/responses"):
+            body = parse_request_body(path, content, RequestLimits())
+            body.request_stream_usage(path)
+            assert body.previous_response_id is None
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("n", 129),
