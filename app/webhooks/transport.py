@@ -85,6 +85,9 @@ class GuardedBackend(httpcore2.NetworkBackend):
         """Connect to the first address of the host that accepts; raises DestinationRefused and OSError."""
         failure: Exception = httpcore2.ConnectError("the host has no address")
         for address in resolve(host, port, self._allowed):
+            # Each of many addresses may take the whole timeout.
+            if self._is_over.is_set():
+                break
             try:
                 stream = self._backend.connect_tcp(address, port, timeout, *args, **options)
             except (httpcore2.NetworkError, httpcore2.TimeoutException) as error:

@@ -16,7 +16,10 @@ Headers = list[tuple[bytes, bytes]]
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 # Response headers that a page may read, in addition to the content type.
 EXPOSED_HEADERS = (
-    b"accept-ranges, content-disposition, content-range, etag, retry-after, retry-after-ms, x-request-id"
+    b"accept-ranges, content-disposition, content-range, etag, retry-after, retry-after-ms, "
+    b"x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
+    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens, x-request-id, "
+    b"x-should-retry"
 )
 PREFLIGHT_SECONDS = 600
 DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}

@@ -5,6 +5,7 @@ later (DNS rebinding); redirects; proxies from the environment; schemes, ports a
 receivers that never end. Method: `getaddrinfo` is replaced, and a receiver on 127.0.0.1 must get nothing.
 """
 
+import contextlib
 import ipaddress
 import socket
 import threading
@@ -202,6 +203,24 @@ def test_a_receiver_that_never_ends_costs_no_more_than_the_timeout(stage: str) -
     # The status is complete in the last case, and the rest of that response does not matter.
     assert error == (None if stage == "body" else "The receiver did not respond within 0.5 s.")
     assert seconds < 3
+
+
+def test_a_name_with_many_addresses_that_do_not_accept_costs_little_more_than_the_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allowed = AllowedHosts(frozenset(), (ipaddress.ip_network("127.0.0.0/8"),))
+    resolve_to(monkeypatch, [f"127.0.1.{number}" for number in range(1, 11)])
+    with socket.create_server(("0.0.0.0", 0), backlog=0) as listener, contextlib.ExitStack() as waiting:
+        port = listener.getsockname()[1]
+        for _ in range(4):
+            # Once nobody accepts them, the kernel leaves further connections without a response.
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        started = time.monotonic()
+        error = send(f"http://slow.example:{port}/", allowed, 0.5)
+    assert error == "The receiver did not respond within 0.5 s."
+    assert time.monotonic() - started < 2.5
 
 
 def _drip(listener: socket.socket, stage: str, ended: threading.Event) -> None:

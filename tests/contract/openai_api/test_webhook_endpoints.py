@@ -35,6 +35,16 @@ def test_an_endpoint_is_created_changed_listed_and_deleted(openai: OpenAI) -> No
     assert caught.value.code == "webhook_not_found"
 
 
+@pytest.mark.parametrize("name", ["", "   ", "a\nb", "x" * 101])
+def test_a_name_that_is_refused_names_the_parameter(openai: OpenAI, name: str) -> None:
+    endpoint = create(openai)
+    with pytest.raises(BadRequestError) as created:
+        openai.webhooks.create(name=name, url="https://example.com/", event_types=TYPES)
+    with pytest.raises(BadRequestError) as updated:
+        openai.webhooks.update(endpoint.id, name=name)
+    assert (created.value.param, updated.value.param) == ("name", "name")
+
+
 def test_the_client_accepts_a_test_event_after_the_secret_was_rotated(
     openai: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
