@@ -121,7 +121,7 @@ def check_tools_are_rendered(
 def _is_rendered(content: str, text: str) -> bool:
     """Return whether a text contains a tool's result, as it is or in another form of JSON."""
     forms = [content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]]
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         value = json.loads(content)
         forms += [json.dumps(value), json.dumps(value, ensure_ascii=False)]
     folded = fold_space(text)
@@ -131,9 +131,12 @@ def _is_rendered(content: str, text: str) -> bool:
 def _parse_arguments(message: dict[str, Any], param: str) -> dict[str, Any]:
     """Return a message whose tool arguments are objects, as in training; raises InvalidRequest."""
     try:
-        return with_parsed_arguments(message)
-    except (ValueError, TypeError) as error:
+        parsed = with_parsed_arguments(message)
+        if not all(isinstance(call["function"].get("name"), str) for call in parsed.get("tool_calls") or ()):
+            raise ValueError("Every `function` needs a `name`.")
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequest(f"'tool_calls' of a message is not valid: {error}", param) from error
+    return parsed
 
 
 def replace_developer_role(message: dict[str, Any], template: str) -> dict[str, Any]:

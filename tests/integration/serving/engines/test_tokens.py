@@ -33,11 +33,21 @@ def test_a_developer_message_is_a_system_message_for_a_template_without_the_role
     assert tokens[0] == tokens[1] != tokens[2]
 
 
-def test_tool_calls_that_cannot_be_read_are_refused(engine: Server) -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+@pytest.mark.parametrize(
+    "function",
+    [{"name": "f", "arguments": "{"}, {"arguments": "{}"}, {"name": "f", "arguments": "[" * 100_000}],
+    ids=["half JSON", "no name", "deep JSON"],
+)
+def test_tool_calls_that_cannot_be_read_are_refused(engine: Server, function: dict[str, str]) -> None:
+    call = {"id": "1", "type": "function", "function": function}
     messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
     status, body = engine.post("/tokenize", {"model": "base", "messages": messages})
     assert (status, "'tool_calls' of a message is not valid" in body["error"]["message"]) == (400, True)
+
+
+def test_the_result_of_a_tool_may_be_any_text(engine: Server) -> None:
+    result = {"role": "tool", "tool_call_id": "1", "content": "[" * 7000}
+    assert tokenize(engine, messages=[*HELLO, result])["count"] > 0
 
 
 def test_an_adapter_is_rendered_with_its_own_template(engine: Server) -> None:
