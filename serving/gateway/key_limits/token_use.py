@@ -108,7 +108,8 @@ class TokenRecorder:
                 self._changed.update(sent)
         if totals is None:
             return
-        self._accepted.update(sent)
+        # A service that refuses reports returns no totals: this process then counts for itself.
+        self._accepted.update({key: tokens for key, tokens in sent.items() if key[0] in totals})
         self._totals.update({(key_id, today()): total for key_id, total in totals.items()})
 
     def _forget_reported(self) -> None:

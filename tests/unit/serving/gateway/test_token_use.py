@@ -7,7 +7,22 @@ import pytest
 
 from serving.gateway.key_limits import token_use
 from serving.gateway.key_limits.token_use import TokenRecorder
+from serving.gateway.rate_limits import AuthorizedClient
 from tests.unit.serving.gateway.traffic.test_counts import closed
+
+
+@pytest.mark.parametrize(("totals", "used"), [({}, 7), ({"key_a": 100}, 100)], ids=["refused", "accepted"])
+def test_what_a_service_refuses_to_add_up_is_counted_here(totals: dict[str, int], used: int) -> None:
+    async def run() -> int:
+        async def report(reporter: str, rows: list[dict[str, Any]]) -> dict[str, int]:
+            return totals
+
+        tokens = TokenRecorder(report)
+        tokens.observe(closed(200, key_id="key_a", estimated_tokens=7))
+        await tokens.aclose()
+        return tokens.used_today(AuthorizedClient("key_a", tokens_per_day=1000))
+
+    assert asyncio.run(run()) == used
 
 
 def test_a_report_that_the_end_of_the_process_interrupts_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
