@@ -20,6 +20,7 @@ from app.tables import (
     Dataset,
     Deployment,
     DeploymentStatus,
+    File,
     Model,
     Run,
     TokenUse,
@@ -108,6 +109,8 @@ def _expired_records(before: Any) -> list[tuple[type[Any], ColumnElement[bool]]]
         ),
         (
             Dataset,
-            (col(Dataset.deleted_at) < before) & ~exists().where(col(Model.dataset_id) == col(Dataset.id)),
+            (col(Dataset.deleted_at) < before)
+            & ~exists().where(col(Model.dataset_id) == col(Dataset.id))
+            & ~exists().where(col(File.dataset_id) == col(Dataset.id)),
         ),
     ]

@@ -1,15 +1,19 @@
 """OpenAI's Files API, through its official client."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
-from sqlalchemy import event
+from sqlalchemy import event, update
 from starlette.testclient import TestClient
 
+from app.retention.records import delete_records
 from app.settings import get_settings
-from app.storage.database import get_engine
+from app.storage.database import get_engine, transaction
+from app.tables import Dataset
+from app.tables.base import utc_now
 from serving.http.limits import MAX_BODY_BYTES
 
 ROWS = [
@@ -94,6 +98,19 @@ def test_a_dataset_that_was_later_uploaded_by_itself_stays_as_well(
     client.post("/api/v1/datasets", files={"file": ("rows.jsonl", CONTENT)})
     openai.files.delete(file.id)
     assert client.get(f"/api/v1/datasets/{file.dataset}").status_code == 200
+
+
+def test_the_record_of_a_deleted_dataset_stays_as_long_as_a_file_names_it(
+    openai: OpenAI, client: TestClient
+) -> None:
+    file = upload(openai)
+    client.delete(f"/api/v1/datasets/{file.dataset}")
+    with transaction() as session:
+        session.execute(update(Dataset).values(deleted_at=utc_now() - timedelta(days=1000)))
+    assert list(delete_records(get_settings(), dry_run=False)) == []
+    assert openai.files.retrieve(file.id).status == "error"
+    openai.files.delete(file.id)
+    assert [one.name for one in delete_records(get_settings(), dry_run=False)] == [file.dataset]
 
 
 def test_a_list_of_files_reads_their_datasets_in_one_statement(openai: OpenAI) -> None:
