@@ -9,9 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from app.evaluations.stored_files import fetch_stored_file
-from app.graders.service import name_models
-from app.settings import get_settings
-from app.tables import EvalRun, Evaluation
+from app.tables import Evaluation, Run
 from trainers.configs.graders import GRADER
 from trainers.evaluation.row_index import (
     INDEX,
@@ -47,14 +45,17 @@ class RunCounts:
     criteria: tuple[Counts, ...]
 
 
-def count_results(run: EvalRun, evaluation: Evaluation) -> RunCounts:
-    """Return the counts of a run; raises ArtifactCorrupt."""
-    return _count(evaluation.artifact, evaluation.sha256, list_thresholds(run))
+def count_results(stage: Run, evaluation: Evaluation) -> RunCounts:
+    """Return the counts of a run, of which this is the stage; raises ArtifactCorrupt."""
+    return _count(evaluation.artifact, evaluation.sha256, list_thresholds(stage))
 
 
-def list_thresholds(run: EvalRun) -> tuple[float, ...]:
-    """Return the score from which an item passes, for each criterion."""
-    graders = (GRADER.validate_python(name_models(one, get_settings())) for one in run.testing_criteria)
+def list_thresholds(stage: Run) -> tuple[float, ...]:
+    """Return the score from which an item passes, for each criterion.
+
+    The stage has the graders with the models of the settings at the time of the run, which may have changed.
+    """
+    graders = (GRADER.validate_python(metric["grader"]) for metric in stage.config["metrics"])
     return tuple(grader.threshold for grader in graders)
 
 
@@ -72,9 +73,9 @@ def judge(row: IndexedRow, thresholds: Sequence[float]) -> list[bool | None]:
     ]
 
 
-def list_items(run: EvalRun, evaluation: Evaluation, *, passed: bool | None) -> list[IndexedRow]:
+def list_items(stage: Run, evaluation: Evaluation, *, passed: bool | None) -> list[IndexedRow]:
     """Return the items in the order of the source, or those only that passed or did not."""
-    thresholds = list_thresholds(run)
+    thresholds = list_thresholds(stage)
     rows = read_index(_index(evaluation.artifact, evaluation.sha256))
     return [row for row in rows if passed is None or all(judge(row, thresholds)) is passed]
 

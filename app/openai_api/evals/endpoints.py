@@ -154,10 +154,10 @@ def list_output_items(
     status: Annotated[Literal["fail", "pass"] | None, Query(description="Return only these items.")] = None,
 ) -> ListPage[EvalOutputItem]:
     """List the items of a run with their results; there are none before it is completed."""
-    run, evaluation = _load_evaluation(eval_id, run_id)
+    run, stage, evaluation = _load_evaluation(eval_id, run_id)
     if evaluation is None:
         return list_page([], has_more=False)
-    rows = results.list_items(run, evaluation, passed=None if status is None else status == "pass")
+    rows = results.list_items(stage, evaluation, passed=None if status is None else status == "pass")
     if order == "desc":
         rows.reverse()
     if after is not None:
@@ -166,30 +166,30 @@ def list_output_items(
         rows = [row for row, item_id in ids if (item_id < after if order == "desc" else item_id > after)]
     page = rows[:limit]
     stored = results.read_items(evaluation, page)
-    items = [view_item(run, evaluation, row, whole) for row, whole in zip(page, stored, strict=True)]
+    items = [view_item(run, stage, evaluation, row, whole) for row, whole in zip(page, stored, strict=True)]
     return list_page(items, has_more=len(rows) > limit)
 
 
 @router.get("/{eval_id}/runs/{run_id}/output_items/{output_item_id}")
 def get_output_item(eval_id: EvalId, run_id: EvalRunId, output_item_id: OutputItemId) -> EvalOutputItem:
     """Return an item of a run with its results."""
-    run, evaluation = _load_evaluation(eval_id, run_id)
-    rows = results.list_items(run, evaluation, passed=None) if evaluation is not None else []
+    run, stage, evaluation = _load_evaluation(eval_id, run_id)
+    rows = results.list_items(stage, evaluation, passed=None) if evaluation is not None else []
     found = [row for row in rows if _item_id(run, row.row) == output_item_id]
     if evaluation is None or not found:
         raise service.EvalNotFound(f"The run {run_id} has no output item {output_item_id!r}.")
     [stored] = results.read_items(evaluation, found)
-    return view_item(run, evaluation, found[0], stored)
+    return view_item(run, stage, evaluation, found[0], stored)
 
 
 # The endpoint's parameter has the name of the function.
 _item_id = output_item_id
 
 
-def _load_evaluation(eval_id: str, run_id: str) -> tuple[EvalRun, Evaluation | None]:
+def _load_evaluation(eval_id: str, run_id: str) -> tuple[EvalRun, Run, Evaluation | None]:
     with read_session() as session:
         run = service.get_run(session, eval_id, run_id)
-        return run, service.find_progress(session, [run])[run.id][1]
+        return run, *service.find_progress(session, [run])[run.id]
 
 
 def _load_view(run: EvalRun, base_url: str) -> EvalRunObject:
@@ -199,7 +199,7 @@ def _load_view(run: EvalRun, base_url: str) -> EvalRunObject:
 
 
 def _view(run: EvalRun, stage: Run, evaluation: Evaluation | None, base_url: str) -> EvalRunObject:
-    counts = results.count_results(run, evaluation) if evaluation is not None else None
+    counts = results.count_results(stage, evaluation) if evaluation is not None else None
     return view_run(run, stage, evaluation, counts, base_url)
 
 

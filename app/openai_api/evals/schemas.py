@@ -258,9 +258,11 @@ def output_item_id(run: EvalRun, row: int) -> str:
     return f"outputitem_{run.id.partition('_')[2]}_{row:08d}"
 
 
-def view_item(run: EvalRun, evaluation: Evaluation, indexed: IndexedRow, stored: StoredRow) -> EvalOutputItem:
+def view_item(
+    run: EvalRun, stage: Run, evaluation: Evaluation, indexed: IndexedRow, stored: StoredRow
+) -> EvalOutputItem:
     """Return an item in OpenAI's shape."""
-    judged = judge(indexed, list_thresholds(run))
+    judged = judge(indexed, list_thresholds(stage))
     model = stored.models.get("model", ModelRow([]))
     names = [metric_name(position) for position in range(len(judged))]
     return EvalOutputItem(

@@ -11,10 +11,11 @@ from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from sqlalchemy import select
 
 from app.datasets import service as datasets
-from app.settings import Settings
+from app.settings import EvaluationEndpoint, Settings
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Webhook, WebhookDelivery
 from tests.counting_engine import CountingEngine
+from tests.integration.trainers.metrics.judge_server import serve_judge
 from tests.integration.workers.conftest import execute_next
 from trainers.configs import EngineKind, Queue
 from workers.hosts.worker import WorkerContext, register_worker
@@ -175,6 +176,23 @@ def test_a_run_grades_responses_of_a_file_and_items_without_a_score_are_errors(
     assert execute_next(worker)
     run = openai.evals.runs.retrieve(started.id, eval_id=created.id)
     assert (run.status, run.result_counts.passed, run.result_counts.failed) == ("completed", 1, 1)
+
+
+def test_a_run_can_be_read_after_the_operator_has_changed_the_models_of_graders(
+    openai: OpenAI, engine: CountingEngine, worker: WorkerContext, settings: Settings
+) -> None:
+    score: Any = {"type": "score_model", "name": "score", "model": "gpt-4.1"}
+    score["input"] = [{"role": "user", "content": "{{ sample.output_text }}"}]
+    with serve_judge(lambda _: (200, json.dumps({"steps": [], "result": 1}))) as judge:
+        settings.evaluation_endpoints = {"openai": EvaluationEndpoint(url=judge.url)}
+        settings.grader_models = {"gpt-4.1": "openai/gpt-4.1"}
+        created = define(openai, testing_criteria=[score])
+        run = ask(openai, created.id)
+        assert execute_next(worker)
+    settings.grader_models = {}
+    run = openai.evals.runs.retrieve(run.id, eval_id=created.id)
+    assert (run.status, run.result_counts.passed) == ("completed", 4)
+    assert len(openai.evals.runs.output_items.list(run.id, eval_id=created.id).data) == 4
 
 
 def test_a_run_is_cancelled_and_then_its_eval_can_be_deleted(openai: OpenAI, engine: CountingEngine) -> None:
