@@ -34,8 +34,7 @@ KEPT_CHECKPOINTS = 3
 # A step-wise log of more steps would fill the database, and no curve shows more points.
 MAX_LOGGED_STEPS = 1000
 LABEL = "fine_tuning_job"
-# The folder of a base may have a longer name than a job.
-MAX_JOB_NAME = 200
+MAX_JOB_NAME = 200  # The folder of a base may have a longer name.
 GRADER_FIELD = "method.reinforcement.grader"
 # The parameters of a request that become these fields of the stage.
 PARAMETERS = {
@@ -49,7 +48,14 @@ PARAMETERS = {
     "learning_rate": "learning_rate_multiplier",
     "beta": "beta",
 }
-HYPERPARAMETERS = ("epochs", "batch_size", "learning_rate", "beta")
+REINFORCEMENT_PARAMETERS = {
+    "num_generations": "compute_multiplier",
+    "validate_every_steps": "eval_interval",
+    "max_validation_rows": "eval_samples",
+}
+HYPERPARAMETERS = ("epochs", "batch_size", "learning_rate", "beta", *REINFORCEMENT_PARAMETERS)
+# Fields of the stage that follow from OpenAI's checkpoints and events.
+FIXED_FIELDS = ("log_every_steps", "save_every_epoch", "keep_checkpoints")
 
 
 class FineTuningJobNotFound(NotFound):
@@ -185,12 +191,16 @@ def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _P
 
 
 def _refuse_other_parameters(spec: FineTuningSpec, training: Mapping[str, Any]) -> None:
-    """Raise UnprocessableContent for a field of the stage that is set by a parameter of its own."""
+    """Raise UnprocessableContent for a field of the stage that is fixed or has a parameter of its own."""
+    fixed = {*FIXED_FIELDS, *(("keep_best",) if spec.method.stage in ("sft", "dpo") else ())}
+    parameters = _list_parameters(spec)
     # The learning rate is that of multiplier 1; a beta of GRPO is another one than DPO's.
     free = {"learning_rate"} if spec.method.stage == "dpo" else {"learning_rate", "beta"}
     for name in training:
-        if name in {"stage", *PARAMETERS} - free:
-            parameter = _name_parameter(name, spec) if name in PARAMETERS else "method.type"
+        if name in fixed:
+            raise field_error(f"training.{name}", "It is the same for all fine-tuning jobs: leave it out.")
+        if name in {"stage", *parameters} - free:
+            parameter = _name_parameter(name, spec) if name in parameters else "method.type"
             raise field_error(f"training.{name}", f"Set {parameter} instead.")
 
 
@@ -262,7 +272,7 @@ def _name_parameters(error: HttpError, spec: FineTuningSpec) -> HttpError:
 
     def rename(match: re.Match[str]) -> str:
         field = match[1].partition(".")[0]
-        return _name_parameter(field, spec) if field in PARAMETERS else f"training.{match[1]}"
+        return _name_parameter(field, spec) if field in _list_parameters(spec) else f"training.{match[1]}"
 
     def replace(text: str) -> str:
         return re.sub(r"stages\.0\.([A-Za-z0-9_.]*[A-Za-z0-9_])", rename, text)
@@ -276,8 +286,13 @@ def _name_parameters(error: HttpError, spec: FineTuningSpec) -> HttpError:
 
 
 def _name_parameter(field: str, spec: FineTuningSpec) -> str:
-    name = PARAMETERS[field]
+    name = _list_parameters(spec)[field]
     return f"method.{spec.method}.hyperparameters.{name}" if field in HYPERPARAMETERS else name
+
+
+def _list_parameters(spec: FineTuningSpec) -> dict[str, str]:
+    """Return the parameters of the request's method, by the field of the stage that each becomes."""
+    return PARAMETERS | (REINFORCEMENT_PARAMETERS if spec.method.stage == "grpo" else {})
 
 
 def _list_first_runs(session: Session, job_ids: Sequence[str]) -> Sequence[Run]:

@@ -22,6 +22,14 @@ PAIRS = [
     }
     for n in range(12)
 ]
+GRADER = {
+    "type": "string_check",
+    "name": "exact",
+    "operation": "eq",
+    "input": "{{ sample.output_text }}",
+    "reference": "4",
+}
+REINFORCEMENT = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +156,13 @@ def test_many_jobs_are_created_at_once(openai: OpenAI) -> None:
         ({"extra_body": {"training": {"max_lenght": 8}}}, "training.max_lenght", "invalid"),
         ({"extra_body": {"training": {"epochs": 2}}}, "training.epochs", "invalid"),
         ({"extra_body": {"training": {"base": "/etc"}}}, "training.base", "invalid"),
+        ({"extra_body": {"training": {"keep_best": True}}}, "training.keep_best", "invalid"),
+        ({"extra_body": {"training": {"log_every_steps": 1}}}, "training.log_every_steps", "invalid"),
+        (
+            {"method": REINFORCEMENT, "extra_body": {"training": {"num_generations": 4}}},
+            "training.num_generations",
+            "invalid",
+        ),
         ({"extra_body": {"training": {"sweep": {"seed": [1, 2]}}}}, "training", "invalid"),
         ({"model": "../../etc"}, "model", "model_not_found"),
         ({"model": "/etc"}, "model", "model_not_found"),
