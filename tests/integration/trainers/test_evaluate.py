@@ -88,7 +88,13 @@ def test_the_scores_count_what_the_rows_say(config: dict[str, Any], tmp_path: Pa
     assert base.interval_95 is not None and base.interval_95[0] < 0.5 < base.interval_95[1]
     lines = rows(tmp_path / "run")
     assert [row["row"] for row in lines] == list(range(1, ROWS + 1))
-    assert lines[2]["models"]["baseline"] == {"responses": ["#### 4"], "values": {"maths_exact_match": 0.0}}
+    assert lines[2]["models"]["baseline"] == {
+        "responses": ["#### 4"],
+        "values": {"maths_exact_match": 0.0},
+        "finish_reason": "stop",
+        "prompt_tokens": 0,
+        "completion_tokens": 3,
+    }
     assert lines[2]["fields"] == {"level": "odd"}
     [difference] = result.differences
     assert (difference.wins, difference.losses, difference.verdict) == (20, 0, "better")
