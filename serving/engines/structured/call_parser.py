@@ -54,6 +54,8 @@ class CallParser:
         self._json = JsonEnd()
         self._n_calls = 0
         self._has_text = False
+        # Directly after a call, where separators are no text.
+        self._is_between = False
 
     def push(self, text: str) -> list[OutputEvent]:
         """Return the events that a piece of the completion completes."""
@@ -80,7 +82,7 @@ class CallParser:
 
     def _read_text(self) -> list[OutputEvent]:
         patterns = self._patterns
-        if self._n_calls:
+        if self._is_between:
             self._pending = self._pending.lstrip(patterns.separators)
         opening = patterns.next_opening if self._n_calls else patterns.first_opening
         if patterns.only_at_start:
@@ -100,6 +102,7 @@ class CallParser:
     def _take_text(self, size: int) -> list[OutputEvent]:
         text, self._pending = self._pending[:size], self._pending[size:]
         self._has_text = self._has_text or bool(text)
+        self._is_between = self._is_between and not text
         return [TextDelta(text)] if text else []
 
     def _read_arguments(self) -> list[OutputEvent]:
@@ -109,9 +112,10 @@ class CallParser:
         arguments, self._pending = self._pending[:size], self._pending[size:]
         events: list[OutputEvent] = [ArgumentsDelta(arguments)] if arguments else []
         if self._json.is_complete:
-            self._position = _Position.closing if self._patterns.closing.pattern else _Position.text
-            if self._position is _Position.text:
-                events.append(CallEnd())
+            if self._patterns.closing.pattern:
+                self._position = _Position.closing
+            else:
+                events.append(self._end_call())
         return events
 
     def _read_closing(self) -> list[OutputEvent]:
@@ -119,8 +123,11 @@ class CallParser:
         if found is not None and found.partial:
             return []
         self._pending = self._pending[found.end() if found else 0 :]
-        self._position = _Position.text
-        return [CallEnd()]
+        return [self._end_call()]
+
+    def _end_call(self) -> CallEnd:
+        self._position, self._is_between = _Position.text, True
+        return CallEnd()
 
 
 class JsonEnd:

@@ -126,6 +126,17 @@ def test_text_before_calls_is_content_without_the_space_between(name: str, place
 
 
 @pytest.mark.parametrize("name", FORMS)
+@given(places=st.sets(st.integers(0, 10_000), max_size=60))
+def test_text_after_calls_keeps_its_spaces(name: str, places: set[int]) -> None:
+    """Only a completion whose calls the grammar could not take over has text after them."""
+    syntax, text = form(name)
+    assert read(syntax, cut(f"{text}\nThat is; all,\n I know. ", places)) == [
+        *BOTH,
+        TextDelta("That is; all,\n I know. "),
+    ]
+
+
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize(
     "text", ["a < b", "<tool_call", '{"name": "unknown", "arguments": {}}', "[TOOL", "functools", "{"]
 )
