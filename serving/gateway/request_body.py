@@ -55,6 +55,7 @@ NEUTRAL_VALUES: dict[str, Any] = {
     "cache_prompt": ...,
     "keep_alive": ...,
     "mirostat": (0,),
+    "reasoning": ({"effort": None},),
     "repeat_penalty": (1,),
     "tfs_z": (1,),
     "thinking": ({"type": "disabled"},),

@@ -156,6 +156,7 @@ def test_the_template_options_of_a_chat_are_forwarded() -> None:
         ("keep_alive", "5m"),
         ("usage", {"include": True}),
         ("thinking", {"type": "disabled"}),
+        ("reasoning", {"effort": None}),
     ],
 )
 def test_a_value_without_effect_is_removed(field: str, value: Any) -> None:
