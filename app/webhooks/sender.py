@@ -73,7 +73,11 @@ class WebhookSender:
         busy = [webhook_id for webhook_id, count in counts.items() if count >= MAX_SENDING_PER_WEBHOOK]
         with read_session() as session:
             has_expired = session.scalar(deliveries.select_expired().limit(1)) is not None
-            found = deliveries.find_due(session, busy, MAX_FOUND) if room > 0 else []
+            found = [*deliveries.find_due(session, busy, MAX_FOUND)] if room > 0 else []
+            if len(found) == MAX_FOUND:
+                # Those of one webhook that was away may be older than all others.
+                seen = {webhook_id for _, webhook_id in found}
+                found += deliveries.find_due(session, {*busy, *seen}, MAX_FOUND)
         if has_expired:
             with transaction() as session:
                 deliveries.fail_expired(session)

@@ -143,6 +143,21 @@ def test_a_slow_receiver_leaves_room_for_the_others(receiver: WebhookReceiver) -
 
 
 @on_sqlite
+def test_many_late_deliveries_of_one_webhook_leave_room_for_the_others(
+    receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MAX_FOUND", 3)
+    make(receiver)
+    for number in range(4):
+        record(f"late_{number}")
+    make_due(next_attempt_at=database_now(-60))
+    make(receiver)
+    record("new")
+    poll()
+    assert "new" in {json.loads(message.body)["data"]["id"] for message in receiver.received}
+
+
+@on_sqlite
 def test_retries_end(receiver: WebhookReceiver) -> None:
     make(receiver)
     record()
