@@ -18,6 +18,8 @@ COMPILER_STACK_BYTES = 64 * 2**20
 MAX_VOCABULARIES = 4
 # Where the compiler says where it is, rather than what is wrong.
 LOCATION = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?|(: json-schema:/.*)?$")
+# The pattern, marks below it, and what is wrong with it.
+PATTERN_ERROR = re.compile(r"regex parse error:\n\s*(?P<pattern>.*)\n(?:.*\n)*?error: (?P<reason>.*)")
 UNSUPPORTED_KEYWORDS = re.compile(r"^Unimplemented keys: \[(.*)\]$")
 
 Result = TypeVar("Result")
@@ -138,6 +140,8 @@ _STACK_LOCK = threading.Lock()
 
 
 def _explain(error: str) -> str:
+    if found := PATTERN_ERROR.search(error):
+        return f"the pattern {found['pattern']!r} cannot be used: {found['reason']}"
     reason = LOCATION.sub("", _first_line(error))
     if keywords := UNSUPPORTED_KEYWORDS.match(reason):
         names = keywords[1].replace('"', "'")
