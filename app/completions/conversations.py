@@ -57,7 +57,8 @@ def load_conversation(response_id: str, key_id: str) -> list[bytes]:
 
 def list_items(session: Session, response_id: str, key_id: str) -> list[bytes]:
     """Return the items of a response and of all before it; raises as `load_conversation`."""
-    turns = _list_turns(session, response_id, key_id)
+    # PostgreSQL accepts no NUL, not even to compare with it.
+    turns = _list_turns(session, response_id, key_id) if "\0" not in response_id else []
     if not turns:
         raise PreviousResponseNotFound(f"Previous response with id {response_id!r} not found.")
     if len(turns) >= MAX_TURNS or sum(turn.size_bytes for turn in turns) > MAX_BODY_BYTES:

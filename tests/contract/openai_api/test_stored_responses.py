@@ -83,7 +83,7 @@ def test_a_deleted_foreign_or_expired_response_cannot_be_continued(
     admin, own = key_of(Scope.admin), key_of(Scope.inference)
     first = ask(own, "one")
     second = ask(own, "two", previous_response_id=first.id)
-    for stranger, response_id in ((admin, second.id), (own, "resp_none")):
+    for stranger, response_id in ((admin, second.id), (own, "resp_none"), (own, "resp_\0")):
         with pytest.raises(BadRequestError) as caught:
             ask(stranger, "three", previous_response_id=response_id)
         assert caught.value.code == "previous_response_not_found"
