@@ -57,7 +57,10 @@ class AliasRollback(Config):
     """The version of an alias that a rollback restores."""
 
     version: int | None = Field(
-        None, ge=1, description="A version of the alias; by default the one before the current version."
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="A version of the alias; by default the one before the current version.",
     )
 
 

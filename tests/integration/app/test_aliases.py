@@ -43,6 +43,8 @@ def test_the_first_version_cannot_be_rolled_back(client: TestClient) -> None:
     put_alias(client, a=1)
     assert code_of(client.post("/api/v1/aliases/prod/rollback", json={})) == (409, "nothing_to_restore")
     assert code_of(client.post("/api/v1/aliases/none/rollback", json={})) == (404, "alias_not_found")
+    large = client.post("/api/v1/aliases/prod/rollback", json={"version": 2**31})
+    assert (large.status_code, large.json()["error"]["fields"][0]["field"]) == (422, "version")
 
 
 def test_a_recreated_alias_continues_its_versions(client: TestClient) -> None:
