@@ -73,11 +73,18 @@ def judge(row: IndexedRow, thresholds: Sequence[float]) -> list[bool | None]:
     ]
 
 
-def list_items(stage: Run, evaluation: Evaluation, *, passed: bool | None) -> list[IndexedRow]:
-    """Return the items in the order of the source, or those only that passed or did not."""
+def decide(judged: Sequence[bool | None]) -> bool | None:
+    """Return whether an item passes as a whole; None if a score is missing that could have decided."""
+    if False in judged:
+        return False
+    return None if None in judged else True
+
+
+def list_items(stage: Run, evaluation: Evaluation) -> list[tuple[IndexedRow, list[bool | None]]]:
+    """Return the items in the order of the source, each with whether it passes each criterion."""
     thresholds = list_thresholds(stage)
     rows = read_index(_index(evaluation.artifact, evaluation.sha256))
-    return [row for row in rows if passed is None or all(judge(row, thresholds)) is passed]
+    return [(row, judge(row, thresholds)) for row in rows]
 
 
 def read_items(evaluation: Evaluation, rows: Sequence[IndexedRow]) -> list[StoredRow]:
@@ -88,9 +95,8 @@ def read_items(evaluation: Evaluation, rows: Sequence[IndexedRow]) -> list[Store
 @lru_cache(maxsize=256)
 def _count(artifact: str, sha256: str, thresholds: tuple[float, ...]) -> RunCounts:
     judged = [judge(row, thresholds) for row in read_index(_index(artifact, sha256))]
-    # One criterion that failed decides, whatever the others would have given.
-    items = [False if False in each else None if None in each else True for each in judged]
-    return RunCounts(_tally(items), tuple(_tally(list(each)) for each in zip(*judged, strict=True)))
+    items = _tally([decide(each) for each in judged])
+    return RunCounts(items, tuple(_tally(list(each)) for each in zip(*judged, strict=True)))
 
 
 def _tally(results: Sequence[bool | None]) -> Counts:

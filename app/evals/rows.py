@@ -1,7 +1,8 @@
 """The rows of an eval run: items as a dataset that the stage `evaluate` reads.
 
 A row has the messages of the prompt, the item, and the sample if there is one. Rows of datasets end with a
-reference, which an item has not: it is the item itself, as JSON. Graders read the item and the sample only.
+reference, and an item has none: the item itself takes its place, as JSON. Graders read the item and the
+sample only.
 """
 
 import json

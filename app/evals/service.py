@@ -25,7 +25,6 @@ from app.storage.database import read_session, transaction
 from app.tables import Dataset, Eval, EvalRun, Evaluation, Run, RunStatus
 from trainers.runtime.error_codes import ErrorCode
 
-JOB_STAGE = "evaluate"
 # The fields of the job's stage, as the client named them.
 FIELDS = {"stages.0.model": "data_source.model", "stages.0.metrics": "testing_criteria"}
 MAX_JOB_NAME = 200
@@ -95,8 +94,10 @@ def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: 
     data_source = asked.data_source
     with read_session() as session:
         definition = get_eval(session, asked.eval_id)
-    dataset = _store_rows(settings, definition, asked.name, data_source)
-    spec = _make_spec(definition, asked.name, data_source, dataset)
+    # A dataset or a job without a name could not be recognized in a list.
+    name = asked.name or definition.name or definition.id
+    dataset = _store_rows(settings, definition, name, data_source)
+    spec = _make_spec(definition, name, data_source, dataset)
     with transaction() as session:
         # The lock excludes a deletion of the eval, which may have happened while the rows were stored.
         get_eval(session, asked.eval_id, lock=True)
@@ -155,13 +156,13 @@ def find_progress(session: Session, runs: Sequence[EvalRun]) -> dict[str, tuple[
     return found
 
 
-def cancel_run(session: Session, eval_id: str, run_id: str) -> EvalRun:
+def cancel_run(eval_id: str, run_id: str) -> None:
     """Cancel a run; one that has ended stays as it is. Raises EvalNotFound."""
-    run = get_run(session, eval_id, run_id)
-    stage, _ = find_progress(session, [run])[run.id]
-    if not stage.status.finished:
-        actions.cancel(session, run.job_id)
-    return run
+    with transaction() as session:
+        run = get_run(session, eval_id, run_id)
+        stage, _ = find_progress(session, [run])[run.id]
+        if not stage.status.finished:
+            actions.cancel(session, run.job_id)
 
 
 def delete_run(session: Session, eval_id: str, run_id: str) -> None:
@@ -206,7 +207,7 @@ def _open_file(file_id: str) -> Any:
 
 def _make_spec(definition: Eval, name: str, data_source: DataSource, dataset: Dataset) -> JobCreate:
     metrics = [
-        # Every row counts as passed, failed or errored, and an error is no reason to end the run.
+        # Every row counts as passed, failed or errored: errors of graders do not end the run.
         {"metric": "grader", "name": f"criterion_{i}", "grader": grader, "item": ITEM, "max_error_share": 1.0}
         for i, grader in enumerate(name_models(one, get_settings()) for one in definition.testing_criteria)
     ]

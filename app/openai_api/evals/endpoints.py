@@ -10,6 +10,7 @@ from app.http.auth import CallerDependency
 from app.http.paging import CursorQuery
 from app.idempotency.creation import Creation
 from app.openai_api.evals.schemas import (
+    ITEM_STATUSES,
     STATUSES,
     EvalCreate,
     EvalDeleted,
@@ -23,7 +24,7 @@ from app.openai_api.evals.schemas import (
     EvalStatus,
     EvalUpdate,
     OutputItemId,
-    output_item_id,
+    make_item_id,
     view_eval,
     view_item,
     view_run,
@@ -32,6 +33,7 @@ from app.openai_api.paging import DEFAULT_LIMIT, MAX_LIMIT, After, ListPage, Ord
 from app.settings import get_settings
 from app.storage.database import ReadSession, WriteSession, read_session
 from app.tables import Eval, EvalRun, Evaluation, Run
+from trainers.evaluation.row_index import IndexedRow
 
 router = APIRouter(prefix="/evals", tags=["evals"])
 
@@ -128,13 +130,10 @@ def get_eval_run(request: Request, eval_id: EvalId, run_id: EvalRunId) -> EvalRu
 
 
 @router.post("/{eval_id}/runs/{run_id}/cancel")
-def cancel_eval_run(
-    request: Request, session: WriteSession, eval_id: EvalId, run_id: EvalRunId
-) -> EvalRunObject:
+def cancel_eval_run(request: Request, eval_id: EvalId, run_id: EvalRunId) -> EvalRunObject:
     """Cancel a run; one that has ended stays as it is."""
-    run = service.cancel_run(session, eval_id, run_id)
-    stage, evaluation = service.find_progress(session, [run])[run.id]
-    return _view(run, stage, evaluation, _base_url(request))
+    service.cancel_run(eval_id, run_id)
+    return get_eval_run(request, eval_id, run_id)
 
 
 @router.delete("/{eval_id}/runs/{run_id}")
@@ -157,33 +156,36 @@ def list_output_items(
     run, stage, evaluation = _load_evaluation(eval_id, run_id)
     if evaluation is None:
         return list_page([], has_more=False)
-    rows = results.list_items(stage, evaluation, passed=None if status is None else status == "pass")
+    found = results.list_items(stage, evaluation)
+    if status is not None:
+        found = [item for item in found if ITEM_STATUSES[results.decide(item[1])] == status]
     if order == "desc":
-        rows.reverse()
+        found.reverse()
     if after is not None:
         # Ids sort by the number of the row, whichever of them are listed.
-        ids = [(row, output_item_id(run, row.row)) for row in rows]
-        rows = [row for row, item_id in ids if (item_id < after if order == "desc" else item_id > after)]
-    page = rows[:limit]
-    stored = results.read_items(evaluation, page)
-    items = [view_item(run, stage, evaluation, row, whole) for row, whole in zip(page, stored, strict=True)]
-    return list_page(items, has_more=len(rows) > limit)
+        ids = [(item, make_item_id(run, item[0].row)) for item in found]
+        found = [item for item, item_id in ids if (item_id < after if order == "desc" else item_id > after)]
+    return list_page(_view_items(run, stage, evaluation, found[:limit]), has_more=len(found) > limit)
 
 
 @router.get("/{eval_id}/runs/{run_id}/output_items/{output_item_id}")
 def get_output_item(eval_id: EvalId, run_id: EvalRunId, output_item_id: OutputItemId) -> EvalOutputItem:
     """Return an item of a run with its results."""
     run, stage, evaluation = _load_evaluation(eval_id, run_id)
-    rows = results.list_items(stage, evaluation, passed=None) if evaluation is not None else []
-    found = [row for row in rows if _item_id(run, row.row) == output_item_id]
+    items = results.list_items(stage, evaluation) if evaluation is not None else []
+    found = [item for item in items if make_item_id(run, item[0].row) == output_item_id]
     if evaluation is None or not found:
         raise service.EvalNotFound(f"The run {run_id} has no output item {output_item_id!r}.")
-    [stored] = results.read_items(evaluation, found)
-    return view_item(run, stage, evaluation, found[0], stored)
+    return _view_items(run, stage, evaluation, found)[0]
 
 
-# The endpoint's parameter has the name of the function.
-_item_id = output_item_id
+def _view_items(
+    run: EvalRun, stage: Run, evaluation: Evaluation, found: list[tuple[IndexedRow, list[bool | None]]]
+) -> list[EvalOutputItem]:
+    stored = results.read_items(evaluation, [row for row, _ in found])
+    return [
+        view_item(run, stage, evaluation, judged, row) for (_, judged), row in zip(found, stored, strict=True)
+    ]
 
 
 def _load_evaluation(eval_id: str, run_id: str) -> tuple[EvalRun, Run, Evaluation | None]:

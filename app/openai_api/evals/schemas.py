@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from app.evals.data_source import DataSource
-from app.evals.results import Counts, RunCounts, judge, list_thresholds, metric_name
+from app.evals.results import Counts, RunCounts, decide, metric_name
 from app.graders.service import parse_grader
 from app.openai_api.parameters import Metadata, OpenAIBody
 from app.settings import get_settings
 from app.tables import Eval, EvalRun, Evaluation, Run, RunStatus
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.configs.parsing.json_schema import compile_schema
-from trainers.evaluation.row_index import IndexedRow, ModelRow, StoredRow
+from trainers.evaluation.row_index import ModelRow, StoredRow
 
 MAX_NAME = 200
 MAX_CRITERIA = 20
@@ -26,6 +26,11 @@ STATUSES: dict[RunStatus, str] = {
     RunStatus.failed: "failed",
     RunStatus.cancelled: "canceled",
     RunStatus.skipped: "canceled",
+}
+ITEM_STATUSES: dict[bool | None, Literal["pass", "fail", "error"]] = {
+    True: "pass",
+    False: "fail",
+    None: "error",
 }
 EvalStatus = Literal["queued", "in_progress", "completed", "canceled", "failed"]
 
@@ -253,25 +258,24 @@ def view_run(
     )
 
 
-def output_item_id(run: EvalRun, row: int) -> str:
+def make_item_id(run: EvalRun, row: int) -> str:
     """Return the id of the item of a row; ids sort by the number of the row."""
     return f"outputitem_{run.id.partition('_')[2]}_{row:08d}"
 
 
 def view_item(
-    run: EvalRun, stage: Run, evaluation: Evaluation, indexed: IndexedRow, stored: StoredRow
+    run: EvalRun, stage: Run, evaluation: Evaluation, judged: list[bool | None], stored: StoredRow
 ) -> EvalOutputItem:
-    """Return an item in OpenAI's shape."""
-    judged = judge(indexed, list_thresholds(stage))
+    """Return an item in OpenAI's shape; `judged` is whether it passes each criterion."""
     model = stored.models.get("model", ModelRow([]))
     names = [metric_name(position) for position in range(len(judged))]
     return EvalOutputItem(
-        id=output_item_id(run, stored.row),
+        id=make_item_id(run, stored.row),
         object="eval.run.output_item",
         created_at=int(evaluation.created_at.timestamp()),
         eval_id=run.eval_id,
         run_id=run.id,
-        status="fail" if False in judged else "error" if None in judged else "pass",
+        status=ITEM_STATUSES[decide(judged)],
         datasource_item=stored.fields["item"],
         datasource_item_id=stored.row - 1,
         results=[
@@ -285,28 +289,27 @@ def view_item(
             }
             for criterion, name, passed in zip(run.testing_criteria, names, judged, strict=True)
         ],
-        sample=_view_sample(run, stored, model),
+        sample=_view_sample(run, stage, stored, model),
     )
 
 
-def _view_sample(run: EvalRun, stored: StoredRow, model: ModelRow) -> dict[str, Any]:
+def _view_sample(run: EvalRun, stage: Run, stored: StoredRow, model: ModelRow) -> dict[str, Any]:
     generated = run.data_source["type"] != "jsonl"
-    sampling = run.data_source.get("sampling_params", {})
     response = model.responses[0] if model.responses else None
     error = {"code": "", "message": ""}
     if response is None:
         error = {"code": "response_missing", "message": "The engine rejected the request; see the run's log."}
-    messages = [{"role": each["role"], "content": each["content"]} for each in stored.prompt]
+    messages = [{"role": each["role"], "content": each.get("content") or ""} for each in stored.prompt]
     return {
         "input": messages if generated else [],
         "output": [{"role": "assistant", "content": response}],
         "model": run.model,
         "error": error,
         "finish_reason": model.finish_reason or "stop",
-        "max_completion_tokens": sampling.get("max_completion_tokens", 0),
-        "temperature": sampling.get("temperature", 1.0),
-        "top_p": sampling.get("top_p", 1.0),
-        "seed": sampling.get("seed", 0),
+        "max_completion_tokens": stage.config["max_new_tokens"],
+        "temperature": stage.config["temperature"],
+        "top_p": stage.config["top_p"],
+        "seed": stage.config["seed"],
         "usage": {
             "prompt_tokens": model.prompt_tokens,
             "completion_tokens": model.completion_tokens,

@@ -146,7 +146,9 @@ def test_a_run_grades_the_responses_of_a_deployed_model(
     first = items[0]
     assert (first.results[0].name, first.results[0].passed, first.results[0].score) == ("exact", False, 0.0)
     assert (first.sample.input[0].content, first.sample.output[0].content) == ("What is 1?", "#### 2")
-    assert (first.sample.finish_reason, first.sample.max_completion_tokens) == ("stop", 8)
+    sample = first.sample
+    assert (sample.finish_reason, sample.max_completion_tokens) == ("stop", 8)
+    assert (sample.temperature, sample.top_p, sample.seed) == (0, 1, 42), "as it was generated"
     again = openai.evals.runs.output_items.retrieve(first.id, eval_id=created.id, run_id=run.id)
     assert again.to_dict() == first.to_dict()
     failed = openai.evals.runs.output_items.list(run.id, eval_id=created.id, status="fail", order="desc")
@@ -160,13 +162,15 @@ def test_a_run_grades_the_responses_of_a_deployed_model(
     assert openai.evals.runs.list(created.id).data == []
 
 
-def test_a_run_grades_responses_of_a_file_and_items_without_a_score_are_errors(
-    openai: OpenAI, worker: WorkerContext
-) -> None:
-    created = define(openai, testing_criteria=[{**CRITERIA[0], "input": "{{ sample.output_json.sum }}"}])
+def test_an_item_of_a_file_passes_fails_or_has_no_score(openai: OpenAI, worker: WorkerContext) -> None:
+    exact = {**CRITERIA[0], "input": "{{ sample.output_json.sum }}"}
+    # A wrong answer has the score 0, by which the formula cannot divide.
+    inverse = {"type": "multi", "name": "inverse", "graders": {"a": exact}, "calculate_output": "1 / a"}
+    created = define(openai, testing_criteria=[inverse])
     rows = [
         {"item": ITEMS[0], "sample": {"output_text": '{"sum": "#### 1"}'}},
         {"item": ITEMS[1], "sample": {"choices": [{"message": {"content": "no JSON"}}]}},
+        {"item": ITEMS[2], "sample": {"output_text": '{"sum": "#### 1"}'}},
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     file = openai.files.create(file=("rows.jsonl", lines), purpose="evals")
@@ -175,7 +179,13 @@ def test_a_run_grades_responses_of_a_file_and_items_without_a_score_are_errors(
     )
     assert execute_next(worker)
     run = openai.evals.runs.retrieve(started.id, eval_id=created.id)
-    assert (run.status, run.result_counts.passed, run.result_counts.failed) == ("completed", 1, 1)
+    counts = run.result_counts
+    assert (run.status, counts.passed, counts.failed, counts.errored) == ("completed", 1, 1, 1)
+    items = openai.evals.runs.output_items
+    assert [item.status for item in items.list(run.id, eval_id=created.id)] == ["pass", "fail", "error"]
+    for status, number in (("pass", 0), ("fail", 1)):
+        found: Any = items.list(run.id, eval_id=created.id, status=status)  # type: ignore[arg-type]
+        assert [item.datasource_item_id for item in found] == [number]
 
 
 def test_a_run_can_be_read_after_the_operator_has_changed_the_models_of_graders(
