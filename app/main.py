@@ -1,13 +1,12 @@
 """The HTTP application: the API under /api/v1, the gateway under /v1, health and metrics."""
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from app.aliases import endpoints as aliases
@@ -17,14 +16,14 @@ from app.deployments import endpoints as deployments
 from app.evaluations import endpoints as evaluations
 from app.http import health
 from app.http.auth import require_by_method
+from app.http.documents.application import create_application
+from app.http.documents.document import correct_document
 from app.http.edges.middleware import EdgeMiddleware
 from app.http.edges.query import check_query
 from app.http.error_responses import ErrorResponse, install_error_handlers
 from app.http.gateway import GatewayMiddleware, add_gateway_paths, create_gateway
-from app.http.metrics import VERSION
 from app.http.middleware import API_PREFIX, RequestMiddleware
 from app.http.response_examples import add_response_examples
-from app.http.text_check import refuse_unstorable_text
 from app.jobs import endpoints as jobs
 from app.jobs.replays import endpoints as replays
 from app.keys import endpoints as keys
@@ -44,7 +43,6 @@ from app.webhooks import endpoints as webhooks
 from app.webhooks.sender import WebhookSender
 from app.workers import endpoints as workers
 from serving.http.cross_site import OriginPolicy
-from serving.http.limits import MAX_BODY_BYTES
 
 DESCRIPTION = (
     "Fine-tune, evaluate and serve language models. Begin with [POST /api/v1/jobs](#/jobs/create_job): its "
@@ -76,37 +74,15 @@ TAGS = [
     {"name": "operations", "description": "Health, readiness and metrics."},
 ]
 
-SWAGGER_UI: dict[str, Any] = {
-    "tryItOutEnabled": True,
-    "persistAuthorization": True,
-    # Show the description of each field without a click.
-    "defaultModelExpandDepth": 2,
-    # The list of all schemas is longer than the rest of the page; it is collapsed.
-    "defaultModelsExpandDepth": 0,
-    "filter": True,
-}
-
 
 def create_app() -> FastAPI:
     """Create the HTTP application."""
-    # FastAPIOffline serves Swagger UI itself, so the documentation works without an internet connection.
-    app = FastAPIOffline(
+    app = create_application(
+        ErrorResponse,
         title="Tunesmith",
-        version=VERSION,
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=_lifespan,
-        dependencies=[Depends(refuse_unstorable_text)],
-        redoc_url=None,
-        max_body_size=MAX_BODY_BYTES,
-        generate_unique_id_function=lambda route: route.name,
-        swagger_ui_parameters=SWAGGER_UI,
-        responses={
-            "default": {
-                "model": ErrorResponse,
-                "description": "An error, with its code and what to do.",
-            }
-        },
     )
     install_error_handlers(app)
     app.include_router(_api_router())
@@ -198,44 +174,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         add_gateway_paths(schema)
         add_response_examples(schema)
-        for operation in (each for item in schema["paths"].values() for each in item.values()):
-            # FastAPI writes each word of a summary with a capital.
-            operation["summary"] = operation["summary"].capitalize()
-            for parameter in operation.get("parameters", []):
-                _remove_null(parameter["schema"])
-        _require_discriminators(schema)
+        correct_document(schema)
         # FastAPI removes null from examples.
         limits = schema["paths"][f"{API_PREFIX}/keys/{{key_id}}"]["patch"]["requestBody"]
         limits["content"]["application/json"]["examples"] = keys.UPDATE_EXAMPLES
         app.openapi_schema = schema
     return app.openapi_schema
-
-
-def _require_discriminators(schema: dict[str, Any]) -> None:
-    """Require the field that selects a variant, such as `stage`; it has a default in each variant alone."""
-    schemas = schema["components"]["schemas"]
-    for union in _find_unions(schema):
-        name = union["propertyName"]
-        for reference in union["mapping"].values():
-            variant = schemas[reference.rpartition("/")[2]]
-            variant["required"] = [name, *(other for other in variant.get("required", []) if other != name)]
-
-
-def _find_unions(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield the discriminator of each union of schemas."""
-    if isinstance(node, list):
-        for item in node:
-            yield from _find_unions(item)
-    elif isinstance(node, dict):
-        if isinstance(union := node.get("discriminator"), dict) and "mapping" in union:
-            yield union
-        for value in node.values():
-            yield from _find_unions(value)
-
-
-def _remove_null(schema: dict[str, Any]) -> None:
-    """Remove null from an optional parameter: in a URL or a header it can be absent, but not null."""
-    variants = [variant for variant in schema.get("anyOf", []) if variant.get("type") != "null"]
-    if len(variants) == 1:
-        del schema["anyOf"]
-        schema |= variants[0]

@@ -168,12 +168,11 @@ class SqlRoutingTable(CachedRoutingTable):
         return found
 
 
-def add_gateway_paths(schema: dict[str, Any]) -> None:
-    """Add the gateway's paths to the API's document, with the same authorization."""
+def add_gateway_paths(schema: dict[str, Any], prefix: str = "") -> None:
+    """Add the gateway's paths below `prefix` to a document, with the authorization of its other paths."""
     for path, operations in paths().items():
-        schema["paths"][path] = {
-            verb: operation | {"security": [{"HTTPBearer": []}]} for verb, operation in operations.items()
-        }
+        added = {verb: item | {"security": [{"HTTPBearer": []}]} for verb, item in operations.items()}
+        schema["paths"].setdefault(path.removeprefix(prefix), {}).update(added)
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components()["schemas"])
 

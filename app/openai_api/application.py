@@ -4,11 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi_offline import FastAPIOffline
 
 from app.http.auth import require_by_method, require_inference
-from app.http.metrics import VERSION
-from app.http.text_check import refuse_unstorable_text
+from app.http.documents.application import create_application
+from app.http.documents.document import correct_document
+from app.http.gateway import add_gateway_paths
 from app.idempotency.creation import CreationMiddleware
 from app.openai_api.batches import endpoints as batches
 from app.openai_api.chat_completions import endpoints as chat_completions
@@ -22,8 +22,6 @@ from app.openai_api.parameters import refuse_unknown_query
 from app.openai_api.responses import endpoints as responses
 from app.openai_api.uploads import endpoints as uploads
 from app.openai_api.webhooks import endpoints as webhooks
-from serving.gateway.mounted.openapi import components, paths
-from serving.http.limits import MAX_BODY_BYTES
 
 PREFIX = "/v1"
 NOUNS = (
@@ -58,17 +56,12 @@ TAGS = [
 
 def create_openai_app() -> FastAPI:
     """Create the application, to be mounted at /v1."""
-    # FastAPIOffline serves Swagger UI itself, so the documentation works without an internet connection.
-    app = FastAPIOffline(
+    app = create_application(
+        OpenAIErrorResponse,
         title="Tunesmith: OpenAI's API",
-        version=VERSION,
-        dependencies=[Depends(refuse_unstorable_text)],
-        redoc_url=None,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
         redirect_slashes=False,  # A path is served as it is written or not at all, as by the gateway.
-        max_body_size=MAX_BODY_BYTES,
-        generate_unique_id_function=lambda route: route.name,
-        swagger_ui_parameters={"tryItOutEnabled": True, "persistAuthorization": True, "filter": True},
-        responses={"default": {"model": OpenAIErrorResponse, "description": "An error."}},
     )
     install_openai_errors(app)
     app.add_middleware(CreationMiddleware)
@@ -90,14 +83,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(
             title=app.title,
             version=app.version,
-            description=DESCRIPTION,
-            tags=TAGS,
+            description=app.description,
+            tags=app.openapi_tags,
             routes=app.routes,
             servers=[{"url": PREFIX}],
         )
-        for path, operations in paths().items():
-            added = {verb: item | {"security": [{"HTTPBearer": []}]} for verb, item in operations.items()}
-            schema["paths"].setdefault(path.removeprefix(PREFIX), {}).update(added)
-        schema["components"]["schemas"].update(components()["schemas"])
+        add_gateway_paths(schema, PREFIX)
+        correct_document(schema)
         app.openapi_schema = schema
     return app.openapi_schema
