@@ -5,29 +5,23 @@ total of each key over all gateways. A key is therefore refused when the total, 
 process has not yet reported reach its limit; requests in progress end.
 """
 
-import asyncio
-import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from serving.gateway.rate_limits import AuthorizedClient
+from serving.gateway.reports.changes import ChangeReporter
 from serving.gateway.request_context import RequestContext
 from serving.http.errors import TokensOfDayUsed
 
 DAY_SECONDS = 86_400
-REPORT_SECONDS = 1.0
-MAX_REPORTED = 200
 MAX_COUNTS = 20_000
 
 # The service's totals by key, or None if the report was not accepted.
 Report = Callable[[str, list[dict[str, Any]]], Awaitable[dict[str, int] | None]]
 # Id of the key, and the day in UTC as the number of days since 1970.
 DayKey = tuple[str, int]
-
-logger = logging.getLogger("tunesmith.gateway")
 
 
 class TokenRecorder:
@@ -38,9 +32,7 @@ class TokenRecorder:
         self._counts: dict[DayKey, int] = {}
         self._accepted: dict[DayKey, int] = {}
         self._totals: dict[DayKey, int] = {}
-        self._changed: set[DayKey] = set()
-        self._reporter = ""
-        self._task: asyncio.Task[None] | None = None
+        self._changes: ChangeReporter[DayKey] = ChangeReporter("the tokens of keys", self._send)
 
     def observe(self, context: RequestContext) -> None:
         """Count the tokens of a closed request."""
@@ -50,9 +42,7 @@ class TokenRecorder:
         if key not in self._counts and len(self._counts) >= MAX_COUNTS:
             self._forget_reported()
         self._counts[key] = self._counts.get(key, 0) + tokens
-        self._changed.add(key)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._send_until_unchanged())
+        self._changes.mark(key)
 
     def used_today(self, client: AuthorizedClient) -> int:
         """Return the tokens that the key has used today, as far as this process knows."""
@@ -75,46 +65,27 @@ class TokenRecorder:
 
     async def aclose(self) -> None:
         """Report the last changes."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-        if self._changed:
-            await self._send()
+        await self._changes.aclose()
 
-    async def _send_until_unchanged(self) -> None:
-        while self._changed:
-            await asyncio.sleep(REPORT_SECONDS)
-            await self._send()
-        self._task = None
-
-    async def _send(self) -> None:
-        # Chosen late: processes that are forked from one must not share it.
-        self._reporter = self._reporter or f"gateway_{secrets.token_hex(12)}"
-        sent = {key: self._counts[key] for key in sorted(self._changed)[:MAX_REPORTED]}
-        self._changed.difference_update(sent)
-        rows = [
-            {"key_id": key_id, "day": format_day(day), "tokens": tokens}
-            for (key_id, day), tokens in sent.items()
-        ]
-        totals = None
-        try:
-            totals = await self._report(self._reporter, rows)
-        except Exception:
-            logger.exception("cannot report the tokens of keys")
-        finally:
-            # Also of a report that is cancelled because the process ends.
-            if totals is None:
-                self._changed.update(sent)
+    async def _send(self, reporter: str, keys: list[DayKey]) -> bool:
+        sent = {key: self._counts[key] for key in keys}
+        totals = await self._report(
+            reporter,
+            [
+                {"key_id": key_id, "day": format_day(day), "tokens": tokens}
+                for (key_id, day), tokens in sent.items()
+            ],
+        )
         if totals is None:
-            return
+            return False
         # A service that refuses reports returns no totals: this process then counts for itself.
         self._accepted.update({key: tokens for key, tokens in sent.items() if key[0] in totals})
         self._totals.update({(key_id, today()): total for key_id, total in totals.items()})
+        return True
 
     def _forget_reported(self) -> None:
         """Forget the keys whose counts were accepted: the service adds a new count to the old one."""
-        for key in [key for key in self._counts if key not in self._changed and key[1] != today()]:
+        for key in [key for key in self._counts if key not in self._changes and key[1] != today()]:
             for values in (self._counts, self._accepted, self._totals):
                 values.pop(key, None)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.key_limits import token_use
 from serving.gateway.key_limits.token_use import TokenRecorder
 from serving.gateway.rate_limits import AuthorizedClient
+from serving.gateway.reports import changes
 from tests.unit.serving.gateway.traffic.test_counts import closed
 
 
@@ -26,7 +26,7 @@ def test_what_a_service_refuses_to_add_up_is_counted_here(totals: dict[str, int]
 
 
 def test_a_report_that_the_end_of_the_process_interrupts_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_use, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(changes, "REPORT_SECONDS", 0.0)
 
     async def run() -> list[dict[str, Any]]:
         reports: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.traffic import recorder
+from serving.gateway.reports import changes
 from serving.gateway.traffic.recorder import TrafficRecorder
 from tests.unit.serving.gateway.traffic.test_counts import closed
 
@@ -15,7 +15,7 @@ Reports = list[tuple[str, list[dict[str, Any]]]]
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "REPORT_SECONDS", 0.01)
+    monkeypatch.setattr(changes, "REPORT_SECONDS", 0.01)
 
 
 def record(results: list[bool], requests: int, wait_for: int) -> Reports:

@@ -1,0 +1,1 @@
+"""Reports of a gateway process to the service."""
