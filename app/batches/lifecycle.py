@@ -5,8 +5,8 @@
     validating | in_progress | finalizing → cancelling → cancelled, likewise
     validating | in_progress | … → failed      (faults in the input file, or the run has failed)
 
-A cancellation and the expiry are no stop of the run: the run itself writes the files of a batch that ends
-early, so that a worker that is lost meanwhile costs nothing.
+The run is not stopped when a batch is cancelled or expires: it writes the files of a batch that ends early,
+so that nothing is lost with its worker.
 """
 
 from collections.abc import Mapping

@@ -35,11 +35,13 @@ class SweptField(StrEnum):
 SweptValue = bool | int | float | Annotated[str, StringConstraints(max_length=100)]
 
 
-class ValidatedTrainingConfig(TrainingConfig):
-    """A training stage with a validation loss, early stopping and selection of the best model."""
+class ValidationConfig(TrainingConfig):
+    """A training stage that is measured on rows that it does not train on."""
 
     validation_dataset: DatasetRef | None = Field(
-        None, description="Rows for the validation loss; they are not trained on. Null disables validation."
+        None,
+        description="Rows that are not trained on, by which the model is measured during training. Null "
+        "disables validation.",
     )
     validate_every_steps: int | None = Field(
         None,
@@ -53,6 +55,11 @@ class ValidatedTrainingConfig(TrainingConfig):
         le=MAX_COUNT,
         description="Use the first rows of the validation dataset only; null uses all.",
     )
+
+
+class ValidatedTrainingConfig(ValidationConfig):
+    """A training stage with a validation loss, early stopping and selection of the best model."""
+
     early_stopping_patience: int | None = Field(
         None,
         ge=1,

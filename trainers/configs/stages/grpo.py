@@ -5,10 +5,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainers.configs.base import MAX_COUNT, DatasetRef
+from trainers.configs.base import MAX_COUNT
 from trainers.configs.engines import join_capabilities
 from trainers.configs.on_policy import OnPolicyConfig
 from trainers.configs.rewards import Rewards, rewards_capability
+from trainers.configs.validation import ValidationConfig
 
 
 class GrpoLoss(StrEnum):
@@ -32,7 +33,7 @@ class RewardScale(StrEnum):
     none = "none"
 
 
-class GrpoConfig(OnPolicyConfig):
+class GrpoConfig(OnPolicyConfig, ValidationConfig):
     """Group relative policy optimization: several completions of each prompt, compared with each other.
 
     Each step generates new completions. The default learning rate is TRL's 1e-6 for full fine-tuning and ten
@@ -61,20 +62,6 @@ class GrpoConfig(OnPolicyConfig):
     )
     scale_rewards: RewardScale = Field(
         RewardScale.group, description="Rows whose standard deviation scales the rewards."
-    )
-    validation_dataset: DatasetRef | None = Field(
-        None,
-        description="Rows that are not trained on: the rewards score one completion of each during training. "
-        "Null disables validation.",
-    )
-    validate_every_steps: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_COUNT,
-        description="Optimizer steps between two validations. Defaults to save_every_steps.",
-    )
-    max_validation_rows: int | None = Field(
-        None, ge=1, le=MAX_COUNT, description="Maximum number of rows of a validation; null uses all."
     )
     mask_truncated_completions: bool = Field(
         False, description="Exclude truncated completions from the loss."
