@@ -124,8 +124,9 @@ def stored_keys() -> set[str]:
 
 
 def rows(table: type[Any]) -> list[Any]:
+    """Return the rows of a table by their primary keys: PostgreSQL promises no order without one."""
     with read_session() as session:
-        return list(session.exec(select(table)).all())
+        return list(session.exec(select(table).order_by(*table.__table__.primary_key)).all())
 
 
 def finish(make_job: Make, status: RunStatus = RunStatus.succeeded, **values: Any) -> Run:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 from starlette.testclient import TestClient
 
 from app.demos.examples import TEST, TRAIN
@@ -48,10 +48,9 @@ def test_a_new_job_is_queued_with_its_runs_and_events(client: TestClient, rows: 
     job = response.json()
     assert (job["status"], job["priority"], job["labels"]) == ("queued", 7, {"team": "a"})
     assert [run["name"] for run in job["runs"]] == ["sft", "evaluate", "deploy"]
+    by_run = select(Event).order_by(col(Event.run_id), col(Event.seq))
     with read_session() as session:
-        assert [(event.seq, event.data["status"]) for event in session.exec(select(Event))] == [
-            (1, "queued")
-        ] * 3
+        assert [(event.seq, event.data["status"]) for event in session.exec(by_run)] == [(1, "queued")] * 3
 
 
 def test_a_new_job_notifies_the_queue_of_its_first_stage(

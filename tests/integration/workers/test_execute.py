@@ -505,8 +505,7 @@ def test_the_cause_among_the_errors_of_ranks_decides_what_becomes_of_the_run(
 
 def last_error(run_id: str) -> str:
     with read_session() as session:
-        found = session.exec(
-            select(Event).where(Event.run_id == run_id, Event.type == EventType.status)
-        ).all()
+        of_run = select(Event).where(Event.run_id == run_id, Event.type == EventType.status)
+        found = session.exec(of_run.order_by(col(Event.seq))).all()
     code: str = found[-1].data["error"]["code"]
     return code

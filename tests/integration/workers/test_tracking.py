@@ -85,7 +85,7 @@ def links(run_id: str) -> dict[str, Any]:
 def warnings(run_id: str) -> list[dict[str, Any]]:
     with read_session() as session:
         of_run = select(Event).where(Event.run_id == run_id, Event.type == EventType.warning)
-        return [event.data for event in session.exec(of_run)]
+        return [event.data for event in session.exec(of_run.order_by(col(Event.seq)))]
 
 
 def is_complete(run_id: str) -> bool:
