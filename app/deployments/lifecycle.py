@@ -134,6 +134,11 @@ def mark_restarting(session: Session, deployment_id: str, attempt: int, error: d
     )
 
 
+def report_wait(session: Session, deployment_id: str, attempt: int, error: dict[str, Any]) -> bool:
+    """Record why a deployment that is starting waits; return False if it must stop instead."""
+    return _move_held(session, deployment_id, attempt, (DeploymentStatus.starting,), error=error)
+
+
 def sleep(session: Session, deployment_id: str, attempt: int) -> bool:
     """Keep the deployment without an engine; return False if it must stop instead."""
     values = {"status": DeploymentStatus.asleep, **_no_engine_values()}

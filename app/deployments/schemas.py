@@ -67,7 +67,9 @@ class DeploymentView(BaseModel):
     )
     parity: dict[str, Any] | None = Field(description="Comparison of the served model with the trained one.")
     restart_count: int = Field(description="Times that the engine stopped unexpectedly and was restarted.")
-    error: ErrorView | None = Field(description="Why it failed, or why its engine was last restarted.")
+    error: ErrorView | None = Field(
+        description="Why it failed, why it waits for the hub, or why its engine was last restarted."
+    )
     waiting_for: str | None = Field(None, description="What a queued deployment waits for.")
     has_worker: bool = Field(
         True,

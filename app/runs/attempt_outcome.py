@@ -10,6 +10,8 @@ from trainers.runtime.errors import TunesmithError
 
 # Each failure since the last checkpoint adds this delay: a host that is restarting needs some time.
 RETRY_DELAY_SECONDS = 10.0
+# A hub or the way to it needs longer; nothing is lost meanwhile, and each attempt costs seconds.
+HUB_RETRY_SECONDS = (5.0, 30.0, 120.0)
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,15 @@ def next_status(run: Run, end: AttemptOutcome, max_failures: int) -> tuple[RunSt
     if end.error is None or (end.error.code.infrastructure and is_pausing):
         return to, {}
     if end.error.code.infrastructure and run.failure_count < max_failures:
-        delay = RETRY_DELAY_SECONDS * run.failure_count
-        claimable_at = database_now(delay) if delay else None
-        return to, {"failure_count": run.failure_count + 1, "claimable_at": claimable_at}
+        delay = retry_delay(end.error.code, run.failure_count)
+        changes: dict[str, Any] = {
+            "failure_count": run.failure_count + 1,
+            "claimable_at": database_now(delay) if delay else None,
+        }
+        if end.error.code is ErrorCode.hub_unreachable:
+            # Shown while the run waits: a person may have to repair the network.
+            changes["error"] = end.error.as_dict()
+        return to, changes
     if end.smaller_config is not None:
         return to, {"config": end.smaller_config}
     if end.needed_disk_bytes is not None and is_pausing:
@@ -69,3 +77,10 @@ def next_status(run: Run, end: AttemptOutcome, max_failures: int) -> tuple[RunSt
         changes = {"needed_disk_bytes": end.needed_disk_bytes, "claimable_at": claimable_at}
         return to, {"error": end.error.as_dict(), **changes}
     return RunStatus.failed, {"error": end.error.as_dict()}
+
+
+def retry_delay(code: ErrorCode, n_failures: int) -> float:
+    """Return the seconds until the next attempt after an infrastructure failure that follows `n_failures`."""
+    if code is ErrorCode.hub_unreachable:
+        return HUB_RETRY_SECONDS[min(n_failures, len(HUB_RETRY_SECONDS) - 1)]
+    return RETRY_DELAY_SECONDS * n_failures

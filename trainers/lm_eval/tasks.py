@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,13 +19,12 @@ from trainers.configs.stages.harness.lm_eval import HarnessBackend, LmEvalConfig
 from trainers.configs.stages.harness.tasks import HarnessTask
 from trainers.lm_eval import stock_tasks
 from trainers.lm_eval.definitions import Row, render_rows, task_config
-from trainers.modeling.hub import HubUnreachable
+from trainers.modeling.hub import HubUnreachable, probe_hub
 from trainers.rendering.render import dataset_path, read_rows
 from trainers.rendering.template_renderer import TemplateRenderer
 from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, first_line
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-PROBE_SECONDS = 5.0
 MAX_REASON_CHARACTERS = 200
 
 TaskDict = dict[str, Any]
@@ -205,7 +205,7 @@ def _row_errors(config: LmEvalConfig) -> Iterator[None]:
 @contextlib.contextmanager
 def _hub_errors(config: LmEvalConfig) -> Iterator[None]:
     """Look for the hub first, so that one that is away costs seconds: the client would repeat for minutes."""
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _probe(constants.ENDPOINT)
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _probe()
     if reason is not None:
         # Data that an earlier run has downloaded is still usable.
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
@@ -220,14 +220,14 @@ def _hub_errors(config: LmEvalConfig) -> Iterator[None]:
         ) from error
 
 
-def _probe(url: str) -> str | None:
-    """Return why a server does not respond within `PROBE_SECONDS`, or None."""
+def _probe() -> str | None:
+    """Return why the hub does not respond, or None."""
     try:
-        response = httpx2.head(url, timeout=PROBE_SECONDS)
+        status = probe_hub()
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return first_line(error)
     # A proxy responds in place of a hub that it does not reach.
-    return f"it responds with status {response.status_code}" if response.is_error else None
+    return f"it responds with status {status}" if status >= HTTPStatus.BAD_REQUEST else None
 
 
 def count_rows(loaded: Mapping[str, Any], max_rows: int | None) -> dict[str, int]:

@@ -53,6 +53,8 @@ from trainers.runtime.errors import DatasetFileNotFound, ProgramError, as_progra
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REQUEST_TIMEOUT_SECONDS = 30.0
+# The client waits and repeats for minutes, which a hub that is away is not worth.
+PROBE_SECONDS = 5.0
 # Statuses with which the hub says that it cannot respond now; others are about the request.
 UNAVAILABLE = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -105,6 +107,17 @@ def download_dataset(name: str, revision: str | None, subset: str | None, split:
     return _download(HubRepository(HubKind.dataset, name, part), revision or "", choose)
 
 
+def probe_hub() -> int:
+    """Ask for the hub's first page, and return the status; a mirror need not have one.
+
+    Raises httpx2.HTTPError or httpx2.InvalidURL if it does not respond within `PROBE_SECONDS`.
+    """
+    try:
+        return httpx2.head(constants.ENDPOINT, timeout=PROBE_SECONDS).status_code
+    except httpx2.TimeoutException as error:
+        raise httpx2.ConnectTimeout(f"it does not respond within {PROBE_SECONDS:.0f} s") from error
+
+
 def _choose_model_files(listed: dict[str, RepoSibling], fetch: Callable[[str], Path]) -> set[str]:
     is_adapter = ADAPTER_CONFIG in listed and CONFIG not in listed
     role = ModelRole.adapter if is_adapter else ModelRole.base
@@ -118,6 +131,7 @@ def _download(repository: HubRepository, revision: str, choose: _Choose) -> HubS
     if constants.HF_HUB_OFFLINE:
         return _open_cached(repository, revision)
     with _hub_errors(repository, revision):
+        probe_hub()
         info = HfApi().repo_info(
             repository.name,
             repo_type=repository.kind,
@@ -183,7 +197,7 @@ def _hub_errors(repository: HubRepository, revision: str) -> Iterator[None]:
 def _unreachable(repository: HubRepository, error: Exception) -> HubUnreachable:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return HubUnreachable(
-        f"The hub {constants.ENDPOINT} cannot be reached for {repository.name}: {reason}",
+        f"The hub {constants.ENDPOINT} cannot be reached for {repository.name}: {reason.rstrip('.')}.",
         "Check this host's network. Without one, put the model into a folder under TUNESMITH_MODEL_ROOTS.",
     )
 

@@ -17,7 +17,7 @@ import typer
 from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from trainers.modeling.hub import REQUEST_TIMEOUT_SECONDS, UNAVAILABLE, HubUnreachable
+from trainers.modeling.hub import REQUEST_TIMEOUT_SECONDS, UNAVAILABLE, HubUnreachable, probe_hub
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.error_codes import ErrorCode
@@ -43,6 +43,7 @@ def upload_model(folder: Path, name: str, base: str | None, private: bool) -> di
     """
     api = HfApi()
     with _hub_errors(name):
+        probe_hub()
         licence = _find_licence(api, base)
         _complete_card(folder / CARD, base, licence)
         api.create_repo(name, private=private, exist_ok=True, repo_type="model")
@@ -96,8 +97,9 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 
 def _unreachable(name: str, error: Exception) -> HubUnreachable:
+    reason = first_line(error).rstrip(".")
     return HubUnreachable(
-        f"The hub {constants.ENDPOINT} cannot be reached for the upload of {name}: {first_line(error)}",
+        f"The hub {constants.ENDPOINT} cannot be reached for the upload of {name}: {reason}.",
         "Check this host's network.",
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.deployments import lifecycle as deployments
+from app.runs.attempt_outcome import HUB_RETRY_SECONDS
 from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import report_failure
 from app.storage.database import read_session, transaction
@@ -132,9 +133,8 @@ class DeploymentRunner:
             self._leave()
 
     def _fetch_model(self) -> ResolvedModel:
-        reference = self.deployment.model_id or self.deployment.base
         try:
-            model = fetch_model(None, reference, self.worker.settings, self._poll_download)
+            model = self._find_model()
             # Before an engine renders with the templates, some engines in their own process.
             for folder in (Path(model.base), model.adapter):
                 if folder is not None and folder.is_dir():
@@ -144,6 +144,23 @@ class DeploymentRunner:
         if model.adapter is not None:
             self._name = self._adapter_name()
         return model
+
+    def _find_model(self) -> ResolvedModel:
+        """Fetch the model; a hub that does not respond is the deployment's error while it is tried again."""
+        deployment = self.deployment
+        reference = deployment.model_id or deployment.base
+        for seconds in HUB_RETRY_SECONDS:
+            try:
+                return fetch_model(None, reference, self.worker.settings, self._poll_download)
+            except LaunchError as error:
+                if error.code is not ErrorCode.hub_unreachable:
+                    raise
+                with transaction() as session:
+                    deployments.report_wait(session, deployment.id, deployment.attempt, error.as_dict())
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                self._poll()
+        return fetch_model(None, reference, self.worker.settings, self._poll_download)
 
     def _poll_download(self) -> bool:
         self._poll(0)

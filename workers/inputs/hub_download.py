@@ -1,9 +1,7 @@
 """Downloads from the hub in a program of their own, the only one that gets the hub's token and network."""
 
-import logging
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,11 +18,7 @@ from trainers.runtime.errors import TunesmithError
 from workers.hosts.environments import download_environment, empty_folder
 from workers.hosts.guarded_process import start_guarded_process
 
-logger = logging.getLogger(__name__)
-
 POLL_SECONDS = 0.5
-# A hub that cannot be reached is tried again after so many seconds; the failed run is then retried as well.
-RETRY_SECONDS = (5.0, 30.0, 120.0)
 # The guard ends the download with its worker; this bounds one that hangs.
 MAX_DOWNLOAD_SECONDS = 24 * 3600.0
 
@@ -67,22 +61,6 @@ def download_dataset(source: HubSource, settings: Settings, should_stop: Callabl
 
 
 def _download(arguments: Sequence[str], settings: Settings, should_stop: Callable[[], bool]) -> HubFolder:
-    for seconds in RETRY_SECONDS:
-        try:
-            return _run_download(arguments, settings, should_stop)
-        except HubDownloadFailed as error:
-            if not error.code.infrastructure:
-                raise
-            logger.warning("the download is tried again in %.0f s: %s", seconds, error)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if should_stop():
-                raise DownloadStopped
-            time.sleep(POLL_SECONDS)
-    return _run_download(arguments, settings, should_stop)
-
-
-def _run_download(arguments: Sequence[str], settings: Settings, should_stop: Callable[[], bool]) -> HubFolder:
     # What a killed worker leaves is collected with the other partial files of the cache.
     folder = settings.data_dir / "cache" / f"download-{token_hex(8)}.part"
     folder.mkdir(parents=True)

@@ -5,6 +5,7 @@ Method: the real client of the hub downloads from a hub that the test controls, 
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save
 
 from tests.conftest import ROOT
 from tests.fake_hub import FakeHub, run_hub
+from trainers.modeling.hub import HubUnreachable, download_model
 
 WEIGHTS = save({"weight": np.arange(8000, dtype=np.float32)})
 MODEL = {
@@ -106,6 +109,17 @@ def test_a_hub_that_is_gone_is_a_failure_of_the_infrastructure(tmp_path: Path) -
     with run_hub() as gone:
         pass
     assert model(gone, tmp_path, "org/name")["error"]["code"] == "hub_unreachable"
+
+
+def test_a_hub_that_never_responds_is_reported_after_the_time_of_the_probe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("trainers.modeling.hub.PROBE_SECONDS", 0.2)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(HubUnreachable, match="cannot be reached for org/name: it does not respond"):
+            download_model("org/name")
 
 
 def test_only_the_files_of_a_split_are_downloaded(hub: FakeHub, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
+from sqlalchemy import update
+from sqlmodel import select
 
-from app.storage.database import transaction
+from app.runs.attempt_outcome import HUB_RETRY_SECONDS
+from app.storage.database import database_now, read_session, transaction
 from app.tables import Checkpoint, Job, Run, RunStatus
 from tests.fake_hub import FakeHub, run_hub
 from tests.integration.workers.conftest import execute_next, row
@@ -109,14 +112,38 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit_and_free_of_pickles(
     assert fetch(worker, model.origin) == model, "an adapter keeps the base that it was trained on"
 
 
-def test_a_hub_that_is_out_of_reach_is_tried_again_and_is_not_the_jobs_fault(
-    worker: WorkerContext, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+def test_a_hub_that_is_out_of_reach_is_the_error_of_a_run_that_waits_for_it(
+    worker: WorkerContext, hub: FakeHub
 ) -> None:
-    monkeypatch.setattr("workers.inputs.hub_download.RETRY_SECONDS", (0.1,))
     hub.status = 503
-    error = refusal(lambda: fetch(worker, "org/name"))
-    assert error.code is ErrorCode.hub_unreachable and error.code.infrastructure
-    assert hub.requests.count("api/models/org/name") == 2
+    config = {"stage": "import", "model": "org/name"}
+    with transaction() as session:
+        job = Job(name="job")
+        session.add(job)
+        session.flush()
+        fields: dict[str, Any] = {
+            "stage": StageKind("import"),
+            "queue": Queue.cpu,
+            "position": 0,
+            "name": "r",
+        }
+        session.add(Run(job_id=job.id, config=config, **fields))
+    for seconds in HUB_RETRY_SECONDS:
+        assert execute_next(worker)
+        with read_session() as session:
+            run = session.exec(select(Run)).one()
+            now = session.scalar(select(database_now()))
+        assert run.claimable_at is not None and now is not None
+        delay = (run.claimable_at - now).total_seconds()
+        assert run.status is RunStatus.queued and run.error is not None
+        assert run.error["code"] == ErrorCode.hub_unreachable and "cannot be reached" in run.error["message"]
+        assert seconds - 4 < delay <= seconds
+        with transaction() as session:
+            session.execute(update(Run).values(claimable_at=None))
+    assert execute_next(worker)
+    with read_session() as session:
+        assert session.exec(select(Run)).one().status is RunStatus.failed
+    assert hub.requests.count("api/models/org/name") == 4, "each attempt asks once"
 
 
 def test_a_download_ends_when_the_run_is_cancelled(worker: WorkerContext, hub: FakeHub) -> None:

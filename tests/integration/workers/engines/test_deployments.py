@@ -57,6 +57,18 @@ def test_a_model_without_a_template_becomes_ready_after_a_text(
     assert [probe["path"] for probe in stand_in.requests()] == ["/v1/chat/completions", "/v1/completions"]
 
 
+def test_a_deployment_shows_that_the_hub_is_unreachable_while_it_waits_for_it(
+    manager: DeploymentManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    one = deploy("one", "org/name")
+    wait_until(lambda: load(one).error is not None)
+    row = load(one)
+    assert row.status is DeploymentStatus.starting and row.error is not None
+    assert row.error["code"] == "hub_unreachable" and "Connection refused" in row.error["message"]
+
+
 def test_an_engine_that_crashes_is_restarted(
     manager: DeploymentManager, stand_in: StandIn, base: str
 ) -> None:
