@@ -12,6 +12,7 @@ from app.aliases.targets import find_name_holders
 from app.deployments.lifecycle import LIVE
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
+from app.keys.limits import check_names
 from app.storage.database import lock_name
 from app.tables import Alias, AliasVersion, Deployment
 from trainers.runtime.error_codes import ErrorCode
@@ -101,6 +102,7 @@ def _set_targets(
     changed_by: str | None,
     restored_version: int | None = None,
 ) -> Alias:
+    check_names(session, changed_by, [name, *(target["deployment"] for target in targets)])
     lock_name(session, name)
     _check_name_is_free(session, name)
     _check_targets_are_ready(session, name, targets)

@@ -13,13 +13,14 @@ from app.datasets.upload import upload_folder
 from app.evals.data_source import DataSource, FileIdSource, GeneratedDataSource
 from app.evals.rows import ITEM, SAMPLE, write_rows
 from app.files import service as files
-from app.graders.service import name_models
+from app.graders.service import name_models, parse_grader
 from app.http.errors import HttpError, InUse, NotFound, UnprocessableContent
 from app.http.paging import CursorQuery, paginate_by_id
 from app.idempotency.creation import Record
 from app.jobs import actions
 from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
+from app.keys.limits import check_served_use
 from app.settings import Settings, get_settings
 from app.storage.database import read_session, transaction
 from app.tables import Dataset, Eval, EvalRun, Evaluation, Run, RunStatus
@@ -49,9 +50,12 @@ def get_eval(session: Session, eval_id: str, *, lock: bool = False) -> Eval:
     return found
 
 
-def create_eval(definition: Eval, record: Record) -> str:
-    """Keep a new eval, and return its id."""
+def create_eval(definition: Eval, created_by: str, record: Record) -> str:
+    """Keep a new eval, and return its id; raises the errors of `check_served_use` for its graders."""
+    settings = get_settings()
+    graders = [parse_grader(criterion, settings) for criterion in definition.testing_criteria]
     with transaction() as session:
+        check_served_use(session, created_by, graders)
         session.add(definition)
         record(session, definition.id)
     return definition.id

@@ -94,7 +94,7 @@ def create_job(
     Raises BaseUnknown, TrainingFileUnusable, and the errors of a job with the names of OpenAI's parameters.
     """
     with read_session() as session:
-        plan = _make_plan(session, settings, spec)
+        plan = _make_plan(session, settings, spec, created_by)
     job_id = new_job_id()
     name = make_model_name(plan.base.name, settings.organization, spec.suffix, job_id)
     try:
@@ -150,12 +150,12 @@ def pause_job(session: Session, fine_tuning_job_id: str) -> None:
     actions.pause(session, get_state(session, fine_tuning_job_id).job.job_id)
 
 
-def resume_job(session: Session, fine_tuning_job_id: str) -> None:
-    """Queue a paused fine-tuning job again; raises FineTuningJobNotFound and JobStatusConflict."""
-    actions.resume(session, get_state(session, fine_tuning_job_id).job.job_id)
+def resume_job(session: Session, fine_tuning_job_id: str, key_id: str) -> None:
+    """Queue a paused fine-tuning job again; raises FineTuningJobNotFound, and as `actions.resume`."""
+    actions.resume(session, get_state(session, fine_tuning_job_id).job.job_id, key_id)
 
 
-def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _Plan:
+def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec, created_by: str) -> _Plan:
     base = resolve_base(session, settings, spec.model)
     _refuse_other_parameters(spec, {**base.training, **spec.training})
     dataset = _find_rows(session, spec.training_file, "training_file")
@@ -169,7 +169,7 @@ def _make_plan(session: Session, settings: Settings, spec: FineTuningSpec) -> _P
     if spec.validation_file is not None:
         fields["validation_dataset"] = _find_rows(session, spec.validation_file, "validation_file").id
     if spec.grader is not None:
-        grader = read_grader(session, spec.grader, settings, GRADER_FIELD)
+        grader = read_grader(session, spec.grader, settings, created_by, GRADER_FIELD)
         fields["rewards"] = [{"kind": "grader", "grader": grader.model_dump(mode="json")}]
     rows = max(1, dataset.row_count)
     chosen = choose_hyperparameters(spec.method, spec.hyperparameters, rows, _parse(fields, spec))

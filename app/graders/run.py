@@ -11,13 +11,17 @@ from typing import Any, Final
 
 from app.deployments.served_models import ServedModelUnreachable, served_model_environment
 from app.http.errors import HttpError, InternalServerError, ServiceUnavailable, UnprocessableContent
+from app.keys.token_use import add_tokens
 from app.settings import Settings
+from app.storage.database import transaction
 from trainers.configs.graders import Grader
 from trainers.runtime.error_codes import ErrorCode
 
 # A grader in Python may take a minute, and a model several.
 MAX_GRADING_SECONDS: Final = 180
 MAX_GRADINGS: Final = 4
+# Of the tokens, which the API processes add to one count a day.
+REPORTER: Final = "graders"
 _places = threading.BoundedSemaphore(MAX_GRADINGS)
 _INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
@@ -45,8 +49,10 @@ class GraderUnavailable(UnprocessableContent):
     code = ErrorCode.capability_missing
 
 
-def run_grader(grader: Grader, sample: str, item: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return the grade of one completion, as `GradeResult.as_dict`.
+def run_grader(
+    grader: Grader, sample: str, item: Mapping[str, Any], settings: Settings, key_id: str
+) -> dict[str, Any]:
+    """Return the grade of one completion, as `GradeResult.as_dict`; its tokens count for the key.
 
     The packages of the graders are those of the trainers, which the service itself never loads.
 
@@ -67,6 +73,9 @@ def run_grader(grader: Grader, sample: str, item: Mapping[str, Any], settings: S
         response: dict[str, Any] = json.loads(output)
     except ValueError:
         raise InternalServerError("The grader ended without a result.", hint="The log shows why.") from None
+    if key_id and response["tokens"]:
+        with transaction() as session:
+            add_tokens(session, key_id, REPORTER, response["tokens"])
     if error := response.get("error"):
         raise GraderUnavailable(error["message"], hint=error["hint"])
     grade: dict[str, Any] = response["grade"]

@@ -9,6 +9,7 @@ from sqlmodel import Session
 from app.deployments.served_models import explain_missing_model
 from app.http.error_responses import list_field_errors
 from app.http.errors import UnprocessableContent, field_error
+from app.keys.limits import check_served_use
 from app.settings import Settings
 from trainers.configs.engines import split_capabilities
 from trainers.configs.graders import GRADER, PYTHON_GRADER, Grader, grader_capability
@@ -22,7 +23,7 @@ PYTHON_GRADERS_OFF = (
 
 
 def read_grader(
-    session: Session, values: Mapping[str, Any], settings: Settings, field: str = "grader"
+    session: Session, values: Mapping[str, Any], settings: Settings, key_id: str, field: str = "grader"
 ) -> Grader:
     """Return the grader of a request, which is the content of its field `field`.
 
@@ -32,6 +33,7 @@ def read_grader(
     Raises:
         UnprocessableContent: The grader is malformed, names a model that does not exist, or is in Python
             where the operator has not allowed that.
+        ServedModelForbidden, DailyTokensUsed: The limits of the key do not allow a model.
     """
     named = name_models(values, settings)
     try:
@@ -41,6 +43,7 @@ def read_grader(
         fields = list_field_errors(located, _nest(field, named))
         message = f"{fields[0]['field']}: {fields[0]['message']}"
         raise UnprocessableContent(message, fields=fields) from None
+    check_served_use(session, key_id, [grader])
     for path, model in find_served_models(grader):
         fault = explain_missing_model(session, model, settings)
         if fault is not None:

@@ -14,7 +14,8 @@ from sqlmodel import Session, col
 from app.http.errors import Conflict, InUse
 from app.jobs.graph.status import find_deciding_run
 from app.jobs.inputs import find_deleted_inputs, list_unfinished_jobs
-from app.jobs.service import get_job
+from app.jobs.service import get_job, list_runs
+from app.keys.limits import check_served_use
 from app.runs import graph, lifecycle
 from app.tables import (
     Batch,
@@ -33,6 +34,7 @@ from app.tables import (
     RunNeed,
     RunStatus,
 )
+from trainers.configs import parse_stage
 from trainers.runtime.error_codes import ErrorCode
 
 RETRY_VALUES: dict[str, Any] = {
@@ -98,17 +100,23 @@ def pause(session: Session, job_id: str) -> Job:
     return _act(session, job_id, PAUSE, {"error": None})
 
 
-def resume(session: Session, job_id: str) -> Job:
-    """Queue the paused runs of a job again."""
+def resume(session: Session, job_id: str, key_id: str) -> Job:
+    """Queue the paused runs of a job again, if the key that asks for it may use their models.
+
+    Raises JobNotFound, JobStatusConflict, ServedModelForbidden and DailyTokensUsed.
+    """
+    _check_models(session, job_id, key_id)
     return _act(session, job_id, RESUME)
 
 
-def retry(session: Session, job_id: str) -> Job:
+def retry(session: Session, job_id: str, key_id: str) -> Job:
     """Queue the failed and cancelled runs of a job again, and those that were skipped because of them.
 
-    Other branches may still be running. Raises JobNotFound, JobStatusConflict, and InputDeleted if one of
-    the runs reads a dataset or a model that was deleted since.
+    Other branches may still be running. Raises JobNotFound, JobStatusConflict, InputDeleted if one of the
+    runs reads a dataset or a model that was deleted since, and ServedModelForbidden or DailyTokensUsed if the
+    key that asks for it may not use their models.
     """
+    _check_models(session, job_id, key_id)
     runs = _lock_runs(session, job_id)
     status = find_deciding_run(runs).status
     has_ended = any(run.status in RETRYABLE and not run.handled for run in runs)
@@ -156,6 +164,11 @@ def delete(session: Session, job_id: str) -> None:
     session.execute(sa.delete(EvalRun).where(col(EvalRun.job_id) == job_id))
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))
+
+
+def _check_models(session: Session, job_id: str, key_id: str) -> None:
+    """Raise the errors of `check_served_use`: the job may be another key's."""
+    check_served_use(session, key_id, [parse_stage(run.config) for run in list_runs(session, job_id)])
 
 
 def _delete_fine_tuning_jobs(session: Session, job_id: str) -> None:

@@ -76,9 +76,9 @@ async def create_job(
 
 
 @router.post("/dry-run")
-def dry_run_job(spec: Spec, session: ReadSession) -> DryRunView:
+def dry_run_job(spec: Spec, session: ReadSession, caller: CallerDependency) -> DryRunView:
     """Return the plan for a job, with every default resolved, without queueing it."""
-    return service.dry_run(session, get_settings(), spec)
+    return service.dry_run(session, get_settings(), spec, caller.key_id)
 
 
 @router.post("/preflight", status_code=201)
@@ -163,12 +163,12 @@ def pause_job(job_id: JobId, session: WriteSession) -> JobView:
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: JobId, session: WriteSession) -> JobView:
+def resume_job(job_id: JobId, session: WriteSession, caller: CallerDependency) -> JobView:
     """Queue a paused job again; it continues from its last checkpoint."""
-    return service.view_job(session, get_settings(), actions.resume(session, job_id))
+    return service.view_job(session, get_settings(), actions.resume(session, job_id, caller.key_id))
 
 
 @router.post("/{job_id}/retry")
-def retry_job(job_id: JobId, session: WriteSession) -> JobView:
+def retry_job(job_id: JobId, session: WriteSession, caller: CallerDependency) -> JobView:
     """Queue a failed or cancelled job again, from the stage that failed or was cancelled."""
-    return service.view_job(session, get_settings(), actions.retry(session, job_id))
+    return service.view_job(session, get_settings(), actions.retry(session, job_id, caller.key_id))

@@ -26,6 +26,7 @@ from app.jobs.schemas import (
     job_view,
 )
 from app.jobs.training_time import list_step_warnings, list_time_warnings
+from app.keys.limits import check_served_use
 from app.models.templates import check_stage_templates
 from app.runs import lifecycle
 from app.runs.attempt_outcome import NewEvent
@@ -84,7 +85,7 @@ def create_job(
 ) -> tuple[Job, bool]:
     """Queue a job; return it, and whether an earlier request with this idempotency key had created it.
 
-    Raises the errors of `resolve_stages`, TemplateUnusable and IdempotencyKeyReused.
+    Raises the errors of `resolve_stages` and `check_served_use`, TemplateUnusable and IdempotencyKeyReused.
     """
     alive = workers.AliveWorkers(settings)
     created = _create(session, settings, alive, spec, created_by, idempotency_key)
@@ -114,6 +115,7 @@ def _create(
     if (existing := _find_by_idempotency_key(session, created_by, idempotency_key, spec_sha256)) is not None:
         return _Created(existing)
     stages = _resolve(session, spec, settings, alive)
+    check_served_use(session, created_by, [stage.config for stage in stages])
     job = Job(
         name=spec.name,
         labels=spec.labels,
@@ -152,15 +154,16 @@ def _create(
     return _Created(job, runs, needs)
 
 
-def dry_run(session: Session, settings: Settings, spec: JobCreate) -> DryRunView:
+def dry_run(session: Session, settings: Settings, spec: JobCreate, key_id: str) -> DryRunView:
     """Return the plan for a job without queueing it.
 
-    Raises the errors of `resolve_stages`, and TemplateUnusable.
+    Raises the errors of `resolve_stages` and `check_served_use`, and TemplateUnusable.
     """
     check_stage_templates(spec.stages)
     check_scored_rows(spec.stages)
     alive = workers.AliveWorkers(settings)
     resolved = _resolve(session, spec, settings, alive)
+    check_served_use(session, key_id, [stage.config for stage in resolved])
     stages = [_planned_stage_view(stage, alive.read(session)) for stage in resolved]
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
 

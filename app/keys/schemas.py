@@ -38,7 +38,7 @@ TokensPerDay = Annotated[
         ge=1,
         le=10**12,
         description="Maximum number of tokens of prompts and completions on a day in UTC, over all gateways; "
-        "null means no limit. Requests in progress end.",
+        "null means no limit. Requests in progress end. Jobs, evals and graders count as well.",
     ),
 ]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=PRINTABLE_PATTERN)]
@@ -47,7 +47,8 @@ AllowedModels = Annotated[
     Field(
         max_length=1000,
         description="Names of the models that the key may use; one that ends with `*` stands for all names "
-        "that begin so. Null means all models.",
+        "that begin so, and `ENDPOINT/MODEL` for a model of an endpoint in the settings. They hold for jobs, "
+        "evals, graders and aliases as well. Null means all models.",
     ),
 ]
 TokensToday = Annotated[int, Field(description="Tokens that the key has used today, in UTC.")]

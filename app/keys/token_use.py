@@ -1,4 +1,4 @@
-"""The tokens that keys have used on a day, as the gateways and the workers of batches report them."""
+"""The tokens that keys have used on a day, as gateways and workers report them."""
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime
@@ -47,6 +47,16 @@ def record_total(session: Session, key_id: str, reporter: str, tokens: int) -> N
         record_tokens(session, reporter, [{"key_id": key_id, "day": today, "tokens": new}])
 
 
+def add_tokens(session: Session, key_id: str, reporter: str, tokens: int) -> None:
+    """Add tokens to those of a key today; unlike a report, it must not be repeated."""
+    if not tokens or session.get(ApiKey, key_id) is None:
+        return
+    row = {"id": new_id("tokens"), "key_id": key_id, "day": datetime.now(UTC).date(), "reporter": reporter}
+    statement = _insert(session)
+    total = col(TokenUse.tokens) + statement.excluded.tokens
+    session.execute(_on_conflict(statement, total), [row | {"tokens": tokens}])
+
+
 def count_tokens_today(session: Session, key_ids: Collection[str]) -> dict[str, int]:
     """Return the tokens that each of these keys has used today; keys that have used none are absent."""
     statement = (
@@ -62,10 +72,18 @@ def _as_date(day: str | date) -> date:
 
 
 def _upsert(session: Session) -> Any:
-    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(TokenUse)
+    statement = _insert(session)
     new = statement.excluded.tokens
     larger = case((new > col(TokenUse.tokens), new), else_=col(TokenUse.tokens))
+    return _on_conflict(statement, larger)
+
+
+def _insert(session: Session) -> Any:
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    return dialect.insert(TokenUse)
+
+
+def _on_conflict(statement: Any, tokens: Any) -> Any:
     return statement.on_conflict_do_update(
-        index_elements=["key_id", "day", "reporter"], set_={"tokens": larger}
+        index_elements=["key_id", "day", "reporter"], set_={"tokens": tokens}
     )

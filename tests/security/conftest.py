@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,9 +30,10 @@ def database_url(sqlite: Path, tmp_path: Path) -> Iterator[str]:
 def make_key(settings: Settings) -> Callable[..., Headers]:
     """Return a function that creates an API key and returns the header that presents it."""
 
-    def make(*scopes: Scope) -> Headers:
+    def make(*scopes: Scope, **limits: Any) -> Headers:
         with transaction() as session:
-            _, secret = service.create_key(session, KeyCreate(name="test", scopes=list(scopes)))
+            body = KeyCreate(name="test", scopes=list(scopes), **limits)
+            _, secret = service.create_key(session, body)
         return {"Authorization": f"Bearer {secret}"}
 
     return make

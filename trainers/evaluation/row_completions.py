@@ -14,7 +14,7 @@ import httpx2
 from trainers.configs.stages.generate import GenerateConfig
 from trainers.rendering.render import PromptCompletion, read_prompts
 from trainers.runtime import run_dir as files
-from trainers.runtime.endpoints import Endpoint
+from trainers.runtime.endpoints import METER, Endpoint
 from trainers.runtime.errors import DatasetInvalid, EngineFailed
 
 # A long completion may wait behind many others.
@@ -219,13 +219,13 @@ def _complete_row(
     chat = {"messages": prompt.prompt, **({"tools": prompt.tools} if prompt.tools else {})}
     try:
         try:
-            response = _send(client, f"{endpoint.base_url}/chat/completions", body | chat, prompt.row)
+            response = _send(client, endpoint, "chat/completions", body | chat, prompt.row)
         except RowRejected as error:
             if TEMPLATE_MISSING not in str(error) or not prompt.is_text:
                 raise
             # A model without a chat template continues the text of the prompt, as it was trained.
             text = {"prompt": prompt.prompt[0]["content"]}
-            response = _send(client, f"{endpoint.base_url}/completions", body | text, prompt.row)
+            response = _send(client, endpoint, "completions", body | text, prompt.row)
     except RowRejected as error:
         logger.warning("row %d has no completion: %s", prompt.row, error)
         return {"prediction": None, "error": str(error)}
@@ -242,7 +242,8 @@ def _complete_row(
     }
 
 
-def _send(client: httpx2.Client, url: str, body: dict[str, Any], row: int) -> Any:
+def _send(client: httpx2.Client, endpoint: Endpoint, path: str, body: dict[str, Any], row: int) -> Any:
+    url = f"{endpoint.base_url}/{path}"
     hint = "Start the same command again: it resumes after the rows that were written."
     for seconds in (*BUSY_RETRY_SECONDS, None):
         try:
@@ -254,6 +255,8 @@ def _send(client: httpx2.Client, url: str, body: dict[str, Any], row: int) -> An
             break
         time.sleep(seconds)
     if response.is_success:
+        if endpoint.is_metered:
+            METER.add(response)
         return response.json()
     if response.status_code in ROW_ERROR_STATUSES:
         raise RowRejected(_error_message(response))

@@ -1,7 +1,7 @@
 """Grade one completion: read a request from standard input, write the grade to standard output.
 
 The request is `{"grader": …, "item": …, "sample": "the completion"}`. The output is `{"grade": …}`, or
-`{"error": …}` for what this host lacks.
+`{"error": …}` for what this host lacks, with the `tokens` that the grader's models have used.
 
     python -m trainers.graders < request.json
 """
@@ -15,6 +15,7 @@ from trainers.graders.grade import grade
 from trainers.graders.result import GraderErrors, GradeResult, Sample
 from trainers.metrics.judge import requests
 from trainers.metrics.judge.requests import JudgeFailed
+from trainers.runtime.endpoints import METER
 from trainers.runtime.errors import ProgramError
 
 # A person waits for the result.
@@ -37,7 +38,7 @@ def main() -> None:
         response = {"grade": failed.as_dict()}
     except ProgramError as error:
         response = {"error": error.as_dict()}
-    print(json.dumps(response))
+    print(json.dumps({**response, "tokens": METER.total}))
 
 
 if __name__ == "__main__":

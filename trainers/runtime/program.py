@@ -26,6 +26,7 @@ from trainers.configs.stage_table import StageKind
 from trainers.rendering.cache.folder import RowCache, cache_of_process, temporary_cache
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
+from trainers.runtime.endpoints import METER
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ConfigInvalid, ProgramError, as_program_error, has_disk_full_cause
 from trainers.runtime.events import EventWriter
@@ -142,6 +143,7 @@ def _run_in(run_dir: Path, config_path: Path, kind: type[C], run: RunFunction[C]
     copy = run_dir / files.CONFIG
     if is_main_process() and config_path.resolve() != copy.resolve():
         files.write_json(copy, config.model_dump(mode="json"))
+    METER.open(run_dir)
     with EventWriter(run_dir / files.EVENTS if is_main_process() else None) as events:
         config, mixture = _mix_datasets(config, lambda: cache_of_process(run_dir))
         with _name_origins(config):

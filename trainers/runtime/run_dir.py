@@ -31,6 +31,8 @@ EVALUATION = "evaluation"
 RESULT = "result.json"
 ERROR = "error.json"
 SCRATCH = "scratch"
+# The tokens of each response of a served model, a line each; a name with a dot is not published.
+MODEL_USE = ".model_use"
 
 
 class CheckpointRecord(BaseModel):

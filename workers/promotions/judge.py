@@ -29,6 +29,7 @@ from workers.hosts.worker import WorkerContext
 from workers.inputs.datasets import fetch_dataset, find_dataset
 from workers.inputs.errors import STORE_HINT, InputUnreadable
 from workers.inputs.served_models import served_model_environment
+from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.decision import Assessment, ConditionState
 from workers.runs import results
 from workers.runs.complete import publish_files
@@ -52,6 +53,7 @@ class PromotionJudge:
         self._condition = condition
         self._run_dir = worker.settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
         self._process: GuardedProcess | None = None
+        self._tokens: TokenUseFollower | None = None
 
     def poll(self, candidate: str, present: str, lease: Lease) -> dict[str, Any] | None:
         """Start the program once both deployments are ready; return its result when it has ended.
@@ -63,6 +65,7 @@ class PromotionJudge:
                 return None
             self._process = self._start(candidate, present, lease)
         status = self._process.wait(0)
+        self._record_tokens()
         if status is None:
             return None
         lease.unbind(self._process)
@@ -95,6 +98,7 @@ class PromotionJudge:
             raise InputUnreadable(f"The judge's dataset cannot be read: {error}", STORE_HINT) from error
         config = build_evaluation(self._condition, candidate, present, str(dataset))
         files.write_json(self._run_dir / files.CONFIG, config.model_dump(mode="json"))
+        self._tokens = TokenUseFollower(self._run, self._run_dir)
         python = settings.trainer_python or sys.executable
         process = start_guarded_process(
             launch_command.build_command(python, config, self._run_dir / files.CONFIG, self._run_dir),
@@ -107,6 +111,14 @@ class PromotionJudge:
         )
         lease.bind(process)
         return process
+
+    def _record_tokens(self) -> None:
+        assert self._tokens is not None, "the program has started"
+        self._tokens.poll()
+        if self._tokens.has_unsaved:
+            with transaction() as session:
+                self._tokens.save(session)
+            self._tokens.mark_saved()
 
     def _take_over_run_dir(self) -> None:
         earlier = sorted(self._run_dir.parent.glob("attempt-*"), key=lambda path: path.stat().st_mtime)

@@ -28,6 +28,7 @@ from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
+from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.stage import run_promote_stage
 from workers.reuse.equal_run import reuse_output
 from workers.runs import complete, deploy_stage
@@ -118,6 +119,7 @@ class _RunExecution:
             remove_run_dir(launch.run_dir)
             return
         self.uploads = CheckpointUploads(self.run, launch.run_dir)
+        self.tokens = TokenUseFollower(self.run, launch.run_dir)
         if isinstance(launch.config, BatchConfig) and launch.config.batch is not None:
             self.batch = BatchFollower(launch.config.batch, launch.run_dir)
         self.worker.tracker.begin_attempt(self.run, launch.run_dir)
@@ -240,7 +242,7 @@ class _RunExecution:
             for completions in launch.run_dir.glob(config.completions_file):
                 publish_unsaved(completions)
         self._save(follower.poll(to_end=True), wait=True)
-        while self.unsaved.events or self.uploads.pending or (self.batch and self.batch.has_unsaved):
+        while self.unsaved.events or self.uploads.pending or self._has_unsaved_use():
             self.lease.lost.wait(POLL_SECONDS)
             self._check_lease()
             self._save(RunDirChanges(), wait=True)
@@ -253,24 +255,30 @@ class _RunExecution:
         self.unsaved.add(changes)
         if self.batch is not None:
             self.batch.poll()
+        self.tokens.poll()
         try:
             self.uploads.record_stored(self.unsaved.events, wait=wait)
-            if self.unsaved.events or self.unsaved.values or (self.batch and self.batch.has_unsaved):
+            if self.unsaved.events or self.unsaved.values or self._has_unsaved_use():
                 with transaction() as session:
                     self.status = lifecycle.append_events(
                         session, self.run.id, self.run.attempt, self.unsaved.events, self.unsaved.values
                     )
                     if self.batch is not None:
                         self.batch.save(session)
+                    self.tokens.save(session)
                 self.unsaved = RunDirChanges()
                 if self.batch is not None:
                     self.batch.mark_saved()
+                self.tokens.mark_saved()
             else:
                 self.status = self._read_status()
         except DATABASE_UNAVAILABLE as error:
             logger.warning(
                 "cannot write to the database: %s", describe_error(error), extra={"run_id": self.run.id}
             )
+
+    def _has_unsaved_use(self) -> bool:
+        return self.tokens.has_unsaved or (self.batch is not None and self.batch.has_unsaved)
 
     def _read_status(self) -> RunStatus:
         with read_session() as session:

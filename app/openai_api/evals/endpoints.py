@@ -41,7 +41,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Maximum number of 
 
 
 @router.post("", status_code=201)
-def create_eval(body: EvalCreate, creation: Creation) -> EvalObject:
+def create_eval(caller: CallerDependency, body: EvalCreate, creation: Creation) -> EvalObject:
     """Define an eval: what the items look like, and the graders that judge the responses."""
     definition = Eval(
         name=body.name,
@@ -49,7 +49,7 @@ def create_eval(body: EvalCreate, creation: Creation) -> EvalObject:
         testing_criteria=body.testing_criteria,
         custom=body.metadata or {},
     )
-    eval_id = creation.once(lambda record: service.create_eval(definition, record))
+    eval_id = creation.once(lambda record: service.create_eval(definition, caller.key_id, record))
     with read_session() as session:
         return view_eval(service.get_eval(session, eval_id))
 

@@ -80,9 +80,11 @@ def pause_fine_tuning_job(session: WriteSession, fine_tuning_job_id: FineTuningJ
 
 
 @router.post("/jobs/{fine_tuning_job_id}/resume")
-def resume_fine_tuning_job(session: WriteSession, fine_tuning_job_id: FineTuningJobId) -> FineTuningJobObject:
+def resume_fine_tuning_job(
+    session: WriteSession, caller: CallerDependency, fine_tuning_job_id: FineTuningJobId
+) -> FineTuningJobObject:
     """Continue a paused fine-tuning job from its checkpoint."""
-    service.resume_job(session, fine_tuning_job_id)
+    service.resume_job(session, fine_tuning_job_id, caller.key_id)
     return view_job(service.get_state(session, fine_tuning_job_id))
 
 

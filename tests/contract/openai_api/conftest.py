@@ -1,6 +1,7 @@
 """Fixtures: OpenAI's official client, connected to the service without a socket."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -73,7 +74,7 @@ def set_store_days(client: TestClient) -> Callable[[float], None]:
 def key_of(openai: OpenAI) -> Callable[..., OpenAI]:
     """Return a function that creates a key with scopes, and returns a client with it."""
 
-    def create(*scopes: Scope, **limits: int) -> OpenAI:
+    def create(*scopes: Scope, **limits: Any) -> OpenAI:
         with transaction() as session:
             body = KeyCreate(name="test", scopes=list(scopes), **limits)
             _, secret = keys.create_key(session, body)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from sqlalchemy import select
+from sqlmodel import col
 
 from app.datasets import service as datasets
+from app.keys import token_use
 from app.settings import EvaluationEndpoint, Settings
 from app.storage.database import read_session, transaction
-from app.tables import Deployment, DeploymentStatus, Webhook, WebhookDelivery
+from app.tables import ApiKey, Deployment, DeploymentStatus, Scope, Webhook, WebhookDelivery
 from tests.counting_engine import CountingEngine
 from tests.integration.trainers.metrics.judge_server import serve_judge
 from tests.integration.workers.conftest import execute_next
@@ -188,9 +190,10 @@ def test_an_item_of_a_file_passes_fails_or_has_no_score(openai: OpenAI, worker: 
         assert [item.datasource_item_id for item in found] == [number]
 
 
-def test_a_run_can_be_read_after_the_operator_has_changed_the_models_of_graders(
-    openai: OpenAI, engine: CountingEngine, worker: WorkerContext, settings: Settings
+def test_a_run_counts_its_tokens_for_its_key_and_survives_a_change_of_the_models_of_graders(
+    key_of: Callable[..., OpenAI], engine: CountingEngine, worker: WorkerContext, settings: Settings
 ) -> None:
+    openai = key_of(Scope.read, Scope.write, models=["tuned", "openai/*"])
     score: Any = {"type": "score_model", "name": "score", "model": "gpt-4.1"}
     score["input"] = [{"role": "user", "content": "{{ sample.output_text }}"}]
     with serve_judge(lambda _: (200, json.dumps({"steps": [], "result": 1}))) as judge:
@@ -202,6 +205,10 @@ def test_a_run_can_be_read_after_the_operator_has_changed_the_models_of_graders(
     settings.grader_models = {}
     run = openai.evals.runs.retrieve(run.id, eval_id=created.id)
     assert (run.status, run.result_counts.passed) == ("completed", 4)
+    with read_session() as session:
+        [key] = session.scalars(select(col(ApiKey.id)))
+        # Four responses of 3 tokens and four judgements of 12.
+        assert token_use.count_tokens_today(session, [key]) == {key: 4 * 3 + 4 * 12}
     assert len(openai.evals.runs.output_items.list(run.id, eval_id=created.id).data) == 4
 
 

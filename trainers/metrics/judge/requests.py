@@ -9,7 +9,7 @@ import httpx2
 
 from trainers.configs.metrics.judge import JudgeConfig
 from trainers.metrics.judge.prompts import Messages
-from trainers.runtime.endpoints import Endpoint
+from trainers.runtime.endpoints import METER, Endpoint
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ProgramError
 from trainers.runtime.redaction import redact
@@ -95,6 +95,7 @@ class EndpointClient:
                 reason, wait = f"no response: {error or type(error).__name__}", 0.0
             else:
                 if response.is_success:
+                    METER.add(response)
                     return response
                 reason, wait = self._explain(response), _retry_after(response)
             if attempt < MAX_RETRIES:
