@@ -33,7 +33,7 @@ from trainers.evaluation.provenance import (
 )
 from trainers.evaluation.reference_scores import score_references
 from trainers.evaluation.response_log import RESPONSES, ResponseLog
-from trainers.evaluation.results import EvaluationResult, ModelScores, PairedDifference
+from trainers.evaluation.results import EarlyStopResult, EvaluationResult, ModelScores, PairedDifference
 from trainers.evaluation.row_completions import Completion, SampleRequest, Sampling, complete
 from trainers.evaluation.scored_rows import (
     evaluated_row,
@@ -72,12 +72,22 @@ def run(config: EvaluateConfig, run_dir: Path, events: EventWriter) -> dict[str,
     with closing(log):
         progress = CompletionProgress(output, events, len(pairs) * config.samples * len(config.models))
         progress.report(len(log))
-        for role in config.models:
-            if role not in config.pending:
-                _complete_model(role, config, pairs, log, progress)
-        if config.pending:
+
+        def complete_rows(rows: list[PromptCompletion]) -> None:
+            for role in config.models:
+                if role not in config.pending:
+                    _complete_model(role, config, rows, log, progress)
+
+        if config.early_stop is None:
+            complete_rows(pairs)
+            return None if config.pending else _score(config, pairs, log, run_dir, events)
+        # Importing numpy takes time that other evaluations need not spend.
+        from trainers.evaluation.early_stop import grow
+
+        grown = grow(config, pairs, log, complete_rows)
+        if grown is None or config.pending:
             return None
-        return _score(config, pairs, log, run_dir, events)
+        return _score(config, grown.pairs, log, run_dir, events, grown.result)
 
 
 def plan(config: EvaluateConfig) -> dict[str, Any]:
@@ -192,6 +202,7 @@ def _score(
     log: ResponseLog,
     run_dir: Path,
     events: EventWriter,
+    early_stop: EarlyStopResult | None = None,
 ) -> dict[str, Any]:
     # Importing scipy takes a second, which a program that only generates need not spend.
     from trainers.statistics.comparison import compare_models
@@ -230,6 +241,7 @@ def _score(
         *describe_contamination(contamination),
         *_describe_conditions(models),
         *_describe_failures(models),
+        *(early_stop.warnings if early_stop is not None else []),
     ]
     differences = compare_models(values, clusters=clusters, seed=config.seed)
     result = EvaluationResult(
@@ -242,6 +254,7 @@ def _score(
             "contamination": [one.model_dump(mode="json") for one in contamination],
             "slices": [one.model_dump(mode="json") for one in slices.slices],
             "power": _describe_power(differences, values),
+            **({"early_stop": early_stop.model_dump(mode="json")} if early_stop is not None else {}),
         },
         metrics=[metric.model_dump(mode="json", exclude={"environment"}) for metric in config.metrics],
         clusters=config.clusters,

@@ -23,6 +23,7 @@ def list_warnings(
         *_name_missing_metrics(values, metrics),
         *_name_signatures(evaluations, metrics),
         *_name_conditions(evaluations),
+        *_name_stops(evaluations),
     ]
 
 
@@ -75,6 +76,16 @@ def _name_conditions(evaluations: Sequence[StoredEvaluation]) -> list[str]:
                 f"{', '.join(unequal)}."
             )
     return warnings
+
+
+def _name_stops(evaluations: Sequence[StoredEvaluation]) -> list[str]:
+    stops = {each.label: each.result.early_stop for each in evaluations}
+    return [
+        f"{label} stopped early, after {stop.n:,} of {stop.rows:,} rows: p-values and intervals are too "
+        "certain."
+        for label, stop in stops.items()
+        if stop is not None and stop.has_stopped
+    ]
 
 
 def _shorten(value: Any) -> str:

@@ -32,7 +32,9 @@ class ResponseLog:
     """`responses.jsonl`, whose first line identifies what its responses depend on.
 
     Each other line is a response, the scores of a reference, or what was known of an engine when it began:
-    `model`, and `row`, `sample` and `prediction`; `scored_row` and `reference_logprobs`; or `engine`.
+    `model`, and `row`, `sample` and `prediction`; `scored_row` and `reference_logprobs`; or `engine`. An
+    evaluation that stops early ends with `stopped_after`, the rows that it has completed, and `key`, what its
+    stop depends on.
     """
 
     def __init__(self, path: Path, identity: str, *, discards_others: bool = False) -> None:
@@ -91,7 +93,9 @@ class ResponseLog:
             self._write(line)
 
     def add_engine(self, model: str, facts: Mapping[str, Any]) -> None:
-        """Append what is known of the engine from which the next responses of a model come."""
+        """Append what is known of the engine from which the next responses of a model come, once."""
+        if self._engines.get(model, [])[-1:] == [dict(facts)]:
+            return
         line = {"model": model, "engine": dict(facts)}
         self._remember(line)
         self._write(line)
@@ -101,6 +105,11 @@ class ResponseLog:
         line = {"model": model, "scored_row": row, "reference_logprobs": logprobs}
         self._remember(line)
         self._write(line)
+
+    def add_stop(self, n_rows: int, key: Mapping[str, Any]) -> None:
+        """Append that the evaluation ends after so many rows; `key` is what the decision depends on."""
+        with self._lock:
+            self._write({"stopped_after": n_rows, "key": dict(key)})
 
     def list_references(self, model: str) -> dict[int, list[float] | None]:
         """Return the log-probabilities of the references under a model, by row."""
@@ -130,6 +139,8 @@ class ResponseLog:
             self._file.close()
 
     def _remember(self, line: Mapping[str, Any]) -> None:
+        if "stopped_after" in line:
+            return
         if "engine" in line:
             self._engines.setdefault(line["model"], []).append(line["engine"])
         elif "scored_row" in line:
@@ -167,6 +178,9 @@ def has_all_responses(config: EvaluateConfig, role: str, run_dir: Path) -> bool:
         (line["row"], line["sample"]) for line in lines[1:] if line.get("model") == role and "row" in line
     }
     n_expected = min(n_rows, config.max_rows or n_rows)
+    if config.early_stop is not None:
+        stops = (line["stopped_after"] for line in lines if line.get("key") == config.early_stop_key)
+        n_expected = min(n_expected, next(stops, n_expected))
     scored = {line["scored_row"] for line in lines[1:] if line.get("model") == role and "scored_row" in line}
     if config.scores_references and len(scored) < n_expected:
         return False

@@ -63,6 +63,51 @@ class PairedDifference(BaseModel):
     )
 
 
+class EarlyStopResult(BaseModel):
+    """The decision of an evaluation's `early_stop`, which its result contains as `details.early_stop`."""
+
+    metric: str = Field(description="Name of the metric that decides.")
+    against: float | str = Field(description="The constant or the model that `model` is compared with.")
+    margin: float = Field(description="How much worse the model may be.")
+    outcome: Literal["met", "worse", "out_of_reach", "undecided"] = Field(
+        description="`met`: the model is worse by less than the margin; `worse`: by more; `out_of_reach`: "
+        "the rows that were left could not have shown that it is within the margin; `undecided`: all rows "
+        "are completed and neither is shown."
+    )
+    n: int = Field(description="Rows that were completed.")
+    rows: int = Field(description="Rows of the dataset, or `max_rows`.")
+    difference: float | None = Field(
+        description="Mean of the model's values minus the other's, over the rows that have both."
+    )
+    evidence: float = Field(
+        description="The largest evidence that the model is worse by less than the margin; 20 decides. Of "
+        "other models, at most 5 % ever reach 20."
+    )
+    counter_evidence: float = Field(description="The same that it is worse by more.")
+    p_value: float = Field(description="1 / evidence, at most 1: a p-value that is valid at any look.")
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warning of an evaluation that has stopped early."""
+        if not self.has_stopped:
+            return []
+        return [
+            f"The evaluation stopped after {self.n:,} of {self.rows:,} rows, as its early stop had decided: "
+            f"{self.outcome}. Scores, p-values and verdicts assume a number of rows that no response has "
+            "decided, so they are too certain; details.early_stop has the test that allows for it."
+        ]
+
+    @property
+    def met(self) -> bool:
+        """Whether the model is good enough."""
+        return self.outcome == "met"
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether rows were left out."""
+        return self.n < self.rows
+
+
 class EvaluationResult(BaseModel):
     """`result.json` of the stage `evaluate`, and of a comparison of stored evaluations."""
 
@@ -84,3 +129,9 @@ class EvaluationResult(BaseModel):
         None, description="Field whose equal values mark rows that are not independent; null if all are."
     )
     rows: str = Field("rows.jsonl", description="File with a line for each row, in the run directory.")
+
+    @property
+    def early_stop(self) -> EarlyStopResult | None:
+        """The decision of the evaluation's `early_stop`, if it has one."""
+        found = self.details.get("early_stop")
+        return None if found is None else EarlyStopResult.model_validate(found)

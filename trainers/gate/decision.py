@@ -9,6 +9,7 @@ from trainers.comparison.compared_values import list_common_metrics, load_values
 from trainers.comparison.stored_evaluation import StoredEvaluation, load_evaluation
 from trainers.comparison.warnings import list_warnings
 from trainers.configs import EvaluationFolder, GateBasis, GateConfig
+from trainers.configs.stages.evaluate import MODEL
 from trainers.evaluation.results import Interval, Score
 from trainers.runtime.errors import ConfigInvalid
 from trainers.statistics.comparison import compare
@@ -24,7 +25,7 @@ class GateDecision(BaseModel):
     met: bool = Field(description="Whether the condition holds.")
     metric: str = Field(description="Name of the metric.")
     higher_is_better: bool = Field(description="Direction of the metric.")
-    on: GateBasis = Field(description="What decides: the value, the bound of its interval, or the test.")
+    on: GateBasis = Field(description="What decides: the value, the bound of its interval, or a test.")
     n: int = Field(description="Rows that the decision is based on.")
     value: float = Field(description="The model's value on these rows.")
     other_value: float | None = Field(None, description="The value of the other model on these rows.")
@@ -41,6 +42,8 @@ def decide(config: GateConfig) -> GateDecision:
     """Return the decision of a gate on folders; raises ConfigInvalid and EvaluationsDiffer."""
     evaluation = load_evaluation(_require_folder(config.evaluation))
     score = _find_score(evaluation, config.metric)
+    if config.on is GateBasis.sequential:
+        return _decide_sequential(config, evaluation, score)
     if isinstance(config.against, float | int):
         return _decide_constant(config, score, float(config.against))
     other = load_evaluation(_require_folder(config.against))
@@ -87,6 +90,37 @@ def _decide_constant(config: GateConfig, score: Score, constant: float) -> GateD
         limit=limit,
         message=f"{score.metric} of {config.role} is {score.value:.4g} with n = {score.n:,}{subject} "
         f"{_require(higher, limit)}.",
+    )
+
+
+def _decide_sequential(config: GateConfig, evaluation: StoredEvaluation, score: Score) -> GateDecision:
+    """Return the decision of the evaluation's own early stop; raises ConfigInvalid if it has another one."""
+    stop, higher = evaluation.result.early_stop, score.higher_is_better
+    wanted = (score.metric, config.against, config.margin, config.role)
+    if stop is None or wanted != (stop.metric, stop.against, stop.margin, MODEL):
+        found = "none" if stop is None else f"{stop.metric} against {stop.against}, margin {stop.margin:g}"
+        raise ConfigInvalid(
+            f"The gate decides on an early stop by {score.metric} of {config.role} against {config.against}, "
+            f"margin {config.margin:g}; that of the evaluation is: {found}.",
+            "Repeat metric, against and margin of `early_stop`.",
+        )
+    other = next((one for one in evaluation.result.models if one.role == stop.against), None)
+    theirs = {one.metric: one.value for one in other.scores} if other is not None else {}
+    return GateDecision(
+        met=stop.met,
+        metric=score.metric,
+        higher_is_better=higher,
+        on=config.on,
+        n=stop.n,
+        value=score.value,
+        other_value=theirs.get(score.metric),
+        difference=stop.difference,
+        p_value=stop.p_value,
+        limit=0.0 - config.margin if higher else config.margin,
+        method="sequential test by betting",
+        message=f"{score.metric} of {config.role} against {stop.against} after {stop.n:,} of {stop.rows:,} "
+        f"rows: {stop.outcome}; the evidence that it is worse by less than {stop.margin:g} reached "
+        f"{stop.evidence:.3g} and must reach 20.",
     )
 
 

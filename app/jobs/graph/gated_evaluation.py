@@ -7,6 +7,7 @@ from app.jobs.graph.resolved_stage import ResolvedStage
 from app.tables import Dataset
 from trainers.configs import EvaluateConfig, LmEvalConfig
 from trainers.configs.metrics.base import MetricScale
+from trainers.configs.stages.evaluations.early_stop import EarlyStop
 from trainers.configs.stages.harness.lm_eval import MODEL, HarnessBackend
 from trainers.configs.stages.harness.measures import describe_measures, find_measure
 from trainers.configs.stages.harness.tasks import HarnessTask
@@ -29,6 +30,8 @@ class GatedEvaluation:
     """The one dataset of all rows; None if an earlier stage produces it, or if tasks have the rows."""
     rows: int | None
     """Number of rows that the metric is computed from; None if it is not known."""
+    early_stop: EarlyStop | None = None
+    """The condition under which the evaluation ends before its last row."""
     has_row_values: bool = True
     """Whether the metric has the rows' values that an interval and a paired comparison need."""
 
@@ -60,7 +63,15 @@ def _describe_evaluate(stage: ResolvedStage, config: EvaluateConfig, wanted: str
         source=config.dataset,
         dataset=dataset,
         rows=_count(dataset, config.max_rows),
+        early_stop=_find_early_stop(config),
     )
+
+
+def _find_early_stop(config: EvaluateConfig) -> EarlyStop | None:
+    """Return the early stop with the name of its metric."""
+    if config.early_stop is None:
+        return None
+    return config.early_stop.model_copy(update={"metric": config.early_stop_metric.label})
 
 
 def _describe_lm_eval(stage: ResolvedStage, config: LmEvalConfig, wanted: str | None) -> GatedEvaluation:

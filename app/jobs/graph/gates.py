@@ -13,10 +13,13 @@ from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.selection import find_selecting_stage
 from app.tables import Evaluation
 from trainers.configs import EvaluationFolder, GateBasis, GateConfig, StageEvaluation
+from trainers.configs.stages.evaluate import MODEL
 from trainers.configs.stages.evaluations.gate import EVALUATION_PREFIX, LatestEvaluation
 
 # Squared quantile of the normal distribution for a 95 % interval (Wilson's).
 Z_SQUARED = 1.96**2
+# Rows on all of which one model is better, and with which the evidence of a sequential test reaches 20.
+MIN_SEQUENTIAL_ROWS = 9
 
 
 def check_gate(
@@ -54,6 +57,8 @@ class GateChecker:
             evaluation = self.find_evaluation()
         except UnprocessableContent as error:
             return [error]
+        if self._gate.on is GateBasis.sequential or evaluation.early_stop is not None:
+            return [*self._check_selection(evaluation), *self._check_early_stop(evaluation)]
         return [
             *self._check_selection(evaluation),
             *self._check_row_values(evaluation),
@@ -112,6 +117,33 @@ class GateChecker:
                 f"rows of {selecting}, which keeps the best model. Evaluate it on other rows.",
             )
 
+    def _check_early_stop(self, evaluation: GatedEvaluation) -> Iterator[UnprocessableContent]:
+        """Yield an error unless the gate repeats the early stop of the evaluation."""
+        gate, stop = self._gate, evaluation.early_stop
+        if stop is None:
+            message = f"Stage {evaluation.name!r} has no `early_stop`, whose decision the gate would use."
+            yield field_error(f"{self._path}.on", message)
+        elif gate.on is not GateBasis.sequential:
+            message = (
+                f"Stage {evaluation.name!r} may stop early, which no other test allows for: set `sequential`."
+            )
+            yield field_error(f"{self._path}.on", message)
+        else:
+            repeated = {"metric": evaluation.metric, "against": gate.against, "margin": gate.margin}
+            decided = stop.model_dump(include=set(repeated))
+            for field, value in repeated.items():
+                if value != decided[field]:
+                    message = (
+                        f"The early stop of stage {evaluation.name!r} has {decided[field]!r}: repeat it here."
+                    )
+                    yield field_error(f"{self._path}.{field}", message)
+            if gate.role != MODEL:
+                message = f"The early stop of stage {evaluation.name!r} decides about {MODEL!r}."
+                yield field_error(f"{self._path}.role", message)
+            rows, is_pair = evaluation.rows, isinstance(gate.against, str)
+            if rows is not None and rows < MIN_SEQUENTIAL_ROWS and is_pair and gate.margin <= 0:
+                yield self._too_few_rows(rows, MIN_SEQUENTIAL_ROWS)
+
     def _check_row_values(self, evaluation: GatedEvaluation) -> Iterator[UnprocessableContent]:
         is_constant = isinstance(self._gate.against, float | int)
         if evaluation.has_row_values or (is_constant and self._gate.on is GateBasis.value):
@@ -158,11 +190,14 @@ class GateChecker:
         # The smallest p-value that n rows can give is 2 / 2^n, of a mid-p test 1 / 2^n; half of it one-sided.
         needed = {GateBasis.value: 1, GateBasis.bound: 6, GateBasis.test: 5}[gate.on] - int(scale.is_share)
         if rows is not None and rows < needed and gate.margin <= 0:
-            yield field_error(
-                f"{self._path}.evaluation",
-                f"{rows} row{'' if rows == 1 else 's'} cannot show that one model is better than another "
-                f"with 95 % confidence, whatever the outcome: use at least {needed}.",
-            )
+            yield self._too_few_rows(rows, needed)
+
+    def _too_few_rows(self, rows: int, needed: int) -> UnprocessableContent:
+        return field_error(
+            f"{self._path}.evaluation",
+            f"{rows} row{'' if rows == 1 else 's'} cannot show that one model is better than another "
+            f"with 95 % confidence, whatever the outcome: use at least {needed}.",
+        )
 
     def _check_other(self, evaluation: GatedEvaluation) -> None:
         """Raise UnprocessableContent if the evaluation to compare with lacks the metric or the rows."""
@@ -181,6 +216,11 @@ class GateChecker:
             )
         if isinstance(against, StageEvaluation):
             other = self._find_stage(against, "against.stage", "against.role")
+            if other.early_stop is not None:
+                raise field_error(
+                    f"{field}.stage",
+                    f"{other.name!r} may stop early, which no test of two stages allows for.",
+                )
             if other.source != evaluation.source:
                 raise field_error(
                     f"{field}.stage",

@@ -14,6 +14,7 @@ from tests.benchmarks.trainers.simulated_evaluations import (
     Rate,
     simulate_clusters,
     simulate_corpus,
+    simulate_early_stop,
     simulate_growth,
     simulate_looks,
     simulate_means,
@@ -114,6 +115,23 @@ def main() -> None:
             for q in (0.1, 0.3)
         ],
     )
+    print_table(
+        "An evaluation of up to 1,000 rows that stops early, looked at every 50: decisions, %, and mean rows",
+        ["discordant share", "difference", "margin", "met", "worse", "out of reach", "undecided", "rows"],
+        [
+            _describe_early_stop(q, difference, margin, runs if difference <= -margin else runs // 4)
+            for q in (0.02, 0.1, 0.3)
+            for difference, margin in ((0.0, 0.0), (-0.02, 0.02), (0.02, 0.0), (0.0, 0.05))
+            if abs(difference) <= q
+        ],
+    )
+
+
+def _describe_early_stop(discordant: float, difference: float, margin: float, runs: int) -> list[str]:
+    shares, rows = simulate_early_stop(1000, discordant, difference, runs, margin)
+    decisions = ("met", "worse", "out_of_reach", "undecided")
+    cells = [f"{100 * shares.get(name, 0.0):.1f}" for name in decisions]
+    return [f"{discordant:g}", f"{difference:g}", f"{margin:g}", *cells, f"{rows:.0f}"]
 
 
 def _percent(result: tuple[float, float]) -> tuple[float, float]:

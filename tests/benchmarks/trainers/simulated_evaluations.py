@@ -4,6 +4,7 @@ A discordant share of .1 means that the models' outputs differ on a tenth of the
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from trainers.statistics.paired_tests.paired_test import PairedTest
 from trainers.statistics.paired_tests.permutation import corpus_permutation_test, mean_permutation_test
 from trainers.statistics.paired_tests.sparse import allow_for_unseen
 from trainers.statistics.score_interval import score_interval
-from trainers.statistics.sequential import grow_evidence
+from trainers.statistics.sequential import decide_growth, grow_evidence
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Generator: TypeAlias = np.random.Generator
@@ -183,6 +184,24 @@ def simulate_growth(
         reached = grow_evidence(differences, margin=margin) >= 1 / ALPHA
         passing += (np.argmax(reached, axis=1) + 1)[reached.any(axis=1)].tolist()
     return len(passing) / runs, float(np.median(passing)) if passing else np.nan
+
+
+def simulate_early_stop(
+    n: int, discordant: float, difference: float, runs: int, margin: float = 0.0, seed: int = 0
+) -> tuple[dict[str, float], float]:
+    """Return the share of each decision of an evaluation with looks every 50 rows, and its mean rows."""
+    rng = np.random.default_rng(seed)
+    win, loss = (discordant + difference) / 2, (discordant - difference) / 2
+    counts, n_rows = Counter[str](), 0
+    for _ in range(runs):
+        differences = rng.choice([1.0, -1.0, 0.0], n, p=[win, loss, 1 - discordant])
+        for done in range(50, n + 1, 50):
+            outcome = decide_growth(differences[:done], n - done, margin=margin).outcome
+            if outcome is not None or done == n:
+                counts[outcome or "undecided"] += 1
+                n_rows += done
+                break
+    return {name: count / runs for name, count in sorted(counts.items())}, n_rows / runs
 
 
 def simulate_looks(n: int, discordant: float, runs: int, seed: int = 0) -> float:

@@ -141,6 +141,36 @@ def test_rows_of_lm_eval_that_selected_the_model_do_not_open_a_gate(client: Test
     assert "validation rows of stage 'sft'" in found[0]["message"]
 
 
+STOP = {"against": "baseline", "margin": 0.02}
+GROWING = {**EVALUATE, "early_stop": STOP}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "fields", "field", "words"),
+    [
+        (GROWING, {}, "on", "may stop early, which no other test allows for"),
+        (EVALUATE, {"on": "sequential"}, "on", "has no `early_stop`"),
+        (GROWING, {"on": "sequential", "margin": 0.1}, "margin", "has 0.02: repeat it here"),
+        (GROWING, {"on": "sequential", "metric": "perplexity"}, "metric", "has 'maths_exact_match'"),
+        (GROWING, {"on": "sequential", "against": 0.5}, "against", "has 'baseline'"),
+        (GROWING, {"on": "sequential", "role": "baseline"}, "role", "decides about 'model'"),
+        ({**GROWING, "max_rows": 8, "early_stop": {**STOP, "margin": 0}}, {"on": "sequential", "margin": 0},
+         "evaluation", "8 rows cannot show"),
+    ],
+)  # fmt: skip
+def test_a_gate_on_an_evaluation_that_may_stop_early_uses_its_decision(
+    client: TestClient, evaluation: dict[str, Any], fields: dict[str, Any], field: str, words: str
+) -> None:
+    error = post(client, SFT, evaluation, gate(**{**STOP, **fields}))["error"]
+    assert [one["field"] for one in error["fields"]] == [f"stages.2.{field}"]
+    assert words in error["fields"][0]["message"]
+
+
+def test_a_sequential_gate_is_accepted_with_its_power(client: TestClient) -> None:
+    job = post(client, SFT, GROWING, gate(**STOP, on="sequential"))
+    assert ["would be found with" in one["message"] for one in job["warnings"]] == [True]
+
+
 def test_too_few_rows_for_any_conclusion_are_refused(client: TestClient) -> None:
     error = post(client, SFT, {**EVALUATE, "dataset": "tiny"}, gate("baseline"))["error"]
     assert "3 rows cannot show" in error["fields"][0]["message"]

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from tests.counting_engine import CountingEngine, read_ledger
 from tests.integration.trainers.conftest import Programs, events, wait_for
 from trainers import evaluate
-from trainers.configs import parse_stage
+from trainers.configs import EvaluationFolder, GateBasis, GateConfig, parse_stage
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.evaluation.identity import hash_file
 from trainers.evaluation.results import EvaluationResult
+from trainers.gate.decision import decide
 from trainers.runtime import run_dir as files
 from trainers.runtime.errors import ConfigInvalid, DatasetInvalid
 from trainers.runtime.events import EventWriter
@@ -319,3 +320,57 @@ def test_responses_in_a_field_of_the_rows_are_scored_without_an_engine(tmp_path:
         run(config | {"model": {"field": "newer"}}, tmp_path / "other")
     with pytest.raises(DatasetInvalid, match=r"Row \d+ has 1 response in `new`, which is fewer"):
         run(config | {"samples": 2, "temperature": 1.0}, tmp_path / "more")
+
+
+EARLY_STOP = {"against": "baseline", "rows_per_look": 8}
+
+
+def test_an_evaluation_ends_once_its_test_has_decided(
+    config: dict[str, Any], engine: CountingEngine, tmp_path: Path
+) -> None:
+    result = run(config | {"early_stop": EARLY_STOP}, tmp_path / "run")
+    stop = result.early_stop
+    assert stop is not None and (stop.outcome, stop.rows, stop.n) == ("met", ROWS, result.n)
+    assert result.n < ROWS and result.n % 8 == 0 and stop.evidence >= 20
+    assert len(read_ledger(engine.ledger)) == 2 * result.n
+    assert [row["row"] for row in rows(tmp_path / "run")] != list(range(1, result.n + 1)), "a random order"
+    assert "stopped after" in result.warnings[-1]
+    folder = EvaluationFolder(folder=str(tmp_path / "run" / files.EVALUATION))
+    gate = GateConfig(evaluation=folder, against="baseline", on=GateBasis.sequential)
+    assert decide(gate).met and decide(gate).n == result.n
+    with pytest.raises(ConfigInvalid, match=r"margin 0\.1; that of the evaluation is: .* margin 0"):
+        decide(gate.model_copy(update={"margin": 0.1}))
+    # A killed program resumes, and ends at the same row.
+    (tmp_path / "run" / files.RESULT).unlink(missing_ok=True)
+    assert run(config | {"early_stop": EARLY_STOP}, tmp_path / "run").n == result.n
+    assert len(read_ledger(engine.ledger)) == 2 * result.n
+
+
+def test_an_evaluation_ends_if_its_test_can_no_longer_be_met(config: dict[str, Any], tmp_path: Path) -> None:
+    swapped = {"model": config["engines"]["baseline"], "baseline": config["engines"]["model"]}
+    worse = run(config | {"early_stop": EARLY_STOP, "engines": swapped}, tmp_path / "worse").early_stop
+    assert worse is not None and worse.outcome == "worse" and worse.n < ROWS and not worse.met
+    same = dict.fromkeys(("model", "baseline"), config["engines"]["model"])
+    equal = run(config | {"early_stop": EARLY_STOP, "engines": same}, tmp_path / "equal").early_stop
+    assert equal is not None and (equal.outcome, equal.n) == ("out_of_reach", ROWS - 8)
+    long = config | {"early_stop": EARLY_STOP | {"rows_per_look": 30}, "engines": same}
+    undecided = run(long, tmp_path / "undecided").early_stop
+    assert undecided is not None and (undecided.outcome, undecided.n) == ("undecided", ROWS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"early_stop": {"against": "other"}}, "compares with 'other'; the other models are"),
+        ({"early_stop": {"against": "model"}}, "compares with 'model'"),
+        ({"early_stop": EARLY_STOP | {"metric": "bleu"}}, "decides by 'bleu', which is not measured"),
+        ({"early_stop": EARLY_STOP | {"margin": 1.0}}, "margin 1 of early_stop decides without a response"),
+        ({"early_stop": EARLY_STOP, "metrics": ["bleu"]}, "cannot decide by bleu"),
+        ({"early_stop": EARLY_STOP, "clusters": "level"}, "counts each row as independent"),
+    ],
+)
+def test_an_early_stop_that_cannot_decide_is_refused(
+    config: dict[str, Any], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        parse_stage(config | values)

@@ -101,6 +101,20 @@ def test_another_host_asks_only_for_what_is_missing(worker: WorkerContext, ledge
     assert len(read_ledger(ledger)) == 2 * ROWS
 
 
+@on_sqlite
+def test_an_early_stop_also_ends_the_rows_of_a_model_that_is_served_later(
+    worker: WorkerContext, ledger: Path
+) -> None:
+    run_id = submit(worker, early_stop={"against": 0.1, "rows_per_look": 3})
+    assert execute_next(worker)
+    run = row(run_id)
+    assert run.status is RunStatus.succeeded and run.result is not None, run.error
+    assert run.result["details"]["early_stop"]["outcome"] == "met"
+    assert run.result["n"] == 9 < ROWS
+    assert len(read_ledger(ledger)) == 2 * 9
+    assert (run.step, run.total_steps) == (18, 18)
+
+
 def test_adapters_share_the_engine_of_their_base_unless_it_has_one_template(tmp_path: Path) -> None:
     for name, template in (("base", "a"), ("one", "a"), ("two", "b")):
         (tmp_path / name).mkdir()

@@ -1,6 +1,7 @@
 """What the configs of all metrics share."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -33,6 +34,9 @@ class MetricScale:
 
 class MetricConfig(Config):
     """Fields of every metric."""
+
+    can_grow: ClassVar[bool] = True
+    """Whether the value is the mean of the rows' values, each of which its own responses decide at once."""
 
     metric: str = Field(description="Kind of metric.")
     name: StageName | None = Field(

@@ -1,7 +1,7 @@
 """Configs of metrics for any task: overlap of words, patterns, JSON, tool calls, perplexity."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -132,6 +132,7 @@ class Perplexity(MetricConfig):
     tokens of a prompt: hf, mlx or vllm.
     """
 
+    can_grow: ClassVar[bool] = False
     metric: Literal["perplexity"] = Field("perplexity", description="Kind of metric.")
 
     @property

@@ -1,7 +1,7 @@
 """Config of the metric that grades responses as OpenAI's testing criteria do."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class GraderScore(MetricConfig):
     The templates of the grader read the row's fields as `item`, and the first response as `sample`.
     """
 
+    can_grow: ClassVar[bool] = False
     metric: Literal["grader"] = Field("grader", description="Kind of metric.")
     grader: Grader = Field(description="The grader, with the fields of OpenAI's API.")
     item: NonEmpty | None = Field(

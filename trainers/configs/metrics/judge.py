@@ -1,6 +1,6 @@
 """Configs of metrics that a judge model decides by a rubric."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ MAX_SCORE = 100
 class JudgeConfig(MetricConfig):
     """Fields of every metric that a judge model decides."""
 
+    can_grow: ClassVar[bool] = False
     judge: ServedModel
     rubric: str = Field(
         min_length=1,

@@ -2,7 +2,7 @@
 
 import math
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ class BleuTokenizer(StrEnum):
 
 class TranslationMetric(MetricConfig):
     """Fields of every metric of translations."""
+
+    # Values of the corpus, or of a language that all references decide.
+    can_grow: ClassVar[bool] = False
 
     clean: bool = Field(
         True,
@@ -135,6 +138,7 @@ class WrongLanguage(TranslationMetric):
 class NumbersKept(TranslationMetric):
     """Share of the source's numbers that the response contains, a mean over the rows that have any."""
 
+    can_grow: ClassVar[bool] = True
     metric: Literal["numbers_kept"] = Field("numbers_kept", description="Kind of metric.")
 
     @property

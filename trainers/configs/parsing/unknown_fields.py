@@ -10,6 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 UNKNOWN_FIELD: Final = "unknown_field"
 MAX_LISTED: Final = 15
 MIN_SIMILARITY: Final = 0.6
+NEARLY_EQUAL: Final = 0.9
 
 
 def suggest_fields(config: type[BaseModel], error: ValidationError) -> ValidationError:
@@ -43,7 +44,9 @@ def _convert(config: type[BaseModel], line: Any) -> InitErrorDetails:
 def _explain(config: type[BaseModel], name: str) -> str:
     fields = list(config.model_fields)
     nested = [path for path in _list_nested(config) if path.rpartition(".")[2] == name]
-    similar = nested or get_close_matches(name, fields, n=3, cutoff=MIN_SIMILARITY)
+    # A plural or a slip of the pen is nearer than an equal name elsewhere.
+    nearly_equal = get_close_matches(name, fields, n=1, cutoff=NEARLY_EQUAL)
+    similar = [*nearly_equal, *nested] or get_close_matches(name, fields, n=3, cutoff=MIN_SIMILARITY)
     if similar:
         return f"There is no such field. Did you mean {' or '.join(similar)}?"
     if len(fields) <= MAX_LISTED:

@@ -1,5 +1,6 @@
 """Config of the `evaluate` stage: several models complete the same prompts, and metrics score them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -22,8 +23,10 @@ from trainers.configs.base import (
 )
 from trainers.configs.engines import EngineClientConfig, EngineKind, RunningEngine, join_capabilities
 from trainers.configs.metrics import MathsExactMatch, Metrics
+from trainers.configs.metrics.base import MetricConfig
 from trainers.configs.metrics.general import Perplexity
 from trainers.configs.metrics.judge import REFERENCE
+from trainers.configs.stages.evaluations.early_stop import EarlyStop
 
 MODEL, BASELINE = "model", "baseline"
 MAX_OTHERS = 6
@@ -116,6 +119,12 @@ class EvaluateConfig(EngineClientConfig):
         "about one `document`: intervals and tests count documents, not questions. Null takes each row as "
         "independent.",
     )
+    early_stop: EarlyStop | None = Field(
+        None,
+        description="End the evaluation as soon as a test that may be looked at after each row has decided "
+        "whether `model` is good enough. Rows are then completed in a random order, which `seed` decides. A "
+        "gate with `on: sequential` uses the decision.",
+    )
     engines: dict[StageName, RunningEngine] = Field(
         default_factory=dict,
         max_length=MAX_OTHERS + 2,
@@ -171,6 +180,59 @@ class EvaluateConfig(EngineClientConfig):
                     f"the metric {metric.label} compares with {against!r}; there are: {', '.join(known)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _check_early_stop(self) -> Self:
+        if self.early_stop is None:
+            return self
+        metric, against = self.early_stop_metric, self.early_stop.against
+        if not metric.can_grow or metric.scale.high is None:
+            raise ValueError(
+                f"early_stop cannot decide by {metric.label}: it needs a mean over rows on a scale with two "
+                "ends, such as exact_match"
+            )
+        if self.clusters is not None:
+            raise ValueError("early_stop counts each row as independent, which clusters excludes")
+        if isinstance(against, str) and (against == MODEL or against not in self.models):
+            raise ValueError(
+                f"early_stop compares with {against!r}; the other models are: {', '.join(self.models)}"
+            )
+        if abs(self.early_stop.margin) >= self.early_stop_bound:
+            raise ValueError(
+                f"the margin {self.early_stop.margin:g} of early_stop decides without a response: values of "
+                f"{metric.label} differ by at most {self.early_stop_bound:g}"
+            )
+        return self
+
+    @property
+    def early_stop_metric(self) -> MetricConfig:
+        """The metric of `early_stop`; raises ValueError for one that is not measured."""
+        wanted = self.early_stop.metric if self.early_stop is not None else None
+        found = next((one for one in self.metrics if wanted in (None, one.label)), None)
+        if found is None:
+            raise ValueError(
+                f"early_stop decides by {wanted!r}, which is not measured; the metrics are: "
+                f"{', '.join(one.label for one in self.metrics)}"
+            )
+        return found
+
+    @property
+    def early_stop_key(self) -> dict[str, Any]:
+        """What an early stop depends on besides the responses, as JSON."""
+        assert self.early_stop is not None
+        metric = self.early_stop_metric.model_dump(mode="json")
+        stop = self.early_stop.model_dump(mode="json")
+        return {"early_stop": stop, "metric": metric, "max_rows": self.max_rows, "samples": self.samples}
+
+    @property
+    def early_stop_bound(self) -> float:
+        """The largest possible difference of a row in the test of `early_stop`."""
+        assert self.early_stop is not None
+        scale, against = self.early_stop_metric.scale, self.early_stop.against
+        high = math.inf if scale.high is None else scale.high
+        if isinstance(against, str):
+            return high - scale.low
+        return max(high - against, against - scale.low)
 
     @property
     def capability(self) -> str | None:

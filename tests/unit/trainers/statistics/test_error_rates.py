@@ -7,6 +7,7 @@ import pytest
 from tests.benchmarks.trainers.simulated_evaluations import (
     simulate_clusters,
     simulate_corpus,
+    simulate_early_stop,
     simulate_growth,
     simulate_means,
     simulate_shares,
@@ -49,3 +50,13 @@ def test_a_gate_that_looks_after_every_row_passes_few_equal_models() -> None:
     assert simulate_growth(500, 0.2, 0.0, RUNS)[0] <= 0.05
     assert simulate_growth(500, 0.2, -0.05, RUNS, margin=0.05)[0] <= 0.05
     assert simulate_growth(500, 0.1, 0.1, 100)[0] >= 0.95
+
+
+@pytest.mark.parametrize(("n", "runs"), [(200, 100), pytest.param(1000, 4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("discordant", "margin"), [(0.02, 0.0), (0.1, 0.0), (0.3, 0.0), (0.1, 0.05)])
+def test_an_evaluation_that_stops_early_passes_few_models_that_are_not_good_enough(
+    n: int, runs: int, discordant: float, margin: float
+) -> None:
+    shares, _ = simulate_early_stop(n, discordant, -margin, runs, margin)
+    assert shares.get("met", 0.0) <= 0.05
+    assert shares.get("worse", 0.0) <= 0.05

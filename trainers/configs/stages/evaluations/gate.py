@@ -1,14 +1,14 @@
 """Config of the `gate` stage: continue the job only if an evaluation is good enough."""
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from trainers.configs.base import Config, NonEmpty, StageConfig, StageName
 from trainers.configs.stages.evaluations.compare import EvaluationFolder, StageEvaluation
+from trainers.configs.stages.evaluations.early_stop import MAX_VALUE, Limit
 
-MAX_VALUE = 1e9
 EVALUATION_PREFIX = "evaluation_"
 
 
@@ -18,15 +18,13 @@ class GateBasis(StrEnum):
     value = "value"  # The measured value or difference, whatever chance has contributed.
     bound = "bound"  # The worse end of its 95 % interval.
     test = "test"  # The one-sided test at 5 % that the model is not worse than the other by the margin.
+    sequential = "sequential"  # The decision of the evaluation's own `early_stop`.
 
 
 class LatestEvaluation(Config):
     """The latest evaluation of a deployed model on the dataset of the gate's evaluation."""
 
     deployment: StageName = Field(description="Name of a deployment; it need not be ready.")
-
-
-Limit = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
 
 
 class GateConfig(StageConfig):
@@ -53,7 +51,9 @@ class GateConfig(StageConfig):
     on: GateBasis = Field(
         GateBasis.bound,
         description="`value` decides on the measured value or difference; `bound` on the worse end of its "
-        "95 % interval; `test` on a one-sided paired test at 5 %, which needs another model, no constant.",
+        "95 % interval; `test` on a one-sided paired test at 5 %, which needs another model, no constant; "
+        "`sequential` on the decision of the evaluation's own `early_stop`, whose metric, `against` and "
+        "`margin` the gate repeats.",
     )
     margin: float = Field(
         0.0,
