@@ -42,3 +42,15 @@ def test_a_request_after_the_notification_was_taken_is_sent_again() -> None:
         notifier.request(Queue.mlx)
         assert notifier.wait(30)
         assert broker.notified == [Queue.mlx] * expected
+
+
+def test_requests_during_the_pause_after_a_notification_are_sent_as_one() -> None:
+    broker = SlowBroker()
+    broker.opened.set()
+    notifier = Notifier(broker.notify, pause_seconds=1)
+    notifier.request(Queue.cpu)
+    assert notifier.wait(30)
+    for _ in range(100):
+        notifier.request(Queue.cpu)
+    assert notifier.wait(30)
+    assert broker.notified == [Queue.cpu] * 2
