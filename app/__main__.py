@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from app import logs
 from app.backup.command import run_backup, run_restore
+from app.evals.imports.command import run_import
 from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.server import serve
 from app.keys import service as keys
@@ -150,6 +151,18 @@ def restore_command(
     """Restore a backup into a new database and an empty artifact store."""
     with _exit_on_errors(), explain_database_settings():
         run_restore(directory, snapshot)
+
+
+@cli.command("import-evals")
+def import_evals_command(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH…", help="Files of evals, runs, output items and rows, or folders."),
+    ],
+) -> None:
+    """Import evals that were exported from OpenAI; a repetition changes nothing."""
+    _prepare_database()
+    run_import(get_settings(), paths)
 
 
 @keys_cli.command("create")

@@ -13,6 +13,7 @@ from app.aliases import endpoints as aliases
 from app.comparisons import endpoints as comparisons
 from app.datasets import endpoints as datasets
 from app.deployments import endpoints as deployments
+from app.evals.imports import endpoints as eval_imports
 from app.evaluations import endpoints as evaluations
 from app.http import health
 from app.http.auth import require_by_method
@@ -69,6 +70,7 @@ TAGS = [
     {"name": "generation", "description": "The OpenAI-compatible API of the deployments."},
     {"name": "workers", "description": "Worker processes, with their queues and hardware."},
     {"name": "webhooks", "description": "Addresses that receive signed events, and their deliveries."},
+    {"name": "evals", "description": "Imports of evals that were exported from OpenAI."},
     {"name": "storage", "description": "Disk space, and the collection of what is no longer needed."},
     {"name": "keys", "description": "API keys with scopes and limits."},
     {"name": "operations", "description": "Health, readiness and metrics."},
@@ -123,6 +125,7 @@ def _api_router() -> APIRouter:
         workers,
         storage,
         webhooks,
+        eval_imports,
     )
     for noun in nouns:
         api.include_router(noun.router, dependencies=[Depends(require_by_method), Depends(check_query)])

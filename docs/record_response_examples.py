@@ -40,6 +40,35 @@ JOB = {
         },
     ],
 }
+# As OpenAI's API returns them, with what an import requires.
+EXPORT = [
+    {
+        "object": "eval",
+        "id": "eval_68a1f0c2d4",
+        "name": "Support answers",
+        "created_at": 1_750_000_000,
+        "data_source_config": {"type": "logs", "schema": {"type": "object"}, "metadata": {"usecase": "bot"}},
+        "testing_criteria": [
+            {
+                "type": "score_model",
+                "name": "Helpful",
+                "model": "o3-mini",
+                "input": [{"role": "user", "content": "Rate from 0 to 1: {{ sample.output_text }}"}],
+            }
+        ],
+    },
+    {
+        "object": "eval.run",
+        "id": "evalrun_68a1f0d7e8",
+        "eval_id": "eval_68a1f0c2d4",
+        "name": "May",
+        "created_at": 1_750_000_060,
+        "model": "gpt-4.1-mini",
+        "status": "completed",
+        "data_source": {"type": "responses", "source": {"type": "responses", "model": "gpt-4.1-mini"}},
+        "result_counts": {"total": 120, "passed": 97, "failed": 23, "errored": 0},
+    },
+]
 MAX_ITEMS = 2
 MAX_LINES = 4
 TIMEOUT_SECONDS = 300
@@ -91,6 +120,7 @@ class _Recorder:
         for name in ("healthz", "readyz"):
             self.recorded[name] = check_response(self._client.get(f"/{name}"))
         self._record_webhooks()
+        self._record_evals()
         self._record_errors_and_keys()
         return self.recorded
 
@@ -219,6 +249,13 @@ class _Recorder:
         rotated = self._post(f"{path}/rotate-secret", {"keep_previous_hours": 24})
         for name, view in (("create_webhook", record["create_webhook"]), ("rotate_webhook_secret", rotated)):
             record[name] = view | {"secret": f"{view['secret_hint']}…"}
+
+    def _record_evals(self) -> None:
+        lines = "".join(json.dumps(each) + "\n" for each in EXPORT).encode()
+        parts = {"file": ("evals.jsonl", lines)}
+        self.recorded["import_evals"] = check_response(
+            self._client.post("/api/v1/evals/imports", files=parts)
+        )
 
     def _record_errors_and_keys(self) -> None:
         client = self._client

@@ -9,6 +9,8 @@ from trainers.configs.graders.templates import MAX_TEMPLATE_CHARACTERS, check_te
 
 MAX_ROWS = 50_000
 MAX_MESSAGES = 256
+# A run shows the first rows of its request; its output items show all.
+MAX_SHOWN_ROWS = 100
 
 Item = Annotated[dict[str, Any], Field(description="The fields of the item.")]
 TemplateText = Annotated[str, Field(max_length=MAX_TEMPLATE_CHARACTERS), AfterValidator(check_template)]
@@ -121,3 +123,13 @@ class GeneratedDataSource(_Part):
 
 
 DataSource = Annotated[JsonlDataSource | GeneratedDataSource, Field(discriminator="type")]
+
+
+def shorten_rows(data_source: dict[str, Any]) -> dict[str, Any]:
+    """Return a data source with the first rows of its content, and the number of all as `content_total`."""
+    source = data_source.get("source")
+    content = source.get("content") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or not isinstance(content, list) or len(content) <= MAX_SHOWN_ROWS:
+        return data_source
+    short = source | {"content": content[:MAX_SHOWN_ROWS], "content_total": len(content)}
+    return data_source | {"source": short}

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, literal, select, tuple_
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col
 
 from app.datasets import service as datasets
 from app.datasets.upload import upload_folder
-from app.evals.data_source import DataSource, FileIdSource, GeneratedDataSource
+from app.evals import history
+from app.evals.data_source import DataSource, FileIdSource, GeneratedDataSource, shorten_rows
 from app.evals.rows import ITEM, SAMPLE, write_rows
+from app.evals.usability import list_unusable
 from app.files import service as files
 from app.graders.service import name_models, parse_grader
-from app.http.errors import HttpError, InUse, NotFound, UnprocessableContent
+from app.http.errors import HttpError, InUse, NotFound, UnprocessableContent, field_error
 from app.http.paging import CursorQuery, paginate_by_id
 from app.idempotency.creation import Record
 from app.jobs import actions
@@ -22,13 +25,29 @@ from app.jobs import service as jobs
 from app.jobs.schemas import JobCreate
 from app.keys.limits import check_served_use
 from app.settings import Settings, get_settings
-from app.storage.database import read_session, transaction
+from app.storage.database import UTCDateTime, read_session, transaction
 from app.tables import Dataset, Eval, EvalRun, Evaluation, Run, RunStatus
+from app.tables.base import utc_now
 from trainers.runtime.error_codes import ErrorCode
 
 # The fields of the job's stage, as the client named them.
 FIELDS = {"stages.0.model": "data_source.model", "stages.0.metrics": "testing_criteria"}
 MAX_JOB_NAME = 200
+EvalStatus = Literal["queued", "in_progress", "completed", "canceled", "failed"]
+STATUSES: dict[RunStatus, EvalStatus] = {
+    RunStatus.queued: "queued",
+    RunStatus.running: "in_progress",
+    RunStatus.pausing: "in_progress",
+    RunStatus.paused: "queued",
+    RunStatus.cancelling: "in_progress",
+    RunStatus.succeeded: "completed",
+    RunStatus.failed: "failed",
+    RunStatus.cancelled: "canceled",
+    RunStatus.skipped: "canceled",
+}
+# What was exported may be large, and lists do not show it.
+EVAL_OBJECT: Any = Eval.imported_object
+RUN_OBJECT: Any = EvalRun.imported_object
 
 
 class EvalNotFound(NotFound):
@@ -37,9 +56,25 @@ class EvalNotFound(NotFound):
     code = ErrorCode.eval_not_found
 
 
-def list_evals(session: Session, cursor: CursorQuery) -> tuple[Sequence[Eval], bool]:
-    """Return a page of evals, and whether more follow."""
-    return paginate_by_id(session, select(Eval), col(Eval.id), cursor)
+def list_evals(
+    session: Session, cursor: CursorQuery, order_by: Literal["created_at", "updated_at"] = "created_at"
+) -> tuple[Sequence[Eval], bool]:
+    """Return a page of evals, and whether more follow.
+
+    In the order of their changes, an `after` whose eval is gone begins with the first page.
+    """
+    statement = select(Eval).options(defer(EVAL_OBJECT))
+    if order_by == "created_at":
+        return paginate_by_id(session, statement, col(Eval.id), cursor)
+    key = tuple_(col(Eval.updated_at), col(Eval.id))
+    last = session.get(Eval, cursor.after) if cursor.after is not None else None
+    if last is not None:
+        position = tuple_(literal(last.updated_at, UTCDateTime()), literal(last.id))
+        statement = statement.where(key < position if cursor.descending else key > position)
+    columns = (col(Eval.updated_at), col(Eval.id))
+    ordered = statement.order_by(*(column.desc() for column in columns) if cursor.descending else columns)
+    found = session.scalars(ordered.limit(cursor.limit + 1)).all()
+    return found[: cursor.limit], len(found) > cursor.limit
 
 
 def get_eval(session: Session, eval_id: str, *, lock: bool = False) -> Eval:
@@ -61,6 +96,17 @@ def create_eval(definition: Eval, created_by: str, record: Record) -> str:
     return definition.id
 
 
+def update_eval(session: Session, eval_id: str, name: str | None, custom: dict[str, str] | None) -> Eval:
+    """Change the name or the metadata of an eval, unless they are None; raises EvalNotFound."""
+    definition = get_eval(session, eval_id)
+    if name is not None:
+        definition.name = name
+    if custom is not None:
+        definition.custom = custom
+    definition.updated_at = utc_now()
+    return definition
+
+
 def delete_eval(session: Session, eval_id: str) -> None:
     """Delete an eval with its runs; raises EvalNotFound, and InUse while a run is not finished.
 
@@ -76,6 +122,7 @@ def delete_eval(session: Session, eval_id: str) -> None:
             hint="Cancel them, or wait until they have finished.",
             used_by=list(running),
         )
+    history.delete_items(session, session.scalars(select(col(EvalRun.id)).where(of_eval)).all())
     session.execute(delete(EvalRun).where(of_eval))
     session.execute(delete(Eval).where(col(Eval.id) == eval_id))
 
@@ -98,6 +145,9 @@ def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: 
     data_source = asked.data_source
     with read_session() as session:
         definition = get_eval(session, asked.eval_id)
+        if unusable := list_unusable(session, definition, settings):
+            first = unusable[0]
+            raise field_error("eval_id", f"This eval cannot judge here: {first.name}: {first.reason}")
     # A dataset or a job without a name could not be recognized in a list.
     name = asked.name or definition.name or definition.id
     dataset = _store_rows(settings, definition, name, data_source)
@@ -114,7 +164,7 @@ def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: 
             job_id=job.id,
             name=asked.name,
             model=data_source.model if isinstance(data_source, GeneratedDataSource) else "",
-            data_source=data_source.model_dump(mode="json", exclude_none=True),
+            data_source=shorten_rows(data_source.model_dump(mode="json", exclude_none=True)),
             testing_criteria=definition.testing_criteria,
             custom=asked.custom,
         )
@@ -124,14 +174,16 @@ def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: 
 
 
 def list_runs(
-    session: Session, eval_id: str, cursor: CursorQuery, statuses: Sequence[RunStatus] | None
+    session: Session, eval_id: str, cursor: CursorQuery, status: EvalStatus | None
 ) -> tuple[Sequence[EvalRun], bool]:
-    """Return a page of the runs of an eval, perhaps with one of these statuses; raises EvalNotFound."""
+    """Return a page of the runs of an eval, perhaps with a status; raises EvalNotFound."""
     get_eval(session, eval_id)
-    statement = select(EvalRun).where(col(EvalRun.eval_id) == eval_id)
-    if statuses is not None:
-        of_status = select(col(Run.job_id)).where(col(Run.status).in_(statuses))
-        statement = statement.where(col(EvalRun.job_id).in_(of_status))
+    statement = select(EvalRun).where(col(EvalRun.eval_id) == eval_id).options(defer(RUN_OBJECT))
+    if status is not None:
+        own = [one for one, shown in STATUSES.items() if shown == status]
+        of_status = select(col(Run.job_id)).where(col(Run.status).in_(own))
+        imported = col(EvalRun.imported_status) == status
+        statement = statement.where(col(EvalRun.job_id).in_(of_status) | imported)
     return paginate_by_id(session, statement, col(EvalRun.id), cursor)
 
 
@@ -147,8 +199,11 @@ def get_run(session: Session, eval_id: str, run_id: str) -> EvalRun:
 
 
 def find_progress(session: Session, runs: Sequence[EvalRun]) -> dict[str, tuple[Run, Evaluation | None]]:
-    """Return the run of the stage of each run's job, with its evaluation if it has ended, by the id."""
-    jobs_by_run = {run.id: run.job_id for run in runs}
+    """Return the run of the stage of each run's job, with its evaluation if it has ended, by the id.
+
+    Imported runs have no job, and are absent.
+    """
+    jobs_by_run = {run.id: run.job_id for run in runs if run.job_id is not None}
     stages = select(Run).where(col(Run.job_id).in_(jobs_by_run.values()), col(Run.position) == 0)
     by_job = {run.job_id: run for run in session.scalars(stages)}
     ended = select(Evaluation).where(col(Evaluation.run_id).in_([run.id for run in by_job.values()]))
@@ -164,17 +219,19 @@ def cancel_run(eval_id: str, run_id: str) -> None:
     """Cancel a run; one that has ended stays as it is. Raises EvalNotFound."""
     with transaction() as session:
         run = get_run(session, eval_id, run_id)
-        stage, _ = find_progress(session, [run])[run.id]
-        if not stage.status.finished:
-            actions.cancel(session, run.job_id)
+        for stage, _ in find_progress(session, [run]).values():
+            if not stage.status.finished:
+                actions.cancel(session, stage.job_id)
 
 
 def delete_run(session: Session, eval_id: str, run_id: str) -> None:
     """Delete a run that has ended; its job and its evaluation remain. Raises EvalNotFound and InUse."""
     run = get_run(session, eval_id, run_id)
-    stage, _ = find_progress(session, [run])[run.id]
-    if not stage.status.finished:
-        raise InUse(f"The run {run_id} is {stage.status}.", hint="Cancel it first.", used_by=[run.job_id])
+    for stage, _ in find_progress(session, [run]).values():
+        if not stage.status.finished:
+            message = f"The run {run_id} is {stage.status}."
+            raise InUse(message, hint="Cancel it first.", used_by=[stage.job_id])
+    history.delete_items(session, [run.id])
     session.delete(run)
 
 

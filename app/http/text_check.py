@@ -22,7 +22,7 @@ async def refuse_unstorable_text(request: Request) -> None:
     # FastAPI has parsed the body of a route that takes JSON, and no other.
     body = getattr(request, "_json", None)
     if body is not None and ESCAPE.search(await request.body()):
-        fields += _find_unstorable(body)
+        fields += find_unstorable(body)
     if fields:
         printable = [UNSTORABLE.sub("�", name) for name in fields]
         raise UnprocessableContent(
@@ -31,7 +31,7 @@ async def refuse_unstorable_text(request: Request) -> None:
         )
 
 
-def _find_unstorable(body: Any) -> Iterator[str]:
+def find_unstorable(body: Any) -> Iterator[str]:
     """Yield the path of each string and key that cannot be stored, without recursion: a body may be deep."""
     waiting: list[tuple[str, Any]] = [("", body)]
     while waiting:

@@ -13,7 +13,7 @@ from app.tables.event import Event, EventType
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
 from app.tables.openai_api.batch import Batch, BatchStatus
-from app.tables.openai_api.eval import Eval, EvalRun
+from app.tables.openai_api.eval import Eval, EvalRun, ImportedEvalItem
 from app.tables.openai_api.file import File, FilePurpose
 from app.tables.openai_api.fine_tuning import CheckpointPermission, FineTuningCheckpoint, FineTuningJob
 from app.tables.openai_api.stored_completion import StoredCompletion, StoredResponse
@@ -50,6 +50,7 @@ __all__ = [
     "FilePurpose",
     "FineTuningCheckpoint",
     "FineTuningJob",
+    "ImportedEvalItem",
     "Job",
     "JobLabel",
     "Model",

@@ -28,12 +28,15 @@ Json = JSON().with_variant(JSONB(), "postgresql")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 
 
-def new_id(prefix: str, separator: str = "_") -> str:
+def new_id(prefix: str, separator: str = "_", created_at: datetime | None = None) -> str:
     """Return an id such as `run_06e5…`: 48 bits of milliseconds and 80 random bits; ids sort by age.
 
-    Ids of OpenAI's objects have its separator, such as `file-06e5…`.
+    Ids of OpenAI's objects have its separator, such as `file-06e5…`. What was created elsewhere sorts by the
+    time at which that happened.
     """
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    now = time.time_ns() // 1_000_000
+    milliseconds = now if created_at is None else int(created_at.timestamp() * 1000)
+    number = milliseconds << 80 | secrets.randbits(80)
     digits = "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
     return f"{prefix}{separator}{digits}"
 

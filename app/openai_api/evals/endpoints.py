@@ -4,14 +4,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 
-from app.evals import results, service
-from app.evals.service import EvalRunSpec
+from app.evals import history, results, service
+from app.evals.service import EvalRunSpec, EvalStatus
+from app.evals.usability import list_unusable
 from app.http.auth import CallerDependency
 from app.http.paging import CursorQuery
 from app.idempotency.creation import Creation
 from app.openai_api.evals.schemas import (
-    ITEM_STATUSES,
-    STATUSES,
     EvalCreate,
     EvalDeleted,
     EvalId,
@@ -21,11 +20,16 @@ from app.openai_api.evals.schemas import (
     EvalRunDeleted,
     EvalRunId,
     EvalRunObject,
-    EvalStatus,
     EvalUpdate,
     OutputItemId,
+)
+from app.openai_api.evals.views import (
+    ITEM_STATUSES,
     make_item_id,
+    read_item_position,
     view_eval,
+    view_imported_item,
+    view_imported_run,
     view_item,
     view_run,
 )
@@ -60,28 +64,27 @@ def list_evals(
     limit: Limit = DEFAULT_LIMIT,
     after: After = None,
     order: Order = "asc",
-    order_by: Annotated[Literal["created_at"], Query(description="Always by age.")] = "created_at",
+    order_by: Annotated[
+        Literal["created_at", "updated_at"], Query(description="Order by creation, or by the last change.")
+    ] = "created_at",
 ) -> ListPage[EvalObject]:
     """List the evals."""
-    definitions, has_more = service.list_evals(session, CursorQuery(limit, after, order == "desc"))
+    definitions, has_more = service.list_evals(session, CursorQuery(limit, after, order == "desc"), order_by)
     return list_page([view_eval(definition) for definition in definitions], has_more)
 
 
 @router.get("/{eval_id}")
 def get_eval(session: ReadSession, eval_id: EvalId) -> EvalObject:
     """Return an eval."""
-    return view_eval(service.get_eval(session, eval_id))
+    definition = service.get_eval(session, eval_id)
+    imported = definition.imported_id is not None
+    return view_eval(definition, list_unusable(session, definition, get_settings()) if imported else None)
 
 
 @router.post("/{eval_id}")
 def update_eval(session: WriteSession, eval_id: EvalId, body: EvalUpdate) -> EvalObject:
     """Change the name or the metadata of an eval."""
-    definition = service.get_eval(session, eval_id)
-    if body.name is not None:
-        definition.name = body.name
-    if body.metadata is not None:
-        definition.custom = body.metadata
-    return view_eval(definition)
+    return view_eval(service.update_eval(session, eval_id, body.name, body.metadata))
 
 
 @router.delete("/{eval_id}")
@@ -111,14 +114,13 @@ def list_eval_runs(
     status: Annotated[EvalStatus | None, Query(description="Return only runs with this status.")] = None,
 ) -> ListPage[EvalRunObject]:
     """List the runs of an eval."""
-    statuses = None if status is None else [own for own, shown in STATUSES.items() if shown == status]
     with read_session() as session:
         runs, has_more = service.list_runs(
-            session, eval_id, CursorQuery(limit, after, order == "desc"), statuses
+            session, eval_id, CursorQuery(limit, after, order == "desc"), status
         )
         progress = service.find_progress(session, runs)
     base_url = _base_url(request)
-    return list_page([_view(run, *progress[run.id], base_url) for run in runs], has_more)
+    return list_page([_view(run, progress.get(run.id), base_url) for run in runs], has_more)
 
 
 @router.get("/{eval_id}/runs/{run_id}")
@@ -153,7 +155,15 @@ def list_output_items(
     status: Annotated[Literal["fail", "pass"] | None, Query(description="Return only these items.")] = None,
 ) -> ListPage[EvalOutputItem]:
     """List the items of a run with their results; there are none before it is completed."""
-    run, stage, evaluation = _load_evaluation(eval_id, run_id)
+    with read_session() as session:
+        run = service.get_run(session, eval_id, run_id)
+        progress = service.find_progress(session, [run]).get(run.id)
+        if progress is None:
+            place = None if after is None else read_item_position(run, after)
+            descending = order == "desc"
+            items, has_more = history.list_items(session, run, limit, place, status, descending=descending)
+            return list_page([view_imported_item(run, item) for item in items], has_more)
+    stage, evaluation = progress
     if evaluation is None:
         return list_page([], has_more=False)
     found = results.list_items(stage, evaluation)
@@ -171,10 +181,17 @@ def list_output_items(
 @router.get("/{eval_id}/runs/{run_id}/output_items/{output_item_id}")
 def get_output_item(eval_id: EvalId, run_id: EvalRunId, output_item_id: OutputItemId) -> EvalOutputItem:
     """Return an item of a run with its results."""
-    run, stage, evaluation = _load_evaluation(eval_id, run_id)
-    items = results.list_items(stage, evaluation) if evaluation is not None else []
-    found = [item for item in items if make_item_id(run, item[0].row) == output_item_id]
-    if evaluation is None or not found:
+    with read_session() as session:
+        run = service.get_run(session, eval_id, run_id)
+        progress = service.find_progress(session, [run]).get(run.id)
+        position = read_item_position(run, output_item_id)
+        item = history.get_item(session, run, position) if progress is None and position is not None else None
+    if item is not None:
+        return view_imported_item(run, item)
+    stage, evaluation = progress if progress is not None else (None, None)
+    items = results.list_items(stage, evaluation) if stage is not None and evaluation is not None else []
+    found = [one for one in items if make_item_id(run, one[0].row) == output_item_id]
+    if stage is None or evaluation is None or not found:
         raise service.EvalNotFound(f"The run {run_id} has no output item {output_item_id!r}.")
     return _view_items(run, stage, evaluation, found)[0]
 
@@ -188,19 +205,16 @@ def _view_items(
     ]
 
 
-def _load_evaluation(eval_id: str, run_id: str) -> tuple[EvalRun, Run, Evaluation | None]:
-    with read_session() as session:
-        run = service.get_run(session, eval_id, run_id)
-        return run, *service.find_progress(session, [run])[run.id]
-
-
 def _load_view(run: EvalRun, base_url: str) -> EvalRunObject:
     with read_session() as session:
-        stage, evaluation = service.find_progress(session, [run])[run.id]
-    return _view(run, stage, evaluation, base_url)
+        progress = service.find_progress(session, [run])
+    return _view(run, progress.get(run.id), base_url)
 
 
-def _view(run: EvalRun, stage: Run, evaluation: Evaluation | None, base_url: str) -> EvalRunObject:
+def _view(run: EvalRun, progress: tuple[Run, Evaluation | None] | None, base_url: str) -> EvalRunObject:
+    if progress is None:
+        return view_imported_run(run)
+    stage, evaluation = progress
     counts = results.count_results(stage, evaluation) if evaluation is not None else None
     return view_run(run, stage, evaluation, counts, base_url)
 

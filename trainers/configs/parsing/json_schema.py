@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 MAX_SCHEMA_CHARACTERS = 65_536
+# Of values from users: what is deeper cannot be written as a response.
+MAX_NESTING = 64
 _REFERENCES = {"$ref", "$dynamicRef", "$recursiveRef"}
 
 
@@ -49,6 +51,19 @@ def compile_schema(schema: Any) -> SchemaCheck:
         reason = getattr(error, "message", None) or str(error)
         raise ValueError(f"the schema is not valid: {reason.splitlines()[0][:500]}") from None
     return check
+
+
+def is_nested_deeper(value: Any, levels: int) -> bool:
+    """Return whether a JSON value has arrays or objects at more levels, without recursion."""
+    waiting = [(value, 1)]
+    while waiting:
+        one, level = waiting.pop()
+        if not isinstance(one, dict | list):
+            continue
+        if level > levels:
+            return True
+        waiting += [(member, level + 1) for member in (one.values() if isinstance(one, dict) else one)]
+    return False
 
 
 def _list_references(schema: Any) -> Iterator[str]:
