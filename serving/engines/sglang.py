@@ -15,12 +15,12 @@ from serving.engines.engine import (
 from serving.engines.tokenizers import shared_tokenizer
 from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
 
+# Other names are SGLang's own.
 TOOL_CALL_PARSERS = {
     ToolCallParser.qwen: "qwen25",
-    ToolCallParser.qwen3_coder: "qwen3_coder",
-    ToolCallParser.llama3: "llama3",
-    ToolCallParser.mistral: "mistral",
-    ToolCallParser.gemma4: "gemma4",
+    ToolCallParser.llama4_pythonic: "pythonic",
+    ToolCallParser.deepseek_v3: "deepseekv3",
+    ToolCallParser.deepseek_v31: "deepseekv31",
 }
 
 
@@ -107,7 +107,10 @@ def _option_flags(options: EngineOptions) -> list[str]:
     if options.quantization is EngineQuantization.fp8:
         flags += ["--quantization", "fp8"]
     if options.tool_call_parser is not None:
-        flags += ["--tool-call-parser", TOOL_CALL_PARSERS[options.tool_call_parser]]
+        flags += [
+            "--tool-call-parser",
+            TOOL_CALL_PARSERS.get(options.tool_call_parser, options.tool_call_parser),
+        ]
     if options.compact_json:
         flags += ["--constrained-json-disable-any-whitespace"]
     return flags

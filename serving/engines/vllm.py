@@ -19,13 +19,10 @@ QUANTIZATIONS = {
     EngineQuantization.int8: "int8_per_channel_weight_only",
     EngineQuantization.fp8: "fp8",
 }
-# Qwen's JSON calls have the Hermes format.
+# Other names are vLLM's own. Qwen's JSON calls have the Hermes format.
 TOOL_CALL_PARSERS = {
     ToolCallParser.qwen: "hermes",
-    ToolCallParser.qwen3_coder: "qwen3_coder",
     ToolCallParser.llama3: "llama3_json",
-    ToolCallParser.mistral: "mistral",
-    ToolCallParser.gemma4: "gemma4",
     ToolCallParser.phi4_mini: "phi4_mini_json",
 }
 # vLLM rejects `disable_any_whitespace` unless the backend is named.
@@ -108,7 +105,7 @@ def _option_flags(options: EngineOptions) -> list[str]:
     if options.quantization in QUANTIZATIONS:
         flags += ["--quantization", QUANTIZATIONS[options.quantization]]
     if options.tool_call_parser is not None:
-        parser = TOOL_CALL_PARSERS[options.tool_call_parser]
+        parser = TOOL_CALL_PARSERS.get(options.tool_call_parser, options.tool_call_parser)
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if options.compact_json:
         flags += ["--structured-outputs-config", COMPACT_JSON]

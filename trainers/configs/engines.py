@@ -52,9 +52,19 @@ class ToolCallParser(StrEnum):
     qwen = "qwen"
     qwen3_coder = "qwen3_coder"
     llama3 = "llama3"
+    llama4_pythonic = "llama4_pythonic"
+    pythonic = "pythonic"
     mistral = "mistral"
     gemma4 = "gemma4"
+    functiongemma = "functiongemma"
     phi4_mini = "phi4_mini"
+    granite = "granite"
+    glm45 = "glm45"
+    lfm2 = "lfm2"
+    olmo3 = "olmo3"
+    seed_oss = "seed_oss"
+    deepseek_v3 = "deepseek_v3"
+    deepseek_v31 = "deepseek_v31"
 
 
 _GPU_QUANTIZATIONS = set(EngineQuantization) - {EngineQuantization.int4}
@@ -65,17 +75,18 @@ SUPPORTED_QUANTIZATIONS = {
     EngineKind.hf: _LOCAL_QUANTIZATIONS,
     EngineKind.mlx: _LOCAL_QUANTIZATIONS,
 }
-_OWN_TOOL_CALL_PARSERS = {
-    ToolCallParser.qwen,
-    ToolCallParser.llama3,
-    ToolCallParser.mistral,
+_SGLANG_LACKS = {
+    ToolCallParser.functiongemma,
+    ToolCallParser.granite,
+    ToolCallParser.olmo3,
     ToolCallParser.phi4_mini,
+    ToolCallParser.seed_oss,
 }
 SUPPORTED_TOOL_CALL_PARSERS = {
-    EngineKind.hf: _OWN_TOOL_CALL_PARSERS,
-    EngineKind.mlx: _OWN_TOOL_CALL_PARSERS,
+    EngineKind.hf: set(ToolCallParser),
+    EngineKind.mlx: set(ToolCallParser),
     EngineKind.vllm: set(ToolCallParser),
-    EngineKind.sglang: set(ToolCallParser) - {ToolCallParser.phi4_mini},
+    EngineKind.sglang: set(ToolCallParser) - _SGLANG_LACKS,
 }
 
 

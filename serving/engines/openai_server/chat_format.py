@@ -6,7 +6,7 @@ from typing import Any
 from serving.engines.decoding.sampling import TokenLogprob
 from serving.engines.decoding.sequence import FinishReason, OutputChunk
 from serving.engines.openai_server.response_shapes import Json, format_logprobs
-from serving.engines.structured.call_parser import (
+from serving.engines.structured.calls.parser import (
     ArgumentsDelta,
     CallBegin,
     CallParser,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.engines.structured.call_syntax import Tool
+from serving.engines.structured.calls.tool import Tool
 from serving.engines.structured.json_schema import ANY_OBJECT
 from serving.engines.structured.output import CallMode, OutputRequest
 from serving.http.errors import InvalidRequest

@@ -34,24 +34,30 @@ def json_rule(schema: Schema, *, compact: bool, lenient: bool = False) -> str:
     options = {**(COMPACT if compact else FLEXIBLE), "lenient": lenient, "coerce_one_of": lenient}
     # A schema's own options would otherwise take their place.
     text = json.dumps({**schema, "x-guidance": options})
-    if len(text) > MAX_SCHEMA_CHARACTERS:
-        raise SchemaTooComplex(f"it has {len(text):,} characters, and may have {MAX_SCHEMA_CHARACTERS:,}")
+    check_bounds(schema)
+    return f"%json {text}"
+
+
+def check_bounds(schema: Schema) -> None:
+    """Raise SchemaTooComplex for a schema that exceeds a bound."""
+    size = len(json.dumps(schema))
+    if size > MAX_SCHEMA_CHARACTERS:
+        raise SchemaTooComplex(f"it has {size:,} characters, and may have {MAX_SCHEMA_CHARACTERS:,}")
     depth = resolved_depth(schema)
     if depth > MAX_RESOLVED_DEPTH:
         raise SchemaTooComplex(
             f"its levels and those of its references are {depth:,}, and may be {MAX_RESOLVED_DEPTH:,}"
         )
-    return f"%json {text}"
 
 
 def resolved_depth(schema: Schema) -> int:
     """Return an upper bound of the levels of a schema with each of its references resolved once."""
     # One place may be written in many ways.
     references = {unquote(name) for node in _objects(schema) if isinstance(name := node.get("$ref"), str)}
-    return _depth(schema) + sum(_depth(_resolve(schema, reference)) for reference in references)
+    return _depth(schema) + sum(_depth(resolve_reference(schema, reference)) for reference in references)
 
 
-def _resolve(schema: Schema, reference: str) -> Any:
+def resolve_reference(schema: Schema, reference: str) -> Any:
     """Return the part of a schema that a JSON pointer names; None if there is none."""
     found: Any = schema
     for part in reference.removeprefix("#").split("/")[1:]:

@@ -7,8 +7,10 @@ from enum import StrEnum
 from typing import Any
 
 from serving.engines.decoding.served import ServedModel
-from serving.engines.structured.call_parser import CallParser
-from serving.engines.structured.call_syntax import CallSyntax, Tool, find_call_syntax
+from serving.engines.structured.calls.families import UnknownFamily, find_call_syntax
+from serving.engines.structured.calls.parser import CallParser
+from serving.engines.structured.calls.syntax import CallSyntax
+from serving.engines.structured.calls.tool import Tool
 from serving.engines.structured.constraint import Constraint
 from serving.engines.structured.grammar import (
     GrammarInvalid,
@@ -72,7 +74,7 @@ class OutputPlan:
 
     def make_parser(self) -> CallParser | None:
         """Return a parser for one completion, or None if it cannot contain calls."""
-        return None if self.syntax is None else CallParser(self.syntax.patterns(self.tools))
+        return None if self.syntax is None else CallParser(self.syntax, self.tools)
 
     def new_call_id(self) -> str:
         """Return the id of a call, in the form that the model's family requires."""
@@ -97,7 +99,7 @@ def plan_output(
     vocabulary = _load_vocabulary(served, vocabulary_size, request)
     if not request.calls_tools:
         return OutputPlan(_constrain(served, vocabulary, options, request, None))
-    syntax = _find_syntax(served, options, request)
+    syntax = _find_syntax(served, options, request, vocabulary)
     return OutputPlan(
         _constrain(served, vocabulary, options, request, syntax),
         syntax,
@@ -128,29 +130,28 @@ def _constrain(
             trigger = syntax.trigger(request.callable_tools)
         grammar = compile_grammar(vocabulary, "\n".join([f"start: {' | '.join(start)}", *rules]))
     except (GrammarInvalid, SchemaTooComplex) as error:
-        raise _locate(vocabulary, compact, request, error) from error
+        raise _locate(vocabulary, compact, request, syntax, error) from error
     return Constraint(grammar, vocabulary, served.eos_ids, trigger)
 
 
 def _locate(
-    vocabulary: Vocabulary, compact: bool, request: OutputRequest, error: ValueError
+    vocabulary: Vocabulary,
+    compact: bool,
+    request: OutputRequest,
+    syntax: CallSyntax | None,
+    error: ValueError,
 ) -> InvalidRequest:
     """Return the error that names the first schema that cannot be compiled alone."""
-    for number, tool in enumerate(request.tools):
-        if reason := _refusal(vocabulary, tool.parameters, compact, lenient=not tool.is_strict):
+    for number, tool in enumerate(request.tools if syntax is not None else ()):
+        assert syntax is not None
+        try:
+            compile_grammar(vocabulary, f"start: calls\n{syntax.rules(vocabulary, [tool], False, compact)}")
+        except (GrammarInvalid, SchemaTooComplex) as reason:
             return InvalidRequest(
                 f"The parameters of the tool {tool.name!r} cannot be enforced: {reason}.",
                 f"tools[{number}].function.parameters",
             )
     return InvalidRequest(f"The schema cannot be enforced: {error}.", request.schema_param)
-
-
-def _refusal(vocabulary: Vocabulary, schema: Schema, compact: bool, lenient: bool) -> str | None:
-    try:
-        compile_grammar(vocabulary, f"start: {json_rule(schema, compact=compact, lenient=lenient)}")
-    except (GrammarInvalid, SchemaTooComplex) as error:
-        return str(error)
-    return None
 
 
 def _load_vocabulary(served: ServedModel, size: int, request: OutputRequest) -> Vocabulary:
@@ -163,16 +164,18 @@ def _load_vocabulary(served: ServedModel, size: int, request: OutputRequest) -> 
         ) from error
 
 
-def _find_syntax(served: ServedModel, options: EngineOptions, request: OutputRequest) -> CallSyntax:
+def _find_syntax(
+    served: ServedModel, options: EngineOptions, request: OutputRequest, vocabulary: Vocabulary
+) -> CallSyntax:
     try:
         template: str = served.tokenizer.get_chat_template(tools=request.definitions)
     except ValueError:
         template = ""
-    syntax = find_call_syntax(template, options.tool_call_parser)
-    if syntax is None:
+    try:
+        return find_call_syntax(template, options.tool_call_parser, vocabulary.special_ids)
+    except UnknownFamily as error:
         raise InvalidRequest(
-            f"The chat template of the model {served.name!r} does not show how it calls tools. Leave 'tools' "
-            "out, or start the engine with the option tool_call_parser.",
+            f"The chat template of the model {served.name!r} {error}. Leave 'tools' out, or start the engine "
+            "with the option tool_call_parser.",
             "tools",
-        )
-    return syntax
+        ) from error

@@ -10,7 +10,7 @@ from serving.engines.decoding.sequence import FinishReason, OutputChunk
 from serving.engines.openai_server.response_shapes import Json, sse_event
 from serving.engines.openai_server.responses.items import CallItem, MessageItem, OutputItem
 from serving.engines.openai_server.responses.request import ResponseRequest
-from serving.engines.structured.call_parser import ArgumentsDelta, CallBegin, OutputEvent, TextDelta
+from serving.engines.structured.calls.parser import ArgumentsDelta, CallBegin, OutputEvent, TextDelta
 from serving.engines.structured.output import OutputPlan
 from serving.http.errors import ApiError
 

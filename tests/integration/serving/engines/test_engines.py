@@ -20,10 +20,9 @@ from tests.integration.serving.sglang_stand_in import SglangStandIn
             "'int4' is not supported by vllm; choose one of awq, fp8",
         ),
         (
-            ["--engine", "mlx", "--tool-call-parser", "gemma4"],
-            "'gemma4' is not supported by mlx; choose one of llama3, mistral",
+            ["--engine", "sglang", "--tool-call-parser", "phi4_mini"],
+            "'phi4_mini' is not supported by sglang; choose one of deepseek_v3, deepseek_v31",
         ),
-        (["--engine", "sglang", "--tool-call-parser", "phi4_mini"], "'phi4_mini' is not supported by sglang"),
         (["--engine", "vllm", "--program", "/no/vllm"], "/no/vllm cannot be started"),
     ],
 )

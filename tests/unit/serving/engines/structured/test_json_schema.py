@@ -13,7 +13,7 @@ from serving.engines.structured.json_schema import (
     json_rule,
     resolved_depth,
 )
-from tests.unit.serving.engines.structured.test_calls import END_ID, SIZE, TOKENIZER
+from tests.unit.serving.engines.structured.tokens import END_ID, SIZE, TOKENIZER
 
 PAIR = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a", "b"]}
 

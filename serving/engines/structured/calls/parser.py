@@ -1,9 +1,12 @@
 """Calls of tools in a completion, read while it is generated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from serving.engines.structured.call_syntax import CallPatterns
+from serving.engines.structured.calls.arguments import ArgumentsReader
+from serving.engines.structured.calls.syntax import CallSyntax
+from serving.engines.structured.calls.tool import Tool
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class CallParser:
     Text that may be the beginning of a call is withheld until it is certain.
     """
 
-    def __init__(self, patterns: CallPatterns) -> None:
-        self._patterns = patterns
+    def __init__(self, syntax: CallSyntax, tools: Sequence[Tool]) -> None:
+        self._syntax = syntax
+        self._patterns = syntax.patterns(tools)
+        self._tools = {tool.name: tool for tool in tools}
         self._position = _Position.text
         self._pending = ""
-        self._json = JsonEnd()
+        self._reader: ArgumentsReader | None = None
         self._n_calls = 0
         self._has_text = False
         # Directly after a call, where separators are no text.
@@ -82,8 +87,8 @@ class CallParser:
 
     def _read_text(self) -> list[OutputEvent]:
         patterns = self._patterns
-        if self._is_between:
-            self._pending = self._pending.lstrip(patterns.separators)
+        if self._is_between and not self._skip_separators():
+            return []
         opening = patterns.next_opening if self._n_calls else patterns.first_opening
         if patterns.only_at_start:
             found = None if self._has_text else opening.match(self._pending, partial=True)
@@ -94,10 +99,20 @@ class CallParser:
         events = self._take_text(found.start())
         if not found.partial:
             self._pending = self._pending[found.end() - found.start() :]
-            self._position, self._json = _Position.arguments, JsonEnd()
+            self._position, self._reader = _Position.arguments, None
             self._n_calls += 1
+            self._reader = self._syntax.arguments.reader(self._tools[found["name"]])
             events.append(CallBegin(found["name"]))
         return events
+
+    def _skip_separators(self) -> bool:
+        """Remove what is between calls or after the last; return whether the next text is certain."""
+        self._pending = self._pending.lstrip(self._patterns.separators)
+        for end in self._patterns.ends:
+            if self._pending.startswith(end):
+                self._pending = self._pending[len(end) :]
+                return self._skip_separators()
+        return not any(end.startswith(self._pending) for end in self._patterns.ends)
 
     def _take_text(self, size: int) -> list[OutputEvent]:
         text, self._pending = self._pending[:size], self._pending[size:]
@@ -106,12 +121,11 @@ class CallParser:
         return [TextDelta(text)] if text else []
 
     def _read_arguments(self) -> list[OutputEvent]:
-        if not self._json.has_begun:
-            self._pending = self._pending.lstrip()
-        size = self._json.find(self._pending)
-        arguments, self._pending = self._pending[:size], self._pending[size:]
+        assert self._reader is not None
+        arguments, size = self._reader.read(self._pending)
+        self._pending = self._pending[size:]
         events: list[OutputEvent] = [ArgumentsDelta(arguments)] if arguments else []
-        if self._json.is_complete:
+        if self._reader.is_complete:
             if self._patterns.closing.pattern:
                 self._position = _Position.closing
             else:
@@ -128,34 +142,3 @@ class CallParser:
     def _end_call(self) -> CallEnd:
         self._position, self._is_between = _Position.text, True
         return CallEnd()
-
-
-class JsonEnd:
-    """Finds the end of an object of JSON that arrives in pieces."""
-
-    def __init__(self) -> None:
-        self.has_begun = self.is_complete = False
-        self._depth = 0
-        self._in_string = self._is_escaped = False
-
-    def find(self, text: str) -> int:
-        """Return how much of a piece belongs to the object."""
-        self.has_begun = self.has_begun or bool(text)
-        for position, character in enumerate(text):
-            if self._in_string:
-                if self._is_escaped:
-                    self._is_escaped = False
-                elif character == "\\":
-                    self._is_escaped = True
-                elif character == '"':
-                    self._in_string = False
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self.is_complete = True
-                    return position + 1
-        return len(text)
