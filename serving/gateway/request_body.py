@@ -128,13 +128,23 @@ class RequestBody:
         return value or None
 
     def request_stream_usage(self, path: str) -> bool:
-        """Make a stream report its token counts, for the log; return False if the client decided itself."""
+        """Make a stream report its token counts, which are logged and charged.
+
+        Return whether the client does not ask for them, so that they are removed from the stream.
+        """
         fields = self.fields
         if path not in STREAM_USAGE_PATHS or read_field(fields, "stream") is not True:
             return False
-        if read_field(fields, "stream_options") is not None:
+        options = read_field(fields, "stream_options")
+        if options is None:
+            fields["stream_options"] = INCLUDE_USAGE
+            return True
+        # Anything else is the engine's to refuse.
+        if not isinstance(options, dict) or options.get("include_usage") not in (None, False):
             return False
-        fields["stream_options"] = INCLUDE_USAGE
+        # Counts in every event are part of the usage that the client does not ask for.
+        options = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
+        fields["stream_options"] = msgspec.Raw(msgspec.json.encode({**options, "include_usage": True}))
         return True
 
 
