@@ -6,13 +6,13 @@ python -m app migrate
 python -m app verify
 python -m app gc --dry-run
 python -m app backup /backups
+python -m app rescue --list
 """
 
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,12 +26,15 @@ from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.server import serve
 from app.keys import service as keys
 from app.keys.schemas import KeyCreate, KeyUpdate
+from app.rescues.command_line import rescue_command
 from app.retention.command import run_gc
 from app.scheduling.incidents import describe_error, report_thread_deaths
 from app.scheduling.startup import (
     SettingUnusable,
+    exit_on_errors,
     explain_database_settings,
     load_settings,
+    open_database,
     open_store,
     prepare_database,
 )
@@ -50,6 +53,7 @@ logger = logging.getLogger(__name__)
 cli = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 keys_cli = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 cli.add_typer(keys_cli, name="keys")
+cli.command("rescue")(rescue_command)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -100,7 +104,7 @@ def serve_command(
 @cli.command("migrate")
 def migrate_command() -> None:
     """Migrate the database to the newest schema."""
-    with _exit_on_errors(), explain_database_settings():
+    with exit_on_errors(), explain_database_settings():
         engine = get_engine()
         migrate.upgrade_database(engine)
         print(f"The database is at revision {migrate.get_revisions(engine)[0]}.")
@@ -109,7 +113,7 @@ def migrate_command() -> None:
 @cli.command("verify")
 def verify_command() -> None:
     """Read every stored byte and compare it with its hash; exit with 1 if anything is wrong."""
-    _prepare_database()
+    open_database()
     faults = 0
     try:
         for fault in verify_store(get_store(), _make_progress_printer()):
@@ -129,7 +133,7 @@ def gc_command(
     ] = False,
 ) -> None:
     """Apply the retention settings now, and delete the files that no row names."""
-    _prepare_database()
+    open_database()
     run_gc(get_settings(), dry_run=dry_run)
 
 
@@ -139,7 +143,7 @@ def backup_command(
     keep: Annotated[int, typer.Option(min=1, help="Number of snapshots to keep in the directory.")] = 7,
 ) -> None:
     """Back up the database and the artifacts that it names; the service may be running."""
-    _prepare_database()
+    open_database()
     run_backup(directory, keep)
 
 
@@ -149,7 +153,7 @@ def restore_command(
     snapshot: Annotated[str | None, typer.Option(help="Snapshot to restore. [default: the newest]")] = None,
 ) -> None:
     """Restore a backup into a new database and an empty artifact store."""
-    with _exit_on_errors(), explain_database_settings():
+    with exit_on_errors(), explain_database_settings():
         run_restore(directory, snapshot)
 
 
@@ -161,7 +165,7 @@ def import_evals_command(
     ],
 ) -> None:
     """Import evals that were exported from OpenAI; a repetition changes nothing."""
-    _prepare_database()
+    open_database()
     run_import(get_settings(), paths)
 
 
@@ -196,7 +200,7 @@ def create_key(
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
         sys.exit(f"--{str(details['loc'][0]).replace('_', '-')} {details['input']}: {details['msg']}.")
-    _prepare_database()
+    open_database()
     with transaction() as session:
         key, secret = keys.create_key(session, body)
     print(f"{key.id} has the scopes {', '.join(key.scopes)}. The key is shown only now:", file=sys.stderr)
@@ -206,7 +210,7 @@ def create_key(
 @keys_cli.command("list")
 def list_keys() -> None:
     """List the API keys, oldest first."""
-    _prepare_database()
+    open_database()
     with read_session() as session:
         for key in keys.list_all_keys(session):
             print(_format_key(key))
@@ -215,7 +219,7 @@ def list_keys() -> None:
 @keys_cli.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key.")]) -> None:
     """Revoke an API key, at once."""
-    _prepare_database()
+    open_database()
     with transaction() as session:
         try:
             key = keys.revoke_key(session, key_id)
@@ -240,22 +244,6 @@ def _refuse_unusable_settings(host: str) -> None:
         sys.exit(str(unusable))
     except (OSError, *DATABASE_UNAVAILABLE) as error:
         logger.error("the database is unavailable; waiting for it: %s", describe_error(error))
-
-
-def _prepare_database() -> None:
-    with _exit_on_errors():
-        prepare_database()
-
-
-@contextmanager
-def _exit_on_errors() -> Iterator[None]:
-    """End a command with a sentence if the database cannot be used."""
-    try:
-        yield
-    except SettingUnusable as unusable:
-        sys.exit(str(unusable))
-    except (OSError, *DATABASE_UNAVAILABLE) as error:
-        sys.exit(f"The database cannot be reached: {describe_error(error)}.")
 
 
 def _make_progress_printer() -> Callable[[VerifyProgress], None]:

@@ -32,6 +32,7 @@ from app.models import endpoints as models
 from app.openai_api.application import PREFIX as OPENAI_PREFIX
 from app.openai_api.application import create_openai_app
 from app.presets import endpoints as presets
+from app.rescues import endpoints as rescues
 from app.retention.collector import Collector
 from app.routing_table import endpoints as routes
 from app.runs import endpoints as runs
@@ -72,6 +73,7 @@ TAGS = [
     {"name": "webhooks", "description": "Addresses that receive signed events, and their deliveries."},
     {"name": "evals", "description": "Imports of evals that were exported from OpenAI."},
     {"name": "storage", "description": "Disk space, and the collection of what is no longer needed."},
+    {"name": "rescues", "description": "Models that move from OpenAI to this service, and their comparison."},
     {"name": "keys", "description": "API keys with scopes and limits."},
     {"name": "operations", "description": "Health, readiness and metrics."},
 ]
@@ -137,6 +139,7 @@ def _api_router() -> APIRouter:
         keys.own_key_router,
         keys.token_use_router,
         keys.router,
+        rescues.router,
     ):
         api.include_router(router)
     return api

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -70,6 +71,15 @@ class FineTuningBase(BaseModel):
     training: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the training stage, such as `preset` and `max_length`."
     )
+
+
+class TokenPrices(BaseModel):
+    """US dollars for a million tokens of a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: float = Field(ge=0, le=1_000_000, description="Of prompts.")
+    output: float = Field(ge=0, le=1_000_000, description="Of responses.")
 
 
 def _name_base(value: Any) -> Any:
@@ -337,6 +347,23 @@ class Settings(BaseSettings):
         description='Models that are trained in place of OpenAI\'s, as JSON: `{"gpt-4o-mini-2024-07-18": '
         '"Qwen/Qwen2.5-7B-Instruct"}`. In place of the base, an object may set `base`, `engine`, `options` '
         "of the engine, and `training`, fields of the training stage.",
+    )
+    openai_api_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=AliasChoices("TUNESMITH_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        description="Key of an organization at OpenAI whose fine-tuned models are rescued; empty uses "
+        "`OPENAI_API_KEY`. Set it on the workers that fetch and record, and on the API to list the models.",
+    )
+    openai_base_url: WebAddress = Field(
+        "https://api.openai.com/v1",
+        validation_alias=AliasChoices("TUNESMITH_OPENAI_BASE_URL", "OPENAI_BASE_URL"),
+        description="Base URL of OpenAI's API for rescues, up to the version; empty uses `OPENAI_BASE_URL`.",
+    )
+    openai_prices: dict[str, TokenPrices] = Field(
+        default_factory=dict,
+        description="US dollars for a million tokens of fine-tuned models at OpenAI by the name of their "
+        'base, as JSON: `{"gpt-4o-mini-2024-07-18": {"input": 0.3, "output": 1.2}}`; they precede those of '
+        "the guide on rescues.",
     )
     organization: str = Field(
         "tunesmith",

@@ -18,6 +18,7 @@ from app.demos import examples
 from app.demos.quickstart import check_response, run_service
 from app.http.response_examples import ERRORS, PATH
 from app.settings import Settings
+from tests.openai_stand_in import KEY, MODEL, OpenaiStandIn
 
 JOB = {
     "name": "arithmetic",
@@ -82,6 +83,9 @@ def main() -> None:
             "TUNESMITH_MODEL_ROOTS": json.dumps([f"{folder}/models"]),
             "TUNESMITH_WEBHOOK_ALLOWED_HOSTS": json.dumps(["127.0.0.1"]),
         }
+        account = OpenaiStandIn()
+        account.add_model([{"messages": _chat(f"{n} + 1 = ?", str(n + 1))} for n in range(50)])
+        os.environ |= {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": account.url}
         settings = Settings()
         examples.ensure_starter_model(settings)
         with run_service(settings) as base_url, httpx2.Client(base_url=base_url, timeout=60) as client:
@@ -121,6 +125,7 @@ class _Recorder:
             self.recorded[name] = check_response(self._client.get(f"/{name}"))
         self._record_webhooks()
         self._record_evals()
+        self._record_rescues()
         self._record_errors_and_keys()
         return self.recorded
 
@@ -257,6 +262,22 @@ class _Recorder:
             self._client.post("/api/v1/evals/imports", files=parts)
         )
 
+    def _record_rescues(self) -> None:
+        """Record a rescue from a stand-in of OpenAI; its job is cancelled."""
+        record = self.recorded
+        record["list_openai_models"] = self._get("/rescues/models")
+        record["create_rescue"] = self._post("/rescues", {"fine_tuned_model": MODEL})
+        path = f"/rescues/{record['create_rescue']['id']}"
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while (fetched := self._get(path))["status"] == "fetching":
+            assert time.monotonic() < deadline, "the rescue fetches no files"
+            time.sleep(0.5)
+        record["get_rescue"] = fetched
+        started = record["start_rescue"] = self._post(f"{path}/start", {"max_cost": 0.5, "base": "starter"})
+        record["list_rescues"] = self._get("/rescues")
+        self._post(f"/jobs/{started['job_id']}/cancel")
+        _await_job(self._client, started["job_id"])
+
     def _record_errors_and_keys(self) -> None:
         client = self._client
         job_id = self.recorded["get_job"]["id"]
@@ -285,6 +306,10 @@ class _Recorder:
             name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}
             for name, error in sorted(errors.items(), key=lambda item: item[1].status_code)
         }
+
+
+def _chat(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _await_job(client: httpx2.Client, job_id: str) -> Any:

@@ -175,7 +175,9 @@ def _copy_stored(role: str, model: StoredResponses, requests: list[SampleRequest
                 f"Row {row} has {count} in `{model.field}`, which is fewer than `samples`.",
                 "Set `samples` to the number of responses of each row.",
             )
-        log.add((role, row, request.sample), {"prediction": samples[request.sample]})
+        calls = request.prompt.source.get(f"{model.field}_tool_calls")
+        stored = {"tool_calls": calls} if isinstance(calls, list) else {}
+        log.add((role, row, request.sample), {"prediction": samples[request.sample], **stored})
 
 
 def _seed(config: EvaluateConfig, row: int, sample: int) -> int:

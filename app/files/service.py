@@ -71,6 +71,19 @@ def create_file(
     return row
 
 
+def name_dataset(session: Session, dataset: Dataset, filename: str) -> File:
+    """Add a file for training with the rows of a dataset, which stays when the file is deleted."""
+    file = File(
+        filename=filename[:MAX_FILENAME],
+        purpose=FilePurpose.fine_tune,
+        size_bytes=dataset.size_bytes,
+        dataset_id=dataset.id,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
 def publish_content(path: Path) -> tuple[str, str]:
     """Store the bytes of a file that no row names yet; return the artifact's key and hash."""
     # A key is never used twice, or the deletion of an earlier file could remove this one.

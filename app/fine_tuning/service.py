@@ -103,7 +103,7 @@ def create_job(
                 "name": name[:MAX_JOB_NAME],
                 "labels": {LABEL: job_id},
                 "queue": spec.queue,
-                "stages": [plan.stage],
+                "stages": [plan.stage, *spec.later_stages],
             }
         )
         with transaction() as session:

@@ -23,4 +23,6 @@ class FineTuningSpec:
     metadata: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     """Further fields of our training stage."""
+    later_stages: list[dict[str, Any]] = field(default_factory=list)
+    """Stages of the same job after the training."""
     queue: Queue | None = None

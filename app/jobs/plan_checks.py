@@ -8,7 +8,7 @@ from app.deployments.served_models import explain_missing_model
 from app.http.errors import UnprocessableContent, field_error
 from app.models.references import resolve_model
 from app.settings import Settings, get_settings
-from app.tables import Alias, Batch, Checkpoint, Evaluation, Model, ModelKind, Run
+from app.tables import Alias, Batch, Checkpoint, Evaluation, Model, ModelKind, Rescue, Run
 from app.workers import service as workers
 from trainers.configs import (
     BatchConfig,
@@ -18,10 +18,12 @@ from trainers.configs import (
     EvaluationFolder,
     ExportConfig,
     ExportFormat,
+    FetchConfig,
     ImportConfig,
     MergeConfig,
     Product,
     Queue,
+    RecordConfig,
     SelectConfig,
     StageEvaluation,
     StageKind,
@@ -41,6 +43,18 @@ def check_batch(session: Session, stage: AnyStage, path: str) -> Iterator[Unproc
     batch = session.get(Batch, stage.batch) if stage.batch is not None else None
     if batch is None or batch.job_id is not None:
         yield field_error(f"{path}.batch", "A batch is created, with its job, by POST /v1/batches.")
+
+
+def check_rescue(session: Session, stage: AnyStage, path: str) -> Iterator[UnprocessableContent]:
+    """Yield an error for a stage with the operator's key of OpenAI that is not of a rescue being created."""
+    if not isinstance(stage, FetchConfig | RecordConfig):
+        return
+    rescue = session.get(Rescue, stage.rescue) if stage.rescue is not None else None
+    earlier = rescue and (
+        rescue.fetch_job_id if isinstance(stage, FetchConfig) else rescue.fine_tuning_job_id
+    )
+    if rescue is None or earlier is not None:
+        yield field_error(f"{path}.rescue", "A rescue is created, with its jobs, by POST /api/v1/rescues.")
 
 
 def check_merge(

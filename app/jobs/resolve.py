@@ -20,6 +20,7 @@ from app.jobs.plan_checks import (
     check_merge,
     check_names,
     check_processes,
+    check_rescue,
     check_served_models,
     require_checkpoint,
 )
@@ -69,6 +70,7 @@ def resolve_stages(
         needs = resolve_needs(spec.stages, position, {other.name: other.resolved_needs for other in stages})
         errors += needs.errors
         errors += check_batch(session, stage, path)
+        errors += check_rescue(session, stage, path)
         errors += check_limits(stage, path, settings)
         errors += check_served_models(session, stage, path, settings)
         errors += check_python_graders(stage, path, settings)

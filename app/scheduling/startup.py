@@ -45,10 +45,15 @@ def load_settings() -> Settings:
     except ValidationError as error:
         # The message does not contain the values: one of them may be a password.
         details = (
-            f"{'_'.join(['TUNESMITH', *map(str, detail['loc'])]).upper()}: {detail['msg']}."
+            f"{_name_variable(detail['loc'])}: {detail['msg']}."
             for detail in error.errors(include_url=False, include_input=False)
         )
         sys.exit(f"The settings are invalid. {' '.join(details)}")
+
+
+def _name_variable(location: tuple[int | str, ...]) -> str:
+    """Return the environment variable of a setting, whose location is its name or that variable."""
+    return f"TUNESMITH_{'_'.join(map(str, location)).upper().removeprefix('TUNESMITH_')}"
 
 
 @contextmanager
@@ -177,3 +182,20 @@ def _install_hint(scheme: str) -> str:
     packages = {"s3": "s3fs>=2026", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
     package = packages.get(scheme)
     return f"run `pip install '{package}'`." if package else "install fsspec's package for it."
+
+
+@contextmanager
+def exit_on_errors() -> Iterator[None]:
+    """End a command with a sentence if the database cannot be used."""
+    try:
+        yield
+    except SettingUnusable as unusable:
+        sys.exit(str(unusable))
+    except (OSError, *DATABASE_UNAVAILABLE) as error:
+        sys.exit(f"The database cannot be reached: {describe_error(error)}.")
+
+
+def open_database() -> None:
+    """Prepare the database for a command, which ends with a sentence if it cannot be used."""
+    with exit_on_errors():
+        prepare_database()

@@ -16,6 +16,7 @@ from app.tables.openai_api.batch import Batch, BatchStatus
 from app.tables.openai_api.eval import Eval, EvalRun, ImportedEvalItem
 from app.tables.openai_api.file import File, FilePurpose
 from app.tables.openai_api.fine_tuning import CheckpointPermission, FineTuningCheckpoint, FineTuningJob
+from app.tables.openai_api.rescue import Rescue
 from app.tables.openai_api.stored_completion import StoredCompletion, StoredResponse
 from app.tables.openai_api.upload import Upload, UploadPart, UploadStatus
 from app.tables.run import FINISHED, HELD, RequiredEnd, Run, RunNeed, RunStatus, TrackingService
@@ -58,6 +59,7 @@ __all__ = [
     "Promotion",
     "PromotionStatus",
     "RequiredEnd",
+    "Rescue",
     "Run",
     "RunNeed",
     "RunStatus",

@@ -18,6 +18,7 @@ from app.workers.schemas import WorkerView
 from app.workers.slots import count_free_slots, count_gpus
 from trainers.configs import EngineKind, Queue, StageKind
 from trainers.configs.engines import split_capabilities
+from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.runtime.error_codes import ErrorCode
 
 MAX_MISSED_HEARTBEATS = 3
@@ -34,6 +35,7 @@ CAPABILITIES = {
     "prints, and restart the worker.",
     "python_grader": "Install bubblewrap on the worker's host, set TUNESMITH_PYTHON_GRADERS=true on it, and "
     "restart it; it logs why it cannot run a sandbox.",
+    OPENAI: "Set OPENAI_API_KEY on the worker's host to a key of the organization, and restart the worker.",
     "comet": "Run `make comet` on the worker's host, set TUNESMITH_COMET_ENVIRONMENT to the folder that it "
     "prints, and restart the worker.",
 }

@@ -23,6 +23,7 @@ __all__ = ["submit", "worker"]
 
 CANARIES = {
     "HF_TOKEN": "hf_canaryhub0123456789abcdef",
+    "OPENAI_API_KEY": "sk-proj-canary0123456789abcdef",
     "WANDB_API_KEY": "canary-wandb-0123456789",
     "MLFLOW_TRACKING_PASSWORD": "canary mlflow password",
     "AWS_SECRET_ACCESS_KEY": "canary/aws+secret/key",

@@ -36,6 +36,8 @@ from trainers.configs.stages.harness.lm_eval import HarnessBackend, LmEvalConfig
 from trainers.configs.stages.import_model import ImportConfig
 from trainers.configs.stages.kto import KtoConfig, KtoLoss
 from trainers.configs.stages.merge import MergeConfig, MergeDtype
+from trainers.configs.stages.migration.fetch import FetchConfig
+from trainers.configs.stages.migration.record import RecordConfig
 from trainers.configs.stages.preflight import HostMemory, PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
 from trainers.configs.stages.serving.batch import BatchConfig, BatchEndpoint
@@ -76,6 +78,7 @@ __all__ = [
     "EvaluationFolder",
     "ExportConfig",
     "ExportFormat",
+    "FetchConfig",
     "FullTuning",
     "GateBasis",
     "GateConfig",
@@ -106,6 +109,7 @@ __all__ = [
     "PromoteConfig",
     "Quantization",
     "Queue",
+    "RecordConfig",
     "RewardScale",
     "Rows",
     "SelectConfig",

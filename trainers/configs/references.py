@@ -33,7 +33,7 @@ C = TypeVar("C", bound=BaseModel)
 MODEL_FIELDS = frozenset({"base", "model", "baseline", "teacher"})
 # Fields with several models by name.
 MODEL_MAPS = frozenset({"others"})
-DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in"})
+DATASET_FIELDS = frozenset({"dataset", "validation_dataset", "held_out", "not_in", "prompts"})
 
 # ORG/NAME, and the revision after an @: a commit, a tag or a branch.
 HUB_MODEL = re.compile(

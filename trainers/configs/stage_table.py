@@ -19,6 +19,8 @@ from trainers.configs.stages.harness.lm_eval import LmEvalConfig
 from trainers.configs.stages.import_model import ImportConfig
 from trainers.configs.stages.kto import KtoConfig
 from trainers.configs.stages.merge import MergeConfig
+from trainers.configs.stages.migration.fetch import FetchConfig
+from trainers.configs.stages.migration.record import RecordConfig
 from trainers.configs.stages.preflight import PreflightConfig
 from trainers.configs.stages.prepare import PrepareConfig
 from trainers.configs.stages.serving.batch import BatchConfig
@@ -59,6 +61,8 @@ _TRAINING_LIMITS = StageLimits(max_seconds=720 * _HOUR, max_disk_bytes=8192 * _G
 
 # Longer than a batch may take, so that its own end comes first.
 _BATCH_LIMITS = StageLimits(max_seconds=30 * _HOUR, max_memory_bytes=4 * _GIB, max_disk_bytes=200 * _GIB)
+# A model at OpenAI may allow few requests a minute.
+_RECORD_LIMITS = StageLimits(max_seconds=168 * _HOUR, max_memory_bytes=4 * _GIB, max_disk_bytes=200 * _GIB)
 
 _INFERENCE = ("torch", "transformers", "peft")
 _REPORTS = ("scipy", "matplotlib", "pyarrow")
@@ -190,6 +194,17 @@ class StageKind(StrEnum):
     generate = Stage(GenerateConfig, "trainers.generate", _INFERENCE, resumes=True, reads_prompts=True)
     batch = Stage(
         BatchConfig, "serving.batch", (), Product.batch, resumes=True, reads=Rows.any, limits=_BATCH_LIMITS
+    )
+    fetch = Stage(FetchConfig, "trainers.fetch", (), Product.datasets, reads=Rows.any, limits=_PREPARE_LIMITS)
+    record = Stage(
+        RecordConfig,
+        "trainers.record",
+        (),
+        Product.datasets,
+        resumes=True,
+        reads=Rows.any,
+        reads_prompts=True,
+        limits=_RECORD_LIMITS,
     )
     deploy = Stage(DeployConfig, None, _INFERENCE)
     # A judge runs the program of `evaluate`.

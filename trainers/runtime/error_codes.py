@@ -81,6 +81,12 @@ class ErrorCode(StrEnum):
     parity_failed = "parity_failed", "The engine's responses differ from those of the trained model."
     earlier_stage_ended = "earlier_stage_ended", "A stage that this one needs failed or was cancelled."
     sweep_failed = "sweep_failed", "No run of a sweep has a validation loss. The message contains the errors."
+    openai_refused = (
+        "openai_refused",
+        "OpenAI refuses the key, the model or the account's quota. The message is OpenAI's.",
+    )
+    openai_unavailable = "openai_unavailable", "OpenAI does not respond, or only with errors.", True
+    cost_limit_reached = "cost_limit_reached", "The next request to OpenAI could exceed `max_cost`."
     gate_not_met = "gate_not_met", "The condition of a gate is not met. The message contains the values."
     skipped_by_gate = "skipped_by_gate", "The outcome of a gate excludes the stage, which has not run."
 
@@ -149,6 +155,9 @@ class ErrorCode(StrEnum):
     name_is_alias = "name_is_alias", "The name belongs to an alias."
     name_is_deployment = "name_is_deployment", "The name belongs to a deployment."
     target_not_ready = "target_not_ready", "The alias's target is not a deployment that is ready."
+    rescue_not_found = "rescue_not_found", "There is no rescue with this id."
+    rescue_not_ready = "rescue_not_ready", "The rescue is not in a state that allows the request."
+    openai_key_missing = "openai_key_missing", "This process has no `OPENAI_API_KEY`."
     webhook_not_found = "webhook_not_found", "There is no webhook with this id."
     delivery_not_found = "delivery_not_found", "The webhook has no delivery with this id."
     webhook_disabled = "webhook_disabled", "The webhook is disabled, so that nothing is sent to it."

@@ -15,6 +15,7 @@ MAX_LINE_CHARACTERS = 1 << 20
 _PATTERNS = [
     (re.compile(r"\bts_[A-Za-z0-9_-]{16,}"), "ts_***"),
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
+    (re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"), "sk-***"),
     (re.compile(r"\bwhsec_[A-Za-z0-9+/=]{16,}"), "whsec_***"),
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{6,}"), r"\1***"),
     (re.compile(r"(://[^/:@\s]*:)[^@/\s]+@"), r"\1***@"),

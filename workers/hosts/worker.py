@@ -24,6 +24,7 @@ from app.workers.host_hardware import HostHardware, find_version, inspect_host
 from serving.engines import ENGINES
 from trainers.configs import EngineKind, Queue, StageKind
 from trainers.configs.graders import PYTHON_GRADER
+from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.graders.sandbox import find_sandbox_fault
 from workers.hosts.devices import DevicePool, Devices
 from workers.hosts.lease import Leases
@@ -150,6 +151,8 @@ def _find_capabilities(settings: Settings) -> list[str]:
             found.append(PYTHON_GRADER)
         else:
             logger.warning("This worker cannot run graders in Python: %s", fault)
+    if settings.openai_api_key.get_secret_value():
+        found.append(OPENAI)
     return [*found, *engines]
 
 

@@ -13,7 +13,7 @@ from app.runs.lifecycle import StaleAttempt
 from app.scheduling.incidents import describe_error
 from app.storage.database import DATABASE_UNAVAILABLE, read_session, transaction
 from app.tables import Run, RunStatus
-from trainers.configs import BatchConfig, EngineClientConfig, StageKind
+from trainers.configs import BatchConfig, EngineClientConfig, RecordConfig, StageKind
 from trainers.evaluation.checkpoints import publish_unsaved
 from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime import run_dir as files
@@ -237,7 +237,7 @@ class _RunExecution:
             self._handle_failed_rank(program, follower)
         config = launch.config
         has_result = (launch.run_dir / files.RESULT).exists()
-        if isinstance(config, EngineClientConfig | BatchConfig) and not has_result:
+        if isinstance(config, EngineClientConfig | BatchConfig | RecordConfig) and not has_result:
             # The next attempt may be on another host, and must not generate these again.
             for completions in launch.run_dir.glob(config.completions_file):
                 publish_unsaved(completions)

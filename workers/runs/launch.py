@@ -28,6 +28,7 @@ from trainers.configs import (
     ImportConfig,
     LmEvalConfig,
     PrepareConfig,
+    RecordConfig,
     SelectConfig,
 )
 from trainers.configs.engines import RunningEngine
@@ -164,7 +165,7 @@ def _keep_completions(run: Run, run_dir: Path) -> None:
     same models and rows.
     """
     config = run.stage_config()
-    if not isinstance(config, EngineClientConfig | BatchConfig):
+    if not isinstance(config, EngineClientConfig | BatchConfig | RecordConfig):
         return
     earlier = [run_dir.with_name(f"attempt-{attempt}") for attempt in range(1, run.attempt)]
     found = [path for folder in earlier for path in folder.glob(config.completions_file)]

@@ -406,8 +406,8 @@ def test_a_dataset_of_a_mixture_is_in_use_and_shows_its_models(
 
 
 def test_every_kind_of_stage_has_an_example() -> None:
-    # A job with a batch is created together with the batch, by POST /v1/batches.
-    assert set(JOB_EXAMPLES) >= set(StageKind) - {StageKind.batch}
+    # A job with a batch is created together with the batch, and those with the others by a rescue.
+    assert set(JOB_EXAMPLES) >= set(StageKind) - {StageKind.batch, StageKind.fetch, StageKind.record}
 
 
 def test_pages_contain_every_job_once_newest_first(

@@ -1,0 +1,86 @@
+"""A rescue from the command line to its report: two tiny bases, one of which learns what the old model knows.
+
+Slow: each rescue trains and starts two engines. Run it by hand with `make slow`.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import run_platform
+from tests.e2e.platform import Platform
+from tests.openai_stand_in import BASE, KEY, MODEL, OpenaiStandIn
+from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
+
+pytestmark = pytest.mark.slow
+QUICK = {"max_length": 128, "tuning": {"rank": 4}}
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[OpenaiStandIn]:
+    account = OpenaiStandIn()
+    problems = list(generate_problems(60, ProblemSplit.train, seed=3))
+    account.add_model(
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": each["question"]},
+                    {"role": "assistant", "content": each["answer"]},
+                ]
+            }
+            for each in problems
+        ]
+    )
+    account.answers = {each["question"]: each["answer"] for each in problems}
+    yield account
+    account.die()
+
+
+@pytest.fixture(scope="module")
+def platform(
+    starter: Path, account: OpenaiStandIn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
+    settings = {
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_BASE_URL": account.url,
+        "TUNESMITH_OPENAI_MODELS": json.dumps({BASE: "starter"}),
+    }
+    with run_platform(Platform(tmp_path_factory.mktemp("rescue") / "data", starter, **settings)) as platform:
+        platform.start_worker()
+        yield platform
+
+
+def rescue(platform: Platform, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app", "rescue", *arguments]
+    return subprocess.run(
+        command, cwd=platform.root, env=platform.environment, capture_output=True, text=True, timeout=500
+    )
+
+
+def test_a_model_is_rescued_and_compared(platform: Platform, account: OpenaiStandIn, tmp_path: Path) -> None:
+    listed = rescue(platform, "--list")
+    assert listed.returncode == 0 and MODEL in listed.stdout and "2027-01-14" in listed.stdout
+    arguments = ["--yes", "--max-completion-tokens", "32", "--training", json.dumps(QUICK)]
+    arguments += ["--metric", "exact_match", "--report", str(tmp_path / "report")]
+    done = rescue(platform, MODEL, *arguments)
+    print(done.stdout, done.stderr)
+    # A few steps do not teach a tiny base what the old model knows.
+    assert done.returncode == 3, done.stderr
+    assert "NOT shown to be as good within 0.05, 95 %" in done.stdout
+    assert account.asked.total() == 12 == account.sent.total()
+    worse = (tmp_path / "report/worse.jsonl").read_text().splitlines()
+    view = json.loads((tmp_path / "report/rescue.json").read_text())
+    assert len(worse) > 0 and view["comparison"]["other_value"] == 1.0
+    assert "<html" in (tmp_path / "report/report.html").read_text()
+    assert view["recorded"]["counts"] == {"recorded": 12}
+    body = {"model": view["new_model"], "messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 4}
+    assert platform.client.post("/v1/chat/completions", json=body, timeout=120).status_code == 200
+    for path in platform.folder.rglob("*"):
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
+    again = rescue(platform, MODEL, *arguments, "--margin", "1.1")
+    assert again.returncode == 0, again.stderr

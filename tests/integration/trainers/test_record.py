@@ -1,0 +1,242 @@
+"""The stages `fetch` and `record` against a stand-in of OpenAI that limits, fails, breaks off and dies.
+
+Goal: no prompt with a recorded response is asked again, and none is lost, whatever ends the program.
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from openai.types import FileObject, Model
+from openai.types.chat import ChatCompletion
+from openai.types.fine_tuning import FineTuningJob
+
+from tests.conftest import ROOT
+from tests.openai_stand_in import BASE, KEY, MODEL, OpenaiStandIn
+
+Rows = list[dict[str, Any]]
+
+
+def chat_rows(count: int, name: str = "question") -> Rows:
+    return [
+        {
+            "messages": [
+                {"role": "developer", "content": "Shout."},
+                {"role": "user", "content": f"{name} {n}"},
+                {"role": "assistant", "content": f"{name} {n}".upper(), "weight": 1},
+            ]
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def account() -> Iterator[OpenaiStandIn]:
+    account = OpenaiStandIn()
+    yield account
+    account.die()
+
+
+def start(
+    stage: dict[str, Any], run_dir: Path, account: OpenaiStandIn, key: str = KEY
+) -> subprocess.Popen[str]:
+    config = run_dir.with_name(f"{run_dir.name}.json")
+    config.write_text(json.dumps({"fine_tuned_model": MODEL, "requests_per_minute": 60_000, **stage}))
+    command = [
+        sys.executable,
+        "-m",
+        f"trainers.{stage['stage']}",
+        "--config",
+        str(config),
+        "--run-dir",
+        str(run_dir),
+    ]
+    environment = {**os.environ, "OPENAI_API_KEY": key, "OPENAI_BASE_URL": account.url}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(stage: dict[str, Any], run_dir: Path, account: OpenaiStandIn, key: str = KEY) -> dict[str, Any]:
+    """Return the result, or the error."""
+    program = start(stage, run_dir, account, key)
+    output, _ = program.communicate(timeout=60)
+    path = run_dir / ("result.json" if program.returncode == 0 else "error.json")
+    assert path.exists(), output
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def write(path: Path, rows: Rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_until_sent(account: OpenaiStandIn, count: int) -> None:
+    while account.sent.total() < count:
+        time.sleep(0.005)
+
+
+def test_the_stand_in_has_the_shapes_of_the_sdk(account: OpenaiStandIn) -> None:
+    account.add_model(chat_rows(2), chat_rows(1))
+    account.add_model(chat_rows(2))
+    account.add_model(chat_rows(2))
+    account.shutdown_dates[BASE] = "2027-01-14"
+    openai = OpenAI(api_key=KEY, base_url=account.url, max_retries=0, _strict_response_validation=True)
+    jobs = list(openai.fine_tuning.jobs.list(limit=2))
+    assert [type(job) for job in jobs] == [FineTuningJob] * 3
+    assert {type(model) for model in openai.models.list()} == {Model}
+    assert isinstance(openai.files.retrieve(jobs[0].training_file), FileObject)
+    assert openai.files.content(jobs[0].training_file).read() == account.files["file-training2"]
+    chat = openai.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "a b"}], logprobs=True
+    )
+    assert isinstance(chat, ChatCompletion) and chat.choices[0].logprobs is not None
+
+
+def test_files_are_fetched_and_split_the_same_way_each_time(account: OpenaiStandIn, tmp_path: Path) -> None:
+    account.add_model(chat_rows(40), chat_rows(5, "check"))
+    for _ in range(3):
+        account.add_model(chat_rows(2), fine_tuned_model="ft:other")
+    result = run({"stage": "fetch", "held_out_rows": 100}, tmp_path / "run", account)
+    assert result["source"]["id"] == "ftjob-0"
+    assert result["rows"] == {"training": 32, "held_out": 8, "prompts": 0}
+    folder = tmp_path / "run/datasets"
+    assert (folder / "training_file.jsonl").read_bytes() == account.files["file-training0"]
+    assert result["files"]["validation_file"]["rows"] == 5
+    held_out = read(folder / "test.jsonl")
+    texts = {row["messages"][1]["content"] for row in held_out}
+    assert texts.isdisjoint(row["messages"][1]["content"] for row in read(folder / "train.jsonl"))
+    assert held_out[0]["messages"][0]["role"] == "developer" and "weight" not in held_out[0]["messages"][-1]
+    assert result["tokens"]["basis"].startswith("3.64 bytes a token: ")
+    again = run({"stage": "fetch"}, tmp_path / "again", account)
+    assert again["tokens"] == result["tokens"]
+    assert (tmp_path / "again/datasets/test.jsonl").read_bytes() == (folder / "test.jsonl").read_bytes()
+
+
+def test_a_deleted_training_file_is_reported_and_replaced(account: OpenaiStandIn, tmp_path: Path) -> None:
+    account.add_model(chat_rows(12), chat_rows(3, "check"))
+    account.files.clear()
+    error = run({"stage": "fetch"}, tmp_path / "run", account)
+    assert error["code"] == "openai_refused"
+    assert error["message"] == f"The training file file-training0 of {MODEL} is deleted at OpenAI."
+    assert "--training-file FILE" in error["hint"]
+    local = write(tmp_path / "local.jsonl", chat_rows(12))
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "one more"}, *chat_rows(1, "known")])
+    result = run({"stage": "fetch", "dataset": local, "prompts": prompts}, tmp_path / "second", account)
+    assert result["files"]["training_file"]["replaced"] is True
+    assert "No such File" in result["files"]["validation_file"]["missing"]
+    assert result["rows"] == {"training": 10, "held_out": 2, "prompts": 2}
+    assert result["references"]["without"] == 1
+    assert [row["part"] for row in read(tmp_path / "second/datasets/test.jsonl")][1:] == [
+        "held_out",
+        "prompts",
+        "prompts",
+    ]
+
+
+def recording(tmp_path: Path, count: int, **fields: Any) -> dict[str, Any]:
+    rows = [row | {"part": "held_out"} for row in chat_rows(count)]
+    return {"stage": "record", "dataset": write(tmp_path / "rows.jsonl", rows), **fields}
+
+
+def test_kills_lose_no_response_and_repeat_only_what_was_in_progress(
+    account: OpenaiStandIn, tmp_path: Path
+) -> None:
+    account.add_model(chat_rows(12))
+    account.seconds = 0.02
+    account.faults = itertools.cycle(["ok", "limit", "ok", "ok", "fail", "ok", "break", "ok", "ok"])
+    stage = recording(tmp_path, 60, concurrency=3)
+    in_progress = 0
+    for count in (15, 35):
+        program = start(stage, tmp_path / "run", account)
+        wait_until_sent(account, count)
+        program.send_signal(signal.SIGKILL)
+        program.communicate()
+        recorded = {line["row"] for line in read_journal(tmp_path / "run") if "status" in line}
+        asked = {line["asked"] for line in read_journal(tmp_path / "run") if "asked" in line}
+        in_progress += len(asked - recorded)
+    result = run(stage, tmp_path / "run", account)
+    assert result["counts"] == {"recorded": 60} and result["asked_again"] == in_progress <= 6
+    assert set(account.sent) == {f"question {n}" for n in range(60)}
+    # A response that was sent whole a moment before the kill may not have been read.
+    assert account.sent.total() - 60 <= in_progress
+    rows = read(tmp_path / "run/datasets/test.jsonl")
+    assert [row["openai_response"] for row in rows] == [f"QUESTION {n}" for n in range(60)]
+
+
+def read_journal(run_dir: Path) -> Rows:
+    lines = (run_dir / "responses.jsonl").read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def test_recording_survives_the_death_of_the_account(account: OpenaiStandIn, tmp_path: Path) -> None:
+    account.add_model(chat_rows(12))
+    account.seconds = 0.02
+    program = start(recording(tmp_path, 20), tmp_path / "run", account)
+    wait_until_sent(account, 5)
+    account.die()
+    time.sleep(0.3)
+    account.start()
+    program.communicate(timeout=60)
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["counts"] == {"recorded": 20} and result["asked_again"] == 0
+    assert result["with_logprobs"] == 20 and result["tokens"]["completion_tokens"] == 40
+
+
+@pytest.mark.parametrize(
+    ("fault", "key", "message"),
+    [
+        ("quota", KEY, "OpenAI's account has no quota left: You exceeded your current quota"),
+        ("ok", "sk-wrong-0123456789abcdef", "OpenAI refuses the key: Incorrect API key provided"),
+    ],
+)
+def test_a_refusal_ends_clearly_and_keeps_what_is_recorded(
+    account: OpenaiStandIn, tmp_path: Path, fault: str, key: str, message: str
+) -> None:
+    account.add_model(chat_rows(12))
+    account.faults = itertools.chain(["ok"] * 4, itertools.repeat(fault))
+    error = run(recording(tmp_path, 12, concurrency=1), tmp_path / "run", account, key)
+    assert error["code"] == "openai_refused" and error["message"].startswith(message)
+    assert account.sent.total() == (4 if fault == "quota" else 0)
+    assert key not in (tmp_path / "run/error.json").read_text()
+    account.faults = iter(())
+    assert run(recording(tmp_path, 12), tmp_path / "run", account)["counts"] == {"recorded": 12}
+    assert set(account.sent.values()) == {1}
+
+
+def test_no_request_is_sent_that_could_exceed_the_cost(account: OpenaiStandIn, tmp_path: Path) -> None:
+    account.add_model(chat_rows(12))
+    prices = {"input_price": 1000.0, "output_price": 1000.0, "max_completion_tokens": 100}
+    stage = recording(tmp_path, 12, concurrency=1, **prices)
+    error = run(stage | {"max_cost": 0.5}, tmp_path / "run", account)
+    assert error["code"] == "cost_limit_reached" and 1 <= account.sent.total() < 12
+    result = run(stage | {"max_cost": 5.0}, tmp_path / "run", account)
+    assert result["cost"] == sum(result["tokens"].values()) / 1000 <= 5.0
+    assert set(account.sent.values()) == {1}
+
+
+def test_refused_prompts_and_missing_parameters_are_recorded(account: OpenaiStandIn, tmp_path: Path) -> None:
+    account.add_model(chat_rows(12))
+    account.unsupported = {"logprobs", "temperature"}
+    account.refused_texts = {"question 1"}
+    result = run(recording(tmp_path, 3), tmp_path / "run", account)
+    assert result["counts"] == {"recorded": 2, "refused": 1} and result["with_logprobs"] == 0
+    rows = read(tmp_path / "run/datasets/test.jsonl")
+    assert [row["openai_response"] for row in rows] == ["QUESTION 0", None, "QUESTION 2"]
+    assert [row["openai_response_status"] for row in rows] == ["recorded", "refused", "recorded"]
+    assert "does not offer `logprobs`" in (tmp_path / "run/events.jsonl").read_text()
+    assert account.bodies[-1].keys().isdisjoint({"logprobs", "temperature"})

@@ -1,0 +1,1 @@
+"""Configs of stages that move a model from OpenAI to this service."""

@@ -1,0 +1,1 @@
+"""Access to an account at OpenAI: its fine-tuned models, their files, and their responses."""

@@ -1,0 +1,64 @@
+"""The cost of recorded responses, and the limit that no request may exceed."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from trainers.configs.stages.migration.record import RecordConfig
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import ProgramError
+
+MILLION = 1_000_000
+
+
+class CostLimitReached(ProgramError):
+    code = ErrorCode.cost_limit_reached
+
+
+class Budget:
+    """What was spent, and what requests in progress may cost; threads share it."""
+
+    def __init__(self, config: RecordConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._reserved = 0.0
+        self.spent = 0.0
+        self.tokens = {"prompt_tokens": 0, "completion_tokens": 0}
+
+    def bound(self, n_prompt_bytes: int) -> float:
+        """Return the most that a request can cost: a token has at least one byte."""
+        return self._price(n_prompt_bytes, self._config.max_completion_tokens)
+
+    def reserve(self, cost: float) -> None:
+        """Set the cost of a request aside; raises CostLimitReached."""
+        limit = self._config.max_cost
+        with self._lock:
+            if limit is not None and self.spent + self._reserved + cost > limit:
+                raise CostLimitReached(
+                    f"{self.spent:.4f} of {limit:.4f} USD are spent, and the next request could exceed them.",
+                    "What is recorded is kept: start the rescue again with a higher `max_cost`.",
+                )
+            self._reserved += cost
+
+    def release(self, cost: float) -> None:
+        """Return what was set aside for a request."""
+        with self._lock:
+            self._reserved -= cost
+
+    def add(self, answer: Mapping[str, Any]) -> None:
+        """Count the tokens of a response."""
+        usage = answer.get("usage") or {}
+        counts = {name: max(0, int(usage.get(name) or 0)) for name in self.tokens}
+        with self._lock:
+            for name, count in counts.items():
+                self.tokens[name] += count
+            self.spent += self._price(counts["prompt_tokens"], counts["completion_tokens"])
+
+    def presume(self, cost: float) -> None:
+        """Count a request whose response a kill has lost, as if it had cost the most."""
+        with self._lock:
+            self.spent += cost
+
+    def _price(self, n_prompt: int, n_completion: int) -> float:
+        inputs, outputs = self._config.input_price or 0.0, self._config.output_price or 0.0
+        return (n_prompt * inputs + n_completion * outputs) / MILLION
