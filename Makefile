@@ -79,8 +79,8 @@ lock: setup ## Write the hashed requirements of the images from constraints.txt
 
 audit: setup ## Look the images' packages up in the database of known vulnerabilities (needs the internet)
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/api.txt
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/worker.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements/api.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements/worker.txt
 
 # llama-cpp-python's source contains llama.cpp with its converters, which no wheel has.
 GGUF := .venv-gguf

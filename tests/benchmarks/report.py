@@ -14,6 +14,11 @@ def p95(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=20, method="inclusive")[-1]
 
 
+def p99(values: Sequence[float]) -> float:
+    """Return the 99th percentile."""
+    return statistics.quantiles(values, n=100, method="inclusive")[-1]
+
+
 def format_milliseconds(seconds: float) -> str:
     """Return milliseconds with three significant digits, or without decimals from 100 ms on."""
     return f"{seconds * 1000:.3g}" if seconds < 0.1 else f"{seconds * 1000:.0f}"
