@@ -29,6 +29,10 @@ from trainers.runtime.verified_files import hash_files
 DEFAULT_LENGTH = 2048
 REQUEST_TIMEOUT_SECONDS = 3600
 MAX_RETRIES = 3
+# Of requests for log-probabilities. A prompt of 4,096 tokens has 0.5 MB of them in JSON.
+PROMPTS_PER_REQUEST = 16
+# Of all requests at once: engines refuse more than they can hold.
+MAX_PROMPTS = 512
 # What lm-eval puts in place of a response without content, by default an empty text.
 NO_RESPONSE = "[null content returned by the API]"
 # What a connection of aiohttp to an engine can raise.
@@ -135,7 +139,7 @@ def _open_vllm(config: LmEvalConfig, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 
 def _open_completions(config: LmEvalConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[LM, str]:
-    lm = LocalCompletionsAPI(
+    lm = _Completions(
         **_engine_arguments(config, "completions"),
         tokenizer_backend=None,
         max_length=_context_length(config),
@@ -144,6 +148,21 @@ def _open_completions(config: LmEvalConfig, tokenizer: PreTrainedTokenizerBase) 
     # lm-eval would load it by its name; this one is verified, and has a template and a padding token.
     lm.tokenizer, lm.tokenizer_backend, lm.tokenized_requests = tokenizer, "huggingface", True
     return lm, config.options.dtype
+
+
+class _Completions(LocalCompletionsAPI):  # type: ignore[misc]
+    """The client of an engine: one prompt for each request that generates, several for one that scores.
+
+    A request costs milliseconds of Python on both sides, which a short prompt that is only read does not.
+    """
+
+    def _loglikelihood_tokens(self, requests: Any, **options: Any) -> list[tuple[float, bool]]:
+        self._batch_size = max(1, min(PROMPTS_PER_REQUEST, MAX_PROMPTS // self._concurrent))
+        try:
+            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
+            return scored
+        finally:
+            self._batch_size = 1
 
 
 def _open_chat(config: LmEvalConfig) -> LM:

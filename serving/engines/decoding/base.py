@@ -68,7 +68,8 @@ class ModelRunner(ABC):
         """Read the prompts of sequences with one adapter.
 
         Returns:
-            The batch, and torch's logits after each prompt (b, v), or at every position (b, t, v).
+            The batch, and torch's logits after each prompt (b, v), or a list of those at every position of
+            each prompt (t, v).
         """
 
     @abstractmethod

@@ -30,6 +30,8 @@ IDLE_WAIT_SECONDS = 1.0
 STALLED_AFTER_SECONDS = 300.0
 # Prompt tokens, padding included, that one iteration reads: this bounds the pause of decoding sequences.
 PREFILL_TOKENS = 4096
+# Logits at all positions of scored prompts that are read together: 1 GB in fp32. One prompt may have more.
+SCORED_LOGITS = 2**28
 LOADING_FAILED = 3
 LOOP_FAILED = 4
 
@@ -145,10 +147,10 @@ class GenerationLoop:
         for sequences in self._take_waiting():
             scored = sequences[0].params.prompt_logprobs
             batch, logits = runner.prefill(sequences, every_position=scored)
-            # logits: (b, t, v) for a scored prompt, else (b, v).
+            # logits: one (t, v) for each scored prompt, else (b, v).
             for sequence, logits_tv in zip(sequences, logits, strict=True):
                 sequence.begin(score_prompt(sequence, logits_tv) if scored else None)
-            append_tokens(sequences, logits[:, -1] if scored else logits)
+            append_tokens(sequences, torch.stack([one[-1] for one in logits]) if scored else logits)
             adapter = sequences[0].params.served.adapter
             unfinished = batch.drop_finished()
             if unfinished is not None:
@@ -164,8 +166,13 @@ class GenerationLoop:
             count += 1
             if count > 1 and longest * count > PREFILL_TOKENS:
                 break
-            add_to_group(self.waiting.popleft(), groups)
+            add_to_group(self.waiting.popleft(), groups, self._max_scored_tokens())
         return groups
+
+    def _max_scored_tokens(self) -> int:
+        """Return the scored tokens, padding included, that are read together."""
+        assert self.runner is not None
+        return SCORED_LOGITS // self.runner.vocabulary_size
 
     def _replace(self, adapter: str | None, batch: DecodeBatch) -> None:
         unfinished = batch.drop_finished()
@@ -175,13 +182,15 @@ class GenerationLoop:
             self.batches[adapter] = unfinished
 
 
-def add_to_group(sequence: SequenceState, groups: list[list[SequenceState]]) -> None:
-    """Add a sequence to the group of its adapter; a scored prompt is read alone, as its logits are large."""
+def add_to_group(sequence: SequenceState, groups: list[list[SequenceState]], max_scored_tokens: int) -> None:
+    """Add a sequence to a group of its adapter; scored prompts join while their logits are not too large."""
+    params = sequence.params
     for group in groups:
         first = group[0].params
-        if first.served.adapter == sequence.params.served.adapter and not (
-            first.prompt_logprobs or sequence.params.prompt_logprobs
-        ):
+        if (first.served.adapter, first.prompt_logprobs) != (params.served.adapter, params.prompt_logprobs):
+            continue
+        longest = max(len(each.params.prompt_ids) for each in [*group, sequence])
+        if not params.prompt_logprobs or longest * (len(group) + 1) <= max_scored_tokens:
             group.append(sequence)
             return
     groups.append([sequence])

@@ -13,6 +13,8 @@ import torch
 # OpenAI's replacement for minus infinity, which JSON cannot represent.
 MIN_LOGPROB = -9999.0
 GREEDY_BELOW = 1e-5
+# Positions of a prompt whose probabilities are in memory at once, in fp32.
+SCORED_POSITIONS = 256
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,16 @@ def token_logprob(logits_v: Any, token: int, n_top: int) -> TokenLogprob:
 
 def prompt_logprobs(logits_tv: Any, prompt_ids: list[int], n_top: int) -> list[TokenLogprob]:
     """Compute the log-probability of each prompt token but the first, given the tokens before it."""
-    return [
-        token_logprob(logits_v, token, n_top)
-        for logits_v, token in zip(logits_tv[:-1], prompt_ids[1:], strict=True)
-    ]
+    scored: list[TokenLogprob] = []
+    for start in range(0, len(prompt_ids) - 1, SCORED_POSITIONS):
+        tokens = prompt_ids[start + 1 : start + 1 + SCORED_POSITIONS]
+        logprobs_tv = logits_tv[start : start + len(tokens)].float().log_softmax(dim=-1)
+        tokens_t1 = torch.tensor(tokens, device=logprobs_tv.device)[:, None]
+        chosen_t = logprobs_tv.gather(-1, tokens_t1)[:, 0].clamp(min=MIN_LOGPROB).tolist()
+        best = logprobs_tv.topk(min(n_top, logprobs_tv.shape[-1]))
+        tops = zip(best.indices.tolist(), best.values.clamp(min=MIN_LOGPROB).tolist(), strict=True)
+        scored += [
+            TokenLogprob(token, value, tuple(zip(*top, strict=True)))
+            for token, value, top in zip(tokens, chosen_t, tops, strict=True)
+        ]
+    return scored

@@ -3,6 +3,7 @@
 import codecs
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 REPLACEMENT = "�"
 # A character has at most four bytes, and so four byte tokens. A longer tail is not an incomplete character
@@ -102,20 +103,32 @@ def decode(tokenizer: Any, tokens: list[int], skip_special_tokens: bool = True) 
 
 def token_text(tokenizer: Any, token: int) -> str:
     """Decode one token, special or not; an incomplete character becomes U+FFFD."""
-    return decode(tokenizer, [token], skip_special_tokens=False)
+    return _look_up(tokenizer, token)[0]
 
 
 def token_bytes(tokenizer: Any, token: int) -> list[int]:
     """Return the bytes of one token, also if they are an incomplete character."""
-    text = token_text(tokenizer, token)
+    return list(_look_up(tokenizer, token)[1])
+
+
+def _look_up(tokenizer: Any, token: int) -> tuple[str, bytes]:
+    """Return the text and the bytes of a token; each is decoded once, as scores name thousands."""
+    known = _TOKENS.setdefault(tokenizer, {})
+    if token not in known:
+        text = decode(tokenizer, [token], skip_special_tokens=False)
+        known[token] = text, _encode_token(tokenizer, token, text)
+    return known[token]
+
+
+def _encode_token(tokenizer: Any, token: int, text: str) -> bytes:
     piece = str(tokenizer.convert_ids_to_tokens(token))
     if REPLACEMENT not in text:
-        return list(text.encode())
+        return text.encode()
     if byte_token := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
-        return [int(byte_token.group(1), 16)]
+        return bytes([int(byte_token.group(1), 16)])
     if all(character in BYTE_OF_CHARACTER for character in piece):
-        return [BYTE_OF_CHARACTER[character] for character in piece]
-    return list(text.encode())
+        return bytes(BYTE_OF_CHARACTER[character] for character in piece)
+    return text.encode()
 
 
 def count_incomplete_tokens(tokenizer: Any, tokens: list[int]) -> int:
@@ -142,3 +155,5 @@ def byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF_CHARACTER = byte_alphabet()
+# Text and bytes of tokens, by tokenizer: that of an adapter goes with it.
+_TOKENS: WeakKeyDictionary[Any, dict[int, tuple[str, bytes]]] = WeakKeyDictionary()

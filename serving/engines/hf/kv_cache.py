@@ -59,7 +59,7 @@ class HfBatch(DecodeBatch):
 def prefill(
     network: Any, device: Any, sequences: list[SequenceState], every_position: bool
 ) -> tuple[HfBatch, Any]:
-    """Read the prompts; return the logits after each prompt (b, v), or at every position (b, t, v)."""
+    """Read the prompts; return the logits after each (b, v), or a list of those at every position (t, v)."""
     prompts = [sequence.params.prompt_ids for sequence in sequences]
     longest = max(len(ids) for ids in prompts)
     ids_bt = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])
@@ -69,7 +69,9 @@ def prefill(
     # mask restricts these layers to their window, and sequences of different lengths can be merged.
     batch = HfBatch(sequences, DynamicCache(), mask_bt.to(device))
     output = forward(network, batch, ids_bt, positions_bt, logits_to_keep=0 if every_position else 1)
-    return batch, output.logits if every_position else output.logits[:, -1]
+    if not every_position:
+        return batch, output.logits[:, -1]
+    return batch, [logits_tv[-len(ids) :] for logits_tv, ids in zip(output.logits, prompts, strict=True)]
 
 
 def forward(network: Any, batch: HfBatch, ids_bt: Any, positions_bt: Any, logits_to_keep: int) -> Any:

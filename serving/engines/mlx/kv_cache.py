@@ -45,7 +45,7 @@ def prefill(network: Any, sequences: list[SequenceState], every_position: bool) 
     """Read the prompts one by one, without padding.
 
     Returns:
-        The batch and the logits (b, v), or (b, t, v) for sequences of one length.
+        The batch and the logits (b, v), or a list of those at every position of each prompt (t, v).
     """
     caches, logits = [], []
     for sequence in sequences:
@@ -53,7 +53,7 @@ def prefill(network: Any, sequences: list[SequenceState], every_position: bool) 
         logits.append(prefill_one(network, cache, sequence.params.prompt_ids, every_position))
         caches.append(cache)
     merged = [layer[0].merge(list(layer)) for layer in zip(*caches, strict=True)]
-    return MlxBatch(sequences, merged), torch.stack(logits)
+    return MlxBatch(sequences, merged), logits if every_position else torch.stack(logits)
 
 
 def prefill_one(network: Any, cache: list[Any], ids: list[int], every_position: bool) -> Any:

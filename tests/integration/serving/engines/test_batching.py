@@ -46,6 +46,20 @@ def test_batched_greedy_completions_equal_single_ones(client: OpenAI) -> None:
     assert max(drift) < 1e-3
 
 
+def test_prompts_that_are_scored_together_have_the_scores_of_single_ones(client: OpenAI) -> None:
+    def score(prompts: list[str]) -> list[list[float | None]]:
+        options: dict[str, Any] = {"model": "alpha", "max_tokens": 0, "echo": True, "logprobs": 2}
+        choices = client.completions.create(prompt=prompts, **options).choices
+        return [choice.logprobs.token_logprobs or [] for choice in choices if choice.logprobs is not None]
+
+    together, single = score(QUESTIONS), [score([question])[0] for question in QUESTIONS]
+    assert [len(scores) for scores in together] == [len(scores) for scores in single]
+    pairs = [
+        (a, b) for one, other in zip(together, single, strict=True) for a, b in zip(one, other, strict=True)
+    ]
+    assert max(abs(a - b) for a, b in pairs if a is not None and b is not None) < 1e-4
+
+
 def test_a_seeded_completion_does_not_depend_on_its_batch(client: OpenAI) -> None:
     request = {"model": "base", "temperature": 1.5, "seed": 7, "max_tokens": 40, "top_p": 0.95}
     alone = complete(client, **request)[0]
