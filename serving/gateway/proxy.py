@@ -14,6 +14,7 @@ from serving.gateway.connection_pool import (
     UpstreamUnreachable,
 )
 from serving.gateway.downstream import Downstream, Headers
+from serving.gateway.engine_errors import describe_engine_error
 from serving.gateway.request_body import RequestBody, model_name_replacements, replace_model_name
 from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext, TrafficKey, find_usage
 from serving.gateway.routes import Route, Target
@@ -25,7 +26,6 @@ from serving.http.errors import (
     EngineTimeout,
     EngineUnavailable,
     ResponseTooLarge,
-    describe_engine_error,
 )
 
 FORWARDED_HEADERS = (b"content-type", b"retry-after", b"retry-after-ms")
@@ -275,11 +275,7 @@ class ProxiedRequest:
         if self.parts:
             self.parts.append(chunk)
             chunk = b"".join(self.parts)
-        if self.status >= 400 and b'"error"' not in chunk:
-            # It comes from the engine's web framework.
-            self._record_engine_status()
-            path, seconds = self.context.path, self.headers.get(b"retry-after", b"")
-            self._fail(describe_engine_error(self.route.name, path, self.status, seconds, chunk))
+        if self.status >= 400 and self._fail_with_engine(chunk):
             return
         chunk = replace_model_name(chunk, self.replacements)
         self.context.start_response(self.status)
@@ -289,6 +285,16 @@ class ProxiedRequest:
         self._record_engine_status()
         self._end()
         self.downstream.respond(self.status, self._response_headers(), chunk)
+
+    def _fail_with_engine(self, chunk: bytes) -> bool:
+        """Respond with an error of the engine that is in another form than ours; return whether it is."""
+        path, seconds = self.context.path, self.headers.get(b"retry-after", b"")
+        error = describe_engine_error(self.route.name, path, self.status, seconds, chunk)
+        if error is None:
+            return False
+        self._record_engine_status()
+        self._fail(error)
+        return True
 
     def _estimate_prompt_tokens(self) -> None:
         self.context.estimated_tokens += self.sent_bytes // BYTES_PER_TOKEN

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from serving.gateway.message_checks import check_messages
 from serving.http.errors import InvalidRequest
 from serving.http.media_urls import check_media
 
@@ -167,6 +168,7 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
             _check_restricted(fields)
             _remove_neutral_fields(path, fields)
         check_media(path, fields)
+        check_messages(path, fields)
         _check_limits(fields, limits)
     except RecursionError as error:
         raise InvalidRequest("The body has too many levels of lists and objects.") from error

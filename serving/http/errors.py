@@ -8,7 +8,6 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 
 MAX_LISTED_NAMES = 20
-MAX_ENGINE_ERROR_BYTES = 500
 
 
 class ApiError(TunesmithError):
@@ -288,18 +287,6 @@ class ResponseTooLarge(ApiError):
         )
 
 
-class PlainEngineError(ApiError):
-    """The engine responded with an error that is not in OpenAI's shape, whose status it keeps."""
-
-    code = ErrorCode.engine_error
-
-    def __init__(self, name: str, status: int, content: bytes) -> None:
-        details = content[:MAX_ENGINE_ERROR_BYTES].decode("utf-8", "replace").strip()
-        super().__init__(f"The engine of {name!r} responded with status {status}: {details or 'no details'}")
-        self.status = status
-        self.type = "server_error" if status >= 500 else "invalid_request_error"
-
-
 class EngineTimeout(ApiError):
     """The engine sent nothing for too long."""
 
@@ -331,12 +318,3 @@ class GenerationFailed(ApiError):
             f"The completion cannot be continued within the grammar of the request: {reason}. Simplify the "
             "schema."
         )
-
-
-def describe_engine_error(name: str, path: str, status: int, retry_after: bytes, content: bytes) -> ApiError:
-    """Return the error for a response of an engine's web framework, which is not in OpenAI's shape."""
-    if status == UnknownUrl.status:
-        return UnknownUrl(f"The engine of {name!r} does not serve {path}.")
-    error = PlainEngineError(name, status, content)
-    error.retry_after_seconds = float(retry_after) if retry_after.isdigit() else None
-    return error

@@ -162,3 +162,34 @@ def test_the_template_options_of_a_chat_are_forwarded() -> None:
 def test_a_value_without_effect_is_removed(field: str, value: Any) -> None:
     parsed = parse_request_body(CHAT, json.dumps({"model": "x", field: value}).encode(), RequestLimits())
     assert json.loads(parsed.encode("x")) == {"model": "x"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "bananas", "content": "x"}], "'bananas'"),
+        ([{"role": "User", "content": "x"}], "'User'"),
+        ([{"content": "x"}], "None"),
+        ([{"role": ["user"], "content": "x"}], "user"),
+        ([{"role": "user"}], "no 'content'"),
+        ([{"role": "system", "content": "x"}, {"role": "tool", "content": None}], "no 'content'"),
+    ],
+)
+def test_an_unknown_role_and_missing_content_are_refused_on_every_engine(messages: Any, message: str) -> None:
+    body = json.dumps({"model": "x", "messages": messages}).encode()
+    with pytest.raises(InvalidRequest, match=message) as error:
+        parse_request_body(CHAT, body, RequestLimits())
+    assert error.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        b'[{"role":"\\u0075ser","content":"x"},{"role":"assistant"},{"role":"tool","content":[]}]',
+        b'"hello"',
+        b"[1]",
+        b"[]",
+    ],
+)
+def test_other_messages_reach_the_engine(messages: bytes) -> None:
+    parse_request_body(CHAT, b'{"model":"x","messages":' + messages + b"}", RequestLimits())
