@@ -62,8 +62,16 @@ class AnswerWriter:
 
     def _write_all(self) -> None:
         for batch in self._take_batches():
-            rows = [(row, future) for answer, future in batch if (row := self._build(answer, future))]
-            self._write(rows)
+            try:
+                rows = [(row, future) for answer, future in batch if (row := self._build(answer, future))]
+                self._write(rows)
+            except Exception as error:
+                # The thread writes what follows, and a client waits for each answer of this batch.
+                self._incident.record(error)
+                lost = [future for _, future in batch if not future.done()]
+                LOSS_COUNT.labels(StoreLoss.failed).inc(len(lost))
+                for future in lost:
+                    future.set_result(False)
 
     def _take_batches(self) -> Iterator[list[Item]]:
         while (item := self._queue.get()) is not None:

@@ -64,7 +64,7 @@ class WorkerProcess:
                 if status is None:
                     return
                 raise WorkerExited(f"exit status {status}")
-            except (WorkerExited, OSError) as error:
+            except Exception as error:
                 self._incident.record(error)
             if time.monotonic() - started_at > STABLE_SECONDS:
                 restart_seconds = FIRST_RESTART_SECONDS

@@ -30,6 +30,7 @@ from serving.gateway.standalone.access_log import AccessLog
 from serving.gateway.standalone.api_keys import KeyVerifier
 from serving.gateway.standalone.api_routes import ApiRoutingTable
 from serving.gateway.standalone.processes import SHARE_SECONDS, ProcessSupervisor, SharedMetrics
+from serving.gateway.standalone.repeated_task import repeat_task
 from serving.gateway.standalone.server import GatewayServer, bind_socket, stop_on_signals
 from serving.http.addresses import is_loopback
 from serving.http.cross_site import OriginPolicy
@@ -115,19 +116,12 @@ async def serve(gateway: Gateway, listener: socket.socket, shared: SharedMetrics
     stop = stop_on_signals()
     if shared is not None:
         asyncio.get_running_loop().add_reader(shared.parent_alive, stop.set)
-        sharing = asyncio.create_task(share_metrics(shared))
+        sharing = asyncio.create_task(repeat_task("sharing metrics", shared.write, SHARE_SECONDS))
     await GatewayServer(gateway).serve(listener, stop)
     if shared is not None:
         asyncio.get_running_loop().remove_reader(shared.parent_alive)
         sharing.cancel()
         shared.write()
-
-
-async def share_metrics(shared: SharedMetrics) -> None:
-    """Publish the metrics of this process once a second."""
-    while True:
-        shared.write()
-        await asyncio.sleep(SHARE_SECONDS)
 
 
 def load_routing_table(routes: Path | None, api: str | None, api_key_env: str) -> RoutingTable:

@@ -24,7 +24,7 @@ CODES = {
 }
 
 
-class EngineError(ApiError):
+class EngineErrorResponse(ApiError):
     """The engine responded with an error, whose status it keeps."""
 
     def __init__(
@@ -49,12 +49,14 @@ def describe_engine_error(
         return None
     if found is not None and isinstance(message := found.get("message"), str):
         code, param = _find_code(status, message), _find_param(path, found.get("param"), message)
-        error = EngineError(message, status, code, param)
+        error = EngineErrorResponse(message, status, code, param)
     elif status == UnknownUrl.status:
         return UnknownUrl(f"The engine of {name!r} does not serve {path}.")
     else:
         details = content[:MAX_ENGINE_ERROR_BYTES].decode("utf-8", "replace").strip() or "no details"
-        error = EngineError(f"The engine of {name!r} responded with status {status}: {details}", status)
+        error = EngineErrorResponse(
+            f"The engine of {name!r} responded with status {status}: {details}", status
+        )
     error.retry_after_seconds = float(retry_after) if retry_after.isdigit() else None
     return error
 

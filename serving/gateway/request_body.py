@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from serving.gateway.message_checks import check_messages
 from serving.http.errors import InvalidRequest
 from serving.http.media_urls import check_media
+from serving.http.message_roles import check_messages
 
 # The fields that reach an engine, for each path; all others are refused. An engine accepts more: fields that
 # make it read files, import code, call other hosts or compile patterns. A new field of OpenAI's API or of an

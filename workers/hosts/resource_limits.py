@@ -1,6 +1,6 @@
 """The limits of a running program, and the thread that compares its use with them."""
 
-import contextlib
+import logging
 import os
 import threading
 import time
@@ -15,6 +15,8 @@ MEASURE_SECONDS = 1.0
 # A large tree takes time to list.
 DISK_MEASURE_SECONDS = 5.0
 BYTES_PER_BLOCK = 512
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,14 @@ class LimitWatch:
     def _run(self) -> None:
         while self.exceeded is None:
             time.sleep(MEASURE_SECONDS)
-            # A process can end while it is measured; the next second measures again.
-            with contextlib.suppress(psutil.Error, OSError, ValueError):
+            try:
                 self.exceeded = next(self._find_exceeded(), None)
+            except (psutil.Error, OSError, ValueError):
+                # A process can end while it is measured; the next second measures again.
+                continue
+            except Exception:
+                # Without this thread, the limits would not be enforced any more.
+                logger.exception("the limits of a program cannot be measured")
 
     def _find_exceeded(self) -> Iterator[ExceededLimit]:
         limits, now = self._limits, time.monotonic()

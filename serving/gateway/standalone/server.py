@@ -1,6 +1,7 @@
 """The server of the standalone gateway: it accepts connections, enforces timeouts and shuts down in order."""
 
 import asyncio
+import json
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from serving.gateway.downstream import JSON_HEADERS, Downstream, GatewayRequest
 from serving.gateway.gateway import Gateway
 from serving.gateway.standalone.connection import ClientConnection, GatewayServerState
+from serving.gateway.standalone.repeated_task import PROBLEMS, repeat_task
 from serving.http.errors import UnknownUrl
 
 DRAIN_SECONDS = 10.0
@@ -31,7 +33,9 @@ class GatewayServer:
         loop = asyncio.get_running_loop()
         state = self.state
         server = await loop.create_server(lambda: ClientConnection(state), sock=listener, backlog=BACKLOG)
-        checking = loop.create_task(self._check_connections())
+        checking = loop.create_task(
+            repeat_task("checks of connections", self._check_connections, CHECK_SECONDS)
+        )
         await stop.wait()
         server.close()
         state.draining = True
@@ -52,7 +56,7 @@ class GatewayServer:
         if request.path.startswith("/v1/"):
             return self.gateway.handle(request, downstream)
         if request.path == "/health" and request.method in ("GET", "HEAD"):
-            downstream.respond(200, JSON_HEADERS, b'{"status": "ok"}')
+            downstream.respond(200, JSON_HEADERS, _health())
         elif request.path == "/metrics" and request.method in ("GET", "HEAD"):
             self.gateway.recorder.flush()
             headers = [(b"content-type", CONTENT_TYPE_LATEST.encode())]
@@ -62,14 +66,18 @@ class GatewayServer:
             context.fail(UnknownUrl(f"{request.path} does not exist."), downstream)
         return None
 
-    async def _check_connections(self) -> None:
-        """Check timeouts once a second, and update the Date header of all responses."""
-        while True:
-            self.state.date_line = f"date: {formatdate(usegmt=True)}\r\n".encode()
-            now = time.monotonic()
-            for connection in list(self.state.connections):
-                connection.check_timeout(now)
-            await asyncio.sleep(CHECK_SECONDS)
+    def _check_connections(self) -> None:
+        """Check timeouts, and update the Date header of all responses."""
+        self.state.date_line = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        now = time.monotonic()
+        for connection in list(self.state.connections):
+            connection.check_timeout(now)
+
+
+def _health() -> bytes:
+    """Return the health of this process, which serves requests whatever else fails."""
+    report = {"status": "degraded", "problems": PROBLEMS} if PROBLEMS else {"status": "ok"}
+    return json.dumps(report).encode()
 
 
 def bind_socket(host: str, port: int, shared: bool) -> socket.socket:

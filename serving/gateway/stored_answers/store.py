@@ -15,6 +15,7 @@ class StoreLoss(StrEnum):
     queue_full = "queue_full"
     malformed = "malformed"
     database = "database"
+    failed = "failed"
 
 
 @dataclass(frozen=True, slots=True)
