@@ -20,7 +20,8 @@ _Scored = tuple[Evaluation, EvaluationScore]
 def view_leaderboard(session: Session, dataset_id: str, metric: str) -> LeaderboardView:
     """Rank the models by a metric; raises DatasetNotFound.
 
-    Scores with another signature, or of other rows, are in a ranking of their own.
+    Scores with another signature, or of other rows, are in a ranking of their own. A score of no rows, whose
+    value is 0 by convention, is in none.
     """
     get_dataset(session, dataset_id)
     statement = (
@@ -33,6 +34,8 @@ def view_leaderboard(session: Session, dataset_id: str, metric: str) -> Leaderbo
     scored: list[_Scored] = [(row[0], row[1]) for row in session.execute(statement)]
     groups: dict[tuple[str, str, str | None], list[_Scored]] = {}
     for evaluation, score in scored:
+        if _read_score(evaluation, score.metric).n == 0:
+            continue
         key = score.signature, evaluation.rows_sha256, evaluation.dataset_sha256
         groups.setdefault(key, []).append((evaluation, score))
     rankings = [_rank(group) for group in groups.values()]
@@ -66,7 +69,7 @@ def _number(ordered: Iterable[_Scored]) -> Iterable[LeaderboardEntryView]:
 
 
 def _view_entry(rank: int, evaluation: Evaluation, score: EvaluationScore) -> LeaderboardEntryView:
-    full = next(Score.model_validate(each) for each in evaluation.scores if each["metric"] == score.metric)
+    full = _read_score(evaluation, score.metric)
     return LeaderboardEntryView(
         rank=rank,
         evaluation_id=evaluation.id,
@@ -77,3 +80,7 @@ def _view_entry(rank: int, evaluation: Evaluation, score: EvaluationScore) -> Le
         n=full.n,
         created_at=evaluation.created_at,
     )
+
+
+def _read_score(evaluation: Evaluation, metric: str) -> Score:
+    return next(Score.model_validate(each) for each in evaluation.scores if each["metric"] == metric)

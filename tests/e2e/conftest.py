@@ -27,7 +27,7 @@ def adapters(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the URL of a server with a migrated database, `template`, which tests copy."""
     with postgres_url() as url:
-        _create_database(url, "template")
+        create_database(url, "template")
         environment = os.environ | {
             "TUNESMITH_DATA_DIR": str(tmp_path_factory.mktemp("migrate")),
             "TUNESMITH_DATABASE_URL": url.replace("/postgres", "/template"),
@@ -61,7 +61,7 @@ def broker() -> Iterator[RedisServer]:
 def team(tmp_path: Path, starter: Path, postgres: str, broker: RedisServer) -> Iterator[Platform]:
     """Yield an installation on PostgreSQL and Redis, with an API and two datasets."""
     database = f"test_{tmp_path.name.replace('-', '_')}"[:60].lower()
-    _create_database(postgres, database, "template")
+    create_database(postgres, database, "template")
     storage = {
         "TUNESMITH_DATABASE_URL": postgres.replace("/postgres", f"/{database}"),
         "TUNESMITH_BROKER_URL": broker.url,
@@ -88,6 +88,7 @@ def run_platform(platform: Platform) -> Iterator[Platform]:
         platform.stop()
 
 
-def _create_database(server: str, name: str, template: str = "template1") -> None:
+def create_database(server: str, name: str, template: str = "template1") -> None:
+    """Create a database as a copy of another one."""
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')

@@ -98,6 +98,12 @@ class Platform:
         self.processes.append(process)
         return process
 
+    @property
+    def database_url(self) -> str:
+        """The URL of the installation's database."""
+        sqlite = f"sqlite:///{self.folder / 'tunesmith.db'}"
+        return self.environment.get("TUNESMITH_DATABASE_URL", sqlite)
+
     def stop(self) -> None:
         """Kill every process and its descendants."""
         self.client.close()
@@ -132,8 +138,7 @@ class Platform:
         base = str((self.folder / "models" / "starter").resolve())
         row: dict[str, Any] = {"id": model_id, "name": name, "kind": ModelKind.adapter, "base": base}
         row |= {"artifact": published.key, "sha256": published.sha256, "size_bytes": published.size_bytes}
-        sqlite = f"sqlite:///{self.folder / 'tunesmith.db'}"
-        engine = create_database_engine(self.environment.get("TUNESMITH_DATABASE_URL", sqlite))
+        engine = create_database_engine(self.database_url)
         with Session(engine) as session, session.begin():
             session.add(Model(**row))
         engine.dispose()

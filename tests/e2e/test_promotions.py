@@ -23,7 +23,7 @@ from sqlmodel import Session, select
 from app.storage.database import create_database_engine
 from app.tables import AliasTraffic, Deployment, DeploymentStatus
 from app.tables.base import utc_now
-from tests.e2e.conftest import run_platform
+from tests.e2e.conftest import create_database, run_platform
 from tests.e2e.platform import QUESTION, Platform, wait_until
 from tests.integration.trainers.metrics.judge_server import JudgeServer, serve_judge
 from tests.services import free_port
@@ -85,14 +85,21 @@ def judge() -> Iterator[JudgeServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def platform(
-    engines: Engines, judge: JudgeServer, tmp_path_factory: pytest.TempPathFactory
+    engines: Engines,
+    judge: JudgeServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Platform]:
     """Yield an installation whose deployments are rows with the addresses of the engines."""
     folder = tmp_path_factory.mktemp("promotions")
     endpoint = {"judge": {"url": judge.url, "api_key": "secret"}}
     settings = {"TUNESMITH_EVALUATION_ENDPOINTS": json.dumps(endpoint)}
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres")
+        create_database(server, "promotions", "template")
+        settings["TUNESMITH_DATABASE_URL"] = server.replace("/postgres", "/promotions")
     with run_platform(Platform(folder / "data", folder / "no-model", **settings)) as platform:
         add_deployment(platform, "stable", engines.stable)
         add_deployment(platform, "next", engines.following)
@@ -110,7 +117,7 @@ def alias(platform: Platform, engines: Engines, request: pytest.FixtureRequest) 
 
 
 def add_deployment(platform: Platform, name: str, engine: JudgeServer) -> None:
-    engine_db = create_database_engine(f"sqlite:///{platform.folder / 'tunesmith.db'}")
+    engine_db = create_database_engine(platform.database_url)
     row = Deployment(
         name=name,
         base="org/model",
@@ -325,6 +332,25 @@ def test_a_person_who_moves_the_alias_wins(platform: Platform, alias: str) -> No
     error = platform.wait_until_finished(job_id)["runs"][0]["error"]
     assert error["code"] == "alias_moved" and "has version 3" in error["message"]
     assert shares_of(platform, alias) == {"stable": 0.5, "next": 0.5}
+
+
+def test_a_paused_promotion_stays_at_its_step_and_counts_until_it_continues(
+    platform: Platform, alias: str
+) -> None:
+    job_id = promote(platform, alias, ERRORS, max_seconds=600)
+    wait_for_step(platform, job_id, 1)
+    platform.post(f"/jobs/{job_id}/pause")
+    wait_until(lambda: platform.job(job_id)["status"] == "paused", 60, "it does not pause")
+    with traffic(platform, alias) as statuses:
+        wait_until(lambda: len(statuses) > 8 * N_NEEDED, 60, "no traffic")
+    assert shares_of(platform, alias) == {"stable": 0.7, "next": 0.3}
+    platform.post(f"/jobs/{job_id}/resume")
+    # What was served meanwhile counts: the step passes without further traffic.
+    wait_for_step(platform, job_id, 2)
+    with traffic(platform, alias):
+        job = platform.wait_until_finished(job_id)
+    assert (job["status"], shares_of(platform, alias)) == ("succeeded", {"next": 1}), job
+    assert [version["targets"][-1]["share"] for version in history_of(platform, alias)] == [1, 0.3, 0.6, 1]
 
 
 def test_a_killed_worker_costs_no_step_and_moves_nothing_twice(platform: Platform, alias: str) -> None:

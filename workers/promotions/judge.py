@@ -28,7 +28,7 @@ from workers.hosts.stage_limits import choose_limits
 from workers.hosts.worker import WorkerContext
 from workers.inputs.datasets import fetch_dataset, find_dataset
 from workers.inputs.errors import STORE_HINT, InputUnreadable
-from workers.inputs.served_models import served_model_environment
+from workers.inputs.served_models import DeploymentUse, served_model_environment
 from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.decision import Assessment, ConditionState
 from workers.runs import results
@@ -54,6 +54,7 @@ class PromotionJudge:
         self._run_dir = worker.settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
         self._process: GuardedProcess | None = None
         self._tokens: TokenUseFollower | None = None
+        self._use: DeploymentUse | None = None
 
     def poll(self, candidate: str, present: str, lease: Lease) -> dict[str, Any] | None:
         """Start the program once both deployments are ready; return its result when it has ended.
@@ -66,6 +67,8 @@ class PromotionJudge:
             self._process = self._start(candidate, present, lease)
         status = self._process.wait(0)
         self._record_tokens()
+        if self._use is not None:
+            self._use.poll()
         if status is None:
             return None
         lease.unbind(self._process)
@@ -99,6 +102,7 @@ class PromotionJudge:
         config = build_evaluation(self._condition, candidate, present, str(dataset))
         files.write_json(self._run_dir / files.CONFIG, config.model_dump(mode="json"))
         self._tokens = TokenUseFollower(self._run, self._run_dir)
+        self._use = DeploymentUse(config)
         python = settings.trainer_python or sys.executable
         process = start_guarded_process(
             launch_command.build_command(python, config, self._run_dir / files.CONFIG, self._run_dir),

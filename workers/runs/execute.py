@@ -28,6 +28,7 @@ from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError
 from workers.inputs.hub_download import DownloadStopped
+from workers.inputs.served_models import DeploymentUse
 from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.stage import run_promote_stage
 from workers.reuse.equal_run import reuse_output
@@ -230,9 +231,11 @@ class _RunExecution:
 
     def _watch(self, program: GuardedProcess, launch: Launch, follower: RunDirFollower) -> int:
         """Save the program's progress and pass on requests to stop, until it ends; return its exit status."""
+        use = DeploymentUse(launch.config)
         while (exit_status := program.wait(POLL_SECONDS)) is None:
             self._check_lease()
             self._save(follower.poll())
+            use.poll()
             self._handle_stop(program)
             self._handle_failed_rank(program, follower)
         config = launch.config

@@ -152,6 +152,19 @@ def test_a_leaderboard_ranks_the_best_evaluation_of_each_model_by_signature_and_
     assert get(client, f"/datasets/{dataset.id}/leaderboard", metric="bleu")["rankings"] == []
 
 
+def test_a_score_of_no_rows_is_in_no_ranking(
+    client: TestClient, make_job: Make, make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    dataset = make_dataset("held-out")
+    columns: dict[str, Any] = {"dataset_id": dataset.id, "dataset_sha256": dataset.sha256}
+    (measured,) = store_evaluations(make_job, tmp_path, {"model": [0, 1]}, model_id="model_a", **columns)
+    # A metric that applies to none of the rows, such as numbers_kept, has the value 0.
+    score = {"metric": METRIC, "value": 0.0, "interval_95": None, "n": 0, "signature": "of no rows"}
+    store_evaluations(make_job, tmp_path, {"model": [0, 0]}, model_id="model_b", scores=[score], **columns)
+    (ranking,) = get(client, f"/datasets/{dataset.id}/leaderboard", metric=METRIC)["rankings"]
+    assert [(entry["evaluation_id"], entry["n"]) for entry in ranking["entries"]] == [(measured.id, 2)]
+
+
 def test_the_evaluations_of_a_deleted_job_and_their_files_go(
     client: TestClient, settings: Settings, stored: list[Evaluation]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from sqlmodel import col, select
 
 from app.storage.database import read_session, transaction
-from app.tables import Checkpoint, Dataset, Job, Run, RunStatus
+from app.tables import Checkpoint, Dataset, Deployment, DeploymentStatus, Job, Run, RunStatus
 from tests.conftest import ROOT
-from tests.counting_engine import read_ledger
+from tests.counting_engine import CountingEngine, read_ledger
 from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import EngineKind, Queue, StageKind, parse_stage
 from trainers.configs.base import AdaptedModel
@@ -113,6 +114,30 @@ def test_an_early_stop_also_ends_the_rows_of_a_model_that_is_served_later(
     assert run.result["n"] == 9 < ROWS
     assert len(read_ledger(ledger)) == 2 * 9
     assert (run.step, run.total_steps) == (18, 18)
+
+
+@on_sqlite
+def test_a_deployment_stays_awake_while_it_is_evaluated(
+    worker: WorkerContext, ledger: Path, tmp_path: Path
+) -> None:
+    with CountingEngine(tmp_path / "deployed.jsonl") as engine:
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        deployment = Deployment(
+            name="chat",
+            base="org/model",
+            engine=EngineKind.hf,
+            queue=Queue.cpu,
+            status=DeploymentStatus.ready,
+            address=engine.url,
+        )
+        with transaction() as session:
+            session.add(deployment)
+        run_id = submit(worker, model={"deployment": "chat"}, baseline={"deployment": "chat"})
+        assert execute_next(worker)
+        engine.shutdown()
+    assert row(run_id).status is RunStatus.succeeded, row(run_id).error
+    with read_session() as session:
+        assert session.get_one(Deployment, deployment.id).last_used_at is not None
 
 
 def test_adapters_share_the_engine_of_their_base_unless_it_has_one_template(tmp_path: Path) -> None:
