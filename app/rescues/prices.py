@@ -1,12 +1,12 @@
 """Prices of OpenAI's fine-tuned models, from which the cost of recorded responses is estimated.
 
-US dollars for a million tokens of standard requests, https://openai.com/api/pricing, as published until
-2026-11; prices change, so an operator may set others in TUNESMITH_OPENAI_PRICES.
+US dollars for a million tokens of standard requests, list prices of 2025 (https://openai.com/api/pricing).
+Prices change: an operator sets others in TUNESMITH_OPENAI_PRICES, and a request may name its own.
 """
 
 from app.settings import Settings, TokenPrices
 
-PRICES_DATE = "2026-11"
+PRICES_DATE = "2025"
 DEFAULT_PRICES = {
     "gpt-4o-2024-08-06": TokenPrices(input=3.75, output=15.0),
     "gpt-4o-mini-2024-07-18": TokenPrices(input=0.30, output=1.20),

@@ -132,7 +132,7 @@ def _get_fetched(session: Session, rescue: Rescue) -> dict[str, Any]:
         status = runs[0].status if runs else "deleted"
         raise RescueNotReady(
             f"The files of {rescue.id} are not here: the job {rescue.fetch_job_id} is {status}.",
-            hint=f"Wait until it has succeeded: GET /api/v1/rescues/{rescue.id}.",
+            hint=f"Wait until it has succeeded, or see its error: GET /api/v1/rescues/{rescue.id}.",
         )
     return runs[0].result
 

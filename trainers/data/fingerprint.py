@@ -62,6 +62,8 @@ def prompt_text(row: Row, row_format: RowFormat) -> str:
         return row_text(row, row_format)
     if row_format.has_pairs:
         prompt = preference_messages(row)[0]
+    elif row_format is RowFormat.prompt:
+        prompt = weighted_messages(row, row_format)
     else:
         prompt = prompt_completions(row, row_format)[0][0]
     return _join_texts([message for message in prompt if message["role"] != "system"])

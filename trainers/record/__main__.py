@@ -92,6 +92,11 @@ def _load_rows(config: RecordConfig) -> dict[int, Row]:
                 f"Row {number} is not a conversation that ends with a reference.",
                 "Record the part `test` of a `fetch` stage.",
             )
+        if RESPONSE in row:
+            raise DatasetInvalid(
+                f"Row {number} has a field {RESPONSE!r}, which the response would replace.",
+                "Rename the field in your own copy of the file, and create the rescue again with it.",
+            )
     if not rows:
         raise DatasetInvalid("The dataset has no rows.", "Add prompts.")
     return rows

@@ -20,8 +20,8 @@ class Budget:
 
     def __init__(self, config: RecordConfig) -> None:
         self._config = config
-        self._lock = threading.Lock()
-        self._reserved = 0.0
+        self._released = threading.Condition()
+        self._reserved, self._in_progress = 0.0, 0
         self.spent = 0.0
         self.tokens = {"prompt_tokens": 0, "completion_tokens": 0}
 
@@ -30,33 +30,42 @@ class Budget:
         return self._price(n_prompt_bytes, self._config.max_completion_tokens)
 
     def reserve(self, cost: float) -> None:
-        """Set the cost of a request aside; raises CostLimitReached."""
+        """Set the cost of a request aside, if need be after others have released theirs.
+
+        Raises CostLimitReached if what is spent leaves too little.
+        """
         limit = self._config.max_cost
-        with self._lock:
-            if limit is not None and self.spent + self._reserved + cost > limit:
-                raise CostLimitReached(
-                    f"{self.spent:.4f} of {limit:.4f} USD are spent, and the next request could exceed them.",
-                    "What is recorded is kept: start the rescue again with a higher `max_cost`.",
-                )
+        with self._released:
+            while limit is not None and self.spent + self._reserved + cost > limit:
+                if self._reserved <= 0 or self.spent + cost > limit:
+                    raise CostLimitReached(
+                        f"{self.spent:.4f} of {limit:.4f} USD are spent; the next request could exceed them.",
+                        "What is recorded is kept: start the rescue again with a higher `max_cost`.",
+                    )
+                self._released.wait()
             self._reserved += cost
+            self._in_progress += 1
 
     def release(self, cost: float) -> None:
         """Return what was set aside for a request."""
-        with self._lock:
-            self._reserved -= cost
+        with self._released:
+            # Exactly nothing after the last one, whatever the rounding.
+            self._in_progress -= 1
+            self._reserved = self._reserved - cost if self._in_progress else 0.0
+            self._released.notify_all()
 
     def add(self, answer: Mapping[str, Any]) -> None:
         """Count the tokens of a response."""
         usage = answer.get("usage") or {}
         counts = {name: max(0, int(usage.get(name) or 0)) for name in self.tokens}
-        with self._lock:
+        with self._released:
             for name, count in counts.items():
                 self.tokens[name] += count
             self.spent += self._price(counts["prompt_tokens"], counts["completion_tokens"])
 
     def presume(self, cost: float) -> None:
         """Count a request whose response a kill has lost, as if it had cost the most."""
-        with self._lock:
+        with self._released:
             self.spent += cost
 
     def _price(self, n_prompt: int, n_completion: int) -> float:

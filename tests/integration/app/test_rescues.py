@@ -10,19 +10,30 @@ import pytest
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
+from app.keys import service as keys
+from app.keys.schemas import KeyCreate
+from app.rescues.command import CommandFailed, run_list, run_rescue
 from app.rescues.retirement import SHUTDOWN_DATES
-from app.settings import Settings
+from app.settings import Settings, get_settings
+from app.storage.database import transaction
+from app.tables import Scope
 from tests.integration.workers.conftest import execute_next, worker
 from tests.openai_stand_in import BASE, KEY, MODEL, OpenaiStandIn
+from trainers.configs import StageKind
 from trainers.runtime.redaction import _secret_values
 from workers.hosts.worker import WorkerContext
 
 __all__ = ["worker"]
 
-ROWS = [
+FAST = {"requests_per_minute": 60_000}
+ROWS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": f"{n} + 1"}, {"role": "assistant", "content": str(n + 1)}]}
     for n in range(20)
 ]
+
+
+# What these tests run besides the API is the same on both databases.
+sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def _use_account(account: OpenaiStandIn, monkeypatch: pytest.MonkeyPatch) -> Ite
 def ready(client: TestClient, worker: WorkerContext) -> dict[str, Any]:
     """Return a rescue whose files are here."""
     worker.settings.trainer_python = sys.executable
-    created = post(client, "", {"fine_tuned_model": MODEL, "requests_per_minute": 60_000})
+    created = post(client, "", {"fine_tuned_model": MODEL, **FAST})
     assert created["status"] == "fetching"
     assert execute_next(worker)
     found: dict[str, Any] = client.get(f"/api/v1/rescues/{created['id']}").json()
@@ -91,14 +102,28 @@ def test_a_process_without_a_key_says_so(client: TestClient, settings: Settings)
 
 
 def test_a_rescue_fetches_estimates_and_starts_one_job(
-    client: TestClient, ready: dict[str, Any], tmp_path: Path
+    client: TestClient,
+    ready: dict[str, Any],
+    tmp_path: Path,
+    account: OpenaiStandIn,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    run_list(get_settings())
+    assert f"{MODEL}  {BASE}  supervised  file-training0  2027-01-14" in capsys.readouterr().out
+    with pytest.raises(
+        CommandFailed, match=f"To continue: python -m app rescue --rescue {ready['id']} --yes"
+    ):
+        run_rescue(get_settings(), {"rescue": ready["id"]}, {}, lambda _: False, Path("report"))
+    assert "4 prompts for" in capsys.readouterr().err
+    with pytest.raises(CommandFailed, match="--max-cost: Input should be greater"):
+        run_rescue(get_settings(), {"rescue": ready["id"]}, {"max_cost": -1.0}, bool, Path("report"))
+    assert not account.asked
     assert ready["rows"] == {"training": 16, "held_out": 4, "prompts": 0}
     estimate = ready["estimate"]
     assert (estimate["prompts"], estimate["input_price"], estimate["price_source"]) == (
         4,
         0.3,
-        "list prices, 2026-11",
+        "list prices, 2025",
     )
     assert 0 < estimate["cost"] < 0.001
     path = f"/{ready['id']}/start"
@@ -123,10 +148,96 @@ def test_a_rescue_fetches_estimates_and_starts_one_job(
     assert KEY not in read_everything(tmp_path)
 
 
-def test_the_key_is_used_by_rescues_only(client: TestClient, ready: dict[str, Any]) -> None:
+@sqlite_only
+def test_a_recording_continues_with_a_higher_cost(
+    client: TestClient, ready: dict[str, Any], worker: WorkerContext, account: OpenaiStandIn
+) -> None:
+    worker.stages = [StageKind.record]
+    path = f"/{ready['id']}/start"
+    prices = {"input_price": 1000.0, "output_price": 1000.0, "max_completion_tokens": 100, **FAST}
+    account.sent.clear()
+    # Of the four requests, which cost about 0.01 each, some could cost more than what is left.
+    post(client, path, {"max_cost": 0.215, **prices})
+    assert execute_next(worker)
+    n_recorded = account.sent.total()
+    assert 1 <= n_recorded < 4
+    post(client, path, {"max_cost": 5, **prices})
+    assert execute_next(worker)
+    recorded = client.get(f"/api/v1/rescues/{ready['id']}").json()["recorded"]
+    assert recorded["counts"] == {"recorded": 4} and set(account.sent.values()) == {1}
+    assert recorded["cost"] == pytest.approx(sum(recorded["tokens"].values()) / 1000)
+
+
+METHODS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "dpo": (
+        [
+            {
+                "input": {"messages": row["messages"][:1]},
+                "preferred_output": row["messages"][1:],
+                "non_preferred_output": [{"role": "assistant", "content": "No."}],
+            }
+            for row in ROWS
+        ],
+        {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}},
+    ),
+    "reinforcement": (
+        [{"messages": row["messages"][:1], "answer": row["messages"][1]["content"]} for row in ROWS],
+        {
+            "type": "reinforcement",
+            "reinforcement": {
+                "grader": {
+                    "type": "string_check",
+                    "name": "exact",
+                    "operation": "eq",
+                    "input": "{{ sample.output_text }}",
+                    "reference": "{{ item.answer }}",
+                }
+            },
+        },
+    ),
+}
+
+
+@sqlite_only
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_is_trained_again_from_its_own_rows(
+    client: TestClient, worker: WorkerContext, account: OpenaiStandIn, method: str
+) -> None:
+    rows, description = METHODS[method]
+    name = f"ft:{BASE}:acme:{method}:1"
+    account.add_model(rows, fine_tuned_model=name, method=description)
+    worker.settings.trainer_python = sys.executable
+    created = post(client, "", {"fine_tuned_model": name, **FAST})
+    assert execute_next(worker)
+    fetched = client.get(f"/api/v1/rescues/{created['id']}").json()
+    assert fetched["status"] == "ready", fetched["error"]
+    started = post(client, f"/{created['id']}/start", {"max_cost": 1, **FAST})
+    runs = {
+        run["name"]: run["config"] for run in client.get(f"/api/v1/jobs/{started['job_id']}").json()["runs"]
+    }
+    if method == "dpo":
+        assert list(runs) == ["dpo", "record", "evaluate", "agreement", "gate"]
+        assert runs["evaluate"]["metrics"][0]["metric"] == "exact_match"
+    else:
+        assert list(runs) == ["grpo", "record", "evaluate", "gate"]
+        assert runs["evaluate"]["metrics"][0]["grader"] == runs["grpo"]["rewards"][0]["grader"]
+    account.jobs.pop(0)
+
+
+def test_rescues_need_the_scope_admin(client: TestClient) -> None:
+    with transaction() as session:
+        _, secret = keys.create_key(session, KeyCreate(name="x", scopes=[Scope.read, Scope.write]))
+    headers = {"Authorization": f"Bearer {secret}"}
+    for method, path in (("GET", ""), ("GET", "/models"), ("POST", ""), ("POST", "/rescue_x/start")):
+        assert client.request(method, f"/api/v1/rescues{path}", headers=headers).status_code == 403
+
+
+@sqlite_only
+def test_the_key_is_used_by_rescues_only(client: TestClient) -> None:
+    created = post(client, "", {"fine_tuned_model": MODEL})
     stages = [
         {"stage": "fetch", "fine_tuned_model": MODEL},
-        {"stage": "fetch", "fine_tuned_model": MODEL, "rescue": ready["id"]},
+        {"stage": "fetch", "fine_tuned_model": MODEL, "rescue": created["id"]},
         {"stage": "record", "fine_tuned_model": MODEL, "dataset": "dataset_x"},
     ]
     for stage in stages:

@@ -20,8 +20,13 @@ from openai.types import FileObject, Model
 from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob
 
+import trainers.fetch.__main__ as fetch
+import trainers.record.__main__ as record
 from tests.conftest import ROOT
 from tests.openai_stand_in import BASE, KEY, MODEL, OpenaiStandIn
+from trainers.configs import parse_stage
+from trainers.runtime.errors import ProgramError
+from trainers.runtime.events import EventWriter
 
 Rows = list[dict[str, Any]]
 
@@ -60,20 +65,26 @@ def start(
         "--run-dir",
         str(run_dir),
     ]
-    environment = {**os.environ, "OPENAI_API_KEY": key, "OPENAI_BASE_URL": account.url}
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": account.url}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def run(stage: dict[str, Any], run_dir: Path, account: OpenaiStandIn, key: str = KEY) -> dict[str, Any]:
-    """Return the result, or the error."""
-    program = start(stage, run_dir, account, key)
-    output, _ = program.communicate(timeout=60)
-    path = run_dir / ("result.json" if program.returncode == 0 else "error.json")
-    assert path.exists(), output
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    """Return the result or the error of a program that runs in this process: to start one costs a second."""
+    run_dir.mkdir(exist_ok=True)
+    config = parse_stage({"fine_tuned_model": MODEL, "requests_per_minute": 60_000, **stage})
+    program = {"fetch": fetch, "record": record}[config.stage]
+    variables = {"OPENAI_API_KEY": key, "OPENAI_BASE_URL": account.url}
+    with pytest.MonkeyPatch.context() as patch, EventWriter(run_dir / "events.jsonl") as events:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        try:
+            result: dict[str, Any] = program.run(config, run_dir, events)
+        except ProgramError as error:
+            return error.as_dict()
+    return result
 
 
 def write(path: Path, rows: Rows) -> str:
@@ -175,7 +186,7 @@ def test_kills_lose_no_response_and_repeat_only_what_was_in_progress(
     # A response that was sent whole a moment before the kill may not have been read.
     assert account.sent.total() - 60 <= in_progress
     rows = read(tmp_path / "run/datasets/test.jsonl")
-    assert [row["openai_response"] for row in rows] == [f"QUESTION {n}" for n in range(60)]
+    assert [row["prediction"] for row in rows] == [f"QUESTION {n}" for n in range(60)]
 
 
 def read_journal(run_dir: Path) -> Rows:
@@ -212,7 +223,7 @@ def test_a_refusal_ends_clearly_and_keeps_what_is_recorded(
     error = run(recording(tmp_path, 12, concurrency=1), tmp_path / "run", account, key)
     assert error["code"] == "openai_refused" and error["message"].startswith(message)
     assert account.sent.total() == (4 if fault == "quota" else 0)
-    assert key not in (tmp_path / "run/error.json").read_text()
+    assert key not in json.dumps(error)
     account.faults = iter(())
     assert run(recording(tmp_path, 12), tmp_path / "run", account)["counts"] == {"recorded": 12}
     assert set(account.sent.values()) == {1}
@@ -236,7 +247,7 @@ def test_refused_prompts_and_missing_parameters_are_recorded(account: OpenaiStan
     result = run(recording(tmp_path, 3), tmp_path / "run", account)
     assert result["counts"] == {"recorded": 2, "refused": 1} and result["with_logprobs"] == 0
     rows = read(tmp_path / "run/datasets/test.jsonl")
-    assert [row["openai_response"] for row in rows] == ["QUESTION 0", None, "QUESTION 2"]
-    assert [row["openai_response_status"] for row in rows] == ["recorded", "refused", "recorded"]
+    assert [row["prediction"] for row in rows] == ["QUESTION 0", None, "QUESTION 2"]
+    assert [row["prediction_status"] for row in rows] == ["recorded", "refused", "recorded"]
     assert "does not offer `logprobs`" in (tmp_path / "run/events.jsonl").read_text()
     assert account.bodies[-1].keys().isdisjoint({"logprobs", "temperature"})

@@ -9,7 +9,8 @@ import pytest
 
 from trainers.configs import DatasetPart
 from trainers.data.files.jsonl import iter_rows
-from trainers.data.formats import Row
+from trainers.data.fingerprint import prompt_text
+from trainers.data.formats import Row, RowFormat
 from trainers.data.splits import SplitReport, split_file
 
 
@@ -116,3 +117,11 @@ def test_a_training_part_alone_is_a_copy(write: Callable[..., Path], tmp_path: P
     parts, report = split(write, tmp_path, rows(3))
     assert parts == {DatasetPart.train: ["q0", "q1", "q2"]}
     assert json.loads(report.model_dump_json())["rows"] == {"train": 3}
+
+
+def test_rows_of_prompts_are_grouped_by_their_prompt() -> None:
+    row = {
+        "messages": [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 1"}],
+        "answer": "2",
+    }
+    assert prompt_text(row, RowFormat.prompt) == "1 + 1"

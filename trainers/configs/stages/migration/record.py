@@ -8,8 +8,9 @@ from trainers.configs.base import MAX_COUNT, DatasetPart, DatasetRef, NonEmpty, 
 from trainers.configs.stages.migration.fetch import OPENAI, RequestsPerMinute, RescueId
 
 MAX_PRICE = 1_000_000.0
-# The field of a recorded row with the model's response; its tool calls are in the field with this suffix.
-RESPONSE = "openai_response"
+# The field of a recorded row with the model's response, as in a file of predictions; the calls of tools
+# and the status are in fields with that name before `_tool_calls` and `_status`.
+RESPONSE = "prediction"
 
 
 class RecordConfig(StageConfig):
