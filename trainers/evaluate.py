@@ -149,7 +149,9 @@ def _complete_model(
         return
     endpoint = _find_endpoint(role, config)
     log.add_engine(role, read_engine(role, config, endpoint))
-    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
+    sampling = Sampling(
+        config.max_new_tokens, config.temperature, config.top_p, config.tools, config.chat_options
+    )
 
     def record(request: SampleRequest, completion: Completion) -> None:
         log.add((role, request.prompt.row, request.sample), completion)

@@ -76,6 +76,16 @@ def delete_completion(session: Session, caller: Caller, completion_id: str) -> N
     session.execute(delete(StoredCompletion).where(col(StoredCompletion.id) == completion_id))
 
 
+def list_responses(
+    session: Session, caller: Caller, cursor: CursorQuery, model: str | None
+) -> tuple[Sequence[StoredResponse], bool]:
+    """Return a page of the caller's responses, and whether more follow."""
+    statement = select(StoredResponse).where(readable_by(StoredResponse, caller))
+    if model is not None:
+        statement = statement.where(col(StoredResponse.model) == model)
+    return paginate_by_id(session, statement, col(StoredResponse.id), cursor)
+
+
 def get_response(session: Session, caller: Caller, response_id: str) -> StoredResponse:
     """Return a response; raises StoredResponseNotFound."""
     statement = select(StoredResponse).where(

@@ -6,7 +6,7 @@ sample only.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,72 +15,89 @@ from pydantic import TypeAdapter, ValidationError
 from app.evals.data_source import (
     MAX_ROWS,
     DataSource,
-    FileIdSource,
-    GeneratedDataSource,
+    FileContentSource,
     ReferenceInput,
-    Source,
+    SampledDataSource,
     SourceRow,
+    find_model,
 )
 from app.http.errors import HttpError, field_error
 from trainers.configs.graders.templates import VariableMissing, parse_template
-from trainers.configs.parsing.json_schema import compile_schema
+from trainers.configs.parsing.json_schema import MAX_NESTING, compile_schema, is_nested_deeper
 
-ITEM, SAMPLE = "item", "sample"
+# Stage `evaluate` reads the calls in this field together with the text of the sample.
+ITEM, SAMPLE, SAMPLE_TOOLS = "item", "sample", "sample_tool_calls"
 MAX_LINE_BYTES = 16 << 20
+# Templates and references repeat the text of an item.
+MAX_TOTAL_CHARACTERS = 1 << 30
 # The message of a fault contains the value, which may be the whole item.
 MAX_FAULT_CHARACTERS = 500
 SOURCE = "data_source.source"
+STORED_INPUT = ReferenceInput(type="item_reference", item_reference="item.input")
 _ROW: TypeAdapter[SourceRow] = TypeAdapter(SourceRow)
 _MESSAGES: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(list[dict[str, Any]])
 
+NumberedRows = Iterable[tuple[int, SourceRow]]
 
-def write_rows(
-    data_source: DataSource, content: BinaryIO | None, schema: dict[str, Any] | None, path: Path
-) -> int:
-    """Write the rows of a data source, whose file is `content`, as a dataset; return their number.
+
+def write_rows(data_source: DataSource, rows: NumberedRows, schema: dict[str, Any] | None, path: Path) -> int:
+    """Write the rows of a data source as a dataset; return their number.
 
     Raises UnprocessableContent for a row that is not valid, with its line.
     """
     validator = compile_schema(schema) if schema is not None else None
-    n_rows = 0
+    n_rows = n_characters = 0
     with path.open("w", encoding="utf-8") as file:
-        for line, row in _read_rows(data_source.source, content):
+        for line, row in rows:
+            if is_nested_deeper(row.model_dump(), MAX_NESTING):
+                raise _row_error(line, f"it is nested more than {MAX_NESTING} levels deep")
             if validator is not None and (error := next(validator.iter_errors(row.item), None)) is not None:
                 raise _row_error(
                     line, f"the item does not match the schema: {error.message[:MAX_FAULT_CHARACTERS]}"
                 )
-            file.write(json.dumps(_make_row(data_source, line, row), ensure_ascii=False) + "\n")
+            text = json.dumps(_make_row(data_source, line, row), ensure_ascii=False)
+            n_characters += len(text)
+            if n_characters > MAX_TOTAL_CHARACTERS:
+                raise field_error(SOURCE, "The prompts of the items are larger than 1 GiB together.")
+            file.write(text + "\n")
             n_rows += 1
+            if n_rows > MAX_ROWS:
+                raise field_error(SOURCE, f"There are more than {MAX_ROWS} items.")
     if not n_rows:
-        raise field_error(SOURCE, "The file has no rows.")
+        raise field_error(SOURCE, "There are no items.")
     return n_rows
 
 
-def read_sample(sample: dict[str, Any]) -> str | None:
-    """Return the text of a completion in the form of graders or of a chat; None without one."""
-    if isinstance(text := sample.get("output_text"), str):
-        return text
+def read_sample(sample: dict[str, Any]) -> tuple[str, list[Any]] | None:
+    """Return the text and the tool calls of a completion in the form of graders or of a chat; else None."""
     choices = sample.get("choices")
     message = choices[0].get("message") if isinstance(choices, list) and choices else None
-    text = message.get("content") if isinstance(message, dict) else None
-    return text if isinstance(text, str) else None
+    message = message if isinstance(message, dict) else {}
+    calls = sample.get("output_tools") or message.get("tool_calls") or []
+    text = sample.get("output_text", message.get("content"))
+    if not isinstance(calls, list) or not isinstance(text, str | None) or (text is None and not calls):
+        return None
+    return text or "", calls
 
 
 def _make_row(data_source: DataSource, line: int, row: SourceRow) -> dict[str, Any]:
     shown = json.dumps(row.item, ensure_ascii=False)
     reference = {"role": "assistant", "content": shown}
-    if isinstance(data_source, GeneratedDataSource):
+    if find_model(data_source) is not None:
+        assert isinstance(data_source, SampledDataSource), "another source names no model"
         return {"messages": [*_make_prompt(data_source, line, row.item), reference], ITEM: row.item}
     sample = read_sample(row.sample) if row.sample is not None else None
     if row.sample is not None and sample is None:
         raise _row_error(line, "the sample has neither `output_text` nor a message in `choices`")
+    text, calls = sample or ("", [])
     prompt = {"role": "user", "content": shown}
-    return {"messages": [prompt, reference], ITEM: row.item, SAMPLE: sample or ""}
+    tools = {SAMPLE_TOOLS: calls} if calls else {}
+    return {"messages": [prompt, reference], ITEM: row.item, SAMPLE: text, **tools}
 
 
-def _make_prompt(data_source: GeneratedDataSource, line: int, item: dict[str, Any]) -> list[dict[str, Any]]:
+def _make_prompt(data_source: SampledDataSource, line: int, item: dict[str, Any]) -> list[dict[str, Any]]:
     values = {ITEM: item, SAMPLE: {}}
-    source = data_source.input_messages
+    source = data_source.input_messages or STORED_INPUT
     try:
         if isinstance(source, ReferenceInput):
             template = parse_template("{{" + source.item_reference + "}}")
@@ -103,19 +120,18 @@ def _check_messages(line: int, value: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def _read_rows(source: Source, content: BinaryIO | None) -> Iterator[tuple[int, SourceRow]]:
-    """Yield each row with its number from 1."""
-    if not isinstance(source, FileIdSource):
-        yield from enumerate(source.content, 1)
-        return
-    assert content is not None, "a source by id has a file"
+def list_content(source: FileContentSource) -> NumberedRows:
+    """Return the rows of a request, each with its number from 1."""
+    return enumerate(source.content, 1)
+
+
+def read_content(content: BinaryIO) -> Iterator[tuple[int, SourceRow]]:
+    """Yield the rows of a file, each with its line from 1; raises UnprocessableContent."""
     number = 0
     while text := content.readline(MAX_LINE_BYTES):
         number += 1
         if not text.strip():
             continue
-        if number > MAX_ROWS:
-            raise field_error(f"{SOURCE}.id", f"The file has more than {MAX_ROWS} rows.")
         try:
             yield number, _ROW.validate_json(text)
         except ValidationError as error:

@@ -9,14 +9,24 @@ from sqlalchemy import delete, literal, select, tuple_
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col
 
+from app.aliases.targets import find_name_holders
 from app.datasets import service as datasets
 from app.datasets.upload import upload_folder
 from app.evals import history
-from app.evals.data_source import DataSource, FileIdSource, GeneratedDataSource, shorten_rows
-from app.evals.rows import ITEM, SAMPLE, write_rows
+from app.evals.data_source import (
+    DataSource,
+    FileContentSource,
+    FileIdSource,
+    SampledDataSource,
+    find_model,
+    shorten_rows,
+)
+from app.evals.rows import ITEM, SAMPLE, list_content, read_content, write_rows
+from app.evals.stored import list_stored
 from app.evals.usability import list_unusable
 from app.files import service as files
 from app.graders.service import name_models, parse_grader
+from app.http.auth import Caller
 from app.http.errors import HttpError, InUse, NotFound, UnprocessableContent, field_error
 from app.http.paging import CursorQuery, paginate_by_id
 from app.idempotency.creation import Record
@@ -28,11 +38,18 @@ from app.settings import Settings, get_settings
 from app.storage.database import UTCDateTime, read_session, transaction
 from app.tables import Dataset, Eval, EvalRun, Evaluation, Run, RunStatus
 from app.tables.base import utc_now
+from trainers.configs import EngineKind
 from trainers.runtime.error_codes import ErrorCode
 
 # The fields of the job's stage, as the client named them.
-FIELDS = {"stages.0.model": "data_source.model", "stages.0.metrics": "testing_criteria"}
+FIELDS = {
+    "stages.0.model": "data_source.model",
+    "stages.0.metrics": "testing_criteria",
+    "stages.0.dataset": "data_source.source",
+}
 MAX_JOB_NAME = 200
+# Configs whose metadata are filters of stored answers.
+STORED_CONFIGS = ("logs", "stored_completions")
 EvalStatus = Literal["queued", "in_progress", "completed", "canceled", "failed"]
 STATUSES: dict[RunStatus, EvalStatus] = {
     RunStatus.queued: "queued",
@@ -137,7 +154,7 @@ class EvalRunSpec:
     custom: dict[str, str]
 
 
-def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: Record) -> str:
+def create_run(settings: Settings, asked: EvalRunSpec, caller: Caller, record: Record) -> str:
     """Queue a run of an eval and return its id; raises EvalNotFound, FileNotFound and UnprocessableContent.
 
     No session is open while the rows are read and stored.
@@ -150,20 +167,21 @@ def create_run(settings: Settings, asked: EvalRunSpec, created_by: str, record: 
             raise field_error("eval_id", f"This eval cannot judge here: {first.name}: {first.reason}")
     # A dataset or a job without a name could not be recognized in a list.
     name = asked.name or definition.name or definition.id
-    dataset = _store_rows(settings, definition, name, data_source)
+    _check_effort(data_source)
+    dataset = _store_rows(settings, definition, name, data_source, caller)
     spec = _make_spec(definition, name, data_source, dataset)
     with transaction() as session:
         # The lock excludes a deletion of the eval, which may have happened while the rows were stored.
         get_eval(session, asked.eval_id, lock=True)
         try:
-            job, _ = jobs.create_job(session, settings, spec, created_by, None)
+            job, _ = jobs.create_job(session, settings, spec, caller.key_id, None)
         except UnprocessableContent as error:
             raise _rename_fields(error) from None
         run = EvalRun(
             eval_id=asked.eval_id,
             job_id=job.id,
             name=asked.name,
-            model=data_source.model if isinstance(data_source, GeneratedDataSource) else "",
+            model=find_model(data_source) or "",
             data_source=shorten_rows(data_source.model_dump(mode="json", exclude_none=True)),
             testing_criteria=definition.testing_criteria,
             custom=asked.custom,
@@ -235,16 +253,35 @@ def delete_run(session: Session, eval_id: str, run_id: str) -> None:
     session.delete(run)
 
 
-def _store_rows(settings: Settings, definition: Eval, name: str, data_source: DataSource) -> Dataset:
-    source = data_source.source
-    schema = definition.data_source_config.get("item_schema")
+def _check_effort(data_source: DataSource) -> None:
+    """Raise UnprocessableContent for an effort of a model whose engine has none."""
+    model = find_model(data_source)
+    if model is None or not isinstance(data_source, SampledDataSource):
+        return
+    with read_session() as session:
+        holder = find_name_holders(session, [model]).get(model)
+    effort = data_source.sampling_params.reasoning_effort
+    if effort is not None and holder is not None and holder.engine in (EngineKind.hf, EngineKind.mlx):
+        message = f"The engine {holder.engine} of {model!r} has no effort: leave it out."
+        raise field_error("data_source.sampling_params.reasoning_effort", message)
+
+
+def _store_rows(
+    settings: Settings, definition: Eval, name: str, data_source: DataSource, caller: Caller
+) -> Dataset:
+    source, config = data_source.source, definition.data_source_config
+    schema = config.get("item_schema")
     with upload_folder(settings.data_dir / "uploads") as folder:
         path = folder / "rows.jsonl"
         if isinstance(source, FileIdSource):
             with _open_file(source.id) as content:
-                write_rows(data_source, content, schema, path)
+                write_rows(data_source, read_content(content), schema, path)
+        elif isinstance(source, FileContentSource):
+            write_rows(data_source, list_content(source), schema, path)
         else:
-            write_rows(data_source, None, schema, path)
+            metadata = config.get("metadata") or {} if config["type"] in STORED_CONFIGS else {}
+            filters = {name: str(value) for name, value in metadata.items()}
+            write_rows(data_source, list_stored(caller, source, filters), schema, path)
         dataset, _ = datasets.create_dataset(path, name[:MAX_JOB_NAME])
     if not dataset.trainable:
         fault = dataset.report["faults"][0]
@@ -273,18 +310,8 @@ def _make_spec(definition: Eval, name: str, data_source: DataSource, dataset: Da
         for i, grader in enumerate(name_models(one, get_settings()) for one in definition.testing_criteria)
     ]
     stage: dict[str, Any] = {"stage": "evaluate", "dataset": dataset.id, "metrics": metrics}
-    if isinstance(data_source, GeneratedDataSource):
-        sampling = data_source.sampling_params
-        stage |= {
-            "model": {"deployment": data_source.model},
-            "temperature": 1.0 if sampling.temperature is None else sampling.temperature,
-        }
-        given = {
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-            "max_new_tokens": sampling.max_completion_tokens or sampling.max_completions_tokens,
-        }
-        stage |= {field: value for field, value in given.items() if value is not None}
+    if isinstance(data_source, SampledDataSource) and data_source.model is not None:
+        stage |= data_source.sampling_params.stage_fields | {"model": {"deployment": data_source.model}}
     else:
         stage["model"] = {"field": SAMPLE}
     return JobCreate.model_validate(

@@ -13,7 +13,7 @@ WEIGHTS = "*.safetensors"
 
 def identify(config: EvaluateConfig) -> str:
     """Return the hash of everything on which a response depends, whatever the folders on this host."""
-    content = {
+    content: dict[str, Any] = {
         "dataset": hash_file(dataset_path(config.dataset)),
         "sampling": [config.temperature, config.top_p, config.max_new_tokens, config.seed],
         "engine": [config.engine, config.options.model_dump(mode="json")],
@@ -22,6 +22,9 @@ def identify(config: EvaluateConfig) -> str:
             for role, model in config.models.items()
         },
     }
+    if options := {"tools": config.tools, **config.chat_options} if config.tools else config.chat_options:
+        # Evaluations of earlier versions have none.
+        content["options"] = options
     return hash_json(content)
 
 

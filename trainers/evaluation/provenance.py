@@ -62,6 +62,8 @@ def describe_provenance(
             "top_p": config.top_p,
             "max_new_tokens": config.max_new_tokens,
             "seed": config.seed,
+            **({"tools_sha256": hash_json(config.tools)} if config.tools else {}),
+            **config.chat_options,
         },
         "engine": engines[-1] if engines else {},
         "earlier_engines": engines[:-1],

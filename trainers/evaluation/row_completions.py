@@ -3,9 +3,9 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Sampling:
     max_new_tokens: int
     temperature: float
     top_p: float
+    tools: Sequence[dict[str, Any]] | None = None
+    """Functions that a prompt offers without tools of its own."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of each request."""
 
 
 @dataclass(frozen=True)
@@ -217,13 +221,15 @@ def _complete_row(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "seed": request.seed,
+        **sampling.options,
     }
-    chat = {"messages": prompt.prompt, **({"tools": prompt.tools} if prompt.tools else {})}
+    tools = prompt.tools or sampling.tools
+    chat = {"messages": prompt.prompt, **({"tools": tools} if tools else {})}
     try:
         try:
             response = _send(client, endpoint, "chat/completions", body | chat, prompt.row)
         except RowRejected as error:
-            if TEMPLATE_MISSING not in str(error) or not prompt.is_text:
+            if TEMPLATE_MISSING not in str(error) or not prompt.is_text or tools or sampling.options:
                 raise
             # A model without a chat template continues the text of the prompt, as it was trained.
             text = {"prompt": prompt.prompt[0]["content"]}

@@ -32,6 +32,8 @@ class ModelRow(msgspec.Struct):
     """Why the first response ended; None for a response that existed already."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    tool_calls: list[dict[str, Any]] = []
+    """Of the first response, in OpenAI's form."""
 
 
 class StoredRow(msgspec.Struct):

@@ -100,7 +100,7 @@ def create_eval_run(
 ) -> EvalRunObject:
     """Start a run: a model responds to each item, and the graders judge the responses."""
     spec = EvalRunSpec(eval_id, body.name, body.data_source, body.metadata or {})
-    run_id = creation.once(lambda record: service.create_run(get_settings(), spec, caller.key_id, record))
+    run_id = creation.once(lambda record: service.create_run(get_settings(), spec, caller, record))
     return get_eval_run(request, eval_id, run_id)
 
 

@@ -54,12 +54,19 @@ class CustomDataSource(OpenAIBody):
     include_sample_schema: bool = Field(False, description="Whether the graders read `sample`.")
 
 
+class StoredDataSource(OpenAIBody):
+    """Items that are stored answers, such as chat completions with `store: true`."""
+
+    type: Literal["logs", "stored_completions"]
+    metadata: Metadata | None = Field(None, description="Pairs that the answers of every run have.")
+
+
 class EvalCreate(OpenAIBody):
     """The definition of an evaluation."""
 
     name: str = Field("", max_length=MAX_NAME, description="Name of the eval.")
-    data_source_config: CustomDataSource = Field(
-        description="What the items look like. Logs and stored completions are not offered as sources."
+    data_source_config: Annotated[CustomDataSource | StoredDataSource, Field(discriminator="type")] = Field(
+        description="What the items look like."
     )
     testing_criteria: list[TestingCriterion] = Field(
         min_length=1, max_length=MAX_CRITERIA, description="Graders; an item passes if it passes all."

@@ -21,6 +21,24 @@ from trainers.evaluation.row_index import ModelRow, StoredRow
 ITEM_DIGITS = 8
 # Of a config in a request; the API returns the whole schema in their place.
 REQUEST_FIELDS = frozenset({"item_schema", "include_sample_schema"})
+STORED_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "item": {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string"},
+                "model": {"type": "string"},
+                "created_at": {"type": "integer"},
+                "metadata": {"type": "object"},
+                "input": {"type": "array", "items": {"type": "object"}},
+                "tools": {"type": "array", "items": {"type": "object"}},
+            },
+        },
+        "sample": {"type": "object"},
+    },
+    "required": ["item", "sample"],
+}
 ITEM_STATUSES: dict[bool | None, str] = {True: "pass", False: "fail", None: "error"}
 
 
@@ -44,6 +62,8 @@ def _view_config(config: dict[str, Any]) -> dict[str, Any]:
     if "schema" in config:
         # That of an import, as OpenAI had made it.
         return {name: value for name, value in config.items() if name not in REQUEST_FIELDS}
+    if config["type"] != "custom":
+        return {**config, "schema": STORED_SCHEMA}
     properties = {"item": config["item_schema"]}
     if config.get("include_sample_schema"):
         properties["sample"] = {"type": "object"}
@@ -173,7 +193,7 @@ def view_item(
 
 
 def _view_sample(run: EvalRun, stage: Run, stored: StoredRow, model: ModelRow) -> dict[str, Any]:
-    generated = run.data_source["type"] != "jsonl"
+    generated = bool(run.model)
     response = model.responses[0] if model.responses else None
     error = {"code": "", "message": ""}
     if response is None:
@@ -181,7 +201,10 @@ def _view_sample(run: EvalRun, stage: Run, stored: StoredRow, model: ModelRow) -
     messages = [{"role": each["role"], "content": each.get("content") or ""} for each in stored.prompt]
     return {
         "input": messages if generated else [],
-        "output": [{"role": "assistant", "content": response}],
+        "output": [
+            {"role": "assistant", "content": response}
+            | ({"tool_calls": model.tool_calls} if model.tool_calls else {})
+        ],
         "model": run.model,
         "error": error,
         "finish_reason": model.finish_reason or "stop",

@@ -302,7 +302,7 @@ REFUSALS: list[tuple[Call, type[APIStatusError], str | None, str]] = [
         "control characters",
     ),
     (
-        lambda o: define(o, data_source_config={"type": "logs"}),
+        lambda o: define(o, data_source_config={"type": "spans"}),
         BadRequestError,
         "data_source_config.type",
         "custom",

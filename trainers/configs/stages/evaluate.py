@@ -22,10 +22,12 @@ from trainers.configs.base import (
     StoredResponses,
 )
 from trainers.configs.engines import EngineClientConfig, EngineKind, RunningEngine, join_capabilities
+from trainers.configs.graders.model import ReasoningEffort
 from trainers.configs.metrics import MathsExactMatch, Metrics
 from trainers.configs.metrics.base import MetricConfig
 from trainers.configs.metrics.general import Perplexity
 from trainers.configs.metrics.judge import REFERENCE
+from trainers.configs.parsing.chat_options import OfferedTools, ResponseFormat
 from trainers.configs.stages.evaluations.early_stop import EarlyStop
 
 MODEL, BASELINE = "model", "baseline"
@@ -110,6 +112,15 @@ class EvaluateConfig(EngineClientConfig):
     )
     max_new_tokens: int = Field(256, ge=1, le=MAX_COUNT, description="Maximum tokens of a completion.")
     seed: Seed = 42
+    tools: OfferedTools | None = Field(
+        None, description="Functions that every prompt offers, unless its row has tools of its own."
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="Form of the responses, as OpenAI's: `json_object`, or `json_schema` with a schema."
+    )
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="Effort of a model that reasons; engines `hf` and `mlx` have none."
+    )
     concurrency: int = Field(32, ge=1, le=1024, description="Requests that an engine is sent at once.")
     slices: Slices = Field(default_factory=list)
     clusters: NonEmpty | None = Field(
@@ -256,6 +267,12 @@ class EvaluateConfig(EngineClientConfig):
     def scores_references(self) -> bool:
         """Whether a metric needs the log-probabilities of the references under each model."""
         return any(isinstance(metric, Perplexity) for metric in self.metrics)
+
+    @property
+    def chat_options(self) -> dict[str, Any]:
+        """Fields of each request that are not sent unless they are set."""
+        options = {"response_format": self.response_format, "reasoning_effort": self.reasoning_effort}
+        return {name: value for name, value in options.items() if value is not None}
 
     @property
     def response_fields(self) -> tuple[str, ...]:
