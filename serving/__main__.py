@@ -1,6 +1,7 @@
 """Serve a model without a database or queue: over HTTP, in the terminal, or for a file of rows.
 
     python -m serving --engine hf --model PATH_OR_ID --adapter ko-en=PATH --port 8001
+    python -m serving --engine hf --model PATH_OR_ID --task embed --port 8001
     python -m serving --engine hf --model PATH_OR_ID --interactive --system-prompt "Answer briefly."
     python -m serving --engine hf --model PATH_OR_ID --input rows.jsonl --output predictions.jsonl
 
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
 
@@ -25,13 +26,16 @@ from serving.engines.cli_options import (
     Adapters,
     Host,
     Model,
+    PoolingOption,
     ServedName,
+    Task,
     parse_adapters,
     read_engine_options,
     with_engine_options,
 )
 from serving.engines.engine import Engine, check_host
-from trainers.configs.engines import EngineOptions
+from trainers.configs.engines import EngineOptions, EngineTask, Pooling, check_task
+from trainers.modeling.embedding.recipe import check_engine, read_recipe
 from trainers.modeling.model_source import open_adapter, open_base
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import TunesmithError
@@ -48,6 +52,8 @@ class ServingOptions:
     engine: EngineKind
     engine_program: list[str]
     model: str
+    task: EngineTask
+    pooling: Pooling | None
     adapters: dict[str, str]
     served_name: str
     engine_options: EngineOptions
@@ -63,10 +69,14 @@ class ServingOptions:
             TunesmithError: The model cannot be found, or a file of it is unsafe.
         """
         check_host(host)
+        check_task(self.engine, self.task, self.pooling, self.engine_options, self.adapters)
         engine = find_engine(self.engine, self.engine_program)
         model = open_base(self.model)
+        if self.task is EngineTask.embed:
+            check_engine(read_recipe(Path(model), self.pooling), self.engine)
         adapters = {name: open_adapter(path) for name, path in self.adapters.items()}
-        return engine, EngineConfig(model, self.served_name, host, port, adapters, self.engine_options)
+        config = EngineConfig(model, self.served_name, host, port, adapters, self.engine_options)
+        return engine, replace(config, task=self.task, pooling=self.pooling)
 
 
 # Unknown options are kept, for the engine.
@@ -83,6 +93,8 @@ def main(
         str, typer.Option("--program", help="Command that starts the engine, if it is not on PATH.")
     ] = "",
     model: Model,
+    task: Task = EngineTask.generate,
+    pooling: PoolingOption = None,
     adapter: Adapters = None,
     served_name: ServedName = None,
     host: Host = LOOPBACK,
@@ -111,6 +123,8 @@ def main(
             engine=engine,
             engine_program=shlex.split(engine_program),
             model=model,
+            task=task,
+            pooling=pooling,
             adapters=parse_adapters(adapter),
             served_name=served_name or model,
             engine_options=read_engine_options(engine, options),
@@ -118,6 +132,8 @@ def main(
             system_prompt=system_prompt,
             sampling={name: value for name, value in sampling.items() if value is not None},
         )
+        if task is EngineTask.embed and (input or output or interactive):
+            raise ValueError("An embedding model does not generate: leave out --interactive and --input.")
         if input or output:
             complete_rows(serving, input, output)
         elif interactive:

@@ -10,7 +10,7 @@ from app.aliases.changes import create_alias, find_version, write_targets
 from app.aliases.schemas import AliasTargetView, AliasUpdate, AliasView
 from app.aliases.targets import find_name_holders
 from app.deployments.lifecycle import LIVE
-from app.http.errors import Conflict, NotFound
+from app.http.errors import Conflict, NotFound, field_error
 from app.http.paging import PageQuery, paginate_newest_first
 from app.keys.limits import check_names
 from app.storage.database import lock_name
@@ -147,6 +147,11 @@ def _check_targets_are_ready(session: Session, name: str, targets: Sequence[dict
                 {"field": "targets", "message": f"The deployment {target!r} is not ready."}
                 for target in missing
             ],
+        )
+    tasks = {holders[target].task for target in names}
+    if len(tasks) > 1:
+        raise field_error(
+            "targets", "Some of these deployments generate text, and others compute embeddings."
         )
 
 

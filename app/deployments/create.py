@@ -12,7 +12,7 @@ from app.http.errors import Conflict
 from app.settings import get_settings
 from app.storage.database import lock_name
 from app.tables import Alias, Deployment, DeploymentStatus, Model, ModelKind
-from trainers.configs import DeploymentChoice, Queue
+from trainers.configs import DeploymentChoice, EngineTask, Queue
 from trainers.runtime.error_codes import ErrorCode
 
 
@@ -29,6 +29,8 @@ def build_deployment(
     base, template = _find_base(session, reference)
     options = choice.options.model_dump(mode="json", exclude_defaults=True)
     engine = [choice.engine, queue, base, options, template if choice.engine.has_single_template else None]
+    if choice.task is EngineTask.embed:
+        engine += [choice.task, choice.pooling]
     settings = get_settings()
     idle_seconds = settings.idle_seconds if choice.idle_seconds is None else choice.idle_seconds
     return Deployment(
@@ -37,6 +39,8 @@ def build_deployment(
         model_id=reference if reference.startswith("model_") else None,
         engine=choice.engine,
         options=options,
+        task=choice.task,
+        pooling=choice.pooling,
         queue=queue,
         engine_key=hashlib.sha256(json.dumps(engine, sort_keys=True).encode()).hexdigest()[:16],
         idle_seconds=idle_seconds,

@@ -7,7 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.runs.schemas import ErrorView
 from app.tables import Deployment, DeploymentStatus
-from trainers.configs import DeploymentChoice, EngineKind, EngineOptions, ParityMode, Queue
+from trainers.configs import (
+    DeploymentChoice,
+    EngineKind,
+    EngineOptions,
+    EngineTask,
+    ParityMode,
+    Pooling,
+    Queue,
+)
 from trainers.configs.base import NonEmpty, StageName
 
 CREATE_EXAMPLES = {
@@ -23,6 +31,10 @@ CREATE_EXAMPLES = {
             "idle_seconds": 600,
             "options": {"max_adapters": 4},
         },
+    },
+    "embeddings": {
+        "summary": "An embedding model, with the pooling of its own files",
+        "value": {"name": "embedder", "model": "Qwen/Qwen3-Embedding-0.6B", "task": "embed"},
     },
 }
 
@@ -47,7 +59,11 @@ class DeploymentView(BaseModel):
     status: DeploymentStatus = Field(description="State of the deployment.")
     base: str = Field(description="Hub id, folder or registry id of the full weights that the engine loads.")
     model_id: str | None = Field(description="Id of the registry model that it serves.")
-    engine: EngineKind = Field(description="Program that generates the text.")
+    task: EngineTask = Field(description="What it computes: text or embeddings.")
+    pooling: Pooling | None = Field(
+        description="Pooling of an embedding model whose files have none; null for every other model."
+    )
+    engine: EngineKind = Field(description="Program that computes it.")
     options: EngineOptions = Field(description="Options of the engine.")
     queue: Queue = Field(description="Hardware that it runs on.")
     worker_id: str | None = Field(description="Id of the worker that runs the engine now.")

@@ -12,6 +12,7 @@ from app.deployments.waiting import explain_unclaimed
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.models import references
+from app.models.embedding import check_embedding_model
 from app.models.templates import check_template
 from app.settings import get_settings
 from app.tables import Deployment, DeploymentStatus
@@ -36,10 +37,12 @@ class DeploymentHasAlias(Conflict):
 def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
     """Insert a queued deployment.
 
-    Raises NameIsAlias, UnprocessableContent for an unusable model, and TemplateUnusable.
+    Raises NameIsAlias, UnprocessableContent for an unusable model, TemplateUnusable and
+    EmbeddingModelRefused.
     """
     check_template(body.model, "model")
     reference = str(references.resolve_model(session, body.model, "model"))
+    check_embedding_model(session, reference, body, "model")
     chooser = QueueChooser(session, get_settings(), workers.AliveWorkers(get_settings()))
     queue = body.queue or chooser.choose(StageKind.deploy, body.engine.suitable_queues).queue
     return insert_deployment(session, build_deployment(session, body.name, reference, body, queue))

@@ -6,6 +6,7 @@ from sqlmodel import Session, col, select
 
 from app.deployments.served_models import explain_missing_model
 from app.http.errors import UnprocessableContent, field_error
+from app.models.embedding import EmbeddingModelRefused, check_embedding_model, refuse_adapter
 from app.models.references import resolve_model
 from app.settings import Settings, get_settings
 from app.tables import Alias, Batch, Checkpoint, Evaluation, Model, ModelKind, Rescue, Run
@@ -15,6 +16,7 @@ from trainers.configs import (
     CompareConfig,
     DeployConfig,
     EngineClientConfig,
+    EngineTask,
     EvaluationFolder,
     ExportConfig,
     ExportFormat,
@@ -89,6 +91,26 @@ def check_merge(
             "The model has whole weights, so there is no adapter to merge: leave out this stage, or train "
             "with LoRA before it.",
         )
+
+
+def check_embedding(
+    session: Session, stage: AnyStage, path: str, earlier: Mapping[str, AnyStage]
+) -> Iterator[UnprocessableContent]:
+    """Yield an error for the deployment of embeddings of an adapter, or of a model without a pooling.
+
+    `earlier` contains the stages by name.
+    """
+    if not isinstance(stage, DeployConfig) or stage.task is not EngineTask.embed:
+        return
+    if isinstance(stage.model, StageOutput):
+        producer = earlier.get(stage.model.stage)
+        if isinstance(producer, TrainingConfig) and not _writes_whole_weights(producer):
+            yield refuse_adapter(f"{path}.model", f"The model of the stage {stage.model.stage}")
+    elif isinstance(stage.model, str):
+        try:
+            check_embedding_model(session, stage.model, stage, f"{path}.model")
+        except EmbeddingModelRefused as error:
+            yield error
 
 
 def check_processes(

@@ -15,6 +15,7 @@ from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors
 from app.jobs.plan_checks import (
     check_batch,
+    check_embedding,
     check_evaluations,
     check_limits,
     check_merge,
@@ -77,6 +78,7 @@ def resolve_stages(
         errors += check_processes(session, alive, stage, choice.queue, path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)
+        errors += check_embedding(session, stage, path, earlier)
         upstream = {name: config for name, config in earlier.items() if name in needs.upstream}
         errors += check_evaluations(session, stage, path, upstream)
         resolved = _resolve_stage(session, spec, position, choice, needs, stages, errors)

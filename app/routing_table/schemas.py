@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.settings import get_settings
 from serving.gateway.traffic.counts import MAX_BUCKET
-from trainers.configs import Config
+from trainers.configs import Config, EngineTask
 from trainers.configs.base import StageName
 
 
@@ -20,6 +20,9 @@ class RouteTargetView(BaseModel):
     share: float = Field(description="Share of the requests, relative to the sum of the route's shares.")
     store_days: float = Field(
         0, description="Days for which a gateway with a store keeps answers; 0 stores none."
+    )
+    task: EngineTask | None = Field(
+        None, description="What the engine computes; null if the alias has no deployment left."
     )
 
 

@@ -42,6 +42,7 @@ def view_target(deployment: Deployment, share: float) -> RouteTargetView:
         upstream_model=deployment.upstream_model or deployment.name,
         share=share,
         store_days=deployment.store_days,
+        task=deployment.task,
     )
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Index, text
 from sqlmodel import Field, SQLModel
 
 from app.tables.base import Json, enum_type, new_id, time_field
-from trainers.configs import EngineKind, ParityMode, Queue
+from trainers.configs import EngineKind, EngineTask, ParityMode, Pooling, Queue
 
 
 class DeploymentStatus(StrEnum):
@@ -71,6 +71,12 @@ class Deployment(SQLModel, table=True):
     engine: EngineKind = Field(sa_type=enum_type(EngineKind))
     queue: Queue = Field(sa_type=enum_type(Queue))
     options: dict[str, Any] = Field(default_factory=dict, sa_type=Json, description="Engine options.")
+    task: EngineTask = Field(default=EngineTask.generate, sa_type=enum_type(EngineTask))
+    pooling: Pooling | None = Field(
+        default=None,
+        sa_type=enum_type(Pooling),
+        description="Pooling of an embedding model whose files have none.",
+    )
     engine_key: str = Field(default="", description="Deployments with the same key can share one engine.")
     idle_seconds: float = Field(
         default=0, description="Idle time after which the engine is stopped; 0 is never."

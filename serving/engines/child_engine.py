@@ -110,8 +110,8 @@ def _wait_until_ready(
             )
         time.sleep(POLL_SECONDS)
     try:
-        engine.probe(address, latest_model_name(engine, config))
+        engine.probe(address, latest_model_name(engine, config), task=config.task)
     except EngineRequestFailed as error:
         raise EngineFailed(
-            f"The engine {engine.kind} is healthy but generates no tokens: {error}", hint
+            f"The engine {engine.kind} is healthy but serves no request: {error}", hint
         ) from error

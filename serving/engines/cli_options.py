@@ -9,13 +9,18 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions
+from trainers.configs.engines import EngineChoice, EngineKind, EngineOptions, EngineTask, Pooling
 
 Model = Annotated[str, typer.Option(help="Folder or hub id of the base model; safetensors only.")]
 Adapters = Annotated[
     list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="LoRA adapter; repeatable.")
 ]
 ServedName = Annotated[str | None, typer.Option(help="Name of the base model in requests. Default: --model.")]
+Task = Annotated[EngineTask, typer.Option(help="What the engine computes: text or embeddings.")]
+PoolingOption = Annotated[
+    Pooling | None,
+    typer.Option("--pooling", help="Pooling of an embedding model whose files have none."),
+]
 Host = Annotated[str, typer.Option(help="Loopback or private address to listen on.")]
 
 

@@ -1,5 +1,6 @@
 """The interface of an engine: how to start it, and how to call it once it runs."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import httpx2
 
 from serving.http.addresses import is_private
-from trainers.configs.engines import EngineKind, EngineOptions
+from trainers.configs.engines import EngineKind, EngineOptions, EngineTask, Pooling
 from trainers.modeling.model_source import OFFLINE
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
@@ -63,6 +64,8 @@ class EngineConfig:
         options: Options that all engines share.
         template_from: Folder of an adapter that will be loaded later. An engine with one chat template for
             all names takes the template of its adapters, or of this one.
+        task: What the engine computes.
+        pooling: Pooling of an embedding model whose files have none.
     """
 
     model: str
@@ -72,6 +75,8 @@ class EngineConfig:
     adapters: dict[str, str] = field(default_factory=dict)
     options: EngineOptions = field(default_factory=EngineOptions)
     template_from: str = ""
+    task: EngineTask = EngineTask.generate
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a public address."""
@@ -118,7 +123,7 @@ class Engine(ABC):
         return adapter
 
     def is_healthy(self, address: str) -> bool:
-        """Return whether the health endpoint responds with 200; `probe` proves that chats are completed."""
+        """Return whether the health endpoint responds with 200; `probe` proves that requests are served."""
         try:
             response = _client().get(f"{address}/health", timeout=HEALTH_TIMEOUT_SECONDS)
         except httpx2.TransportError:
@@ -130,14 +135,23 @@ class Engine(ABC):
         response = send_request(f"{address}/v1/models", None, HEALTH_TIMEOUT_SECONDS)
         return [model["id"] for model in response["data"]]
 
-    def probe(self, address: str, name: str, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
-        """Complete a chat with a served model by one token.
+    def probe(
+        self,
+        address: str,
+        name: str,
+        timeout_seconds: float = PROBE_TIMEOUT_SECONDS,
+        task: EngineTask = EngineTask.generate,
+    ) -> None:
+        """Complete a chat with a served model by one token, or embed a text, as the task says.
 
         A model that has no chat template, or whose template rejects the chat, completes a text instead.
 
         Raises:
             EngineRequestFailed: The engine failed, or did not respond in time.
         """
+        if task is EngineTask.embed:
+            self.embed(address, name, ["1"], timeout_seconds)
+            return
         options = {"model": name, "max_tokens": 1, "temperature": 0}
         try:
             body = options | {"messages": PROBE_MESSAGES}
@@ -149,6 +163,21 @@ class Engine(ABC):
             response = send_request(f"{address}/v1/completions", body, timeout_seconds)
         if not response.get("choices"):
             raise EngineRequestFailed(f"The engine returned a completion of {name!r} without choices.")
+
+    def embed(
+        self, address: str, name: str, texts: Sequence[str], timeout_seconds: float = SCORE_TIMEOUT_SECONDS
+    ) -> list[list[float]]:
+        """Return the embedding of each text.
+
+        Raises:
+            EngineRequestFailed: The engine failed, did not respond in time, or not with finite numbers.
+        """
+        body = {"model": name, "input": list(texts), "encoding_format": "float"}
+        response = send_request(f"{address}/v1/embeddings", body, timeout_seconds)
+        embeddings: list[list[float]] = [row["embedding"] for row in response["data"]]
+        if len(embeddings) != len(texts) or not all(one and all(map(_is_finite, one)) for one in embeddings):
+            raise EngineRequestFailed(f"The engine returned embeddings of {name!r} that are not numbers.")
+        return embeddings
 
     def count_requests(self, address: str) -> int | None:
         """Return the number of running and waiting requests, or None if the engine does not report it."""
@@ -198,6 +227,10 @@ class Engine(ABC):
                 f"The engine scored {len(scores) + 1} of the {len(token_ids)} tokens that {name!r} was sent."
             )
         return scores
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def send_request(url: str, body: Any, timeout_seconds: float) -> Any:

@@ -13,7 +13,13 @@ from serving.engines.engine import (
     send_request,
 )
 from serving.engines.tokenizers import shared_tokenizer
-from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
+from trainers.configs.engines import (
+    EngineKind,
+    EngineOptions,
+    EngineQuantization,
+    EngineTask,
+    ToolCallParser,
+)
 
 # Other names are SGLang's own.
 TOOL_CALL_PARSERS = {
@@ -43,10 +49,8 @@ class SglangEngine(Engine):
             *self.program,
             *("--model-path", config.model, "--served-model-name", config.served_name),
             *("--host", config.host, "--port", str(config.port)),
-            # As for vLLM: the model was trained without the sampling defaults of generation_config.json.
-            *("--sampling-defaults", "openai"),
             *_option_flags(config.options),
-            *_adapter_flags(config),
+            *(["--is-embedding"] if config.task is EngineTask.embed else _generation_flags(config)),
         ]
 
     def request_name(self, base: str, adapter: str) -> str:
@@ -61,10 +65,16 @@ class SglangEngine(Engine):
             for model in models
         ]
 
-    def probe(self, address: str, name: str, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> None:
-        """Check that the name is listed, since the base serves all others; then complete a chat."""
+    def probe(
+        self,
+        address: str,
+        name: str,
+        timeout_seconds: float = PROBE_TIMEOUT_SECONDS,
+        task: EngineTask = EngineTask.generate,
+    ) -> None:
+        """Check that the name is listed, since the base serves all others; then send it a request."""
         self._check_is_listed(address, name)
-        super().probe(address, name, timeout_seconds)
+        super().probe(address, name, timeout_seconds, task)
 
     def render(self, address: str, name: str, prompt: EnginePrompt) -> list[int]:
         """Check that the name is listed, then render the chat or text."""
@@ -106,6 +116,13 @@ def _option_flags(options: EngineOptions) -> list[str]:
         flags += ["--torchao-config", "int8wo"]
     if options.quantization is EngineQuantization.fp8:
         flags += ["--quantization", "fp8"]
+    return flags
+
+
+def _generation_flags(config: EngineConfig) -> list[str]:
+    options = config.options
+    # As for vLLM: the model was trained without the sampling defaults of generation_config.json.
+    flags = ["--sampling-defaults", "openai"]
     if options.tool_call_parser is not None:
         flags += [
             "--tool-call-parser",
@@ -113,13 +130,8 @@ def _option_flags(options: EngineOptions) -> list[str]:
         ]
     if options.compact_json:
         flags += ["--constrained-json-disable-any-whitespace"]
-    return flags
-
-
-def _adapter_flags(config: EngineConfig) -> list[str]:
     # LoRA is always enabled. Without rank and modules, adapters that are loaded later may not fit.
-    options = config.options
-    flags = ["--enable-lora", "--lora-target-modules", "all"]
+    flags += ["--enable-lora", "--lora-target-modules", "all"]
     flags += ["--max-loras-per-batch", str(options.max_adapters)]
     flags += ["--max-loaded-loras", str(options.max_adapters)]
     flags += ["--max-lora-rank", str(options.max_adapter_rank)]

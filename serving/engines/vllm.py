@@ -12,7 +12,13 @@ from serving.engines.engine import (
 )
 from serving.engines.tokenizers import shared_tokenizer
 from serving.http.addresses import is_loopback
-from trainers.configs.engines import EngineKind, EngineOptions, EngineQuantization, ToolCallParser
+from trainers.configs.engines import (
+    EngineKind,
+    EngineOptions,
+    EngineQuantization,
+    EngineTask,
+    ToolCallParser,
+)
 
 # awq and gptq are missing: vLLM reads them from the weights' config and picks the fastest kernel itself.
 QUANTIZATIONS = {
@@ -54,12 +60,9 @@ class VllmEngine(Engine):
             *self.program,
             *("--model", config.model, "--served-model-name", config.served_name),
             *("--host", config.host, "--port", str(config.port)),
-            # The sampling defaults of generation_config.json (such as a repetition penalty) would change even
-            # greedy completions. The end tokens of that file are read in any case.
-            *("--generation-config", "vllm"),
             *("--shutdown-timeout", str(DRAIN_SECONDS)),
             *_option_flags(config.options),
-            *_adapter_flags(config),
+            *(_embedding_flags(config) if config.task is EngineTask.embed else _generation_flags(config)),
         ]
 
     def environment(self, config: EngineConfig) -> dict[str, str]:
@@ -104,18 +107,29 @@ def _option_flags(options: EngineOptions) -> list[str]:
         flags += ["--max-num-seqs", str(options.max_batch_size)]
     if options.quantization in QUANTIZATIONS:
         flags += ["--quantization", QUANTIZATIONS[options.quantization]]
+    return [*flags, "--enable-sleep-mode"] if options.sleep_mode else flags
+
+
+def _embedding_flags(config: EngineConfig) -> list[str]:
+    """Return the flags of an embedding model; a pooling implies a normalization."""
+    flags = ["--runner", "pooling", "--convert", "embed"]
+    if config.pooling is not None:
+        flags += ["--pooler-config", json.dumps({"pooling_type": config.pooling.upper()})]
+    return flags
+
+
+def _generation_flags(config: EngineConfig) -> list[str]:
+    options = config.options
+    # The sampling defaults of generation_config.json (such as a repetition penalty) would change even greedy
+    # completions. The end tokens of that file are read in any case.
+    flags = ["--generation-config", "vllm"]
     if options.tool_call_parser is not None:
         parser = TOOL_CALL_PARSERS.get(options.tool_call_parser, options.tool_call_parser)
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if options.compact_json:
         flags += ["--structured-outputs-config", COMPACT_JSON]
-    return [*flags, "--enable-sleep-mode"] if options.sleep_mode else flags
-
-
-def _adapter_flags(config: EngineConfig) -> list[str]:
     # LoRA is always enabled, since adapters may be loaded later.
-    options = config.options
-    flags = ["--enable-lora", "--max-loras", str(options.max_adapters)]
+    flags += ["--enable-lora", "--max-loras", str(options.max_adapters)]
     flags += ["--max-cpu-loras", str(options.max_adapters), "--max-lora-rank", str(_supported_rank(options))]
     if config.adapters:
         flags += ["--lora-modules", *(f"{name}={path}" for name, path in config.adapters.items())]

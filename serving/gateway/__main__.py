@@ -81,7 +81,7 @@ def main(
         )
     table = load_routing_table(routes, api, api_key_env)
     authorize = create_authorizer(api, client_key_env)
-    limits = RequestLimits(max_choices, max_prompts, max_tokens)
+    limits = RequestLimits(max_choices, max_prompts, max_tokens=max_tokens)
     try:
         origins = OriginPolicy(allow_origin or ())
     except ValueError as error:

@@ -32,10 +32,13 @@ from serving.http.errors import (
     ModelNotReady,
     ModelNotServed,
     PermissionDenied,
+    TaskNotServed,
     UnknownUrl,
 )
+from trainers.configs.engines import EngineTask
 
 ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"})
+EMBEDDINGS_PATH = "/v1/embeddings"
 MODELS_PATH = "/v1/models"
 FORWARDED_HEADERS = (b"accept", b"traceparent")
 MAX_CACHED_CLIENTS = 1000
@@ -257,6 +260,9 @@ class Gateway:
         body = parse_request_body(request.path, content, self.limits)
         check_model(body.model, client)
         route = self._find(body.model, client)
+        task = EngineTask.embed if request.path == EMBEDDINGS_PATH else EngineTask.generate
+        if not route.serves(task):
+            raise TaskNotServed(route.name, request.path, embeds=task is EngineTask.generate)
         context.model = route.name
         if client.has_limits:
             self._admit(context, client)

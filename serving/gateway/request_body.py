@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from serving.http.errors import InvalidRequest
+from serving.http.limits import MAX_EMBEDDING_INPUTS
 from serving.http.media_urls import check_media
 from serving.http.message_roles import check_messages
 
@@ -101,6 +102,7 @@ class RequestLimits:
 
     max_choices: int = 128
     max_prompts: int = 1024
+    max_inputs: int = MAX_EMBEDDING_INPUTS
     max_tokens: int = 1_000_000
 
 
@@ -245,14 +247,12 @@ def _check_limits(fields: Fields, limits: RequestLimits) -> None:
             raise InvalidRequest(f"{field!r} must be a number.", field)
         if value > maximum:
             raise InvalidRequest(f"{field!r} is {value}, but the limit is {maximum}.", field)
-    for field in ("prompt", "input"):
+    for field, maximum in (("prompt", limits.max_prompts), ("input", limits.max_inputs)):
         if field in fields and memoryview(fields[field])[0] == BRACKET:
-            items, maximum = _decode_items(fields[field]), limits.max_prompts
+            items = _decode_items(fields[field])
             # A list of numbers is one prompt, given as token ids, and a list of objects is one conversation.
             if len(items) > maximum and memoryview(items[0])[0] in (BRACKET, QUOTE):
-                raise InvalidRequest(
-                    f"{field!r} has {len(items)} prompts, but the limit is {maximum}.", field
-                )
+                raise InvalidRequest(f"{field!r} has {len(items)} texts, but the limit is {maximum}.", field)
 
 
 @lru_cache(maxsize=1024)

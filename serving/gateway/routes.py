@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.http.errors import EngineUnavailable
+from trainers.configs.engines import EngineTask
 
 REFRESH_SECONDS = 1.0
 # Requests for unknown names load the table no more often than this.
@@ -27,7 +28,8 @@ class Target:
 
     `base_url` is the engine's root without /v1, such as `http://127.0.0.1:8001`. It is empty while the
     deployment is asleep. `share` is the target's weight among the targets of the route. Answers are stored
-    for `store_days`, by a gateway that has a store; 0 stores none.
+    for `store_days`, by a gateway that has a store; 0 stores none. `task` is what the engine computes, None
+    where that is unknown.
     """
 
     deployment_id: str
@@ -35,6 +37,7 @@ class Target:
     upstream_model: str
     share: float = 1.0
     store_days: float = 0.0
+    task: EngineTask | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Route:
     def stores_answers(self) -> bool:
         """Whether a target has a time of storage."""
         return any(target.store_days for target in self.targets)
+
+    def serves(self, task: EngineTask) -> bool:
+        """Return whether a target may compute what a request asks for."""
+        return any(target.task in (None, task) for target in self.targets)
 
     def choose(self, avoided: Collection[Target] = ()) -> Target | None:
         """Return a random target by share, except those to avoid, or None if none is left."""
@@ -207,8 +214,8 @@ class CachedRoutingTable(StaticRoutingTable, ABC):
 def parse_route(row: dict[str, Any]) -> Route:
     """Parse a route of a routes file.
 
-    `{"name": …, "base_url": …, "upstream_model"?: …, "created_at"?: …}`, or with
-    `"targets": [{"base_url": …, "upstream_model"?: …, "share"?: …}, …]` in place of the address.
+    `{"name": …, "base_url": …, "upstream_model"?: …, "task"?: …, "created_at"?: …}`, or with
+    `"targets": [{"base_url": …, "upstream_model"?: …, "task"?: …, "share"?: …}, …]` in place of the address.
     """
     created = datetime.fromisoformat(row["created_at"]) if "created_at" in row else datetime.now(UTC)
     targets = tuple(_parse_target(row["name"], target) for target in row.get("targets", [row]))
@@ -224,4 +231,6 @@ def _parse_target(name: str, row: dict[str, Any]) -> Target:
     base_url = row["base_url"].rstrip("/")
     if not base_url.startswith(("http://", "https://")):
         raise ValueError(f"The route {name!r} has the base_url {base_url!r}, which is not an http URL.")
-    return Target(row.get("deployment_id", name), base_url, row.get("upstream_model", name), share)
+    task = EngineTask(row["task"]) if "task" in row else None
+    upstream_model = row.get("upstream_model", name)
+    return Target(row.get("deployment_id", name), base_url, upstream_model, share, task=task)

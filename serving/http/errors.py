@@ -153,6 +153,22 @@ class ModelNotServed(ApiError):
         super().__init__(f"The model {name!r} does not exist. Available: {listed or 'none'}.", "model")
 
 
+class TaskNotServed(ApiError):
+    """The model computes embeddings and the request asks for a text, or the other way round."""
+
+    code = ErrorCode.task_not_served
+
+    def __init__(self, name: str, path: str, embeds: bool) -> None:
+        reason = (
+            f"The model {name!r} computes embeddings, so it does not serve {path}. Send its texts to "
+            "/v1/embeddings, or choose a model that generates text."
+            if embeds
+            else f"The model {name!r} generates text, so it does not serve {path}. Choose an embedding "
+            "model: a deployment with `task: embed`."
+        )
+        super().__init__(reason, "model")
+
+
 class RetryableError(ApiError):
     """The request failed, and may succeed after `retry_after_seconds`."""
 

@@ -8,6 +8,9 @@ MAX_HEADERS = 100
 # The largest JSON body. A file that is uploaded as multipart/form-data has a setting of its own.
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
+# Texts in a request for embeddings, as at OpenAI.
+MAX_EMBEDDING_INPUTS = 2048
+
 HEAD_TIMEOUT_SECONDS = 10.0
 # How long a body may take, with one more second for each of these bytes that has arrived.
 BODY_TIMEOUT_SECONDS = 60.0

@@ -5,7 +5,7 @@ r"""Compare a running engine with the model as it was trained.
 
 The same chats are processed by transformers (with PEFT and the training's template) and by the engine:
 rendered token ids must be equal, log-probabilities within the tolerance of the precision, and greedy
-completions equal or diverging at a tie.
+completions equal or diverging at a tie. With `--task embed`, embeddings of the same texts must agree.
 
 Exit status: 0 if they agree, 1 if they differ, 2 if they could not be compared.
 """
@@ -19,10 +19,14 @@ from typing import Annotated, Any
 import typer
 
 from serving.engines import Engine, EngineKind, EngineRequestFailed, find_engine
+from serving.engines.cli_options import PoolingOption, Task
+from serving.engines.decoding.base import ModelNotLoadable
 from serving.parity.compare import TOLERANCES, Difference, ParityReport, compare
+from serving.parity.embeddings import compare_embeddings
 from serving.parity.prompts import comparison_chats
 from serving.parity.reference import ReferenceModel
 from trainers.configs.base import AdaptedModel
+from trainers.configs.engines import EngineTask, Pooling
 from trainers.modeling.load import load_config
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
@@ -59,15 +63,21 @@ def main(
         str | None, typer.Option(help="Hash of the chat template that training recorded.")
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="JSONL file whose first prompts are compared.")] = None,
+    task: Task = EngineTask.generate,
+    pooling: PoolingOption = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
     """Compare, write and print the report, and exit with the status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        result = run_comparison(
-            find_engine(engine), address, name, base, adapter, precision, template_sha256, dataset
+        result = (
+            run_embedding_comparison(find_engine(engine), address, name, base, pooling, precision)
+            if task is EngineTask.embed
+            else run_comparison(
+                find_engine(engine), address, name, base, adapter, precision, template_sha256, dataset
+            )
         )
-    except (EngineRequestFailed, ProgramError) as error:
+    except (EngineRequestFailed, ProgramError, ModelNotLoadable) as error:
         logger.error("The served model could not be compared with the trained one: %s", error)
         raise typer.Exit(UNKNOWN) from error
     if report is not None:
@@ -107,6 +117,15 @@ def run_comparison(
     outputs = [output for chat in chats if (output := reference.run(chat, MAX_NEW_TOKENS)) is not None]
     logger.info("Comparing %d chats with the tolerance of %s.", len(outputs), precision)
     return head | compare(reference, outputs, engine, address, name, TOLERANCES[precision]).json
+
+
+def run_embedding_comparison(
+    engine: Engine, address: str, name: str, base: str, pooling: Pooling | None, precision: str | None = None
+) -> dict[str, Any]:
+    """Return the report of a comparison of embeddings; raises as `run_comparison`, and ModelNotLoadable."""
+    precision = precision or default_precision(engine, base)
+    head = {"engine": engine.kind, "precision": precision, "checked_at": files.utc_now()}
+    return head | compare_embeddings(engine, address, name, base, pooling, precision).json
 
 
 def default_precision(engine: Engine, base: str) -> str:

@@ -28,7 +28,7 @@ EXCESSIVE: list[tuple[str, dict[str, Any]]] = [
     ("/v1/responses", {"max_output_tokens": 10**12}),
     (COMPLETION, {"prompt": ["x"] * 1025}),
     (COMPLETION, {"prompt": [[1]] * 1025}),
-    (EMBEDDING, {"input": ["x"] * 1025}),
+    (EMBEDDING, {"input": ["x"] * 2049}),
 ]
 STAGE = {"stage": "sft", "base": "org/model", "dataset": "d"}
 

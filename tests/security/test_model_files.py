@@ -215,3 +215,45 @@ REGRESSIONS = [
         "test_weights_that_are_no_safetensors_are_refused",
     ),
 ]
+
+
+def test_modules_of_sentence_transformers_are_seen_without_their_pickles(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    modules = [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text('{"auto_map": {"AutoModel": "x.Model"}, "bias": true}')
+    (folder / "2_Dense" / "pytorch_model.bin").write_bytes(pickle.dumps(1))
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+    own = {"config.json", "model.safetensors", "modules.json", "2_Dense/config.json"}
+    assert visible(folder, tmp_path) == own
+    opened = open_model(folder, ModelRole.base, [tmp_path], tmp_path / "views")
+    assert json.loads((opened / "2_Dense" / "config.json").read_text()) == {"bias": True}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        {"type": "Pooling", "path": "../other/1_Pooling"},
+        {"type": "Pooling", "path": "/etc"},
+        {"type": "Pooling", "path": "1_Pooling/../../x"},
+        {"type": "Pooling", "path": ["1_Pooling"]},
+        {"path": "1_Pooling"},
+        "1_Pooling",
+    ],
+)
+def test_a_module_outside_the_folder_is_refused(tmp_path: Path, module: Any) -> None:
+    folder = make_model(tmp_path / "model")
+    (folder / "modules.json").write_text(json.dumps([module]))
+    with pytest.raises(ModelRefused, match=r"its file modules\.json"):
+        visible(folder, tmp_path)
+
+
+def test_a_link_in_the_folder_of_a_module_stays_inside_the_roots(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "roots" / "model")
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(ModelRefused, match="link to a file outside"):
+        open_model(folder, ModelRole.base, [tmp_path / "roots"], tmp_path / "views")

@@ -18,6 +18,8 @@ from trainers.configs.engines import (
     EngineKind,
     EngineOptions,
     EngineQuantization,
+    EngineTask,
+    Pooling,
 )
 from trainers.configs.on_policy import GenerationBackend, OnPolicyConfig
 from trainers.configs.stage_config import AnyStage, parse_stage
@@ -74,6 +76,7 @@ __all__ = [
     "EngineKind",
     "EngineOptions",
     "EngineQuantization",
+    "EngineTask",
     "EvaluateConfig",
     "EvaluationFolder",
     "ExportConfig",
@@ -102,6 +105,7 @@ __all__ = [
     "OnPolicyConfig",
     "Parallelism",
     "ParityMode",
+    "Pooling",
     "Precision",
     "PreflightConfig",
     "PrepareConfig",

@@ -36,6 +36,21 @@ class EngineKind(StrEnum):
         return None if self is EngineKind.hf else self.value
 
 
+class EngineTask(StrEnum):
+    """What an engine computes."""
+
+    generate = "generate"  # Chats, completions and responses.
+    embed = "embed"  # Embeddings of texts.
+
+
+class Pooling(StrEnum):
+    """How the hidden states of a text's tokens become its embedding."""
+
+    mean = "mean"
+    cls = "cls"  # The state of the first token, which BERT is trained to make the text's.
+    last = "last"  # The state of the last token, the only one of a decoder that has read the whole text.
+
+
 class EngineQuantization(StrEnum):
     """Format with fewer bits for the weights of the base model."""
 
@@ -156,6 +171,36 @@ class EngineChoice(Config):
         if options.sleep_mode and engine is not EngineKind.vllm:
             raise ValueError(f"options.sleep_mode is for vllm; {engine} does not support it")
         return self
+
+
+# Options that only change how text is generated.
+GENERATION_OPTIONS = ("tool_call_parser", "compact_json", "max_adapters", "max_adapter_rank", "sleep_mode")
+
+
+def check_task(
+    engine: EngineKind,
+    task: EngineTask,
+    pooling: Pooling | None,
+    options: EngineOptions,
+    adapters: Collection[str] = (),
+) -> None:
+    """Raise ValueError for what does not fit the task of an engine."""
+    if task is EngineTask.generate:
+        if pooling is not None:
+            raise ValueError("pooling is for an embedding model: set task to embed")
+        return
+    if engine is EngineKind.mlx:
+        raise ValueError("mlx does not compute embeddings: use hf or vllm for the task embed")
+    if pooling is not None and engine is EngineKind.sglang:
+        raise ValueError("sglang takes no pooling: use hf or vllm for a model whose files have none")
+    if adapters:
+        raise ValueError("adapters cannot be applied to an embedding model: merge them into it first")
+    defaults = EngineOptions()
+    for name in GENERATION_OPTIONS:
+        if getattr(options, name) != getattr(defaults, name):
+            raise ValueError(f"options.{name} has no effect on embeddings: leave it out")
+    if options.quantization is not None and engine is EngineKind.hf:
+        raise ValueError("options.quantization is not supported for embeddings by hf: leave it out")
 
 
 class RunningEngine(Config):

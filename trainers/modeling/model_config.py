@@ -32,14 +32,17 @@ class ModelFileRefused(ValueError):
 
 def read_object(path: Path) -> Json:
     """Read a JSON object; raises ModelFileRefused or OSError."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ModelFileRefused(f"is larger than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelFileRefused(f"is not valid JSON: {error}") from error
+    value = _read_json(path)
     if not isinstance(value, dict):
         raise ModelFileRefused("is not a JSON object")
+    return value
+
+
+def read_list(path: Path) -> list[Any]:
+    """Read a JSON array; raises ModelFileRefused or OSError."""
+    value = _read_json(path)
+    if not isinstance(value, list):
+        raise ModelFileRefused("is not a JSON array")
     return value
 
 
@@ -62,6 +65,15 @@ def check_template(template: str) -> None:
         raise ModelFileRefused(
             f"has a chat template with {found[1]!r}; a template must be complete in itself"
         )
+
+
+def _read_json(path: Path) -> Any:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ModelFileRefused(f"is larger than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelFileRefused(f"is not valid JSON: {error}") from error
 
 
 def _clean(value: Any) -> Any:

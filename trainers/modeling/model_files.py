@@ -1,10 +1,10 @@
 """Verification of a model folder, file by file, before any loader opens it.
 
-Only files of an allow-list are visible to a loader: JSON configs, tokenizers, chat templates, and safetensors
-whose headers have been checked. A folder with nothing else is used as it is. Any other folder is represented
-by a view: a folder of links to the verified files, with copies of the configs from which names of code were
-removed. So no pickle, no code, no file outside the folder and no second model reaches a loader, whatever
-the loader would look for.
+Only files of an allow-list are visible to a loader: JSON configs, tokenizers, chat templates, the modules of
+sentence-transformers, and safetensors whose headers have been checked. A folder with nothing else is used as
+it is. Any other folder is represented by a view: a folder of links to the verified files, with copies of the
+configs from which names of code were removed. So no pickle, no code, no file outside the folder and no second
+model reaches a loader, whatever the loader would look for.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from trainers.modeling.embedding.module_files import MODULES, is_module_config, is_module_file, read_modules
 from trainers.modeling.model_config import (
     Json,
     ModelFileRefused,
@@ -227,7 +228,7 @@ def is_visible(name: str, role: ModelRole, shards: set[str]) -> bool:
         return True
     if role is ModelRole.adapter:
         return name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-    if name in (CONFIG, INDEX) or name in shards:
+    if name in (CONFIG, INDEX) or name in shards or is_module_file(name):
         return True
     # With an index, other weights would be loaded by an engine that takes all of a folder's safetensors.
     return not shards and BASE_WEIGHTS.fullmatch(name) is not None
@@ -251,7 +252,9 @@ def _check_file(name: str, files: ModelFiles) -> None:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise ModelFileRefused(f"is larger than {MAX_TEMPLATE_BYTES >> 20} MiB")
         check_template(path.read_text(encoding="utf-8", errors="replace"))
-    elif name in CONFIGS or name in (CONFIG, ADAPTER_CONFIG):
+    elif name == MODULES:
+        read_modules(path)
+    elif name in CONFIGS or name in (CONFIG, ADAPTER_CONFIG) or is_module_config(name):
         config = read_object(path)
         cleaned = clean_config(name, config)
         if cleaned != config:

@@ -203,6 +203,10 @@ class ErrorCode(StrEnum):
     )
     not_offered = "not_offered", "A method of OpenAI's API that this service does not have."
     unknown_parameter = "unknown_parameter", "The request has a parameter that does not exist."
+    task_not_served = (
+        "task_not_served",
+        "The model computes embeddings and the request asks for a text, or the other way round.",
+    )
     unknown_url = "unknown_url", "Nothing is served at this path."
     rate_limit_exceeded = "rate_limit_exceeded", "The API key has used its requests of the minute."
     concurrency_limit_exceeded = "concurrency_limit_exceeded", "The API key has too many open requests."

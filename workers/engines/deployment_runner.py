@@ -14,7 +14,8 @@ from app.scheduling.incidents import report_failure
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Model
 from serving.engines import EngineRequestFailed
-from trainers.configs import ParityMode
+from trainers.configs import EngineTask, ParityMode
+from trainers.modeling.embedding.recipe import EmbeddingModelUnsupported, check_engine, read_recipe
 from trainers.rendering.template_proof import prove_folder
 from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime.error_codes import ErrorCode
@@ -139,7 +140,8 @@ class DeploymentRunner:
             for folder in (Path(model.base), model.adapter):
                 if folder is not None and folder.is_dir():
                     prove_folder(folder)
-        except (LaunchError, ChatTemplateError) as error:
+            self._check_recipe(model)
+        except (LaunchError, ChatTemplateError, EmbeddingModelUnsupported) as error:
             raise _DeploymentFailed(error) from error
         if model.adapter is not None:
             self._name = self._adapter_name()
@@ -161,6 +163,18 @@ class DeploymentRunner:
             while time.monotonic() < deadline:
                 self._poll()
         return fetch_model(None, reference, self.worker.settings, self._poll_download)
+
+    def _check_recipe(self, model: ResolvedModel) -> None:
+        """Raise EmbeddingModelUnsupported for an embedding model that the engine would not serve as it is."""
+        deployment = self.deployment
+        if deployment.task is not EngineTask.embed:
+            return
+        if model.adapter is not None:
+            raise EmbeddingModelUnsupported(
+                f"{deployment.model_id or deployment.base} is an adapter, which embeddings do not apply.",
+                "Merge it into its base, and deploy the merged model.",
+            )
+        check_engine(read_recipe(Path(model.base), deployment.pooling), deployment.engine)
 
     def _poll_download(self) -> bool:
         self._poll(0)
@@ -223,7 +237,8 @@ class DeploymentRunner:
         if model.adapter is not None:
             engine.load_adapter(start.address, self._name, str(model.adapter))
         self._loaded_on = start
-        engine.probe(start.address, self._request_name, self.worker.settings.probe_timeout_seconds)
+        timeout_seconds = self.worker.settings.probe_timeout_seconds
+        engine.probe(start.address, self._request_name, timeout_seconds, self.deployment.task)
 
     def _check_parity(self, start: EngineStart, model: ResolvedModel) -> dict[str, Any] | None:
         """Return the parity report, or None if parity is off; raises _DeploymentFailed in mode `on`."""

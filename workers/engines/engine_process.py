@@ -63,6 +63,7 @@ class EngineProcess:
         self.worker = worker
         self.engine = find_engine(first.engine, worker.settings.engine_commands.get(first.engine, []))
         self.options = EngineOptions.model_validate(first.options)
+        self.task, self.pooling = first.task, first.pooling
         self.base_name = f"base-{engine_key(first)}"
         self.folder = worker.settings.data_dir / "engines" / f"{engine_key(first)}-{secrets.token_hex(3)}"
         self.current_start: EngineStart | None = None
@@ -202,7 +203,16 @@ class EngineProcess:
     def _start_program(self, model: ResolvedModel, address: str, seconds: float) -> GuardedProcess:
         host, _, port = address.removeprefix("http://").rpartition(":")
         template_from = str(model.adapter or "")
-        config = EngineConfig(model.base, self.base_name, host, int(port), {}, self.options, template_from)
+        config = EngineConfig(
+            model.base,
+            self.base_name,
+            host,
+            int(port),
+            options=self.options,
+            template_from=template_from,
+            task=self.task,
+            pooling=self.pooling,
+        )
         process = start_engine(
             self.engine, config, self.folder, self._devices, seconds, self.worker.fork_server
         )
@@ -223,6 +233,7 @@ class EngineProcess:
             self._list_probed_names,
             settings.probe_seconds,
             settings.probe_timeout_seconds,
+            self.task,
         )
         while process.wait(POLL_SECONDS) is None:
             if self.closing.is_set():

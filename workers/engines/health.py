@@ -1,15 +1,16 @@
-"""Engine health: its health endpoint, and a chat with each of its models."""
+"""Engine health: its health endpoint, and a chat with each of its models, or an embedding."""
 
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from serving.engines import Engine, EngineRequestFailed
+from trainers.configs import EngineTask
 
 HEALTH_CHECK_SECONDS = 2.0
 # An engine that is running but has not passed a health check for this long is restarted.
 UNHEALTHY_SECONDS = 60.0
-# One probe can time out behind a long queue of requests; this many in a row mean that chats hang.
+# One probe can time out behind a long queue of requests; this many in a row mean that requests hang.
 MAX_FAILED_PROBES = 3
 PROBE_RETRY_SECONDS = 5.0
 
@@ -32,7 +33,9 @@ class EngineHealth:
         list_names: Callable[[], Collection[str]],
         probe_seconds: float,
         timeout_seconds: float,
+        task: EngineTask = EngineTask.generate,
     ) -> None:
+        self._task = task
         self._engine = engine
         self._address = address
         self._list_names = list_names
@@ -62,12 +65,12 @@ class EngineHealth:
     def _probe(self, name: str) -> str | None:
         probe = self._probes[name]
         try:
-            self._engine.probe(self._address, name, self._timeout_seconds)
+            self._engine.probe(self._address, name, self._timeout_seconds, self._task)
         except EngineRequestFailed as error:
             probe.n_failed += 1
             probe.due_at = time.monotonic() + min(PROBE_RETRY_SECONDS, self._probe_seconds)
             if probe.n_failed >= MAX_FAILED_PROBES:
-                return f"The engine failed {probe.n_failed} chats with {name} in a row: {error}"
+                return f"The engine failed {probe.n_failed} requests to {name} in a row: {error}"
         else:
             probe.n_failed = 0
             probe.due_at = time.monotonic() + self._probe_seconds

@@ -128,6 +128,8 @@ def _build_command(
         "--precision": precision,
         "--template-sha256": reference.template_sha256,
         "--dataset": reference.dataset,
+        "--task": deployment.task.value,
+        "--pooling": deployment.pooling,
         "--report": report_file,
     }
     command = [settings.trainer_python or sys.executable, "-m", "serving.parity"]

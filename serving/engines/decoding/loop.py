@@ -6,53 +6,37 @@ makes one decoding step for each batch. Sequences with the same adapter share a 
 Tensor suffixes: b sequences, t tokens, v vocabulary.
 """
 
-import os
-import sys
-import threading
-import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any
-
-import torch
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
 from serving.engines.decoding.base import DecodeBatch, ModelRunner
 from serving.engines.decoding.sampling import prompt_logprobs, token_logprob
 from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel
+from serving.engines.model_thread import IDLE_WAIT_SECONDS, ModelThread
 
-IDLE_WAIT_SECONDS = 1.0
-# A step that takes this long means a hung device: /health must then stop returning 200.
-STALLED_AFTER_SECONDS = 300.0
 # Prompt tokens, padding included, that one iteration reads: this bounds the pause of decoding sequences.
 PREFILL_TOKENS = 4096
 # Logits at all positions of scored prompts that are read together: 1 GB in fp32. One prompt may have more.
 SCORED_LOGITS = 2**28
-LOADING_FAILED = 3
-LOOP_FAILED = 4
 
 # A function to call, the future of its result, and the model that no sequence may use meanwhile.
 Command = tuple[Callable[[ModelRunner], Any], Future[Any], ServedModel | None]
 
 
-class GenerationLoop:
+class GenerationLoop(ModelThread[ModelRunner]):
     """The thread that owns the model; others use it through `submit` and `execute`."""
 
     def __init__(self, load: Callable[[], ModelRunner], max_batch_size: int) -> None:
-        self.load = load
+        super().__init__(load, "generation")
         self.max_batch_size = max_batch_size
-        self.runner: ModelRunner | None = None
-        self.inbox: SimpleQueue[SequenceState | Command | None] = SimpleQueue()
         self.waiting: deque[SequenceState] = deque()
         self.commands: list[Command] = []
         self.batches: dict[str | None, DecodeBatch] = {}
-        self.stopping = False
-        self.last_iteration_at = time.monotonic()
-        self.thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def submit(self, sequence: SequenceState) -> None:
         """Queue a sequence; its chunks are passed to its `emit` in the generation thread."""
@@ -64,17 +48,6 @@ class GenerationLoop:
         self.inbox.put((command, result, after))
         return result
 
-    def stop(self) -> None:
-        """End the loop after the current step."""
-        self.stopping = True
-        self.inbox.put(None)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the model is loaded and the thread is neither dead nor stalled."""
-        stalled = time.monotonic() - self.last_iteration_at >= STALLED_AFTER_SECONDS
-        return self.runner is not None and self.thread.is_alive() and not stalled
-
     @property
     def running_count(self) -> int:
         """The number of sequences that are being decoded."""
@@ -85,26 +58,8 @@ class GenerationLoop:
         """The number of sequences that wait for a place in a batch."""
         return len(self.waiting) + self.inbox.qsize()
 
-    def _run(self) -> None:
-        # A failure ends the whole process: a supervisor would not notice a dead thread behind a live server.
-        try:
-            self.runner = self.load()
-        except Exception as error:
-            # Loaders' messages have many lines.
-            message = " ".join(str(error).split()) or type(error).__name__
-            print(f"The model cannot be loaded: {message}", file=sys.stderr, flush=True)  # noqa: T201
-            os._exit(LOADING_FAILED)
-        try:
-            with torch.inference_mode():
-                while not self.stopping:
-                    self._iterate(self.runner)
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(LOOP_FAILED)
-
-    def _iterate(self, runner: ModelRunner) -> None:
-        self.last_iteration_at = time.monotonic()
+    def iterate(self, runner: ModelRunner) -> None:
+        """Execute commands, admit sequences, and make one decoding step for each batch."""
         self._read_inbox()
         self._drop_finished()
         self._execute_commands(runner)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import AutoTokenizer
 
@@ -30,6 +30,15 @@ class ServedModel:
         is_fast = getattr(self.tokenizer, "is_fast", False)
         coverage = find_token_coverage(self.tokenizer.backend_tokenizer) if is_fast else None
         object.__setattr__(self, "coverage", coverage)
+
+
+class LoadedModel(Protocol):
+    """What an engine has loaded, whatever it computes."""
+
+    served: ServedModel
+    models: dict[str, ServedModel]
+    max_model_len: int
+    vocabulary_size: int
 
 
 def load_tokenizer(path: str) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
@@ -63,7 +63,7 @@ async def create_chat_completion(
     """Respond to POST /v1/chat/completions. Raises ApiError before the response has begun."""
     body = await read_body(http)
     request = parse_request(ChatRequest, body)
-    served = find_served_model(runner, request.model)
+    served = find_served_model(runner.models, request.model)
     check_room(loop, request.n or 1)
     prompt_ids, plan = await http.app[PROMPT_QUEUE].run(
         lambda worker: prepare_chat(
@@ -88,7 +88,7 @@ async def create_completion(
     """Respond to POST /v1/completions. Raises ApiError before the response has begun."""
     body = await read_body(http)
     request = parse_request(CompletionRequest, body)
-    served = find_served_model(runner, request.model)
+    served = find_served_model(runner.models, request.model)
     refuse_long_prompts(served, runner.max_model_len, request.prompts)
     check_room(loop, len(request.prompts) * (request.n or 1))
     special = request.add_special_tokens is not False
@@ -128,11 +128,11 @@ def prepare_chat(
     return prompt_ids, plan_output(served, runner.vocabulary_size, runner.options, output)
 
 
-def find_served_model(runner: ModelRunner, name: str) -> ServedModel:
+def find_served_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     """Return the model with this name in requests. Raises ModelNotServed."""
-    if name not in runner.models:
-        raise ModelNotServed(name, runner.models)
-    return runner.models[name]
+    if name not in models:
+        raise ModelNotServed(name, models)
+    return models[name]
 
 
 def make_sequence_params(

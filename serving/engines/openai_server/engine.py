@@ -7,6 +7,7 @@ from serving.engines.engine import (
     EngineRequestFailed,
     send_request,
 )
+from trainers.configs.engines import EngineTask
 
 ARGUMENTS = (
     "max_model_len",
@@ -34,6 +35,10 @@ class BuiltinEngine(Engine):
                 command.append(f"--{flag}" if value else f"--no-{flag}")
             elif value is not None:
                 command += [f"--{flag}", str(value)]
+        if config.task is not EngineTask.generate:
+            command += ["--task", config.task]
+        if config.pooling is not None:
+            command += ["--pooling", config.pooling]
         return [*command, "--host", config.host, "--port", str(config.port)]
 
     def count_requests(self, address: str) -> int | None:

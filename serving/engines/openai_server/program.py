@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from aiohttp import web
@@ -17,17 +17,20 @@ from serving.engines.cli_options import (
     Adapters,
     Host,
     Model,
+    PoolingOption,
     ServedName,
+    Task,
     parse_adapters,
     read_engine_options,
     with_engine_options,
 )
 from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
+from serving.engines.model_thread import ModelThread
 from serving.engines.openai_server.engine import ARGUMENTS
 from serving.engines.openai_server.server import SERVER_STATE, make_app
 from serving.http.addresses import is_private
-from trainers.configs.engines import EngineKind, EngineOptions
+from trainers.configs.engines import EngineKind, EngineOptions, EngineTask, Pooling, check_task
 from trainers.runtime.command_line import make_typer
 from trainers.runtime.process_tree import die_with_parent
 
@@ -40,8 +43,26 @@ DEFAULT_BATCH_SIZE = 16
 Load = Callable[[str, str, EngineOptions], ModelRunner]
 
 
-def run_server(kind: EngineKind, load_runner: Load, arguments: list[str]) -> None:
-    """Parse the command line, and serve until a signal arrives."""
+class TaskServer(NamedTuple):
+    """The thread of an engine's model, and what makes the application that serves it on a host."""
+
+    loop: ModelThread[Any]
+    make_app: Callable[[str], web.Application]
+
+
+PrepareEmbeddings = Callable[[str, str, EngineOptions, Pooling | None], TaskServer]
+
+
+def run_server(
+    kind: EngineKind,
+    load_runner: Load,
+    arguments: list[str],
+    prepare_embeddings: PrepareEmbeddings | None = None,
+) -> None:
+    """Parse the command line, and serve until a signal arrives.
+
+    `prepare_embeddings` makes the server for `--task embed`, which an engine without it refuses.
+    """
     die_with_parent()
     program = make_typer()
 
@@ -54,6 +75,8 @@ def run_server(kind: EngineKind, load_runner: Load, arguments: list[str]) -> Non
         adapter: Adapters = None,
         served_name: ServedName = None,
         host: Host = "127.0.0.1",
+        task: Task = EngineTask.generate,
+        pooling: PoolingOption = None,
         options: dict[str, Any],
     ) -> None:
         """Serve a model over HTTP, with an API that is compatible with OpenAI's."""
@@ -65,12 +88,17 @@ def run_server(kind: EngineKind, load_runner: Load, arguments: list[str]) -> Non
         try:
             engine_options = read_engine_options(kind, options)
             adapters = parse_adapters(adapter)
+            check_task(kind, task, pooling, engine_options, adapters)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
         name = served_name or model
+        if task is EngineTask.embed and prepare_embeddings is not None:
+            run_until_signal(prepare_embeddings(model, name, engine_options, pooling), host, port)
+            return
         load = partial(load_with_adapters, partial(load_runner, model, name, engine_options), adapters)
         max_batch_size = engine_options.max_batch_size or DEFAULT_BATCH_SIZE
-        run_until_signal(GenerationLoop(load, max_batch_size), host, port)
+        loop = GenerationLoop(load, max_batch_size)
+        run_until_signal(TaskServer(loop, partial(make_app, loop)), host, port)
 
     program(arguments, prog_name=f"python -m serving.engines.{kind}")
 
@@ -85,10 +113,11 @@ def load_with_adapters(load_runner: Callable[[], ModelRunner], adapters: dict[st
     return runner
 
 
-def run_until_signal(loop: GenerationLoop, host: str, port: int) -> None:
+def run_until_signal(server: TaskServer, host: str, port: int) -> None:
     """Serve, and exit the process after SIGTERM or SIGINT."""
+    loop = server.loop
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    status = asyncio.run(serve(loop, host, port))
+    status = asyncio.run(serve(server, host, port))
     loop.stop()
     if loop.thread.is_alive():
         loop.thread.join(THREAD_END_SECONDS)
@@ -98,10 +127,10 @@ def run_until_signal(loop: GenerationLoop, host: str, port: int) -> None:
     os._exit(status)
 
 
-async def serve(loop: GenerationLoop, host: str, port: int) -> int:
+async def serve(server: TaskServer, host: str, port: int) -> int:
     """Respond from the start, with 503 until the model is loaded; return the exit status."""
     stop = stop_signal()
-    app = make_app(loop, host)
+    app = server.make_app(host)
     # Without cancellation, a handler would continue to generate after its client has disconnected.
     # Bodies are unpacked where they are read, within the limit of their size.
     runner = web.AppRunner(
@@ -114,7 +143,7 @@ async def serve(loop: GenerationLoop, host: str, port: int) -> int:
     except OSError as error:
         print(f"Cannot listen on {host}:{port}: {error.strerror}.", file=sys.stderr)  # noqa: T201
         return ADDRESS_IN_USE
-    loop.thread.start()
+    server.loop.thread.start()
     await stop.wait()
     app[SERVER_STATE].draining = True
     await site.stop()

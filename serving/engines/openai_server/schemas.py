@@ -129,8 +129,7 @@ class GenerationRequest(BaseModel):
     def reject_unknown(self) -> Self:
         """Reject a parameter that would change the completion but is not supported."""
         for name, value in (self.model_extra or {}).items():
-            neutral = value in NEUTRAL or NEUTRAL_BY_NAME.get(name) == value
-            if name not in IGNORED_PARAMETERS and not neutral:
+            if not is_without_effect(name, value):
                 hint = self.hints.get(name, "leave it out")
                 raise InvalidRequest(f"The parameter {name!r} is not supported by this engine; {hint}.", name)
         return self
@@ -318,6 +317,11 @@ class UnloadAdapterRequest(BaseModel):
 
 
 Request = TypeVar("Request", bound=BaseModel)
+
+
+def is_without_effect(name: str, value: Any) -> bool:
+    """Return whether a parameter that the engine does not have leaves the response as it is."""
+    return name in IGNORED_PARAMETERS or value in NEUTRAL or NEUTRAL_BY_NAME.get(name) == value
 
 
 def parse_request(kind: type[Request], body: bytes) -> Request:

@@ -11,9 +11,9 @@ from typing import Any
 from aiohttp import web
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
-from serving.engines.decoding.base import ModelRunner
 from serving.engines.decoding.loop import GenerationLoop
-from serving.engines.decoding.served import ServedModel
+from serving.engines.decoding.served import LoadedModel, ServedModel
+from serving.engines.model_thread import ModelThread
 from serving.engines.openai_server.completions import (
     STREAMING,
     create_chat_completion,
@@ -33,11 +33,15 @@ from serving.http.errors import (
     InvalidRequest,
     MethodNotAllowed,
     ModelNotServed,
+    TaskNotServed,
     UnknownUrl,
 )
 from serving.http.limits import MAX_BODY_BYTES
+from trainers.configs.engines import EngineTask
 
-LOOP: web.AppKey[GenerationLoop] = web.AppKey("loop", GenerationLoop)
+LOOP: web.AppKey[ModelThread[Any]] = web.AppKey("loop", ModelThread)
+GENERATION: web.AppKey[GenerationLoop] = web.AppKey("generation", GenerationLoop)
+TASK: web.AppKey[EngineTask] = web.AppKey("task", EngineTask)
 SERVER_STATE: web.AppKey["EngineServerState"] = web.AppKey("state")
 NUMERIC_PACKAGES = ("torch", "transformers", "peft", "mlx", "mlx-lm")
 logger = logging.getLogger("tunesmith.engine")
@@ -54,8 +58,25 @@ class EngineServerState:
 
 def make_app(loop: GenerationLoop, host: str) -> web.Application:
     """Create the application for a generation loop, whose model may still be loading."""
+    app = make_task_app(EngineTask.generate, loop, host)
+    app[GENERATION] = loop
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", chat_completions),
+            web.post("/v1/completions", completions),
+            web.post("/v1/responses", responses),
+            web.post("/v1/embeddings", refuse_task),
+            web.post("/v1/load_lora_adapter", load_lora_adapter),
+            web.post("/v1/unload_lora_adapter", unload_lora_adapter),
+        ]
+    )
+    return app
+
+
+def make_task_app(task: EngineTask, loop: ModelThread[Any], host: str) -> web.Application:
+    """Create an application with the paths that do not depend on what the engine computes."""
     app = web.Application(middlewares=[handle_errors, check_edges], client_max_size=MAX_BODY_BYTES)
-    app[OWN_HOST] = host
+    app[OWN_HOST], app[TASK] = host, task
     app[LOOP], app[SERVER_STATE], app[PROMPT_QUEUE] = loop, EngineServerState(), PromptQueue()
     app.add_routes(
         [
@@ -63,14 +84,8 @@ def make_app(loop: GenerationLoop, host: str) -> web.Application:
             web.get("/version", version),
             web.get("/v1/models", list_models),
             web.get("/v1/models/{name:.+}", get_model),
-            web.post("/v1/chat/completions", chat_completions),
-            web.post("/v1/completions", completions),
-            web.post("/v1/responses", responses),
-            web.post("/v1/embeddings", embeddings),
             web.post("/tokenize", tokenize),
             web.post("/detokenize", detokenize),
-            web.post("/v1/load_lora_adapter", load_lora_adapter),
-            web.post("/v1/unload_lora_adapter", unload_lora_adapter),
         ]
     )
     return app
@@ -99,19 +114,20 @@ async def version(request: web.Request) -> web.Response:
 
 async def list_models(request: web.Request) -> web.Response:
     """List the base and its adapters, as vLLM does."""
-    runner = get_runner(request)
-    models = [view_model(runner, served) for served in runner.models.values()]
+    runner, task = get_runner(request), request.app[TASK]
+    models = [view_model(runner, served, task) for served in runner.models.values()]
     return web.json_response({"object": "list", "data": models})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """Return the base or an adapter."""
     runner = get_runner(request)
-    return web.json_response(view_model(runner, find_served_model(runner, request.match_info["name"])))
+    served = find_served_model(runner.models, request.match_info["name"])
+    return web.json_response(view_model(runner, served, request.app[TASK]))
 
 
-def view_model(runner: ModelRunner, served: ServedModel) -> dict[str, Any]:
-    """Return a served model in OpenAI's shape, with the fields that vLLM adds."""
+def view_model(runner: LoadedModel, served: ServedModel, task: EngineTask) -> dict[str, Any]:
+    """Return a served model in OpenAI's shape, with the fields that vLLM adds, and the task."""
     return {
         "id": served.name,
         "object": "model",
@@ -120,27 +136,30 @@ def view_model(runner: ModelRunner, served: ServedModel) -> dict[str, Any]:
         "root": served.path,
         "parent": runner.served.name if served.adapter else None,
         "max_model_len": runner.max_model_len,
+        "task": task,
     }
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Complete a chat."""
-    return await create_chat_completion(request, request.app[LOOP], get_runner(request))
+    return await create_chat_completion(request, request.app[GENERATION], get_runner(request))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """Complete or score a text."""
-    return await create_completion(request, request.app[LOOP], get_runner(request))
+    return await create_completion(request, request.app[GENERATION], get_runner(request))
 
 
 async def responses(request: web.Request) -> web.StreamResponse:
     """Complete a conversation in the format of OpenAI's Responses API."""
-    return await create_response(request, request.app[LOOP], get_runner(request))
+    return await create_response(request, request.app[GENERATION], get_runner(request))
 
 
-async def embeddings(request: web.Request) -> web.StreamResponse:
-    """Reject the request: a chat model's hidden states are not the embeddings that a client expects."""
-    raise UnknownUrl("This engine does not compute embeddings; serve an embedding model with vllm.")
+async def refuse_task(request: web.Request) -> web.StreamResponse:
+    """Refuse a path of the other task: a chat model's hidden states are not what a client expects."""
+    raise TaskNotServed(
+        get_runner(request).served.name, request.path, embeds=request.app[TASK] is EngineTask.embed
+    )
 
 
 async def tokenize(request: web.Request) -> web.Response:
@@ -164,7 +183,7 @@ async def load_lora_adapter(request: web.Request) -> web.Response:
         )
     loading.add(name)
     try:
-        command = request.app[LOOP].execute(lambda model: model.load_adapter(name, body.lora_path))
+        command = request.app[GENERATION].execute(lambda model: model.load_adapter(name, body.lora_path))
         runner.models[name] = await command_result(command)
     except AdapterNotLoadable as error:
         raise InvalidRequest(str(error), "lora_path") from error
@@ -182,12 +201,12 @@ async def unload_lora_adapter(request: web.Request) -> web.Response:
     if served is None or served.adapter is None:
         raise ModelNotServed(name, [model.name for model in runner.models.values() if model.adapter])
     del runner.models[name]
-    command = request.app[LOOP].execute(lambda model: model.unload_adapter(served), after=served)
+    command = request.app[GENERATION].execute(lambda model: model.unload_adapter(served), after=served)
     await command_result(command)
     return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
 
-def get_runner(request: web.Request) -> ModelRunner:
+def get_runner(request: web.Request) -> Any:
     """Return the loaded model. Raises EngineUnavailable while it loads, and once the engine is stopping."""
     runner = request.app[LOOP].runner
     if runner is None or request.app[SERVER_STATE].draining:

@@ -4,8 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from serving.engines.decoding.base import ModelRunner
-from serving.engines.decoding.served import ServedModel
+from serving.engines.decoding.served import LoadedModel, ServedModel
 from serving.engines.decoding.text import decode
 from serving.engines.openai_server.completions import find_served_model
 from serving.engines.openai_server.edges import read_body
@@ -19,11 +18,11 @@ from serving.engines.openai_server.prompts import (
 from serving.engines.openai_server.schemas import DetokenizeRequest, TokenizeRequest, parse_request
 
 
-async def tokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, Any]:
+async def tokenize_request(http: web.Request, runner: LoadedModel) -> dict[str, Any]:
     """Return the response to POST /tokenize. Raises ApiError."""
     body = await read_body(http)
     request = parse_request(TokenizeRequest, body)
-    served = find_served_model(runner, request.model)
+    served = find_served_model(runner.models, request.model)
     ids = await http.app[PROMPT_QUEUE].run(
         lambda worker: prompt_token_ids(worker, served, runner.max_model_len, request), len(body)
     )
@@ -31,11 +30,11 @@ async def tokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, 
     return {"count": len(ids), "max_model_len": runner.max_model_len, "tokens": ids, "token_strs": strings}
 
 
-async def detokenize_request(http: web.Request, runner: ModelRunner) -> dict[str, Any]:
+async def detokenize_request(http: web.Request, runner: LoadedModel) -> dict[str, Any]:
     """Return the response to POST /detokenize. Raises ApiError."""
     body = await read_body(http)
     request = parse_request(DetokenizeRequest, body)
-    served = find_served_model(runner, request.model)
+    served = find_served_model(runner.models, request.model)
     refuse_long_prompts(served, runner.max_model_len, [request.tokens], "tokens")
     ids = check_token_ids(request.tokens, runner.vocabulary_size, "tokens") if request.tokens else []
     text = await http.app[PROMPT_QUEUE].run(

@@ -96,6 +96,8 @@ class ModelDetails:
         targets = {target: model for target in route.targets if (model := self._find(target)) is not None}
         lengths = [model.max_model_len for model in targets.values() if model.max_model_len is not None]
         details: dict[str, Any] = {"max_model_len": min(lengths)} if lengths else {}
+        if tasks := {target.task for target in route.targets if target.task is not None}:
+            details["task"] = min(tasks)
         for target, model in targets.items():
             if model.parent is not None:
                 details["parent"] = _route_name(target.base_url, model.parent, routes)

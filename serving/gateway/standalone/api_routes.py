@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -58,7 +59,7 @@ class ApiRoutingTable(CachedRoutingTable):
                 if deployment["status"] == "ready":
                     self._fresh_until = 0.0
                     base_url = deployment["address"].rstrip("/")
-                    return Target(target.deployment_id, base_url, deployment["upstream_model"], target.share)
+                    return replace(target, base_url=base_url, upstream_model=deployment["upstream_model"])
                 await asyncio.sleep(WAKE_POLL_SECONDS)
         except httpx2.HTTPStatusError as error:
             if error.response.status_code == 404:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -151,7 +152,7 @@ class FamilyEngine(HfEngine):
     def is_healthy(self, address: str) -> bool:
         return len(self.family.pids()) == N_PROCESSES
 
-    def probe(self, address: str, name: str, timeout_seconds: float = 60) -> None:
+    def probe(self, address: str, name: str, timeout_seconds: float = 60, task: Any = None) -> None:
         pass
 
 

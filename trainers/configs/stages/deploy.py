@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from trainers.configs.base import ModelRef, Queue, StageConfig, StageName
-from trainers.configs.engines import EngineChoice
+from trainers.configs.engines import EngineChoice, EngineTask, Pooling, check_task
 
 # YAML parses these bare words as booleans.
 _YAML_WORDS = {True: "on", False: "off"}
@@ -25,8 +25,18 @@ class ParityMode(StrEnum):
 
 
 class DeploymentChoice(EngineChoice):
-    """An engine for a deployment, with its parity check, idle time and storage of answers."""
+    """An engine for a deployment, with its task, parity check, idle time and storage of answers."""
 
+    task: EngineTask = Field(
+        EngineTask.generate,
+        description="What the deployment computes: `generate` serves chats, completions and responses, "
+        "`embed` embeddings.",
+    )
+    pooling: Pooling | None = Field(
+        None,
+        description="How an embedding model's hidden states become one vector of the length 1, for a model "
+        "whose files do not say it. Null is for a model in the format of sentence-transformers, which do.",
+    )
     parity: Annotated[ParityMode | None, BeforeValidator(_restore_word)] = Field(
         None,
         description="Whether the served model is compared with the trained one before it is ready. Null is "
@@ -46,6 +56,13 @@ class DeploymentChoice(EngineChoice):
         "without `store: false`, in the database, readable for the key that sent them and for admins. 0 "
         "stores none.",
     )
+
+    @model_validator(mode="after")
+    def _check_task(self) -> Self:
+        check_task(self.engine, self.task, self.pooling, self.options)
+        if self.task is EngineTask.embed and self.store_days:
+            raise ValueError("store_days has no effect on embeddings, which are not stored: leave it out")
+        return self
 
 
 class DeployConfig(StageConfig, DeploymentChoice):

@@ -22,7 +22,7 @@ async def create_response(http: web.Request, loop: GenerationLoop, runner: Model
     """Respond to POST /v1/responses. Raises ApiError before the response has begun."""
     body = await read_body(http)
     request = parse_request(ResponseRequest, body)
-    served = find_served_model(runner, request.model)
+    served = find_served_model(runner.models, request.model)
     check_room(loop, 1)
     prompt_ids, plan = await http.app[PROMPT_QUEUE].run(
         lambda worker: prepare_chat(

@@ -97,8 +97,8 @@ def test_an_invalid_request_to_tokenize_is_rejected(engine: Server, body: dict[s
 
 def test_embeddings_are_rejected_with_a_hint(engine: Server) -> None:
     status, response = engine.post("/v1/embeddings", {"model": "base", "input": "x"})
-    assert status == 404
-    assert "embedding model" in response["error"]["message"]
+    assert (status, response["error"]["code"]) == (400, "task_not_served")
+    assert "deployment with `task: embed`" in response["error"]["message"]
 
 
 def test_a_model_can_be_retrieved_by_its_name(engine: Server) -> None:

@@ -91,7 +91,7 @@ def test_a_stored_response_cannot_be_fetched(gateway: Server) -> None:
 def test_embedding_inputs_are_forwarded_up_to_a_limit(gateway: Server, fake_engine: FakeEngine) -> None:
     assert gateway.post("/v1/embeddings", {"model": "plain", "input": ["a", "b"]})[0] == 200
     assert fake_engine.bodies[-1] == {"model": "plain", "input": ["a", "b"]}
-    status, body = gateway.post("/v1/embeddings", {"model": "plain", "input": ["a"] * 1025})
+    status, body = gateway.post("/v1/embeddings", {"model": "plain", "input": ["a"] * 2049})
     assert (status, body["error"]["param"]) == (400, "input")
 
 

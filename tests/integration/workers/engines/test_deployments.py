@@ -101,7 +101,7 @@ def test_chats_that_begin_to_hang_restart_the_engine_and_fail_their_deployment_a
     row = wait_for_status(bad, DeploymentStatus.failed)
     assert row.error and "does not serve the model" in row.error["message"]
     wait_until(lambda: load(good).restart_count == 1 and load(good).status is READY)
-    assert "3 chats with bad" in restart_reason(manager)
+    assert "3 requests to bad" in restart_reason(manager)
     assert first not in stand_in.running() and len(stand_in.running()) == 1
 
 

@@ -158,7 +158,7 @@ def test_failures_count_only_in_a_row_and_per_model(
     stand_in.ask("fail", "a")
     results += [checks.check() for _ in range(4)]
     assert results == [None] * 12
-    wait_until(lambda: "failed 3 chats with a in a row" in (checks.check() or ""))
+    wait_until(lambda: "failed 3 requests to a in a row" in (checks.check() or ""))
     process.kill()
 
 

@@ -1,0 +1,45 @@
+"""Our embedding engine in a thread of this process, so that many tiny models share one torch."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiohttp import web
+
+from serving.engines.embedding.server import prepare_embeddings
+from tests.services import free_port
+from trainers.configs.engines import EngineOptions, Pooling
+
+
+@contextlib.contextmanager
+def serve_model(folder: Path, name: str, pooling: Pooling | None = None) -> Iterator[str]:
+    """Serve a model as the program does, and yield the URL once it is loaded."""
+    server = prepare_embeddings(str(folder), name, EngineOptions(), pooling)
+    # In the program, a model that cannot be loaded ends the process.
+    server.loop.load()
+    events = asyncio.new_event_loop()
+    thread = threading.Thread(target=events.run_forever)
+    thread.start()
+    port = free_port()
+
+    async def start() -> web.AppRunner:
+        runner = web.AppRunner(
+            server.make_app("127.0.0.1"), handler_cancellation=True, access_log=None, auto_decompress=False
+        )
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        return runner
+
+    runner = asyncio.run_coroutine_threadsafe(start(), events).result()
+    server.loop.thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.loop.stop()
+        server.loop.thread.join()
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), events).result()
+        events.call_soon_threadsafe(events.stop)
+        thread.join()
+        events.close()

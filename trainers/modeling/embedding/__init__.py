@@ -1,0 +1,1 @@
+"""Embedding models: the files of sentence-transformers, and the recipe that they describe."""
