@@ -38,7 +38,7 @@ VERBS = {"_get", "_get_api_list", "_post", "_put", "_patch", "_delete"}
 WRAPPERS = ("with_raw_response", "with_streaming_response")
 STORED = "Where a deployment stores what it generates."
 NOTES = {
-    "embeddings.create": "By engines that compute them, which is vllm; hf and mlx refuse it.",
+    "embeddings.create": "By deployments with `task: embed`, on hf, vllm and sglang.",
     "files.retrieve_content": "The client's older name of `files.content`.",
     "chat.completions.list": STORED,
     "chat.completions.retrieve": STORED,

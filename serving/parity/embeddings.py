@@ -5,6 +5,7 @@ batch that changes embeddings, and for the other engines also another pooling, n
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from serving.engines.embedding.inputs import tokenize_texts
 from serving.engines.embedding.model import load_embedding_model
 from serving.engines.engine import Engine
 from serving.engines.openai_server.prompt_queue import PromptWorker
+from serving.http.errors import ContextLengthExceeded
 from trainers.configs.engines import EngineOptions, Pooling
 from trainers.rendering.template_renderer import TemplateRenderer
 
@@ -84,13 +86,13 @@ def compare_embeddings(
         EngineRequestFailed: The engine did not respond.
         ModelNotLoadable: The reference cannot be loaded.
     """
-    expected_bd = _embed_reference(base, pooling)
+    texts, expected_bd = _embed_reference(base, pooling)
     report = EmbeddingReport(
-        texts=len(expected_bd),
+        texts=len(texts),
         dimensions=expected_bd.shape[1],
         tolerance=EMBEDDING_TOLERANCES.get(precision, EMBEDDING_TOLERANCES["bfloat16"]),
     )
-    found_bd = torch.tensor(engine.embed(address, name, STANDARD_TEXTS))
+    found_bd = torch.tensor(engine.embed(address, name, texts))
     if found_bd.shape != expected_bd.shape:
         message = (
             f"Embeddings have {found_bd.shape[1]} dimensions; the model computes {expected_bd.shape[1]}."
@@ -105,13 +107,17 @@ def compare_embeddings(
     return report
 
 
-def _embed_reference(base: str, pooling: Pooling | None) -> torch.Tensor:
+def _embed_reference(base: str, pooling: Pooling | None) -> tuple[list[str], torch.Tensor]:
+    """Return the texts that fit into the model's window, and their embeddings (b, d)."""
     options = EngineOptions(dtype="float32")
     model = load_embedding_model(base, base, options, pooling, device=torch.device("cpu"))
     worker = PromptWorker(TemplateRenderer(), lambda: False)
-    with torch.inference_mode():
-        texts = tokenize_texts(worker, model, list(STANDARD_TEXTS))
-        return torch.cat([model.embed([text]) for text in texts])
+    texts, rows = [], []
+    for text in STANDARD_TEXTS:
+        with suppress(ContextLengthExceeded), torch.inference_mode():
+            rows.append(model.embed(tokenize_texts(worker, model, [text])))
+            texts.append(text)
+    return texts, torch.cat(rows)
 
 
 def _find_difference(report: EmbeddingReport, turned: int, stretched: int) -> EmbeddingDifference | None:

@@ -14,8 +14,8 @@ from app.scheduling.incidents import report_failure
 from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus, Model
 from serving.engines import EngineRequestFailed
-from trainers.configs import EngineTask, ParityMode
-from trainers.modeling.embedding.recipe import EmbeddingModelUnsupported, check_engine, read_recipe
+from trainers.configs import ParityMode
+from trainers.modeling.embedding.recipe import EmbeddingModelUnsupported
 from trainers.rendering.template_proof import prove_folder
 from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime.error_codes import ErrorCode
@@ -23,6 +23,7 @@ from trainers.runtime.errors import TunesmithError
 from workers.engines.engine_process import EngineError, EngineProcess, EngineStart
 from workers.engines.engine_start import POLL_SECONDS, QUICK_POLL_SECONDS
 from workers.engines.parity_check import ParityTarget, check_parity
+from workers.engines.recipe_check import check_recipe
 from workers.hosts.lease import Lease
 from workers.hosts.worker import WorkerContext
 from workers.inputs.errors import LaunchError
@@ -140,7 +141,7 @@ class DeploymentRunner:
             for folder in (Path(model.base), model.adapter):
                 if folder is not None and folder.is_dir():
                     prove_folder(folder)
-            self._check_recipe(model)
+            check_recipe(self.deployment, model)
         except (LaunchError, ChatTemplateError, EmbeddingModelUnsupported) as error:
             raise _DeploymentFailed(error) from error
         if model.adapter is not None:
@@ -163,18 +164,6 @@ class DeploymentRunner:
             while time.monotonic() < deadline:
                 self._poll()
         return fetch_model(None, reference, self.worker.settings, self._poll_download)
-
-    def _check_recipe(self, model: ResolvedModel) -> None:
-        """Raise EmbeddingModelUnsupported for an embedding model that the engine would not serve as it is."""
-        deployment = self.deployment
-        if deployment.task is not EngineTask.embed:
-            return
-        if model.adapter is not None:
-            raise EmbeddingModelUnsupported(
-                f"{deployment.model_id or deployment.base} is an adapter, which embeddings do not apply.",
-                "Merge it into its base, and deploy the merged model.",
-            )
-        check_engine(read_recipe(Path(model.base), deployment.pooling), deployment.engine)
 
     def _poll_download(self) -> bool:
         self._poll(0)

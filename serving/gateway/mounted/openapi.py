@@ -76,8 +76,8 @@ def paths() -> Json:
                 **model_request(
                     "Create embeddings", "createEmbedding", "Embedding", None, examples.EMBEDDINGS
                 ),
-                "description": "Only an engine that was started for embeddings serves this path, such as "
-                "`vllm serve MODEL --served-model-name embedder --runner pooling --convert embed`.",
+                "description": "For deployments with `task: embed`; others refuse it with the code "
+                "`task_not_served`.",
             }
         },
     }

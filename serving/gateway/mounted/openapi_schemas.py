@@ -13,6 +13,7 @@ from serving.gateway.request_body import (
     TEMPLATE_OPTIONS,
     RequestLimits,
 )
+from serving.http.limits import MAX_EMBEDDING_INPUTS
 
 Json = dict[str, Any]
 
@@ -61,6 +62,7 @@ def _described_requests() -> Json:
         "The conversation, oldest message first.",
     )
     model = text("Name of a deployment or an alias.")
+    ids = several({"type": "integer", "minimum": 0}, 2**20)
     return {
         "ChatRequest": obj(
             {
@@ -121,16 +123,21 @@ def _described_requests() -> Json:
             {
                 "model": model,
                 "input": {
-                    "oneOf": [
-                        {"type": "string"},
-                        {"type": "array", "minItems": 1, "items": {"type": "string"}},
-                    ],
-                    "description": "One text, or several.",
+                    "oneOf": [{"type": "string"}, several({"type": "string"}), ids, several(ids)],
+                    "description": "One text or several, as text or as token ids, to which nothing is added.",
                 },
+                "encoding_format": {
+                    "enum": ["float", "base64"],
+                    "default": "float",
+                    "description": "`base64` is of little-endian 32-bit floats.",
+                },
+                "dimensions": integer(
+                    "Size of the embeddings, for a model whose config declares Matryoshka embeddings.", 1
+                ),
             },
             ["model", "input"],
         )
-        # The starter has no embeddings; this example needs an engine that was started for them.
+        # The starter generates; this example needs a deployment with `task: embed`.
         | {"examples": [{"model": "embedder", "input": ["Good morning.", "안녕하세요."]}]},
     }
 
@@ -145,6 +152,7 @@ def response_schemas() -> Json:
             "owned_by": text("Name of the organization (`TUNESMITH_ORGANIZATION`)."),
             "max_model_len": integer("Tokens of prompt and completion together, if the engine responds."),
             "parent": text("Name of the base of an adapter."),
+            "task": {"enum": ["generate", "embed"], "description": "What the deployment computes."},
         },
         ["id", "object", "created", "owned_by"],
     )
@@ -251,6 +259,11 @@ def choices_fields() -> Json:
 def obj(properties: Json, required: list[str] | None = None) -> Json:
     """Return the schema of an object that allows further properties."""
     return {"type": "object", "properties": properties, **({"required": required} if required else {})}
+
+
+def several(items: Json, maximum: int = MAX_EMBEDDING_INPUTS) -> Json:
+    """Return the schema of an array that is not empty."""
+    return {"type": "array", "minItems": 1, "maxItems": maximum, "items": items}
 
 
 def array(items: Json, description: str) -> Json:

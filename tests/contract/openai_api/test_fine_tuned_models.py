@@ -215,6 +215,7 @@ def test_the_blocks_of_the_guide_run_in_their_order(
 ) -> None:
     platform = trained.platform
     platform.deploy("starter", store_days=1)
+    platform.deploy("embedder", task="embed", pooling="last")
     row = {"messages": chat("What is 1 + 2?", "3")}
     prompt = {"messages": row["messages"][:1], "answer": "3"}
     request = {
@@ -237,4 +238,5 @@ def test_the_blocks_of_the_guide_run_in_their_order(
     assert values["second"].previous_response_id == values["first"].id
     assert isinstance(values["completion"].choices[0].message.parsed, values["Ticket"])
     assert values["batch"].errors is None
+    assert len(values["vectors"].data) == 2 and values["vectors"].usage.prompt_tokens > 0
     assert {values["job"].object, values["run"].object} == {"fine_tuning.job", "eval.run"}

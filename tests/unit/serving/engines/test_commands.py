@@ -9,7 +9,7 @@ import pytest
 from serving.engines import EngineConfig, find_engine
 from serving.engines.child_engine import latest_model_name
 from serving.engines.tokenizers import TokenizersDiffer
-from trainers.configs.engines import EngineKind, EngineOptions, ToolCallParser
+from trainers.configs.engines import EngineKind, EngineOptions, EngineTask, Pooling, ToolCallParser
 
 CONFIG = EngineConfig("org/model", "base", "127.0.0.1", 8001)
 
@@ -43,6 +43,23 @@ def test_options_become_the_flags_of_each_engine() -> None:
 def test_sampling_defaults_of_the_model_folder_are_not_used() -> None:
     assert "--generation-config vllm" in flags("vllm")
     assert "--sampling-defaults openai" in flags("sglang")
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        ("vllm", '--runner pooling --convert embed --pooler-config {"pooling_type": "MEAN"}'),
+        ("hf", "--task embed --pooling mean"),
+    ],
+)
+def test_an_embedding_engine_gets_its_task_and_pooling_and_no_flags_of_generation(
+    kind: str, flag: str
+) -> None:
+    embedding = flags(kind, replace(CONFIG, task=EngineTask.embed, pooling=Pooling.mean))
+    assert flag in embedding
+    assert not any(one in embedding for one in ("--enable-lora", "tool", "structured", "generation-config"))
+    assert flag.split()[0] not in flags(kind)
+    assert "--is-embedding" in flags("sglang", replace(CONFIG, task=EngineTask.embed))
 
 
 @pytest.mark.parametrize(
