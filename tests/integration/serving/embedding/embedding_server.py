@@ -17,8 +17,10 @@ from trainers.configs.engines import EngineOptions, Pooling
 def serve_model(folder: Path, name: str, pooling: Pooling | None = None) -> Iterator[str]:
     """Serve a model as the program does, and yield the URL once it is loaded."""
     server = prepare_embeddings(str(folder), name, EngineOptions(), pooling)
-    # In the program, a model that cannot be loaded ends the process.
-    server.loop.load()
+    # Here, since a model that cannot be loaded ends the program, and two threads cannot load at once:
+    # transformers replaces functions of torch meanwhile.
+    model = server.loop.load()
+    server.loop.load = lambda: model
     events = asyncio.new_event_loop()
     thread = threading.Thread(target=events.run_forever)
     thread.start()
