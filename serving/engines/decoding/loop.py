@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from queue import Empty
 from typing import Any
 
+import torch
+
 from serving.engines.decoding.adapters import AdapterNotLoadable
 from serving.engines.decoding.base import DecodeBatch, ModelRunner
 from serving.engines.decoding.sampling import prompt_logprobs, token_logprob
