@@ -105,7 +105,7 @@ class EmbeddingModel:
 
 
 def normalize(embeddings_bd: torch.Tensor, recipe: EmbeddingRecipe) -> torch.Tensor:
-    """Return embeddings of the length 1 if the recipe says so."""
+    """Return embeddings of the length 1 if the recipe normalizes."""
     return torch.nn.functional.normalize(embeddings_bd, dim=-1) if recipe.normalizes else embeddings_bd
 
 
