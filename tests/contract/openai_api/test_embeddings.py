@@ -62,7 +62,7 @@ def test_the_client_gets_the_embeddings_of_texts_and_token_ids(
 ) -> None:
     response = httpx2.post(f"{embedding_engine}/v1/embeddings", json={"model": "base", "input": TEXTS})
     expected = [row["embedding"] for row in response.json()["data"]]
-    # The client asks for base64 unless it is told otherwise.
+    # The client asks for base64 by default.
     found = openai.embeddings.create(model=embedder, input=TEXTS)
     assert [row.embedding for row in found.data] == expected and len(expected[0]) == SIZE
     assert (found.model, found.usage.prompt_tokens, found.usage.total_tokens) == (embedder, 10, 10)
