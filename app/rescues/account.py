@@ -84,7 +84,7 @@ def list_account_models(settings: Settings) -> Sequence[AccountModel]:
     try:
         with client:
             models = list(list_fine_tuned_models(client))
-            announced = list_shutdown_dates(client)
+            announced = _list_announced(client)
     except AccountRefused as error:
         raise OpenaiRefused(error.message, hint=error.hint) from error
     except AccountUnavailable as error:
@@ -93,3 +93,11 @@ def list_account_models(settings: Settings) -> Sequence[AccountModel]:
         AccountModel(model, find_shutdown_date(model.fine_tuned_model, model.model, announced))
         for model in models
     ]
+
+
+def _list_announced(client: AccountClient) -> dict[str, str]:
+    """Return the dates of OpenAI's list of models, which a restricted key may not read."""
+    try:
+        return list_shutdown_dates(client)
+    except AccountRefused:
+        return {}

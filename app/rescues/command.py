@@ -25,10 +25,12 @@ from app.rescues.views import view_rescue
 from app.settings import Settings
 from app.storage.database import read_session
 from trainers.data.conversion.csv_table import CsvOptions
+from trainers.runtime.redaction import redact
 
 POLL_SECONDS = 1.0
 # Of the rows that got worse; GET /api/v1/evaluations/{id}/rows lists all.
 MAX_WORSE_ROWS = 1000
+REPORT, WORSE = "report.html", "worse.jsonl"
 # 2 is that of an invalid command line.
 EXIT_WORSE = 3
 
@@ -66,7 +68,8 @@ def run_rescue(
         if view.comparison is None:
             raise CommandFailed(_describe_end(view))
         print(render_comparison(view))
-        print(f"Report: {write_report(view, report_dir)}")
+        n_worse = write_report(view, report_dir)
+        print(f"Rows that got worse: {n_worse}, in {report_dir / WORSE}.\nReport: {report_dir / REPORT}")
         return 0 if view.comparison.as_good else EXIT_WORSE
     except HttpError as error:
         raise CommandFailed(_describe(error)) from error
@@ -76,20 +79,19 @@ def run_rescue(
         raise CommandFailed(f"{option}: {first['msg'].removeprefix('Value error, ')}.") from error
 
 
-def write_report(view: RescueView, folder: Path) -> Path:
-    """Write the report of the evaluation, the rows that got worse, and the view; return the report's path."""
+def write_report(view: RescueView, folder: Path) -> int:
+    """Write the report of the evaluation, the rows that got worse, and the view; return their number."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rescue.json").write_text(view.model_dump_json(indent=1) + "\n", encoding="utf-8")
     assert view.evaluation_id is not None, "a comparison has an evaluation"
     worse, _ = rows.list_rows(view.evaluation_id, None, None, RowFilter.lost, 0, MAX_WORSE_ROWS)
-    with (folder / "worse.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / WORSE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n" for row in worse)
     evaluation = service.load_evaluation(view.evaluation_id)
     found = stored_files.find_report(evaluation.id, evaluation.artifact, evaluation.sha256, ReportFormat.html)
-    report = folder / "report.html"
-    with report.open("wb") as file:
+    with (folder / REPORT).open("wb") as file:
         file.writelines(found.open(None))
-    return report
+    return len(worse)
 
 
 def _create(settings: Settings, create: dict[str, Any]) -> str:
@@ -176,4 +178,5 @@ def _describe_end(view: RescueView) -> str:
 
 
 def _describe(error: HttpError) -> str:
-    return f"{error.message} {error.hint or ''}".rstrip()
+    # OpenAI's message may quote a part of the key.
+    return redact(f"{error.message} {error.hint or ''}".rstrip())

@@ -20,7 +20,7 @@ from app.rescues.schemas import (
 )
 from app.rescues.views import view_rescue
 from app.settings import get_settings
-from app.storage.database import ReadSession, read_session
+from app.storage.database import ReadSession, WriteSession, read_session
 
 router = APIRouter(
     prefix="/rescues", tags=["rescues"], dependencies=[Depends(require_admin), Depends(check_query)]
@@ -54,6 +54,12 @@ def list_openai_models() -> OpenaiModelList:
 def get_rescue(session: ReadSession, rescue_id: RescueIdPath) -> RescueView:
     """Return a rescue with the expected cost and, at the end, the comparison of both models."""
     return view_rescue(session, get_settings(), service.get_rescue(session, rescue_id))
+
+
+@router.delete("/{rescue_id}", status_code=204)
+def delete_rescue(session: WriteSession, rescue_id: RescueIdPath) -> None:
+    """Delete a rescue whose jobs have ended; they, their datasets and the new model stay."""
+    service.delete_rescue(session, rescue_id)
 
 
 @router.post("/{rescue_id}/start")

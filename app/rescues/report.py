@@ -21,7 +21,7 @@ def render_models(models: Sequence[AccountModel]) -> str:
             found.model.method_type,
             found.model.training_file,
             UNKNOWN if found.shutdown_date is None else found.shutdown_date.isoformat(),
-            UNKNOWN if found.days_left is None else str(found.days_left),
+            _describe_days(found.days_left),
         )
         for found in models
     ]
@@ -67,6 +67,12 @@ def render_comparison(view: RescueView) -> str:
             f"Recorded: {view.recorded['counts']}" + (f", {cost:.4f} USD." if cost is not None else ".")
         )
     return "\n".join(lines)
+
+
+def _describe_days(days_left: int | None) -> str:
+    if days_left is None:
+        return UNKNOWN
+    return str(days_left) if days_left >= 0 else "none"
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> str:

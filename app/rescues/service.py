@@ -11,7 +11,7 @@ from app.fine_tuning import service as fine_tuning
 from app.fine_tuning.bases import resolve_base
 from app.fine_tuning.hyperparameters import FineTuningMethod
 from app.fine_tuning.spec import FineTuningSpec
-from app.http.errors import Conflict, NotFound, field_error
+from app.http.errors import Conflict, InUse, NotFound, field_error
 from app.http.paging import PageQuery, paginate_newest_first
 from app.jobs import actions
 from app.jobs import service as jobs
@@ -75,6 +75,22 @@ def list_rescues(session: Session, paging: PageQuery) -> tuple[Sequence[Rescue],
 def list_job_runs(session: Session, job_id: str | None) -> Sequence[Run]:
     """Return the runs of a job in order; none for a job that was deleted."""
     return jobs.list_runs(session, job_id) if job_id is not None else []
+
+
+def delete_rescue(session: Session, rescue_id: str) -> None:
+    """Delete a rescue whose jobs have ended; they, their datasets and the new model stay.
+
+    Raises RescueNotFound and InUse.
+    """
+    rescue = get_rescue(session, rescue_id)
+    runs = [*list_job_runs(session, rescue.fetch_job_id), *list_job_runs(session, rescue.job_id)]
+    if unfinished := [run.job_id for run in runs if not run.status.finished]:
+        raise InUse(
+            f"The job {unfinished[0]} of {rescue_id} has not ended.",
+            hint=f"Cancel it first: POST /api/v1/jobs/{unfinished[0]}/cancel.",
+            used_by=unfinished[:1],
+        )
+    session.delete(rescue)
 
 
 def start_rescue(settings: Settings, rescue_id: str, body: RescueStart, created_by: str) -> None:

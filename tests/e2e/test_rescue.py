@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import run_platform
-from tests.e2e.platform import Platform
+from tests.e2e.platform import Platform, wait_until
 from tests.openai_stand_in import BASE, KEY, MODEL, OpenaiStandIn
 from trainers.data.recipes.arithmetic import ProblemSplit, generate_problems
 
@@ -78,7 +79,9 @@ def test_a_model_is_rescued_and_compared(platform: Platform, account: OpenaiStan
     assert "<html" in (tmp_path / "report/report.html").read_text()
     assert view["recorded"]["counts"] == {"recorded": 12}
     body = {"model": view["new_model"], "messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 4}
-    assert platform.client.post("/v1/chat/completions", json=body, timeout=120).status_code == 200
+    # The first request wakes the model.
+    request = partial(platform.client.post, "/v1/chat/completions", json=body)
+    wait_until(lambda: request().status_code == 200, 120, "the new model does not respond")
     for path in platform.folder.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path

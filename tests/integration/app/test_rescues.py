@@ -248,5 +248,10 @@ def test_the_key_is_used_by_rescues_only(client: TestClient) -> None:
 def test_a_rescue_that_is_not_fetched_cannot_start(client: TestClient) -> None:
     created = post(client, "", {"fine_tuned_model": MODEL})
     error = refuse(client, f"/{created['id']}/start", {"max_cost": 1})
+    refused = client.delete(f"/api/v1/rescues/{created['id']}")
+    assert (refused.status_code, refused.json()["error"]["used_by"]) == (409, [created["fetch_job_id"]])
+    client.post(f"/api/v1/jobs/{created['fetch_job_id']}/cancel")
+    assert client.get(f"/api/v1/rescues/{created['id']}").json()["status"] == "cancelled"
+    assert client.delete(f"/api/v1/rescues/{created['id']}").status_code == 204
     assert error["code"] == "rescue_not_ready" and "is queued" in error["message"]
     assert client.get("/api/v1/rescues/rescue_x").json()["error"]["code"] == "rescue_not_found"
