@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlmodel import Session, col
 
 from app.runs import lifecycle as runs
@@ -21,6 +21,7 @@ from app.storage.database import database_now
 from app.tables import Batch, BatchStatus, Run, RunStatus
 from app.webhooks.outbox import record_event
 
+_WAITING = (RunStatus.queued, RunStatus.paused)
 FINAL_TIMES = ("completed_at", "expired_at", "failed_at", "cancelled_at")
 
 
@@ -49,43 +50,62 @@ def finish(session: Session, batch_id: str, outcome: BatchStatus, values: Mappin
     record_event(session, f"batch.{outcome}", batch_id)
 
 
+def lock(session: Session, batch_id: str) -> Batch | None:
+    """Return a batch as it is now, and keep others from changing it and its run; None if it does not exist.
+
+    The run is locked first, as in every transaction that ends it: otherwise two could wait for each other.
+    """
+    run_id = session.scalar(select(col(Batch.run_id)).where(col(Batch.id) == batch_id))
+    if run_id is not None:
+        session.get(Run, run_id, with_for_update=True, populate_existing=True)
+    return session.get(Batch, batch_id, with_for_update=True, populate_existing=True)
+
+
 def request_cancel(session: Session, batch: Batch) -> None:
-    """Let the run of a batch end early; one that no worker has started, or that is paused, ends at once."""
+    """Let the run of a locked batch end early; one that no worker has started ends at once."""
     batch.cancelling_at = _read_now(session)
     session.flush()
-    assert batch.run_id is not None, "a committed batch has a run"
-    unstarted = [col(Run.attempt) == 0]
-    if runs.move(session, batch.run_id, RunStatus.cancelled, sources=[RunStatus.queued], guards=unstarted):
-        session.refresh(batch)
-        return
-    # A worker writes the files of what was completed.
-    runs.move(session, batch.run_id, RunStatus.queued, sources=[RunStatus.paused])
+    _end_waiting(session, batch, None)
 
 
-def expire_unstarted(session: Session) -> None:
-    """End the batches that expired before a worker had started them; no file is read for that."""
-    expired = (
-        select(Batch)
-        .join(Run, col(Run.id) == col(Batch.run_id))
-        .where(
-            col(Run.status) == RunStatus.queued,
-            col(Run.attempt) == 0,
-            col(Batch.expires_at) < database_now(),
-        )
-        .order_by(col(Batch.id))
+def end_waiting(session: Session) -> None:
+    """End the batches that have expired, or were cancelled, while their runs were queued or paused.
+
+    A cancelled batch can have a paused run: its job was paused at the same time, or later.
+    """
+    expired = col(Batch.expires_at) < database_now()
+    started_later = col(Run.status) == RunStatus.paused
+    ended = or_(
+        and_(expired, or_(col(Run.attempt) == 0, started_later)),
+        and_(col(Batch.cancelling_at).is_not(None), started_later),
     )
-    for batch in session.scalars(expired).all():
-        assert batch.run_id is not None
-        with session.begin_nested() as savepoint:
-            # Before the run's end, which would cancel the batch.
-            finish(session, batch.id, BatchStatus.expired, {})
-            guards = [col(Run.attempt) == 0]
-            cancelled = runs.move(
-                session, batch.run_id, RunStatus.cancelled, sources=[RunStatus.queued], guards=guards
-            )
-            if cancelled is None:
-                # A worker has claimed it meanwhile, and writes the files of the expired batch.
-                savepoint.rollback()
+    statement = (
+        select(col(Batch.id))
+        .join(Run, col(Run.id) == col(Batch.run_id))
+        .where(col(Run.status).in_(_WAITING), ended)
+        .order_by(col(Run.id))
+    )
+    for batch_id in session.scalars(statement).all():
+        if (batch := lock(session, batch_id)) is not None and not batch.status.finished:
+            is_cancelled = batch.cancelling_at is not None
+            _end_waiting(session, batch, None if is_cancelled else BatchStatus.expired)
+
+
+def _end_waiting(session: Session, batch: Batch, outcome: BatchStatus | None) -> None:
+    """End a locked batch whose run waits, with this outcome if it is not that of the cancelled run.
+
+    Of a run that has started, a worker writes the files of what was completed.
+    """
+    assert batch.run_id is not None, "a committed batch has a run"
+    run = session.get_one(Run, batch.run_id)
+    if run.status not in _WAITING or run.attempt > 0:
+        runs.move(session, run.id, RunStatus.queued, sources=[RunStatus.paused])
+        return
+    if outcome is not None:
+        # Before the run's end, which would cancel the batch.
+        finish(session, batch.id, outcome, {})
+    runs.move(session, run.id, RunStatus.cancelled, sources=_WAITING)
+    session.refresh(batch)
 
 
 def _read_now(session: Session) -> datetime:

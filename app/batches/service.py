@@ -95,7 +95,7 @@ def list_batches(session: Session, cursor: CursorQuery) -> tuple[Sequence[Batch]
 def cancel_batch(batch_id: str) -> Batch:
     """Cancel a batch; a second call changes nothing. Raises BatchNotFound and BatchFinished."""
     with transaction() as session:
-        batch = session.get(Batch, batch_id, with_for_update=True) or get_batch(session, batch_id)
+        batch = lifecycle.lock(session, batch_id) or get_batch(session, batch_id)
         if batch.status.finished and batch.status is not BatchStatus.cancelled:
             raise BatchFinished(f"The batch {batch_id} is {batch.status}, so it cannot be cancelled.")
         if batch.cancelling_at is None and not batch.status.finished:

@@ -33,7 +33,7 @@ def sweep_once(settings: Settings) -> None:
         for run in lifecycle.release_expired(session, settings.max_failures):
             logger.warning("released run %s, now %s", run.id, run.status, extra={"run_id": run.id})
         deployments.release_expired(session)
-        batches.expire_unstarted(session)
+        batches.end_waiting(session)
     with transaction() as session:
         for queue in list_idle_queues(session, settings):
             if _claim_notification(session, queue, settings.renotify_seconds):
