@@ -1,5 +1,7 @@
 """Multipart uploads, written to disk as they arrive: memory use does not depend on the size of the file."""
 
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from app.http.errors import HttpError, PayloadTooLarge, UnprocessableContent
 from trainers.configs.base import PRINTABLE_PATTERN
 from trainers.data.conversion.csv_table import CsvOptions, Delimiter, TextEncoding
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.verified_files import hash_file
 
 # Allowance for the boundaries, headers and other fields of the form.
 FORM_OVERHEAD_BYTES = 64 << 10
@@ -48,6 +51,11 @@ class FormUpload:
 
     files: list[UploadedFile] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
+
+    def hash_content(self) -> str:
+        """Return the SHA-256 of what the form contains, in which its boundary has no part."""
+        files = [(file.name, hash_file(file.path)) for file in self.files]
+        return hashlib.sha256(json.dumps([files, sorted(self.fields.items())]).encode()).hexdigest()
 
 
 @contextmanager

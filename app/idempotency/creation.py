@@ -11,6 +11,7 @@ returns the id. A repetition creates nothing, and gets the id of the earlier thi
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -79,26 +80,35 @@ class RepeatableRequest:
         setattr(self._http_request.state, _RECORD_ID, record_id)
 
 
-async def get_repeatable_request(
+RepeatableUpload = Callable[[str], RepeatableRequest]
+"""What makes a repeatable request of the hash of a form, whose encoding differs at each repetition."""
+
+
+async def get_repeatable_upload(
     request: Request,
     caller: CallerDependency,
     idempotency_key: IdempotencyKeyHeader = None,
     x_stainless_retry_count: RetryCount = 0,
-) -> RepeatableRequest:
-    """Return the request as it may be repeated; its body is compared byte by byte."""
-    body = await request.body()
-    return RepeatableRequest(
-        request,
-        CreationRequest(
-            caller=caller.key_id,
-            route=f"{request.method} {request.url.path}",
-            body_sha256=hashlib.sha256(body).hexdigest(),
-            idempotency_key=idempotency_key,
-            retry_count=x_stainless_retry_count,
-            # The arrival, not the start of the work: requests wait for a thread.
-            started_at=await run_in_threadpool(service.read_clock),
-        ),
+) -> RepeatableUpload:
+    """Return the request as it may be repeated, before its body is read."""
+    arrived = CreationRequest(
+        caller=caller.key_id,
+        route=f"{request.method} {request.url.path}",
+        body_sha256="",
+        idempotency_key=idempotency_key,
+        retry_count=x_stainless_retry_count,
+        # The arrival, not the start of the work: requests wait for a thread.
+        started_at=await run_in_threadpool(service.read_clock),
     )
+    return lambda sha256: RepeatableRequest(request, replace(arrived, body_sha256=sha256))
+
+
+UploadCreation = Annotated[RepeatableUpload, Depends(get_repeatable_upload)]
+
+
+async def get_repeatable_request(request: Request, upload: UploadCreation) -> RepeatableRequest:
+    """Return the request as it may be repeated; its body is compared byte by byte."""
+    return upload(hashlib.sha256(await request.body()).hexdigest())
 
 
 Creation = Annotated[RepeatableRequest, Depends(get_repeatable_request)]

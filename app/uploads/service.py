@@ -60,10 +60,10 @@ def create_upload(settings: Settings, upload: Upload, record: Record) -> str:
     return upload.id
 
 
-def add_part(upload_id: str, path: Path) -> UploadPart:
+def add_part(upload_id: str, path: Path, record: Record) -> UploadPart:
     """Store the bytes of a part; raises UploadNotFound, UploadNotPending and PayloadTooLarge.
 
-    No session is open while the bytes are copied.
+    No session is open while the bytes are copied. `record` is called in the transaction that adds the row.
     """
     with read_session() as session:
         _require_room(session, upload_id, path.stat().st_size)
@@ -74,6 +74,7 @@ def add_part(upload_id: str, path: Path) -> UploadPart:
         session.get_one(Upload, upload_id, with_for_update=True)
         _require_room(session, upload_id, part.size_bytes)
         session.add(part)
+        record(session, part.id)
     return part
 
 
@@ -136,6 +137,14 @@ def get_upload(session: Session, upload_id: str) -> Upload:
     if upload is None:
         raise UploadNotFound(f"There is no upload {upload_id!r}.", hint="Create one with POST /v1/uploads.")
     return upload
+
+
+def get_part(session: Session, part_id: str) -> UploadPart:
+    """Return a part of an upload; raises UploadNotFound if its upload was deleted meanwhile."""
+    part = session.get(UploadPart, part_id)
+    if part is None:
+        raise UploadNotFound(f"There is no part {part_id!r} any more.", hint="Create another upload.")
+    return part
 
 
 def is_expired(upload: Upload, now: datetime) -> bool:

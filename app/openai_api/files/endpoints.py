@@ -11,6 +11,7 @@ from app.datasets.upload import receive_upload, upload_folder
 from app.downloads.response import download_response, download_responses
 from app.files import service
 from app.http.paging import CursorQuery
+from app.idempotency.creation import Record, UploadCreation
 from app.openai_api.files.schemas import (
     FILE_FORM,
     FileDeleted,
@@ -33,7 +34,7 @@ router = APIRouter(prefix="/files", tags=["files"])
 
 # The size of an upload has a setting, which `receive_upload` checks.
 @router.post("", openapi_extra=FILE_FORM, max_body_size=sys.maxsize)
-async def create_file(request: Request) -> FileObject:
+async def create_file(request: Request, creation: UploadCreation) -> FileObject:
     """Upload a file; the rows of one with the purpose `fine-tune` are validated at once."""
     settings = get_settings()
     with upload_folder(settings.data_dir / "uploads") as folder:
@@ -41,10 +42,13 @@ async def create_file(request: Request) -> FileObject:
         refuse_unknown_fields(upload)
         purpose = read_purpose(upload)
         expires_after_seconds = read_expiry(upload, purpose)
-        file = await run_in_threadpool(
-            service.create_file, upload.files[-1], purpose, expires_after_seconds, settings.max_upload_bytes
-        )
-    return await run_in_threadpool(load_view, file.id)
+
+        def create(record: Record) -> str:
+            file, max_bytes = upload.files[-1], settings.max_upload_bytes
+            return service.create_file(file, purpose, expires_after_seconds, max_bytes, record).id
+
+        file_id = await run_in_threadpool(lambda: creation(upload.hash_content()).once(create))
+    return await run_in_threadpool(load_view, file_id)
 
 
 @router.get("")

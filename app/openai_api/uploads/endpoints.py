@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.datasets.upload import receive_upload, upload_folder
 from app.http.errors import field_error
-from app.idempotency.creation import Creation
+from app.idempotency.creation import Creation, Record, UploadCreation
 from app.openai_api.files.endpoints import load_view
 from app.openai_api.files.schemas import default_expiry
 from app.openai_api.uploads.schemas import (
@@ -47,14 +47,20 @@ def create_upload(body: UploadCreate, creation: Creation) -> UploadObject:
 
 
 @router.post("/{upload_id}/parts", openapi_extra=PART_FORM, max_body_size=sys.maxsize)
-async def create_upload_part(request: Request, upload_id: UploadId) -> UploadPartObject:
+async def create_upload_part(
+    request: Request, upload_id: UploadId, creation: UploadCreation
+) -> UploadPartObject:
     """Send a part of at most 64 MiB; parts may be sent at the same time, and in any order."""
     with upload_folder(get_settings().data_dir / "uploads") as folder:
         form = await receive_upload(request, folder, service.MAX_PART_BYTES, field_name="data")
         for name in form.fields:
             raise field_error(name, "There is no such field. Known is: data.")
-        part = await run_in_threadpool(service.add_part, upload_id, form.files[-1].path)
-    return view_part(part)
+
+        def create(record: Record) -> str:
+            return service.add_part(upload_id, form.files[-1].path, record).id
+
+        part_id = await run_in_threadpool(lambda: creation(form.hash_content()).once(create))
+    return await run_in_threadpool(_load_part, part_id)
 
 
 @router.post("/{upload_id}/complete")
@@ -68,3 +74,8 @@ def complete_upload(upload_id: UploadId, body: UploadComplete) -> UploadObject:
 def cancel_upload(upload_id: UploadId) -> UploadObject:
     """Cancel an upload; its parts are deleted."""
     return view_upload(service.cancel_upload(upload_id), None, utc_now())
+
+
+def _load_part(part_id: str) -> UploadPartObject:
+    with read_session() as session:
+        return view_part(service.get_part(session, part_id))

@@ -83,6 +83,36 @@ def test_an_idempotency_key_creates_once_and_is_refused_with_another_body(
     assert create(openai, file, {"Idempotency-Key": "k2"}) not in ids
 
 
+def test_a_file_is_created_once_for_a_key_although_its_form_is_encoded_anew(openai: OpenAI) -> None:
+    def send(text: str, headers: dict[str, str] | None = None, purpose: Any = "user_data") -> str:
+        file = ("a.txt", text.encode())
+        return openai.files.create(file=file, purpose=purpose, extra_headers=headers).id
+
+    key = {"Idempotency-Key": "k"}
+    first = send("text", key)
+    assert send("text", key) == first
+    for text, purpose in (("other", "user_data"), ("text", "batch")):
+        with pytest.raises(BadRequestError) as caught:
+            send(text, key, purpose)
+        assert caught.value.code == "idempotency_key_reused"
+    lost = send("text")
+    lose_responses()
+    assert lost != first
+    assert send("text", RETRY) == lost
+    assert send("other", RETRY) not in (first, lost)
+
+
+def test_a_part_of_an_upload_is_stored_once_for_a_key(openai: OpenAI) -> None:
+    upload = openai.uploads.create(bytes=4, filename="a", mime_type="text/plain", purpose="user_data").id
+    key = {"Idempotency-Key": "k"}
+    ids = {openai.uploads.parts.create(upload, data=b"text", extra_headers=key).id for _ in range(2)}
+    assert len(ids) == 1
+    lost = openai.uploads.parts.create(upload, data=b"text").id
+    lose_responses()
+    assert openai.uploads.parts.create(upload, data=b"text", extra_headers=RETRY).id == lost
+    assert openai.uploads.complete(upload, part_ids=list(ids)).status == "completed"
+
+
 def test_a_request_that_was_repeated_while_it_worked_creates_nothing(openai: OpenAI) -> None:
     slow = request()
     create_record(request(retry_count=1))
