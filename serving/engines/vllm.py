@@ -126,6 +126,8 @@ def _generation_flags(config: EngineConfig) -> list[str]:
     if options.tool_call_parser is not None:
         parser = TOOL_CALL_PARSERS.get(options.tool_call_parser, options.tool_call_parser)
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+        # Arguments follow the schemas of all functions, as on hf and mlx, not of those with `strict` alone.
+        flags += ["--tool-strict-level", "parameter"]
     if options.compact_json:
         flags += ["--structured-outputs-config", COMPACT_JSON]
     # LoRA is always enabled, since adapters may be loaded later.

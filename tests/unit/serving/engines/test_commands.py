@@ -65,7 +65,7 @@ def test_an_embedding_engine_gets_its_task_and_pooling_and_no_flags_of_generatio
 @pytest.mark.parametrize(
     ("kind", "flag"),
     [
-        ("vllm", "--enable-auto-tool-choice --tool-call-parser llama3_json"),
+        ("vllm", "--enable-auto-tool-choice --tool-call-parser llama3_json --tool-strict-level parameter"),
         ("sglang", "--tool-call-parser llama3"),
     ],
 )
