@@ -58,7 +58,7 @@ def stop_deployment(
         bool, Query(description="Stop it although an alias routes requests to its name.")
     ] = False,
 ) -> DeploymentView:
-    """Stop a deployment; stopping it again changes nothing."""
+    """Stop a deployment; stopping it again changes nothing. That of a fine-tuned model falls asleep."""
     return service.view_deployment(session, service.stop_deployment(session, deployment_id, force))
 
 

@@ -5,6 +5,7 @@
     starting | ready → queued      (the worker left or lost its lease)
     starting → failed              (the engine does not start, or does not match the trained model)
     starting → asleep              (likewise, for a fine-tuned model: the next request tries again)
+    stopping → asleep → stopped    (of a fine-tuned model: stopped once the model is deleted)
     ready → asleep → queued        (idle, or another deployment needed the room; a request wakes it)
 
 As with runs, each change is one guarded UPDATE, and a worker's writes carry the attempt that holds the
@@ -15,13 +16,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, case, exists, func, literal, or_, select, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from app.runs.lifecycle import StaleAttempt
 from app.storage.database import database_now
 from app.tables import Deployment, DeploymentStatus
+from app.tables.base import enum_type
+from app.tables.deployment import FINE_TUNED_PREFIX
 from app.webhooks.event_types import WebhookEventType
 from app.webhooks.outbox import record_event
 from trainers.configs import Queue
@@ -165,13 +168,9 @@ def end(
     error: dict[str, Any] | None,
     parity: dict[str, Any] | None = None,
 ) -> bool:
-    """End the deployment: failed or, on demand, asleep with an error; stopped on request without one."""
-    values = _stopped_values() | {"error": error}
-    if error is not None:
-        is_on_demand = session.get_one(Deployment, deployment_id).is_on_demand
-        values["status"] = DeploymentStatus.asleep if is_on_demand else DeploymentStatus.failed
-        if is_on_demand:
-            del values["stopped_at"]
+    """End the deployment: failed with an error, stopped on request without one; asleep if it is on demand."""
+    status = DeploymentStatus.stopped if error is None else DeploymentStatus.failed
+    values = _ended_values(status) | {"error": error}
     if parity is not None:
         values["parity"] = parity
     moved = _move_held(session, deployment_id, attempt, HELD, **values)
@@ -187,12 +186,21 @@ def release(session: Session, deployment_id: str, attempt: int) -> bool:
 
 
 def stop(session: Session, deployment_id: str) -> Deployment | None:
-    """Stop a deployment at once if no worker holds it; otherwise its worker stops the engine first."""
+    """Stop a deployment at once if no worker holds it; otherwise its worker stops the engine first.
+
+    One on demand falls asleep: its name is that of a model, which can be requested until it is deleted.
+    """
     unheld = [col(Deployment.status).in_((DeploymentStatus.queued, DeploymentStatus.asleep))]
     held = [col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready))]
-    return _update(session, deployment_id, unheld, **_stopped_values()) or _update(
+    return _update(session, deployment_id, unheld, **_ended_values(DeploymentStatus.stopped)) or _update(
         session, deployment_id, held, status=DeploymentStatus.stopping
     )
+
+
+def retire(session: Session, deployment_id: str) -> Deployment | None:
+    """Stop a sleeping deployment for good, because its model is deleted; return None if it is not asleep."""
+    asleep = [col(Deployment.status) == DeploymentStatus.asleep]
+    return _update(session, deployment_id, asleep, status=DeploymentStatus.stopped, stopped_at=database_now())
 
 
 def release_expired(session: Session) -> int:
@@ -200,7 +208,7 @@ def release_expired(session: Session) -> int:
     expired = col(Deployment.lease_expires_at) < database_now()
     stopping = col(Deployment.status) == DeploymentStatus.stopping
     statements = (
-        update(Deployment).where(expired, stopping).values(**_stopped_values()),
+        update(Deployment).where(expired, stopping).values(**_ended_values(DeploymentStatus.stopped)),
         update(Deployment)
         .where(expired, col(Deployment.status).in_((DeploymentStatus.starting, DeploymentStatus.ready)))
         .values(**_queued_values()),
@@ -251,8 +259,16 @@ def _queued_values() -> dict[str, Any]:
     return {**_no_engine_values(), "status": DeploymentStatus.queued, "queued_at": database_now()}
 
 
-def _stopped_values() -> dict[str, Any]:
-    return {**_no_engine_values(), "status": DeploymentStatus.stopped, "stopped_at": database_now()}
+def _ended_values(status: DeploymentStatus) -> dict[str, Any]:
+    """Return the values of a deployment that has ended, or of one on demand, which falls asleep."""
+    on_demand = col(Deployment.name).startswith(FINE_TUNED_PREFIX, autoescape=True)
+    kind = enum_type(DeploymentStatus)
+    asleep, ended = literal(DeploymentStatus.asleep, kind), literal(status, kind)
+    return {
+        **_no_engine_values(),
+        "status": case((on_demand, asleep), else_=ended),
+        "stopped_at": case((on_demand, None), else_=database_now()),
+    }
 
 
 def _move_held(

@@ -71,7 +71,7 @@ def get_deployment(session: Session, deployment_id: str) -> Deployment:
 
 
 def stop_deployment(session: Session, deployment_id: str, force: bool) -> Deployment:
-    """Stop a deployment, which changes nothing if it is stopped already.
+    """Stop a deployment, which changes nothing if it is stopped already; that of a fine-tuned model sleeps.
 
     Raises DeploymentHasAlias without `force`: the alias would route to its other targets, or return 503.
     """
@@ -96,10 +96,14 @@ def delete_deployment(session: Session, deployment_id: str) -> None:
     """Delete the row of a deployment that has ended; raises DeploymentNotFound and DeploymentLive."""
     deployment = get_deployment(session, deployment_id)
     if not deployment.status.finished:
+        stop = f"Stop it first: POST /api/v1/deployments/{deployment_id}/stop."
         raise DeploymentLive(
             f"The status of {deployment_id} is {deployment.status}; only a deployment that is stopped or "
             "failed can be deleted.",
-            hint=f"Stop it first: POST /api/v1/deployments/{deployment_id}/stop.",
+            # One that is stopped would only fall asleep.
+            hint=f"Delete its model: DELETE /v1/models/{deployment.name}."
+            if deployment.is_on_demand
+            else stop,
             used_by=list_alias_names(session, deployment.name),
         )
     session.delete(deployment)

@@ -36,5 +36,5 @@ def delete_model(session: Session, name: str) -> None:
                 hint="Wait until it has stopped." if is_stopping else stop,
                 used_by=[deployment.id],
             )
-        lifecycle.stop(session, deployment.id)
+        lifecycle.retire(session, deployment.id)
     models.delete_model(session, model_id)

@@ -202,7 +202,7 @@ def test_a_model_is_deleted_once_it_is_not_deployed(trained: Trained) -> None:
     deployment = str(trained.openai.base_url.join(path))
     trained.openai.post(f"{deployment}/stop", cast_to=object)
     shown: Any = lambda: trained.openai.get(deployment, cast_to=object)  # noqa: E731
-    wait_until(lambda: shown()["status"] == "stopped", 30, "it does not stop")
+    wait_until(lambda: shown()["status"] == "asleep", 30, "it does not stop")
     deleted = models.delete(name)
     assert (deleted.id, deleted.deleted, deleted.object) == (name, True, "model")
     with pytest.raises(NotFoundError) as missing:

@@ -76,3 +76,28 @@ def test_a_fine_tuned_model_that_is_deployed_is_not_deleted(
     with transaction() as session, pytest.raises(InUse, match="is deployed") as caught:
         delete_model(session, deployment.name)
     assert caught.value.used_by == [deployment.id]
+
+
+@pytest.mark.parametrize("end", ["at once", "by its worker", "with its lease"])
+def test_a_fine_tuned_model_that_is_stopped_falls_asleep_so_that_a_request_wakes_it(
+    deployment: Deployment, make_worker: Callable[..., Worker], end: str
+) -> None:
+    worker = make_worker()
+
+    def act(change: Callable[..., Any], *arguments: Any) -> None:
+        with transaction() as session:
+            change(session, *arguments)
+
+    act(lifecycle.wake, deployment.id)
+    if end != "at once":
+        act(lifecycle.claim, deployment.id, worker.id, 0 if end == "with its lease" else 60)
+    act(lifecycle.stop, deployment.id)
+    if end == "by its worker":
+        act(lifecycle.end, deployment.id, 1, None)
+    act(lifecycle.release_expired)
+    with read_session() as session:
+        stopped = session.get_one(Deployment, deployment.id)
+        assert (stopped.status, stopped.stopped_at) == (DeploymentStatus.asleep, None)
+    act(delete_model, deployment.name)
+    with read_session() as session:
+        assert session.get_one(Deployment, deployment.id).status is DeploymentStatus.stopped
