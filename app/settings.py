@@ -276,6 +276,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds without a request after which a deployment is put to sleep; 0 means never.",
     )
+    evict_idle_seconds: float = Field(
+        0,
+        ge=0,
+        description="Seconds without a request after which a deployment that holds GPUs is put to sleep for "
+        "another one that waits for them; 0 means never. One that never sleeps keeps them.",
+    )
     wake_timeout_seconds: float = Field(
         60, gt=0, description="Seconds that a request waits for a sleeping deployment before it gets 503."
     )

@@ -13,6 +13,7 @@ from trainers.configs import EngineOptions, Queue
 from workers.engines.deployment_runner import DeploymentRunner
 from workers.engines.engine_process import EngineProcess, engine_key
 from workers.engines.engine_start import POLL_SECONDS
+from workers.engines.eviction import IdleEngine, choose_engines
 from workers.hosts.worker import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class DeploymentManager:
         self.worker = worker
         self.engines: dict[str, EngineProcess] = {}
         self.runners: list[DeploymentRunner] = []
+        self._evicted: list[EngineProcess] = []
         self._claim_incident = Incident("claim of a deployment")
 
     def run(self) -> None:
@@ -125,7 +127,38 @@ class DeploymentManager:
             return engine
         n_gpus = EngineOptions.model_validate(waiting.options).tensor_parallel
         devices = self.worker.devices.take(Queue(waiting.queue), n_gpus)
-        return None if devices is None else EngineProcess(self.worker, waiting, devices)
+        if devices is None:
+            self._evict(n_gpus)
+            return None
+        return EngineProcess(self.worker, waiting, devices)
+
+    def _evict(self, n_gpus: int) -> None:
+        """Put deployments to sleep that hold GPUs and are idle, if the settings allow it and it suffices."""
+        if not self.worker.settings.evict_idle_seconds or self._is_any_leaving():
+            # An engine that is stopping frees its GPUs soon.
+            return
+        idle = [one for key, engine in self.engines.items() if (one := self._find_idle(key, engine))]
+        n_free = self.worker.devices.count_free()
+        for chosen in choose_engines(idle, n_gpus, n_free):
+            for runner in self._runners_on(self.engines[chosen.key]):
+                logger.info("%s sleeps, because another needs its GPUs", runner.deployment.id)
+                runner.sleep_requested.set()
+            self._evicted.append(self.engines[chosen.key])
+
+    def _is_any_leaving(self) -> bool:
+        self._evicted = [engine for engine in self._evicted if not engine.stopped.is_set()]
+        return bool(self._evicted)
+
+    def _find_idle(self, key: str, engine: EngineProcess) -> IdleEngine | None:
+        """Return the engine if it may be stopped; a deployment without a time of idleness never sleeps."""
+        runners = self._runners_on(engine)
+        if not runners or engine.n_gpus == 0 or engine.is_busy:
+            return None
+        unused_seconds = min(runner.unused_seconds for runner in runners)
+        may_sleep = all(runner.is_ready and runner.deployment.idle_seconds > 0 for runner in runners)
+        if not may_sleep or unused_seconds <= self.worker.settings.evict_idle_seconds:
+            return None
+        return IdleEngine(key, engine.n_gpus, unused_seconds)
 
     def _runners_on(self, engine: EngineProcess) -> list[DeploymentRunner]:
         return [

@@ -83,6 +83,11 @@ class EngineProcess:
         self._process: GuardedProcess | None = None
         self._thread: threading.Thread | None = None
 
+    @property
+    def n_gpus(self) -> int:
+        """The number of GPUs that it holds."""
+        return len(self._devices.gpus)
+
     def acquire(self) -> bool:
         """Add a user; return False when the last one has already released the engine."""
         with self._lock:

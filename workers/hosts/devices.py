@@ -88,6 +88,12 @@ class DevicePool:
             self._held.update(locks.values())
         return self._join(locks.items())
 
+    def count_free(self) -> int:
+        """Return how many GPUs of one run are free now."""
+        free = self.take_free()
+        self.release(free)
+        return count_usable(free.gpus)
+
     def keep(self, devices: Devices, count: int) -> Devices:
         """Keep so many of the GPUs for a run, and release the others."""
         pairs = list(zip(devices.gpus, devices.locks, strict=True))

@@ -129,11 +129,11 @@ def adapter(worker: WorkerContext, base: str, tmp_path: Path) -> Callable[..., s
     return register
 
 
-def deploy(name: str, model: str, **choice: Any) -> str:
+def deploy(name: str, model: str, queue: Queue = Queue.cpu, **choice: Any) -> str:
     """Queue a deployment and return its id."""
     choices = DeploymentChoice.model_validate({"engine": "hf", **choice})
     with transaction() as session:
-        row = build_deployment(session, name, model, choices, Queue.cpu)
+        row = build_deployment(session, name, model, choices, queue)
         return insert_deployment(session, row).id
 
 

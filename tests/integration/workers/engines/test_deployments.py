@@ -14,8 +14,10 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from app.deployments import lifecycle
-from app.storage.database import transaction
+from app.deployments.waiting import explain_unclaimed
+from app.storage.database import read_session, transaction
 from app.tables import Deployment, DeploymentStatus
+from app.workers.gpus import Gpu
 from tests.integration.workers.engines.conftest import (
     StandIn,
     deploy,
@@ -24,7 +26,9 @@ from tests.integration.workers.engines.conftest import (
     wait_for_status,
     wait_until,
 )
+from trainers.configs import Queue
 from workers.engines.deployment_manager import DeploymentManager
+from workers.hosts.devices import DevicePool
 from workers.hosts.worker import WorkerContext
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -198,6 +202,36 @@ def test_the_least_recently_used_adapter_sleeps_when_another_needs_its_place(
     wait_for_status(two, READY)
     assert load(one).status is DeploymentStatus.asleep
     assert len(stand_in.processes()) == 1
+
+
+def test_a_deployment_that_waits_for_a_gpu_gets_that_of_the_least_used_one_that_may_sleep(
+    manager: DeploymentManager, worker: WorkerContext, tmp_path: Path
+) -> None:
+    gpus = [Gpu(index, f"GPU-{index}", "H200", 1) for index in range(3)]
+    worker.devices = DevicePool(gpus, tmp_path / "locks")
+    bases = {name: make_base(worker, name) for name in ("old", "new", "kept", "late")}
+
+    def deploy_on_gpu(name: str, idle_seconds: float = 3600) -> str:
+        return deploy(name, bases[name], idle_seconds=idle_seconds, queue=Queue.cuda)
+
+    old, kept = deploy_on_gpu("old"), deploy_on_gpu("kept", 0)
+    for one in (old, kept):
+        wait_for_status(one, READY)
+    new = deploy_on_gpu("new")
+    wait_for_status(new, READY)
+    late = deploy_on_gpu("late")
+    with read_session() as session:
+        assert "GPUs are in use by deployment 'old'" in explain_unclaimed(session, load(late))
+    worker.settings.evict_idle_seconds = 0.1
+    wait_for_status(late, READY)
+    assert [load(one).status for one in (old, kept, new)] == [DeploymentStatus.asleep, READY, READY]
+
+
+def make_base(worker: WorkerContext, name: str) -> str:
+    folder = worker.settings.model_roots[0] / name
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return str(folder)
 
 
 def test_an_adapter_that_crashes_the_engine_twice_fails_and_the_others_return(
