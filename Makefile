@@ -1,6 +1,6 @@
 # Tunesmith. `make` lists what there is to do; each target installs what it needs into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test coverage unit integration security e2e chaos slow reference check format lock audit gguf comet clean
+.PHONY: help setup demo run test coverage unit integration security e2e chaos slow clients reference check format lock audit gguf comet clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,9 @@ chaos: setup ## Break an installation of each kind for a minute, and check that 
 
 slow: setup ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+clients: setup ## Connect the clients of others, each in an environment of its own (uv, npm, a JDK); writes docs/clients.md
+	$(BIN)/python -m tests.clients $(ENGINES:%=--engine %) --write
 
 reference: setup ## Write docs/reference from the code
 	$(BIN)/python -m docs.generate_reference
