@@ -251,7 +251,7 @@ def read_counts(platform: Platform, alias: str) -> list[int]:
     rows = select(AliasTraffic).where(
         AliasTraffic.alias == alias, AliasTraffic.deployment_id == deployment_id
     )
-    engine = create_database_engine(f"sqlite:///{platform.folder / 'tunesmith.db'}")
+    engine = create_database_engine(platform.database_url)
     with Session(engine) as session:
         counts = [row.counts["succeeded"] for row in session.exec(rows)]
     engine.dispose()
@@ -400,7 +400,7 @@ def test_a_worker_killed_while_the_judge_works_pays_for_no_judgement_twice(
         job = platform.wait_until_finished(job_id)
     judge.respond = decide
     run = job["runs"][0]
-    assert (job["status"], run["attempt"]) == ("succeeded", 2), job
+    assert (job["status"], run["attempt"]) == ("succeeded", 2), run["error"]
     assert run["result"]["judgement"]["value"] == 0.5
     # 24 rows in both orders; at most the requests that were open when the worker died are repeated.
     assert 48 <= len(judge.bodies) <= 48 + 8

@@ -44,6 +44,13 @@ def find_file(name: str) -> Path | None:
     )
 
 
+def list_tagged(tag: str) -> list[str]:
+    """Return the names of the tasks with a tag."""
+    files, tags = _index()
+    tagged = set(tags.get(tag, ()))
+    return sorted(name for name, paths in files.items() if paths[0] in tagged)
+
+
 def load_config(path: Path) -> dict[str, Any]:
     """Return the content of a task file with its functions, which are lm-eval's own code."""
     config: dict[str, Any] = load_yaml(path)

@@ -1,9 +1,8 @@
 """The tasks of a run: stock tasks and own ones, on datasets of ours or on data of the hub."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
@@ -11,20 +10,18 @@ import evaluate
 import httpx2
 import jinja2
 import lm_eval.utils
-import pyarrow
 from huggingface_hub import constants
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trainers.configs.stages.harness.lm_eval import HarnessBackend, LmEvalConfig
 from trainers.configs.stages.harness.tasks import HarnessTask
 from trainers.lm_eval import stock_tasks
-from trainers.lm_eval.definitions import Row, render_rows, task_config
+from trainers.lm_eval.definitions import render_rows, task_config
+from trainers.lm_eval.local_data import build_members, make_task_config
 from trainers.modeling.hub import HubUnreachable, probe_hub
-from trainers.rendering.render import dataset_path, read_rows
 from trainers.rendering.template_renderer import TemplateRenderer
 from trainers.runtime.errors import ConfigInvalid, DatasetInvalid, first_line
 
-SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 MAX_REASON_CHARACTERS = 200
 
 TaskDict = dict[str, Any]
@@ -55,7 +52,8 @@ def load_tasks(config: LmEvalConfig) -> TaskDict:
     names = [spec for spec in specs if isinstance(spec, str)]
     manager = stock_tasks.open_manager(names)
     with _hub_errors(config) if config.needs_hub else contextlib.nullcontext(), _row_errors(config):
-        loaded: TaskDict = dict(manager.load(specs))
+        built = [build_members(spec) if isinstance(spec, HarnessTask) else [spec] for spec in specs]
+        loaded: TaskDict = dict(manager.load([each for found in built for each in found]))
     for name, task in loaded["tasks"].items():
         _configure(name, task, config)
     return loaded
@@ -76,65 +74,18 @@ def _refuse_metric(name: str, *_: Any, **__: Any) -> NoReturn:
     )
 
 
-def _make_spec(task: HarnessTask, renderer: TemplateRenderer) -> str | dict[str, Any]:
-    """Return the config of a task, or the name of a group or tag."""
+def _make_spec(task: HarnessTask, renderer: TemplateRenderer) -> str | dict[str, Any] | HarnessTask:
+    """Return the config of a task, the name of a group or tag, or the group if it has data of ours."""
     if task.definition is not None:
         definition = task.definition
-        return _with_data(task, task_config(definition), lambda rows: render_rows(definition, rows, renderer))
+        return make_task_config(
+            task, task_config(definition), lambda rows: render_rows(definition, rows, renderer)
+        )
     path = stock_tasks.find_file(task.label)
     config = {} if path is None else stock_tasks.load_config(path)
     if path is None or "group" in config or isinstance(config.get("task"), list):
-        if task.data is not None:
-            raise ConfigInvalid(
-                f"{task.label} is a group of tasks, which have different data.",
-                "Name its tasks, each with its own data.",
-            )
-        return task.label
-    return config if task.data is None else _with_data(task, config, list)
-
-
-def _with_data(
-    task: HarnessTask, config: dict[str, Any], convert: Callable[[Sequence[Row]], list[Row]]
-) -> dict[str, Any]:
-    """Return the task's config with our rows in place of its data, without the splits that are missing."""
-    rows = {part.split: _read(task.label, dataset_path(part.dataset), convert) for part in task.data or ()}
-    changes: dict[str, Any] = {name: None for name in SPLITS if config.get(name) not in rows}
-    if not (config.get("test_split") in rows or config.get("validation_split") in rows):
-        expected = [config[name] for name in ("test_split", "validation_split") if config.get(name)]
-        raise ConfigInvalid(
-            f"The data of the task {task.label} has the splits {', '.join(rows)}, but the task scores the "
-            f"rows of {' or '.join(expected) or 'no split: set test_split in its definition'}.",
-            "Name the split in `data`.",
-        )
-    fewshot = dict(config.get("fewshot_config") or {})
-    if fewshot.get("split") not in (None, *rows):
-        del fewshot["split"]
-        changes["fewshot_config"] = fewshot
-    # Called with the task's metadata.
-    changes["custom_dataset"] = lambda **_: datasets.DatasetDict(rows)
-    return config | changes
-
-
-def _read(name: str, path: Path, convert: Callable[[Sequence[Row]], list[Row]]) -> datasets.Dataset:
-    rows = convert([row for _, row in read_rows(path)])
-    if not rows:
-        raise DatasetInvalid(f"The dataset {path} of the task {name} has no rows.", "Add rows.")
-    names = rows[0].keys()
-    for number, row in enumerate(rows, start=1):
-        # The data set would have null in their place, and a prompt the text "None".
-        if missing := sorted((names - row.keys()) or (row.keys() - names)):
-            lacks = number if names - row.keys() else 1
-            raise DatasetInvalid(
-                f"Row {lacks} of {path}, for the task {name}, has no field {missing[0]}, which others have.",
-                "Give all rows the same fields.",
-            )
-    try:
-        return datasets.Dataset.from_list(rows)
-    except (pyarrow.ArrowException, TypeError, ValueError) as error:
-        raise DatasetInvalid(
-            f"The rows of {path} for the task {name} do not have the same types: {first_line(error)}",
-            "Give each field one type in all rows.",
-        ) from error
+        return task.label if task.data is None else task
+    return config if task.data is None else make_task_config(task, config)
 
 
 def _configure(name: str, task: Any, config: LmEvalConfig) -> None:

@@ -192,6 +192,29 @@ def test_a_group_has_the_values_of_the_rows_of_its_tasks() -> None:
     assert {row["reference"] for row in rows} == {" a"}
 
 
+def test_a_group_reads_the_rows_of_its_tasks_from_one_file(
+    starter: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    def row(subject: str, number: int) -> dict[str, Any]:
+        choices = [str(number), str(number + 1), "7", "30"]
+        return {"subject": subject, "question": f"{number} + 1?", "choices": choices, "answer": number % 4}
+
+    data = {
+        "test": [row("anatomy", n) for n in range(4)] + [row("virology", n) for n in range(2)],
+        "dev": [row("anatomy", n) for n in range(10, 12)],
+    }
+    splits = [{"split": split, "dataset": write_rows(rows)} for split, rows in data.items()]
+    result, rows = run(stage(starter, {"task": "mmlu", "data": splits}), tmp_path)
+    scores = {score.metric: score for score in result.models[0].scores}
+    names = ["mmlu", "mmlu_stem", "mmlu_other", "mmlu_anatomy", "mmlu_virology"]
+    assert sorted(scores) == sorted(f"{name}/acc" for name in names)
+    counts = {name: scores[f"{name}/acc"].n for name in names}
+    assert counts == {"mmlu": 6, "mmlu_stem": 4, "mmlu_other": 2, "mmlu_anatomy": 4, "mmlu_virology": 2}
+    assert "tasks:2" in scores["mmlu/acc"].signature
+    assert all("mmlu/acc" in row["models"]["model"]["values"] for row in rows)
+    assert rows[0]["prompt"][0]["content"].count("about anatomy") == 1
+
+
 def test_a_killed_run_asks_only_for_what_is_missing(
     programs: Programs, starter: Path, sums: dict[str, Any], counting_engine: str, tmp_path: Path
 ) -> None:
@@ -247,7 +270,12 @@ def test_what_a_task_lacks_is_named_before_the_model_is_asked(
         (stage(starter, gsm8k | {"data": lacking}), DatasetInvalid, "'answer' is undefined"),
         (stage(starter, gsm8k | {"data": uneven}), DatasetInvalid, "Row 2 of .* has no field answer"),
         (stage(starter, gsm8k | {"task": "hellaswag"}), ConfigInvalid, "scores the rows of validation"),
-        (stage(starter, gsm8k | {"task": "mmlu"}), ConfigInvalid, "is a group of tasks"),
+        (stage(starter, gsm8k | {"task": "mmlu"}), DatasetInvalid, "has no field subject"),
+        (
+            stage(starter, arc | {"task": "mmlu", "member_field": "question"}),
+            DatasetInvalid,
+            "has no task for",
+        ),
         (stage(starter, sums | {"data": lacking}), DatasetInvalid, "Row 1 .* rendered by doc_to_target"),
         (stage(starter, arc, backend="chat_completions"), TaskRefused, "compares log-probabilities"),
         (stage(starter, sums, max_new_tokens=256), ConfigInvalid, "no room for a prompt .* of 256"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from trainers.configs.base import MAX_COUNT, Config, DatasetRef
+from trainers.configs.base import MAX_COUNT, Config, DatasetRef, NonEmpty
 from trainers.configs.parsing.yaml_values import load_yaml
 
 MAX_TASKS = 64
@@ -198,6 +198,12 @@ class HarnessTask(Config):
         max_length=MAX_SPLITS,
         description="Datasets with the task's rows, by split. Without it, a stock task downloads its data "
         "from the hub, if the worker reaches one.",
+    )
+    member_field: NonEmpty = Field(
+        "subject",
+        max_length=200,
+        description="For a group or a tag with `data`: the field of each row that names its task, by the "
+        "task's own name or by that of its part of the public data, such as `anatomy` in `mmlu`.",
     )
 
     @model_validator(mode="after")
