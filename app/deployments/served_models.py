@@ -9,12 +9,16 @@ from sqlmodel import Session, col, select
 from app.settings import Settings
 from app.storage.database import read_session
 from app.tables import Deployment, DeploymentStatus
+from trainers.configs import EngineTask
 from trainers.configs.base import EndpointModel, ServedModel
 from trainers.configs.references import find_served_models
 from trainers.runtime.endpoints import DEPLOYMENTS_VARIABLE, endpoint_variables
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from trainers.runtime.redaction import add_secrets
+
+# The field of graders with a model that embeds; all others generate.
+EMBEDDING_FIELD = "embedding_model"
 
 
 class ServedModelUnreachable(TunesmithError):
@@ -23,8 +27,11 @@ class ServedModelUnreachable(TunesmithError):
     code = ErrorCode.capability_missing
 
 
-def explain_missing_model(session: Session, model: ServedModel, settings: Settings) -> str | None:
-    """Return that the operator has not named a model's endpoint, or that it is not deployed; else None."""
+def explain_missing_model(session: Session, model: ServedModel, settings: Settings, field: str) -> str | None:
+    """Return that the operator has not named a model's endpoint, or that it is not deployed; else None.
+
+    The last part of the field's path decides whether a deployment must generate text or compute embeddings.
+    """
     if isinstance(model, EndpointModel):
         if model.endpoint in settings.evaluation_endpoints:
             return None
@@ -34,9 +41,15 @@ def explain_missing_model(session: Session, model: ServedModel, settings: Settin
             "TUNESMITH_EVALUATION_ENDPOINTS."
         )
     query = select(Deployment).where(col(Deployment.name) == model.deployment)
-    if any(not deployment.status.finished for deployment in session.exec(query)):
+    tasks = {deployment.task for deployment in session.exec(query) if not deployment.status.finished}
+    embeds = field.rpartition(".")[2] == EMBEDDING_FIELD
+    if not tasks:
+        return f"There is no live deployment {model.deployment!r}."
+    if (EngineTask.embed if embeds else EngineTask.generate) in tasks:
         return None
-    return f"There is no live deployment {model.deployment!r}."
+    if embeds:
+        return f"The deployment {model.deployment!r} generates text: name one with `task: embed`."
+    return f"The deployment {model.deployment!r} computes embeddings: name one that generates text."
 
 
 def served_model_environment(config: BaseModel, settings: Settings) -> dict[str, str]:

@@ -48,7 +48,9 @@ def _explain_criterion(session: Session, criterion: dict[str, object], settings:
         return f"{place}: {message}" if place else message
     except ValueError as error:
         return str(error)
-    faults = (explain_missing_model(session, model, settings) for _, model in find_served_models(grader))
+    faults = (
+        explain_missing_model(session, model, settings, path) for path, model in find_served_models(grader)
+    )
     fault = next((fault for fault in faults if fault is not None), None)
     if fault is None:
         return None

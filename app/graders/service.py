@@ -45,7 +45,7 @@ def read_grader(
         raise UnprocessableContent(message, fields=fields) from None
     check_served_use(session, key_id, [grader])
     for path, model in find_served_models(grader):
-        fault = explain_missing_model(session, model, settings)
+        fault = explain_missing_model(session, model, settings, path)
         if fault is not None:
             raise field_error(f"{field}.{path}", fault)
     if grader_capability(grader) is not None and not settings.python_graders:

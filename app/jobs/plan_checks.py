@@ -243,7 +243,7 @@ def check_served_models(
 ) -> Iterator[UnprocessableContent]:
     """Yield an error for each endpoint that the operator has not named, and each deployment without a row."""
     for field, model in find_served_models(stage):
-        fault = explain_missing_model(session, model, settings)
+        fault = explain_missing_model(session, model, settings, field)
         if fault is not None:
             part = "endpoint" if isinstance(model, EndpointModel) else "deployment"
             yield field_error(f"{path}.{field}.{part}", fault)

@@ -17,11 +17,14 @@ from app.settings import Settings
 from app.storage.database import transaction
 from app.tables import Deployment, DeploymentStatus, Scope
 from tests.contract.openai_api.talking_engine import TalkingEngine
+from tests.contract.openai_api.test_batches import create, line, read, run_next, worker
 from tests.integration.serving.embedding.embedding_server import serve_model
 from tests.integration.serving.embedding.tiny_models import SIZE, build_qwen
 from trainers.configs import EngineKind, EngineTask, Queue
+from workers.hosts.worker import WorkerContext
 
 TEXTS = ["the cat sat on the mat", "a dog"]
+__all__ = ["worker"]
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -138,6 +141,42 @@ def test_an_alias_routes_to_embeddings_and_not_to_both_tasks(
         url, json={"targets": [{"deployment": name, "share": 0.5} for name in (embedder, "talk")]}
     )
     assert (mixed.status_code, mixed.json()["error"]["fields"][0]["field"]) == (422, "targets")
+
+
+def test_a_batch_of_embeddings_runs_on_the_deployment(
+    openai: OpenAI, embedder: str, worker: WorkerContext
+) -> None:
+    url = "/v1/embeddings"
+    lines = [line(str(index), text, embedder, url) for index, text in enumerate([*TEXTS, "rain " * 60])]
+    batch = create(openai, lines, url)
+    run_next(worker)
+    done = openai.batches.retrieve(batch.id)
+    assert done.request_counts is not None and done.usage is not None
+    assert (done.request_counts.completed, done.request_counts.failed, done.usage.input_tokens) == (2, 1, 10)
+    embedding = read(openai, done.output_file_id)["0"]["response"]["body"]["data"][0]["embedding"]
+    assert embedding == pytest.approx(
+        openai.embeddings.create(model=embedder, input=TEXTS[0]).data[0].embedding
+    )
+    error = read(openai, done.error_file_id)["2"]["response"]["body"]["error"]
+    assert error["code"] == "context_length_exceeded"
+
+
+def test_a_grader_needs_a_deployment_of_the_right_task(
+    openai: OpenAI, embedder: str, engine: TalkingEngine
+) -> None:
+    cosine = {
+        "type": "text_similarity",
+        "name": "c",
+        "input": "a",
+        "reference": "b",
+        "evaluation_metric": "cosine",
+    }
+    judge = {"type": "score_model", "name": "j", "input": [{"role": "user", "content": "Score it."}]}
+    graders: list[Any] = [cosine | {"embedding_model": "talk"}, judge | {"model": embedder}]
+    for grader, message in zip(graders, ("generates text", "computes embeddings"), strict=True):
+        with pytest.raises(BadRequestError, match=message):
+            openai.fine_tuning.alpha.graders.validate(grader=grader)
+    openai.fine_tuning.alpha.graders.validate(grader=cosine | {"embedding_model": embedder})  # type: ignore[arg-type]
 
 
 CREATED: dict[str, Any] = {"name": "vectors", "model": "hub/embedder", "task": "embed"}

@@ -60,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
             return 500, {"error": {"message": f"{model} fails"}}
         if self.path == "/v1/chat/completions" and is_asked_to("no-template", model):
             return 400, {"error": {"message": "no chat template"}}
+        if self.path == "/v1/embeddings":
+            return 200, {"data": [{"embedding": [1.0]}]}
         return 200, {"choices": [{"text": "1", "message": {"content": "1"}}]}
 
     def send(self, status: int, body: object) -> None:

@@ -73,6 +73,29 @@ def test_a_deployment_shows_that_the_hub_is_unreachable_while_it_waits_for_it(
     assert row.error["code"] == "hub_unreachable" and "Connection refused" in row.error["message"]
 
 
+def test_an_embedding_engine_is_probed_by_embeddings_and_shared_with_no_other_task(
+    worker: WorkerContext, manager: DeploymentManager, stand_in: StandIn, base: str
+) -> None:
+    worker.settings.probe_seconds = 0.1
+    embedder, chats = deploy("embedder", base, task="embed", pooling="mean"), deploy("chats", base)
+    for deployment in (embedder, chats):
+        wait_for_status(deployment, READY)
+    wait_until(lambda: len(stand_in.requests("/v1/embeddings")) > 2)
+    assert len(stand_in.running()) == 2
+    by_process = {request["process"]: request["path"] for request in stand_in.requests()}
+    assert sorted(by_process.values()) == ["/v1/chat/completions", "/v1/embeddings"]
+
+
+def test_embeddings_of_an_adapter_or_without_a_pooling_fail_before_an_engine_starts(
+    manager: DeploymentManager, stand_in: StandIn, base: str, adapter: RegisterAdapter
+) -> None:
+    tuned, bare = deploy("tuned", adapter("tuned"), task="embed"), deploy("bare", base, task="embed")
+    errors = [wait_for_status(one, DeploymentStatus.failed).error or {} for one in (tuned, bare)]
+    assert [error["code"] for error in errors] == ["model_unsupported"] * 2
+    assert "is an adapter" in errors[0]["message"] and "has no modules.json" in errors[1]["message"]
+    assert stand_in.processes() == []
+
+
 def test_an_engine_that_crashes_is_restarted(
     manager: DeploymentManager, stand_in: StandIn, base: str
 ) -> None:
