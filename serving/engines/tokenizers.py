@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.engines.engine import EngineConfig
+from serving.engines.structured.calls.families import UnknownFamily, find_call_syntax
+from trainers.configs.engines import ToolCallParser
 
 CONFIG = "tokenizer_config.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
@@ -35,6 +37,20 @@ def shared_tokenizer(config: EngineConfig) -> str:
                 "engine renders all of its models with one. Serve them with two engines, or with hf."
             )
     return adapters[first]
+
+
+def find_tool_call_parser(config: EngineConfig) -> ToolCallParser | None:
+    """Return the family whose calls the engine's chat template shows; None for an unknown one or none."""
+    contents = _contents(Path(shared_tokenizer(config) or config.model))
+    template = contents.get("chat_template")
+    if isinstance(template, list):
+        # Several templates, each with a name.
+        templates = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = templates.get("tool_use", templates.get("default"))
+    try:
+        return find_call_syntax(template, None).family if isinstance(template, str) else None
+    except UnknownFamily:
+        return None
 
 
 def _contents(folder: Path) -> dict[str, Any]:

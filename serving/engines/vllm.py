@@ -10,7 +10,7 @@ from serving.engines.engine import (
     EngineRequestFailed,
     send_request,
 )
-from serving.engines.tokenizers import shared_tokenizer
+from serving.engines.tokenizers import find_tool_call_parser, shared_tokenizer
 from serving.http.addresses import is_loopback
 from trainers.configs.engines import (
     EngineKind,
@@ -123,9 +123,9 @@ def _generation_flags(config: EngineConfig) -> list[str]:
     # The sampling defaults of generation_config.json (such as a repetition penalty) would change even greedy
     # completions. The end tokens of that file are read in any case.
     flags = ["--generation-config", "vllm"]
-    if options.tool_call_parser is not None:
-        parser = TOOL_CALL_PARSERS.get(options.tool_call_parser, options.tool_call_parser)
-        flags += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+    # Without these flags, vLLM rejects requests with tools.
+    if (family := options.tool_call_parser or find_tool_call_parser(config)) is not None:
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", TOOL_CALL_PARSERS.get(family, family)]
         # Arguments follow the schemas of all functions, as on hf and mlx, not of those with `strict` alone.
         flags += ["--tool-strict-level", "parameter"]
     if options.compact_json:

@@ -13,7 +13,7 @@ from typing import Any
 
 from serving.gateway.downstream import JSON_HEADERS, ClientIdentity, Downstream, GatewayRequest
 from serving.gateway.key_limits.headers import check_model, make_limit_headers
-from serving.gateway.proxy import ProxiedRequest
+from serving.gateway.proxy.proxied_request import ProxiedRequest
 from serving.gateway.rate_limits import AuthorizedClient, RateLimits
 from serving.gateway.request_body import RequestLimits, parse_request_body
 from serving.gateway.request_context import RequestContext, RequestRecorder, log_requests

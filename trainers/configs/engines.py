@@ -138,8 +138,8 @@ class EngineOptions(Config):
     max_adapter_rank: int = Field(64, ge=1, le=512, description="Maximum LoRA rank of an adapter.")
     tool_call_parser: ToolCallParser | None = Field(
         None,
-        description="Family whose tool calls are parsed. Without it, vllm rejects requests with tools, and "
-        "hf and mlx take the family from the chat template.",
+        description="Family whose tool calls are parsed. Without it, vllm, hf and mlx take the family from "
+        "the chat template.",
     )
     compact_json: bool = Field(
         True,

@@ -6,7 +6,7 @@ import msgspec
 
 from serving.gateway.connection_pool import UpstreamError
 from serving.gateway.downstream import Downstream
-from serving.gateway.proxy import ProxiedRequest
+from serving.gateway.proxy.proxied_request import ProxiedRequest
 from serving.gateway.request_body import RequestBody, read_field, replace_model_name
 from serving.gateway.request_context import RequestContext
 from serving.gateway.routes import Route, Target

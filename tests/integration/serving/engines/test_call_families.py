@@ -11,35 +11,16 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.integration.serving.conftest import Server, both_adapters, sdk_of, serving
 from tests.integration.serving.real_vllm import NEEDS_VLLM, PROGRAM
-from tests.unit.serving.engines.structured import test_calls
+from tests.unit.serving.engines.structured import call_cases
 from tests.unit.serving.engines.structured.call_forms import FORMS
 from trainers.configs.engines import ToolCallParser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Each value is bounded, so that every call ends.
-BOUNDED: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "color": {"enum": ["red", "green"]},
-        "count": {"type": "integer", "minimum": 0, "maximum": 9},
-        "note": {"type": "string", "maxLength": 3},
-        "sure": {"type": ["boolean", "null"]},
-        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
-        "place": {"$ref": "#/$defs/place"},
-    },
-    "required": ["color", "note", "sure", "place"],
-    "additionalProperties": False,
-    "$defs": {
-        "place": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 2}},
-            "required": ["city"],
-            "additionalProperties": False,
-        }
-    },
+STRICT: Any = {
+    "type": "function",
+    "function": {"name": "paint", "strict": True, "parameters": call_cases.BOUNDED},
 }
-STRICT: Any = {"type": "function", "function": {"name": "paint", "strict": True, "parameters": BOUNDED}}
 # Its parsers have faults of their own: they lose arguments without quotation marks, and calls with brackets.
 LOSSY = {"functiongemma", "phi4_mini"}
 VLLM_NAMES = {"qwen": "hermes", "llama3": "llama3_json", "phi4_mini": "phi4_mini_json"}
@@ -51,17 +32,17 @@ def test_an_engine_generates_valid_calls_whole_and_streamed(tiny: Path, family: 
     arguments = [*both_adapters(tiny), "--tool-call-parser", family]
     with (
         serving(tiny / f"{family}.log", "serving.engines.hf", *arguments) as server,
-        sdk_of(ready(server)) as sdk,
+        sdk_of(ready(server)).with_options(timeout=300) as sdk,
     ):
         for seed in range(3):
             # At this temperature, tokens are drawn evenly among those that the grammar allows.
             request: dict[str, Any] = {"model": "base", "tools": [STRICT], "tool_choice": "required"}
-            request |= {"temperature": 100, "seed": seed, "parallel_tool_calls": False, "max_tokens": 1000}
+            request |= {"temperature": 100, "seed": seed, "parallel_tool_calls": False, "max_tokens": 500}
             request |= {"messages": [{"role": "user", "content": "hello"}]}
             choice = sdk.chat.completions.create(**request).choices[0]
             (call,) = choice.message.tool_calls or []
             assert (choice.finish_reason, call.function.name) == ("tool_calls", "paint")
-            jsonschema.Draft202012Validator(BOUNDED).validate(json.loads(call.function.arguments))
+            jsonschema.Draft202012Validator(call_cases.BOUNDED).validate(json.loads(call.function.arguments))
             pieces = [
                 part.function.arguments or ""
                 for chunk in sdk.chat.completions.create(**request, stream=True)
@@ -79,7 +60,7 @@ def test_vllm_s_parsers_read_the_same_arguments(wide: Path, tmp_path: Path) -> N
     samples: list[dict[str, Any]] = []
 
     @settings(max_examples=200, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(test_calls.ARGUMENTS)
+    @given(call_cases.ARGUMENTS)
     def collect(arguments: dict[str, Any]) -> None:
         samples.append(arguments)
 
@@ -95,8 +76,8 @@ def test_vllm_s_parsers_read_the_same_arguments(wide: Path, tmp_path: Path) -> N
         for arguments in samples
     ]
     # vLLM resolves no reference at the top of a parameter.
-    place = test_calls.SEARCH["$defs"]["place"]  # type: ignore[index]
-    schema = test_calls.SEARCH | {"properties": test_calls.SEARCH["properties"] | {"place": place}}  # type: ignore[operator]
+    place = call_cases.SEARCH["$defs"]["place"]  # type: ignore[index]
+    schema = call_cases.SEARCH | {"properties": call_cases.SEARCH["properties"] | {"place": place}}  # type: ignore[operator]
     (tmp_path / "rows.json").write_text(json.dumps({"schema": schema, "rows": rows}))
     program = Path(__file__).with_name("vllm_parsers.py")
     command = [PROGRAM[0], str(program), str(wide / "base"), str(tmp_path / "rows.json")]

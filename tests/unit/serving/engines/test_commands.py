@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,24 @@ def test_the_tool_call_parser_has_the_engine_s_name_for_it(kind: str, flag: str)
     options = EngineOptions(tool_call_parser=ToolCallParser.llama3)
     assert flag in flags(kind, replace(CONFIG, options=options))
     assert "--tool-call-parser" not in flags(kind)
+
+
+@pytest.mark.parametrize(
+    ("template", "flag"),
+    [
+        ("<tool_call>\n<function=", "--enable-auto-tool-choice --tool-call-parser qwen3_coder"),
+        ([{"name": "default", "template": ""}, {"name": "tool_use", "template": "<tool_call>"}], "hermes"),
+        ("<|tool_calls_section_begin|>", None),
+        ("{{ messages }}", None),
+    ],
+)
+def test_vllm_gets_the_parser_of_the_family_that_the_template_shows(
+    template: Any, flag: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    found = flags("vllm", replace(CONFIG, model=str(tmp_path)))
+    assert (flag or "--dtype") in found
+    assert ("--tool-call-parser" in found) == (flag is not None)
 
 
 @pytest.mark.parametrize(

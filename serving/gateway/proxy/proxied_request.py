@@ -14,14 +14,14 @@ from serving.gateway.connection_pool import (
     UpstreamUnreachable,
 )
 from serving.gateway.downstream import Downstream, Headers
-from serving.gateway.engine_errors import describe_engine_error
+from serving.gateway.proxy.engine_errors import describe_engine_error
+from serving.gateway.proxy.stream_end import LineBuffer, StreamEnd, stream_end_for
+from serving.gateway.proxy.targets import RouteTargets
 from serving.gateway.request_body import RequestBody, model_name_replacements, replace_model_name
-from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext, TrafficKey, find_usage
+from serving.gateway.request_context import CLIENT_CLOSED_REQUEST, RequestContext, find_usage
 from serving.gateway.routes import Route, Target
-from serving.gateway.stream_end import LineBuffer, StreamEnd, stream_end_for
 from serving.gateway.upstreams import Upstreams
 from serving.http.errors import (
-    EngineCircuitOpen,
     EngineDisconnected,
     EngineTimeout,
     EngineUnavailable,
@@ -50,7 +50,6 @@ class ProxiedRequest:
 
     upstream: UpstreamConnection | None = None
     task: asyncio.Task[None] | None = None
-    failed_key: TrafficKey | None = None
     stream_end: StreamEnd
     attempts = status = buffered_bytes = sent_bytes = 0
     ended = streamed = started = False
@@ -67,19 +66,29 @@ class ProxiedRequest:
     ) -> None:
         self.upstreams = upstreams
         self.context = context
-        self.route = route
         self.body = body
+        streamed = bytes(body.fields.get("stream", b"")) == b"true"
+        self.targets = RouteTargets(upstreams, context, route, streamed)
         self.extra_headers = extra_headers
         self.downstream = downstream
         self.parts: list[bytes] = []
         self.remove_usage = body.request_stream_usage(context.path)
         downstream.in_flight = self
 
+    @property
+    def route(self) -> Route:
+        """The route of the request, looked up again for a second attempt."""
+        return self.targets.route
+
+    @property
+    def target(self) -> Target:
+        """The target of the current attempt."""
+        return self.targets.current
+
     def start(self) -> None:
         """Send the request to a target of the route, or fail if all circuits are open."""
-        breakers = self.upstreams.breakers
         try:
-            self._send_to(self._choose(breakers.open_targets() if breakers.circuits else ()))
+            self._send_to(self.targets.first())
         except EngineUnavailable as error:
             self._fail(error)
 
@@ -100,17 +109,8 @@ class ProxiedRequest:
         if self.upstream is not None:
             self.upstream.resume()
 
-    def _choose(self, avoided: "list[Target] | tuple[()]") -> Target:
-        target = self.route.choose(avoided)
-        if target is None:
-            raise EngineCircuitOpen(self.route.name, self.upstreams.breakers.retry_after_seconds())
-        return target
-
     def _send_to(self, target: Target, fresh: bool = False) -> None:
-        self.target = target
-        # The target of an alias without any deployment has no id.
-        if self.route.measured_version is not None and target.deployment_id:
-            self._measure(self.route.measured_version)
+        self.targets.take(target)
         if not target.base_url:
             self._run_in_task(self._wake(target))
             return
@@ -120,30 +120,14 @@ class ProxiedRequest:
         self.sent_bytes = len(body)
         self.upstreams.send(target, self.context.path, self.extra_headers, body, self, fresh)
 
-    def _measure(self, version: int) -> None:
-        """Count the request for the target, and for one that failed before this one takes over."""
-        key = self.route.name, version, self.target.deployment_id
-        if self.failed_key is not None and self.failed_key != key:
-            self.upstreams.traffic.count_failed_attempt(self.failed_key)
-        self.context.traffic_key = key
-        self.context.streamed = bytes(self.body.fields.get("stream", b"")) == b"true"
-
     async def _wake(self, target: Target) -> None:
         self._send_to(await self.upstreams.routes.wake(target))
 
     async def _retry(self, stale: bool) -> None:
-        """Look the route up and try once more, with another target unless the connection was only stale."""
-        routes = self.upstreams.routes
-        if not routes.is_fresh():
-            await routes.refresh()
-        route = routes.find(self.route.name)
-        if route is None:
-            raise EngineUnavailable(f"The deployment {self.route.name!r} was stopped during the request.")
-        self.route = route
+        """Try once more, with another target unless the connection was only stale."""
+        target = await self.targets.next(stale)
         self.status, self.streamed = 0, False
-        avoided = self.upstreams.breakers.open_targets()
-        other = None if stale else route.choose([*avoided, self.target])
-        self._send_to(other or self._choose(avoided), fresh=True)
+        self._send_to(target, fresh=True)
 
     def _run_in_task(self, work: Coroutine[Any, Any, None]) -> None:
         async def run() -> None:
@@ -200,20 +184,17 @@ class ProxiedRequest:
             self._finish_stream(b"") if self.stream_end.done else self._break_stream(b"")
             return
         if not isinstance(error, UpstreamStale):
-            self.upstreams.breakers.record_failure(self.target)
+            self.targets.record(succeeded=False)
         if isinstance(error, UpstreamTimeout):
             self._fail(EngineTimeout(self.route.name, READ_TIMEOUT_SECONDS))
         elif self.parts or (self.streamed and self.line_buffer.remainder):
             self._fail(EngineDisconnected(self.route.name))
         elif self.attempts < 2:
-            self.failed_key = None if isinstance(error, UpstreamStale) else self.context.traffic_key
             self._run_in_task(self._retry(isinstance(error, UpstreamStale)))
         else:
-            self._fail(
-                EngineUnavailable(
-                    f"The engine of {self.route.name!r} is unreachable; it may be restarting. Try again soon."
-                )
-            )
+            name = self.route.name
+            message = f"The engine of {name!r} is unreachable; it may be restarting. Try again soon."
+            self._fail(EngineUnavailable(message))
 
     def on_exception(self, error: Exception) -> None:
         """End the response after a bug in the gateway, so that the client does not wait forever."""
@@ -264,7 +245,7 @@ class ProxiedRequest:
         if not self.started:
             self._forward(lines)
             lines = b""
-        self.upstreams.breakers.record_failure(self.target)
+        self.targets.record(succeeded=False)
         error = EngineDisconnected(self.route.name)
         self.context.status = error.status
         self._estimate_prompt_tokens()
@@ -275,8 +256,13 @@ class ProxiedRequest:
         if self.parts:
             self.parts.append(chunk)
             chunk = b"".join(self.parts)
-        if self.status >= 400 and self._fail_with_engine(chunk):
-            return
+        if self.status >= 400:
+            seconds = self.headers.get(b"retry-after", b"")
+            error = describe_engine_error(self.route.name, self.context.path, self.status, seconds, chunk)
+            if error is not None:
+                self._record_engine_status()
+                self._fail(error)
+                return
         chunk = replace_model_name(chunk, self.replacements)
         self.context.start_response(self.status)
         # At the end; vLLM's prompt_logprobs and prompt_token_ids follow it.
@@ -286,28 +272,14 @@ class ProxiedRequest:
         self._end()
         self.downstream.respond(self.status, self._response_headers(), chunk)
 
-    def _fail_with_engine(self, chunk: bytes) -> bool:
-        """Respond with an error of the engine that is in another form than ours; return whether it is."""
-        path, seconds = self.context.path, self.headers.get(b"retry-after", b"")
-        error = describe_engine_error(self.route.name, path, self.status, seconds, chunk)
-        if error is None:
-            return False
-        self._record_engine_status()
-        self._fail(error)
-        return True
-
     def _estimate_prompt_tokens(self) -> None:
         self.context.estimated_tokens += self.sent_bytes // BYTES_PER_TOKEN
 
     def _record_engine_status(self) -> None:
-        breakers = self.upstreams.breakers
         # An engine that does not implement a feature, or asks to retry later, is healthy.
         healthy = self.status < 500 or self.status == NOT_IMPLEMENTED or b"retry-after" in self.headers
         self.context.stream_failed = self.streamed and self.stream_end.failed
-        if not healthy or self.context.stream_failed:
-            breakers.record_failure(self.target)
-        elif breakers.circuits:
-            breakers.record_success(self.target)
+        self.targets.record(healthy and not self.context.stream_failed)
 
     def _end(self) -> None:
         """Release the engine and close the context; the client may send its next request from here on."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.engine_errors import describe_engine_error
+from serving.gateway.proxy.engine_errors import describe_engine_error
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 LONG = "This model's maximum context length is 512 tokens. However, your prompt contains 10050 characters."

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.gateway.stream_end import DoneMarkerEnd, LastEventEnd, LineBuffer
+from serving.gateway.proxy.stream_end import DoneMarkerEnd, LastEventEnd, LineBuffer
 from serving.http.errors import EngineDisconnected
 
 BROKEN = EngineDisconnected("x")

@@ -1,0 +1,1 @@
+"""Requests that are forwarded to an engine: its target, its response, and how that ends."""
