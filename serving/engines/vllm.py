@@ -100,7 +100,8 @@ class VllmEngine(Engine):
 def _option_flags(options: EngineOptions) -> list[str]:
     flags = ["--dtype", options.dtype, "--tensor-parallel-size", str(options.tensor_parallel)]
     flags += ["--gpu-memory-utilization", str(options.memory_share)]
-    flags += ["--enable-prefix-caching" if options.prefix_caching else "--no-enable-prefix-caching"]
+    if not options.prefix_caching:
+        flags += ["--no-enable-prefix-caching"]
     if options.max_model_len is not None:
         flags += ["--max-model-len", str(options.max_model_len)]
     if options.max_batch_size is not None:
@@ -123,6 +124,9 @@ def _generation_flags(config: EngineConfig) -> list[str]:
     # The sampling defaults of generation_config.json (such as a repetition penalty) would change even greedy
     # completions. The end tokens of that file are read in any case.
     flags = ["--generation-config", "vllm"]
+    if options.prefix_caching:
+        # Encoders have no cache, and do not start with this flag.
+        flags += ["--enable-prefix-caching"]
     # Without these flags, vLLM rejects requests with tools.
     if (family := options.tool_call_parser or find_tool_call_parser(config)) is not None:
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", TOOL_CALL_PARSERS.get(family, family)]

@@ -58,7 +58,7 @@ def test_an_embedding_engine_gets_its_task_and_pooling_and_no_flags_of_generatio
 ) -> None:
     embedding = flags(kind, replace(CONFIG, task=EngineTask.embed, pooling=Pooling.mean))
     assert flag in embedding
-    assert not any(one in embedding for one in ("--enable-lora", "tool", "structured", "generation-config"))
+    assert not any(one in embedding for one in ("lora", "tool", "structured", "generation-config", "prefix"))
     assert flag.split()[0] not in flags(kind)
     assert "--is-embedding" in flags("sglang", replace(CONFIG, task=EngineTask.embed))
 
