@@ -48,14 +48,16 @@ def render_comparison(view: RescueView) -> str:
     """Return the scores of both models, the decision, and what was recorded."""
     found = view.comparison
     assert found is not None, "the rescue has been compared"
-    low, high = found.interval_95 or (float("nan"), float("nan"))
+    interval = "unknown: too few rows"
+    if found.interval_95 is not None:
+        interval = f"{found.interval_95[0]:+.4f} to {found.interval_95[1]:+.4f}"
     other = "" if found.other_value is None else f"{found.other_value:.4f}"
     difference = "" if found.difference is None else f"{found.difference:+.4f}"
     rows = [
         ("model", found.metric, "n"),
         (view.fine_tuned_model, other, str(found.n)),
         (view.new_model or "new model", f"{found.value:.4f}", str(found.n)),
-        ("difference", difference, f"95 % interval {low:+.4f} to {high:+.4f}"),
+        ("difference", difference, f"95 % interval {interval}"),
     ]
     verdict = "as good" if found.as_good else "NOT shown to be as good"
     lines = [_align(rows), f"The new model is {verdict} within {found.margin:g}, 95 %. {found.message}"]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,52 @@ def test_a_model_is_rescued_and_compared(platform: Platform, account: OpenaiStan
             assert KEY.encode() not in path.read_bytes(), path
     again = rescue(platform, MODEL, *arguments, "--margin", "1.1")
     assert again.returncode == 0, again.stderr
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dpo": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}},
+    "reinforcement": {
+        "type": "reinforcement",
+        "reinforcement": {
+            "grader": {
+                # The tiny base solves nothing, so only a grader with degrees gives a gradient.
+                "type": "text_similarity",
+                "name": "similar",
+                "input": "{{ sample.output_text }}",
+                "reference": "{{ item.answer }}",
+                "evaluation_metric": "fuzzy_match",
+            }
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_are_rescued(
+    platform: Platform, account: OpenaiStandIn, tmp_path: Path, method: str
+) -> None:
+    questions = list(account.answers)[:15]
+    rows = [make_row(method, question, account.answers[question]) for question in questions]
+    name = f"ft:{BASE}:acme:{method}:1"
+    account.add_model(rows, fine_tuned_model=name, method=METHODS[method])
+    training = QUICK if method == "dpo" else {"max_completion_length": 8, "tuning": {"rank": 4}}
+    arguments = ["--yes", "--max-completion-tokens", "16", "--training", json.dumps(training)]
+    arguments += ["--margin", "1.1"]
+    done = rescue(platform, name, *arguments, "--report", str(tmp_path))
+    print(done.stdout, done.stderr)
+    # Three scores with degrees are too few for an interval, so nothing is shown by them.
+    assert done.returncode == (0 if method == "dpo" else 3), done.stderr
+    view = json.loads((tmp_path / "rescue.json").read_text())
+    assert view["recorded"]["counts"] == {"recorded": 3} and view["comparison"]["other_value"] == 1.0
+    assert (view["comparison"]["agreement"] is None) == (method == "reinforcement")
+
+
+def make_row(method: str, question: str, answer: str) -> dict[str, Any]:
+    prompt = [{"role": "user", "content": question}]
+    if method == "reinforcement":
+        return {"messages": prompt, "answer": answer}
+    return {
+        "input": {"messages": prompt},
+        "preferred_output": [{"role": "assistant", "content": answer}],
+        "non_preferred_output": [{"role": "assistant", "content": "No."}],
+    }

@@ -28,6 +28,8 @@ PART, PROMPTS = "part", "prompts"
 ASSISTANT = "assistant"
 # Of English text; a text of other scripts has fewer bytes to a token, but more bytes to a character.
 BYTES_PER_TOKEN = 4.0
+# Of a response with its reasoning.
+REASONING_TOKENS = 1000
 # All rows of a dataset have the same form, so that one without a reference gets a message in its place.
 WITHOUT_REFERENCE = "without_reference"
 NO_REFERENCE = {"role": ASSISTANT, "content": "(no reference)"}
@@ -91,10 +93,14 @@ def estimate_tokens(source: FineTunedModel, training: Path, recorded: Path) -> d
         prompts += _count_bytes({"messages": prompt, "tools": row.get("tools")})
         if reference is not None and row[PART] == HELD_OUT:
             references, n_references = references + _count_bytes({"messages": [reference]}), n_references + 1
-    mean = references / n_references if n_references else 0.0
+    mean = references / n_references / bytes_per_token if n_references else 0.0
+    if source.method_type == "reinforcement":
+        # Its rows have no reference.
+        mean = REASONING_TOKENS
+        basis += f"; {REASONING_TOKENS} tokens a response"
     return {
         "prompt": round(prompts / bytes_per_token),
-        "completion": round(n_rows * mean / bytes_per_token),
+        "completion": round(n_rows * mean),
         "basis": basis,
     }
 
