@@ -51,10 +51,9 @@ def write_rows(data_source: DataSource, rows: NumberedRows, schema: dict[str, An
         for line, row in rows:
             if is_nested_deeper(row.model_dump(), MAX_NESTING):
                 raise _row_error(line, f"it is nested more than {MAX_NESTING} levels deep")
-            if validator is not None and (error := next(validator.iter_errors(row.item), None)) is not None:
-                raise _row_error(
-                    line, f"the item does not match the schema: {error.message[:MAX_FAULT_CHARACTERS]}"
-                )
+            if validator is not None and (fault := validator.explain(row.item)) is not None:
+                shown = fault[:MAX_FAULT_CHARACTERS]
+                raise _row_error(line, f"the item does not match the schema: {shown}")
             text = json.dumps(_make_row(data_source, line, row), ensure_ascii=False)
             n_characters += len(text)
             if n_characters > MAX_TOTAL_CHARACTERS:
