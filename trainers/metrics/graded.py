@@ -56,7 +56,7 @@ class GraderMetric:
         values = [_value(config, grade) for grade in grades]
         given = [value for value in values if value is not None]
         return MetricValues(
-            sum(given) / len(given),
+            sum(given) / len(given) if given else _lowest(config),
             values,
             _signature(config),
             is_share=config.scale.is_share,
@@ -78,8 +78,10 @@ def _grade(
     known = {} if path is None else {line["key"]: line for line in files.read_lines(path)}
     known = {key: grade for key, grade in known.items() if grade["score"] is not None}
     missing = [pair for key, pair in zip(keys, pairs, strict=True) if key not in known]
-    # Without a value there is no mean, whatever share may fail.
-    max_errors = min(math.floor(config.max_error_share * len(rows)), len(rows) - 1)
+    max_errors = math.floor(config.max_error_share * len(rows))
+    if config.max_error_share < 1:
+        # Without a value there is no mean.
+        max_errors = min(max_errors, len(rows) - 1)
     n_errors = 0
     with (
         closing(GraderRunner(config.grader, config.concurrency)) as runner,
@@ -130,6 +132,11 @@ def _value(config: GraderScore, grade: Mapping[str, Any]) -> float | None:
     if grade["score"] is None:
         return None
     return float(grade["score"] if config.report == "score" else grade["passed"])
+
+
+def _lowest(config: GraderScore) -> float:
+    """Return the value of a metric without any score, which is allowed where every row may lack one."""
+    return config.grader.worst_score if config.report == "score" else 0.0
 
 
 def _signature(config: GraderScore) -> str:

@@ -19,6 +19,7 @@ from trainers.configs.graders import GRADER
 from trainers.configs.metrics.grader import GraderScore
 from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.evaluation.results import EvaluationResult
+from trainers.evaluation.scores import make_score
 from trainers.graders.__main__ import main
 from trainers.graders.grade import grade
 from trainers.graders.result import GradeResult, Sample, Usage
@@ -256,6 +257,16 @@ def test_rows_without_a_score_have_no_value_up_to_a_share(model: JudgeServer) ->
     with pytest.raises(JudgeFailed, match=r"2 rows have no score.*so far, of 9.*is not JSON"):
         score(SCORE, rows(*"abcdefghi"), max_error_share=0.2, concurrency=1)
     assert len(model.bodies) < 3 + 9
+
+
+def test_all_rows_may_lack_a_score_where_the_share_is_one(model: JudgeServer) -> None:
+    model.respond = lambda _: (200, "?")
+    values = score(SCORE, rows("a", "ab"), max_error_share=1)
+    assert (values.row_values, values.details["errors"], values.value) == ([None, None], 2, 0)
+    found = make_score("grader", values, n_failed=0)
+    assert (found.n, found.interval_95) == (0, None)
+    with pytest.raises(JudgeFailed):
+        score(SCORE, rows("a", "ab"), max_error_share=0.99)
 
 
 def test_an_evaluation_grades_stored_responses_and_resumes(model: JudgeServer, tmp_path: Path) -> None:
