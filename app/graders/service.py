@@ -48,7 +48,7 @@ def read_grader(
         fault = explain_missing_model(session, model, settings, path)
         if fault is not None:
             raise field_error(f"{field}.{path}", fault)
-    if grader_capability(grader) is not None and not settings.python_graders:
+    if _uses_python(grader) and not settings.python_graders:
         raise field_error(field, PYTHON_GRADERS_OFF)
     return grader
 
@@ -60,7 +60,7 @@ def parse_grader(values: Mapping[str, Any], settings: Settings) -> Grader:
     where the operator has not allowed that.
     """
     grader = GRADER.validate_python(name_models(values, settings))
-    if grader_capability(grader) is not None and not settings.python_graders:
+    if _uses_python(grader) and not settings.python_graders:
         raise ValueError(PYTHON_GRADERS_OFF)
     return grader
 
@@ -69,6 +69,10 @@ def check_python_graders(stage: AnyStage, path: str, settings: Settings) -> Iter
     """Yield an error for a stage with a Python grader, unless the operator allows them."""
     if PYTHON_GRADER in split_capabilities(stage.capability) and not settings.python_graders:
         yield field_error(path, PYTHON_GRADERS_OFF)
+
+
+def _uses_python(grader: Grader) -> bool:
+    return PYTHON_GRADER in split_capabilities(grader_capability(grader))
 
 
 def name_models(values: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

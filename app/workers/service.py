@@ -35,6 +35,8 @@ CAPABILITIES = {
     "prints, and restart the worker.",
     "python_grader": "Install bubblewrap on the worker's host, set TUNESMITH_PYTHON_GRADERS=true on it, and "
     "restart it; it logs why it cannot run a sandbox.",
+    "text_similarity": "Install the extra `evaluation` on the worker's host, as in the workers' image, and "
+    "restart it: bleu, gleu, meteor and rouge of `text_similarity` need sacrebleu, nltk and rouge-score.",
     OPENAI: "Set OPENAI_API_KEY on the worker's host to a key of the organization, and restart the worker.",
     "comet": "Run `make comet` on the worker's host, set TUNESMITH_COMET_ENVIRONMENT to the folder that it "
     "prints, and restart the worker.",

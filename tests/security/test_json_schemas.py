@@ -51,7 +51,7 @@ def test_a_schema_that_multiplies_is_refused(name: str) -> None:
     assert time.monotonic() - started < MAX_SECONDS
 
 
-TREES = {
+TREES: dict[str, dict[str, Any]] = {
     "a property": {"properties": {"a": {"allOf": [{"$ref": "#"}, {"$ref": "#"}]}}},
     "a pattern": {"properties": {"a": {"$ref": "#"}}, "patternProperties": {"^a": {"$ref": "#"}}},
     "other properties": {"allOf": [{"additionalProperties": {"$ref": "#"}}] * 2},
@@ -77,7 +77,9 @@ def test_the_steps_for_a_value_are_counted_before_it_is_checked() -> None:
 
 
 def test_the_analysis_of_a_large_schema_is_bounded() -> None:
-    wide = {"anyOf": [{"patternProperties": {f"p{n}": {}}, "properties": {f"a{n}": {}}} for n in range(900)]}
+    wide: dict[str, Any] = {
+        "anyOf": [{"patternProperties": {f"p{n}": {}}, "properties": {f"a{n}": {}}} for n in range(900)]
+    }
     long = chain(lambda one: {"allOf": [one]}, 800)
     for schema in (wide, long):
         started = time.monotonic()

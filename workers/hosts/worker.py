@@ -23,7 +23,7 @@ from app.workers.gpus import Gpu
 from app.workers.host_hardware import HostHardware, find_version, inspect_host
 from serving.engines import ENGINES
 from trainers.configs import EngineKind, Queue, StageKind
-from trainers.configs.graders import PYTHON_GRADER
+from trainers.configs.graders import PYTHON_GRADER, TEXT_SIMILARITY
 from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.graders.sandbox import find_sandbox_fault
 from workers.hosts.devices import DevicePool, Devices
@@ -38,6 +38,8 @@ MAX_PROBLEMS = 10
 # that `make comet` writes last.
 GGUF_FILES = ("bin/python", "llama.cpp/convert_hf_to_gguf.py")
 COMET_FILES = ("bin/python", "installed")
+# Of the metrics of `text_similarity` that not every environment has.
+SIMILARITY_PACKAGES = ("sacrebleu", "nltk", "rouge-score")
 REPORTED_PACKAGES = ("tunesmith", "torch", "transformers", "trl", "peft", "mlx", "mlx-lm", "vllm", "celery")
 
 
@@ -145,6 +147,8 @@ def _find_capabilities(settings: Settings) -> list[str]:
             logger.warning(
                 "%s is not an environment of `make %s`; this worker cannot %s", folder, name, purpose
             )
+    if all(find_version(package) is not None for package in SIMILARITY_PACKAGES):
+        found.append(TEXT_SIMILARITY)
     if settings.python_graders:
         fault = find_sandbox_fault()
         if fault is None:

@@ -101,6 +101,37 @@ def test_a_worker_announces_a_sandbox_that_it_has_tried(
     find_sandbox_fault.cache_clear()
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_grader_by_meteor_waits_for_a_worker_with_its_packages(
+    client: TestClient,
+    settings: Settings,
+    make_worker: Callable[..., Worker],
+    make_dataset: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_dataset("rows")
+    make_worker(name="plain")
+    grader = {
+        "type": "text_similarity",
+        "name": "near",
+        "input": "{{ sample.output_text }}",
+        "reference": "a",
+    }
+    stage = {"stage": "evaluate", "model": "org/model", "dataset": "rows"}
+
+    def plan(metric: str) -> Any:
+        scored = [{"metric": "grader", "grader": grader | {"evaluation_metric": metric}}]
+        body = {"name": "grade", "queue": "cpu", "stages": [stage | {"metrics": scored}]}
+        return client.post("/api/v1/jobs/dry-run", json=body).json()["stages"][0]
+
+    assert "text_similarity" not in str(plan("fuzzy_match")["waiting_for"])
+    assert "has the capability text_similarity" in plan("meteor")["waiting_for"]
+    assert "extra `evaluation`" in plan("meteor")["waiting_for"]
+    assert "text_similarity" in register_worker(settings, [Queue.cpu], "here").capabilities
+    monkeypatch.setattr("workers.hosts.worker.SIMILARITY_PACKAGES", ("no-such-package",))
+    assert "text_similarity" not in register_worker(settings, [Queue.cpu], "other").capabilities
+
+
 def evaluate(folder: Path, **more: Any) -> dict[str, Any]:
     comet = {"metric": "comet", "checkpoint": str(folder), **more}
     stage = {"stage": "evaluate", "model": "org/model", "dataset": "rows", "metrics": ["chrf", comet]}

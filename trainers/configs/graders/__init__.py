@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from trainers.configs.engines import join_capabilities
 from trainers.configs.graders.base import GraderConfig
 from trainers.configs.graders.model import (
     GraderMessage,
@@ -19,6 +20,8 @@ from trainers.configs.graders.multi import MultiGrader
 from trainers.configs.graders.python import PYTHON_GRADER, PythonGrader
 from trainers.configs.graders.templates import Template, Variable, parse_template
 from trainers.configs.graders.text import (
+    COMMON_METRICS,
+    TEXT_SIMILARITY,
     SimilarityMetric,
     StringCheckGrader,
     StringOperation,
@@ -52,8 +55,15 @@ def find_variables(grader: GraderConfig) -> Iterator[Variable]:
 
 def grader_capability(grader: GraderConfig) -> str | None:
     """Return what a worker must have to run the grader."""
-    uses_python = any(isinstance(one, PythonGrader) for one in list_graders(grader))
-    return PYTHON_GRADER if uses_python else None
+    needed = [
+        PYTHON_GRADER
+        if isinstance(one, PythonGrader)
+        else TEXT_SIMILARITY
+        if isinstance(one, TextSimilarityGrader) and one.evaluation_metric not in COMMON_METRICS
+        else None
+        for one in list_graders(grader)
+    ]
+    return join_capabilities(needed)
 
 
 def _list_templates(grader: GraderConfig) -> list[str]:
@@ -67,6 +77,7 @@ def _list_templates(grader: GraderConfig) -> list[str]:
 __all__ = [
     "GRADER",
     "PYTHON_GRADER",
+    "TEXT_SIMILARITY",
     "Grader",
     "GraderConfig",
     "GraderMessage",

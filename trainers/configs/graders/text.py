@@ -34,6 +34,11 @@ class SimilarityMetric(StrEnum):
     rouge_l = "rouge_l"
 
 
+# What every host computes, or a model does; the others need the packages of the extra `evaluation`.
+COMMON_METRICS = frozenset({SimilarityMetric.fuzzy_match, SimilarityMetric.cosine})
+TEXT_SIMILARITY = "text_similarity"
+
+
 class StringCheckGrader(GraderConfig):
     """1 if the input is equal to, differs from, or contains the reference, else 0."""
 

@@ -39,8 +39,8 @@ class GraderScore(MetricConfig):
         le=1,
         description="Share of the rows that may have no score, because a field is missing, a formula is "
         "undefined, or a model or program failed. They have no value; above this share the metric fails. "
-        "With 1, all rows may lack one, and the metric is then the lowest score, of 0 rows. A completion that "
-        "lacks what the grader reads of it, such as JSON, gets the lowest score instead.",
+        "With 1, all rows may lack one, and the metric is then the lowest score, of 0 rows. A completion "
+        "that lacks what the grader reads of it, such as JSON, gets the lowest score instead.",
     )
     concurrency: int = Field(8, ge=1, le=128, description="Responses that are graded at once.")
 
