@@ -391,7 +391,7 @@ def test_a_worker_killed_while_the_judge_works_pays_for_no_judgement_twice(
         "min_preference": 0.4,
     }
     [worker] = [each for each in platform.processes if is_worker(each) and each.poll() is None]
-    job_id = promote(platform, alias, {**ERRORS, "judge": condition})
+    job_id = promote(platform, alias, {**ERRORS, "judge": condition}, max_seconds=600)
     wait_until(lambda: len(judge.bodies) > 16, 120, "the judge is not asked")
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
@@ -400,7 +400,9 @@ def test_a_worker_killed_while_the_judge_works_pays_for_no_judgement_twice(
         job = platform.wait_until_finished(job_id)
     judge.respond = decide
     run = job["runs"][0]
-    assert (job["status"], run["attempt"]) == ("succeeded", 2), run["error"]
+    assert (job["status"], run["attempt"]) == ("succeeded", 2), [
+        each["data"]["error"] for each in platform.events(run["id"], "status") if each["data"].get("error")
+    ]
     assert run["result"]["judgement"]["value"] == 0.5
     # 24 rows in both orders; at most the requests that were open when the worker died are repeated.
     assert 48 <= len(judge.bodies) <= 48 + 8
