@@ -12,8 +12,8 @@ import msgspec
 
 from serving.http.errors import InvalidRequest
 from serving.http.limits import MAX_EMBEDDING_INPUTS
-from serving.http.media_urls import check_media
-from serving.http.message_roles import check_messages
+from serving.http.media_urls import check_media, decode_messages
+from serving.http.message_roles import check_roles
 
 # The fields that reach an engine, for each path; all others are refused. An engine accepts more: fields that
 # make it read files, import code, call other hosts or compile patterns. A new field of OpenAI's API or of an
@@ -169,8 +169,9 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
         if not fields.keys() <= UNRESTRICTED_FIELDS[path]:
             _check_restricted(fields)
             _remove_neutral_fields(path, fields)
-        check_media(path, fields)
-        check_messages(path, fields)
+        messages = decode_messages(path, fields)
+        check_media(path, messages)
+        check_roles(path, messages)
         _check_limits(fields, limits)
     except RecursionError as error:
         raise InvalidRequest("The body has too many levels of lists and objects.") from error

@@ -21,36 +21,35 @@ _decode = msgspec.json.Decoder().decode
 _decode_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
-def check_media(path: str, fields: dict[str, msgspec.Raw]) -> None:
+def decode_messages(path: str, fields: dict[str, msgspec.Raw]) -> list[dict[str, msgspec.Raw]]:
+    """Return the messages of a request; content that is not a list of objects is one without a name."""
+    content = fields.get(CONTENT_FIELDS.get(path, ""))
+    if content is None or memoryview(content)[0] not in STRUCTURES:
+        return []
+    try:
+        return _decode_messages(content)
+    except msgspec.ValidationError:
+        return [{"": content}]
+
+
+def check_media(path: str, messages: list[dict[str, msgspec.Raw]]) -> None:
     """Raise InvalidRequest for a content part that names its data by a URL other than `data:`, or by a path.
 
     Messages that contain nothing but text are not decoded. A part of another one need not have a `type`: vLLM
     also accepts a field such as `image_url` alone.
     """
-    field = CONTENT_FIELDS.get(path)
-    if field is None or field not in fields:
-        return
     try:
-        names_url = any(_names_url(_decode_dict(message)) for message in _list_messages(fields[field]))
+        names_url = any(_names_url(_decode_dict(message)) for message in messages if not _is_text(message))
     except msgspec.ValidationError as error:
+        field = CONTENT_FIELDS[path]
         raise InvalidRequest(f"{field!r} contains a number that is out of range.", field) from error
     if names_url:
+        field = CONTENT_FIELDS[path]
         raise InvalidRequest(
             f"{field!r} names an image, a sound or a file by its URL, which is not fetched. Send the data "
             "itself as a `data:` URL.",
             field,
         )
-
-
-def _list_messages(content: msgspec.Raw) -> list[dict[str, msgspec.Raw]]:
-    """Return the messages that may contain more than text."""
-    if memoryview(content)[0] not in STRUCTURES:
-        return []
-    try:
-        messages = _decode_messages(content)
-    except msgspec.ValidationError:
-        return [{"": content}]
-    return [message for message in messages if not _is_text(message)]
 
 
 def _is_text(message: dict[str, msgspec.Raw]) -> bool:

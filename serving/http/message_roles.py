@@ -12,30 +12,18 @@ _ASSISTANT = b'"assistant"'
 _NULL = b"null"
 
 
-class _Message(msgspec.Struct):
-    role: msgspec.Raw = msgspec.Raw(b"")
-    content: msgspec.Raw = msgspec.Raw(_NULL)
-
-
-_decode = msgspec.json.Decoder(list[_Message]).decode
-
-
-def check_messages(path: str, fields: dict[str, msgspec.Raw]) -> None:
+def check_roles(path: str, messages: list[dict[str, msgspec.Raw]]) -> None:
     """Raise InvalidRequest for an unknown role, and for a message without content that must have one.
 
     Messages that are no objects are the engine's to refuse.
     """
-    if path != CHATS_PATH or "messages" not in fields:
-        return
-    try:
-        messages = _decode(fields["messages"])
-    except msgspec.ValidationError:
+    if path != CHATS_PATH or (len(messages) == 1 and messages[0].keys() == {""}):
         return
     for message in messages:
-        role = bytes(message.role)
+        role = bytes(message.get("role", b""))
         if role not in _NAMES:
             role = _normalize(role)
-        if role != _ASSISTANT and bytes(message.content) == _NULL:
+        if role != _ASSISTANT and memoryview(message.get("content", _NULL)) == _NULL:
             raise InvalidRequest(
                 f"A message with the role {role.decode()} has no 'content', which must be a text or a list "
                 "of parts.",
