@@ -118,6 +118,10 @@ def test_an_eval_is_kept_changed_and_deleted(openai: OpenAI) -> None:
     second = define(openai)
     assert [one.id for one in openai.evals.list(limit=1)] == [created.id, second.id]
     assert [one.id for one in openai.evals.list(order="desc")] == [second.id, created.id]
+    openai.evals.update(created.id, name="changed last")
+    by_change: Any = {"order_by": "updated_at", "limit": 1}
+    assert [one.id for one in openai.evals.list(**by_change)] == [second.id, created.id]
+    assert [one.id for one in openai.evals.list(**by_change, order="desc")] == [created.id, second.id]
     assert openai.evals.delete(created.id).deleted
     with pytest.raises(NotFoundError) as caught:
         openai.evals.retrieve(created.id)
@@ -214,7 +218,9 @@ def test_a_run_counts_its_tokens_for_its_key_and_survives_a_change_of_the_models
 
 def test_a_run_is_cancelled_and_then_its_eval_can_be_deleted(openai: OpenAI, engine: CountingEngine) -> None:
     created = define(openai)
-    run = ask(openai, created.id)
+    run = ask(openai, created.id, source=content([{"item": ITEMS[0]}] * 150))
+    shown = openai.evals.runs.list(created.id).data[0].to_dict()["data_source"]["source"]  # type: ignore[index]
+    assert (len(shown["content"]), shown["content_total"]) == (100, 150)
     with pytest.raises(BadRequestError, match="unfinished"):
         openai.evals.delete(created.id)
     with transaction() as session:
