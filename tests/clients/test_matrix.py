@@ -1,11 +1,19 @@
 """The client matrix on our own engines: every client connects, and every case passes."""
 
+import os
+import shutil
+
 import pytest
 
 from tests.clients.__main__ import run_matrix
 from tests.clients.catalogue import CLIENTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+MISSING = [program for program in ("uv", "npm", "java") if shutil.which(program) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(bool(MISSING) and "CI" not in os.environ, reason=f"missing: {', '.join(MISSING)}"),
+]
 
 
 def test_every_client_passes_every_case_on_our_own_engines() -> None:
