@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, Path, Query
 
 from app.deployments import service
 from app.deployments.schemas import CREATE_EXAMPLES, DeploymentCreate, DeploymentView
-from app.http.auth import require_inference
+from app.http.auth import CallerDependency, require_inference
 from app.http.edges.query import check_query
 from app.http.paging import Page, Paging
 from app.storage.database import ReadSession, WriteSession
@@ -69,6 +69,8 @@ def delete_deployment(session: WriteSession, deployment_id: DeploymentId) -> Non
 
 
 @gateways.post("/{deployment_id}/wake")
-def wake_deployment(session: WriteSession, deployment_id: DeploymentId) -> DeploymentView:
+def wake_deployment(
+    session: WriteSession, caller: CallerDependency, deployment_id: DeploymentId
+) -> DeploymentView:
     """Start the engine of a sleeping deployment, as a request to it does; needs the scope `inference`."""
-    return service.view_deployment(session, service.wake_deployment(session, deployment_id))
+    return service.view_deployment(session, service.wake_deployment(session, deployment_id, caller.key_id))

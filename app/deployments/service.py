@@ -11,6 +11,7 @@ from app.deployments.schemas import DeploymentCreate, DeploymentView, deployment
 from app.deployments.waiting import explain_unclaimed
 from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
+from app.keys.limits import check_names
 from app.models import references
 from app.models.embedding import check_embedding_model
 from app.models.templates import check_template
@@ -109,8 +110,12 @@ def delete_deployment(session: Session, deployment_id: str) -> None:
     session.delete(deployment)
 
 
-def wake_deployment(session: Session, deployment_id: str) -> Deployment:
-    """Queue a sleeping deployment; in any other status nothing changes. Raises DeploymentNotFound."""
+def wake_deployment(session: Session, deployment_id: str, key_id: str) -> Deployment:
+    """Queue a sleeping deployment; in any other status nothing changes.
+
+    Raises DeploymentNotFound, and ServedModelForbidden if the key may not use the model.
+    """
+    check_names(session, key_id, [get_deployment(session, deployment_id).name])
     lifecycle.wake(session, deployment_id)
     return get_deployment(session, deployment_id)
 

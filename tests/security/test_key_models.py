@@ -209,6 +209,17 @@ def test_an_alias_leads_a_key_to_no_other_model(
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
 
 
+def test_a_key_wakes_no_other_model(client: TestClient, limited: Headers) -> None:
+    with transaction() as session:
+        session.execute(update(Deployment).values(status=DeploymentStatus.asleep))
+        ids = {row.name: row.id for row in session.scalars(select(Deployment))}
+    statuses = {
+        name: client.post(f"/api/v1/deployments/{each}/wake", headers=limited).status_code
+        for name, each in ids.items()
+    }
+    assert statuses == {"mine": 200, "other": 403}
+
+
 def test_a_key_without_tokens_starts_nothing_that_uses_a_model(
     client: TestClient, make_key: Callable[..., Headers], make_dataset: Callable[..., Any]
 ) -> None:
@@ -268,6 +279,12 @@ REGRESSIONS = [
         "app.aliases.service:check_names",
         ignore,
         "test_an_alias_leads_a_key_to_no_other_model",
+    ),
+    Regression(
+        "any model can be woken",
+        "app.deployments.service:check_names",
+        ignore,
+        "test_a_key_wakes_no_other_model",
     ),
     Regression(
         "the tokens of graders are not counted",
