@@ -96,15 +96,15 @@ def check_merge(
 def check_embedding(
     session: Session, stage: AnyStage, path: str, earlier: Mapping[str, AnyStage]
 ) -> Iterator[UnprocessableContent]:
-    """Yield an error for the deployment of embeddings of an adapter, or of a model without a pooling.
+    """Yield an error for embeddings of an adapter or a model without pooling, and text of an embedding model.
 
     `earlier` contains the stages by name.
     """
-    if not isinstance(stage, DeployConfig) or stage.task is not EngineTask.embed:
+    if not isinstance(stage, DeployConfig):
         return
     if isinstance(stage.model, StageOutput):
-        producer = earlier.get(stage.model.stage)
-        if isinstance(producer, TrainingConfig) and not _writes_whole_weights(producer):
+        producer, embeds = earlier.get(stage.model.stage), stage.task is EngineTask.embed
+        if embeds and isinstance(producer, TrainingConfig) and not _writes_whole_weights(producer):
             yield refuse_adapter(f"{path}.model", f"The model of the stage {stage.model.stage}")
     elif isinstance(stage.model, str):
         try:

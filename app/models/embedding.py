@@ -11,7 +11,12 @@ from app.settings import get_settings
 from app.tables import Model, ModelKind
 from trainers.configs import DeploymentChoice, EngineTask
 from trainers.configs.references import REGISTRY_PREFIX
-from trainers.modeling.embedding.recipe import check_engine, read_recipe
+from trainers.modeling.embedding.recipe import (
+    EmbeddingModelUnsupported,
+    check_engine,
+    check_generates,
+    read_recipe,
+)
 from trainers.modeling.model_files import ModelRole, is_adapter, read_model_files
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ProgramError
@@ -28,8 +33,12 @@ class EmbeddingModelRefused(UnprocessableContent):
 
 
 def check_embedding_model(session: Session, reference: str, choice: DeploymentChoice, field: str) -> None:
-    """Raise EmbeddingModelRefused for an adapter, or a folder whose files the engine cannot follow."""
+    """Raise EmbeddingModelRefused for an adapter, or a folder whose files the engine cannot follow.
+
+    An embedding model with the task `generate` is refused, too.
+    """
     if choice.task is not EngineTask.embed:
+        _check_generates(reference, field)
         return
     row = session.get(Model, reference) if reference.startswith(REGISTRY_PREFIX) else None
     if row is not None and row.kind is ModelKind.adapter:
@@ -44,6 +53,15 @@ def check_embedding_model(session: Session, reference: str, choice: DeploymentCh
         check_engine(read_recipe(folder, choice.pooling), choice.engine)
     except ProgramError as error:
         raise EmbeddingModelRefused(field, error.message, error.hint, error.code) from error
+
+
+def _check_generates(reference: str, field: str) -> None:
+    folder = find_folder(reference)
+    try:
+        if folder is not None:
+            check_generates(folder)
+    except EmbeddingModelUnsupported as error:
+        raise EmbeddingModelRefused(field, error.message, error.hint) from error
 
 
 def refuse_adapter(field: str, reference: str) -> EmbeddingModelRefused:

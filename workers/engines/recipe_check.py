@@ -4,13 +4,22 @@ from pathlib import Path
 
 from app.tables import Deployment
 from trainers.configs import EngineTask
-from trainers.modeling.embedding.recipe import EmbeddingModelUnsupported, check_engine, read_recipe
+from trainers.modeling.embedding.recipe import (
+    EmbeddingModelUnsupported,
+    check_engine,
+    check_generates,
+    read_recipe,
+)
 from workers.inputs.models import ResolvedModel
 
 
 def check_recipe(deployment: Deployment, model: ResolvedModel) -> None:
-    """Raise EmbeddingModelUnsupported for an embedding model that the engine would not serve as it is."""
+    """Raise EmbeddingModelUnsupported for an embedding model that the engine would not serve as it is.
+
+    That is also one with the task `generate`.
+    """
     if deployment.task is not EngineTask.embed:
+        check_generates(Path(model.base))
         return
     if model.adapter is not None:
         raise EmbeddingModelUnsupported(

@@ -207,6 +207,8 @@ def test_a_folder_is_checked_when_it_is_deployed(client: TestClient, settings: S
     assert client.post("/api/v1/deployments", json=body).json()["task"] == "embed"
     refused = client.post("/api/v1/deployments", json=body | {"pooling": "cls"}).json()["error"]
     assert (refused["code"], "has its own pooling" in refused["message"]) == ("model_unsupported", True)
+    generates = client.post("/api/v1/deployments", json=body | {"task": "generate"}).json()["error"]
+    assert (generates["code"], generates["hint"]) == ("model_unsupported", "Set `task` to embed.")
     stage = {
         "stage": "deploy",
         "deployment": "vectors",

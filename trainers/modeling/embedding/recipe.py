@@ -132,6 +132,14 @@ def read_recipe(folder: Path, pooling: Pooling | None) -> EmbeddingRecipe:
         ) from error
 
 
+def check_generates(folder: Path) -> None:
+    """Raise EmbeddingModelUnsupported for an embedding model that is to generate text."""
+    if (folder / MODULES).is_file():
+        raise EmbeddingModelUnsupported(
+            f"The model {folder} computes embeddings: it has the file {MODULES}.", "Set `task` to embed."
+        )
+
+
 def check_engine(recipe: EmbeddingRecipe, engine: EngineKind) -> None:
     """Raise EmbeddingModelUnsupported for what another engine than `hf` would leave out silently."""
     if engine is EngineKind.hf:
