@@ -38,7 +38,8 @@ from app.scheduling.startup import (
     open_store,
     prepare_database,
 )
-from app.settings import LogLevelName, get_settings
+from app.settings import get_settings
+from app.settings.http import LogLevelName
 from app.storage import migrate
 from app.storage.artifacts import get_store
 from app.storage.database import DATABASE_UNAVAILABLE, get_engine, read_session, transaction

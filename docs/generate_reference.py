@@ -4,6 +4,7 @@
 date.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from sqlmodel import Session, SQLModel, create_engine
 
 from app.http.errors import list_error_codes
@@ -68,17 +70,22 @@ def pages() -> dict[str, str]:
 
 
 def settings_page() -> str:
-    """Return a table of all settings."""
-    rows = []
-    for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = "" if default in ("", None, []) else f"`{default}`"
-        rows.append((f"`TUNESMITH_{name.upper()}`", shown, field.description or ""))
+    """Return a table of settings for each section."""
+    tables = []
+    for section in Settings.__bases__:
+        rows = []
+        for name, field in section.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            value = default.get_secret_value() if isinstance(default, SecretStr) else default
+            shown = "" if value in ("", None, [], {}) else f"`{value}`"
+            rows.append((f"`TUNESMITH_{name.upper()}`", shown, field.description or ""))
+        title = (inspect.getdoc(section) or "").removesuffix(".")
+        tables.append(f"## {title}\n\n{table(('variable', 'default', 'meaning'), rows)}")
     intro = (
         "Environment variables, or lines of a file `.env` in the working directory. "
         "The defaults need no server."
     )
-    return page("Settings", intro, table(("variable", "default", "meaning"), rows))
+    return page("Settings", intro, *tables)
 
 
 def stages_page() -> str:

@@ -1,0 +1,40 @@
+"""The address of the API, and what it accepts."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+)
+from pydantic_settings import BaseSettings
+
+from serving.http.cross_site import parse_origin
+
+LogLevelName = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+LogLevel = Annotated[LogLevelName, BeforeValidator(str.upper)]
+
+Origin = Annotated[str, AfterValidator(parse_origin)]
+
+
+class HttpSettings(BaseSettings):
+    """The address of the API, and what it accepts."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address that the API binds to; any other than loopback requires an API key.",
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 chooses a free one.")
+    allowed_origins: list[Origin] = Field(
+        default_factory=list,
+        description="Origins of web pages that may send requests from a browser, as a JSON list, such as "
+        '`["https://chat.example"]`; empty allows none but the service\'s own.',
+    )
+    log_level: LogLevel = Field("INFO", description="Minimum level to log, by Python's names.")
+    max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Maximum size of an uploaded dataset file.")
+    max_downloads: int = Field(
+        32,
+        ge=1,
+        description="Maximum number of downloads that a process of the API sends at once; one more gets 503.",
+    )

@@ -1,0 +1,94 @@
+"""Leases, queues and the limits of runs."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    model_validator,
+)
+from pydantic_settings import BaseSettings
+
+from trainers.configs import Queue, StageKind, StageLimits
+from trainers.configs.base import MAX_NEEDS
+
+
+class SchedulingSettings(BaseSettings):
+    """Leases, queues and the limits of runs."""
+
+    default_queue: Annotated[Queue | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="Queue of stages and deployments that name none; empty chooses the best hardware that a "
+        "live worker has.",
+    )
+    lease_seconds: float = Field(
+        30, gt=0, description="Seconds after which a lease that is not renewed expires."
+    )
+    heartbeat_seconds: float = Field(
+        10, gt=0, description="Seconds between two renewals of a worker's leases."
+    )
+    sweep_seconds: float = Field(
+        5,
+        gt=0,
+        description="Seconds between two sweeps, which release expired leases and notify queues. A worker "
+        "also looks for runs at this interval.",
+    )
+    renotify_seconds: float = Field(
+        15, gt=0, description="Seconds that a run waits in the queue before its queue is notified again."
+    )
+    max_runs_per_queue: int = Field(
+        1,
+        ge=1,
+        description="Maximum number of runs that a worker executes at once on the queue `cpu`, and on `mlx`. "
+        "On `cuda`, each run has GPUs of its own, and their number is the limit.",
+    )
+    max_batches_per_worker: int = Field(
+        4, ge=1, description="Maximum number of batches that a worker sends at once, besides its other runs."
+    )
+    max_overtake_seconds: float = Field(
+        600,
+        ge=0,
+        description="Seconds for which runs that need fewer GPUs may start before an older run that waits "
+        "for more GPUs; after that, GPUs that become free are kept for it.",
+    )
+    device_locks_dir: Path = Field(
+        Path("/tmp/tunesmith-gpus"),  # noqa: S108 — all users of the host must use the same folder
+        description="Folder of the lock files with which the workers of a host share its GPUs.",
+    )
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="Maximum number of infrastructure failures since the last checkpoint; one more fails "
+        "the run.",
+    )
+    max_sweep_runs: int = Field(
+        16, ge=1, le=MAX_NEEDS, description="Maximum number of runs that the sweeps of a job may add."
+    )
+    stop_grace_seconds: float = Field(
+        5, gt=0, description="Seconds between the request to stop a cancelled program and killing it."
+    )
+    pause_grace_seconds: float = Field(
+        120,
+        gt=0,
+        description="Seconds between the request to save a checkpoint and stop, and killing the program.",
+    )
+    stage_limits: dict[StageKind, StageLimits] = Field(
+        default_factory=dict,
+        description='Limits of one attempt by kind of stage, as JSON, such as `{"prepare": {"max_seconds": '
+        '3600, "max_memory_bytes": null}}`; null means no limit. A limit that is not named keeps its '
+        "default. A job may set lower ones, and a worker's own apply as well.",
+    )
+
+    def limits_of(self, stage: StageKind) -> StageLimits:
+        """Return the limits of one attempt at a stage of this kind."""
+        return stage.stage.limits.overridden_by(self.stage_limits.get(stage))
+
+    @model_validator(mode="after")
+    def _check_lease(self) -> Self:
+        """Reject a lease that one late heartbeat would lose."""
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                "lease_seconds must be at least twice heartbeat_seconds, or one late heartbeat loses a run"
+            )
+        return self

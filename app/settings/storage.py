@@ -1,0 +1,68 @@
+"""Where the service and its workers keep rows, messages, files and secrets."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    model_validator,
+)
+from pydantic_settings import BaseSettings
+
+
+class StorageSettings(BaseSettings):
+    """Where the service and its workers keep rows, messages, files and secrets."""
+
+    data_dir: Path = Field(
+        Path("data"), description="Folder of the embedded database, the queue and the artifacts."
+    )
+    database_url: SecretStr = Field(
+        SecretStr(""), description="SQLAlchemy URL; empty means SQLite in the data directory."
+    )
+    broker_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis URL; empty means Celery's filesystem transport in the data directory.",
+    )
+    artifacts_url: str = Field(
+        "", description="fsspec URL of the artifact store; empty means `artifacts` in the data directory."
+    )
+    model_roots: list[Path] = Field(
+        default_factory=list,
+        description="Folders from which models may be read, as a JSON list; empty means `models` in the data "
+        "directory.",
+    )
+    dataset_roots: list[Path] = Field(
+        default_factory=list,
+        description="Folders from which `prepare` may read files, as a JSON list; empty means `sources` in "
+        "the data directory.",
+    )
+    encryption_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key with which the API encrypts the signing secrets of webhooks: 32 random bytes in "
+        "base64 (`openssl rand -base64 32`). Of several, separated by spaces, the first encrypts and all "
+        "decrypt. Empty reads the file below.",
+    )
+    encryption_key_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="File with that key; empty means `encryption.key` in the data directory, which is "
+        "created if the database is the embedded one. A backup does not contain it.",
+    )
+
+    @model_validator(mode="after")
+    def _fill_locations(self) -> Self:
+        """Fill the locations that depend on the data directory, and make paths absolute."""
+        self.data_dir = self.data_dir.expanduser().resolve()
+        if not self.database_url.get_secret_value():
+            self.database_url = SecretStr(f"sqlite:///{self.data_dir / 'tunesmith.db'}")
+        if not self.broker_url.get_secret_value():
+            self.broker_url = SecretStr("filesystem://localhost")
+        self.artifacts_url = self.artifacts_url or f"file://{self.data_dir / 'artifacts'}"
+        self.model_roots = [
+            root.expanduser().resolve() for root in self.model_roots or [self.data_dir / "models"]
+        ]
+        self.dataset_roots = [
+            root.expanduser().resolve() for root in self.dataset_roots or [self.data_dir / "sources"]
+        ]
+        return self
