@@ -400,12 +400,14 @@ def test_a_worker_killed_while_the_judge_works_pays_for_no_judgement_twice(
         job = platform.wait_until_finished(job_id)
     judge.respond = decide
     run = job["runs"][0]
-    assert (job["status"], run["attempt"]) == ("succeeded", 2), [
+    errors = [
         each["data"]["error"] for each in platform.events(run["id"], "status") if each["data"].get("error")
     ]
+    # A busy machine may lose a lease as well.
+    assert job["status"] == "succeeded" and run["attempt"] >= 2, errors
     assert run["result"]["judgement"]["value"] == 0.5
-    # 24 rows in both orders; at most the requests that were open when the worker died are repeated.
-    assert 48 <= len(judge.bodies) <= 48 + 8
+    # 24 rows in both orders; at most the requests that were open when an attempt ended are repeated.
+    assert 48 <= len(judge.bodies) <= 48 + 8 * (run["attempt"] - 1), errors
 
 
 @pytest.mark.slow
