@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -40,6 +40,8 @@ class OpenaiStandIn:
         self.unsupported: set[str] = set()
         self.refused_texts: set[str] = set()
         self.answers: dict[str, str] = {}
+        self.change: Callable[[dict[str, Any]], Any] = lambda response: response
+        """Makes a response malformed."""
         self.lock = threading.Lock()
         self.port = 0
         self._server: ThreadingHTTPServer | None = None
@@ -170,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
         else:
             time.sleep(account.seconds)
-            self._send(200, self._complete(body, text), is_cut=fault == "break")
+            self._send(200, account.change(self._complete(body, text)), is_cut=fault == "break")
             if fault != "break":
                 with account.lock:
                     account.sent[text] += 1

@@ -102,8 +102,8 @@ def create_job(
             {
                 "name": name[:MAX_JOB_NAME],
                 "labels": {LABEL: job_id},
-                "queue": spec.queue,
-                "stages": [plan.stage, *spec.later_stages],
+                # The later stages name their own: not all of them need the hardware of the training.
+                "stages": [{"queue": spec.queue, **plan.stage}, *spec.later_stages],
             }
         )
         with transaction() as session:

@@ -21,6 +21,7 @@ from trainers.openai_account.fine_tuned_models import (
 )
 from trainers.openai_account.pace import Pace
 from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import ConfigInvalid
 from trainers.runtime.redaction import add_secrets
 
 # Of a person who waits: a program is more patient.
@@ -63,7 +64,7 @@ def openai_environment(settings: Settings) -> dict[str, str]:
     """Return the variables with which a program reaches OpenAI; both are empty without a key."""
     key = settings.openai_api_key.get_secret_value()
     # What the program writes is copied by this process, which must recognize the key.
-    add_secrets([key])
+    add_secrets([key, key.strip()])
     return {KEY_VARIABLE: key, URL_VARIABLE: settings.openai_base_url}
 
 
@@ -73,14 +74,13 @@ def list_account_models(settings: Settings) -> Sequence[AccountModel]:
     Raises OpenaiKeyMissing, OpenaiRefused and OpenaiUnreachable.
     """
     key = settings.openai_api_key.get_secret_value()
-    if not key:
-        raise OpenaiKeyMissing(
-            f"{KEY_VARIABLE} is not set.", hint="Set it to a key of the organization that has the models."
+    add_secrets([key, key.strip()])
+    try:
+        client = AccountClient(
+            settings.openai_base_url, key, Pace(REQUESTS_PER_MINUTE), READ_SECONDS, MAX_FAILURES
         )
-    add_secrets([key])
-    client = AccountClient(
-        settings.openai_base_url, key, Pace(REQUESTS_PER_MINUTE), READ_SECONDS, MAX_FAILURES
-    )
+    except ConfigInvalid as error:
+        raise OpenaiKeyMissing(error.message, hint=error.hint) from error
     try:
         with client:
             models = list(list_fine_tuned_models(client))

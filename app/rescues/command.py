@@ -59,8 +59,9 @@ def run_rescue(
     `create` has the fields of RescueCreate with the paths of local files in place of datasets, or `rescue`.
     `start` has those of RescueStart; without `max_cost`, `confirm` is asked with the expected cost.
     """
+    rescue_id = create.pop("rescue")
     try:
-        rescue_id = create.pop("rescue") or _create(settings, create)
+        rescue_id = rescue_id or _create(settings, create)
         view = _follow(settings, rescue_id, {RescueStatus.fetching})
         if view.status is RescueStatus.ready or _is_stopped_at_recording(view):
             view = _start(settings, view, start, confirm)
@@ -71,6 +72,12 @@ def run_rescue(
         n_worse = write_report(view, report_dir)
         print(f"Rows that got worse: {n_worse}, in {report_dir / WORSE}.\nReport: {report_dir / REPORT}")
         return 0 if view.comparison.as_good else EXIT_WORSE
+    except KeyboardInterrupt:
+        if rescue_id is None:
+            raise
+        raise CommandFailed(
+            f"\n{rescue_id} continues on its worker. To follow it: python -m app rescue --rescue {rescue_id}"
+        ) from None
     except HttpError as error:
         raise CommandFailed(_describe(error)) from error
     except ValidationError as error:
@@ -96,12 +103,29 @@ def write_report(view: RescueView, folder: Path) -> int:
 
 def _create(settings: Settings, create: dict[str, Any]) -> str:
     fields = {name: value for name, value in create.items() if value is not None}
+    _refuse_second(settings, str(fields["fine_tuned_model"]))
     for name in ("dataset", "validation_dataset", "prompts"):
         if name in fields:
             fields[name] = _upload(settings, Path(fields[name]))
     rescue_id = rescues.create_rescue(settings, RescueCreate.model_validate(fields), "")
     print(f"{rescue_id} fetches the files of {fields['fine_tuned_model']}.", file=sys.stderr)
     return rescue_id
+
+
+def _refuse_second(settings: Settings, model: str) -> None:
+    """Raise CommandFailed if a rescue of the model asks for responses now, or stopped with some recorded.
+
+    Another one would pay for the same responses again.
+    """
+    with read_session() as session:
+        for rescue in rescues.list_started(session, model):
+            view = view_rescue(session, settings, rescue)
+            if view.status is RescueStatus.running or _is_stopped_at_recording(view):
+                raise CommandFailed(
+                    f"{view.id} of this model is {view.status}, and another would pay for its responses "
+                    f"again. To continue: python -m app rescue --rescue {view.id}. To give it up: cancel its "
+                    f"job {view.job_id}, or delete it with DELETE /api/v1/rescues/{view.id}."
+                )
 
 
 def _upload(settings: Settings, path: Path) -> str:
@@ -174,7 +198,10 @@ def _describe_end(view: RescueView) -> str:
     job = view.job_id or view.fetch_job_id
     if view.error is None:
         return f"{view.id} is {view.status}: see the job {job}."
-    return f"{view.id} is {view.status}: {view.error.message} {view.error.hint or ''}".rstrip()
+    again = (
+        f"\nTo continue: python -m app rescue --rescue {view.id}" if _is_stopped_at_recording(view) else ""
+    )
+    return f"{view.id} is {view.status}: {view.error.message} {view.error.hint or ''}".rstrip() + again
 
 
 def _describe(error: HttpError) -> str:

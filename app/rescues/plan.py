@@ -95,6 +95,7 @@ def make_later_stages(
         "engine": engine.engine,
         "options": engine.options.model_dump(mode="json"),
         "max_new_tokens": body.max_completion_tokens,
+        "queue": body.queue,
     }
     evaluate = {
         "stage": "evaluate",

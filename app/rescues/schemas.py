@@ -104,7 +104,7 @@ class RescueStart(Config):
         max_length=50,
         description="Further fields of the training stage, such as `max_length`.",
     )
-    queue: Literal["cpu", "cuda"] | None = Field(None, description="Hardware to train on.")
+    queue: Literal["cpu", "cuda"] | None = Field(None, description="Hardware of the new model.")
 
     @model_validator(mode="after")
     def _check_prices(self) -> Self:
@@ -224,7 +224,7 @@ def openai_model_view(found: AccountModel) -> OpenaiModelView:
         fine_tuning_job=model.id,
         training_file=model.training_file,
         validation_file=model.validation_file,
-        hyperparameters=model.method_config.get("hyperparameters") or model.hyperparameters,
+        hyperparameters=model.used_hyperparameters,
         trained_tokens=model.trained_tokens,
         shutdown_date=found.shutdown_date,
         days_left=found.days_left,

@@ -72,6 +72,12 @@ def list_rescues(session: Session, paging: PageQuery) -> tuple[Sequence[Rescue],
     return paginate_newest_first(session, select(Rescue), col(Rescue.id), paging)
 
 
+def list_started(session: Session, fine_tuned_model: str) -> Sequence[Rescue]:
+    """Return the rescues of a model that have been started, newest first."""
+    of_model = col(Rescue.fine_tuned_model) == fine_tuned_model, col(Rescue.job_id).is_not(None)
+    return session.scalars(select(Rescue).where(*of_model).order_by(col(Rescue.id).desc())).all()
+
+
 def list_job_runs(session: Session, job_id: str | None) -> Sequence[Run]:
     """Return the runs of a job in order; none for a job that was deleted."""
     return jobs.list_runs(session, job_id) if job_id is not None else []

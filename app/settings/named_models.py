@@ -81,13 +81,15 @@ class NamedModelSettings(BaseSettings):
     openai_api_key: SecretStr = Field(
         SecretStr(""),
         validation_alias=AliasChoices("TUNESMITH_OPENAI_API_KEY", "OPENAI_API_KEY"),
-        description="Key of an organization at OpenAI whose fine-tuned models are rescued; empty uses "
-        "`OPENAI_API_KEY`. Set it on the workers that fetch and record, and on the API to list the models.",
+        description="Key of an organization at OpenAI whose fine-tuned models are rescued; "
+        "`OPENAI_API_KEY` is used if this is unset. Set it on the workers that fetch and record, and on the "
+        "API to list the models.",
     )
     openai_base_url: WebAddress = Field(
         "https://api.openai.com/v1",
         validation_alias=AliasChoices("TUNESMITH_OPENAI_BASE_URL", "OPENAI_BASE_URL"),
-        description="Base URL of OpenAI's API for rescues, up to the version; empty uses `OPENAI_BASE_URL`.",
+        description="Base URL of OpenAI's API for rescues, up to the version; `OPENAI_BASE_URL` is used "
+        "if this is unset.",
     )
     openai_prices: dict[str, TokenPrices] = Field(
         default_factory=dict,

@@ -53,8 +53,8 @@ def row_text(row: Row, row_format: RowFormat) -> str:
     return _join_texts(weighted_messages(row, row_format))
 
 
-def prompt_text(row: Row, row_format: RowFormat) -> str:
-    """Return all messages of a row before the first trained completion, except system messages.
+def prompt_text(row: Row, row_format: RowFormat, *, with_system: bool = False) -> str:
+    """Return all messages of a row before the first trained completion, without or with system messages.
 
     For a row of `text` it is that text.
     """
@@ -66,7 +66,7 @@ def prompt_text(row: Row, row_format: RowFormat) -> str:
         prompt = weighted_messages(row, row_format)
     else:
         prompt = prompt_completions(row, row_format)[0][0]
-    return _join_texts([message for message in prompt if message["role"] != "system"])
+    return _join_texts([message for message in prompt if with_system or message["role"] != "system"])
 
 
 def _fold_texts(value: Any) -> Any:

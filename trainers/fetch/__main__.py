@@ -18,10 +18,15 @@ from trainers.data.validate import validate_file
 from trainers.fetch.recorded_rows import estimate_tokens, write_recorded_rows
 from trainers.fetch.training_rows import split_training_rows
 from trainers.openai_account.client import AccountClient, AccountObjectMissing
-from trainers.openai_account.fine_tuned_models import FineTunedModel, list_fine_tuned_models
+from trainers.openai_account.fine_tuned_models import (
+    METHODS,
+    REINFORCEMENT,
+    FineTunedModel,
+    list_fine_tuned_models,
+)
 from trainers.openai_account.pace import Pace
 from trainers.rendering.render import dataset_path
-from trainers.runtime.errors import DatasetInvalid
+from trainers.runtime.errors import ConfigInvalid, DatasetInvalid
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import run_program
 
@@ -29,6 +34,10 @@ FOLDER = "datasets"
 TRAINING, VALIDATION = "training_file", "validation_file"
 
 logger = logging.getLogger("trainers")
+
+
+class MethodUnknown(ConfigInvalid):
+    """The model was trained by a method that is not offered here, or that lacks a part."""
 
 
 class TrainingFileDeleted(AccountObjectMissing):
@@ -41,6 +50,7 @@ def run(config: FetchConfig, run_dir: Path, events: EventWriter) -> dict[str, An
     folder.mkdir(exist_ok=True)
     with AccountClient.from_environment(Pace(config.requests_per_minute)) as client:
         source = _find_model(client, config.fine_tuned_model)
+        _check_method(source)
         files = {
             TRAINING: _fetch(client, source.training_file, config.dataset, folder / f"{TRAINING}.jsonl"),
             VALIDATION: _fetch(
@@ -63,12 +73,17 @@ def run(config: FetchConfig, run_dir: Path, events: EventWriter) -> dict[str, An
     split = split_training_rows(training, folder, config.held_out_rows, config.seed)
     prompts = None if config.prompts is None else dataset_path(config.prompts)
     counts = write_recorded_rows(split.held_out, prompts, folder / f"{DatasetPart.test}.jsonl")
+    if counts.repeated:
+        events.write_warning(
+            "prompts_repeated",
+            f"{counts.repeated} of the rows to record repeat the prompt of another, which is recorded once.",
+        )
     events.write_progress(2, 2)
     return {
         "stage": "fetch",
         "source": source.model_dump(mode="json"),
         "files": files,
-        "rows": {"training": split.n_training, "held_out": split.n_held_out, "prompts": counts.prompts},
+        "rows": {"training": split.n_training, "held_out": counts.held_out, "prompts": counts.prompts},
         "references": counts.describe(),
         "tokens": estimate_tokens(source, training, folder / f"{DatasetPart.test}.jsonl"),
         "datasets": [
@@ -99,6 +114,21 @@ def _find_model(client: AccountClient, name: str) -> FineTunedModel:
         "`python -m app rescue --list` lists the models that the key may see. For a checkpoint, name the "
         "model of its job.",
     )
+
+
+def _check_method(source: FineTunedModel) -> None:
+    """Raise MethodUnknown for a method that no stage here trains by."""
+    if source.method_type not in METHODS:
+        raise MethodUnknown(
+            f"{source.fine_tuned_model} was trained by {source.method_type[:100]!r}; known are: "
+            f"{', '.join(METHODS)}.",
+            "Download its file, and train by a method that suits it: POST /api/v1/jobs.",
+        )
+    if source.method_type == REINFORCEMENT and not isinstance(source.method_config.get("grader"), dict):
+        raise MethodUnknown(
+            f"The job {source.id} of {source.fine_tuned_model} names no grader.",
+            "Download its file, and train with a grader of your own: POST /v1/fine_tuning/jobs.",
+        )
 
 
 def _fetch(client: AccountClient, file_id: str | None, local: Any, target: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainers.data.conversation import extract_prompt_and_completion, offered_tools
 from trainers.data.files.jsonl import iter_rows, save_rows
+from trainers.data.fingerprint import value_digest
 from trainers.data.formats import (
     CONVERSATION_FIELDS,
     FIELD_SETS,
@@ -21,13 +22,15 @@ from trainers.data.formats import (
     is_openai_preference,
 )
 from trainers.fetch.training_rows import HELD_OUT
-from trainers.openai_account.fine_tuned_models import FineTunedModel
+from trainers.openai_account.fine_tuned_models import REINFORCEMENT, SUPERVISED, FineTunedModel
 from trainers.runtime.errors import DatasetInvalid
 
 PART, PROMPTS = "part", "prompts"
 ASSISTANT = "assistant"
 # Of English text; a text of other scripts has fewer bytes to a token, but more bytes to a character.
 BYTES_PER_TOKEN = 4.0
+# More and less than any text has; that of a row has quotes and the names of fields.
+MIN_BYTES, MAX_BYTES = 1.0, 12.0
 # Of a response with its reasoning.
 REASONING_TOKENS = 1000
 # All rows of a dataset have the same form, so that one without a reference gets a message in its place.
@@ -39,10 +42,23 @@ NO_REFERENCE = {"role": ASSISTANT, "content": "(no reference)"}
 class RecordedCounts:
     """What the rows have in common, from which a metric is suggested."""
 
+    held_out: int = 0
     prompts: int = 0
+    repeated: int = 0
     reference_characters: list[int] = field(default_factory=list)
     tool_calls: int = 0
     without_reference: int = 0
+
+    def add(self, row: Row) -> None:
+        """Count a recorded row."""
+        self.prompts += row[PART] == PROMPTS
+        self.held_out += row[PART] == HELD_OUT
+        _, reference = split_reference(row)
+        if reference is None:
+            self.without_reference += 1
+        else:
+            self.reference_characters.append(len(str(reference.get("content") or "")))
+            self.tool_calls += bool(reference.get("tool_calls"))
 
     def describe(self) -> dict[str, Any]:
         """Return the counts for the result."""
@@ -57,6 +73,8 @@ class RecordedCounts:
 
 def write_recorded_rows(held_out: Path, prompts: Path | None, target: Path) -> RecordedCounts:
     """Write held-out rows and further prompts as conversations, with their `part`; remove `held_out`.
+
+    A prompt is recorded once: its repetition would cost again, and is no independent observation.
 
     Raises DatasetInvalid for a row without a prompt.
     """
@@ -76,12 +94,14 @@ def estimate_tokens(source: FineTunedModel, training: Path, recorded: Path) -> d
     """Return the expected tokens of all prompts and responses.
 
     OpenAI's own count of the training file gives the bytes of a token, where it is known: `trained_tokens` is
-    that count times the epochs. A response is expected to be as long as the mean reference.
+    that count times the epochs. It is not used where no text has so few or so many bytes to a token, as when
+    another file replaces the training file. A response is expected to be as long as the mean reference.
     """
     bytes_per_token, basis = BYTES_PER_TOKEN, f"{BYTES_PER_TOKEN:g} bytes of UTF-8 a token"
     n_bytes = sum(_count_bytes(row) for _, row in iter_rows(training))
-    if source.trained_tokens and source.epochs and source.method_type == "supervised":
-        bytes_per_token = n_bytes * source.epochs / source.trained_tokens
+    counted = n_bytes * (source.epochs or 0) / (source.trained_tokens or 1)
+    if MIN_BYTES <= counted <= MAX_BYTES and source.method_type == SUPERVISED:
+        bytes_per_token = counted
         basis = (
             f"{bytes_per_token:.2f} bytes a token: {n_bytes} bytes of messages, {source.trained_tokens} "
             f"trained tokens, {source.epochs} epochs"
@@ -94,7 +114,7 @@ def estimate_tokens(source: FineTunedModel, training: Path, recorded: Path) -> d
         if reference is not None and row[PART] == HELD_OUT:
             references, n_references = references + _count_bytes({"messages": [reference]}), n_references + 1
     mean = references / n_references / bytes_per_token if n_references else 0.0
-    if source.method_type == "reinforcement":
+    if source.method_type == REINFORCEMENT:
         # Its rows have no reference.
         mean = REASONING_TOKENS
         basis += f"; {REASONING_TOKENS} tokens a response"
@@ -106,35 +126,38 @@ def estimate_tokens(source: FineTunedModel, training: Path, recorded: Path) -> d
 
 
 def _convert_files(held_out: Path, prompts: Path | None, counts: RecordedCounts) -> Iterator[Row]:
+    seen: set[bytes] = set()
     for path, part in ((held_out, HELD_OUT), (prompts, PROMPTS)):
         if path is None:
             continue
         for number, row in iter_rows(path):
             try:
-                yield _convert(row, part, counts)
+                found = _convert(row, part)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DatasetInvalid(
                     f"Row {number} of the {part.replace('_', '-')} rows has no prompt: {error}",
                     "Correct the row.",
                 ) from error
+            digest = value_digest([found["messages"][:-1], found.get("tools")])
+            if digest in seen:
+                counts.repeated += 1
+                continue
+            seen.add(digest)
+            counts.add(found)
+            yield found
 
 
-def _convert(row: Row, part: str, counts: RecordedCounts) -> Row:
+def _convert(row: Row, part: str) -> Row:
     row_format = detect_format(row)
     messages, reference = _read_messages(row, row_format)
     text = frozenset().union(*FIELD_SETS[row_format]) if row_format is not None else frozenset({"prompt"})
     others = {name: value for name, value in row.items() if name not in CONVERSATION_FIELDS | text}
-    counts.prompts += part == PROMPTS
     if reference is None and others and row_format is RowFormat.prompt:
         # Of reinforcement: graders read the other fields, which take the place of a reference.
         reference = {"role": ASSISTANT, "content": json.dumps(others, ensure_ascii=False)}
     converted: Row = {**others, "messages": [*messages, reference or NO_REFERENCE], PART: part}
     if reference is None:
-        counts.without_reference += 1
         converted[WITHOUT_REFERENCE] = True
-    else:
-        counts.reference_characters.append(len(str(reference.get("content") or "")))
-        counts.tool_calls += bool(reference.get("tool_calls"))
     if tools := offered_tools(row):
         converted["tools"] = tools
     if "parallel_tool_calls" in row:

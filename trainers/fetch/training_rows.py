@@ -18,10 +18,9 @@ HELD_OUT = "held_out"
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """The numbers of rows, and the file of those that are held out."""
+    """The number of rows to train on, and the file of those that are held out."""
 
     n_training: int
-    n_held_out: int
     held_out: Path
 
 
@@ -38,16 +37,24 @@ def split_training_rows(path: Path, folder: Path, held_out_rows: int, seed: int)
             "Add rows to a copy of the file, and create the rescue again with it.",
         )
     try:
-        report = split_file(path, folder, test=n_held_out, seed=seed, group_of=_read_prompt)
+        try:
+            report = split_file(path, folder, test=n_held_out, seed=seed, group_of=_read_prompt)
+        except ValueError:
+            # All users write the same, such as "Go.", and the rows differ in what the system says.
+            report = split_file(path, folder, test=n_held_out, seed=seed, group_of=_read_whole_prompt)
     except ValueError as error:
         raise DatasetInvalid(
             f"The training file cannot be split: {error}", "Add rows with other prompts."
         ) from error
     held_out = (folder / f"{DatasetPart.test}.jsonl").rename(folder / f"{HELD_OUT}.jsonl")
-    return TrainingSplit(report.rows[DatasetPart.train], report.rows[DatasetPart.test], held_out)
+    return TrainingSplit(report.rows[DatasetPart.train], held_out)
 
 
-def _read_prompt(row: Row) -> str:
+def _read_prompt(row: Row, *, with_system: bool = False) -> str:
     row_format = detect_format(row)
     assert row_format is not None, "the file is valid"
-    return text_digest(prompt_text(row, row_format)).hex()
+    return text_digest(prompt_text(row, row_format, with_system=with_system)).hex()
+
+
+def _read_whole_prompt(row: Row) -> str:
+    return _read_prompt(row, with_system=True)

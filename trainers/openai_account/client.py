@@ -31,6 +31,14 @@ RATE_LIMITED = "status 429 (rate limit)"
 QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 REFUSED_STATUSES = frozenset({401, 403})
 REPEATED_STATUSES = frozenset({408, 409})
+NEVER_SENT = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.PoolTimeout,
+    httpx2.ProxyError,
+    httpx2.UnsupportedProtocol,
+    httpx2.LocalProtocolError,
+)
 
 logger = logging.getLogger("trainers")
 
@@ -77,10 +85,20 @@ class AccountClient:
         read_seconds: float = READ_SECONDS,
         max_failures: int = MAX_FAILURES,
     ) -> None:
-        """Create a client that gives up after so many failures of one request."""
+        """Create a client that gives up after so many failures of one request.
+
+        An empty address is OpenAI's. Raises ConfigInvalid without a key, or for one that no header can have.
+        """
+        # A file with a secret often ends with a newline.
+        api_key = api_key.strip()
+        if not api_key or not api_key.isascii() or not api_key.isprintable():
+            raise ConfigInvalid(
+                f"{KEY_VARIABLE} is not set, or has characters that no key has.",
+                "Set it to a key of the organization that has the models.",
+            )
         self.pace = pace
         self._max_failures = max_failures
-        self._base_url = base_url.rstrip("/")
+        self._base_url = (base_url.strip() or DEFAULT_URL).rstrip("/")
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS),
             headers={"Authorization": f"Bearer {api_key}"},
@@ -91,12 +109,7 @@ class AccountClient:
     @classmethod
     def from_environment(cls, pace: Pace) -> Self:
         """Return a client with the key and the address in the environment; raises ConfigInvalid."""
-        key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not key:
-            raise ConfigInvalid(
-                f"{KEY_VARIABLE} is not set.", "Set it to a key of the organization that has the models."
-            )
-        return cls(os.environ.get(URL_VARIABLE, "").strip() or DEFAULT_URL, key, pace)
+        return cls(os.environ.get(URL_VARIABLE, ""), os.environ.get(KEY_VARIABLE, ""), pace)
 
     def __enter__(self) -> Self:
         return self
@@ -133,18 +146,23 @@ class AccountClient:
             after = items[-1]["id"]
 
     def post(
-        self, path: str, body: Mapping[str, Any], before_send: Callable[[], None] = lambda: None
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        before_send: Callable[[], None] = lambda: None,
+        on_loss: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Send a request; an error that concerns it alone, such as 400, is returned.
 
-        `before_send` is called when the pace allows the request, and before each repetition. Raises as `get`.
+        `before_send` is called when the pace allows the request, and before each repetition; `on_loss` when
+        the connection breaks off after OpenAI may have computed a response. Raises as `get`.
         """
 
         def exchange() -> tuple[Reply, Mapping[str, str]]:
             before_send()
             return self._read("POST", path, json=body)
 
-        return self._send(exchange)
+        return self._send(exchange, on_loss)
 
     def download(self, path: str, target: Path) -> None:
         """Write the bytes of a file to `target`; raises as `get`."""
@@ -170,7 +188,11 @@ class AccountClient:
                     file.write(part)
         return Reply(200, {}), response.headers
 
-    def _send(self, exchange: Callable[[], tuple[Reply, Mapping[str, str]]]) -> Reply:
+    def _send(
+        self,
+        exchange: Callable[[], tuple[Reply, Mapping[str, str]]],
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> Reply:
         """Return the reply to a request, which is repeated until it is not a failure of OpenAI's side."""
         n_failures = n_limited = 0
         while True:
@@ -181,6 +203,8 @@ class AccountClient:
             if failure.reason is None:
                 self.pace.hold(read_exhaustion(headers))
                 return reply
+            if failure.is_loss:
+                on_loss()
             is_limited = failure.reason == RATE_LIMITED
             n_limited, n_failures = n_limited + is_limited, n_failures + (not is_limited)
             if n_failures >= self._max_failures or n_limited >= MAX_LIMITED:
@@ -201,6 +225,7 @@ class AccountClient:
 class _Failure:
     reason: str | None = None
     has_response: bool = True
+    is_loss: bool = False
 
 
 @contextmanager
@@ -212,6 +237,7 @@ def _name_failure() -> Iterator[_Failure]:
     except (httpx2.TransportError, httpx2.DecodingError) as error:
         # The message may contain the address of a proxy; the kind of the failure says enough.
         failure.reason, failure.has_response = type(error).__name__, False
+        failure.is_loss = not isinstance(error, NEVER_SENT)
 
 
 def _find_failure(reply: Reply) -> str | None:

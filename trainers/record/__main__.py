@@ -21,7 +21,7 @@ from trainers.evaluation.checkpoints import CompletionProgress, restore_completi
 from trainers.fetch.recorded_rows import ASSISTANT, WITHOUT_REFERENCE
 from trainers.openai_account.client import AccountClient, AccountRefused
 from trainers.openai_account.pace import Pace
-from trainers.record.answers import RECORDED
+from trainers.record.answers import FAILED, RECORDED, REFUSED
 from trainers.record.journal import RecordJournal
 from trainers.record.recorder import Recorder, describe_answers, journal_path
 from trainers.rendering.render import dataset_path, read_rows
@@ -53,11 +53,18 @@ def run(config: RecordConfig, run_dir: Path, events: EventWriter) -> dict[str, A
         raise AccountRefused(
             f"The model has responded to none of {len(rows)} prompts. {first.get('error') or ''}"
         )
-    if len(answers) > counts[RECORDED]:
+    if n_refused := counts.get(REFUSED, 0):
         events.write_warning(
             "prompts_refused",
-            f"{len(answers) - counts[RECORDED]} of {len(rows)} prompts have no response: OpenAI refused "
-            f"them. The reasons are in {path.name}.",
+            f"{n_refused} of {len(rows)} prompts have no response: OpenAI refused their content, which "
+            f"counts as wrong. The reasons are in {path.name}.",
+        )
+    if n_failed := counts.get(FAILED, 0):
+        first = next(answer for answer in answers.values() if answer["status"] == FAILED)
+        events.write_warning(
+            "requests_failed",
+            f"{n_failed} of {len(rows)} requests failed, which says nothing about the model: their rows are "
+            f"not compared. The first: {first['error']}",
         )
     return {
         "stage": "record",
@@ -133,6 +140,8 @@ def _add_responses(rows: Mapping[int, Row], answers: Mapping[int, Mapping[str, A
     for number, row in rows.items():
         if not row.get(WITHOUT_REFERENCE):
             answer = answers[number]
+            if answer["status"] == FAILED:
+                continue
             # Null is no response, which counts as wrong.
             text = answer["response"] if answer["status"] == RECORDED else None
             calls = {f"{RESPONSE}_tool_calls": answer["tool_calls"]} if answer.get("tool_calls") else {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainers.configs.stages.migration.record import RecordConfig
+from trainers.record.answers import USAGE
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import ProgramError
 
@@ -23,7 +24,7 @@ class Budget:
         self._released = threading.Condition()
         self._reserved, self._in_progress = 0.0, 0
         self.spent = 0.0
-        self.tokens = {"prompt_tokens": 0, "completion_tokens": 0}
+        self.tokens = dict.fromkeys(USAGE, 0)
 
     def bound(self, n_prompt_bytes: int) -> float:
         """Return the most that a request can cost: a token has at least one byte."""
@@ -34,17 +35,24 @@ class Budget:
 
         Raises CostLimitReached if what is spent leaves too little.
         """
-        limit = self._config.max_cost
         with self._released:
-            while limit is not None and self.spent + self._reserved + cost > limit:
-                if self._reserved <= 0 or self.spent + cost > limit:
-                    raise CostLimitReached(
-                        f"{self.spent:.4f} of {limit:.4f} USD are spent; the next request could exceed them.",
-                        "What is recorded is kept: start the rescue again with a higher `max_cost`.",
-                    )
-                self._released.wait()
-            self._reserved += cost
+            self._take(cost)
             self._in_progress += 1
+
+    def repeat(self, cost: float) -> None:
+        """Count a reserved request whose response is lost as if it had cost the most, and reserve another.
+
+        Raises CostLimitReached if too little is left, with the first reservation in place.
+        """
+        with self._released:
+            self.spent += cost
+            self._reserved = self._reserved - cost if self._in_progress > 1 else 0.0
+            self._released.notify_all()
+            try:
+                self._take(cost)
+            except CostLimitReached:
+                self._reserved += cost
+                raise
 
     def release(self, cost: float) -> None:
         """Return what was set aside for a request."""
@@ -54,10 +62,14 @@ class Budget:
             self._reserved = self._reserved - cost if self._in_progress else 0.0
             self._released.notify_all()
 
-    def add(self, answer: Mapping[str, Any]) -> None:
-        """Count the tokens of a response."""
-        usage = answer.get("usage") or {}
-        counts = {name: max(0, int(usage.get(name) or 0)) for name in self.tokens}
+    def add(self, answer: Mapping[str, Any], cost: float) -> None:
+        """Count the tokens of a response; without their numbers it costs the most."""
+        usage = answer.get("usage")
+        if usage is None:
+            if not answer.get("is_free"):
+                self.presume(cost)
+            return
+        counts = {name: usage[name] for name in self.tokens}
         with self._released:
             for name, count in counts.items():
                 self.tokens[name] += count
@@ -67,6 +79,17 @@ class Budget:
         """Count a request whose response a kill has lost, as if it had cost the most."""
         with self._released:
             self.spent += cost
+
+    def _take(self, cost: float) -> None:
+        limit = self._config.max_cost
+        while limit is not None and self.spent + self._reserved + cost > limit:
+            if self._reserved <= 0 or self.spent + cost > limit:
+                raise CostLimitReached(
+                    f"{self.spent:.4f} of {limit:.4f} USD are spent; the next request could exceed them.",
+                    "What is recorded is kept: start the rescue again with a higher `max_cost`.",
+                )
+            self._released.wait()
+        self._reserved += cost
 
     def _price(self, n_prompt: int, n_completion: int) -> float:
         inputs, outputs = self._config.input_price or 0.0, self._config.output_price or 0.0

@@ -1,6 +1,7 @@
 """The journal of recorded responses: what was asked, and each response as soon as it exists.
 
-A line `asked` is written before a request, and the response after it, with an fsync. After a kill, a row with
+A line `asked` is written before a request, `lost` when its connection breaks off, and the response after it,
+with an fsync. After a kill, a row with
 a response is never asked again; one that was asked without a response is asked again, and counted.
 """
 
@@ -31,20 +32,24 @@ class RecordJournal:
             )
         self.answers: dict[int, dict[str, Any]] = {}
         self._asked: Counter[int] = Counter()
+        self._lost: Counter[int] = Counter()
         for line in lines[1:]:
             if "asked" in line:
                 self._asked[line["asked"]] += 1
+            elif "lost" in line:
+                self._lost[line["lost"]] += 1
             else:
                 self.answers[line["row"]] = line
         self._lock = threading.Lock()
-        self._file = path.open("a", encoding="utf-8")
+        # Half a surrogate pair becomes its escape in JSON.
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         if not lines:
             self._write({"recording": identity})
 
     @property
-    def unanswered(self) -> list[int]:
-        """The rows that were asked and have no response."""
-        return [row for row in self._asked if row not in self.answers]
+    def lost(self) -> Counter[int]:
+        """How many responses of each row a kill or a broken connection has lost."""
+        return self._asked + self._lost - Counter(list(self.answers))
 
     @property
     def n_asked_again(self) -> int:
@@ -56,6 +61,12 @@ class RecordJournal:
         with self._lock:
             self._asked[row] += 1
             self._write({"asked": row})
+
+    def lose(self, row: int) -> None:
+        """Record that the connection broke off before the response to a row; survives a kill."""
+        with self._lock:
+            self._lost[row] += 1
+            self._write({"lost": row})
 
     def add(self, row: int, answer: dict[str, Any]) -> None:
         """Record the response to a row; survives a loss of power."""

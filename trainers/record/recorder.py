@@ -28,10 +28,10 @@ class Recorder:
         self._rows, self._journal, self._client = rows, journal, client
         self._shape = RequestShape(config)
         self.budget = Budget(config)
-        for answer in journal.answers.values():
-            self.budget.add(answer)
-        for number in journal.unanswered:
-            self.budget.presume(self._bound_cost(number))
+        for number, answer in journal.answers.items():
+            self.budget.add(answer, self._bound_cost(number))
+        for number, count in journal.lost.items():
+            self.budget.presume(count * self._bound_cost(number))
         self._failure: BaseException | None = None
 
     def record_all(
@@ -76,17 +76,22 @@ class Recorder:
 
     def _record(self, number: int) -> None:
         cost = self._bound_cost(number)
+
+        def lose() -> None:
+            self._journal.lose(number)
+            self.budget.repeat(cost)
+
         self.budget.reserve(cost)
         try:
             ask = _Once(lambda: self._journal.ask(number))
             while True:
                 body = self._shape.build(self._rows[number])
-                reply = self._client.post("/chat/completions", body, ask)
+                reply = self._client.post("/chat/completions", body, ask, lose)
                 if not self._shape.drops(body, reply):
                     break
             answer = read_answer(reply)
             self._journal.add(number, answer)
-            self.budget.add(answer)
+            self.budget.add(answer, cost)
         finally:
             self.budget.release(cost)
 

@@ -97,8 +97,14 @@ def test_models_are_listed_with_the_days_left(client: TestClient, account: Opena
 
 def test_a_process_without_a_key_says_so(client: TestClient, settings: Settings) -> None:
     settings.openai_api_key = SecretStr("")
-    response = client.get("/api/v1/rescues/models")
-    assert (response.status_code, response.json()["error"]["code"]) == (422, "openai_key_missing")
+    for key in ("", " \n", "schlüssel-0123456789", "sk-two\nlines"):
+        settings.openai_api_key = SecretStr(key)
+        response = client.get("/api/v1/rescues/models")
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "openai_key_missing")
+        assert key.strip() == "" or key not in response.text
+    # Files with secrets end with a newline.
+    settings.openai_api_key = SecretStr(f"{KEY}\n")
+    assert client.get("/api/v1/rescues/models").status_code == 200
 
 
 def test_a_rescue_fetches_estimates_and_starts_one_job(
@@ -145,7 +151,29 @@ def test_a_rescue_fetches_estimates_and_starts_one_job(
     assert original == "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     error = refuse(client, path, {"max_cost": 0.5})
     assert error["code"] == "rescue_not_ready"
+    # Another rescue would pay for the same responses again.
+    with pytest.raises(
+        CommandFailed, match=f"{ready['id']} of this model is running.*--rescue {ready['id']}"
+    ):
+        run_rescue(
+            get_settings(), {"rescue": None, "fine_tuned_model": MODEL}, {}, lambda _: True, Path("report")
+        )
     assert KEY not in read_everything(tmp_path)
+
+
+@sqlite_only
+def test_recording_does_not_wait_for_the_hardware_of_the_training(
+    client: TestClient, ready: dict[str, Any]
+) -> None:
+    started = post(client, f"/{ready['id']}/start", {"max_cost": 0.5, "queue": "cuda"})
+    runs = client.get(f"/api/v1/jobs/{started['job_id']}").json()["runs"]
+    assert {run["name"]: run["queue"] for run in runs} == {
+        "sft": "cuda",
+        "record": "cpu",
+        "evaluate": "cuda",
+        "agreement": "cuda",
+        "gate": "cpu",
+    }
 
 
 @sqlite_only

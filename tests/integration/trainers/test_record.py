@@ -25,6 +25,7 @@ import trainers.record.__main__ as record
 from tests.conftest import ROOT
 from tests.openai_stand_in import BASE, KEY, MODEL, OpenaiStandIn
 from trainers.configs import parse_stage
+from trainers.openai_account import client
 from trainers.runtime.errors import ProgramError
 from trainers.runtime.events import EventWriter
 
@@ -251,3 +252,125 @@ def test_refused_prompts_and_missing_parameters_are_recorded(account: OpenaiStan
     assert [row["prediction_status"] for row in rows] == ["recorded", "refused", "recorded"]
     assert "does not offer `logprobs`" in (tmp_path / "run/events.jsonl").read_text()
     assert account.bodies[-1].keys().isdisjoint({"logprobs", "temperature"})
+
+
+PRICES = {"input_price": 1000.0, "output_price": 1000.0, "max_completion_tokens": 50}
+# What a client of OpenAI may get from a proxy, or from a later version of its API.
+MALFORMED: dict[str, dict[str, Any]] = {
+    "no choices": {"choices": []},
+    "choices of another type": {"choices": ["x"]},
+    "no message": {"choices": [{"message": None}]},
+    "content in parts": {"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]},
+    "half a character": {"choices": [{"message": {"content": "a\ud800"}}]},
+    "a call without a function": {"choices": [{"message": {"content": None, "tool_calls": [{"x": 1}]}}]},
+    "a response that fits into no row": {"choices": [{"message": {"content": "x" * 2_000_000}}]},
+}
+
+
+def test_malformed_responses_are_not_compared_and_do_not_end_the_recording(
+    account: OpenaiStandIn, tmp_path: Path
+) -> None:
+    account.add_model(chat_rows(12))
+    changes = iter(MALFORMED.values())
+    account.change = lambda response: response | next(changes, {})
+    stage = recording(tmp_path, len(MALFORMED) + 2, concurrency=1)
+    result = run(stage, tmp_path / "run", account)
+    assert result["counts"] == {"failed": len(MALFORMED), "recorded": 2}
+    # A request that failed says nothing about the model: as a wrong response it would flatter the new one.
+    assert [row["prediction_status"] for row in read(tmp_path / "run/datasets/test.jsonl")] == [
+        "recorded"
+    ] * 2
+    events = (tmp_path / "run/events.jsonl").read_text()
+    assert f"{len(MALFORMED)} of {len(MALFORMED) + 2} requests failed" in events
+    n_asked = account.asked.total()
+    assert run(stage, tmp_path / "run", account)["counts"] == result["counts"]
+    assert account.asked.total() == n_asked
+
+
+@pytest.mark.parametrize(
+    "usage", [None, [1], {"prompt_tokens": "2", "completion_tokens": 1}, {"prompt_tokens": float("inf")}]
+)
+def test_responses_without_a_count_of_tokens_cost_the_most(
+    account: OpenaiStandIn, tmp_path: Path, usage: Any
+) -> None:
+    account.add_model(chat_rows(12))
+    account.change = lambda response: response | {"usage": usage}
+    stage = recording(tmp_path, 12, concurrency=1, max_cost=1.0, **PRICES)
+    for _ in range(2):
+        error = run(stage, tmp_path / "run", account)
+        assert error["code"] == "cost_limit_reached", error
+    assert 1 <= account.asked.total() < 6
+
+
+def test_responses_that_broke_off_count_with_their_highest_cost(
+    account: OpenaiStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.001)
+    account.add_model(chat_rows(12))
+    account.faults = itertools.cycle(["break", "break", "ok"])
+    stage = recording(tmp_path, 12, concurrency=2, max_cost=1.0, **PRICES)
+    for _ in range(2):
+        error = run(stage, tmp_path / "run", account)
+        assert error["code"] == "cost_limit_reached", error
+    # Each may have cost 50 tokens of response and the bytes of its prompt, about 0.2 USD.
+    assert account.asked.total() <= 5
+    stage["max_cost"] = 100.0
+    assert run(stage, tmp_path / "run", account)["cost"] > 12 * 2 * 0.05
+
+
+@pytest.mark.parametrize(
+    ("fields", "basis"),
+    [
+        ({"trained_tokens": 1}, "4 bytes of UTF-8 a token"),
+        ({"trained_tokens": -(10**15)}, "4 bytes of UTF-8 a token"),
+        ({"trained_tokens": 10**15}, "4 bytes of UTF-8 a token"),
+        ({"method": {"type": "supervised", "supervised": {"hyperparameters": "auto"}}}, "3.64 bytes"),
+        ({"method": "supervised", "hyperparameters": "auto"}, "4 bytes of UTF-8 a token"),
+    ],
+)
+def test_an_estimate_does_not_follow_counts_that_cannot_be_of_the_rows(
+    account: OpenaiStandIn, tmp_path: Path, fields: dict[str, Any], basis: str
+) -> None:
+    # A job without the fields of OpenAI's type hides no other.
+    account.add_model(chat_rows(2), training_file=None, fine_tuned_model="ft:other")
+    account.add_model(chat_rows(40), **fields)
+    tokens = run({"stage": "fetch"}, tmp_path / "run", account)["tokens"]
+    assert tokens["basis"].startswith(basis) and 100 < tokens["prompt"] < 300
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            {"type": "distillation"},
+            "was trained by 'distillation'; known are: supervised, dpo, reinforcement.",
+        ),
+        ({"type": "reinforcement", "reinforcement": {}}, "names no grader."),
+    ],
+)
+def test_a_method_that_cannot_be_repeated_is_refused_before_anything_is_paid(
+    account: OpenaiStandIn, tmp_path: Path, method: dict[str, Any], message: str
+) -> None:
+    account.add_model(chat_rows(12), method=method)
+    error = run({"stage": "fetch"}, tmp_path / "run", account)
+    assert error["code"] == "config_invalid" and message in error["message"]
+
+
+def test_a_repeated_prompt_is_recorded_once(account: OpenaiStandIn, tmp_path: Path) -> None:
+    account.add_model(chat_rows(10) * 20)
+    prompts = write(tmp_path / "prompts.jsonl", chat_rows(2, "other") * 3)
+    result = run({"stage": "fetch", "prompts": prompts}, tmp_path / "run", account)
+    assert result["rows"] == {"training": 160, "held_out": 2, "prompts": 2}
+    assert "42 of the rows to record repeat the prompt" in (tmp_path / "run/events.jsonl").read_text()
+
+
+def test_rows_that_differ_in_what_the_system_says_are_split(account: OpenaiStandIn, tmp_path: Path) -> None:
+    rows = chat_rows(20)
+    for number, row in enumerate(rows):
+        row["messages"][:2] = [
+            {"role": "system", "content": f"Text {number}"},
+            {"role": "user", "content": "Go."},
+        ]
+    account.add_model(rows)
+    result = run({"stage": "fetch"}, tmp_path / "run", account)
+    assert result["rows"] == {"training": 16, "held_out": 4, "prompts": 0}
