@@ -6,7 +6,7 @@ dump by alias.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.evals.data_source import SourceRow
 from trainers.configs.base import PRINTABLE_PATTERN
@@ -17,6 +17,15 @@ MAX_CRITERIA = 100
 MAX_TOKENS = 2**53
 PYTHON_NAMES = {"schema_": "schema", "run_model_name": "model_name"}
 
+
+def _check_type(value: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value.get("type"), str):
+        raise ValueError("the field `type` must be a string")
+    return value
+
+
+ExportedSource = Annotated[dict[str, Any], AfterValidator(_check_type)]
+Status = Annotated[str, Field(min_length=1, max_length=64, pattern=PRINTABLE_PATTERN)]
 ExportedId = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE_PATTERN)]
 Time = Annotated[int, Field(ge=0, le=MAX_TIME)]
 Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
@@ -36,7 +45,7 @@ class ExportedEval(Exported):
     id: ExportedId
     name: str | None = Field(None, max_length=1000)
     created_at: Time
-    data_source_config: dict[str, Any]
+    data_source_config: ExportedSource
     testing_criteria: list[dict[str, Any]] = Field(max_length=MAX_CRITERIA)
     metadata: ClientMetadata | None = None
 
@@ -95,8 +104,8 @@ class ExportedRun(ExportedResults):
     name: str | None = Field(None, max_length=1000)
     created_at: Time
     model: str | None = Field(None, max_length=1000)
-    status: str = Field(min_length=1, max_length=64)
-    data_source: dict[str, Any]
+    status: Status
+    data_source: ExportedSource
     metadata: ClientMetadata | None = None
 
 
@@ -107,7 +116,7 @@ class ExportedItem(Exported):
     id: ExportedId
     run_id: ExportedId
     created_at: Time
-    status: str = Field(min_length=1, max_length=64)
+    status: Status
     datasource_item: dict[str, Any]
     datasource_item_id: Count
     results: list[dict[str, Any]] | None = None

@@ -62,7 +62,7 @@ def _view_config(config: dict[str, Any]) -> dict[str, Any]:
     if "schema" in config:
         # That of an import, as OpenAI had made it.
         return {name: value for name, value in config.items() if name not in REQUEST_FIELDS}
-    if config["type"] != "custom":
+    if config.get("type") != "custom":
         return {**config, "schema": STORED_SCHEMA}
     properties = {"item": config["item_schema"]}
     if config.get("include_sample_schema"):

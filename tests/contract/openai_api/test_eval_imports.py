@@ -237,6 +237,18 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "an infinite number": (json.dumps(EVAL)[:-1] + ', "x": 1e999}', "line 1: it is not valid JSON"),
     "half a character": (json.dumps(EVAL)[:-1] + ', "x": "\\ud800"}', "line 1: it is not valid JSON"),
     "NUL in a name": ([EVAL | {"name": "a\0"}], "line 1: name: it contains the character NUL"),
+    "NUL in an item's status": (
+        [EVAL, RUN, ITEM | {"status": "pass\0"}],
+        "line 3: status: String should match",
+    ),
+    "a source of no type": (
+        [EVAL | {"data_source_config": {}}],
+        "line 1: data_source_config: Value error, the field `type` must be a string",
+    ),
+    "a source of a wrong type": (
+        [EVAL, RUN | {"data_source": {"type": ["jsonl"]}}],
+        "line 2: data_source: Value error, the field `type` must be a string",
+    ),
     "too deep": ('{"item": ' + '{"a":' * 70 + "1" + "}" * 71, "line 1: it is nested more than 64 levels"),
     "much too deep": ("[" * 100_000, "line 1: it is not valid JSON"),
 }
