@@ -1,5 +1,6 @@
 """Evals and their runs."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ from trainers.configs import EngineKind
 from trainers.runtime.error_codes import ErrorCode
 
 # The fields of the job's stage, as the client named them.
+# A name from OpenAI may have any; that of a job has none.
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 FIELDS = {
     "stages.0.model": "data_source.model",
     "stages.0.metrics": "testing_criteria",
@@ -166,7 +169,7 @@ def create_run(settings: Settings, asked: EvalRunSpec, caller: Caller, record: R
             first = unusable[0]
             raise field_error("eval_id", f"This eval cannot judge here: {first.name}: {first.reason}")
     # A dataset or a job without a name could not be recognized in a list.
-    name = asked.name or definition.name or definition.id
+    name = CONTROL_CHARACTERS.sub(" ", asked.name or definition.name or definition.id)
     _check_effort(data_source)
     dataset = _store_rows(settings, definition, name, data_source, caller)
     spec = _make_spec(definition, name, data_source, dataset)

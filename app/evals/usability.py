@@ -8,6 +8,7 @@ from app.evals.imports.schemas import UnusableCriterion
 from app.graders.service import parse_grader
 from app.settings import Settings
 from app.tables import Eval
+from trainers.configs.metrics import MAX_METRICS
 from trainers.configs.parsing.json_schema import compile_schema
 from trainers.configs.references import find_served_models
 
@@ -21,6 +22,9 @@ def list_unusable(session: Session, definition: Eval, settings: Settings) -> lis
     source = str(config.get("type"))
     if reason := _explain_source(definition, source):
         found.append(UnusableCriterion(name="data_source_config", type=source, reason=reason))
+    if not 0 < len(definition.testing_criteria) <= MAX_METRICS:
+        reason = f"it has {len(definition.testing_criteria)} graders; a run has 1 to {MAX_METRICS}"
+        found.append(UnusableCriterion(name="testing_criteria", type="", reason=reason))
     for criterion in definition.testing_criteria:
         if reason := _explain_criterion(session, criterion, settings):
             name, kind = (str(criterion.get(field, ""))[:200] for field in ("name", "type"))
@@ -31,6 +35,8 @@ def list_unusable(session: Session, definition: Eval, settings: Settings) -> lis
 def _explain_source(definition: Eval, source: str) -> str | None:
     if source not in SOURCES:
         return f"the source {source[:100]!r} is unknown; known are: {', '.join(sorted(SOURCES))}"
+    if not isinstance(definition.data_source_config.get("metadata") or {}, dict):
+        return "metadata is not an object"
     try:
         compile_schema(definition.data_source_config.get("item_schema", {}))
     except ValueError as error:

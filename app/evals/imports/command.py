@@ -32,7 +32,7 @@ def run_import(settings: Settings, paths: Sequence[Path]) -> None:
 def describe(report: EvalImportView) -> Iterator[str]:
     """Yield a line for each object, with its columns separated by tabs, and one for each unusable grader."""
     for each in report.evals:
-        yield f"eval\t{each.imported_id}\t{each.id}\t{each.outcome}\t{each.criteria} criteria\t{each.name}"
+        yield f"eval\t{each.imported_id}\t{each.id}\t{each.outcome}\t{each.criteria} criteria\t{each.name!r}"
         for criterion in each.unusable:
             yield f"unusable\t{each.imported_id}\t{criterion.name} ({criterion.type})\t{criterion.reason}"
     for run in report.runs:

@@ -213,6 +213,30 @@ def test_what_cannot_be_used_here_is_kept_and_named_with_its_reason(
     assert openai.evals.retrieve(found["id"]).name == "support"
 
 
+UNRUNNABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "no graders": ({"testing_criteria": []}, "testing_criteria: it has 0 graders; a run has 1 to 32"),
+    "many graders": ({"testing_criteria": [CRITERIA[0]] * 33}, "testing_criteria: it has 33 graders"),
+    "another metadata": (
+        {"data_source_config": {"type": "logs", "metadata": ["x"]}, "testing_criteria": CRITERIA[:1]},
+        "data_source_config: metadata is not an object",
+    ),
+}
+
+
+def test_an_imported_eval_that_no_run_can_have_is_refused_with_the_reason(
+    openai: OpenAI, client: TestClient
+) -> None:
+    source: Any = {"type": "jsonl", "source": content([{"item": ITEMS[0], "sample": {"output_text": "1"}}])}
+    for case, (fields, message) in UNRUNNABLE.items():
+        [found] = send(client, ("all.jsonl", [EVAL | fields | {"id": f"eval_{case}"}])).json()["evals"]
+        with pytest.raises(APIStatusError, match=message) as caught:
+            openai.evals.runs.create(found["id"], data_source=source)
+        assert caught.value.status_code == 400, case
+    lines = {"name": "two\nlines", "testing_criteria": CRITERIA[:1]}
+    [found] = send(client, ("all.jsonl", [EVAL | lines])).json()["evals"]
+    assert openai.evals.runs.create(found["id"], data_source=source).status == "queued"
+
+
 MALFORMED: dict[str, tuple[Any, str]] = {
     "no JSON": ([EVAL, "x"], "all.jsonl, line 2: an object is expected, not str"),
     "broken JSON": (json.dumps(EVAL) + '\n{"object": ', "all.jsonl, line 2: it is not valid JSON"),
