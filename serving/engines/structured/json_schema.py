@@ -11,6 +11,9 @@ MAX_SCHEMA_CHARACTERS = 2**18
 # The compiler recurses into every reference: about 1,000 of them in a chain of objects, three levels each,
 # overflow a stack of 8 MiB. `grammar.COMPILER_STACK_BYTES` is eight times that.
 MAX_RESOLVED_DEPTH = 2000
+# Each alternative repeats the keywords beside it, so that a short schema may have very long rules, and the
+# compiler takes many times their size.
+MAX_RULE_CHARACTERS = 2**22
 ANY_OBJECT: Schema = {"type": "object"}
 # A small model may otherwise generate white space up to its limit of tokens. One space, as in Python's JSON,
 # is what models are trained to write.
@@ -47,6 +50,15 @@ def check_bounds(schema: Schema) -> None:
     if depth > MAX_RESOLVED_DEPTH:
         raise SchemaTooComplex(
             f"its levels and those of its references are {depth:,}, and may be {MAX_RESOLVED_DEPTH:,}"
+        )
+
+
+def check_size(size: int) -> None:
+    """Raise SchemaTooComplex for rules that have so many characters."""
+    if size > MAX_RULE_CHARACTERS:
+        raise SchemaTooComplex(
+            f"its rules have {size:,} characters or more with all alternatives, and may have "
+            f"{MAX_RULE_CHARACTERS:,}"
         )
 
 

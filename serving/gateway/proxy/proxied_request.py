@@ -32,7 +32,7 @@ FORWARDED_HEADERS = (b"content-type", b"retry-after", b"retry-after-ms")
 UNBUFFERED_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 NOT_IMPLEMENTED = 501
 USAGE_BYTES = 4096
-# Of a prompt, where the engine does not report its tokens.
+# Of a prompt or a response, where the engine does not report its tokens.
 BYTES_PER_TOKEN = 4
 MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 
@@ -67,8 +67,9 @@ class ProxiedRequest:
         self.upstreams = upstreams
         self.context = context
         self.body = body
-        streamed = bytes(body.fields.get("stream", b"")) == b"true"
-        self.targets = RouteTargets(upstreams, context, route, streamed)
+        self.targets = RouteTargets(
+            upstreams, context, route, bytes(body.fields.get("stream", b"")) == b"true"
+        )
         self.extra_headers = extra_headers
         self.downstream = downstream
         self.parts: list[bytes] = []
@@ -96,7 +97,7 @@ class ProxiedRequest:
         """Abort the request because the client disconnected, which makes the engine stop."""
         if not self.ended:
             self.context.status = CLIENT_CLOSED_REQUEST
-            self._estimate_prompt_tokens()
+            self._estimate_tokens()
             self._end()
 
     def pause(self) -> None:
@@ -236,7 +237,7 @@ class ProxiedRequest:
             self._forward(lines)
             lines = b""
         self.context.response_tail = self.stream_end.usage or self.previous_lines + self.last_lines + lines
-        self._estimate_prompt_tokens()
+        self._estimate_tokens()
         self._record_engine_status()
         self._end()
         self.downstream.finish(lines)
@@ -248,7 +249,7 @@ class ProxiedRequest:
         self.targets.record(succeeded=False)
         error = EngineDisconnected(self.route.name)
         self.context.status = error.status
-        self._estimate_prompt_tokens()
+        self._estimate_tokens()
         self._end()
         self.downstream.finish(lines + self.stream_end.error_event(error, lines or self.last_lines))
 
@@ -268,12 +269,17 @@ class ProxiedRequest:
         # At the end; vLLM's prompt_logprobs and prompt_token_ids follow it.
         if (place := find_usage(chunk)) >= 0:
             self.context.response_tail = chunk[place : place + USAGE_BYTES]
+        elif self.status < 400:
+            self._estimate_tokens(len(chunk))
         self._record_engine_status()
         self._end()
         self.downstream.respond(self.status, self._response_headers(), chunk)
 
-    def _estimate_prompt_tokens(self) -> None:
-        self.context.estimated_tokens += self.sent_bytes // BYTES_PER_TOKEN
+    def _estimate_tokens(self, response_bytes: int = 0) -> None:
+        # A stream that was cut off may have sent its usage before.
+        if self.streamed and not self.context.response_tail:
+            self.context.response_tail = self.stream_end.usage or self.previous_lines + self.last_lines
+        self.context.estimated_tokens += (self.sent_bytes + response_bytes) // BYTES_PER_TOKEN
 
     def _record_engine_status(self) -> None:
         # An engine that does not implement a feature, or asks to retry later, is healthy.

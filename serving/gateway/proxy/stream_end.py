@@ -4,11 +4,12 @@ import json
 import re
 from typing import Protocol
 
+from serving.gateway.request_context import find_usage
 from serving.http.errors import ApiError
 
 # A JSON string contains no raw newline, so these patterns match events only, never their text.
 DONE = re.compile(rb"(?:^|\n)(data: ?\[DONE\])")
-# The event with the usage of a chat or a completion is the only one with an empty list of choices.
+# The event with the usage of a chat or a completion has an empty list of choices.
 USAGE = re.compile(rb'^data: ?\{[^\n]*"choices": ?\[\][^\n]*\n\n?', re.MULTILINE)
 ERROR = re.compile(rb'(?:^|\n)data: ?\{"error"')
 RESPONSE_ERROR = re.compile(rb'(?:^|\n)(?:event: ?error\r?\n|data: ?\{"error")')
@@ -84,11 +85,12 @@ class DoneMarkerEnd:
         return lines
 
     def _remove_usage(self, lines: bytes) -> bytes:
-        event = USAGE.search(lines)
-        if event is None or b'"usage"' not in event[0]:
-            return lines
-        self.usage = event[0]
-        return lines[: event.start()] + lines[event.end() :]
+        # Others may have neither choices nor usage, such as the results of a filter.
+        for event in USAGE.findall(lines):
+            if find_usage(event) >= 0:
+                self.usage = event
+                lines = lines.replace(event, b"", 1)
+        return lines
 
     def error_event(self, error: ApiError, last: bytes) -> bytes:
         # The empty line before the event ends one that was cut short.

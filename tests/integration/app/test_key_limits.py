@@ -34,7 +34,7 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
     """Yield an engine with two ready deployments, named like its models."""
     fake_engine = FakeEngine()
     with transaction() as session:
-        for name in ("plain", "endless", "usage", "scored"):
+        for name in ("plain", "endless", "usage", "usage_cut", "uncounted", "scored"):
             values: dict[str, Any] = {
                 "base": "hub/base",
                 "engine": EngineKind.hf,
@@ -158,6 +158,24 @@ def test_the_tokens_of_a_stream_count_with_and_without_its_usage(
         assert b"usage" not in stream.content
         assert engine.bodies[-1]["stream_options"] == options | {"include_usage": True}
         wait_for_tokens(client, key_id, admin, 8 * number)
+
+
+def test_the_tokens_of_a_stream_count_once_its_usage_has_arrived(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    key_id, limited = make_key(Scope.inference, tokens_per_day=1000)
+    _, admin = make_key(Scope.admin)
+    stream = client.post(CHAT, json={"model": "usage_cut", "stream": True}, headers=limited).content
+    assert b"prompt_tokens" not in stream
+    assert b"engine_disconnected" in stream
+    wait_for_tokens(client, key_id, admin, 8)
+
+
+def test_the_tokens_of_a_response_without_usage_are_estimated(client: TestClient, engine: FakeEngine) -> None:
+    key_id, limited = make_key(Scope.inference, tokens_per_day=1000)
+    _, admin = make_key(Scope.admin)
+    client.post(CHAT, json={"model": "uncounted"}, headers=limited).raise_for_status()
+    wait_for_tokens(client, key_id, admin, (400 + len(b'{"model":"uncounted"}')) // 4)
 
 
 def test_the_tokens_of_a_response_count_wherever_its_usage_is(client: TestClient, engine: FakeEngine) -> None:

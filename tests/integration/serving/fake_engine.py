@@ -104,6 +104,20 @@ class FakeEngine:
         await response.write(b"data: [DONE]\n\n")
         return response
 
+    async def usage_cut(self, request: web.Request) -> web.StreamResponse:
+        """Abort between the token counts and [DONE]."""
+        response = await self._stream(request)
+        tokens = {"prompt_tokens": 3, "completion_tokens": 5}
+        usage = f"data: {json.dumps({'choices': [], 'usage': tokens})}\n\n".encode()
+        await response.write(EVENT + usage)
+        await asyncio.sleep(0.1)
+        abort(request)
+        return response
+
+    async def uncounted(self, request: web.Request) -> web.Response:
+        """Respond without token counts, with 400 characters."""
+        return web.json_response("a" * 398)
+
     async def flood(self, request: web.Request) -> web.StreamResponse:
         """Send forty megabytes as fast as the client reads."""
         response = await self._stream(request)

@@ -17,7 +17,7 @@ from serving.engines.structured.calls.schemas import (
 )
 from serving.engines.structured.calls.tool import Tool
 from serving.engines.structured.grammar import GrammarInvalid, Vocabulary
-from serving.engines.structured.json_schema import Schema, check_bounds
+from serving.engines.structured.json_schema import Schema, check_bounds, check_size
 
 ANY_NAME = "[a-zA-Z_][a-zA-Z0-9_]{0,63}"
 
@@ -44,7 +44,12 @@ class NotationArguments:
 
     def rules(self, rule: str, tool: Tool, vocabulary: Vocabulary, compact: bool) -> str:
         """Return the rules of the arguments and of all parts of their schema."""
-        return "\n".join(_Rules(self, rule, tool, vocabulary, compact).lines())
+        lines, size = [], 0
+        for line in _Rules(self, rule, tool, vocabulary, compact).lines():
+            lines.append(line)
+            size += len(line)
+            check_size(size)
+        return "\n".join(lines)
 
     def reader(self, tool: Tool) -> ArgumentsReader:
         """Return a reader of the notation."""
@@ -174,7 +179,7 @@ class _Rules:
     def _key(self, name: str, assign: str) -> str:
         if self._notation.is_python and assign == ":":
             text = self._literal(name)
-        elif re.fullmatch(r"[^\s,:={}()\[\]'\"]+", name):
+        elif re.fullmatch(r"[^\s,:={}()\[\]'\"]+", name) and (self._notation.delimiter or "\n") not in name:
             text = self._vocabulary.terminal(name)
         else:
             raise GrammarInvalid(f"the name {name!r} cannot be written in this form of calls")

@@ -1,5 +1,6 @@
 """Schemas of arguments in forms other than JSON: their references, kinds and keywords."""
 
+from types import NoneType
 from typing import Any
 
 from serving.engines.structured.grammar import GrammarInvalid
@@ -24,6 +25,20 @@ KEYWORDS = {
     "null": frozenset(),
 }
 TYPES = tuple(KEYWORDS)
+# What the value of a keyword is, where a rule is made of it; `required` and `type` contain names.
+VALUES: dict[str, tuple[type, ...]] = {
+    "properties": (dict, NoneType),
+    "required": (list, NoneType),
+    "type": (str, list),
+    "enum": (list,),
+    "anyOf": (list,),
+    "oneOf": (list,),
+    "allOf": (list,),
+    "pattern": (str,),
+    "format": (str,),
+    "minItems": (int,),
+    "maxItems": (int,),
+}
 _ALL_KEYWORDS = frozenset().union(*KEYWORDS.values())
 MAX_REFERENCES = 32
 MAX_ALTERNATIVES = 256
@@ -32,7 +47,10 @@ MAX_ALTERNATIVES = 256
 def resolve(schema: Any, root: Schema) -> Any:
     """Return a schema with the references at its top resolved. Raises GrammarInvalid."""
     for _ in range(MAX_REFERENCES):
-        if not isinstance(schema, dict) or "$ref" not in schema:
+        if not isinstance(schema, dict):
+            return schema
+        _check_values(schema)
+        if "$ref" not in schema:
             return schema
         reference = str(schema["$ref"])
         found = resolve_reference(root, reference) if reference.startswith("#") else None
@@ -117,6 +135,15 @@ def refuse_unknown_keywords(schema: Schema) -> None:
         raise GrammarInvalid(f"the keyword {unknown[0]!r} cannot be enforced in this form of calls")
     if (name := schema.get("type", "null")) not in KEYWORDS:
         raise GrammarInvalid(f"the type {name!r} is unknown")
+
+
+def _check_values(schema: Schema) -> None:
+    """Raise GrammarInvalid for a keyword whose value is of another kind than JSON Schema says."""
+    for name in VALUES.keys() & schema.keys():
+        value = schema[name]
+        names = value if name in ("required", "type") and isinstance(value, list) else []
+        if not isinstance(value, VALUES[name]) or not all(isinstance(one, str) for one in names):
+            raise GrammarInvalid(f"the value of the keyword {name!r} is not one of JSON Schema")
 
 
 def _implied_type(schema: Schema) -> str | tuple[str, ...]:

@@ -13,10 +13,12 @@ import regex
 from serving.engines.structured.calls.arguments import ArgumentsForm
 from serving.engines.structured.calls.tool import Tool
 from serving.engines.structured.grammar import Vocabulary
+from serving.engines.structured.json_schema import check_size
 from trainers.configs.engines import ToolCallParser
 
 CALL = "call"
 ARGUMENTS = "arguments"
+NAME_END = r"(?=[^a-zA-Z0-9_.-])"
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,14 @@ class CallSyntax:
     def rules(self, vocabulary: Vocabulary, tools: Sequence[Tool], parallel: bool, compact: bool) -> str:
         """Return the rule `calls`, and the rules that it needs, of a grammar for calls of these tools."""
         lines = []
+        size = 0
         for number, tool in enumerate(tools):
             arguments = f"{ARGUMENTS}_{number}"
             opening = self._terminals(vocabulary, self.before, tool.name, self.between)
             lines.append(f"{CALL}_{number}: {opening} {arguments}")
             lines.append(self.arguments.rules(arguments, tool, vocabulary, compact))
+            size += len(lines[-1])
+            check_size(size)
         alternatives = " | ".join(f"{CALL}_{number}" for number in range(len(tools)))
         separator = self._terminals(vocabulary, self.separator)
         more = f"({separator} {CALL})*" if parallel else ""
@@ -92,7 +97,9 @@ class CallSyntax:
 
     def patterns(self, tools: Sequence[Tool]) -> CallPatterns:
         """Return the patterns by which calls are read."""
-        call = f"{self._pattern(self.before)}(?P<name>{_names(tools)}){self._pattern(self.between)}"
+        # Without a text after it, a name may be the beginning of another one.
+        between = self._pattern(self.between) or NAME_END
+        call = f"{self._pattern(self.before)}(?P<name>{_names(tools)}){between}"
         ends = [piece for piece in self._pieces(self.after) if piece in self.optional]
         return CallPatterns(
             regex.compile(rf"\s*{self._pattern(self.begin)}{call}"),

@@ -20,13 +20,14 @@ from serving.engines.structured.calls.schemas import (
 )
 from serving.engines.structured.calls.tool import Tool
 from serving.engines.structured.grammar import GrammarInvalid, Vocabulary
-from serving.engines.structured.json_schema import Schema, SchemaTooComplex, check_bounds
+from serving.engines.structured.json_schema import Schema, SchemaTooComplex, check_bounds, check_size
 
 # The order in which a text is tried, as in vLLM's coerce_to_schema_type; a string is the last.
 TYPE_ORDER = ("null", "integer", "number", "boolean", "object", "array")
 TEXT = frozenset({"string"})
 MAX_COPIED_CHARACTERS = 2**22
 NOTHING = '""'
+NAME = r"[^\n<>]+"
 ANY_KEY = "[a-zA-Z_][a-zA-Z0-9_.-]{0,63}"
 
 
@@ -60,11 +61,16 @@ class TaggedArguments:
         properties, required = members(schema), schema.get("required") or []
         _check_copies(tool.parameters, properties)
         parts, lines = [], []
+        size = 0
         for number, (name, value) in enumerate(properties.items()):
+            if not regex.fullmatch(NAME, name) or name != name.strip():
+                raise GrammarInvalid(f"the name {name!r} cannot be written in this form of calls")
             part = f"{rule}_{number}"
             parts.append(part if name in required else f"{part}?")
             lines.append(f"{part}: {self._opening(escape(name))} {part}_value")
             lines.append(self._value_rule(f"{part}_value", value, tool, vocabulary, compact))
+            size += len(lines[-1])
+            check_size(size)
         extra = schema.get("additionalProperties", True)
         if not properties and extra is not False:
             parts.append(f"{rule}_any*")
@@ -92,6 +98,7 @@ class TaggedArguments:
     def _value_rule(self, rule: str, schema: Any, tool: Tool, vocabulary: Vocabulary, compact: bool) -> str:
         """Return the rule of a value and of the tag after it."""
         lenient, lines, choices = not tool.is_strict, [], []
+        size = 0
         # A text is a string where the schema does not say anything else, as in vLLM.
         known = schema if isinstance(schema, dict) and schema else {"type": "string"}
         for number, one in enumerate(alternatives(known, tool.parameters)):
@@ -102,12 +109,18 @@ class TaggedArguments:
             values = constants(one)
             if values is not None:
                 texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+                if any(self.after_value.strip("\n") in text for text in texts):
+                    raise GrammarInvalid(
+                        f"a constant contains {self.after_value.strip()}, which ends its text"
+                    )
                 lines.append(constant_rule(part, texts, self.after_value, vocabulary))
             elif one["type"] == "string":
                 lines.append(raw_text_rule(part, one, self.after_value, vocabulary, lenient))
             else:
                 lines.append(f"{part}: {part}_json {end_terminals(self.after_value, vocabulary)}")
                 lines.append(f"{part}_json: {self._json_rule(one, tool, compact)}")
+                size += len(lines[-1])
+                check_size(size)
         return "\n".join([f"{rule}: {' | '.join(choices)}", *lines])
 
     def _json_rule(self, schema: Schema, tool: Tool, compact: bool) -> str:
@@ -127,7 +140,7 @@ class TaggedReader:
         self._form = form
         self._types, self._others = types, others
         last = form.after_value.strip("\n")
-        name, after = r"(?P<name>[^\n<>]+?)", form.after_name.strip("\n")
+        name, after = f"(?P<name>{NAME}?)", form.after_name.strip("\n")
         between = r"\s*".join(map(regex.escape, after.split("\n")))
         self._key = regex.compile(rf"\s*{regex.escape(form.before_name)}{name}{between}")
         self._end = regex.compile(("\n?" if form.is_wrapped else "") + regex.escape(last))

@@ -1,5 +1,6 @@
 """Every family's grammar: what it allows is read, and follows the schemas of the tools."""
 
+import contextlib
 import json
 import random
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from serving.engines.structured.calls.syntax import CallSyntax
 from serving.engines.structured.calls.tool import Tool
 from serving.engines.structured.constraint import Constraint, ConstraintState
 from serving.engines.structured.grammar import GrammarInvalid, Vocabulary, compile_grammar, load_vocabulary
+from serving.engines.structured.json_schema import SchemaTooComplex
 from tests.unit.serving.engines.structured.call_cases import (
     BOUNDED,
     BOUNDED_TOOL,
@@ -195,3 +197,64 @@ def test_outer_tags_that_a_model_leaves_out_are_not_needed(vocabulary: Vocabular
     text = "<function=search>\n<parameter=query>\nx\n</parameter>\n</function>"
     assert decode(read(syntax, list(text))) == expected([("search", {"query": "x"})])
     assert is_allowed(compile_calls(vocabulary, syntax), vocabulary, text)
+
+
+MARKUP = ["", " a", "a\nb", "a>b", "</parameter>", "</arg_value>", "</tool_call>", "<escape>", '<|"|>', "a/b"]
+
+
+@each_form
+@pytest.mark.parametrize("text", MARKUP)
+def test_names_and_constants_that_the_form_cannot_express_are_refused(
+    form: CallForm, text: str, vocabulary: Vocabulary
+) -> None:
+    syntax = syntax_of(form)
+    for name, value in ((text, "x"), ("v", text)):
+        schema = {"type": "object", "properties": {name: {"enum": [value]}}, "required": [name]}
+        tool = Tool("f", schema, False, {})
+        try:
+            compile_calls(vocabulary, syntax, [tool])
+        except GrammarInvalid:
+            continue
+        parser = CallParser(syntax, [tool])
+        events = parser.push(form.write([("f", {name: value})]))
+        arguments = "".join(event.text for event in events if isinstance(event, ArgumentsDelta))
+        assert json.loads(arguments) == {name: value}
+
+
+MALFORMED: list[dict[str, Any]] = [
+    {"type": None},
+    {"type": [5]},
+    {"required": [5]},
+    {"required": [["a"]]},
+    {"required": "abc"},
+    {"properties": ["a"]},
+    {"enum": "abc"},
+    {"anyOf": "abc"},
+    {"allOf": {}},
+    {"type": "string", "format": {}},
+    {"type": "array", "minItems": "3"},
+]
+
+
+@each_form
+@pytest.mark.parametrize("value", MALFORMED, ids=json.dumps)
+def test_schemas_that_are_none_are_refused(
+    form: CallForm, value: dict[str, Any], vocabulary: Vocabulary
+) -> None:
+    for schema in ({"type": "object", "properties": {"v": value}}, {"type": "object", **value}):
+        # Those of JSON may ignore a keyword of another type.
+        with contextlib.suppress(GrammarInvalid):
+            compile_calls(vocabulary, syntax_of(form), [Tool("f", schema, False, {})])
+
+
+@pytest.mark.parametrize("name", ["pythonic", "gemma4", "qwen3_coder", "glm45"])
+def test_a_short_schema_with_very_long_rules_is_refused(name: str, vocabulary: Vocabulary) -> None:
+    syntax = syntax_of(FORMS[name])
+    members: dict[str, Any] = {f"p{number}": {} for number in range(1000)}
+    value = {"type": "object", "properties": members, "anyOf": [{}] * 250}
+    values = {f"v{number}": value for number in range(3)}
+    for tools in ([values], [{"v": value}] * 3):
+        schemas = [{"type": "object", "properties": properties} for properties in tools]
+        named = [Tool(f"f{number}", schema, False, {}) for number, schema in enumerate(schemas)]
+        with pytest.raises(SchemaTooComplex, match="with all alternatives"):
+            syntax.rules(vocabulary, named, True, True)

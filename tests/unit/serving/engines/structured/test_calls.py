@@ -1,12 +1,14 @@
 """Every family's calls are read from pieces of any size, and a model's family is found."""
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from serving.engines.structured.calls.families import UnknownFamily, find_call_syntax
-from serving.engines.structured.calls.parser import ArgumentsDelta, TextDelta
+from serving.engines.structured.calls.parser import ArgumentsDelta, CallBegin, CallParser, TextDelta
+from serving.engines.structured.calls.tool import Tool
 from tests.unit.serving.engines.structured.call_cases import (
     ALONE,
     ARGUMENTS,
@@ -43,6 +45,18 @@ def test_any_arguments_are_read_from_pieces_of_any_size(
 ) -> None:
     calls: list[Call] = [("get-time.now", {}), ("search", arguments)]
     assert decode(read(syntax_of(form), cut(form.write(calls), places))) == expected(calls)
+
+
+@each_form
+def test_a_tool_whose_name_begins_with_that_of_another_is_called(form: CallForm) -> None:
+    tools = [Tool(name, {"type": "object"}, False, {}) for name in ("get", "get_time", "get_time.now")]
+    for name in ("get", "get_time", "get_time.now"):
+        for values in ({}, {"zone": "Oslo"}):
+            parser = CallParser(syntax_of(form), tools)
+            events = [event for piece in form.write([(name, values)]) for event in parser.push(piece)]
+            assert [event.name for event in events if isinstance(event, CallBegin)] == [name]
+            text = "".join(event.text for event in events if isinstance(event, ArgumentsDelta))
+            assert json.loads(text) == values
 
 
 @pytest.mark.parametrize("name", [name for name in FORMS if name not in ALONE])

@@ -61,3 +61,12 @@ def test_only_the_usage_event_is_removed() -> None:
     usage = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":3}}\n\n'
     assert end.inspect(chunk + usage + b"data: [DONE]\n\n") == chunk + b"data: [DONE]\n\n"
     assert (end.usage, end.done) == (usage, True)
+
+
+@pytest.mark.parametrize("end_of_line", [b"\n", b"\r\n"])
+def test_the_usage_event_is_found_behind_another_without_choices(end_of_line: bytes) -> None:
+    end, blank = DoneMarkerEnd(remove_usage=True), end_of_line * 2
+    filtered = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}' + blank
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3}}' + blank
+    assert b"prompt_tokens" not in end.inspect(filtered + usage + b"data: [DONE]" + blank)
+    assert (b"prompt_tokens" in end.usage, end.done) == (True, True)
