@@ -19,11 +19,13 @@ from app.http.errors import HttpError
 from app.jobs import service as jobs
 from app.rescues import service as rescues
 from app.rescues.account import list_account_models
+from app.rescues.plan import choose_max_cost, set_prices
 from app.rescues.report import render_comparison, render_estimate, render_models
 from app.rescues.schemas import RescueCreate, RescueStart, RescueStatus, RescueView
 from app.rescues.views import view_rescue
 from app.settings import Settings
 from app.storage.database import read_session
+from trainers.configs.stages.migration.record import MAX_PRICE
 from trainers.data.conversion.csv_table import CsvOptions
 from trainers.runtime.redaction import redact
 
@@ -82,8 +84,8 @@ def run_rescue(
         raise CommandFailed(_describe(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = "--" + ".".join(map(str, first["loc"])).replace("_", "-")
-        raise CommandFailed(f"{option}: {first['msg'].removeprefix('Value error, ')}.") from error
+        option = f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: " if first["loc"] else ""
+        raise CommandFailed(f"{option}{first['msg'].removeprefix('Value error, ')}.") from error
 
 
 def write_report(view: RescueView, folder: Path) -> int:
@@ -144,17 +146,20 @@ def _start(
     settings: Settings, view: RescueView, start: dict[str, Any], confirm: Callable[[str], bool]
 ) -> RescueView:
     fields = {name: value for name, value in start.items() if value is not None}
+    # Before anything is asked, so that no answer is for nothing.
+    body = RescueStart.model_validate({"max_cost": MAX_PRICE, **fields})
+    if view.estimate is not None and body.input_price is not None:
+        priced = set_prices(view.estimate, body.input_price, body.output_price, "the options")
+        view = view.model_copy(update={"estimate": priced})
     print(render_estimate(view), file=sys.stderr)
     if "max_cost" not in fields:
         if not confirm("Record the responses?"):
             raise CommandFailed(
                 f"Nothing was asked of the model. To continue: python -m app rescue --rescue {view.id} --yes"
             )
-        cost = view.estimate.cost if view.estimate is not None else None
-        if cost is None:
-            raise CommandFailed("The prices of the model are unknown: set --max-cost and both prices.")
-        # Responses may be longer than the references.
-        fields["max_cost"] = max(0.01, 3 * cost)
+        if view.estimate is None or view.estimate.cost is None:
+            raise CommandFailed("The prices of the model are unknown: set --input-price and --output-price.")
+        fields["max_cost"] = choose_max_cost(view.estimate, body.max_completion_tokens)
     rescues.start_rescue(settings, view.id, RescueStart.model_validate(fields), "")
     return _load(settings, view.id)
 

@@ -44,7 +44,10 @@ def rescue_command(
     max_cost: Annotated[
         float | None, typer.Option(help="US dollars that the responses may cost. [default: asks]")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Accept up to three times the expected cost.")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="Accept up to three times the expected cost, and one longest response."),
+    ] = False,
     requests_per_minute: Annotated[int, typer.Option(min=1, help="Maximum rate of requests.")] = 60,
     max_completion_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a response.")] = 1024,
     input_price: Annotated[

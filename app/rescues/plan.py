@@ -31,10 +31,7 @@ def estimate_cost(
         inputs, outputs, origin = body.input_price, body.output_price, "the request"
     elif known is not None:
         inputs, outputs, origin = known[0].input, known[0].output, known[1]
-    cost = None
-    if inputs is not None and outputs is not None:
-        cost = (tokens["prompt"] * inputs + tokens["completion"] * outputs) / MILLION
-    return CostEstimateView(
+    estimate = CostEstimateView(
         prompts=fetched["rows"]["held_out"] + fetched["rows"]["prompts"],
         prompt_tokens=tokens["prompt"],
         completion_tokens=tokens["completion"],
@@ -42,8 +39,29 @@ def estimate_cost(
         input_price=inputs,
         output_price=outputs,
         price_source=origin,
-        cost=cost,
+        cost=None,
     )
+    return set_prices(estimate, inputs, outputs, origin)
+
+
+def set_prices(
+    estimate: CostEstimateView, inputs: float | None, outputs: float | None, origin: str | None
+) -> CostEstimateView:
+    """Return an estimate with the cost at other prices; the cost is unknown without both."""
+    cost = None
+    if inputs is not None and outputs is not None:
+        cost = (estimate.prompt_tokens * inputs + estimate.completion_tokens * outputs) / MILLION
+    prices = {"input_price": inputs, "output_price": outputs, "price_source": origin}
+    return estimate.model_copy(update={**prices, "cost": cost})
+
+
+def choose_max_cost(estimate: CostEstimateView, max_completion_tokens: int) -> float:
+    """Return what a person accepts who accepts the estimate: three times as much, and one longest response.
+
+    Responses may be longer than the references, and no request is sent whose highest cost is not left.
+    """
+    assert estimate.cost is not None and estimate.output_price is not None, "the prices are known"
+    return max(0.01, 3 * estimate.cost) + max_completion_tokens * estimate.output_price / MILLION
 
 
 def choose_metrics(fetched: dict[str, Any], body: RescueStart) -> list[dict[str, Any]]:

@@ -65,6 +65,8 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
         until = parsedate_to_datetime(headers["retry-after"])
     except (KeyError, ValueError):
         return None
+    # The zone -0000 is that of a time without one.
+    until = until if until.tzinfo is not None else until.replace(tzinfo=UTC)
     return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 

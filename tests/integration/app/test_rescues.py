@@ -13,7 +13,9 @@ from starlette.testclient import TestClient
 from app.keys import service as keys
 from app.keys.schemas import KeyCreate
 from app.rescues.command import CommandFailed, run_list, run_rescue
+from app.rescues.plan import choose_max_cost, set_prices
 from app.rescues.retirement import SHUTDOWN_DATES
+from app.rescues.schemas import CostEstimateView
 from app.settings import Settings, get_settings
 from app.storage.database import transaction
 from app.tables import Scope
@@ -123,6 +125,12 @@ def test_a_rescue_fetches_estimates_and_starts_one_job(
     assert "4 prompts for" in capsys.readouterr().err
     with pytest.raises(CommandFailed, match="--max-cost: Input should be greater"):
         run_rescue(get_settings(), {"rescue": ready["id"]}, {"max_cost": -1.0}, bool, Path("report"))
+    prices = {"input_price": 2e4, "output_price": 3e4}
+    with pytest.raises(CommandFailed, match="Nothing was asked"):
+        run_rescue(get_settings(), {"rescue": ready["id"]}, {**prices}, lambda _: False, Path("report"))
+    assert "USD at 20000 and 30000 USD a million tokens (the options)" in capsys.readouterr().err
+    with pytest.raises(CommandFailed, match="set both input_price"):
+        run_rescue(get_settings(), {"rescue": ready["id"]}, {"input_price": 1.0}, bool, Path("report"))
     assert not account.asked
     assert ready["rows"] == {"training": 16, "held_out": 4, "prompts": 0}
     estimate = ready["estimate"]
@@ -159,6 +167,20 @@ def test_a_rescue_fetches_estimates_and_starts_one_job(
             get_settings(), {"rescue": None, "fine_tuned_model": MODEL}, {}, lambda _: True, Path("report")
         )
     assert KEY not in read_everything(tmp_path)
+
+
+@sqlite_only
+def test_an_accepted_estimate_of_few_rows_leaves_room_for_one_request(
+    client: TestClient, ready: dict[str, Any], worker: WorkerContext
+) -> None:
+    worker.stages = [StageKind.record]
+    prices = {"input_price": 3.75, "output_price": 15.0}
+    estimate = set_prices(CostEstimateView.model_validate(ready["estimate"]), 3.75, 15.0, None)
+    start = {**prices, "max_completion_tokens": 4096, **FAST}
+    post(client, f"/{ready['id']}/start", {"max_cost": choose_max_cost(estimate, 4096), **start})
+    assert execute_next(worker)
+    recorded = client.get(f"/api/v1/rescues/{ready['id']}").json()["recorded"]
+    assert recorded["counts"] == {"recorded": 4}
 
 
 @sqlite_only
