@@ -6,6 +6,7 @@ Other values of a body stay undecoded.
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -72,6 +73,7 @@ STATEFUL_FIELDS = frozenset({"background", "conversation"})
 QUOTE, BRACKET = b'"['
 # Endpoints whose streams contain usage only if the request asks for it.
 STREAM_USAGE_PATHS = ("/v1/chat/completions", "/v1/completions")
+BOOLEANS = (b"true", b"false", b"null")
 INCLUDE_USAGE = msgspec.Raw(b'{"include_usage":true}')
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 REFUSED_TEMPLATE_OPTIONS = frozenset({"chat_template", "template", "tokenizer", "tools_template"})
@@ -143,7 +145,7 @@ class RequestBody:
             fields["stream_options"] = INCLUDE_USAGE
             return True
         # Anything else is the engine's to refuse.
-        if not isinstance(options, dict) or options.get("include_usage") not in (None, False):
+        if not isinstance(options, dict) or options.get("include_usage"):
             return False
         # Counts in every event are part of the usage that the client does not ask for.
         options = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
@@ -173,6 +175,7 @@ def parse_request_body(path: str, body: bytes, limits: RequestLimits) -> Request
         check_media(path, messages)
         check_roles(path, messages)
         _check_limits(fields, limits)
+        _check_stream(fields)
     except RecursionError as error:
         raise InvalidRequest("The body has too many levels of lists and objects.") from error
     return RequestBody(model, fields)
@@ -254,6 +257,15 @@ def _check_limits(fields: Fields, limits: RequestLimits) -> None:
             # A list of numbers is one prompt, given as token ids, and a list of objects is one conversation.
             if len(items) > maximum and memoryview(items[0])[0] in (BRACKET, QUOTE):
                 raise InvalidRequest(f"{field!r} has {len(items)} texts, but the limit is {maximum}.", field)
+
+
+def _check_stream(fields: Fields) -> None:
+    """Raise InvalidRequest for what some engines read as true: the stream would have no usage to charge."""
+    if "stream" in fields and bytes(fields["stream"]) not in BOOLEANS:
+        raise InvalidRequest("'stream' must be true or false.", "stream")
+    options = read_field(fields, "stream_options")
+    if isinstance(options, dict) and not isinstance(options.get("include_usage"), bool | NoneType):
+        raise InvalidRequest("'include_usage' of 'stream_options' must be true or false.", "stream_options")
 
 
 @lru_cache(maxsize=1024)

@@ -85,6 +85,11 @@ def test_a_number_that_is_out_of_range_is_refused_with_its_field(field: str) -> 
         ("max_tokens", 1e9),
         ("max_tokens", "9000000000"),
         ("n", "2"),
+        # Engines that take them for true would stream without usage to charge.
+        ("stream", "true"),
+        ("stream", 1),
+        ("stream_options", {"include_usage": "false"}),
+        ("stream_options", {"include_usage": 0}),
         ("max_completion_tokens", 2_000_000),
         ("prompt", ["a"] * 1025),
         ("prompt", [[1]] * 1025),
@@ -96,7 +101,9 @@ def test_a_number_that_is_out_of_range_is_refused_with_its_field(field: str) -> 
         ("lora_path", "/etc"),
     ],
 )
-def test_a_field_over_its_limit_or_with_access_to_files_is_rejected(field: str, value: Any) -> None:
+def test_a_field_over_its_limit_of_another_type_or_with_access_to_files_is_rejected(
+    field: str, value: Any
+) -> None:
     with pytest.raises(InvalidRequest) as rejected:
         parse_request_body(CHAT, json.dumps({"model": "x", field: value}).encode(), RequestLimits())
     assert rejected.value.param == field
