@@ -72,11 +72,19 @@ def run(config: FetchConfig, run_dir: Path, events: EventWriter) -> dict[str, An
     training = folder / f"{TRAINING}.jsonl"
     split = split_training_rows(training, folder, config.held_out_rows, config.seed)
     prompts = None if config.prompts is None else dataset_path(config.prompts)
-    counts = write_recorded_rows(split.held_out, prompts, folder / f"{DatasetPart.test}.jsonl")
+    counts = write_recorded_rows(
+        split, prompts, folder / f"{DatasetPart.train}.jsonl", folder / f"{DatasetPart.test}.jsonl"
+    )
     if counts.repeated:
         events.write_warning(
             "prompts_repeated",
             f"{counts.repeated} of the rows to record repeat the prompt of another, which is recorded once.",
+        )
+    if counts.trained:
+        events.write_warning(
+            "prompts_trained",
+            f"{counts.trained} of the further prompts are among the rows to train on: they count in the "
+            f"agreement alone.",
         )
     events.write_progress(2, 2)
     return {

@@ -21,7 +21,7 @@ from trainers.data.formats import (
     detect_format,
     is_openai_preference,
 )
-from trainers.fetch.training_rows import HELD_OUT
+from trainers.fetch.training_rows import HELD_OUT, TrainingSplit
 from trainers.openai_account.fine_tuned_models import REINFORCEMENT, SUPERVISED, FineTunedModel
 from trainers.runtime.errors import DatasetInvalid
 
@@ -45,6 +45,7 @@ class RecordedCounts:
     held_out: int = 0
     prompts: int = 0
     repeated: int = 0
+    trained: int = 0
     reference_characters: list[int] = field(default_factory=list)
     tool_calls: int = 0
     without_reference: int = 0
@@ -71,16 +72,19 @@ class RecordedCounts:
         }
 
 
-def write_recorded_rows(held_out: Path, prompts: Path | None, target: Path) -> RecordedCounts:
-    """Write held-out rows and further prompts as conversations, with their `part`; remove `held_out`.
+def write_recorded_rows(
+    split: TrainingSplit, prompts: Path | None, training: Path, target: Path
+) -> RecordedCounts:
+    """Write held-out rows and further prompts as conversations, with their `part`; remove those of `split`.
 
-    A prompt is recorded once: its repetition would cost again, and is no independent observation.
+    A prompt is recorded once: its repetition would cost again, and is no independent observation. One of
+    `prompts` that the rows of `training` have as well gets no reference, since the new model has seen it.
 
     Raises DatasetInvalid for a row without a prompt.
     """
     counts = RecordedCounts()
-    save_rows(target, _convert_files(held_out, prompts, counts))
-    held_out.unlink()
+    save_rows(target, _convert_files(split, prompts, training, counts))
+    split.held_out.unlink()
     return counts
 
 
@@ -125,14 +129,19 @@ def estimate_tokens(source: FineTunedModel, training: Path, recorded: Path) -> d
     }
 
 
-def _convert_files(held_out: Path, prompts: Path | None, counts: RecordedCounts) -> Iterator[Row]:
+def _convert_files(
+    split: TrainingSplit, prompts: Path | None, training: Path, counts: RecordedCounts
+) -> Iterator[Row]:
+    trained = {split.prompt_of(row) for _, row in iter_rows(training)} if prompts is not None else set()
     seen: set[bytes] = set()
-    for path, part in ((held_out, HELD_OUT), (prompts, PROMPTS)):
+    for path, part in ((split.held_out, HELD_OUT), (prompts, PROMPTS)):
         if path is None:
             continue
         for number, row in iter_rows(path):
             try:
                 found = _convert(row, part)
+                has_key = part == PROMPTS and detect_format(row) is not None
+                is_trained = has_key and split.prompt_of(row) in trained
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DatasetInvalid(
                     f"Row {number} of the {part.replace('_', '-')} rows has no prompt: {error}",
@@ -143,6 +152,9 @@ def _convert_files(held_out: Path, prompts: Path | None, counts: RecordedCounts)
                 counts.repeated += 1
                 continue
             seen.add(digest)
+            if is_trained:
+                counts.trained += 1
+                found[WITHOUT_REFERENCE] = True
             counts.add(found)
             yield found
 

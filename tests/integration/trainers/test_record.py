@@ -374,3 +374,25 @@ def test_rows_that_differ_in_what_the_system_says_are_split(account: OpenaiStand
     account.add_model(rows)
     result = run({"stage": "fetch"}, tmp_path / "run", account)
     assert result["rows"] == {"training": 16, "held_out": 4, "prompts": 0}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_prompt_of_many_rows_does_not_take_them_from_training(
+    account: OpenaiStandIn, tmp_path: Path, seed: int
+) -> None:
+    rows = chat_rows(100)
+    for row in rows[::2]:
+        row["messages"][1]["content"] = "Hello"
+    account.add_model(rows)
+    result = run({"stage": "fetch", "held_out_rows": 20, "seed": seed}, tmp_path / "run", account)
+    assert result["rows"]["training"] >= 60
+
+
+def test_a_prompt_that_is_trained_on_is_not_scored(account: OpenaiStandIn, tmp_path: Path) -> None:
+    account.add_model(chat_rows(20))
+    prompts = write(tmp_path / "prompts.jsonl", chat_rows(20) + chat_rows(1, "other"))
+    result = run({"stage": "fetch", "prompts": prompts}, tmp_path / "run", account)
+    # The four that are held out are recorded once.
+    assert result["rows"] == {"training": 16, "held_out": 4, "prompts": 17}
+    assert (result["references"]["with"], result["references"]["without"]) == (5, 16)
+    assert "16 of the further prompts are among the rows" in (tmp_path / "run/events.jsonl").read_text()
