@@ -14,7 +14,7 @@ import httpx2
 
 from trainers.evaluation.row_completions import REQUEST_TIMEOUT_SECONDS, ROW_ERROR_STATUSES, TEMPLATE_MISSING
 from trainers.rendering.render import PromptCompletion, common_prefix_length
-from trainers.runtime.endpoints import Endpoint
+from trainers.runtime.endpoints import METER, Endpoint
 from trainers.runtime.errors import ConfigInvalid, EngineFailed
 
 MAX_ERROR_CHARACTERS = 500
@@ -60,7 +60,9 @@ def _score(client: httpx2.Client, endpoint: Endpoint, pair: PromptCompletion) ->
         start = common_prefix_length(prompt, whole)
         body = {"model": endpoint.model, "prompt": whole, "max_tokens": 0, "echo": True, "logprobs": 0}
         response = _post(client, f"{endpoint.base_url}/completions", body)
-        scores: list[float] = response["choices"][0]["logprobs"]["token_logprobs"]
+        if endpoint.is_metered:
+            METER.add(response)
+        scores: list[float] = response.json()["choices"][0]["logprobs"]["token_logprobs"]
     except ReferenceRejected as error:
         logger.warning("the reference of row %d is not scored: %s", pair.row, error)
         return None
@@ -83,7 +85,9 @@ def _tokenize(
     ]
     url = endpoint.base_url.removesuffix("/v1") + "/tokenize"
     try:
-        prompt, whole = (_post(client, url, {"model": endpoint.model, **chat})["tokens"] for chat in chats)
+        prompt, whole = (
+            _post(client, url, {"model": endpoint.model, **chat}).json()["tokens"] for chat in chats
+        )
     except ReferenceRejected as error:
         if TEMPLATE_MISSING not in str(error) or not pair.is_text:
             raise
@@ -91,18 +95,18 @@ def _tokenize(
         text = pair.prompt[0]["content"]
         texts = (text, text + pair.completion_text)
         prompt, whole = (
-            _post(client, url, {"model": endpoint.model, "prompt": one})["tokens"] for one in texts
+            _post(client, url, {"model": endpoint.model, "prompt": one}).json()["tokens"] for one in texts
         )
     return prompt, whole
 
 
-def _post(client: httpx2.Client, url: str, body: dict[str, Any]) -> Any:
+def _post(client: httpx2.Client, url: str, body: dict[str, Any]) -> httpx2.Response:
     try:
         response = client.post(url, json=body)
     except (httpx2.TransportError, httpx2.InvalidURL) as error:
         raise EngineFailed(f"The engine did not respond: {url}: {error or type(error).__name__}.") from error
     if response.is_success:
-        return response.json()
+        return response
     reason = f"status {response.status_code}: {response.text[:MAX_ERROR_CHARACTERS]}"
     if response.status_code in ROW_ERROR_STATUSES:
         raise ReferenceRejected(reason)

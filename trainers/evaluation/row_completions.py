@@ -237,16 +237,17 @@ def _complete_row(
     except RowRejected as error:
         logger.warning("row %d has no completion: %s", prompt.row, error)
         return {"prediction": None, "error": str(error)}
-    choice = response["choices"][0]
+    choice, usage = response["choices"][0], response.get("usage") or {}
     message = choice.get("message") or {"content": choice.get("text")}
     calls = {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {}
     return {
         # A message that only calls tools has no content.
-        "prediction": message["content"] or "",
+        "prediction": message.get("content") or "",
         **calls,
-        "finish_reason": choice["finish_reason"],
-        "prompt_tokens": response["usage"].get("prompt_tokens", 0),
-        "completion_tokens": response["usage"]["completion_tokens"],
+        "finish_reason": choice.get("finish_reason"),
+        # Some endpoints of others report none.
+        "prompt_tokens": usage.get("prompt_tokens") or 0,
+        "completion_tokens": usage.get("completion_tokens") or 0,
     }
 
 
