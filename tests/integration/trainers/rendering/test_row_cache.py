@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.stages.sft import SftConfig
@@ -91,6 +92,26 @@ def test_a_batch_has_the_tokens_and_labels_of_rows_that_are_rendered_one_by_one(
     examples = load_examples(dataset, tokenizer, 256)
     assert list(examples.rendered) == render_one_by_one(dataset, tokenizer, 256)
     assert examples.truncated == len({e.row for e in examples.rendered if e.truncated}) > 0
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        AddedToken("<|im_end|>\n<|im_start|>", special=True, normalized=False),
+        AddedToken("<|im_start|>user", special=True, normalized=False, lstrip=True),
+        AddedToken("|im_start|>assistant", special=True, normalized=False),
+        AddedToken("user", special=True, single_word=True),
+        AddedToken(" ", special=True, lstrip=True),
+    ],
+)
+def test_added_tokens_that_contain_special_ones_are_rendered_alike(
+    starter: Path, write_rows: WriteRows, added: AddedToken
+) -> None:
+    tokenizer = load_tokenizer(str(starter))
+    tokenizer.add_tokens([added], special_tokens=added.special)
+    dataset = write_rows([{"messages": messages} for messages in CONVERSATIONS])
+    examples = load_examples(dataset, tokenizer, 256)
+    assert list(examples.rendered) == render_one_by_one(dataset, tokenizer, 256)
 
 
 def test_tools_and_a_template_of_their_own_are_rendered_alike(starter: Path, write_rows: WriteRows) -> None:
