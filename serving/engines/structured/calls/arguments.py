@@ -44,6 +44,13 @@ class JsonArguments:
         return JsonReader()
 
 
+def ends_in_string(text: str) -> bool:
+    """Return whether the beginning of a value of JSON ends within a string."""
+    reader = JsonReader()
+    reader.read(text)
+    return reader.is_in_string
+
+
 class JsonReader:
     """Finds the end of an object of JSON that arrives in pieces."""
 
@@ -51,7 +58,7 @@ class JsonReader:
         self.is_complete = False
         self._has_begun = False
         self._depth = 0
-        self._in_string = self._is_escaped = False
+        self.is_in_string = self._is_escaped = False
 
     def read(self, text: str) -> tuple[str, int]:
         """Return what of a piece belongs to the object, without the white space before it."""
@@ -62,15 +69,15 @@ class JsonReader:
 
     def _find(self, text: str) -> int:
         for position, character in enumerate(text):
-            if self._in_string:
+            if self.is_in_string:
                 if self._is_escaped:
                     self._is_escaped = False
                 elif character == "\\":
                     self._is_escaped = True
                 elif character == '"':
-                    self._in_string = False
+                    self.is_in_string = False
             elif character == '"':
-                self._in_string = True
+                self.is_in_string = True
             elif character in "{[":
                 self._depth += 1
             elif character in "}]":

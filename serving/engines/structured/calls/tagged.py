@@ -8,7 +8,7 @@ from typing import Any
 
 import regex
 
-from serving.engines.structured.calls.arguments import ArgumentsReader
+from serving.engines.structured.calls.arguments import ArgumentsReader, ends_in_string
 from serving.engines.structured.calls.raw_text import constant_rule, end_terminals, escape, raw_text_rule
 from serving.engines.structured.calls.schemas import (
     alternatives,
@@ -159,13 +159,26 @@ class TaggedReader:
             skipped = int(text.startswith("\n"))
             text = text[skipped:]
         self._is_first = self._is_first and not (text or skipped)
-        found = self._end.search(text, partial=True)
+        found = self._find_end(text)
         value = text if found is None else text[: found.start()]
         json_text = self._pass_on(value)
         if found is None or found.partial:
             return json_text, skipped + len(value)
         json_text += self._end_value()
         return json_text, skipped + found.end()
+
+    def _find_end(self, text: str) -> "regex.Match[str] | None":
+        """Return where the tag after the value begins; strings of an object or an array may contain it."""
+        found = self._end.search(text, partial=True)
+        while found and not found.partial and self._is_in_string(text[: found.start()]):
+            found = self._end.search(text, found.start() + 1, partial=True)
+        return found
+
+    def _is_in_string(self, text: str) -> bool:
+        if self._value is None or "string" in self._known_types():
+            return False
+        value = (self._value + text).lstrip()
+        return value.startswith(("{", "[")) and ends_in_string(value)
 
     def _read_name(self, text: str) -> tuple[str, int]:
         found = self._key.match(text, partial=True)
@@ -259,13 +272,20 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _container(text: str, kind: type) -> Any:
+    value = _finite(json.loads(text))
+    if not isinstance(value, kind):
+        raise ValueError(text)
+    return value
+
+
 _CONVERSIONS: dict[str, Callable[[str], Any]] = {
     "null": _null,
     "integer": int,
     "number": _number,
     "boolean": _boolean,
-    "object": lambda text: _finite(json.loads(text)),
-    "array": lambda text: _finite(json.loads(text)),
+    "object": lambda text: _container(text, dict),
+    "array": lambda text: _container(text, list),
 }
 
 

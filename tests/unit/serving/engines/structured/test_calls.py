@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from serving.engines.structured.calls.families import UnknownFamily, find_call_syntax
 from serving.engines.structured.calls.parser import ArgumentsDelta, CallBegin, CallParser, TextDelta
+from serving.engines.structured.calls.tagged import convert
 from serving.engines.structured.calls.tool import Tool
 from tests.unit.serving.engines.structured.call_cases import (
     ALONE,
@@ -57,6 +58,28 @@ def test_a_tool_whose_name_begins_with_that_of_another_is_called(form: CallForm)
             assert [event.name for event in events if isinstance(event, CallBegin)] == [name]
             text = "".join(event.text for event in events if isinstance(event, ArgumentsDelta))
             assert json.loads(text) == values
+
+
+MARKS = ["</parameter>", "\n</parameter>\n", "</arg_value>", "</tool_call>", '"]}', "\\"]
+
+
+@each_form
+@few_examples
+@given(places=PLACES)
+def test_objects_and_arrays_may_contain_the_marks_of_the_form(form: CallForm, places: set[int]) -> None:
+    values: dict[str, Any] = {"tags": MARKS, "place": {"city": "".join(MARKS)}}
+    types: dict[str, Any] = {"tags": {"type": "array"}, "place": {"type": "object"}}
+    parser = CallParser(syntax_of(form), [Tool("f", {"type": "object", "properties": types}, False, {})])
+    pieces = cut(form.write([("f", values)]), places)
+    events = [event for piece in pieces for event in parser.push(piece)]
+    assert json.loads("".join(event.text for event in events if isinstance(event, ArgumentsDelta))) == values
+    assert not any(isinstance(event, TextDelta) for event in events)
+
+
+def test_a_text_is_no_object_where_it_is_an_array() -> None:
+    assert convert("[1]", frozenset({"string", "object"})) == "[1]"
+    assert convert('{"a": 1}', frozenset({"string", "array"})) == '{"a": 1}'
+    assert convert("[1]", frozenset({"array", "object"})) == [1]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMS if name not in ALONE])
