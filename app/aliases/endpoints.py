@@ -71,6 +71,6 @@ def roll_back_alias(
 
 
 @router.delete("/{name}", status_code=204)
-def delete_alias(session: WriteSession, name: AliasName) -> None:
+def delete_alias(session: WriteSession, caller: CallerDependency, name: AliasName) -> None:
     """Delete an alias; its deployments and its versions remain."""
-    service.delete_alias(session, name)
+    service.delete_alias(session, name, caller.key_id or None)

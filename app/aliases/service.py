@@ -73,8 +73,12 @@ def list_alias_versions(
     return paginate_newest_first(session, statement, col(AliasVersion.id), paging)
 
 
-def delete_alias(session: Session, name: str) -> None:
-    """Delete an alias but not its versions; raise AliasNotFound if there is none with this name."""
+def delete_alias(session: Session, name: str, deleted_by: str | None) -> None:
+    """Delete an alias but not its versions.
+
+    Raises AliasNotFound, and ServedModelForbidden if the key may not use the name.
+    """
+    check_names(session, deleted_by, [name])
     session.delete(get_alias(session, name))
 
 

@@ -198,6 +198,7 @@ def test_an_alias_leads_a_key_to_no_other_model(
         body = {"targets": [{"deployment": target, "share": 1.0}]}
         assert client.put("/api/v1/aliases/mine-prod", json=body, headers=admin).status_code == 200
     assert client.post("/api/v1/aliases/mine-prod/rollback", json={}, headers=limited).status_code == 403
+    assert client.delete("/api/v1/aliases/mine-prod", headers=limited).status_code == 403
     promote = {
         "stage": "promote",
         "alias": "mine-prod",
