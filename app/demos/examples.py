@@ -38,7 +38,7 @@ def create_examples(settings: Settings, stopping: threading.Event) -> None:
         newest, _ = deployments.list_deployments(session, PageQuery(limit=1), None, STARTER)
     if not newest or newest[0].status.finished:
         with transaction() as session:
-            deployments.create_deployment(session, DeploymentCreate(name=STARTER, model=STARTER))
+            deployments.create_deployment(session, DeploymentCreate(name=STARTER, model=STARTER), "")
 
 
 def ensure_starter_model(settings: Settings, stopping: threading.Event | None = None) -> Path:

@@ -24,10 +24,12 @@ DeploymentId = Annotated[str, Path(description="Id of the deployment, `deploymen
 
 @router.post("", status_code=201)
 def create_deployment(
-    session: WriteSession, body: Annotated[DeploymentCreate, Body(openapi_examples=CREATE_EXAMPLES)]
+    session: WriteSession,
+    caller: CallerDependency,
+    body: Annotated[DeploymentCreate, Body(openapi_examples=CREATE_EXAMPLES)],
 ) -> DeploymentView:
     """Keep a model ready under a name; a deployment with that name serves until the new one is ready."""
-    return service.view_deployment(session, service.create_deployment(session, body))
+    return service.view_deployment(session, service.create_deployment(session, body, caller.key_id))
 
 
 @router.get("")
@@ -53,19 +55,21 @@ def get_deployment(session: ReadSession, deployment_id: DeploymentId) -> Deploym
 @router.post("/{deployment_id}/stop")
 def stop_deployment(
     session: WriteSession,
+    caller: CallerDependency,
     deployment_id: DeploymentId,
     force: Annotated[
         bool, Query(description="Stop it although an alias routes requests to its name.")
     ] = False,
 ) -> DeploymentView:
     """Stop a deployment; stopping it again changes nothing. That of a fine-tuned model falls asleep."""
-    return service.view_deployment(session, service.stop_deployment(session, deployment_id, force))
+    stopped = service.stop_deployment(session, deployment_id, force, caller.key_id)
+    return service.view_deployment(session, stopped)
 
 
 @router.delete("/{deployment_id}", status_code=204)
-def delete_deployment(session: WriteSession, deployment_id: DeploymentId) -> None:
+def delete_deployment(session: WriteSession, caller: CallerDependency, deployment_id: DeploymentId) -> None:
     """Delete the record of a deployment that has stopped or failed. Deleting it again returns 404."""
-    service.delete_deployment(session, deployment_id)
+    service.delete_deployment(session, deployment_id, caller.key_id)
 
 
 @gateways.post("/{deployment_id}/wake")

@@ -35,12 +35,13 @@ class DeploymentHasAlias(Conflict):
     code = ErrorCode.deployment_has_alias
 
 
-def create_deployment(session: Session, body: DeploymentCreate) -> Deployment:
-    """Insert a queued deployment.
+def create_deployment(session: Session, body: DeploymentCreate, key_id: str) -> Deployment:
+    """Insert a queued deployment, which takes its name from the one that has it.
 
-    Raises NameIsAlias, UnprocessableContent for an unusable model, TemplateUnusable and
-    EmbeddingModelRefused.
+    Raises ServedModelForbidden if the key may not use the name, NameIsAlias, UnprocessableContent for an
+    unusable model, TemplateUnusable and EmbeddingModelRefused.
     """
+    check_names(session, key_id, [body.name])
     check_template(body.model, "model")
     reference = str(references.resolve_model(session, body.model, "model"))
     check_embedding_model(session, reference, body, "model")
@@ -71,12 +72,14 @@ def get_deployment(session: Session, deployment_id: str) -> Deployment:
     return deployment
 
 
-def stop_deployment(session: Session, deployment_id: str, force: bool) -> Deployment:
+def stop_deployment(session: Session, deployment_id: str, force: bool, key_id: str) -> Deployment:
     """Stop a deployment, which changes nothing if it is stopped already; that of a fine-tuned model sleeps.
 
-    Raises DeploymentHasAlias without `force`: the alias would route to its other targets, or return 503.
+    Raises DeploymentHasAlias without `force`: the alias would route to its other targets, or return 503; and
+    ServedModelForbidden if the key may not use the model.
     """
     deployment = get_deployment(session, deployment_id)
+    check_names(session, key_id, [deployment.name])
     aliases = list_alias_names(session, deployment.name) if deployment.replaces is None else []
     if aliases and not force and deployment.status in lifecycle.LIVE:
         raise DeploymentHasAlias(
@@ -93,9 +96,13 @@ class DeploymentLive(Conflict):
     code = ErrorCode.deployment_live
 
 
-def delete_deployment(session: Session, deployment_id: str) -> None:
-    """Delete the row of a deployment that has ended; raises DeploymentNotFound and DeploymentLive."""
+def delete_deployment(session: Session, deployment_id: str, key_id: str) -> None:
+    """Delete the row of a deployment that has ended.
+
+    Raises DeploymentNotFound, DeploymentLive, and ServedModelForbidden if the key may not use the model.
+    """
     deployment = get_deployment(session, deployment_id)
+    check_names(session, key_id, [deployment.name])
     if not deployment.status.finished:
         stop = f"Stop it first: POST /api/v1/deployments/{deployment_id}/stop."
         raise DeploymentLive(

@@ -13,9 +13,9 @@ from sqlmodel import Session
 
 from app.http.errors import Forbidden, HttpError
 from app.keys.token_use import count_tokens_today
-from app.tables import ApiKey
+from app.tables import ApiKey, Scope
 from serving.gateway.rate_limits import AuthorizedClient
-from trainers.configs import PromoteConfig
+from trainers.configs import DeployConfig, PromoteConfig
 from trainers.configs.base import EndpointModel, ServedModel
 from trainers.configs.references import find_served_models
 from trainers.runtime.error_codes import ErrorCode
@@ -37,17 +37,22 @@ class DailyTokensUsed(HttpError):
 def check_served_use(session: Session, key_id: str, configs: Iterable[BaseModel]) -> None:
     """Raise the error of a key that may not use a served model of these configs, or has no tokens left.
 
+    The configs are not read for a key without such limits.
+
     Raises:
         ServedModelForbidden: Its `models` do not contain one.
         DailyTokensUsed: A model is used, and the key's tokens of the day are.
     """
-    names = [name for config in configs for name in list_model_names(config)]
-    key = session.get(ApiKey, key_id) if names and key_id else None
-    if key is None:
+    key = session.get(ApiKey, key_id) if key_id else None
+    if key is None or (key.models is None and key.tokens_per_day is None):
         return
+    configs = list(configs)
+    # A deployment takes its name from the one that has it, and uses no tokens.
+    check_names(session, key_id, [each.deployment for each in configs if isinstance(each, DeployConfig)])
+    names = [name for config in configs for name in list_model_names(config)]
     check_names(session, key_id, names)
     limit = key.tokens_per_day
-    if limit is not None and count_tokens_today(session, [key_id]).get(key_id, 0) >= limit:
+    if names and limit is not None and count_tokens_today(session, [key_id]).get(key_id, 0) >= limit:
         now = datetime.now(UTC)
         midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
         error = DailyTokensUsed(
@@ -60,6 +65,16 @@ def check_served_use(session: Session, key_id: str, configs: Iterable[BaseModel]
             "X-Should-Retry": "false",
         }
         raise error
+
+
+def require_scope(session: Session, key_id: str, scope: Scope) -> None:
+    """Raise Forbidden if the key lacks the scope; a service without keys has the empty id, which has all."""
+    key = session.get(ApiKey, key_id) if key_id else None
+    if key is not None and not {scope, Scope.admin} & set(key.scopes):
+        raise Forbidden(
+            f"The request requires the scope {scope}; this API key has {', '.join(sorted(key.scopes))}.",
+            hint="Use a key with that scope.",
+        )
 
 
 def check_names(session: Session, key_id: str | None, names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from app.storage.database import read_session, transaction
 from app.tables import Alias, ApiKey, Deployment, DeploymentStatus, Run, RunStatus, Scope
 from tests.integration.trainers.metrics.judge_server import serve_judge
 from tests.security.regression import Regression, ignore
-from trainers.configs import EngineKind, Queue
+from trainers.configs import EngineKind, Queue, StageKind
 
 Headers = dict[str, str]
 MAKE_JOB, RUN_GRADER = "/api/v1/jobs", "/v1/fine_tuning/alpha/graders/run"
@@ -221,6 +221,33 @@ def test_a_key_wakes_no_other_model(client: TestClient, limited: Headers) -> Non
     assert statuses == {"mine": 200, "other": 403}
 
 
+def test_a_key_takes_no_name_of_another_model_and_stops_none(client: TestClient, limited: Headers) -> None:
+    with read_session() as session:
+        ids = {row.name: row.id for row in session.scalars(select(Deployment))}
+    deploy = {"stage": "deploy", "model": "hub/base"}
+    for name, allowed in (("other", False), ("mine", True)):
+        answers = [
+            client.post("/api/v1/deployments", json={"name": name, "model": "hub/base"}, headers=limited),
+            client.post(
+                MAKE_JOB, json={"name": "job", "stages": [deploy | {"deployment": name}]}, headers=limited
+            ),
+            client.post(f"/api/v1/deployments/{ids[name]}/stop", headers=limited),
+            client.delete(f"/api/v1/deployments/{ids[name]}", headers=limited),
+        ]
+        codes = [answer.json()["error"]["code"] for answer in answers if answer.status_code == 403]
+        assert codes == ([] if allowed else ["model_not_allowed"] * 4), [each.text for each in answers]
+
+
+def test_only_an_admin_starts_a_rescue_again(
+    client: TestClient, make_key: Callable[..., Headers], make_job: Callable[..., Any]
+) -> None:
+    [run] = make_job(RunStatus.failed, stage=StageKind.record)
+    retry = f"{MAKE_JOB}/{run.job_id}/retry"
+    assert client.post(retry, headers=make_key(Scope.read, Scope.write)).status_code == 403
+    with read_session() as session:
+        assert session.get_one(Run, run.id).status is RunStatus.failed
+
+
 def test_a_key_without_tokens_starts_nothing_that_uses_a_model(
     client: TestClient, make_key: Callable[..., Headers], make_dataset: Callable[..., Any]
 ) -> None:
@@ -280,6 +307,12 @@ REGRESSIONS = [
         "app.aliases.service:check_names",
         ignore,
         "test_an_alias_leads_a_key_to_no_other_model",
+    ),
+    Regression(
+        "any name can be taken and stopped",
+        "app.deployments.service:check_names",
+        ignore,
+        "test_a_key_takes_no_name_of_another_model_and_stops_none",
     ),
     Regression(
         "any model can be woken",
