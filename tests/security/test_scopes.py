@@ -17,6 +17,7 @@ ANY_KEY = {"/api/v1/keys/self"}
 # The other routes of the API need `read` for GET, and `write` for all other methods.
 NEEDED_SCOPES = {
     "/api/v1/keys": Scope.admin,
+    "/api/v1/rescues": Scope.admin,
     "/api/v1/routes": Scope.inference,
     "/api/v1/deployments/{deployment_id}/wake": Scope.inference,
     "/v1": Scope.inference,
