@@ -103,7 +103,7 @@ REGRESSIONS = [
     ),
     Regression(
         "a setting takes any address",
-        "app.settings:is_private",
+        "app.settings.engines:is_private",
         accept,
         "test_no_setting_moves_engines_to_a_public_address",
     ),
