@@ -17,7 +17,7 @@ from serving.gateway.proxy.proxied_request import ProxiedRequest
 from serving.gateway.rate_limits import AuthorizedClient, RateLimits
 from serving.gateway.request_body import RequestLimits, parse_request_body
 from serving.gateway.request_context import RequestContext, RequestRecorder, log_requests
-from serving.gateway.routes import REFRESH_SECONDS, Route, RoutingTable
+from serving.gateway.routes import EMBED, GENERATE, REFRESH_SECONDS, Route, RoutingTable
 from serving.gateway.stored_answers.proxied_request import StoredRequest, needs_store
 from serving.gateway.stored_answers.store import AnswerStore
 from serving.gateway.upstreams import Upstreams
@@ -35,7 +35,6 @@ from serving.http.errors import (
     TaskNotServed,
     UnknownUrl,
 )
-from trainers.configs.engines import EngineTask
 
 ENGINE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"})
 EMBEDDINGS_PATH = "/v1/embeddings"
@@ -260,9 +259,9 @@ class Gateway:
         body = parse_request_body(request.path, content, self.limits)
         check_model(body.model, client)
         route = self._find(body.model, client)
-        task = EngineTask.embed if request.path == EMBEDDINGS_PATH else EngineTask.generate
+        task = EMBED if request.path == EMBEDDINGS_PATH else GENERATE
         if not route.serves(task):
-            raise TaskNotServed(route.name, request.path, embeds=task is EngineTask.generate)
+            raise TaskNotServed(route.name, request.path, embeds=task == GENERATE)
         context.model = route.name
         if client.has_limits:
             self._admit(context, client)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.http.errors import EngineUnavailable
-from trainers.configs.engines import EngineTask
 
 REFRESH_SECONDS = 1.0
 # Requests for unknown names load the table no more often than this.
 MISS_REFRESH_SECONDS = 0.2
+# The values of EngineTask, whose package imports pydantic: a gateway starts without it.
+TASKS = GENERATE, EMBED = "generate", "embed"
 ROUTES_UNAVAILABLE = "The list of deployments is unavailable. Try again soon."
 logger = logging.getLogger("tunesmith.gateway.routes")
 
@@ -37,7 +38,7 @@ class Target:
     upstream_model: str
     share: float = 1.0
     store_days: float = 0.0
-    task: EngineTask | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Route:
         """Whether a target has a time of storage."""
         return any(target.store_days for target in self.targets)
 
-    def serves(self, task: EngineTask) -> bool:
+    def serves(self, task: str) -> bool:
         """Return whether a target may compute what a request asks for."""
         return any(target.task in (None, task) for target in self.targets)
 
@@ -231,6 +232,8 @@ def _parse_target(name: str, row: dict[str, Any]) -> Target:
     base_url = row["base_url"].rstrip("/")
     if not base_url.startswith(("http://", "https://")):
         raise ValueError(f"The route {name!r} has the base_url {base_url!r}, which is not an http URL.")
-    task = EngineTask(row["task"]) if "task" in row else None
+    task = row.get("task")
+    if task not in (None, *TASKS):
+        raise ValueError(f"The route {name!r} has the task {task!r}; there are {' and '.join(TASKS)}.")
     upstream_model = row.get("upstream_model", name)
     return Target(row.get("deployment_id", name), base_url, upstream_model, share, task=task)

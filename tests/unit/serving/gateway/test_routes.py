@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.routes import MISS_REFRESH_SECONDS, CachedRoutingTable, Route, StaticRoutingTable, Target
+from serving.gateway.routes import (
+    MISS_REFRESH_SECONDS,
+    TASKS,
+    CachedRoutingTable,
+    Route,
+    StaticRoutingTable,
+    Target,
+    parse_route,
+)
 from serving.http.errors import EngineUnavailable
+from trainers.configs.engines import EngineTask
 
 NEW = Target("deployment_new", "http://127.0.0.1:1", "new", 1)
 OLD = Target("deployment_old", "http://127.0.0.1:2", "old", 9)
@@ -131,3 +140,9 @@ def test_a_name_is_not_called_unknown_while_the_routes_cannot_be_loaded() -> Non
         assert table.find(ALIAS.name) is ALIAS
 
     asyncio.run(run())
+
+
+def test_the_tasks_of_routes_are_those_of_engines() -> None:
+    assert set(TASKS) == set(EngineTask)
+    with pytest.raises(ValueError, match="has the task 'draw'"):
+        parse_route({"name": "name", "base_url": "http://127.0.0.1:1", "task": "draw"})
