@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.http.documents.multipart import multipart_form
 from app.storage.artifacts import get_store
 from app.tables import Dataset
 from trainers.configs import Config, Queue
@@ -19,45 +20,34 @@ UPLOAD_FILE = (
     "JSON Lines, a JSON array, a Parquet file, or a CSV file: its name ends in `.csv` or `.tsv`, or "
     "`delimiter` or `encoding` is sent."
 )
-UPLOAD_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": UPLOAD_FILE},
-                        "name": {
-                            "type": "string",
-                            "description": "Name that jobs may use, by default that of the file. Of several "
-                            "datasets with one name, jobs use the newest.",
-                            "maxLength": MAX_NAME_LENGTH,
-                            "pattern": PRINTABLE_PATTERN,
-                            # Swagger UI sends an example unchanged, and any other name would hide the dataset
-                            # that has it.
-                            "example": "",
-                        },
-                        "delimiter": {
-                            "type": "string",
-                            "description": "Delimiter of a CSV file; by default it is detected.",
-                            "enum": ["", *Delimiter],
-                            "example": "",
-                        },
-                        "encoding": {
-                            "type": "string",
-                            "description": "Encoding of a CSV file; by default UTF-8, or UTF-16 with a byte "
-                            "order mark.",
-                            "enum": ["", *TextEncoding],
-                            "example": "",
-                        },
-                    },
-                }
-            }
+UPLOAD_FORM = multipart_form(
+    ["file"],
+    {
+        "file": {"type": "string", "format": "binary", "description": UPLOAD_FILE},
+        "name": {
+            "type": "string",
+            "description": "Name that jobs may use, by default that of the file. Of several "
+            "datasets with one name, jobs use the newest.",
+            "maxLength": MAX_NAME_LENGTH,
+            "pattern": PRINTABLE_PATTERN,
+            # Swagger UI sends an example unchanged, and any other name would hide the dataset
+            # that has it.
+            "example": "",
         },
-    }
-}
+        "delimiter": {
+            "type": "string",
+            "description": "Delimiter of a CSV file; by default it is detected.",
+            "enum": ["", *Delimiter],
+            "example": "",
+        },
+        "encoding": {
+            "type": "string",
+            "description": "Encoding of a CSV file; by default UTF-8, or UTF-16 with a byte order mark.",
+            "enum": ["", *TextEncoding],
+            "example": "",
+        },
+    },
+)
 
 
 class DatasetSummaryView(BaseModel):

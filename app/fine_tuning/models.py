@@ -8,15 +8,18 @@ from app.deployments import lifecycle
 from app.fine_tuning.checkpoints import FineTunedModelNotFound
 from app.fine_tuning.names import find_model_id
 from app.http.errors import InUse
+from app.keys.limits import check_names
 from app.models import service as models
 from app.tables import Deployment, DeploymentStatus
 
 
-def delete_model(session: Session, name: str) -> None:
+def delete_model(session: Session, name: str, key_id: str) -> None:
     """Delete a fine-tuned model or the model of a checkpoint, with its sleeping deployment.
 
-    Raises FineTunedModelNotFound, and InUse while it is deployed, routed to, or used by jobs and models.
+    Raises ServedModelForbidden if the key may not use the model, FineTunedModelNotFound, and InUse while it
+    is deployed, routed to, or used by jobs and models.
     """
+    check_names(session, key_id, [name])
     model_id = find_model_id(session, name)
     if model_id is None:
         raise FineTunedModelNotFound(

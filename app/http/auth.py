@@ -5,6 +5,7 @@ of a public service is revoked.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,11 +41,16 @@ class Caller:
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden if the caller lacks the scope."""
-        if not self.scopes & {scope, Scope.admin}:
-            raise Forbidden(
-                f"The request requires the scope {scope}; this API key has {', '.join(sorted(self.scopes))}.",
-                hint="Use a key with that scope. An admin creates one with POST /api/v1/keys.",
-            )
+        require_scope(self.scopes, scope)
+
+
+def require_scope(scopes: Iterable[str], scope: Scope) -> None:
+    """Raise Forbidden if the scopes of a key do not contain this one; `admin` contains all."""
+    if not {scope, Scope.admin} & set(scopes):
+        raise Forbidden(
+            f"The request requires the scope {scope}; this API key has {', '.join(sorted(scopes))}.",
+            hint="Use a key with that scope. An admin creates one with POST /api/v1/keys.",
+        )
 
 
 _LAST_USE_OUTDATED = or_(

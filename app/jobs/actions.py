@@ -15,7 +15,7 @@ from app.http.errors import Conflict, InUse
 from app.jobs.graph.status import find_deciding_run
 from app.jobs.inputs import find_deleted_inputs, list_unfinished_jobs
 from app.jobs.service import get_job, list_runs
-from app.keys.limits import check_served_use, require_scope
+from app.keys.limits import check_scope, check_served_use
 from app.runs import graph, lifecycle
 from app.tables import (
     Batch,
@@ -35,7 +35,9 @@ from app.tables import (
     RunStatus,
     Scope,
 )
-from trainers.configs import StageKind, parse_stage
+from trainers.configs import parse_stage
+from trainers.configs.engines import split_capabilities
+from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.runtime.error_codes import ErrorCode
 
 RETRY_VALUES: dict[str, Any] = {
@@ -170,9 +172,9 @@ def delete(session: Session, job_id: str) -> None:
 def _check_models(session: Session, job_id: str, key_id: str) -> None:
     """Raise the errors of `check_served_use`, and Forbidden for a rescue: the job may be another key's."""
     runs = list_runs(session, job_id)
-    if any(run.stage in (StageKind.fetch, StageKind.record) for run in runs):
-        # They use the operator's key of OpenAI.
-        require_scope(session, key_id, Scope.admin)
+    if any(OPENAI in split_capabilities(run.capability) for run in runs):
+        # It uses the operator's key of OpenAI.
+        check_scope(session, key_id, Scope.admin)
     check_served_use(session, key_id, (parse_stage(run.config) for run in runs))
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import BaseModel
 from sqlmodel import Session
 
+from app.http.auth import require_scope
 from app.http.errors import Forbidden, HttpError
 from app.keys.token_use import count_tokens_today
 from app.tables import ApiKey, Scope
@@ -41,16 +42,16 @@ def check_served_use(session: Session, key_id: str, configs: Iterable[BaseModel]
 
     Raises:
         ServedModelForbidden: Its `models` do not contain one.
-        DailyTokensUsed: A model is used, and the key's tokens of the day are.
+        DailyTokensUsed: A config names a model, and the key has no tokens left today.
     """
     key = session.get(ApiKey, key_id) if key_id else None
     if key is None or (key.models is None and key.tokens_per_day is None):
         return
     configs = list(configs)
-    # A deployment takes its name from the one that has it, and uses no tokens.
-    check_names(session, key_id, [each.deployment for each in configs if isinstance(each, DeployConfig)])
     names = [name for config in configs for name in list_model_names(config)]
-    check_names(session, key_id, names)
+    # A deployment takes its name from the one that has it, and uses no tokens.
+    deployed = [config.deployment for config in configs if isinstance(config, DeployConfig)]
+    check_names(session, key_id, [*names, *deployed])
     limit = key.tokens_per_day
     if names and limit is not None and count_tokens_today(session, [key_id]).get(key_id, 0) >= limit:
         now = datetime.now(UTC)
@@ -67,14 +68,11 @@ def check_served_use(session: Session, key_id: str, configs: Iterable[BaseModel]
         raise error
 
 
-def require_scope(session: Session, key_id: str, scope: Scope) -> None:
+def check_scope(session: Session, key_id: str, scope: Scope) -> None:
     """Raise Forbidden if the key lacks the scope; a service without keys has the empty id, which has all."""
     key = session.get(ApiKey, key_id) if key_id else None
-    if key is not None and not {scope, Scope.admin} & set(key.scopes):
-        raise Forbidden(
-            f"The request requires the scope {scope}; this API key has {', '.join(sorted(key.scopes))}.",
-            hint="Use a key with that scope.",
-        )
+    if key is not None:
+        require_scope(key.scopes, scope)
 
 
 def check_names(session: Session, key_id: str | None, names: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from sqlmodel import Session
 
 from app.datasets.schemas import MAX_NAME_LENGTH
 from app.datasets.upload import FormUpload, UploadedFile, upload_name
+from app.http.documents.multipart import multipart_form
 from app.http.errors import UnprocessableContent, field_error
 from app.models import references
 from app.storage.artifacts import PublishedArtifact, get_store
@@ -36,38 +37,28 @@ from trainers.rendering.template_proof import prove_folder
 from trainers.rendering.template_renderer import ChatTemplateError
 from trainers.runtime.error_codes import ErrorCode
 
-FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "minItems": 1,
-                            "description": "The files of the model's folder, or one tar archive of them.",
-                        },
-                        "name": {
-                            "type": "string",
-                            "maxLength": MAX_NAME_LENGTH,
-                            "pattern": PRINTABLE_PATTERN,
-                            "description": "Name of the model, by default that of the last file.",
-                        },
-                        "base": {
-                            "type": "string",
-                            "description": "Base of an adapter, in place of the one that its "
-                            "`adapter_config.json` names: a hub id, a folder or an id of the registry.",
-                        },
-                    },
-                }
-            }
+FORM = multipart_form(
+    ["file"],
+    {
+        "file": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "description": "The files of the model's folder, or one tar archive of them.",
         },
-    }
-}
+        "name": {
+            "type": "string",
+            "maxLength": MAX_NAME_LENGTH,
+            "pattern": PRINTABLE_PATTERN,
+            "description": "Name of the model, by default that of the last file.",
+        },
+        "base": {
+            "type": "string",
+            "description": "Base of an adapter, in place of the one that its "
+            "`adapter_config.json` names: a hub id, a folder or an id of the registry.",
+        },
+    },
+)
 # Shards of weights, configs, a tokenizer and chat templates.
 MAX_PARTS = 1000
 TAR_SUFFIX = ".tar"

@@ -3,13 +3,15 @@
 import math
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from app.fine_tuning.hyperparameters import FineTuningMethod
 from app.http.errors import field_error
 from app.rescues.prices import find_prices
 from app.rescues.schemas import CostEstimateView, RescueStart
 from app.settings import Settings
-from trainers.configs import EngineChoice, GateBasis, parse_stage
-from trainers.configs.metrics import MetricConfig
+from trainers.configs import EngineChoice, GateBasis
+from trainers.configs.metrics import AnyMetric, MetricConfig
 from trainers.configs.stages.migration.record import RESPONSE
 from trainers.openai_account.fine_tuned_models import FineTunedModel
 
@@ -18,6 +20,8 @@ RECORD, EVALUATE, AGREEMENT, GATE = "record", "evaluate", "agreement", "gate"
 MAX_EXACT_CHARACTERS = 40
 DEFAULT_MARGIN_SHARE = 0.05
 MILLION = 1_000_000
+
+_METRIC: TypeAdapter[MetricConfig] = TypeAdapter(AnyMetric)
 
 
 def estimate_cost(
@@ -124,7 +128,6 @@ def make_later_stages(
         "slices": ["part"],
         **generation,
     }
-    main: MetricConfig = parse_stage({**evaluate, "dataset": "x"}).metrics[0]  # type: ignore[attr-defined]
     stages: list[dict[str, Any]] = [
         {
             "stage": RECORD,
@@ -146,7 +149,7 @@ def make_later_stages(
             "evaluation": EVALUATE,
             "against": "baseline",
             "on": GateBasis.bound,
-            "margin": choose_margin(main, body.margin),
+            "margin": choose_margin(_METRIC.validate_python(metrics[0]), body.margin),
         },
     ]
     if source.method_type != FineTuningMethod.reinforcement:

@@ -21,6 +21,7 @@ from app.tables import Alias, ApiKey, Deployment, DeploymentStatus, Run, RunStat
 from tests.integration.trainers.metrics.judge_server import serve_judge
 from tests.security.regression import Regression, ignore
 from trainers.configs import EngineKind, Queue, StageKind
+from trainers.configs.stages.migration.fetch import OPENAI
 
 Headers = dict[str, str]
 MAKE_JOB, RUN_GRADER = "/api/v1/jobs", "/v1/fine_tuning/alpha/graders/run"
@@ -238,10 +239,15 @@ def test_a_key_takes_no_name_of_another_model_and_stops_none(client: TestClient,
         assert codes == ([] if allowed else ["model_not_allowed"] * 4), [each.text for each in answers]
 
 
+def test_a_key_deletes_no_fine_tuned_model_that_it_may_not_use(client: TestClient, limited: Headers) -> None:
+    refused = client.delete("/v1/models/ft:base:org:other:1", headers=limited)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
+
+
 def test_only_an_admin_starts_a_rescue_again(
     client: TestClient, make_key: Callable[..., Headers], make_job: Callable[..., Any]
 ) -> None:
-    [run] = make_job(RunStatus.failed, stage=StageKind.record)
+    [run] = make_job(RunStatus.failed, stage=StageKind.record, capability=OPENAI)
     retry = f"{MAKE_JOB}/{run.job_id}/retry"
     assert client.post(retry, headers=make_key(Scope.read, Scope.write)).status_code == 403
     with read_session() as session:

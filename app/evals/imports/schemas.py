@@ -1,33 +1,24 @@
 """The report of an import, and the form that uploads its files."""
 
 from enum import StrEnum
-from typing import Any
 
 from pydantic import BaseModel, Field
 
-IMPORT_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "minItems": 1,
-                            "maxItems": 200,
-                            "description": "Files of exported objects, JSON or JSON Lines in any order, and "
-                            "files of rows. Repeat the field for each.",
-                        }
-                    },
-                }
-            }
-        },
-    }
-}
+from app.http.documents.multipart import multipart_form
+
+IMPORT_FORM = multipart_form(
+    ["file"],
+    {
+        "file": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": 200,
+            "description": "Files of exported objects, JSON or JSON Lines in any order, and "
+            "files of rows. Repeat the field for each.",
+        }
+    },
+)
 
 
 class ImportOutcome(StrEnum):

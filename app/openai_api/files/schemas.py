@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from app.datasets.upload import FormUpload
+from app.http.documents.multipart import multipart_form
 from app.http.errors import field_error
 from app.openai_api.errors import parameter_error
 from app.openai_api.parameters import OpenAIBody
@@ -52,31 +53,20 @@ class FileDeleted(BaseModel):
     deleted: bool = Field(description="Always true.")
 
 
-# The body is read as it arrives, and FastAPI documents only what it parses itself.
-FILE_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "The file."},
-                        "purpose": {
-                            "type": "string",
-                            "enum": list(CREATE_PURPOSES),
-                            "description": "What it is for; the rows of `fine-tune` are validated.",
-                        },
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
-                    },
-                },
-                "encoding": {"file": {"contentType": "application/jsonl"}},
-            }
+FILE_FORM = multipart_form(
+    ["file", "purpose"],
+    {
+        "file": {"type": "string", "format": "binary", "description": "The file."},
+        "purpose": {
+            "type": "string",
+            "enum": list(CREATE_PURPOSES),
+            "description": "What it is for; the rows of `fine-tune` are validated.",
         },
-    }
-}
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+    },
+    {"file": {"contentType": "application/jsonl"}},
+)
 
 
 def view_file(file: File, dataset: Dataset | None) -> FileObject:

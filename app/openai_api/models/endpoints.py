@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from app.fine_tuning import models
+from app.http.auth import CallerDependency
 from app.storage.database import WriteSession
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -22,7 +23,7 @@ class ModelDeleted(BaseModel):
 
 
 @router.delete("/{model:path}")
-def delete_model(session: WriteSession, model: ModelName) -> ModelDeleted:
+def delete_model(session: WriteSession, caller: CallerDependency, model: ModelName) -> ModelDeleted:
     """Delete a fine-tuned model that is not deployed, and that no unfinished job and no other model uses."""
-    models.delete_model(session, model)
+    models.delete_model(session, model, caller.key_id)
     return ModelDeleted(id=model, object="model", deleted=True)

@@ -1,11 +1,12 @@
 """The shapes of OpenAI's Uploads API."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from app.files.service import MAX_FILENAME
+from app.http.documents.multipart import multipart_form
 from app.openai_api.files.schemas import CreatePurpose, ExpiresAfter, FileObject
 from app.openai_api.parameters import OpenAIBody
 from app.tables import FilePurpose, Upload, UploadPart
@@ -57,23 +58,9 @@ class UploadPartObject(BaseModel):
     upload_id: UploadId
 
 
-# The body is read as it arrives, and FastAPI documents only what it parses itself.
-PART_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {
-                        "data": {"type": "string", "format": "binary", "description": "At most 64 MiB."}
-                    },
-                }
-            }
-        },
-    }
-}
+PART_FORM = multipart_form(
+    ["data"], {"data": {"type": "string", "format": "binary", "description": "At most 64 MiB."}}
+)
 
 
 def view_upload(upload: Upload, file: FileObject | None, now: datetime) -> UploadObject:

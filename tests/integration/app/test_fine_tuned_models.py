@@ -58,12 +58,12 @@ def deployment(make_job: Callable[..., list[Run]]) -> Deployment:
 
 def test_a_fine_tuned_model_is_deleted_with_its_sleeping_deployment(deployment: Deployment) -> None:
     with transaction() as session:
-        delete_model(session, deployment.name)
+        delete_model(session, deployment.name, "")
     with read_session() as session:
         assert session.get_one(Deployment, deployment.id).status is DeploymentStatus.stopped
         assert session.get_one(Model, deployment.model_id).deleted_at is not None
     with transaction() as session, pytest.raises(FineTunedModelNotFound):
-        delete_model(session, deployment.name)
+        delete_model(session, deployment.name, "")
 
 
 def test_a_fine_tuned_model_that_is_deployed_is_not_deleted(
@@ -74,7 +74,7 @@ def test_a_fine_tuned_model_that_is_deployed_is_not_deleted(
         lifecycle.wake(session, deployment.id)
         lifecycle.claim(session, deployment.id, worker.id, 60)
     with transaction() as session, pytest.raises(InUse, match="is deployed") as caught:
-        delete_model(session, deployment.name)
+        delete_model(session, deployment.name, "")
     assert caught.value.used_by == [deployment.id]
 
 
@@ -98,6 +98,6 @@ def test_a_fine_tuned_model_that_is_stopped_falls_asleep_so_that_a_request_wakes
     with read_session() as session:
         stopped = session.get_one(Deployment, deployment.id)
         assert (stopped.status, stopped.stopped_at) == (DeploymentStatus.asleep, None)
-    act(delete_model, deployment.name)
+    act(delete_model, deployment.name, "")
     with read_session() as session:
         assert session.get_one(Deployment, deployment.id).status is DeploymentStatus.stopped
