@@ -167,7 +167,7 @@ def create_run(settings: Settings, asked: EvalRunSpec, caller: Caller, record: R
         definition = get_eval(session, asked.eval_id)
         if unusable := list_unusable(session, definition, settings):
             first = unusable[0]
-            raise field_error("eval_id", f"This eval cannot judge here: {first.name}: {first.reason}")
+            raise field_error("eval_id", f"This eval cannot run here because of {first.name!r}. {first.reason}")
     # A dataset or a job without a name could not be recognized in a list.
     name = CONTROL_CHARACTERS.sub(" ", asked.name or definition.name or definition.id)
     _check_effort(data_source)
@@ -257,7 +257,7 @@ def delete_run(session: Session, eval_id: str, run_id: str) -> None:
 
 
 def _check_effort(data_source: DataSource) -> None:
-    """Raise UnprocessableContent for an effort of a model whose engine has none."""
+    """Raise UnprocessableContent for a reasoning effort where the engine of the model has none."""
     model = find_model(data_source)
     if model is None or not isinstance(data_source, SampledDataSource):
         return
@@ -265,7 +265,7 @@ def _check_effort(data_source: DataSource) -> None:
         holder = find_name_holders(session, [model]).get(model)
     effort = data_source.sampling_params.reasoning_effort
     if effort is not None and holder is not None and holder.engine in (EngineKind.hf, EngineKind.mlx):
-        message = f"The engine {holder.engine} of {model!r} has no effort: leave it out."
+        message = f"The engine {holder.engine}, which serves {model!r}, has no reasoning effort: leave it out."
         raise field_error("data_source.sampling_params.reasoning_effort", message)
 
 
