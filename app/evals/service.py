@@ -167,7 +167,8 @@ def create_run(settings: Settings, asked: EvalRunSpec, caller: Caller, record: R
         definition = get_eval(session, asked.eval_id)
         if unusable := list_unusable(session, definition, settings):
             first = unusable[0]
-            raise field_error("eval_id", f"This eval cannot run here because of {first.name!r}. {first.reason}")
+            message = f"This eval cannot run here. {first.name}: {first.reason}"
+            raise field_error("eval_id", message)
     # A dataset or a job without a name could not be recognized in a list.
     name = CONTROL_CHARACTERS.sub(" ", asked.name or definition.name or definition.id)
     _check_effort(data_source)
@@ -265,7 +266,7 @@ def _check_effort(data_source: DataSource) -> None:
         holder = find_name_holders(session, [model]).get(model)
     effort = data_source.sampling_params.reasoning_effort
     if effort is not None and holder is not None and holder.engine in (EngineKind.hf, EngineKind.mlx):
-        message = f"The engine {holder.engine}, which serves {model!r}, has no reasoning effort: leave it out."
+        message = f"{model!r} is served by {holder.engine}, which has no reasoning effort. Leave it out."
         raise field_error("data_source.sampling_params.reasoning_effort", message)
 
 
