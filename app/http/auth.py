@@ -85,6 +85,11 @@ async def require_inference(caller: CallerDependency) -> None:
     caller.require(Scope.inference)
 
 
+async def require_worker(caller: CallerDependency) -> None:
+    """Require the scope `worker`, which the key of a joined host has."""
+    caller.require(Scope.worker)
+
+
 async def require_admin(caller: CallerDependency) -> None:
     """Require the scope `admin`."""
     caller.require(Scope.admin)

@@ -68,7 +68,9 @@ class KeyCreate(KeyUpdate):
 
     name: KeyName = Field(description="Purpose or owner of the key.")
     scopes: list[Scope] = Field(
-        min_length=1, description="Allowed kinds of requests; `admin` allows all of them."
+        min_length=1,
+        description="Allowed kinds of requests. `worker` is for a host that joins, and allows nothing else; "
+        "`admin` allows all of them.",
     )
     lock_service: bool = Field(
         False,

@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.keys import service
+from app.openai_api.application import create_openai_app
 from app.storage.database import transaction
 from app.tables import Scope
 from tests.application import built_app
@@ -16,6 +17,7 @@ PUBLIC = {"/healthz", "/readyz"}
 ANY_KEY = {"/api/v1/keys/self"}
 # The other routes of the API need `read` for GET, and `write` for all other methods.
 NEEDED_SCOPES = {
+    "/api/v1/artifacts": Scope.worker,
     "/api/v1/keys": Scope.admin,
     "/api/v1/rescues": Scope.admin,
     "/api/v1/routes": Scope.inference,
@@ -78,6 +80,18 @@ def test_two_narrow_scopes_do_not_make_a_wide_one(
     assert client.get("/api/v1/keys", headers=headers).status_code == 403
     created = client.post("/api/v1/keys", json={"name": "x", "scopes": ["admin"]}, headers=headers)
     assert created.status_code == 403
+
+
+def test_the_key_of_a_host_opens_nothing_of_the_openai_api(
+    client: TestClient, keys: dict[Scope, dict[str, str]]
+) -> None:
+    routes = [
+        (method.upper(), f"/v1{path}")
+        for path, operations in create_openai_app().openapi()["paths"].items()
+        for method in operations
+    ]
+    opened = {route for route in routes if send(client, *route, keys[Scope.worker]) != 403}
+    assert len(routes) > 40 and opened == set()
 
 
 def test_a_revoked_key_opens_nothing(client: TestClient, keys: dict[Scope, dict[str, str]]) -> None:

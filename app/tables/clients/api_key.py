@@ -10,11 +10,15 @@ from app.tables.base import Json, new_id, time_field
 
 
 class Scope(StrEnum):
-    """A permission of a key: each is granted separately, and `admin` includes all of them."""
+    """A permission of a key: each is granted separately, and `admin` includes all of them.
+
+    `worker` is for a host that joins: its own worker, and the artifacts.
+    """
 
     read = "read"
     write = "write"
     inference = "inference"
+    worker = "worker"
     admin = "admin"
 
 
