@@ -1,0 +1,1 @@
+"""Configs of hosts that are launched in a cloud."""

@@ -1,0 +1,1 @@
+"""Clients of the clouds that rent GPU machines out, and what a new machine runs first."""
