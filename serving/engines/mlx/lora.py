@@ -1,28 +1,15 @@
 """PEFT's LoRA and DoRA adapters on MLX's linear layers: several are loaded, one is used at a time."""
 
-import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 
 from serving.engines.decoding.adapters import AdapterNotLoadable
+from trainers.mlx.adapter_files import AdapterNotConvertible, scale_of, split_peft_key, unsupported_setting
 from trainers.modeling.model_files import ADAPTER_WEIGHTS
-
-# Settings that are applied here, or that do not matter after training; all others must be PEFT's defaults.
-SUPPORTED_SETTINGS = {
-    *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
-    *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("inference_mode", "lora_dropout", "init_lora_weights", "eva_config", "runtime_config"),
-}
-KEY = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?"
-)
 
 
 @dataclass
@@ -102,25 +89,25 @@ def detach(network: nn.Module, adapter: str) -> None:
 
 def check_settings(path: str, config: Any) -> None:
     """Raise AdapterNotLoadable for a setting that could change completions but is not supported here."""
-    default = LoraConfig()
-    for field in fields(LoraConfig):
-        value = getattr(config, field.name)
-        if field.name not in SUPPORTED_SETTINGS and value and value != getattr(default, field.name):
-            raise AdapterNotLoadable(
-                path,
-                f"the engine mlx does not support its {field.name} {value!r}; merge the adapter, or use hf.",
-            )
+    setting = unsupported_setting(config)
+    if setting is not None:
+        raise AdapterNotLoadable(
+            path, f"the engine mlx does not support its {setting}; merge the adapter, or use hf."
+        )
 
 
 def read_parts(path: str) -> dict[str, dict[str, Any]]:
-    """Read the adapter's weights by module and part: lora_A (r, in), lora_B (out, r), magnitude (out)."""
+    """Read the adapter's weights by module and part: lora_a (in, r), lora_b (r, out), m (out)."""
     parts: dict[str, dict[str, Any]] = {}
     weights: Any = mx.load(str(Path(path) / ADAPTER_WEIGHTS))
     for key, weight in weights.items():
-        match = KEY.fullmatch(key)
-        if match is None:
-            raise AdapterNotLoadable(path, f"the engine mlx does not support its weight {key}; use hf.")
-        parts.setdefault(match["module"], {})[match["part"]] = weight
+        try:
+            module, part = split_peft_key(key)
+        except AdapterNotConvertible as error:
+            raise AdapterNotLoadable(
+                path, f"the engine mlx does not support its weight {key}; use hf."
+            ) from error
+        parts.setdefault(module, {})[part] = weight.T
     return parts
 
 
@@ -138,20 +125,13 @@ def find_linear(path: str, layers: dict[str, nn.Module], name: str) -> nn.Module
     return layer
 
 
-def scale_of(name: str, config: Any) -> float:
-    """Return the factor of a module's update: alpha / r, or alpha / sqrt(r) with rsLoRA."""
-    rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
-    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
-    return float(alpha / (rank**0.5 if config.use_rslora else rank))
-
-
 def make_update(linear: nn.Module, parts: dict[str, Any], scale: float) -> LoraUpdate:
-    """Create a layer's update from PEFT's weights, which are transposed in MLX."""
-    a, b = parts["lora_A"].T, parts["lora_B"].T
-    if "lora_magnitude_vector" not in parts:
+    """Create a layer's update from an adapter's weights."""
+    a, b = parts["lora_a"], parts["lora_b"]
+    if "m" not in parts:
         return LoraUpdate(a, b, scale)
     updated = dense_weight(linear).astype(mx.float32) + scale * (a @ b).T
-    return LoraUpdate(a, b, scale, parts["lora_magnitude_vector"] / mx.linalg.norm(updated, axis=1))
+    return LoraUpdate(a, b, scale, parts["m"] / mx.linalg.norm(updated, axis=1))
 
 
 def dense_weight(linear: nn.Module) -> Any:
