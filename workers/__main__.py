@@ -2,6 +2,7 @@
 
 python -m workers
 python -m workers --queue cpu --queue mlx --name mac-studio
+python -m workers doctor
 """
 
 import logging
@@ -31,6 +32,8 @@ from trainers.configs import Queue
 from trainers.runtime.command_line import make_help, make_typer
 from workers import tasks
 from workers.consumer import PersistentConsumer
+from workers.doctor.announcement import announce_report
+from workers.doctor.command import doctor_command
 from workers.engines.deployment_manager import DeploymentManager
 from workers.hosts.worker import WorkerContext, register_worker
 from workers.runs.dispatcher import RunDispatcher
@@ -42,8 +45,12 @@ logger = logging.getLogger("workers")
 program = make_typer()
 
 
-@program.command(help=make_help(__doc__))
+program.command("doctor")(doctor_command)
+
+
+@program.callback(invoke_without_command=True, help=make_help(__doc__))
 def main(
+    context: typer.Context,
     *,
     queue: Annotated[
         list[Queue] | None,
@@ -62,6 +69,8 @@ def main(
     ] = False,
 ) -> None:
     """Run one worker; exit with 0 after it was asked to stop, and with 1 if Celery ended by itself."""
+    if context.invoked_subcommand is not None:
+        return
     settings = load_settings()
     logs.configure_logging(settings.log_level)
     report_thread_deaths()
@@ -133,6 +142,7 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     collector.start()
     deployments.start()
     dispatcher.start()
+    threading.Thread(target=announce_report, args=(worker,), name="doctor", daemon=True).start()
     try:
         _receive_notifications(worker, celery)
     finally:

@@ -31,6 +31,9 @@ class Worker(SQLModel, table=True):
     )
     hardware: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
     versions: dict[str, str] = Field(default_factory=dict, sa_type=Json)
+    host_report: dict[str, Any] | None = Field(
+        default=None, sa_type=Json, description="Report of `workers doctor` at the start of the worker."
+    )
     problems: list[str] = Field(default_factory=list, sa_type=Json)
     """What fails in the worker, as of its last heartbeat."""
     started_at: datetime = time_field(default_now=True)

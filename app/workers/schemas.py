@@ -26,6 +26,11 @@ class WorkerView(BaseModel):
     )
     hardware: dict[str, Any] = Field(description="CPUs, memory and devices of the host.")
     versions: dict[str, str] = Field(description="Versions of Python and of the packages that stages use.")
+    host_report: dict[str, Any] | None = Field(
+        description="Checks of the host at the start of the worker, as `python -m workers doctor --json` "
+        "prints them: `state` is `ok`, `warning` or `error`, and each of `checks` has `name`, `state`, "
+        "`found` and `fix`. Null until they have ended."
+    )
     problems: list[str] = Field(
         description="What fails in the worker and is retried, such as the connection to the broker."
     )

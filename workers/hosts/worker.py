@@ -76,6 +76,11 @@ class WorkerContext:
                 session.add(Worker(**self.registration))
             _update(self.worker_id, **values)
 
+    def announce_report(self, report: dict[str, Any]) -> None:
+        """Write the checks of this host into the worker's row."""
+        self.registration["host_report"] = report
+        _update(self.worker_id, host_report=report)
+
     def release_devices(self, devices: Devices) -> None:
         """Release devices, and look for a run that waits for them."""
         self.devices.release(devices)
