@@ -10,7 +10,6 @@ python -m app rescue --list
 """
 
 import logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from app import logs
 from app.backup.command import run_backup, run_restore
 from app.evals.imports.command import run_import
 from app.http.auth import CREATE_KEY_HINT, has_active_key
-from app.http.server import serve
+from app.http.processes.server import serve
 from app.keys import service as keys
 from app.keys.schemas import KeyCreate, KeyUpdate
 from app.rescues.command_line import rescue_command
@@ -73,6 +72,10 @@ def serve_command(
             min=0, max=65535, help="Port to listen on; 0 chooses a free one. [default: TUNESMITH_PORT]"
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Number of processes on the port. [default: TUNESMITH_PROCESSES]"),
+    ] = None,
     log_level: Annotated[
         LogLevelName | None,
         typer.Option(case_sensitive=False, help="Minimum level to log. [default: TUNESMITH_LOG_LEVEL]"),
@@ -91,12 +94,10 @@ def serve_command(
         return
     host = settings.host if host is None else host
     _refuse_unusable_settings(host)
-    # uvicorn raises its signal again after its shutdown, when the worker still has to be stopped.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     serve(
         host,
         settings.port if port is None else port,
+        settings.processes if processes is None else processes,
         with_worker=not no_worker,
         with_examples=with_examples,
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from prometheus_client import REGISTRY
+from prometheus_client.registry import Collector as Counted
 from starlette.concurrency import run_in_threadpool
 
 from app.aliases import endpoints as aliases
@@ -44,6 +46,7 @@ from app.storage.database import get_engine
 from app.webhooks import endpoints as webhooks
 from app.webhooks.sender import WebhookSender
 from app.workers import endpoints as workers
+from serving.gateway.rate_limits import RateLimits
 from serving.http.cross_site import OriginPolicy
 
 DESCRIPTION = (
@@ -79,8 +82,11 @@ TAGS = [
 ]
 
 
-def create_app() -> FastAPI:
-    """Create the HTTP application."""
+def create_app(limits: RateLimits | None = None, counted: Counted = REGISTRY) -> FastAPI:
+    """Create the HTTP application.
+
+    Several processes on one port share the `limits` of API keys; `counted` are the metrics of all of them.
+    """
     app = create_application(
         ErrorResponse,
         title="Tunesmith",
@@ -93,15 +99,16 @@ def create_app() -> FastAPI:
     app.include_router(health.router)
     app.mount(OPENAI_PREFIX, create_openai_app())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    configure_app(app)
+    configure_app(app, limits, counted)
     return app
 
 
-def configure_app(app: FastAPI) -> None:
+def configure_app(app: FastAPI, limits: RateLimits | None = None, counted: Counted = REGISTRY) -> None:
     """Apply the settings, in place of earlier ones: tests serve one application with the settings of each."""
     origins = OriginPolicy(get_settings().allowed_origins)
     app.state.stopping = threading.Event()
-    app.state.gateway = create_gateway(origins)
+    app.state.gateway = create_gateway(origins, limits or RateLimits())
+    app.state.counted = counted
     app.state.readiness = health.ReadinessChecks()
     app.middleware_stack = None
     app.user_middleware.clear()

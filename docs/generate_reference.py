@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlmodel import Session, SQLModel, create_engine
@@ -200,7 +201,7 @@ def metrics_page() -> str:
     engine = create_engine("sqlite://")
     SQLModel.metadata.create_all(engine)
     with Session(engine) as session:
-        scrape = render_metrics(session).decode()
+        scrape = render_metrics(session, REGISTRY).decode()
     families = [family for family in text_string_to_metric_families(scrape) if "tunesmith" in family.name]
     # The parser removes the suffix with which a scrape has counters.
     suffixes = {"counter": "_total"}

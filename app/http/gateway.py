@@ -30,7 +30,7 @@ from serving.gateway.downstream import ClientIdentity
 from serving.gateway.gateway import ENGINE_PATHS, MODELS_PATH, Gateway
 from serving.gateway.mounted.asgi import AsgiGateway
 from serving.gateway.mounted.openapi import components, paths
-from serving.gateway.rate_limits import AuthorizedClient
+from serving.gateway.rate_limits import AuthorizedClient, RateLimits
 from serving.gateway.routes import CachedRoutingTable, Route, Target
 from serving.http.cross_site import OriginPolicy
 from serving.http.errors import EngineUnavailable, InvalidApiKey, KeyCheckUnavailable, PermissionDenied
@@ -42,9 +42,10 @@ CHATS_PATH = "/v1/chat/completions"
 logger = logging.getLogger(__name__)
 
 
-def create_gateway(origins: OriginPolicy) -> AsgiGateway:
+def create_gateway(origins: OriginPolicy, limits: RateLimits) -> AsgiGateway:
     """Create the gateway for the deployments and aliases of the database."""
-    gateway = Gateway(SqlRoutingTable(), authorize_client, origins=origins, store=SqlAnswerStore())
+    store = SqlAnswerStore()
+    gateway = Gateway(SqlRoutingTable(), authorize_client, rate_limits=limits, origins=origins, store=store)
     return AsgiGateway(gateway)
 
 

@@ -101,9 +101,10 @@ async def readyz(request: Request) -> JSONResponse:
     dependencies=[Depends(require_by_method), Depends(check_query)],
     response_class=Response,
 )
-def exposition(session: ReadSession) -> Response:
+def exposition(request: Request, session: ReadSession) -> Response:
     """Return the metrics in Prometheus's text format. Requires the scope `read` once a key exists."""
-    return Response(metrics.render_metrics(session), media_type="text/plain; version=0.0.4; charset=utf-8")
+    body = metrics.render_metrics(session, request.app.state.counted)
+    return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def hide_locations(text: str) -> str:

@@ -4,7 +4,8 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
@@ -33,9 +34,9 @@ _BUILD = Gauge("tunesmith_build_info", "Always 1; the labels are the versions.",
 _BUILD.labels(VERSION, platform.python_version()).set(1)
 
 
-def render_metrics(session: Session) -> bytes:
-    """Return all metrics in Prometheus's text format."""
-    return generate_latest(REGISTRY) + generate_latest(_collect_from_sql(session))
+def render_metrics(session: Session, counted: Collector) -> bytes:
+    """Return in Prometheus's text format what processes have counted, and what is read from SQL."""
+    return generate_latest(counted) + generate_latest(_collect_from_sql(session))
 
 
 def _collect_from_sql(session: Session) -> CollectorRegistry:

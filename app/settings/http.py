@@ -26,6 +26,13 @@ class HttpSettings(BaseSettings):
         description="Address that the API binds to; any other than loopback requires an API key.",
     )
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 chooses a free one.")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of processes of the API on its port, about one for each core to use. More than "
+        "one requires Linux.",
+    )
     allowed_origins: list[Origin] = Field(
         default_factory=list,
         description="Origins of web pages that may send requests from a browser, as a JSON list, such as "

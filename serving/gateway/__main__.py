@@ -29,12 +29,13 @@ from serving.gateway.routes import RoutingTable, StaticRoutingTable
 from serving.gateway.standalone.access_log import AccessLog
 from serving.gateway.standalone.api_keys import KeyVerifier
 from serving.gateway.standalone.api_routes import ApiRoutingTable
-from serving.gateway.standalone.processes import SHARE_SECONDS, ProcessSupervisor, SharedMetrics
 from serving.gateway.standalone.repeated_task import repeat_task
-from serving.gateway.standalone.server import GatewayServer, bind_socket, stop_on_signals
+from serving.gateway.standalone.server import GatewayServer, stop_on_signals
 from serving.http.addresses import is_loopback
 from serving.http.cross_site import OriginPolicy
 from serving.http.errors import InvalidApiKey
+from serving.processes.shared_metrics import SHARE_SECONDS
+from serving.processes.supervisor import ProcessSupervisor, ServerProcess, bind_socket, reserve_port
 from trainers.runtime.command_line import make_help, make_typer
 
 program = make_typer()
@@ -91,7 +92,7 @@ def main(
     log = AccessLog(sys.stdout.fileno())
     try:
         # Bound but not listening: so a port in use is reported at once, and port 0 is the same for all.
-        listener = bind_socket(host, port, shared=workers > 1)
+        listener = reserve_port(host, port, shared=workers > 1)
     except OSError as error:
         sys.exit(f"--host {host} --port {port}: {error}")
     port = listener.getsockname()[1]
@@ -100,28 +101,29 @@ def main(
         uvloop.run(serve(Gateway(table, authorize, limits, log, rate_limits, origins), listener))
         return
 
-    def work(shared: SharedMetrics) -> None:
+    def work(process: ServerProcess) -> None:
         REGISTRY.unregister(PROCESS_COLLECTOR)
-        rate_limits.use_column(shared.index)
+        rate_limits.use_column(process.index)
         gateway = Gateway(table, authorize, limits, log, rate_limits, origins)
-        uvloop.run(serve(gateway, bind_socket(host, port, shared=True), shared))
+        uvloop.run(serve(gateway, bind_socket(host, port, shared=True), process))
 
     ProcessSupervisor(workers, work).run()
 
 
-async def serve(gateway: Gateway, listener: socket.socket, shared: SharedMetrics | None = None) -> None:
+async def serve(gateway: Gateway, listener: socket.socket, process: ServerProcess | None = None) -> None:
     """Run one process of the gateway."""
     # Objects that exist by now are never freed, so the collector need not traverse them again and again.
     gc.freeze()
     stop = stop_on_signals()
-    if shared is not None:
-        asyncio.get_running_loop().add_reader(shared.parent_alive, stop.set)
-        sharing = asyncio.create_task(repeat_task("sharing metrics", shared.write, SHARE_SECONDS))
-    await GatewayServer(gateway).serve(listener, stop)
-    if shared is not None:
-        asyncio.get_running_loop().remove_reader(shared.parent_alive)
-        sharing.cancel()
-        shared.write()
+    if process is None:
+        await GatewayServer(gateway).serve(listener, stop)
+        return
+    asyncio.get_running_loop().add_reader(process.parent_alive, stop.set)
+    sharing = asyncio.create_task(repeat_task("sharing metrics", process.metrics.write, SHARE_SECONDS))
+    await GatewayServer(gateway, process.metrics).serve(listener, stop)
+    asyncio.get_running_loop().remove_reader(process.parent_alive)
+    sharing.cancel()
+    process.metrics.write()
 
 
 def load_routing_table(routes: Path | None, api: str | None, api_key_env: str) -> RoutingTable:

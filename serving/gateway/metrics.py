@@ -5,8 +5,7 @@ too much per request.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from prometheus_client.core import REGISTRY, CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -20,8 +19,6 @@ HISTOGRAMS = (
     ("tunesmith_gateway_prompt_tokens", "Prompt tokens of a request, as the engine reports them.", TOKENS),
     ("tunesmith_gateway_completion_tokens", "Completion tokens, as the engine reports them.", TOKENS),
 )
-
-Json = dict[str, Any]
 
 
 class Histogram:
@@ -37,10 +34,6 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
-
-    def add(self, counts: list[int], total: float) -> None:
-        self.counts = [own + other for own, other in zip(self.counts, counts, strict=True)]
-        self.total += total
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return cumulative counts under Prometheus's names of the bounds."""
@@ -78,11 +71,10 @@ class ModelMetrics:
 
 
 class RequestMetrics(Collector):
-    """The metrics of this process; a scrape adds those of the gateway's other processes."""
+    """The metrics of this process."""
 
     def __init__(self) -> None:
         self.models: dict[str, ModelMetrics] = {}
-        self.read_other_processes: Callable[[], Iterable[Json]] = lambda: ()
 
     def for_model(self, model: str) -> ModelMetrics:
         """Return the metrics of a model; the name must have a route, since each name becomes a label."""
@@ -91,40 +83,18 @@ class RequestMetrics(Collector):
             metrics = self.models[model] = ModelMetrics()
         return metrics
 
-    def to_json(self) -> Json:
-        """Return the metrics of this process for another process."""
-        return {
-            name: {
-                "statuses": {str(status): count for status, count in metrics.statuses.items()},
-                "histograms": [[each.counts, each.total] for each in metrics.histograms],
-            }
-            for name, metrics in self.models.items()
-        }
-
-    def add(self, other: Json) -> None:
-        """Add the result of another process's `to_json`."""
-        for name, added in other.items():
-            metrics = self.for_model(name)
-            for status, count in added["statuses"].items():
-                metrics.statuses[int(status)] = metrics.statuses.get(int(status), 0) + count
-            for histogram, (counts, total) in zip(metrics.histograms, added["histograms"], strict=True):
-                histogram.add(counts, total)
-
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of all processes in Prometheus's form."""
-        combined = RequestMetrics()
-        for metrics in (self.to_json(), *self.read_other_processes()):
-            combined.add(metrics)
+        """Yield the metrics in Prometheus's form."""
         requests = CounterMetricFamily(
             "tunesmith_gateway_requests", "Requests to the gateway.", labels=["model", "status"]
         )
-        for name, model in combined.models.items():
+        for name, model in self.models.items():
             for status, count in model.statuses.items():
                 requests.add_metric([name, str(status)], count)
         yield requests
         for place, (title, description, _) in enumerate(HISTOGRAMS):
             family = HistogramMetricFamily(title, description, labels=["model"])
-            for name, model in combined.models.items():
+            for name, model in self.models.items():
                 histogram = model.histograms[place]
                 family.add_metric([name], histogram.buckets(), histogram.total)
             yield family

@@ -8,8 +8,8 @@ PACKAGES = ("app", "serving", "workers")
 # How the threads of each module get over an unexpected error; a new one should use `app.scheduling.periodic`.
 THREADS = {
     "app/completions/writer.py": "the batch is lost, which is an incident, and the next one is written",
-    "app/http/server.py": "lives for one action",
-    "app/http/worker_process.py": "every error is an incident, and the worker is started again",
+    "app/http/processes/server.py": "lives for one action",
+    "app/http/processes/worker_process.py": "every error is an incident, and the worker is started again",
     "app/retention/collector.py": "repeat",
     "app/scheduling/availability.py": "lives for one check, whose error is its result",
     "app/scheduling/notifier.py": "what it calls handles every error, and the next request starts it again",

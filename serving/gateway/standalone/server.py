@@ -9,6 +9,7 @@ from email.utils import formatdate
 
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 from serving.gateway.downstream import JSON_HEADERS, Downstream, GatewayRequest
 from serving.gateway.gateway import Gateway
@@ -24,8 +25,9 @@ BACKLOG = 2048
 class GatewayServer:
     """The server of one process, which adds /health and /metrics to the gateway."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, metrics: Collector = REGISTRY) -> None:
         self.gateway = gateway
+        self.metrics = metrics
         self.state = GatewayServerState(gateway, self.handle)
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
@@ -60,7 +62,7 @@ class GatewayServer:
         elif request.path == "/metrics" and request.method in ("GET", "HEAD"):
             self.gateway.recorder.flush()
             headers = [(b"content-type", CONTENT_TYPE_LATEST.encode())]
-            downstream.respond(200, headers, generate_latest(REGISTRY))
+            downstream.respond(200, headers, generate_latest(self.metrics))
         else:
             context = self.gateway.open_context(request.method, request.path, request.headers)
             context.fail(UnknownUrl(f"{request.path} does not exist."), downstream)
@@ -78,20 +80,6 @@ def _health() -> bytes:
     """Return the health of this process, which serves requests whatever else fails."""
     report = {"status": "degraded", "problems": PROBLEMS} if PROBLEMS else {"status": "ok"}
     return json.dumps(report).encode()
-
-
-def bind_socket(host: str, port: int, shared: bool) -> socket.socket:
-    """Return a bound socket.
-
-    If `shared`, each process can bind its own socket to the port, and the kernel distributes the connections.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    return listener
 
 
 def stop_on_signals() -> asyncio.Event:

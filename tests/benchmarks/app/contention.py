@@ -1,7 +1,8 @@
 """Claims by several processes and posts over several connections, against another version in one run.
 
 The claims are made by today's statement and by the one that it replaced. With `--other`, a checkout of
-another version, its API receives the same posts; the two versions take turns.
+another version, its API receives the same posts; the two versions take turns. With `--processes`, so does
+this version with several processes on its port.
 
     git worktree add /tmp/other v1.0
     python -m tests.benchmarks.app.contention --other /tmp/other
@@ -32,30 +33,35 @@ def main() -> None:
     parser.add_argument("--posts", type=int, default=320, help="posts in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--other", type=Path, help="checkout of another version, to compare posts with")
+    parser.add_argument("--processes", type=int, help="processes of the API of this version, in its turn")
     parser.add_argument("--databases", nargs="+", default=["SQLite", "PostgreSQL"])
     options = parser.parse_args()
     claims: dict[Key, list[ClaimResult]] = {}
     posts: dict[Key, list[LoadResult]] = {}
     cpu: dict[Key, list[float]] = {}
-    versions = {"this version": ROOT, **({"other version": options.other} if options.other else {})}
+    versions: dict[str, tuple[Path, int]] = {"this version": (ROOT, 1)}
+    if options.processes:
+        versions[f"{options.processes} processes"] = (ROOT, options.processes)
+    if options.other:
+        versions["other version"] = (options.other, 1)
     with tempfile.TemporaryDirectory(prefix="tunesmith-benchmark-") as folder, durable_postgres() as server:
         for round_number in range(options.rounds):
             for database in options.databases:
-                for version, root in versions.items():
+                for version, (root, n_processes) in versions.items():
                     name = f"{database}-{version}-{round_number}".lower().replace(" ", "-")
                     url = new_database(server, name) if database == "PostgreSQL" else ""
-                    with installation(Path(folder) / name, url, root=root) as platform:
+                    with installation(Path(folder) / name, url, root=root, processes=n_processes) as platform:
                         stage = {"stage": "prepare", "dataset": "train", "split": {"test": 1}}
                         body = {"name": "benchmark", "stages": [stage]}
                         for n in CONCURRENCY:
                             api = psutil.Process(platform.processes[-1].pid)
-                            before = sum(api.cpu_times()[:2])
+                            before = _measure_cpu(api)
                             posted = post_many(platform.base_url, "/api/v1/jobs", body, options.posts, n)
                             posts.setdefault((database, version, n), []).append(posted)
                             cpu.setdefault((database, version, n), []).append(
-                                (sum(api.cpu_times()[:2]) - before) / (options.posts + n)
+                                (_measure_cpu(api) - before) / (options.posts + n)
                             )
-                        if root != ROOT:
+                        if version != "this version":
                             continue
                         for n in PROCESSES:
                             for statement, claim_next in CLAIMS.items():
@@ -83,6 +89,11 @@ def _print(
             for key, results in sorted(posts.items())
         ],
     )
+
+
+def _measure_cpu(api: psutil.Process) -> float:
+    """Return the seconds of CPU of an API and its processes."""
+    return sum(sum(process.cpu_times()[:2]) for process in [api, *api.children()])
 
 
 def _summarize(results: list[ClaimResult] | list[LoadResult]) -> list[str]:

@@ -47,7 +47,7 @@ def new_database(postgres: str, name: str) -> str:
 
 @contextmanager
 def installation(
-    folder: Path, database_url: str = "", broker_url: str = "", root: Path = ROOT
+    folder: Path, database_url: str = "", broker_url: str = "", root: Path = ROOT, processes: int = 1
 ) -> Iterator[Platform]:
     """Run an installation with its API and the dataset `train`; this process can use its database.
 
@@ -55,7 +55,9 @@ def installation(
     """
     timings = {f"TUNESMITH_{name.upper()}": str(Settings.model_fields[name].default) for name in TIMINGS}
     urls = {"TUNESMITH_DATABASE_URL": database_url, "TUNESMITH_BROKER_URL": broker_url}
-    platform = Platform(folder, folder / "starter", **timings, **urls)
+    # An older version does not know the setting.
+    count = {"TUNESMITH_PROCESSES": str(processes)} if processes > 1 else {}
+    platform = Platform(folder, folder / "starter", **timings, **urls, **count)
     platform.root = root
     try:
         assert platform.start(["-m", "app", "migrate"], "migrate").wait(60) == 0

@@ -17,8 +17,9 @@ from uvicorn.server import ServerState
 from app.http.edges.protocol import HttpProtocol
 from serving.gateway.gateway import Gateway
 from serving.gateway.routes import StaticRoutingTable
-from serving.gateway.standalone.server import GatewayServer, bind_socket
+from serving.gateway.standalone.server import GatewayServer
 from serving.http.limits import BODY_TIMEOUT_SECONDS, HEAD_TIMEOUT_SECONDS, MIN_BODY_BYTES_PER_SECOND
+from serving.processes.supervisor import bind_socket
 
 HEAD = b"POST /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 

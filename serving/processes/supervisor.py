@@ -1,25 +1,33 @@
-"""Several gateway processes on one port: a parent starts them, restarts dead ones and stops them."""
+"""Several processes on one port: a parent forks them, restarts dead ones and stops them."""
 
-import json
 import os
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from serving.gateway.metrics import REQUEST_METRICS
+from serving.processes.shared_metrics import SharedMetrics
 
 # A process that dies within this time of its start is restarted only after it, to avoid a busy loop.
 MIN_RESTART_SECONDS = 1.0
-SHARE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """One of the processes, as seen by itself; `parent_alive` is readable once the parent is dead."""
+
+    index: int
+    metrics: SharedMetrics
+    parent_alive: int
 
 
 class ProcessSupervisor:
     """Forks processes before any event loop or thread exists; `work` runs in each of them until SIGTERM."""
 
-    def __init__(self, count: int, work: Callable[["SharedMetrics"], None]) -> None:
+    def __init__(self, count: int, work: Callable[[ServerProcess], None]) -> None:
         self.count = count
         self.work = work
         self.running: dict[int, tuple[int, float]] = {}
@@ -29,7 +37,7 @@ class ProcessSupervisor:
         """Keep the processes running until a signal; they end when this process ends."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        with tempfile.TemporaryDirectory(prefix="gateway-metrics-") as folder:
+        with tempfile.TemporaryDirectory(prefix="tunesmith-metrics-") as folder:
             # The children wait for the end of this pipe, which the kernel closes when the parent dies.
             self.parent_alive, self.write_end = os.pipe()
             for index in range(self.count):
@@ -49,7 +57,7 @@ class ProcessSupervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             os.close(self.write_end)
-            self.work(SharedMetrics(folder, index, self.parent_alive))
+            self.work(ServerProcess(index, SharedMetrics(folder, index), self.parent_alive))
             status = 0
         finally:
             os._exit(status)
@@ -69,28 +77,30 @@ class ProcessSupervisor:
             os.kill(child, signal.SIGTERM)
 
 
-class SharedMetrics:
-    """The metrics of each process in a file of its own, so that any process can report those of all.
+def reserve_port(host: str, port: int, shared: bool) -> socket.socket:
+    """Return a bound socket that does not listen; raises OSError if another service listens on the port.
 
-    `parent_alive` is a file descriptor that reaches its end when the parent dies.
+    The processes of a shared port bind their own sockets to it while this one is open.
     """
+    if shared:
+        # Another service with a shared port would accept a part of the connections.
+        bind_socket(host, port, shared=False).close()
+    return bind_socket(host, port, shared)
 
-    def __init__(self, folder: Path, index: int, parent_alive: int) -> None:
-        self.folder = folder
-        self.index = index
-        self.file = folder / f"{index}.json"
-        self.parent_alive = parent_alive
-        if self.file.exists():
-            # The metrics of the process that died here: counters must not decrease.
-            REQUEST_METRICS.add(json.loads(self.file.read_text()))
-        REQUEST_METRICS.read_other_processes = self._read_others
 
-    def write(self) -> None:
-        """Publish the current metrics of this process."""
-        draft = self.file.with_suffix(".draft")
-        draft.write_text(json.dumps(REQUEST_METRICS.to_json()))
-        draft.replace(self.file)
+def bind_socket(host: str, port: int, shared: bool) -> socket.socket:
+    """Return a bound socket that does not listen yet.
 
-    def _read_others(self) -> list[dict[str, Any]]:
-        """Return the metrics of the other processes, up to a second old."""
-        return [json.loads(file.read_text()) for file in self.folder.glob("*.json") if file != self.file]
+    If `shared`, each process can bind its own socket to the port, and the kernel distributes the connections.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,1 @@
+"""Several processes that serve one port: their start and end, their sockets, and their common metrics."""

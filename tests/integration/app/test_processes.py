@@ -1,0 +1,112 @@
+"""`python -m app --processes 2`: one service on one port, whichever process gets a connection."""
+
+import os
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+from sqlmodel import Session
+
+from app.storage.database import create_database_engine
+from app.tables import Deployment, DeploymentStatus
+from tests.integration.app.test_server import run, serving, wait_for
+from tests.integration.serving.fake_engine import FakeEngine
+from trainers.configs import EngineKind, Queue
+
+Service = tuple[psutil.Process, str, str]
+COUNTED = 'tunesmith_api_requests_total{method="GET",route="/api/v1/presets",status="200"}'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data directory of the service."""
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    """Yield a service with two processes: its parent, its address, and the key of an administrator."""
+    key = run(folder, "keys", "create", "--name", "me", "--scope", "admin").stdout.strip()
+    with serving(folder, "--no-worker", "--processes", "2") as (server, url):
+        yield psutil.Process(server.pid), url, key
+
+
+@pytest.fixture
+def engine(service: Service, folder: Path) -> Iterator[FakeEngine]:
+    """Yield an engine that serves the model `plain` of the service."""
+    fake_engine = FakeEngine()
+    row: dict[str, Any] = {
+        "base": "hub/base",
+        "engine": EngineKind.hf,
+        "queue": Queue.cpu,
+        "engine_key": "key",
+    }
+    row |= {"status": DeploymentStatus.ready, "address": fake_engine.url}
+    row |= {"lease_expires_at": datetime.now(UTC) + timedelta(days=1)}
+    with Session(create_database_engine(f"sqlite:///{folder}/tunesmith.db")) as session:
+        session.add(Deployment(name="plain", **row))
+        session.commit()
+    yield fake_engine
+    fake_engine.close()
+
+
+def fetch(service: Service, path: str) -> httpx2.Response:
+    """Send a request over a connection of its own."""
+    _, url, key = service
+    return httpx2.get(f"{url}{path}", headers={"Authorization": f"Bearer {key}"})
+
+
+def count_requests(service: Service) -> float:
+    lines = fetch(service, "/metrics").text.splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(COUNTED)), 0.0)
+
+
+def find_children(service: Service) -> list[psutil.Process]:
+    children: list[psutil.Process] = service[0].children()
+    return children
+
+
+def test_any_process_reports_the_requests_of_all_also_after_one_was_killed(
+    service: Service,
+) -> None:
+    for _ in range(40):
+        assert fetch(service, "/api/v1/presets").status_code == 200
+    wait_for(lambda: {count_requests(service) for _ in range(10)} == {40.0})
+    old = find_children(service)
+    os.kill(old[0].pid, signal.SIGKILL)
+    wait_for(lambda: len(find_children(service)) == 2 and old[0] not in find_children(service))
+    assert {fetch(service, "/healthz").status_code for _ in range(10)} == {200}
+    wait_for(lambda: {count_requests(service) for _ in range(10)} == {40.0})
+
+
+def test_the_processes_share_the_limit_of_a_key(service: Service, engine: FakeEngine) -> None:
+    _, url, admin = service
+    body = {"name": "limited", "scopes": ["inference"], "requests_per_minute": 3}
+    created = httpx2.post(f"{url}/api/v1/keys", json=body, headers={"Authorization": f"Bearer {admin}"})
+    limited = {"Authorization": f"Bearer {created.json()['key']}"}
+    chats = [
+        httpx2.post(f"{url}/v1/chat/completions", json={"model": "plain"}, headers=limited) for _ in range(12)
+    ]
+    assert [chat.status_code for chat in chats] == [200] * 3 + [429] * 9
+
+
+def test_a_second_service_does_not_take_connections_of_the_port(service: Service, tmp_path: Path) -> None:
+    port = service[1].rpartition(":")[2]
+    refused = run(tmp_path, "--no-worker", "--processes", "2", "--port", port)
+    assert refused.returncode == 1
+    assert f"--port {port}: [Errno 98] Address already in use" in refused.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
+    with serving(tmp_path, "--no-worker", "--processes", "2") as (server, _):
+        children = psutil.Process(server.pid).children()
+        server.send_signal(number)
+        assert len(children) == 2
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
