@@ -28,15 +28,10 @@ LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
-def test_importing_the_service_loads_no_ml_package_in_under_two_seconds() -> None:
-    program = (
-        "import sys, time; started = time.process_time(); import app.main; "
-        f"print(time.process_time() - started, [name for name in {ML_PACKAGES} if name in sys.modules])"
-    )
+def test_importing_the_service_loads_no_ml_package() -> None:
+    program = f"import sys, app.main; print([name for name in {ML_PACKAGES} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
-    seconds, _, loaded = done.stdout.strip().partition(" ")
-    assert (loaded, done.stderr) == ("[]", "")
-    assert float(seconds) < 2
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 @on_sqlite
