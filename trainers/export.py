@@ -18,7 +18,7 @@ from trainers.configs.references import get_base_model
 from trainers.configs.stages.export import ExportConfig, ExportFormat
 from trainers.configs.stages.merge import MergeConfig
 from trainers.exporting import gguf
-from trainers.exporting.mlx_format import require_mlx, write_mlx
+from trainers.exporting.mlx_format import require_mlx, write_mlx, write_mlx_adapter
 from trainers.exporting.reference import ReferencePrompt, compute_reference
 from trainers.modeling.load import load_base, load_tokenizer, template_sha256
 from trainers.modeling.model_source import link_files, open_adapter, open_base
@@ -67,12 +67,13 @@ def plan(config: ExportConfig) -> dict[str, Any]:
 
 def _require(config: ExportConfig) -> gguf.GgufEnvironment | None:
     """Check what the formats need before any work; return the environment of llama.cpp if it is needed."""
-    if ExportFormat.gguf_adapter in config.formats and not isinstance(config.model, AdaptedModel):
+    adapter_format = next((form for form in config.formats if form.is_adapter), None)
+    if adapter_format is not None and not isinstance(config.model, AdaptedModel):
         raise ConfigInvalid(
-            f"The model {get_base_model(config.model)} has no adapter for the format gguf_adapter.",
+            f"The model {get_base_model(config.model)} has no adapter for the format {adapter_format}.",
             "Remove that format.",
         )
-    if ExportFormat.mlx in config.formats:
+    if {ExportFormat.mlx, ExportFormat.mlx_adapter} & set(config.formats):
         require_mlx()
     return gguf.open_environment(config.gguf_environment) if config.capability else None
 
@@ -112,6 +113,10 @@ def _write_formats(
         )
     if ExportFormat.mlx in config.formats:
         differences |= write_mlx(whole, folder, work, reference)
+    if ExportFormat.mlx_adapter in config.formats:
+        assert isinstance(config.model, AdaptedModel)
+        base, adapter = Path(open_base(config.model.base)), Path(open_adapter(config.model.adapter))
+        differences |= write_mlx_adapter(base, adapter, folder, work, reference)
     return differences
 
 

@@ -19,7 +19,6 @@ from trainers.configs import (
     EngineTask,
     EvaluationFolder,
     ExportConfig,
-    ExportFormat,
     FetchConfig,
     ImportConfig,
     MergeConfig,
@@ -66,10 +65,10 @@ def check_merge(
 
     `earlier` contains the stages by name.
     """
-    exports_adapter = isinstance(stage, ExportConfig) and ExportFormat.gguf_adapter in stage.formats
-    if not isinstance(stage, MergeConfig | ExportConfig) or not (
-        exports_adapter or isinstance(stage, MergeConfig)
-    ):
+    if not isinstance(stage, MergeConfig | ExportConfig):
+        return
+    exported = [form for form in stage.formats if form.is_adapter] if isinstance(stage, ExportConfig) else []
+    if isinstance(stage, ExportConfig) and not exported:
         return
     if isinstance(stage.model, StageOutput):
         producer = earlier.get(stage.model.stage)
@@ -79,11 +78,11 @@ def check_merge(
     else:
         row = session.get(Model, stage.model) if str(stage.model).startswith(REGISTRY_PREFIX) else None
         whole = row is not None and row.kind is ModelKind.base
-    if whole and exports_adapter:
+    if whole and exported:
         yield field_error(
             f"{path}.formats",
-            "The model has whole weights, so there is no adapter for the format gguf_adapter: leave it out, "
-            "or train with LoRA before it.",
+            f"The model has whole weights, so there is no adapter for the format {exported[0]}: leave it "
+            "out, or train with LoRA before it.",
         )
     elif whole:
         yield field_error(

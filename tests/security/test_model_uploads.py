@@ -80,6 +80,20 @@ def test_a_model_returns_as_it_was_downloaded(client: TestClient) -> None:
     assert (whole["kind"], whole["base"]) == ("base", whole["id"])
 
 
+def test_an_adapter_of_mlx_lm_becomes_one_of_peft(client: TestClient) -> None:
+    config = {"lora_parameters": {"rank": 2, "scale": 8.0}, "model": "org/base", "auto_map": {"A": "evil.A"}}
+    shapes = {"lora_a": (8, 2), "lora_b": (2, 8)}
+    weights = {f"model.layers.0.mlp.up_proj.{part}": np.ones(shape) for part, shape in shapes.items()}
+    content = save({name: weight.astype(np.float32) for name, weight in weights.items()})
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapters.safetensors": content}
+    sent = send(client, files | {"0000100_adapters.safetensors": b"x"}).json()
+    assert (sent["kind"], sent["base"]) == ("adapter", "org/base")
+    listed = client.get(f"/api/v1/models/{sent['id']}/files").json()["items"]
+    assert {file["path"] for file in listed} == ADAPTER.keys()
+    stored = client.get(f"/api/v1/models/{sent['id']}/files/adapter_config.json").json()
+    assert (stored["peft_type"], stored["lora_alpha"]) == ("LORA", 16) and "auto_map" not in stored
+
+
 @pytest.mark.parametrize(
     ("archive", "word"),
     [

@@ -12,15 +12,13 @@ from mlx_lm.tuner.lora import LoRALinear
 from peft import LoraConfig
 
 from trainers.mlx.adapter_files import (
-    PEFT_PARTS,
     AdapterNotConvertible,
-    peft_key,
     rank_of,
     read_lora_config,
     scale_of,
     split_peft_key,
-    target_modules,
 )
+from trainers.mlx.adapter_format import PEFT_PARTS, peft_key, target_modules
 from trainers.modeling.model_files import ADAPTER_WEIGHTS
 
 # The head: PEFT's "all-linear" leaves it out.

@@ -261,9 +261,8 @@ def _check_adapter(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise _unreadable(str(folder), "the folder does not exist")
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise _unreadable(str(folder), f"it has no {name}")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise _unreadable(str(folder), f"it has no {ADAPTER_CONFIG}")
     opened = Path(_open_adapter(str(folder)))
     try:
         PeftConfig.from_pretrained(str(opened))

@@ -49,7 +49,9 @@ def read_list(path: Path) -> list[Any]:
 def clean_config(name: str, config: Json) -> Json:
     """Return a config without names of code and of files elsewhere; raises ModelFileRefused."""
     cleaned: Json = _clean(config)
-    if name == "adapter_config.json" and cleaned.get("peft_type") not in ADAPTER_TYPES:
+    # Without a type it may be mlx-lm's, which is converted with its weights.
+    is_of_mlx = "peft_type" not in cleaned and "lora_parameters" in cleaned
+    if name == "adapter_config.json" and not is_of_mlx and cleaned.get("peft_type") not in ADAPTER_TYPES:
         raise ModelFileRefused(
             f"has the peft_type {cleaned.get('peft_type')!r}; only LORA adapters are loaded"
         )

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from trainers.mlx.adapter_format import MLX_WEIGHTS, convert_mlx_config, convert_mlx_weights, is_mlx_config
 from trainers.modeling.embedding.module_files import MODULES, is_module_config, is_module_file, read_modules
 from trainers.modeling.model_config import (
     Json,
@@ -95,6 +96,8 @@ class ModelFiles:
     """The content of configs from which something was removed."""
     hidden: list[str] = field(default_factory=list)
     """Files that no loader may see."""
+    mlx_weights: Path | None = None
+    """The weights of an adapter in mlx-lm's format, which a loader sees in PEFT's."""
 
 
 def open_model(
@@ -113,7 +116,7 @@ def open_model(
         ModelRefused: A file is unsafe or damaged.
     """
     files = read_model_files(folder, role, roots)
-    if not files.hidden and not files.configs:
+    if not files.hidden and not files.configs and files.mlx_weights is None:
         return files.folder
     return _link_view(files, views or _temporary_views())
 
@@ -139,7 +142,10 @@ def read_model_files(folder: Path, role: ModelRole, roots: Sequence[Path] | None
             raise _refused(folder, f"its file {name} {error}") from error
         except OSError as error:
             raise _refused(folder, f"its file {name} cannot be read: {error.strerror}") from error
-    missing = (shards | ({ADAPTER_WEIGHTS} if role is ModelRole.adapter else set())) - files.links.keys()
+    if role is ModelRole.adapter:
+        _convert_mlx_adapter(files)
+    needed = set() if role is ModelRole.base or files.mlx_weights is not None else {ADAPTER_WEIGHTS}
+    missing = (shards | needed) - files.links.keys()
     if missing:
         raise _refused(folder, f"its weights {min(missing)} are missing")
     return files
@@ -156,7 +162,8 @@ def read_adapter_base(folder: Path) -> str | None:
         config = read_object(folder / ADAPTER_CONFIG)
     except (ModelFileRefused, OSError) as error:
         raise _refused(folder, f"its file {ADAPTER_CONFIG} {error}") from error
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    name = "model" if is_mlx_config(config) else "base_model_name_or_path"
+    base, revision = config.get(name), config.get("revision")
     if not isinstance(base, str) or not base:
         return None
     is_on_hub = base.count("/") == 1 and not base.startswith(("/", ".")) and "@" not in base
@@ -227,7 +234,7 @@ def is_visible(name: str, role: ModelRole, shards: set[str]) -> bool:
     if name in CONFIGS or name in VOCABULARIES or TEMPLATE.fullmatch(name):
         return True
     if role is ModelRole.adapter:
-        return name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        return name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS)
     if name in (CONFIG, INDEX) or name in shards or is_module_file(name):
         return True
     # With an index, other weights would be loaded by an engine that takes all of a folder's safetensors.
@@ -261,11 +268,37 @@ def _check_file(name: str, files: ModelFiles) -> None:
             files.configs[name] = cleaned
 
 
+def _convert_mlx_adapter(files: ModelFiles) -> None:
+    """Replace the config of an adapter of mlx-lm by PEFT's; raises ModelRefused."""
+    weights = files.links.pop(MLX_WEIGHTS, None)
+    config = files.configs.get(ADAPTER_CONFIG) or read_object(files.links[ADAPTER_CONFIG])
+    if not is_mlx_config(config):
+        files.hidden += [] if weights is None else [MLX_WEIGHTS]
+        return
+    if weights is None:
+        raise _refused(files.folder, f"its weights {MLX_WEIGHTS} are missing")
+    try:
+        files.configs[ADAPTER_CONFIG] = convert_mlx_config(config, weights)
+    except ModelFileRefused as error:
+        raise _refused(files.folder, f"its file {ADAPTER_CONFIG} {error}") from error
+    files.links.pop(ADAPTER_WEIGHTS, None)
+    files.mlx_weights = weights
+
+
 def _link_view(files: ModelFiles, views: Path) -> Path:
     """Create the view of a folder, unless it exists; its name is the hash of what it contains."""
     configs = {name: json.dumps(config, ensure_ascii=False) for name, config in files.configs.items()}
     links = {name: path for name, path in files.links.items() if name not in configs}
-    content = [str(files.folder), files.role, sorted(configs.items()), sorted(map(str, links.items()))]
+    content: list[object] = [
+        str(files.folder),
+        files.role,
+        sorted(configs.items()),
+        sorted(map(str, links.items())),
+    ]
+    if files.mlx_weights is not None:
+        # A copy, unlike a link, is of one version of the file.
+        status = files.mlx_weights.stat()
+        content += [str(files.mlx_weights), status.st_size, status.st_mtime_ns]
     view = views / hashlib.sha256(json.dumps(content).encode(errors="surrogateescape")).hexdigest()[:32]
     if view.is_dir():
         return view
@@ -276,6 +309,8 @@ def _link_view(files: ModelFiles, views: Path) -> Path:
     for name, path in links.items():
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         (staging / name).symlink_to(path)
+    if files.mlx_weights is not None:
+        convert_mlx_weights(files.mlx_weights, staging / ADAPTER_WEIGHTS)
     try:
         staging.rename(view)
     except OSError:

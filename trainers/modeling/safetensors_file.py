@@ -26,6 +26,11 @@ class SafetensorsInvalid(ValueError):
 
 def check_safetensors(path: Path) -> None:
     """Check that the header describes exactly the bytes of the file; raises SafetensorsInvalid or OSError."""
+    read_header(path)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the description of each tensor, and where they begin; raises as `check_safetensors`."""
     n_file_bytes = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -35,13 +40,15 @@ def check_safetensors(path: Path) -> None:
         if n_header_bytes > min(MAX_HEADER_BYTES, n_file_bytes - 8):
             raise SafetensorsInvalid("is not a safetensors file: its header would be longer than allowed")
         header = _parse_header(file.read(n_header_bytes))
-    metadata = header.pop(METADATA, {})
+    # MLX writes null where it has none.
+    metadata = header.pop(METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise SafetensorsInvalid("has metadata that is not text")
     ranges = sorted(_byte_range(name, entry) for name, entry in header.items())
     edges = [(0, 0), *ranges, (n_file_bytes - 8 - n_header_bytes,) * 2]
     if any(end != begin for (_, end), (begin, _) in pairwise(edges)):
         raise SafetensorsInvalid("has tensors that overlap, leave gaps, or exceed the file")
+    return header, 8 + n_header_bytes
 
 
 def _parse_header(content: bytes) -> dict[str, Any]:

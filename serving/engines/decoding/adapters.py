@@ -48,10 +48,8 @@ def wrap_loader_errors(path: str) -> Iterator[None]:
 
 def open_adapter(path: str) -> str:
     """Return the verified folder of an adapter; raise AdapterNotLoadable for an unsafe or missing file."""
-    folder = Path(path)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise AdapterNotLoadable(path, f"there is no file {name}; only safetensors weights are read.")
+    if not (Path(path) / ADAPTER_CONFIG).is_file():
+        raise AdapterNotLoadable(path, f"there is no file {ADAPTER_CONFIG}.")
     try:
         return model_source.open_adapter(path)
     except ProgramError as error:
@@ -95,8 +93,6 @@ def read_config(path: str) -> Any:
         raw = json.load(file)
     if not isinstance(raw, dict):
         raise ValueError("its adapter_config.json is not a JSON object.")
-    if "peft_type" not in raw and "fine_tune_type" in raw:
-        raise ValueError("it is in mlx-lm's own format; convert it to PEFT's first.")
     if raw.get("peft_type") != "LORA":
         raise ValueError(f"its peft_type is {raw.get('peft_type')}, but only LORA adapters can be served.")
     known = {field.name for field in dataclasses.fields(LoraConfig)} | NOT_A_FIELD

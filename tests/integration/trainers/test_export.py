@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from trainers.configs.stages.export import ExportConfig
@@ -40,12 +41,18 @@ def run_export(model: Any, run_dir: Path, *formats: str, **more: Any) -> dict[st
 
 
 def test_safetensors_and_mlx_compute_what_the_adapter_does(adapted: dict[str, str], tmp_path: Path) -> None:
-    result = run_export(adapted, tmp_path, "safetensors", "mlx")
+    result = run_export(adapted, tmp_path, "safetensors", "mlx", "mlx_adapter")
     expected = load_model(ExportConfig.model_validate({"model": adapted}).model, torch.float32)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     with torch.inference_mode():
         assert torch.allclose(whole(IDS_BT).logits, expected.eval()(IDS_BT).logits, atol=1e-4)
     assert result["checks"]["formats"]["mlx"]["mean"] < 1e-3
+    assert result["checks"]["formats"]["mlx-adapter"]["max"] < 1e-4
+    # mlx-lm's adapter is one of PEFT again where a model is read.
+    again = open_model(tmp_path / "model" / "mlx-adapter", ModelRole.adapter, None, tmp_path / "views")
+    assert load_file(again / "adapter_model.safetensors").keys() == (
+        load_file(Path(adapted["adapter"]) / "adapter_model.safetensors").keys()
+    )
     assert {path.name for path in (tmp_path / "model" / "mlx").iterdir()} >= {
         "config.json",
         "model.safetensors",

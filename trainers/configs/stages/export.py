@@ -18,6 +18,12 @@ class ExportFormat(StrEnum):
     gguf_q4_k_m = "gguf_q4_k_m"
     gguf_adapter = "gguf_adapter"
     mlx = "mlx"
+    mlx_adapter = "mlx_adapter"
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the format is the adapter alone, without its base."""
+        return self in {ExportFormat.gguf_adapter, ExportFormat.mlx_adapter}
 
     @property
     def is_gguf(self) -> bool:
@@ -51,7 +57,7 @@ class ExportConfig(StageConfig):
         max_length=len(ExportFormat),
         description="`safetensors` is always written: whole weights, an adapter merged into its base. "
         "`gguf_f16`, `gguf_q8_0` and `gguf_q4_k_m` are whole weights for llama.cpp; `gguf_adapter` is the "
-        "adapter alone; `mlx` is a folder for mlx-lm.",
+        "adapter alone; `mlx` is a folder for mlx-lm, and `mlx_adapter` one with the adapter alone.",
     )
     dtype: MergeDtype = Field(
         MergeDtype.auto, description="Number format of the safetensors of a merged adapter."

@@ -12,13 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from trainers.mlx.adapter_files import (
-    AdapterNotConvertible,
-    is_mlx_adapter,
-    mlx_to_peft,
-    peft_to_mlx,
-)
+from trainers.mlx.adapter_files import AdapterNotConvertible, peft_to_mlx
 from trainers.modeling.model_config import read_object
+from trainers.modeling.model_files import ModelRole, open_model, read_adapter_base
 
 mx = pytest.importorskip("mlx.core")
 tree = pytest.importorskip("mlx.utils")
@@ -110,9 +106,11 @@ def test_adapters_of_peft_compute_the_same_in_mlx_and_come_back_unchanged(
     peft_to_mlx(tmp_path / "peft", tmp_path / "mlx")
     loaded = utils.load_adapters(mlx_network(base), str(tmp_path / "mlx"))
     assert difference(mlx_logprobs(loaded), expected) < TOLERANCE
-    mlx_to_peft(tmp_path / "mlx", tmp_path / "back", str(base))
-    assert difference(from_peft(base, tmp_path / "back"), expected) < TOLERANCE
-    assert sorted(read_object(tmp_path / "back" / "adapter_config.json")["target_modules"]) == PROJECTIONS
+    back = open_model(tmp_path / "mlx", ModelRole.adapter, [tmp_path], tmp_path / "views")
+    assert difference(from_peft(base, back), expected) < TOLERANCE
+    assert sorted(read_object(back / "adapter_config.json")["target_modules"]) == PROJECTIONS
+    # The same files are converted once.
+    assert open_model(tmp_path / "mlx", ModelRole.adapter, [tmp_path], tmp_path / "views") == back
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -158,12 +156,15 @@ def test_an_adapter_of_the_last_layers_names_them(base: Path, tmp_path: Path) ->
             layer.lora_b = mx.random.normal(layer.lora_b.shape) * 0.1
     weights = {name: weight for name, weight in tree.tree_flatten(network.parameters()) if ".lora_" in name}
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), weights)
-    settings = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    assert is_mlx_adapter(tmp_path)
-    mlx_to_peft(tmp_path, tmp_path / "peft", str(base))
-    assert difference(from_peft(base, tmp_path / "peft"), mlx_logprobs(network)) < TOLERANCE
-    named = read_object(tmp_path / "peft" / "adapter_config.json")["target_modules"]
+    # What mlx-lm leaves in the folder: the arguments of its command, and checkpoints.
+    settings = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters, "model": str(base)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"data": "rows", "seed": 0}))
+    (tmp_path / "0000100_adapters.safetensors").write_bytes(b"")
+    assert read_adapter_base(tmp_path) == str(base)
+    opened = open_model(tmp_path, ModelRole.adapter, [tmp_path], tmp_path / "views")
+    assert {path.name for path in opened.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert difference(from_peft(base, opened), mlx_logprobs(network)) < TOLERANCE
+    named = read_object(opened / "adapter_config.json")["target_modules"]
     assert sorted(named) == [
         f"model.layers.{layer}.{key}" for layer in (1, 2) for key in ("mlp.up_proj", "self_attn.q_proj")
     ]
@@ -179,11 +180,3 @@ def test_what_the_other_format_cannot_express_is_refused(base: Path, tmp_path: P
     write_peft(base, tmp_path / "bias", bias="lora_only")
     with pytest.raises(AdapterNotConvertible, match="bias 'lora_only'"):
         adapters.load_adapter(mlx_network(base), tmp_path / "bias")
-    experts = mx.zeros((4, 2, 8))
-    mx.save_safetensors(
-        str(tmp_path / "adapters.safetensors"), {"model.layers.0.mlp.up_proj.lora_a": experts}
-    )
-    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0}}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(AdapterNotConvertible, match="not of a linear layer"):
-        mlx_to_peft(tmp_path, tmp_path / "peft", None)

@@ -4,6 +4,7 @@ Method: a small model folder is changed in one way that led a loader elsewhere, 
 """
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from trainers.modeling.model_files import BaseModelNotFound, ModelRefused, ModelRole, open_model
 
 CONFIG: dict[str, Any] = {"model_type": "llama", "_attn_implementation": "sdpa"}
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "org/base"}
 WEIGHTS: dict[str, Any] = {"weight": np.zeros(4, np.float32)}
+MLX: dict[str, Any] = {
+    "fine_tune_type": "dora",
+    "lora_parameters": {"rank": 2, "scale": 2.5},
+    "model": "org/base",
+}
+Q_PROJ = "model.layers.0.self_attn.q_proj."
+MLX_WEIGHTS: dict[str, Any] = {
+    Q_PROJ + "lora_a": np.arange(12, dtype=np.float16).reshape(6, 2),
+    Q_PROJ + "lora_b": np.arange(8, dtype=np.float16).reshape(2, 4),
+    Q_PROJ + "m": np.arange(4, dtype=np.float32),
+}
 
 
 @pytest.fixture
@@ -190,3 +202,69 @@ def test_the_cache_of_the_hub_may_link_its_blobs_only(base: Path, tmp_path: Path
     (snapshot / "tokenizer.json").symlink_to("/etc/hostname")
     with pytest.raises(ModelRefused, match="outside the folders"):
         open_model(snapshot, ModelRole.base, [tmp_path / "root"])
+
+
+@pytest.fixture
+def mlx_adapter(tmp_path: Path) -> Path:
+    """Return an adapter in the format of mlx-lm: its first layer with DoRA, in half precision."""
+    folder = tmp_path / "root" / "mlx"
+    folder.mkdir(parents=True)
+    write(folder, "adapter_config.json", MLX)
+    save_file(MLX_WEIGHTS, folder / "adapters.safetensors")
+    return folder
+
+
+def test_an_adapter_of_mlx_lm_is_seen_as_one_of_peft(mlx_adapter: Path) -> None:
+    view = open_in(mlx_adapter, ModelRole.adapter)
+    assert names(view) == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads((view / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_dora"]) == (2, 5, True)
+    assert (config["peft_type"], config["target_modules"]) == ("LORA", ["q_proj"])
+    found = load_file(view / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj."
+    assert found.keys() == {
+        prefix + part for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+    }
+    assert np.array_equal(found[prefix + "lora_A.weight"], MLX_WEIGHTS[Q_PROJ + "lora_a"].T)
+    assert np.array_equal(found[prefix + "lora_B.weight"], MLX_WEIGHTS[Q_PROJ + "lora_b"].T)
+    assert np.array_equal(found[prefix + "lora_magnitude_vector"], MLX_WEIGHTS[Q_PROJ + "m"])
+    # Weights that replace the first ones are converted again.
+    save_file({name: value + 1 for name, value in MLX_WEIGHTS.items()}, mlx_adapter / "adapters.safetensors")
+    assert open_in(mlx_adapter, ModelRole.adapter) != view
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "reason"),
+    [
+        ({"fine_tune_type": "full"}, {}, "which is not an adapter"),
+        ({"lora_parameters": {"rank": 2, "scale": math.inf}}, {}, "the scale inf"),
+        ({"lora_parameters": {"rank": 10**9, "scale": 1}}, {}, "the rank 1000000000"),
+        ({"lora_parameters": {"rank": 3, "scale": 1}}, {}, "has the rank 3, but not the weights"),
+        ({"lora_parameters": "x"}, {}, "which is not an adapter"),
+        ({}, {"model.layers.0.mlp.up.lora_a": np.zeros((4, 2, 6), np.float32)}, "adapters of linear layers"),
+        ({}, {"model.layers.0.mlp.up.weight": np.zeros((4, 2), np.float32)}, "adapters of linear layers"),
+        ({}, {"model.layers.0.mlp.up.lora_a": np.zeros((4, 2), np.int8)}, "adapters of linear layers"),
+        ({"peft_type": "XLORA"}, {}, "only LORA adapters"),
+    ],
+)
+def test_an_adapter_of_mlx_lm_that_peft_cannot_express_is_refused(
+    mlx_adapter: Path, settings: dict[str, Any], weights: dict[str, Any], reason: str
+) -> None:
+    write(mlx_adapter, "adapter_config.json", MLX | settings)
+    save_file(MLX_WEIGHTS | weights, mlx_adapter / "adapters.safetensors")
+    with pytest.raises(ModelRefused, match=reason):
+        open_in(mlx_adapter, ModelRole.adapter)
+
+
+def test_weights_of_mlx_lm_are_verified_and_hidden_next_to_those_of_peft(
+    adapter: Path, mlx_adapter: Path
+) -> None:
+    weights = mlx_adapter / "adapters.safetensors"
+    (adapter / weights.name).write_bytes(weights.read_bytes())
+    assert names(open_in(adapter, ModelRole.adapter)) == {"adapter_config.json", "adapter_model.safetensors"}
+    weights.unlink()
+    with pytest.raises(ModelRefused, match="its weights adapters"):
+        open_in(mlx_adapter, ModelRole.adapter)
+    weights.write_bytes(b"pickle")
+    with pytest.raises(ModelRefused, match="is too short"):
+        open_in(mlx_adapter, ModelRole.adapter)
