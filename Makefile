@@ -77,8 +77,8 @@ LOCK := uv pip compile pyproject.toml requirements/build.in -c constraints.txt -
 
 lock: setup ## Write the hashed requirements of the images from constraints.txt
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/$(LOCK) --extra api --output-file requirements/api.txt
-	$(BIN)/$(LOCK) --extra api --extra trainer --extra evaluation --extra cuda --extra tracking --output-file requirements/worker.txt
+	$(BIN)/$(LOCK) --extra api --extra s3 --output-file requirements/api.txt
+	$(BIN)/$(LOCK) --extra api --extra trainer --extra evaluation --extra cuda --extra tracking --extra s3 --output-file requirements/worker.txt
 
 audit: setup ## Look the images' packages up in the database of known vulnerabilities (needs the internet)
 	$(BIN)/python -m pip install --quiet pip-audit

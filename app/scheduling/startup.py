@@ -16,9 +16,11 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from app.keys.first_key import create_first_key
 from app.scheduling.availability import TimedCheck, check_store
 from app.scheduling.incidents import Incident, describe_error
 from app.settings import Settings, get_settings
+from app.settings.secret_files import SecretFileUnusable, load_secret_variables
 from app.storage import migrate
 from app.storage.artifacts import ArtifactStore, get_store
 from app.storage.database import DATABASE_UNAVAILABLE, get_engine
@@ -39,7 +41,10 @@ class SettingUnusable(Exception):
 def load_settings() -> Settings:
     """Return the settings; invalid ones end the process with a sentence."""
     try:
+        load_secret_variables()
         return get_settings()
+    except SecretFileUnusable as error:
+        sys.exit(f"The settings cannot be read: {error}.")
     except SettingsError as error:
         sys.exit(f"The settings cannot be read: {error}. Write lists as JSON.")
     except ValidationError as error:
@@ -169,6 +174,7 @@ class Preparation:
     def _try(self) -> bool:
         try:
             prepare_database()
+            create_first_key(get_settings())
         except Exception as error:
             # A running service also waits for what a person must correct, such as a missing migration.
             self._incident.record(error)

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.settings.engines import EngineSettings
 from app.settings.http import HttpSettings
@@ -11,6 +11,7 @@ from app.settings.programs import ProgramSettings
 from app.settings.reports import ReportSettings
 from app.settings.retention import RetentionSettings, SucceededCheckpoints
 from app.settings.scheduling import SchedulingSettings
+from app.settings.secret_files import SecretFiles
 from app.settings.storage import StorageSettings
 
 __all__ = [
@@ -39,6 +40,19 @@ class Settings(
     """
 
     model_config = SettingsConfigDict(env_prefix="TUNESMITH_", env_file=".env", extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read secrets also from the files that `TUNESMITH_…_FILE` names."""
+        files = SecretFiles(settings_cls, env_settings, dotenv_settings)
+        return init_settings, env_settings, dotenv_settings, files
 
 
 @lru_cache

@@ -1,11 +1,14 @@
 """The address of the API, and what it accepts."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SecretStr,
+    field_validator,
 )
 from pydantic_settings import BaseSettings
 
@@ -16,6 +19,9 @@ LogLevelName = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 LogLevel = Annotated[LogLevelName, BeforeValidator(str.upper)]
 
 Origin = Annotated[str, AfterValidator(parse_origin)]
+
+
+FIRST_KEY = re.compile(r"ts_[A-Za-z0-9_-]{32,253}")
 
 
 class HttpSettings(BaseSettings):
@@ -33,6 +39,11 @@ class HttpSettings(BaseSettings):
         description="Number of processes of the API on its port, about one for each core to use. More than "
         "one requires Linux.",
     )
+    first_admin_key: SecretStr = Field(
+        SecretStr(""),
+        description="API key with the scope `admin` that the API creates when it starts without any key: "
+        "`ts_` and at least 32 letters, digits, `-` or `_` (`echo ts_$(openssl rand -hex 24)`).",
+    )
     allowed_origins: list[Origin] = Field(
         default_factory=list,
         description="Origins of web pages that may send requests from a browser, as a JSON list, such as "
@@ -45,3 +56,13 @@ class HttpSettings(BaseSettings):
         ge=1,
         description="Maximum number of downloads that a process of the API sends at once; one more gets 503.",
     )
+
+    @field_validator("first_admin_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not FIRST_KEY.fullmatch(value.get_secret_value()):
+            raise ValueError(
+                "a key is `ts_` and at least 32 letters, digits, `-` or `_`; "
+                "`echo ts_$(openssl rand -hex 24)` prints a new one"
+            )
+        return value

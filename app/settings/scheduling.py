@@ -28,6 +28,11 @@ class SchedulingSettings(BaseSettings):
     heartbeat_seconds: float = Field(
         10, gt=0, description="Seconds between two renewals of a worker's leases."
     )
+    heartbeat_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="File that a worker writes after each heartbeat, for `python -m workers.healthcheck "
+        "FILE`; empty writes none. Each worker needs a file of its own.",
+    )
     sweep_seconds: float = Field(
         5,
         gt=0,

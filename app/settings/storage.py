@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -24,6 +25,12 @@ class StorageSettings(BaseSettings):
     broker_url: SecretStr = Field(
         SecretStr(""),
         description="Redis URL; empty means Celery's filesystem transport in the data directory.",
+    )
+    database_password: SecretStr = Field(
+        SecretStr(""), description="Password of the database, if its URL contains none; any characters."
+    )
+    broker_password: SecretStr = Field(
+        SecretStr(""), description="Password of Redis, if its URL contains none; any characters."
     )
     artifacts_url: str = Field(
         "", description="fsspec URL of the artifact store; empty means `artifacts` in the data directory."
@@ -54,6 +61,8 @@ class StorageSettings(BaseSettings):
     def _fill_locations(self) -> Self:
         """Fill the locations that depend on the data directory, and make paths absolute."""
         self.data_dir = self.data_dir.expanduser().resolve()
+        self.database_url = _add_password("database", self.database_url, self.database_password)
+        self.broker_url = _add_password("broker", self.broker_url, self.broker_password)
         if not self.database_url.get_secret_value():
             self.database_url = SecretStr(f"sqlite:///{self.data_dir / 'tunesmith.db'}")
         if not self.broker_url.get_secret_value():
@@ -66,3 +75,18 @@ class StorageSettings(BaseSettings):
             root.expanduser().resolve() for root in self.dataset_roots or [self.data_dir / "sources"]
         ]
         return self
+
+
+def _add_password(name: str, url: SecretStr, password: SecretStr) -> SecretStr:
+    """Return the URL with the password, which is a setting of its own so that it can be in a file."""
+    if not password.get_secret_value():
+        return url
+    parts = urlsplit(url.get_secret_value())
+    if not parts.hostname or parts.password is not None:
+        raise ValueError(
+            f"{name}_password completes a URL of a server that contains no password: "
+            f"correct TUNESMITH_{name.upper()}_URL, or leave the password out"
+        )
+    user, _, server = parts.netloc.rpartition("@")
+    netloc = f"{user}:{quote(password.get_secret_value(), safe='')}@{server}"
+    return SecretStr(parts._replace(netloc=netloc).geturl())

@@ -26,6 +26,7 @@ from trainers.configs import EngineKind, Queue, StageKind
 from trainers.configs.graders import PYTHON_GRADER, TEXT_SIMILARITY
 from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.graders.sandbox import find_sandbox_fault
+from workers.healthcheck import write_heartbeat
 from workers.hosts.devices import DevicePool, Devices
 from workers.hosts.lease import Leases
 from workers.hosts.warm_start import ForkServer, create_fork_server
@@ -75,6 +76,8 @@ class WorkerContext:
             with transaction() as session:
                 session.add(Worker(**self.registration))
             _update(self.worker_id, **values)
+        if self.settings.heartbeat_file is not None:
+            write_heartbeat(self.settings.heartbeat_file, self.settings.heartbeat_seconds)
 
     def announce_report(self, report: dict[str, Any]) -> None:
         """Write the checks of this host into the worker's row."""

@@ -1,14 +1,17 @@
 """Authentication and authorization by API keys."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import SecretStr
 from sqlmodel import select
 from starlette.testclient import TestClient
 
 from app.http.auth import hash_key
 from app.keys import service
 from app.keys.endpoints import CREATE_EXAMPLES
+from app.keys.first_key import create_first_key
 from app.keys.schemas import KeyCreate
 from app.settings import Settings
 from app.storage.database import read_session, transaction
@@ -129,3 +132,25 @@ def test_the_last_use_is_recorded_at_most_once_a_minute(client: TestClient) -> N
         session.get_one(ApiKey, key.id).last_used_at = long_ago
     later = send_and_get_last_use()
     assert later is not None and later > long_ago
+
+
+def test_the_first_key_of_the_settings_is_created_once_and_not_again_after_it_was_revoked(
+    settings: Settings,
+) -> None:
+    first = settings.model_copy(update={"first_admin_key": SecretStr(f"ts_{'k' * 40}")})
+    for _ in range(2):
+        create_first_key(first)
+    with transaction() as session:
+        (key,) = service.list_all_keys(session)
+        service.revoke_key(session, key.id)
+    create_first_key(first)
+    with read_session() as session:
+        assert [each.revoked_at is None for each in service.list_all_keys(session)] == [False]
+
+
+def test_services_that_start_together_create_one_first_key(settings: Settings) -> None:
+    first = settings.model_copy(update={"first_admin_key": SecretStr(f"ts_{'k' * 40}")})
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(create_first_key, [first] * 4))
+    with read_session() as session:
+        assert len(list(service.list_all_keys(session))) == 1

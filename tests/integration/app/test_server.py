@@ -75,6 +75,20 @@ def test_a_public_address_is_refused_until_a_key_exists(tmp_path: Path) -> None:
         assert url.startswith("http://0.0.0.0:")
 
 
+def test_a_service_starts_with_the_admin_key_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = f"ts_{'k' * 40}"
+    (tmp_path / "key").write_text(f"{key}\n")
+    monkeypatch.setenv("TUNESMITH_FIRST_ADMIN_KEY_FILE", str(tmp_path / "key"))
+    with serving(tmp_path, "--host", "0.0.0.0", "--no-worker") as (_, url):
+        local = url.replace("0.0.0.0", "127.0.0.1")
+        assert httpx2.get(f"{local}/api/v1/keys").status_code == 401
+        listed = httpx2.get(f"{local}/api/v1/keys", headers={"Authorization": f"Bearer {key}"})
+    assert [each["scopes"] for each in listed.json()["items"]] == [["admin"]]
+    assert key not in (tmp_path / "log").read_text()
+
+
 def test_keys_are_created_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:
     created = run(tmp_path, "keys", "create", "--name", "me", "--scope", "read", "--scope", "write")
     secret = created.stdout.strip()
