@@ -11,12 +11,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from trainers.configs.clouds.offers import CloudName, Offer
+from trainers.configs.clouds import CloudName, Offer
 
 TAG_INSTALLATION, TAG_HOST, TAG_EPOCH = "tunesmith-installation", "tunesmith-host", "tunesmith-epoch"
 # Lambda accepts names of 64 characters.
 MAX_NAME_CHARACTERS = 64
 MAX_EPOCH = 9999
+# Longer than any call takes but `list_offers`, whose pages are many.
+MAX_CALL_SECONDS = 120.0
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -145,7 +147,10 @@ class Cloud(Protocol):
         ...
 
     def describe(self, machine_id: str) -> Machine | None:
-        """Return a machine, also a terminated one; None if the cloud does not know it."""
+        """Return a machine, also a terminated one; None if the cloud does not know it.
+
+        In the first minute after a launch, None says nothing: clouds show a new machine late.
+        """
         ...
 
     def terminate(self, machine_id: str) -> None:

@@ -27,6 +27,7 @@ class PriceSource(StrEnum):
 
     cloud = "cloud"  # Read from the cloud's API.
     table = "table"  # From the table of list prices that is part of the package.
+    setting = "setting"  # From `TUNESMITH_CLOUD_PRICES`.
 
 
 class HostSpec(Config):
@@ -55,6 +56,9 @@ class Offer(Config):
     cloud: CloudName = Field(description="Cloud that rents the machine out.")
     type: MachineType = Field(description="Type of the machine in the names of the cloud.")
     region: RegionName = Field(description="Region of the cloud.")
+    is_default: bool = Field(
+        False, description="Whether `AWS_INSTANCE_TYPE` or `LAMBDA_INSTANCE_TYPE` names the type."
+    )
     spot: bool = Field(False, description="Whether the cloud may take the machine back.")
     gpu_name: str | None = Field(None, max_length=64, description="Model of the GPUs: `H100`.")
     gpu_count: int = Field(0, ge=0, le=64, description="GPUs of the machine.")
