@@ -213,7 +213,7 @@ def _restore_content(dataset: Dataset, path: Path) -> None:
     try:
         get_store().fetch_file(dataset.artifact, dataset.sha256)
     except (ArtifactCorrupt, FileNotFoundError):
-        get_store().publish_file(path, dataset.artifact)
+        get_store().publish_file(path, dataset.artifact, replace=True)
 
 
 def _report_columns(report: ValidationReport) -> dict[str, Any]:

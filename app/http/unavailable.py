@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.http.errors import HttpError, InternalServerError, ServiceUnavailable
 from app.storage.database import DATABASE_UNAVAILABLE
-from app.storage.remote_files import StoreUnreachable
+from app.storage.remote.errors import StoreUnreachable
 from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import has_disk_full_cause
 

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, or_, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
-from app.retention import answers, checkpoints, events, files, garbage, host_files, records
+from app.retention import answers, checkpoints, events, files, garbage, host_files, open_uploads, records
 from app.retention.report import CollectionReport, Removal, RemovalCounts, count_stored
 from app.scheduling.periodic import repeat
 from app.settings import Settings
@@ -218,6 +218,7 @@ def _remove_all(
     yield from checkpoints.drop_training_state(store, settings, lease.renew, dry_run=dry_run)
     artifacts = list_artifacts(store)
     yield from records.drop_run_files(store, settings, artifacts, dry_run=dry_run)
+    yield from open_uploads.abort_uploads(store, settings.gc_grace_seconds, lease.renew, dry_run=dry_run)
     unnamed = garbage.classify(artifacts, settings.gc_grace_seconds)
     if dry_run:
         yield from (

@@ -2,12 +2,10 @@
 
 import logging
 import os
-import secrets
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 from app.scheduling.incidents import describe_error
 from app.scheduling.queue import check_broker
@@ -73,15 +71,7 @@ def check_database() -> None:
 
 def check_store() -> None:
     """Write, read and delete a small file in the artifact store."""
-    store = get_store()
-    path = f"{store.root}/{CHECK_FOLDER}/{socket.gethostname()}-{os.getpid()}"
-    content = secrets.token_hex(8).encode()
-    if store.local:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    store.fs.pipe_file(path, content)
-    if store.fs.cat_file(path) != content:
-        raise OSError(f"{path} does not contain what was written")
-    store.fs.rm_file(path)
+    get_store().check(f"{CHECK_FOLDER}/{socket.gethostname()}-{os.getpid()}")
 
 
 def report_unavailable() -> None:

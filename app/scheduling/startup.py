@@ -24,6 +24,7 @@ from app.settings.secret_files import SecretFileUnusable, load_secret_variables
 from app.storage import migrate
 from app.storage.artifacts import ArtifactStore, get_store
 from app.storage.database import DATABASE_UNAVAILABLE, get_engine
+from app.storage.remote.errors import StoreRefused
 from trainers.runtime.redaction import redact
 
 FIRST_WAIT_SECONDS = 0.5
@@ -114,6 +115,8 @@ def open_store() -> ArtifactStore:
         raise SettingUnusable(
             f"TUNESMITH_ARTIFACTS_URL is {url}, which needs a package that is not installed: {hint}"
         ) from error
+    except StoreRefused as error:
+        raise SettingUnusable(f"The artifact store cannot be used: {error}") from error
     except ValueError as error:
         raise SettingUnusable(f"TUNESMITH_ARTIFACTS_URL is {url}, which cannot be used: {error}.") from error
 
@@ -121,7 +124,10 @@ def open_store() -> ArtifactStore:
 def prepare_store() -> None:
     """Write and read a file of the artifact store, within a time limit; raises whatever is wrong."""
     open_store()
-    STORE_CHECK.run()
+    try:
+        STORE_CHECK.run()
+    except StoreRefused as error:
+        raise SettingUnusable(f"The artifact store cannot be used: {error}") from error
 
 
 def prepare_or_exit(prepare: Callable[[], T], name: str) -> T:
@@ -184,8 +190,7 @@ class Preparation:
 
 
 def _install_hint(scheme: str) -> str:
-    # Without a bound, pip takes the s3fs of 2020 next to the newest boto3.
-    packages = {"s3": "s3fs>=2026", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+    packages = {"s3": "boto3>=1.43", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
     package = packages.get(scheme)
     return f"run `pip install '{package}'`." if package else "install fsspec's package for it."
 

@@ -1,10 +1,11 @@
 """Where the service and its workers keep rows, messages, files and secrets."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import (
+    AliasChoices,
     BeforeValidator,
     Field,
     SecretStr,
@@ -33,7 +34,33 @@ class StorageSettings(BaseSettings):
         SecretStr(""), description="Password of Redis, if its URL contains none; any characters."
     )
     artifacts_url: str = Field(
-        "", description="fsspec URL of the artifact store; empty means `artifacts` in the data directory."
+        "",
+        description="URL of the artifact store: `s3://BUCKET/PREFIX`, `file:///FOLDER`, or another one of "
+        "fsspec; on a host that reaches neither, `api+https://CONTROL-HOST`, which sends artifacts through "
+        "the API. Empty means `artifacts` in the data directory.",
+    )
+    s3_endpoint_url: str = Field(
+        "",
+        validation_alias=AliasChoices("TUNESMITH_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        description="Address of a store with the API of S3, such as `https://minio.internal:9000`; empty "
+        "means AWS. `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL` are used if this is unset.",
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto",
+        description="Whether the bucket is in the path of a request or in its host name (`virtual`); `auto` "
+        "means in the path with an endpoint, and else in the host name.",
+    )
+    s3_encryption: Literal["none", "AES256", "aws:kms"] = Field(
+        "none",
+        description="Server-side encryption that uploads ask for; `none` leaves it to the default of the "
+        "bucket.",
+    )
+    s3_kms_key_id: str = Field(
+        "", max_length=2048, description="Key of `aws:kms`; empty means the one of AWS for S3."
+    )
+    worker_key: SecretStr = Field(
+        SecretStr(""),
+        description="API key with the scope `worker`, with which a joined host reaches the API.",
     )
     model_roots: list[Path] = Field(
         default_factory=list,

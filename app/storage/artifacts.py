@@ -7,11 +7,10 @@ the hash of its file or manifest, and every fetch verifies the bytes against it,
 
 import hashlib
 import json
-import secrets
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -20,7 +19,7 @@ import fsspec
 
 from app.settings import get_settings
 from app.storage.cache import ArtifactCache
-from app.storage.local_files import CHUNK_BYTES, discard, fsync_file, fsync_folder, rename_folder
+from app.storage.local_files import CHUNK_BYTES, copy_file, link_file, staged, write_file
 from app.storage.manifest import (
     MANIFEST,
     OTHER_HASH,
@@ -30,7 +29,10 @@ from app.storage.manifest import (
     verify_file,
     verify_folder,
 )
-from app.storage.remote_files import RemoteFiles
+from app.storage.remote.errors import ArtifactExists
+from app.storage.remote.fsspec_files import FsspecFiles
+from app.storage.remote.opening import open_files
+from app.storage.remote.protocol import StoreFiles, change_time
 from trainers.runtime.verified_files import VerifiedFiles, hash_file
 
 
@@ -52,13 +54,22 @@ class StoredEntry:
 
 
 class ArtifactStore:
-    """Artifacts in any file system that fsspec supports; `cache` is for copies of remote ones."""
+    """Artifacts in a bucket or any file system that fsspec supports; `cache` is for copies of remote ones.
 
-    def __init__(self, url: str, cache: Path, record: Path | None = None) -> None:
-        fs, root = fsspec.url_to_fs(url)
-        self.root = root.rstrip("/")
-        self.local = "file" in fs.protocol
-        self.fs = fs if self.local else RemoteFiles(fs)
+    `files` are those of a store that fsspec does not open.
+    """
+
+    def __init__(
+        self, url: str, cache: Path, record: Path | None = None, files: StoreFiles | None = None
+    ) -> None:
+        self.fs: Any = files
+        self.local = False
+        self.root = url.partition("://")[2].rstrip("/")
+        if files is None:
+            fs, root = fsspec.url_to_fs(url)
+            self.root = root.rstrip("/")
+            self.local = "file" in fs.protocol
+            self.fs = fs if self.local else FsspecFiles(fs)
         self._verified = VerifiedFiles(record)
         self._cache = ArtifactCache(self.fs, cache, self._verified)
 
@@ -72,10 +83,17 @@ class ArtifactStore:
             ]
             return self._publish_manifest(files, key, staging)
 
-    def publish_file(self, path: Path, key: str) -> None:
-        """Publish one file."""
+    def publish_file(self, path: Path, key: str, *, replace: bool = False) -> None:
+        """Publish one file. A log of a run grows, and a damaged file is restored: those replace what exists.
+
+        Raises ArtifactExists if the key has other content and `replace` is false.
+        """
+        if self.local and not replace and (found := Path(self._path(key))).exists():
+            if hash_file(found) != hash_file(path):
+                raise ArtifactExists(key)
+            return
         with self._publication(key) as staging:
-            self._put(path, staging)
+            self._put(path, staging, replace=replace)
 
     def fetch_folder(self, key: str, sha256: str) -> Path:
         """Return the folder on this host, verified against its manifest.
@@ -158,7 +176,7 @@ class ArtifactStore:
         if self.local and destination.is_file() and hash_file(destination) == sha256:
             return
         with self._publication(key) as staging:
-            written, _ = self._put(path, staging)
+            written, _ = self._put(path, staging, replace=True)
             if written != sha256:
                 if not self.local:
                     self.delete(key)
@@ -193,6 +211,16 @@ class ArtifactStore:
             StoredEntry(f"{key}/{PurePosixPath(entry['name']).name}", change_time(entry)) for entry in found
         ]
 
+    def check(self, key: str) -> None:
+        """Write, read and delete a small file under this key; raises OSError."""
+        path, content = self._path(key), os.urandom(8)
+        if self.local:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.fs.pipe_file(path, content)
+        if self.fs.cat_file(path) != content:
+            raise OSError(f"{path} does not contain what was written")
+        self.fs.rm_file(path)
+
     def exists(self, key: str) -> bool:
         """Return whether something is published under the key."""
         return bool(self.fs.exists(self._path(key)))
@@ -205,25 +233,13 @@ class ArtifactStore:
 
     @contextmanager
     def _publication(self, key: str) -> Iterator[str]:
-        """Yield the path to write to; on a local disk, the file or folder gets its name once it is complete.
-
-        A failure removes the partial artifact, which would keep a full disk full.
-        """
+        """Yield the path to write to; on a local disk, the artifact gets its name once it is complete."""
         destination = self._path(key)
         if not self.local:
             yield destination
             return
-        staging = Path(f"{destination}.{secrets.token_hex(4)}.part")
-        try:
+        with staged(Path(destination)) as staging:
             yield str(staging)
-            if staging.is_dir():
-                rename_folder(staging, Path(destination))
-            else:
-                staging.replace(destination)
-                fsync_folder(Path(destination).parent)
-        except (OSError, ArtifactCorrupt):
-            discard(staging)
-            raise
 
     def _publish_manifest(self, files: list[dict[str, Any]], key: str, staging: str) -> PublishedArtifact:
         manifest = json.dumps({"files": files}, sort_keys=True).encode()
@@ -242,39 +258,23 @@ class ArtifactStore:
         sha256, size_bytes = self._put(path, f"{staging}/{relative}")
         return {"path": relative, "size_bytes": size_bytes, "sha256": sha256}
 
-    def _put(self, source: Path, destination: str) -> tuple[str, int]:
+    def _put(self, source: Path, destination: str, *, replace: bool = False) -> tuple[str, int]:
         """Copy a file, and return the hash and size of the bytes that were written."""
         if not self.local:
-            sha256 = hash_file(source)
-            self.fs.put_file(str(source), destination)
-            return sha256, source.stat().st_size
-        Path(destination).parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with source.open("rb") as read, Path(destination).open("wb") as write:
-            while chunk := read.read(CHUNK_BYTES):
-                digest.update(chunk)
-                write.write(chunk)
-            fsync_file(write)
-            return digest.hexdigest(), write.tell()
+            return self.fs.upload(source, destination, replace=replace), source.stat().st_size
+        return copy_file(source, Path(destination))
 
     def _copy(self, source: str, destination: str) -> None:
-        if not self.local:
+        if self.local:
+            link_file(Path(source), Path(destination))
+        else:
             self.fs.cp_file(source, destination)
-            return
-        Path(destination).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            Path(destination).hardlink_to(source)
-        except OSError:
-            self._put(Path(source), destination)
 
     def _write(self, content: bytes, destination: str) -> None:
-        if not self.local:
+        if self.local:
+            write_file(content, Path(destination))
+        else:
             self.fs.pipe_file(destination, content)
-            return
-        Path(destination).parent.mkdir(parents=True, exist_ok=True)
-        with Path(destination).open("wb") as write:
-            write.write(content)
-            fsync_file(write)
 
     def _read(self, key: str, sha256: str) -> None:
         """Read a remote file to its end; raises ArtifactCorrupt."""
@@ -288,12 +288,8 @@ def get_store() -> ArtifactStore:
     """Return the process's artifact store."""
     settings = get_settings()
     return ArtifactStore(
-        settings.artifacts_url, settings.data_dir / "cache", settings.data_dir / "verified-files.log"
+        settings.artifacts_url,
+        settings.data_dir / "cache",
+        settings.data_dir / "verified-files.log",
+        open_files(settings),
     )
-
-
-def change_time(entry: dict[str, Any]) -> float | None:
-    """Return the time of a listed entry: a number, a datetime, or nothing for a folder of S3."""
-    names = ("mtime", "LastModified", "last_modified", "created")
-    found = next((entry[name] for name in names if entry.get(name) is not None), None)
-    return found.timestamp() if isinstance(found, datetime) else found

@@ -1,13 +1,11 @@
 """Copies of remote artifacts on this host. Each is named by its hash, and verified at every use."""
 
-import hashlib
 import logging
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from app.storage.local_files import CHUNK_BYTES, cleanup_copy, discard, rename_folder
+from app.storage.local_files import cleanup_copy, discard, rename_folder
 from app.storage.manifest import (
     MANIFEST,
     OTHER_HASH,
@@ -16,6 +14,7 @@ from app.storage.manifest import (
     verify_file,
     verify_folder,
 )
+from app.storage.remote.protocol import StoreFiles
 from trainers.runtime.verified_files import VerifiedFiles
 
 # An empty file next to each copy; its time is that of the copy's last use.
@@ -25,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 class ArtifactCache:
-    """A folder with copies from the remote file system `fs`; a damaged copy is fetched again."""
+    """A folder with copies from the remote store `fs`; a damaged copy is fetched again."""
 
-    def __init__(self, fs: Any, folder: Path, verified: VerifiedFiles) -> None:
+    def __init__(self, fs: StoreFiles, folder: Path, verified: VerifiedFiles) -> None:
         self._fs = fs
         self._folder = folder
         self._verified = verified
@@ -44,7 +43,8 @@ class ArtifactCache:
         with cleanup_copy(staging):
             for file in parse_manifest(manifest, key, sha256):
                 path = file["path"]
-                if self._copy(f"{source}/{path}", staging / path) != file["sha256"]:
+                (staging / path).parent.mkdir(parents=True, exist_ok=True)
+                if self._fs.download(f"{source}/{path}", staging / path) != file["sha256"]:
                     raise ArtifactCorrupt(key, f"{path} {OTHER_HASH}")
             staging.mkdir(parents=True, exist_ok=True)
             (staging / MANIFEST).write_bytes(manifest)
@@ -60,20 +60,10 @@ class ArtifactCache:
         discard(copy)
         staging = copy.with_name(f"{sha256}.{secrets.token_hex(4)}.part")
         with cleanup_copy(staging):
-            if self._copy(source, staging) != sha256:
+            if self._fs.download(source, staging) != sha256:
                 raise ArtifactCorrupt(key, f"its file {OTHER_HASH}")
             staging.replace(copy)
         return copy
-
-    def _copy(self, source: str, destination: Path) -> str:
-        """Copy a remote file, and return the hash of the bytes that arrived."""
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with self._fs.open(source, "rb") as read, destination.open("wb") as write:
-            while chunk := read.read(CHUNK_BYTES):
-                digest.update(chunk)
-                write.write(chunk)
-        return digest.hexdigest()
 
 
 def _record_use(copy: Path) -> None:

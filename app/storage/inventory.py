@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from app.scheduling.availability import CHECK_FOLDER
-from app.storage.artifacts import ArtifactStore, change_time
+from app.storage.artifacts import ArtifactStore
+from app.storage.remote.protocol import change_time
 
 PARTIAL_SUFFIX = ".part"
 ATTEMPT = re.compile(r"[0-9]+(-|$)")
@@ -105,7 +106,6 @@ def _list_files(store: ArtifactStore) -> Iterator[tuple[str, int, float]]:
                     continue
                 yield path.relative_to(store.root).as_posix(), status.st_size, status.st_mtime
         return
-    store.fs.invalidate_cache()
     for path, entry in store.fs.find(store.root, detail=True).items():
         key = path.removeprefix(store.root).lstrip("/")
         # A store without times protects its files: they never become old.

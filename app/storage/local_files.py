@@ -1,5 +1,6 @@
 """Files and folders on a local disk: durable writes, and copies that are complete or absent."""
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -46,6 +47,54 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def staged(destination: Path) -> Iterator[Path]:
+    """Yield the path of a file or folder to write, which gets its name once it is complete.
+
+    A failure removes the partial one, which would keep a full disk full.
+    """
+    staging = destination.with_name(f"{destination.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield staging
+        if staging.is_dir():
+            rename_folder(staging, destination)
+        else:
+            staging.replace(destination)
+            fsync_folder(destination.parent)
+    except BaseException:
+        discard(staging)
+        raise
+
+
+def copy_file(source: Path, destination: Path) -> tuple[str, int]:
+    """Copy a file to the disk, and return the hash and size of the bytes that were written."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with source.open("rb") as read, destination.open("wb") as write:
+        while chunk := read.read(CHUNK_BYTES):
+            digest.update(chunk)
+            write.write(chunk)
+        fsync_file(write)
+        return digest.hexdigest(), write.tell()
+
+
+def link_file(source: Path, destination: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.hardlink_to(source)
+    except OSError:
+        copy_file(source, destination)
+
+
+def write_file(content: bytes, destination: Path) -> None:
+    """Write a file to the disk."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with destination.open("wb") as write:
+        write.write(content)
+        fsync_file(write)
 
 
 def rename_folder(staging: Path, destination: Path) -> None:

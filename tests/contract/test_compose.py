@@ -27,6 +27,7 @@ BY_IMAGE = "the image sets it to the folder of a volume"
 BY_COMMAND = "an argument of the image's command"
 OF_WORKERS = "only workers read it"
 OF_API = "only the API reads it"
+OF_OTHER_HOSTS = "only workers outside Compose, whose artifacts travel through the API, read it"
 FOR_ITS_HARDWARE = "set for the workers whose image or hardware needs it"
 NOT_PASSED = {
     "api": {
@@ -54,6 +55,7 @@ NOT_PASSED = {
         "STOP_GRACE_SECONDS": OF_WORKERS,
         "DEVICE_LOCKS_DIR": OF_WORKERS,
         "HEARTBEAT_FILE": OF_WORKERS,
+        "WORKER_KEY": OF_OTHER_HOSTS,
     },
     "worker": {
         "DATA_DIR": BY_IMAGE,
@@ -69,6 +71,7 @@ NOT_PASSED = {
         "ENCRYPTION_KEY": OF_API,
         "ENCRYPTION_KEY_FILE": OF_API,
         "WEBHOOK_ALLOWED_HOSTS": OF_API,
+        "WORKER_KEY": OF_OTHER_HOSTS,
     },
 }
 # Read by Compose itself.

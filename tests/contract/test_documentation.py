@@ -44,14 +44,14 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
-    named = set(re.findall(r"\bTUNESMITH_([A-Z_]+[A-Z])\b", page.read_text(encoding="utf-8")))
+    named = set(re.findall(r"\bTUNESMITH_([A-Z0-9_]+[A-Z])\b", page.read_text(encoding="utf-8")))
     test_only = {"KEY", "LANGCHAIN_PYTHON", "LM_EVAL_PYTHON", "BENCHMARK", "GATEWAYS"}
     settings = {name.upper() for name in Settings.model_fields}
     assert {name for name in named - test_only if not {name, name.removesuffix(SUFFIX)} & settings} == set()
 
 
 def test_every_setting_is_in_the_example_of_env() -> None:
-    named = set(re.findall(r"^#TUNESMITH_([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE))
+    named = set(re.findall(r"^#TUNESMITH_([A-Z0-9_]+)=", ENV_EXAMPLE, re.MULTILINE))
     assert named == {name.upper() for name in Settings.model_fields}
 
 

@@ -21,7 +21,9 @@ _PATTERNS = [
     (re.compile(r"(://[^/:@\s]*:)[^@/\s]+@"), r"\1***@"),
 ]
 _added: set[str] = set()
-_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|ENCRYPTION_KEY)$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|ENCRYPTION_KEY|WORKER_KEY)$", re.IGNORECASE
+)
 
 
 def redact(text: str) -> str:

@@ -114,7 +114,7 @@ def publish_files(run_dir: Path, run: Run) -> None:
             try:
                 if path.suffix in TEXT_SUFFIXES:
                     redact_file(path)
-                get_store().publish_file(path, _file_key(run, path.name))
+                get_store().publish_file(path, _file_key(run, path.name), replace=True)
             except OSError as error:
                 logger.warning("could not publish %s: %s", path.name, error, extra={"run_id": run.id})
 

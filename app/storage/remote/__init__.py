@@ -1,0 +1,1 @@
+"""Artifact stores that are not a local disk: the operations that they have, and their errors."""

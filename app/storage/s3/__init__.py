@@ -1,0 +1,1 @@
+"""Artifacts in a bucket of S3, or of a store with its API, by boto3 alone."""
