@@ -86,10 +86,17 @@ def choose_metrics(fetched: dict[str, Any], body: RescueStart) -> list[dict[str,
 
 
 def choose_margin(metric: MetricConfig, margin: float | None) -> float:
-    """Return the margin of a request, or a twentieth of the scale; raises for a scale without end."""
-    if margin is not None:
-        return margin
+    """Return the margin of a request, or a twentieth of the scale.
+
+    Raises UnprocessableContent for a margin of the whole scale, and without one for a scale without end.
+    """
     low, high = metric.scale.low, metric.scale.high
+    if margin is not None:
+        if high is not None and margin >= high - low:
+            bounds = f"{metric.label} is between {low:g} and {high:g}"
+            message = f"{bounds}, so a margin of {margin:g} accepts any model."
+            raise field_error("margin", message)
+        return margin
     if high is None or not math.isfinite(high - low):
         raise field_error(
             "margin", f"The metric {metric.label} has no bounds: set how much worse is acceptable."

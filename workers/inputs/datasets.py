@@ -54,7 +54,7 @@ def _get_dataset(session: Session, dataset_id: str) -> Dataset:
 def fetch_source(source: Source, settings: Settings, should_stop: Callable[[], bool]) -> Source:
     """Return the source with absolute paths; one of the hub is downloaded and becomes a folder.
 
-    Raises InputDatasetNotFound, InputRefused, and DownloadStopped when `should_stop` returned True.
+    Raises InputDatasetNotFound, InputRefused, and LaunchStopped when `should_stop` returned True.
     """
     if isinstance(source, HubSource) and not source.paths:
         if not HUB_DATASET.fullmatch(source.name):

@@ -10,6 +10,10 @@ class LaunchError(TunesmithError):
     """An input or a config with which this worker cannot start the run."""
 
 
+class LaunchStopped(Exception):
+    """The run or deployment whose inputs are being prepared must stop."""
+
+
 class InputModelNotFound(LaunchError):
     code = ErrorCode.model_not_found
 

@@ -17,6 +17,7 @@ from trainers.runtime.error_codes import ErrorCode
 from trainers.runtime.errors import TunesmithError
 from workers.hosts.environments import download_environment, empty_folder
 from workers.hosts.guarded_process import start_guarded_process
+from workers.inputs.errors import LaunchStopped
 
 POLL_SECONDS = 0.5
 # The guard ends the download with its worker; this bounds one that hangs.
@@ -29,10 +30,6 @@ class HubDownloadFailed(TunesmithError):
     def __init__(self, code: ErrorCode, message: str, hint: str | None = None) -> None:
         super().__init__(message, hint)
         self.code = code
-
-
-class DownloadStopped(Exception):
-    """The run or deployment that needs the download must stop."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def download_model(model: HubModel, settings: Settings, should_stop: Callable[[]
 
     Raises:
         HubDownloadFailed: The hub cannot be reached, has no such model, or sent a damaged file.
-        DownloadStopped: `should_stop` returned True.
+        LaunchStopped: `should_stop` returned True.
     """
     return _download(["--kind", "model", "--name", str(model)], settings, should_stop)
 
@@ -80,7 +77,7 @@ def _download(arguments: Sequence[str], settings: Settings, should_stop: Callabl
             if (status := process.wait(POLL_SECONDS)) is not None:
                 break
         else:
-            raise DownloadStopped
+            raise LaunchStopped
         content = files.read_json(report)
         if content is None:
             message = f"The download ended with status {status} and no report: {log_tail(log)}"

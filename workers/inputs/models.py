@@ -60,7 +60,7 @@ def fetch_model(
 ) -> ResolvedModel:
     """Resolve a model to verified folders on this host, and fetch missing files.
 
-    Raises LaunchError, and DownloadStopped when `should_stop` returned True during a download.
+    Raises LaunchError, and LaunchStopped when `should_stop` returned True during a download.
     """
     location = locate_model(job_id, reference)
     if isinstance(location, RegistryModel):

@@ -2,10 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable, Collection
 
 from sqlmodel import col, select
 
-from app.deployments import served_models
+from app.deployments import lifecycle, served_models
 from app.graders.run import python_grader_environment
 from app.rescues.account import openai_environment
 from app.routing_table.service import record_use
@@ -21,10 +22,13 @@ from trainers.configs.stage_config import AnyStage
 from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.runtime.error_codes import ErrorCode
 from workers.hosts.environments import proxy_environment
-from workers.inputs.errors import LaunchError
+from workers.inputs.errors import LaunchError, LaunchStopped
 
 # Below the shortest time after which an unused deployment may sleep.
 USE_SECONDS = 1.0
+# A run can wait for longer than a client: a large model takes minutes to load.
+WAKE_SECONDS = 1800.0
+WAKE_POLL_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +55,49 @@ def served_model_environment(config: AnyStage, settings: Settings) -> dict[str, 
     return variables
 
 
+def wake_served_models(config: AnyStage, should_stop: Callable[[], bool]) -> None:
+    """Wake the deployments that the config names, and wait for those that are starting.
+
+    A program's requests go to the engines directly, and so wake nothing. A deployment that has ended is not
+    waited for. Raises LaunchStopped when `should_stop` returned True.
+    """
+    names = _list_deployments(config)
+    deadline = time.monotonic() + WAKE_SECONDS
+    may_wake = True
+    while names and _is_any_starting(names, may_wake) and time.monotonic() < deadline:
+        # One that falls asleep again could not start.
+        may_wake = False
+        if should_stop():
+            raise LaunchStopped
+        time.sleep(WAKE_POLL_SECONDS)
+
+
+def _is_any_starting(names: Collection[str], may_wake: bool) -> bool:
+    """Return whether a deployment of these names is starting; with `may_wake`, after waking those asleep."""
+    # One that replaces another deployment has its name only once it is ready.
+    live = col(Deployment.status).in_(lifecycle.LIVE), col(Deployment.replaces).is_(None)
+    with transaction() as session:
+        found = session.exec(select(Deployment).where(col(Deployment.name).in_(names), *live)).all()
+        ready = {held.name for held in found if held.status is DeploymentStatus.ready}
+        waiting = [held for held in found if held.name not in ready]
+        asleep = [held.id for held in waiting if held.status is DeploymentStatus.asleep]
+        if may_wake:
+            for deployment_id in asleep:
+                lifecycle.wake(session, deployment_id)
+    return len(waiting) > (0 if may_wake else len(asleep))
+
+
+def _list_deployments(config: AnyStage) -> set[str]:
+    models = [model for _, model in find_served_models(config)]
+    return {model.deployment for model in models if isinstance(model, DeployedModel)}
+
+
 class DeploymentUse:
     """Keeps the deployments awake that a program uses: its requests reach the engines without a gateway."""
 
     def __init__(self, config: AnyStage) -> None:
         """Find the deployments that the config names; without any, `poll` does nothing."""
-        models = [model for _, model in find_served_models(config)]
-        self._names = {model.deployment for model in models if isinstance(model, DeployedModel)}
+        self._names = _list_deployments(config)
         self._recorded_at = float("-inf")
 
     def poll(self) -> None:

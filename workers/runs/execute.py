@@ -26,8 +26,7 @@ from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.hosts.lease import Lease
 from workers.hosts.resource_limits import ExceededLimit
 from workers.hosts.worker import WorkerContext
-from workers.inputs.errors import LaunchError
-from workers.inputs.hub_download import DownloadStopped
+from workers.inputs.errors import LaunchError, LaunchStopped
 from workers.inputs.served_models import DeploymentUse
 from workers.outputs.token_use import TokenUseFollower
 from workers.promotions.stage import run_promote_stage
@@ -110,7 +109,7 @@ class _RunExecution:
         except LaunchError as error:
             complete.end_attempt(self._attempt(), error)
             return
-        except DownloadStopped:
+        except LaunchStopped:
             complete.end_attempt(replace(self._attempt(), stop_requested=True), None)
             return
         inputs, is_reused = reuse_output(self.run, launch, self.settings)

@@ -26,8 +26,7 @@ from trainers.configs.references import (
 from trainers.configs.training import TrainingConfig
 from trainers.runtime import run_dir as files
 from workers.inputs.datasets import fetch_dataset, find_dataset
-from workers.inputs.errors import LaunchError
-from workers.inputs.hub_download import DownloadStopped
+from workers.inputs.errors import LaunchError, LaunchStopped
 from workers.inputs.models import fetch_import
 
 # The field of a stage's config with the model that it works on.
@@ -71,7 +70,7 @@ def _resolve_import(config: ImportConfig, settings: Settings) -> list[dict[str, 
         if not isinstance(parse_location(str(config.model)), FolderModel):
             return []
         model = fetch_import(config, settings, should_stop=lambda: True)
-    except (LaunchError, DownloadStopped, ValueError):
+    except (LaunchError, LaunchStopped, ValueError):
         # Another worker, with other folders, may run it.
         return []
     changes = {"model": model.reference, "base": None if model.adapter else config.base}

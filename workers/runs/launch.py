@@ -51,7 +51,7 @@ from workers.inputs.lineage import find_origins
 from workers.inputs.metric_programs import place_metric_programs
 from workers.inputs.models import ResolvedModel, fetch_import
 from workers.inputs.selection import read_tries
-from workers.inputs.served_models import served_model_environment
+from workers.inputs.served_models import served_model_environment, wake_served_models
 from workers.runs.later_stages import write_later_stages
 from workers.runs.recovery import DISK_FULL_HINT, count_oom_kills
 
@@ -106,7 +106,7 @@ def prepare_launch(
 ) -> Launch:
     """Fetch the run's inputs and write its config; after a failure no run directory is left.
 
-    Raises LaunchError, and DownloadStopped when `should_stop` returned True during a download.
+    Raises LaunchError, and LaunchStopped when `should_stop` returned True during a download or a wait.
     """
     run_dir = settings.data_dir / "runs" / run.id / f"attempt-{run.attempt}"
     try:
@@ -120,6 +120,7 @@ def prepare_launch(
             config = prepare_batch(run, config, run_dir)
         files.write_json(run_dir / files.CONFIG, config.model_dump(mode="json"))
         base = _find_base(models)
+        wake_served_models(config, should_stop)
         environment = served_model_environment(config, settings)
         write_later_stages(run, base.reference if base is not None else None, settings, run_dir)
         _restore_checkpoint(run, run_dir)

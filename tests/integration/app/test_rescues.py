@@ -143,6 +143,8 @@ def test_a_rescue_fetches_estimates_and_starts_one_job(
     path = f"/{ready['id']}/start"
     error = refuse(client, path, {"max_cost": 1e-9})
     assert error["message"].startswith("max_cost: The responses are expected to cost")
+    error = refuse(client, path, {"max_cost": 0.5, "metrics": ["exact_match"], "margin": 1.0})
+    assert error["message"].endswith("is between 0 and 1, so a margin of 1 accepts any model.")
     started = post(client, path, {"max_cost": 0.5, "training": {"max_length": 64}})
     job = client.get(f"/api/v1/jobs/{started['job_id']}").json()
     assert [run["name"] for run in job["runs"]] == ["sft", "record", "evaluate", "agreement", "gate"]

@@ -27,8 +27,7 @@ from workers.hosts.devices import NO_DEVICES
 from workers.hosts.environments import program_environment
 from workers.hosts.worker import WorkerContext
 from workers.inputs.datasets import fetch_source
-from workers.inputs.errors import LaunchError
-from workers.inputs.hub_download import DownloadStopped
+from workers.inputs.errors import LaunchError, LaunchStopped
 from workers.inputs.models import ResolvedModel, fetch_model
 from workers.runs.launch import prepare_launch
 
@@ -147,7 +146,7 @@ def test_a_hub_that_is_out_of_reach_is_the_error_of_a_run_that_waits_for_it(
 
 
 def test_a_download_ends_when_the_run_is_cancelled(worker: WorkerContext, hub: FakeHub) -> None:
-    with pytest.raises(DownloadStopped):
+    with pytest.raises(LaunchStopped):
         fetch_model(None, "org/name", worker.settings, lambda: True)
 
 

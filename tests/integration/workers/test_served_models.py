@@ -1,10 +1,11 @@
 """A program gets address and key of the endpoints that its config names in its environment."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import SecretStr
+from sqlmodel import select
 
 from app.settings import EvaluationEndpoint
 from app.storage.database import transaction
@@ -18,7 +19,8 @@ from trainers.configs.stages.evaluate import EvaluateConfig
 from trainers.graders import sandbox
 from trainers.runtime import redaction
 from workers.hosts.worker import WorkerContext
-from workers.inputs.served_models import ServedModelMissing, served_model_environment
+from workers.inputs.errors import LaunchStopped
+from workers.inputs.served_models import ServedModelMissing, served_model_environment, wake_served_models
 
 __all__ = ["worker"]
 
@@ -92,3 +94,25 @@ def test_a_deployment_is_reached_at_its_engine_once_it_is_ready(worker: WorkerCo
         )
     variables = served_model_environment(stage, worker.settings)
     assert variables == {"TUNESMITH_DEPLOYMENT_ADDRESSES": '{"chat": ["http://127.0.0.1:9/v1", "base"]}'}
+
+
+def test_a_sleeping_deployment_is_woken_and_waited_for(worker: WorkerContext) -> None:
+    stage = JudgedStage(judge=DeployedModel(deployment="chat"))
+    values: dict[str, Any] = {"base": "/m", "engine": EngineKind.hf, "queue": Queue.cpu, "engine_key": "key"}
+    with transaction() as session:
+        session.add(Deployment(name="chat", status=DeploymentStatus.asleep, **values))
+    statuses = []
+
+    def become_ready() -> bool:
+        with transaction() as session:
+            deployment = session.exec(select(Deployment)).one()
+            statuses.append(deployment.status)
+            deployment.status = DeploymentStatus.ready
+        return False
+
+    wake_served_models(stage, become_ready)
+    assert statuses == [DeploymentStatus.queued]
+    with transaction() as session:
+        session.exec(select(Deployment)).one().status = DeploymentStatus.starting
+    with pytest.raises(LaunchStopped):
+        wake_served_models(stage, lambda: True)
