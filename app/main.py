@@ -17,6 +17,7 @@ from app.datasets import endpoints as datasets
 from app.deployments import endpoints as deployments
 from app.evals.imports import endpoints as eval_imports
 from app.evaluations import endpoints as evaluations
+from app.hosts import endpoints as hosts
 from app.http import health
 from app.http.auth import require_by_method
 from app.http.documents.application import create_application
@@ -72,6 +73,7 @@ TAGS = [
         "description": "The routing table of gateways: model names and the engines that serve them.",
     },
     {"name": "generation", "description": "The OpenAI-compatible API of the deployments."},
+    {"name": "hosts", "description": "Machines that the service launches in clouds, and what they cost."},
     {"name": "workers", "description": "Worker processes, with their queues and hardware."},
     {"name": "webhooks", "description": "Addresses that receive signed events, and their deliveries."},
     {"name": "evals", "description": "Imports of evals that were exported from OpenAI."},
@@ -147,6 +149,7 @@ def _api_router() -> APIRouter:
         keys.token_use_router,
         keys.router,
         rescues.router,
+        hosts.router,
     ):
         api.include_router(router)
     return api

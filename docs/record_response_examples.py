@@ -16,9 +16,13 @@ import httpx2
 
 from app.demos import examples
 from app.demos.quickstart import check_response, run_service
+from app.hosts.offers import capability_of
 from app.http.response_examples import ERRORS, PATH
 from app.settings import Settings
+from app.storage.database import transaction
+from app.tables import CloudState, Worker
 from tests.openai_stand_in import KEY, MODEL, OpenaiStandIn
+from trainers.configs.clouds.offers import CloudName, Offer, PriceSource
 
 JOB = {
     "name": "arithmetic",
@@ -278,6 +282,34 @@ class _Recorder:
         self._post(f"/jobs/{started['job_id']}/cancel")
         _await_job(self._client, started["job_id"])
 
+    def _record_hosts(self) -> None:
+        """Record the request of a host, for which a worker seems to hold the keys of a cloud."""
+        offer = Offer(
+            cloud=CloudName.lambda_cloud,
+            type="gpu_1x_a10",
+            region="us-west-1",
+            gpu_name="A10",
+            gpu_count=1,
+            gpu_memory_gib=24,
+            cpu_count=30,
+            memory_gib=200,
+            usd_per_hour=0.75,
+            price_source=PriceSource.cloud,
+            price_date=datetime.now(UTC),
+            has_capacity=True,
+        )
+        keeper = Worker(name="control", host="control", pid=1, capabilities=[capability_of(offer.cloud)])
+        state = CloudState(name=offer.cloud, offers=[offer.model_dump(mode="json")], worker_id=keeper.id)
+        state.offers_at = state.swept_at = keeper.last_seen_at = datetime.now(UTC)
+        with transaction() as session:
+            session.add_all([keeper, state])
+        body = {"cloud": offer.cloud, "type": offer.type, "max_usd": 5.0}
+        created = self.recorded["create_host"] = self._post("/hosts", body)
+        path = f"/hosts/{created['id']}"
+        self.recorded |= {"get_offers": self._get("/hosts/offers"), "list_hosts": self._get("/hosts")}
+        self.recorded["get_host"] = self._get(path)
+        self.recorded["delete_host"] = check_response(self._client.delete(f"/api/v1{path}"))
+
     def _record_errors_and_keys(self) -> None:
         client = self._client
         job_id = self.recorded["get_job"]["id"]
@@ -301,6 +333,7 @@ class _Recorder:
         report = {"key_id": created["id"], "day": f"{datetime.now(UTC):%Y-%m-%d}", "tokens": 1280}
         body = {"reporter": f"gateway_{'0' * 24}", "items": [report]}
         self.recorded["record_token_use"] = self._post("/token-use", body)
+        self._record_hosts()
         self.recorded["revoke_key"] = check_response(client.delete(f"/api/v1{path}"))
         self.recorded[ERRORS] = {
             name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}

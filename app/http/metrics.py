@@ -9,15 +9,19 @@ from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
+from app.hosts.service import list_unfinished, read_now, sum_ended_spend
+from app.hosts.spend import sum_spend
 from app.jobs.graph.status import decides_unsuccessful
 from app.settings import get_settings
 from app.storage import usage
 from app.tables import (
     Checkpoint,
+    CloudState,
     Comparison,
     Dataset,
     Deployment,
     Evaluation,
+    Host,
     Job,
     Model,
     Run,
@@ -53,8 +57,38 @@ def _collect_from_sql(session: Session) -> CollectorRegistry:
         select(col(Deployment.status), func.count()).group_by(col(Deployment.status))
     ):
         deployments.labels(deployment_status).set(count)
+    _add_hosts(session, registry)
     _add_storage(session, registry)
     return registry
+
+
+def _add_hosts(session: Session, registry: CollectorRegistry) -> None:
+    """Add the hosts in clouds, what they cost, and whether somebody keeps them."""
+
+    def gauge(name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"tunesmith_{name}", text, ["cloud", *labels], registry=registry)
+
+    hosts = gauge("hosts", "Hosts in clouds by status.", "status")
+    spend = gauge("host_spend_usd", "US dollars that the hosts of a cloud have cost.")
+    rate = gauge("host_usd_per_hour", "US dollars per hour that the hosts cost that have not ended.")
+    overdue = gauge("hosts_overdue", "Hosts whose termination is overdue: their machines are billed.")
+    attended = gauge("cloud_attended", "1 while a live worker holds the keys of the cloud, else 0.")
+    swept_at = gauge("cloud_swept_timestamp_seconds", "End of the last comparison with the cloud.")
+    orphans = gauge("cloud_orphans", "Machines without a row that were terminated.")
+    for cloud, status, count in session.execute(
+        select(col(Host.cloud), col(Host.status), func.count()).group_by(col(Host.cloud), col(Host.status))
+    ):
+        hosts.labels(cloud, status).set(count)
+    unfinished, now = list_unfinished(session), read_now(session)
+    for state in session.scalars(select(CloudState).order_by(col(CloudState.name))):
+        own = [host for host in unfinished if host.cloud is state.name]
+        spend.labels(state.name).set(sum_ended_spend(session, state.name) + sum_spend(own, now))
+        rate.labels(state.name).set(sum(host.usd_per_hour for host in own if host.attempted_at is not None))
+        overdue.labels(state.name).set(sum(host.overdue_at is not None for host in own))
+        is_kept = state.lease_expires_at is not None and state.lease_expires_at > now
+        attended.labels(state.name).set(is_kept)
+        swept_at.labels(state.name).set(state.swept_at.timestamp() if state.swept_at else 0)
+        orphans.labels(state.name).set(state.orphan_count)
 
 
 def _add_storage(session: Session, registry: CollectorRegistry) -> None:

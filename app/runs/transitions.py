@@ -5,6 +5,7 @@ running → pausing → paused → queued           (pause, resume)
 running → cancelling → cancelled              (cancel)
 running → queued                              (the attempt is retried: see `lifecycle.end_attempt`)
 queued | paused → skipped | cancelled         (a run that it needs ended otherwise: see `graph.py`)
+queued → failed                               (the host that its job asked for cannot be launched)
 failed | cancelled | skipped → queued         (retry)
 """
 
@@ -14,7 +15,7 @@ from trainers.runtime.errors import TunesmithError
 
 TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.queued: frozenset(
-        {RunStatus.running, RunStatus.paused, RunStatus.cancelled, RunStatus.skipped}
+        {RunStatus.running, RunStatus.paused, RunStatus.cancelled, RunStatus.skipped, RunStatus.failed}
     ),
     RunStatus.running: frozenset(
         {RunStatus.pausing, RunStatus.cancelling, RunStatus.succeeded, RunStatus.failed, RunStatus.queued}

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.settings.engines import EngineSettings
+from app.settings.hosts import CloudHostSettings
 from app.settings.http import HttpSettings
 from app.settings.named_models import EvaluationEndpoint, FineTuningBase, NamedModelSettings, TokenPrices
 from app.settings.programs import ProgramSettings
@@ -33,6 +34,7 @@ class Settings(
     EngineSettings,
     RetentionSettings,
     ReportSettings,
+    CloudHostSettings,
 ):
     """Settings of the service and its workers; the defaults need no server, GPU or network.
 

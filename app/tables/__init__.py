@@ -10,6 +10,8 @@ from app.tables.dataset import Dataset
 from app.tables.deployment import Deployment, DeploymentStatus
 from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
 from app.tables.event import Event, EventType
+from app.tables.hosts.cloud import CloudState, JobHost
+from app.tables.hosts.host import WANTED, Host, HostStatus, StopReason
 from app.tables.job import Job, JobLabel
 from app.tables.model import Model, ModelKind
 from app.tables.openai_api.batch import Batch, BatchStatus
@@ -27,6 +29,7 @@ __all__ = [
     "FINISHED",
     "HELD",
     "STORAGE_STATE_ID",
+    "WANTED",
     "Alias",
     "AliasTraffic",
     "AliasVersion",
@@ -35,6 +38,7 @@ __all__ = [
     "BatchStatus",
     "Checkpoint",
     "CheckpointPermission",
+    "CloudState",
     "Comparison",
     "CreationRecord",
     "Dataset",
@@ -51,8 +55,11 @@ __all__ = [
     "FilePurpose",
     "FineTuningCheckpoint",
     "FineTuningJob",
+    "Host",
+    "HostStatus",
     "ImportedEvalItem",
     "Job",
+    "JobHost",
     "JobLabel",
     "Model",
     "ModelKind",
@@ -64,6 +71,7 @@ __all__ = [
     "RunNeed",
     "RunStatus",
     "Scope",
+    "StopReason",
     "StorageState",
     "StoredCompletion",
     "StoredResponse",

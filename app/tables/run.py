@@ -94,6 +94,10 @@ class Run(SQLModel, table=True):
         default=None, description="What a worker must have besides the packages of the stage."
     )
 
+    own_host: bool = Field(
+        default=False, description="Whether only workers of the host that its job asked for may claim it."
+    )
+
     status: RunStatus = Field(default=RunStatus.queued, sa_type=enum_type(RunStatus))
     attempt: int = Field(default=0, description="Counts claims; the fencing token of a worker's writes.")
     failure_count: int = Field(default=0, description="Infrastructure failures since the last checkpoint.")

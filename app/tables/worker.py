@@ -36,6 +36,10 @@ class Worker(SQLModel, table=True):
     )
     problems: list[str] = Field(default_factory=list, sa_type=Json)
     """What fails in the worker, as of its last heartbeat."""
+    host_id: str | None = Field(
+        default=None, index=True, description="The launched host on which it runs; null on other machines."
+    )
+    job_id: str | None = Field(default=None, description="The job for which alone its host was launched.")
     started_at: datetime = time_field(default_now=True)
     last_seen_at: datetime | None = time_field(index=True)
     stopped_at: datetime | None = time_field()

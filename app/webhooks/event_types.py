@@ -25,6 +25,10 @@ class WebhookEventType(StrEnum):
     run_skipped = "run.skipped"
     deployment_ready = "deployment.ready"
     deployment_failed = "deployment.failed"
+    host_ready = "host.ready"
+    host_terminated = "host.terminated"
+    host_failed = "host.failed"
+    host_termination_overdue = "host.termination_overdue"
 
     fine_tuning_job_succeeded = "fine_tuning.job.succeeded"
     fine_tuning_job_failed = "fine_tuning.job.failed"

@@ -28,6 +28,7 @@ BY_COMMAND = "an argument of the image's command"
 OF_WORKERS = "only workers read it"
 OF_API = "only the API reads it"
 OF_OTHER_HOSTS = "only workers outside Compose, whose artifacts travel through the API, read it"
+OF_LAUNCHED_HOSTS = "set on a host in a cloud when it joins"
 FOR_ITS_HARDWARE = "set for the workers whose image or hardware needs it"
 NOT_PASSED = {
     "api": {
@@ -56,6 +57,7 @@ NOT_PASSED = {
         "DEVICE_LOCKS_DIR": OF_WORKERS,
         "HEARTBEAT_FILE": OF_WORKERS,
         "WORKER_KEY": OF_OTHER_HOSTS,
+        "HOST_ID": OF_LAUNCHED_HOSTS,
     },
     "worker": {
         "DATA_DIR": BY_IMAGE,
@@ -72,6 +74,7 @@ NOT_PASSED = {
         "ENCRYPTION_KEY_FILE": OF_API,
         "WEBHOOK_ALLOWED_HOSTS": OF_API,
         "WORKER_KEY": OF_OTHER_HOSTS,
+        "HOST_ID": OF_LAUNCHED_HOSTS,
     },
 }
 # Read by Compose itself.

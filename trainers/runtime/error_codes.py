@@ -106,6 +106,11 @@ class ErrorCode(StrEnum):
         "promotion_impossible",
         "The alias or the deployment is not in a state that allows the promotion.",
     )
+    host_unavailable = (
+        "host_unavailable",
+        "The cloud host that the job asked for cannot be launched, or did not become ready.",
+    )
+    host_budget_used = "host_budget_used", "The hosts of the job have cost `max_usd`, and it has not ended."
     alias_moved = "alias_moved", "Somebody else changed the alias during its promotion."
 
     # The API and the gateway.
@@ -167,6 +172,10 @@ class ErrorCode(StrEnum):
         "encryption_key_missing",
         "No usable key is set with which the service could encrypt the secret.",
     )
+    host_not_found = "host_not_found", "There is no cloud host with this id."
+    hosts_need_keys = "hosts_need_keys", "A cloud host needs an API key, and the service has none yet."
+    cloud_unattended = "cloud_unattended", "No live worker holds the keys of the cloud."
+    too_many_hosts = "too_many_hosts", "The service has as many cloud hosts as it allows."
     nothing_to_restore = "nothing_to_restore", "The alias has no earlier target."
 
     # The gateway and our engines, in OpenAI's shape.

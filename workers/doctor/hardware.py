@@ -18,6 +18,7 @@ IMPORT_TIMEOUT_SECONDS = 180
 NVIDIA_VENDOR = "0x10de"
 # PCI classes of display controllers and of processing accelerators begin with these digits.
 GPU_CLASSES = ("0x03", "0x12")
+TORCH = "torch"
 CUDA_PROGRAM = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 METAL_PROGRAM = "import mlx.core as mx; print(int(mx.metal.is_available()))"
 CUDA_FIX = (
@@ -70,7 +71,7 @@ def has_nvidia_device(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def _check_torch(gpus: Sequence[Gpu], trainer_python: str) -> CheckResult:
     """Check that torch reaches the GPUs; it is imported, in a child, only where there are some."""
-    name = "torch"
+    name = TORCH
     version = None if trainer_python else find_version("torch")
     if version is None and not trainer_python:
         return CheckResult.warning(

@@ -1,0 +1,1 @@
+"""The tables of hosts that the service launches in clouds."""

@@ -1,0 +1,40 @@
+"""Clouds: what each offers, and the worker that keeps its hosts; and the hosts that jobs ask for."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Field, SQLModel
+
+from app.tables.base import Json, enum_type, time_field
+from trainers.configs.clouds.offers import CloudName
+
+
+class CloudState(SQLModel, table=True):
+    """A cloud. Its lease lets one worker at a time keep its hosts; the epoch fences the writes of others."""
+
+    __tablename__ = "cloud"
+
+    name: CloudName = Field(sa_type=enum_type(CloudName), primary_key=True)
+    worker_id: str | None = Field(default=None, description="The worker that keeps its hosts.")
+    epoch: int = Field(default=0, description="Counts the keepers; the fencing token of their writes.")
+    lease_expires_at: datetime | None = time_field()
+    swept_at: datetime | None = time_field(
+        description="When all machines and rows were last compared without a failure."
+    )
+    offers: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)
+    offers_at: datetime | None = time_field()
+    error: str | None = Field(default=None, description="Why the last sweep failed.")
+    orphan_count: int = Field(default=0, description="Machines without a row that were terminated.")
+
+
+class JobHost(SQLModel, table=True):
+    """The host that a job asked for. One is launched while a run of the job waits for it."""
+
+    __tablename__ = "job_host"
+
+    job_id: str = Field(primary_key=True)
+    cloud: CloudName = Field(sa_type=enum_type(CloudName))
+    type: str
+    region: str
+    spot: bool = False
+    max_usd: float = Field(description="US dollars that all hosts of the job may cost together.")

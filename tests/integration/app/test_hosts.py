@@ -1,0 +1,176 @@
+"""Hosts are requested, shown and terminated as rows; nothing here calls a cloud."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlmodel import select
+from starlette.testclient import TestClient
+
+from app.hosts.offers import capability_of
+from app.hosts.service import read_now
+from app.settings import Settings
+from app.storage.database import read_session, transaction
+from app.tables import CloudState, Host, HostStatus, Scope
+from trainers.configs.clouds.offers import CloudName, Offer, PriceSource
+
+URL = "/api/v1/hosts"
+BODY = {"cloud": "lambda", "type": "gpu_1x_a10", "max_usd": 5.0}
+PRICES = {"gpu_1x_a10": 0.75, "gpu_8x_h100": 23.92}
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def make_offer(name: str, region: str, *, has_capacity: bool | None = None, spot: bool = False) -> Offer:
+    return Offer(
+        cloud=CloudName.lambda_cloud,
+        type=name,
+        region=region,
+        spot=spot,
+        gpu_count=int(name[4]),
+        usd_per_hour=PRICES[name],
+        price_source=PriceSource.table,
+        price_date="2026-11-01T00:00:00Z",
+        has_capacity=has_capacity,
+    )
+
+
+@pytest.fixture
+def admin(client: TestClient) -> TestClient:
+    """Return a client with a key of the scope `admin`."""
+    body = {"name": "me", "scopes": ["admin"], "lock_service": True}
+    client.headers["Authorization"] = f"Bearer {client.post('/api/v1/keys', json=body).json()['key']}"
+    return client
+
+
+@pytest.fixture
+def cloud(make_worker: Callable[..., Any]) -> CloudState:
+    """Return a cloud whose keys a worker holds, with the offers that it has read."""
+    worker = make_worker(capabilities=[capability_of(CloudName.lambda_cloud)])
+    offers = [
+        make_offer("gpu_1x_a10", "us-east-1", has_capacity=False),
+        make_offer("gpu_1x_a10", "us-west-1", has_capacity=True),
+        make_offer("gpu_8x_h100", "us-west-1"),
+    ]
+    with transaction() as session:
+        now = read_now(session)
+        state = CloudState(
+            name=CloudName.lambda_cloud,
+            worker_id=worker.id,
+            lease_expires_at=now + timedelta(hours=1),
+            offers=[offer.model_dump(mode="json") for offer in offers],
+            offers_at=now,
+        )
+        session.add(state)
+    return state
+
+
+def write(host_id: str, **values: Any) -> None:
+    with transaction() as session:
+        host = session.get_one(Host, host_id)
+        for name, value in values.items():
+            setattr(host, name, value)
+
+
+def test_a_host_is_requested_where_the_cloud_has_capacity(admin: TestClient, cloud: CloudState) -> None:
+    response = admin.post(URL, json=BODY)
+    assert response.status_code == 201
+    host = response.json()
+    assert (host["status"], host["region"], host["gpu_count"]) == ("launching", "us-west-1", 1)
+    assert (host["usd_per_hour"], host["spend_usd"], host["idle_seconds"]) == (0.75, 0, 900)
+    assert admin.get(URL).json()["items"] == [admin.get(f"{URL}/{host['id']}").json()]
+
+
+def test_a_repeated_request_launches_one_host(admin: TestClient, cloud: CloudState) -> None:
+    headers = {"Idempotency-Key": "one"}
+    ids = {admin.post(URL, json=BODY, headers=headers).json()["id"] for _ in range(2)}
+    other = admin.post(URL, json=BODY | {"max_usd": 6.0}, headers=headers)
+    with read_session() as session:
+        assert [host.id for host in session.scalars(select(Host))] == list(ids)
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("change", "field", "said"),
+    [
+        ({"type": "p5.48xlarge"}, "type", "It offers gpu_1x_a10, gpu_8x_h100"),
+        ({"type": "gpu_8x_h100"}, "max_usd", "One hour of gpu_8x_h100 costs 23.92"),
+        ({"region": "eu-west-1"}, "region", "in us-east-1, us-west-1, not in eu-west-1"),
+        ({"spot": True}, "type", "offers no spot type now"),
+        ({"idle_seconds": 1.0}, "idle_seconds", "greater than or equal to 60"),
+        ({"type": "x; rm -rf /"}, "type", "match pattern"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused_by_field(
+    admin: TestClient, cloud: CloudState, change: dict[str, Any], field: str, said: str
+) -> None:
+    response = admin.post(URL, json=BODY | change)
+    assert response.status_code == 422
+    found = response.json()["error"]["fields"][0]
+    assert found["field"].endswith(field) and said in found["message"]
+
+
+@on_sqlite
+def test_a_cloud_without_keys_is_refused_with_the_variables_to_set(
+    admin: TestClient, cloud: CloudState
+) -> None:
+    response = admin.post(URL, json=BODY | {"cloud": "aws"})
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "cloud_unattended")
+    assert "AWS_ACCESS_KEY_ID" in response.json()["error"]["hint"]
+
+
+@on_sqlite
+def test_a_service_without_keys_launches_nothing_because_the_hosts_key_would_lock_it(
+    client: TestClient, cloud: CloudState
+) -> None:
+    response = client.post(URL, json=BODY)
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "hosts_need_keys")
+
+
+@on_sqlite
+def test_launching_and_terminating_need_the_scope_admin(admin: TestClient, cloud: CloudState) -> None:
+    host_id = admin.post(URL, json=BODY).json()["id"]
+    key = admin.post("/api/v1/keys", json={"name": "w", "scopes": [Scope.read, Scope.write]}).json()["key"]
+    headers = {"Authorization": f"Bearer {key}"}
+    assert admin.post(URL, json=BODY, headers=headers).status_code == 403
+    assert admin.delete(f"{URL}/{host_id}", headers=headers).status_code == 403
+    assert admin.get(f"{URL}/offers", headers=headers).json()["clouds"][0]["attended"] is True
+
+
+@on_sqlite
+def test_no_more_hosts_exist_than_the_settings_allow(
+    admin: TestClient, cloud: CloudState, settings: Settings
+) -> None:
+    settings.max_hosts = 1
+    first = admin.post(URL, json=BODY).json()["id"]
+    refused = admin.post(URL, json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "too_many_hosts")
+    write(first, status=HostStatus.terminated)
+    assert admin.post(URL, json=BODY).status_code == 201
+
+
+def test_a_ready_host_saves_before_its_end_and_others_end_at_once(
+    admin: TestClient, cloud: CloudState
+) -> None:
+    ready, launching = (admin.post(URL, json=BODY).json()["id"] for _ in range(2))
+    write(ready, status=HostStatus.ready)
+    for host_id, status in ((ready, "stopping"), (launching, "terminating")):
+        for _ in range(2):
+            response = admin.delete(f"{URL}/{host_id}")
+            assert response.status_code == 202
+            assert (response.json()["status"], response.json()["stop_reason"]) == (status, "requested")
+    assert admin.delete(f"{URL}/host_{'0' * 26}").json()["error"]["code"] == "host_not_found"
+
+
+def test_the_metrics_contain_hosts_and_spend(admin: TestClient, cloud: CloudState) -> None:
+    ended, running = (admin.post(URL, json=BODY).json()["id"] for _ in range(2))
+    write(ended, status=HostStatus.terminated, spend_usd=2.5)
+    with read_session() as session:
+        hour_ago = read_now(session) - timedelta(minutes=59, seconds=30)
+    write(running, status=HostStatus.ready, launched_at=hour_ago, attempted_at=hour_ago)
+    lines = admin.get("/metrics").text.splitlines()
+    assert 'tunesmith_hosts{cloud="lambda",status="ready"} 1.0' in lines
+    assert 'tunesmith_host_spend_usd{cloud="lambda"} 3.25' in lines
+    assert 'tunesmith_host_usd_per_hour{cloud="lambda"} 0.75' in lines
+    assert 'tunesmith_cloud_attended{cloud="lambda"} 1.0' in lines

@@ -1,0 +1,134 @@
+"""Hosts of jobs: a row for each job whose next run waits for the host that the job asked for."""
+
+import logging
+from collections.abc import Sequence
+from itertools import takewhile
+
+from sqlalchemy import Select, exists, select
+from sqlmodel import Session, col
+
+from app.hosts.service import count_unfinished
+from app.hosts.spend import HOUR_SECONDS, sum_spend
+from app.runs import lifecycle as runs
+from app.tables import CloudState, Host, HostStatus, Job, JobHost, Run, RunStatus
+from trainers.configs.clouds.offers import Offer
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.errors import TunesmithError
+from workers.cloud_hosts.context import Sweep
+
+# A host of a job that did not become ready is replaced this much later, each time doubled.
+RETRY_SECONDS = 60.0
+MAX_FAILURES = 5
+# A host that could not work for this long before its cap is not launched.
+MIN_USEFUL_SECONDS = 600.0
+
+logger = logging.getLogger(__name__)
+
+
+class HostBudgetUsed(TunesmithError):
+    """The hosts of a job have cost what it allows."""
+
+    code = ErrorCode.host_budget_used
+
+
+class NoHostForJob(TunesmithError):
+    """No host of the job became ready."""
+
+    code = ErrorCode.host_unavailable
+
+
+def create_waiting(session: Session, sweep: Sweep) -> None:
+    """Insert a host for each job that needs one; fail the runs of a job that can have none any more."""
+    for wanted in session.scalars(_select_waiting(sweep)).all():
+        earlier = session.scalars(
+            select(Host).where(col(Host.job_id) == wanted.job_id).order_by(col(Host.id))
+        ).all()
+        offer = _find_offer(session, wanted)
+        if (error := _find_end(sweep, wanted, earlier, offer)) is not None:
+            _fail_runs(session, wanted, error)
+        elif offer is not None and _is_due(sweep, earlier) and _has_room(session, sweep):
+            _insert(session, sweep, wanted, offer, earlier)
+
+
+def _select_waiting(sweep: Sweep) -> Select[JobHost]:
+    waits = exists().where(
+        col(Run.job_id) == col(JobHost.job_id),
+        col(Run.own_host),
+        col(Run.status) == RunStatus.queued,
+        col(Run.unmet_needs) == 0,
+    )
+    ended = [status for status in HostStatus if status.finished]
+    has_host = exists().where(col(Host.job_id) == col(JobHost.job_id), col(Host.status).not_in(ended))
+    statement = select(JobHost).where(col(JobHost.cloud) == sweep.lease.cloud, waits, ~has_host)
+    return statement.order_by(col(JobHost.job_id))
+
+
+def _find_end(
+    sweep: Sweep, wanted: JobHost, earlier: Sequence[Host], offer: Offer | None
+) -> TunesmithError | None:
+    """Return why no further host is launched for the job, or None."""
+    failures = _count_failures(earlier)
+    if failures >= MAX_FAILURES:
+        last = (earlier[-1].error or {}).get("message", "")
+        return NoHostForJob(f"{failures} hosts of the job in a row did not become ready. The last: {last}")
+    spent = sum_spend(earlier, sweep.now)
+    rate = offer.usd_per_hour if offer is not None else 0.0
+    if not earlier or spent + rate * MIN_USEFUL_SECONDS / HOUR_SECONDS <= wanted.max_usd:
+        return None
+    return HostBudgetUsed(
+        f"The hosts of the job have cost {spent:.2f} of {wanted.max_usd:.2f} US dollars, and the rest pays "
+        "for less than ten minutes.",
+        "Submit a job that begins with the last checkpoint, and a higher max_usd.",
+    )
+
+
+def _count_failures(earlier: Sequence[Host]) -> int:
+    """Return how many of the last hosts in a row were never ready."""
+    return sum(1 for _ in takewhile(lambda host: host.ready_at is None, reversed(earlier)))
+
+
+def _is_due(sweep: Sweep, earlier: Sequence[Host]) -> bool:
+    failures = _count_failures(earlier)
+    return not failures or sweep.has_passed(earlier[-1].ended_at, RETRY_SECONDS * 2 ** (failures - 1))
+
+
+def _has_room(session: Session, sweep: Sweep) -> bool:
+    return count_unfinished(session) < sweep.context.settings.max_hosts
+
+
+def _find_offer(session: Session, wanted: JobHost) -> Offer | None:
+    """Return the offer as the cloud makes it now; None if it makes none any more."""
+    state = session.get_one(CloudState, wanted.cloud)
+    offers = [Offer.model_validate(offer) for offer in state.offers]
+    key = wanted.type, wanted.region, wanted.spot
+    return next((offer for offer in offers if (offer.type, offer.region, offer.spot) == key), None)
+
+
+def _insert(session: Session, sweep: Sweep, wanted: JobHost, offer: Offer, earlier: Sequence[Host]) -> None:
+    job = session.get(Job, wanted.job_id)
+    host = Host(
+        cloud=wanted.cloud,
+        type=wanted.type,
+        region=wanted.region,
+        spot=wanted.spot,
+        gpu_name=offer.gpu_name,
+        gpu_count=offer.gpu_count,
+        usd_per_hour=offer.usd_per_hour,
+        max_usd=wanted.max_usd - sum_spend(earlier, sweep.now),
+        idle_seconds=sweep.context.settings.host_idle_seconds,
+        job_id=wanted.job_id,
+        created_by=job.created_by if job is not None else "",
+        created_at=sweep.now,
+    )
+    session.add(host)
+    session.flush()
+    logger.info("host %s is for job %s", host.id, wanted.job_id)
+
+
+def _fail_runs(session: Session, wanted: JobHost, error: TunesmithError) -> None:
+    waiting = select(col(Run.id)).where(
+        col(Run.job_id) == wanted.job_id, col(Run.own_host), col(Run.status) == RunStatus.queued
+    )
+    values = {"error": error.as_dict()}
+    for run_id in session.scalars(waiting.order_by(col(Run.id))).all():
+        runs.move(session, run_id, RunStatus.failed, sources=[RunStatus.queued], values=values, data=values)

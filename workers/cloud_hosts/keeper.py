@@ -1,0 +1,224 @@
+"""The keeper of one cloud: with each sweep it compares the machines with the rows of hosts, both ways.
+
+A lease lets one worker at a time keep a cloud. The machines are listed before the rows are read: a row is
+always older than its machine, so a machine without a row is an orphan. Whatever fails is tried again with the
+next sweep, and nothing that must be terminated is ever given up.
+"""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlmodel import col
+
+from app.hosts import lifecycle
+from app.hosts.lifecycle import KeeperLease, LeaseTaken
+from app.storage.database import read_session, transaction
+from app.tables import CloudState, Host, HostStatus, StopReason
+from workers.cloud_hosts import job_hosts, launch, offers, terminate
+from workers.cloud_hosts.context import (
+    LEASE_SECONDS,
+    HostWork,
+    KeeperContext,
+    Sweep,
+    load_facts,
+    load_hosts,
+)
+from workers.cloud_hosts.stop_rules import HostFailed, Stop, find_stop
+from workers.clouds.protocol import CloudError, Machine, MachineState
+
+MAX_SHOWN_FAULTS = 5
+# An idle host may end this much earlier than its idle time says.
+BUSY_WRITE_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class CloudSweepFailed(Exception):
+    """Some of what a sweep had to do has failed; the next one does it again."""
+
+
+class HostKeeper:
+    """Keeps the hosts of one cloud while this worker has the lease."""
+
+    def __init__(self, context: KeeperContext, worker_id: str) -> None:
+        self._context = context
+        self._worker_id = worker_id
+        self._lease: KeeperLease | None = None
+
+    def sweep(self) -> None:
+        """Compare machines and rows once, unless another worker keeps the cloud; raises CloudSweepFailed."""
+        clock = self._context.clock
+        with transaction() as session:
+            self._lease = lifecycle.take_lease(
+                session, self._context.cloud.name, self._worker_id, LEASE_SECONDS, clock
+            )
+            now: datetime = session.scalars(select(clock(0))).one()
+        if self._lease is None:
+            self._context.tunnels.keep([])
+            return
+        try:
+            faults = self._sweep(self._lease, now)
+        except LeaseTaken:
+            logger.warning("another worker keeps the hosts of %s by now", self._lease.cloud)
+            return
+        if faults:
+            raise CloudSweepFailed("; ".join(faults[:MAX_SHOWN_FAULTS]))
+
+    def leave(self) -> None:
+        """Let another worker keep the cloud at once."""
+        self._context.tunnels.keep([])
+        if self._lease is not None:
+            with transaction() as session:
+                lifecycle.release_lease(session, self._lease)
+
+    def _sweep(self, lease: KeeperLease, now: datetime) -> list[str]:
+        faults: list[str] = []
+        machines: list[Machine] = []
+        try:
+            machines = self._context.cloud.list_tagged(self._context.installation)
+        except CloudError as error:
+            faults.append(f"{lease.cloud} does not list its machines: {error.message}")
+        sweep = Sweep(self._context, lease, now, is_listed=not faults)
+        with transaction() as session:
+            job_hosts.create_waiting(session, sweep)
+        with read_session() as session:
+            hosts = load_hosts(session, sweep, {m.host_id for m in machines if m.host_id is not None})
+            facts = load_facts(session, sweep, [host for host in hosts if not host.status.finished])
+        # What costs money for nothing comes first.
+        n_orphans = self._terminate_surplus(machines, hosts, faults)
+        unfinished = [host for host in hosts if not host.status.finished]
+        by_id = {machine.id: machine for machine in machines}
+        for host in sorted(unfinished, key=lambda host: host.status.wanted):
+            machine = by_id.get(host.machine_id) if host.machine_id else _find_unrecorded(machines, host)
+            self._step(sweep, host, facts[host.id], machine, faults)
+        self._context.tunnels.keep([host for host in unfinished if host.machine_id and host.status.wanted])
+        offers.refresh(sweep, faults)
+        self._record(sweep, n_orphans, faults)
+        return faults
+
+    def _step(
+        self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None, faults: list[str]
+    ) -> None:
+        """Bring one host forward; a failure does not keep the others waiting."""
+        try:
+            self._advance(sweep, host, facts, machine)
+        except CloudError as error:
+            if host.status is HostStatus.terminating and terminate.record_failure(sweep, host):
+                faults.append(
+                    f"the termination of host {host.id} (machine {host.machine_id}) is overdue, and it is "
+                    f"billed: {error.message}"
+                )
+            else:
+                faults.append(f"host {host.id}: {error.message}")
+
+    def _advance(self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None) -> None:
+        if host.machine_id is None and machine is not None:
+            launch.adopt(host, machine)
+            return
+        if host.status.wanted and (stop := self._find_stop(sweep, host, facts, machine)) is not None:
+            stopped = terminate.begin_stop(sweep, host, facts, stop)
+            if stopped is None:
+                return
+            host = stopped
+        if host.status is HostStatus.stopping:
+            host = terminate.end_stop(sweep, host, facts) or host
+        if host.status is HostStatus.terminating:
+            terminate.terminate(sweep, host, machine)
+        elif host.status is HostStatus.launching:
+            self._launch(sweep, host)
+        elif host.status is HostStatus.ready and facts.is_busy:
+            if host.last_busy_at is None or sweep.has_passed(host.last_busy_at, BUSY_WRITE_SECONDS):
+                _write(sweep, host, last_busy_at=sweep.now)
+        elif machine is not None:
+            _follow_boot(sweep, host, facts, machine)
+
+    def _find_stop(self, sweep: Sweep, host: Host, facts: HostWork, machine: Machine | None) -> Stop | None:
+        is_missing = host.machine_id is not None and machine is None and sweep.is_listed
+        if is_missing and terminate.is_gone(sweep, host):
+            reason = StopReason.interrupted if host.spot else StopReason.machine_lost
+            return Stop(reason, HostFailed(f"The cloud has ended the machine {host.machine_id}."))
+        return find_stop(sweep, host, facts, machine)
+
+    def _launch(self, sweep: Sweep, host: Host) -> None:
+        limit = sweep.context.settings.host_launch_seconds
+        is_open = host.attempted_at is None or launch.has_settled(sweep, host)
+        if is_open and sweep.has_passed(host.created_at, limit):
+            launch.give_up(sweep, host)
+        elif launch.may_launch(sweep, host):
+            launch.launch(sweep, host)
+
+    def _terminate_surplus(
+        self, machines: Sequence[Machine], hosts: Sequence[Host], faults: list[str]
+    ) -> int:
+        """Terminate the machines that no row wants; return how many are still to end."""
+        rows = {host.id: host for host in hosts}
+        count = 0
+        for machine in machines:
+            if machine.state.is_gone or not is_surplus(machine, rows.get(machine.host_id or "")):
+                continue
+            if machine.state is MachineState.terminating:
+                continue
+            count += 1
+            logger.error("terminating the orphan %s, tagged as host %s", machine.id, machine.host_id)
+            try:
+                self._context.cloud.terminate(machine.id)
+            except CloudError as error:
+                faults.append(f"the machine {machine.id} belongs to no host and is billed: {error.message}")
+        return count
+
+    def _record(self, sweep: Sweep, n_orphans: int, faults: Sequence[str]) -> None:
+        clock = sweep.context.clock
+        values = {
+            "lease_expires_at": clock(LEASE_SECONDS),
+            "error": "; ".join(faults[:MAX_SHOWN_FAULTS]) or None,
+            "orphan_count": col(CloudState.orphan_count) + n_orphans,
+        }
+        if not faults:
+            values["swept_at"] = clock(0)
+        with transaction() as session:
+            lifecycle.update_cloud(session, sweep.lease, values, clock)
+
+
+def is_surplus(machine: Machine, host: Host | None) -> bool:
+    """Return whether no row wants the machine; once that is so, it stays so."""
+    if host is None or host.status.finished:
+        return True
+    if host.machine_id is not None:
+        return machine.id != host.machine_id
+    return machine.epoch != host.epoch
+
+
+def _find_unrecorded(machines: Sequence[Machine], host: Host) -> Machine | None:
+    """Return the machine of the host's last launch request, whose id is not in the row."""
+    found = [m for m in machines if (m.host_id, m.epoch) == (host.id, host.epoch) and not m.state.is_gone]
+    return min(found, key=lambda machine: machine.id, default=None)
+
+
+def _follow_boot(sweep: Sweep, host: Host, facts: HostWork, machine: Machine) -> None:
+    """Record how far a machine has come."""
+    values = {
+        "address": machine.address or host.address,
+        "ssh_user": machine.ssh_user or host.ssh_user,
+        "ssh_host_keys": list(machine.ssh_host_keys) or host.ssh_host_keys,
+    }
+    runs = machine.state is MachineState.running and machine.address is not None
+    if host.status is HostStatus.booting and runs:
+        _move(sweep, host, HostStatus.joining, running_at=sweep.now, **values)
+    elif host.status is HostStatus.joining and facts.has_gpu:
+        _move(sweep, host, HostStatus.ready, ready_at=sweep.now, **values)
+    elif any(getattr(host, name) != value for name, value in values.items()):
+        _write(sweep, host, **values)
+
+
+def _move(sweep: Sweep, host: Host, to: HostStatus, **values: object) -> None:
+    guards = [lifecycle.is_kept_by(sweep.lease, sweep.context.clock)]
+    with transaction() as session:
+        lifecycle.move(session, host.id, to, sources=[host.status], guards=guards, values=values)
+
+
+def _write(sweep: Sweep, host: Host, **values: object) -> None:
+    guards = [lifecycle.is_kept_by(sweep.lease, sweep.context.clock), col(Host.status) == host.status]
+    with transaction() as session:
+        lifecycle.write(session, host.id, values, guards)

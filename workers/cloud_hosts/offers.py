@@ -1,0 +1,26 @@
+"""The offers of a cloud, which the API shows and checks requests by: it holds no key of the cloud."""
+
+from app.hosts import lifecycle
+from app.storage.database import read_session, transaction
+from app.tables import CloudState
+from workers.cloud_hosts.context import Sweep
+from workers.clouds.protocol import CloudError
+
+REFRESH_SECONDS = 1800.0
+
+
+def refresh(sweep: Sweep, faults: list[str]) -> None:
+    """Read the offers if they are due; a failure is added to the faults, and the old ones stay."""
+    with read_session() as session:
+        state = session.get_one(CloudState, sweep.lease.cloud)
+    if state.offers_at is not None and not sweep.has_passed(state.offers_at, REFRESH_SECONDS):
+        return
+    try:
+        offers = sweep.context.cloud.list_offers()
+    except CloudError as error:
+        faults.append(f"{sweep.lease.cloud} does not list its offers: {error.message}")
+        return
+    clock = sweep.context.clock
+    values = {"offers": [offer.model_dump(mode="json") for offer in offers], "offers_at": clock(0)}
+    with transaction() as session:
+        lifecycle.update_cloud(session, sweep.lease, values, clock)
