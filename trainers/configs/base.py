@@ -361,6 +361,10 @@ class StageConfig(Config):
         """What a worker must have, and announce, besides the packages of the stage."""
         return None
 
+    def capability_on(self, queue: Queue) -> str | None:
+        """What a worker of the queue must announce for the stage to be sent there."""
+        return None
+
     @property
     def suitable_queues(self) -> tuple[Queue, ...]:
         """The queues that the stage can use, the best first: without a model, a CPU is enough."""

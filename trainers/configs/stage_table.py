@@ -79,6 +79,8 @@ class Stage:
     # Distributions without which the program cannot start.
     packages: tuple[str, ...]
     product: Product | None = None
+    # Module that trains the stage with MLX; None if torch alone can.
+    mlx_program: str | None = None
     # Whether a later attempt continues from what an earlier one has saved, or starts from the beginning.
     resumes: bool = False
     # The rows that its `dataset` must have.
@@ -110,7 +112,8 @@ class StageKind(StrEnum):
         SftConfig,
         "trainers.sft",
         _TRAINING,
-        Product.model,
+        mlx_program="trainers.sft_mlx",
+        product=Product.model,
         resumes=True,
         reads_documents=True,
         limits=_TRAINING_LIMITS,

@@ -39,6 +39,7 @@ class LearningRateSchedule(StrEnum):
 class Quantization(StrEnum):
     """Format of the frozen base in memory while an adapter is trained on it."""
 
+    four_bit = "4bit"  # That of the backend: nf4 with torch, affine with a group of 64 with MLX.
     nf4 = "nf4"
 
 
@@ -112,11 +113,12 @@ class LoraTuning(Config):
     rslora: bool = Field(False, description="Scale the update by alpha / sqrt(rank) (arXiv:2312.03732).")
     quantization: Quantization | None = Field(
         None,
-        description="`nf4` stores the frozen base in 4 bits (QLoRA, arXiv:2305.14314); null stores it as "
-        "it is.",
+        description="`4bit` stores the frozen base in 4 bits, in the format of the backend: nf4 (QLoRA, "
+        "arXiv:2305.14314) with torch, affine with one scale and bias per 64 weights with MLX. `nf4` is torch's "
+        "alone; null stores the base as it is.",
     )
     double_quantization: bool = Field(
-        True, description="With `nf4`, quantize the scales too, which saves 0.4 bits per weight."
+        True, description="With nf4, quantize the scales too, which saves 0.4 bits per weight."
     )
 
 
@@ -223,8 +225,18 @@ class TrainingConfig(StageConfig):
         return self.devices
 
     @property
+    def uses_mlx(self) -> bool:
+        """Whether MLX trains, once the queue is known."""
+        return False
+
+    @property
+    def mlx_obstacles(self) -> list[str]:
+        """Why MLX cannot train it, each with what would be needed; empty if it can."""
+        return [f"the stage {self.stage} has a program for torch alone; use queue cuda, or cpu"]
+
+    @property
     def suitable_queues(self) -> tuple[Queue, ...]:
-        """A GPU, else the CPU: no training program uses MLX."""
+        """A GPU, else the CPU: most training programs do not use MLX."""
         return (Queue.cuda, Queue.cpu)
 
     @property

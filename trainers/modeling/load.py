@@ -191,7 +191,7 @@ def load_model(
     """
     if not isinstance(reference, AdaptedModel):
         return load_base(get_base_model(reference), dtype, **options)
-    adapter = _check_adapter(Path(reference.adapter))
+    adapter = check_adapter_folder(Path(reference.adapter))
     model = load_base(reference.base, dtype, **options)
     with warnings.catch_warnings():
         # PEFT only warns if parameter names do not match, and would continue with an adapter without effect.
@@ -254,7 +254,7 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
-def _check_adapter(folder: Path) -> Path:
+def check_adapter_folder(folder: Path) -> Path:
     """Return the verified folder of an adapter whose config and weights PEFT can read.
 
     PEFT's own errors name neither the file nor the cause.

@@ -4,7 +4,7 @@ import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
-from trainers.configs.training import LoraTuning, TrainingConfig
+from trainers.configs.training import LoraTuning, Quantization, TrainingConfig
 from trainers.runtime.errors import DeviceUnavailable
 
 
@@ -20,7 +20,7 @@ def quantization_config(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBy
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=tuning.quantization.value,
+        bnb_4bit_quant_type=Quantization.nf4.value,
         bnb_4bit_use_double_quant=tuning.double_quantization,
         bnb_4bit_compute_dtype=dtype,
         # FSDP shards a module only if all its tensors have one dtype, so the packed 4-bit weights use it too.

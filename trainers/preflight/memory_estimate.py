@@ -136,7 +136,7 @@ def _requested_settings(config: TrainingConfig, host: HostMemory) -> MemorySetti
     return MemorySettings(
         micro_batch_size=config.micro_batch_size,
         checkpointing=bool(config.activation_checkpointing),
-        quantized=isinstance(config.tuning, LoraTuning) and config.tuning.quantization is Quantization.nf4,
+        quantized=isinstance(config.tuning, LoraTuning) and config.tuning.quantization is not None,
         parallelism=parallelism if config.devices > 1 else Parallelism.auto,
         devices=config.devices,
     )
@@ -223,7 +223,7 @@ def _plan_to_fields(config: TrainingConfig, plan: MemorySettings) -> dict[str, A
         "micro_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": config.batch_size // (plan.micro_batch_size * plan.devices),
         "activation_checkpointing": plan.checkpointing,
-        "quantization": "nf4" if plan.quantized else None,
+        "quantization": Quantization.four_bit if plan.quantized else None,
         "parallelism": plan.parallelism,
         "devices": plan.devices,
     }

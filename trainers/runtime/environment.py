@@ -36,14 +36,21 @@ def expected_resume_guarantee(config: TrainingConfig) -> ResumeGuarantee:
 
 def actual_resume_guarantee(config: TrainingConfig, checkpoint: Path) -> ResumeGuarantee:
     """Return how exactly the run resumes from this checkpoint, which another host may have written."""
-    then, now = files.read_json(checkpoint / ENVIRONMENT) or {}, _current_environment(config)
+    return compare_environments(
+        expected_resume_guarantee(config).reasons, checkpoint, _current_environment(config)
+    )
+
+
+def compare_environments(reasons: list[str], checkpoint: Path, now: dict[str, Any]) -> ResumeGuarantee:
+    """Return the guarantee with these reasons, and one for each value that was another in the checkpoint."""
+    then = files.read_json(checkpoint / ENVIRONMENT) or {}
     changes = [
         f"{name} was {then.get(name, 'unknown')} when the checkpoint was saved and is {value} now, which "
         "changes how sums are rounded and may change random draws."
         for name, value in now.items()
         if then.get(name) != value
     ]
-    return make_guarantee(expected_resume_guarantee(config).reasons + changes)
+    return make_guarantee(reasons + changes)
 
 
 def _current_environment(config: TrainingConfig) -> dict[str, Any]:

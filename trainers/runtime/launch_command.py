@@ -18,7 +18,9 @@ def build_command(python: str, config: Any, config_path: Path, run_dir: Path) ->
     torch's launcher starts the requested number of processes on a CPU too; `accelerate launch` starts one
     there and exits with status 0.
     """
-    module = StageKind(config.stage).stage.program
+    stage = StageKind(config.stage).stage
+    uses_mlx = isinstance(config, TrainingConfig) and config.uses_mlx
+    module = stage.mlx_program if uses_mlx else stage.program
     assert module is not None, f"the worker itself runs the stage {config.stage}"
     program = [module, "--config", str(config_path), "--run-dir", str(run_dir)]
     devices = config.devices if isinstance(config, TrainingConfig) else 1

@@ -33,9 +33,7 @@ def training_arguments(
 ) -> dict[str, Any]:
     """Return the arguments that all trainers of TRL share."""
     _check_processes(config)
-    if isinstance(config, ValidatedTrainingConfig) and config.sweep is not None:
-        raise ConfigInvalid("A program trains one run of a sweep.", "Submit the sweep as a job.")
-    check_learning_rates(config, steps)
+    check_plan(config, steps)
     is_cpu = pick_device(config.queue).type == "cpu"
     return {
         "output_dir": str(run_dir / files.SCRATCH),
@@ -58,7 +56,7 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "steps",
-        "save_steps": _steps_between_checkpoints(config, steps),
+        "save_steps": steps_between_checkpoints(config, steps),
         "report_to": "none",
         "disable_tqdm": True,
         "ddp_timeout": COLLECTIVE_TIMEOUT_SECONDS,
@@ -71,9 +69,16 @@ def validation_arguments(config: ValidatedTrainingConfig | GrpoConfig, steps: in
         return {}
     return {
         "eval_strategy": "steps",
-        "eval_steps": config.validate_every_steps or _steps_between_checkpoints(config, steps),
+        "eval_steps": config.validate_every_steps or steps_between_checkpoints(config, steps),
         "per_device_eval_batch_size": config.micro_batch_size,
     }
+
+
+def check_plan(config: TrainingConfig, steps: int) -> None:
+    """Raise ConfigInvalid for a sweep, which is several runs, or if no step has a learning rate."""
+    if isinstance(config, ValidatedTrainingConfig) and config.sweep is not None:
+        raise ConfigInvalid("A program trains one run of a sweep.", "Submit the sweep as a job.")
+    check_learning_rates(config, steps)
 
 
 def plan_training(config: TrainingConfig, steps: int, longest_tokens: int) -> dict[str, Any]:
@@ -117,7 +122,8 @@ def _check_processes(config: TrainingConfig) -> None:
         )
 
 
-def _steps_between_checkpoints(config: TrainingConfig, steps: int) -> int:
+def steps_between_checkpoints(config: TrainingConfig, steps: int) -> int:
+    """Return the number of optimizer steps between two checkpoints."""
     if config.save_every_epoch and config.max_steps is None:
         # `total_steps` rounds the steps of an epoch up, so whole epochs have equal numbers of steps.
         return max(1, round(steps / config.epochs))

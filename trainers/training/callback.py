@@ -16,8 +16,8 @@ from trainers.runtime import run_dir as files
 from trainers.runtime.environment import actual_resume_guarantee, save_environment
 from trainers.runtime.events import EventWriter
 from trainers.runtime.program import StopFlag, is_main_process
-from trainers.training.diagnosis.loss_trend import LossTrend, find_loss_problem, is_due
-from trainers.training.diagnosis.non_finite import diagnose_non_finite
+from trainers.training.diagnosis.loss_trend import LossTrend, describe_trend, find_loss_problem, is_due
+from trainers.training.diagnosis.non_finite import diagnose_non_finite, find_damaged_weight
 from trainers.training.diagnosis.weight_changes import WeightChangeDetector, describe_no_change
 from trainers.training.validation import EVAL_LOSS, pack_best_model
 
@@ -100,7 +100,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         if is_main_process():
             logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, values["loss"])
         if not all(math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm")):
-            raise diagnose_non_finite(self._config, kwargs["model"], state, values)
+            raise diagnose_non_finite(self._config, find_damaged_weight(kwargs["model"]), state, values)
         losses = _logged_losses(state)
         if not self._has_warned_of_loss and is_due(len(losses)):
             self._warn_of_loss(state.global_step, losses)
@@ -110,13 +110,7 @@ class RunDirCallback(TrainerCallback, Generic[TConfig]):
         if trend is None:
             return
         self._has_warned_of_loss = True
-        config = self._config
-        message = (
-            f"By step {step} the loss {trend.problem}: {trend.first:.4g} at first, {trend.lowest:.4g} at its "
-            f"lowest, {trend.last:.4g} now, each a mean of several steps where there are enough. Lower "
-            f"learning_rate, now {config.learning_rate:g} (the default of {config.tuning.method} tuning is "
-            f"{config.default_learning_rates[config.tuning.method]:g}), or raise warmup_ratio or batch_size."
-        )
+        message = describe_trend(self._config, step, trend)
         self._events.write_warning("loss_unstable", message)
         if is_main_process():
             logger.warning("loss_unstable: %s", message)

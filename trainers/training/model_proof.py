@@ -54,7 +54,8 @@ def prove_model(config: TrainingConfig) -> None:
     base, device = get_base_model(config.base), pick_device(config.queue)
     model_config = load_config(base)
     attention = pick_attention(config.attention, device, model_config)
-    pick_precision(config.precision, device)
+    if not config.uses_mlx:
+        pick_precision(config.precision, device)
     if isinstance(config, SftConfig):
         prove_packing(config, model_config)
     try:

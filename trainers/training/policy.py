@@ -42,15 +42,19 @@ def load_policy(
     if isinstance(config.tuning, FullTuning):
         # PEFT froze the base when it loaded the adapter.
         return model.merge_and_unload().requires_grad_(True)
-    adapter = model.peft_config["default"]
-    if (adapter.r, adapter.lora_alpha) != (config.tuning.rank, config.tuning.alpha):
+    warn_of_kept_settings(config.tuning, model.peft_config["default"], events)
+    return model
+
+
+def warn_of_kept_settings(tuning: LoraTuning, adapter: LoraConfig, events: EventWriter) -> None:
+    """Warn if the adapter that is trained further has another rank or alpha than the config."""
+    if (adapter.r, adapter.lora_alpha) != (tuning.rank, tuning.alpha):
         events.write_warning(
             "adapter_settings_kept",
             f"Training continues with the adapter's rank {adapter.r} and alpha {adapter.lora_alpha}; the "
-            f"config's rank {config.tuning.rank} and alpha {config.tuning.alpha} have no effect. "
+            f"config's rank {tuning.rank} and alpha {tuning.alpha} have no effect. "
             "Remove them, or start from a base without an adapter.",
         )
-    return model
 
 
 def new_adapter_config(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> LoraConfig | None:

@@ -43,15 +43,26 @@ def save_model(
     trainer: Trainer, config: TrainingConfig, run_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Publish `model/`: the model with the lowest validation loss, or the last one without validation."""
-    best = best_step(validation_losses(trainer.state))
-    if best not in (None, trainer.state.global_step) and (run_dir / BEST_MODEL).is_dir():
+    if publishes_best(trainer.state, run_dir):
         if is_main_process():
-            logger.info("Publishing the model of step %d, which has the lowest validation loss.", best)
-            shutil.rmtree(run_dir / files.MODEL, ignore_errors=True)
-            (run_dir / BEST_MODEL).rename(run_dir / files.MODEL)
+            publish_best(trainer.state, run_dir)
         wait_for_all()
     else:
         _write_model(trainer, config, tokenizer, run_dir / files.MODEL)
+
+
+def publishes_best(state: TrainerState, run_dir: Path) -> bool:
+    """Return whether an earlier step had the lowest validation loss, and its model was kept."""
+    best = best_step(validation_losses(state))
+    return best not in (None, state.global_step) and (run_dir / BEST_MODEL).is_dir()
+
+
+def publish_best(state: TrainerState, run_dir: Path) -> None:
+    """Make the best model the published one."""
+    best = best_step(validation_losses(state))
+    logger.info("Publishing the model of step %d, which has the lowest validation loss.", best)
+    shutil.rmtree(run_dir / files.MODEL, ignore_errors=True)
+    (run_dir / BEST_MODEL).rename(run_dir / files.MODEL)
 
 
 def training_result(

@@ -20,9 +20,10 @@ from serving.engines.decoding.base import (
 from serving.engines.decoding.sequence import SequenceState
 from serving.engines.decoding.served import ServedModel, eos_token_ids, load_tokenizer
 from serving.engines.mlx import lora
-from serving.engines.mlx.config import complete_config, exact_context_length
 from serving.engines.mlx.kv_cache import MlxBatch, prefill, step
 from trainers.configs.engines import EngineOptions, EngineQuantization
+from trainers.mlx.model_config import complete_config, exact_context_length
+from trainers.modeling.load import ModelUnsupported
 
 # Shapes change with every step, so freed memory seldom fits the next one; mlx-lm clears its cache as often.
 STEPS_BETWEEN_CLEARINGS = 256
@@ -87,9 +88,11 @@ def load_runner(path: str, name: str, options: EngineOptions) -> MlxModelRunner:
 def load_network(path: str, folder: Path, config: Any, options: EngineOptions) -> tuple[Any, Any]:
     """Load the network, and return it with the end tokens in the model's files."""
     file_config = load_config(folder)
-    network, model_config = load_model(
-        folder, lazy=True, model_config=complete_config(path, file_config, config)
-    )
+    try:
+        values = complete_config(path, file_config, config)
+    except ModelUnsupported as error:
+        raise ModelNotLoadable(error.message) from error
+    network, model_config = load_model(folder, lazy=True, model_config=values)
     check_caches(path, network)
     if options.dtype != "auto":
         network.set_dtype(getattr(mx, options.dtype))

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainers.configs.backends.choice import PortableTrainingConfig
 from trainers.configs.training import MaxLength
-from trainers.configs.validation import ValidatedTrainingConfig
 
 
 class DpoLoss(StrEnum):
@@ -42,7 +42,7 @@ class DpoLoss(StrEnum):
 Weight = Annotated[float, Field(gt=0, le=100)]
 
 
-class DpoConfig(ValidatedTrainingConfig):
+class DpoConfig(PortableTrainingConfig):
     """Direct preference optimization. The reference is the stage's base model, including its adapter.
 
     The default learning rate is TRL's 1e-6 for full fine-tuning and ten times that for LoRA, which is best
@@ -81,6 +81,11 @@ class DpoConfig(ValidatedTrainingConfig):
     def micro_batch_losses(self) -> list[str]:
         """See `TrainingConfig`."""
         return [loss.value for loss in self.losses if loss.depends_on_micro_batch]
+
+    @property
+    def mlx_obstacles(self) -> list[str]:
+        """See `TrainingConfig`."""
+        return ["the stage dpo has a program for torch alone; use queue cuda, or cpu"]
 
     @model_validator(mode="after")
     def _check_losses(self) -> Self:

@@ -4,11 +4,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from trainers.configs.backends.choice import PortableTrainingConfig
 from trainers.configs.training import MaxLength
-from trainers.configs.validation import ValidatedTrainingConfig
 
 
-class SftConfig(ValidatedTrainingConfig):
+class SftConfig(PortableTrainingConfig):
     """Supervised fine-tuning on the completions of a dataset; prompts carry no loss.
 
     The default learning rate is 2e-4 for LoRA and 2e-5 for full fine-tuning.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from trainers.configs.training import TrainingConfig
+
 # The losses of rows differ, so smaller samples vary by chance. `test_loss_trend.py` simulates how
 # often a healthy run gives an alarm.
 MIN_ROWS = 64
@@ -64,6 +66,16 @@ def _swings(losses: Sequence[float], width: float) -> bool:
         if abs(change) > width and abs(before) > width and change * before < 0
     ]
     return len(changes) >= MIN_SWINGS and len(wide) > len(changes) / 2
+
+
+def describe_trend(config: TrainingConfig, step: int, trend: LossTrend) -> str:
+    """Return the warning about a trend, with settings to change."""
+    return (
+        f"By step {step} the loss {trend.problem}: {trend.first:.4g} at first, {trend.lowest:.4g} at its "
+        f"lowest, {trend.last:.4g} now, each a mean of several steps where there are enough. Lower "
+        f"learning_rate, now {config.learning_rate:g} (the default of {config.tuning.method} tuning is "
+        f"{config.default_learning_rates[config.tuning.method]:g}), or raise warmup_ratio or batch_size."
+    )
 
 
 def is_due(count: int) -> bool:

@@ -19,11 +19,14 @@ class LossNotFinite(ProgramError):
 
 
 def diagnose_non_finite(
-    config: TrainingConfig, model: torch.nn.Module, state: TrainerState, values: dict[str, float]
+    config: TrainingConfig, damaged_weight: str | None, state: TrainerState, values: dict[str, float]
 ) -> LossNotFinite:
-    """Return the error for a loss or gradient norm that is not finite, with its likely cause and a fix."""
+    """Return the error for a loss or gradient norm that is not finite, with its likely cause and a fix.
+
+    `damaged_weight` is the name of a frozen weight that is not finite, if there is one.
+    """
     name = next(name for name in ("loss", "grad_norm") if not math.isfinite(values.get(name, 0.0)))
-    cause, hint = _find_cause(config, model, state)
+    cause, hint = _find_cause(config, damaged_weight, state)
     return LossNotFinite(
         f"The {name} is {values[name]} at step {state.global_step}, so the weights are unusable from here. "
         f"{cause} {_describe_history(state)}",
@@ -31,11 +34,10 @@ def diagnose_non_finite(
     )
 
 
-def _find_cause(config: TrainingConfig, model: torch.nn.Module, state: TrainerState) -> tuple[str, str]:
-    frozen = _find_non_finite_frozen_weight(model)
-    if frozen is not None:
+def _find_cause(config: TrainingConfig, damaged_weight: str | None, state: TrainerState) -> tuple[str, str]:
+    if damaged_weight is not None:
         return (
-            f"The frozen weight {frozen} contains values that are not finite: the base is damaged.",
+            f"The frozen weight {damaged_weight} contains values that are not finite: the base is damaged.",
             "Download the base again, or use another one.",
         )
     norms = [entry["grad_norm"] for entry in _finite_logs(state) if "grad_norm" in entry]
@@ -60,7 +62,8 @@ def _find_cause(config: TrainingConfig, model: torch.nn.Module, state: TrainerSt
     return "The earlier steps show no cause.", "Check the rows of this step, or lower learning_rate."
 
 
-def _find_non_finite_frozen_weight(model: torch.nn.Module) -> str | None:
+def find_damaged_weight(model: torch.nn.Module) -> str | None:
+    """Return the name of a frozen weight that contains values that are not finite, or None."""
     for name, weight in model.named_parameters():
         if not weight.requires_grad and weight.is_floating_point() and not weight.isfinite().all():
             return str(name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_lm.utils import _get_classes
 
-from serving.engines.decoding.base import ModelNotLoadable
+from trainers.modeling.load import ModelUnsupported
 
 # Keys whose presence alone means something to mlx-lm, or that it reads from the file itself.
 FILE_ONLY_KEYS = {"quantization_config", "quantization", "text_config", "vision_config", "model_type"}
@@ -27,7 +27,7 @@ def complete_config(path: str, file_config: Json, config: Any) -> Json:
         config: The config as transformers reads it.
 
     Raises:
-        ModelNotLoadable: mlx-lm lacks the architecture, or a value that it needs.
+        ModelUnsupported: mlx-lm lacks the architecture, or a value that it needs.
     """
     text = config.get_text_config()
     values = {key: value for key, value in text.to_dict().items() if key not in FILE_ONLY_KEYS}
@@ -44,13 +44,11 @@ def complete_config(path: str, file_config: Json, config: Any) -> Json:
 
 
 def supported_keys(path: str, file_config: Json) -> set[str]:
-    """Return the config keys of mlx-lm's class. Raises ModelNotLoadable for an unknown architecture."""
+    """Return the config keys of mlx-lm's class. Raises ModelUnsupported for an unknown architecture."""
     try:
         return set(inspect.signature(_get_classes(file_config)[1]).parameters)
     except ValueError as error:
-        raise ModelNotLoadable(
-            f"{path} is a {file_config['model_type']}, which mlx-lm does not have."
-        ) from error
+        raise _unsupported(f"{path} is a {file_config['model_type']}, which mlx-lm does not have.") from error
 
 
 def rope_values(path: str, values: Json, supported: set[str] | None) -> Json:
@@ -59,7 +57,7 @@ def rope_values(path: str, values: Json, supported: set[str] | None) -> Json:
     if not parameters:
         return {}
     if supported is not None and not supported & {"rope_theta", "rope_parameters"}:
-        raise ModelNotLoadable(f"mlx-lm does not read rope_theta for {path}; its completions would be wrong.")
+        raise _unsupported(f"mlx-lm does not read rope_theta for {path}; its completions would be wrong.")
     if all(isinstance(part, Mapping) for part in parameters.values()):
         return rope_values_by_layer(path, values, parameters, supported)
     return uniform_rope_values(parameters)
@@ -91,11 +89,11 @@ def rope_values_by_layer(path: str, values: Json, parameters: Json, supported: s
     regular = any(is_full) and is_full == [kind == "full_attention" for kind in layer_types]
     sliding = parameters.get("sliding_attention", {})
     if (supported is not None and "rope_local_base_freq" not in supported) or not regular:
-        raise ModelNotLoadable(
+        raise _unsupported(
             f"{path} has a rotary embedding for each kind of layer, which mlx-lm does not read for it."
         )
     if sliding.get("rope_type", "default") != "default":
-        raise ModelNotLoadable(
+        raise _unsupported(
             f"{path} scales the rotary embedding of its sliding layers, which mlx-lm does not support."
         )
     full_values = uniform_rope_values(parameters["full_attention"])
@@ -118,3 +116,7 @@ def exact_context_length(config: Any, has_sliding_cache: bool) -> int | None:
     if window and not has_sliding_cache and (layer_types is None or "sliding_attention" in layer_types):
         limits.append(window)
     return min(limits, default=None)
+
+
+def _unsupported(message: str) -> ModelUnsupported:
+    return ModelUnsupported(message, "Train it with the backend torch, or serve it with hf or vllm.")

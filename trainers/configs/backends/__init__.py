@@ -1,0 +1,1 @@
+"""The libraries that train a stage, and what each of them can do."""

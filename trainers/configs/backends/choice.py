@@ -1,0 +1,102 @@
+"""The library that trains: torch, or MLX on a Mac."""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from trainers.configs.backends.mlx_limits import list_mlx_obstacles
+from trainers.configs.base import Config, Queue
+from trainers.configs.engines import EngineKind
+from trainers.configs.training import TrainingConfig
+from trainers.configs.validation import ValidatedTrainingConfig
+
+
+class Backend(StrEnum):
+    """Library that computes the training steps."""
+
+    auto = "auto"  # MLX on the queue `mlx`, else torch.
+    torch = "torch"
+    mlx = "mlx"
+
+
+class BackendChoice(Config):
+    """The library that trains a stage, and why."""
+
+    backend: Backend = Field(description="`torch` or `mlx`.")
+    reason: str = Field(description="Why this library was chosen.")
+
+
+class PortableTrainingConfig(ValidatedTrainingConfig):
+    """A training stage with a program for torch and one for MLX."""
+
+    backend: Backend = Field(
+        Backend.auto,
+        description="Library that trains: `auto` is mlx on the queue `mlx` and torch on the others. `mlx` also "
+        "runs on the queue `cpu` of a worker that has mlx-lm, which is slow and meant for tests.",
+    )
+
+    @property
+    def uses_mlx(self) -> bool:
+        """See `TrainingConfig`."""
+        return choose_backend(self, self.queue).backend is Backend.mlx
+
+    @property
+    def mlx_obstacles(self) -> list[str]:
+        """See `TrainingConfig`."""
+        return list_mlx_obstacles(self)
+
+    @property
+    def suitable_queues(self) -> tuple[Queue, ...]:
+        """A GPU, then a Mac if MLX can do all that the config asks for, then a CPU."""
+        match self.backend:
+            case Backend.mlx:
+                return (Queue.mlx, Queue.cpu)
+            case Backend.torch:
+                return (Queue.cuda, Queue.cpu)
+        return (Queue.cuda, Queue.cpu) if self.mlx_obstacles else (Queue.cuda, Queue.mlx, Queue.cpu)
+
+    def capability_on(self, queue: Queue) -> str | None:
+        """See `StageConfig`."""
+        return EngineKind.mlx.value if choose_backend(self, queue).backend is Backend.mlx else None
+
+    @property
+    def capability(self) -> str | None:
+        """MLX, where it trains."""
+        return EngineKind.mlx.value if self.uses_mlx else None
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if (fault := find_backend_fault(self, self.queue)) is not None:
+            raise ValueError(fault)
+        return self
+
+
+def choose_backend(config: TrainingConfig, queue: Queue | None) -> BackendChoice:
+    """Return the library that trains a stage on the queue; None is the hardware of a program started by hand."""
+    if not isinstance(config, PortableTrainingConfig):
+        return BackendChoice(
+            backend=Backend.torch, reason=f"The stage {config.stage} has no program for MLX."
+        )
+    if config.backend is not Backend.auto:
+        return BackendChoice(backend=config.backend, reason="The stage, or one of its presets, names it.")
+    if queue is Queue.mlx:
+        return BackendChoice(backend=Backend.mlx, reason="The queue mlx is that of Apple chips.")
+    return BackendChoice(
+        backend=Backend.torch, reason=f"The queue {queue or Queue.cpu} is not that of Apple chips."
+    )
+
+
+def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> str | None:
+    """Return why the stage cannot run with its backend on the queue, and what is needed; None if it can."""
+    if isinstance(config, PortableTrainingConfig):
+        if config.backend is Backend.mlx and queue is Queue.cuda:
+            return "backend mlx does not run on queue cuda; set queue to mlx, or backend to torch"
+        if config.backend is Backend.torch and queue is Queue.mlx:
+            return "backend torch does not use the Apple chip of queue mlx; set queue to cpu, or omit backend"
+        if choose_backend(config, queue).backend is not Backend.mlx:
+            return None
+    elif queue is not Queue.mlx:
+        return None
+    obstacles = config.mlx_obstacles
+    return f"it cannot be trained with MLX: {'; '.join(obstacles)}" if obstacles else None

@@ -1,0 +1,1 @@
+"""The training loop of MLX, and what its programs share: batches, checkpoints, events, plans."""

@@ -1,0 +1,147 @@
+"""A training stage with MLX: from its rows and its loss to the published model."""
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import maybe_set_recommended_wired_limit
+from peft import LoraConfig
+from transformers import PreTrainedTokenizerBase, TrainerState
+
+from trainers.configs.training import LearningRateSchedule
+from trainers.configs.validation import ValidatedTrainingConfig
+from trainers.mlx.dropout import recomputed_activations
+from trainers.mlx.network import count_network_parameters, uses_gpu
+from trainers.mlx.save import write_model
+from trainers.mlx.training.batches import MakeBatch, iterate_steps, split_rows
+from trainers.mlx.training.loop import Loss, mean_losses, train
+from trainers.mlx.training.optimizer import DecayedAdamW
+from trainers.mlx.training.recorder import Recorder
+from trainers.preflight.memory_estimate import local_host, needs_checkpointing
+from trainers.rendering.cache.mapped import Int32s
+from trainers.runtime import run_dir as files
+from trainers.runtime.events import EventWriter
+from trainers.runtime.program import StopRequested, stop_after_step
+from trainers.training.arguments import check_plan, total_steps
+from trainers.training.save import publish_best, publishes_best
+from trainers.training.schedule import count_warmup_steps, learning_rate_share
+
+logger = logging.getLogger("trainers")
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The network that is trained, with PEFT's config of its adapter; None with full tuning."""
+
+    network: nn.Module
+    adapter: LoraConfig | None
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """The rows of a stage, by the number of their tokens, and how micro-batches are made of them."""
+
+    lengths: Int32s
+    make_batch: MakeBatch
+
+
+def train_stage(
+    config: ValidatedTrainingConfig,
+    run_dir: Path,
+    events: EventWriter,
+    tokenizer: PreTrainedTokenizerBase,
+    model: TrainedNetwork,
+    rows: StageRows,
+    validation: StageRows | None,
+    loss: Loss,
+    summary: str,
+) -> TrainerState:
+    """Train to the end, resuming from the last complete checkpoint, and publish `model/`.
+
+    Raises StopRequested after SIGTERM, LossNotFinite, and WeightsUnchanged if the run changed nothing.
+    """
+    network = model.network
+    trainable, total = count_network_parameters(network)
+    logger.info("%d of %d parameters are trained, on %s.", trainable, total, summary)
+    steps = total_steps(config, len(rows.lengths), config.batch_size)
+    check_plan(config, steps)
+    optimizer = DecayedAdamW(config.weight_decay)
+    optimizer.init(network.trainable_parameters())
+    write = partial(write_model, network, model.adapter, config, tokenizer)
+    with stop_after_step() as stop:
+        recorder = Recorder(
+            config,
+            run_dir,
+            events,
+            stop,
+            network,
+            optimizer,
+            TrainerState(max_steps=steps),
+            write,
+            None if validation is None else partial(_validate, config, network, validation, loss),
+        )
+        recorder.start()
+        if stop.requested:
+            raise StopRequested
+        if not recorder.is_finished:
+            _train(config, recorder, rows, loss, steps)
+        if not recorder.is_finished:
+            raise StopRequested
+        recorder.require_change()
+        if publishes_best(recorder.state, run_dir):
+            publish_best(recorder.state, run_dir)
+        else:
+            write(run_dir / files.MODEL)
+    return recorder.state
+
+
+def uses_compilation() -> bool:
+    """Return whether steps are compiled: on a CPU, that takes longer than it saves."""
+    return uses_gpu()
+
+
+def recomputes_activations(config: ValidatedTrainingConfig, longest_tokens: int) -> bool:
+    """Return whether activations are recomputed: as configured, or where memory requires it."""
+    if config.activation_checkpointing is not None:
+        return config.activation_checkpointing
+    return needs_checkpointing(config, local_host(), longest_tokens)
+
+
+def _train(
+    config: ValidatedTrainingConfig, recorder: Recorder, rows: StageRows, loss: Loss, steps: int
+) -> None:
+    is_compiled = uses_compilation()
+    if not is_compiled:
+        mx.disable_compile()
+    maybe_set_recommended_wired_limit()
+    recomputes = recomputes_activations(config, int(rows.lengths.max()))
+    warmup = count_warmup_steps(config, steps)
+    peak, schedule = config.learning_rate, LearningRateSchedule(config.schedule)
+    assert peak is not None
+
+    def learning_rate(step: int) -> float:
+        return peak * learning_rate_share(step - 1, schedule, warmup, steps)
+
+    with recomputed_activations(recorder.network) if recomputes else contextlib.nullcontext():
+        train(
+            recorder.network,
+            recorder.optimizer,
+            iterate_steps(config, rows.lengths, rows.make_batch, recorder.state.global_step, steps),
+            loss,
+            learning_rate=learning_rate,
+            max_grad_norm=config.max_grad_norm,
+            on_step=recorder.on_step,
+            is_compiled=is_compiled,
+        )
+
+
+def _validate(
+    config: ValidatedTrainingConfig, network: nn.Module, rows: StageRows, loss: Loss
+) -> list[tuple[float, int]]:
+    assert config.micro_batch_size is not None
+    parts = split_rows(range(len(rows.lengths)), config.micro_batch_size)
+    return mean_losses(network, map(rows.make_batch, parts), loss)
