@@ -14,6 +14,7 @@ from app.jobs.graph.promotions import check_promotion
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import list_select_errors
 from app.jobs.plan_checks import (
+    check_backend,
     check_batch,
     check_embedding,
     check_evaluations,
@@ -76,6 +77,7 @@ def resolve_stages(
         errors += check_served_models(session, stage, path, settings)
         errors += check_python_graders(stage, path, settings)
         errors += check_processes(session, alive, stage, choice.queue, path)
+        errors += check_backend(stage, choice.queue, path)
         earlier = {other.name: other.config for other in stages}
         errors += check_merge(session, stage, path, earlier)
         errors += check_embedding(session, stage, path, earlier)
@@ -104,7 +106,8 @@ def _choose_queue(spec: JobCreate, stage: AnyStage, chooser: QueueChooser) -> Qu
         return QueueChoice(stage.queue, "The stage, or one of its presets, names it.")
     if spec.queue is not None:
         return QueueChoice(spec.queue, "The job names it.")
-    return chooser.choose(StageKind(stage.stage), stage.suitable_queues)
+    capabilities = {queue: stage.capability_on(queue) for queue in stage.suitable_queues}
+    return chooser.choose(StageKind(stage.stage), stage.suitable_queues, capabilities)
 
 
 def _resolve_stage(

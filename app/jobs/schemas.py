@@ -10,6 +10,7 @@ from app.jobs.graph.status import find_deciding_run
 from app.runs.schemas import ErrorView, RunView, RunWarningView, progress
 from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Config, GateOutcome, Queue, StageKind
+from trainers.configs.backends.choice import BackendChoice
 from trainers.configs.base import MAX_NEEDS, PRINTABLE_PATTERN
 from trainers.configs.resume_guarantee import ResumeGuarantee
 
@@ -131,6 +132,9 @@ class PlannedStageView(BaseModel):
     stage: StageKind = Field(description="Kind of the stage.")
     queue: Queue = Field(description="Hardware that it would run on.")
     queue_reason: str = Field(description="Why this hardware was chosen.")
+    backend: BackendChoice | None = Field(
+        description="Library that would train it, and why; null for a stage that does not train."
+    )
     needs: list[str] = Field(description="Names of the stages after which it starts.")
     when: GateOutcome = Field(description="Outcome of the gate among them after which it runs.")
     config: dict[str, Any] = Field(description="The stage with every default resolved.")

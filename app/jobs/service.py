@@ -40,6 +40,7 @@ from app.tables import Dataset, Job, JobLabel, Run, RunNeed, Worker
 from app.tables.base import new_id
 from app.workers import service as workers
 from trainers.configs import AnyStage, StageKind
+from trainers.configs.backends.choice import describe_backend
 from trainers.configs.references import ModelField, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.configs.stages.evaluate import EvaluateConfig
@@ -262,6 +263,7 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         stage=stage.kind,
         queue=stage.queue,
         queue_reason=stage.queue_reason,
+        backend=describe_backend(stage.config, stage.queue),
         needs=[need.name for need in stage.needs],
         when=stage.config.when,
         config=stage.config.model_dump(mode="json"),

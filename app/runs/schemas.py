@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.tables import Event, EventType, Run, RunStatus, TrackingService
 from trainers.configs import GateOutcome, Queue, StageKind
+from trainers.configs.backends.choice import BackendChoice, describe_backend
 from trainers.configs.resume_guarantee import ResumeGuarantee, get_resume_guarantee
 from trainers.runtime.error_codes import ErrorCode
 
@@ -85,6 +86,9 @@ class RunView(BaseModel):
     )
     reused_from: str | None = Field(
         description="Id of the run whose output this one has reused; null if it has computed its own."
+    )
+    backend: BackendChoice | None = Field(
+        description="Library that trains it, and why; null for a stage that does not train."
     )
     resume_guarantee: ResumeGuarantee | None = Field(
         description="Whether it resumes exactly after a stop, and if not, why; an event `resumed` reports "
@@ -211,6 +215,7 @@ def run_view(run: Run, waiting_for: str | None, needs: list[str]) -> RunView:
         waiting_for=waiting_for,
         progress=progress(run),
         eta_seconds=eta_seconds(run),
+        backend=_backend(run),
         resume_guarantee=_resume_guarantee(run),
         log_published=run.log_artifact is not None,
     )
@@ -247,6 +252,14 @@ def progress(run: Run) -> float:
     if run.status is RunStatus.succeeded:
         return 1.0
     return min(1.0, run.step / run.total_steps) if run.total_steps else 0.0
+
+
+def _backend(run: Run) -> BackendChoice | None:
+    try:
+        return describe_backend(run.stage_config(), run.queue)
+    except ValidationError:
+        # See `_resume_guarantee`.
+        return None
 
 
 def _resume_guarantee(run: Run) -> ResumeGuarantee | None:

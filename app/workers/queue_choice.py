@@ -1,6 +1,6 @@
 """The hardware of a stage that names none: the best that a live worker has, as of the request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlmodel import Session
@@ -11,6 +11,8 @@ from app.workers import service as workers
 from app.workers.host_hardware import HostHardware, describe_devices, local_hardware
 from app.workers.slots import count_gpus
 from trainers.configs import Queue, StageKind
+
+NONE: Mapping[Queue, str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,25 @@ class QueueChooser:
         self._settings = settings
         self._alive = alive
 
-    def choose(self, kind: StageKind, suitable: Sequence[Queue]) -> QueueChoice:
-        """Choose for a stage that names no queue; the queues that it can use are sorted, the best first."""
+    def choose(
+        self, kind: StageKind, suitable: Sequence[Queue], capabilities: Mapping[Queue, str | None] = NONE
+    ) -> QueueChoice:
+        """Choose for a stage that names no queue; the queues that it can use are sorted, the best first.
+
+        `capabilities` contains what a worker of a queue must announce.
+        """
         if self._settings.default_queue is not None:
             default = self._settings.default_queue
             return QueueChoice(default, f"TUNESMITH_DEFAULT_QUEUE is {default}.")
-        return choose_queue(kind, suitable, self._alive.read(self._session), local_hardware())
+        return choose_queue(kind, suitable, self._alive.read(self._session), local_hardware(), capabilities)
 
 
 def choose_queue(
-    kind: StageKind, suitable: Sequence[Queue], alive_workers: Sequence[Worker], host: HostHardware
+    kind: StageKind,
+    suitable: Sequence[Queue],
+    alive_workers: Sequence[Worker],
+    host: HostHardware,
+    capabilities: Mapping[Queue, str | None] = NONE,
 ) -> QueueChoice:
     """Choose the first queue that a live worker serves for this kind of stage, busy or not.
 
@@ -48,7 +59,9 @@ def choose_queue(
     for queue in suitable:
         capable = [
             worker
-            for worker in workers.filter_capable_workers(alive_workers, queue, kind)
+            for worker in workers.filter_capable_workers(
+                alive_workers, queue, kind, capability=capabilities.get(queue)
+            )
             if queue is not Queue.cuda or count_gpus(worker)
         ]
         if capable:
@@ -76,6 +89,8 @@ def _explain(
         return f"The best hardware for the stage {kind}: {reason}."
     if suitable[0] is Queue.cpu:
         return f"No live worker of queue cpu can run the stage {kind}."
-    missing = {Queue.cuda: "a GPU", Queue.mlx: "an Apple chip"}[suitable[0]]
+    names = {Queue.cuda: "a GPU", Queue.mlx: "an Apple chip"}
+    missing = " or ".join(names[better] for better in suitable[: suitable.index(queue)])
+    chosen = [f"The next best is {names[queue]}."] if queue in names else []
     notes = {note for worker in alive_workers if (note := worker.hardware.get("unused")) is not None}
-    return " ".join([f"No live worker that runs the stage {kind} has {missing}.", *sorted(notes)])
+    return " ".join([f"No live worker that runs the stage {kind} has {missing}.", *chosen, *sorted(notes)])

@@ -362,7 +362,7 @@ class StageConfig(Config):
         return None
 
     def capability_on(self, queue: Queue) -> str | None:
-        """What a worker of the queue must announce for the stage to be sent there."""
+        """Return what a worker of the queue must announce so that the stage is sent there."""
         return None
 
     @property

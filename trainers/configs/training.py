@@ -114,8 +114,8 @@ class LoraTuning(Config):
     quantization: Quantization | None = Field(
         None,
         description="`4bit` stores the frozen base in 4 bits, in the format of the backend: nf4 (QLoRA, "
-        "arXiv:2305.14314) with torch, affine with one scale and bias per 64 weights with MLX. `nf4` is torch's "
-        "alone; null stores the base as it is.",
+        "arXiv:2305.14314) with torch, affine with one scale and bias per 64 weights with MLX. `nf4` is for "
+        "torch alone; null stores the base as it is.",
     )
     double_quantization: bool = Field(
         True, description="With nf4, quantize the scales too, which saves 0.4 bits per weight."

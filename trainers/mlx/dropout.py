@@ -61,9 +61,14 @@ def recomputed_activations(network: nn.Module) -> Iterator[None]:
 def _recomputing(call: Any) -> Any:
     def checkpointed(layer: nn.Module, *arguments: Any, **options: Any) -> Any:
         dropouts = [module for module in layer.modules() if isinstance(module, KeyedDropout)]
-        is_random = layer.training and any(dropout.probability for dropout in dropouts)
+        is_random = bool(layer.training) and any(dropout.probability for dropout in dropouts)
         # A key is two integers of 32 bits. It is captured, not passed: it has no gradient.
-        keys = mx.random.bits((len(dropouts), 2)) if is_random else [None] * len(dropouts)
+        random: Any = mx.random
+        keys = (
+            random.randint(0, 1 << 31, (len(dropouts), 2)).astype(mx.uint32)
+            if is_random
+            else [None] * len(dropouts)
+        )
 
         def forward(parameters: Any, *arguments: Any, **options: Any) -> Any:
             layer.update(parameters)

@@ -74,7 +74,7 @@ def load_trained_network(config: TrainingConfig, events: EventWriter) -> tuple[n
         layers = find_targets(network, base, tuning.target_modules)
         adapter = LoraConfig(
             r=tuning.rank,
-            lora_alpha=tuning.alpha,  # type: ignore[arg-type]
+            lora_alpha=tuning.alpha,
             lora_dropout=tuning.dropout,
             use_dora=tuning.dora,
             use_rslora=tuning.rslora,
@@ -126,8 +126,8 @@ def find_targets(network: nn.Module, base: str, targets: list[str] | str) -> lis
     expected = _list_torch_linears(base, targets)
     if unlike := sorted(expected.symmetric_difference(names)):
         raise ModelUnsupported(
-            f"mlx-lm divides {base} into other layers than transformers ({join_names(unlike, MAX_LISTED)}), so "
-            "an adapter trained with MLX would fit no other engine.",
+            f"mlx-lm divides {base} into other layers than transformers ({join_names(unlike, MAX_LISTED)}), "
+            "so an adapter trained with MLX would fit no other engine.",
             TORCH_HINT,
         )
     return names

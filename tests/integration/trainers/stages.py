@@ -5,13 +5,14 @@ A program costs seconds of imports: tests start one where its end, its output or
 
 import hashlib
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainers import distill, dpo, evaluate, grpo, kto, sft
-from trainers.configs import parse_stage
+from trainers.configs import AnyStage, StageKind, TrainingConfig, parse_stage
 from trainers.lm_eval import __main__ as lm_eval_program
 from trainers.runtime import run_dir as files
 from trainers.runtime.events import EventWriter
@@ -53,11 +54,18 @@ def run_stage(values: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     with EventWriter(run_dir / files.EVENTS) as report:
         try:
-            result: dict[str, Any] = WORK[config.stage](config, run_dir, report)
+            result: dict[str, Any] = _program(config)(config, run_dir, report)
         except StopRequested:
             return None
     files.write_result(run_dir, result)
     return result
+
+
+def _program(config: AnyStage) -> Any:
+    if not isinstance(config, TrainingConfig) or not config.uses_mlx:
+        return WORK[config.stage]
+    # MLX is an extra.
+    return import_module(StageKind(config.stage).stage.mlx_program or "").run
 
 
 def at_checkpoint(uninterrupted: Path, run_dir: Path, step: int) -> None:

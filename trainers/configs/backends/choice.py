@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from trainers.configs.backends.mlx_limits import list_mlx_obstacles
-from trainers.configs.base import Config, Queue
+from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.engines import EngineKind
 from trainers.configs.training import TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
@@ -32,8 +32,8 @@ class PortableTrainingConfig(ValidatedTrainingConfig):
 
     backend: Backend = Field(
         Backend.auto,
-        description="Library that trains: `auto` is mlx on the queue `mlx` and torch on the others. `mlx` also "
-        "runs on the queue `cpu` of a worker that has mlx-lm, which is slow and meant for tests.",
+        description="Library that trains: `auto` is mlx on the queue `mlx` and torch on the others. `mlx` "
+        "also runs on the queue `cpu` of a worker that has mlx-lm, which is slow and meant for tests.",
     )
 
     @property
@@ -73,7 +73,7 @@ class PortableTrainingConfig(ValidatedTrainingConfig):
 
 
 def choose_backend(config: TrainingConfig, queue: Queue | None) -> BackendChoice:
-    """Return the library that trains a stage on the queue; None is the hardware of a program started by hand."""
+    """Return the library that trains a stage on the queue; None is that of a program started by hand."""
     if not isinstance(config, PortableTrainingConfig):
         return BackendChoice(
             backend=Backend.torch, reason=f"The stage {config.stage} has no program for MLX."
@@ -85,6 +85,11 @@ def choose_backend(config: TrainingConfig, queue: Queue | None) -> BackendChoice
     return BackendChoice(
         backend=Backend.torch, reason=f"The queue {queue or Queue.cpu} is not that of Apple chips."
     )
+
+
+def describe_backend(config: StageConfig, queue: Queue) -> BackendChoice | None:
+    """Return the library that trains a stage on the queue, or None if the stage does not train."""
+    return choose_backend(config, queue) if isinstance(config, TrainingConfig) else None
 
 
 def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> str | None:

@@ -23,7 +23,7 @@ class MicroBatch:
 
     inputs: tuple[mx.array, ...]
     weight: float
-    """What the sum of the step's losses is divided by, in all its micro-batches together: loss tokens, pairs."""
+    """Loss tokens or pairs: the sum of the step's losses is divided by that of its weights."""
     tokens: int
     """Tokens without padding."""
     rows: int
@@ -47,8 +47,8 @@ def iterate_steps(
 ) -> Iterator[StepBatches]:
     """Yield the steps after `done` up to `total`.
 
-    The rows of a step follow from the seed, the epoch and the number of the step alone, so a resumed run needs
-    no other position. `make_batch` makes a micro-batch from indices of rows.
+    The rows of a step follow from the seed, the epoch and the number of the step alone, so a resumed run
+    needs no other position. `make_batch` makes a micro-batch from indices of rows.
     """
     assert config.micro_batch_size is not None
     sampler = StepSampler(lengths, config.batch_size, config.seed)
@@ -91,7 +91,9 @@ def pad_rows(rows: Sequence[npt.NDArray[np.int32]], value: int) -> mx.array:
     """Return the rows as an array (b, t), padded on the right, where attention does not see it."""
     longest = max(map(len, rows))
     # One more: a row of n tokens has n - 1 predictions.
-    padded = np.full((len(rows), -(-(longest - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE + 1), value, np.int32)
+    padded: Int32s = np.full(
+        (len(rows), -(-(longest - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE + 1), value, np.int32
+    )
     for position, row in enumerate(rows):
         padded[position, : len(row)] = row
     return mx.array(padded)

@@ -47,8 +47,9 @@ def train(
 ) -> None:
     """Train until the steps end or `on_step` returns False.
 
-    `learning_rate` returns the rate of a step, counted from 1. A step's loss and gradient are the sums over all
-    its micro-batches divided by the sum of their weights, so the size of the micro-batches changes nothing.
+    `learning_rate` returns the rate of a step, counted from 1. A step's loss and gradient are the sums over
+    all its micro-batches divided by the sum of their weights, so the size of the micro-batches changes
+    nothing.
     """
     accumulate, apply = _make_step(network, optimizer, loss, max_grad_norm, is_compiled)
     network.train()
@@ -67,9 +68,9 @@ def train(
         result = StepResult(
             step=batches.step,
             epoch=batches.epoch,
-            loss=total.item(),
-            values={name: value.item() for name, value in values.items()},
-            grad_norm=norm.item(),
+            loss=_to_float(total),
+            values={name: _to_float(value) for name, value in values.items()},
+            grad_norm=_to_float(norm),
             learning_rate=rate,
             tokens=sum(batch.tokens for batch in batches.micro_batches),
         )
@@ -86,7 +87,7 @@ def mean_losses(network: nn.Module, batches: Iterable[MicroBatch], loss: Loss) -
         found = []
         for batch in batches:
             total, _ = loss(network, *batch.inputs)
-            found.append((total.item() / batch.weight, batch.rows))
+            found.append((_to_float(total) / batch.weight, batch.rows))
             mx.clear_cache()
         return found
     finally:
@@ -114,7 +115,8 @@ def _make_step(
     def apply(gradients: Any) -> mx.array:
         clipped, norm = clip_grad_norm(gradients, max_grad_norm)
         optimizer.update(network, clipped)
-        return norm
+        total: mx.array = norm
+        return total
 
     if not is_compiled:
         return accumulate, apply
@@ -123,3 +125,8 @@ def _make_step(
         partial(mx.compile, inputs=drawn, outputs=drawn)(accumulate),
         partial(mx.compile, inputs=changed, outputs=changed)(apply),
     )
+
+
+def _to_float(value: mx.array) -> float:
+    number: Any = value.item()
+    return float(number)

@@ -9,7 +9,7 @@ from trainers.rendering.render import IGNORE_INDEX
 
 
 def completion_loss(network: Any, ids: mx.array, labels: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-    """Return the summed cross entropy of the tokens that carry loss, and no other values; ids and labels (b, t)."""
+    """Return the summed cross entropy of the tokens that carry loss; ids and labels are (b, t)."""
     targets = labels[:, 1:]
     carries_loss = targets != IGNORE_INDEX
     logits = network(ids[:, :-1]).astype(mx.float32)

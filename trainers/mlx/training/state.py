@@ -17,7 +17,8 @@ WEIGHTS, OPTIMIZER, RANDOM = "model.", "optimizer.", "random_key"
 
 def save_state(folder: Path, network: nn.Module, optimizer: Optimizer) -> None:
     """Write the state into a folder."""
-    arrays = {RANDOM: mx.random.state[0]}
+    random: Any = mx.random.state
+    arrays = {RANDOM: random[0]}
     arrays |= {WEIGHTS + name: weight for name, weight in tree_flatten(network.trainable_parameters())}
     arrays |= {OPTIMIZER + name: value for name, value in tree_flatten(optimizer.state)}
     mx.save_safetensors(str(folder / STATE), arrays)

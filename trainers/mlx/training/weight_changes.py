@@ -1,4 +1,4 @@
-"""Whether training has changed the network; the counterpart of `trainers.training.diagnosis.weight_changes`."""
+"""Whether training has changed the network: what `diagnosis.weight_changes` finds for torch."""
 
 from pathlib import Path
 

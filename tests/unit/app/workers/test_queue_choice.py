@@ -11,16 +11,19 @@ H200 = {"name": "NVIDIA H200", "uuid": "GPU-1", "memory_bytes": 1}
 CPU_HOST = HostHardware((Queue.cpu,))
 
 
-def worker(*queues: Queue, gpus: int = 0, **hardware: object) -> Worker:
+def worker(*queues: Queue, gpus: int = 0, capabilities: tuple[str, ...] = (), **hardware: object) -> Worker:
     return Worker(
         name="here", host="here", pid=1, queues=list(queues), stages=list(StageKind),
+        capabilities=list(capabilities),
         hardware={"gpus": [H200] * gpus, **hardware},
     )  # fmt: skip
 
 
 CPU, GPU = worker(Queue.cpu), worker(Queue.cuda, Queue.cpu, gpus=2)
-MAC, GPU_QUEUE_WITHOUT_GPU = worker(Queue.mlx, Queue.cpu), worker(Queue.cuda)
+MAC, GPU_QUEUE_WITHOUT_GPU = worker(Queue.mlx, Queue.cpu, capabilities=("mlx",)), worker(Queue.cuda)
+MAC_WITHOUT_MLX = worker(Queue.mlx, Queue.cpu)
 SFT = {"stage": "sft", "base": "org/base", "dataset": "rows"}
+GRPO = {"stage": "grpo", "base": "org/base", "dataset": "rows", "rewards": [{"kind": "bleu"}]}
 MERGE = {"stage": "merge", "model": "model_1"}
 DEPLOY = {"stage": "deploy", "model": "org/base", "deployment": "one"}
 EVALUATE = {"stage": "evaluate", "model": "org/base", "dataset": "rows"}
@@ -33,7 +36,14 @@ PAIRS = PREPARE | {"base": "org/base", "recipe": {"kind": "on_policy_pairs"}}
     ("stage", "workers", "queue"),
     [
         (SFT, [CPU, GPU], "cuda"),
-        (SFT, [CPU, MAC], "cpu"),
+        (SFT, [CPU, MAC], "mlx"),
+        (SFT, [MAC, GPU], "cuda"),
+        (SFT, [CPU, MAC_WITHOUT_MLX], "cpu"),
+        (SFT | {"packing": True}, [CPU, MAC], "cpu"),
+        (SFT | {"backend": "torch"}, [CPU, MAC], "cpu"),
+        (SFT | {"backend": "mlx"}, [CPU, MAC, GPU], "mlx"),
+        (SFT | {"backend": "mlx"}, [CPU, GPU], "cpu"),
+        (GRPO, [CPU, MAC], "cpu"),
         (SFT, [CPU, GPU_QUEUE_WITHOUT_GPU], "cpu"),
         (SFT | {"devices": 8, "batch_size": 8}, [CPU, GPU], "cuda"),
         ({"stage": "preflight", "target": SFT}, [CPU, GPU], "cuda"),
@@ -54,7 +64,8 @@ def test_the_best_hardware_that_the_stage_can_use_is_chosen(
     stage: dict[str, object], workers: list[Worker], queue: str
 ) -> None:
     config = parse_stage(stage)
-    choice = choose_queue(StageKind(config.stage), config.suitable_queues, workers, CPU_HOST)
+    needed = {queue: config.capability_on(queue) for queue in config.suitable_queues}
+    choice = choose_queue(StageKind(config.stage), config.suitable_queues, workers, CPU_HOST, needed)
     assert choice.queue == queue
 
 

@@ -1,0 +1,181 @@
+"""Goal: SFT with MLX trains what SFT with torch trains. Method: both programs on the same rows and model.
+
+Everything runs on MLX's CPU device, in fp32.
+"""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.integration.trainers.conftest import (
+    Programs,
+    events,
+    kill_at_step,
+    losses,
+)
+from tests.integration.trainers.stages import Recorder, at_checkpoint, run_stage
+from trainers.configs import parse_stage
+from trainers.configs.stages.sft import SftConfig
+from trainers.modeling.load import load_tokenizer
+from trainers.rendering.examples.sft import load_examples
+from trainers.rendering.render import IGNORE_INDEX
+from trainers.runtime import run_dir as files
+
+sft_mlx = pytest.importorskip("trainers.sft_mlx")
+batches = pytest.importorskip("trainers.mlx.training.batches")
+
+Rows = list[dict[str, Any]]
+# Turns of the assistant anywhere, one of them without loss, one that is cut off, and rows of several lengths.
+CHATS: Rows = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {n} + {n}?"},
+            {"role": "assistant", "content": f"#### {2 * n}", "weight": n % 2},
+            {"role": "user", "content": "And one more?" * (1 + n % 3)},
+            {"role": "assistant", "content": f"#### {2 * n + 1}" * (1 + 20 * (n % 7 == 0))},
+        ]
+    }
+    for n in range(20)
+]
+STAGE: dict[str, Any] = {
+    **{"stage": "sft", "batch_size": 8, "micro_batch_size": 4, "max_length": 96, "preflight": "off"},
+    **{"log_every_steps": 1, "save_every_steps": 4, "learning_rate": 5e-3, "max_steps": 8},
+}
+LORA = {"method": "lora", "rank": 4, "alpha": 8}
+FULL = {"tuning": {"method": "full"}, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def stage(starter: Path, write_rows: Callable[[Rows], str]) -> dict[str, Any]:
+    return STAGE | {"base": str(starter), "dataset": write_rows(CHATS), "tuning": LORA}
+
+
+def train(stage: dict[str, Any], run_dir: Path, backend: str = "mlx") -> dict[str, Any]:
+    result = run_stage(stage | {"backend": backend}, run_dir)
+    assert result is not None
+    return result
+
+
+def unpadded(micro_batch: Any) -> tuple[list[int], list[int]]:
+    """Return the token ids and labels of a micro-batch, one row after the other, as torch's batches are."""
+    ids, labels = (np.array(array) for array in micro_batch.inputs)
+    flat_ids, flat_labels, left = [], [], micro_batch.tokens
+    for row_ids, row_labels in zip(ids, labels, strict=True):
+        # The last token of a row always carries loss.
+        end = 1 + int(np.flatnonzero(row_labels != IGNORE_INDEX).max())
+        flat_ids += row_ids[:end].tolist()
+        # The first token of a row is never predicted.
+        flat_labels += [IGNORE_INDEX, *row_labels[1:end].tolist()]
+        left -= end
+    assert left == 0
+    return flat_ids, flat_labels
+
+
+def test_the_same_rows_give_the_same_token_ids_masks_and_order_as_with_torch(
+    stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    train(stage, tmp_path / "torch", backend="torch")
+    expected = [
+        (batch["input_ids"].flatten().tolist(), batch["labels"].flatten().tolist())
+        for batch in recorder.inputs
+    ]
+    config = parse_stage(stage)
+    assert isinstance(config, SftConfig)
+    examples = load_examples(config.dataset, load_tokenizer(config.base), config.max_length)
+    rows = sft_mlx.make_rows(examples)
+    steps = batches.iterate_steps(config, rows.lengths, rows.make_batch, 0, 8)
+    actual = [unpadded(batch) for step in steps for batch in step.micro_batches]
+    assert examples.truncated
+    assert actual == expected
+
+
+def test_full_tuning_takes_the_same_steps_as_with_torch(stage: dict[str, Any], tmp_path: Path) -> None:
+    rows = {"validation_dataset": stage["dataset"], "validate_every_steps": 4, "weight_decay": 0.1}
+    stage = stage | FULL | rows | {"schedule": "cosine", "warmup_ratio": 0.3}
+    results = [train(stage, tmp_path / backend, backend) for backend in ("torch", "mlx")]
+    torch_log, mlx_log = (
+        {(line["step"], name): value for line in events(tmp_path / backend, "metrics")
+         for name, value in line["values"].items()
+         if name in ("loss", "grad_norm", "learning_rate", "epoch", "tokens", "validation_loss")}
+        for backend in ("torch", "mlx")
+    )  # fmt: skip
+    assert mlx_log == pytest.approx(torch_log, rel=2e-4)
+    assert results[0]["metrics"].keys() == results[1]["metrics"].keys()
+    best = [result["metrics"]["best_validation_loss"] for result in results]
+    assert best[1] == pytest.approx(best[0], rel=2e-4)
+
+
+def test_dora_rslora_and_a_4_bit_base_start_at_the_loss_of_the_base_and_lower_it(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    # Rounding to 4 bits changes the loss of this model by less than 0.1.
+    variants: dict[str, tuple[dict[str, Any], float]] = {
+        "lora": ({}, 0.0),
+        "dora": ({"dora": True, "rslora": True}, 1e-4),
+        "4bit": ({"quantization": "4bit"}, 0.1),
+    }
+    for name, (tuning, tolerance) in variants.items():
+        train(stage | {"tuning": LORA | tuning, "max_steps": 6}, tmp_path / name)
+        found, expected = losses(tmp_path / name), losses(tmp_path / "lora")
+        assert found[1] == pytest.approx(expected[1], abs=tolerance)
+        assert found[6] < found[1]
+        assert (tmp_path / name / "model" / "adapter_model.safetensors").is_file()
+
+
+def test_the_size_of_micro_batches_and_recomputation_change_nothing(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    variants = {"whole": {"micro_batch_size": 8}, "parts": {"micro_batch_size": 2},
+                "recomputed": {"micro_batch_size": 8, "activation_checkpointing": True}}  # fmt: skip
+    found = {}
+    for name, changes in variants.items():
+        train(stage | changes | {"max_steps": 4}, tmp_path / name)
+        found[name] = losses(tmp_path / name)
+    assert found["recomputed"] == found["whole"]
+    assert found["parts"] == pytest.approx(found["whole"], rel=1e-5)
+
+
+def test_a_killed_run_resumes_exactly(programs: Programs, stage: dict[str, Any], tmp_path: Path) -> None:
+    stage = stage | {
+        "tuning": LORA | {"dropout": 0.2},
+        "backend": "mlx",
+        "validation_dataset": stage["dataset"],
+    }
+    killed = tmp_path / "killed"
+    stage = stage | {"save_every_steps": 2, "max_steps": 5}
+    kill_at_step(programs, "trainers.sft_mlx", stage, killed, 3)
+    train(stage, killed)
+    train(stage, tmp_path / "whole")
+    assert [line["exactness"] for line in events(killed, "resumed")] == ["exact"]
+    assert losses(killed) == losses(tmp_path / "whole")
+    weights = "adapter_model.safetensors"
+    published = [(folder / "model" / weights).read_bytes() for folder in (killed, tmp_path / "whole")]
+    assert published[0] == published[1]
+
+
+def test_full_tuning_resumes_exactly_in_the_middle_of_an_epoch(stage: dict[str, Any], tmp_path: Path) -> None:
+    stage = stage | FULL
+    train(stage, tmp_path / "whole")
+    at_checkpoint(tmp_path / "whole", tmp_path / "resumed", 4)
+    train(stage, tmp_path / "resumed")
+    found, expected = losses(tmp_path / "resumed"), losses(tmp_path / "whole")
+    assert found == dict(itertools.islice(expected.items(), 4, None))
+    weights = [
+        (tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("resumed", "whole")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_training_stops_early_and_publishes_the_best_model(stage: dict[str, Any], tmp_path: Path) -> None:
+    validation = {"validation_dataset": stage["dataset"], "validate_every_steps": 2}
+    stop = {"early_stopping_patience": 1, "early_stopping_min_improvement": 100, "max_steps": 50}
+    result = train(stage | validation | stop, tmp_path / "run")
+    # The first validation is an improvement, and no later one is.
+    assert result["metrics"]["steps"] == 4
+    assert result["metrics"]["best_step"] in (2, 4)
+    assert files.checkpoints(tmp_path / "run")[-1].step == 4
