@@ -47,7 +47,7 @@ logger = logging.getLogger("trainers")
 
 
 @dataclass
-class Recorder:
+class RunRecorder:
     """Writes the progress, metrics and checkpoints of a run into its directory."""
 
     config: ValidatedTrainingConfig

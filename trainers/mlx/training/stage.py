@@ -20,7 +20,7 @@ from trainers.mlx.save import write_model
 from trainers.mlx.training.batches import MakeBatch, iterate_steps, split_rows
 from trainers.mlx.training.loop import Loss, mean_losses, train
 from trainers.mlx.training.optimizer import DecayedAdamW
-from trainers.mlx.training.recorder import Recorder
+from trainers.mlx.training.recorder import RunRecorder
 from trainers.preflight.memory_estimate import local_host, needs_checkpointing
 from trainers.rendering.cache.mapped import Int32s
 from trainers.runtime import run_dir as files
@@ -73,7 +73,7 @@ def train_stage(
     optimizer.init(network.trainable_parameters())
     write = partial(write_model, network, model.adapter, config, tokenizer)
     with stop_after_step() as stop:
-        recorder = Recorder(
+        recorder = RunRecorder(
             config,
             run_dir,
             events,
@@ -112,7 +112,7 @@ def recomputes_activations(config: ValidatedTrainingConfig, longest_tokens: int)
 
 
 def _train(
-    config: ValidatedTrainingConfig, recorder: Recorder, rows: StageRows, loss: Loss, steps: int
+    config: ValidatedTrainingConfig, recorder: RunRecorder, rows: StageRows, loss: Loss, steps: int
 ) -> None:
     is_compiled = uses_compilation()
     if not is_compiled:
