@@ -112,7 +112,7 @@ class StageKind(StrEnum):
         SftConfig,
         "trainers.sft",
         _TRAINING,
-        mlx_program="trainers.sft_mlx",
+        mlx_program="trainers.mlx.sft",
         product=Product.model,
         resumes=True,
         reads_documents=True,

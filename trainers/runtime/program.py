@@ -70,11 +70,12 @@ def run_program(kind: type[C], run: RunFunction[C], plan: PlanFunction[C]) -> No
             raise typer.BadParameter("--run-dir is required unless --dry-run is given.")
         _exit_with(run_dir, lambda: _run_in(run_dir, config, kind, run))
 
-    program = Path(sys.argv[0])
-    path = program.parent if program.stem == "__main__" else program.with_suffix("")
+    main = sys.modules["__main__"]
+    # A program that is forked has no module specification, and nobody reads its usage.
+    module = main.__spec__.name.removesuffix(".__main__") if main.__spec__ else Path(sys.argv[0]).stem
     command_line = make_typer()
-    command_line.command(help=make_help(sys.modules["__main__"].__doc__))(command)
-    command_line(prog_name=f"python -m {path.parent.name}.{path.name}")
+    command_line.command(help=make_help(main.__doc__))(command)
+    command_line(prog_name=f"python -m {module}")
     raise AssertionError("typer exits the process")
 
 

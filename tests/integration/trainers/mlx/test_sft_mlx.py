@@ -25,7 +25,7 @@ from trainers.rendering.examples.sft import load_examples
 from trainers.rendering.render import IGNORE_INDEX
 from trainers.runtime import run_dir as files
 
-sft_mlx = pytest.importorskip("trainers.sft_mlx")
+sft_mlx = pytest.importorskip("trainers.mlx.sft")
 batches = pytest.importorskip("trainers.mlx.training.batches")
 
 Rows = list[dict[str, Any]]
@@ -148,7 +148,7 @@ def test_a_killed_run_resumes_exactly(programs: Programs, stage: dict[str, Any],
     }
     killed = tmp_path / "killed"
     stage = stage | {"save_every_steps": 2, "max_steps": 5}
-    kill_at_step(programs, "trainers.sft_mlx", stage, killed, 3)
+    kill_at_step(programs, "trainers.mlx.sft", stage, killed, 3)
     train(stage, killed)
     train(stage, tmp_path / "whole")
     assert [line["exactness"] for line in events(killed, "resumed")] == ["exact"]

@@ -2,7 +2,7 @@
 
 Rows, masks, schedule, files and resuming are as in `trainers.sft`. The published adapter is in PEFT's format.
 
-    python -m trainers.sft_mlx --config sft.yaml --run-dir runs/first
+    python -m trainers.mlx.sft --config sft.yaml --run-dir runs/first
 """
 
 import time
