@@ -24,7 +24,6 @@ from app.evals.imports.command import run_import
 from app.http.auth import CREATE_KEY_HINT, has_active_key
 from app.http.processes.server import serve
 from app.keys import service as keys
-from app.keys.first_key import create_first_key
 from app.keys.schemas import KeyCreate, KeyUpdate
 from app.rescues.command_line import rescue_command
 from app.retention.command import run_gc
@@ -36,7 +35,7 @@ from app.scheduling.startup import (
     load_settings,
     open_database,
     open_store,
-    prepare_database,
+    prepare_control_plane,
 )
 from app.settings import get_settings
 from app.settings.http import LogLevelName
@@ -239,8 +238,7 @@ def _refuse_unusable_settings(host: str) -> None:
     """
     try:
         open_store()
-        prepare_database()
-        create_first_key(get_settings())
+        prepare_control_plane()
         if not is_loopback(host) and not _has_key():
             message = f"Refusing to listen on {host} without an API key: anyone could use it. "
             sys.exit(message + CREATE_KEY_HINT)

@@ -46,6 +46,8 @@ from app.storage import endpoints as storage
 from app.storage.database import get_engine
 from app.webhooks import endpoints as webhooks
 from app.webhooks.sender import WebhookSender
+from app.worker_credentials import endpoints as worker_credentials
+from app.worker_credentials.reconciler import create_reconciler
 from app.workers import endpoints as workers
 from serving.gateway.rate_limits import RateLimits
 from serving.http.cross_site import OriginPolicy
@@ -150,6 +152,7 @@ def _api_router() -> APIRouter:
         keys.router,
         rescues.router,
         hosts.router,
+        worker_credentials.router,
     ):
         api.include_router(router)
     return api
@@ -168,12 +171,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     collector.start()
     sender = WebhookSender(get_settings())
     sender.start()
+    reconciler = create_reconciler()
+    reconciler.start()
     yield
     app.state.stopping.set()
     await run_in_threadpool(preparation.stop)
     await run_in_threadpool(sweeper.stop)
     await run_in_threadpool(collector.stop)
     await run_in_threadpool(sender.stop)
+    await run_in_threadpool(reconciler.stop)
     await app.state.gateway.aclose()
     with suppress(OSError):
         get_engine().dispose()

@@ -74,6 +74,27 @@ EXPORT = [
         "result_counts": {"total": 120, "passed": 97, "failed": 23, "errored": 0},
     },
 ]
+# Credentials of a host, which need PostgreSQL and Redis.
+WORKER_CREDENTIAL = {
+    "id": "credential_01m8kkxdy4p03kfw9ph8aq2ksk",
+    "key_id": "key_01m8kkxcb4f03kfw9ph8aq2k7q",
+    "name": "gpu-1",
+    "version": "0.1.0",
+    "database_role": "tunesmith_worker_9ph8aq2ksk",
+    "broker_user": "tunesmith_worker_9ph8aq2ksk",
+    "created_at": "2026-11-29T09:27:19.414246Z",
+    "updated_at": "2026-11-29T09:27:19.414246Z",
+    "revoked_at": None,
+    "ended_at": None,
+}
+WORKER_CREDENTIAL_SECRETS = {
+    "database_url": "postgresql://tunesmith_worker_9ph8aq2ksk:…@10.0.0.1:5432/tunesmith",
+    "broker_url": "redis://tunesmith_worker_9ph8aq2ksk:…@10.0.0.1:6379/0",
+    "artifacts_url": "s3://tunesmith/artifacts",
+    "control_version": "0.1.0",
+    "settings": {"TUNESMITH_LEASE_SECONDS": "60"},
+    "notices": [],
+}
 MAX_ITEMS = 2
 MAX_LINES = 4
 TIMEOUT_SECONDS = 300
@@ -130,6 +151,7 @@ class _Recorder:
         self._record_webhooks()
         self._record_evals()
         self._record_rescues()
+        self._record_worker_credentials()
         self._record_errors_and_keys()
         return self.recorded
 
@@ -265,6 +287,13 @@ class _Recorder:
         self.recorded["import_evals"] = check_response(
             self._client.post("/api/v1/evals/imports", files=parts)
         )
+
+    def _record_worker_credentials(self) -> None:
+        """Record the credentials of a host as constants."""
+        record = self.recorded
+        record["create_worker_credential"] = WORKER_CREDENTIAL | WORKER_CREDENTIAL_SECRETS
+        record["list_worker_credentials"] = {"items": [WORKER_CREDENTIAL], "next": None}
+        record["revoke_worker_credential"] = WORKER_CREDENTIAL | {"revoked_at": "2026-11-30T10:00:00Z"}
 
     def _record_rescues(self) -> None:
         """Record a rescue from a stand-in of OpenAI; its job is cancelled."""

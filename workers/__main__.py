@@ -25,7 +25,7 @@ from app import logs
 from app.retention.collector import Collector
 from app.scheduling.incidents import describe_error, report_thread_deaths
 from app.scheduling.queue import get_celery
-from app.scheduling.startup import load_settings, prepare_database, prepare_or_exit, prepare_store
+from app.scheduling.startup import load_settings, prepare_or_exit, prepare_store, prepare_worker
 from app.scheduling.sweeper import create_sweeper
 from app.settings import Settings
 from trainers.configs import Queue
@@ -78,7 +78,7 @@ def main(
         raise SystemExit(missing)
     if exit_with_stdin:
         threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
-    prepare_or_exit(prepare_database, "database")
+    prepare_or_exit(prepare_worker, "database")
     prepare_or_exit(prepare_store, "artifact store")
     prepare_or_exit(get_celery, "queue")
     worker = prepare_or_exit(lambda: _register(settings, queue or [], name), "database")

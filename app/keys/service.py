@@ -12,7 +12,7 @@ from app.http.paging import PageQuery, paginate_newest_first
 from app.keys.schemas import KeyCreate, KeyUpdate, KeyView, key_view
 from app.keys.token_use import count_tokens_today
 from app.storage.database import database_now
-from app.tables import ApiKey, Scope
+from app.tables import ApiKey, Scope, WorkerCredential
 from trainers.runtime.error_codes import ErrorCode
 
 HINT_CHARACTERS = 7
@@ -95,12 +95,14 @@ def list_all_keys(session: Session) -> Iterable[ApiKey]:
 
 def revoke_key(session: Session, key_id: str) -> ApiKey:
     """Revoke a key; a revoked key stays as it is. Raise KeyNotFound if there is no such key."""
-    session.execute(
-        update(ApiKey)
-        .where(col(ApiKey.id) == key_id, col(ApiKey.revoked_at).is_(None))
-        .values(revoked_at=database_now())
-        .execution_options(synchronize_session=False)
-    )
+    for table, column in ((ApiKey, ApiKey.id), (WorkerCredential, WorkerCredential.key_id)):
+        # Hosts that have joined with the key leave with it; the reconciler ends their connections.
+        session.execute(
+            update(table)
+            .where(col(column) == key_id, col(table.revoked_at).is_(None))
+            .values(revoked_at=database_now())
+            .execution_options(synchronize_session=False)
+        )
     return get_key(session, key_id)
 
 

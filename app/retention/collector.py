@@ -195,6 +195,8 @@ class Collector:
         if time.monotonic() - self._host_collected_at >= interval:
             self._host_collected_at = time.monotonic()
             host_files.collect_host_files(self._settings)
+        if not self._settings.gc_store:
+            return
         with (
             suppress(CollectionInterrupted),
             hold_storage_lease(self._settings.gc_seconds, self._stopping.is_set) as lease,

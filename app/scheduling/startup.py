@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from app.keys.first_key import create_first_key
 from app.scheduling.availability import TimedCheck, check_store
 from app.scheduling.incidents import Incident, describe_error
+from app.scheduling.version import explain_worker_version, record_version
 from app.settings import Settings, get_settings
 from app.settings.secret_files import SecretFileUnusable, load_secret_variables
 from app.storage import migrate
@@ -105,6 +106,29 @@ def prepare_database() -> None:
         )
 
 
+def prepare_control_plane() -> None:
+    """Prepare the database for the control plane: its version, which workers must have, and the first key.
+
+    Raises as `prepare_database`.
+    """
+    prepare_database()
+    create_first_key(get_settings())
+    record_version()
+
+
+def prepare_worker() -> None:
+    """Prepare the database for a worker.
+
+    Raises:
+        SettingUnusable: As above, or the worker has another version than the control plane.
+        OSError: As above.
+    """
+    with explain_database_settings():
+        if (message := explain_worker_version()) is not None:
+            raise SettingUnusable(message)
+    prepare_database()
+
+
 def open_store() -> ArtifactStore:
     """Return the artifact store, before its first use; raises SettingUnusable for a URL that cannot work."""
     url = redact(get_settings().artifacts_url)
@@ -179,8 +203,7 @@ class Preparation:
 
     def _try(self) -> bool:
         try:
-            prepare_database()
-            create_first_key(get_settings())
+            prepare_control_plane()
         except Exception as error:
             # A running service also waits for what a person must correct, such as a missing migration.
             self._incident.record(error)

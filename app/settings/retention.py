@@ -25,6 +25,11 @@ class RetentionSettings(BaseSettings):
         description="Seconds between two collections, which apply the retention settings and delete files "
         "that no row names; 0 means that only `python -m app gc` collects.",
     )
+    gc_store: bool = Field(
+        True,
+        description="Whether this process also collects what the database and the artifact store no longer "
+        "need, not only this host's copies. A host that joins gets false: its role may delete no records.",
+    )
     gc_grace_seconds: float = Field(
         86_400,
         ge=600,

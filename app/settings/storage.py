@@ -62,6 +62,20 @@ class StorageSettings(BaseSettings):
         SecretStr(""),
         description="API key with the scope `worker`, with which a joined host reaches the API.",
     )
+    worker_database_url: SecretStr = Field(
+        SecretStr(""),
+        description="URL at which workers on other hosts reach the database, without user and password if "
+        "they get their own; empty means the one above.",
+    )
+    worker_broker_url: SecretStr = Field(
+        SecretStr(""),
+        description="URL at which workers on other hosts reach Redis; empty means the one above.",
+    )
+    worker_artifacts_url: str = Field(
+        "",
+        description="URL at which workers on other hosts reach the artifact store, such as the path where "
+        "they mount it; empty means the one above.",
+    )
     model_roots: list[Path] = Field(
         default_factory=list,
         description="Folders from which models may be read, as a JSON list; empty means `models` in the data "

@@ -6,6 +6,7 @@ from app.tables.clients.api_key import ApiKey, Scope
 from app.tables.clients.creation import CreationRecord
 from app.tables.clients.token_use import TokenUse
 from app.tables.clients.webhook import DeliveryStatus, Webhook, WebhookDelivery
+from app.tables.clients.worker_credential import WorkerCredential
 from app.tables.dataset import Dataset
 from app.tables.deployment import Deployment, DeploymentStatus
 from app.tables.evaluation import Comparison, Evaluation, EvaluationScore
@@ -83,4 +84,5 @@ __all__ = [
     "Webhook",
     "WebhookDelivery",
     "Worker",
+    "WorkerCredential",
 ]

@@ -20,6 +20,9 @@ class StorageState(SQLModel, table=True):
         default_factory=lambda: new_id("installation"),
         description="Also written into the store: nothing is deleted from the store of another installation.",
     )
+    version: str | None = Field(
+        default=None, description="Version of the control plane that has used this database last."
+    )
     holder: str | None = None
     lease_expires_at: datetime | None = time_field()
     collected_at: datetime | None = time_field()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import event, insert, select
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col
 
 from app.jobs.graph.status import find_deciding_run
@@ -110,4 +111,7 @@ def _lock_job(session: Session, job_id: str) -> None:
 
 
 def _list_enabled(session: Session) -> Sequence[Webhook]:
-    return session.scalars(select(Webhook).where(col(Webhook.disabled_at).is_(None))).all()
+    """Return the enabled webhooks without their secrets, which a worker on another host may not read."""
+    secrets = (defer(column) for column in (Webhook.encrypted_secret, Webhook.encrypted_previous_secret))  # type: ignore[arg-type]
+    statement = select(Webhook).where(col(Webhook.disabled_at).is_(None)).options(*secrets)
+    return session.scalars(statement).all()

@@ -75,6 +75,9 @@ NOT_PASSED = {
         "WEBHOOK_ALLOWED_HOSTS": OF_API,
         "WORKER_KEY": OF_OTHER_HOSTS,
         "HOST_ID": OF_LAUNCHED_HOSTS,
+        "WORKER_DATABASE_URL": OF_API,
+        "WORKER_BROKER_URL": OF_API,
+        "WORKER_ARTIFACTS_URL": OF_API,
     },
 }
 # Read by Compose itself.

@@ -226,3 +226,9 @@ class ErrorCode(StrEnum):
     engine_disconnected = "engine_disconnected", "The engine closed the connection in mid-response."
     response_too_large = "response_too_large", "The engine's response is larger than the gateway buffers."
     engine_timeout = "engine_timeout", "The engine sent nothing for too long."
+    host_needs_servers = "host_needs_servers", "Another host needs PostgreSQL and Redis to join."
+    worker_version_mismatch = (
+        "worker_version_mismatch",
+        "The host has another version of Tunesmith than the control plane.",
+    )
+    credential_not_found = "credential_not_found", "There are no credentials of a worker with this id."

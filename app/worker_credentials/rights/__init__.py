@@ -1,0 +1,1 @@
+"""What a worker of another host may do in PostgreSQL and Redis."""

@@ -1,0 +1,85 @@
+"""A PostgreSQL role for each worker of another host, with the grants that a worker needs.
+
+The control plane's role needs CREATEROLE for that; it need not be a superuser. Every statement may run twice.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from sqlalchemy import Connection, text
+from sqlmodel import SQLModel
+
+from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN_COLUMNS, READ, WRITTEN
+
+# The pool of a worker, the connection of a migration check, and those of a worker that replaces it.
+MAX_CONNECTIONS = 40
+ALEMBIC_TABLE = "alembic_version"
+
+
+def may_create_roles(connection: Connection) -> bool:
+    """Return whether the control plane's own role may create others."""
+    query = "SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user"
+    return bool(connection.scalar(text(query)))
+
+
+def create_role(connection: Connection, role: str, password: str) -> None:
+    """Create the role, or set its password and grants again, within the connection's transaction.
+
+    The server receives the hash of the password only, so that no log of statements contains it.
+    """
+    raw = connection.connection.dbapi_connection
+    assert raw is not None, "the connection is open"
+    verifier = raw.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+    exists = connection.scalar(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role})
+    # A new role is neither a superuser nor may it create anything; only a superuser may state that again.
+    verb, limits = ("ALTER", "") if exists else ("CREATE", f"CONNECTION LIMIT {MAX_CONNECTIONS}")
+    _execute(connection, f"{verb} ROLE {_quote(role)} LOGIN {limits} PASSWORD '{verifier}'")
+    grant_tables(connection, role)
+
+
+def grant_tables(connection: Connection, role: str) -> None:
+    """Grant a role what a worker of this version needs; what it had before is revoked."""
+    schema = connection.scalar(text("SELECT current_schema()"))
+    _execute(connection, f"REVOKE ALL ON ALL TABLES IN SCHEMA {_quote(schema)} FROM {_quote(role)}")
+    for statement in _list_grants(_quote(role)):
+        _execute(connection, statement)
+
+
+def end_role(connection: Connection, role: str) -> None:
+    """End a role's connections, and drop it; one that does not exist is left as it is.
+
+    The connection is in autocommit: no new connection may begin before the open ones are ended.
+    """
+    if not connection.scalar(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role}):
+        return
+    name = _quote(role)
+    _execute(connection, f"ALTER ROLE {name} NOLOGIN")
+    # A role without superuser ends and drops what belongs to a role of which it is a member.
+    _execute(connection, f"GRANT {name} TO CURRENT_USER")
+    terminate = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = :role"
+    connection.execute(text(terminate), {"role": role}).all()
+    _execute(connection, f"DROP OWNED BY {name}")
+    _execute(connection, f"DROP ROLE {name}")
+
+
+def _list_grants(role: str) -> Iterator[str]:
+    whole = [table for table in (*WRITTEN, *READ) if table not in HIDDEN_COLUMNS]
+    yield f"GRANT SELECT ON {_join(whole)} TO {role}"
+    yield f"GRANT INSERT, UPDATE ON {_join(WRITTEN)} TO {role}"
+    yield f"GRANT DELETE ON {_join(DELETED_FROM)} TO {role}"
+    for table, hidden in HIDDEN_COLUMNS.items():
+        columns = [column.name for column in SQLModel.metadata.tables[table].columns]
+        yield f"GRANT SELECT ({_join(set(columns) - set(hidden))}) ON {_quote(table)} TO {role}"
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(map(_quote, sorted(names)))
+
+
+def _quote(name: str) -> str:
+    """Return an identifier for SQL. Names are ours, or of the operator's schema."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _execute(connection: Connection, statement: str) -> None:
+    # The text has no parameters: a colon in it is not one.
+    connection.exec_driver_sql(statement)

@@ -1,0 +1,262 @@
+"""Credentials of workers on other hosts.
+
+Goal: a host gets what its worker needs and no more, and loses it when it leaves or its key is revoked.
+Method: real PostgreSQL and Redis; the service connects as a role that is not a superuser, and the tests try
+with a host's credentials what a worker does and what it must not do.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from kombu import Connection
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import SQLModel
+from starlette.testclient import TestClient
+
+from app.keys.service import revoke_key
+from app.settings import Settings, get_settings
+from app.storage.database import create_database_engine, transaction
+from app.storage.migrate import list_revisions
+from app.worker_credentials.reconciler import reconcile
+from app.worker_credentials.rights.tables import DELETED_FROM, HIDDEN, READ, WRITTEN
+from tests import services
+from tests.application import configured_app
+from tests.integration.app.conftest import clear_caches
+
+PASSWORD = "correct-horse-battery"
+BODY = {"name": "gpu-1", "version": "0.1.0", "revision": list_revisions()[-1]}
+Headers = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[services.RedisServer]:
+    with services.redis(PASSWORD) as server:
+        yield server
+
+
+@pytest.fixture
+def owner_url(postgres: str) -> Iterator[str]:
+    """Yield the URL of a role that owns the tables and may create roles, but is not a superuser."""
+    engine = create_database_engine(postgres).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("CREATE ROLE control LOGIN CREATEROLE"))
+        for table in ["alembic_version", *SQLModel.metadata.tables]:
+            connection.execute(text(f'ALTER TABLE "{table}" OWNER TO control'))
+    yield postgres.replace("tunesmith@", "control@")
+    with engine.connect() as connection:
+        connection.execute(text("REASSIGN OWNED BY control TO tunesmith"))
+        for role in connection.scalars(
+            text("SELECT rolname FROM pg_roles WHERE rolname LIKE 'tunesmith\\_%'")
+        ):
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
+        connection.execute(text("DROP ROLE control"))
+    engine.dispose()
+
+
+@pytest.fixture
+def client(
+    request: pytest.FixtureRequest,
+    settings: Settings,
+    owner_url: str,
+    broker: services.RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[TestClient]:
+    monkeypatch.setenv("TUNESMITH_DATABASE_URL", owner_url)
+    monkeypatch.setenv("TUNESMITH_BROKER_URL", broker.url)
+    clear_caches()
+    get_settings()
+    with TestClient(configured_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
+        yield client
+
+
+@pytest.fixture
+def join_key(client: TestClient) -> dict[str, Any]:
+    """Lock the service, and create a key of the scope `worker`."""
+    admin = client.post("/api/v1/keys", json={"name": "a", "scopes": ["admin"], "lock_service": True}).json()
+    client.headers["Authorization"] = f"Bearer {admin['key']}"
+    return client.post("/api/v1/keys", json={"name": "gpu-1", "scopes": ["worker"]}).json()  # type: ignore[no-any-return]
+
+
+def join(client: TestClient, key: dict[str, Any], **body: str) -> Any:
+    return client.post(
+        "/api/v1/worker-credentials", json=BODY | body, headers={"Authorization": f"Bearer {key['key']}"}
+    )
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+class TestJoinedHost:
+    def test_it_reads_and_writes_what_a_worker_does_and_nothing_else(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        joined = join(client, join_key).json()
+        assert joined["notices"] == []
+        engine = create_database_engine(joined["database_url"])
+        allowed = [
+            "SELECT id, models FROM api_key", "SELECT url FROM webhook", "UPDATE run SET attempt = 1",
+            "INSERT INTO token_use VALUES ('t', 'k', '2026-01-01', 'r', 1)",
+        ]  # fmt: skip
+        refused = [
+            "SELECT sha256 FROM api_key", "SELECT * FROM api_key", "UPDATE api_key SET revoked_at = now()",
+            "SELECT encrypted_secret FROM webhook", "SELECT * FROM worker_credential", "DELETE FROM run",
+            "SELECT * FROM stored_response", "INSERT INTO api_key (id) VALUES ('x')",
+            "CREATE TABLE t (i int)", "CREATE ROLE other", "DROP TABLE run", "COPY run TO '/tmp/x'",
+        ]  # fmt: skip
+        assert [statement for statement in allowed if not is_allowed(engine, statement)] == []
+        assert [statement for statement in refused if is_allowed(engine, statement)] == []
+        engine.dispose()
+
+    def test_its_redis_user_sends_and_receives_notifications_and_nothing_else(
+        self, client: TestClient, join_key: dict[str, Any], broker: services.RedisServer
+    ) -> None:
+        url = join(client, join_key).json()["broker_url"]
+        with Connection(url) as connection, connection.SimpleQueue("cpu") as queue:
+            queue.put({"queue": "cpu"})
+            queue.get(timeout=5).ack()
+        commands = ("GET other", "FLUSHALL", "CONFIG GET *", "KEYS *", "ACL LIST", "MONITOR", "CLIENT LIST")
+        with closing(Redis.from_url(url)) as user:
+            for command in commands:
+                with pytest.raises(RedisError, match=r"[Pp]ermission"):
+                    send(user, command)
+
+    def test_it_is_cut_off_when_it_leaves(
+        self, client: TestClient, join_key: dict[str, Any], broker: services.RedisServer
+    ) -> None:
+        joined = join(client, join_key).json()
+        engine, user = create_database_engine(joined["database_url"]), Redis.from_url(joined["broker_url"])
+        with closing(user), engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1 and user.llen("cpu") == 0
+            key = {"Authorization": f"Bearer {join_key['key']}"}
+            assert client.delete(f"/api/v1/worker-credentials/{joined['id']}", headers=key).status_code == 200
+            with pytest.raises(DBAPIError):
+                connection.scalar(text("SELECT 1"))
+        with pytest.raises(DBAPIError):
+            engine.connect()
+        engine.dispose()
+        with closing(user), pytest.raises(RedisError):
+            user.llen("cpu")
+        assert client.get("/api/v1/worker-credentials").json()["items"][0]["ended_at"] is not None
+
+    def test_it_is_cut_off_when_its_key_is_revoked(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        joined = join(client, join_key).json()
+        engine = create_database_engine(joined["database_url"])
+        with transaction() as session:
+            revoke_key(session, join_key["id"])
+        reconcile()
+        with pytest.raises(DBAPIError):
+            engine.connect()
+        engine.dispose()
+
+    def test_joining_again_changes_the_passwords_and_keeps_the_role(
+        self, client: TestClient, join_key: dict[str, Any], postgres: str
+    ) -> None:
+        first = join(client, join_key).json()
+        hashes = [read_password_hash(postgres, first["database_role"])]
+        second = join(client, join_key).json()
+        hashes.append(read_password_hash(postgres, second["database_role"]))
+        assert first["id"] == second["id"] and first["database_role"] == second["database_role"]
+        assert hashes[0] != hashes[1] and all(text.startswith("SCRAM-SHA-256$") for text in hashes)
+        with closing(Redis.from_url(second["broker_url"])) as user:
+            assert user.llen("cpu") == 0
+        with (
+            closing(Redis.from_url(first["broker_url"])) as user,
+            pytest.raises(RedisError, match="password"),
+        ):
+            user.llen("cpu")
+
+    def test_a_redis_that_was_restarted_gets_the_user_again(
+        self, client: TestClient, join_key: dict[str, Any], broker: services.RedisServer
+    ) -> None:
+        url = join(client, join_key).json()["broker_url"]
+        broker.stop()
+        broker.start()
+        reconcile()
+        with closing(Redis.from_url(url)) as user:
+            assert user.llen("cpu") == 0
+
+    def test_servers_that_allow_no_credentials_share_their_own_and_the_response_says_it(
+        self, client: TestClient, join_key: dict[str, Any], owner_url: str, broker: services.RedisServer
+    ) -> None:
+        with closing(Redis.from_url(broker.url)) as admin:
+            send(admin, "ACL SETUSER default -acl")
+        engine = create_database_engine(owner_url.replace("control@", "tunesmith@"))
+        with engine.begin() as connection:
+            connection.execute(text("ALTER ROLE control NOCREATEROLE"))
+        engine.dispose()
+        joined = join(client, join_key).json()
+        assert (joined["database_role"], joined["broker_user"]) == (None, None)
+        assert len(joined["notices"]) == 2 and "until that password is changed" in joined["notices"][0]
+        assert joined["database_url"] == owner_url and joined["broker_url"] == broker.url
+        broker.stop()
+        broker.start()
+
+    def test_a_host_of_another_version_is_refused_with_both_versions(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        response = join(client, join_key, version="0.0.9", revision="0012")
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "worker_version_mismatch")
+        message = response.json()["error"]["message"]
+        assert "Tunesmith 0.0.9 with the database schema 0012" in message and "Tunesmith 0.1.0" in message
+        assert "pip install --upgrade 'tunesmith==0.1.0'" in response.json()["error"]["hint"]
+
+    def test_a_key_sees_and_ends_its_own_hosts_only(
+        self, client: TestClient, join_key: dict[str, Any]
+    ) -> None:
+        other = client.post("/api/v1/keys", json={"name": "gpu-2", "scopes": ["worker"]}).json()
+        joined = join(client, join_key).json()
+        as_other = {"Authorization": f"Bearer {other['key']}"}
+        path = "/api/v1/worker-credentials"
+        assert client.delete(f"{path}/{joined['id']}", headers=as_other).status_code == 404
+        assert client.get(path, headers=as_other).status_code == 403
+        for scopes in (["read"], ["write"], ["inference"]):
+            key = client.post("/api/v1/keys", json={"name": "k", "scopes": scopes}).json()
+            assert join(client, key).status_code == 403
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_second_host_with_sqlite_is_refused_with_what_is_needed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(configured_app(), base_url="http://127.0.0.1", client=("127.0.0.1", 50000)) as client:
+        error = client.post("/api/v1/worker-credentials", json=BODY).json()["error"]
+    assert error["code"] == "host_needs_servers" and "SQLite" in error["message"]
+    assert "docker compose up" in error["hint"] and "python -m app move --to postgresql://" in error["hint"]
+
+
+def test_every_table_is_classified_for_workers() -> None:
+    lists = [*WRITTEN, *READ, *HIDDEN]
+    assert sorted(lists) == sorted({*SQLModel.metadata.tables, "alembic_version"})
+    assert set(DELETED_FROM) <= set(WRITTEN)
+
+
+def send(user: Redis, command: str) -> Any:
+    return user.execute_command(*command.split())  # type: ignore[no-untyped-call]
+
+
+def read_password_hash(url: str, role: str) -> str:
+    engine = create_database_engine(url)
+    with engine.connect() as connection:
+        query = text("SELECT rolpassword FROM pg_authid WHERE rolname = :role")
+        found = str(connection.scalar(query, {"role": role}))
+    engine.dispose()
+    return found
+
+
+def is_allowed(engine: Engine, statement: str) -> bool:
+    """Return whether the statement succeeds; it is rolled back."""
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
+    except DBAPIError as error:
+        assert any(phrase in str(error) for phrase in ("permission denied", "must be"))
+        return False
+    finally:
+        engine.dispose()
+    return True
