@@ -38,6 +38,7 @@ from trainers.training.datasets import map_dataset
 from trainers.training.loop import run_training_loop
 from trainers.training.pair_weights import PairWeightMixin
 from trainers.training.policy import cast_adapter_to_fp32, load_policy, new_adapter_config
+from trainers.training.preferences.chosen_completions import warn_of_unlikely_chosen
 from trainers.training.preferences.reference import ReferenceCallback
 from trainers.training.samplers import StepSampler, StepSamplerMixin
 from trainers.training.save import add_validation_callback, save_model, training_result
@@ -45,11 +46,6 @@ from trainers.training.schedule import ScheduleMixin
 from trainers.training.validation import IsolatedValidationMixin
 
 PAIRS = "pairs"
-# Warn if, over this many metric events, the chosen completions lost this share of their log-probability and
-# at least one nat: single batches vary.
-FALL_WINDOW = 3
-FALL_SHARE = 0.05
-FALL_NATS = 1.0
 
 
 def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]:
@@ -119,19 +115,8 @@ class DpoCallback(ReferenceCallback[DpoConfig]):
         **kwargs: Any,
     ) -> None:
         super().on_log(args, state, control, logs=logs, **kwargs)
-        history = [entry for entry in state.log_history if "rewards/margins" in entry]
-        if logs is None or "rewards/margins" not in logs:
-            return
-        beta = self._config.beta
-        if _chosen_falls(history, beta) and not any(
-            _chosen_falls(history[:end], beta) for end in range(FALL_WINDOW, len(history))
-        ):
-            self._events.write_warning(
-                "chosen_logp_falls",
-                f"By step {state.global_step} the margin has grown, but the chosen completions are less "
-                f"likely than before training (mean reward {logs['rewards/chosen']:.3f}): the model only "
-                "unlearns the rejected ones faster. Add the loss sft, raise beta or lower learning_rate.",
-            )
+        if logs is not None and "rewards/margins" in logs:
+            warn_of_unlikely_chosen(self._config, self._events, state.global_step, state.log_history)
 
 
 def _build_trainer(
@@ -195,19 +180,6 @@ def _build_dataset(config: DpoConfig, run_dir: Path, preferences: PreferenceSet)
         files.publish_folder(run_dir / PAIRS, lambda folder: dataset.save_to_disk(str(folder)))
     wait_for_all()
     return load_from_disk(str(run_dir / PAIRS))
-
-
-def _chosen_falls(history: list[dict[str, float]], beta: float) -> bool:
-    """Return whether, over the last metric events, margins grew while chosen completions became unlikely."""
-    window = history[-FALL_WINDOW:]
-    if len(window) < FALL_WINDOW:
-        return False
-    margin, reward, logp = (
-        sum(entry[name] for entry in window) / FALL_WINDOW
-        for name in ("rewards/margins", "rewards/chosen", "logps/chosen")
-    )
-    lost = -reward / beta  # In nats, since a reward is beta * (log-probability - reference's).
-    return margin > 0 and lost > max(FALL_NATS, FALL_SHARE * (-logp - lost))
 
 
 if __name__ == "__main__":

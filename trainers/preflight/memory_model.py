@@ -175,7 +175,8 @@ def _needs_reference(config: TrainingConfig) -> bool:
     if not isinstance(config.tuning, FullTuning):
         return False
     if isinstance(config, DpoConfig):
-        return not config.precompute_reference
+        # MLX computes the reference before training.
+        return not config.precompute_reference and not config.uses_mlx
     if isinstance(config, KtoConfig):
         return True
     return isinstance(config, GrpoConfig) and config.beta > 0

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from trainers.configs.backends.choice import PortableTrainingConfig
+from trainers.configs.backends.mlx_limits import list_mlx_obstacles
 from trainers.configs.training import MaxLength
 
 
@@ -32,6 +33,12 @@ class DpoLoss(StrEnum):
     def smooths(self) -> bool:
         """Whether label smoothing has an effect on this loss."""
         return self in {DpoLoss.robust, DpoLoss.exo_pair, DpoLoss.aot, DpoLoss.aot_unpaired}
+
+    @property
+    def has_mlx(self) -> bool:
+        """Whether MLX computes this loss."""
+        of_each_pair = {DpoLoss.sigmoid, DpoLoss.sigmoid_norm, DpoLoss.hinge, DpoLoss.ipo}
+        return self in of_each_pair | {DpoLoss.apo_zero, DpoLoss.apo_down, DpoLoss.sft}
 
     @property
     def depends_on_micro_batch(self) -> bool:
@@ -74,7 +81,7 @@ class DpoConfig(PortableTrainingConfig):
     precompute_reference: bool = Field(
         False,
         description="Compute the reference's log-probabilities once before training, which saves memory and "
-        "time.",
+        "time. MLX always does.",
     )
 
     @property
@@ -85,7 +92,10 @@ class DpoConfig(PortableTrainingConfig):
     @property
     def mlx_obstacles(self) -> list[str]:
         """See `TrainingConfig`."""
-        return ["the stage dpo has a program for torch alone; use queue cuda, or cpu"]
+        lacking = [loss.value for loss in self.losses if not loss.has_mlx]
+        have = ", ".join(loss.value for loss in DpoLoss if loss.has_mlx)
+        named = f"losses has {' and '.join(lacking)}, and MLX has {have}; use one of them, or queue cuda"
+        return [*list_mlx_obstacles(self), *([named] if lacking else [])]
 
     @model_validator(mode="after")
     def _check_losses(self) -> Self:

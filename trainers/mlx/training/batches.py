@@ -39,7 +39,8 @@ class StepBatches:
     micro_batches: list[MicroBatch]
 
 
-MakeBatch = Callable[[Sequence[int]], MicroBatch]
+# Makes a micro-batch of rows, given all rows of their step (or of the validation) too.
+MakeBatch = Callable[[Sequence[int], Sequence[int]], MicroBatch]
 
 
 def iterate_steps(
@@ -48,20 +49,23 @@ def iterate_steps(
     """Yield the steps after `done` up to `total`.
 
     The rows of a step follow from the seed, the epoch and the number of the step alone, so a resumed run
-    needs no other position. `make_batch` makes a micro-batch from indices of rows.
+    needs no other position.
     """
     assert config.micro_batch_size is not None
     sampler = StepSampler(lengths, config.batch_size, config.seed)
     steps_per_epoch = -(-len(lengths) // config.batch_size)
+    parts_per_epoch = -(-len(lengths) // config.micro_batch_size)
     for epoch in range(done // steps_per_epoch, -(-total // steps_per_epoch)):
         sampler.set_epoch(epoch)
         order = list(sampler)
         first = done - epoch * steps_per_epoch if epoch == done // steps_per_epoch else 0
         for number in range(first, min(steps_per_epoch, total - epoch * steps_per_epoch)):
             rows = order[number * config.batch_size : (number + 1) * config.batch_size]
-            micro_batches = [make_batch(some) for some in split_rows(rows, config.micro_batch_size)]
-            step = epoch * steps_per_epoch + number + 1
-            yield StepBatches(step, step / steps_per_epoch, micro_batches)
+            micro_batches = [make_batch(some, rows) for some in split_rows(rows, config.micro_batch_size)]
+            # As transformers counts, in micro-batches: a short last step is a smaller part of the epoch.
+            share = (number + 1) * config.batch_size / config.micro_batch_size / parts_per_epoch
+            passed = epoch + min(share, 1)
+            yield StepBatches(epoch * steps_per_epoch + number + 1, passed, micro_batches)
 
 
 def split_rows(rows: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -76,9 +80,9 @@ def completion_batches(mapped: MappedRows, indices: npt.NDArray[np.int64]) -> Ma
     """
     columns = [mapped.table["input_ids"], mapped.table["labels"]]
 
-    def make_batch(rows: Sequence[int]) -> MicroBatch:
+    def make_batch(rows: Sequence[int], _: Sequence[int]) -> MicroBatch:
         chosen = [int(indices[row]) for row in rows]
-        ids, labels = ([_read(column, row) for row in chosen] for column in columns)
+        ids, labels = ([read_row(column, row) for row in chosen] for column in columns)
         # The first token is never predicted.
         n_loss_tokens = sum(int((row[1:] != IGNORE_INDEX).sum()) for row in labels)
         inputs = (pad_rows(ids, 0), pad_rows(labels, IGNORE_INDEX))
@@ -99,6 +103,7 @@ def pad_rows(rows: Sequence[npt.NDArray[np.int32]], value: int) -> mx.array:
     return mx.array(padded)
 
 
-def _read(column: Any, row: int) -> npt.NDArray[np.int32]:
+def read_row(column: Any, row: int) -> npt.NDArray[np.int32]:
+    """Return one row's token ids or labels from a column of mapped rows."""
     values: npt.NDArray[np.int32] = column[row].values.to_numpy()
     return values

@@ -80,14 +80,24 @@ def train(
             return
 
 
-def mean_losses(network: nn.Module, batches: Iterable[MicroBatch], loss: Loss) -> list[tuple[float, int]]:
-    """Return the mean loss of each batch with its number of rows, without dropout and random draws."""
+@dataclass(frozen=True)
+class BatchLoss:
+    """The mean loss of a validation batch, with the means of its other values."""
+
+    loss: float
+    rows: int
+    values: dict[str, float]
+
+
+def mean_losses(network: nn.Module, batches: Iterable[MicroBatch], loss: Loss) -> list[BatchLoss]:
+    """Return the mean loss of each batch, without dropout and random draws."""
     network.eval()
     try:
         found = []
         for batch in batches:
-            total, _ = loss(network, *batch.inputs)
-            found.append((_to_float(total) / batch.weight, batch.rows))
+            total, sums = loss(network, *batch.inputs)
+            values = {name: _to_float(value) / batch.weight for name, value in sums.items()}
+            found.append(BatchLoss(_to_float(total) / batch.weight, batch.rows, values))
             mx.clear_cache()
         return found
     finally:

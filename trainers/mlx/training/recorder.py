@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.mlx.training.environment import resume_guarantee, save_environment
-from trainers.mlx.training.loop import StepResult
+from trainers.mlx.training.loop import BatchLoss, StepResult
 from trainers.mlx.training.state import load_state, save_state
 from trainers.mlx.training.weight_changes import NetworkChangeDetector
 from trainers.runtime import run_dir as files
@@ -59,8 +59,10 @@ class RunRecorder:
     state: TrainerState
     write_model: Callable[[Path], None]
     """Publishes the current model as a folder."""
-    validate: Callable[[], list[tuple[float, int]]] | None = None
-    """Returns the mean loss and the number of rows of each validation batch."""
+    validate: Callable[[], list[BatchLoss]] | None = None
+    """Returns the losses of the validation batches."""
+    on_log: Callable[[TrainerState], None] | None = None
+    """Called after each metric event, of which the first is then that of step 1."""
     _changes: NetworkChangeDetector = field(default_factory=NetworkChangeDetector)
     _since_log: list[StepResult] = field(default_factory=list)
     _has_warned_of_loss: bool = False
@@ -94,7 +96,8 @@ class RunRecorder:
         is_last = self.stop.requested or self.is_finished
         is_saved = is_last or result.step % between == 0
         # A checkpoint does not contain the losses since the last log.
-        if is_saved or result.step % config.log_every_steps == 0:
+        is_first = self.on_log is not None and result.step == 1
+        if is_saved or is_first or result.step % config.log_every_steps == 0:
             self._log()
         if self.validate is not None and result.step % (config.validate_every_steps or between) == 0:
             self._validate(self.validate)
@@ -141,6 +144,8 @@ class RunRecorder:
         losses = self._losses()
         if not self._has_warned_of_loss and is_due(len(losses)):
             self._warn_of_loss(losses)
+        if self.on_log is not None:
+            self.on_log(self.state)
 
     def _warn_of_loss(self, losses: list[float]) -> None:
         trend = self._find_problem(losses)
@@ -156,19 +161,25 @@ class RunRecorder:
     def _losses(self) -> list[float]:
         return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
 
-    def _validate(self, validate: Callable[[], list[tuple[float, int]]]) -> None:
+    def _validate(self, validate: Callable[[], list[BatchLoss]]) -> None:
         batches = validate()
         # The mean over rows of the mean loss of their batch, as transformers computes it.
-        loss = sum(loss * rows for loss, rows in batches) / sum(rows for _, rows in batches)
+        rows = [batch.rows for batch in batches]
+        loss = _weighted_mean([batch.loss for batch in batches], rows)
+        values = {
+            name: _weighted_mean([batch.values[name] for batch in batches], rows)
+            for name in batches[0].values
+        }
         step, history = self.state.global_step, self.state.log_history
-        history.append({EVAL_LOSS: loss, "epoch": self.state.epoch, "step": step})
-        self.events.write_metrics(
-            step, self.state.max_steps, {"validation_loss": loss, "epoch": float(self.state.epoch or 0)}
-        )
+        evaluated = {f"eval_{name}": value for name, value in values.items()}
+        history.append({EVAL_LOSS: loss, **evaluated, "epoch": self.state.epoch, "step": step})
+        validation = {f"validation_{name}": value for name, value in values.items()}
+        metrics = {"validation_loss": loss, **validation, "epoch": float(self.state.epoch or 0)}
+        self.events.write_metrics(step, self.state.max_steps, metrics)
         if best_step(validation_losses(self.state)) == step:
             for entry in history:
                 entry.pop(BLOCK_LOSSES, None)
-            history[-1][BLOCK_LOSSES] = mean_blocks([torch.tensor(loss) for loss, _ in batches])
+            history[-1][BLOCK_LOSSES] = mean_blocks([torch.tensor(batch.loss) for batch in batches])
             if self.config.keep_best:
                 self.write_model(self.run_dir / BEST_MODEL)
         if has_stopped_early(self.config, self.state):
@@ -189,6 +200,10 @@ class RunRecorder:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def _weighted_mean(values: list[float], weights: list[int]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def _find_damaged_weight(network: nn.Module) -> str | None:

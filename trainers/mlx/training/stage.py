@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainers.mlx.dropout import recomputed_activations
 from trainers.mlx.network import count_network_parameters, uses_gpu
 from trainers.mlx.save import write_model
 from trainers.mlx.training.batches import MakeBatch, iterate_steps, split_rows
-from trainers.mlx.training.loop import Loss, mean_losses, train
+from trainers.mlx.training.loop import BatchLoss, Loss, mean_losses, train
 from trainers.mlx.training.optimizer import DecayedAdamW
 from trainers.mlx.training.recorder import RunRecorder
 from trainers.preflight.memory_estimate import local_host, needs_checkpointing
@@ -59,8 +60,11 @@ def train_stage(
     validation: StageRows | None,
     loss: Loss,
     summary: str,
+    on_log: Callable[[TrainerState], None] | None = None,
 ) -> TrainerState:
     """Train to the end, resuming from the last complete checkpoint, and publish `model/`.
+
+    `on_log` is called after each metric event, of which the first is then that of step 1.
 
     Raises StopRequested after SIGTERM, LossNotFinite, and WeightsUnchanged if the run changed nothing.
     """
@@ -83,6 +87,7 @@ def train_stage(
             TrainerState(max_steps=steps),
             write,
             None if validation is None else partial(_validate, config, network, validation, loss),
+            on_log,
         )
         recorder.start()
         if stop.requested:
@@ -141,7 +146,8 @@ def _train(
 
 def _validate(
     config: ValidatedTrainingConfig, network: nn.Module, rows: StageRows, loss: Loss
-) -> list[tuple[float, int]]:
+) -> list[BatchLoss]:
     assert config.micro_batch_size is not None
-    parts = split_rows(range(len(rows.lengths)), config.micro_batch_size)
-    return mean_losses(network, map(rows.make_batch, parts), loss)
+    every = range(len(rows.lengths))
+    parts = split_rows(every, config.micro_batch_size)
+    return mean_losses(network, (rows.make_batch(part, every) for part in parts), loss)
