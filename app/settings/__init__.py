@@ -4,6 +4,7 @@ from functools import lru_cache
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from app.settings.clouds import CloudSettings
 from app.settings.engines import EngineSettings
 from app.settings.hosts import CloudHostSettings
 from app.settings.http import HttpSettings
@@ -35,6 +36,7 @@ class Settings(
     RetentionSettings,
     ReportSettings,
     CloudHostSettings,
+    CloudSettings,
 ):
     """Settings of the service and its workers; the defaults need no server, GPU or network.
 
