@@ -11,12 +11,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col
 
+from app.hosts.job_hosts import check_restart
 from app.http.errors import Conflict, InUse
 from app.jobs.graph.status import find_deciding_run
 from app.jobs.inputs import find_deleted_inputs, list_unfinished_jobs
 from app.jobs.service import get_job, list_runs
 from app.keys.limits import check_scope, check_served_use
 from app.runs import graph, lifecycle
+from app.settings import get_settings
 from app.tables import (
     Batch,
     Checkpoint,
@@ -28,6 +30,7 @@ from app.tables import (
     FineTuningCheckpoint,
     FineTuningJob,
     Job,
+    JobHost,
     JobLabel,
     Promotion,
     Run,
@@ -35,6 +38,7 @@ from app.tables import (
     RunStatus,
     Scope,
 )
+from app.workers.service import AliveWorkers
 from trainers.configs import parse_stage
 from trainers.configs.engines import split_capabilities
 from trainers.configs.stages.migration.fetch import OPENAI
@@ -165,6 +169,7 @@ def delete(session: Session, job_id: str) -> None:
         session.execute(sa.delete(table).where(col(column).in_(run_ids)))
     _delete_fine_tuning_jobs(session, job_id)
     session.execute(sa.delete(EvalRun).where(col(EvalRun.job_id) == job_id))
+    session.execute(sa.delete(JobHost).where(col(JobHost.job_id) == job_id))
     session.execute(sa.delete(JobLabel).where(col(JobLabel.job_id) == job_id))
     session.execute(sa.delete(Job).where(col(Job.id) == job_id))
 
@@ -176,6 +181,7 @@ def _check_models(session: Session, job_id: str, key_id: str) -> None:
         # It uses the operator's key of OpenAI.
         check_scope(session, key_id, Scope.admin)
     check_served_use(session, key_id, (parse_stage(run.config) for run in runs))
+    check_restart(session, AliveWorkers(get_settings()), key_id, job_id)
 
 
 def _delete_fine_tuning_jobs(session: Session, job_id: str) -> None:

@@ -73,7 +73,7 @@ def create_preflight(
         stage.model_copy(update={"sweep": None}) if isinstance(stage, ValidatedTrainingConfig) else stage
         for stage in spec.stages
     ]
-    spec = spec.model_copy(update={"stages": stages})
+    spec = spec.model_copy(update={"stages": stages, "host": None})
     check_stage_templates(spec.stages)
     check_scored_rows(spec.stages)
     draft = _Draft()

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from app.graders.service import check_python_graders
+from app.hosts.job_hosts import can_use_host
 from app.http.errors import UnprocessableContent, field_error
 from app.jobs.graph.gates import check_gate
 from app.jobs.graph.needs import ResolvedNeeds, resolve_needs, stage_name
@@ -41,6 +42,7 @@ from trainers.configs import (
     LmEvalConfig,
     Product,
     PromoteConfig,
+    Queue,
     SelectConfig,
     StageDataset,
     StageKind,
@@ -106,6 +108,8 @@ def _choose_queue(spec: JobCreate, stage: AnyStage, chooser: QueueChooser) -> Qu
         return QueueChoice(stage.queue, "The stage, or one of its presets, names it.")
     if spec.queue is not None:
         return QueueChoice(spec.queue, "The job names it.")
+    if spec.host is not None and can_use_host(stage):
+        return QueueChoice(Queue.cuda, "The job has a host of its own.")
     capabilities = {queue: stage.capability_on(queue) for queue in stage.suitable_queues}
     return chooser.choose(StageKind(stage.stage), stage.suitable_queues, capabilities)
 

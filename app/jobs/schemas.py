@@ -12,6 +12,7 @@ from app.tables import Job, Run, RunStatus
 from trainers.configs import AnyStage, Config, GateOutcome, Queue, StageKind
 from trainers.configs.backends.choice import BackendChoice
 from trainers.configs.base import MAX_NEEDS, PRINTABLE_PATTERN
+from trainers.configs.clouds.offers import HostSpec
 from trainers.configs.resume_guarantee import ResumeGuarantee
 
 JobName = Annotated[
@@ -46,6 +47,13 @@ class JobCreate(Config):
         False,
         description="Take the output of an earlier stage with an equal config, equal inputs and equal "
         "versions instead of computing it again. A stage that did shows `reused_from`.",
+    )
+    host: HostSpec | None = Field(
+        None,
+        description="A machine that is launched in a cloud for this job alone when its first run on the "
+        "queue `cuda` is queued, and terminated when the job ends. Its runs on `cuda` go only there; a stage "
+        "that names no hardware and can use a GPU does as well. Deployments run elsewhere. It requires the "
+        "scope `admin`.",
     )
     stages: list[AnyStage] = Field(
         min_length=1,

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
+from app.hosts.job_hosts import check_host, insert_job_host, runs_on_host
 from app.http.errors import Conflict, NotFound, UnprocessableContent
 from app.jobs.graph.resolved_stage import ResolvedStage
 from app.jobs.graph.sweeps import expand_sweeps
@@ -41,6 +42,7 @@ from app.tables.base import new_id
 from app.workers import service as workers
 from trainers.configs import AnyStage, StageKind
 from trainers.configs.backends.choice import describe_backend
+from trainers.configs.clouds.offers import HostSpec
 from trainers.configs.references import ModelField, find_references
 from trainers.configs.resume_guarantee import get_resume_guarantee
 from trainers.configs.stages.evaluate import EvaluateConfig
@@ -117,6 +119,7 @@ def _create(
         return _Created(existing)
     stages = _resolve(session, spec, settings, alive)
     check_served_use(session, created_by, [stage.config for stage in stages])
+    offer = check_host(session, alive, created_by, spec.host, stages) if spec.host is not None else None
     job = Job(
         name=spec.name,
         labels=spec.labels,
@@ -151,6 +154,10 @@ def _create(
         run.id: [NewEvent.warning(_WARNING_CODES[stage.kind], warning) for warning in stage.warnings]
         for run, stage in zip(runs, stages, strict=True)
     }
+    if spec.host is not None and offer is not None:
+        insert_job_host(session, job.id, spec.host, offer)
+        for run, stage in zip(runs, stages, strict=True):
+            run.own_host = runs_on_host(stage)
     lifecycle.create_runs(session, runs, needs, warnings)
     return _Created(job, runs, needs)
 
@@ -165,7 +172,9 @@ def dry_run(session: Session, settings: Settings, spec: JobCreate, key_id: str) 
     alive = workers.AliveWorkers(settings)
     resolved = _resolve(session, spec, settings, alive)
     check_served_use(session, key_id, [stage.config for stage in resolved])
-    stages = [_planned_stage_view(stage, alive.read(session)) for stage in resolved]
+    if spec.host is not None:
+        check_host(session, alive, key_id, spec.host, resolved)
+    stages = [_planned_stage_view(stage, alive.read(session), spec.host) for stage in resolved]
     return DryRunView(name=spec.name, labels=spec.labels, priority=spec.priority, stages=stages)
 
 
@@ -253,11 +262,18 @@ def _new_run(job: Job, position: int, stage: ResolvedStage, run_id: str) -> Run:
     )
 
 
-def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -> PlannedStageView:
+def _planned_stage_view(
+    stage: ResolvedStage, alive_workers: Sequence[Worker], host: HostSpec | None
+) -> PlannedStageView:
     models = [ref for ref in find_references(stage.config) if isinstance(ref, ModelField)]
     dataset = stage.datasets.get("dataset")
     needs = stage.queue, stage.kind, stage.config.device_count, stage.config.capability
-    capable = workers.filter_capable_workers(alive_workers, *needs)
+    if host is not None and runs_on_host(stage):
+        capable: list[Worker] = []
+        waiting_for: str | None = f"A host {host.type} of {host.cloud}, which is launched for the job."
+    else:
+        capable = workers.filter_capable_workers(alive_workers, *needs)
+        waiting_for = workers.explain_missing_worker(alive_workers, *needs)
     return PlannedStageView(
         name=stage.name,
         stage=stage.kind,
@@ -287,7 +303,7 @@ def _planned_stage_view(stage: ResolvedStage, alive_workers: Sequence[Worker]) -
         power=_describe_power(stage.config, dataset),
         resume_guarantee=get_resume_guarantee(stage.config, stage.queue),
         workers=[worker.name for worker in capable],
-        waiting_for=workers.explain_missing_worker(alive_workers, *needs),
+        waiting_for=waiting_for,
         warnings=[*list_time_warnings(stage, capable), *list_step_warnings(stage), *stage.warnings],
     )
 

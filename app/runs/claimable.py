@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from sqlmodel import Session, col
 
 from app.storage.database import database_now
-from app.tables import Run, RunStatus
+from app.tables import Host, HostStatus, Run, RunStatus
 from trainers.configs import Queue, StageKind
 from trainers.configs.engines import join_capabilities
 
@@ -26,6 +26,10 @@ class FreeResources:
     max_gpus: int = 0
     """The GPUs that the worker has when none is in use."""
     capabilities: frozenset[str] = frozenset()
+    host_id: str | None = None
+    """The launched host of the worker, which must be ready: CUDA works, and it is not about to end."""
+    job_id: str | None = None
+    """The job for which alone that host was launched."""
     full_queues: frozenset[Queue] = frozenset()
     """Queues on which only a run that needs no device can start."""
 
@@ -47,6 +51,7 @@ def select_claimable(
             or_(col(Run.queue) != Queue.cuda, col(Run.device_count) <= free.gpus),
             or_(needed_bytes.is_(None), needed_bytes <= free.disk_bytes),
             or_(col(Run.capability).is_(None), col(Run.capability).in_(_join_all(free.capabilities))),
+            *_suits_host(free),
         ]
     return (
         select(col(Run.id))
@@ -117,9 +122,24 @@ def _find_starved(
         col(Run.device_count) > free.gpus,
         col(Run.device_count) <= free.max_gpus,
         col(Run.created_at) < database_now(-max_overtake_seconds),
+        *_suits_host(free),
     )
     row = session.execute(waiting.with_only_columns(col(Run.priority), col(Run.id)).limit(1)).first()
     return row and (row[0], row[1])
+
+
+def _suits_host(free: FreeResources) -> list[ColumnElement[bool]]:
+    """Return the conditions that a run may be executed on the worker's host.
+
+    A host of one job takes no other runs, and nobody else takes those of a job with a host of its own.
+    """
+    suits: list[ColumnElement[bool]] = [col(Run.own_host).is_(False)]
+    if free.job_id is not None:
+        suits = [col(Run.own_host).is_(True), col(Run.job_id) == free.job_id]
+    if free.host_id is not None:
+        is_ready = col(Host.id) == free.host_id, col(Host.status) == HostStatus.ready
+        suits.append(exists().where(*is_ready))
+    return suits
 
 
 def _join_all(capabilities: Iterable[str]) -> list[str]:

@@ -1,6 +1,9 @@
 """Hosts that are launched in clouds."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings
 
 
@@ -40,6 +43,11 @@ class CloudHostSettings(BaseSettings):
         gt=0,
         description="Seconds after which a termination that does not succeed is reported as overdue. It is "
         "tried again until it does.",
+    )
+    host_renewal_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="On a launched host: the file that its worker creates with each heartbeat while the host "
+        "is wanted. The timer of the machine removes it, and shuts the machine down when it stays away.",
     )
     host_id: str = Field(
         "",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, delete, func, select
 from sqlmodel import Session, col
 
+from app.hosts.waiting import explain_host_wait
 from app.http.errors import Conflict, InUse, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.runs.claimable import is_ahead_of, select_claimable
@@ -161,17 +162,20 @@ def filter_capable_workers(
     stage: StageKind,
     device_count: int = 0,
     capability: str | None = None,
+    job_id: str | None = None,
 ) -> list[Worker]:
     """Return the workers that serve the queue and can run the stage.
 
-    They have enough GPUs on `cuda`, and the capabilities that are needed, joined by `+`.
+    They have enough GPUs on `cuda`, and the capabilities that are needed, joined by `+`. With `job_id` only
+    those count whose host was launched for that job, without it only those that serve all.
     """
     needed = split_capabilities(capability)
     n_gpus = device_count if queue is Queue.cuda else 0
     return [
         worker
         for worker in workers
-        if queue in worker.queues
+        if worker.job_id == job_id
+        and queue in worker.queues
         and stage in worker.stages
         and count_gpus(worker) >= n_gpus
         and needed <= set(worker.capabilities)
@@ -229,6 +233,7 @@ def explain_waiting(
     for run in queued:
         reasons[run.id] = (
             _explain_needs(runs, needs.get(run.id, ()))
+            or (explain_host_wait(session, run.job_id) if run.own_host else None)
             or explain_missing_worker(workers, run.queue, run.stage, run.device_count, run.capability)
             or _explain_disk_wait(run)
             or _explain_retry_delay(session, run)

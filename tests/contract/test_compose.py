@@ -58,6 +58,7 @@ NOT_PASSED = {
         "HEARTBEAT_FILE": OF_WORKERS,
         "WORKER_KEY": OF_OTHER_HOSTS,
         "HOST_ID": OF_LAUNCHED_HOSTS,
+        "HOST_RENEWAL_FILE": OF_LAUNCHED_HOSTS,
     },
     "worker": {
         "DATA_DIR": BY_IMAGE,
@@ -78,6 +79,7 @@ NOT_PASSED = {
         "WORKER_DATABASE_URL": OF_API,
         "WORKER_BROKER_URL": OF_API,
         "WORKER_ARTIFACTS_URL": OF_API,
+        "HOST_RENEWAL_FILE": OF_LAUNCHED_HOSTS,
     },
 }
 # Read by Compose itself.

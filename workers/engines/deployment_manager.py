@@ -14,6 +14,7 @@ from workers.engines.deployment_runner import DeploymentRunner
 from workers.engines.engine_process import EngineProcess, engine_key
 from workers.engines.engine_start import POLL_SECONDS
 from workers.engines.eviction import IdleEngine, choose_engines
+from workers.hosts.launched_host import can_deploy
 from workers.hosts.worker import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ class DeploymentManager:
         self.engines = {key: engine for key, engine in self.engines.items() if not engine.closing.is_set()}
         with read_session() as session:
             states = deployments.load_states(session, [runner.deployment.id for runner in self.runners])
-            waiting = deployments.list_claimable(session, self.worker.worker_id, self.worker.queues)
+            may_claim = can_deploy(session, self.worker.settings.host_id, self.worker.job_id)
+            queues = self.worker.queues if may_claim else []
+            waiting = deployments.list_claimable(session, self.worker.worker_id, queues)
         self._update_runners({state.id: state for state in states})
         for engine in self.engines.values():
             self._free_adapter_slots(engine)

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlmodel import col
 
+from app.hosts.offers import capability_of
 from app.scheduling.incidents import list_problems
 from app.settings import Settings
 from app.storage.database import database_now, transaction
@@ -26,8 +27,10 @@ from trainers.configs import EngineKind, Queue, StageKind
 from trainers.configs.graders import PYTHON_GRADER, TEXT_SIMILARITY
 from trainers.configs.stages.migration.fetch import OPENAI
 from trainers.graders.sandbox import find_sandbox_fault
+from workers.cloud_hosts.configured import find_clouds
 from workers.healthcheck import write_heartbeat
 from workers.hosts.devices import DevicePool, Devices
+from workers.hosts.launched_host import HostRenewal, load_host
 from workers.hosts.lease import Leases
 from workers.hosts.warm_start import ForkServer, create_fork_server
 from workers.tracking.tracker import Tracker
@@ -54,6 +57,8 @@ class WorkerContext:
     stages: list[StageKind]
     devices: DevicePool
     capabilities: list[str] = field(default_factory=list)
+    job_id: str | None = None
+    """The job for which alone the host was launched."""
     registration: dict[str, Any] = field(default_factory=dict)
     """The columns of this worker's row, to insert it again if it was deleted while the host slept."""
     fork_server: ForkServer | None = field(init=False)
@@ -68,6 +73,7 @@ class WorkerContext:
         self.fork_server = create_fork_server(self.settings)
         self.leases = Leases(self.settings.heartbeat_seconds, self.announce)
         self.tracker = Tracker(self.settings)
+        self._renewal = HostRenewal(self.settings)
 
     def announce(self) -> None:
         """Write that this worker is alive, by the database's clock, and what fails in it."""
@@ -78,6 +84,7 @@ class WorkerContext:
             _update(self.worker_id, **values)
         if self.settings.heartbeat_file is not None:
             write_heartbeat(self.settings.heartbeat_file, self.settings.heartbeat_seconds)
+        self._renewal.renew()
 
     def announce_report(self, report: dict[str, Any]) -> None:
         """Write the checks of this host into the worker's row."""
@@ -107,8 +114,11 @@ class WorkerContext:
 
 def register_worker(settings: Settings, queues: Sequence[Queue], name: str | None) -> WorkerContext:
     """Insert this worker under an id that is new with each start; without queues it serves its host's."""
-    host = inspect_host()
+    host, launched = inspect_host(), load_host(settings)
     gpus = host.gpus
+    if not queues and launched is not None and gpus:
+        # A run that needs no GPU must not keep a machine that costs money.
+        queues = [Queue.cuda]
     if not queues:
         queues = host.queues
         if host.unused is not None:
@@ -125,11 +135,20 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
         slots=_count_slots(settings, queues, gpus),
         hardware=_read_hardware(host),
         versions=_read_versions(),
+        host_id=launched.id if launched is not None else None,
+        job_id=launched.job_id if launched is not None else None,
     )
     with transaction() as session:
         session.add(row)
     worker = WorkerContext(
-        row.id, settings, list(queues), stages, devices, row.capabilities, row.model_dump()
+        row.id,
+        settings,
+        list(queues),
+        stages,
+        devices,
+        row.capabilities,
+        row.job_id,
+        row.model_dump(),
     )
     worker.announce()
     return worker
@@ -165,6 +184,7 @@ def _find_capabilities(settings: Settings) -> list[str]:
             logger.warning("This worker cannot run graders in Python: %s", fault)
     if settings.openai_api_key.get_secret_value():
         found.append(OPENAI)
+    found += [capability_of(cloud) for cloud in find_clouds(os.environ)]
     return [*found, *engines]
 
 

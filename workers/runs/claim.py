@@ -43,6 +43,8 @@ def claim_next(
             max_gpus=worker.devices.max_gpus,
             disk_bytes=shutil.disk_usage(worker.settings.data_dir).free,
             capabilities=frozenset(worker.capabilities),
+            host_id=worker.settings.host_id or None,
+            job_id=worker.job_id,
             full_queues=frozenset(full_queues),
         )
         claimed_at = time.monotonic()
