@@ -28,6 +28,7 @@ THREADS = {
     "workers/runs/dispatcher.py": "every error is an incident; a run that fails is returned by its lease",
     "workers/tracking/exporter.py": "ends the process, which its worker starts again",
     "workers/tracking/tracker.py": "every error is an incident, and the spool is followed again",
+    "workers/tunnels/tunnel.py": "every error is an incident, and the tunnel is opened again",
 }
 
 

@@ -1,0 +1,1 @@
+"""SSH tunnels between the control host and hosts outside its network."""
