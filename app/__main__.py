@@ -237,7 +237,11 @@ def _refuse_unusable_settings(host: str) -> None:
     database shows whether a key exists, requests from other machines are refused.
     """
     try:
-        open_store()
+        if open_store().is_api:
+            sys.exit(
+                "TUNESMITH_ARTIFACTS_URL names an API, which is for the workers of other hosts. The service "
+                "itself needs a bucket or a folder."
+            )
         prepare_control_plane()
         if not is_loopback(host) and not _has_key():
             message = f"Refusing to listen on {host} without an API key: anyone could use it. "

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector as Counted
 from starlette.concurrency import run_in_threadpool
 
 from app.aliases import endpoints as aliases
+from app.artifacts import endpoints as artifacts
 from app.comparisons import endpoints as comparisons
 from app.datasets import endpoints as datasets
 from app.deployments import endpoints as deployments
@@ -80,6 +81,7 @@ TAGS = [
     {"name": "webhooks", "description": "Addresses that receive signed events, and their deliveries."},
     {"name": "evals", "description": "Imports of evals that were exported from OpenAI."},
     {"name": "storage", "description": "Disk space, and the collection of what is no longer needed."},
+    {"name": "artifacts", "description": "Files of workers that reach neither the bucket nor a shared disk."},
     {"name": "rescues", "description": "Models that move from OpenAI to this service, and their comparison."},
     {"name": "keys", "description": "API keys with scopes and limits."},
     {"name": "operations", "description": "Health, readiness and metrics."},
@@ -153,6 +155,7 @@ def _api_router() -> APIRouter:
         rescues.router,
         hosts.router,
         worker_credentials.router,
+        artifacts.router,
     ):
         api.include_router(router)
     return api

@@ -4,6 +4,7 @@
 saves one response for each operation. It takes about two minutes.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -363,11 +364,30 @@ class _Recorder:
         body = {"reporter": f"gateway_{'0' * 24}", "items": [report]}
         self.recorded["record_token_use"] = self._post("/token-use", body)
         self._record_hosts()
+        self._record_artifacts()
         self.recorded["revoke_key"] = check_response(client.delete(f"/api/v1{path}"))
         self.recorded[ERRORS] = {
             name: {"summary": f"{error.status_code} {error.reason_phrase}", "value": error.json()}
             for name, error in sorted(errors.items(), key=lambda item: item[1].status_code)
         }
+
+    def _record_artifacts(self) -> None:
+        content = b"the log of a run"
+        sha256 = hashlib.sha256(content).hexdigest()
+        path, size = f"/artifacts/uploads/{sha256}", {"sha256": sha256, "size_bytes": len(content)}
+        self.recorded["get_artifact_upload"] = self._get(path)
+        for operation, kind, body in (
+            ("publish_artifact_file", "files", {"key": "runs/run_example/1/log.txt", **size}),
+            (
+                "publish_artifact_folder",
+                "folders",
+                {"key": "models/model_example", "files": [{"path": "README.md", **size}]},
+            ),
+        ):
+            query = {"offset_bytes": 0, "size_bytes": len(content)}
+            sent = self._client.patch(f"/api/v1{path}", params=query, content=content)
+            self.recorded["append_artifact_upload"] = check_response(sent)
+            self.recorded[operation] = self._post(f"/artifacts/{kind}", body)
 
 
 def _chat(question: str, answer: str) -> list[dict[str, str]]:

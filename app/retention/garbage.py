@@ -79,6 +79,12 @@ def delete_garbage(
                 yield Removal(reason=reason, name=artifact.key, size_bytes=artifact.size_bytes)
 
 
+def list_named(session: Session, artifacts: Sequence[StoredArtifact]) -> set[str]:
+    """Return the keys of the artifacts that a row names, also of one that is marked as deleted."""
+    names = _load_names(session, artifacts)
+    return {artifact.key for artifact in artifacts} & (names.named | names.deleted)
+
+
 def _load_names(session: Session, batch: Sequence[StoredArtifact]) -> _BatchNames:
     keys = [artifact.key for artifact in batch]
     # With the checkpoints of which the batch contains the weights.

@@ -51,6 +51,14 @@ class HttpSettings(BaseSettings):
     )
     log_level: LogLevel = Field("INFO", description="Minimum level to log, by Python's names.")
     max_upload_bytes: int = Field(20 * 2**30, gt=0, description="Maximum size of an uploaded dataset file.")
+    max_artifact_bytes: int = Field(
+        200 * 2**30,
+        gt=0,
+        description="Maximum size of one file that a worker sends through the API; a model has several.",
+    )
+    max_artifact_uploads: int = Field(
+        64, ge=1, description="Maximum number of files that workers send through the API at once."
+    )
     max_downloads: int = Field(
         32,
         ge=1,

@@ -6,11 +6,9 @@ the hash of its file or manifest, and every fetch verifies the bytes against it,
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -19,38 +17,21 @@ import fsspec
 
 from app.settings import get_settings
 from app.storage.cache import ArtifactCache
-from app.storage.local_files import CHUNK_BYTES, copy_file, link_file, staged, write_file
+from app.storage.local_files import CHUNK_BYTES, copy_file, link_file, publish_link, staged, write_file
 from app.storage.manifest import (
     MANIFEST,
     OTHER_HASH,
     ArtifactCorrupt,
     VerifyingReader,
+    encode_manifest,
     parse_manifest,
     verify_file,
     verify_folder,
 )
 from app.storage.remote.errors import ArtifactExists
 from app.storage.remote.fsspec_files import FsspecFiles
-from app.storage.remote.opening import open_files
-from app.storage.remote.protocol import StoreFiles, change_time
+from app.storage.remote.protocol import PublishedArtifact, StoredEntry, StoreFiles, change_time
 from trainers.runtime.verified_files import VerifiedFiles, hash_file
-
-
-@dataclass(frozen=True)
-class PublishedArtifact:
-    """The key, hash and size of a published artifact."""
-
-    key: str
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class StoredEntry:
-    """A file or folder in the store; `changed_at` is None where the store keeps no time for it."""
-
-    key: str
-    changed_at: float | None
 
 
 class ArtifactStore:
@@ -58,6 +39,8 @@ class ArtifactStore:
 
     `files` are those of a store that fsspec does not open.
     """
+
+    is_api = False
 
     def __init__(
         self, url: str, cache: Path, record: Path | None = None, files: StoreFiles | None = None
@@ -94,6 +77,27 @@ class ArtifactStore:
             return
         with self._publication(key) as staging:
             self._put(path, staging, replace=replace)
+
+    def publish_staged_file(self, staged: Path, key: str, *, replace: bool) -> None:
+        """Publish a verified file as `publish_file`, on a local disk by a link."""
+        if not self.local:
+            self.publish_file(staged, key, replace=replace)
+        elif replace:
+            with self._publication(key) as destination:
+                link_file(staged, Path(destination))
+        else:
+            publish_link(staged, Path(self._path(key)), key)
+
+    def publish_staged_folder(self, files: list[tuple[dict[str, Any], Path]], key: str) -> None:
+        """Publish verified files with their manifest entries as a folder; on a local disk by links."""
+        with self._publication(key) as staging:
+            for entry, staged in files:
+                destination = f"{staging}/{entry['path']}"
+                if self.local:
+                    link_file(staged, Path(destination))
+                else:
+                    self.fs.upload(staged, destination)
+            self._publish_manifest([entry for entry, _ in files], key, staging)
 
     def fetch_folder(self, key: str, sha256: str) -> Path:
         """Return the folder on this host, verified against its manifest.
@@ -242,7 +246,7 @@ class ArtifactStore:
             yield str(staging)
 
     def _publish_manifest(self, files: list[dict[str, Any]], key: str, staging: str) -> PublishedArtifact:
-        manifest = json.dumps({"files": files}, sort_keys=True).encode()
+        manifest = encode_manifest(files)
         self._write(manifest, f"{staging}/{MANIFEST}")
         size_bytes = sum(file["size_bytes"] for file in files)
         return PublishedArtifact(key, hashlib.sha256(manifest).hexdigest(), size_bytes)
@@ -286,10 +290,7 @@ class ArtifactStore:
 @lru_cache
 def get_store() -> ArtifactStore:
     """Return the process's artifact store."""
-    settings = get_settings()
-    return ArtifactStore(
-        settings.artifacts_url,
-        settings.data_dir / "cache",
-        settings.data_dir / "verified-files.log",
-        open_files(settings),
-    )
+    # Its store is a subclass of the one above.
+    from app.storage.opening import open_artifact_store
+
+    return open_artifact_store(get_settings())

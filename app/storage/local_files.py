@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from app.storage.remote.errors import ArtifactExists
+from trainers.runtime.verified_files import hash_file
+
 CHUNK_BYTES = 1 << 20
 
 
@@ -87,6 +90,22 @@ def link_file(source: Path, destination: Path) -> None:
         destination.hardlink_to(source)
     except OSError:
         copy_file(source, destination)
+
+
+def publish_link(source: Path, destination: Path, key: str) -> None:
+    """Give a complete file its final name; raises ArtifactExists if another file has it."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.hardlink_to(source)
+    except FileExistsError:
+        if hash_file(destination) != hash_file(source):
+            raise ArtifactExists(key) from None
+    except OSError:
+        if destination.exists():
+            raise ArtifactExists(key) from None
+        with staged(destination) as copy:
+            copy_file(source, copy)
+    fsync_folder(destination.parent)
 
 
 def write_file(content: bytes, destination: Path) -> None:

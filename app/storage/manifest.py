@@ -31,6 +31,11 @@ class ArtifactCorrupt(InternalServerError):
         )
 
 
+def encode_manifest(files: list[dict[str, Any]]) -> bytes:
+    """Return the content of a manifest: the same files give the same bytes."""
+    return json.dumps({"files": files}, sort_keys=True).encode()
+
+
 def parse_manifest(manifest: bytes, key: str, sha256: str) -> list[dict[str, Any]]:
     """Return the files of a manifest with this hash; raises ArtifactCorrupt."""
     if hashlib.sha256(manifest).hexdigest() != sha256:

@@ -194,6 +194,16 @@ class ErrorCode(StrEnum):
     too_many_connections = "too_many_connections", "The server has too many open connections."
     unsupported_encoding = "unsupported_encoding", "The body has a Content-Encoding other than gzip."
     request_timeout = "request_timeout", "The request did not arrive in time."
+    artifact_not_found = "artifact_not_found", "Nothing is published under this key of the artifact store."
+    artifact_exists = "artifact_exists", "Another artifact is published under the key, and is not replaced."
+    upload_offset_differs = (
+        "upload_offset_differs",
+        "The bytes of an artifact do not follow those that have arrived.",
+    )
+    upload_busy = "upload_busy", "Another request is sending the same content of an artifact."
+    upload_hash_differs = "upload_hash_differs", "The bytes of an artifact that arrived have another hash."
+    upload_missing = "upload_missing", "A file of the artifact has not arrived, so it is not published."
+    too_many_uploads = "too_many_uploads", "As many uploads of artifacts are in progress as allowed."
     upload_not_found = "upload_not_found", "There is no upload with this id."
     upload_not_pending = "upload_not_pending", "The upload was completed or cancelled, or has expired."
     eval_not_found = "eval_not_found", "There is no eval, run of it or output item with this id."

@@ -1,8 +1,26 @@
-"""The operations of a remote store that the artifact store needs. Paths begin with the root of its URL."""
+"""What artifact stores exchange, and the operations of a remote one. Paths begin with the root of its URL."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class PublishedArtifact:
+    """The key, hash and size of a published artifact."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class StoredEntry:
+    """A file or folder in the store; `changed_at` is None where the store keeps no time for it."""
+
+    key: str
+    changed_at: float | None
 
 
 class StoreFiles(Protocol):

@@ -17,8 +17,9 @@ from app.deployments import lifecycle as deployments
 from app.runs import lifecycle
 from app.scheduling import queue, sweeper
 from app.storage import artifacts
-from app.storage.artifacts import ArtifactStore, PublishedArtifact, get_store
+from app.storage.artifacts import ArtifactStore, get_store
 from app.storage.database import read_session, transaction
+from app.storage.remote.protocol import PublishedArtifact
 from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
 from app.workers.gpus import Gpu
 from tests.integration.workers.conftest import execute_next, row

@@ -22,6 +22,7 @@ from app.scheduling.startup import SettingUnusable, prepare_store
 from app.settings import Settings, get_settings
 from app.storage.artifacts import ArtifactStore, get_store
 from app.storage.manifest import ArtifactCorrupt
+from app.storage.opening import open_artifact_store
 from app.storage.remote.errors import (
     ArtifactExists,
     BucketInOtherRegion,
@@ -30,7 +31,6 @@ from app.storage.remote.errors import (
     StoreEncryptionRefused,
     StoreUnreachable,
 )
-from app.storage.remote.opening import open_files
 from app.storage.s3.client import parse_bucket
 from app.storage.s3.errors import store_errors
 from app.storage.s3.upload import PART_BYTES, part_bytes
@@ -70,7 +70,7 @@ def open_store(server_url: str, folder: Path, bucket: str = BUCKET, **options: s
     """Return a store with a prefix and a cache of the test."""
     url = f"s3://{bucket}/{folder.name}"
     settings = Settings(artifacts_url=url, data_dir=folder, TUNESMITH_S3_ENDPOINT_URL=server_url, **options)  # type: ignore[arg-type]
-    return ArtifactStore(url, folder / "cache", None, open_files(settings))
+    return open_artifact_store(settings)
 
 
 @pytest.fixture

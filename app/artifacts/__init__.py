@@ -1,0 +1,1 @@
+"""Artifacts over HTTP, for workers whose host reaches neither the bucket nor the shared file system."""

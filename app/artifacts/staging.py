@@ -1,0 +1,199 @@
+"""Files that arrive in parts: named by the hash of their content, invisible until they are published.
+
+The state of an upload is its file, whose size is the number of bytes that have arrived. So an upload
+continues after a crash of either side, from another process, and under another key. The collector removes
+what nobody continues or publishes.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+
+from app.artifacts.schemas import UploadProgress
+from app.http.errors import Conflict, PayloadTooLarge, ServiceUnavailable, UnprocessableContent, field_error
+from app.http.unavailable import StorageFull
+from app.settings import Settings
+from app.storage.artifacts import get_store
+from app.storage.inventory import PARTIAL_SUFFIX
+from app.storage.local_files import fsync_file, fsync_folder
+from trainers.runtime.error_codes import ErrorCode
+from trainers.runtime.verified_files import hash_file
+
+FOLDER = "uploads"
+MAX_CHUNK_BYTES = 32 << 20
+# An upload that received nothing for this long no longer counts as one in progress.
+ACTIVE_SECONDS = 600.0
+# What the rest of the service needs on the disk.
+RESERVED_BYTES = 1 << 30
+VERIFIED_SUFFIX = ".verified" + PARTIAL_SUFFIX
+
+
+class UploadOffsetDiffers(Conflict):
+    """The bytes do not follow those that have arrived."""
+
+    code = ErrorCode.upload_offset_differs
+
+
+class UploadBusy(Conflict):
+    """Another request is sending bytes of the same content."""
+
+    code = ErrorCode.upload_busy
+    headers = {"Retry-After": "1"}  # noqa: RUF012 — read only, like the other attributes
+
+
+class UploadHashDiffers(UnprocessableContent):
+    """The bytes that arrived have another hash than the upload is named by."""
+
+    code = ErrorCode.upload_hash_differs
+
+
+class TooManyArtifactUploads(ServiceUnavailable):
+    """As many uploads are in progress as the setting allows."""
+
+    code = ErrorCode.too_many_uploads
+
+
+def get_progress(settings: Settings, sha256: str) -> UploadProgress:
+    """Return what has arrived; nothing for an upload that has not begun."""
+    partial, verified = _paths(settings, sha256)
+    is_complete = verified.is_file()
+    try:
+        n_bytes = (verified if is_complete else partial).stat().st_size
+    except FileNotFoundError:
+        n_bytes = 0
+    return UploadProgress(
+        sha256=sha256, received_bytes=n_bytes, is_complete=is_complete, max_chunk_bytes=MAX_CHUNK_BYTES
+    )
+
+
+async def append(
+    settings: Settings, sha256: str, offset_bytes: int, size_bytes: int, chunks: AsyncIterator[bytes]
+) -> UploadProgress:
+    """Add bytes to an upload, and verify it when the last one has arrived.
+
+    Bytes that arrive before the client disconnects are kept.
+
+    Raises:
+        UploadOffsetDiffers: The bytes do not follow those that have arrived.
+        UploadBusy: Another request adds bytes.
+        PayloadTooLarge: The file or the body is larger than allowed.
+        UploadHashDiffers: The content has another hash; it is discarded.
+        TooManyArtifactUploads, StorageFull: There is no room for another upload.
+    """
+    check_size(settings, size_bytes)
+    partial, verified = _paths(settings, sha256)
+    if await run_in_threadpool(verified.is_file):
+        await run_in_threadpool(os.utime, verified)
+        return get_progress(settings, sha256)
+    with await run_in_threadpool(_open_locked, settings, partial, size_bytes) as file:
+        received = os.fstat(file.fileno()).st_size
+        if received != offset_bytes:
+            raise UploadOffsetDiffers(
+                f"{received} bytes have arrived, but these begin at {offset_bytes}.",
+                hint=f"GET /api/v1/artifacts/uploads/{sha256} returns where to continue.",
+            )
+        allowed = min(size_bytes - received, MAX_CHUNK_BYTES)
+        async for chunk in chunks:
+            allowed -= len(chunk)
+            if allowed < 0:
+                raise PayloadTooLarge(
+                    f"The body has more bytes than are missing, or more than {MAX_CHUNK_BYTES}.",
+                    hint="Send at most `max_chunk_bytes` in a request.",
+                )
+            await run_in_threadpool(file.write, chunk)
+        await run_in_threadpool(file.flush)
+        if os.fstat(file.fileno()).st_size == size_bytes:
+            await run_in_threadpool(_verify, file, partial, verified, sha256)
+    return get_progress(settings, sha256)
+
+
+def check_size(settings: Settings, size_bytes: int) -> None:
+    """Raise PayloadTooLarge for a file over the limit."""
+    if size_bytes > settings.max_artifact_bytes:
+        raise PayloadTooLarge(
+            f"size_bytes: The file is larger than {settings.max_artifact_bytes} bytes.",
+            hint="Raise TUNESMITH_MAX_ARTIFACT_BYTES for the API.",
+            fields=[{"field": "size_bytes", "message": "It is too large."}],
+        )
+
+
+def find_verified(settings: Settings, sha256: str, size_bytes: int) -> Path | None:
+    """Return the file of a complete upload, or None; raises UnprocessableContent for another size."""
+    _, verified = _paths(settings, sha256)
+    try:
+        found = verified.stat().st_size
+        os.utime(verified)
+    except FileNotFoundError:
+        return None
+    if found != size_bytes:
+        raise field_error("size_bytes", f"The content with the hash {sha256} has {found} bytes.")
+    return verified
+
+
+def staging_folder(settings: Settings) -> Path:
+    """Return the folder of uploads: in a local store, so that they are published by a link."""
+    store = get_store()
+    return (Path(store.root) if store.local else settings.data_dir) / FOLDER
+
+
+def _paths(settings: Settings, sha256: str) -> tuple[Path, Path]:
+    folder = staging_folder(settings)
+    return folder / f"{sha256}{PARTIAL_SUFFIX}", folder / f"{sha256}{VERIFIED_SUFFIX}"
+
+
+def _open_locked(settings: Settings, partial: Path, size_bytes: int) -> BinaryIO:
+    """Open the file of an upload for appending; one request at a time has it, over all processes."""
+    if not partial.exists():
+        _check_room(settings, size_bytes)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    file = partial.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # It was completed or removed between the two calls.
+        if not partial.exists() or not os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+            raise BlockingIOError
+    except BlockingIOError as error:
+        file.close()
+        raise UploadBusy(
+            "Another request is sending this content.", hint="Repeat the request in a second."
+        ) from error
+    return file
+
+
+def _check_room(settings: Settings, size_bytes: int) -> None:
+    folder = staging_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    newest = time.time() - ACTIVE_SECONDS
+    active = [
+        path
+        for path in folder.glob(f"*{PARTIAL_SUFFIX}")
+        if not path.name.endswith(VERIFIED_SUFFIX) and path.stat().st_mtime > newest
+    ]
+    if len(active) >= settings.max_artifact_uploads:
+        raise TooManyArtifactUploads(
+            f"{len(active)} uploads are in progress.",
+            hint="Repeat the request later, or raise TUNESMITH_MAX_ARTIFACT_UPLOADS.",
+        )
+    if shutil.disk_usage(folder).free < size_bytes + RESERVED_BYTES:
+        raise StorageFull(
+            f"The disk of the artifact store has no room for {size_bytes} more bytes.",
+            hint="Free space on it: GET /api/v1/storage shows what uses it.",
+        )
+
+
+def _verify(file: BinaryIO, partial: Path, verified: Path, sha256: str) -> None:
+    fsync_file(file)
+    if hash_file(partial) != sha256:
+        partial.unlink()
+        raise UploadHashDiffers(
+            f"The bytes that arrived do not have the hash {sha256}; they were discarded.",
+            hint="Send the file again from its start.",
+        )
+    partial.rename(verified)
+    fsync_folder(verified.parent)
