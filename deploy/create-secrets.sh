@@ -28,15 +28,19 @@ value=$(from_env REDIS_PASSWORD); create redis_password "${value:-$(random 24)}"
 value=$(from_env TUNESMITH_ENCRYPTION_KEY); create encryption_key "${value:-$(openssl rand -base64 32)}"
 create admin_key "ts_$(random 24)"
 create grafana_password "$(random 12)"
-# The store of the profile `s3`; for another one, write its key into aws_secret_access_key.
-value=$(from_env AWS_SECRET_ACCESS_KEY); create aws_secret_access_key "${value:-$(random 24)}"
+# The store of the profile `s3`. For another one, write its secret into s3_secret_access_key, or empty the file for the
+# role of the machine.
+value=$(from_env TUNESMITH_S3_SECRET_ACCESS_KEY); create s3_secret_access_key "${value:-$(random 24)}"
 create s3_identities "{\"identities\": [{\"name\": \"tunesmith\", \"credentials\": [{\"accessKey\": \"tunesmith\", \
-\"secretKey\": \"$(cat "$folder/aws_secret_access_key")\"}], \"actions\": [\"Admin\", \"Read\", \"Write\", \"List\", \"Tagging\"]}]}"
+\"secretKey\": \"$(cat "$folder/s3_secret_access_key")\"}], \"actions\": [\"Admin\", \"Read\", \"Write\", \"List\", \"Tagging\"]}]}"
 create evaluation_endpoints "$(from_env TUNESMITH_EVALUATION_ENDPOINTS)"
 create openai_api_key "$(from_env TUNESMITH_OPENAI_API_KEY)"
 create hf_token "$(from_env HF_TOKEN)"
 create mlflow_tracking_password "$(from_env MLFLOW_TRACKING_PASSWORD)"
 create mlflow_tracking_token "$(from_env MLFLOW_TRACKING_TOKEN)"
 create wandb_api_key "$(from_env WANDB_API_KEY)"
+create aws_secret_access_key "$(from_env AWS_SECRET_ACCESS_KEY)"
+create lambda_api_key "$(from_env LAMBDA_API_KEY)"
+create lambda_ssh_key ""
 # docker compose run --rm api keys create --name prometheus --scope read > secrets/metrics_key
 create metrics_key ""

@@ -92,13 +92,21 @@ def postgres_url() -> Iterator[str]:
 class RedisServer:
     """A Redis server with a password, which a test can stop and start again on its port."""
 
-    def __init__(self, folder: str, password: str) -> None:
-        binary = shutil.which("redis-server")
-        if binary is None:
-            _missing("redis-server")
+    def __init__(self, folder: str, password: str, *addresses: str) -> None:
+        binary = find_program("redis-server")
         self._port = free_port()
-        options = ["--bind", "127.0.0.1", "--dir", folder, "--save", "", "--requirepass", password]
-        self._command = [str(binary), "--port", str(self._port), *options]
+        options = [
+            "--bind",
+            "127.0.0.1",
+            *addresses,
+            "--dir",
+            folder,
+            "--save",
+            "",
+            "--requirepass",
+            password,
+        ]
+        self._command = [binary, "--port", str(self._port), *options]
         self.url = f"redis://:{password}@127.0.0.1:{self._port}/0"
         self.start()
 
@@ -114,10 +122,10 @@ class RedisServer:
 
 
 @contextmanager
-def redis(password: str) -> Iterator[RedisServer]:
-    """Start a Redis server for the block."""
+def redis(password: str, *addresses: str) -> Iterator[RedisServer]:
+    """Start a Redis server for the block, which also listens on these addresses."""
     with tempfile.TemporaryDirectory(prefix="tunesmith-redis-") as folder:
-        server = RedisServer(folder, password)
+        server = RedisServer(folder, password, *addresses)
         try:
             yield server
         finally:
@@ -267,6 +275,14 @@ def _unprivileged_user(folder: str) -> str:
     user = pwd.getpwnam("postgres")
     os.chown(folder, user.pw_uid, user.pw_gid)
     return user.pw_name
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program, or fail in CI and skip the test elsewhere."""
+    found = shutil.which(name)
+    if found is None:
+        _missing(name)
+    return str(found)
 
 
 def _missing(program: str) -> None:

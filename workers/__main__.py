@@ -24,6 +24,7 @@ from celery.platforms import SecurityWarning
 from app import logs
 from app.retention.collector import Collector
 from app.scheduling.incidents import describe_error, report_thread_deaths
+from app.scheduling.periodic import PeriodicThread
 from app.scheduling.queue import get_celery
 from app.scheduling.startup import load_settings, prepare_or_exit, prepare_store, prepare_worker
 from app.scheduling.sweeper import create_sweeper
@@ -35,6 +36,7 @@ from workers.consumer import PersistentConsumer
 from workers.doctor.announcement import announce_report
 from workers.doctor.command import doctor_command
 from workers.engines.deployment_manager import DeploymentManager
+from workers.hosts.host_use import SAMPLE_SECONDS
 from workers.hosts.worker import WorkerContext, register_worker
 from workers.runs.dispatcher import RunDispatcher
 from workers.tracking.services import explain_missing_packages
@@ -136,7 +138,9 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     deployments = threading.Thread(target=DeploymentManager(worker).run, name="deployments")
     if worker.fork_server is not None:
         worker.fork_server.start()
+    host_use = PeriodicThread("use of the host", worker.announce_use, SAMPLE_SECONDS)
     worker.leases.start()
+    host_use.start()
     worker.tracker.start()
     sweeper.start()
     collector.start()
@@ -155,6 +159,7 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
         worker.tracker.stop()
         sweeper.stop()
         collector.stop()
+        host_use.stop()
         worker.leases.stop()
         if worker.fork_server is not None:
             worker.fork_server.stop()

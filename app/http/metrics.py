@@ -11,6 +11,7 @@ from sqlmodel import Session, col
 
 from app.hosts.service import list_unfinished, read_now, sum_ended_spend
 from app.hosts.spend import sum_spend
+from app.http.worker_metrics import add_queue_metrics, add_worker_metrics
 from app.jobs.graph.status import decides_unsuccessful
 from app.settings import get_settings
 from app.storage import usage
@@ -58,6 +59,8 @@ def _collect_from_sql(session: Session) -> CollectorRegistry:
     ):
         deployments.labels(deployment_status).set(count)
     _add_hosts(session, registry)
+    add_worker_metrics(session, registry)
+    add_queue_metrics(session, registry)
     _add_storage(session, registry)
     return registry
 

@@ -45,6 +45,15 @@ class StorageSettings(BaseSettings):
         description="Address of a store with the API of S3, such as `https://minio.internal:9000`; empty "
         "means AWS. `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL` are used if this is unset.",
     )
+    s3_access_key_id: str = Field(
+        "",
+        max_length=256,
+        description="Id of the key for the store, if it differs from the one that boto3 finds "
+        "(`AWS_ACCESS_KEY_ID`, a profile, the role of the machine).",
+    )
+    s3_secret_access_key: SecretStr = Field(
+        SecretStr(""), description="Secret of that key; without its id it is not used."
+    )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         "auto",
         description="Whether the bucket is in the path of a request or in its host name (`virtual`); `auto` "
@@ -101,6 +110,8 @@ class StorageSettings(BaseSettings):
     @model_validator(mode="after")
     def _fill_locations(self) -> Self:
         """Fill the locations that depend on the data directory, and make paths absolute."""
+        if self.s3_access_key_id and not self.s3_secret_access_key.get_secret_value():
+            raise ValueError("s3_access_key_id needs s3_secret_access_key, or its file")
         self.data_dir = self.data_dir.expanduser().resolve()
         self.database_url = _add_password("database", self.database_url, self.database_password)
         self.broker_url = _add_password("broker", self.broker_url, self.broker_password)

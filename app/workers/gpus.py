@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 NVIDIA_SMI_TIMEOUT_SECONDS = 20
 QUERY = ["--query-gpu=index,uuid,memory.total,mig.mode.current,name", "--format=csv,noheader,nounits"]
+USE_QUERY = ["--query-gpu=uuid,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
 MIG_DEVICE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
 LISTED_GPU = re.compile(r"GPU \d+: .* \(UUID: (GPU-[^)]+)\)")
 
@@ -33,6 +34,15 @@ class Gpu:
         return self.parent_uuid is not None
 
 
+@dataclass(frozen=True)
+class GpuUse:
+    """What all processes use of a GPU; None where the driver does not report it, as of MIG devices."""
+
+    used_bytes: int | None = None
+    use_percent: int | None = None
+    """Share of the last second or less in which the GPU was computing."""
+
+
 def find_gpus(visible_devices: str | None) -> list[Gpu]:
     """Return the GPUs that `CUDA_VISIBLE_DEVICES` of this worker allows; none where there is no driver."""
     table = _call_nvidia_smi(*QUERY)
@@ -40,6 +50,22 @@ def find_gpus(visible_devices: str | None) -> list[Gpu]:
         return []
     gpus = parse_gpus(table, _call_nvidia_smi("-L") or "")
     return select_visible(gpus, visible_devices)
+
+
+def read_gpu_use() -> dict[str, GpuUse]:
+    """Return the use of this host's GPUs by their UUIDs."""
+    return parse_gpu_use(_call_nvidia_smi(*USE_QUERY) or "")
+
+
+def parse_gpu_use(table: str) -> dict[str, GpuUse]:
+    """Parse the table of `USE_QUERY`; odd lines and values are left out."""
+    found = {}
+    for line in table.splitlines():
+        uuid, *values = (field.strip() for field in line.split(","))
+        if len(values) == 2 and uuid.startswith("GPU-"):
+            mebibytes, percent = (int(value) if value.isdigit() else None for value in values)
+            found[uuid] = GpuUse(None if mebibytes is None else mebibytes << 20, percent)
+    return found
 
 
 def parse_gpus(table: str, listing: str) -> list[Gpu]:

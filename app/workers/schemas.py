@@ -24,7 +24,10 @@ class WorkerView(BaseModel):
     slots: dict[str, int] = Field(
         description="By queue, how many runs it can hold at once; on `cuda`, how many GPUs."
     )
-    hardware: dict[str, Any] = Field(description="CPUs, memory and devices of the host.")
+    hardware: dict[str, Any] = Field(
+        description="CPUs, memory and devices of the host; as of the last minute the memory in use and the "
+        "utilization of each GPU, and the free space of the disk of the data directory."
+    )
     versions: dict[str, str] = Field(description="Versions of Python and of the packages that stages use.")
     host_report: dict[str, Any] | None = Field(
         description="Checks of the host at the start of the worker, as `python -m workers doctor --json` "

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,24 @@ class Platform:
         return self._start_api(["-m", "app", *arguments])
 
     def start_worker(
-        self, name: str = "worker", queue: str = "cpu", **settings: str
+        self, name: str = "worker", queue: str = "cpu", *, prefix: Sequence[str] = (), **settings: str
     ) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it is listed."""
-        worker = self.start(["-m", "workers", "--queue", queue, "--name", name], name, **settings)
+        command = ["-m", "workers", "--queue", queue, "--name", name]
+        worker = self.start(command, name, prefix=prefix, **settings)
         wait_until(lambda: self.find_worker(worker.pid) is not None, 120, f"{name} does not join")
         return worker
 
-    def start(self, arguments: list[str], name: str, **settings: str) -> subprocess.Popen[bytes]:
-        """Start Python with the installation's settings; its output goes to `<name>.log`."""
+    def start(
+        self, arguments: list[str], name: str, *, prefix: Sequence[str] = (), **settings: str
+    ) -> subprocess.Popen[bytes]:
+        """Start Python with the installation's settings; its output goes to `<name>.log`.
+
+        The prefix is a command that executes another one, such as `ip netns exec NAME`.
+        """
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*prefix, sys.executable, *arguments],
                 env={**self.environment, **settings},
                 cwd=self.root,
                 stdin=subprocess.DEVNULL,

@@ -30,6 +30,7 @@ from trainers.graders.sandbox import find_sandbox_fault
 from workers.cloud_hosts.configured import find_clouds
 from workers.healthcheck import write_heartbeat
 from workers.hosts.devices import DevicePool, Devices
+from workers.hosts.host_use import add_use
 from workers.hosts.launched_host import HostRenewal, load_host
 from workers.hosts.lease import Leases
 from workers.hosts.warm_start import ForkServer, create_fork_server
@@ -86,6 +87,12 @@ class WorkerContext:
             write_heartbeat(self.settings.heartbeat_file, self.settings.heartbeat_seconds)
         self._renewal.renew()
 
+    def announce_use(self) -> None:
+        """Write what is in use of this host's GPUs and free on its disk into the worker's row."""
+        hardware = add_use(self.registration["hardware"], self.settings.data_dir)
+        self.registration["hardware"] = hardware
+        _update(self.worker_id, hardware=hardware)
+
     def announce_report(self, report: dict[str, Any]) -> None:
         """Write the checks of this host into the worker's row."""
         self.registration["host_report"] = report
@@ -133,7 +140,7 @@ def register_worker(settings: Settings, queues: Sequence[Queue], name: str | Non
         stages=list(stages),
         capabilities=_find_capabilities(settings),
         slots=_count_slots(settings, queues, gpus),
-        hardware=_read_hardware(host),
+        hardware=add_use(_read_hardware(host), settings.data_dir),
         versions=_read_versions(),
         host_id=launched.id if launched is not None else None,
         job_id=launched.job_id if launched is not None else None,

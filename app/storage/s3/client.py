@@ -45,9 +45,13 @@ class Bucket:
             response_checksum_validation="when_required",
             s3={"addressing_style": _addressing_style(settings)},
         )
-        options: dict[str, Any] = (
-            {"endpoint_url": settings.s3_endpoint_url} if settings.s3_endpoint_url else {}
-        )
+        # What is left out comes from boto3's own chain: variables, files, the role of the machine.
+        options = {"endpoint_url": settings.s3_endpoint_url or None}
+        if settings.s3_access_key_id:
+            options |= {
+                "aws_access_key_id": settings.s3_access_key_id,
+                "aws_secret_access_key": settings.s3_secret_access_key.get_secret_value(),
+            }
         name = parse_bucket(url)
         with store_errors(name):
             client = boto3.session.Session().client("s3", config=config, **options)

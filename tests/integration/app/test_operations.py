@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 from starlette.testclient import TestClient
 
 from app import logs
@@ -102,6 +105,45 @@ def test_metrics_count_runs_jobs_and_requests(client: TestClient, make_job: Call
     assert 'tunesmith_jobs{status="running"} 1.0' in text
     assert 'tunesmith_jobs{status="succeeded"} 1.0' in text
     assert 'tunesmith_api_requests_total{method="GET",route="/api/v1/jobs/{job_id}",status="404"}' in text
+
+
+def test_metrics_show_the_use_of_live_workers_hosts(
+    client: TestClient, make_worker: Callable[..., Worker]
+) -> None:
+    gpu = {"name": "H200", "uuid": "GPU-1", "memory_bytes": 100, "used_bytes": 40, "use_percent": 25}
+    unknown = {"name": "H200", "uuid": "GPU-2", "memory_bytes": None, "used_bytes": None, "use_percent": None}
+    hardware = {"gpus": [gpu, unknown], "data_disk_free_bytes": 7}
+    make_worker(queues=["cuda", "cpu"], name="one", host="a", hardware=hardware, problems=["broker: away"])
+    gone = make_worker(queues=["cpu"], name="gone")
+    with transaction() as session:
+        session.execute(update(Worker).where(col(Worker.id) == gone.id).values(last_seen_at=LONG_AGO))
+    text = client.get("/metrics").text
+    assert 'tunesmith_workers{queue="cpu"} 1.0' in text and 'tunesmith_workers{queue="mlx"} 0.0' in text
+    assert 'tunesmith_worker_problems{worker="one"} 1.0' in text and "gone" not in text
+    assert 'tunesmith_worker_disk_free_bytes{worker="one"} 7.0' in text
+    labels = '{gpu="GPU-1",host="a",name="H200"}'
+    assert f"tunesmith_gpu_memory_bytes{labels} 100.0" in text
+    assert f"tunesmith_gpu_memory_used_bytes{labels} 40.0" in text
+    assert f"tunesmith_gpu_use_ratio{labels} 0.25" in text and "GPU-2" not in text
+
+
+def test_metrics_show_the_age_of_the_oldest_run_that_can_start(
+    client: TestClient, make_job: Callable[..., list[Run]]
+) -> None:
+    def oldest(queue: str) -> float:
+        (line,) = re.findall(
+            rf'tunesmith_queue_oldest_seconds{{queue="{queue}"}} (\S+)', client.get("/metrics").text
+        )
+        return float(line)
+
+    ended, waiting = make_job(RunStatus.succeeded, RunStatus.queued, created_at=LONG_AGO)
+    just_now = datetime.now(UTC) - timedelta(minutes=1)
+    with transaction() as session:
+        session.execute(update(Run).where(col(Run.id) == ended.id).values(finished_at=just_now))
+        session.execute(update(Run).where(col(Run.id) == waiting.id).values(unmet_needs=0))
+    assert 60 <= oldest("cpu") < 600 and oldest("cuda") == 0
+    make_job(RunStatus.queued, created_at=LONG_AGO, queue=Queue.cuda)
+    assert oldest("cuda") >= 3600
 
 
 def notified_queues(settings: Settings) -> list[str]:

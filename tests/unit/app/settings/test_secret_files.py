@@ -81,6 +81,12 @@ def test_a_password_without_a_server_or_beside_another_is_refused(monkeypatch: p
             Settings()
 
 
+def test_the_id_of_a_key_for_the_store_needs_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_S3_ACCESS_KEY_ID", "tunesmith")
+    with pytest.raises(ValidationError, match="s3_access_key_id needs s3_secret_access_key"):
+        Settings()
+
+
 @pytest.mark.parametrize("key", ["ts_short", "k" * 60, f"ts_{'k' * 40} "])
 def test_a_first_key_that_could_be_guessed_or_misread_is_refused(
     monkeypatch: pytest.MonkeyPatch, key: str

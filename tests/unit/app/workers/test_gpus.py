@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.workers.gpus import Gpu, find_gpus, parse_gpus, select_visible
+from app.workers.gpus import Gpu, GpuUse, find_gpus, parse_gpu_use, parse_gpus, select_visible
 
 H200 = "0, GPU-11111111-aaaa, 143771, Disabled, NVIDIA H200"
 LISTING = """\
@@ -98,3 +98,8 @@ def test_a_failing_nvidia_smi_is_reported_and_a_missing_one_is_not(
     program.chmod(0o755)
     assert find_gpus(None) == []
     assert "failed with status 9" in caplog.text and caplog.records[0].levelno == logging.WARNING
+
+
+def test_the_use_of_gpus_is_read_as_far_as_it_is_known() -> None:
+    table = "GPU-1, 1024, 37\nGPU-2, [N/A], [Not Supported]\nGPU-3, 1\nUnable to determine the device\n"
+    assert parse_gpu_use(table) == {"GPU-1": GpuUse(1 << 30, 37), "GPU-2": GpuUse(None, None)}
