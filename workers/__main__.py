@@ -32,6 +32,7 @@ from app.settings import Settings
 from trainers.configs import Queue
 from trainers.runtime.command_line import make_help, make_typer
 from workers import tasks
+from workers.cloud_hosts.service import create_keepers
 from workers.consumer import PersistentConsumer
 from workers.doctor.announcement import announce_report
 from workers.doctor.command import doctor_command
@@ -135,6 +136,7 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     tasks.register_task(celery, dispatcher)
     sweeper = create_sweeper(settings)
     collector = Collector(settings)
+    keepers = create_keepers(settings, worker.worker_id)
     deployments = threading.Thread(target=DeploymentManager(worker).run, name="deployments")
     if worker.fork_server is not None:
         worker.fork_server.start()
@@ -144,6 +146,8 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
     worker.tracker.start()
     sweeper.start()
     collector.start()
+    for keeper in keepers:
+        keeper.start()
     deployments.start()
     dispatcher.start()
     threading.Thread(target=announce_report, args=(worker,), name="doctor", daemon=True).start()
@@ -160,6 +164,8 @@ def _serve(worker: WorkerContext, settings: Settings) -> bool:
         sweeper.stop()
         collector.stop()
         host_use.stop()
+        for keeper in keepers:
+            keeper.stop()
         worker.leases.stop()
         if worker.fork_server is not None:
             worker.fork_server.stop()

@@ -95,7 +95,8 @@ def require_attended(session: Session, alive: AliveWorkers, cloud: CloudName) ->
     if not is_attended(alive.read(session), cloud):
         raise CloudUnattended(
             f"No live worker holds the keys of {cloud}.",
-            hint=f"Set {VARIABLES[cloud]} for a worker on the control host, and restart it.",
+            hint=f"Set {VARIABLES[cloud]} for a worker on the control host, with PostgreSQL and Redis, and "
+            "restart it.",
         )
 
 

@@ -233,6 +233,13 @@ def _remove_all(
     yield from garbage.delete_garbage(store, candidates, settings.gc_grace_seconds, lease.renew)
 
 
+def load_installation_id() -> str:
+    """Return the id of this installation, which is made once and stored with its rows."""
+    _ensure_state()
+    with read_session() as session:
+        return session.get_one(StorageState, STORAGE_STATE_ID).installation_id
+
+
 def _ensure_state() -> None:
     try:
         with transaction() as session:

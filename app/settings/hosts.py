@@ -44,6 +44,12 @@ class CloudHostSettings(BaseSettings):
         description="Seconds after which a termination that does not succeed is reported as overdue. It is "
         "tried again until it does.",
     )
+    host_api_url: str = Field(
+        "",
+        max_length=500,
+        description="Address at which the worker with the keys of clouds reaches the API, for the tunnels of "
+        "launched hosts; empty means this machine's loopback and TUNESMITH_PORT.",
+    )
     host_renewal_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
         None,
         description="On a launched host: the file that its worker creates with each heartbeat while the host "

@@ -93,7 +93,9 @@ class HostKeeper:
         for host in sorted(unfinished, key=lambda host: host.status.wanted):
             machine = by_id.get(host.machine_id) if host.machine_id else _find_unrecorded(machines, host)
             self._step(sweep, host, facts[host.id], machine, faults)
-        self._context.tunnels.keep([host for host in unfinished if host.machine_id and host.status.wanted])
+        # A worker that saves its runs still needs its tunnel.
+        reached = [host for host in unfinished if host.status is not HostStatus.terminating]
+        self._context.tunnels.keep([host for host in reached if host.machine_id is not None])
         offers.refresh(sweep, faults)
         self._record(sweep, n_orphans, faults)
         return faults

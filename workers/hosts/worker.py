@@ -191,7 +191,7 @@ def _find_capabilities(settings: Settings) -> list[str]:
             logger.warning("This worker cannot run graders in Python: %s", fault)
     if settings.openai_api_key.get_secret_value():
         found.append(OPENAI)
-    found += [capability_of(cloud) for cloud in find_clouds(os.environ)]
+    found += [capability_of(cloud) for cloud in find_clouds(settings, os.environ)]
     return [*found, *engines]
 
 

@@ -26,6 +26,7 @@ from app.settings import Settings
 from app.storage.database import get_engine, read_session, transaction
 from app.tables import (
     FINISHED,
+    WANTED,
     ApiKey,
     Host,
     HostStatus,
@@ -55,6 +56,8 @@ INSTALLATION = "installation_1"
 STEP_SECONDS = 15.0
 RESTART_SECONDS = 20.0
 MAX_WORK_SECONDS = 3000.0
+# As a share of the steps.
+LOST_ROWS = 0.01
 # All hosts have ended long before, by their caps if by nothing else.
 MAX_STEPS = 4000
 
@@ -124,16 +127,17 @@ class Simulation:
         self.keepers: list[HostKeeper | None] = [None, None]
         self.restart_at = [START, START]
 
-    def run(self, n_hosts: int) -> Report:
+    def run(self, n_hosts: int, max_steps: int = MAX_STEPS) -> Report:
         """Live through `n_hosts` lives; return what became of them."""
         with _crashing_commits(self.cloud):
             self._prepare()
             asked = 0
-            for _ in range(MAX_STEPS):
+            for _ in range(max_steps):
                 self.clock.advance(STEP_SECONDS)
                 self.cloud.pass_time()
                 asked += self._ask(n_hosts - asked)
                 self._terminate_some()
+                self._lose_a_row()
                 self._run_workers()
                 for number in self.random.choice([[0], [1], [0, 1], [1, 0]]):
                     self._sweep(number)
@@ -175,8 +179,8 @@ class Simulation:
             cloud=self.cloud.name,
             type=name,
             spot=self.random.random() < 0.3,
-            max_usd=round(TYPES[name] * self.random.uniform(1.0, 3.0), 2) + 0.01,
-            idle_seconds=self.random.choice([120.0, 600.0, 1200.0]),
+            max_usd=round(TYPES[name] * self.random.uniform(1.0, 1.5), 2) + 0.01,
+            idle_seconds=self.random.choice([120.0, 600.0, 36_000.0]),
         )
         request = CreationRequest("", "POST /api/v1/hosts", "", new_id("key"), 0, utc_now())
 
@@ -208,7 +212,7 @@ class Simulation:
             type=name,
             region="us-west-1",
             spot=self.random.random() < 0.5,
-            max_usd=TYPES[name] * self.random.uniform(1.5, 4.0),
+            max_usd=TYPES[name] * self.random.uniform(1.5, 3.0),
         )
         run = Run(
             job_id=job.id,
@@ -239,6 +243,19 @@ class Simulation:
                     session.execute(update(Host).where(*was_asked).values(stop_at=self.clock.now))
             except Crash:
                 self.crashes += 1
+
+    def _lose_a_row(self) -> None:
+        """Delete the row of a host, as the restoration of an older backup does."""
+        if self.random.random() > LOST_ROWS:
+            return
+        with self._calm(), transaction() as session:
+            wanted = col(Host.machine_id).is_not(None), col(Host.status).in_(WANTED)
+            host = session.exec(select(Host).where(*wanted).order_by(col(Host.id).desc())).first()
+            if host is not None:
+                session.delete(host)
+                session.execute(
+                    update(ApiKey).where(col(ApiKey.id) == host.key_id).values(revoked_at=self.clock.now)
+                )
 
     # The keepers
 
@@ -278,6 +295,8 @@ class Simulation:
             for run in session.exec(select(Run).where(col(Run.worker_id).in_(seen)).order_by(col(Run.id))):
                 held[run.worker_id or ""].append(run)
             for machine in alive:
+                if machine.order.host_id not in hosts:
+                    continue
                 worker_id = self.workers.get(machine.id, "")
                 self._run_worker(session, machine, hosts[machine.order.host_id], held[worker_id])
 
