@@ -24,10 +24,13 @@ from serving.engines.decoding.base import ModelNotLoadable
 from serving.parity.compare import TOLERANCES, Difference, ParityReport, compare
 from serving.parity.embeddings import compare_embeddings
 from serving.parity.prompts import comparison_chats
+from serving.parity.quantization import compare_training
 from serving.parity.reference import ReferenceModel
 from trainers.configs.base import AdaptedModel
 from trainers.configs.engines import EngineTask, Pooling
+from trainers.mlx.quantized_base import QUANTIZED_BASE, QuantizedBase, read_quantized_base
 from trainers.modeling.load import load_config
+from trainers.modeling.model_source import open_adapter
 from trainers.runtime import run_dir as files
 from trainers.runtime.command_line import make_help, make_typer
 from trainers.runtime.errors import ProgramError
@@ -116,7 +119,16 @@ def run_comparison(
     chats = comparison_chats(dataset, DATASET_ROWS)
     outputs = [output for chat in chats if (output := reference.run(chat, MAX_NEW_TOKENS)) is not None]
     logger.info("Comparing %d chats with the tolerance of %s.", len(outputs), precision)
-    return head | compare(reference, outputs, engine, address, name, TOLERANCES[precision]).json
+    report = compare(reference, outputs, engine, address, name, TOLERANCES[precision])
+    if (quantized_base := find_quantized_base(adapter)) is not None:
+        compare_training(reference, quantized_base, report)
+    return head | report.json
+
+
+def find_quantized_base(adapter: str | None) -> QuantizedBase | None:
+    """Return the quantized base on which an adapter was trained, or None; raises ModelRefused."""
+    path = None if adapter is None else Path(open_adapter(adapter)) / QUANTIZED_BASE
+    return read_quantized_base(path) if path is not None and path.is_file() else None
 
 
 def run_embedding_comparison(

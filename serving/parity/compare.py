@@ -40,7 +40,7 @@ TOLERANCES = {
 class Difference:
     """The first difference between the served and the trained model, and its likely cause.
 
-    `kind` is `rendering`, `logprobs` or `completion`; `chat` and `position` are counted from 0.
+    `kind` is `rendering`, `logprobs`, `completion` or `quantization`; `chat` and `position` count from 0.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class ParityReport:
 
     `adapter_effect` is the mean absolute effect of the adapter per token, and `adapter_scale` its strength in
     the engine relative to training. `tied_completions` differ from the trained model's at a token that it
-    rates almost the same.
+    rates almost the same. `quantization` is described in `serving.parity.quantization`.
     """
 
     passed: bool = False
@@ -70,6 +70,7 @@ class ParityReport:
     adapter_scale: float | None = None
     equal_completions: int = 0
     tied_completions: int = 0
+    quantization: dict[str, Any] | None = None
     difference: Difference | None = None
     spot_check: dict[str, Any] | None = None
 

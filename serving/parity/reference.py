@@ -90,6 +90,11 @@ class ReferenceModel:
             completion_AV=logprobs_TV[first:],
         )
 
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def score(self, ids: list[int]) -> list[float]:
+        """Return the log-probability of each token but the first."""
+        return _token_logprobs(ids, self._logprobs(ids))
+
     def token_text(self, token: int) -> str:
         """Return the token's readable form in the vocabulary."""
         return str(self.tokenizer.convert_ids_to_tokens(token))

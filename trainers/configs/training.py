@@ -120,6 +120,18 @@ class LoraTuning(Config):
     double_quantization: bool = Field(
         True, description="With nf4, quantize the scales too, which saves 0.4 bits per weight."
     )
+    publish_dequantized_base: bool = Field(
+        False,
+        description="With `4bit` and MLX, also publish the base as whole weights that were rounded to 4 "
+        "bits, and the adapter as one of that base, so that every engine computes what was trained. By "
+        "default the adapter is one of the original base, and the difference is measured and stated.",
+    )
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> Self:
+        if self.publish_dequantized_base and self.quantization is not Quantization.four_bit:
+            raise ValueError("publish_dequantized_base needs quantization 4bit; remove it, or set that")
+        return self
 
 
 class FullTuning(Config):

@@ -73,9 +73,14 @@ def load_adapter(network: nn.Module, folder: Path) -> LoraConfig:
         AdapterNotConvertible: It has a setting or a weight that MLX lacks, or another base.
     """
     config = read_lora_config(folder)
-    weights: Any = mx.load(str(folder / ADAPTER_WEIGHTS))
-    parts = {split_peft_key(key): weight.T for key, weight in weights.items()}
-    add_adapter(network, config, sorted({module for module, _ in parts}))
+    add_adapter(network, config, sorted({module for module, _ in _read_parts(folder)}))
+    load_adapter_weights(network, folder)
+    return config
+
+
+def load_adapter_weights(network: nn.Module, folder: Path) -> None:
+    """Load an adapter's weights into the layers of `add_adapter`; raises as `load_adapter`."""
+    parts = _read_parts(folder)
     layers = dict(network.named_modules())
     for (module, part), weight in parts.items():
         expected = layers[module].get(part)
@@ -86,7 +91,12 @@ def load_adapter(network: nn.Module, folder: Path) -> LoraConfig:
                 "Name the base that it was trained on.",
             )
     network.load_weights([(f"{module}.{part}", weight) for (module, part), weight in parts.items()], False)
-    return config
+
+
+def _read_parts(folder: Path) -> dict[tuple[str, str], Any]:
+    """Return the weights by module and part, in the shapes of mlx-lm."""
+    weights: Any = mx.load(str(folder / ADAPTER_WEIGHTS))
+    return {split_peft_key(key): weight.T for key, weight in weights.items()}
 
 
 def save_adapter(network: nn.Module, config: LoraConfig, folder: Path, base: str) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerState
 
 from trainers.configs.stages.dpo import DpoConfig
 from trainers.mlx.network import load_trained_network, pick_mlx_precision
+from trainers.mlx.quantized_base import add_quantized_base
 from trainers.mlx.training.plan import plan_mlx_training, with_mlx
 from trainers.mlx.training.preferences import (
     PairRows,
@@ -74,7 +75,7 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
     for name in (REFERENCE, VALIDATION_REFERENCE):
         (run_dir / name).unlink(missing_ok=True)
     last = next(entry for entry in reversed(state.log_history) if "rewards/margins" in entry)
-    return training_result(
+    result = training_result(
         config,
         tokenizer,
         state,
@@ -82,6 +83,7 @@ def run(config: DpoConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
         accuracy=last["rewards/accuracies"],
         seconds=round(time.monotonic() - started, 3),
     )
+    return add_quantized_base(result, run_dir)
 
 
 def plan(config: DpoConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainers.configs.stages.sft import SftConfig
 from trainers.mlx.network import load_trained_network
+from trainers.mlx.quantized_base import add_quantized_base
 from trainers.mlx.training.batches import completion_batches
 from trainers.mlx.training.losses import completion_loss
 from trainers.mlx.training.plan import plan_mlx_training, with_mlx
@@ -53,7 +54,8 @@ def run(config: SftConfig, run_dir: Path, events: EventWriter) -> dict[str, Any]
         completion_loss,
         examples.summary(),
     )
-    return training_result(config, tokenizer, state, seconds=round(time.monotonic() - started, 3))
+    result = training_result(config, tokenizer, state, seconds=round(time.monotonic() - started, 3))
+    return add_quantized_base(result, run_dir)
 
 
 def plan(config: SftConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from trainers.mlx.adapter_format import MLX_WEIGHTS, convert_mlx_config, convert_mlx_weights, is_mlx_config
+from trainers.mlx.quantized_base import QUANTIZED_BASE, read_quantized_base
 from trainers.modeling.embedding.module_files import MODULES, is_module_config, is_module_file, read_modules
 from trainers.modeling.model_config import (
     Json,
@@ -234,7 +235,7 @@ def is_visible(name: str, role: ModelRole, shards: set[str]) -> bool:
     if name in CONFIGS or name in VOCABULARIES or TEMPLATE.fullmatch(name):
         return True
     if role is ModelRole.adapter:
-        return name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS)
+        return name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS, QUANTIZED_BASE)
     if name in (CONFIG, INDEX) or name in shards or is_module_file(name):
         return True
     # With an index, other weights would be loaded by an engine that takes all of a folder's safetensors.
@@ -261,6 +262,8 @@ def _check_file(name: str, files: ModelFiles) -> None:
         check_template(path.read_text(encoding="utf-8", errors="replace"))
     elif name == MODULES:
         read_modules(path)
+    elif name == QUANTIZED_BASE:
+        read_quantized_base(path)
     elif name in CONFIGS or name in (CONFIG, ADAPTER_CONFIG) or is_module_config(name):
         config = read_object(path)
         cleaned = clean_config(name, config)

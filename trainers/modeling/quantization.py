@@ -5,7 +5,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from trainers.configs.training import LoraTuning, Quantization, TrainingConfig
-from trainers.runtime.errors import DeviceUnavailable
+from trainers.runtime.errors import ConfigInvalid, DeviceUnavailable
 
 
 def quantization_config(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -13,6 +13,11 @@ def quantization_config(config: TrainingConfig, dtype: torch.dtype) -> BitsAndBy
     tuning = config.tuning
     if not isinstance(tuning, LoraTuning) or tuning.quantization is None:
         return None
+    if tuning.publish_dequantized_base:
+        raise ConfigInvalid(
+            "tuning.publish_dequantized_base is a part of MLX's program alone.",
+            "Remove it, or run the stage on a Mac.",
+        )
     if not is_bitsandbytes_available():
         raise DeviceUnavailable(
             f"tuning.quantization is {tuning.quantization}, which needs bitsandbytes; it is not installed.",

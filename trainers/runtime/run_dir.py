@@ -27,6 +27,8 @@ CHECKPOINT_LINES = "checkpoints.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 MODEL = "model"
+# The base of an adapter, where it is published too.
+DEQUANTIZED_BASE = "dequantized_base"
 EVALUATION = "evaluation"
 RESULT = "result.json"
 ERROR = "error.json"

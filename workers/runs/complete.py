@@ -122,7 +122,8 @@ def publish_files(run_dir: Path, run: Run) -> None:
 def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run:
     run = attempt.run
     try:
-        model = _retry_storing(attempt, lambda: _publish_model(run, launch, result))
+        models = _retry_storing(attempt, lambda: _publish_models(run, launch, result))
+        model = models[-1] if models else None
         result = _retry_storing(attempt, lambda: _publish_datasets(run, launch, result))
         evaluation = _retry_storing(attempt, lambda: publish_evaluation(run, launch, result))
         fine_tuned = _retry_storing(attempt, lambda: publish_fine_tuned(run, launch.run_dir, model))
@@ -145,9 +146,8 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
     produced = {"model_id": model.id} if model else find_selected_model(run, result)
 
     def write(session: Session) -> Run | None:
-        if model is not None:
-            session.add(model)
-            session.flush()
+        session.add_all(models)
+        session.flush()
         ended = lifecycle.move(
             session,
             run.id,
@@ -167,7 +167,8 @@ def _succeed(attempt: RunAttempt, launch: Launch, result: dict[str, Any]) -> Run
         return _commit_end(attempt, write)
     except StaleAttempt:
         if model is not None and not _is_committed(model):
-            get_store().delete(model.artifact)
+            for stored in models:
+                get_store().delete(stored.artifact)
         raise
 
 
@@ -215,20 +216,33 @@ def _retry_storing(attempt: RunAttempt, publish: Callable[[], T]) -> T:
     return publish()
 
 
-def _publish_model(run: Run, launch: Launch, result: dict[str, Any]) -> Model | None:
+def _publish_models(run: Run, launch: Launch, result: dict[str, Any]) -> list[Model]:
+    """Publish the run's model, after the base of its adapter if the run has produced that too."""
     if run.stage.stage.product is not Product.model:
-        return None
+        return []
     produced = results.ProducedModel.model_validate(result["model"])
+    assert launch.base is not None
+    name = run.full_name or run.name
+    if produced.base_path is None:
+        return [_publish_model(run, launch, produced, name, launch.base.origin)]
+    whole = results.ProducedModel(
+        path=produced.base_path, kind=ModelKind.base, template_sha256=produced.template_sha256
+    )
+    base = _publish_model(run, launch, whole, f"{name}-base", launch.base.origin)
+    return [base, _publish_model(run, launch, produced, name, base.id)]
+
+
+def _publish_model(run: Run, launch: Launch, produced: results.ProducedModel, name: str, base: str) -> Model:
     assert launch.base is not None
     model_id = new_id("model")
     if produced.kind is ModelKind.adapter:
-        results.name_adapter_base(launch.run_dir / produced.path, launch.base.origin)
+        results.name_adapter_base(launch.run_dir / produced.path, base)
     published = get_store().publish_folder(launch.run_dir / produced.path, f"models/{model_id}")
     return Model(
         id=model_id,
-        name=run.full_name or run.name,
+        name=name,
         kind=produced.kind,
-        base=launch.base.origin,
+        base=base,
         parent_id=launch.base.model_id,
         dataset_id=launch.dataset_id,
         run_id=run.id,

@@ -65,6 +65,8 @@ class ProducedModel(BaseModel):
     path: str
     kind: ModelKind
     template_sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")] | None = None
+    base_path: str | None = None
+    """The base of an adapter, if the run has produced that too."""
 
 
 class ProducedDataset(BaseModel):

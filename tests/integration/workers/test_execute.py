@@ -1,5 +1,6 @@
 """Execution of one attempt, with real programs that misbehave."""
 
+import json
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,17 @@ from app.storage import artifacts
 from app.storage.artifacts import ArtifactStore, get_store
 from app.storage.database import read_session, transaction
 from app.storage.remote.protocol import PublishedArtifact
-from app.tables import Checkpoint, Deployment, DeploymentStatus, Event, EventType, Run, RunStatus
+from app.tables import (
+    Checkpoint,
+    Deployment,
+    DeploymentStatus,
+    Event,
+    EventType,
+    Model,
+    ModelKind,
+    Run,
+    RunStatus,
+)
 from app.workers.gpus import Gpu
 from tests.integration.workers.conftest import execute_next, row
 from trainers.configs import Queue, StageKind
@@ -286,6 +297,24 @@ def test_a_committed_end_whose_response_was_lost_keeps_its_model(
     run = row(run_id)
     assert run.status is RunStatus.succeeded
     assert get_store().exists(f"models/{run.model_id}/weights")
+
+
+@on_sqlite
+def test_a_base_that_the_run_has_produced_is_that_of_its_adapter(
+    worker: WorkerContext, submit: Submit
+) -> None:
+    model = {"path": "model", "kind": "adapter", "base": "", "base_path": "whole"}
+    files = "write('whole/weights', 'b')\nwrite('model/adapter_config.json', '{}')\n"
+    run_id = submit(f"{files}succeed(model={model})")
+    assert execute_next(worker)
+    with read_session() as session:
+        adapter = session.get_one(Model, row(run_id).model_id)
+        base = session.get_one(Model, adapter.base)
+    assert (adapter.kind, base.kind) == (ModelKind.adapter, ModelKind.base)
+    assert (base.name, base.run_id) == (f"{adapter.name}-base", run_id)
+    assert get_store().exists(f"{base.artifact}/weights")
+    config = get_store().local_path(f"{adapter.artifact}/adapter_config.json")
+    assert config is not None and json.loads(config.read_text())["base_model_name_or_path"] == base.id
 
 
 def test_a_committed_checkpoint_whose_response_was_lost_does_not_end_the_attempt(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from trainers.configs.backends.mlx_limits import list_mlx_obstacles
 from trainers.configs.base import Config, Queue, StageConfig
 from trainers.configs.engines import EngineKind
-from trainers.configs.training import TrainingConfig
+from trainers.configs.training import LoraTuning, TrainingConfig
 from trainers.configs.validation import ValidatedTrainingConfig
 
 
@@ -54,6 +54,8 @@ class PortableTrainingConfig(ValidatedTrainingConfig):
                 return (Queue.mlx, Queue.cpu)
             case Backend.torch:
                 return (Queue.cuda, Queue.cpu)
+        if isinstance(self.tuning, LoraTuning) and self.tuning.publish_dequantized_base:
+            return (Queue.mlx,)
         return (Queue.cuda, Queue.cpu) if self.mlx_obstacles else (Queue.cuda, Queue.mlx, Queue.cpu)
 
     def capability_on(self, queue: Queue) -> str | None:
@@ -100,8 +102,18 @@ def find_backend_fault(config: TrainingConfig, queue: Queue | None) -> str | Non
         if config.backend is Backend.torch and queue is Queue.mlx:
             return "backend torch does not use the Apple chip of queue mlx; set queue to cpu, or omit backend"
         if choose_backend(config, queue).backend is not Backend.mlx:
-            return None
+            return _find_torch_fault(config, queue)
     elif queue is not Queue.mlx:
         return None
     obstacles = config.mlx_obstacles
     return f"it cannot be trained with MLX: {'; '.join(obstacles)}" if obstacles else None
+
+
+def _find_torch_fault(config: PortableTrainingConfig, queue: Queue | None) -> str | None:
+    """Return why torch cannot train the stage; None also while its queue is still to be chosen."""
+    is_chosen = queue is not None or config.backend is Backend.torch
+    if is_chosen and isinstance(config.tuning, LoraTuning) and config.tuning.publish_dequantized_base:
+        return (
+            "tuning.publish_dequantized_base is a part of MLX's program alone; set queue to mlx, or remove it"
+        )
+    return None

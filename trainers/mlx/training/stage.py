@@ -13,14 +13,16 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase, TrainerState
 
-from trainers.configs.training import LearningRateSchedule
+from trainers.configs.references import get_base_model
+from trainers.configs.training import LearningRateSchedule, LoraTuning
 from trainers.configs.validation import ValidatedTrainingConfig
 from trainers.mlx.dropout import recomputed_activations
 from trainers.mlx.network import count_network_parameters, uses_gpu
-from trainers.mlx.save import write_model
+from trainers.mlx.save import write_dequantized_base, write_model
 from trainers.mlx.training.batches import MakeBatch, iterate_steps, split_rows
 from trainers.mlx.training.loop import BatchLoss, Loss, mean_losses, train
 from trainers.mlx.training.optimizer import DecayedAdamW
+from trainers.mlx.training.quantization_gap import record_quantized_base
 from trainers.mlx.training.recorder import RunRecorder
 from trainers.preflight.memory_estimate import local_host, needs_checkpointing
 from trainers.rendering.cache.mapped import Int32s
@@ -101,6 +103,12 @@ def train_stage(
             publish_best(recorder.state, run_dir)
         else:
             write(run_dir / files.MODEL)
+        if isinstance(config.tuning, LoraTuning) and config.tuning.quantization is not None:
+            base = get_base_model(config.base)
+            if config.tuning.publish_dequantized_base:
+                write_dequantized_base(network, config, tokenizer, run_dir / files.DEQUANTIZED_BASE)
+                base = str(run_dir / files.DEQUANTIZED_BASE)
+            record_quantized_base(network, config, tokenizer, run_dir / files.MODEL, base)
     return recorder.state
 
 

@@ -24,6 +24,10 @@ MLX: dict[str, Any] = {
     "lora_parameters": {"rank": 2, "scale": 2.5},
     "model": "org/base",
 }
+QUANTIZED: dict[str, Any] = {
+    **{"format": "affine", "bits": 4, "group_size": 64, "precision": "fp32", "sha256": "0" * 64},
+    **{"gap": {"mean": 0.1, "max": 1.0, "tokens": 1}, "probes": [{"ids": [1, 2], "logprobs": [-1.0]}]},
+}
 Q_PROJ = "model.layers.0.self_attn.q_proj."
 MLX_WEIGHTS: dict[str, Any] = {
     Q_PROJ + "lora_a": np.arange(12, dtype=np.float16).reshape(6, 2),
@@ -268,3 +272,23 @@ def test_weights_of_mlx_lm_are_verified_and_hidden_next_to_those_of_peft(
     weights.write_bytes(b"pickle")
     with pytest.raises(ModelRefused, match="is too short"):
         open_in(mlx_adapter, ModelRole.adapter)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"probes": [{"ids": [1, 2, 3], "logprobs": [-1.0]}]}, "probes.0"),
+        ({"probes": [{"ids": [1, -2], "logprobs": [-1.0]}]}, r"probes\.0\.ids\.1"),
+        ({"probes": [{"ids": [1] * 5000, "logprobs": [-1.0] * 4999}]}, r"probes\.0\.ids"),
+        ({"probes": []}, "probes"),
+        ({"gap": {"mean": math.nan, "max": 1.0, "tokens": 1}}, r"gap\.mean"),
+        ({"sha256": "../x"}, "sha256"),
+        ({"auto_map": {"x": "evil.X"}}, "auto_map"),
+    ],
+)
+def test_a_record_of_a_quantized_base_is_bounded(adapter: Path, changes: dict[str, Any], reason: str) -> None:
+    write(adapter, "quantized_base.json", QUANTIZED)
+    assert open_in(adapter, ModelRole.adapter) == adapter
+    write(adapter, "quantized_base.json", QUANTIZED | changes)
+    with pytest.raises(ModelRefused, match=reason):
+        open_in(adapter, ModelRole.adapter)
