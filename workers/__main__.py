@@ -3,6 +3,8 @@
 python -m workers
 python -m workers --queue cpu --queue mlx --name mac-studio
 python -m workers doctor
+python -m workers join --url https://control.example:8000 --key ts_…
+python -m workers leave
 """
 
 import logging
@@ -13,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -39,8 +42,12 @@ from workers.doctor.command import doctor_command
 from workers.engines.deployment_manager import DeploymentManager
 from workers.hosts.host_use import SAMPLE_SECONDS
 from workers.hosts.worker import WorkerContext, register_worker
+from workers.joining.command import join_command, leave_command
+from workers.joining.env_file import load_env_file
 from workers.runs.dispatcher import RunDispatcher
 from workers.tracking.services import explain_missing_packages
+from workers.tunnels.tunnel import Tunnel, TunnelBroken
+from workers.tunnels.worker_tunnel import create_worker_tunnel
 
 EARLY_SIGNAL_POLL_SECONDS = 0.05
 
@@ -49,12 +56,17 @@ program = make_typer()
 
 
 program.command("doctor")(doctor_command)
+program.command("join")(join_command)
+program.command("leave")(leave_command)
 
 
 @program.callback(invoke_without_command=True, help=make_help(__doc__))
 def main(
     context: typer.Context,
     *,
+    env_file: Annotated[
+        Path | None, typer.Option(help="File of variables, as `join` writes it; those of the shell precede.")
+    ] = None,
     queue: Annotated[
         list[Queue] | None,
         typer.Option(help="Queue to serve; can be repeated. Default: those of this host's hardware."),
@@ -72,6 +84,13 @@ def main(
     ] = False,
 ) -> None:
     """Run one worker; exit with 0 after it was asked to stop, and with 1 if Celery ended by itself."""
+    if env_file is not None:
+        try:
+            load_env_file(env_file)
+        except OSError as error:
+            raise SystemExit(
+                f"The file {env_file} cannot be read: {error.strerror or 'it is missing'}."
+            ) from error
     if context.invoked_subcommand is not None:
         return
     settings = load_settings()
@@ -81,6 +100,7 @@ def main(
         raise SystemExit(missing)
     if exit_with_stdin:
         threading.Thread(target=_exit_with_stdin, name="stdin", daemon=True).start()
+    tunnel = _open_tunnel(settings)
     prepare_or_exit(prepare_worker, "database")
     prepare_or_exit(prepare_store, "artifact store")
     prepare_or_exit(get_celery, "queue")
@@ -96,7 +116,20 @@ def main(
     )
     was_asked_to_stop = _serve(worker, settings)
     _leave(worker)
+    if tunnel is not None:
+        tunnel.stop()
     raise typer.Exit(0 if was_asked_to_stop else 1)
+
+
+def _open_tunnel(settings: Settings) -> Tunnel | None:
+    """Open the tunnel to the control plane, if the worker has one; what it leads to is waited for."""
+    try:
+        tunnel = create_worker_tunnel(settings)
+        if tunnel is not None:
+            tunnel.start()
+    except (ValueError, TunnelBroken) as error:
+        raise SystemExit(f"The tunnel of TUNESMITH_TUNNEL_URL cannot be opened: {error}") from error
+    return tunnel
 
 
 def _register(settings: Settings, queues: Sequence[Queue], name: str | None) -> WorkerContext:

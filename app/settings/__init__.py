@@ -8,6 +8,7 @@ from app.settings.clouds import CloudSettings
 from app.settings.engines import EngineSettings
 from app.settings.hosts import CloudHostSettings
 from app.settings.http import HttpSettings
+from app.settings.joining import JoiningSettings
 from app.settings.named_models import EvaluationEndpoint, FineTuningBase, NamedModelSettings, TokenPrices
 from app.settings.programs import ProgramSettings
 from app.settings.reports import ReportSettings
@@ -37,6 +38,7 @@ class Settings(
     ReportSettings,
     CloudHostSettings,
     CloudSettings,
+    JoiningSettings,
 ):
     """Settings of the service and its workers; the defaults need no server, GPU or network.
 

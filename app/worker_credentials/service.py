@@ -13,7 +13,6 @@ from app.http.errors import Conflict, NotFound
 from app.http.paging import PageQuery, paginate_newest_first
 from app.scheduling.version import explain_mismatch, own_version
 from app.settings import Settings
-from app.settings.shared import list_shared_values
 from app.storage import migrate
 from app.storage.database import database_now, get_engine, transaction
 from app.tables import Scope, WorkerCredential
@@ -23,6 +22,7 @@ from app.worker_credentials.schemas import (
     WorkerCredentialSecretView,
     WorkerCredentialView,
 )
+from app.worker_credentials.shared_settings import list_shared_values
 from trainers.runtime.error_codes import ErrorCode
 
 ROLE_PREFIX = "tunesmith_worker_"

@@ -27,6 +27,7 @@ BY_IMAGE = "the image sets it to the folder of a volume"
 BY_COMMAND = "an argument of the image's command"
 OF_WORKERS = "only workers read it"
 OF_API = "only the API reads it"
+OF_JOINED_HOSTS = "`python -m workers join` writes it into the file of a host outside Compose"
 OF_OTHER_HOSTS = "only workers outside Compose, whose artifacts travel through the API, read it"
 OF_LAUNCHED_HOSTS = "set on a host in a cloud when it joins"
 FOR_ITS_HARDWARE = "set for the workers whose image or hardware needs it"
@@ -57,6 +58,11 @@ NOT_PASSED = {
         "DEVICE_LOCKS_DIR": OF_WORKERS,
         "HEARTBEAT_FILE": OF_WORKERS,
         "WORKER_KEY": OF_OTHER_HOSTS,
+        "CONTROL_URL": OF_JOINED_HOSTS,
+        "CREDENTIAL_ID": OF_JOINED_HOSTS,
+        "TUNNEL_URL": OF_JOINED_HOSTS,
+        "TUNNEL_KEY_FILE": OF_JOINED_HOSTS,
+        "TUNNEL_FORWARDS": OF_JOINED_HOSTS,
         "HOST_ID": OF_LAUNCHED_HOSTS,
         "HOST_RENEWAL_FILE": OF_LAUNCHED_HOSTS,
     },
@@ -75,6 +81,11 @@ NOT_PASSED = {
         "ENCRYPTION_KEY_FILE": OF_API,
         "WEBHOOK_ALLOWED_HOSTS": OF_API,
         "WORKER_KEY": OF_OTHER_HOSTS,
+        "CONTROL_URL": OF_JOINED_HOSTS,
+        "CREDENTIAL_ID": OF_JOINED_HOSTS,
+        "TUNNEL_URL": OF_JOINED_HOSTS,
+        "TUNNEL_KEY_FILE": OF_JOINED_HOSTS,
+        "TUNNEL_FORWARDS": OF_JOINED_HOSTS,
         "HOST_ID": OF_LAUNCHED_HOSTS,
         "WORKER_DATABASE_URL": OF_API,
         "WORKER_BROKER_URL": OF_API,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from app.scheduling.incidents import Incident
+from app.scheduling.incidents import Incident, describe_error
 from workers.hosts.guarded_process import GuardedProcess, start_guarded_process
 from workers.tunnels.forwards import Forward, SshAddress
 from workers.tunnels.host_keys import KNOWN_HOSTS, read_known_hosts, write_known_hosts
@@ -78,6 +78,7 @@ class Tunnel:
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._state = TunnelState.connecting
+        self._problem = ""
         self._thread = threading.Thread(target=self._run, name=f"tunnel {address.host}", daemon=True)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._trusts_first = not (host_key or read_known_hosts(folder))
@@ -88,6 +89,11 @@ class Tunnel:
     def state(self) -> TunnelState:
         """The state; a problem of the process describes what is wrong."""
         return self._state
+
+    @property
+    def problem(self) -> str:
+        """Why the tunnel is not open; empty if it is, or was not tried yet."""
+        return self._problem
 
     @property
     def host_key(self) -> str:
@@ -122,6 +128,7 @@ class Tunnel:
             except Exception as error:
                 # Whatever ends the connection, the tunnel is opened again.
                 is_refused = self._has_logged(HOST_KEY_LINES)
+                self._problem = describe_error(error)
                 self._set_state(TunnelState.refused if is_refused else TunnelState.broken)
                 self._incident.record(error)
             if time.monotonic() - started > STABLE_SECONDS:
@@ -163,6 +170,7 @@ class Tunnel:
         if self._trusts_first:
             self._trusts_first = False
             logger.warning("trusted the host key of %s on first use: %s", self._address.host, self.host_key)
+        self._problem = ""
         self._incident.resolve()
         self._set_state(TunnelState.open)
         logger.info("the tunnel to %s is open", self._address.host)

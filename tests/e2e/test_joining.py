@@ -1,0 +1,95 @@
+"""A host that joins.
+
+Goal: one command gives a host all that its worker needs; the worker runs a job with the host's own
+credentials, and is cut off when the host leaves. Method: an API on PostgreSQL and Redis, whose artifacts are
+in a folder that the host does not have, and the commands as processes in a folder of the host.
+"""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.e2e.platform import ROOT, Platform, wait_until
+
+PREPARE = {"stage": "prepare", "dataset": "test", "split": {"test": 4}}
+
+
+def run_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of workers on the host, whose variables are not those of the control plane."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TUNESMITH_")}
+    command = [sys.executable, "-m", "workers", *arguments, "--data-dir", str(folder)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def create_keys(team: Platform) -> Any:
+    """Lock the service, and return a key of the scope `worker`."""
+    admin = team.post("/keys", {"name": "admin", "scopes": ["admin"], "lock_service": True})
+    team.client.headers["Authorization"] = f"Bearer {admin['key']}"
+    return team.post("/keys", {"name": "gpu-1", "scopes": ["worker"]})
+
+
+def test_a_host_joins_runs_a_job_with_its_own_credentials_and_is_cut_off_when_it_leaves(
+    team: Platform, tmp_path: Path
+) -> None:
+    key, host = create_keys(team), tmp_path / "host"
+    options = ["--url", team.base_url, "--key", key["key"], "--name", "gpu-1", "--no-start"]
+    joined = run_command(host, "join", *options)
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert "Joined http" in joined.stdout and "ok       broker" in joined.stdout
+    assert key["key"] not in joined.stdout
+    env_file = host / "worker.env"
+    assert stat.S_IMODE(env_file.stat().st_mode) == 0o600
+    assert "tunesmith_worker_" in env_file.read_text()
+    (credential,) = team.get("/worker-credentials")["items"]
+
+    worker = start_worker(team, env_file)
+    wait_until(lambda: team.find_worker(worker.pid) is not None, 60, "the worker does not join")
+    assert team.wait_until_finished(team.submit(PREPARE))["status"] == "succeeded"
+    wait_until(lambda: team.get("/workers")["items"][0]["host_report"] is not None, 60, "no report arrives")
+    assert count_connections(team.database_url, credential["database_role"]) > 0
+
+    left = run_command(host, "leave")
+    assert left.returncode == 0, left.stdout + left.stderr
+    wait_until(
+        lambda: count_connections(team.database_url, credential["database_role"]) == 0,
+        20,
+        "it is not cut off",
+    )
+    assert not env_file.exists()
+    log, _, _ = (team.folder / "host.log").read_text().partition("Connection to broker lost")
+    assert "permission" not in log.lower().partition("terminating connection")[0]
+    assert team.get("/worker-credentials")["items"][0]["ended_at"] is not None
+
+
+def test_a_host_that_cannot_join_learns_why(team: Platform, tmp_path: Path) -> None:
+    create_keys(team)
+    refused = run_command(tmp_path, "join", "--url", team.base_url, "--key", "ts_wrong-" + "x" * 32)
+    assert refused.returncode == 1 and "unknown or revoked" in refused.stderr
+    absent = run_command(tmp_path, "join", "--url", "http://127.0.0.1:9", "--key", "x")
+    assert absent.returncode == 1 and "--via ssh://" in absent.stderr
+
+
+def start_worker(team: Platform, env_file: Path) -> "subprocess.Popen[bytes]":
+    """Start the worker of the host, whose variables are those of its file."""
+    ours, team.environment = team.environment, dict(team.environment)
+    for name in [name for name in team.environment if name.startswith("TUNESMITH_")]:
+        del team.environment[name]
+    arguments = ["--env-file", str(env_file), "--name", "gpu-1", "--queue", "cpu"]
+    try:
+        return team.start(["-m", "workers", *arguments], "host", TUNESMITH_WARM_START="false")
+    finally:
+        team.environment = ours
+
+
+def count_connections(url: str, role: str) -> int:
+    with psycopg.connect(url) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+        (count,) = connection.execute(query, [role]).fetchone() or (0,)
+    return int(count)
