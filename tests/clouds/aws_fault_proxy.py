@@ -45,6 +45,7 @@ class AwsFaultProxy(HttpStandIn):
         self.consoles: dict[str, str] = {}
         self.launched: list[dict[str, str]] = []
         """The parameters of the requests that have launched a machine."""
+        self.launched_by_id: dict[str, dict[str, str]] = {}
         self._image_id = image_id
         self._tokens: dict[str, tuple[str, Reply]] = {}
         self._spot_statuses: dict[str, str] = {}
@@ -122,6 +123,7 @@ class AwsFaultProxy(HttpStandIn):
         if status == 200:
             (machine_id,) = set(re.findall(rb"<instanceId>(i-\w+)</instanceId>", content))
             self.launched.append(form)
+            self.launched_by_id[machine_id.decode()] = form
             self._behaviors[machine_id.decode()] = form.get("InstanceInitiatedShutdownBehavior", "stop")
             if form.get("InstanceMarketOptions.MarketType") == "spot":
                 self._spot_statuses[machine_id.decode()] = "fulfilled"

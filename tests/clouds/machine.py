@@ -107,6 +107,7 @@ class SandboxMachine:
         (self.shared / "stubs").mkdir(parents=True)
         self._folder = folder
         self._ports: dict[int, int] = {}
+        self._sockets: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
         self.write("user-data", user_data)
         self.write("init", _INIT)
@@ -172,8 +173,26 @@ class SandboxMachine:
     def open_tunnel(self) -> None:
         """Let the machine's connections through from now on."""
         for port, target in self._ports.items():
-            path = self.shared / f"{port}.sock"
-            threading.Thread(target=_serve, args=(path, target), daemon=True).start()
+            server = socket.socket(socket.AF_UNIX)
+            server.bind(str(self.shared / f"{port}.sock"))
+            server.listen(64)
+            self._sockets.append(server)
+            threading.Thread(target=self._serve, args=(server, target), daemon=True).start()
+
+    def close_tunnel(self) -> None:
+        """Break off all connections of the machine, and let no more through."""
+        for port in self._ports:
+            (self.shared / f"{port}.sock").unlink(missing_ok=True)
+        for end in self._sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    @property
+    def pid(self) -> int:
+        """The process that has created the machine."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def is_off(self) -> bool:
@@ -183,10 +202,24 @@ class SandboxMachine:
 
     def kill(self) -> None:
         """End all processes of the machine, as the cloud does."""
+        self.close_tunnel()
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(30)
+
+    def _serve(self, server: socket.socket, port: int) -> None:
+        """Connect each connection to a port of the machine with a port of this machine."""
+        with suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                try:
+                    upstream = socket.create_connection(("127.0.0.1", port), 10)
+                except OSError:
+                    client.close()
+                    continue
+                self._sockets += [client, upstream]
+                connect_both(client, upstream)
 
     def _write_stub(self, name: str, text: str) -> None:
         self.write(f"stubs/{name}", text)
@@ -198,18 +231,3 @@ def require_namespaces() -> None:
     probe: Sequence[str] = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
     if os.geteuid() != 0 or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
         pytest.skip("needs root and namespaces")
-
-
-def _serve(path: Path, port: int) -> None:
-    """Connect each connection to the socket of a machine's port with a port of this machine."""
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen(64)
-    while True:
-        client, _ = server.accept()
-        try:
-            upstream = socket.create_connection(("127.0.0.1", port), 10)
-        except OSError:
-            client.close()
-            continue
-        connect_both(client, upstream)

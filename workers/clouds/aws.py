@@ -5,6 +5,7 @@ The permissions that the keys need, and how the machines are configured: docs/gu
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,8 +34,9 @@ DEFAULT_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu
 DEFAULT_DISK_GIB = 200
 # EC2's limit, before base64.
 MAX_USER_DATA_BYTES = 16 * 1024
-# A call to the cloud is at most four requests.
-CONNECT_SECONDS, READ_SECONDS = 5, 25
+CONNECT_SECONDS, READ_SECONDS = 3, 12
+# The newest image changes every few weeks.
+IMAGE_SECONDS = 3600.0
 # Not one of them is `terminated`: AWS forgets a terminated machine after an hour.
 LISTED_STATES = ["pending", "running", "shutting-down", "stopping", "stopped"]
 STATES = {
@@ -87,6 +89,9 @@ class AwsCloud:
         self._ec2 = self._open("ec2")
         self._offers = AwsOffers(self._ec2, self._open, account, prices or {})
         self._host_keys: dict[str, tuple[str, ...]] = {}
+        self._found_image: tuple[str, str] | None = None
+        self._image_at = 0.0
+        self._security_group = account.security_group
         self._lock = threading.Lock()
 
     def list_offers(self) -> list[Offer]:
@@ -101,13 +106,7 @@ class AwsCloud:
         if len(order.user_data.encode()) > MAX_USER_DATA_BYTES:
             message = f"AWS: the user data is larger than {MAX_USER_DATA_BYTES:,} bytes."
             raise CloudError(CloudErrorKind.invalid_request, message)
-        image_id = self._find_image()
-        with translate_errors("describe_images"):
-            images = self._ec2.describe_images(ImageIds=[image_id])["Images"]
-        if not images:
-            raise CloudError(CloudErrorKind.invalid_request, f"AWS: there is no image {image_id}.")
-        root_device = images[0].get("RootDeviceName") or "/dev/sda1"
-        request = self._make_request(order, image_id, root_device, self._find_security_group())
+        request = self._make_request(order, *self._find_image(), self._find_security_group())
         with translate_errors("run_instances"):
             reply = self._ec2.run_instances(**request)
         launched = reply.get("Instances") or []
@@ -149,17 +148,27 @@ class AwsCloud:
         except UnknownAwsMachine:
             return
 
-    def _find_image(self) -> str:
-        """Return the id of the image that new machines start from."""
-        if not self._image.startswith("/"):
-            return self._image
-        with translate_errors(f"get_parameter {self._image}"):
-            parameter = self._open("ssm").get_parameter(Name=self._image)
-        return str(parameter["Parameter"]["Value"])
+    def _find_image(self) -> tuple[str, str]:
+        """Return the id of the image that new machines start from, and its root device; kept for an hour."""
+        with self._lock:
+            if self._found_image is not None and time.monotonic() - self._image_at < IMAGE_SECONDS:
+                return self._found_image
+        image_id = self._image
+        if image_id.startswith("/"):
+            with translate_errors(f"get_parameter {image_id}"):
+                image_id = str(self._open("ssm").get_parameter(Name=image_id)["Parameter"]["Value"])
+        with translate_errors("describe_images"):
+            images = self._ec2.describe_images(ImageIds=[image_id])["Images"]
+        if not images:
+            raise CloudError(CloudErrorKind.invalid_request, f"AWS: there is no image {image_id}.")
+        found = image_id, str(images[0].get("RootDeviceName") or "/dev/sda1")
+        with self._lock:
+            self._found_image, self._image_at = found, time.monotonic()
+        return found
 
     def _find_security_group(self) -> str:
         """Return the id of the security group, which the account may give by its name."""
-        group = self._account.security_group
+        group = self._security_group
         if group.startswith("sg-"):
             return group
         with translate_errors("describe_security_groups"):
@@ -172,7 +181,8 @@ class AwsCloud:
         if not found:
             message = f"AWS: the network of {self._account.subnet_id} has no security group {group}."
             raise CloudError(CloudErrorKind.invalid_request, message)
-        return str(found[0]["GroupId"])
+        self._security_group = str(found[0]["GroupId"])
+        return self._security_group
 
     def _make_request(
         self, order: LaunchOrder, image_id: str, root_device: str, security_group: str

@@ -16,8 +16,7 @@ from trainers.runtime.redaction import redact
 from workers.clouds.accounts import LambdaAccount
 from workers.clouds.protocol import CloudError, CloudErrorKind
 
-# A call to the cloud is at most three requests.
-CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
+CONNECT_SECONDS, READ_SECONDS = 3.0, 15.0
 MAX_RESPONSE_BYTES = 8 << 20
 MAX_MESSAGE_CHARACTERS = 500
 # Lambda's limits.

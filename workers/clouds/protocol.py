@@ -17,8 +17,8 @@ TAG_INSTALLATION, TAG_HOST, TAG_EPOCH = "tunesmith-installation", "tunesmith-hos
 # Lambda accepts names of 64 characters.
 MAX_NAME_CHARACTERS = 64
 MAX_EPOCH = 9999
-# Longer than any call takes but `list_offers`, whose pages are many.
-MAX_CALL_SECONDS = 120.0
+# How long a call takes at most: four requests to a cloud that does not respond; `list_offers` has more.
+MAX_CALL_SECONDS = 60.0
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
