@@ -25,6 +25,11 @@ NVIDIA_SMI = """#!/bin/bash
 gpu="0, GPU-11111111-1111-1111-1111-111111111111, 24576, [N/A], NVIDIA A10G"
 case "$*" in *query-gpu*) echo "$gpu" ;; esac
 """
+# The interpreter of the trainers, whose torch counts one GPU for `workers doctor`.
+TRAINER_PYTHON = """#!/bin/bash
+case "$*" in *device_count*) echo 1; exit ;; esac
+exec {python} "$@"
+"""
 JOIN = """#!/bin/bash
 cat > /etc/systemd/system/tunesmith-worker.service <<UNIT
 [Service]
@@ -32,7 +37,8 @@ WorkingDirectory={root}
 Environment=TUNESMITH_DATABASE_URL={database}
 Environment=TUNESMITH_BROKER_URL={broker}
 Environment=TUNESMITH_DATA_DIR=/opt/tunesmith/data
-Environment=TUNESMITH_TRAINER_PYTHON={python}
+Environment=TUNESMITH_TRAINER_PYTHON=/machine/trainer-python
+Environment=TUNESMITH_WARM_START=false
 Environment=TUNESMITH_HEARTBEAT_SECONDS=0.5
 Environment=TUNESMITH_LEASE_SECONDS=4
 Environment=OMP_NUM_THREADS=1

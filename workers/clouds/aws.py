@@ -6,6 +6,7 @@ The permissions that the keys need, and how the machines are configured: docs/gu
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,6 +38,8 @@ MAX_USER_DATA_BYTES = 16 * 1024
 CONNECT_SECONDS, READ_SECONDS = 3, 12
 # The newest image changes every few weeks.
 IMAGE_SECONDS = 3600.0
+# Consoles that one call reads, of machines whose host keys are not known yet.
+MAX_CONSOLES = 2
 # Not one of them is `terminated`: AWS forgets a terminated machine after an hour.
 LISTED_STATES = ["pending", "running", "shutting-down", "stopping", "stopped"]
 STATES = {
@@ -89,6 +92,7 @@ class AwsCloud:
         self._ec2 = self._open("ec2")
         self._offers = AwsOffers(self._ec2, self._open, account, prices or {})
         self._host_keys: dict[str, tuple[str, ...]] = {}
+        self._console_reads: Counter[str] = Counter()
         self._found_image: tuple[str, str] | None = None
         self._image_at = 0.0
         self._security_group = account.security_group
@@ -115,7 +119,10 @@ class AwsCloud:
         return str(launched[0]["InstanceId"])
 
     def list_tagged(self, installation: str) -> list[Machine]:
-        """Return the machines of an installation that are not terminated; see `Cloud`."""
+        """Return the machines of an installation that are not terminated; see `Cloud`.
+
+        The SSH host keys of running machines are read from their consoles, of a few with each call.
+        """
         filters = [
             {"Name": f"tag:{TAG_INSTALLATION}", "Values": [installation]},
             {"Name": "instance-state-name", "Values": LISTED_STATES},
@@ -124,6 +131,12 @@ class AwsCloud:
             pages = self._ec2.get_paginator("describe_instances").paginate(Filters=filters)
             found = [item for page in pages for item in _instances_of(page)]
         notices = self._read_notices(found)
+        running = [item["InstanceId"] for item in found if item["State"]["Name"] == "running"]
+        with self._lock:
+            unread = [machine_id for machine_id in running if machine_id not in self._host_keys]
+        # Those that were read the least come first, so that a console without keys keeps none waiting.
+        for machine_id in sorted(unread, key=self._console_reads.__getitem__)[:MAX_CONSOLES]:
+            self._read_host_keys(machine_id)
         return [self._make_machine(item, notices) for item in found]
 
     def describe(self, machine_id: str) -> Machine | None:
@@ -135,10 +148,9 @@ class AwsCloud:
             return None
         if not found:
             return None
-        keys: tuple[str, ...] = ()
         if found[0]["State"]["Name"] == "running":
-            keys = self._read_host_keys(machine_id)
-        return self._make_machine(found[0], self._read_notices(found), keys)
+            self._read_host_keys(machine_id)
+        return self._make_machine(found[0], self._read_notices(found))
 
     def terminate(self, machine_id: str) -> None:
         """Terminate a machine; see `Cloud`."""
@@ -248,27 +260,25 @@ class AwsCloud:
             if str(status.get("Code")).startswith(_INTERRUPTIONS) and status.get("Code") != _OWN_END
         }
 
-    def _read_host_keys(self, machine_id: str) -> tuple[str, ...]:
-        """Return the SSH host keys from the console, which is empty for minutes; kept once found."""
+    def _read_host_keys(self, machine_id: str) -> None:
+        """Keep the SSH host keys from the console, once it shows them: it is empty for minutes."""
         with self._lock:
             if machine_id in self._host_keys:
-                return self._host_keys[machine_id]
+                return
+            self._console_reads[machine_id] += 1
         try:
             with translate_errors("get_console_output"):
                 reply = self._ec2.get_console_output(InstanceId=machine_id, Latest=True)
         except (CloudError, UnknownAwsMachine) as error:
             # Only Nitro machines have the latest output. Without keys, the machine is still described.
             logger.info("no console output of %s: %s", machine_id, error)
-            return ()
+            return
         keys = find_ssh_host_keys(str(reply.get("Output") or ""))
         if keys:
             with self._lock:
                 self._host_keys[machine_id] = keys
-        return keys
 
-    def _make_machine(
-        self, instance: dict[str, Any], notices: dict[str, str], host_keys: tuple[str, ...] = ()
-    ) -> Machine:
+    def _make_machine(self, instance: dict[str, Any], notices: dict[str, str]) -> Machine:
         tags = {tag["Key"]: tag["Value"] for tag in instance.get("Tags") or []}
         epoch = tags.get(TAG_EPOCH, "")
         reason = instance.get("StateReason") or {}
@@ -285,7 +295,7 @@ class AwsCloud:
             name=tags.get("Name"),
             address=instance.get("PublicIpAddress") or instance.get("PrivateIpAddress"),
             ssh_user=DEFAULT_SSH_USER,
-            ssh_host_keys=host_keys,
+            ssh_host_keys=self._host_keys.get(instance["InstanceId"], ()),
             launched_at=instance.get("LaunchTime"),
             spot=instance.get("InstanceLifecycle") == "spot",
             interruption_notice=notice,

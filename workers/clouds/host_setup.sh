@@ -29,13 +29,14 @@ retry() {
 }
 
 # The dead man's timer. It counts its own ticks, so that no step of the clock can trigger it. The worker creates
-# the file `wanted` with each heartbeat that the control plane has accepted.
+# the file `wanted` with each heartbeat that the control plane has accepted. Root only removes a name in the folder
+# that the worker's user may write to: it follows no link there.
 cat > "$home/dead-man" <<'SCRIPT'
 #!/bin/bash
 state=/run/tunesmith
 . /etc/tunesmith/dead-man.env
 mkdir -p "$state"
-if rm "$state/wanted" 2> /dev/null; then
+if rm "$state/renewal/wanted" 2> /dev/null; then
   touch "$state/renewed"
   ticks=0
 else
@@ -110,10 +111,9 @@ retry 20 "$POLL_SECONDS" has_cuda || fail "torch finds no GPU"
 phase "joining"
 cat > /etc/tunesmith/host.env <<VALUES
 TUNESMITH_HOST_ID=$HOST_ID
-TUNESMITH_HOST_RENEWAL_FILE=$state/wanted
+TUNESMITH_HOST_RENEWAL_FILE=$state/renewal/wanted
 VALUES
-# The worker may create files here, and read nothing of what root keeps.
-chown tunesmith "$state"
+install -d -m 755 -o tunesmith "$state/renewal"
 mkdir -p "$units/tunesmith-worker.service.d"
 cat > "$units/tunesmith-worker.service.d/host.conf" <<UNIT
 [Unit]
@@ -127,8 +127,10 @@ TimeoutStopSec=110
 # The metadata of the machine contain its user data, and with it the key of the host.
 IPAddressDeny=169.254.169.254/32
 UNIT
+# The key is not an argument, which every process could read.
 join() {
-  cd "$home/data" && "$home/venv/bin/python" -m workers join --url "$URL" --key "$JOIN_KEY" --user tunesmith
+  cd / && TUNESMITH_WORKER_KEY="$JOIN_KEY" "$home/venv/bin/python" -m workers join \
+    --url "$URL" --name "$HOST_ID" --user tunesmith --data-dir "$home/data"
 }
 retry 10 30 join || fail "the host cannot join"
 systemctl daemon-reload

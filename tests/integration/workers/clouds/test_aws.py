@@ -61,7 +61,9 @@ def test_a_security_group_may_be_given_by_its_name(
         AwsCloud(replace(aws_account, security_group="nobody")).launch(make_order("host_nobody"))
 
 
-def test_the_ssh_host_key_is_read_from_the_console(aws: AwsCloud, aws_proxy: AwsFaultProxy) -> None:
+def test_the_ssh_host_key_is_read_from_the_console(
+    aws: AwsCloud, aws_proxy: AwsFaultProxy, aws_account: AwsAccount
+) -> None:
     machine_id = aws.launch(make_order("host_ssh"))
     aws_proxy.plan.add("GetConsoleOutput", Fault.invalid)
     first = aws.describe(machine_id)
@@ -70,6 +72,8 @@ def test_the_ssh_host_key_is_read_from_the_console(aws: AwsCloud, aws_proxy: Aws
     assert first is not None
     assert second is not None
     assert (first.ssh_host_keys, second.ssh_host_keys) == ((), (HOST_KEY,))
+    (listed,) = [machine for machine in AwsCloud(aws_account).list_tagged("team") if machine.id == machine_id]
+    assert listed.ssh_host_keys == (HOST_KEY,)
     assert second.address is not None
     assert second.launched_at is not None
     assert second.launched_at <= datetime.now(UTC)

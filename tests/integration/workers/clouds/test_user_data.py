@@ -81,7 +81,8 @@ def test_a_machine_becomes_a_host_in_the_order_that_ends_it_first(tmp_path: Path
         "uv venv --allow-existing --python >=3.11 /opt/tunesmith/venv",
         "uv pip install --python /opt/tunesmith/venv/bin/python tunesmith[trainer]==1.2",
     ]
-    join = "python -m workers join --url http://127.0.0.1:8000 --key ts_0123456789abcdef --user tunesmith"
+    where = "--url http://127.0.0.1:8000 --name host_1 --user tunesmith --data-dir /opt/tunesmith/data"
+    join = f"python -m workers join {where}"
     assert calls[8:] == [join, "systemctl daemon-reload", "systemctl enable --now tunesmith-worker.service"]
 
 
@@ -95,7 +96,9 @@ def test_a_machine_that_never_reaches_the_control_plane_shuts_itself_down(tmp_pa
 
 def test_a_machine_lives_while_it_is_renewed_and_ends_soon_after(tmp_path: Path, api: int) -> None:
     with make_machine(tmp_path) as machine:
-        renewal = "while [ ! -e /machine/lost ]; do touch /run/tunesmith/wanted; /usr/bin/sleep 0.02; done"
+        renewal = (
+            "while [ ! -e /machine/lost ]; do touch /run/tunesmith/renewal/wanted; /usr/bin/sleep 0.02; done"
+        )
         machine.write("init", f"({renewal}) &\n{machine.read('init')}")
         machine.start({8000: api})
         machine.open_tunnel()
